@@ -1,0 +1,45 @@
+# syntax=docker/dockerfile:1
+#
+#   docker build -t understudy .                          the newest CUDA build of PyTorch
+#   docker build -t understudy --build-arg TORCH=cpu \
+#     --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU wheels> .
+#
+# TORCH=cpu installs the pinned versions, TORCH=cuda the newest ones. The CUDA wheels bring their
+# own libraries, so both start from the same image; the host needs only the NVIDIA runtime.
+
+ARG PYTHON_VERSION=3.12
+
+FROM python:${PYTHON_VERSION}-slim AS build
+ARG TORCH=cuda
+ARG PIP_EXTRA_INDEX_URL=""
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --no-install-recommends -y make \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN case "${TORCH}" in \
+      cpu) make install PREFIX=/opt/understudy ;; \
+      cuda) make install PREFIX=/opt/understudy CONSTRAINTS= ;; \
+      *) echo "TORCH must be cpu or cuda, not '${TORCH}'" >&2; exit 1 ;; \
+    esac
+
+FROM python:${PYTHON_VERSION}-slim
+RUN useradd --create-home --uid 1000 understudy
+COPY --from=build /opt/understudy /opt/understudy
+ENV PATH=/opt/understudy/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/home/understudy/.cache/huggingface \
+    UNDERSTUDY_HOST=0.0.0.0 \
+    UNDERSTUDY_PORT=8000
+USER understudy
+WORKDIR /home/understudy
+# Made here so that a volume mounted over it belongs to the user.
+RUN mkdir -p /home/understudy/.cache
+VOLUME /home/understudy/.cache
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['UNDERSTUDY_PORT'] + '/health', timeout=4)"]
+# Listening beyond loopback needs a key: give UNDERSTUDY_API_KEY, or say --insecure.
+ENTRYPOINT ["understudy"]
+CMD ["serve"]

@@ -1,0 +1,102 @@
+# Understudy: `make serve` starts the demo, `make test` checks everything.
+#
+#   PYTHON=python3.12        the interpreter of the virtual environment
+#   CONSTRAINTS=             install the newest versions (on a GPU machine: the newest CUDA build)
+#   ARGS="--port 9000"       more options of `understudy serve`, or of pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PREFIX ?= /opt/understudy
+ARGS ?=
+
+OLDEST_VENV := .venv-oldest
+OLDEST_TRANSFORMERS := 5.17.0
+BIN := $(VENV)/bin
+CHECKED := $(wildcard engine server tests configs benchmarks)
+PIP_FLAGS := --quiet --disable-pip-version-check
+PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# On a busy machine spinning OpenMP threads stall each other.
+QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
+PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+# Called where an environment is made, so that one made by another interpreter keeps working.
+define check-python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "Understudy needs Python 3.11 or newer; '$(PYTHON)' is not." \
+       "Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint types unit test-gpu test-oldest format install lint-docker count clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+serve: $(VENV)/.installed ## install into .venv and serve the built-in demo model
+	$(BIN)/understudy serve $(ARGS)
+
+test: $(VENV)/.installed-test ## format, lint, types and tests
+	@$(MAKE) --no-print-directory lint types unit count
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy $(CHECKED)
+
+unit: $(VENV)/.installed-test
+	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu" $(ARGS)
+
+test-gpu: $(VENV)/.installed-test ## the tests that need a CUDA device
+	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
+
+test-oldest: $(OLDEST_VENV)/.installed ## the engine's tests with the oldest transformers allowed
+	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q -n 2 tests/engine $(ARGS)
+
+format: $(VENV)/.installed-test ## rewrite the sources in the project's format
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+count: ## lines of the two packages
+	@for part in engine server; do \
+	  echo "$$part/ $$(find $$part -name '*.py' -exec cat {} + | wc -l) lines"; \
+	done
+
+install: ## install into PREFIX, not editable (what the Dockerfile runs)
+	$(check-python)
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) .
+
+lint-docker: ## run the Dockerfile's build step outside a container
+	rm -rf build/docker
+	$(MAKE) --no-print-directory install PREFIX=build/docker
+	build/docker/bin/understudy --help > /dev/null
+
+clean: ## remove environments, caches and build products
+	rm -rf $(VENV) $(OLDEST_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are newer than what they were made from, so a second call installs nothing.
+$(VENV)/bin/pip:
+	$(check-python)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
+	@echo "Installing into $(VENV) (once; a few minutes)"
+	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) -e '.[test]'
+	@touch $@
+
+$(OLDEST_VENV)/.installed: pyproject.toml constraints.txt
+	$(check-python)
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	grep -v -i -E '^(transformers|huggingface_hub|tokenizers)==' constraints.txt \
+	  > $(OLDEST_VENV)/constraints.txt
+	echo 'transformers==$(OLDEST_TRANSFORMERS)' >> $(OLDEST_VENV)/constraints.txt
+	$(OLDEST_VENV)/bin/pip install $(PIP_FLAGS) -c $(OLDEST_VENV)/constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,81 @@
+"""What ships must fit together: versions, constraints, Docker files."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine import __version__
+
+ROOT = Path(__file__).parent.parent
+
+
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def normalized(requirement: str) -> str:
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name is not None, f"not a requirement: {requirement!r}"
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {normalized(name): version for name, version in pins}
+
+
+def test_every_dependency_is_pinned() -> None:
+    extras = [name for group in project()["optional-dependencies"].values() for name in group]
+    declared = {normalized(name) for name in project()["dependencies"] + extras}
+    assert declared <= constraints().keys()
+
+
+def test_the_torch_pin_holds_for_every_build_of_it() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", constraints()["torch"])
+
+
+def test_constraints_name_no_package_index() -> None:
+    assert "://" not in (ROOT / "constraints.txt").read_text()
+
+
+def test_compose_keeps_the_server_on_loopback_with_a_key_and_pinned_memory() -> None:
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+    service = compose["services"]["understudy"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert "UNDERSTUDY_API_KEY" in service["environment"]
+    assert service["ulimits"]["memlock"] == -1
+    devices = service["deploy"]["resources"]["reservations"]["devices"]
+    assert devices[0]["capabilities"] == ["gpu"]
+    volumes = {volume.split(":")[0] for volume in service["volumes"]}
+    assert compose["volumes"].keys() <= volumes
+    assert service["image"] == f"understudy:{__version__}"
+
+
+def test_the_image_runs_the_console_script_as_an_ordinary_user() -> None:
+    stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")
+    final = stages[-1]
+    users = re.findall(r"^USER (\S+)", final, re.MULTILINE)
+    assert users and users[-1] != "root"
+    assert 'ENTRYPOINT ["understudy"]' in final
+    assert "understudy" in project()["scripts"]
+    assert "HEALTHCHECK" in final and "/health" in final
+
+
+def test_the_image_is_built_by_a_target_of_the_makefile() -> None:
+    targets = set(re.findall(r"make ([a-z-]+)", (ROOT / "Dockerfile").read_text()))
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_what_the_image_needs_is_in_its_build_context() -> None:
+    kept = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    needed = {"pyproject.toml", "constraints.txt", "Makefile", "LICENSE", project()["readme"]}
+    assert needed | {"server", "engine", "configs"} <= kept
