@@ -1,0 +1,56 @@
+"""Whether a request can be served at all: decided before it is sent to the engine."""
+
+from collections.abc import Iterable
+
+from engine.errors import RequestError
+from engine.messages import Generate, ModelInfo
+
+
+def check_request(request: Generate, info: ModelInfo) -> None:
+    """Raise `RequestError` for a request that the loaded model could never serve."""
+    if request.n < 1:
+        raise RequestError(f"n is {request.n}; it must be at least 1.", "invalid_value", "n")
+    if not request.prompt:
+        raise RequestError("The prompt is empty; give at least one token.", "invalid_prompt")
+    params = request.params
+    _check_ids(request.prompt, info, "prompt")
+    _check_ids(params.stop_token_ids, info, "stop_token_ids")
+    _check_ids((token for token, _ in params.logit_bias), info, "logit_bias")
+    _check_length(len(request.prompt), params.max_tokens, info)
+
+
+def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
+    wrong = next((token for token in ids if not 0 <= token < info.vocab_size), None)
+    if wrong is not None:
+        raise RequestError(
+            f"{param}: token id {wrong} is outside the vocabulary of {info.model_id!r}, "
+            f"0 to {info.vocab_size - 1}.",
+            "invalid_token",
+            param,
+        )
+
+
+def _check_length(num_prompt: int, max_tokens: int | None, info: ModelInfo) -> None:
+    longest = min(info.context_length, info.capacity_tokens)
+    if max_tokens is not None and max_tokens < 1:
+        raise RequestError(
+            f"max_tokens is {max_tokens}; it must be at least 1.", "invalid_value", "max_tokens"
+        )
+    if num_prompt + (max_tokens or 1) <= longest:
+        return
+    limit = f"This model's maximum context length is {info.context_length} tokens"
+    if longest < info.context_length:
+        limit += f", and its KV pages hold {longest} (raise memory.device for more)"
+    if num_prompt + 1 > longest:
+        raise RequestError(
+            f"{limit}. However, the prompt has {num_prompt} tokens and leaves no room for an "
+            "answer. Shorten the prompt.",
+            "context_length_exceeded",
+        )
+    raise RequestError(
+        f"{limit}. However, you requested {num_prompt + (max_tokens or 1)} tokens "
+        f"({num_prompt} in the prompt, {max_tokens} in the completion). Shorten the prompt or "
+        "lower max_tokens.",
+        "context_length_exceeded",
+        "max_tokens",
+    )

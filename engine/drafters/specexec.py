@@ -1,0 +1,146 @@
+"""SpecExec: a small model of the same vocabulary writes a large tree.
+
+SpecExec (arXiv 2406.02532). The draft has a paged KV cache of its own. Before it drafts, it runs
+every verified token it has not seen (the bonus token, an accepted leaf, a prompt), so its cache
+has no holes.
+"""
+
+from collections.abc import Sequence as Seq
+
+from engine.decoder import Decoder, build_on_meta
+from engine.draft_model import PROMPT_TILE, Bound, DraftModel
+from engine.drafter import DraftContext, DraftNeeds, Target
+from engine.errors import ModelError
+from engine.family import kv_shape, read_config
+from engine.growth import Bounds
+from engine.hub import resolve
+from engine.kv_cache import KVCache, PageTable
+from engine.resident import bind_resident
+from engine.sequence import Sequence
+from engine.tokenizer import read_tokenizer
+from engine.tree import DraftTree
+from engine.weights import CheckpointUnits
+
+SHARED = 0.9  # of the target's tokens must be the draft's too
+DEFAULT = Bounds(depth=24, width=32, branch=8, budget=512)
+
+
+class SpecExecDrafter:
+    def __init__(self, model: DraftModel) -> None:
+        self.model = model
+        self._tables: dict[Sequence, PageTable] = {}
+        self._scratch: dict[Sequence, list[int | None]] = {}  # scratch row of each tree row
+
+    def propose(self, sequences: Seq[Sequence], rooms: Seq[int]) -> list[DraftTree]:
+        ready = [
+            (sequence, room)
+            for sequence, room in zip(sequences, rooms, strict=True)
+            if self._reserve(sequence, room)
+        ]
+        growths = self.model.grow(
+            [sequence for sequence, _ in ready],
+            [self._tables[sequence] for sequence, _ in ready],
+            [room for _, room in ready],
+        )
+        # A sequence without room for its draft's KV goes on without a draft.
+        trees = {sequence: DraftTree.root(sequence.tokens[-1]) for sequence in sequences}
+        for growth in growths:
+            trees[growth.sequence], self._scratch[growth.sequence] = growth.finish()
+        return [trees[sequence] for sequence in sequences]
+
+    def _reserve(self, sequence: Sequence, room: int) -> bool:
+        cache, table = self.model.cache, self._tables.get(sequence)
+        salt = int(self.model.decoder.is_long(len(sequence.tokens)))
+        if table is not None and table.salt != salt:
+            cache.close(table)
+            table = None
+        if table is None:
+            table = self._tables[sequence] = cache.open(sequence.tokens, salt)
+        cache.trim(table)
+        pending = len(sequence.tokens) - table.length
+        return cache.reserve(table, pending + min(room, self.model.bounds.draft_rows))
+
+    def commit(self, sequence: Sequence, rows: Seq[int]) -> None:
+        scratch = self._scratch.pop(sequence, None)
+        if scratch is None:
+            return
+        kept: list[int] = []
+        for row in rows:
+            place = scratch[row]
+            if place is None:
+                break  # a leaf the draft never ran: it does with the next bonus token
+            kept.append(place)
+        table = self._tables[sequence]
+        self.model.cache.keep(table, kept)
+        self.model.cache.publish(table, sequence.tokens)
+
+    def release(self, sequence: Sequence) -> None:
+        self._scratch.pop(sequence, None)
+        table = self._tables.pop(sequence, None)
+        if table is not None:
+            self.model.cache.close(table)
+
+
+class SpecExec:
+    """The prepared draft model: its files are there and its vocabulary is the target's."""
+
+    def __init__(self, context: DraftContext) -> None:
+        draft = context.spec.draft
+        if draft.source is None:
+            raise ModelError(
+                "draft.source: method specexec needs a draft model (a hub id or a folder)"
+            )
+        self.context = context
+        self.bounds = context.bounds(DEFAULT)
+        self.folder = resolve(draft.source, draft.revision, context.progress).folder
+        self.config = read_config(self.folder)
+        self._check_vocabulary()
+        self.model = build_on_meta(self.config, context.dtype, strict=False)
+        self.units = CheckpointUnits(self.folder, self.model, context.dtype)
+        shape = kv_shape(self.config)
+        self.needs = DraftNeeds(
+            tree_rows=self.bounds.budget,
+            scratch_rows=self.bounds.budget,
+            weight_bytes=sum(layout.nbytes for layout in self.units.layouts),
+            kv_bytes_per_token=shape.bytes_per_token(context.dtype),
+        )
+
+    def _check_vocabulary(self) -> None:
+        """The same text must have the same ids; one may lack a few special tokens of the other."""
+        target = self.context.tokenizer.get_vocab()
+        draft = read_tokenizer(self.folder).get_vocab()
+        shared = target.keys() & draft.keys()
+        differing = sum(target[token] != draft[token] for token in shared)
+        if differing or len(shared) < SHARED * len(target):
+            raise ModelError(
+                f"draft.source: {self.context.spec.draft.source} has another vocabulary than the "
+                f"target: {len(shared)} of the target's {len(target)} tokens, {differing} of them "
+                "with other ids. Use a draft of the same family, or draft.method subspec or ngram."
+            )
+
+    def build(self, target: Target) -> SpecExecDrafter:
+        device = self.context.device
+        bind_resident(self.model, self.units, device, self.context.dtype, self.context.progress)
+        decoder = Decoder(
+            self.model,
+            Bound(),
+            self.units.other(),
+            device=device,
+            strict=False,
+            tile=PROMPT_TILE,
+        )
+        shape = kv_shape(self.config)
+        cache = KVCache(
+            shape.num_layers,
+            target.cache.num_pages,
+            shape.num_kv_heads,
+            shape.head_dim,
+            self.context.dtype,
+            device,
+            prefix_cache=self.context.spec.prefix_cache,
+        )
+        return SpecExecDrafter(DraftModel(decoder, cache, self.bounds, self.context.vocab_size))
+
+
+def prepare(context: DraftContext) -> SpecExec:
+    return SpecExec(context)

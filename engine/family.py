@@ -1,0 +1,105 @@
+"""Which model families can be served, and the shape of their KV.
+
+Trees need attention everywhere: a layer with a recurrent state (linear attention, convolution)
+has one state per sequence, not one per branch. Such families are refused by name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from engine.errors import ModelError
+
+# Each has an exactness test of its own (tests/engine/test_families.py).
+TESTED = frozenset(
+    {
+        "gemma2",
+        "gemma3_text",
+        "gpt_oss",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+    }
+)
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """Keys and values of one token."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+
+
+def read_config(folder: Path) -> Any:
+    """The model's configuration, of a family that can be served. Raises `ModelError`."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
+    check_family(config)
+    return config
+
+
+def check_family(config: Any) -> None:
+    """Raise `ModelError` for a family that cannot be served exactly, with the reason."""
+    name = config.model_type
+    if config.get_text_config() is not config:
+        raise ModelError(
+            f"config.json: model_type {name!r} takes images or audio; only text models are served. "
+            "Use a text-only checkpoint of the family."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"config.json: model_type {name!r} is an encoder-decoder, not a decoder")
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS)
+    if other or _has_state(config):
+        kind = ", ".join(other) or "recurrent"
+        raise ModelError(
+            f"config.json: model_type {name!r} has {kind} layers: their state belongs to one "
+            "sequence and cannot be branched into a draft tree. Use a model with attention only."
+        )
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ModelError(f"config.json: model_type {name!r} attends in both directions")
+    if getattr(config, "kv_lora_rank", None):
+        raise ModelError(
+            f"config.json: model_type {name!r} uses multi-head latent attention, whose keys and "
+            "values differ in shape: not supported"
+        )
+
+
+def _has_state(config: Any) -> bool:
+    marks = (
+        "conv_L_cache",
+        "linear_conv_kernel_dim",
+        "mamba_d_state",
+        "ssm_state_size",
+        "state_size",
+    )
+    return any(hasattr(config, mark) for mark in marks)
+
+
+def is_mixture(config: Any) -> bool:
+    """Whether the layers are mixtures of experts."""
+    return any(getattr(config, n, None) for n in ("num_local_experts", "num_experts"))
+
+
+def kv_shape(config: Any) -> KVShape:
+    heads = config.num_attention_heads
+    return KVShape(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )

@@ -1,0 +1,92 @@
+"""`device: cpu`: slots are ordinary memory; the link is the disk, or RAM at a pretended speed."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+
+from torch import Tensor
+
+from engine.layout import UnitReader
+from engine.link import SimulatedLink
+from engine.pinned import Slab, allocate_pages, copy_bytes
+from engine.slots import Arrival, Meters
+from engine.workers import Workers
+
+
+class HostLink:
+    """Readers fill slots straight from the disk; one thread copies from RAM, in order."""
+
+    def __init__(
+        self,
+        reader: UnitReader,
+        meters: Meters,
+        *,
+        readers: int,
+        simulate_gbps: float | None = None,
+    ) -> None:
+        self._reader = reader
+        self._meters = meters
+        self._simulated = (
+            None if simulate_gbps is None else SimulatedLink(simulate_gbps, meters.ram)
+        )
+        self._readers = Workers("weights-read", readers)
+        self._copier = Workers("weights-copy", 1)
+
+    def slot(self, nbytes: int) -> "HostSlot":
+        return HostSlot(self, allocate_pages(nbytes))
+
+    def slab(self, unit: int) -> tuple[Slab, Arrival]:
+        slab = Slab(self._nbytes(unit))
+        return slab, self.read(unit, slab.memory)
+
+    def read(self, unit: int, memory: Tensor) -> Future[None]:
+        """Fill `memory` from the reader."""
+        nbytes = self._nbytes(unit)
+
+        def job() -> None:
+            with self._meters.disk.transfer() as arrive:
+                self._reader.read(unit, memory[:nbytes])
+                arrive(nbytes)
+
+        return self._readers.submit(job)
+
+    def send(self, unit: int, source: Tensor, memory: Tensor) -> Future[None]:
+        """Fill `memory` from a slab, no faster than the simulated link."""
+        nbytes = self._nbytes(unit)
+        copy = partial(copy_bytes, memory[:nbytes], source[:nbytes])
+        return self._copier.submit(self._pace(nbytes, copy))
+
+    def close(self) -> None:
+        self._readers.close()
+        self._copier.close()
+
+    def _pace(self, nbytes: int, copy: Callable[[], None]) -> Callable[[], None]:
+        if self._simulated is not None:
+            return partial(self._simulated.carry, nbytes, self._meters.ram.clock(), copy)
+
+        def job() -> None:
+            with self._meters.ram.transfer() as arrive:
+                copy()
+                arrive(nbytes)
+
+        return job
+
+    def _nbytes(self, unit: int) -> int:
+        return self._reader.layouts[unit].nbytes
+
+
+class HostSlot:
+    """A slot of host memory. A fill is asked for after the block that used it: nothing to wait."""
+
+    def __init__(self, link: HostLink, memory: Tensor) -> None:
+        self.memory = memory
+        self._link = link
+
+    def read(self, unit: int) -> Arrival:
+        return self._link.read(unit, self.memory)
+
+    def send(self, unit: int, slab: Slab) -> Arrival:
+        return self._link.send(unit, slab.memory, self.memory)
+
+    def release(self) -> None:
+        pass

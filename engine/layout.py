@@ -1,0 +1,73 @@
+"""Where each tensor of a unit lies inside its slab.
+
+A unit (a layer, or the head) is one contiguous run of bytes, the slab. The layout is the same in
+RAM, in a device slot, and in a packed file on disk, so a unit moves as one large copy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PAGE_BYTES = 4096  # direct I/O and pinning want whole pages
+TENSOR_BYTES = 256  # widest vector load and CUDA's own allocation granularity
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a unit."""
+
+    name: str  # path inside the unit's module, for example "self_attn.q_proj.weight"
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the slab, a multiple of TENSOR_BYTES
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class UnitLayout:
+    """The tensors of one unit and the size of its slab."""
+
+    name: str  # for messages: "model.layers.3", "lm_head"
+    fields: tuple[Field, ...]
+    nbytes: int  # a multiple of PAGE_BYTES
+
+    def views(self, slab: Tensor) -> dict[str, Tensor]:
+        """Typed views into a slab (uint8, at least `nbytes` long); nothing is copied."""
+        return {
+            f.name: slab[f.offset : f.offset + f.nbytes].view(f.dtype).view(f.shape)
+            for f in self.fields
+        }
+
+
+class UnitReader(Protocol):
+    """Fills slabs with weights: from the checkpoint itself or from packed files."""
+
+    @property
+    def layouts(self) -> Sequence[UnitLayout]: ...
+
+    def read(self, index: int, slab: Tensor) -> None:
+        """Fill `slab[:layouts[index].nbytes]` (uint8, host memory). Called from any thread.
+
+        Raises `ModelError` that names the file when the bytes cannot be read or are wrong.
+        """
+
+
+def lay_out(name: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> UnitLayout:
+    """The slab of a unit whose tensors are given as name -> (dtype, shape), in that order."""
+    fields: list[Field] = []
+    offset = 0
+    for tensor, (dtype, shape) in tensors.items():
+        field = Field(tensor, dtype, shape, offset)
+        fields.append(field)
+        offset = round_up(offset + field.nbytes, TENSOR_BYTES)
+    return UnitLayout(name, tuple(fields), round_up(offset, PAGE_BYTES))
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,200 @@
+"""What lives where: residents, ring, KV pages, draft, within the memory there is.
+
+Order of claims on the device: what nothing runs without (activations, ring, the draft), then KV
+pages, then resident units, spread evenly through the depth so that the ring never starves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.attention import SCORES
+from engine.errors import ModelError
+from engine.kv_cache import PAGE
+from engine.spec import ModelSpec, Tier
+
+DEFAULT_SEQUENCES = 8
+DEFAULT_SLOTS = 3  # one in use, one ready, one on its way
+LARGEST_PASS = 8192  # rows; a longer prompt takes more passes
+KV_SHARE = 0.25  # of the device limit, at most, unless everything fits
+SHORTEST_CONTEXT = 256  # tokens of KV below which serving makes no sense
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the model and its draft would like to take; sizes in bytes."""
+
+    unit_bytes: Sequence[int]  # layers, then the head
+    expanded_bytes: int  # 4-bit targets: one unit's dense weights; else 0
+    other_device_bytes: int  # tensors outside layers and head that live on the device
+    hidden_size: int
+    widest: int  # the widest activation of a layer, per row
+    num_heads: int
+    vocab_size: int
+    item_bytes: int  # of one activation
+    kv_bytes_per_token: int  # target and draft together
+    draft_weight_bytes: int
+    scratch_rows: int
+    context_length: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is, in bytes."""
+
+    device: int
+    ram: int
+    is_cuda: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decision."""
+
+    tiers: tuple[Tier, ...]
+    slots: int
+    num_pages: int
+    max_sequences: int
+    max_rows: int
+    resident_bytes: int
+    ring_bytes: int
+    kv_bytes: int
+    draft_bytes: int
+
+    def __str__(self) -> str:
+        resident = sum(tier == "resident" for tier in self.tiers)
+        away = sorted({tier for tier in self.tiers if tier != "resident"})
+        where = f", {len(self.tiers) - resident} streamed from {', '.join(away)}" if away else ""
+        return (
+            f"{resident} of {len(self.tiers)} units resident "
+            f"({_size(self.resident_bytes)}){where}; "
+            f"ring {self.slots} slots ({_size(self.ring_bytes)}); "
+            f"KV {self.num_pages * PAGE} tokens ({_size(self.kv_bytes)}); "
+            f"draft {_size(self.draft_bytes)}"
+        )
+
+
+def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
+    """Decide. Raises `ModelError` that says what is missing when it cannot fit."""
+    max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
+    limit = spec.memory.device if spec.memory.device is not None else memory.device
+    max_rows = min(LARGEST_PASS, -(-demand.context_length // PAGE) * PAGE)
+    fixed = _activation_bytes(demand, max_rows) + demand.other_device_bytes
+    fixed += demand.expanded_bytes + demand.draft_weight_bytes
+    wanted_pages = _wanted_pages(demand, max_sequences)
+    page_bytes = demand.kv_bytes_per_token * PAGE
+    units = list(demand.unit_bytes)
+    num_layers = len(units) - 1
+
+    streams = spec.stream.tier not in (None, "resident") or spec.stream.resident is not None
+    everything = fixed + sum(units) + page_bytes * wanted_pages
+    if spec.stream.tier == "resident" or (not streams and everything <= limit):
+        return _plan(spec, demand, memory, limit, fixed, set(range(len(units))), 0, max_sequences)
+
+    slots = spec.stream.slots or min(DEFAULT_SLOTS, len(units))
+    ring = slots * max(units)
+    pages = min(wanted_pages, max(int(limit * KV_SHARE) // page_bytes, _fewest_pages(demand)))
+    left = limit - fixed - ring - pages * page_bytes
+    if spec.stream.resident is not None:
+        resident = set(_spread(num_layers, min(spec.stream.resident, num_layers)))
+    elif spec.stream.tier is not None:
+        resident = set()  # the user asked for this tier: all of it streams
+    else:
+        resident = _residents(units, left)
+    return _plan(spec, demand, memory, limit, fixed, resident, slots, max_sequences)
+
+
+def _plan(
+    spec: ModelSpec,
+    demand: Demand,
+    memory: Memory,
+    limit: int,
+    fixed: int,
+    resident: set[int],
+    slots: int,
+    max_sequences: int,
+) -> Plan:
+    """Give what is left to KV pages, and check that all of it fits."""
+    units = demand.unit_bytes
+    resident_bytes = sum(units[i] for i in resident)
+    streamed = [i for i in range(len(units)) if i not in resident]
+    ring = slots * max((units[i] for i in streamed), default=0)
+    page_bytes = demand.kv_bytes_per_token * PAGE
+    left = limit - fixed - ring - resident_bytes
+    pages = min(_wanted_pages(demand, max_sequences), left // page_bytes)
+    if pages < _fewest_pages(demand):
+        missing = _fewest_pages(demand) * page_bytes - left
+        raise ModelError(
+            f"memory.device: {_size(limit)} is {_size(missing)} too little. Needed: "
+            f"activations {_size(fixed - demand.draft_weight_bytes)}, "
+            f"draft {_size(demand.draft_weight_bytes)}, ring of {slots} slots {_size(ring)}, "
+            f"resident units {_size(resident_bytes)}, KV of at least "
+            f"{_fewest_pages(demand) * PAGE} tokens {_size(_fewest_pages(demand) * page_bytes)}. "
+            "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
+        )
+    away = _tier(spec, memory, sum(units[i] for i in streamed))
+    tiers: list[Tier] = ["resident" if i in resident else away for i in range(len(units))]
+    return Plan(
+        tiers=tuple(tiers),
+        slots=slots,
+        num_pages=pages,
+        max_sequences=max_sequences,
+        max_rows=min(LARGEST_PASS, pages * PAGE),
+        resident_bytes=resident_bytes,
+        ring_bytes=ring,
+        kv_bytes=pages * page_bytes,
+        draft_bytes=demand.draft_weight_bytes,
+    )
+
+
+def _tier(spec: ModelSpec, memory: Memory, streamed_bytes: int) -> Tier:
+    """Where units wait that do not stay on the device."""
+    ram = spec.memory.ram if spec.memory.ram is not None else memory.ram
+    if spec.stream.tier == "ram" and streamed_bytes > ram:
+        raise ModelError(
+            f"memory.ram: {_size(ram)} is {_size(streamed_bytes - ram)} too little for the "
+            "streamed units. Raise it, or set stream.tier to disk."
+        )
+    if spec.stream.tier is not None and spec.stream.tier != "resident":
+        return spec.stream.tier
+    # Without a device of its own the RAM is the device: what does not fit there is on disk.
+    fits_ram = streamed_bytes <= ram and (memory.is_cuda or spec.stream.simulate_gbps is not None)
+    return "ram" if fits_ram else "disk"
+
+
+def _activation_bytes(demand: Demand, max_rows: int) -> int:
+    """Hidden states of a pass, one tile inside a layer, one block of logits, attention scores."""
+    hidden = 2 * max_rows * demand.hidden_size * demand.item_bytes
+    tile = 512 * 4 * demand.widest * demand.item_bytes
+    logits = 2 * 64 * demand.vocab_size * 8
+    scores = min(SCORES, demand.num_heads * 64 * demand.context_length)
+    return hidden + tile + logits + 3 * scores * 8
+
+
+def _wanted_pages(demand: Demand, max_sequences: int) -> int:
+    """Pages for the most sequences at full length, each with its scratch."""
+    return max_sequences * -(-(demand.context_length + demand.scratch_rows) // PAGE)
+
+
+def _fewest_pages(demand: Demand) -> int:
+    """One short sequence with its scratch, and one page to grow."""
+    tokens = min(demand.context_length, SHORTEST_CONTEXT) + demand.scratch_rows
+    return -(-tokens // PAGE) + 1
+
+
+def _residents(units: Sequence[int], left: int) -> set[int]:
+    """As many layers as fit, spread evenly."""
+    layer = max(units[:-1])
+    count = min(max(left, 0) // layer, len(units) - 1)
+    return set(_spread(len(units) - 1, count))
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """`count` of `total` indices, as evenly as can be."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def _size(num_bytes: int) -> str:
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1024:.1f} KiB"

@@ -1,0 +1,139 @@
+"""SubSpec's substitutes: 4-bit linear layers in place of dense ones.
+
+Which of the two 4-bit kernels is faster depends on the machine and the rows of a draft step, so it
+is measured. Where a kernel does not take a shape, the layer stays dense.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine import int4, nf4
+from engine.layout import UnitLayout
+
+Kernel = Literal["int4", "nf4"]
+
+_PROBE_SECONDS = 0.1  # of measuring for each kernel, at most
+_PROBE_WEIGHTS = 1 << 22  # a larger weight is measured by a slice of its rows
+_RUNS = 9
+_DENSE_BYTES = 2  # of a bfloat16 weight, where the unit's layout does not tell
+
+
+def substitute(
+    weight: Tensor, bias: Tensor | None, group: int, device: torch.device, kernel: Kernel
+) -> nn.Module:
+    """The 4-bit twin of a linear layer, on `device`; a dense one where `kernel` cannot take it.
+
+    `weight` [out, in] and `bias` [out] are float, on any device; copied, so they may be
+    views of a slab.
+    """
+    bias = None if bias is None else bias.detach().to(device, copy=True)
+    out_features, in_features = weight.shape
+    if not supports(in_features, out_features, group, device, kernel):
+        return _dense(weight.detach().to(device, copy=True), bias)
+    weight = weight.detach().to(device)
+    if kernel == "nf4":
+        return nf4.nf4_linear(weight, bias)
+    return int4.Int4Linear(int4.quantize(weight, group), bias)
+
+
+def supports(
+    in_features: int, out_features: int, group: int, device: torch.device, kernel: Kernel
+) -> bool:
+    """Whether `kernel` multiplies weights of this shape on `device`."""
+    if kernel == "nf4":
+        return nf4.is_available() and nf4.Nf4Linear.supports(in_features, out_features)
+    return int4.supports(in_features, out_features, group, device)
+
+
+def substitute_bytes(layout: UnitLayout, group: int) -> int:
+    """Device bytes that the substitute of a unit takes at most, whichever kernel is chosen.
+
+    Matrices become 4-bit where the kernels take them; the rest of the unit is kept as it is. A
+    unit that travels packed is substituted from its dense form.
+    """
+    total = 0
+    for field in layout.fields:
+        if field.name.endswith(nf4.PACKED) and len(field.shape) == 2:
+            total += _matrix_bytes(field.shape[0], field.shape[1] * 2, group, _DENSE_BYTES)
+        elif len(field.shape) == 2 and field.dtype.is_floating_point:
+            if not field.name.endswith(nf4.ABSMAX):
+                total += _matrix_bytes(*field.shape, group, field.dtype.itemsize)
+        else:
+            total += field.nbytes
+    return total
+
+
+def _matrix_bytes(out_features: int, in_features: int, group: int, item_bytes: int) -> int:
+    dense = out_features * in_features * item_bytes
+    sizes: dict[Kernel, int] = {
+        "int4": int4.packed_nbytes(in_features, out_features, group),
+        "nf4": nf4.packed_nbytes(in_features, out_features),
+    }
+    return max(
+        size if supports(in_features, out_features, group, torch.device("cpu"), kernel) else dense
+        for kernel, size in sizes.items()
+        if kernel == "int4" or nf4.is_available()
+    )
+
+
+def fastest_kernel(
+    shapes: Sequence[tuple[int, int]], rows: int, device: torch.device, group: int = 32
+) -> Kernel:
+    """The kernel that takes the least time over weights of `shapes` [(out, in)] for `rows` rows.
+
+    Takes some tenths of a second at most. A kernel that takes fewer of the shapes loses.
+    """
+    kernels: tuple[Kernel, Kernel] = ("int4", "nf4")
+    taken = {
+        kernel: [s for s in shapes if supports(s[1], s[0], group, device, kernel)]
+        for kernel in kernels
+    }
+    if len(taken["int4"]) != len(taken["nf4"]):
+        return max(kernels, key=lambda kernel: len(taken[kernel]))
+    if not taken["int4"]:
+        return "int4"  # nothing can be substituted; either name will do
+    out_features, in_features = max(taken["int4"], key=lambda shape: shape[0] * shape[1])
+    weight = _probe_weight(out_features, in_features, device)
+    inputs = torch.randn(rows, in_features, device=device, dtype=torch.bfloat16)
+    times = {
+        kernel: _median_seconds(substitute(weight, None, group, device, kernel), inputs)
+        for kernel in kernels
+    }
+    return min(kernels, key=lambda kernel: times[kernel])
+
+
+def _probe_weight(out_features: int, in_features: int, device: torch.device) -> Tensor:
+    rows = min(out_features, max(64, _PROBE_WEIGHTS // in_features // 64 * 64))
+    return torch.randn(rows, in_features, device=device, dtype=torch.bfloat16)
+
+
+def _median_seconds(layer: nn.Module, inputs: Tensor) -> float:
+    """Median time of a call, until enough runs are made or the time is up; the first is not
+    counted (kernels are built and packed then)."""
+    synchronize: Callable[[], None] = (
+        torch.cuda.synchronize if inputs.is_cuda else lambda: None  # CPU calls are synchronous
+    )
+    layer(inputs)
+    synchronize()
+    seconds: list[float] = []
+    start = time.perf_counter()
+    while len(seconds) < _RUNS and time.perf_counter() - start < _PROBE_SECONDS:
+        begin = time.perf_counter()
+        layer(inputs)
+        synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    out_features, in_features = weight.shape
+    layer = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer

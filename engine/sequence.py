@@ -1,0 +1,167 @@
+"""Requests and their sequences: the state of what is being answered, and its questions."""
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from threading import Event
+
+from engine.kv_cache import PageTable
+from engine.messages import Generate, SamplingParams, Stats, TokenLogprob, Tokens
+from engine.sampling import TokenCounts
+from engine.stop import StopRules
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the loaded model sets for every sequence."""
+
+    max_tokens: int  # the longest prompt plus answer
+    eos_token_ids: frozenset[int]
+    original_length: int | None  # tokens where the rope's frequencies change, else None
+
+
+@dataclass(eq=False)
+class Request:
+    """What a client asked for. `cancelled` is set from the thread that reads the pipe."""
+
+    message: Generate
+    limits: Limits
+    cancelled: Event = field(default_factory=Event)
+    arrived: float = field(default_factory=time.monotonic)
+    num_unfinished: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_unfinished = self.message.n
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One choice of a request: token ids, stop rules, KV pages, figures."""
+
+    request: Request
+    choice: int
+    rules: StopRules
+    tokens: list[int] = field(init=False)  # prompt, then what was emitted
+    table: PageTable | None = None  # None while waiting or paused
+    counts: TokenCounts = field(init=False)
+    finish: str | None = None
+    stop_reason: str | int | None = None
+    num_cached: int | None = None  # prompt tokens found in the cache at first admission
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    first_token_at: float | None = None
+
+    _num_reported: int = field(init=False)
+    _text: str = ""  # since the last report, like the log-probabilities
+    _logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.message.prompt)
+        self.counts = TokenCounts(self.tokens)
+        self._num_reported = len(self.tokens)
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.request.message.params
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.message.prompt)
+
+    @property
+    def pages(self) -> PageTable:
+        """The page table of a running sequence."""
+        assert self.table is not None, "the sequence is not running"
+        return self.table
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose KV is not stored; the last of them is the root of the next tree."""
+        return len(self.tokens) - self.pages.length
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_pending == 1
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the long rope frequencies hold at this length."""
+        original = self.request.limits.original_length
+        return original is not None and len(self.tokens) > original
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens may still be emitted."""
+        longest = self.request.limits.max_tokens - len(self.tokens)
+        wanted = self.params.max_tokens
+        if wanted is None:
+            return longest
+        return min(longest, wanted - (len(self.tokens) - self.num_prompt))
+
+    @property
+    def max_draft_depth(self) -> int:
+        """Levels of a tree that could be emitted: a pass emits one token more than its depth.
+
+        Rows behind the border of a length-dependent rope would need other KV: none are drafted.
+        """
+        depth = self.max_new_tokens - 1
+        original = self.request.limits.original_length
+        if original is not None and not self.is_long:
+            depth = min(depth, original - len(self.tokens))
+        return max(depth, 0)
+
+    def is_terminal(self, token: int) -> bool:
+        """Whether emitting this token would end the sequence."""
+        if token in self.params.stop_token_ids:
+            return True
+        return not self.params.ignore_eos and token in self.request.limits.eos_token_ids
+
+    def banned(self, position: int) -> Seq[int]:
+        """Tokens that must not be chosen at an absolute position (`min_tokens`)."""
+        if position - self.num_prompt >= self.params.min_tokens:
+            return ()
+        return (*self.request.limits.eos_token_ids, *self.params.stop_token_ids)
+
+    def emit(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+        """Append a token the target chose; whether it ends the sequence."""
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        self.tokens.append(token)
+        self.counts.add(token)
+        verdict = self.rules.push(token)
+        self._text += verdict.text
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        self.finish, self.stop_reason = verdict.finish, verdict.stop_reason
+        return verdict.finish is not None
+
+    def report(self) -> Tokens:
+        """What was emitted since the last report."""
+        tokens = Tokens(
+            request_id=self.request.message.request_id,
+            choice=self.choice,
+            ids=tuple(self.tokens[self._num_reported :]),
+            text=self._text,
+            logprobs=tuple(self._logprobs),
+            finish=self.finish,
+            stop_reason=self.stop_reason,
+            stats=None if self.finish is None else self.stats(),
+        )
+        self._num_reported, self._text = len(self.tokens), ""
+        self._logprobs.clear()
+        return tokens
+
+    def stats(self) -> Stats:
+        now = time.monotonic()
+        first = self.first_token_at if self.first_token_at is not None else now
+        return Stats(
+            prompt_tokens=self.num_prompt,
+            cached_tokens=self.num_cached or 0,
+            completion_tokens=len(self.tokens) - self.num_prompt,
+            passes=self.passes,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            prompt_ms=(first - self.request.arrived) * 1e3,
+            predicted_ms=(now - first) * 1e3,
+        )

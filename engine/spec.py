@@ -1,0 +1,72 @@
+"""What to load and within which limits: the engine's whole configuration, frozen.
+
+`None` stands for "auto": the plan decides. Sizes are bytes. The server validates the user's YAML
+and builds a `ModelSpec`; the engine trusts it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Tier = Literal["resident", "ram", "disk"]
+
+Numerics = Literal["strict", "fast"]
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """The model whose tokens are emitted."""
+
+    source: str  # hub id or local folder
+    revision: str | None = None
+    dtype: Literal["bfloat16", "float32"] | None = None  # None: as config.json says
+    quantize: Literal["nf4"] | None = None
+
+
+@dataclass(frozen=True)
+class DraftSpec:
+    """Who proposes tokens, and the upper bounds of its tree."""
+
+    method: str | None = None  # a file of engine/drafters; None: subspec if it fits, else ngram
+    source: str | None = None  # specexec: hub id or folder of the draft model
+    revision: str | None = None
+    bits: Literal[4] = 4  # subspec: precision of the substitutes
+    group: Literal[32, 64] = 32  # subspec: weights that share one scale
+    depth: int | None = None  # levels below the root
+    width: int | None = None  # rows of one draft step
+    branch: int | None = None  # children of one row
+    budget: int | None = None  # rows of the tree
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """Limits in bytes. On `device: cpu`, `device` bounds ring, resident units, KV and draft."""
+
+    device: int | None = None
+    ram: int | None = None
+    cache: int | None = None
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """Where the target's units wait and how they travel."""
+
+    tier: Tier | None = None
+    resident: int | None = None  # how many layers stay on the device
+    slots: int | None = None  # ring slots
+    simulate_gbps: float | None = None  # device cpu: pretend a link of this bandwidth
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model, its draft, and the limits it is served within."""
+
+    id: str
+    target: TargetSpec
+    draft: DraftSpec = field(default_factory=DraftSpec)
+    device: str | None = None  # "cpu", "cuda:0"
+    memory: MemorySpec = field(default_factory=MemorySpec)
+    stream: StreamSpec = field(default_factory=StreamSpec)
+    numerics: Numerics | None = None  # None: strict
+    context_length: int | None = None  # None: the model's own
+    max_sequences: int | None = None
+    prefix_cache: bool = True

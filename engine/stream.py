@@ -1,0 +1,298 @@
+"""Walks a model's units in order, again and again, through a ring of device slots filled ahead.
+
+    with stream.unit(i) as weights:
+        ...
+
+Units that are not resident travel: when the block of one is left, its slot is filled with the
+next unit that has none, across the border into the next pass. The ring is kept by the thread
+that walks; how a slot is filled is the link's business (`engine.slots`).
+"""
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.cuda_link import CudaLink
+from engine.errors import ModelError
+from engine.host_link import HostLink
+from engine.layout import UnitReader
+from engine.link import LinkStats
+from engine.pinned import Slab
+from engine.slots import Arrival, Link, Meters, Slot
+from engine.spec import Tier
+
+READERS = 4  # threads that read from the disk
+COPIERS = 2  # threads that copy RAM which could not be pinned
+
+Report = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass
+class _Load:
+    """A unit that is in a slot, or on its way into it."""
+
+    position: int  # in the ring's order
+    unit: int
+    slot: Slot
+    arrival: Arrival
+    asked: float
+    failed: bool = False
+
+
+class LayerStream:
+    """Gives each unit's weights while a block runs; one thread walks.
+
+    `tiers[i]` says where unit i waits: on the device, in RAM, or on disk. `slots` device slots of
+    the largest travelling unit's size are allocated once. Constructing loads all that is resident
+    or in RAM and tells `progress` after each unit. On `device: cpu`, `simulate_gbps` (1e9 bytes a
+    second) is the pretended bandwidth between RAM and slots.
+
+    Raises `ModelError` when weights cannot be read or memory is refused.
+    """
+
+    def __init__(
+        self,
+        reader: UnitReader,
+        tiers: Sequence[Tier],
+        *,
+        device: torch.device,
+        slots: int,
+        simulate_gbps: float | None = None,
+        progress: Report | None = None,
+    ) -> None:
+        assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
+        assert slots >= 1, f"a ring of {slots} slots"
+        assert device.type in ("cpu", "cuda"), f"no link to {device}"
+        if simulate_gbps is not None and device.type != "cpu":
+            raise ModelError(
+                f"stream.simulate_gbps is {simulate_gbps}, but {device} has a link of its own: "
+                "remove it, or set device to cpu."
+            )
+        self.idle: Callable[[float], None] | None = None
+        self._layouts = reader.layouts
+        self._tiers = tuple(tiers)
+        self._device = device
+        self._ring = [unit for unit, tier in enumerate(tiers) if tier != "resident"]
+        self._meters = Meters()
+        self._loads: deque[_Load] = deque()
+        self._next = 0  # the unit to be asked for
+        self._ahead = 0  # ring position of the load to be started next
+        self._inside = False
+        self._arrived = 0.0  # when the last unit was seen to have arrived
+        self._stall_seconds = 0.0
+        self._units = 0
+        with ExitStack() as stack:
+            self._resident, self._slabs = self._place(reader, stack, progress)
+            slots = min(slots, len(self._ring))
+            link = self._open_link(
+                reader,
+                self._meters,
+                "disk",
+                min(READERS, slots) if "disk" in tiers else 0,
+                pageable=self._make_room_for_staging(),
+                simulate_gbps=simulate_gbps,
+            )
+            stack.enter_context(closing(link))
+            size = max((self._layouts[unit].nbytes for unit in self._ring), default=0)
+            for _ in range(slots):
+                self._start(link.slot(size))
+            self._opened: ExitStack | None = stack.pop_all()
+
+    @contextmanager
+    def unit(self, index: int) -> Iterator[dict[str, Tensor]]:
+        """Unit `index`, in a device slot: its tensors by name, valid inside the block.
+
+        Waits for the weights (see `idle`). Leaving the block frees the slot without waiting for
+        the device. Raises `ModelError` when the unit could not be read: then `seek` before asking
+        again.
+        """
+        assert self._opened is not None, f"unit {index} asked for after close"
+        assert not self._inside, f"unit {index} asked for inside another unit's block"
+        assert index == self._next, (
+            f"unit {index} asked for where {self._next} is next: units are walked in order; "
+            "seek after a pass that was left early"
+        )
+        load = None if self.is_resident(index) else self._loads[0]
+        if load is not None:
+            self._await(load)
+        memory = self._resident[index] if load is None else load.slot.memory
+        self._next = (index + 1) % len(self._tiers)
+        self._units += 1
+        self._inside = True
+        try:
+            yield self._layouts[index].views(memory)
+        finally:
+            self._inside = False
+            if load is not None and self._opened is not None:
+                self._loads.popleft()
+                load.slot.release()
+                self._start(load.slot)
+
+    def seek(self, index: int = 0) -> None:
+        """After a cancelled or failed pass: unit `index` is asked for next.
+
+        What was read ahead and is still wanted stays; for the rest, this waits until nothing
+        writes into its slots any more.
+        """
+        assert self._opened is not None, "seek after close"
+        assert not self._inside, "seek inside a unit's block"
+        assert 0 <= index < len(self._tiers), f"no unit {index}"
+        self._next = index
+        if not self._ring:
+            return
+        wanted = bisect_left(self._ring, index) % len(self._ring)
+        kept = deque(self._loads)
+        while kept and (kept[0].position != wanted or kept[0].failed):
+            kept.popleft()
+        dropped = len(self._loads) - len(kept)
+        freed = self._drop([self._loads.popleft() for _ in range(dropped)])
+        if not self._loads:
+            self._ahead = wanted
+        for slot in freed:
+            self._start(slot)
+
+    def is_resident(self, index: int) -> bool:
+        """Whether the unit stays on the device: then its views never change."""
+        return self._tiers[index] == "resident"
+
+    @property
+    def stats(self) -> LinkStats:
+        """Figures since the last reset; a transfer counts when it has ended."""
+        return LinkStats(
+            self._meters.ram.traffic(),
+            self._meters.disk.traffic(),
+            self._stall_seconds,
+            self._units,
+        )
+
+    def reset_stats(self) -> None:
+        """Count from zero."""
+        self._meters.ram.reset()
+        self._meters.disk.reset()
+        self._stall_seconds, self._units = 0.0, 0
+
+    def close(self) -> None:
+        """Wait for transfers begun, end the threads, unpin the RAM. May be called again."""
+        if self._opened is None:
+            return
+        opened, self._opened = self._opened, None
+        with opened:
+            self._drop(list(self._loads))
+            self._loads.clear()
+        self._resident.clear()
+        self._slabs.clear()
+
+    def _await(self, load: _Load) -> None:
+        """Until the load has arrived; `idle` is told once how long that may take.
+
+        Two things bound the wait: the link carries one unit after another, and this one could not
+        begin before it was asked for.
+        """
+        if load.arrival.done():
+            self._finish(load)
+            return
+        if self.idle is not None:
+            meter = self._meters.ram if self._tiers[load.unit] == "ram" else self._meters.disk
+            takes = self._layouts[load.unit].nbytes * meter.seconds_per_byte
+            due = max(load.asked, self._arrived) + takes
+            self.idle(max(0.0, due - time.perf_counter()))
+        began = time.perf_counter()
+        try:
+            self._finish(load)
+        finally:
+            self._arrived = time.perf_counter()
+            self._stall_seconds += self._arrived - began
+
+    def _finish(self, load: _Load) -> None:
+        load.failed = True  # whatever is raised: seek starts it again
+        try:
+            load.arrival.result()
+        except OSError as error:
+            raise _unreadable(self._layouts[load.unit].name, error) from error
+        load.failed = False
+
+    def _start(self, slot: Slot) -> None:
+        """Fill a free slot with the ring's next unit."""
+        position = self._ahead
+        unit = self._ring[position]
+        self._ahead = (position + 1) % len(self._ring)
+        asked = time.perf_counter()
+        arrival = slot.send(unit, self._slabs[unit]) if unit in self._slabs else slot.read(unit)
+        self._loads.append(_Load(position, unit, slot, arrival, asked))
+
+    def _drop(self, loads: Sequence[_Load]) -> list[Slot]:
+        """Give up loads; returns their slots when nothing writes into them any more."""
+        for load in loads:
+            load.arrival.cancel()
+        for load in loads:
+            with suppress(Exception):  # whatever a dropped load met concerns no pass
+                load.arrival.result()
+        return [load.slot for load in loads]
+
+    def _place(
+        self, reader: UnitReader, stack: ExitStack, progress: Report | None
+    ) -> tuple[dict[int, Tensor], dict[int, Slab]]:
+        """Load what is resident onto the device and what waits in RAM into slabs."""
+        resident: dict[int, Tensor] = {}
+        slabs: dict[int, Slab] = {}
+        arrivals: dict[int, Arrival] = {}
+        readers = min(READERS, sum(tier != "disk" for tier in self._tiers))
+        with closing(self._open_link(reader, Meters(), "resident", readers)) as link:
+            for unit, tier in enumerate(self._tiers):
+                if tier == "resident":
+                    slot = link.slot(self._layouts[unit].nbytes)
+                    resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
+                elif tier == "ram":
+                    slabs[unit], arrivals[unit] = link.slab(unit)
+                    stack.callback(slabs[unit].unpin, self._device)
+            for done, (unit, arrival) in enumerate(arrivals.items(), 1):
+                try:
+                    arrival.result()
+                except OSError as error:
+                    raise _unreadable(self._layouts[unit].name, error) from error
+                if progress is not None:
+                    progress("weights", done, len(arrivals))
+        return resident, slabs
+
+    def _make_room_for_staging(self) -> bool:
+        """Whether some slabs are not pinned; then one gives its share to the staging buffers."""
+        pinned = [slab for slab in self._slabs.values() if slab.pinned]
+        refused = len(pinned) < len(self._slabs)
+        if refused and pinned:
+            pinned[-1].unpin(self._device)
+        return refused
+
+    def _open_link(
+        self,
+        reader: UnitReader,
+        meters: Meters,
+        staged: Tier,
+        readers: int,
+        *,
+        pageable: bool = False,
+        simulate_gbps: float | None = None,
+    ) -> Link:
+        """`staged` units are read into slots; `pageable`: some slabs could not be pinned."""
+        sizes = [self._layouts[i].nbytes for i, tier in enumerate(self._tiers) if tier == staged]
+        if self._device.type == "cpu":
+            return HostLink(reader, meters, readers=readers, simulate_gbps=simulate_gbps)
+        return CudaLink(
+            reader,
+            meters,
+            device=self._device,
+            readers=readers,
+            copiers=COPIERS if pageable else 0,
+            staged_bytes=max(sizes, default=0),
+        )
+
+
+def _unreadable(name: str, error: OSError) -> ModelError:
+    return ModelError(
+        f"{name}: its weights could not be read ({error}). Check the disk and the model's files."
+    )
