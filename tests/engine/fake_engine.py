@@ -1,0 +1,189 @@
+"""An engine without a model: it echoes prompts, and misbehaves when a prompt says so.
+
+`main` is a target for `EngineClient`. A spec whose id is one of those below fails to load so.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from engine.errors import ModelError, RequestError
+from engine.messages import Failed, Generate, ModelInfo, PassStats, Stats, Tokens
+from engine.process import ReportProgress, serve
+from engine.spec import ModelSpec, TargetSpec
+
+VOCAB_SIZE = 1000
+CONTEXT_LENGTH = 64
+
+# What a prompt's first token asks for; any other is echoed with the rest of the prompt.
+ENDLESS = 901  # one token a pass, until aborted
+SPIN = 902  # a pass that walks units until the request is aborted
+STALL = 903  # a pass that stands still
+RAISE = 904  # a pass that raises
+KILL = 905  # a pass that kills the process
+REFUSE = 906  # `add` raises
+FAIL = 907  # the pass fails this request and no other
+REPORT = 908  # one token whose text tells: aborted ids, then OMP_WAIT_POLICY
+
+UNLOADABLE = "unloadable"  # ModelError, at once
+DEADBORN = "deadborn"  # the process dies while it loads
+BROKEN = "broken"  # an unexpected exception, and a thread that would keep the process alive
+SLOW = "slow"  # the load never ends
+ONCE = "once"  # loads once; ModelError from then on
+
+
+def fake_spec(name: str = "fake", folder: Path | str = "") -> ModelSpec:
+    """A spec for `main`; `folder` is where `ONCE` remembers that it was loaded."""
+    return ModelSpec(name, TargetSpec(str(folder)))
+
+
+def main(connection: Connection, spec: ModelSpec) -> None:
+    serve(connection, spec, FakeEngine.load)
+
+
+@dataclass
+class _Request:
+    message: Generate
+    emitted: list[int] = field(init=False)  # for each choice
+    aborted: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.emitted = [0] * self.message.n
+
+    @property
+    def order(self) -> int:
+        return self.message.prompt[0]
+
+
+class FakeEngine:
+    """Implements `engine.process.StepEngine`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.info = ModelInfo(
+            model_id=spec.id,
+            vocab_size=VOCAB_SIZE,
+            context_length=CONTEXT_LENGTH,
+            capacity_tokens=CONTEXT_LENGTH,
+            max_sequences=8,
+            eos_token_ids=(0,),
+            numerics="strict",
+            fingerprint="fake",
+            tokenizer_path="",
+            plan="nothing anywhere",
+        )
+        self.last_pass: PassStats | None = None
+        self.on_unit: Callable[[int], None] | None = None
+        self._requests: dict[str, _Request] = {}
+        self._aborted: list[str] = []
+
+    @classmethod
+    def load(cls, spec: ModelSpec, progress: ReportProgress) -> "FakeEngine":
+        progress("loading", 0, 2)
+        _misbehave_at_load(spec)
+        progress("loading", 2, 2)
+        return cls(spec)
+
+    def add(self, request: Generate) -> None:
+        if request.prompt[0] == REFUSE:
+            raise RequestError("not this one", "refused", "prompt")
+        self._requests[request.request_id] = _Request(request)
+
+    def abort(self, request_id: str) -> None:
+        request = self._requests.get(request_id)
+        if request is not None:
+            request.aborted.set()
+
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def step(self) -> list[Tokens | Failed]:
+        results = [
+            result for request in list(self._requests.values()) for result in self._run(request)
+        ]
+        self.last_pass = PassStats(
+            rows=len(results),
+            sequences=len(self._requests),
+            accepted=len(results),
+            draft_ms=0.0,
+            pass_ms=1.0,
+            link_gbps=0.0,
+        )
+        return results
+
+    def close(self) -> None:
+        self._requests.clear()
+
+    def _run(self, request: _Request) -> list[Tokens | Failed]:
+        self._obey(request)
+        if request.aborted.is_set():
+            self._aborted.append(request.message.request_id)
+            del self._requests[request.message.request_id]
+            return []
+        if request.order == FAIL:
+            del self._requests[request.message.request_id]
+            return [Failed(request.message.request_id, "weights are unreadable", "read_failed")]
+        emitted = [self._emit(request, choice) for choice in range(request.message.n)]
+        tokens = [message for message in emitted if message is not None]
+        if not any(message.finish is None for message in tokens):
+            self._requests.pop(request.message.request_id)
+        return [*tokens]
+
+    def _obey(self, request: _Request) -> None:
+        self._walk_unit()
+        if request.order == STALL:
+            threading.Event().wait()
+        if request.order == RAISE:
+            raise ZeroDivisionError("no such layer")
+        if request.order == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while request.order == SPIN and not request.aborted.is_set():
+            self._walk_unit()
+
+    def _walk_unit(self) -> None:
+        assert self.on_unit is not None
+        self.on_unit(0)
+
+    def _emit(self, request: _Request, choice: int) -> Tokens | None:
+        """The next token of a choice; choice k ends k tokens before the first."""
+        prompt = request.message.prompt
+        index = request.emitted[choice]
+        length = 1 if request.order == REPORT else len(prompt) - choice
+        if request.order == ENDLESS:
+            return Tokens(request.message.request_id, choice, (ENDLESS,), "on")
+        if index >= length:
+            return None
+        request.emitted[choice] += 1
+        done = index + 1 == length
+        text = f"{prompt[index]} " if request.order != REPORT else self._report()
+        return Tokens(
+            request.message.request_id,
+            choice,
+            (prompt[index],),
+            text,
+            finish="stop" if done else None,
+            stats=Stats(len(prompt), 0, length, length, 0, 0, 0.0, 0.0) if done else None,
+        )
+
+    def _report(self) -> str:
+        return ",".join([*self._aborted, os.environ.get("OMP_WAIT_POLICY", "")])
+
+
+def _misbehave_at_load(spec: ModelSpec) -> None:
+    if spec.id == UNLOADABLE:
+        raise ModelError("model.safetensors: lm_head.weight is missing")
+    if spec.id == BROKEN:
+        threading.Thread(target=threading.Event().wait).start()
+        raise ZeroDivisionError("no such layer")
+    if spec.id == DEADBORN:
+        os._exit(9)
+    if spec.id == SLOW:
+        threading.Event().wait()
+    if spec.id == ONCE:
+        loaded = Path(spec.target.source) / "loaded"
+        if loaded.exists():
+            raise ModelError("model.safetensors: gone")
+        loaded.touch()

@@ -1,0 +1,120 @@
+"""Engines over tiny checkpoints, and what requests get from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from engine.engine import Engine
+from engine.messages import Failed, Generate, SamplingParams, Stats, TokenLogprob
+from engine.spec import DraftSpec, MemorySpec, ModelSpec, StreamSpec, TargetSpec
+from tests.engine.checkpoints import save_tiny
+
+VOCAB = 128
+PLAIN = DraftSpec("none")
+SMALL: dict[str, Any] = {"depth": 4, "width": 3, "branch": 3, "budget": 24}
+SUBSPEC = DraftSpec("subspec", **SMALL)
+
+_SCRATCH = TemporaryDirectory(prefix="understudy-models-")  # gone when the tests are
+
+Answers = dict[tuple[str, int], "Answer"]
+
+
+@dataclass
+class Answer:
+    """All that one choice of a request got."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+    stats: Stats | None = None
+
+    @property
+    def exact(self) -> tuple[object, ...]:
+        """What must not depend on draft, batch or cache."""
+        return self.ids, self.text, self.logprobs, self.finish
+
+
+@cache
+def checkpoint(
+    family: str, dtype: torch.dtype = torch.float32, seed: int = 0, layers: int = 3
+) -> Path:
+    """A tiny checkpoint with a tokenizer of one byte a token."""
+    name = f"{family}-{dtype}-{seed}-{layers}"
+    folder = save_tiny(
+        family, Path(_SCRATCH.name) / name, dtype=dtype, seed=seed, vocab_size=VOCAB, layers=layers
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:VOCAB]
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.decoder = decoders.ByteLevel()
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=backend).save_pretrained(folder)
+    return folder
+
+
+def model_spec(folder: Path, draft: DraftSpec, **changes: Any) -> ModelSpec:
+    """Streams every unit from RAM, so that the ring is part of what is tested."""
+    spec = ModelSpec(
+        id="tiny",
+        target=TargetSpec(str(folder)),
+        draft=draft,
+        device="cpu",
+        memory=MemorySpec(device=256 << 20),
+        stream=StreamSpec(tier="ram", slots=2),
+    )
+    return replace(spec, **changes)
+
+
+def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
+    return Engine.load(model_spec(folder, draft, **changes), lambda what, done, total: None)
+
+
+def request(
+    name: str, prompt: Sequence[int], *, n: int = 1, key: str = "", **params: Any
+) -> Generate:
+    defaults: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
+    return Generate(name, tuple(prompt), SamplingParams(**{**defaults, **params}), n, key)
+
+
+def run(engine: Engine, requests: Sequence[Generate]) -> Answers:
+    """Serve requests together until all are answered."""
+    for message in requests:
+        engine.add(message)
+    return drain(engine)
+
+
+def alone(engine: Engine, requests: Sequence[Generate]) -> Answers:
+    """Serve requests one after another."""
+    return {key: answer for message in requests for key, answer in run(engine, [message]).items()}
+
+
+def exact(answers: Answers) -> dict[tuple[str, int], tuple[object, ...]]:
+    """What must not depend on draft, batch or cache, for every choice."""
+    return {key: answer.exact for key, answer in answers.items()}
+
+
+def drain(engine: Engine) -> Answers:
+    """Step until nothing is left to do."""
+    answers: Answers = {}
+    while engine.has_work():
+        for event in engine.step():
+            assert not isinstance(event, Failed), event
+            answer = answers.setdefault((event.request_id, event.choice), Answer())
+            assert answer.finish is None, "nothing comes after the finish"
+            answer.ids += event.ids
+            answer.text += event.text
+            answer.logprobs += event.logprobs
+            answer.finish, answer.stats = event.finish, event.stats
+    return answers
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCAB, (length,), generator=generator).tolist()

@@ -1,0 +1,165 @@
+"""Output never depends on draft, tree, batch or cache: bit for bit under strict numerics."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.spec import DraftSpec, MemorySpec
+from tests.engine.checkpoints import FAMILIES
+from tests.engine.models import (
+    PLAIN,
+    SMALL,
+    SUBSPEC,
+    alone,
+    checkpoint,
+    exact,
+    load,
+    prompt,
+    request,
+    run,
+)
+
+DENSE = [family for family in FAMILIES if family not in ("mixtral", "qwen3_moe", "gpt_oss")]
+
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"logprobs": 2},
+    "temperature": {"temperature": 1.0, "seed": 11, "logprobs": 0},
+    "top_p": {"temperature": 0.9, "seed": 12, "top_p": 0.8},
+    "top_k": {"temperature": 1.2, "seed": 13, "top_k": 5},
+    "min_p": {"temperature": 1.0, "seed": 14, "min_p": 0.05},
+    "penalties": {
+        "temperature": 0.8,
+        "seed": 15,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.4,
+    },
+    "bias": {"temperature": 1.0, "seed": 16, "logit_bias": ((7, 3.0), (9, -100.0))},
+    "min_tokens": {"ignore_eos": False, "min_tokens": 5, "stop_token_ids": (5, 17, 40, 90)},
+}
+
+
+def drafts(family: str) -> dict[str, DraftSpec]:
+    """Good drafts, and one whose guesses are noise."""
+    other = checkpoint("llama", seed=9, layers=1)
+    found = {
+        "ngram": DraftSpec("ngram"),
+        "specexec": DraftSpec("specexec", source=str(checkpoint(family)), **SMALL),
+        "adversarial": DraftSpec("specexec", source=str(other), **SMALL),
+    }
+    if family in DENSE:
+        found["subspec"] = SUBSPEC
+    return found
+
+
+def requests() -> list[Any]:
+    """Sequences of different lengths and samplings, the prompts repetitive enough for n-grams."""
+    texts = [prompt(5, 1) * 4, prompt(70, 2), prompt(3, 3), prompt(40, 4) * 2]
+    asked = [
+        request(name, texts[i % len(texts)], **params)
+        for i, (name, params) in enumerate(SAMPLINGS.items())
+    ]
+    return [*asked, request("n", texts[0], n=3, temperature=1.0, seed=21)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_draft_emits_what_plain_decoding_emits(family: str) -> None:
+    plain = load(checkpoint(family), PLAIN)
+    want = alone(plain, requests())
+    plain.close()
+    for name, draft in drafts(family).items():
+        engine = load(checkpoint(family), draft)
+        for attempt in ("cold", "prefix cached"):
+            together = run(engine, requests())
+            for key, answer in want.items():
+                assert together[key].exact == answer.exact, (name, attempt, key)
+        if name == "specexec":  # the target itself as a draft: all is accepted
+            stats = together[("greedy", 0)].stats
+            assert stats is not None and stats.passes < len(want[("greedy", 0)].ids)
+        engine.close()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2"])
+def test_bfloat16_is_exact_too(family: str) -> None:
+    folder = checkpoint(family, torch.bfloat16)
+    plain = load(folder, PLAIN)
+    want = alone(plain, requests())
+    engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
+    together = run(engine, requests())
+    assert exact(together) == exact(want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_greedy_decoding_equals_generate(family: str) -> None:
+    folder = checkpoint(family)
+    ids = prompt(20, 5)
+    model: Any = AutoModelForCausalLM
+    model = model.from_pretrained(folder, attn_implementation="eager")
+    inputs = torch.tensor([ids])
+    want = model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=30,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=2,
+    )[0, 20:].tolist()
+    engine = load(folder, PLAIN)
+    got = run(engine, [request("r", ids, max_tokens=30)])[("r", 0)]
+    assert got.ids == want
+
+
+def test_a_short_sequence_beside_one_behind_the_rope_border() -> None:
+    """phi3's longrope changes frequencies at 32 tokens; neighbours must not notice."""
+    folder = checkpoint("phi3_longrope")
+    plain = load(folder, PLAIN)
+    asked = [request("short", prompt(6, 1), max_tokens=12), request("long", prompt(50, 2))]
+    crossing = request("crossing", prompt(28, 3), max_tokens=20)
+    want = alone(plain, [*asked, crossing])
+    engine = load(folder, SUBSPEC)
+    together = run(engine, [*asked, crossing])
+    assert exact(together) == exact(want)
+
+
+def test_choices_differ_and_the_first_equals_a_single_one() -> None:
+    engine = load(checkpoint("llama"), SUBSPEC)
+    params: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_tokens": 16}
+    four = run(engine, [request("four", prompt(10), n=4, **params)])
+    one = run(engine, [request("one", prompt(10), n=1, **params)])
+    texts = [tuple(four[("four", k)].ids) for k in range(4)]
+    assert len(set(texts)) == 4
+    assert texts[0] == tuple(one[("one", 0)].ids)
+
+
+def test_equal_seeds_give_equal_answers_and_others_do_not() -> None:
+    engine = load(checkpoint("llama"), SUBSPEC)
+    asked = [request(str(i), prompt(9), temperature=1.0, seed=i // 2) for i in range(4)]
+    answers = run(engine, asked)
+    ids = [answers[(str(i), 0)].ids for i in range(4)]
+    assert ids[0] == ids[1] and ids[2] == ids[3] and ids[0] != ids[2]
+
+
+def test_sequences_pause_when_pages_run_out_and_their_text_does_not_change() -> None:
+    folder = checkpoint("llama")
+    asked = [request(str(i), prompt(60, i), max_tokens=80) for i in range(8)]
+    plain = load(folder, PLAIN)
+    want = alone(plain, asked)
+    engine = load(
+        folder,
+        SUBSPEC,
+        memory=MemorySpec(device=3300 << 10),
+        context_length=256,
+    )
+    pages = engine._cache.num_pages
+    assert pages * 64 < 4 * 140, "the cache holds fewer than four of the eight"
+    together = run(engine, asked)
+    assert exact(together) == exact(want)
+    assert engine._cache.num_free_pages == pages
+
+
+def test_fast_numerics_answer_every_request() -> None:
+    engine = load(checkpoint("llama"), SUBSPEC, numerics="fast")
+    answers = run(engine, requests())
+    assert all(answer.finish in ("stop", "length") for answer in answers.values())

@@ -1,0 +1,74 @@
+"""A `UnitReader` whose weights are a function of the unit's index, with gates and faults."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.layout import UnitLayout, lay_out
+
+
+def layout(index: int, rows: int) -> UnitLayout:
+    """A few tensors of different dtypes and shapes; units differ in size."""
+    return lay_out(
+        f"layer.{index}",
+        {
+            "attn.weight": (torch.bfloat16, (rows + index, 8)),
+            "norm.weight": (torch.float32, (rows,)),
+            "codes": (torch.uint8, (3, index + 1, 5)),
+        },
+    )
+
+
+class NumberedUnits:
+    """Unit i holds what `expected(i)` says. `faults[i]` are raised by the next reads of unit i.
+
+    With `gates`, a read of unit i waits for `gates[i]`. `jitter` spreads reads over time.
+    """
+
+    def __init__(self, count: int, rows: int = 64, jitter: float = 0.0) -> None:
+        self.layouts: Sequence[UnitLayout] = [layout(index, rows) for index in range(count)]
+        self.faults: dict[int, list[BaseException]] = {}
+        self.gates: dict[int, threading.Semaphore] = {}
+        self.reads: Counter[int] = Counter()
+        self.begun = threading.Semaphore(0)
+        self.jitter = jitter
+        self._expected: dict[int, dict[str, Tensor]] = {}
+
+    def read(self, index: int, slab: Tensor) -> None:
+        assert slab.dtype == torch.uint8
+        assert slab.data_ptr() % 4096 == 0
+        assert len(slab) >= self.layouts[index].nbytes
+        self.reads[index] += 1
+        self.begun.release()
+        if index in self.gates:
+            assert self.gates[index].acquire(timeout=30), f"nobody opened the gate of {index}"
+        time.sleep(random.uniform(0, self.jitter))
+        if self.faults.get(index):
+            slab.fill_(255)  # what a failed read leaves behind is not to be used
+            raise self.faults[index].pop(0)
+        views = self.layouts[index].views(slab)
+        for name, tensor in self.expected(index).items():
+            views[name].copy_(tensor)
+
+    def expected(self, index: int) -> dict[str, Tensor]:
+        if index not in self._expected:
+            bits = torch.Generator().manual_seed(index)
+            self._expected[index] = {
+                field.name: torch.randint(0, 100, field.shape, generator=bits).to(field.dtype)
+                for field in self.layouts[index].fields
+            }
+        return self._expected[index]
+
+    def check(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """The weights are exactly unit `index`'s."""
+        expected = self.expected(index)
+        assert list(weights) == list(expected)
+        for name, tensor in expected.items():
+            assert weights[name].dtype == tensor.dtype
+            assert weights[name].shape == tensor.shape
+            assert torch.equal(weights[name].cpu(), tensor), f"unit {index}, {name}"

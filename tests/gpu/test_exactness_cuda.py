@@ -1,0 +1,83 @@
+"""On CUDA too, output never depends on draft, batch, cache or where the weights wait.
+
+Needs the engine's dependencies only.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.spec import DraftSpec, MemorySpec, StreamSpec
+from tests.engine.checkpoints import FAMILIES
+from tests.engine.models import PLAIN, SMALL, alone, checkpoint, exact, load, prompt, request, run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA: dict[str, Any] = {"device": "cuda:0", "memory": MemorySpec(device=1 << 30)}
+DENSE = [family for family in FAMILIES if family not in ("mixtral", "qwen3_moe", "gpt_oss")]
+
+
+def asked() -> list[Any]:
+    return [
+        request("greedy", prompt(5, 1) * 4, logprobs=2),
+        request("long", prompt(150, 2)),
+        request("sampled", prompt(30, 3), temperature=1.0, top_p=0.9, seed=3),
+        request("choices", prompt(9, 4), n=3, temperature=1.2, seed=4),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_draft_emits_what_plain_decoding_emits(family: str, dtype: torch.dtype) -> None:
+    folder = checkpoint(family, dtype)
+    plain = load(folder, PLAIN, **CUDA)
+    want = exact(alone(plain, asked()))
+    plain.close()
+    drafts = [DraftSpec("ngram"), DraftSpec("specexec", source=str(folder), **SMALL)]
+    if family in DENSE:
+        drafts.append(DraftSpec("subspec", **SMALL))
+    for draft in drafts:
+        engine = load(folder, draft, **CUDA)
+        for attempt in ("cold", "prefix cached"):
+            assert exact(run(engine, asked())) == want, (draft.method, attempt)
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        StreamSpec(tier="ram", slots=1),
+        StreamSpec(tier="ram", slots=3),
+        StreamSpec(tier="disk", slots=2),
+        StreamSpec(tier="resident"),
+        StreamSpec(resident=1, slots=2),
+    ],
+    ids=str,
+)
+def test_where_the_weights_wait_does_not_matter(stream: StreamSpec) -> None:
+    folder = checkpoint("llama", torch.bfloat16)
+    plain = load(folder, PLAIN, **CUDA)
+    want = exact(run(plain, asked()))
+    plain.close()
+    engine = load(folder, DraftSpec("subspec", **SMALL), stream=stream, **CUDA)
+    assert exact(run(engine, asked())) == want
+    engine.close()
+
+
+def test_aborted_requests_give_their_pages_back() -> None:
+    engine = load(checkpoint("llama"), DraftSpec("subspec", **SMALL), **CUDA)
+    want = exact(run(engine, asked()))
+    for message in asked():
+        engine.add(message)
+    engine.on_unit = lambda count: engine.abort("long")
+    engine.step()
+    engine.on_unit = None
+    for message in asked():
+        engine.abort(message.request_id)
+    engine.step()
+    assert engine._cache.num_free_pages == engine._cache.num_pages
+    assert exact(run(engine, asked())) == want
+    engine.close()
