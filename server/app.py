@@ -1,0 +1,72 @@
+"""The application factory."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from importlib import metadata
+
+from fastapi import FastAPI
+
+from engine.client import EngineClient
+from engine.messages import Progress
+from server import errors, openapi
+from server.auth import ApiKeys, RequireKey
+from server.models import EngineFactory, Models, TokenizerLoader
+from server.registry import Registry
+from server.request_id import RequestId
+from server.routes import chat, completions, health, models
+from server.settings import Settings
+from server.state import AppState
+from server.tokenizer import load_tokenizer
+
+
+def create_app(
+    settings: Settings,
+    registry: Registry,
+    engine_factory: EngineFactory = EngineClient,
+    *,
+    keys: ApiKeys | None = None,
+    tokenizer_loader: TokenizerLoader = load_tokenizer,
+    progress: Callable[[Progress], None] | None = None,
+) -> FastAPI:
+    """The ASGI application. Models are loaded by the first request that wants them.
+
+    Args:
+        engine_factory: makes the engine of a model; tests give a fake.
+        keys: without any, every request is allowed.
+        progress: told of the steps of loads.
+    """
+    lent = Models(settings, engine_factory, tokenizer_loader, progress)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await lent.close()
+
+    app = FastAPI(
+        title="Understudy",
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.understudy = AppState(settings, registry, lent)
+    for resource in (chat, completions, models):
+        app.include_router(resource.router, prefix="/v1")
+        app.include_router(resource.router, include_in_schema=False)
+    app.include_router(health.router)
+    app.include_router(health.router, prefix="/v1", include_in_schema=False)
+    errors.install(app)
+    openapi.install(app)
+    app.add_middleware(RequireKey, keys=keys or ApiKeys())
+    app.add_middleware(RequestId)
+    return app
+
+
+def _version() -> str:
+    try:
+        return metadata.version("understudy")
+    except metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,107 @@
+"""From the bytes of a request to a checked object, or the one error shape."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from server.errors import ApiError
+from server.schemas.fields import Body
+from server.state import state_of
+
+LARGE_BODY = 64 * 1024  # bytes from which parsing leaves the event loop
+
+# keys and values of the client's appear in answers, but not megabytes of them
+LONGEST_STEP = 64
+LONGEST_MESSAGE = 500
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, BodyT]]:
+    """A dependency that reads and checks a request's body, whatever its content type says."""
+
+    async def dependency(request: Request) -> BodyT:
+        raw = await read_body(request, state_of(request).settings.max_body_bytes)
+        if len(raw) >= LARGE_BODY:
+            return await asyncio.to_thread(parse_body, kind, raw)
+        return parse_body(kind, raw)
+
+    return dependency
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes."""
+    declared = request.headers.get("content-length", "0")
+    too_large = declared.isdigit() and int(declared) > limit
+    raw = bytearray()
+    if not too_large:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > limit:
+                too_large = True
+                break
+    if too_large:
+        message = f"The request body exceeds the limit of {limit} bytes."
+        raise ApiError(message, code="request_too_large", status=413)
+    return bytes(raw)
+
+
+def parse_body(kind: type[BodyT], raw: bytes) -> BodyT:
+    """Check a JSON body. Raises `ApiError` 400 for the first mistake."""
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        # "json_invalid" comes alone, so whatever has another type did parse
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            message = f"The body is not valid JSON: {first['ctx']['error']}"
+            raise ApiError(message, code="invalid_json") from None
+        raise _refusal(dict(first), from_json(raw)) from None
+
+
+def _refusal(error: Mapping[str, Any], data: object) -> ApiError:
+    context = error.get("ctx") or {}
+    path = _path(error["loc"], data, missing=error["type"] == "missing")
+    if "field" in context:
+        path.append(context["field"][:LONGEST_STEP])
+    elif error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(str(context["discriminator"]).strip("'"))
+    param = ".".join(path) or None
+    code = _code(error)
+    if not path:
+        return ApiError("The body must be a JSON object.", code=code)
+    if code == "missing_required_parameter" and "message" not in context:
+        return ApiError.missing(".".join(path))
+    text = context.get("message") or f"Invalid value for '{param}': {error['msg']}"
+    return ApiError(f"{text[:LONGEST_MESSAGE]}.", code=code, param=param)
+
+
+def _path(loc: tuple[int | str, ...], data: object, *, missing: bool) -> list[str]:
+    """The steps of `loc` that exist in the body; names of union members do not."""
+    path: list[str] = []
+    for depth, step in enumerate(loc):
+        match data, step:
+            case dict(), str() if step in data:
+                data = data[step]
+            case list(), int() if step < len(data):
+                data = data[step]
+            case _ if not (missing and depth == len(loc) - 1):
+                continue
+        path.append(str(step)[:LONGEST_STEP])
+    return path
+
+
+def _code(error: Mapping[str, Any]) -> str:
+    kind = str(error["type"])
+    if kind in ("missing", "union_tag_not_found"):
+        return "missing_required_parameter"
+    if kind == "too_short":
+        return "empty_array"
+    if kind.endswith(("_type", "_attributes_type")) or kind == "int_from_float":
+        return "invalid_type"
+    known = ("missing_required_parameter", "unsupported_parameter", "unsupported_content")
+    return kind if kind in known else "invalid_value"

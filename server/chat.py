@@ -1,0 +1,123 @@
+"""A chat's answer: from the engine's outputs to chunks, and from chunks to the whole. Pure."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from engine.detokenize import TokenBytes
+from server.generation import Output
+from server.logprobs import LogprobAligner, PlacedLogprob, chat_logprobs
+from server.schemas.answers import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    Delta,
+    Head,
+)
+from server.usage import Totals
+
+
+class ChatWriter:
+    """Turns outputs into the chunks of one streamed chat.
+
+    Args:
+        head: what all chunks share.
+        totals: adds up what the choices cost, and knows when all are finished.
+        tokens: the bytes of tokens, for logprobs; None: logprobs were not asked for.
+        include_usage: whether the stream ends with a chunk of usage.
+    """
+
+    def __init__(
+        self, head: Head, totals: Totals, tokens: TokenBytes | None, *, include_usage: bool
+    ) -> None:
+        self._head = head
+        self._totals = totals
+        self._tokens = tokens
+        self._include_usage = include_usage
+        self._aligners: dict[int, LogprobAligner | None] = {}
+
+    def write(self, output: Output) -> Iterator[ChatChunk]:
+        """The chunks of one output; after the last finish the timings and the usage."""
+        index, tokens = output.index, output.tokens
+        self._totals.add(tokens)
+        if index is None:
+            return
+        if index not in self._aligners:
+            self._aligners[index] = None if self._tokens is None else LogprobAligner(self._tokens)
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        aligner = self._aligners[index]
+        placed = [] if aligner is None else aligner.feed(tokens)
+        if tokens.text or placed:
+            yield self._chunk(index, {"content": tokens.text}, placed)
+        if tokens.finish is None:
+            return
+        last = self._chunk(index, {}, finish=tokens.finish)
+        if self._totals.complete and not self._include_usage:
+            last["timings"] = self._totals.timings()
+        yield last
+        if self._totals.complete and self._include_usage:
+            yield self._event([], with_usage=True)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: Delta,
+        placed: Sequence[PlacedLogprob] = (),
+        finish: str | None = None,
+    ) -> ChatChunk:
+        entries = [] if self._tokens is None else chat_logprobs(placed, self._tokens)
+        choice: ChatChunkChoice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": {"content": entries, "refusal": None} if entries else None,
+            "finish_reason": finish,
+        }
+        return self._event([choice])
+
+    def _event(self, choices: list[ChatChunkChoice], *, with_usage: bool = False) -> ChatChunk:
+        chunk: ChatChunk = {
+            "id": self._head["id"],
+            "object": "chat.completion.chunk",
+            "created": self._head["created"],
+            "model": self._head["model"],
+            "system_fingerprint": self._head["system_fingerprint"],
+            "choices": choices,
+        }
+        if self._include_usage:
+            chunk["usage"] = self._totals.usage() if with_usage else None
+        if with_usage:
+            chunk["timings"] = self._totals.timings()
+        return chunk
+
+
+def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
+    """The non-streamed answer: what a client would put together from the stream with usage."""
+    choices: dict[int, ChatChoice] = {}
+    last: ChatChunk | None = None
+    for last in chunks:
+        for piece in last["choices"]:
+            choice = choices.setdefault(piece["index"], _empty(piece["index"], logprobs))
+            text = piece["delta"].get("content", "")
+            choice["message"]["content"] = (choice["message"]["content"] or "") + text
+            choice["finish_reason"] = piece["finish_reason"]
+            if choice["logprobs"] is not None and piece["logprobs"] is not None:
+                choice["logprobs"]["content"] += piece["logprobs"]["content"]
+    assert last is not None, "a stream has chunks"
+    return {
+        "id": last["id"],
+        "object": "chat.completion",
+        "created": last["created"],
+        "model": last["model"],
+        "system_fingerprint": last["system_fingerprint"],
+        "choices": [choices[index] for index in sorted(choices)],
+        "usage": last["usage"],
+        "timings": last["timings"],
+    }
+
+
+def _empty(index: int, logprobs: bool) -> ChatChoice:
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": None, "refusal": None},
+        "logprobs": {"content": [], "refusal": None} if logprobs else None,
+        "finish_reason": None,
+    }

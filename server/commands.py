@@ -1,0 +1,103 @@
+"""`understudy models`, `pull` and `prune`: what is known, downloaded and packed."""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import CacheNotFound
+
+from engine import cache, hub
+from engine.messages import Progress
+from server.config import ConfigError, asked_folder, search_path
+from server.console import Console, size_text, table
+from server.registry import ModelEntry, Registry, make_entry, read_entries
+
+
+def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """List the registry, what of it is downloaded, and the packed caches."""
+    entries = list(Registry(_read_entries(args, env)).entries.values())
+    print(_registry_table(entries, _downloads()))
+    packed = cache.entries()
+    if packed:
+        print("\n" + _packed_table(packed))
+    return 0
+
+
+def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Download a model and its draft."""
+
+    def report(what: str, done: int, total: int) -> None:
+        console.progress(Progress(what, done, total))
+
+    spec = _entry(args.id, _read_entries(args, env)).spec
+    wanted = [(spec.target.source, spec.target.revision)]
+    if spec.draft.source is not None:
+        wanted.append((spec.draft.source, spec.draft.revision))
+    for source, revision in wanted:
+        console.line(f"{source} is at {hub.resolve(source, revision, report)}")
+    return 0
+
+
+def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Remove the packed caches, after asking."""
+    packed = cache.entries()
+    if not packed:
+        print("There are no packed caches.")
+        return 0
+    print(_packed_table(packed))
+    total = size_text(sum(entry.nbytes for entry in packed))
+    if not args.yes and not _confirmed(f"Remove {len(packed)} packed caches ({total})? [y/N] "):
+        return 1
+    for entry in packed:
+        cache.remove(entry)
+    print(f"Removed {total}.")
+    return 0
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        raise ConfigError("nobody answers here; give --yes to remove without asking") from None
+
+
+def _read_entries(args: argparse.Namespace, env: Mapping[str, str]) -> list[ModelEntry]:
+    return read_entries(search_path(asked_folder(args.config, env), Path.cwd(), env))
+
+
+def _entry(name: str, entries: Sequence[ModelEntry]) -> ModelEntry:
+    known = next((e for e in entries if name in (e.id, *e.aliases)), None)
+    return known if known is not None else make_entry(name)
+
+
+def _registry_table(entries: Sequence[ModelEntry], downloads: Mapping[str, int]) -> str:
+    rows = []
+    for entry in entries:
+        source = entry.spec.target.source
+        local = source.startswith("/")
+        have = "folder" if local else size_text(downloads[source]) if source in downloads else "-"
+        rows.append((entry.id, source, entry.spec.draft.method or "auto", have, str(entry.path)))
+    return table(("ID", "SOURCE", "DRAFT", "DOWNLOADED", "FILE"), rows)
+
+
+def _packed_table(packed: Sequence[cache.CacheEntry]) -> str:
+    rows = [
+        (entry.model, size_text(entry.nbytes), _day(entry.last_used), str(entry.path))
+        for entry in packed
+    ]
+    return table(("PACKED", "SIZE", "LAST USED", "PATH"), rows)
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
+
+
+def _downloads() -> dict[str, int]:
+    """Bytes of each repository in the hub's cache."""
+    try:
+        repos = huggingface_hub.scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    return {repo.repo_id: repo.size_on_disk for repo in repos}

@@ -1,0 +1,108 @@
+"""A text completion's answer: from outputs to chunks, and from chunks to the whole. Pure."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from engine.detokenize import TokenBytes
+from server.generation import Output
+from server.logprobs import LogprobAligner, text_logprobs
+from server.schemas.answers import Head, TextChoice, TextCompletion
+from server.usage import Totals
+
+
+class TextWriter:
+    """Turns outputs into the chunks of one streamed completion.
+
+    Args:
+        head: what all chunks share.
+        totals: adds up what the choices cost, and knows when all are finished.
+        tokens: the bytes of tokens, for logprobs; None: logprobs were not asked for.
+        echoes: by index of the choice, the text shown before the answer.
+        include_usage: whether the stream ends with a chunk of usage.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        totals: Totals,
+        tokens: TokenBytes | None,
+        *,
+        echoes: Sequence[str],
+        include_usage: bool,
+    ) -> None:
+        self._head = head
+        self._totals = totals
+        self._tokens = tokens
+        self._echoes = echoes
+        self._include_usage = include_usage
+        self._aligners: dict[int, LogprobAligner | None] = {}
+
+    def write(self, output: Output) -> Iterator[TextCompletion]:
+        """The chunks of one output; after the last finish the timings and the usage."""
+        index, tokens = output.index, output.tokens
+        self._totals.add(tokens)
+        if index is None:
+            return
+        text = tokens.text
+        if index not in self._aligners:
+            echo = self._echoes[index]
+            offset = len(echo)
+            self._aligners[index] = (
+                None if self._tokens is None else LogprobAligner(self._tokens, offset)
+            )
+            text = echo + text
+        aligner = self._aligners[index]
+        placed = [] if aligner is None else aligner.feed(tokens)
+        if not (text or placed or tokens.finish):
+            return
+        choice: TextChoice = {
+            "index": index,
+            "text": text,
+            "logprobs": None if self._tokens is None else text_logprobs(placed, self._tokens),
+            "finish_reason": tokens.finish,
+        }
+        chunk = self._event([choice])
+        complete = tokens.finish is not None and self._totals.complete
+        if complete and not self._include_usage:
+            chunk["timings"] = self._totals.timings()
+        yield chunk
+        if complete and self._include_usage:
+            yield self._event([], with_usage=True)
+
+    def _event(self, choices: list[TextChoice], *, with_usage: bool = False) -> TextCompletion:
+        chunk: TextCompletion = {
+            "id": self._head["id"],
+            "object": "text_completion",
+            "created": self._head["created"],
+            "model": self._head["model"],
+            "system_fingerprint": self._head["system_fingerprint"],
+            "choices": choices,
+        }
+        if self._include_usage:
+            chunk["usage"] = self._totals.usage() if with_usage else None
+        if with_usage:
+            chunk["timings"] = self._totals.timings()
+        return chunk
+
+
+def fold_text(chunks: Iterable[TextCompletion]) -> TextCompletion:
+    """The non-streamed answer: what a client would put together from the stream with usage."""
+    choices: dict[int, TextChoice] = {}
+    last: TextCompletion | None = None
+    for last in chunks:
+        for piece in last["choices"]:
+            choice = choices.setdefault(piece["index"], piece)
+            if choice is not piece:
+                _append(choice, piece)
+    assert last is not None, "a stream has chunks"
+    return {**last, "choices": [choices[index] for index in sorted(choices)]}
+
+
+def _append(choice: TextChoice, piece: TextChoice) -> None:
+    choice["text"] += piece["text"]
+    choice["finish_reason"] = piece["finish_reason"]
+    whole, more = choice["logprobs"], piece["logprobs"]
+    if whole is not None and more is not None:
+        whole["tokens"] += more["tokens"]
+        whole["token_logprobs"] += more["token_logprobs"]
+        whole["top_logprobs"] += more["top_logprobs"]
+        whole["text_offset"] += more["text_offset"]

@@ -1,0 +1,97 @@
+"""From a request to token ids. Long texts take a while: call these in a thread."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from engine.messages import ModelInfo
+from server.errors import ApiError
+from server.schemas.chat import (
+    AssistantMessage,
+    ChatMessage,
+    ChatRequest,
+    FunctionMessage,
+    ToolMessage,
+)
+from server.schemas.fields import TextPart
+from server.tokenizer import Tokenizer
+
+
+def chat_prompt(tokenizer: Tokenizer, request: ChatRequest) -> tuple[int, ...]:
+    """The ids of a rendered chat; the template writes all special tokens itself."""
+    continued = bool(request.continue_final_message)
+    generation = request.add_generation_prompt
+    text = tokenizer.render(
+        [template_message(message) for message in request.messages],
+        add_generation_prompt=not continued if generation is None else generation,
+        continue_final_message=continued,
+        arguments=request.chat_template_kwargs or {},
+    )
+    return tokenizer.encode(text, special=False)
+
+
+def template_message(message: ChatMessage) -> dict[str, Any]:
+    """A message as chat templates expect it."""
+    role = "system" if message.role == "developer" else message.role
+    fields: dict[str, Any] = {"role": role, "content": join_parts(message.content)}
+    if isinstance(message, ToolMessage):
+        return fields | {"tool_call_id": message.tool_call_id}
+    if isinstance(message, FunctionMessage):
+        return fields | {"name": message.name}
+    if message.name is not None:
+        fields["name"] = message.name
+    if isinstance(message, AssistantMessage):
+        if fields["content"] is None:
+            fields["content"] = message.refusal or ""
+        if message.reasoning_content is not None:
+            fields["reasoning_content"] = message.reasoning_content
+        if message.tool_calls is not None:
+            fields["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": _arguments(call.function.arguments),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+    return fields
+
+
+def join_parts(content: str | Sequence[TextPart] | None) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    return "".join(part.text for part in content)
+
+
+def _arguments(text: str) -> Any:
+    """Templates print arguments as JSON, so they want the object; broken JSON stays text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def text_prompts(
+    tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[str | list[int]]
+) -> list[tuple[int, ...]]:
+    """The ids of each prompt of a completion. Raises `ApiError` 400 for ids the model has not."""
+    return [_text_prompt(tokenizer, info, prompt) for prompt in prompts]
+
+
+def _text_prompt(tokenizer: Tokenizer, info: ModelInfo, prompt: str | list[int]) -> tuple[int, ...]:
+    if isinstance(prompt, list):
+        if max(prompt) >= info.vocab_size:
+            message = f"Token {max(prompt)} is outside the vocabulary of {info.vocab_size}."
+            raise ApiError(message, code="invalid_value", param="prompt")
+        return tuple(prompt)
+    ids = tokenizer.encode(prompt, special=True)
+    if ids:
+        return ids
+    start = tokenizer.start_of_text(info.eos_token_ids)
+    if start is None:
+        message = "This model has no token that begins a text, so the prompt must not be empty."
+        raise ApiError(message, code="invalid_value", param="prompt")
+    return (start,)

@@ -1,0 +1,76 @@
+"""What the generating routes share: find the model, borrow it, answer streamed or whole."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import Response
+
+from server.models import LoadedModel
+from server.schemas.answers import Head
+from server.schemas.fields import GenerationBody
+from server.state import state_of
+from server.stream import streamed_answer, whole_answer
+from server.usage import Totals
+
+log = logging.getLogger("understudy")
+
+BodyT = TypeVar("BodyT", bound=GenerationBody)
+Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks."""
+
+    request_id: str
+    key: str  # the name of the API key, for fairness; "" without keys
+
+
+async def answer(
+    request: Request,
+    body: BodyT,
+    write: Callable[[LoadedModel, BodyT, Caller], AsyncGenerator[Chunk, None]],
+    fold: Callable[[Sequence[Chunk]], Mapping[str, Any]],
+) -> Response:
+    """Answer a request with the chunks that `write` makes on the model it names."""
+    state = state_of(request)
+    entry = state.registry.find(body.model)
+    caller = Caller(request.state.request_id, getattr(request.state, "key", ""))
+
+    async def chunks() -> AsyncGenerator[Chunk, None]:
+        try:
+            async with (
+                state.models.borrow(entry) as model,
+                contextlib.aclosing(write(model, body, caller)) as written,
+            ):
+                async for chunk in written:
+                    yield chunk
+        except (asyncio.CancelledError, GeneratorExit):
+            log.info("%s: ended early: the client left, or the server ends", caller.request_id)
+            raise
+
+    if body.stream:
+        return await streamed_answer(request, chunks(), state.settings.keepalive)
+    return await whole_answer(request, chunks(), fold)
+
+
+def new_head(prefix: str, model: LoadedModel) -> Head:
+    """The identity of a new answer."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": model.entry.id,
+        "system_fingerprint": model.info.fingerprint,
+    }
+
+
+def log_answer(caller: Caller, head: Head, totals: Totals) -> None:
+    """One line about a finished answer."""
+    log.info("%s: %s %s: %s", caller.request_id, head["id"], head["model"], totals.summary())

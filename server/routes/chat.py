@@ -1,0 +1,63 @@
+"""POST /v1/chat/completions."""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from server.body import body_of
+from server.chat import ChatWriter, fold_chat
+from server.generation import Job, generate
+from server.models import LoadedModel
+from server.openapi import describe
+from server.prompt import chat_prompt
+from server.routes.answer import Caller, answer, log_answer, new_head
+from server.sampling import default_limit, sampling_params
+from server.schemas.answers import ChatChunk, ChatCompletion
+from server.schemas.chat import ChatRequest
+from server.usage import Totals
+
+router = APIRouter()
+
+
+@router.post("/chat/completions", **describe(ChatRequest, ChatCompletion, ChatChunk))
+async def create_chat_completion(
+    request: Request, body: Annotated[ChatRequest, Depends(body_of(ChatRequest))]
+) -> Response:
+    """Continue a conversation."""
+    fold = functools.partial(fold_chat, logprobs=bool(body.logprobs))
+    return await answer(request, body, chat_chunks, fold)
+
+
+async def chat_chunks(
+    model: LoadedModel, body: ChatRequest, caller: Caller
+) -> AsyncGenerator[ChatChunk, None]:
+    """The chunks of one chat; closing the generator aborts it."""
+    prompt = await asyncio.to_thread(chat_prompt, model.tokenizer, body)
+    limit = body.token_limit
+    if limit is None:
+        limit = default_limit(model.entry.sampling.max_tokens, len(prompt), model.info)
+    params = sampling_params(
+        body,
+        model.entry.sampling,
+        max_tokens=limit,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    head = new_head("chatcmpl", model)
+    job = Job(head["id"], [prompt], params, body.n or 1, key=caller.key)
+    totals = Totals(job.num_choices, params.seed)
+    writer = ChatWriter(
+        head,
+        totals,
+        model.tokenizer.bytes if body.logprobs else None,
+        include_usage=body.include_usage or not body.stream,
+    )
+    async with contextlib.aclosing(generate(model, job)) as outputs:
+        async for output in outputs:
+            for chunk in writer.write(output):
+                yield chunk
+    log_answer(caller, head, totals)

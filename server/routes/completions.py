@@ -1,0 +1,80 @@
+"""POST /v1/completions."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from server.body import body_of
+from server.completion import TextWriter, fold_text
+from server.errors import ApiError
+from server.generation import Job, generate
+from server.models import LoadedModel
+from server.openapi import describe
+from server.prompt import text_prompts
+from server.routes.answer import Caller, answer, log_answer, new_head
+from server.sampling import default_limit, sampling_params
+from server.schemas.answers import TextCompletion
+from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.usage import Totals
+
+router = APIRouter()
+
+
+@router.post("/completions", **describe(CompletionRequest, TextCompletion, TextCompletion))
+async def create_completion(
+    request: Request, body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))]
+) -> Response:
+    """Continue texts or token ids."""
+    return await answer(request, body, text_chunks, fold_text)
+
+
+async def text_chunks(
+    model: LoadedModel, body: CompletionRequest, caller: Caller
+) -> AsyncGenerator[TextCompletion, None]:
+    """The chunks of one completion; closing the generator aborts it."""
+    prompts, echoes = await asyncio.to_thread(_prepare, model, body)
+    limit = body.max_tokens
+    if limit is None:
+        longest = max(len(prompt) for prompt in prompts)
+        limit = default_limit(DEFAULT_MAX_TOKENS, longest, model.info)
+    params = sampling_params(body, model.entry.sampling, max_tokens=limit, logprobs=body.logprobs)
+    head = new_head("cmpl", model)
+    job = Job(head["id"], prompts, params, body.n or 1, body.best_of or 0, caller.key)
+    totals = Totals(job.num_choices, params.seed)
+    writer = TextWriter(
+        head,
+        totals,
+        model.tokenizer.bytes if body.logprobs is not None else None,
+        echoes=[echo for echo in echoes for _ in range(job.n)],
+        include_usage=body.include_usage or not body.stream,
+    )
+    async with contextlib.aclosing(generate(model, job)) as outputs:
+        async for output in outputs:
+            for chunk in writer.write(output):
+                yield chunk
+    log_answer(caller, head, totals)
+
+
+def _prepare(
+    model: LoadedModel, body: CompletionRequest
+) -> tuple[list[tuple[int, ...]], list[str]]:
+    """The ids of each prompt, and what of it is shown."""
+    prompts = text_prompts(model.tokenizer, model.info, body.prompts)
+    longest, context = max(len(prompt) for prompt in prompts), model.info.context_length
+    if longest > context:  # said by the engine's client too, but not for `max_tokens: 0`
+        message = (
+            f"This model's maximum context length is {context} tokens. However, the prompt has "
+            f"{longest} tokens. Shorten the prompt."
+        )
+        raise ApiError(message, code="context_length_exceeded", param="prompt")
+    if not body.echo:
+        return prompts, [""] * len(prompts)
+    shown = [
+        given if isinstance(given, str) else model.tokenizer.decode(ids)
+        for given, ids in zip(body.prompts, prompts, strict=True)
+    ]
+    return prompts, shown

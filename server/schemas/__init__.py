@@ -1,0 +1,1 @@
+"""What comes in (pydantic, strict) and what goes out (typed dictionaries)."""

@@ -1,0 +1,74 @@
+"""The body of POST /v1/completions."""
+
+from typing import Annotated, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from server.schemas.fields import GenerationBody, Int, fault, unsupported
+
+DEFAULT_MAX_TOKENS = 16
+MAX_PROMPTS = 2048
+
+TokenId = Annotated[Int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _element(value: object) -> str:
+    return "ids" if isinstance(value, list) else "text"
+
+
+def _form(value: object) -> str:
+    """A prompt is a text, an array of token ids, or an array of either."""
+    match value:
+        case [int() | float(), *_]:
+            return "ids"
+        case list():
+            return "many"
+        case _:
+            return "text"
+
+
+OnePrompt = Annotated[
+    Annotated[str, Tag("text")] | Annotated[TokenIds, Tag("ids")], Discriminator(_element)
+]
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[OnePrompt], Field(min_length=1, max_length=MAX_PROMPTS), Tag("many")],
+    Discriminator(_form),
+]
+
+
+class CompletionRequest(GenerationBody):
+    """Texts or token ids to continue."""
+
+    prompt: Prompt | None = None  # null: as at the start of a document
+    max_tokens: Annotated[Int, Field(ge=0)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
+    suffix: str | None = None
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> Self:
+        unsupported("suffix", self.suffix or None)
+        if self.echo and self.logprobs is not None:
+            unsupported("logprobs", "with echo")
+        choices = self.best_of or 1
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise fault("best_of", "'best_of' must not be below 'n'")
+        if self.stream and choices > (self.n or 1):
+            raise fault("best_of", "'best_of' above 'n' cannot be streamed: the best is known last")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        prompt = self.prompt or ""
+        if isinstance(prompt, str):
+            return [prompt]
+        ids = [element for element in prompt if isinstance(element, int)]
+        return [ids] if ids else [p for p in prompt if not isinstance(p, int)]
+
+    @property
+    def token_limit(self) -> int:
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens

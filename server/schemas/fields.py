@@ -1,0 +1,122 @@
+"""Field types of requests: strict JSON types, ranges, and null for absent."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+class Body(BaseModel):
+    """Strict types; unknown fields are ignored, as clients of many servers expect."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+def fault(field: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
+    """A mistake at `field`, found by a check of several fields; to be raised."""
+    return PydanticCustomError(code, "{message}", {"message": message, "field": field})
+
+
+def unsupported(field: str, value: object) -> None:
+    """Refuse a known field that cannot be honoured, when it is set."""
+    if value not in (None, [], {}):
+        raise fault(field, f"'{field}' is not supported by this server", "unsupported_parameter")
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 1.0 is an integer, true is not."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+Seed = Annotated[Int, Field(ge=-(2**63), lt=2**64)]
+StopString = Annotated[str, Field(min_length=1)]
+
+
+def _shape(value: object) -> str:
+    return "list" if isinstance(value, list) else "str"
+
+
+Stop = Annotated[
+    Annotated[StopString, Tag("str")]
+    | Annotated[list[StopString], Field(min_length=1, max_length=4), Tag("list")],
+    Discriminator(_shape),
+]
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+class GenerationBody(Body):
+    """What chat and text completions have in common."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[Int, Field(ge=1, le=128)] | None = None
+    stop: Stop | None = None
+    seed: Seed | None = None
+    max_tokens: Int | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    # extensions that local clients send
+    top_k: Annotated[Int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[Int, Field(ge=0)] | None = None
+    stop_token_ids: list[Annotated[Int, Field(ge=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise fault("stream_options", "'stream_options' needs 'stream': true")
+        for token in self.logit_bias or {}:
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise fault(f"logit_bias.{token}", "keys of 'logit_bias' are token ids")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class TextPart(Body):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _text_only(value: object) -> object:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        message = f"Content parts of type '{kind}' are not supported; this model takes text"
+        raise PydanticCustomError("unsupported_content", "{message}", {"message": message})
+    return value
+
+
+Part = Annotated[TextPart, BeforeValidator(_text_only)]
+Content = Annotated[
+    Annotated[str, Tag("str")] | Annotated[list[Part], Field(min_length=1), Tag("list")],
+    Discriminator(_shape),
+]
+JsonObject = dict[str, Any]

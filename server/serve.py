@@ -1,0 +1,154 @@
+"""`understudy serve`: settings, registry, a socket, the app, and the default model."""
+
+import argparse
+import asyncio
+import errno
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from engine.errors import EngineError
+from engine.messages import ModelInfo
+from server.app import create_app
+from server.auth import ApiKeys, is_loopback, read_keys
+from server.config import ConfigError, asked_folder, save_folder, search_path
+from server.console import Console
+from server.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
+from server.settings import Settings, load_settings
+from server.state import AppState
+
+SHUTDOWN_S = 5  # for requests that still run when the server is told to end
+KEEP_CONNECTION_S = 75  # an idle connection; longer than clients and proxies keep theirs
+
+
+def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
+    """Every model file, and the default model even when it has none."""
+    entries = read_entries(folders)
+    name = settings.default_model
+    if not any(name in (entry.id, *entry.aliases) for entry in entries):
+        entries.append(make_entry(name))
+        name = entries[-1].id
+    return Registry(entries, name, strict=settings.strict_model)
+
+
+def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Run the server until it is told to end; returns the exit code."""
+    explicit = asked_folder(args.config, env)
+    folders = search_path(explicit, Path.cwd(), env)
+    options = {
+        "host": args.host,
+        "port": args.port,
+        "default_model": args.model,
+        "api_key_file": args.api_key_file,
+        "insecure": args.insecure or None,
+    }
+    settings = load_settings(folders, env, options)
+    keys = read_keys(env, settings.api_key_file)
+    _refuse_open_door(settings, keys)
+    registry = open_registry(folders, settings)
+    entry = registry.find(None)
+    console.take_logs(settings.log_level)
+    _tell_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
+    listener = bind(settings.host, settings.port)
+    app = create_app(settings, registry, keys=keys, progress=console.progress)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_CONNECTION_S,
+        server_header=False,
+    )
+    with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        try:
+            return runner.run(_run(app, uvicorn.Server(config), listener, entry, keys, console))
+        except KeyboardInterrupt:
+            return 0
+
+
+async def _run(
+    app: FastAPI,
+    server: uvicorn.Server,
+    listener: socket.socket,
+    entry: ModelEntry,
+    keys: ApiKeys,
+    console: Console,
+) -> int:
+    state = app.state.understudy
+    assert isinstance(state, AppState)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(state.models.preload(entry))
+    try:
+        await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            console.line(banner(entry, loading.result(), listener, keys))
+        await serving
+    except EngineError as error:
+        console.line(f"understudy: error: {error}")
+        server.should_exit = True
+        await serving
+        return 1
+    finally:  # told to end while loading
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+    return 0
+
+
+def banner(entry: ModelEntry, info: ModelInfo, listener: socket.socket, keys: ApiKeys) -> str:
+    """What is served, where, and how to try it."""
+    address, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(address, address)
+    url = f"http://{host}:{port}/v1"
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
+    return (
+        f"\nUnderstudy serves {entry.id} at {url}\n"
+        f"  {info.plan}\n"
+        f"  context {info.context_length} tokens, up to {info.max_sequences} sequences at once, "
+        f"{info.numerics} numerics\n\n"
+        f"Try it:\n  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
+        '    -d \'{"messages": [{"role": "user", "content": "Hello!"}]}\'\n'
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to host and port. Raises `ConfigError` that says why it cannot be."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            reason = "it is in use; end the other server, or choose another with --port"
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from error
+    return listener
+
+
+def _refuse_open_door(settings: Settings, keys: ApiKeys) -> None:
+    if not (is_loopback(settings.host) or keys or settings.insecure):
+        raise ConfigError(
+            f"host {settings.host} can be reached by others and no API key is set. Set "
+            "UNDERSTUDY_API_KEY or --api-key-file, or allow it with --insecure."
+        )
+
+
+def _tell_file(entry: ModelEntry, folder: Path, save: bool, console: Console) -> None:
+    """Print the file of a model that has none, and write it when asked to."""
+    if entry.path is not None:
+        if save:
+            console.line(f"{entry.id} already has a file: {entry.path}")
+        return
+    path = folder / "models" / f"{entry.id}.yaml"
+    text = entry_yaml(entry)
+    console.line(f"# {path}" + ("" if save else "  (--save writes it)") + f"\n{text}")
+    if save:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

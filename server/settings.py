@@ -1,0 +1,56 @@
+"""How the server itself behaves: command line over environment over `understudy.yaml`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.config import Section, Size, check_section, read_yaml
+
+FILE_NAME = "understudy.yaml"
+PREFIX = "UNDERSTUDY_"
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(Section):
+    """The server's settings; every field is a key of `understudy.yaml` and a variable."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    default_model: str = "demo"
+    strict_model: bool = True  # false: an unknown model name is served by the default model
+    max_queue: Annotated[int, Field(ge=1)] = 256  # requests accepted and not finished
+    load_timeout: Seconds = 600.0  # a request waits so long for its model
+    keepalive: Seconds = 15.0  # between two comments of a silent stream
+    max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    api_key_file: Path | None = None
+    insecure: bool = False  # allow a host other than loopback without keys
+
+
+def load_settings(
+    folders: Sequence[Path], env: Mapping[str, str], options: Mapping[str, Any]
+) -> Settings:
+    """Merge the first `understudy.yaml` found, the environment, and the command line's options.
+
+    Options that are None were not given. Raises `ConfigError` naming file, variable or option.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    where = FILE_NAME
+    for folder in folders:
+        if (folder / FILE_NAME).is_file():
+            where = str(folder / FILE_NAME)
+            values |= read_yaml(folder / FILE_NAME)
+            if isinstance(values.get("api_key_file"), str):
+                values["api_key_file"] = folder / values["api_key_file"]
+            break
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        if env.get(variable):
+            values[name], origin[name] = env[variable], f"environment variable {variable}"
+        if options.get(name) is not None:
+            values[name], origin[name] = options[name], "--" + name.replace("_", "-")
+    return check_section(values, Settings, where, origin)

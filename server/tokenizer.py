@@ -1,0 +1,115 @@
+"""The tokenizer of a loaded model: rendering chats and turning text into ids.
+
+Everything but `load_tokenizer` is pure; calls on long texts take a while and belong in a thread.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from engine.detokenize import TokenBytes, token_bytes
+from engine.errors import ModelError
+from server.errors import ApiError
+
+RESERVED_TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A model's tokenizer, its chat template, and the bytes of each of its tokens."""
+
+    inner: Any  # transformers' tokenizer: its classes carry no types
+    bytes: TokenBytes
+    chat_template: str | None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        arguments: Mapping[str, Any],
+    ) -> str:
+        """The text of a chat. Raises `ApiError` 400 when there is no template or it refuses."""
+        for name in arguments:
+            if name in RESERVED_TEMPLATE_ARGUMENTS:
+                param = f"chat_template_kwargs.{name}"
+                raise ApiError(f"'{param}' cannot be set.", code="invalid_value", param=param)
+        if self.chat_template is None and not self.inner.chat_template:
+            raise ApiError(
+                "This model has no chat template. Use /v1/completions, or set `chat_template` in "
+                "the model's YAML file.",
+                code="chat_template_missing",
+                param="messages",
+            )
+        try:
+            text: str = self.inner.apply_chat_template(
+                [dict(m) for m in messages],
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **arguments,
+            )
+        except _TEMPLATE_ERRORS as error:
+            message = f"The chat template refused the messages: {error}"
+            raise ApiError(message, code="chat_template_error", param="messages") from error
+        return text
+
+    def encode(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a text; `special` adds the tokenizer's own (such as begin-of-sequence)."""
+        return tuple(self.inner(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self.inner.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def start_of_text(self, eos: Sequence[int]) -> int | None:
+        """What an empty prompt consists of: models cannot continue nothing at all."""
+        begin: int | None = self.inner.bos_token_id
+        return begin if begin is not None else next(iter(eos), None)
+
+
+# a template is a program of the model's author: it fails in any of these ways
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+def load_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
+    """Load the tokenizer of folder `path`. Raises `ModelError` when it cannot be read."""
+    from transformers import AutoTokenizer  # seconds, and only the server's start has time for it
+
+    try:
+        inner = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, LookupError) as error:
+        raise ModelError(f"{path}: the tokenizer cannot be loaded: {error}") from error
+    return Tokenizer(inner, token_bytes(inner.backend_tokenizer), chat_template)

@@ -1,0 +1,76 @@
+"""What an answer cost: the figures of all its choices taken together. Pure."""
+
+from engine.messages import Stats, Tokens
+from server.schemas.answers import Timings, Usage
+
+
+class Totals:
+    """Adds up the statistics of finished choices.
+
+    Args:
+        num_choices: how many will finish, also those that are generated but not shown.
+        seed: reported, so that the answer can be had again.
+    """
+
+    def __init__(self, num_choices: int, seed: int) -> None:
+        self._num_choices = num_choices
+        self._seed = seed
+        self._first: list[Stats] = []  # of the first choice of each prompt
+        self._all: list[Stats] = []
+
+    def add(self, tokens: Tokens) -> None:
+        """Take the statistics that come with a choice's last tokens."""
+        if tokens.stats is None:
+            return
+        if tokens.choice == 0:  # the choices of a prompt share its tokens
+            self._first.append(tokens.stats)
+        self._all.append(tokens.stats)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all choices are finished."""
+        return len(self._all) == self._num_choices
+
+    def usage(self) -> Usage:
+        prompt = sum(s.prompt_tokens for s in self._first)
+        completion = sum(s.completion_tokens for s in self._all)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(s.cached_tokens for s in self._first)},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+
+    def summary(self) -> str:
+        """For the log."""
+        timings = self.timings()
+        passes = timings["passes"]
+        return (
+            f"{timings['prompt_n']}+{timings['cache_n']} prompt tokens, "
+            f"{timings['predicted_n']} tokens in {passes} passes "
+            f"({timings['predicted_n'] / max(1, passes):.1f} a pass), "
+            f"{timings['predicted_per_second']:.1f} tokens/s"
+        )
+
+    def timings(self) -> Timings:
+        """Sums of tokens, longest of times: the choices run side by side."""
+        cached = sum(s.cached_tokens for s in self._first)
+        predicted = sum(s.completion_tokens for s in self._all)
+        predicted_ms = max((s.predicted_ms for s in self._all), default=0.0)
+        return {
+            "cache_n": cached,
+            "prompt_n": sum(s.prompt_tokens for s in self._first) - cached,
+            "prompt_ms": max((s.prompt_ms for s in self._all), default=0.0),
+            "predicted_n": predicted,
+            "predicted_ms": predicted_ms,
+            "predicted_per_second": 1e3 * predicted / predicted_ms if predicted_ms > 0 else 0.0,
+            "draft_n": sum(s.drafted for s in self._all),
+            "draft_n_accepted": sum(s.accepted for s in self._all),
+            "passes": max((s.passes for s in self._all), default=0),
+            "seed": self._seed,
+        }

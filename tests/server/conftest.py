@@ -1,0 +1,131 @@
+"""An app over the fake engine, and clients of it."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from engine.spec import ModelSpec, TargetSpec
+from server.app import create_app
+from server.auth import ApiKeys
+from server.registry import ModelEntry, Registry
+from server.settings import Settings
+from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
+
+MakeApp = Callable[..., FastAPI]
+
+
+def entry(model_id: str, **fields: Any) -> ModelEntry:
+    return ModelEntry(model_id, ModelSpec(model_id, TargetSpec("nowhere")), 1700000000, **fields)
+
+
+@pytest.fixture
+def engines() -> FakeEngines:
+    return FakeEngines()
+
+
+@pytest.fixture
+def make_app(engines: FakeEngines) -> MakeApp:
+    def make(
+        *,
+        entries: list[ModelEntry] | None = None,
+        keys: tuple[str, ...] = (),
+        strict: bool = True,
+        default: str | None = "main",
+        **settings: Any,
+    ) -> FastAPI:
+        known = entries or [entry("main", aliases=("gpt-x",)), entry("org/other")]
+        return create_app(
+            Settings(**settings),
+            Registry(known, default, strict=strict),
+            engines,
+            keys=ApiKeys(keys),
+            tokenizer_loader=load_fake_tokenizer,
+        )
+
+    return make
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI, **kwargs: Any) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://server", **kwargs) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def client(make_app: MakeApp) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(make_app()) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """A real server on a free loopback port; gives its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        started = asyncio.Event()
+        startup = server.startup
+
+        async def tell(sockets: list[socket.socket] | None = None) -> None:
+            await startup(sockets)
+            started.set()
+
+        server.startup = tell  # type: ignore[method-assign]  # the server has no such event
+        task = asyncio.create_task(server._serve([listener]))
+        await started.wait()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
+
+
+@pytest.fixture
+async def openai_client(make_app: MakeApp) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with (
+        serving(make_app()) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+def events(text: str) -> list[Any]:
+    """The data of each event of a stream, comments left out; "[DONE]" stays text."""
+    data = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    return [d if d == "[DONE]" else json.loads(d) for d in data]
+
+
+async def chat(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    return await client.post("/v1/chat/completions", json=body)
+
+
+async def complete(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post("/v1/completions", json={"prompt": "hi", **fields})
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error object of an answer, after checking its shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    return error

@@ -1,0 +1,295 @@
+"""A model that answers from a script: everything the server sees of an engine, and no model.
+
+Its tokenizer has one token a byte (id = the byte), two special tokens, and a chat template.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import cast
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RawTokenizer
+from transformers import PreTrainedTokenizerFast
+
+from engine.admission import check_request
+from engine.client import EngineClient, State
+from engine.detokenize import Detokenizer, TokenBytes, token_bytes
+from engine.errors import EngineDied, EngineError, QueueFull
+from engine.messages import (
+    Generate,
+    ModelInfo,
+    PassStats,
+    Progress,
+    SamplingParams,
+    Stats,
+    TokenLogprob,
+    Tokens,
+)
+from engine.spec import ModelSpec
+from engine.stop import StopRules
+from engine.token_stream import Mail, TokenStream
+from server.tokenizer import Tokenizer
+
+EOS = 256  # <eos>
+START = 257  # <turn>
+VOCAB = 258
+CONTEXT = 1024
+
+TEMPLATE = (
+    "{%- for m in messages -%}"
+    "{%- if m.role == 'function' %}{{ raise_exception('no functions here') }}{% endif -%}"
+    "<turn>{{ m.role }}:{{ m.content }}{{ shout | default('') }}<eos>"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}<turn>assistant:{% endif -%}"
+)
+
+
+@cache
+def transformers_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    spelled = _byte_alphabet()
+    assert set(spelled.values()) == set(alphabet)
+    raw = RawTokenizer(models.BPE(vocab={spelled[b]: b for b in range(256)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken(t, special=True) for t in ("<eos>", "<turn>")])
+    inner = _library_tokenizer(raw)
+    inner.eos_token = "<eos>"
+    inner.chat_template = TEMPLATE
+    return inner
+
+
+def _library_tokenizer(raw: RawTokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=raw)  # type: ignore[no-untyped-call]  # theirs
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable character of each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def spelling() -> TokenBytes:
+    return token_bytes(transformers_tokenizer().backend_tokenizer)
+
+
+def load_fake_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
+    """In place of `load_tokenizer`; the path "no-template" gives a model without one."""
+    inner = transformers_tokenizer()
+    if path == "no-template":
+        inner = _library_tokenizer(inner.backend_tokenizer)
+    return Tokenizer(inner, spelling(), chat_template)
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    return tuple(text.encode())
+
+
+@dataclass
+class Script:
+    """What the engines of a test do."""
+
+    answers: Callable[[int], Sequence[int]] = lambda choice: (*ids_of("Hello there."), EOS)
+    burst: int = 3  # tokens a pass
+    context_length: int = CONTEXT
+    tokenizer_path: str = "fake"
+    gate: asyncio.Event | None = None  # answers wait for it before their first token
+    pause: asyncio.Event | None = None  # and for this before their last
+    load_gate: asyncio.Event | None = None  # loads wait for it
+    load_error: Exception | None = None
+    refuse: EngineError | None = None  # raised by `generate` at once
+    error: Exception | None = None  # raised after `error_after` bursts
+    error_after: int = 0
+    max_queue: int | None = None
+
+
+@dataclass
+class FakeEngines:
+    """Stands in for `EngineClient` as the factory, and remembers what was asked."""
+
+    script: Script = field(default_factory=Script)
+    made: list["FakeEngine"] = field(default_factory=list)
+
+    def __call__(
+        self,
+        spec: ModelSpec,
+        *,
+        max_queue: int = 256,
+        progress: Callable[[Progress], None] | None = None,
+        on_pass: Callable[[PassStats], None] | None = None,
+    ) -> EngineClient:
+        engine = FakeEngine(spec, self.script, self.script.max_queue or max_queue)
+        self.made.append(engine)
+        return cast(EngineClient, engine)
+
+    @property
+    def engine(self) -> "FakeEngine":
+        return self.made[-1]
+
+    @property
+    def loads(self) -> list[str]:
+        return [engine.spec.id for engine in self.made]
+
+
+class FakeEngine:
+    """One loaded model; see `EngineClient`."""
+
+    def __init__(self, spec: ModelSpec, script: Script, max_queue: int) -> None:
+        self.spec = spec
+        self.script = script
+        self.max_queue = max_queue
+        self.state: State = "new"
+        self.info: ModelInfo | None = None
+        self.requests: list[Generate] = []
+        self.running: set[str] = set()
+        self.closed_requests: list[str] = []  # ended before their last token
+        self.request_started = asyncio.Event()
+        self.request_closed = asyncio.Event()
+        self.load_started = asyncio.Event()
+        self.restarted = asyncio.Event()
+
+    @property
+    def num_outstanding(self) -> int:
+        return len(self.running)
+
+    async def start(self) -> ModelInfo:
+        self.state = "loading"
+        self.load_started.set()
+        if self.script.load_gate is not None:
+            await self.script.load_gate.wait()
+        if self.script.load_error is not None:
+            self.state = "failed"
+            raise self.script.load_error
+        self.state = "ready"
+        self.info = ModelInfo(
+            model_id=self.spec.id,
+            vocab_size=VOCAB,
+            context_length=self.script.context_length,
+            capacity_tokens=self.script.context_length,
+            max_sequences=4,
+            eos_token_ids=(EOS,),
+            numerics="strict",
+            fingerprint="fp_fake",
+            tokenizer_path=self.script.tokenizer_path,
+            plan="no model at all",
+        )
+        return self.info
+
+    async def ready(self, timeout: float) -> ModelInfo:
+        async with asyncio.timeout(timeout):
+            await self.restarted.wait()
+        assert self.info is not None
+        return self.info
+
+    async def close(self) -> None:
+        self.state = "closed"
+
+    def generate(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        n: int = 1,
+        key: str = "",
+    ) -> AsyncGenerator[Tokens, None]:
+        if self.state != "ready" or self.info is None:
+            raise EngineDied(f"not ready ({self.state})")
+        if self.script.refuse is not None:
+            raise self.script.refuse
+        message = Generate(request_id, tuple(prompt), params, n, key)
+        check_request(message, self.info)
+        if len(self.running) >= self.max_queue:
+            raise QueueFull("too many")
+        assert request_id not in self.running
+        self.requests.append(message)
+        self.running.add(request_id)
+        mail: Mail = asyncio.Queue()
+        serving = asyncio.create_task(self._serve(message, mail))
+
+        def abort() -> None:
+            if request_id in self.running:
+                self.running.discard(request_id)
+                serving.cancel()
+                self.closed_requests.append(request_id)
+                self.request_closed.set()
+
+        return TokenStream(mail, abort)
+
+    async def _serve(self, message: Generate, mail: Mail) -> None:
+        self.request_started.set()
+        if self.script.gate is not None:
+            await self.script.gate.wait()
+        passes = [self._passes(message, choice) for choice in range(message.n)]
+        longest = max(len(p) for p in passes)
+        for i in range(longest):
+            if self.script.error is not None and i == self.script.error_after:
+                self.running.discard(message.request_id)
+                mail.put_nowait(cast(EngineError, self.script.error))
+                return
+            if self.script.pause is not None and i == longest - 1:
+                await self.script.pause.wait()
+            for choice in passes:
+                if i < len(choice):
+                    mail.put_nowait(choice[i])
+        self.running.discard(message.request_id)
+        mail.put_nowait(None)
+
+    def _passes(self, message: Generate, choice: int) -> list[Tokens]:
+        """The messages of one choice: bursts of tokens up to the stop."""
+        params = message.params
+        room = self.script.context_length - len(message.prompt)
+        rules = StopRules(
+            params,
+            eos_token_ids=(EOS,),
+            max_tokens=room if params.max_tokens is None else params.max_tokens,
+            detokenizer=Detokenizer(spelling()),
+        )
+        script = list(self.script.answers(choice))
+        passes: list[Tokens] = []
+        while not passes or passes[-1].finish is None:
+            burst, script = script[: self.script.burst], script[self.script.burst :]
+            text, ids, finish, reason = "", [], None, None
+            for token in burst or [ord(".")]:
+                verdict = rules.push(token)
+                ids.append(token)
+                text += verdict.text
+                finish, reason = verdict.finish, verdict.stop_reason
+                if finish is not None:
+                    break
+            passes.append(
+                Tokens(
+                    message.request_id,
+                    choice,
+                    tuple(ids),
+                    text,
+                    tuple(_logprob(t, choice, params.logprobs) for t in ids)
+                    if params.logprobs is not None
+                    else (),
+                    finish,
+                    reason,
+                    None if finish is None else _stats(message, rules.num_tokens, len(passes) + 1),
+                )
+            )
+        return passes
+
+
+def _logprob(token: int, choice: int, num_top: int) -> TokenLogprob:
+    """Later choices are better."""
+    top = tuple(((token + i) % VOCAB, -0.5 - i) for i in range(num_top))
+    return TokenLogprob(token, -1.0 / (1 + choice), top)
+
+
+def _stats(message: Generate, num_tokens: int, passes: int) -> Stats:
+    return Stats(
+        prompt_tokens=len(message.prompt),
+        cached_tokens=2,
+        completion_tokens=num_tokens,
+        passes=passes,
+        drafted=4 * passes,
+        accepted=num_tokens - passes,
+        prompt_ms=5.0,
+        predicted_ms=10.0,
+    )

@@ -1,0 +1,154 @@
+"""The real thing: `understudy serve` with the demo model, asked by the official client."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletion
+
+ROOT = Path(__file__).parents[2]
+STARTERS = json.loads((ROOT / "configs" / "demo" / "starters.json").read_text())
+STORY: Any = [{"role": "user", "content": "Tell me a story."}]
+
+
+@pytest.fixture(scope="module")
+def process(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server on a free port, and the URL that it prints."""
+    home = tmp_path_factory.mktemp("home")
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home / "config"),
+        "UNDERSTUDY_CACHE": str(home / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "server.cli", "serve", "demo", "--port", "0"]
+    with subprocess.Popen(command, cwd=home, env=env, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        printed = ""
+        found = None
+        while found is None:
+            line = server.stderr.readline()
+            assert line, f"the server ended: {printed}"
+            printed += line
+            found = re.search(r"serves demo at (http://127\.0\.0\.1:\d+/v1)", line)
+        drain = ThreadPoolExecutor(1)
+        drain.submit(server.stderr.read)  # or a full pipe would stop the server
+        yield server, found[1]
+        server.kill()
+        drain.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(process: tuple[subprocess.Popen[str], str]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=process[1], api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(client: openai.OpenAI, messages: Any = STORY, **fields: Any) -> ChatCompletion:
+    asked: Any = {"model": "demo", "temperature": 0, "max_tokens": 40} | fields
+    answer: ChatCompletion = client.chat.completions.create(messages=messages, **asked)
+    return answer
+
+
+def text(answer: ChatCompletion) -> str:
+    return answer.choices[0].message.content or ""
+
+
+@pytest.mark.parametrize("starter", STARTERS[:3], ids=lambda starter: str(starter["id"]))
+def test_starters_are_answered(client: openai.OpenAI, starter: dict[str, Any]) -> None:
+    answer = text(ask(client, starter["messages"], max_tokens=starter["max_tokens"]))
+    assert [piece for piece in starter["contains"] if piece not in answer] == []
+
+
+def test_the_draft_saves_passes(client: openai.OpenAI) -> None:
+    timings: Any = ask(client).model_extra
+    assert timings["timings"]["passes"] < 20
+    assert timings["timings"]["draft_n_accepted"] > 20
+
+
+def test_a_stream_adds_up_to_the_whole_answer(client: openai.OpenAI) -> None:
+    whole = ask(client, temperature=1, seed=11)
+    stream = client.chat.completions.create(
+        model="demo", messages=STORY, temperature=1, seed=11, max_tokens=40, stream=True
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in stream) == text(whole)
+
+
+def test_an_answer_can_be_had_again_by_its_seed(client: openai.OpenAI) -> None:
+    first = ask(client, temperature=1)
+    extra: Any = first.model_extra
+    assert text(ask(client, temperature=1, seed=extra["timings"]["seed"])) == text(first)
+
+
+def test_the_first_of_several_choices_is_the_only_one_of_one(client: openai.OpenAI) -> None:
+    many = ask(client, temperature=1, seed=3, n=3)
+    assert many.choices[0].message.content == text(ask(client, temperature=1, seed=3))
+    assert len({c.message.content for c in many.choices}) == 3
+
+
+def test_bytes_of_logprobs_join_to_the_text(client: openai.OpenAI) -> None:
+    answer = ask(client, logprobs=True, top_logprobs=2, stop=[" time"])
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    joined = b"".join(bytes(entry.bytes or []) for entry in logprobs.content)
+    assert joined.decode() == text(answer)
+    assert answer.usage is not None
+    assert len(logprobs.content) == answer.usage.completion_tokens
+
+
+def test_many_at_once_get_what_each_gets_alone(client: openai.OpenAI) -> None:
+    alone = [text(ask(client, temperature=1, seed=seed, max_tokens=20)) for seed in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(
+            lambda seed: text(ask(client, temperature=1, seed=seed % 4, max_tokens=20)), range(8)
+        )
+        assert list(answers) == alone * 2
+
+
+def test_a_client_that_leaves_does_not_disturb_the_others(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="demo", messages=STORY, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    assert text(ask(client)).startswith("Once")
+
+
+def test_the_context_is_never_exceeded(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 2048"):
+        ask(client, max_tokens=3000)
+
+
+def test_the_same_model_without_a_draft_is_swapped_in_and_says_the_same(
+    client: openai.OpenAI,
+) -> None:
+    expected = [text(ask(client)), text(ask(client, temperature=1, seed=2))]
+    plain = [
+        ask(client, model="demo-plain"),
+        ask(client, model="demo-plain", temperature=1, seed=2),
+    ]
+    assert [text(answer) for answer in plain] == expected
+    assert {answer.model for answer in plain} == {"demo-plain"}
+
+
+def test_an_interrupt_ends_the_server_in_good_order(
+    process: tuple[subprocess.Popen[str], str], client: openai.OpenAI
+) -> None:
+    server, _ = process
+    assert client.models.retrieve("demo").id == "demo"
+    server.send_signal(signal.SIGINT)
+    assert server.wait(60) == 0

@@ -1,0 +1,77 @@
+"""What the model reads: rendered chats."""
+
+from typing import Any
+
+import httpx
+
+from tests.server.conftest import chat, error_of
+from tests.server.fake_engine import EOS, START, FakeEngines
+
+
+def rendered(engines: FakeEngines) -> str:
+    special = {EOS: "<eos>", START: "<turn>"}
+    return "".join(special.get(t) or chr(t) for t in engines.engine.requests[-1].prompt)
+
+
+async def test_roles_and_parts(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": "be kind"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        },
+        {"role": "assistant", "content": None, "refusal": "no"},
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+            ],
+        },
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+    ]
+    assert (await chat(client, messages=messages)).status_code == 200
+    assert rendered(engines) == (
+        "<turn>system:be kind<eos><turn>user:ab<eos><turn>assistant:no<eos>"
+        "<turn>assistant:<eos><turn>tool:7<eos><turn>assistant:"
+    )
+
+
+async def test_template_arguments(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    await chat(client, chat_template_kwargs={"shout": "!"}, add_generation_prompt=False)
+    assert rendered(engines) == "<turn>user:hi!<eos>"
+
+
+async def test_a_last_assistant_message_is_continued(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
+    await chat(client, messages=messages, continue_final_message=True)
+    assert rendered(engines) == "<turn>user:hi<eos><turn>assistant:Well"
+    await chat(client, messages=messages)
+    assert rendered(engines).endswith("Well<eos><turn>assistant:")
+
+
+async def test_continuing_and_prompting_exclude_each_other(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
+    error = error_of(
+        await chat(
+            client, messages=messages, continue_final_message=True, add_generation_prompt=True
+        ),
+        400,
+    )
+    assert error["param"] == "add_generation_prompt"
+
+
+async def test_a_template_that_refuses_is_a_400_with_its_message(
+    client: httpx.AsyncClient,
+) -> None:
+    messages = [{"role": "function", "name": "f", "content": "x"}]
+    error = error_of(await chat(client, messages=messages, stream=True), 400)
+    assert error["code"] == "chat_template_error"
+    assert "no functions here" in error["message"]
+
+
+async def test_arguments_that_break_the_template_are_a_400(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    error = error_of(await chat(client, messages=messages, chat_template_kwargs={"self": 1}), 400)
+    assert error["param"] == "chat_template_kwargs.self"
