@@ -1,0 +1,160 @@
+"""A memory cgroup: a small machine inside a large one. Linux, needs root; versions 1 and 2."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from threading import Event, Thread
+from typing import Any
+
+ROOT = Path("/sys/fs/cgroup")
+SAMPLE_S = 0.05  # between two looks at the anonymous memory
+LEAVE_S = 20.0  # for the processes of a group to be gone
+
+
+class NoMemoryGroup(Exception):
+    """This machine does not let us make a memory cgroup; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What one version of cgroups calls its files."""
+
+    parent: Path
+    limit: str
+    no_swap: tuple[str, str | None]  # file and value; None: the limit itself
+    peak: str
+    anonymous: str  # key in memory.stat
+    events: str  # holds "oom_kill N"
+
+
+_V1 = _Files(
+    parent=ROOT / "memory",
+    limit="memory.limit_in_bytes",
+    no_swap=("memory.memsw.limit_in_bytes", None),
+    peak="memory.max_usage_in_bytes",
+    anonymous="rss",
+    events="memory.oom_control",
+)
+_V2 = _Files(
+    parent=ROOT,
+    limit="memory.max",
+    no_swap=("memory.swap.max", "0"),
+    peak="memory.peak",
+    anonymous="anon",
+    events="memory.events",
+)
+
+
+class MemoryGroup:
+    """One group with a limit. Page cache counts towards it, and is given up when it is short."""
+
+    def __init__(self, files: _Files, name: str, limit: int) -> None:
+        self._files = files
+        self.path = files.parent / name
+        self.limit = limit
+        self._peak_anonymous = 0
+        self._ended = Event()
+
+    def make(self) -> None:
+        """Make the group. Raises `NoMemoryGroup`."""
+        name, value = self._files.no_swap
+        try:
+            self.path.mkdir()
+            (self.path / self._files.limit).write_text(str(self.limit))
+            if (self.path / name).exists():  # a kernel without swap accounting has none
+                (self.path / name).write_text(value or str(self.limit))
+        except OSError as error:
+            raise NoMemoryGroup(
+                f"{self.path}: cannot be made ({error.strerror}). Run as root, on a machine or in "
+                "a container whose /sys/fs/cgroup may be written"
+            ) from error
+
+    def start(self, command: Sequence[str], **options: Any) -> "Popen[bytes]":
+        """Start a process that is in the group, like all its children, from its first byte on."""
+        join = 'echo $$ > "$0" && exec "$@"'
+        return Popen(["/bin/sh", "-c", join, str(self.path / "cgroup.procs"), *command], **options)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most the group held at once, page cache included."""
+        path = self.path / self._files.peak
+        return int(path.read_text()) if path.exists() else 0  # version 2 before Linux 5.19
+
+    @property
+    def peak_anonymous_bytes(self) -> int:
+        """The most that its processes held and could not give up, by sampling."""
+        return self._peak_anonymous
+
+    @property
+    def num_oom_kills(self) -> int:
+        return self._table(self._files.events).get("oom_kill", 0)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the processes that live now have read from storage, not from the page cache."""
+        total = 0
+        for pid in self._pids():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+                total += sum(int(x.split()[1]) for x in lines if x.startswith("read_bytes:"))
+        return total
+
+    def watch(self) -> None:
+        """Sample the anonymous memory until the group is removed."""
+        while not self._ended.wait(SAMPLE_S):
+            now = self._table("memory.stat").get(self._files.anonymous, 0)
+            self._peak_anonymous = max(self._peak_anonymous, now)
+
+    def remove(self) -> None:
+        """End what is left in the group, and the group."""
+        self._ended.set()
+        deadline = time.monotonic() + LEAVE_S
+        while self._pids() and time.monotonic() < deadline:
+            time.sleep(SAMPLE_S)
+        for pid in self._pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while self._pids():
+            time.sleep(SAMPLE_S)
+        self.path.rmdir()
+
+    def _pids(self) -> list[int]:
+        return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
+
+    def _table(self, name: str) -> dict[str, int]:
+        lines = (self.path / name).read_text().splitlines()
+        return {key: int(value) for key, value in (line.split()[:2] for line in lines)}
+
+
+@contextmanager
+def memory_group(name: str, limit: int) -> Iterator[MemoryGroup]:
+    """A new group with this limit in bytes and no swap; its processes are ended at the end.
+
+    Raises `NoMemoryGroup`.
+    """
+    group = MemoryGroup(_version(), f"{name}-{os.getpid()}", limit)
+    group.make()
+    watcher = Thread(target=group.watch, name="memory group", daemon=True)
+    watcher.start()
+    try:
+        yield group
+    finally:
+        group.remove()
+        watcher.join()
+
+
+def _version() -> _Files:
+    if (_V1.parent / _V1.limit).exists():
+        return _V1
+    controllers = ROOT / "cgroup.subtree_control"
+    if controllers.exists() and "memory" in controllers.read_text().split():
+        return _V2
+    raise NoMemoryGroup(
+        f"{ROOT}: no memory controller for new groups. With cgroups version 2, write +memory to "
+        f"{controllers} as root"
+    )
