@@ -103,6 +103,7 @@ def test_plain_greedy_decoding_equals_generate(family: str) -> None:
         attention_mask=torch.ones_like(inputs),
         max_new_tokens=30,
         do_sample=False,
+        use_cache=False,  # transformers 5.17 with a cache goes wrong at longrope's border
         eos_token_id=None,
         pad_token_id=2,
     )[0, 20:].tolist()

@@ -1,0 +1,37 @@
+"""Methods are found by their file's name, and the README's example is one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import engine.drafters
+from engine.drafter import available
+from engine.spec import DraftSpec
+from tests.engine.models import PLAIN, alone, checkpoint, exact, load, prompt, request, run
+
+README = Path(__file__).parents[2] / "README.md"
+IMPORTS = """
+from engine.drafter import DraftContext, DraftNeeds, Target
+from engine.tree import DraftTree
+"""
+
+
+def test_the_methods_are_the_files() -> None:
+    assert available() == ["ngram", "none", "specexec", "subspec"]
+
+
+def test_the_readmes_method_works_by_adding_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "def prepare" in block]
+    (tmp_path / "repeat.py").write_text(IMPORTS + example)
+    monkeypatch.setattr(engine.drafters, "__path__", [*engine.drafters.__path__, str(tmp_path)])
+    assert "repeat" in available()
+    asked = [request("g", prompt(8)), request("s", prompt(9), temperature=1.0, seed=1)]
+    want = alone(load(checkpoint("llama"), PLAIN), asked)
+    got = run(load(checkpoint("llama"), DraftSpec("repeat")), asked)
+    assert exact(got) == exact(want)
+    stats = got[("g", 0)].stats
+    assert stats is not None and stats.drafted > 0
