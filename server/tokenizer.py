@@ -5,12 +5,12 @@ Everything but `load_tokenizer` is pure; calls on long texts take a while and be
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
 from engine.detokenize import TokenBytes, token_bytes
-from engine.errors import ModelError
 from server.errors import ApiError
 
 RESERVED_TEMPLATE_ARGUMENTS = frozenset(
@@ -106,10 +106,8 @@ _TEMPLATE_ERRORS = (
 
 def load_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
     """Load the tokenizer of folder `path`. Raises `ModelError` when it cannot be read."""
-    from transformers import AutoTokenizer  # seconds, and only the server's start has time for it
+    # On first use: transformers takes seconds to import, and only a model's load has time for it.
+    from engine.tokenizer import read_tokenizer
 
-    try:
-        inner = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, LookupError) as error:
-        raise ModelError(f"{path}: the tokenizer cannot be loaded: {error}") from error
+    inner = read_tokenizer(Path(path))
     return Tokenizer(inner, token_bytes(inner.backend_tokenizer), chat_template)

@@ -74,6 +74,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.errors"),
     ("server*", "engine.messages"),
     ("server*", "engine.spec"),
+    ("server.tokenizer", "engine.tokenizer"),  # both processes load the same one
     ("server.commands", "engine.hub"),  # `understudy pull`
     ("server.commands", "engine.cache"),  # `understudy prune`
     ("server.commands", "engine.pack"),
