@@ -51,6 +51,9 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
     files = TargetFiles(spec, progress)
     if files.config.model_type not in TESTED:
         log.warning("family %s is not among the tested ones", files.config.model_type)
+    if files.is_expanded:
+        total = sum(layout.nbytes for layout in files.units.layouts)
+        log.info("%s: MXFP4 experts are expanded when read, %.1f GB in all", spec.id, total / 1e9)
     memory = available_memory(files.device)
     method = _draft_method(files, memory)
     plan = _plan(files, method, memory)

@@ -12,7 +12,7 @@ from engine import __version__
 from engine.cache import packed
 from engine.decoder import Decoder, Weights, build_on_meta
 from engine.errors import ModelError
-from engine.family import kv_shape, read_config
+from engine.family import EXPERTS_LAST, kv_shape, read_config
 from engine.hub import resolve
 from engine.kv_cache import PAGE, KVCache
 from engine.layout import UnitReader
@@ -27,6 +27,7 @@ from engine.tokenizer import read_tokenizer
 from engine.weights import CheckpointUnits
 
 Progress = Callable[[str, int, int], None]
+SLICE_BYTES = 256 << 20  # a layer above this moves in slices, where its family can
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -46,7 +47,13 @@ class TargetFiles:
         self.dtype = _dtype(spec, self.config)
         self.tokenizer = read_tokenizer(self.folder)
         self.model = build_on_meta(self.config, self.dtype, strict=self.strict)
-        self.units = CheckpointUnits(self.folder, self.model, self.dtype, spec.target.quantize)
+        self.units = CheckpointUnits(
+            self.folder,
+            self.model,
+            self.dtype,
+            spec.target.quantize,
+            slice_bytes=SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None,
+        )
         self.tensors = self.units.other()
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
@@ -57,6 +64,12 @@ class TargetFiles:
         """What the weights are: source, revision and precision."""
         parts = [self._revision, str(self.dtype), str(self.spec.target.quantize)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether the checkpoint's own 4-bit form (MXFP4) does not stay packed."""
+        stored = getattr(self.config, "quantization_config", None) or {}
+        return bool(stored) and dict(stored).get("quant_method") == "mxfp4"
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
@@ -77,6 +90,7 @@ class TargetFiles:
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
         return Demand(
             unit_bytes=[layout.nbytes for layout in self.units.layouts],
+            layers=self.units.layers,
             expanded_bytes=expanded_bytes(self.units, self.dtype),
             other_device_bytes=everything - embedding,
             hidden_size=self.hidden_size,
@@ -116,6 +130,7 @@ class TargetFiles:
             device=self.device,
             strict=self.strict,
             tile=FAST_TILE,
+            layers=self.units.layers,
         )
 
     def kv_cache(self, num_pages: int) -> KVCache:

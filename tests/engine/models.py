@@ -51,12 +51,17 @@ def checkpoint(
     folder = save_tiny(
         family, Path(_SCRATCH.name) / name, dtype=dtype, seed=seed, vocab_size=VOCAB, layers=layers
     )
+    add_tokenizer(folder)
+    return folder
+
+
+def add_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of one byte a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:VOCAB]
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.decoder = decoders.ByteLevel()
     fast: Any = PreTrainedTokenizerFast
     fast(tokenizer_object=backend).save_pretrained(folder)
-    return folder
 
 
 def model_spec(folder: Path, draft: DraftSpec, **changes: Any) -> ModelSpec:
