@@ -11,6 +11,8 @@ answer or the kernel had to kill for lack of memory.
 import argparse
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import sys
@@ -108,12 +110,14 @@ def main() -> int:
 
 def measure(folder: Path, args: argparse.Namespace) -> Report:
     """Make the checkpoint in `folder`, serve it inside the limit, ask for tokens."""
-    checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=args.layers))
-    limit = checkpoint.nbytes * args.percent // 100
-    _write_config(folder / "config", checkpoint.folder, args.device_bytes)
-    forget_pages(folder)
     log = folder / "server.log"
-    with memory_group("understudy-limited", limit) as group:
+    shutil.rmtree(folder / "packed", ignore_errors=True)  # packing is part of what is shown
+    with memory_group("understudy-limited") as group:
+        checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=args.layers))
+        limit = checkpoint.nbytes * args.percent // 100
+        _write_config(folder / "config", checkpoint.folder, args.device_bytes)
+        forget_pages(folder)
+        group.limit(limit)
         began = time.monotonic()
         with _server(group, folder, log, args.timeout) as url:
             start_s = time.monotonic() - began
@@ -147,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where checkpoint and packed copy are made (twice the weights' bytes) and stay for "
-        "the next run (default: a temporary folder, removed at the end)",
+        help="where checkpoint and packed copy are made (twice the weights' bytes); the next run "
+        "uses the checkpoint again (default: a temporary folder, removed at the end)",
     )
     parser.add_argument("--percent", type=int, default=40, help="limit, of the checkpoint's bytes")
     parser.add_argument("--layers", type=int, default=Shape().layers, help="45 M parameters each")
@@ -234,8 +238,8 @@ def _ask(url: str, group: MemoryGroup, prompt: int, tokens: int, timeout: float)
 
 
 def _plan_of(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return next((line.strip() for line in lines if "units resident" in line), "unknown")
+    found = re.search(r"\d+ of \d+ units resident.*", log.read_text(errors="replace"))
+    return found[0] if found else "unknown"
 
 
 def _free_port() -> int:

@@ -51,28 +51,20 @@ _V2 = _Files(
 
 
 class MemoryGroup:
-    """One group with a limit. Page cache counts towards it, and is given up when it is short."""
+    """One group. Page cache counts towards its limit, and is given up when memory is short."""
 
-    def __init__(self, files: _Files, name: str, limit: int) -> None:
+    def __init__(self, files: _Files, name: str) -> None:
         self._files = files
         self.path = files.parent / name
-        self.limit = limit
         self._peak_anonymous = 0
         self._ended = Event()
 
-    def make(self) -> None:
-        """Make the group. Raises `NoMemoryGroup`."""
+    def limit(self, nbytes: int) -> None:
+        """Allow the group so many bytes, and no swap."""
         name, value = self._files.no_swap
-        try:
-            self.path.mkdir()
-            (self.path / self._files.limit).write_text(str(self.limit))
-            if (self.path / name).exists():  # a kernel without swap accounting has none
-                (self.path / name).write_text(value or str(self.limit))
-        except OSError as error:
-            raise NoMemoryGroup(
-                f"{self.path}: cannot be made ({error.strerror}). Run as root, on a machine or in "
-                "a container whose /sys/fs/cgroup may be written"
-            ) from error
+        (self.path / self._files.limit).write_text(str(nbytes))
+        if (self.path / name).exists():  # a kernel without swap accounting has none
+            (self.path / name).write_text(value or str(nbytes))
 
     def start(self, command: Sequence[str], **options: Any) -> "Popen[bytes]":
         """Start a process that is in the group, like all its children, from its first byte on."""
@@ -132,13 +124,19 @@ class MemoryGroup:
 
 
 @contextmanager
-def memory_group(name: str, limit: int) -> Iterator[MemoryGroup]:
-    """A new group with this limit in bytes and no swap; its processes are ended at the end.
+def memory_group(name: str) -> Iterator[MemoryGroup]:
+    """A new group without a limit yet; its processes are ended at the end.
 
     Raises `NoMemoryGroup`.
     """
-    group = MemoryGroup(_version(), f"{name}-{os.getpid()}", limit)
-    group.make()
+    group = MemoryGroup(_version(), f"{name}-{os.getpid()}")
+    try:
+        group.path.mkdir()
+    except OSError as error:
+        raise NoMemoryGroup(
+            f"{group.path}: cannot be made ({error.strerror}). Run as root, on a machine or in a "
+            "container whose /sys/fs/cgroup may be written"
+        ) from error
     watcher = Thread(target=group.watch, name="memory group", daemon=True)
     watcher.start()
     try:

@@ -11,7 +11,7 @@ import os
 import struct
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    def part(self, rows: range) -> "StoredTensor":
+        """The bytes of some entries of the first dimension."""
+        stride = self.nbytes // self.shape[0]
+        return replace(
+            self,
+            shape=(len(rows), *self.shape[1:]),
+            offset=self.offset + rows.start * stride,
+            nbytes=len(rows) * stride,
+        )
 
 
 class Checkpoint:

@@ -17,7 +17,8 @@ from transformers import AttentionInterface
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from engine.attention import ATTENTION, Batch, attend
-from engine.experts import EXPERTS, apply_experts
+from engine.experts import EXPERTS, DeferredExperts, add_experts, apply_experts
+from engine.layout import LayerUnits, whole_layers
 from engine.rope import LengthGroupedRotary, original_length
 
 STRICT_ROWS = 64  # every product has exactly this many rows under strict numerics
@@ -29,7 +30,7 @@ class PassCancelled(Exception):
 
 
 class Weights(Protocol):
-    """Where a decoder borrows its units: layers in order, then the head."""
+    """Where a decoder borrows its units: those of the layers in order, then the head."""
 
     def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]: ...
 
@@ -40,17 +41,21 @@ class StreamedLayer(nn.Module):
     def __init__(
         self,
         inner: nn.Module,
-        index: int,
+        units: LayerUnits,
         weights: Weights,
         tile: int | None,
         on_border: Callable[[], None],
     ) -> None:
         super().__init__()
         self.inner = inner
-        self.index = index
+        self.units = units
         self.weights = weights
         self.tile = tile
         self.on_border = on_border
+        self.experts: DeferredExperts | None = None
+        if units.slices:
+            self.experts = DeferredExperts(inner.get_submodule(units.experts))
+            inner.set_submodule(units.experts, self.experts)
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
@@ -61,7 +66,16 @@ class StreamedLayer(nn.Module):
 
     def forward(self, hidden: Tensor, *, batch: Batch, **arguments: Any) -> Tensor:
         """hidden [1, R, D], overwritten tile by tile: a row's layer needs no other row's hidden."""
-        with self.weights.unit(self.index) as views:
+        if self.experts is None:
+            self._run_tiles(hidden, batch, arguments)
+        else:
+            with self.experts.deferring(hidden.shape[1]):
+                self._run_tiles(hidden, batch, arguments)
+                hidden[0] += self._run_slices(self.experts, batch)
+        return hidden
+
+    def _run_tiles(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> None:
+        with self.weights.unit(self.units.first) as views:
             if not batch.alive():
                 raise PassCancelled
             bind(self.inner, views)
@@ -72,9 +86,27 @@ class StreamedLayer(nn.Module):
                 last = min(first + tile, rows)
                 part = batch.tile(first, last)
                 if part.alive():
+                    if self.experts is not None:
+                        self.experts.first = first
                     own = {k: _slice(v, first, last, rows) for k, v in arguments.items()}
                     hidden[:, first:last] = self.inner(hidden[:, first:last], batch=part, **own)
-        return hidden
+
+    def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
+        """What the experts make of the rows that wait for them, [R, D]."""
+        if experts.routed is None:
+            raise PassCancelled  # every tile was skipped
+        out = torch.zeros_like(experts.routed.hidden)
+        tile = None if batch.strict else self.tile or len(out)
+        prefix = f"{self.units.experts}."
+        for unit, held in zip(self.units.units[1:], self.units.slices, strict=True):
+            self.on_border()
+            with self.weights.unit(unit) as views:
+                if not batch.alive():
+                    raise PassCancelled
+                own = {name.removeprefix(prefix): view for name, view in views.items()}
+                bind(experts.inner, own)
+                add_experts(experts.inner, held, experts.routed, out, tile)
+        return out
 
 
 def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -133,10 +165,12 @@ class Decoder:
         device: torch.device,
         strict: bool,
         tile: int | None = None,
+        layers: Sequence[LayerUnits] | None = None,
     ) -> None:
         """`tensors` are the model's tensors outside layers and head, by full name.
 
         The embedding stays on the host, where its rows are gathered; the rest goes to `device`.
+        `layers` tell which units are each layer's; None: each is one.
         """
         self.model = model
         self.weights = weights
@@ -148,10 +182,11 @@ class Decoder:
         self.decoder = model.get_decoder()
         self.output = model.get_output_embeddings()
         self._place(tensors)
-        layers = self.decoder.layers
-        self.num_layers = len(layers)
-        for index, inner in enumerate(layers):
-            layers[index] = StreamedLayer(inner, index, weights, self.tile, self._border)
+        modules = self.decoder.layers
+        layers = layers or whole_layers(len(modules))
+        for index, (inner, units) in enumerate(zip(modules, layers, strict=True)):
+            modules[index] = StreamedLayer(inner, units, weights, self.tile, self._border)
+        self.head_unit = layers[-1].units.stop
         if self.original_length is not None:
             self.decoder.rotary_emb = LengthGroupedRotary(
                 self.decoder.rotary_emb, self.original_length
@@ -211,7 +246,7 @@ class Decoder:
     def head(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """Borrow the head: a function from hidden [rows <= 64, D] to logits [rows, V]."""
         self.on_border()
-        with self.weights.unit(self.num_layers) as views:
+        with self.weights.unit(self.head_unit) as views:
             bind(self.output, views)
             yield self._logits
 

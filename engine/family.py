@@ -29,6 +29,9 @@ TESTED = frozenset(
         "qwen3_moe",
     }
 )
+# Families whose layers add the experts' output to the residual, and nothing comes after: no norm of
+# the output, no scale, no shared expert. Then the experts may be added when the rest is done.
+EXPERTS_LAST = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 

@@ -52,7 +52,7 @@ class Growth:
         self.scores = [0.0]
         self.scratch: dict[int, int] = {}  # node -> scratch row
         self.ancestors = torch.zeros(self.room, self.room, dtype=torch.bool)
-        self._frontier = [(0.0, 0)]  # (minus score, node)
+        self._frontier = [(0.0, 0)] if self.max_depth else []  # (minus score, node)
 
     def select(self) -> list[int]:
         """Take the best nodes worth expanding off the frontier and give them scratch rows."""

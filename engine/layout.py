@@ -45,6 +45,24 @@ class UnitLayout:
         }
 
 
+@dataclass(frozen=True)
+class LayerUnits:
+    """The consecutive units of one layer: one, or its base and then slices of its experts."""
+
+    first: int  # the unit of everything but sliced experts
+    experts: str = ""  # path of the sliced experts inside the layer, "mlp.experts"
+    slices: tuple[range, ...] = ()  # the experts in each of the units behind the first
+
+    @property
+    def units(self) -> range:
+        return range(self.first, self.first + 1 + len(self.slices))
+
+
+def whole_layers(num_layers: int) -> tuple[LayerUnits, ...]:
+    """Layers of one unit each, as all are where nothing is sliced."""
+    return tuple(LayerUnits(index) for index in range(num_layers))
+
+
 class UnitReader(Protocol):
     """Fills slabs with weights: from the checkpoint itself or from packed files."""
 

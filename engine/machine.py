@@ -10,7 +10,7 @@ from engine.plan import Memory
 
 DEVICE_SHARE = 0.9  # of the free device memory: the rest is the runtime's own
 RAM_SHARE = 0.8  # of the free RAM
-CPU_DEVICE_SHARE = 0.5  # of the RAM, where the RAM is the device: files must stay cached too
+CPU_DEVICE_SHARE = 0.7  # of the free RAM, where it is the device: temporaries come on top
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")

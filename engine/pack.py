@@ -7,6 +7,7 @@ and the folder renamed after that, so a killed packing leaves nothing that loads
 
 import fcntl
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -188,8 +189,10 @@ def _partial(folder: Path) -> Iterator[Path]:
 def _write_units(
     reader: UnitReader, partial: Path, key: str, total: int, progress: ReportProgress
 ) -> None:
-    slab = torch.empty(max(layout.nbytes for layout in reader.layouts), dtype=torch.uint8)
-    slab.zero_()  # the gaps between fields are part of the checksum
+    # Zeros: the gaps between fields are part of the checksum. Not from the heap, which keeps what
+    # is freed (engine.malloc).
+    pages = mmap.mmap(-1, max(layout.nbytes for layout in reader.layouts))
+    slab = torch.frombuffer(pages, dtype=torch.uint8)
     units: list[dict[str, Any]] = []
     done = 0
     for index, layout in enumerate(reader.layouts):

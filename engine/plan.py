@@ -4,16 +4,18 @@ Order of claims on the device: what nothing runs without (activations, ring, the
 pages, then resident units, spread evenly through the depth so that the ring never starves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from engine.attention import SCORES
 from engine.errors import ModelError
 from engine.kv_cache import PAGE
+from engine.layout import LayerUnits
 from engine.spec import ModelSpec, Tier
 
 DEFAULT_SEQUENCES = 8
 DEFAULT_SLOTS = 3  # one in use, one ready, one on its way
+FEWEST_SLOTS = 2  # one in use, one on its way
 LARGEST_PASS = 8192  # rows; a longer prompt takes more passes
 KV_SHARE = 0.25  # of the device limit, at most, unless everything fits
 SHORTEST_CONTEXT = 256  # tokens of KV below which serving makes no sense
@@ -23,7 +25,8 @@ SHORTEST_CONTEXT = 256  # tokens of KV below which serving makes no sense
 class Demand:
     """What the model and its draft would like to take; sizes in bytes."""
 
-    unit_bytes: Sequence[int]  # layers, then the head
+    unit_bytes: Sequence[int]  # those of the layers, then the head
+    layers: Sequence[LayerUnits]  # which units are each layer's
     expanded_bytes: int  # 4-bit targets: one unit's dense weights; else 0
     other_device_bytes: int  # tensors outside layers and head that live on the device
     hidden_size: int
@@ -83,23 +86,21 @@ def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
     wanted_pages = _wanted_pages(demand, max_sequences)
     page_bytes = demand.kv_bytes_per_token * PAGE
     units = list(demand.unit_bytes)
-    num_layers = len(units) - 1
 
     streams = spec.stream.tier not in (None, "resident") or spec.stream.resident is not None
     everything = fixed + sum(units) + page_bytes * wanted_pages
     if spec.stream.tier == "resident" or (not streams and everything <= limit):
         return _plan(spec, demand, memory, limit, fixed, set(range(len(units))), 0, max_sequences)
 
-    slots = spec.stream.slots or min(DEFAULT_SLOTS, len(units))
-    ring = slots * max(units)
+    slots = spec.stream.slots or _slots(units, limit - fixed - page_bytes * _fewest_pages(demand))
+    resident = _large_head(units, slots)
+    ring = _ring_bytes(units, resident, slots)
     pages = min(wanted_pages, max(int(limit * KV_SHARE) // page_bytes, _fewest_pages(demand)))
-    left = limit - fixed - ring - pages * page_bytes
+    left = limit - fixed - ring - sum(units[i] for i in resident) - pages * page_bytes
     if spec.stream.resident is not None:
-        resident = set(_spread(num_layers, min(spec.stream.resident, num_layers)))
-    elif spec.stream.tier is not None:
-        resident = set()  # the user asked for this tier: all of it streams
-    else:
-        resident = _residents(units, left)
+        resident |= _spread(demand.layers, min(spec.stream.resident, len(demand.layers)))
+    elif spec.stream.tier is None:  # else the user asked for all of it to stream
+        resident |= _residents(demand, left)
     return _plan(spec, demand, memory, limit, fixed, resident, slots, max_sequences)
 
 
@@ -117,7 +118,7 @@ def _plan(
     units = demand.unit_bytes
     resident_bytes = sum(units[i] for i in resident)
     streamed = [i for i in range(len(units)) if i not in resident]
-    ring = slots * max((units[i] for i in streamed), default=0)
+    ring = _ring_bytes(units, resident, slots)
     page_bytes = demand.kv_bytes_per_token * PAGE
     left = limit - fixed - ring - resident_bytes
     pages = min(_wanted_pages(demand, max_sequences), left // page_bytes)
@@ -163,7 +164,9 @@ def _tier(spec: ModelSpec, memory: Memory, streamed_bytes: int) -> Tier:
 
 def _activation_bytes(demand: Demand, max_rows: int) -> int:
     """Hidden states of a pass, one tile inside a layer, one block of logits, attention scores."""
-    hidden = 2 * max_rows * demand.hidden_size * demand.item_bytes
+    # Rows whose experts come in slices wait with a copy of theirs and one of the result.
+    copies = 4 if any(layer.slices for layer in demand.layers) else 2
+    hidden = copies * max_rows * demand.hidden_size * demand.item_bytes
     tile = 512 * 4 * demand.widest * demand.item_bytes
     logits = 2 * 64 * demand.vocab_size * 8
     scores = min(SCORES, demand.num_heads * 64 * demand.context_length)
@@ -181,16 +184,37 @@ def _fewest_pages(demand: Demand) -> int:
     return -(-tokens // PAGE) + 1
 
 
-def _residents(units: Sequence[int], left: int) -> set[int]:
-    """As many layers as fit, spread evenly."""
-    layer = max(units[:-1])
-    count = min(max(left, 0) // layer, len(units) - 1)
-    return set(_spread(len(units) - 1, count))
+def _slots(units: Sequence[int], room: int) -> int:
+    """As many ring slots as run best, or as fit `room` together with what they make resident."""
+    best = min(DEFAULT_SLOTS, len(units))
+    resident = _large_head(units, best)
+    needed = _ring_bytes(units, resident, best) + sum(units[i] for i in resident)
+    return best if needed <= room else min(FEWEST_SLOTS, len(units))
 
 
-def _spread(total: int, count: int) -> list[int]:
-    """`count` of `total` indices, as evenly as can be."""
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+def _large_head(units: Sequence[int], slots: int) -> set[int]:
+    """The head, where it is so much larger than the rest that every slot would grow for it.
+
+    Resident, it takes no more of the device than that, and does not travel.
+    """
+    head, rest = units[-1], max(units[:-1])
+    return {len(units) - 1} if head + slots * rest <= slots * head else set()
+
+
+def _ring_bytes(units: Sequence[int], resident: Set[int], slots: int) -> int:
+    return slots * max((units[i] for i in range(len(units)) if i not in resident), default=0)
+
+
+def _residents(demand: Demand, left: int) -> set[int]:
+    """The units of as many layers as fit, spread evenly."""
+    layer = max(sum(demand.unit_bytes[i] for i in layer.units) for layer in demand.layers)
+    return _spread(demand.layers, min(max(left, 0) // layer, len(demand.layers)))
+
+
+def _spread(layers: Sequence[LayerUnits], count: int) -> set[int]:
+    """The units of `count` layers, as evenly apart as can be."""
+    chosen = [layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count)]
+    return {unit for layer in chosen for unit in layer.units}
 
 
 def _size(num_bytes: int) -> str:

@@ -123,7 +123,7 @@ class Scheduler:
 
     def schedule(self) -> list[Turn]:
         """The turns of the next pass; empty when nobody can run."""
-        for sequence in list(self.running):
+        for sequence in reversed(self.running.copy()):  # of those paused, the oldest goes on first
             self.cache.trim(sequence.pages)
             if sequence.is_long != bool(sequence.pages.salt):
                 self._pause(sequence)  # it crossed the rope's border: all its KV is other now
@@ -191,23 +191,29 @@ class Scheduler:
         return True
 
     def _turns(self) -> list[Turn]:
+        """Trees share the free pages and the rows of a pass; prompts get at least a small chunk."""
         decoding = [s for s in self.running if s.is_decoding]
         prompts = [s for s in self.running if not s.is_decoding]
-        turns = [self._tree_turn(s, len(decoding) - i) for i, s in enumerate(decoding)]
-        rows = self.cap.rows if decoding else self.max_rows
+        kept = SMALLEST_CHUNK if prompts else 0
+        rows = self.max_rows - kept
+        turns = []
+        for i, sequence in enumerate(decoding):
+            turns.append(self._tree_turn(sequence, len(decoding) - i, rows))
+            rows -= turns[-1].room
+        rows = min(self.cap.rows if decoding else self.max_rows, rows + kept)
         for sequence in prompts:
             chain = min(sequence.num_pending, rows)
-            if chain == 0:
+            if chain <= 0:
                 break
             rows -= chain
             turns.append(Turn(sequence, chain, room=int(chain == sequence.num_pending)))
         return turns
 
-    def _tree_turn(self, sequence: Sequence, sharing: int) -> Turn:
-        """A decoding sequence's rows: its share of the free pages, at most `scratch_rows`."""
+    def _tree_turn(self, sequence: Sequence, sharing: int, rows: int) -> Turn:
+        """A decoding sequence's rows: its share of free pages and rows, at most `scratch_rows`."""
         share = self.cache.num_free_pages // sharing * PAGE
         spare = sequence.pages.capacity - sequence.pages.length
-        room = min(self.scratch_rows, spare + share)
+        room = min(self.scratch_rows, spare + share, max(rows // sharing, 1))
         granted = self.cache.reserve(sequence.pages, room)
         assert granted, "the share of free pages is free"
         return Turn(sequence, 1, room)

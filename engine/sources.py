@@ -47,6 +47,19 @@ class Direct:
         for piece in self.pieces:
             place(self.checkpoint, piece.stored, dense[piece.index] if piece.index else dense)
 
+    def experts(self, experts: range) -> "Direct":
+        """Some experts of fused ones, stored one by one or as one tensor."""
+        pieces: list[Piece] = []
+        for piece in self.pieces:
+            if not piece.index:
+                pieces.append(Piece(piece.stored.part(experts)))
+                continue
+            expert, *rest = piece.index
+            assert isinstance(expert, int), piece
+            if expert in experts:
+                pieces.append(Piece(piece.stored, (expert - experts.start, *rest)))
+        return Direct(self.checkpoint, tuple(pieces))
+
     @property
     def whole(self) -> StoredTensor | None:
         """The stored tensor, where the model's tensor is exactly one of them."""
@@ -66,6 +79,10 @@ class Mxfp4:
         (dense,) = out
         blocks, scales = self.checkpoint.load(self.blocks), self.checkpoint.load(self.scales)
         mxfp4.expand(blocks, scales, dense)
+
+    def experts(self, experts: range) -> "Mxfp4":
+        """Some of the experts."""
+        return Mxfp4(self.checkpoint, self.blocks.part(experts), self.scales.part(experts))
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,33 @@ class Quantized:
         weight = torch.empty(self.shape, dtype=self.dtype)
         self.dense.fill(weight)
         nf4.quantize(weight, *out)
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Some experts of a source that is only made as a whole: all of it is read."""
+
+    whole: Source
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # of the whole
+    experts: range
+
+    def fill(self, *out: Tensor) -> None:
+        (dense,) = out
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        self.whole.fill(whole)
+        dense.copy_(whole[self.experts.start : self.experts.stop])
+
+
+def excerpt(source: Source, experts: range, dtype: torch.dtype, shape: tuple[int, ...]) -> Source:
+    """The source of some experts of a fused tensor [experts, ...] of this dtype and shape.
+
+    Only their own bytes are read, but for experts that bitsandbytes stored fused: nf4 blocks know
+    no border between experts.
+    """
+    if isinstance(source, Direct | Mxfp4):
+        return source.experts(experts)
+    return Excerpt(source, dtype, shape, experts)
 
 
 def place(checkpoint: Checkpoint, stored: StoredTensor, out: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,9 @@ from transformers import PreTrainedModel
 from engine import nf4
 from engine.checkpoint import Checkpoint
 from engine.errors import ModelError
-from engine.layout import UnitLayout, lay_out
+from engine.layout import LayerUnits, UnitLayout, lay_out
 from engine.mapping import find_sources
-from engine.sources import Direct, Quantized, Source, StoredNf4
+from engine.sources import Direct, Quantized, Source, StoredNf4, excerpt
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
@@ -28,6 +29,31 @@ class _Filled:
     fields: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A tensor of the model, or some experts of one, that a unit holds."""
+
+    field: str  # its path inside the unit's module
+    source: Source
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    quantized: bool
+
+    def experts(self, experts: range) -> "_Part":
+        source = excerpt(self.source, experts, self.dtype, self.shape)
+        return replace(self, source=source, shape=(len(experts), *self.shape[1:]))
+
+    def placed(self, *, may_pack: bool) -> tuple[Source, dict[str, TensorSpec]]:
+        """Source and fields; `may_pack`: what is stored in nf4 may stay packed."""
+        if isinstance(self.source, StoredNf4) and self.source.stays_packed:
+            if may_pack:
+                return self.source, nf4.packed_tensors(self.field, self.shape, self.source.block)
+        elif self.quantized and nf4.can_quantize(self.shape):
+            packed = nf4.packed_tensors(self.field, self.shape)
+            return Quantized(self.source, self.dtype, self.shape), packed
+        return self.source, {self.field: (self.dtype, self.shape)}
+
+
 class CheckpointUnits:
     """A `UnitReader` over a folder of safetensors files.
 
@@ -36,6 +62,9 @@ class CheckpointUnits:
     `dtype` is what weights become when read; `quantize` "nf4" packs the linear weights of layers
     to 4 bits while they are read (embedding, norms, routers and head stay dense). What the
     checkpoint already holds in nf4 is passed on packed in any case.
+
+    A layer of more than `slice_bytes` that has fused experts becomes several units: the layer
+    without them, then slices of whole experts, each of at most `slice_bytes` or one expert.
 
     Raises `ModelError` when the checkpoint does not hold exactly this model.
     """
@@ -46,23 +75,31 @@ class CheckpointUnits:
         model: PreTrainedModel,
         dtype: torch.dtype,
         quantize: Literal["nf4"] | None = None,
+        *,
+        slice_bytes: int | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(folder)
         self._wanted = wanted_tensors(model, dtype)
         self._sources = find_sources(model, self._checkpoint, self._wanted)
         self._layouts: list[UnitLayout] = []
+        self._layers: list[LayerUnits] = []
         self._filled: list[tuple[_Filled, ...]] = []
         self._streamed: set[str] = set()
         layers, (head, head_module) = unit_modules(model)
         for name, module in layers:
             packable = linear_weights(module) if quantize else frozenset()
-            self._add_unit(name, module, packable, may_pack=True)
+            self._add_layer(name, module, self._parts(name, module, packable), slice_bytes)
         self._head_weight = f"{head}.weight"
-        self._add_unit(head, head_module, frozenset(), may_pack=False)
+        self._add_unit(head, self._parts(head, head_module), may_pack=False)
 
     @property
     def layouts(self) -> Sequence[UnitLayout]:
         return self._layouts
+
+    @property
+    def layers(self) -> Sequence[LayerUnits]:
+        """Which units are each layer's; the head's is the one behind them."""
+        return self._layers
 
     @property
     def head_is_tied(self) -> bool:
@@ -102,27 +139,59 @@ class CheckpointUnits:
         source.fill(out)
         return out
 
-    def _add_unit(
-        self, name: str, module: nn.Module, packable: frozenset[str], *, may_pack: bool
+    def _parts(
+        self, name: str, module: nn.Module, packable: frozenset[str] = frozenset()
+    ) -> list[_Part]:
+        """The tensors of a module; `packable` fields are quantized."""
+        names = {field: f"{name}.{field}" for field in module.state_dict()}
+        self._streamed.update(names.values())
+        return [
+            _Part(field, self._sources[full], *self._wanted[full], field in packable)
+            for field, full in names.items()
+        ]
+
+    def _add_layer(
+        self, name: str, layer: nn.Module, parts: Sequence[_Part], slice_bytes: int | None
     ) -> None:
-        """`packable` fields are quantized; `may_pack`: what is stored in nf4 may stay packed."""
-        tensors: dict[str, TensorSpec] = {}
-        filled: list[_Filled] = []
-        for field in module.state_dict():
-            dtype, shape = self._wanted[f"{name}.{field}"]
-            source = self._sources[f"{name}.{field}"]
-            placed: dict[str, TensorSpec] = {field: (dtype, shape)}
-            if isinstance(source, StoredNf4) and source.stays_packed:
-                if may_pack:
-                    placed = nf4.packed_tensors(field, shape, source.block)
-            elif field in packable and nf4.can_quantize(shape):
-                placed = nf4.packed_tensors(field, shape)
-                source = Quantized(source, dtype, shape)
-            tensors |= placed
-            filled.append(_Filled(source, tuple(placed)))
-            self._streamed.add(f"{name}.{field}")
-        self._layouts.append(lay_out(name, tensors))
-        self._filled.append(tuple(filled))
+        first = len(self._layouts)
+        path = fused_experts(layer)
+        size = _lay_out(name, parts).nbytes
+        if slice_bytes is None or path is None or size <= slice_bytes:
+            self._add_unit(name, parts)
+            self._layers.append(LayerUnits(first))
+            return
+        experts = [part for part in parts if part.field.startswith(f"{path}.")]
+        self._add_unit(name, [part for part in parts if part not in experts])
+        slices = _slices(experts, slice_bytes)
+        for own in slices:
+            title = f"{name}.{path}[{own.start}:{own.stop}]"
+            self._add_unit(title, [part.experts(own) for part in experts])
+        self._layers.append(LayerUnits(first, path, slices))
+
+    def _add_unit(self, name: str, parts: Sequence[_Part], *, may_pack: bool = True) -> None:
+        placed = [part.placed(may_pack=may_pack) for part in parts]
+        self._layouts.append(_lay_out(name, parts, may_pack=may_pack))
+        self._filled.append(tuple(_Filled(source, tuple(fields)) for source, fields in placed))
+
+
+def _lay_out(name: str, parts: Sequence[_Part], *, may_pack: bool = True) -> UnitLayout:
+    tensors: dict[str, TensorSpec] = {}
+    for part in parts:
+        tensors |= part.placed(may_pack=may_pack)[1]
+    return lay_out(name, tensors)
+
+
+def _slices(parts: Sequence[_Part], slice_bytes: int) -> tuple[range, ...]:
+    """The fewest runs of experts, of nearly equal size, that fit; or one expert each."""
+    total = parts[0].shape[0]
+    for count in range(1, total):
+        largest = range(-(-total // count))
+        if _lay_out("", [part.experts(largest) for part in parts]).nbytes <= slice_bytes:
+            break
+    else:
+        count = total
+    borders = [i * total // count for i in range(count + 1)]
+    return tuple(range(a, b) for a, b in pairwise(borders))
 
 
 NamedModule = tuple[str, nn.Module]
@@ -144,6 +213,18 @@ def linear_weights(module: nn.Module) -> frozenset[str]:
     linear = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Linear)}
     experts = {name for name, parameter in module.named_parameters() if parameter.dim() == 3}
     return frozenset(linear | experts)
+
+
+def fused_experts(layer: nn.Module) -> str | None:
+    """Path of the layer's experts, where they are one module with tensors [experts, ...]."""
+    paths = {
+        n.rpartition(".")[0] for n, parameter in layer.named_parameters() if parameter.dim() == 3
+    }
+    if len(paths) != 1:
+        return None
+    (path,) = paths
+    sizes = {parameter.shape[0] for parameter in layer.get_submodule(path).parameters()}
+    return path if len(sizes) == 1 else None
 
 
 def wanted_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, TensorSpec]:

@@ -60,7 +60,8 @@ class Ngram:
         memory.update(sequence.tokens)
         depth = min(self.bounds.depth, sequence.max_draft_depth)
         tree = DraftTree.root(sequence.tokens[-1])
-        for continuation, score in memory.continuations(sequence.tokens, depth):
+        for found, score in memory.continuations(sequence.tokens, depth):
+            continuation = _until_end(found, sequence)
             scores = [score + level * LEVEL_SCORE for level in range(len(continuation))]
             chain = DraftTree.chain([sequence.tokens[-1], *continuation], [0.0, *scores])
             tree = tree.merge(chain)
@@ -71,6 +72,12 @@ class Ngram:
 
     def release(self, sequence: Sequence) -> None:
         self._memories.pop(sequence, None)
+
+
+def _until_end(tokens: Seq[int], sequence: Sequence) -> Seq[int]:
+    """Up to the first token that would end the sequence, that one included."""
+    ends = (place for place, token in enumerate(tokens, 1) if sequence.is_terminal(token))
+    return tokens[: next(ends, len(tokens))]
 
 
 def prepare(context: DraftContext) -> Ngram:

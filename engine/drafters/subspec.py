@@ -68,7 +68,7 @@ class SubSpec:
         layers = model.get_decoder().layers
         modules = [*layers, model.get_output_embeddings()]
         kernel = self._kernel(modules[0])
-        for index, module in enumerate(modules):
+        for index, module in enumerate(modules):  # without experts, each is one unit
             with weights.unit(index) as views:
                 if weights is target.stream and target.stream.is_resident(index):
                     bind(module, views)
