@@ -80,8 +80,7 @@ def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
     """Decide. Raises `ModelError` that says what is missing when it cannot fit."""
     max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
     limit = spec.memory.device if spec.memory.device is not None else memory.device
-    max_rows = min(LARGEST_PASS, -(-demand.context_length // PAGE) * PAGE)
-    fixed = _activation_bytes(demand, max_rows) + demand.other_device_bytes
+    fixed = _activation_bytes(demand, _pass_rows(demand, max_sequences)) + demand.other_device_bytes
     fixed += demand.expanded_bytes + demand.draft_weight_bytes
     wanted_pages = _wanted_pages(demand, max_sequences)
     page_bytes = demand.kv_bytes_per_token * PAGE
@@ -139,7 +138,7 @@ def _plan(
         slots=slots,
         num_pages=pages,
         max_sequences=max_sequences,
-        max_rows=min(LARGEST_PASS, pages * PAGE),
+        max_rows=min(_pass_rows(demand, max_sequences), pages * PAGE),
         resident_bytes=resident_bytes,
         ring_bytes=ring,
         kv_bytes=pages * page_bytes,
@@ -162,6 +161,12 @@ def _tier(spec: ModelSpec, memory: Memory, streamed_bytes: int) -> Tier:
     return "ram" if fits_ram else "disk"
 
 
+def _pass_rows(demand: Demand, max_sequences: int) -> int:
+    """Rows of a pass at most: the longest prompt at once, and the trees of all sequences."""
+    rows = max(demand.context_length, max_sequences * demand.scratch_rows)
+    return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
+
+
 def _activation_bytes(demand: Demand, max_rows: int) -> int:
     """Hidden states of a pass, one tile inside a layer, one block of logits, attention scores."""
     # Rows whose experts come in slices wait with a copy of theirs and one of the result.
@@ -175,7 +180,8 @@ def _activation_bytes(demand: Demand, max_rows: int) -> int:
 
 def _wanted_pages(demand: Demand, max_sequences: int) -> int:
     """Pages for the most sequences at full length, each with its scratch."""
-    return max_sequences * -(-(demand.context_length + demand.scratch_rows) // PAGE)
+    full = -(-(demand.context_length + demand.scratch_rows) // PAGE)
+    return max(max_sequences * full, _fewest_pages(demand))
 
 
 def _fewest_pages(demand: Demand) -> int:
