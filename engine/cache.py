@@ -53,15 +53,18 @@ def packed(
     of all entries: the least recently used go to make room. Raises `ModelError` when there is not
     enough room.
     """
-    root = cache_root()
-    key = f"{model}\n{identity}\nlayout {LAYOUT_VERSION}"
-    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
+    key = _key(model, identity)
+    folder = _folder(model, key)
     found = _open(folder, key, reader)
     if found is not None:
         return found
-    _make_room(root, model, packed_bytes(reader), limit)
+    _make_room(folder.parent, model, packed_bytes(reader), limit)
     return pack(reader, folder, key, progress)
+
+
+def is_cached(model: str, identity: str) -> bool:
+    """Whether `packed` would find an entry; whether that is whole shows when it is opened."""
+    return (_folder(model, _key(model, identity)) / INDEX).is_file()
 
 
 def entries() -> list[CacheEntry]:
@@ -77,6 +80,15 @@ def remove(entry: CacheEntry) -> None:
             raise ModelError(f"{entry.path}: in use by a running engine. Stop it first")
         (entry.path / INDEX).unlink(missing_ok=True)  # from here on it is no entry
         shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _key(model: str, identity: str) -> str:
+    return f"{model}\n{identity}\nlayout {LAYOUT_VERSION}"
+
+
+def _folder(model: str, key: str) -> Path:
+    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    return cache_root() / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
 
 
 def _open(folder: Path, key: str, reader: UnitReader) -> PackedUnits | None:

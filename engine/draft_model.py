@@ -91,7 +91,8 @@ class DraftModel:
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
         hidden = self.decoder.forward(known, positions, long, batch)
         for growth, nodes, table in step:
-            if nodes[0] == 0:
+            # Tiles of clients that left may have been skipped: their slots hold anything.
+            if nodes[0] == 0 and not growth.sequence.request.cancelled.is_set():
                 self._keep_pending(growth.sequence, table)
         rows = hidden[torch.tensor(wanted, device=hidden.device)]
         with self.decoder.head() as head:

@@ -48,6 +48,7 @@ class DraftContext:
     dtype: torch.dtype
     device: torch.device
     units: UnitReader  # the target's units
+    identity: str  # what the target's weights are: source, revision and precision
     tokenizer: Any  # the target's
     vocab_size: int  # rows of the target's embedding
     progress: Progress
@@ -68,6 +69,7 @@ class Target:
     """The loaded target, as far as a draft may share it."""
 
     tensors: dict[str, Tensor]  # outside layers and head, by full name
+    reader: UnitReader  # the units as the stream read them
     stream: LayerStream
     decoder: Decoder
     cache: KVCache

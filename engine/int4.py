@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+PACKED = ".int4"  # field suffix: uint8 [out, in / 2], the first code of a byte in its high half
+SCALES = ".scales_and_zeros"  # field suffix: bfloat16 [in / group, out, 2]
 _LEVELS = 16
 _CENTRE = 8  # the kernels compute (code - 8) * scale + zero
 _TINY = 1e-8  # a scale for groups whose weights are all equal
-_CHUNK_WEIGHTS = 1 << 22  # quantized at once: bounds the float32 temporaries
+_CHUNK_WEIGHTS = 1 << 22  # quantized or packed at once: bounds the 4-byte temporaries
 _CPU_ROW_MULTIPLE = 16
+_CPU_BLOCK = 64  # rows the CPU's order mixes, at most; whole blocks are packed independently
 _CUDA_ROW_MULTIPLE = 8
 _CUDA_CAPABILITY = (8, 0)  # the kernel needs bfloat16 tensor cores
 _CUDA_INNER_TILES = (8, 4, 2)  # the CUDA kernel's tiles of 16 inputs; the widest that fits
@@ -23,24 +26,35 @@ _CUDA_INNER_TILES = (8, 4, 2)  # the CUDA kernel's tiles of 16 inputs; the wides
 class Int4Codes:
     """A quantized weight [out, in]: codes 0..15, and each group's scale and zero point."""
 
-    codes: Tensor  # [out, in] uint8
+    pairs: Tensor  # [out, in / 2] uint8, two codes to a byte, the first in its high half
     scales_and_zeros: Tensor  # [in / group, out, 2] bfloat16, as the kernels want it
-    group: int
+
+    @property
+    def group(self) -> int:
+        """Weights that share a scale."""
+        return self.pairs.shape[1] * 2 // self.scales_and_zeros.shape[0]
+
+    @property
+    def codes(self) -> Tensor:
+        """[out, in] uint8"""
+        return _unpair(self.pairs)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight the kernels multiply with, [out, in]."""
         scale, zero = self.scales_and_zeros.float().unbind(-1)  # [in / group, out]
-        grouped = self.codes.float().view(self.codes.shape[0], -1, self.group) - _CENTRE
+        codes = self.codes
+        grouped = codes.float().view(len(codes), -1, self.group) - _CENTRE
         dense = grouped * scale.T.unsqueeze(-1) + zero.T.unsqueeze(-1)
-        return dense.view(self.codes.shape).to(dtype)
+        return dense.view(codes.shape).to(dtype)
 
 
 def quantize(weight: Tensor, group: int) -> Int4Codes:
     """Quantize a float weight [out, in], in a multiple of `group`, on the weight's device."""
     out_features, in_features = weight.shape
-    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    shape = (in_features // group, out_features, 2)
-    scales_and_zeros = torch.empty(shape, dtype=torch.bfloat16, device=weight.device)
+    pairs, scales_and_zeros = (
+        torch.empty(shape, dtype=dtype, device=weight.device)
+        for dtype, shape in packed_tensors("", (out_features, in_features), group).values()
+    )
     step = max(1, _CHUNK_WEIGHTS // in_features)
     for begin in range(0, out_features, step):
         rows = slice(begin, begin + step)
@@ -50,9 +64,21 @@ def quantize(weight: Tensor, group: int) -> Int4Codes:
         scale = ((high - low) / (_LEVELS - 1)).clamp_(min=_TINY).bfloat16()
         zero = (low + _CENTRE * scale.float()).bfloat16()
         levels = (grouped - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)
-        codes[rows] = levels.round_().add_(_CENTRE).clamp_(0, _LEVELS - 1).flatten(1).byte()
+        codes = levels.round_().add_(_CENTRE).clamp_(0, _LEVELS - 1).flatten(1).byte()
+        pairs[rows] = (codes[:, ::2] << 4) | codes[:, 1::2]
         scales_and_zeros[:, rows] = torch.stack([scale, zero], dim=-1).transpose(0, 1)
-    return Int4Codes(codes, scales_and_zeros, group)
+    return Int4Codes(pairs, scales_and_zeros)
+
+
+def packed_tensors(
+    name: str, shape: tuple[int, ...], group: int
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """The two fields that stand for the dense weight `name` of `shape`, on any device."""
+    out_features, in_features = shape
+    return {
+        name + PACKED: (torch.uint8, (out_features, in_features // 2)),
+        name + SCALES: (torch.bfloat16, (in_features // group, out_features, 2)),
+    }
 
 
 def supports(in_features: int, out_features: int, group: int, device: torch.device) -> bool:
@@ -75,9 +101,10 @@ class Int4Linear(nn.Module):
 
     def __init__(self, quantized: Int4Codes, bias: Tensor | None) -> None:
         super().__init__()
-        self.out_features, self.in_features = quantized.codes.shape
+        out_features, half = quantized.pairs.shape
+        self.out_features, self.in_features = out_features, half * 2
         self.group = quantized.group
-        self.register_buffer("weight", _pack(quantized.codes))
+        self.register_buffer("weight", _pack(quantized.pairs))
         self.register_buffer("scales_and_zeros", quantized.scales_and_zeros)
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
 
@@ -103,11 +130,17 @@ def _inner_tiles(in_features: int) -> int | None:
     return next((n for n in _CUDA_INNER_TILES if in_features % (n * 16) == 0), None)
 
 
-def _pack(codes: Tensor) -> Tensor:
-    """The kernel's own order of the codes [out, in]; it differs between devices."""
-    if codes.device.type == "cpu":
-        return torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    inner_tiles = _inner_tiles(codes.shape[1])
-    assert inner_tiles is not None, codes.shape
-    pairs = (codes[:, ::2] << 4) | codes[:, 1::2]  # [out, in / 2], the first in the high half
-    return torch._convert_weight_to_int4pack(pairs.contiguous(), inner_tiles)
+def _unpair(pairs: Tensor) -> Tensor:
+    return torch.stack([pairs >> 4, pairs & (_LEVELS - 1)], dim=-1).flatten(1)
+
+
+def _pack(pairs: Tensor) -> Tensor:
+    """The kernel's own order of the codes [out, in / 2]; it differs between devices."""
+    in_features = pairs.shape[1] * 2
+    if pairs.device.type == "cpu":
+        rows = max(_CPU_BLOCK, _CHUNK_WEIGHTS // in_features // _CPU_BLOCK * _CPU_BLOCK)
+        convert = torch._convert_weight_to_int4pack_for_cpu
+        return torch.cat([convert(_unpair(part).int(), 1) for part in torch.split(pairs, rows)])
+    inner_tiles = _inner_tiles(in_features)
+    assert inner_tiles is not None, pairs.shape
+    return torch._convert_weight_to_int4pack(pairs, inner_tiles)

@@ -1,6 +1,7 @@
 """Loading a model: from a specification to everything a step needs."""
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from engine.decoder import Decoder
@@ -58,10 +59,14 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
     method = _draft_method(files, memory)
     plan = _plan(files, method, memory)
     log.info("%s: %s", spec.id, plan)
-    stream = files.stream(plan)
-    decoder = files.decoder(stream)
-    cache = files.kv_cache(plan.num_pages)
-    drafter = method.build(Target(files.tensors, stream, decoder, cache))
+    reader = files.reader(plan)
+    stream = files.stream(plan, reader)
+    with ExitStack() as stack:
+        stack.callback(stream.close)
+        decoder = files.decoder(stream)
+        cache = files.kv_cache(plan.num_pages)
+        drafter = method.build(Target(files.tensors, reader, stream, decoder, cache))
+        stack.pop_all()
     return Loaded(
         info=files.info(plan),
         limits=files.limits(plan, decoder),
@@ -89,6 +94,7 @@ def _draft_method(files: TargetFiles, memory: Memory) -> DraftMethod:
         dtype=files.dtype,
         device=files.device,
         units=files.units,
+        identity=files.identity,
         tokenizer=files.tokenizer,
         vocab_size=files.vocab_size,
         progress=files.progress,

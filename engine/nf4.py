@@ -234,16 +234,6 @@ class Nf4Linear(nn.Module):
         return result.to(rows.dtype)
 
 
-def nf4_linear(weight: Tensor, bias: Tensor | None) -> Nf4Linear:
-    """Quantize a dense weight [out, in] into an `Nf4Linear` on the weight's device."""
-    fields = packed_tensors("", tuple(weight.shape))
-    packed, absmax = (
-        torch.empty(shape, dtype=dtype, device=weight.device) for dtype, shape in fields.values()
-    )
-    quantize(weight, packed, absmax)
-    return Nf4Linear(packed, absmax, bias)
-
-
 def _chunks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, _CHUNK_WEIGHTS // columns)
     for begin in range(0, rows, step):

@@ -6,7 +6,7 @@ is measured. Where a kernel does not take a shape, the layer stays dense.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,11 +16,62 @@ from engine import int4, nf4
 from engine.layout import UnitLayout
 
 Kernel = Literal["int4", "nf4"]
+TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
 _PROBE_SECONDS = 0.1  # of measuring for each kernel, at most
 _PROBE_WEIGHTS = 1 << 22  # a larger weight is measured by a slice of its rows
 _RUNS = 9
 _DENSE_BYTES = 2  # of a bfloat16 weight, where the unit's layout does not tell
+
+
+def stored_tensors(
+    name: str,
+    spec: TensorSpec,
+    group: int,
+    device: torch.device,
+    kernel: Kernel,
+) -> dict[str, TensorSpec]:
+    """The fields in which the substitute of the linear weight `name` is kept, name -> (dtype,
+    shape): 4-bit ones, or `spec` itself where `kernel` cannot take it on `device`.
+    """
+    _, shape = spec
+    out_features, in_features = shape
+    if not supports(in_features, out_features, group, device, kernel):
+        return {name: spec}
+    if kernel == "nf4":
+        return nf4.packed_tensors(name, shape)
+    return int4.packed_tensors(name, shape, group)
+
+
+def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
+    """Fill those of `fields` that stand for the tensor `name`: equal tensors give equal bytes."""
+    if name in fields:
+        fields[name].copy_(tensor)
+    elif name + nf4.PACKED in fields:
+        nf4.quantize(tensor, fields[name + nf4.PACKED], fields[name + nf4.ABSMAX])
+    else:
+        scales_and_zeros = fields[name + int4.SCALES]
+        quantized = int4.quantize(tensor, tensor.shape[1] // len(scales_and_zeros))
+        fields[name + int4.PACKED].copy_(quantized.pairs)
+        scales_and_zeros.copy_(quantized.scales_and_zeros)
+
+
+def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.Module:
+    """The linear layer that `fields` hold at `path` ("": the unit itself), copied to `device`."""
+    prefix = f"{path}." if path else ""
+    weight = f"{prefix}weight"
+    own = {
+        name.removeprefix(prefix): tensor.detach().to(device, copy=True)
+        for name, tensor in fields.items()
+        if name == f"{prefix}bias" or name == weight or name.startswith(f"{weight}.")
+    }
+    bias = own.get("bias")
+    if "weight" in own:
+        return _dense(own["weight"], bias)
+    if "weight" + nf4.PACKED in own:
+        return nf4.Nf4Linear(own["weight" + nf4.PACKED], own["weight" + nf4.ABSMAX], bias)
+    pairs, scales_and_zeros = own["weight" + int4.PACKED], own["weight" + int4.SCALES]
+    return int4.Int4Linear(int4.Int4Codes(pairs, scales_and_zeros), bias)
 
 
 def substitute(
@@ -31,14 +82,19 @@ def substitute(
     `weight` [out, in] and `bias` [out] are float, on any device; copied, so they may be
     views of a slab.
     """
-    bias = None if bias is None else bias.detach().to(device, copy=True)
-    out_features, in_features = weight.shape
-    if not supports(in_features, out_features, group, device, kernel):
-        return _dense(weight.detach().to(device, copy=True), bias)
-    weight = weight.detach().to(device)
-    if kernel == "nf4":
-        return nf4.nf4_linear(weight, bias)
-    return int4.Int4Linear(int4.quantize(weight, group), bias)
+    spec = (weight.dtype, tuple(weight.shape))
+    wanted = stored_tensors("weight", spec, group, device, kernel)
+    fields = {
+        name: torch.empty(shape, dtype=dtype, device=weight.device)
+        for name, (dtype, shape) in wanted.items()
+    }
+    store(weight.detach(), "weight", fields)
+    return linear(fields if bias is None else {**fields, "bias": bias}, "", device)
+
+
+def available_kernels() -> list[Kernel]:
+    """The kernels whose packages are installed."""
+    return ["int4", "nf4"] if nf4.is_available() else ["int4"]
 
 
 def supports(

@@ -82,7 +82,12 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_pending == 1
+        """Whether it drafts: its prompt has been answered, and all but the last token is stored.
+
+        The row that ends a prompt is walked by all choices of the request, which go on from the
+        same KV: it gets no draft, however little of the prompt is left to run.
+        """
+        return self.num_pending == 1 and len(self.tokens) > self.num_prompt
 
     @property
     def is_long(self) -> bool:

@@ -161,6 +161,13 @@ class LayerStream:
         """Whether the unit stays on the device: then its views never change."""
         return self._tiers[index] == "resident"
 
+    def resident(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a unit that stays on the device, outside of any walk; not to be written.
+
+        They are the memory that `unit` gives; whoever holds them keeps it.
+        """
+        return self._layouts[index].views(self._resident[index])
+
     @property
     def stats(self) -> LinkStats:
         """Figures since the last reset; a transfer counts when it has ended."""

@@ -104,12 +104,15 @@ class TargetFiles:
             context_length=self.context_length,
         )
 
-    def stream(self, plan: Plan) -> LayerStream:
-        """The weight stream; packs what it reads from disk, and what it quantizes, once."""
-        reader: UnitReader = self.units
+    def reader(self, plan: Plan) -> UnitReader:
+        """The units; packs what the stream will read from disk, and what is quantized, once."""
         if "disk" in plan.tiers or self.spec.target.quantize is not None:
             limit = self.spec.memory.cache
-            reader = packed(self.units, self.spec.id, self.identity, limit, self.progress)
+            return packed(self.units, self.spec.id, self.identity, limit, self.progress)
+        return self.units
+
+    def stream(self, plan: Plan, reader: UnitReader) -> LayerStream:
+        """The weight stream over the units of `reader`."""
         return LayerStream(
             reader,
             plan.tiers,

@@ -25,7 +25,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     # the model
     ("engine.kv_cache", "engine.rope"),
     ("engine.attention", "engine.experts"),
-    ("engine.decoder", "engine.resident"),
+    ("engine.decoder", "engine.resident", "engine.substitutes"),
     # what fits
     ("engine.plan", "engine.machine"),
     # sequences, their tokens and text

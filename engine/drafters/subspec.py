@@ -6,20 +6,24 @@ scratch slots behind it, which the pass then overwrites with exact ones.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
+from contextlib import closing
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from engine.cache import is_cached, packed
 from engine.decoder import Decoder, bind, build_on_meta
 from engine.draft_model import Bound, DraftModel
 from engine.drafter import DraftContext, DraftNeeds, Target
 from engine.errors import ModelError
 from engine.family import is_mixture
 from engine.growth import Bounds
-from engine.quantize import Kernel, fastest_kernel, substitute, substitute_bytes
+from engine.layout import UnitReader
+from engine.pack import PackedUnits
+from engine.quantize import Kernel, available_kernels, fastest_kernel, substitute_bytes
 from engine.sequence import Sequence
+from engine.substitutes import SubstituteUnits, form, host_slab, linear_paths, substitute_unit
 from engine.tree import DraftTree
 
 log = logging.getLogger(__name__)
@@ -62,48 +66,72 @@ class SubSpec:
         )
 
     def build(self, target: Target) -> SubSpecDrafter:
-        """One walk over the stream makes all substitutes, on the device."""
-        context, weights = self.context, target.decoder.weights
+        """Units that are resident serve both; the others get their substitutes."""
+        context, stream = self.context, target.stream
         model = build_on_meta(context.config, context.dtype, strict=False)
-        layers = model.get_decoder().layers
-        modules = [*layers, model.get_output_embeddings()]
-        kernel = self._kernel(modules[0])
-        for index, module in enumerate(modules):  # without experts, each is one unit
-            with weights.unit(index) as views:
-                if weights is target.stream and target.stream.is_resident(index):
-                    bind(module, views)
-                else:
-                    modules[index] = _substitute(module, views, self.group, context.device, kernel)
-            context.progress("making the substitutes", index + 1, len(modules))
+        modules = [*model.get_decoder().layers, model.get_output_embeddings()]  # one unit each
+        # Resident units that are expanded for the time of a pass have nothing to share.
+        shares = target.decoder.weights is stream
+        shared = [i for i in range(len(modules)) if shares and stream.is_resident(i)]
+        if len(shared) < len(modules):
+            self._substitute(modules, shared, target.reader)
+        for index in shared:
+            bind(modules[index], stream.resident(index))
         model.set_output_embeddings(modules[-1])
         decoder = Decoder(model, Bound(), target.tensors, device=context.device, strict=False)
         return SubSpecDrafter(DraftModel(decoder, target.cache, self.bounds, context.vocab_size))
 
+    def _substitute(
+        self, modules: list[nn.Module], shared: Collection[int], reader: UnitReader
+    ) -> None:
+        """Put substitutes in place of all modules that are not shared."""
+        context = self.context
+        with closing(self._packed(reader, modules)) as units:
+            slab = host_slab(max(layout.nbytes for layout in units.layouts))
+            for index, layout in enumerate(units.layouts):
+                if index not in shared:
+                    units.read(index, slab)
+                    fields = layout.views(slab)
+                    modules[index] = substitute_unit(modules[index], fields, context.device)
+                context.progress("loading the substitutes", index + 1, len(modules))
+
+    def _packed(self, reader: UnitReader, modules: Seq[nn.Module]) -> PackedUnits:
+        """All substitutes from the cache; on the first start they are made."""
+        context = self.context
+        kernel = self._kernel(modules[0])
+        log.info("substitutes use the %s product", kernel)
+        units = SubstituteUnits(
+            reader,
+            [linear_paths(module) for module in modules],
+            group=self.group,
+            kernel=kernel,
+            device=context.device,
+            dtype=context.dtype,
+        )
+        return packed(
+            units,
+            context.spec.id,
+            self._identity(kernel),
+            context.spec.memory.cache,
+            lambda _, done, total: context.progress("making the substitutes", done, total),
+        )
+
+    def _identity(self, kernel: Kernel) -> str:
+        return f"{self.context.identity}\n{form(kernel, self.group, self.context.device)}"
+
     def _kernel(self, layer: nn.Module) -> Kernel:
-        """The 4-bit product that is fastest here for a draft step's rows."""
+        """The 4-bit product that is fastest here for a draft step's rows.
+
+        It is measured once for each kind of device; then the cached substitutes tell. Measured
+        anew, products of nearly equal speed would win in turn on a busy machine, and each winner
+        would be made and take its room.
+        """
+        for kernel in available_kernels():
+            if is_cached(self.context.spec.id, self._identity(kernel)):
+                return kernel
         linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
         shapes = [(linear.out_features, linear.in_features) for linear in linears]
-        kernel = fastest_kernel(shapes, self.bounds.width, self.context.device, self.group)
-        log.info("substitutes use the %s product", kernel)
-        return kernel
-
-
-def _substitute(
-    module: nn.Module, views: Mapping[str, Tensor], group: int, device: torch.device, kernel: Kernel
-) -> nn.Module:
-    """The twin of a unit: its linear layers in 4 bits, its other tensors copied."""
-    linears = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear)}
-    for path in linears:
-        prefix = f"{path}." if path else ""
-        twin = substitute(
-            views[f"{prefix}weight"], views.get(f"{prefix}bias"), group, device, kernel
-        )
-        if not path:
-            return twin
-        module.set_submodule(path, twin)
-    rest = {name: t.clone() for name, t in views.items() if name.rpartition(".")[0] not in linears}
-    bind(module, rest)
-    return module
+        return fastest_kernel(shapes, self.bounds.width, self.context.device, self.group)
 
 
 def prepare(context: DraftContext) -> SubSpec:

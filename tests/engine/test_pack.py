@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.cache import CacheEntry, cache_root, entries, packed, remove
+from engine.cache import CacheEntry, cache_root, entries, is_cached, packed, remove
 from engine.errors import ModelError
 from engine.layout import UnitLayout, lay_out
 from engine.pack import INDEX, PackedUnits, pack, packed_bytes, unit_name
@@ -237,6 +237,13 @@ def test_a_model_is_packed_once(root: Path) -> None:
         raise AssertionError("packed twice")
 
     assert_same(packed(RandomUnits(), "org/m", "a", None, packs_again), RandomUnits())
+
+
+def test_an_entry_is_known_before_it_is_opened() -> None:
+    assert not is_cached("org/m", "a")
+    packed(RandomUnits(), "org/m", "a", None, silent).close()
+    assert is_cached("org/m", "a")
+    assert not is_cached("org/m", "b") and not is_cached("m", "a")
 
 
 def test_another_identity_is_another_entry() -> None:

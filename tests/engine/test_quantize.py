@@ -308,6 +308,14 @@ def test_int4_is_quantized_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(whole.scales_and_zeros, pieces.scales_and_zeros)
 
 
+@pytest.mark.parametrize("rows", [16, 64, 80, 256, 304])
+def test_int4_is_packed_in_pieces_alike(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = int4.quantize(torch.randn(rows, 64), 32)
+    whole = torch._convert_weight_to_int4pack_for_cpu(quantized.codes.int(), 1)
+    monkeypatch.setattr(int4, "_CHUNK_WEIGHTS", 130 * 64)
+    assert torch.equal(int4.Int4Linear(quantized, None).weight, whole)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("group", [32, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -331,7 +339,7 @@ def test_nf4_linear_multiplies_the_quantized_weight(rows: int) -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(96, 128), torch.randn(96)
     inputs = torch.randn(1, rows, 128)
-    found = nf4.nf4_linear(weight, bias)(inputs)
+    found = substitute(weight, bias, 32, CPU, "nf4")(inputs)
     assert found.dtype == torch.float32 and found.shape == (1, rows, 96)
     assert relative_error(found, inputs @ bitsandbytes_values(weight).T + bias) < 0.01
 

@@ -308,6 +308,8 @@ def test_resident_views_never_change_and_are_read_once() -> None:
                     place[index] = weights["attn.weight"].data_ptr()
             places.append({0: place[0], 2: place[2]})
         assert places[0] == places[1] == places[2]
+        for index, place_of_weight in places[0].items():
+            assert stream.resident(index)["attn.weight"].data_ptr() == place_of_weight
     assert units.reads[0] == units.reads[2] == units.reads[3] == 1  # RAM is filled once, too
 
 
