@@ -1,6 +1,7 @@
 """The front end's end of the pipe: reads without blocking, writes in order from a thread."""
 
 import pickle
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -70,10 +71,13 @@ class PipeWriter:
     """Sends messages in order from its own thread, so that a full pipe never holds up the caller.
 
     Once the other end is gone messages are dropped: whoever waits for it learns of the death.
+
+    `Connection.send` would not do: an event loop that watches the pipe (libuv's) makes it
+    non-blocking, and a message larger than the pipe's buffer would be cut off.
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._socket = socket.socket(fileno=dup(connection.fileno()))
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._thread = Thread(target=self._write, name="pipe writer", daemon=True)
         self._thread.start()
@@ -85,10 +89,30 @@ class PipeWriter:
         """End the thread. Only once the other end is gone: until then it may wait for room."""
         self._queue.put(None)
         self._thread.join()
+        self._socket.close()
 
     def _write(self) -> None:
         while (message := self._queue.get()) is not None:
+            payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
             try:
-                self._connection.send(message)
+                self._send_all(_header(len(payload)))
+                self._send_all(payload)
             except OSError:
                 return
+
+    def _send_all(self, data: bytes) -> None:
+        room = select.poll()
+        room.register(self._socket, select.POLLOUT)
+        rest = memoryview(data)
+        while rest:
+            room.poll()
+            try:
+                rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                continue
+
+
+def _header(length: int) -> bytes:
+    if length < 2**31:
+        return _LENGTH.pack(length)
+    return _LENGTH.pack(-1) + _LONG_LENGTH.pack(length)

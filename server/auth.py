@@ -28,7 +28,8 @@ class ApiKeys:
     def owner(self, authorization: str | None) -> str | None:
         """The name of the key in an `Authorization: Bearer` header; None when it is not one."""
         scheme, _, key = (authorization or "").partition(" ")
-        given = _digest(key.strip())
+        # headers are read as latin-1, keys are written in UTF-8
+        given = hashlib.sha256(key.strip().encode("latin-1", errors="replace")).digest()
         found = None
         for digest, name in self._digests.items():  # all of them: the time tells nothing
             if hmac.compare_digest(digest, given):

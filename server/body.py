@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from server.errors import ApiError
 from server.schemas.fields import Body
@@ -34,16 +35,24 @@ def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, BodyT]
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes."""
+    """The whole body.
+
+    Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes, 400 when the client
+    leaves before its end.
+    """
     declared = request.headers.get("content-length", "0")
     too_large = declared.isdigit() and int(declared) > limit
     raw = bytearray()
     if not too_large:
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > limit:
-                too_large = True
-                break
+        try:
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > limit:
+                    too_large = True
+                    break
+        except ClientDisconnect:
+            message = f"The client left after {len(raw)} bytes of the request body."
+            raise ApiError(message, code="incomplete_body") from None
     if too_large:
         message = f"The request body exceeds the limit of {limit} bytes."
         raise ApiError(message, code="request_too_large", status=413)

@@ -60,6 +60,7 @@ def _confirmed(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
+        print()
         raise ConfigError("nobody answers here; give --yes to remove without asking") from None
 
 

@@ -8,7 +8,14 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from engine.errors import EngineDied, EngineError, ModelError, QueueFull, RequestError
+from engine.errors import (
+    EngineDied,
+    EngineError,
+    ModelError,
+    PassFailed,
+    QueueFull,
+    RequestError,
+)
 from server.schemas.answers import ErrorBody
 
 log = logging.getLogger("understudy")
@@ -75,6 +82,8 @@ def as_api_error(error: ApiError | EngineError) -> ApiError:
             return ApiError.unavailable(str(error), "queue_full")
         case EngineDied():
             return ApiError.unavailable(str(error), error.code)
+        case PassFailed():
+            return ApiError(str(error), code=error.code, status=500)
         case ModelError():
             return ApiError(str(error), code="model_load_failed", status=500)
         case _:
@@ -121,4 +130,9 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
 def log_failure(request_id: str, failure: ApiError) -> None:
     """One line about a request that failed."""
     level = logging.WARNING if failure.status >= 500 else logging.INFO
-    log.log(level, "%s: %d %s", request_id, failure.status, failure.message)
+    log.log(level, "%s: %d %s", request_id, failure.status, _one_line(failure.message))
+
+
+def _one_line(text: str) -> str:
+    """Parts of the request stand in messages: nobody writes lines or colours into the log."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -17,8 +17,11 @@ from server.schemas.fields import TextPart
 from server.tokenizer import Tokenizer
 
 
-def chat_prompt(tokenizer: Tokenizer, request: ChatRequest) -> tuple[int, ...]:
-    """The ids of a rendered chat; the template writes all special tokens itself."""
+def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> tuple[int, ...]:
+    """The ids of a rendered chat; the template writes all special tokens itself.
+
+    Raises `ApiError` 400 for messages that cannot be rendered, or are far too long.
+    """
     continued = bool(request.continue_final_message)
     generation = request.add_generation_prompt
     text = tokenizer.render(
@@ -27,7 +30,20 @@ def chat_prompt(tokenizer: Tokenizer, request: ChatRequest) -> tuple[int, ...]:
         continue_final_message=continued,
         arguments=request.chat_template_kwargs or {},
     )
+    _refuse_endless(tokenizer, info, text, "messages")
     return tokenizer.encode(text, special=False)
+
+
+def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str) -> None:
+    """Refuse what cannot fit, without the seconds that megabytes take to be tokenized."""
+    num_tokens = len(text.encode(errors="replace")) // tokenizer.longest
+    if num_tokens > info.context_length:
+        raise ApiError(
+            f"This model's maximum context length is {info.context_length} tokens. However, the "
+            f"prompt has at least {num_tokens} tokens. Shorten the prompt.",
+            code="context_length_exceeded",
+            param=param,
+        )
 
 
 def template_message(message: ChatMessage) -> dict[str, Any]:
@@ -67,17 +83,18 @@ def join_parts(content: str | Sequence[TextPart] | None) -> str | None:
 
 
 def _arguments(text: str) -> Any:
-    """Templates print arguments as JSON, so they want the object; broken JSON stays text."""
+    """Templates print arguments as JSON, so they want the object; broken or endlessly nested
+    JSON stays text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
 def text_prompts(
     tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[str | list[int]]
 ) -> list[tuple[int, ...]]:
-    """The ids of each prompt of a completion. Raises `ApiError` 400 for ids the model has not."""
+    """The ids of each prompt of a completion. Raises `ApiError` 400 for ids it has not."""
     return [_text_prompt(tokenizer, info, prompt) for prompt in prompts]
 
 
@@ -87,6 +104,7 @@ def _text_prompt(tokenizer: Tokenizer, info: ModelInfo, prompt: str | list[int])
             message = f"Token {max(prompt)} is outside the vocabulary of {info.vocab_size}."
             raise ApiError(message, code="invalid_value", param="prompt")
         return tuple(prompt)
+    _refuse_endless(tokenizer, info, prompt, "prompt")
     ids = tokenizer.encode(prompt, special=True)
     if ids:
         return ids

@@ -19,6 +19,7 @@ from server.model_file import (
 )
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+LONGEST_NAME = 100  # characters of an unknown name that are told back
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Registry:
 
     def _unknown(self, name: str) -> str:
         known = ", ".join(sorted(self.entries)) or "none"
-        return f"The model {name!r} does not exist. Available models: {known}"
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        return f"The model {shown!r} does not exist. Available models: {known}"
 
 
 def read_entries(folders: Sequence[Path]) -> list[ModelEntry]:

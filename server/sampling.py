@@ -37,13 +37,13 @@ def sampling_params(
         repetition_penalty=given("repetition_penalty"),
         presence_penalty=given("presence_penalty"),
         frequency_penalty=given("frequency_penalty"),
-        logit_bias=tuple((int(t), b) for t, b in (body.logit_bias or {}).items()),
+        logit_bias=tuple({int(t): b for t, b in (body.logit_bias or {}).items()}.items()),
         seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed % 2**64,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         stop=body.stop_strings,
-        stop_token_ids=tuple(body.stop_token_ids or ()),
+        stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids or ())),
         logprobs=logprobs,
     )
 

@@ -16,12 +16,25 @@ from server.app import create_app
 from server.auth import ApiKeys, is_loopback, read_keys
 from server.config import ConfigError, asked_folder, save_folder, search_path
 from server.console import Console
+from server.models import Models
 from server.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.settings import Settings, load_settings
 from server.state import AppState
 
-SHUTDOWN_S = 5  # for requests that still run when the server is told to end
+SHUTDOWN_S = 5  # for the answers of requests that ran when the server was told to end
 KEEP_CONNECTION_S = 75  # an idle connection; longer than clients and proxies keep theirs
+
+
+class Server(uvicorn.Server):
+    """Ends the engine before the connections: running requests are told, not cut off."""
+
+    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+        super().__init__(config)
+        self._models = models
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._models.close()
+        await super().shutdown(sockets)
 
 
 def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
@@ -29,9 +42,22 @@ def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
     entries = read_entries(folders)
     name = settings.default_model
     if not any(name in (entry.id, *entry.aliases) for entry in entries):
-        entries.append(make_entry(name))
-        name = entries[-1].id
+        made = make_entry(name)
+        _refuse_taken_id(made, entries)
+        entries.append(made)
+        name = made.id
     return Registry(entries, name, strict=settings.strict_model)
+
+
+def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
+    """A folder is called by its name: another model of that name would be served in its place."""
+    for entry in entries:
+        same = entry.spec.target.source == made.spec.target.source
+        if made.id in (entry.id, *entry.aliases) and not same:
+            raise ConfigError(
+                f"{made.spec.target.source}: its id {made.id!r} is taken by {entry.path}. Rename "
+                "the folder, or write a file with another name for it."
+            )
 
 
 def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
@@ -64,23 +90,28 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     )
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         try:
-            return runner.run(_run(app, uvicorn.Server(config), listener, entry, keys, console))
+            server = Server(config, _state_of(app).models)
+            return runner.run(_run(app, server, listener, entry, keys, console))
         except KeyboardInterrupt:
             return 0
 
 
+def _state_of(app: FastAPI) -> AppState:
+    state = app.state.understudy
+    assert isinstance(state, AppState)
+    return state
+
+
 async def _run(
     app: FastAPI,
-    server: uvicorn.Server,
+    server: Server,
     listener: socket.socket,
     entry: ModelEntry,
     keys: ApiKeys,
     console: Console,
 ) -> int:
-    state = app.state.understudy
-    assert isinstance(state, AppState)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(state.models.preload(entry))
+    loading = asyncio.create_task(_state_of(app).models.preload(entry))
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -148,7 +179,7 @@ def _tell_file(entry: ModelEntry, folder: Path, save: bool, console: Console) ->
         return
     path = folder / "models" / f"{entry.id}.yaml"
     text = entry_yaml(entry)
-    console.line(f"# {path}" + ("" if save else "  (--save writes it)") + f"\n{text}")
+    console.line(f"# {path}" + ("  (saved)" if save else "  (--save writes it)") + f"\n{text}")
     if save:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

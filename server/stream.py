@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error, log_failure
 
+FAREWELL_S = 2.0  # for the event that tells of the server's end
 CLIENT_GONE = 499  # nginx's status for the log; nobody reads the answer
 
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
@@ -118,6 +119,7 @@ class _Events(EventSourceResponse):
             ping=keepalive,
             sep="\n",
             ping_message_factory=_comment,
+            shutdown_grace_period=FAREWELL_S,
         )
         self._first = first
         self._chunks = chunks

@@ -5,6 +5,7 @@ Everything but `load_tokenizer` is pure; calls on long texts take a while and be
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Token ids of a text; `special` adds the tokenizer's own (such as begin-of-sequence)."""
         return tuple(self.inner(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: a text of more bytes than n times these has over n tokens.
+
+        (Not so where a special token swallows the blanks around it; nobody needs so many blanks.)
+        """
+        return max(1, *map(len, self.bytes))
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self.inner.decode(list(ids), skip_special_tokens=True)

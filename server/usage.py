@@ -61,6 +61,7 @@ class Totals:
         """Sums of tokens, longest of times: the choices run side by side."""
         cached = sum(s.cached_tokens for s in self._first)
         predicted = sum(s.completion_tokens for s in self._all)
+        later = predicted - len(self._all)  # the time begins with the first token of each choice
         predicted_ms = max((s.predicted_ms for s in self._all), default=0.0)
         return {
             "cache_n": cached,
@@ -68,7 +69,7 @@ class Totals:
             "prompt_ms": max((s.prompt_ms for s in self._all), default=0.0),
             "predicted_n": predicted,
             "predicted_ms": predicted_ms,
-            "predicted_per_second": 1e3 * predicted / predicted_ms if predicted_ms > 0 else 0.0,
+            "predicted_per_second": 1e3 * max(later, 0) / predicted_ms if predicted_ms > 0 else 0.0,
             "draft_n": sum(s.drafted for s in self._all),
             "draft_n_accepted": sum(s.accepted for s in self._all),
             "passes": max((s.passes for s in self._all), default=0),

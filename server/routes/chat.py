@@ -37,7 +37,7 @@ async def chat_chunks(
     model: LoadedModel, body: ChatRequest, caller: Caller
 ) -> AsyncGenerator[ChatChunk, None]:
     """The chunks of one chat; closing the generator aborts it."""
-    prompt = await asyncio.to_thread(chat_prompt, model.tokenizer, body)
+    prompt = await asyncio.to_thread(chat_prompt, model.tokenizer, model.info, body)
     limit = body.token_limit
     if limit is None:
         limit = default_limit(model.entry.sampling.max_tokens, len(prompt), model.info)

@@ -19,6 +19,7 @@ from server.routes.answer import Caller, answer, log_answer, new_head
 from server.sampling import default_limit, sampling_params
 from server.schemas.answers import TextCompletion
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.state import state_of
 from server.usage import Totals
 
 router = APIRouter()
@@ -29,6 +30,10 @@ async def create_completion(
     request: Request, body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))]
 ) -> Response:
     """Continue texts or token ids."""
+    most = state_of(request).settings.max_queue
+    if len(body.prompts) > most:  # each is queued by itself: it would never be accepted
+        message = f"'prompt' has {len(body.prompts)} prompts; this server takes at most {most}."
+        raise ApiError(message, code="invalid_value", param="prompt")
     return await answer(request, body, text_chunks, fold_text)
 
 

@@ -44,7 +44,7 @@ class AssistantMessage(Body):
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -79,7 +79,7 @@ class ResponseFormat(Body):
 class ChatRequest(GenerationBody):
     """A conversation to continue."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
     max_tokens: Annotated[Int, Field(ge=1)] | None = None
     logprobs: bool | None = None

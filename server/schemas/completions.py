@@ -10,7 +10,7 @@ DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 2048
 
 TokenId = Annotated[Int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _element(value: object) -> str:
@@ -34,7 +34,9 @@ OnePrompt = Annotated[
 Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[TokenIds, Tag("ids")]
-    | Annotated[list[OnePrompt], Field(min_length=1, max_length=MAX_PROMPTS), Tag("many")],
+    | Annotated[
+        list[OnePrompt], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("many")
+    ],
     Discriminator(_form),
 ]
 

@@ -31,14 +31,21 @@ def unsupported(field: str, value: object) -> None:
         raise fault(field, f"'{field}' is not supported by this server", "unsupported_parameter")
 
 
+LARGEST_INT = 2**64 - 1  # the largest seed: whatever is larger would only be long in messages
+LONGEST_STOP = 4096  # characters
+
+
 def _whole(value: object) -> object:
     """JSON has one kind of number: 1.0 is an integer, true is not."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(whole, int) and abs(whole) > LARGEST_INT:
+        raise PydanticCustomError("invalid_value", "The number has more than 64 bits")
+    return whole
 
 
 Int = Annotated[int, BeforeValidator(_whole)]
 Seed = Annotated[Int, Field(ge=-(2**63), lt=2**64)]
-StopString = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 
 
 def _shape(value: object) -> str:
@@ -77,7 +84,9 @@ class GenerationBody(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[Int, Field(ge=0)] | None = None
-    stop_token_ids: list[Annotated[Int, Field(ge=0)]] | None = None
+    stop_token_ids: Annotated[list[Annotated[Int, Field(ge=0)]], Field(fail_fast=True)] | None = (
+        None
+    )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -116,7 +125,8 @@ def _text_only(value: object) -> object:
 
 Part = Annotated[TextPart, BeforeValidator(_text_only)]
 Content = Annotated[
-    Annotated[str, Tag("str")] | Annotated[list[Part], Field(min_length=1), Tag("list")],
+    Annotated[str, Tag("str")]
+    | Annotated[list[Part], Field(min_length=1, fail_fast=True), Tag("list")],
     Discriminator(_shape),
 ]
 JsonObject = dict[str, Any]

@@ -54,3 +54,18 @@ def test_sending_never_waits_for_the_other_end_and_keeps_the_order(pipe: Pipe) -
     theirs.close()
     writer.send("to nobody")
     writer.close()
+
+
+def test_a_message_larger_than_the_pipe_is_whole_although_the_loop_made_the_pipe_non_blocking(
+    pipe: Pipe,
+) -> None:
+    """libuv does that to what it watches; the rest of a message must not be given up."""
+    _, ours, theirs = pipe
+    os.set_blocking(ours.fileno(), False)
+    writer = PipeWriter(ours)
+    writer.send("x" * 5_000_000)
+    writer.send("after it")
+    assert len(theirs.recv()) == 5_000_000
+    assert theirs.recv() == "after it"
+    theirs.close()
+    writer.close()

@@ -145,6 +145,7 @@ class FakeEngine:
         self.info: ModelInfo | None = None
         self.requests: list[Generate] = []
         self.running: set[str] = set()
+        self.mails: dict[str, Mail] = {}
         self.closed_requests: list[str] = []  # ended before their last token
         self.request_started = asyncio.Event()
         self.request_closed = asyncio.Event()
@@ -186,6 +187,9 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.state = "closed"
+        for request_id, mail in self.mails.items():
+            if request_id in self.running:
+                mail.put_nowait(EngineDied("unloaded", "engine_closed"))
 
     def generate(
         self,
@@ -207,6 +211,7 @@ class FakeEngine:
         self.requests.append(message)
         self.running.add(request_id)
         mail: Mail = asyncio.Queue()
+        self.mails[request_id] = mail
         serving = asyncio.create_task(self._serve(message, mail))
 
         def abort() -> None:

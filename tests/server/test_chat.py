@@ -45,7 +45,9 @@ async def test_timings_tell_the_drafts_and_the_seed(client: httpx.AsyncClient) -
     assert timings["passes"] == 5
     assert timings["draft_n"] == 20
     assert timings["draft_n_accepted"] == 8
-    assert timings["predicted_per_second"] == pytest.approx(1300)
+    assert timings["predicted_per_second"] == pytest.approx(
+        1200
+    )  # the first token starts the clock
     assert timings["cache_n"] + timings["prompt_n"] == 20
 
 

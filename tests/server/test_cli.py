@@ -101,6 +101,17 @@ def test_save_writes_the_file_that_is_printed(capsys: Capture, home: Path) -> No
         assert "already has a file" in capsys.readouterr().err
 
 
+def test_a_folder_with_the_name_of_another_model_is_not_taken_for_it(
+    capsys: Capture, home: Path
+) -> None:
+    folder = home / "elsewhere" / "demo"
+    folder.mkdir(parents=True)
+    assert cli.main(["serve", str(folder), "--port", "0"]) == 1
+    error = capsys.readouterr().err
+    assert str(folder) in error
+    assert "'demo' is taken by" in error
+
+
 def test_models_lists_the_registry(capsys: Capture, home: Path) -> None:
     (home / "configs" / "models").mkdir(parents=True)
     (home / "configs" / "models" / "mine.yaml").write_text("target: {source: a/b}")

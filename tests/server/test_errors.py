@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import EngineDied, ModelError, QueueFull, RequestError
+from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.fields import GenerationBody
@@ -243,6 +243,13 @@ async def test_every_route_but_health_needs_a_key(make_app: MakeApp, engines: Fa
     assert not {r.key for r in engines.engine.requests} & {"alpha", "beta"}
 
 
+async def test_keys_may_be_any_text_in_utf8(make_app: MakeApp) -> None:
+    async with client_of(make_app(keys=("schlüssel",))) as client:
+        for given, status in (("schlüssel", 200), ("schlussel", 401)):
+            header = {b"authorization": f"Bearer {given}".encode()}
+            assert (await client.get("/v1/models", headers=header)).status_code == status
+
+
 async def test_request_ids_are_kept_when_sane(client: httpx.AsyncClient) -> None:
     kept = await client.get("/health", headers={"x-request-id": "abc-123"})
     assert kept.headers["x-request-id"] == "abc-123"
@@ -258,6 +265,7 @@ async def test_request_ids_are_kept_when_sane(client: httpx.AsyncClient) -> None
         (EngineDied("gone"), 503, "engine_died"),
         (EngineDied("slow", "engine_stalled"), 503, "engine_stalled"),
         (RequestError("too odd", "odd", "prompt"), 400, "odd"),
+        (PassFailed("bad disk", "weights_unreadable"), 500, "weights_unreadable"),
         (ModelError("broken"), 500, "model_load_failed"),
     ],
 )

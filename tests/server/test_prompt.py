@@ -3,7 +3,9 @@
 from typing import Any
 
 import httpx
+import pytest
 
+from server.tokenizer import Tokenizer
 from tests.server.conftest import chat, error_of
 from tests.server.fake_engine import EOS, START, FakeEngines
 
@@ -75,3 +77,27 @@ async def test_arguments_that_break_the_template_are_a_400(client: httpx.AsyncCl
     messages = [{"role": "user", "content": "hi"}]
     error = error_of(await chat(client, messages=messages, chat_template_kwargs={"self": 1}), 400)
     assert error["param"] == "chat_template_kwargs.self"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_a_prompt_of_megabytes_is_refused_without_being_tokenized(
+    client: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("this would take long")
+
+    monkeypatch.setattr(Tokenizer, "encode", never)
+    text = "word " * 1_000_000
+    messages = [{"role": "user", "content": text}]
+    response = await client.post(f"/v1/{path}", json={"prompt": text, "messages": messages})
+    error = error_of(response, 400)
+    assert error["code"] == "context_length_exceeded"
+    assert "maximum context length is 1024" in error["message"]
+
+
+async def test_arguments_of_calls_may_be_broken_json(client: httpx.AsyncClient) -> None:
+    for arguments in ("{", "[" * 5000, "9" * 5000):
+        function = {"name": "f", "arguments": arguments}
+        calls = [{"id": "call_1", "type": "function", "function": function}]
+        messages = [{"role": "assistant", "tool_calls": calls}]
+        assert (await chat(client, messages=messages, max_tokens=1)).status_code in (200, 400)

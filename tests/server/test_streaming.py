@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import socket
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import uvicorn
 
 from engine.errors import EngineDied
+from server.serve import Server
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, events, serving
 from tests.server.fake_engine import FakeEngines
 
@@ -169,3 +172,28 @@ async def test_queue_full_is_said_before_the_stream_opens(
         assert int(response.headers["retry-after"]) > 0
         engines.script.gate.set()
         assert events((await first).text)[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_is_told_to_end_tells_who_still_waits(
+    make_app: MakeApp, engines: FakeEngines, stream: bool
+) -> None:
+    engines.script.pause = asyncio.Event()
+    app = make_app()
+    config = uvicorn.Config(app, log_config=None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(config, app.state.understudy.models)
+        running = asyncio.create_task(server._serve([listener]))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(20):
+            asking = asyncio.create_task(complete(client, stream=stream))
+            while not engines.made:
+                await asyncio.sleep(0)
+            await engines.engine.request_started.wait()
+            server.should_exit = True
+            response = await asking
+            await running
+    if stream:
+        assert events(response.text)[-1]["error"]["code"] == "engine_closed"
+    else:
+        assert error_of(response, 503)["code"] == "engine_closed"

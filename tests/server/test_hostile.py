@@ -1,0 +1,77 @@
+"""Requests made to hurt: refused in few words, cheaply, and without a trace in other answers."""
+
+import asyncio
+import logging
+
+import httpx
+import pytest
+
+from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, serving
+from tests.server.fake_engine import FakeEngines
+
+
+@pytest.mark.parametrize(
+    "field", ["seed", "n", "max_tokens", "top_k", "min_tokens", "top_logprobs", "stop_token_ids"]
+)
+@pytest.mark.parametrize("number", ["1e300", "9" * 4200, "-" + "9" * 4200])
+async def test_endless_numbers_are_refused_in_few_words(
+    client: httpx.AsyncClient, field: str, number: str
+) -> None:
+    value = f"[{number}]" if field == "stop_token_ids" else number
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], "{field}": {value}}}'
+    error = error_of(await client.post("/v1/chat/completions", content=body), 400)
+    assert error["param"].startswith(field)
+    assert len(error["message"]) < 200
+
+
+async def test_a_stop_string_longer_than_anybody_needs_is_refused(
+    client: httpx.AsyncClient,
+) -> None:
+    assert (await chat(client, stop="x" * 4096)).status_code == 200
+    assert error_of(await chat(client, stop=["a", "x" * 4097]), 400)["param"] == "stop.1"
+
+
+async def test_a_token_named_twice_counts_once(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    fields = {"logit_bias": {"5": 1, "05": 2}, "stop_token_ids": [7, 7, 8, 7]}
+    assert (await chat(client, **fields)).status_code == 200
+    params = engines.engine.requests[-1].params
+    assert params.logit_bias == ((5, 2.0),)
+    assert params.stop_token_ids == (7, 8)
+
+
+async def test_more_prompts_than_could_ever_be_queued_are_a_400(make_app: MakeApp) -> None:
+    async with client_of(make_app(max_queue=2)) as client:
+        assert (await complete(client, prompt=["a", "b"])).status_code == 200
+        error = error_of(await complete(client, prompt=["a", "b", "c"]), 400)
+        assert error["param"] == "prompt"
+
+
+async def test_names_of_the_client_are_told_back_shortened_and_logged_on_one_line(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "understudy"):
+        error = error_of(await chat(client, model="m" * 100_000), 404)
+        assert len(error["message"]) < 300
+        part = {"type": "a\n12:00:00 INFO forged \x1b[31m"}
+        error_of(await chat(client, messages=[{"role": "user", "content": [part]}]), 400)
+    assert "forged" in caplog.records[-1].getMessage()
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+async def test_a_client_that_leaves_within_its_body_leaves_no_traceback(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "understudy"):
+        async with serving(make_app()) as url:
+            port = httpx.URL(url).port
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            async with asyncio.timeout(10):
+                while "The client left after 1 bytes" not in caplog.text:
+                    await asyncio.sleep(0)
+    assert "Traceback" not in caplog.text
