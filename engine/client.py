@@ -11,7 +11,7 @@ from typing import Literal
 from engine import process
 from engine.admission import check_request
 from engine.child import Child, Target, explain_exit
-from engine.errors import EngineDied, ModelError, QueueFull, RequestError
+from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
 from engine.messages import (
     Abort,
     Failed,
@@ -128,7 +128,8 @@ class EngineClient:
         """Hand a request to the engine and stream what it emits.
 
         Raises at once: `EngineDied` when the model is not ready, `RequestError` when the request
-        cannot be served as asked, `QueueFull`. Iterating raises `RequestError` or `EngineDied`.
+        cannot be served as asked, `QueueFull`. Iterating raises `RequestError`, `PassFailed` or
+        `EngineDied`.
         """
         if self.state != "ready" or self.info is None or self._child is None:
             raise EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
@@ -311,6 +312,8 @@ class EngineClient:
             self._enter("restarting")
             self._suspects.saw_death(_fingerprint(running.message), time.monotonic())
             running.mail.put_nowait(EngineDied(message.message, message.code))
+        elif message.code == "weights_unreadable":
+            running.mail.put_nowait(PassFailed(message.message, message.code))
         else:
             running.mail.put_nowait(RequestError(message.message, message.code, message.param))
 

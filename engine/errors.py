@@ -3,6 +3,7 @@
 EngineError
 ├── ModelError     the model cannot be loaded: what is wrong, where (file, tensor, key), what to do
 ├── RequestError   the request cannot be served as asked: answered with a 4xx
+├── PassFailed     weights could not be read: this request is lost, the engine serves on
 ├── QueueFull      too many requests wait: answered with a 503 and Retry-After
 └── EngineDied     the engine process ended or stalled while the request was running
 """
@@ -30,6 +31,17 @@ class RequestError(EngineError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None, str | None]]:
         return (RequestError, (str(self), self.code, self.param))
+
+
+class PassFailed(EngineError):
+    """The pass that served the request failed, through no fault of the request's.
+
+    The engine goes on: the same request may be tried again. `code` is `weights_unreadable`.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class QueueFull(EngineError):

@@ -66,14 +66,16 @@ class Plan:
     def __str__(self) -> str:
         resident = sum(tier == "resident" for tier in self.tiers)
         away = sorted({tier for tier in self.tiers if tier != "resident"})
-        where = f", {len(self.tiers) - resident} streamed from {', '.join(away)}" if away else ""
-        return (
-            f"{resident} of {len(self.tiers)} units resident "
-            f"({_size(self.resident_bytes)}){where}; "
-            f"ring {self.slots} slots ({_size(self.ring_bytes)}); "
-            f"KV {self.num_pages * PAGE} tokens ({_size(self.kv_bytes)}); "
-            f"draft {_size(self.draft_bytes)}"
-        )
+        parts = [f"{resident} of {len(self.tiers)} units resident"]
+        if resident:
+            parts[0] += f" ({_size(self.resident_bytes)})"
+        if away:
+            parts.append(f"{len(self.tiers) - resident} streamed from {', '.join(away)}")
+            parts.append(f"ring of {self.slots} slots ({_size(self.ring_bytes)})")
+        parts.append(f"KV of {self.num_pages * PAGE} tokens ({_size(self.kv_bytes)})")
+        if self.draft_bytes:
+            parts.append(f"draft {_size(self.draft_bytes)}")
+        return ", ".join(parts)
 
 
 def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:

@@ -187,7 +187,7 @@ class Scheduler:
             return False
         sequence.table = table
         if sequence.num_cached is None:
-            sequence.num_cached = min(table.length, sequence.num_prompt)
+            sequence.num_cached = table.length
         return True
 
     def _turns(self) -> list[Turn]:

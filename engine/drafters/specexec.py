@@ -129,6 +129,8 @@ class SpecExec:
             strict=False,
             tile=PROMPT_TILE,
         )
+        # To read a long prompt may take the draft longer than the watchdog allows silence.
+        decoder.on_border = lambda: target.decoder.on_border()
         shape = kv_shape(self.config)
         cache = KVCache(
             shape.num_layers,

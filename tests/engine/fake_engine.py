@@ -125,7 +125,7 @@ class FakeEngine:
             return []
         if request.order == FAIL:
             del self._requests[request.message.request_id]
-            return [Failed(request.message.request_id, "weights are unreadable", "read_failed")]
+            return [Failed(request.message.request_id, "it is unreadable", "weights_unreadable")]
         emitted = [self._emit(request, choice) for choice in range(request.message.n)]
         tokens = [message for message in emitted if message is not None]
         if not any(message.finish is None for message in tokens):

@@ -18,6 +18,7 @@ from engine.messages import Failed, Tokens
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from tests.engine.models import (
     PLAIN,
+    SMALL,
     SUBSPEC,
     alone,
     checkpoint,
@@ -86,6 +87,35 @@ def test_all_clients_gone_in_mid_pass_leaves_a_clean_engine(engine: Engine) -> N
     engine.step()
     engine.on_unit = None
     assert run(engine, [request("a", prompt(40), max_tokens=12)])[("a", 0)].exact == want.exact
+
+
+def test_an_abort_inside_the_draft_leaves_no_unfinished_pages_to_share() -> None:
+    folder = checkpoint("llama")
+    engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
+    model = engine._drafter.model  # type: ignore[attr-defined]  # of the specexec drafter
+    for layer in model.decoder.decoder.layers:
+        layer.tile = 64  # so that some tiles hold rows of the one who leaves alone
+    engine.add(request("leaves", prompt(200), max_tokens=30))
+    engine.add(request("stays", prompt(70, 1), max_tokens=30))
+    engine.step()
+    engine.on_unit = lambda _: engine.abort("leaves")
+    drain(engine)
+    assert model.cache.open(prompt(200)).length == 0
+    assert model.cache.open(prompt(70, 1)).length == 64
+    engine.close()
+
+
+def test_a_draft_that_reads_a_prompt_tells_of_progress() -> None:
+    folder, units = checkpoint("llama"), 4
+    engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
+    engine.add(request("r", prompt(40), max_tokens=30))
+    seen: list[int] = []
+    engine.on_unit = seen.append
+    engine.step()
+    assert len(seen) == units, "the prompt is not drafted for"
+    engine.step()
+    assert len(seen) > 2 * units, "nor is the draft silent"
+    engine.close()
 
 
 def test_aborting_an_unknown_or_finished_request_changes_nothing(engine: Engine) -> None:

@@ -134,6 +134,20 @@ def test_choices_differ_and_the_first_equals_a_single_one() -> None:
     assert texts[0] == tuple(one[("one", 0)].ids)
 
 
+@pytest.mark.parametrize("draft", ["specexec", "subspec"])
+@pytest.mark.parametrize("length", [1, 65], ids=["one token", "a page and one token"])
+def test_choices_of_a_prompt_with_one_row_left_to_run_are_exact(length: int, draft: str) -> None:
+    """All choices go on from the prompt's KV, so its last row must not carry a draft."""
+    params: dict[str, Any] = {"temperature": 0.3, "max_tokens": 16}
+    asked = [request(str(i), [9] * length, n=3, seed=i, **params) for i in range(2)]
+    want = alone(load(checkpoint("llama"), PLAIN), asked)
+    engine = load(checkpoint("llama"), drafts("llama")[draft])
+    run(engine, [request("before", [9] * length, max_tokens=2)])
+    got = alone(engine, asked)
+    assert exact(got) == exact(want)
+    engine.close()
+
+
 def test_equal_seeds_give_equal_answers_and_others_do_not() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     asked = [request(str(i), prompt(9), temperature=1.0, seed=i // 2) for i in range(4)]

@@ -17,7 +17,7 @@ from engine import client as client_module
 from engine import watchdog
 from engine.child import Child, explain_exit
 from engine.client import EngineClient
-from engine.errors import EngineDied, ModelError, QueueFull, RequestError
+from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
 from engine.messages import (
     Abort,
     Generate,
@@ -134,9 +134,9 @@ async def test_the_engines_refusal_and_its_failure_reach_the_one_who_asked(
     with pytest.raises(RequestError, match="not this one") as refused:
         await answer(client, [REFUSE])
     assert (refused.value.code, refused.value.param) == ("refused", "prompt")
-    with pytest.raises(RequestError, match="unreadable") as failed:
+    with pytest.raises(PassFailed, match="unreadable") as failed:
         await answer(client, [FAIL])
-    assert failed.value.code == "read_failed"
+    assert failed.value.code == "weights_unreadable"
     assert client.num_outstanding == 0
     assert (await answer(client, [5]))[-1].finish == "stop"
 
