@@ -1,0 +1,335 @@
+"""Demand and memory in, plan out: what stays, what travels, what is refused and with what words."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import ModelError
+from engine.kv_cache import PAGE
+from engine.layout import LayerUnits, whole_layers
+from engine.plan import LARGEST_PASS, SHORTEST_CONTEXT, Demand, Memory, Plan, make_plan
+from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
+
+MIB = 1 << 20
+LAYERS, LAYER, HEAD = 10, 100 * MIB, 50 * MIB
+CONTEXT = 1024  # 16 pages of 1 MiB
+ROOM = 3 * MIB  # for the activations of so small a model
+ALL = LAYERS * LAYER + HEAD
+KV = 8 * 16 * MIB  # of eight sequences at full length
+
+DEMAND = Demand(
+    unit_bytes=[LAYER] * LAYERS + [HEAD],
+    layers=whole_layers(LAYERS),
+    expanded_bytes=0,
+    other_device_bytes=0,
+    hidden_size=1,
+    widest=1,
+    num_heads=1,
+    vocab_size=1,
+    item_bytes=1,
+    kv_bytes_per_token=MIB // PAGE,
+    draft_weight_bytes=0,
+    scratch_rows=0,
+    context_length=CONTEXT,
+)
+
+
+def plan(
+    device: int,
+    *,
+    ram: int = 1 << 40,
+    is_cuda: bool = True,
+    demand: Demand = DEMAND,
+    stream: dict[str, Any] | None = None,
+    **spec: Any,
+) -> Plan:
+    """The plan for so many bytes on the device and in RAM."""
+    wanted = ModelSpec("m", TargetSpec("m"), stream=StreamSpec(**(stream or {})), **spec)
+    return make_plan(wanted, demand, Memory(device, ram, is_cuda))
+
+
+def residents(found: Plan) -> list[int]:
+    return [unit for unit, tier in enumerate(found.tiers) if tier == "resident"]
+
+
+def test_what_fits_stays_on_the_device_as_a_whole() -> None:
+    found = plan(ALL + KV + ROOM)
+    assert set(found.tiers) == {"resident"}
+    assert (found.slots, found.ring_bytes, found.resident_bytes) == (0, 0, ALL)
+    assert found.num_pages == 8 * 16 and found.kv_bytes == KV
+
+
+def test_a_little_less_streams_what_does_not_fit_and_keeps_the_kv() -> None:
+    found = plan(ALL + KV - 1)
+    assert found.slots == 3 and found.ring_bytes == 3 * LAYER
+    assert residents(found) and len(residents(found)) == (ALL - 3 * LAYER - ROOM) // LAYER
+    assert found.tiers[-1] == "ram"
+    assert found.num_pages == 8 * 16
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_residents_are_spread_evenly_through_the_depth(count: int) -> None:
+    found = plan(3 * LAYER + KV + ROOM + count * LAYER)
+    assert len(residents(found)) == count
+    for depth in range(LAYERS + 1):
+        before = sum(unit < depth for unit in residents(found))
+        assert abs(before - count * depth / LAYERS) <= 1, f"above layer {depth}"
+
+
+@pytest.mark.parametrize("tier", ["ram", "disk"])
+def test_a_tier_that_was_asked_for_holds_all_units_whatever_would_fit(tier: str) -> None:
+    found = plan(10 * ALL, stream={"tier": tier})
+    assert set(found.tiers) == {tier}
+    assert found.resident_bytes == 0
+
+
+def test_all_resident_is_refused_where_it_does_not_fit() -> None:
+    assert set(plan(ALL + KV + ROOM, stream={"tier": "resident"}).tiers) == {"resident"}
+    with pytest.raises(ModelError, match=r"resident units 1\.0 GiB"):
+        plan(ALL, stream={"tier": "resident"})
+
+
+@pytest.mark.parametrize(("asked", "got"), [(0, 0), (4, 4), (10, 10), (99, 10)])
+def test_as_many_layers_as_asked_for_are_resident(asked: int, got: int) -> None:
+    found = plan(10 * ALL, stream={"resident": asked})
+    assert residents(found) == [unit for unit in residents(found) if unit < LAYERS]
+    assert len(residents(found)) == got
+
+
+def test_a_layer_in_slices_is_resident_as_a_whole_or_not_at_all() -> None:
+    slices = (range(4), range(4, 8), range(8, 12))
+    sliced = replace(
+        DEMAND,
+        unit_bytes=[LAYER] * 16 + [HEAD],
+        layers=[LayerUnits(first, "mlp.experts", slices) for first in range(0, 16, 4)],
+    )
+    found = plan(3 * LAYER + KV + 2 * ROOM + 11 * LAYER, demand=sliced)
+    assert residents(found) == [4, 5, 6, 7, 12, 13, 14, 15]
+    asked = plan(20 * LAYER, demand=sliced, stream={"resident": 1})
+    assert residents(asked) == [8, 9, 10, 11]
+
+
+def test_residents_that_were_asked_for_are_not_fewer_because_they_do_not_fit() -> None:
+    with pytest.raises(ModelError, match=r"resident units 800\.0 MiB"):
+        plan(8 * LAYER, stream={"resident": 8})
+
+
+@pytest.mark.parametrize("slots", [2, 3, 6])
+def test_the_ring_has_as_many_slots_as_asked_for(slots: int) -> None:
+    found = plan(20 * LAYER, stream={"tier": "ram", "slots": slots})
+    assert (found.slots, found.ring_bytes) == (slots, slots * LAYER)
+
+
+def test_the_ring_makes_do_with_two_slots_where_three_do_not_fit() -> None:
+    fewest = 5 * MIB  # KV of the shortest context, and a page to grow
+    assert plan(3 * LAYER + fewest + ROOM).slots == 3
+    assert plan(3 * LAYER).slots == 2
+    assert plan(2 * LAYER + fewest + ROOM).slots == 2
+    with pytest.raises(ModelError, match="ring of 3 slots"):
+        plan(3 * LAYER, stream={"slots": 3})
+
+
+def test_a_model_of_few_units_has_no_more_slots_than_units() -> None:
+    tiny = replace(DEMAND, unit_bytes=[LAYER, HEAD], layers=whole_layers(1))
+    assert plan(LAYER * 9, demand=tiny, stream={"tier": "ram"}).slots == 2
+
+
+@pytest.mark.parametrize("tier", [None, "disk"])
+def test_a_head_that_would_make_every_slot_larger_stays(tier: str | None) -> None:
+    large = replace(DEMAND, unit_bytes=[LAYER] * LAYERS + [3 * LAYER])
+    found = plan(7 * LAYER + KV + ROOM, demand=large, stream={"tier": tier})
+    assert found.tiers[-1] == "resident"
+    assert found.ring_bytes == 3 * LAYER
+    assert len(residents(found)) == (1 if tier else 2)
+
+
+def test_a_head_a_little_larger_than_a_layer_travels() -> None:
+    larger = replace(DEMAND, unit_bytes=[LAYER] * LAYERS + [LAYER * 7 // 5])
+    found = plan(7 * LAYER + KV, demand=larger, stream={"tier": "disk"})
+    assert set(found.tiers) == {"disk"}
+    assert found.ring_bytes == 3 * LAYER * 7 // 5
+
+
+def test_a_large_head_counts_when_the_slots_are_chosen() -> None:
+    large = replace(DEMAND, unit_bytes=[LAYER] * LAYERS + [3 * LAYER])
+    needed = 3 * LAYER + 3 * LAYER + 5 * MIB + ROOM
+    assert plan(needed, demand=large).slots == 3
+    assert plan(needed - LAYER // 2, demand=large).slots == 2
+
+
+@pytest.mark.parametrize(
+    ("ram", "is_cuda", "gbps", "tier"),
+    [
+        (ALL, True, None, "ram"),
+        (ALL // 2, True, None, "disk"),
+        (10 * ALL, False, None, "disk"),  # the RAM is the device, and is taken
+        (10 * ALL, False, 1.0, "ram"),
+        (ALL // 2, False, 1.0, "disk"),
+    ],
+)
+def test_units_wait_in_ram_if_they_fit_there(
+    ram: int, is_cuda: bool, gbps: float | None, tier: str
+) -> None:
+    found = plan(5 * LAYER, ram=ram, is_cuda=is_cuda, stream={"simulate_gbps": gbps})
+    assert set(found.tiers) - {"resident"} == {tier}
+
+
+def test_only_what_travels_counts_towards_the_ram() -> None:
+    found = plan(5 * LAYER + KV + ROOM, ram=ALL - 2 * LAYER)
+    assert len(residents(found)) == 2
+    assert set(found.tiers) == {"resident", "ram"}
+
+
+def test_a_ram_tier_that_does_not_fit_is_refused_with_what_is_missing() -> None:
+    with pytest.raises(ModelError, match=r"memory\.ram: 1000\.0 MiB is 50\.0 MiB too little"):
+        plan(5 * LAYER, ram=1000 * MIB, stream={"tier": "ram"})
+
+
+def test_limits_of_the_file_stand_above_what_the_machine_has() -> None:
+    small = MemorySpec(device=6 * LAYER, ram=ALL // 2)
+    found = plan(1 << 40, memory=small)
+    assert set(found.tiers) == {"resident", "disk"}
+    assert plan(1, memory=MemorySpec(device=10 * ALL)).resident_bytes == ALL
+
+
+def test_a_refusal_says_how_much_more_would_do() -> None:
+    small = 2 * LAYER
+    with pytest.raises(ModelError) as refusal:
+        plan(small)
+    told = re.search(r"device: 200\.0 MiB is (\d+\.\d) MiB too little", str(refusal.value))
+    assert told is not None
+    assert "ring of 2 slots 200.0 MiB" in str(refusal.value)
+    assert f"KV of at least {5 * PAGE} tokens 5.0 MiB" in str(refusal.value)
+    missing = float(told[1])
+    assert plan(small + int((missing + 0.1) * MIB)).slots == 2
+    with pytest.raises(ModelError):
+        plan(small + int((missing - 0.1) * MIB))
+
+
+def test_a_draft_takes_its_memory_from_the_residents() -> None:
+    device = 7 * LAYER + KV + ROOM
+    without = plan(device)
+    drafted = plan(device, demand=replace(DEMAND, draft_weight_bytes=2 * LAYER))
+    assert len(residents(without)) - len(residents(drafted)) == 2
+    assert (without.draft_bytes, drafted.draft_bytes) == (0, 2 * LAYER)
+
+
+@pytest.mark.parametrize("name", ["expanded_bytes", "other_device_bytes"])
+def test_whatever_else_lives_on_the_device_is_counted(name: str) -> None:
+    device = 7 * LAYER + KV + ROOM
+    changes: dict[str, Any] = {name: LAYER}
+    assert len(residents(plan(device, demand=replace(DEMAND, **changes)))) == 3
+
+
+def test_a_longer_context_takes_more_activations() -> None:
+    wide = replace(DEMAND, hidden_size=8192, vocab_size=1000)
+    short = plan(1 << 40, demand=wide, stream={"tier": "disk"}, memory=MemorySpec(device=ALL))
+    longer = replace(wide, context_length=8 * CONTEXT)
+    long = plan(1 << 40, demand=longer, stream={"tier": "disk"}, memory=MemorySpec(device=ALL))
+    assert short.num_pages == 128
+    left = (ALL - 3 * LAYER) // MIB - long.num_pages
+    assert left >= 2 * 8 * CONTEXT * 8192 // MIB, "two of hidden states"
+
+
+def test_scratch_of_the_trees_is_part_of_the_kv() -> None:
+    found = plan(10 * ALL, demand=replace(DEMAND, scratch_rows=100))
+    assert found.num_pages == 8 * 18, "1,124 tokens a sequence"
+
+
+def test_fewer_sequences_want_fewer_pages() -> None:
+    found = plan(10 * ALL, max_sequences=2)
+    assert (found.max_sequences, found.num_pages) == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("context", "rows"), [(100, 128), (1000, 1024), (1024, 1024), (200_000, LARGEST_PASS)]
+)
+def test_a_pass_has_no_more_rows_than_a_sequence_or_the_largest_pass(
+    context: int, rows: int
+) -> None:
+    found = plan(1 << 50, demand=replace(DEMAND, context_length=context), max_sequences=1)
+    assert found.max_rows == rows
+
+
+def test_a_pass_has_room_for_the_trees_of_all_sequences() -> None:
+    bushy = replace(DEMAND, scratch_rows=512)
+    assert plan(1 << 50, demand=bushy, max_sequences=4).max_rows == 2048
+    assert plan(1 << 50, demand=bushy, max_sequences=99).max_rows == LARGEST_PASS
+
+
+def test_activations_are_counted_for_the_largest_pass_there_can_be() -> None:
+    wide = replace(DEMAND, hidden_size=8192, scratch_rows=512)
+    streamed: dict[str, Any] = {"stream": {"tier": "disk", "slots": 3}}
+    few = plan(3 * LAYER + 60 * MIB, demand=wide, max_sequences=2, **streamed)
+    many = plan(3 * LAYER + 60 * MIB, demand=wide, max_sequences=4, **streamed)
+    assert (few.max_rows, many.max_rows) == (1024, many.num_pages * PAGE)
+    assert few.num_pages - many.num_pages == 2 * (2048 - 1024) * 8192 // MIB
+
+
+def test_one_sequence_of_a_short_context_has_a_page_to_grow() -> None:
+    found = plan(1 << 50, demand=replace(DEMAND, context_length=64), max_sequences=1)
+    assert found.num_pages == 2
+
+
+def test_a_short_cache_bounds_the_pass() -> None:
+    found = plan(2 * LAYER + 5 * MIB + ROOM)
+    assert found.max_rows == found.num_pages * PAGE < CONTEXT
+
+
+def test_one_line_says_what_lives_where() -> None:
+    text = str(plan(6 * LAYER + KV + ROOM, demand=replace(DEMAND, draft_weight_bytes=LAYER)))
+    assert text == (
+        "2 of 11 units resident (200.0 MiB), 9 streamed from ram, ring of 3 slots (300.0 MiB), "
+        "KV of 8192 tokens (128.0 MiB), draft 100.0 MiB"
+    )
+
+
+@given(
+    layers=st.lists(st.integers(1, 300), min_size=1, max_size=30),
+    head=st.integers(1, 2000),
+    draft=st.integers(0, 500),
+    kv=st.integers(1, 20_000),
+    context=st.integers(1, 40_000),
+    scratch=st.integers(0, 600),
+    sequences=st.integers(1, 16),
+    slots=st.none() | st.integers(2, 6),
+    resident=st.none() | st.integers(0, 40),
+    device=st.integers(1, 20_000),
+)
+def test_no_plan_takes_more_than_there_is_or_less_than_is_needed(
+    layers: list[int],
+    head: int,
+    draft: int,
+    kv: int,
+    context: int,
+    scratch: int,
+    sequences: int,
+    slots: int | None,
+    resident: int | None,
+    device: int,
+) -> None:
+    demand = replace(
+        DEMAND,
+        unit_bytes=[size * MIB for size in [*layers, head]],
+        layers=whole_layers(len(layers)),
+        draft_weight_bytes=draft * MIB,
+        kv_bytes_per_token=kv,
+        context_length=context,
+        scratch_rows=scratch,
+    )
+    wanted = {"slots": slots, "resident": resident}
+    try:
+        found = plan(device * MIB, demand=demand, stream=wanted, max_sequences=sequences)
+    except ModelError:
+        return
+    travels = [unit for unit in range(len(layers) + 1) if unit not in residents(found)]
+    largest = max((demand.unit_bytes[unit] for unit in travels), default=0)
+    assert found.ring_bytes == found.slots * largest
+    taken = found.resident_bytes + found.ring_bytes + found.kv_bytes + found.draft_bytes
+    assert taken <= device * MIB
+    assert found.num_pages * PAGE >= min(context, SHORTEST_CONTEXT) + scratch
+    assert not travels or found.slots >= 2
