@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.attention import SCORES
 from engine.errors import ModelError
 from engine.kv_cache import PAGE
 from engine.layout import LayerUnits, whole_layers
@@ -64,7 +65,7 @@ def test_what_fits_stays_on_the_device_as_a_whole() -> None:
 
 
 def test_a_little_less_streams_what_does_not_fit_and_keeps_the_kv() -> None:
-    found = plan(ALL + KV - 1)
+    found = plan(ALL + KV)
     assert found.slots == 3 and found.ring_bytes == 3 * LAYER
     assert residents(found) and len(residents(found)) == (ALL - 3 * LAYER - ROOM) // LAYER
     assert found.tiers[-1] == "ram"
@@ -128,6 +129,8 @@ def test_the_ring_makes_do_with_two_slots_where_three_do_not_fit() -> None:
     fewest = 5 * MIB  # KV of the shortest context, and a page to grow
     assert plan(3 * LAYER + fewest + ROOM).slots == 3
     assert plan(3 * LAYER).slots == 2
+    trees = replace(DEMAND, scratch_rows=1024)  # 21 MiB of KV at least
+    assert plan(3 * LAYER + fewest + ROOM, demand=trees).slots == 2
     assert plan(2 * LAYER + fewest + ROOM).slots == 2
     with pytest.raises(ModelError, match="ring of 3 slots"):
         plan(3 * LAYER, stream={"slots": 3})
@@ -145,6 +148,8 @@ def test_a_head_that_would_make_every_slot_larger_stays(tier: str | None) -> Non
     assert found.tiers[-1] == "resident"
     assert found.ring_bytes == 3 * LAYER
     assert len(residents(found)) == (1 if tier else 2)
+    asked = plan(20 * LAYER, demand=large, stream={"tier": tier, "resident": 2})
+    assert residents(asked) == [2, 7, LAYERS]
 
 
 def test_a_head_a_little_larger_than_a_layer_travels() -> None:
@@ -225,14 +230,24 @@ def test_whatever_else_lives_on_the_device_is_counted(name: str) -> None:
     assert len(residents(plan(device, demand=replace(DEMAND, **changes)))) == 3
 
 
-def test_a_longer_context_takes_more_activations() -> None:
-    wide = replace(DEMAND, hidden_size=8192, vocab_size=1000)
-    short = plan(1 << 40, demand=wide, stream={"tier": "disk"}, memory=MemorySpec(device=ALL))
-    longer = replace(wide, context_length=8 * CONTEXT)
-    long = plan(1 << 40, demand=longer, stream={"tier": "disk"}, memory=MemorySpec(device=ALL))
-    assert short.num_pages == 128
-    left = (ALL - 3 * LAYER) // MIB - long.num_pages
-    assert left >= 2 * 8 * CONTEXT * 8192 // MIB, "two of hidden states"
+@pytest.mark.parametrize(
+    ("changes", "mib"),
+    [
+        ({"hidden_size": 8193}, 2 * 1024 * 8192 // MIB),
+        ({"hidden_size": 4097, "item_bytes": 2}, 2 * 1024 * 4096 * 2 // MIB),
+        ({"hidden_size": 8193, "layers": [LayerUnits(0, "", (range(1),))]}, 4 * 1024 * 8192 // MIB),
+        ({"widest": 8193}, 512 * 4 * 8192 // MIB),
+        ({"vocab_size": 32769}, 2 * 64 * 32768 * 8 // MIB),
+        ({"num_heads": 17}, 3 * 8 * 64 * CONTEXT * 16 // MIB),
+        ({"num_heads": 1_000_000}, 3 * 8 * (SCORES - 64 * CONTEXT) // MIB),
+    ],
+)
+def test_activations_leave_the_kv_less(changes: dict[str, Any], mib: int) -> None:
+    asked: dict[str, Any] = {"stream": {"tier": "disk", "slots": 3}}
+    device = 3 * LAYER + KV
+    base = plan(device, **asked)
+    found = plan(device, demand=replace(DEMAND, **changes), **asked)
+    assert base.num_pages - found.num_pages == pytest.approx(mib, abs=1)
 
 
 def test_scratch_of_the_trees_is_part_of_the_kv() -> None:
