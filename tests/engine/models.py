@@ -23,6 +23,8 @@ SUBSPEC = DraftSpec("subspec", **SMALL)
 
 _SCRATCH = TemporaryDirectory(prefix="understudy-models-")  # gone when the tests are
 
+_loaded: list[Engine] = []
+
 Answers = dict[tuple[str, int], "Answer"]
 
 
@@ -78,7 +80,16 @@ def model_spec(folder: Path, draft: DraftSpec, **changes: Any) -> ModelSpec:
 
 
 def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
-    return Engine.load(model_spec(folder, draft, **changes), lambda what, done, total: None)
+    """An engine that lives until the test's end (see conftest.py)."""
+    engine = Engine.load(model_spec(folder, draft, **changes), lambda what, done, total: None)
+    _loaded.append(engine)
+    return engine
+
+
+def close_all() -> None:
+    """Close every engine loaded since the last call: their threads would outlive the test."""
+    while _loaded:
+        _loaded.pop().close()
 
 
 def request(

@@ -180,6 +180,7 @@ def test_looking_up_as_tokens_come_finds_what_a_slow_search_finds(
         every = {path[:n] for path in expected for n in range(len(path) + 1)} | {()}
         assert set(paths(tree)) == every
         _check_order(tree, expected)
+        assert [tree] == Ngram(drafter.bounds).propose([sequence], [10_000])
         (limited,) = small.propose([sequence], [10_000])
         assert limited == tree.limit(depth, budget)
 

@@ -1,6 +1,5 @@
 """Turns and trees in, the rows of a pass out: tokens, positions, slots, masks, and what is kept."""
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
@@ -27,11 +26,9 @@ TREE = DraftTree(
 )
 
 
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    engine = load(checkpoint("llama"), PLAIN)
-    yield engine._decoder
-    engine.close()
+@pytest.fixture
+def decoder() -> Decoder:
+    return load(checkpoint("llama"), PLAIN)._decoder
 
 
 @pytest.fixture

@@ -1,0 +1,13 @@
+"""No engine outlives its test."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.models import close_all
+
+
+@pytest.fixture(autouse=True)
+def closed_engines() -> Iterator[None]:
+    yield
+    close_all()
