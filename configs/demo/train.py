@@ -213,8 +213,8 @@ def build_documents(
 def main() -> None:
     """Tokenizer, target, draft; one seed for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3600, help="for the target")
-    parser.add_argument("--draft-steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000, help="for the target")
+    parser.add_argument("--draft-steps", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--only", choices=tuple(SIZES), help="train one of the two")
     parser.add_argument("--resume", action="store_true", help="go on from the models in --out")

@@ -5,7 +5,6 @@
 
 import os
 import random
-from functools import cache
 
 import pytest
 
@@ -16,7 +15,6 @@ from tests.engine.traffic import Traffic, open_engine, requests, scene
 FIRST, LAST = map(int, os.environ.get("UNDERSTUDY_TRAFFIC_SEEDS", "0:8").split(":"))
 
 
-@cache
 def plain(family: str) -> Engine:
     return load(checkpoint(family), PLAIN, prefix_cache=False)
 
