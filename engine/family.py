@@ -87,6 +87,7 @@ def _has_state(config: Any) -> bool:
     marks = (
         "conv_L_cache",
         "linear_conv_kernel_dim",
+        "lru_width",
         "mamba_d_state",
         "ssm_state_size",
         "state_size",
