@@ -36,6 +36,14 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class Speculation:
+    """How a request wants to be drafted for; it changes its speed, never its text."""
+
+    method: str | None = None  # None: the model's own; "none", or a method that costs no draft time
+    max_rows: int | None = None  # rows of its trees, the root among them
+
+
+@dataclass(frozen=True)
 class Generate:
     """Serve one prompt with n choices; choice k's noise is keyed by k."""
 
@@ -44,6 +52,8 @@ class Generate:
     params: SamplingParams
     n: int = 1
     key: str = ""  # whose request it is, for round robin
+    speculation: Speculation = Speculation()
+    prediction: tuple[int, ...] = ()  # tokens the client expects; joins the draft tree
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,8 @@ class ModelInfo:
     fingerprint: str  # changes with weights, precision, numerics and engine version
     tokenizer_path: str  # folder of the tokenizer and chat template
     plan: str  # one line: what lives where
+    num_pages: int = 0  # of the KV pool
+    link_gbps: float = 0.0  # what the link was measured to carry, 1e9 bytes a second; 0: none
 
 
 @dataclass(frozen=True)
@@ -158,17 +170,33 @@ class Failed:
 
 @dataclass(frozen=True)
 class PassStats:
-    """One line about one pass: the log's and the metrics' source."""
+    """One pass in figures: the log's and the metrics' source."""
 
     rows: int
     sequences: int
     accepted: int  # tokens emitted
-    draft_ms: float
+    draft_ms: float  # before the pass: not hidden
     pass_ms: float
     link_gbps: float  # bytes that travelled over the time of the pass
     free_pages: int = 0
     waiting: int = 0
+    prompt_rows: int = 0  # of `rows`
+    drafted_by: tuple[tuple[str, int], ...] = ()  # source of drafted rows -> rows checked
+    accepted_by: tuple[tuple[str, int], ...] = ()  # source -> rows the target agreed with
+    ahead_ms: float = 0.0  # drafted while weights travelled: inside `pass_ms`
+    copy_stall_ms: float = 0.0  # of the pass, spent waiting for weights
+    host_ms: float = 0.0  # of the whole step, outside draft, layers and head
+    link_bytes: int = 0
+    undrafted: int = 0  # decoding sequences that got no draft because it would not pay
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One finished choice checked against plain decoding (the audit)."""
+
+    positions: int
+    mismatches: int  # positions where another token would have been chosen
 
 
 Inbound = Generate | Abort | Shutdown
-Outbound = Progress | Ready | LoadFailed | Heartbeat | Tokens | Failed | PassStats
+Outbound = Progress | Ready | LoadFailed | Heartbeat | Tokens | Failed | PassStats | Audited

@@ -35,6 +35,8 @@ class DraftSpec:
     width: int | None = None  # rows of one draft step
     branch: int | None = None  # children of one row
     budget: int | None = None  # rows of the tree
+    tuned: bool = True  # draft only what is worth its time; False: always up to the bounds
+    ahead: bool = True  # go on drafting while weights travel
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,4 @@ class ModelSpec:
     context_length: int | None = None  # None: the model's own
     max_sequences: int | None = None
     prefix_cache: bool = True
+    audit: float = 0.0  # share of finished requests that are checked in idle time
