@@ -13,7 +13,9 @@ from engine.admission import check_request
 from engine.child import Child, Target, explain_exit
 from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
 from engine.messages import (
+    AUTO,
     Abort,
+    Audited,
     Failed,
     Generate,
     LoadFailed,
@@ -24,6 +26,7 @@ from engine.messages import (
     Ready,
     SamplingParams,
     Shutdown,
+    Speculation,
     Tokens,
 )
 from engine.spec import ModelSpec
@@ -53,8 +56,8 @@ class EngineClient:
     """One model in its own process.
 
     All methods belong to the event loop that called `start`. The process is started again on its
-    own when it dies or stalls; requests are never retried here. `progress` and `on_pass` are
-    called from the event loop.
+    own when it dies or stalls; requests are never retried here. `progress`, `on_pass`, `on_audit`
+    and `on_restart` are called from the event loop.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class EngineClient:
         max_queue: int = 256,
         progress: Callable[[Progress], None] | None = None,
         on_pass: Callable[[PassStats], None] | None = None,
+        on_audit: Callable[[Audited], None] | None = None,
+        on_restart: Callable[[], None] | None = None,
         target: Target = process.main,
     ) -> None:
         self.info: ModelInfo | None = None
@@ -72,6 +77,8 @@ class EngineClient:
         self._max_queue = max_queue
         self._progress = progress
         self._on_pass = on_pass
+        self._on_audit = on_audit
+        self._on_restart = on_restart
         self._target = target
         self._running: dict[str, _Running] = {}
         self._suspects = Suspects()
@@ -124,6 +131,7 @@ class EngineClient:
         params: SamplingParams,
         n: int = 1,
         key: str = "",
+        speculation: Speculation = AUTO,
     ) -> AsyncGenerator[Tokens, None]:
         """Hand a request to the engine and stream what it emits.
 
@@ -133,7 +141,7 @@ class EngineClient:
         """
         if self.state != "ready" or self.info is None or self._child is None:
             raise EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
-        message = Generate(request_id, tuple(prompt), params, n, key)
+        message = Generate(request_id, tuple(prompt), params, n, key, speculation)
         check_request(message, self.info)
         self._refuse_poison(message)
         if len(self._running) >= self._max_queue:
@@ -206,6 +214,8 @@ class EngineClient:
             served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
             delay = backoff.delay(served_s)
             log.error("%s: %s It is started again in %.1f s.", self._spec.id, died, delay)
+            if self._on_restart is not None:
+                self._on_restart()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay)
 
@@ -245,6 +255,9 @@ class EngineClient:
                 self._watchdog.passed((message.draft_ms + message.pass_ms) / 1e3)
                 if self._on_pass is not None:
                     self._on_pass(message)
+            case Audited():
+                if self._on_audit is not None:
+                    self._on_audit(message)
             case Progress():
                 if self._progress is not None:
                     self._progress(message)

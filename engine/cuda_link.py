@@ -11,8 +11,7 @@ waits until the copy out of it is done (`drained`). The host never waits for the
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
@@ -20,23 +19,24 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
+from engine.disk import PIECE_BYTES, cut, read_piece, unit_pieces
 from engine.errors import ModelError
 from engine.layout import UnitReader
+from engine.link import Meter
 from engine.pinned import Slab, copy_bytes
 from engine.slots import Arrival, Meters
-from engine.workers import Workers
+from engine.workers import Batch, Workers
 
 logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 16 * 2**20  # staging for RAM that cannot be pinned
-PIECES_PER_COPIER = 2  # one is filled while the other drains
+BUFFERS_PER_THREAD = 2  # one is filled while the other drains
 
 
 class CudaLink:
-    """Pinned slabs go straight to the device; what is not pinned goes through staging buffers.
+    """Pinned slabs go straight to the device; all else goes through pinned buffers, in pieces.
 
-    `readers` threads read units of at most `staged_bytes` from the disk; `copiers` threads copy
-    slabs that could not be pinned, in pieces.
+    `readers` threads read from the disk the units that have a slab, and those of `staged`;
+    `copiers` threads copy slabs that could not be pinned.
     """
 
     def __init__(
@@ -47,18 +47,20 @@ class CudaLink:
         device: torch.device,
         readers: int,
         copiers: int,
-        staged_bytes: int,
+        staged: Sequence[int],
     ) -> None:
         self.device = device
         self.meters = meters
         self.stream = torch.cuda.Stream(device)
         self._reader = reader
-        self._pinning = threading.Lock()
+        self._pin_lock = threading.Lock()
         self._pinning_refused = False
         self._readers = Workers("weights-read", readers)
         self._copiers = Workers("weights-copy", copiers)
-        self._whole = _Staging(readers if staged_bytes else 0, staged_bytes, device)
-        self._pieces = _Staging(copiers * PIECES_PER_COPIER, PIECE_BYTES, device)
+        largest = max((len(p) for unit in staged for p in unit_pieces(reader, unit)), default=0)
+        each = BUFFERS_PER_THREAD if largest <= PIECE_BYTES else 1  # whole units are too large
+        self._read_into = _Staging(readers * each if staged else 0, largest, device)
+        self._copied_into = _Staging(copiers * BUFFERS_PER_THREAD, PIECE_BYTES, device)
 
     def slot(self, nbytes: int) -> "CudaSlot":
         try:
@@ -73,43 +75,62 @@ class CudaLink:
 
     def slab(self, unit: int) -> tuple[Slab, Arrival]:
         slab = Slab(self._nbytes(unit))
-
-        def fill() -> None:
-            self._reader.read(unit, slab.memory[: self._nbytes(unit)])
-            self._pin(slab)
-
-        return slab, self._readers.submit(fill)
+        pieces = {p: slab.memory[p.start : p.stop] for p in unit_pieces(self._reader, unit)}
+        jobs = [partial(read_piece, self._reader, unit, *piece) for piece in pieces.items()]
+        return slab, self._readers.submit(*jobs, around=self._pinning(slab))
 
     def read(self, unit: int, slot: "CudaSlot") -> Arrival:
-        """Fill a slot from the disk, through a staging buffer as large as the unit."""
-        nbytes = self._nbytes(unit)
-
-        def job() -> None:
-            with self._whole.buffer() as (memory, drained):
-                with self.meters.disk.transfer() as arrive:
-                    self._reader.read(unit, memory[:nbytes])
-                    arrive(nbytes)
-                slot.fill(((0, memory[:nbytes], drained),))
-
-        return _Staged(self._readers.submit(job), slot)
+        """Fill a slot from the disk."""
+        pieces = unit_pieces(self._reader, unit)
+        fill = partial(read_piece, self._reader, unit)
+        return self._stage(pieces, fill, slot, self._read_into, self._readers, self.meters.disk)
 
     def send(self, unit: int, slab: Slab, slot: "CudaSlot") -> Arrival:
         """Fill a slot from RAM: one copy if the slab is pinned, else piece by piece."""
         source = slab.memory[: self._nbytes(unit)]
         if slab.pinned:
-            slot.fill(((0, source, None),))
+            with slot.filling():
+                slot.copy(0, source)
             return _Direct(slot, source.nbytes)
-        return _Staged(self._copiers.submit(partial(self._send_pieces, source, slot)), slot)
+
+        def fill(piece: range, memory: Tensor) -> None:
+            copy_bytes(memory, source[piece.start : piece.stop])
+
+        pieces = cut(source.nbytes)
+        return self._stage(pieces, fill, slot, self._copied_into, self._copiers, self.meters.ram)
 
     def close(self) -> None:
         self._readers.close()
         self._copiers.close()
         self.stream.synchronize()
-        self._whole.close()
-        self._pieces.close()
+        self._read_into.close()
+        self._copied_into.close()
 
-    def _pin(self, slab: Slab) -> None:
-        with self._pinning:  # several readers: the refusal is told once
+    def _stage(
+        self,
+        pieces: Sequence[range],
+        fill: Callable[[range, Tensor], None],
+        slot: "CudaSlot",
+        staging: "_Staging",
+        workers: Workers,
+        meter: Meter,
+    ) -> Arrival:
+        """Threads fill buffers and launch the copies out of them."""
+
+        def job(piece: range) -> None:
+            with staging.buffer() as (memory, drained):
+                fill(piece, memory[: len(piece)])
+                slot.copy(piece.start, memory[: len(piece)], drained)
+
+        nbytes = pieces[-1].stop
+        jobs = [partial(job, piece) for piece in pieces]
+        return _Staged(workers.submit(*jobs, around=_carrying(nbytes, meter, slot)), slot)
+
+    @contextmanager
+    def _pinning(self, slab: Slab) -> Iterator[None]:
+        """The block fills the slab; if it succeeds, the slab is pinned."""
+        yield
+        with self._pin_lock:  # several readers: the refusal is told once
             if not self._pinning_refused and not slab.pin(self.device):
                 self._pinning_refused = True
                 logger.warning(
@@ -118,24 +139,14 @@ class CudaLink:
                     "(ulimit -l, or the container's) if the machine has the RAM."
                 )
 
-    def _send_pieces(self, source: Tensor, slot: "CudaSlot") -> None:
-        with self.meters.ram.transfer() as arrive:
-            slot.fill(self._staged_pieces(source))
-            arrive(source.nbytes)
-
-    def _staged_pieces(self, source: Tensor) -> Iterator["_Piece"]:
-        for first in range(0, source.nbytes, PIECE_BYTES):
-            part = source[first : first + PIECE_BYTES]
-            with self._pieces.buffer() as (memory, drained):
-                copy_bytes(memory, part)
-                yield first, memory[: part.nbytes], drained
-
     def _nbytes(self, unit: int) -> int:
         return self._reader.layouts[unit].nbytes
 
 
-# Where the bytes go in the slot, the bytes, and what to record once the copy has read them.
-_Piece = tuple[int, Tensor, "torch.cuda.Event | None"]
+@contextmanager
+def _carrying(nbytes: int, meter: Meter, slot: "CudaSlot") -> Iterator[None]:
+    with meter.carrying(nbytes), slot.filling():
+        yield
 
 
 class CudaSlot:
@@ -158,17 +169,24 @@ class CudaSlot:
     def release(self) -> None:
         self._free.record(torch.cuda.current_stream(self.link.device))
 
-    def fill(self, pieces: Iterable[_Piece]) -> None:
-        """Launch the copies of a unit, after the work that was using the slot. Any thread."""
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """The block launches the copies of a unit: after the work that was using the slot."""
         stream = self.link.stream
         stream.wait_event(self._free)
         self.began.record(stream)
+        try:
+            yield
+        finally:
+            self.ready.record(stream)
+
+    def copy(self, first: int, part: Tensor, drained: "torch.cuda.Event | None" = None) -> None:
+        """Launch the copy of `part` to byte `first`, and record when it has been read."""
+        stream = self.link.stream
         with torch.cuda.stream(stream):
-            for first, part, drained in pieces:
-                self.memory[first : first + part.nbytes].copy_(part, non_blocking=True)
-                if drained is not None:
-                    drained.record(stream)
-        self.ready.record(stream)
+            self.memory[first : first + part.nbytes].copy_(part, non_blocking=True)
+        if drained is not None:
+            drained.record(stream)
 
 
 class _Direct:
@@ -193,7 +211,7 @@ class _Direct:
 class _Staged:
     """A thread launches the copy when it has the bytes."""
 
-    def __init__(self, launched: Future[None], slot: CudaSlot) -> None:
+    def __init__(self, launched: Batch, slot: CudaSlot) -> None:
         self._launched = launched
         self._slot = slot
 

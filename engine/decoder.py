@@ -225,14 +225,28 @@ class Decoder:
 
         Raises `PassCancelled` when every sequence of the batch was cancelled.
         """
-        rows = len(tokens)
-        padding = -rows % STRICT_ROWS if self.strict else 0
-        ids = torch.tensor([[*tokens, *[0] * padding]])
-        hidden = self.embedding(ids).to(self.device)
-        position_ids = torch.tensor([[*positions, *[0] * padding]], device=self.device)
+        padding = -len(tokens) % STRICT_ROWS if self.strict else 0
+        hidden = self.embed([*tokens, *[0] * padding])
+        # Pageable memory has been read when the call returns: nobody waits for the device.
+        position_ids = torch.tensor([[*positions, *[0] * padding]])
         if isinstance(self.decoder.rotary_emb, LengthGroupedRotary):
-            flags = torch.tensor([*long, *[False] * padding], device=self.device)
-            self.decoder.rotary_emb.long_rows = flags
+            flags = torch.tensor([*long, *[False] * padding])
+            self.decoder.rotary_emb.long_rows = flags.to(self.device, non_blocking=True)
+        return self.run(
+            hidden[None].to(self.device, non_blocking=True),
+            position_ids.to(self.device, non_blocking=True),
+            batch,
+        )
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """The embedded rows [R, D], on the host, where the embedding stays."""
+        return self.embedding(torch.tensor(tokens))  # type: ignore[no-any-return]  # the model is Any
+
+    def run(self, hidden: Tensor, position_ids: Tensor, batch: Batch) -> Tensor:
+        """Hidden states [R, D] from embedded rows [1, R, D], overwritten, at positions [1, R].
+
+        Both are on the device. Raises `PassCancelled` as `forward` does.
+        """
         output = self.decoder(
             inputs_embeds=hidden.contiguous(),
             position_ids=position_ids,

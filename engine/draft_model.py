@@ -1,26 +1,31 @@
-"""A resident model that grows draft trees over a paged KV cache.
+"""A resident model that grows draft trees, over a KV cache of its own or the target's.
 
-Shared by the methods whose draft is a model: SubSpec's substitutes, which write into the scratch
-slots of the target's own cache, and SpecExec's separate model, which has a cache of its own.
+Shared by the methods whose draft is a model: SubSpec's substitutes and SpecExec's separate model.
+Drafted rows live in scratch slots, each seeing the prefix and its own ancestors: a tree goes on
+growing, and its branches outlive a pass, while the target's pass writes elsewhere.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
+from math import exp, inf
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.attention import Batch, Segment
+from engine.calibration import Calibration
+from engine.cuda_graphs import graphed_steps
 from engine.decoder import HEAD_ROWS, Decoder
-from engine.growth import Bounds, Growth, grow
-from engine.kv_cache import KVCache, PageTable
-from engine.sampling import draft_children
+from engine.draft_cache import DraftCache, Scratch
+from engine.growth import Bounds, Growth, Node
+from engine.kv_cache import PAGE
+from engine.sampling import draft_children, is_path_dependent
 from engine.sequence import Sequence
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
-TAU = 0.5  # sharpens the scores: draft and target share noise, so a child's win is near certain
+NEGLIGIBLE = -9.0  # nats: a child that improbable is not worth a node
 
 
 class Bound:
@@ -31,105 +36,192 @@ class Bound:
 
 
 class DraftModel:
-    """Runs growing trees; knows nothing of where the weights came from."""
+    """Runs nodes of growing trees; knows nothing of where the weights came from."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, bounds: Bounds, vocab_size: int) -> None:
+    def __init__(
+        self, name: str, decoder: Decoder, caches: DraftCache, bounds: Bounds, vocab_size: int
+    ) -> None:
         """`vocab_size` is the target's; a draft of the same tokens may have other padding."""
+        self.name = name
         self.decoder = decoder
-        self.cache = cache
+        self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
+        self.graphs = graphed_steps(decoder, caches.cache)
+        self._scratch: dict[Sequence, Scratch] = {}
 
-    def grow(
-        self, sequences: Seq[Sequence], tables: Seq[PageTable], rooms: Seq[int]
-    ) -> list[Growth]:
-        """Grow one tree per sequence. Each table has room for its pending tokens and the tree.
+    @property
+    def num_captured(self) -> int:
+        """Steps that took longer than others because a graph of them was made."""
+        return 0 if self.graphs is None else self.graphs.num_captured
 
-        The first step runs, with the root, every token the table does not hold yet (a prompt, the
-        bonus token, an accepted leaf): its KV has no holes.
+    @property
+    def num_shared_pages(self) -> int:
+        """Scratch pages out of the target's own cache."""
+        if not self.caches.is_shared:
+            return 0
+        return sum(scratch.num_pages for scratch in self._scratch.values())
+
+    def step(self, chosen: Seq[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
+        """Run these nodes in one batch and add their children; the rows that were run.
+
+        With a root goes every token the cache does not hold yet (a prompt, the bonus token, an
+        accepted leaf): the draft's KV has no holes. Nodes without room stay off the frontier.
         """
-        growths = [Growth(s, self.bounds, room) for s, room in zip(sequences, rooms, strict=True)]
-        table_of = dict(zip(growths, tables, strict=True))
+        ready = [(growth, own) for growth, nodes in chosen if (own := self._placed(growth, nodes))]
+        if not ready:
+            return 0
+        logits, rows = self._forward(ready)
+        first = 0
+        for growth, nodes in ready:
+            self._extend(growth, nodes, logits[first : first + len(nodes)], calibration)
+            first += len(nodes)
+        return rows
 
-        def forward(step: list[tuple[Growth, list[int]]]) -> Tensor:
-            return self._forward([(g, nodes, table_of[g]) for g, nodes in step])
+    def continues(self, growth: Growth) -> bool:
+        """Whether the KV that the growth's rows see is still all there."""
+        if growth.root.slot is None:
+            return True
+        table = self.caches.prefix(growth.sequence)
+        return table is not None and table.length == growth.root.position
 
-        grow(growths, forward, self._children)
-        return growths
+    def accept(self, growth: Growth, path: Seq[Node]) -> None:
+        """The target emitted the tokens of these nodes, from the root down."""
+        slots: list[int] = []
+        for node in path:
+            if node.slot is None:
+                break  # the draft never ran it: it does with the next bonus token
+            slots.append(node.slot)
+        self.caches.accept(growth.sequence, slots)
 
-    def _children(self, growth: Growth, nodes: list[int], logits: Tensor) -> tuple[Tensor, Tensor]:
+    def free(self, sequence: Sequence, slots: Seq[int]) -> None:
+        """The rows in these scratch slots are wanted no more."""
+        if slots:
+            self._scratch[sequence].give_back(slots)
+
+    def shrink(self, sequence: Sequence) -> None:
+        """Give the scratch pages back: the growth that used them is gone."""
+        scratch = self._scratch.pop(sequence, None)
+        if scratch is not None:
+            scratch.close()
+
+    def release(self, sequence: Sequence) -> None:
+        """The sequence ended or was paused."""
+        self.shrink(sequence)
+        self.caches.release(sequence)
+
+    def _placed(self, growth: Growth, nodes: list[Node]) -> list[Node]:
+        """Give nodes scratch slots, as many as there is room for; parents come first."""
         sequence = growth.sequence
-        positions = [len(sequence.tokens) + growth.depths[node] for node in nodes]
-        return draft_children(
+        table = self.caches.prefix(sequence)
+        if table is None:
+            return []
+        if nodes[0] is growth.root and table.length < len(sequence.tokens) - 1:
+            growth.put_back(nodes[1:])  # a long prompt is run as a chain, without a mask
+            nodes = nodes[:1]
+        scratch = self._scratch.get(sequence)
+        if scratch is None:
+            most = 2 * self.bounds.draft_rows + PAGE  # this tree's, and what is drafted ahead
+            scratch = self._scratch[sequence] = Scratch(self.caches.cache, most)
+        placed: list[Node] = []
+        for node in nodes:
+            if node.parent is not None and node.parent.slot is None:
+                continue  # there was no room for its parent
+            slots = scratch.take(1)
+            if not slots:
+                break
+            growth.run(node, slots[0])
+            placed.append(node)
+        return placed
+
+    def _extend(
+        self, growth: Growth, nodes: list[Node], logits: Tensor, calibration: Calibration
+    ) -> None:
+        """Add the best children of nodes that were run; logits [nodes, V]."""
+        sequence = growth.sequence
+        positions = [node.position + 1 for node in nodes]
+        paths = None
+        if is_path_dependent(sequence.params):
+            paths = [growth.path(node) for node in nodes]
+        tokens, beliefs = draft_children(
             logits,
             sequence.params,
             sequence.counts,
             positions=positions,
             choice=sequence.choice,
-            paths=[growth.path(node) for node in nodes],
+            paths=paths,
             banned=[sequence.banned(position) for position in positions],
-            tau=TAU,
+            tau=calibration.tau(sequence.params),
             branch=self.bounds.branch,
         )
+        for node, own, scores in zip(nodes, tokens.tolist(), beliefs.tolist(), strict=True):
+            gains = [calibration.gain(self.name, s) if s > -inf else -inf for s in scores]
+            calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
+            for token, belief, gain in zip(own, scores, gains, strict=True):
+                if gain > NEGLIGIBLE or node.children.get(token):
+                    growth.add(node, token, belief, gain, self.name)
 
-    def _forward(self, step: list[tuple[Growth, list[int], PageTable]]) -> Tensor:
-        """One batch of rows; logits [rows of all nodes, V]."""
+    def _forward(self, step: Seq[tuple[Growth, list[Node]]]) -> tuple[Tensor, int]:
+        """One batch of rows: logits [nodes, V], and how many rows were run."""
         tokens: list[int] = []
         positions: list[int] = []
         long: list[bool] = []
         segments: list[Segment] = []
         wanted: list[int] = []  # rows that need logits
-        for growth, nodes, table in step:
-            own_tokens, own_positions, segment = self._segment(growth, nodes, table, len(tokens))
+        for growth, nodes in step:
+            own_tokens, own_positions, segment = self._segment(growth, nodes, len(tokens))
             tokens += own_tokens
             positions += own_positions
             long += [self.decoder.is_long(len(growth.sequence.tokens))] * len(own_tokens)
             segments.append(segment)
             wanted += range(len(tokens) - len(nodes), len(tokens))
-        batch = Batch(self.cache, tuple(segments), range(len(tokens)), self.decoder.strict)
+        batch = Batch(self.caches.cache, tuple(segments), range(len(tokens)), self.decoder.strict)
         own = self.decoder.embedding.num_embeddings
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
-        hidden = self.decoder.forward(known, positions, long, batch)
-        for growth, nodes, table in step:
+        logits = None if self.graphs is None else self.graphs.logits(known, batch)
+        if logits is None:
+            hidden = self.decoder.forward(known, positions, long, batch)
+            rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
+            with self.decoder.head() as head:
+                blocks = [head(block) for block in torch.split(rows, HEAD_ROWS)]
+            logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+        elif len(wanted) < len(tokens):
+            logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
+        for growth, nodes in step:
             # Tiles of clients that left may have been skipped: their slots hold anything.
-            if nodes[0] == 0 and not growth.sequence.request.cancelled.is_set():
-                self._keep_pending(growth.sequence, table)
-        rows = hidden[torch.tensor(wanted, device=hidden.device)]
-        with self.decoder.head() as head:
-            logits = torch.cat([head(block) for block in torch.split(rows, HEAD_ROWS)])
+            if nodes[0] is growth.root and not growth.sequence.request.cancelled.is_set():
+                self.caches.keep_pending(growth.sequence)
         missing = self.vocab_size - logits.shape[1]
-        return F.pad(logits, (0, missing), value=-torch.inf)  # cuts where it is negative
+        if missing:
+            logits = F.pad(logits, (0, missing), value=-torch.inf)  # cuts where it is negative
+        return logits, len(tokens)
 
     def _segment(
-        self, growth: Growth, nodes: list[int], table: PageTable, first: int
+        self, growth: Growth, nodes: list[Node], first: int
     ) -> tuple[list[int], list[int], Segment]:
-        """Tokens and positions of one tree's rows, and how they see each other."""
+        """Tokens and positions of one tree's rows, and what they see.
+
+        The rows are the pending tokens before a root, then the nodes.
+        """
         sequence = growth.sequence
-        if nodes[0] == 0:  # the root, and what comes before it that is not stored yet
-            tokens = sequence.tokens[table.length :]
-            positions = list(range(table.length, len(sequence.tokens)))
-            seen, mask = positions, None
-        else:
-            root = len(sequence.tokens) - 1
-            order = sorted(growth.scratch, key=growth.scratch.__getitem__)
-            tokens = [growth.tokens[node] for node in nodes]
-            positions = [root + growth.depths[node] for node in nodes]
-            seen = [root + growth.depths[node] for node in order]
-            ran = len(order)
-            mask = growth.ancestors[ran - len(nodes) : ran, :ran].to(self.decoder.device)
+        table = self.caches.prefix(sequence)
+        assert table is not None, "placed nodes have a prefix"
+        start, root = table.length, len(sequence.tokens) - 1
+        pending = range(start, root) if nodes[0] is growth.root else range(0)
+        earlier, mask = growth.visible(nodes)
+        positions = [*pending, *(node.position for node in nodes)]
+        device = self.decoder.device
+        prefix = self.caches.cache.slots(table)[: start + len(pending)]
+        scratch = torch.tensor([node.slot for node in (*earlier, *nodes)])
+        depths = torch.tensor([*(node.position for node in earlier), *positions])
         segment = Segment(
             first=first,
-            count=len(tokens),
-            start=table.length,
-            slots=self.cache.slots(table)[: table.length + len(seen)],
-            positions=torch.tensor(seen, device=self.decoder.device),
-            mask=mask,
+            count=len(positions),
+            start=start,
+            slots=torch.cat([prefix, scratch.to(device, non_blocking=True)]),
+            positions=depths.to(device, non_blocking=True),
+            mask=None if mask is None else mask.to(device, non_blocking=True),
             cancelled=sequence.request.cancelled,
         )
-        return tokens, positions, segment
-
-    def _keep_pending(self, sequence: Sequence, table: PageTable) -> None:
-        pending = len(sequence.tokens) - 1 - table.length
-        if pending:
-            self.cache.keep(table, range(pending))
-            self.cache.publish(table, sequence.tokens)
+        tokens = [sequence.tokens[position] for position in pending]
+        return [*tokens, *(node.token for node in nodes)], positions, segment

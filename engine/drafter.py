@@ -1,12 +1,14 @@
 """What a drafting method is to the engine, and how methods are found.
 
+A method drafts by a model, which costs time and memory, or by look-up, which costs neither and
+joins the trees of models too (`engine.drafting`).
+
 Loading goes in two steps, since the plan stands between them: `prepare` (in the method's file)
 reads what it needs to know and says what it will take of the device's memory; `build` makes the
 drafter once the target stands.
 """
 
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -17,14 +19,14 @@ from torch import Tensor
 
 import engine.drafters
 from engine.decoder import Decoder
+from engine.draft_model import DraftModel
 from engine.errors import ModelError
 from engine.growth import Bounds
 from engine.kv_cache import KVCache
 from engine.layout import UnitReader
-from engine.sequence import Sequence
+from engine.lookup import Lookup
 from engine.spec import ModelSpec
 from engine.stream import LayerStream
-from engine.tree import DraftTree
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,7 +36,8 @@ class DraftNeeds:
     """What a method takes of the device's memory."""
 
     tree_rows: int  # most rows of one tree
-    scratch_rows: int  # most scratch slots of the target's cache one sequence needs
+    scratch_rows: int  # most scratch slots of the target's cache one tree needs
+    draft_rows: int = 0  # slots of the target's cache for the draft's own rows, per sequence
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0  # a cache of its own, with as many slots as the target's
 
@@ -75,29 +78,32 @@ class Target:
     cache: KVCache
 
 
-class Drafter(Protocol):
-    """Proposes a tree for each sequence; what it proposes never changes what is emitted."""
-
-    def propose(self, sequences: Seq[Sequence], rooms: Seq[int]) -> list[DraftTree]:
-        """A tree for each decoding sequence, of at most `rooms[i]` rows; row 0 is its last token.
-
-        Every sequence has scratch slots for as many rows in the target's cache.
-        """
-
-    def commit(self, sequence: Sequence, rows: Seq[int]) -> None:
-        """The tree rows of the last proposal that were accepted, from the root down."""
-
-    def release(self, sequence: Sequence) -> None:
-        """The sequence ended or was paused: forget what is kept for it."""
-
-
 class DraftMethod(Protocol):
     """A prepared method, which waits for the target."""
 
     @property
     def needs(self) -> DraftNeeds: ...
 
-    def build(self, target: Target) -> Drafter: ...
+    @property
+    def bounds(self) -> Bounds: ...
+
+    def build(self, target: Target) -> DraftModel | Lookup | None:
+        """What drafts: a model, a look-up, or nothing."""
+
+
+@dataclass(frozen=True)
+class LookupMethod:
+    """A look-up as a method of its own: it takes nothing of the device."""
+
+    lookup: Lookup
+    bounds: Bounds
+
+    @property
+    def needs(self) -> DraftNeeds:
+        return DraftNeeds(tree_rows=self.bounds.budget, scratch_rows=self.bounds.budget)
+
+    def build(self, target: Target) -> Lookup:
+        return self.lookup
 
 
 def available() -> list[str]:
@@ -111,5 +117,14 @@ def prepare(method: str, context: DraftContext) -> DraftMethod:
         raise ModelError(
             f"draft.method: there is no method {method!r}; known: {', '.join(available())}"
         )
-    module = import_module(f"engine.drafters.{method}")
-    return module.prepare(context)  # type: ignore[no-any-return]  # found by name
+    return _module(method).prepare(context)  # type: ignore[no-any-return]  # found by name
+
+
+def all_lookups() -> list[Lookup]:
+    """One of each look-up: the methods whose file has a function `lookup`."""
+    modules = [_module(name) for name in available()]
+    return [module.lookup() for module in modules if hasattr(module, "lookup")]
+
+
+def _module(method: str) -> Any:
+    return import_module(f"engine.drafters.{method}")

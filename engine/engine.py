@@ -10,15 +10,21 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from engine.decoder import HEAD_ROWS, PassCancelled
+from engine.ahead_stream import open_aside, use_compute_stream
+from engine.audit import Auditor
+from engine.decoder import PassCancelled
+from engine.drafting import Figures
 from engine.errors import ModelError, RequestError
 from engine.load import Loaded, load
+from engine.logits import Logits, choose_tree
+from engine.machine import choose_device
 from engine.messages import Failed, Generate, ModelInfo, PassStats, Tokens
 from engine.passes import Entry, Pass, assemble
 from engine.sampling import choose, model_logprobs
 from engine.scheduler import Scheduler, Turn
 from engine.sequence import Request, Sequence
 from engine.spec import ModelSpec
+from engine.stream import LayerStream
 from engine.tree import DraftTree
 from engine.verify import verify
 
@@ -35,26 +41,46 @@ class Engine:
         self._loaded = loaded
         self._decoder = loaded.decoder
         self._cache = loaded.cache
-        self._drafter = loaded.drafter
+        self._drafting = loaded.drafting
         self._requests: dict[str, Request] = {}
         self._scheduler = Scheduler(
             loaded.cache,
             max_sequences=loaded.plan.max_sequences,
             max_rows=loaded.plan.max_rows,
             scratch_rows=loaded.scratch_rows,
-            release=loaded.drafter.release,
+            draft_rows=loaded.draft_rows,
+            release=loaded.drafting.release,
+            reclaim=loaded.drafting.reclaim,
+            num_reclaimable=loaded.drafting.num_pages,
+            passes=loaded.drafting.policy.passes,
         )
+        self.auditor: Auditor | None = None
+        if loaded.audit:
+            self.auditor = Auditor(
+                loaded.audit,
+                loaded.decoder,
+                loaded.cache,
+                max_rows=loaded.plan.max_rows,
+                rewind=lambda: loaded.stream.seek(0),
+            )
         self._num_borders = 0
         loaded.decoder.on_border = self._border
+        loaded.stream.idle = self._drafting.ahead
+        self._drafting.aside = open_aside(loaded.decoder.device)
+        # Choices are made a tree at a time where the host would wait for each (`choose_tree`).
+        self._at_once = loaded.decoder.device.type == "cuda"
 
     @classmethod
     def load(cls, spec: ModelSpec, progress: Callable[[str, int, int], None]) -> "Engine":
-        """Load a model. Raises `ModelError`."""
+        """Load a model. Raises `ModelError`. The thread that loads it also calls `step`."""
+        use_compute_stream(choose_device(spec.device))
         with torch.inference_mode():
             return cls(load(spec, progress))
 
     def close(self) -> None:
+        """Give back what the model holds of the machine."""
         self._loaded.stream.close()
+        self._loaded.cache.release()
 
     def add(self, message: Generate) -> None:
         """Queue a request. Raises `RequestError` for one that could never be served."""
@@ -97,48 +123,38 @@ class Engine:
             return self._fail(turns, str(error))
 
     def _run(self, turns: Seq[Turn]) -> Events:
-        started = time.perf_counter()
+        clock = _Clock(self._loaded.stream)
         trees = self._draft(turns)
-        drafted = time.perf_counter()
-        moved = self._loaded.stream.stats.bytes
+        clock.drafted()
         walk = assemble(turns, trees, self._cache, self._decoder)
-        hidden = self._decoder.forward(walk.tokens, walk.positions, walk.long, walk.batch)
-        events = self._verify(walk, hidden)
-        ended = time.perf_counter()
-        self._scheduler.cap.observe(
-            ended - drafted,
-            with_prompt=any(entry.chain for entry in walk.entries),
-            decoding=any(not entry.chain for entry in walk.entries),
-        )
-        self.last_pass = PassStats(
-            rows=len(walk.tokens),
-            sequences=len(turns),
-            accepted=sum(len(event.ids) for event in events if isinstance(event, Tokens)),
-            draft_ms=(drafted - started) * 1e3,
-            pass_ms=(ended - drafted) * 1e3,
-            link_gbps=(self._loaded.stream.stats.bytes - moved) / (ended - drafted) / 1e9,
-            free_pages=self._cache.num_free_pages,
-            waiting=self._scheduler.num_waiting,
-        )
+        with self._drafting.aside.passing():
+            hidden = self._decoder.forward(walk.tokens, walk.positions, walk.long, walk.batch)
+            clock.walked()
+            events = self._verify(walk, hidden, clock)
+        self._measure(walk, events, clock)
         return events
 
     def _draft(self, turns: Seq[Turn]) -> list[DraftTree | None]:
         """A tree for each turn: drafted, the bare root after a prompt, none within a prompt."""
-        drafting = [turn for turn in turns if turn.room > 1]
-        proposed = self._drafter.propose(
-            [turn.sequence for turn in drafting], [turn.room for turn in drafting]
+        drafting = [turn for turn in turns if turn.is_decoding]
+        proposed = self._drafting.propose(
+            [turn.sequence for turn in drafting],
+            [turn.room for turn in drafting],
+            fixed_rows=sum(turn.chain for turn in turns if not turn.is_decoding),
+            max_rows=self._scheduler.max_rows,
         )
         trees = {t: DraftTree.root(t.sequence.tokens[-1]) for t in turns if t.room == 1}
         trees |= dict(zip(drafting, proposed, strict=True))
         return [trees.get(turn) for turn in turns]
 
-    def _verify(self, walk: Pass, hidden: Tensor) -> Events:
+    def _verify(self, walk: Pass, hidden: Tensor, clock: "_Clock") -> Events:
         """Walk every tree with the target's logits; keep what was accepted."""
         if not walk.batch.alive():
             raise PassCancelled
         events: Events = []
         with self._decoder.head() as head:
-            logits = _Logits(hidden, head)
+            self._drafting.aside.join()  # nothing is drafted ahead from here on
+            logits = Logits(hidden, clock.timed(head), self._observe(walk))
             for entry in walk.entries:
                 sequence = entry.turn.sequence
                 if sequence.request.cancelled.is_set():
@@ -150,7 +166,16 @@ class Engine:
                     events += self._advance(entry, entry.tree, logits)
         return events
 
-    def _advance(self, entry: Entry, tree: DraftTree, logits: "_Logits") -> Events:
+    def _observe(self, walk: Pass) -> Callable[[int, Tensor], None]:
+        """Shows the drafts all logits that were computed: those of rows nobody walked too."""
+
+        def show(first: int, logits: Tensor) -> None:
+            tokens = walk.tokens[first : first + len(logits)]
+            self._drafting.observe(tokens, logits[: len(tokens)])
+
+        return show
+
+    def _advance(self, entry: Entry, tree: DraftTree, logits: Logits) -> Events:
         """Emit what the target accepts of one tree; after a prompt, start the other choices."""
         sequence = entry.turn.sequence
         request, is_prompt = sequence.request, len(sequence.tokens) == sequence.num_prompt
@@ -166,19 +191,22 @@ class Engine:
                     twin.table = self._cache.fork(sequence.pages)
                     self._scheduler.adopt(twin)
                 else:
-                    self._ended(request)
+                    self._ended(twin)
         if sequence.finish is not None:
             self._scheduler.finish(sequence)
-            self._ended(request)
+            self._ended(sequence)
         return events
 
-    def _walk(self, sequence: Sequence, tree: DraftTree, root: int, logits: "_Logits") -> list[int]:
+    def _walk(self, sequence: Sequence, tree: DraftTree, root: int, logits: Logits) -> list[int]:
         """Verify one tree, emitting on the way; the accepted rows, from the root down."""
         params = sequence.params
-        own = logits.row(root)
+        chosen = choose_tree(sequence, tree.depths, root, logits) if self._at_once else None
+        own: Tensor | None = None  # logits of the row at hand, where rows are chosen one by one
 
         def choose_token(row: int) -> int:
             nonlocal own
+            if chosen is not None:
+                return chosen[row]
             own = logits.row(root + row)
             position = len(sequence.tokens)
             return choose(
@@ -193,6 +221,7 @@ class Engine:
         def emit(token: int) -> bool:
             if params.logprobs is None:
                 return sequence.emit(token)
+            assert own is not None, "choose_tree leaves these to the walk"
             return sequence.emit(token, model_logprobs(own, token, params.logprobs))
 
         accepted = verify(tree, choose_token, emit)
@@ -204,12 +233,44 @@ class Engine:
         sequence = entry.turn.sequence
         self._cache.keep(sequence.pages, entry.kept(rows))
         self._cache.publish(sequence.pages, sequence.tokens)
-        self._drafter.commit(sequence, rows)
+        if entry.tree is not None:
+            self._drafting.commit(sequence, entry.tree, rows)
+
+    def _measure(self, walk: Pass, events: Events, clock: "_Clock") -> None:
+        """Learn from the pass how long passes take, and tell what it did."""
+        rows, prompt_rows = len(walk.tokens), sum(entry.chain for entry in walk.entries)
+        figures, self._drafting.figures = self._drafting.figures, Figures()
+        clock.ended(figures.ahead_seconds)
+        self._drafting.policy.passes.observe(rows, clock.compute, clock.link)
+        self._scheduler.cap.observe(
+            clock.passed, with_prompt=prompt_rows > 0, decoding=len(walk.entries) > prompt_rows
+        )
+        self.last_pass = PassStats(
+            rows=rows,
+            sequences=len(walk.entries),
+            accepted=sum(len(event.ids) for event in events if isinstance(event, Tokens)),
+            draft_ms=clock.draft * 1e3,
+            pass_ms=clock.passed * 1e3,
+            link_gbps=clock.link_bytes / clock.passed / 1e9,
+            free_pages=self._cache.num_free_pages,
+            waiting=self._scheduler.num_waiting,
+            prompt_rows=prompt_rows,
+            drafted_by=tuple(figures.drafted.items()),
+            accepted_by=tuple(figures.accepted.items()),
+            ahead_ms=figures.ahead_seconds * 1e3,
+            copy_stall_ms=clock.stall * 1e3,
+            host_ms=clock.host * 1e3,
+            link_bytes=clock.link_bytes,
+            undrafted=figures.undrafted,
+        )
 
     def _sequence(self, request: Request, choice: int) -> Sequence:
         return Sequence(request, choice, self._loaded.stop_rules(request.message))
 
-    def _ended(self, request: Request) -> None:
+    def _ended(self, sequence: Sequence) -> None:
+        request = sequence.request
+        if self.auditor is not None:
+            self.auditor.offer(sequence)
         request.num_unfinished -= 1
         if request.num_unfinished == 0:
             del self._requests[request.message.request_id]
@@ -229,22 +290,41 @@ class Engine:
             self.on_unit(self._num_borders)
 
 
-class _Logits:
-    """Logits of the rows a walk visits, computed in blocks, each at most once.
+class _Clock:
+    """Where the time of one step goes; all figures are seconds."""
 
-    Walks ask for ascending rows, so one block is all that is held: 64 x V.
-    """
+    def __init__(self, stream: LayerStream) -> None:
+        self._stream = stream
+        self._before = stream.stats
+        self._started = self._drafted = self._walked = time.perf_counter()
+        self._head = 0.0
+        self.draft = self.passed = self.stall = self.compute = self.host = self.link = 0.0
+        self.link_bytes = 0
 
-    def __init__(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
-        self._hidden = hidden
-        self._head = head
-        self._first = -HEAD_ROWS
-        self._block = hidden[:0]
+    def drafted(self) -> None:
+        self._drafted = time.perf_counter()
 
-    def row(self, row: int) -> Tensor:
-        """Logits [V] of a row of the pass."""
-        first = row // HEAD_ROWS * HEAD_ROWS
-        if first != self._first:
-            self._first = first
-            self._block = self._head(self._hidden[first : first + HEAD_ROWS])
-        return self._block[row - first]
+    def walked(self) -> None:
+        self._walked = time.perf_counter()
+
+    def timed(self, head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The head, its time counted."""
+
+        def run(hidden: Tensor) -> Tensor:
+            began = time.perf_counter()
+            logits = head(hidden)
+            self._head += time.perf_counter() - began
+            return logits
+
+        return run
+
+    def ended(self, ahead: float) -> None:
+        """The step is over; `ahead` seconds of its pass went into drafting."""
+        now, stats, before = time.perf_counter(), self._stream.stats, self._before
+        self.draft = self._drafted - self._started
+        self.passed = now - self._drafted
+        self.stall = stats.stall_seconds - before.stall_seconds
+        self.link = stats.busy_seconds - before.busy_seconds
+        self.link_bytes = stats.bytes - before.bytes
+        self.compute = max(self.passed - self.stall - ahead, 0.0)
+        self.host = max(now - self._walked - self._head, 0.0)

@@ -1,16 +1,15 @@
 """`device: cpu`: slots are ordinary memory; the link is the disk, or RAM at a pretended speed."""
 
-from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 
 from torch import Tensor
 
+from engine.disk import read_piece, unit_pieces
 from engine.layout import UnitReader
 from engine.link import SimulatedLink
 from engine.pinned import Slab, allocate_pages, copy_bytes
 from engine.slots import Arrival, Meters
-from engine.workers import Workers
+from engine.workers import Batch, Workers
 
 
 class HostLink:
@@ -39,37 +38,26 @@ class HostLink:
         slab = Slab(self._nbytes(unit))
         return slab, self.read(unit, slab.memory)
 
-    def read(self, unit: int, memory: Tensor) -> Future[None]:
-        """Fill `memory` from the reader."""
-        nbytes = self._nbytes(unit)
+    def read(self, unit: int, memory: Tensor) -> Batch:
+        """Fill `memory` from the reader, in pieces that threads take in order."""
+        pieces = unit_pieces(self._reader, unit)
+        jobs = [partial(self._read, unit, piece, memory) for piece in pieces]
+        return self._readers.submit(*jobs, around=self._meters.disk.carrying(self._nbytes(unit)))
 
-        def job() -> None:
-            with self._meters.disk.transfer() as arrive:
-                self._reader.read(unit, memory[:nbytes])
-                arrive(nbytes)
-
-        return self._readers.submit(job)
-
-    def send(self, unit: int, source: Tensor, memory: Tensor) -> Future[None]:
+    def send(self, unit: int, source: Tensor, memory: Tensor) -> Batch:
         """Fill `memory` from a slab, no faster than the simulated link."""
-        nbytes = self._nbytes(unit)
+        nbytes, meter = self._nbytes(unit), self._meters.ram
         copy = partial(copy_bytes, memory[:nbytes], source[:nbytes])
-        return self._copier.submit(self._pace(nbytes, copy))
+        if self._simulated is None:
+            return self._copier.submit(copy, around=meter.carrying(nbytes))
+        return self._copier.submit(partial(self._simulated.carry, nbytes, meter.clock(), copy))
 
     def close(self) -> None:
         self._readers.close()
         self._copier.close()
 
-    def _pace(self, nbytes: int, copy: Callable[[], None]) -> Callable[[], None]:
-        if self._simulated is not None:
-            return partial(self._simulated.carry, nbytes, self._meters.ram.clock(), copy)
-
-        def job() -> None:
-            with self._meters.ram.transfer() as arrive:
-                copy()
-                arrive(nbytes)
-
-        return job
+    def _read(self, unit: int, piece: range, memory: Tensor) -> None:
+        read_piece(self._reader, unit, piece, memory[piece.start : piece.stop])
 
     def _nbytes(self, unit: int) -> int:
         return self._reader.layouts[unit].nbytes

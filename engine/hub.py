@@ -62,7 +62,7 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
     elif folder.is_absolute() or source.startswith((".", "~")):
         raise ModelError(f"{source}: there is no such folder")
     else:
-        with _told(source, revision):
+        with told(source, revision):
             folder = _snapshot(source, revision, progress)
     _check(folder)
     return Resolved(folder, _identity(folder))
@@ -162,7 +162,7 @@ def _check_space(source: str, cache: Path, missing: int) -> None:
 
 
 @contextmanager
-def _told(source: str, revision: str | None) -> Iterator[None]:
+def told(source: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's errors into `ModelError`s that say what to do."""
     place = f"{source}@{revision}" if revision else source
     try:

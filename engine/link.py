@@ -30,6 +30,7 @@ class LinkStats:
     disk: Traffic  # disk to host memory
     stall_seconds: float  # the caller waited for a unit, time given to `idle` not counted
     units: int  # units walked, resident ones too
+    idle_seconds: float = 0.0  # given to `idle`
 
     @property
     def bytes(self) -> int:
@@ -47,6 +48,7 @@ class Meter:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self.seconds_per_byte = 0.0  # smoothed over recent transfers; 0.0 before the first
+        self.ended = 0.0  # when the last transfer was over, on the clock
         self._lock = threading.Lock()
         self._under_way = 0
         self._counted_until = 0.0
@@ -54,17 +56,13 @@ class Meter:
         self._seconds = 0.0
 
     @contextmanager
-    def transfer(self) -> Iterator[Callable[[int], None]]:
-        """Times the block; inside, say how many bytes have arrived."""
-        arrived = 0
-
-        def arrive(nbytes: int) -> None:
-            nonlocal arrived
-            arrived += nbytes
-
+    def carrying(self, nbytes: int) -> Iterator[None]:
+        """The block is a transfer; its bytes count unless it raises."""
         self.begin(self.clock())
+        arrived = 0
         try:
-            yield arrive
+            yield
+            arrived = nbytes
         finally:
             self.end(self.clock(), arrived)
 
@@ -80,12 +78,13 @@ class Meter:
         with self._lock:
             self._under_way -= 1
             self._count(at - self._counted_until, nbytes)
-            self._counted_until = at
+            self._counted_until = self.ended = at
 
     def credit(self, seconds: float, nbytes: int) -> None:
         """Count a transfer timed elsewhere, by the device's own clock."""
         with self._lock:
             self._count(seconds, nbytes)
+            self.ended = self.clock()
 
     def traffic(self) -> Traffic:
         with self._lock:

@@ -2,23 +2,38 @@
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from engine.decoder import Decoder
+from engine import probe
+from engine.assumed import DISK_GBPS, Times, complete
+from engine.calibration import Calibration
+from engine.choice import Scheme, best_scheme, make_scheme
+from engine.decoder import STRICT_ROWS, Decoder
 from engine.detokenize import Detokenizer, TokenBytes, token_bytes
-from engine.drafter import DraftContext, Drafter, DraftMethod, Target, prepare
+from engine.draft_model import DraftModel
+from engine.drafter import DraftContext, DraftMethod, Target, all_lookups, prepare
+from engine.drafting import Drafting
 from engine.family import TESTED, is_mixture
+from engine.forecast import USERS
+from engine.growth import Bounds
 from engine.kv_cache import KVCache
-from engine.machine import available_memory
+from engine.lookup import Lookup
+from engine.machine import available_memory, check_free
 from engine.messages import Generate, ModelInfo
-from engine.plan import Memory, Plan, make_plan
+from engine.plan import Plan
+from engine.policy import PassTimes, TreePolicy
 from engine.sequence import Limits
 from engine.spec import ModelSpec
 from engine.stop import StopRules
 from engine.stream import LayerStream
 from engine.target import Progress, TargetFiles
+from engine.timing import StepTimes
 
 log = logging.getLogger(__name__)
+
+FAST_ROWS = 16  # fast numerics: rows that take as long as one
+SUBSTITUTE_ROWS = 6  # of a draft step that is timed to choose a method
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,11 @@ class Loaded:
     decoder: Decoder
     stream: LayerStream
     cache: KVCache
-    drafter: Drafter
+    drafting: Drafting
     scratch_rows: int  # of the target's cache, for one tree
+    draft_rows: int  # of the target's cache, for what one tree's draft stores
     tokens: TokenBytes
+    audit: float  # share of the finished answers that are checked
 
     def stop_rules(self, message: Generate) -> StopRules:
         """The stop rules of one choice of a request."""
@@ -55,39 +72,73 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
     if files.is_expanded:
         total = sum(layout.nbytes for layout in files.units.layouts)
         log.info("%s: MXFP4 experts are expanded when read, %.1f GB in all", spec.id, total / 1e9)
-    memory = available_memory(files.device)
-    method = _draft_method(files, memory)
-    plan = _plan(files, method, memory)
+    measured = probe.pass_times(files, files.device)
+    method, scheme = _choose(files, measured)
+    plan = scheme.plan
     log.info("%s: %s", spec.id, plan)
     reader = files.reader(plan)
+    check_free(plan)
     stream = files.stream(plan, reader)
     with ExitStack() as stack:
         stack.callback(stream.close)
         decoder = files.decoder(stream)
-        cache = files.kv_cache(plan.num_pages)
-        drafter = method.build(Target(files.tensors, reader, stream, decoder, cache))
+        cache = files.kv_cache(plan)
+        stack.callback(cache.release)
+        draft = method.build(Target(files.tensors, reader, stream, decoder, cache))
+        link_gbps = stream.measure_link()
+        passes = _pass_times(files, measured, scheme, link_gbps)
+        drafting = _drafting(files, draft, method.bounds, passes)
         stack.pop_all()
     return Loaded(
-        info=files.info(plan),
+        info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
         limits=files.limits(plan, decoder),
         plan=plan,
         decoder=decoder,
         stream=stream,
         cache=cache,
-        drafter=drafter,
+        drafting=drafting,
         scratch_rows=method.needs.scratch_rows,
+        draft_rows=method.needs.draft_rows,
         tokens=token_bytes(files.tokenizer.backend_tokenizer),
+        audit=spec.audit,
     )
 
 
-def _plan(files: TargetFiles, method: DraftMethod, memory: Memory) -> Plan:
-    needs = method.needs
-    demand = files.demand(needs.kv_bytes_per_token, needs.weight_bytes, needs.scratch_rows)
-    return make_plan(files.spec, demand, memory)
+def _pass_times(
+    files: TargetFiles, measured: StepTimes | None, scheme: Scheme, link_gbps: float
+) -> PassTimes:
+    """What a pass takes by rows, as far as it is known before the first."""
+    passes = PassTimes(STRICT_ROWS if files.strict else FAST_ROWS)
+    units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
+    travels = sum(nbytes for nbytes, tier in units if tier != "resident")
+    link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
+    for rows in probe.ROWS:
+        seconds = measured.expect(rows) if measured is not None else None
+        if seconds is not None:
+            passes.observe(rows, seconds, link_seconds)
+    return passes
 
 
-def _draft_method(files: TargetFiles, memory: Memory) -> DraftMethod:
-    """The method the spec names; else subspec if its substitutes fit and pay, else ngram."""
+def _drafting(
+    files: TargetFiles, draft: DraftModel | Lookup | None, bounds: Bounds, passes: PassTimes
+) -> Drafting:
+    """The draft with everything that joins its trees for free."""
+    wanted = files.spec.draft
+    model = draft if isinstance(draft, DraftModel) else None
+    lookups: list[Lookup] = []
+    if model is not None or wanted.method is None:
+        lookups = all_lookups()
+    elif draft is not None and not isinstance(draft, DraftModel):
+        # What a request predicts joins even where another look-up was asked for by name.
+        predicted = (own for own in all_lookups() if own.name == "prediction")
+        lookups = [draft, *(own for own in predicted if own.name != draft.name)]
+    policy = TreePolicy(Calibration(), passes, tuned=wanted.tuned)
+    return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead)
+
+
+def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[DraftMethod, Scheme]:
+    """Who drafts, and with which plan."""
+    prepared: dict[str, DraftMethod] = {}
     context = DraftContext(
         spec=files.spec,
         config=files.config,
@@ -99,15 +150,20 @@ def _draft_method(files: TargetFiles, memory: Memory) -> DraftMethod:
         vocab_size=files.vocab_size,
         progress=files.progress,
     )
-    if files.spec.draft.method is not None:
-        return prepare(files.spec.draft.method, context)
-    ngram = prepare("ngram", context)
-    if is_mixture(files.config):
-        return ngram
-    subspec = prepare("subspec", context)
-    limit = files.spec.memory.device if files.spec.memory.device is not None else memory.device
-    if subspec.needs.weight_bytes > limit / 2:
-        return ngram
-    # A target that is resident as a whole is as fast as its own copy.
-    streams = any(tier != "resident" for tier in _plan(files, ngram, memory).tiers)
-    return subspec if streams else ngram
+    spec = files.spec
+    times = Times(passes)
+    if spec.draft.method is None and not is_mixture(files.config):
+        times = Times(passes, probe.substitute_times(files, files.device, SUBSTITUTE_ROWS))
+    ram_gbps = spec.stream.simulate_gbps
+    if ram_gbps is None:
+        ram_gbps = probe.copy_gbps(files.device) if files.device.type == "cuda" else DISK_GBPS
+    speeds = partial(complete, times, ram_gbps=ram_gbps, disk_gbps=DISK_GBPS)
+    memory = available_memory(files.device)
+
+    def scheme(name: str) -> Scheme:
+        method = prepared[name] = prepare(name, context)
+        demand = files.demand(files.units.outline, name, method.needs)
+        return make_scheme(spec, demand, memory, name, method.bounds, speeds, USERS)
+
+    best = best_scheme(spec, files.config, scheme)
+    return prepared[best.method], best

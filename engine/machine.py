@@ -1,16 +1,21 @@
 """What the machine has: devices and memory, cgroup limits included."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from engine.errors import ModelError
-from engine.plan import Memory
+from engine.footprint import size_text
+from engine.malloc import give_back_freed
+from engine.plan import Memory, Plan
 
-DEVICE_SHARE = 0.9  # of the free device memory: the rest is the runtime's own
-RAM_SHARE = 0.8  # of the free RAM
-CPU_DEVICE_SHARE = 0.7  # of the free RAM, where it is the device: temporaries come on top
+DEVICE_SHARE = 0.95  # of the free device memory: what fragments is lost
+RAM_SHARE = 0.9  # of the free RAM: other programs grow too
+CPU_DEVICE_SHARE = 0.8  # of the free RAM, where it is the device: the page cache serves as well
+
+LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is others'
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -35,12 +40,43 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def available_memory(device: torch.device) -> Memory:
-    """Bytes that may be taken on the device and in RAM now."""
-    ram = min([_free_ram(), *_free_in_cgroups()])
+    """Bytes that may be taken on the device and in RAM now, and what is taken already."""
+    give_back_freed()
+    ram = int(free_ram() * RAM_SHARE)
+    runtime = resident_bytes()
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return Memory(device=int(free * DEVICE_SHARE), ram=int(ram * RAM_SHARE), is_cuda=True)
-    return Memory(device=int(ram * CPU_DEVICE_SHARE), ram=int(ram * RAM_SHARE), is_cuda=False)
+        free, total = torch.cuda.mem_get_info(device)
+        own = total - free - torch.cuda.memory_reserved(device)  # and what others hold
+        taken = min(own, LARGEST_CONTEXT)
+        return Memory(int(free * DEVICE_SHARE), ram, True, taken, runtime)
+    return Memory(int(free_ram() * CPU_DEVICE_SHARE), ram, False, 0, runtime)
+
+
+def check_free(plan: Plan) -> None:
+    """Raise `ModelError` when the RAM that was there at planning is not there any more.
+
+    Asked before large allocations: a refusal can be read, an out-of-memory kill cannot.
+    """
+    needed = plan.host_bytes - plan.memory.host_runtime - plan.embedding_bytes
+    if not plan.memory.is_cuda:
+        needed += plan.device_bytes
+    free = free_ram()
+    if needed > free:
+        raise ModelError(
+            f"{size_text(needed)} of RAM are planned, but only {size_text(free)} are free by now: "
+            "another program took the rest. End it, or lower memory.device or memory.ram."
+        )
+
+
+def resident_bytes() -> int:
+    """RAM that this process holds, the pages of its libraries among it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_ram() -> int:
+    """RAM that this process could take now, its memory cgroups included."""
+    return min([_free_ram(), *_free_in_cgroups()])
 
 
 def _free_ram() -> int:

@@ -23,3 +23,9 @@ def keep_freed_memory() -> bool:
     if not mallopt(_M_MMAP_THRESHOLD, _NEVER):  # old versions bound it by half a heap
         mallopt(_M_MMAP_MAX, 0)
     return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def give_back_freed() -> None:
+    """Return what is free in the heap to the kernel, whatever `keep_freed_memory` said."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -43,6 +43,9 @@ class Speculation:
     max_rows: int | None = None  # rows of its trees, the root among them
 
 
+AUTO = Speculation()  # as the model's file says
+
+
 @dataclass(frozen=True)
 class Generate:
     """Serve one prompt with n choices; choice k's noise is keyed by k."""
@@ -52,7 +55,7 @@ class Generate:
     params: SamplingParams
     n: int = 1
     key: str = ""  # whose request it is, for round robin
-    speculation: Speculation = Speculation()
+    speculation: Speculation = AUTO
     prediction: tuple[int, ...] = ()  # tokens the client expects; joins the draft tree
 
 
@@ -84,6 +87,7 @@ class ModelInfo:
     plan: str  # one line: what lives where
     num_pages: int = 0  # of the KV pool
     link_gbps: float = 0.0  # what the link was measured to carry, 1e9 bytes a second; 0: none
+    draft_methods: tuple[str, ...] = ()  # what a request may ask for, beside "auto" and "none"
 
 
 @dataclass(frozen=True)

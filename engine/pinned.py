@@ -1,4 +1,4 @@
-"""Host memory that weights wait in: whole pages, which CUDA may pin and copy from at full speed."""
+"""Host memory for weights and idle KV: whole pages, which CUDA may pin and copy at full speed."""
 
 # mypy: disallow-untyped-calls=False
 # torch.cuda declares no types for streams, events and cudart.
@@ -19,17 +19,17 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
 _SUCCESS = 0
 
 
-def allocate_pages(nbytes: int) -> Tensor:
+def allocate_pages(nbytes: int, purpose: str = "weights") -> Tensor:
     """Zeroed uint8 memory of at least one page, page-aligned, in huge pages where there are any.
 
-    Raises `ModelError` when the system refuses it.
+    Raises `ModelError`, which names the `purpose`, when the system refuses it.
     """
     length = round_up(max(nbytes, 1), PAGE_BYTES)
     try:
         pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise ModelError(
-            f"The system refused {length / 2**20:.0f} MiB of host memory for weights ({error}). "
+            f"The system refused {length / 2**20:.0f} MiB of host memory for {purpose} ({error}). "
             "Lower memory.ram, or set stream.tier to disk."
         ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; halves the cost of the first touch
@@ -50,10 +50,10 @@ def copy_bytes(destination: Tensor, source: Tensor) -> None:
 
 
 class Slab:
-    """Host memory of one unit, or a staging buffer; `pinned` once `pin` succeeded."""
+    """Host memory of one unit, a staging buffer or idle KV; `pinned` once `pin` succeeded."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.memory = allocate_pages(nbytes)
+    def __init__(self, nbytes: int, purpose: str = "weights") -> None:
+        self.memory = allocate_pages(nbytes, purpose)
         self.pinned = False
 
     def pin(self, device: torch.device) -> bool:

@@ -1,57 +1,52 @@
 """What lives where: residents, ring, KV pages, draft, within the memory there is.
 
 Order of claims on the device: what nothing runs without (activations, ring, the draft), then KV
-pages, then resident units, spread evenly through the depth so that the ring never starves.
+pages, then resident units, spread evenly through the depth so that the ring never starves. Host
+memory holds the units that wait in RAM, then, of what is left, idle KV pages.
 """
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from engine.attention import SCORES
+from engine.disk import PIECE_BYTES, READERS
 from engine.errors import ModelError
+from engine.footprint import Demand as Demand
+from engine.footprint import activation_bytes, pass_rows, size_text
 from engine.kv_cache import PAGE
 from engine.layout import LayerUnits
+from engine.page_store import STAGING_BYTES
 from engine.spec import ModelSpec, Tier
 
 DEFAULT_SEQUENCES = 8
 DEFAULT_SLOTS = 3  # one in use, one ready, one on its way
 FEWEST_SLOTS = 2  # one in use, one on its way
-LARGEST_PASS = 8192  # rows; a longer prompt takes more passes
-KV_SHARE = 0.25  # of the device limit, at most, unless everything fits
+KV_SHARE = 0.125  # of the device limit, at most, unless everything fits; idle KV has the host's
+HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
+HOST_CONTEXTS = 2  # idle pages at most: so many full contexts for each sequence
+DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while one drains
+SEQUENCE_PAGES = 2  # of a sequence at least: its tokens, and a tree that shrank for lack of pages
 SHORTEST_CONTEXT = 256  # tokens of KV below which serving makes no sense
 
 
-@dataclass(frozen=True)
-class Demand:
-    """What the model and its draft would like to take; sizes in bytes."""
-
-    unit_bytes: Sequence[int]  # those of the layers, then the head
-    layers: Sequence[LayerUnits]  # which units are each layer's
-    expanded_bytes: int  # 4-bit targets: one unit's dense weights; else 0
-    other_device_bytes: int  # tensors outside layers and head that live on the device
-    hidden_size: int
-    widest: int  # the widest activation of a layer, per row
-    num_heads: int
-    vocab_size: int
-    item_bytes: int  # of one activation
-    kv_bytes_per_token: int  # target and draft together
-    draft_weight_bytes: int
-    scratch_rows: int
-    context_length: int
+class DoesNotFit(ModelError):
+    """The model cannot be served within the limits; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is, in bytes."""
+    """What there is, in bytes. Without CUDA, `device` is a part of `ram`, not beside it."""
 
     device: int
     ram: int
     is_cuda: bool
+    device_runtime: int = 0  # CUDA: what the driver and the libraries hold; not in `device`
+    host_runtime: int = 0  # the process before it holds any weights; not in `ram`
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision."""
+    """The decision; sizes in bytes."""
 
     tiers: tuple[Tier, ...]
     slots: int
@@ -62,47 +57,127 @@ class Plan:
     ring_bytes: int
     kv_bytes: int
     draft_bytes: int
+    activation_bytes: int
+    other_bytes: int  # norms; expanded 4-bit weights
+    host_pages: int  # KV pages in host memory, for what is idle
+    host_kv_bytes: int
+    slab_bytes: int  # units that wait in RAM
+    staging_bytes: int  # between disk and device
+    embedding_bytes: int  # mapped from the checkpoint
+    making_bytes: int  # more than the rest that loading takes for a while
+    memory: Memory  # what it was made for
+
+    @property
+    def device_bytes(self) -> int:
+        """What the device holds at most; on CUDA its runtime included."""
+        taken = self.resident_bytes + self.ring_bytes + self.kv_bytes + self.draft_bytes
+        return taken + self.activation_bytes + self.other_bytes + self.memory.device_runtime
+
+    @property
+    def host_bytes(self) -> int:
+        """What the process holds at most in host memory, its runtime included; without CUDA, what
+        counts as the device's comes on top."""
+        taken = self.slab_bytes + self.staging_bytes + self.host_kv_bytes + self.embedding_bytes
+        return taken + self.making_bytes + self.memory.host_runtime
 
     def __str__(self) -> str:
-        resident = sum(tier == "resident" for tier in self.tiers)
+        resident = self.tiers.count("resident")
         away = sorted({tier for tier in self.tiers if tier != "resident"})
         parts = [f"{resident} of {len(self.tiers)} units resident"]
         if resident:
-            parts[0] += f" ({_size(self.resident_bytes)})"
+            parts[0] += f" ({size_text(self.resident_bytes)})"
         if away:
             parts.append(f"{len(self.tiers) - resident} streamed from {', '.join(away)}")
-            parts.append(f"ring of {self.slots} slots ({_size(self.ring_bytes)})")
-        parts.append(f"KV of {self.num_pages * PAGE} tokens ({_size(self.kv_bytes)})")
+            parts.append(f"ring of {self.slots} slots ({size_text(self.ring_bytes)})")
+        parts.append(f"KV of {self.num_pages * PAGE} tokens ({size_text(self.kv_bytes)})")
+        if self.host_pages:
+            parts.append(
+                f"idle KV of {self.host_pages * PAGE} tokens ({size_text(self.host_kv_bytes)})"
+            )
         if self.draft_bytes:
-            parts.append(f"draft {_size(self.draft_bytes)}")
+            parts.append(f"draft {size_text(self.draft_bytes)}")
         return ", ".join(parts)
 
 
 def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
-    """Decide. Raises `ModelError` that says what is missing when it cannot fit."""
+    """Decide. Raises `DoesNotFit` that says what is missing."""
+    for most_pages in _most_pages(spec, demand, memory):
+        with suppress(DoesNotFit):
+            plan = _decide(spec, demand, memory, most_pages)
+            if set(plan.tiers) == {"resident"}:
+                return plan
+            if plan.num_pages * PAGE >= min(demand.context_length, most_pages * PAGE):
+                return plan
+    return _decide(spec, demand, memory, _fewest_pages(demand))
+
+
+def _most_pages(spec: ModelSpec, demand: Demand, memory: Memory) -> Iterator[int]:
+    """Limits of the KV pages to try, falling: attention over a long context takes memory too.
+
+    No sequence will be longer than the KV there is, so a lower limit leaves more for weights.
+    """
+    yield _wanted_pages(demand, spec.max_sequences or DEFAULT_SEQUENCES)
+    pages = int(device_limit(spec, memory) * KV_SHARE) // demand.page_bytes
+    while pages > _fewest_pages(demand):
+        yield pages
+        pages //= 2
+
+
+def _decide(spec: ModelSpec, demand: Demand, memory: Memory, most_pages: int) -> Plan:
+    """The plan with no more than so many KV pages."""
     max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
-    limit = spec.memory.device if spec.memory.device is not None else memory.device
-    fixed = _activation_bytes(demand, _pass_rows(demand, max_sequences)) + demand.other_device_bytes
-    fixed += demand.expanded_bytes + demand.draft_weight_bytes
-    wanted_pages = _wanted_pages(demand, max_sequences)
-    page_bytes = demand.kv_bytes_per_token * PAGE
-    units = list(demand.unit_bytes)
+    limit = device_limit(spec, memory)
+    wanted_pages = min(_wanted_pages(demand, max_sequences), most_pages)
+    rows = min(pass_rows(demand, max_sequences), most_pages * PAGE)
+    fixed = _Fixed(
+        activation_bytes(demand, rows, wanted_pages * PAGE),
+        demand.other_device_bytes + demand.expanded_bytes + _copying_bytes(demand, memory),
+    )
+    page_bytes, units = demand.page_bytes, demand.unit_bytes
+    all_units = set(range(len(units)))
 
     streams = spec.stream.tier not in (None, "resident") or spec.stream.resident is not None
-    everything = fixed + sum(units) + page_bytes * wanted_pages
-    if spec.stream.tier == "resident" or (not streams and everything <= limit):
-        return _plan(spec, demand, memory, limit, fixed, set(range(len(units))), 0, max_sequences)
+    everything = fixed.total + sum(units) + demand.draft_bytes(all_units)
+    fits = everything + page_bytes * wanted_pages <= limit
+    if spec.stream.tier == "resident" or (not streams and fits):
+        return _plan(spec, demand, memory, limit, fixed, all_units, 0, wanted_pages)
 
-    slots = spec.stream.slots or _slots(units, limit - fixed - page_bytes * _fewest_pages(demand))
+    room = limit - fixed.total - demand.draft_weight_bytes - page_bytes * _fewest_pages(demand)
+    slots = spec.stream.slots or _slots(demand, room)
     resident = _large_head(units, slots)
-    ring = _ring_bytes(units, resident, slots)
     pages = min(wanted_pages, max(int(limit * KV_SHARE) // page_bytes, _fewest_pages(demand)))
-    left = limit - fixed - ring - sum(units[i] for i in resident) - pages * page_bytes
+    taken = _ring_bytes(units, resident, slots) + sum(units[i] for i in resident)
+    taken += demand.draft_bytes(resident) + pages * page_bytes
     if spec.stream.resident is not None:
         resident |= _spread(demand.layers, min(spec.stream.resident, len(demand.layers)))
     elif spec.stream.tier is None:  # else the user asked for all of it to stream
-        resident |= _residents(demand, left)
-    return _plan(spec, demand, memory, limit, fixed, resident, slots, max_sequences)
+        resident |= _residents(demand, limit - fixed.total - taken)
+    return _plan(spec, demand, memory, limit, fixed, resident, slots, wanted_pages)
+
+
+def device_limit(spec: ModelSpec, memory: Memory) -> int:
+    """Bytes the plan may use of the device: what was asked for, and no more than there is.
+
+    On CUDA the runtime's own share is part of what was asked for. Without it, who asks for more
+    than the share of the RAM that is taken unasked gets it.
+    """
+    if spec.memory.device is None:
+        return memory.device
+    if not memory.is_cuda:
+        return min(spec.memory.device, memory.ram)
+    return min(spec.memory.device - memory.device_runtime, memory.device)
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """What the device must hold whatever is resident."""
+
+    activations: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.other
 
 
 def _plan(
@@ -110,93 +185,186 @@ def _plan(
     demand: Demand,
     memory: Memory,
     limit: int,
-    fixed: int,
+    fixed: _Fixed,
     resident: set[int],
     slots: int,
-    max_sequences: int,
+    wanted_pages: int,
 ) -> Plan:
-    """Give what is left to KV pages, and check that all of it fits."""
+    """Give what is left of the device to KV pages, then plan the host's memory."""
     units = demand.unit_bytes
     resident_bytes = sum(units[i] for i in resident)
-    streamed = [i for i in range(len(units)) if i not in resident]
     ring = _ring_bytes(units, resident, slots)
-    page_bytes = demand.kv_bytes_per_token * PAGE
-    left = limit - fixed - ring - resident_bytes
-    pages = min(_wanted_pages(demand, max_sequences), left // page_bytes)
+    draft = demand.draft_bytes(resident)
+    left = limit - fixed.total - draft - ring - resident_bytes
+    pages = min(wanted_pages, left // demand.page_bytes)
     if pages < _fewest_pages(demand):
-        missing = _fewest_pages(demand) * page_bytes - left
-        raise ModelError(
-            f"memory.device: {_size(limit)} is {_size(missing)} too little. Needed: "
-            f"activations {_size(fixed - demand.draft_weight_bytes)}, "
-            f"draft {_size(demand.draft_weight_bytes)}, ring of {slots} slots {_size(ring)}, "
-            f"resident units {_size(resident_bytes)}, KV of at least "
-            f"{_fewest_pages(demand) * PAGE} tokens {_size(_fewest_pages(demand) * page_bytes)}. "
-            "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
-        )
-    away = _tier(spec, memory, sum(units[i] for i in streamed))
-    tiers: list[Tier] = ["resident" if i in resident else away for i in range(len(units))]
-    return Plan(
-        tiers=tuple(tiers),
+        raise DoesNotFit(_refusal(demand, limit, fixed, draft, resident_bytes, ring, slots, left))
+    most = spec.max_sequences or DEFAULT_SEQUENCES
+    if spec.max_sequences is None:
+        most = min(most, max(pages // SEQUENCE_PAGES, 1))
+    on_device = Plan(
+        tiers=tuple("resident" if i in resident else "disk" for i in range(len(units))),
         slots=slots,
         num_pages=pages,
-        max_sequences=max_sequences,
-        max_rows=min(_pass_rows(demand, max_sequences), pages * PAGE),
+        max_sequences=most,
+        max_rows=min(pass_rows(demand, most), pages * PAGE),
         resident_bytes=resident_bytes,
         ring_bytes=ring,
-        kv_bytes=pages * page_bytes,
-        draft_bytes=demand.draft_weight_bytes,
+        kv_bytes=pages * demand.page_bytes,
+        draft_bytes=draft,
+        activation_bytes=fixed.activations,
+        other_bytes=fixed.other,
+        host_pages=0,
+        host_kv_bytes=0,
+        slab_bytes=0,
+        staging_bytes=0,
+        embedding_bytes=demand.embedding_bytes,
+        making_bytes=_making_bytes(demand, memory, fixed.activations),
+        memory=memory,
+    )
+    return _with_host(spec, demand, memory, on_device)
+
+
+def _refusal(
+    demand: Demand,
+    limit: int,
+    fixed: _Fixed,
+    draft: int,
+    resident: int,
+    ring: int,
+    slots: int,
+    left: int,
+) -> str:
+    fewest = _fewest_pages(demand)
+    missing = fewest * demand.page_bytes - left
+    return (
+        f"memory.device: {size_text(limit)} is {size_text(missing)} too little. Needed: "
+        f"activations {size_text(fixed.activations + fixed.other)}, "
+        f"draft {size_text(draft)}, ring of {slots} slots {size_text(ring)}, "
+        f"resident units {size_text(resident)}, KV of at least "
+        f"{fewest * PAGE} tokens {size_text(fewest * demand.page_bytes)}. "
+        "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
     )
 
 
-def _tier(spec: ModelSpec, memory: Memory, streamed_bytes: int) -> Tier:
-    """Where units wait that do not stay on the device."""
-    ram = spec.memory.ram if spec.memory.ram is not None else memory.ram
-    if spec.stream.tier == "ram" and streamed_bytes > ram:
-        raise ModelError(
-            f"memory.ram: {_size(ram)} is {_size(streamed_bytes - ram)} too little for the "
+def _with_host(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan) -> Plan:
+    """The plan with the tiers of what travels, staging and idle pages in host memory."""
+    room = memory.ram if spec.memory.ram is None else min(spec.memory.ram, memory.ram)
+    if not memory.is_cuda:  # the device's share and the host's are one memory
+        room = min(room, memory.ram - plan.device_bytes)
+        if room < 0:
+            raise DoesNotFit(
+                f"memory.device: {size_text(plan.device_bytes)} are planned, "
+                f"{size_text(-room)} more than the RAM there is. Lower memory.device."
+            )
+    room = max(room - plan.making_bytes, 0)
+    tiers = _tiers(spec, demand, memory, plan, room)
+    units = demand.unit_bytes
+    slabs = sum(units[i] for i, tier in enumerate(tiers) if tier == "ram")
+    staging = _staging_bytes(units, tiers, memory)
+    pages = _host_pages(spec, demand, memory, plan, room - slabs - staging)
+    return replace(
+        plan,
+        tiers=tiers,
+        slab_bytes=slabs,
+        staging_bytes=staging,
+        host_pages=pages,
+        host_kv_bytes=pages * demand.host_page_bytes,
+    )
+
+
+def _tiers(
+    spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, room: int
+) -> tuple[Tier, ...]:
+    """Where each unit waits that does not stay on the device."""
+    units = demand.unit_bytes
+    away = [i for i, tier in enumerate(plan.tiers) if tier != "resident"]
+    total = sum(units[i] for i in away) + _loading_bytes(units, plan.tiers, memory)
+    if spec.stream.tier == "ram" and total > room:
+        raise DoesNotFit(
+            f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
             "streamed units. Raise it, or set stream.tier to disk."
         )
-    if spec.stream.tier is not None and spec.stream.tier != "resident":
-        return spec.stream.tier
-    # Without a device of its own the RAM is the device: what does not fit there is on disk.
-    fits_ram = streamed_bytes <= ram and (memory.is_cuda or spec.stream.simulate_gbps is not None)
-    return "ram" if fits_ram else "disk"
+    asked = spec.stream.tier
+    if asked == "disk" or (
+        # Without a device of its own the RAM is the device: what does not fit there is on disk.
+        asked != "ram" and not memory.is_cuda and spec.stream.simulate_gbps is None
+    ):
+        return plan.tiers
+    waiting = set(away)
+    if total > room:
+        waiting = _most_that_fit(demand, away, room - DISK_STAGING)
+    return tuple("ram" if i in waiting else tier for i, tier in enumerate(plan.tiers))
 
 
-def _pass_rows(demand: Demand, max_sequences: int) -> int:
-    """Rows of a pass at most: the longest prompt at once, and the trees of all sequences."""
-    rows = max(demand.context_length, max_sequences * demand.scratch_rows)
-    return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
+def _most_that_fit(demand: Demand, away: Sequence[int], room: int) -> set[int]:
+    """The units of as many layers as fit, spread evenly among those that travel."""
+    units, travels = demand.unit_bytes, set(away)
+    layers = [layer for layer in demand.layers if travels.issuperset(layer.units)]
+    for count in range(len(layers), 0, -1):
+        chosen = _spread(layers, count)
+        if sum(units[i] for i in chosen) <= room:
+            return chosen
+    return set()
 
 
-def _activation_bytes(demand: Demand, max_rows: int) -> int:
-    """Hidden states of a pass, one tile inside a layer, one block of logits, attention scores."""
-    # Rows whose experts come in slices wait with a copy of theirs and one of the result.
-    copies = 4 if any(layer.slices for layer in demand.layers) else 2
-    hidden = copies * max_rows * demand.hidden_size * demand.item_bytes
-    tile = 512 * 4 * demand.widest * demand.item_bytes
-    logits = 2 * 64 * demand.vocab_size * 8
-    scores = min(SCORES, demand.num_heads * 64 * demand.context_length)
-    return hidden + tile + logits + 3 * scores * 8
+def _staging_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) -> int:
+    """Pinned buffers on the way to CUDA: from the disk in service, else of residents at load.
+
+    Packed units, which the disk tier's are, come in pieces.
+    """
+    if memory.is_cuda and "disk" in tiers:
+        return DISK_STAGING
+    return _loading_bytes(units, tiers, memory)
+
+
+def _loading_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) -> int:
+    """Pinned buffers for whole units that are read from the checkpoint onto a CUDA device."""
+    loaded = [units[i] for i, tier in enumerate(tiers) if tier == "resident"]
+    return min(READERS, len(loaded)) * max(loaded, default=0) if memory.is_cuda else 0
+
+
+def _copying_bytes(demand: Demand, memory: Memory) -> int:
+    """Device memory that idle KV pages pass through on their way to the host."""
+    return max(STAGING_BYTES, demand.host_page_bytes) if memory.is_cuda else 0
+
+
+def _host_pages(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, room: int) -> int:
+    """Pages for idle KV: a bounded share of what is left.
+
+    Without a device of its own there is nothing to gain, unless `memory.ram` sets RAM aside.
+    """
+    if not memory.is_cuda and spec.memory.ram is None:
+        return 0
+    most = HOST_CONTEXTS * plan.max_sequences * -(-demand.context_length // PAGE)
+    return max(min(most, int(room * HOST_KV_SHARE) // demand.host_page_bytes), 0)
+
+
+def _making_bytes(demand: Demand, memory: Memory, activations: int) -> int:
+    """Host memory that making the draft needs beyond what serving takes later: no row of the
+    embedding is touched by then and, without CUDA, no pass has run."""
+    later = demand.embedding_bytes + (0 if memory.is_cuda else activations)
+    return max(demand.making_bytes - later, 0)
 
 
 def _wanted_pages(demand: Demand, max_sequences: int) -> int:
     """Pages for the most sequences at full length, each with its scratch."""
-    full = -(-(demand.context_length + demand.scratch_rows) // PAGE)
+    full = -(-(demand.context_length + demand.sequence_rows) // PAGE)
     return max(max_sequences * full, _fewest_pages(demand))
 
 
 def _fewest_pages(demand: Demand) -> int:
     """One short sequence with its scratch, and one page to grow."""
-    tokens = min(demand.context_length, SHORTEST_CONTEXT) + demand.scratch_rows
+    tokens = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
     return -(-tokens // PAGE) + 1
 
 
-def _slots(units: Sequence[int], room: int) -> int:
+def _slots(demand: Demand, room: int) -> int:
     """As many ring slots as run best, or as fit `room` together with what they make resident."""
+    units = demand.unit_bytes
     best = min(DEFAULT_SLOTS, len(units))
     resident = _large_head(units, best)
-    needed = _ring_bytes(units, resident, best) + sum(units[i] for i in resident)
+    needed = _ring_bytes(units, resident, best) + sum(demand.net_bytes(i) for i in resident)
     return best if needed <= room else min(FEWEST_SLOTS, len(units))
 
 
@@ -215,18 +383,11 @@ def _ring_bytes(units: Sequence[int], resident: Set[int], slots: int) -> int:
 
 def _residents(demand: Demand, left: int) -> set[int]:
     """The units of as many layers as fit, spread evenly."""
-    layer = max(sum(demand.unit_bytes[i] for i in layer.units) for layer in demand.layers)
-    return _spread(demand.layers, min(max(left, 0) // layer, len(demand.layers)))
+    layer = max(sum(demand.net_bytes(i) for i in layer.units) for layer in demand.layers)
+    return _spread(demand.layers, min(max(left, 0) // max(layer, 1), len(demand.layers)))
 
 
 def _spread(layers: Sequence[LayerUnits], count: int) -> set[int]:
     """The units of `count` layers, as evenly apart as can be."""
     chosen = [layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count)]
     return {unit for layer in chosen for unit in layer.units}
-
-
-def _size(num_bytes: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{num_bytes / 1024:.1f} KiB"

@@ -23,6 +23,7 @@ from engine.errors import ModelError, RequestError
 from engine.malloc import keep_freed_memory
 from engine.messages import (
     Abort,
+    Audited,
     Failed,
     Generate,
     Heartbeat,
@@ -54,11 +55,22 @@ class StepEngine(Protocol):
     last_pass: PassStats | None
     on_unit: Callable[[int], None] | None
 
+    @property
+    def auditor(self) -> "Audits | None": ...
     def add(self, request: Generate) -> None: ...
     def abort(self, request_id: str) -> None: ...
     def step(self) -> Sequence[Tokens | Failed]: ...
     def has_work(self) -> bool: ...
     def close(self) -> None: ...
+
+
+class Audits(Protocol):
+    """What this loop asks of an audit; `engine.audit.Auditor` is the real one."""
+
+    @property
+    def pending(self) -> bool: ...
+    def preempt(self) -> None: ...
+    def run(self) -> Audited | None: ...
 
 
 Load = Callable[[ModelSpec, ReportProgress], StepEngine]
@@ -121,10 +133,14 @@ class _Outbox:
 
 
 class _Inbox:
-    """What the front end sent, in order; an abort also reaches the engine at once."""
+    """What the front end sent, in order.
+
+    An abort also reaches the engine at once, and a check in idle time makes way for a request.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.engine: StepEngine | None = None
+        self.audits: Audits | None = None
         self._connection = connection
         self._messages: SimpleQueue[Inbound] = SimpleQueue()
         Thread(target=self._receive, name="pipe reader", daemon=True).start()
@@ -148,13 +164,16 @@ class _Inbox:
                 self.engine.abort(message.request_id)
             # Queued as well: the engine may not have been given the request yet.
             self._messages.put(message)
+            if isinstance(message, Generate | Shutdown) and self.audits is not None:
+                self.audits.preempt()  # after the put: the main thread may be about to look
 
 
 class _Service:
-    """Drain the inbox, step, send: until told to end."""
+    """Drain the inbox, step or check an answer, send: until told to end."""
 
     def __init__(self, engine: StepEngine, inbox: _Inbox, outbox: _Outbox) -> None:
         self._engine = engine
+        self._audits: Audits | None = engine.auditor
         self._inbox = inbox
         self._outbox = outbox
         self._unfinished: dict[str, int] = {}  # request id -> choices still running
@@ -162,12 +181,21 @@ class _Service:
 
     def run(self) -> None:
         self._engine.on_unit = _Heart(self._outbox).beat
-        self._inbox.engine = self._engine
+        self._inbox.engine, self._inbox.audits = self._engine, self._audits
         self._outbox.send(Ready(self._engine.info))
         while self._take_messages():
             if self._engine.has_work():
                 self._step()
+            elif self._audits is not None and self._audits.pending:
+                audited = self._audits.run()
+                if audited is not None:
+                    self._outbox.send(audited)
         self._engine.close()
+
+    @property
+    def _is_idle(self) -> bool:
+        waits = self._audits is not None and self._audits.pending
+        return not (self._engine.has_work() or waits)
 
     def fail_running(self, error: BaseException) -> None:
         reason = "".join(traceback.format_exception_only(error)).strip()
@@ -176,7 +204,7 @@ class _Service:
 
     def _take_messages(self) -> bool:
         """False once the engine is told to end."""
-        for message in self._inbox.take(wait=not self._engine.has_work()):
+        for message in self._inbox.take(wait=self._is_idle):
             match message:
                 case Generate():
                     self._add(message)

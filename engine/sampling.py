@@ -1,91 +1,60 @@
 """How the next token is chosen from logits, and how drafted tokens are scored.
 
 A choice is `argmax(warped log-probabilities + noise of its position)`, or plain argmax at
-temperature 0. `choose` works on a copy of one row, so its result depends on nothing else in the
-batch. V vocabulary, R rows.
+temperature 0. Its result depends on nothing else in the batch. V vocabulary, R rows.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from engine.blocks import (
+    BLOCK,
+    best_blocks,
+    best_of_blocks,
+    first_best,
+    num_blocks,
+    whole_blocks,
+    whole_pool,
+)
 from engine.messages import SamplingParams, TokenLogprob
-from engine.noise import GUMBEL_MAX, gumbel_of, stream, uniform
+from engine.noise import gumbel_of, rare, streams_of, uniform
+from engine.warp import (
+    Kept,
+    TokenCounts,
+    heat,
+    is_greedy,
+    is_path_dependent,
+    is_truncated,
+    kept,
+    penalize,
+    warp,
+)
+
+__all__ = [
+    "TokenCounts",
+    "choose",
+    "choose_rows",
+    "draft_children",
+    "is_greedy",
+    "is_path_dependent",
+    "model_logprobs",
+    "warp",
+]
 
 LOWEST_LOGPROB = -9999.0  # told instead of minus infinity, which JSON cannot hold
-COLDEST = 1e-5  # a temperature below this is 0: logits divided by it would overflow
-NUCLEUS = 1024  # top-p looks at so many tokens before it sorts all of them
-NEGLIGIBLE = 30.0  # nats below the best: e**-30 of it, nothing beside float32's rounding
-BLOCK = 2**20  # noise values drawn at once: bounds the memory of many rows
+PROBED = 8  # blocks whose noise is drawn first: their best bounds what the others need
+CANDIDATES = (64, 1024)  # best tokens of a drafted row, and of one whose nucleus needs more
+FEW = 4  # times the pool: a row of fewer blocks is looked through as a whole
+POOL = 64  # blocks in which a drafted row's best tokens are looked for
+SAMPLED = 8  # every so many blocks of the others are summed for a drafted row's normaliser
+ROUNDING = 1e-4  # of log-probabilities that were computed in two ways
+MISSED = 0.003  # chance that a token not looked at would have been a drafted row's best
 
 _NO_TOKENS: tuple[int, ...] = ()
-
-
-class TokenCounts:
-    """Which tokens a sequence holds, for the penalties: its prompt's, and how often its answer's.
-
-    Kept sparse: a vocabulary-sized count per sequence would cost more than the tokens themselves.
-    """
-
-    def __init__(self, prompt: Iterable[int]) -> None:
-        self._prompt = frozenset(prompt)
-        self._output: dict[int, int] = {}
-
-    def add(self, token: int) -> None:
-        """Count one emitted token."""
-        self._output[token] = self._output.get(token, 0) + 1
-
-    @property
-    def prompt(self) -> list[int]:
-        """The prompt's tokens, each once."""
-        return list(self._prompt)
-
-    @property
-    def output(self) -> dict[int, int]:
-        """Emitted token -> how often."""
-        return dict(self._output)
-
-    def along(self, path: Sequence[int]) -> dict[int, int]:
-        """Token of `path` -> how often it occurs in the answer followed by the path."""
-        counts: dict[int, int] = {}
-        for token in path:
-            counts[token] = counts.get(token, self._output.get(token, 0)) + 1
-        return counts
-
-
-def is_greedy(params: SamplingParams) -> bool:
-    """Whether the best token is always chosen."""
-    return params.temperature < COLDEST or params.top_k == 1 or params.top_p <= 0
-
-
-def is_path_dependent(params: SamplingParams) -> bool:
-    """Whether the tokens before a position change its logits."""
-    return (
-        params.repetition_penalty != 1
-        or params.presence_penalty != 0
-        or params.frequency_penalty != 0
-    )
-
-
-def warp(
-    logits: Tensor,
-    params: SamplingParams,
-    counts: TokenCounts | None,
-    *,
-    paths: Sequence[Sequence[int]] | None = None,
-    banned: Sequence[Sequence[int]] | None = None,
-) -> Tensor:
-    """Log-probabilities [R, V] the tokens are drawn with; excluded tokens have -inf.
-
-    In this order: repetition penalty (prompt and answer), presence and frequency penalty (answer),
-    logit bias, bans; temperature, min-p, top-k, top-p. `paths[r]` are the tokens between the last
-    emitted one and row r, `banned[r]` the tokens row r must not choose. Tokens that tie with the
-    last one kept by top-k or top-p are kept too, so that the set does not depend on a sort's order.
-    float32, or float64 for such logits. Not for greedy parameters.
-    """
-    assert not is_greedy(params), "the best token needs no distribution"
-    return _truncate(_penalize(logits, params, counts, paths, banned), params)
 
 
 def choose(
@@ -102,35 +71,40 @@ def choose(
 
     The lowest id wins a tie.
     """
-    row = _penalize(logits[None], params, counts, [path], [banned])
-    if is_greedy(params):
-        return int(row.argmax())
-    return int(_noisy(_truncate(row, params), params.seed, choice, [position], 0.0).argmax())
+    chosen = choose_rows(
+        logits[None],
+        params,
+        counts,
+        positions=[position],
+        choice=choice,
+        paths=[path],
+        banned=[banned],
+    )
+    return int(chosen)
 
 
-def draft_scores(
+def choose_rows(
     logits: Tensor,
     params: SamplingParams,
     counts: TokenCounts | None,
     *,
     positions: Sequence[int],
     choice: int,
-    tau: float,
     paths: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
-    """Log-probabilities [R, V] that the target chooses a token, guessed from the draft's logits.
+    """The tokens at absolute positions, one for each row of the target's logits [R, V].
 
-    `log_softmax((warped log-probabilities + noise of the position) / tau)`: the target meets the
-    same noise, so the draft's winner is most likely the target's; tau says how sure that is.
-    Tokens `NEGLIGIBLE` nats below the best may have -inf. Greedy parameters have no noise.
+    int64 [R], on the device of the logits: what `choose` gives for every row. `paths` matter only
+    to parameters that are path-dependent.
     """
-    rows = _penalize(logits, params, counts, paths, banned)
+    rows = penalize(logits, params, counts, paths, banned)
     if is_greedy(params):
-        return (rows / tau).log_softmax(-1)
-    log_probs = _truncate(rows, params)
-    noisy = _noisy(log_probs, params.seed, choice, positions, NEGLIGIBLE * tau)
-    return (noisy / tau).to(log_probs.dtype).log_softmax(-1)
+        return first_best(whole_blocks(rows))
+    streams = _streams(params, positions, choice, rows)
+    log_probs = whole_blocks(heat(rows, params))
+    found = kept(log_probs, params) if is_truncated(params) else _within_reach(log_probs, streams)
+    return _winners(len(rows), found, _noisy(found, streams))
 
 
 def draft_children(
@@ -145,22 +119,26 @@ def draft_children(
     paths: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The `branch` best tokens of each row and their `draft_scores`: both [R, branch], best first.
+    """The tokens the target most likely chooses, guessed from the draft's logits [R, V].
 
-    Scores of -inf fill up rows that have fewer candidates.
+    The `branch` best tokens of each row, int64, and their scores: both [R, branch], best first. A
+    score is the log-probability that the target chooses the token,
+    `log_softmax((warped log-probabilities + noise of the position) / tau)`: the target meets the
+    same noise, so the draft's winner is most likely the target's; tau says how sure that is.
+    Greedy parameters have no noise. Scores of -inf fill up rows that have fewer candidates.
+
+    A guess may be cheap: few tokens of a row are looked at, so that the best one is missed in a
+    share of at most `MISSED` of rows, and their normaliser is estimated.
     """
-    scores = draft_scores(
-        logits,
-        params,
-        counts,
-        positions=positions,
-        choice=choice,
-        tau=tau,
-        paths=paths,
-        banned=banned,
-    )
-    best = scores.topk(min(branch, scores.shape[-1]), dim=-1)
-    return best.indices, best.values
+    rows = whole_blocks(penalize(logits, params, counts, paths, banned))
+    branch = min(branch, logits.shape[-1])
+    if is_greedy(params):
+        best = _best(rows, branch, tau)
+        return best.ids, best.log_probs
+    streams = _streams(params, positions, choice, rows)
+    count = max(CANDIDATES[0], branch, min(params.top_k, CANDIDATES[-1]))
+    tokens, scores = _draft(rows, params, streams, tau, branch, count)
+    return tokens, scores.to(rows.dtype)
 
 
 def model_logprobs(logits: Tensor, token: int, top: int) -> TokenLogprob:
@@ -168,7 +146,8 @@ def model_logprobs(logits: Tensor, token: int, top: int) -> TokenLogprob:
 
     Before temperature and penalties, never below -9999.0; the lower id goes first in a tie.
     """
-    log_probs = _at_least_float32(logits).log_softmax(-1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.to(dtype).log_softmax(-1)
     best: list[tuple[int, float]] = []
     if top > 0:
         last = log_probs.topk(min(top, len(log_probs))).values[-1]
@@ -182,124 +161,179 @@ def model_logprobs(logits: Tensor, token: int, top: int) -> TokenLogprob:
     )
 
 
-def _penalize(
-    logits: Tensor,
-    params: SamplingParams,
-    counts: TokenCounts | None,
-    paths: Sequence[Sequence[int]] | None,
-    banned: Sequence[Sequence[int]] | None,
-) -> Tensor:
-    """A copy of logits [R, V] after penalties, logit bias and bans."""
-    rows = _at_least_float32(logits)
-    if is_path_dependent(params):
-        assert counts is not None, "penalties need the sequence's counts"
-        raw = rows.clone()  # every penalty starts from the raw logit, so the last write is right
-        if params.repetition_penalty != 1:
-            _penalize_tokens(rows, raw, dict.fromkeys(counts.prompt, 0), params)
-        _penalize_tokens(rows, raw, counts.output, params)
-        for row, path in enumerate(paths or ()):
-            _penalize_tokens(rows[row, None], raw[row, None], counts.along(path), params)
-    if params.logit_bias:
-        ids, bias = zip(*params.logit_bias, strict=True)
-        rows[:, ids] += torch.tensor(bias, dtype=rows.dtype, device=rows.device)
-    for row, tokens in enumerate(banned or ()):
-        if tokens:
-            rows[row, list(tokens)] = -torch.inf
-    return rows
+def _streams(params: SamplingParams, positions: Sequence[int], choice: int, rows: Tensor) -> Tensor:
+    return streams_of(params.seed, choice, positions, rows.device)
 
 
-def _penalize_tokens(
-    rows: Tensor, raw: Tensor, counts: dict[int, int], params: SamplingParams
-) -> None:
-    """Write the penalized logits of these tokens, which occurred so often in the answer.
+def _noisy(found: Kept, streams: Tensor) -> Tensor:
+    """The log-probabilities plus the noise of each row's position: float64."""
+    return gumbel_of(uniform(streams[found.rows], found.tokens)).add_(found.log_probs)
 
-    Repetition: CTRL (arXiv 1909.05858, section 4.1), with negative logits multiplied as in every
-    implementation since. Presence and frequency: as OpenAI's API defines them.
+
+def _within_reach(log_probs: Tensor, streams: Tensor) -> Kept:
+    """The tokens of rows [R, whole blocks] that the noise may lift to their row's best."""
+    best = best_of_blocks(log_probs)
+    few = num_blocks(log_probs) <= PROBED
+    pool = whole_pool(log_probs) if few else best_blocks(log_probs, best, PROBED)
+    noisy = gumbel_of(uniform(streams[:, None], pool.ids)).add_(pool.values)
+    needed = noisy.amax(-1, keepdim=True) - best
+    rows, tokens = rare(streams, log_probs.shape[-1], needed)
+    return Kept(rows, tokens, log_probs[rows, tokens])
+
+
+def _winners(num_rows: int, found: Kept, noisy: Tensor) -> Tensor:
+    """Each row's best token [num_rows]; the lowest id wins a tie, 0 where there is none.
+
+    A row's tokens are in ascending order.
     """
-    if not counts:
-        return
-    ids = torch.tensor(list(counts), device=rows.device)
-    often = torch.tensor(list(counts.values()), dtype=rows.dtype, device=rows.device)
-    values = raw[:, ids]
-    penalty = params.repetition_penalty
-    values = torch.where(values > 0, values / penalty, values * penalty)
-    values -= params.frequency_penalty * often
-    values -= params.presence_penalty * (often > 0).to(rows.dtype)
-    rows[:, ids] = values
+    if num_rows == 1 and len(noisy):
+        return found.tokens[noisy.argmax(keepdim=True)]
+    best = noisy.new_full((num_rows,), -torch.inf).scatter_reduce_(0, found.rows, noisy, "amax")
+    won = noisy == best[found.rows]
+    nobody = torch.iinfo(torch.int64).max
+    winner = found.tokens.new_full((num_rows,), nobody)
+    winner.scatter_reduce_(0, found.rows[won], found.tokens[won], "amin")
+    return winner.masked_fill_(winner == nobody, 0)
 
 
-def _truncate(rows: Tensor, params: SamplingParams) -> Tensor:
-    """Log-probabilities [R, V] after temperature, min-p, top-k and top-p."""
-    log_probs = (rows / params.temperature).log_softmax(-1)
-    # Each rule keeps the tokens at or above some log-probability, so the rules are floors.
-    floor = torch.full_like(log_probs[:, :1], -torch.inf)
-    if params.min_p > 0:
-        lowest = torch.tensor(params.min_p, dtype=torch.float64).log().item()
-        floor = log_probs.amax(-1, keepdim=True) + lowest
-    if 0 < params.top_k < rows.shape[-1]:
-        floor = torch.maximum(floor, log_probs.topk(params.top_k).values[:, -1:])
+@dataclass(frozen=True)
+class _Best:
+    """The best tokens of each row, best first."""
+
+    ids: Tensor  # [R, K] int64
+    log_probs: Tensor  # [R, K], of all the row
+    of_blocks: Tensor  # [R, N] the best logit of each block
+
+
+def _best(rows: Tensor, count: int, temperature: float) -> _Best:
+    """The `count` best tokens of logits [R, whole blocks] and their log-probabilities.
+
+    The sum of a long row is exact for its best blocks and estimated from a part of the others.
+    """
+    best = best_of_blocks(rows)
+    if num_blocks(rows) < FEW * POOL:
+        highest = (rows / temperature).log_softmax(-1).topk(min(count, rows.shape[-1]))
+        return _Best(highest.indices, highest.values, best)
+    pool = best_blocks(rows, best, POOL)
+    top = best.amax(-1, keepdim=True)
+    total = ((pool.values - top) / temperature).exp_().sum(-1, keepdim=True)
+    total += _sum_of_others(rows, best, pool.rest, top, temperature)
+    highest = pool.values.topk(min(count, pool.values.shape[-1]))
+    log_probs = ((highest.values - top) / temperature).sub_(total.log_())
+    return _Best(pool.ids.gather(-1, highest.indices), log_probs, best)
+
+
+def _sum_of_others(
+    rows: Tensor, best: Tensor, rest: Tensor, top: Tensor, temperature: float
+) -> Tensor:
+    """An estimate [R, 1] of the sum of `exp((logit - top) / temperature)` outside of the pool.
+
+    Every `SAMPLED`-th block is summed. The pool has taken the blocks that differ most.
+    """
+    some = rows.view(len(rows), -1, BLOCK)[:, ::SAMPLED] - top[..., None]
+    outside = (best <= rest).to(rows.dtype)
+    sums = some.div_(temperature).exp_().sum(-1) * outside[:, ::SAMPLED]
+    share = outside[:, ::SAMPLED].sum(-1, keepdim=True) / outside.sum(-1, keepdim=True)
+    return sums.sum(-1, keepdim=True) / share.clamp_(min=1 / rows.shape[-1])
+
+
+def _draft(
+    rows: Tensor, params: SamplingParams, streams: Tensor, tau: float, branch: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """The children of penalized rows [R, whole blocks] by their `count` best tokens.
+
+    Tokens and scores [R, branch]. Rows whose nucleus is larger take more tokens; rows where a
+    token behind the best may win take all that the noise may lift.
+    """
+    best = _best(rows, count, params.temperature)
+    log_probs, outside, short = _truncate_best(best.log_probs, params)
+    noisy = gumbel_of(uniform(streams[:, None], best.ids)).add_(log_probs)
+    tokens, scores = _ranked(best.ids, noisy, tau, branch)
+    if not outside.any():
+        return tokens, scores
+    if count < CANDIDATES[-1]:
+        outside = outside.masked_fill_(short, 0.0)
+        if len(again := short[:, 0].nonzero()[:, 0]):
+            more = _draft(rows[again], params, streams[again], tau, branch, CANDIDATES[-1])
+            tokens[again], scores[again] = more
+    # The best noisy value outside is Gumbel noise around the logarithm of the mass there.
+    missed = outside * noisy.amax(-1, keepdim=True).neg_().exp_()
+    wide = (missed > MISSED)[:, 0].nonzero()[:, 0]
+    if len(wide):
+        least = noisy[wide].topk(branch).values[:, -1:] - ROUNDING
+        # With all tokens as candidates e**-x of a row are above x on average.
+        least.clamp_(min=-math.log(4 * branch + 8))
+        top = best.of_blocks[wide].amax(-1, keepdim=True) / params.temperature
+        shift = top - log_probs[wide, :1]
+        needed = least - (best.of_blocks[wide] / params.temperature - shift)
+        row, token = rare(streams[wide], rows.shape[-1], needed)
+        values = rows[wide[row], token] / params.temperature - shift[row, 0]
+        if params.min_p > 0:
+            floor = log_probs[wide, 0] + math.log(params.min_p)
+            values = values.masked_fill_(values < floor[row], -torch.inf)
+        lifted = Kept(row, token, values)
+        candidates = _join(lifted, streams[wide], best.ids[wide], noisy[wide], least)
+        tokens[wide], scores[wide] = _ranked(*candidates, tau, branch)
+    return tokens, scores
+
+
+def _truncate_best(log_probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """Min-p, top-k and top-p on the best tokens of each row, log-probabilities [R, K].
+
+    Also, both [R, 1]: the mass of the tokens behind them, 0 if the rules leave all of them out;
+    and whether top-p would keep some of those. The sum is one only where it would.
+    """
     if params.min_p > 0 or params.top_k > 0:
-        log_probs = log_probs.masked_fill_(log_probs < floor, -torch.inf).log_softmax(-1)
-    if params.top_p < 1:
-        floor = _nucleus_floor(log_probs, params.top_p)
-        log_probs = log_probs.masked_fill_(log_probs < floor, -torch.inf).log_softmax(-1)
-    return log_probs
+        log_probs, outside = _count_best(log_probs, params)
+        probabilities = log_probs.exp()
+        mass = probabilities.cumsum(-1)
+    else:
+        probabilities = log_probs.exp()
+        mass = probabilities.cumsum(-1)
+        outside = (1 - mass[:, -1:]).clamp_(min=0)
+    if params.top_p >= 1:
+        return log_probs, outside, torch.zeros_like(outside, dtype=torch.bool)
+    short = (mass[:, -1:] < params.top_p).logical_and_(outside > 0)
+    log_probs = log_probs.masked_fill((mass - probabilities) >= params.top_p, -torch.inf)
+    return log_probs, outside * short, short
 
 
-def _nucleus_floor(log_probs: Tensor, top_p: float) -> Tensor:
-    """The log-probability [R, 1] of the last token that top-p keeps.
+def _count_best(log_probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Min-p and top-k alone: log-probabilities [R, K] and the mass outside [R, 1], one in all."""
+    outside = (1 - log_probs.exp().sum(-1, keepdim=True)).clamp_(min=0)
+    floor = torch.full_like(outside, -torch.inf)
+    if params.min_p > 0:
+        floor = log_probs[:, :1] + math.log(params.min_p)
+    if 0 < params.top_k <= log_probs.shape[-1]:
+        floor = torch.maximum(floor, log_probs[:, params.top_k - 1, None])
+        outside.zero_()
+    outside.masked_fill_(floor > log_probs[:, -1:], 0.0)
+    log_probs = log_probs.masked_fill(log_probs < floor, -torch.inf)
+    total = log_probs.exp().sum(-1, keepdim=True).add_(outside)
+    return log_probs - total.log(), outside / total
 
-    Nucleus sampling (arXiv 1904.09751, section 3.1): the smallest set of best tokens whose mass
-    reaches `top_p`.
+
+def _join(
+    lifted: Kept, streams: Tensor, ids: Tensor, noisy: Tensor, least: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Candidates of rows [R, C], ids and noisy values, -inf where there is none.
+
+    Those of `lifted` above `least` [R, 1], and those of `ids`, of values `noisy` [R, K], below it.
     """
-    size = log_probs.shape[-1]
-    best = log_probs.topk(min(NUCLEUS, size)).values
-    floor, mass = _floor_of_sorted(best, top_p)
-    for row in (mass < top_p).nonzero()[:, 0].tolist() if size > NUCLEUS else ():
-        everything = log_probs[row].sort(descending=True).values[None]
-        floor[row] = _floor_of_sorted(everything, top_p)[0][0]
-    return floor
+    counts = lifted.rows.bincount(minlength=len(ids))
+    column = torch.arange(len(lifted.rows), device=ids.device)
+    column -= (counts.cumsum(0) - counts)[lifted.rows]
+    values = _noisy(lifted, streams)
+    values = values.where(values >= least[lifted.rows, 0], -torch.inf)
+    above = noisy.new_full((len(ids), int(counts.max())), -torch.inf)
+    above[lifted.rows, column] = values
+    tokens = torch.zeros_like(above, dtype=torch.int64)
+    tokens[lifted.rows, column] = lifted.tokens
+    below = noisy.where(noisy < least, -torch.inf)
+    return torch.cat([tokens, ids], -1), torch.cat([above, below], -1)
 
 
-def _floor_of_sorted(values: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Where the mass of descending log-probabilities [R, K] reaches `top_p`; all their mass [R].
-
-    The floor [R, 1] is the last of them where it does not.
-    """
-    mass = values.double().exp().cumsum(-1)
-    num_before = (mass < top_p).sum(-1, keepdim=True)
-    return values.gather(-1, num_before.clamp(max=values.shape[-1] - 1)), mass[:, -1]
-
-
-def _noisy(
-    log_probs: Tensor, seed: int, choice: int, positions: Sequence[int], margin: float
-) -> Tensor:
-    """`log_probs` [R, V] plus the noise of each row's position: float64.
-
-    Values more than `margin` below the best of their row may be -inf: their noise need not be
-    drawn. Nothing else is left out, since the noise has a largest value.
-    """
-    streams = stream(seed, choice, torch.tensor(positions, device=log_probs.device))
-    step = max(1, BLOCK // log_probs.shape[-1])
-    blocks = [slice(first, first + step) for first in range(0, len(log_probs), step)]
-    return torch.cat([_noisy_block(log_probs[rows], streams[rows], margin) for rows in blocks])
-
-
-def _noisy_block(log_probs: Tensor, streams: Tensor, margin: float) -> Tensor:
-    """`_noisy` for rows [R, V] whose noise streams [R] are known."""
-    likeliest, token = log_probs.max(-1)
-    best = likeliest.double() + gumbel_of(uniform(streams, token))  # or a better one
-    reachable = (best - margin - GUMBEL_MAX).to(log_probs.dtype) - 0.01  # for the rounding
-    near = log_probs >= reachable[:, None]
-    if near.sum() > near.numel() // 4:  # gathering would cost more than it saves
-        everything = torch.arange(log_probs.shape[-1], device=log_probs.device)
-        return gumbel_of(uniform(streams[:, None], everything)).add_(log_probs)
-    rows, tokens = near.nonzero(as_tuple=True)
-    values = torch.full_like(log_probs, -torch.inf, dtype=torch.float64)
-    values[rows, tokens] = log_probs[rows, tokens] + gumbel_of(uniform(streams[rows], tokens))
-    return values
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    """A copy in float32, or in float64 if it is that already."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+def _ranked(ids: Tensor, noisy: Tensor, tau: float, branch: int) -> tuple[Tensor, Tensor]:
+    """The best `branch` of candidates [R, C] and their scores among all of them."""
+    best = (noisy / tau).log_softmax(-1).topk(branch)
+    return ids.gather(-1, best.indices), best.values

@@ -10,8 +10,11 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
+from engine.decoder import STRICT_ROWS
 from engine.kv_cache import PAGE, KVCache
+from engine.policy import PassTimes
 from engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -28,27 +31,45 @@ class Turn:
     chain: int  # pending tokens to run, in order; the last pending one is the tree's root
     room: int  # rows its tree may have; 0: the prompt does not end in this pass
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether a draft may be made for it."""
+        return self.chain == 1 and self.sequence.is_decoding
+
 
 class PromptCap:
-    """How many prompt rows ride beside decoding sequences.
+    """How many prompt rows ride beside decoding sequences: what the weights' travel hides.
 
-    Halves when a pass with prompt rows took too long beside the ones without, else grows.
+    The times of passes say how many rows fit; attention over long prompts costs more than rows
+    tell, so the share of them that is taken halves when a pass was too long, and recovers.
     """
 
-    def __init__(self, largest: int) -> None:
-        self.rows = SMALLEST_CHUNK
+    def __init__(self, passes: PassTimes, largest: int) -> None:
+        self._passes = passes
         self._largest = largest
+        self._share = 1.0
         self._plain_seconds: float | None = None
 
+    def rows(self, beside: int) -> int:
+        """Prompt rows for a pass that has so many rows without them."""
+        allowed = LONGER * (self._passes.expect(beside) or 0.0)
+        if self._plain_seconds is not None:
+            allowed = LONGER * self._plain_seconds
+        rows = SMALLEST_CHUNK
+        while rows < self._largest and (self._passes.expect(beside + 2 * rows) or inf) <= allowed:
+            rows *= 2
+        return max(int(rows * self._share), SMALLEST_CHUNK)
+
     def observe(self, seconds: float, *, with_prompt: bool, decoding: bool) -> None:
+        """A pass took so long."""
         if decoding and not with_prompt:
             old = self._plain_seconds
             self._plain_seconds = seconds if old is None else 0.8 * old + 0.2 * seconds
         elif decoding and self._plain_seconds is not None:
             if seconds > LONGER * self._plain_seconds:
-                self.rows = max(self.rows // 2, SMALLEST_CHUNK)
+                self._share = max(self._share / 2, 1 / 64)
             else:
-                self.rows = min(self.rows * 2, self._largest)
+                self._share = min(self._share * 1.25, 1.0)
 
 
 class Scheduler:
@@ -61,15 +82,26 @@ class Scheduler:
         max_sequences: int,
         max_rows: int,
         scratch_rows: int,
+        draft_rows: int,
         release: Callable[[Sequence], None],
+        reclaim: Callable[[], None],
+        num_reclaimable: Callable[[], int],
+        passes: PassTimes,
     ) -> None:
-        """`max_rows` bounds a pass, `scratch_rows` a tree; `release` tells who left the pages."""
+        """`max_rows` bounds a pass, `scratch_rows` a tree, `draft_rows` what its draft stores here.
+
+        `release` tells who left the pages; `reclaim` gives back the `num_reclaimable` pages that
+        drafts hold; `passes` knows how long passes take.
+        """
         self.cache = cache
         self.max_sequences = max_sequences
         self.max_rows = max_rows
         self.scratch_rows = scratch_rows
+        self.draft_rows = draft_rows
         self.release = release
-        self.cap = PromptCap(max_rows)
+        self.reclaim = reclaim
+        self.num_reclaimable = num_reclaimable
+        self.cap = PromptCap(passes, max_rows)
         self.running: list[Sequence] = []  # oldest first
         self.paused: deque[Sequence] = deque()  # they were running: before any waiting one
         self._waiting: OrderedDict[str, deque[Sequence]] = OrderedDict()
@@ -134,6 +166,8 @@ class Scheduler:
     def _make_room(self) -> None:
         """Every decoding sequence gets its one row, if need be at the cost of the youngest."""
         for sequence in list(self.running):
+            if sequence in self.running and not self._grow(sequence):
+                self.reclaim()
             while sequence in self.running and not self._grow(sequence):
                 youngest = self.running[-1]
                 log.info("%s paused: no free KV pages", youngest.request.message.request_id)
@@ -148,7 +182,7 @@ class Scheduler:
         self.paused.appendleft(sequence)
 
     def _drop_pages(self, sequence: Sequence) -> None:
-        self.cache.close(sequence.pages)
+        self.cache.close(sequence.pages, sequence.tokens)
         sequence.table = None
         self.release(sequence)
 
@@ -177,30 +211,32 @@ class Scheduler:
 
     def _open(self, sequence: Sequence) -> bool:
         """Give a sequence its pages, leaving one to grow for each that runs."""
-        table = self.cache.open(sequence.tokens, salt=int(sequence.is_long))
-        needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
-        spare = len(self.running)
-        if self.cache.num_free_pages < needed + spare or not self.cache.reserve(
-            table, len(sequence.tokens) - table.length
-        ):
-            self.cache.close(table)
+        salt, spare = int(sequence.is_long), len(self.running)
+        missing = self.cache.num_pages_to_open(sequence.tokens, salt) + spare
+        missing -= self.cache.num_free_pages
+        if missing > self.num_reclaimable():
             return False
+        if missing > 0:
+            self.reclaim()
+        table = self.cache.open(sequence.tokens, salt)
+        granted = self.cache.reserve(table, len(sequence.tokens) - table.length)
+        assert granted, "the pages it needs are free"
         sequence.table = table
         if sequence.num_cached is None:
             sequence.num_cached = table.length
         return True
 
     def _turns(self) -> list[Turn]:
-        """Trees share the free pages and the rows of a pass; prompts get at least a small chunk."""
-        decoding = [s for s in self.running if s.is_decoding]
-        prompts = [s for s in self.running if not s.is_decoding]
-        kept = SMALLEST_CHUNK if prompts else 0
-        rows = self.max_rows - kept
-        turns = []
-        for i, sequence in enumerate(decoding):
-            turns.append(self._tree_turn(sequence, len(decoding) - i, rows))
-            rows -= turns[-1].room
-        rows = min(self.cap.rows if decoding else self.max_rows, rows + kept)
+        """Trees share the free pages; prompts get what the trees must leave them of the rows."""
+        # Who waits for pages from host memory lets the others go first.
+        arrived = [s for s in self.running if self.cache.ready(s.pages)] or self.running
+        decoding = [s for s in arrived if s.is_decoding]
+        prompts = [s for s in arrived if not s.is_decoding]
+        turns = [self._tree_turn(s, len(decoding) - i) for i, s in enumerate(decoding)]
+        rows = self.max_rows - len(decoding)
+        if decoding:
+            beside = sum(min(turn.room, STRICT_ROWS) for turn in turns)
+            rows = min(self.cap.rows(beside), max(rows, SMALLEST_CHUNK))
         for sequence in prompts:
             chain = min(sequence.num_pending, rows)
             if chain <= 0:
@@ -209,11 +245,16 @@ class Scheduler:
             turns.append(Turn(sequence, chain, room=int(chain == sequence.num_pending)))
         return turns
 
-    def _tree_turn(self, sequence: Sequence, sharing: int, rows: int) -> Turn:
-        """A decoding sequence's rows: its share of free pages and rows, at most `scratch_rows`."""
-        share = self.cache.num_free_pages // sharing * PAGE
+    def _tree_turn(self, sequence: Sequence, sharing: int) -> Turn:
+        """A decoding sequence's rows: its share of the free pages, at most `scratch_rows`.
+
+        Half of the share is left to a draft whose own rows need pages too.
+        """
+        share = self.cache.num_free_pages // sharing
+        if self.draft_rows:
+            share //= 2
         spare = sequence.pages.capacity - sequence.pages.length
-        room = min(self.scratch_rows, spare + share, max(rows // sharing, 1))
+        room = max(min(self.scratch_rows, spare + share * PAGE), 1)
         granted = self.cache.reserve(sequence.pages, room)
         assert granted, "the share of free pages is free"
         return Turn(sequence, 1, room)

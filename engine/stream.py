@@ -19,16 +19,18 @@ import torch
 from torch import Tensor
 
 from engine.cuda_link import CudaLink
+from engine.disk import READERS, PieceReader
 from engine.errors import ModelError
 from engine.host_link import HostLink
 from engine.layout import UnitReader
-from engine.link import LinkStats
+from engine.link import LinkStats, Meter
+from engine.pace import Smoothed, time_away
 from engine.pinned import Slab
 from engine.slots import Arrival, Link, Meters, Slot
 from engine.spec import Tier
 
-READERS = 4  # threads that read from the disk
 COPIERS = 2  # threads that copy RAM which could not be pinned
+MEASURED_PASSES = 3  # of `measure_link`, at most: a small model is soon known
 
 Report = Callable[[str, int, int], None]  # what, done, total
 
@@ -74,7 +76,7 @@ class LayerStream:
                 f"stream.simulate_gbps is {simulate_gbps}, but {device} has a link of its own: "
                 "remove it, or set device to cpu."
             )
-        self.idle: Callable[[float], None] | None = None
+        self.idle: Callable[[float], bool] | None = None  # see `unit`
         self._layouts = reader.layouts
         self._tiers = tuple(tiers)
         self._device = device
@@ -84,17 +86,20 @@ class LayerStream:
         self._next = 0  # the unit to be asked for
         self._ahead = 0  # ring position of the load to be started next
         self._inside = False
-        self._arrived = 0.0  # when the last unit was seen to have arrived
+        self._computing: float | None = None  # since when, without a wait for a unit of this pass
+        self._compute = Smoothed()  # the walker's seconds from one travelling unit to the next
         self._stall_seconds = 0.0
+        self._idle_seconds = 0.0
         self._units = 0
         with ExitStack() as stack:
             self._resident, self._slabs = self._place(reader, stack, progress)
             slots = min(slots, len(self._ring))
+            self._prepare(reader)
             link = self._open_link(
                 reader,
                 self._meters,
                 "disk",
-                min(READERS, slots) if "disk" in tiers else 0,
+                READERS if "disk" in tiers else 0,
                 pageable=self._make_room_for_staging(),
                 simulate_gbps=simulate_gbps,
             )
@@ -108,8 +113,10 @@ class LayerStream:
     def unit(self, index: int) -> Iterator[dict[str, Tensor]]:
         """Unit `index`, in a device slot: its tensors by name, valid inside the block.
 
-        Waits for the weights (see `idle`). Leaving the block frees the slot without waiting for
-        the device. Raises `ModelError` when the unit could not be read: then `seek` before asking
+        While the weights are on their way, `idle` is called with the seconds for which the walker
+        may be away at no loss, 0 if that is not known; again, as long as it says that it did
+        something and time is left. Leaving the block frees the slot without waiting for the
+        device. Raises `ModelError` when the unit could not be read: then `seek` before asking
         again.
         """
         assert self._opened is not None, f"unit {index} asked for after close"
@@ -144,6 +151,7 @@ class LayerStream:
         assert not self._inside, "seek inside a unit's block"
         assert 0 <= index < len(self._tiers), f"no unit {index}"
         self._next = index
+        self._computing = None
         if not self._ring:
             return
         wanted = bisect_left(self._ring, index) % len(self._ring)
@@ -176,13 +184,41 @@ class LayerStream:
             self._meters.disk.traffic(),
             self._stall_seconds,
             self._units,
+            self._idle_seconds,
         )
 
     def reset_stats(self) -> None:
         """Count from zero."""
         self._meters.ram.reset()
         self._meters.disk.reset()
-        self._stall_seconds, self._units = 0.0, 0
+        self._stall_seconds, self._units, self._idle_seconds = 0.0, 0, 0.0
+
+    def measure_link(self, seconds: float = 1.0) -> float:
+        """What the ring's link carries, in GB/s (1e9); 0 if nothing travels. Before serving.
+
+        Walks without computing, for about so long or `MEASURED_PASSES`, at least one unit that
+        travels; then the first unit is next and `stats` begin at zero. Raises `ModelError` when a
+        unit could not be read.
+        """
+        if not self._ring:
+            return 0.0
+        idle, self.idle = self.idle, None
+        self.reset_stats()
+        until = time.perf_counter() + seconds
+        try:
+            for index in [*range(len(self._tiers))] * MEASURED_PASSES:
+                with self.unit(index):
+                    pass
+                if time.perf_counter() > until and self.stats.bytes:
+                    break
+            stats = self.stats
+        finally:
+            self.idle = idle
+            self.seek(0)
+            self.reset_stats()
+            self._compute = Smoothed()  # nothing was computed
+        taken = max(stats.ram.seconds, stats.disk.seconds)  # at the same time, if both were used
+        return stats.bytes / taken / 1e9 if taken else 0.0
 
     def close(self) -> None:
         """Wait for transfers begun, end the threads, unpin the RAM. May be called again."""
@@ -196,25 +232,49 @@ class LayerStream:
         self._slabs.clear()
 
     def _await(self, load: _Load) -> None:
-        """Until the load has arrived; `idle` is told once how long that may take.
-
-        Two things bound the wait: the link carries one unit after another, and this one could not
-        begin before it was asked for.
-        """
-        if load.arrival.done():
-            self._finish(load)
-            return
-        if self.idle is not None:
-            meter = self._meters.ram if self._tiers[load.unit] == "ram" else self._meters.disk
-            takes = self._layouts[load.unit].nbytes * meter.seconds_per_byte
-            due = max(load.asked, self._arrived) + takes
-            self.idle(max(0.0, due - time.perf_counter()))
+        """Until the load has arrived, with what `idle` does meanwhile."""
         began = time.perf_counter()
+        if self._computing is not None and load.position > 0:  # not across the border of passes
+            self._compute.observe(began - self._computing)
+        self._computing = None
         try:
+            if self.idle is not None and not load.arrival.done():
+                self._give_time(self.idle, load)
+            waits = time.perf_counter()
+            self._idle_seconds += waits - began
+            waited = not load.arrival.done()
             self._finish(load)
         finally:
-            self._arrived = time.perf_counter()
-            self._stall_seconds += self._arrived - began
+            self._computing = time.perf_counter()
+        if waited:
+            self._stall_seconds += self._computing - waits
+
+    def _give_time(self, idle: Callable[[float], bool], load: _Load) -> None:
+        did = True
+        while did and not load.arrival.done():
+            seconds = self._time_away(load)
+            did = idle(seconds) and seconds > 0
+
+    def _time_away(self, load: _Load) -> float:
+        """How long the walker may stay away instead of waiting for the load, the next one."""
+        now = time.perf_counter()
+        free = {meter: meter.ended for meter in (self._meters.ram, self._meters.disk)}
+        due: list[float] = []
+        for asked in self._loads:  # a link carries one unit after another
+            meter = self._meter(asked.unit)
+            if not asked.arrival.done():
+                began = max(asked.asked, free[meter])
+                free[meter] = max(now, began + self._takes(asked.unit))
+            due.append(free[meter])
+        later = [self._takes(unit) for unit in self._ring[load.position + 1 :]]
+        return time_away(now, due, later, self._compute.value)
+
+    def _takes(self, unit: int) -> float:
+        """Seconds of its link that a unit takes; 0 before anything was carried."""
+        return self._layouts[unit].nbytes * self._meter(unit).seconds_per_byte
+
+    def _meter(self, unit: int) -> Meter:
+        return self._meters.ram if self._tiers[unit] == "ram" else self._meters.disk
 
     def _finish(self, load: _Load) -> None:
         load.failed = True  # whatever is raised: seek starts it again
@@ -249,8 +309,7 @@ class LayerStream:
         resident: dict[int, Tensor] = {}
         slabs: dict[int, Slab] = {}
         arrivals: dict[int, Arrival] = {}
-        readers = min(READERS, sum(tier != "disk" for tier in self._tiers))
-        with closing(self._open_link(reader, Meters(), "resident", readers)) as link:
+        with closing(self._open_link(reader, Meters(), "resident", READERS)) as link:
             for unit, tier in enumerate(self._tiers):
                 if tier == "resident":
                     slot = link.slot(self._layouts[unit].nbytes)
@@ -266,6 +325,12 @@ class LayerStream:
                 if progress is not None:
                     progress("weights", done, len(arrivals))
         return resident, slabs
+
+    def _prepare(self, reader: UnitReader) -> None:
+        """Find out how the disk is read fastest: not before what is loaded once has been."""
+        streamed = [unit for unit, tier in enumerate(self._tiers) if tier == "disk"]
+        if streamed and isinstance(reader, PieceReader):
+            reader.prepare(streamed)
 
     def _make_room_for_staging(self) -> bool:
         """Whether some slabs are not pinned; then one gives its share to the staging buffers."""
@@ -286,7 +351,6 @@ class LayerStream:
         simulate_gbps: float | None = None,
     ) -> Link:
         """`staged` units are read into slots; `pageable`: some slabs could not be pinned."""
-        sizes = [self._layouts[i].nbytes for i, tier in enumerate(self._tiers) if tier == staged]
         if self._device.type == "cpu":
             return HostLink(reader, meters, readers=readers, simulate_gbps=simulate_gbps)
         return CudaLink(
@@ -295,7 +359,7 @@ class LayerStream:
             device=self._device,
             readers=readers,
             copiers=COPIERS if pageable else 0,
-            staged_bytes=max(sizes, default=0),
+            staged=[unit for unit, tier in enumerate(self._tiers) if tier == staged],
         )
 
 

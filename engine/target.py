@@ -4,21 +4,27 @@ import hashlib
 import json
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine import __version__
 from engine.cache import packed
-from engine.decoder import Decoder, Weights, build_on_meta
+from engine.decoder import STRICT_ROWS, Decoder, Weights, build_on_meta
+from engine.drafter import DraftNeeds
 from engine.errors import ModelError
 from engine.family import EXPERTS_LAST, kv_shape, read_config
+from engine.footprint import Demand, making_bytes
 from engine.hub import resolve
 from engine.kv_cache import PAGE, KVCache
 from engine.layout import UnitReader
 from engine.machine import choose_device
 from engine.messages import ModelInfo
-from engine.plan import Demand, Plan
+from engine.nf4 import dense_layout, is_packed
+from engine.outline import Outline, UnreadUnits, stored_blocks
+from engine.plan import Plan
+from engine.quantize import substitute_bytes
 from engine.resident import Expanded, expanded_bytes
 from engine.sequence import Limits
 from engine.spec import ModelSpec, Numerics
@@ -32,32 +38,101 @@ FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fa
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class TargetFiles:
+class Blueprint:
+    """A model as its config.json tells it: without weights, on the `meta` device.
+
+    Raises `ModelError` for a model that cannot be served.
+    """
+
+    def __init__(self, spec: ModelSpec, folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.strict = spec.numerics != "fast"
+        self.config = read_config(folder)
+        self.dtype = _dtype(spec, self.config)
+        self.model = build_on_meta(self.config, self.dtype, strict=self.strict)
+        # Rows of the embedding; may be more than the tokenizer has tokens.
+        self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
+        self.context_length = self._context_length()
+
+    @property
+    def slice_bytes(self) -> int | None:
+        """The largest unit, where the family's layers can move in slices."""
+        return SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
+
+    def outline(self) -> Outline:
+        """The units, as the configuration alone tells them."""
+        quantize, stored = self.spec.target.quantize, stored_blocks(self.model)
+        return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
+
+    def demand(self, outline: Outline, method: str, needs: DraftNeeds) -> Demand:
+        """What the target of these units and a draft of these needs would like to take."""
+        config, shape = self.config, kv_shape(self.config)
+        embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
+        expanded = expanded_bytes(UnreadUnits(outline), self.dtype)
+        # Resident units that are expanded for the time of a pass have nothing to share.
+        shares = method == "subspec" and not expanded
+        group = self.spec.draft.group
+        substitutes = [substitute_bytes(u, group) for u in outline.layouts] if shares else ()
+        sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
+        return Demand(
+            unit_bytes=[layout.nbytes for layout in outline.layouts],
+            layers=outline.layers,
+            expanded_bytes=expanded,
+            other_device_bytes=sum(sizes) - embedding,
+            hidden_size=self.hidden_size,
+            widest=max(self.hidden_size, getattr(config, "intermediate_size", None) or 0),
+            num_heads=config.num_attention_heads,
+            vocab_size=self.vocab_size,
+            item_bytes=self.dtype.itemsize,
+            kv_bytes_per_token=shape.bytes_per_token(self.dtype) + needs.kv_bytes_per_token,
+            draft_weight_bytes=needs.weight_bytes,
+            scratch_rows=needs.scratch_rows,
+            draft_rows=needs.draft_rows,
+            draft_kv_bytes_per_token=needs.kv_bytes_per_token,
+            context_length=self.context_length,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            tile=STRICT_ROWS if self.strict else FAST_TILE,
+            embedding_bytes=embedding,
+            making_bytes=making_bytes(outline.layouts) if method == "subspec" else 0,
+            dense_bytes=sum(
+                dense_layout(u, self.dtype).nbytes if is_packed(u) else u.nbytes
+                for u in outline.layouts
+            ),
+            active_share=active_share(config),
+            substitute_bytes=substitutes,
+        )
+
+    def _context_length(self) -> int:
+        own = int(self.config.max_position_embeddings)
+        wanted = self.spec.context_length
+        if wanted is not None and wanted > own:
+            raise ModelError(
+                f"context_length: {wanted} is more than the model's own {own} "
+                "(max_position_embeddings in config.json)"
+            )
+        return wanted or own
+
+
+class TargetFiles(Blueprint):
     """A checked checkpoint. Raises `ModelError` for anything that cannot be served."""
 
     def __init__(self, spec: ModelSpec, progress: Progress) -> None:
-        self.spec = spec
         self.progress = progress
         self.device = choose_device(spec.device)
-        self.strict = spec.numerics != "fast"
         source = resolve(spec.target.source, spec.target.revision, progress)
-        self.folder = source.folder
+        super().__init__(spec, source.folder)
         self._revision = source.identity
-        self.config = read_config(self.folder)
-        self.dtype = _dtype(spec, self.config)
         self.tokenizer = read_tokenizer(self.folder)
-        self.model = build_on_meta(self.config, self.dtype, strict=self.strict)
         self.units = CheckpointUnits(
             self.folder,
             self.model,
             self.dtype,
             spec.target.quantize,
-            slice_bytes=SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None,
+            slice_bytes=self.slice_bytes,
         )
         self.tensors = self.units.other()
-        # Rows of the embedding; may be more than the tokenizer has tokens.
-        self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
-        self.context_length = self._context_length()
 
     @property
     def identity(self) -> str:
@@ -82,27 +157,6 @@ class TargetFiles:
         if ids is None:
             return frozenset()
         return frozenset(ids if isinstance(ids, list) else [ids])
-
-    def demand(self, kv_bytes: int, draft_bytes: int, scratch_rows: int) -> Demand:
-        """What target and draft would like to take; `kv_bytes` per token are the draft's own."""
-        config = self.config
-        everything = sum(tensor.nbytes for tensor in self.tensors.values())
-        embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
-        return Demand(
-            unit_bytes=[layout.nbytes for layout in self.units.layouts],
-            layers=self.units.layers,
-            expanded_bytes=expanded_bytes(self.units, self.dtype),
-            other_device_bytes=everything - embedding,
-            hidden_size=self.hidden_size,
-            widest=max(self.hidden_size, getattr(config, "intermediate_size", None) or 0),
-            num_heads=config.num_attention_heads,
-            vocab_size=self.vocab_size,
-            item_bytes=self.dtype.itemsize,
-            kv_bytes_per_token=kv_shape(config).bytes_per_token(self.dtype) + kv_bytes,
-            draft_weight_bytes=draft_bytes,
-            scratch_rows=scratch_rows,
-            context_length=self.context_length,
-        )
 
     def reader(self, plan: Plan) -> UnitReader:
         """The units; packs what the stream will read from disk, and what is quantized, once."""
@@ -136,16 +190,17 @@ class TargetFiles:
             layers=self.units.layers,
         )
 
-    def kv_cache(self, num_pages: int) -> KVCache:
+    def kv_cache(self, plan: Plan) -> KVCache:
         shape = kv_shape(self.config)
         return KVCache(
             shape.num_layers,
-            num_pages,
+            plan.num_pages,
             shape.num_kv_heads,
             shape.head_dim,
             self.dtype,
             self.device,
             prefix_cache=self.spec.prefix_cache,
+            host_pages=plan.host_pages,
         )
 
     def limits(self, plan: Plan, decoder: Decoder) -> Limits:
@@ -155,7 +210,7 @@ class TargetFiles:
             original_length=decoder.original_length,
         )
 
-    def info(self, plan: Plan) -> ModelInfo:
+    def info(self, plan: Plan, link_gbps: float) -> ModelInfo:
         numerics: Numerics = "strict" if self.strict else "fast"
         parts = [self.identity, numerics, __version__]
         return ModelInfo(
@@ -169,17 +224,15 @@ class TargetFiles:
             fingerprint="us-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
             tokenizer_path=str(self.folder),
             plan=str(plan),
+            num_pages=plan.num_pages,
+            link_gbps=link_gbps,
         )
 
-    def _context_length(self) -> int:
-        own = int(self.config.max_position_embeddings)
-        wanted = self.spec.context_length
-        if wanted is not None and wanted > own:
-            raise ModelError(
-                f"context_length: {wanted} is more than the model's own {own} "
-                "(max_position_embeddings in config.json)"
-            )
-        return wanted or own
+
+def active_share(config: Any) -> float:
+    """What one token uses of the weights; of a mixture roughly, nearly all of it being experts."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    return float(config.num_experts_per_tok / experts) if experts else 1.0
 
 
 def _dtype(spec: ModelSpec, config: Any) -> torch.dtype:

@@ -26,11 +26,13 @@ class DraftTree:
     parents: tuple[int, ...]  # -1 for row 0
     depths: tuple[int, ...]  # 0 for row 0
     scores: tuple[float, ...]
+    sources: tuple[str, ...]  # which draft a row came from; "" for row 0
 
     def __post_init__(self) -> None:
         rows = len(self.tokens)
         assert rows > 0, "a tree has a root"
         assert len(self.parents) == len(self.depths) == len(self.scores) == rows
+        assert len(self.sources) == rows
         assert self.parents[0] == -1 and self.depths[0] == 0, "row 0 is the root"
         for row in range(1, rows):
             parent = self.parents[row]
@@ -42,10 +44,12 @@ class DraftTree:
     @classmethod
     def root(cls, token: int) -> "DraftTree":
         """The tree that guesses nothing: plain decoding."""
-        return cls((token,), (-1,), (0,), (0.0,))
+        return cls((token,), (-1,), (0,), (0.0,), ("",))
 
     @classmethod
-    def chain(cls, tokens: Sequence[int], scores: Sequence[float] | None = None) -> "DraftTree":
+    def chain(
+        cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = ""
+    ) -> "DraftTree":
         """One guess: `tokens[0]` is the last emitted token. Without scores all are 0."""
         rows = range(len(tokens))
         return cls(
@@ -53,6 +57,7 @@ class DraftTree:
             parents=tuple(row - 1 for row in rows),
             depths=tuple(rows),
             scores=tuple(scores) if scores is not None else (0.0,) * len(tokens),
+            sources=("", *(source,) * (len(tokens) - 1)),
         )
 
     def __len__(self) -> int:
@@ -100,11 +105,11 @@ class DraftTree:
     def merge(self, other: "DraftTree") -> "DraftTree":
         """All paths of both trees, which share their root token. Rows of self come first.
 
-        A row found in both has the better of its two scores.
+        A row found in both has the better of its two scores and the source of self.
         """
         assert self.tokens[0] == other.tokens[0], "trees to merge have the same root"
         tokens, parents, depths = list(self.tokens), list(self.parents), list(self.depths)
-        scores = list(self.scores)
+        scores, sources = list(self.scores), list(self.sources)
         row_of = {(p, t): row for row, (p, t) in enumerate(zip(parents, tokens, strict=True))}
         merged = [0] * len(other)  # row of other -> row here
         for row in range(1, len(other)):
@@ -115,9 +120,12 @@ class DraftTree:
                 tokens.append(edge[1])
                 depths.append(other.depths[row])
                 scores.append(other.scores[row])
+                sources.append(other.sources[row])
             merged[row] = row_of[edge]
             scores[merged[row]] = max(scores[merged[row]], other.scores[row])
-        return DraftTree(tuple(tokens), tuple(parents), tuple(depths), tuple(scores))
+        return DraftTree(
+            tuple(tokens), tuple(parents), tuple(depths), tuple(scores), tuple(sources)
+        )
 
     @cached_property
     def _children(self) -> tuple[dict[int, int], ...]:
@@ -133,4 +141,5 @@ class DraftTree:
             parents=tuple(new_row[self.parents[row]] for row in rows),
             depths=tuple(self.depths[row] for row in rows),
             scores=tuple(self.scores[row] for row in rows),
+            sources=tuple(self.sources[row] for row in rows),
         )

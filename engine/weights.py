@@ -1,24 +1,19 @@
 """The units of a model, read from its checkpoint: one for each decoder layer, then the head."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from engine import nf4
 from engine.checkpoint import Checkpoint
-from engine.errors import ModelError
-from engine.layout import LayerUnits, UnitLayout, lay_out
+from engine.layout import LayerUnits, UnitLayout
 from engine.mapping import find_sources
+from engine.outline import Outline, Part, wanted_tensors
 from engine.sources import Direct, Quantized, Source, StoredNf4, excerpt
-
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -27,31 +22,6 @@ class _Filled:
 
     source: Source
     fields: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A tensor of the model, or some experts of one, that a unit holds."""
-
-    field: str  # its path inside the unit's module
-    source: Source
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    quantized: bool
-
-    def experts(self, experts: range) -> "_Part":
-        source = excerpt(self.source, experts, self.dtype, self.shape)
-        return replace(self, source=source, shape=(len(experts), *self.shape[1:]))
-
-    def placed(self, *, may_pack: bool) -> tuple[Source, dict[str, TensorSpec]]:
-        """Source and fields; `may_pack`: what is stored in nf4 may stay packed."""
-        if isinstance(self.source, StoredNf4) and self.source.stays_packed:
-            if may_pack:
-                return self.source, nf4.packed_tensors(self.field, self.shape, self.source.block)
-        elif self.quantized and nf4.can_quantize(self.shape):
-            packed = nf4.packed_tensors(self.field, self.shape)
-            return Quantized(self.source, self.dtype, self.shape), packed
-        return self.source, {self.field: (self.dtype, self.shape)}
 
 
 class CheckpointUnits:
@@ -79,39 +49,36 @@ class CheckpointUnits:
         slice_bytes: int | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(folder)
-        self._wanted = wanted_tensors(model, dtype)
-        self._sources = find_sources(model, self._checkpoint, self._wanted)
-        self._layouts: list[UnitLayout] = []
-        self._layers: list[LayerUnits] = []
-        self._filled: list[tuple[_Filled, ...]] = []
-        self._streamed: set[str] = set()
-        layers, (head, head_module) = unit_modules(model)
-        for name, module in layers:
-            packable = linear_weights(module) if quantize else frozenset()
-            self._add_layer(name, module, self._parts(name, module, packable), slice_bytes)
-        self._head_weight = f"{head}.weight"
-        self._add_unit(head, self._parts(head, head_module), may_pack=False)
+        self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
+        stored = {
+            name: source.block
+            for name, source in self._sources.items()
+            if isinstance(source, StoredNf4) and source.stays_packed
+        }
+        self.outline = Outline(model, dtype, quantize, stored, slice_bytes)
+        self._filled = [
+            tuple(_Filled(self._source(part), tuple(part.tensors())) for part in parts)
+            for parts in self.outline.parts
+        ]
 
     @property
     def layouts(self) -> Sequence[UnitLayout]:
-        return self._layouts
+        return self.outline.layouts
 
     @property
     def layers(self) -> Sequence[LayerUnits]:
         """Which units are each layer's; the head's is the one behind them."""
-        return self._layers
+        return self.outline.layers
 
     @property
     def head_is_tied(self) -> bool:
         """Whether the head's weight is the embedding's: one tensor, stored once."""
-        head = self._sources[self._head_weight]
-        return any(
-            source is head for name, source in self._sources.items() if name not in self._streamed
-        )
+        head = self._sources[self.outline.head_weight]
+        return any(self._sources[name] is head for name in self.outline.other_tensors)
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab` with unit `index`; reads go straight to their place where dtypes agree."""
-        views = self._layouts[index].views(slab)
+        views = self.layouts[index].views(slab)
         for filled in self._filled[index]:
             filled.source.fill(*(views[field] for field in filled.fields))
 
@@ -121,11 +88,8 @@ class CheckpointUnits:
         Matrices whose stored dtype is the wanted one are mapped from the file: their pages come
         when touched and cost no memory of the process.
         """
-        tensors: dict[str, Tensor] = {}
-        for name, source in self._sources.items():
-            if name not in self._streamed:
-                tensors[name] = self._load(source, *self._wanted[name])
-        return tensors
+        other = self.outline.other_tensors
+        return {name: self._load(self._sources[name], *spec) for name, spec in other.items()}
 
     def close(self) -> None:
         """Close the files; tensors given by `other` stay valid."""
@@ -139,102 +103,9 @@ class CheckpointUnits:
         source.fill(out)
         return out
 
-    def _parts(
-        self, name: str, module: nn.Module, packable: frozenset[str] = frozenset()
-    ) -> list[_Part]:
-        """The tensors of a module; `packable` fields are quantized."""
-        names = {field: f"{name}.{field}" for field in module.state_dict()}
-        self._streamed.update(names.values())
-        return [
-            _Part(field, self._sources[full], *self._wanted[full], field in packable)
-            for field, full in names.items()
-        ]
-
-    def _add_layer(
-        self, name: str, layer: nn.Module, parts: Sequence[_Part], slice_bytes: int | None
-    ) -> None:
-        first = len(self._layouts)
-        path = fused_experts(layer)
-        size = _lay_out(name, parts).nbytes
-        if slice_bytes is None or path is None or size <= slice_bytes:
-            self._add_unit(name, parts)
-            self._layers.append(LayerUnits(first))
-            return
-        experts = [part for part in parts if part.field.startswith(f"{path}.")]
-        self._add_unit(name, [part for part in parts if part not in experts])
-        slices = _slices(experts, slice_bytes)
-        for own in slices:
-            title = f"{name}.{path}[{own.start}:{own.stop}]"
-            self._add_unit(title, [part.experts(own) for part in experts])
-        self._layers.append(LayerUnits(first, path, slices))
-
-    def _add_unit(self, name: str, parts: Sequence[_Part], *, may_pack: bool = True) -> None:
-        placed = [part.placed(may_pack=may_pack) for part in parts]
-        self._layouts.append(_lay_out(name, parts, may_pack=may_pack))
-        self._filled.append(tuple(_Filled(source, tuple(fields)) for source, fields in placed))
-
-
-def _lay_out(name: str, parts: Sequence[_Part], *, may_pack: bool = True) -> UnitLayout:
-    tensors: dict[str, TensorSpec] = {}
-    for part in parts:
-        tensors |= part.placed(may_pack=may_pack)[1]
-    return lay_out(name, tensors)
-
-
-def _slices(parts: Sequence[_Part], slice_bytes: int) -> tuple[range, ...]:
-    """The fewest runs of experts, of nearly equal size, that fit; or one expert each."""
-    total = parts[0].shape[0]
-    for count in range(1, total):
-        largest = range(-(-total // count))
-        if _lay_out("", [part.experts(largest) for part in parts]).nbytes <= slice_bytes:
-            break
-    else:
-        count = total
-    borders = [i * total // count for i in range(count + 1)]
-    return tuple(range(a, b) for a, b in pairwise(borders))
-
-
-NamedModule = tuple[str, nn.Module]
-
-
-def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule]:
-    """The decoder layers in order and the head, each with its path in the model."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    untyped: Any = model
-    layers = getattr(untyped.get_decoder(), "layers", None)
-    head = untyped.get_output_embeddings()
-    if layers is None or head is None:
-        raise ModelError(f"{type(model).__name__} has no decoder layers or no head: not supported")
-    return [(paths[id(layer)], layer) for layer in layers], (paths[id(head)], head)
-
-
-def linear_weights(module: nn.Module) -> frozenset[str]:
-    """The parameters that 4-bit quantization is for: linear weights and fused experts [E, ., .]."""
-    linear = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Linear)}
-    experts = {name for name, parameter in module.named_parameters() if parameter.dim() == 3}
-    return frozenset(linear | experts)
-
-
-def fused_experts(layer: nn.Module) -> str | None:
-    """Path of the layer's experts, where they are one module with tensors [experts, ...]."""
-    paths = {
-        n.rpartition(".")[0] for n, parameter in layer.named_parameters() if parameter.dim() == 3
-    }
-    if len(paths) != 1:
-        return None
-    (path,) = paths
-    sizes = {parameter.shape[0] for parameter in layer.get_submodule(path).parameters()}
-    return path if len(sizes) == 1 else None
-
-
-def wanted_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, TensorSpec]:
-    """Every tensor of the model's state dict -> (dtype, shape) when its weights are `dtype`.
-
-    What the library keeps in float32 on purpose (routing corrections) stays float32.
-    """
-    kept = model._get_dtype_plan(dtype)
-    wanted: dict[str, TensorSpec] = {}
-    for name, tensor in model.state_dict().items():
-        own = next((kept[key] for key in kept if re.search(key.replace("*", ".*"), name)), dtype)
-        wanted[name] = (own if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
-    return wanted
+    def _source(self, part: Part) -> Source:
+        """What fills the fields of a part."""
+        source = self._sources[part.name]
+        if part.held is not None:
+            source = excerpt(source, part.held, *self.outline.wanted[part.name])
+        return Quantized(source, part.dtype, part.shape) if part.is_quantized else source

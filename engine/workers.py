@@ -1,11 +1,99 @@
-"""Named daemon threads that run jobs and hand back futures."""
+"""Named daemon threads that run jobs, alone or in batches."""
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, SimpleQueue
 
-_Job = tuple[Future[None], Callable[[], None]]
+Job = Callable[[], None]
+
+
+class Batch:
+    """Jobs that belong together: over when none of them runs or will run.
+
+    When one fails, those not begun are given up. `around` is entered by the thread that begins
+    first and left by the one that ends last; it sees the first failure.
+    """
+
+    def __init__(self, count: int, around: AbstractContextManager[object]) -> None:
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._waiting = count
+        self._running = 0
+        self._around = around
+        self._entered = False
+        self._cancelled = False
+        self._error: BaseException | None = None
+
+    def done(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        return self._over.is_set()
+
+    def result(self) -> None:
+        """Wait until it is over. Raises the first failure, or `CancelledError`."""
+        self._over.wait()
+        if self._error is not None:
+            raise self._error
+        if self._cancelled:
+            raise CancelledError
+
+    def cancel(self) -> bool:
+        """Give up the jobs that have not begun; False if all have."""
+        with self._lock:
+            if self._waiting:
+                self._cancelled, self._waiting = True, 0
+            self._settle()
+            return self._cancelled
+
+    def run(self, job: Job) -> None:
+        """Run one of the jobs, unless they were given up."""
+        if not self._begin():
+            return
+        error: BaseException | None = None
+        try:
+            job()
+        except BaseException as raised:  # this is the thread's door: the waiter raises it
+            error = raised
+        with self._lock:
+            self._running -= 1
+            self._fail(error)
+            self._settle()
+
+    def _begin(self) -> bool:
+        with self._lock:
+            if self._waiting == 0:
+                return False
+            if not self._entered:
+                self._entered = True
+                try:
+                    self._around.__enter__()
+                except BaseException as error:
+                    self._around = nullcontext()
+                    self._fail(error)
+                    self._settle()
+                    return False
+            self._waiting -= 1
+            self._running += 1
+            return True
+
+    def _fail(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._error = self._error or error
+            self._waiting = 0
+
+    def _settle(self) -> None:
+        """Leave `around` and wake the waiter, if this was the end."""
+        if self._waiting or self._running or self._over.is_set():
+            return
+        try:
+            if self._entered:
+                failure = self._error or (CancelledError() if self._cancelled else None)
+                self._around.__exit__(type(failure) if failure else None, failure, None)
+        except BaseException as error:
+            self._error = self._error or error
+        finally:
+            self._over.set()
 
 
 class Workers:
@@ -16,7 +104,7 @@ class Workers:
     """
 
     def __init__(self, name: str, count: int) -> None:
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Batch, Job] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -24,12 +112,14 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Callable[[], None]) -> Future[None]:
-        """The job's future; what the job raises, `Future.result` raises."""
+    def submit(self, *jobs: Job, around: AbstractContextManager[object] | None = None) -> Batch:
+        """At least one job; any threads run them, also at the same time."""
         assert self._threads, "no threads: none were planned for this kind of work, or closed"
-        future: Future[None] = Future()
-        self._jobs.put((future, job))
-        return future
+        assert jobs, "nothing to do"
+        batch = Batch(len(jobs), around or nullcontext())
+        for job in jobs:
+            self._jobs.put((batch, job))
+        return batch
 
     def close(self) -> None:
         """Cancel the jobs not begun, wait for the others, end the threads. May be called again."""
@@ -48,13 +138,6 @@ class Workers:
 
     def _run(self) -> None:
         while (waiting := self._jobs.get()) is not None:
-            future, job = waiting
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                job()
-            except BaseException as error:  # this is the thread's door: the waiter raises it
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-            del waiting, future, job  # an idle thread must not keep slabs alive
+            batch, job = waiting
+            batch.run(job)
+            del waiting, batch, job  # an idle thread must not keep slabs alive

@@ -10,10 +10,13 @@ from engine.client import EngineClient
 from engine.messages import Progress
 from server import errors, openapi
 from server.auth import ApiKeys, RequireKey
+from server.measurement import Measure
+from server.metrics import Metrics
 from server.models import EngineFactory, Models, TokenizerLoader
 from server.registry import Registry
 from server.request_id import RequestId
 from server.routes import chat, completions, health, models
+from server.routes import metrics as metrics_route
 from server.settings import Settings
 from server.state import AppState
 from server.tokenizer import load_tokenizer
@@ -35,7 +38,8 @@ def create_app(
         keys: without any, every request is allowed.
         progress: told of the steps of loads.
     """
-    lent = Models(settings, engine_factory, tokenizer_loader, progress)
+    metrics = Metrics()
+    lent = Models(settings, metrics, engine_factory, tokenizer_loader, progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
@@ -52,15 +56,17 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.understudy = AppState(settings, registry, lent)
+    app.state.understudy = AppState(settings, registry, lent, metrics)
     for resource in (chat, completions, models):
         app.include_router(resource.router, prefix="/v1")
         app.include_router(resource.router, include_in_schema=False)
     app.include_router(health.router)
     app.include_router(health.router, prefix="/v1", include_in_schema=False)
+    app.include_router(metrics_route.router)
     errors.install(app)
     openapi.install(app)
     app.add_middleware(RequireKey, keys=keys or ApiKeys())
+    app.add_middleware(Measure, ended=metrics.requests.ended)
     app.add_middleware(RequestId)
     return app
 

@@ -1,4 +1,4 @@
-"""The command line: `understudy serve | models | pull | prune`."""
+"""The command line: `understudy serve | plan | models | pull | prune`."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from engine.errors import EngineError
-from server.config import ConfigError
+from server.config import ConfigError, parse_size
 from server.console import Console
 
 SERVE = """\
@@ -25,6 +25,14 @@ Both kinds of file are looked for in --config, else ./configs and
 API keys: UNDERSTUDY_API_KEY, or --api-key-file with one key a line.
 """
 
+PLAN = """\
+MODEL is what `serve` takes; of a hub id that is not downloaded only config.json is
+fetched. Without --device-memory the plan is for this machine. Speeds are forecasts:
+what they rest on stands below them.
+
+Exit code 2: the model cannot be served within these limits; the reason is on stderr.
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -35,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"understudy {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_plan(commands)
     models = commands.add_parser("models", help="list models, downloads and packed caches")
     pull = commands.add_parser("pull", help="download a model (and its draft) ahead of time")
     pull.add_argument("id", metavar="ID", help="id of the registry, or hub id (owner/name)")
@@ -69,6 +78,56 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--save", action="store_true", help="write the model's file, if it has none")
 
 
+def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="say what a model would take, and how fast it would run",
+        description="Say what would live where, how fast it would run, and what would help most.",
+        epilog=PLAN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("model", metavar="MODEL", help="id of the registry, hub id, or folder")
+    _add_config(plan)
+    plan.add_argument(
+        "--device-memory", type=_size, metavar="SIZE", help="plan for a CUDA card of this size"
+    )
+    plan.add_argument(
+        "--ram", type=_size, metavar="SIZE", help="RAM for weights, for example 24GiB"
+    )
+    plan.add_argument(
+        "--link-gbps", type=_positive, metavar="B", help="GB/s at which weights reach the device"
+    )
+    plan.add_argument(
+        "--users",
+        type=int,
+        default=8,
+        metavar="N",
+        help="users of the second forecast (default: 8)",
+    )
+    plan.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _size(text: str) -> int:
+    """Bytes of an option such as "8GiB"."""
+    try:
+        size = int(str(parse_size(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if size <= 0:
+        raise argparse.ArgumentTypeError("a size above zero is needed")
+    return size
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("a number above zero is needed")
+    return value
+
+
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config", type=Path, metavar="DIR", help="folder of understudy.yaml and models/"
@@ -86,7 +145,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return serve(args, os.environ, console)
         from server import commands
 
-        run = {"models": commands.models, "pull": commands.pull, "prune": commands.prune}
+        run = {
+            "models": commands.models,
+            "plan": commands.plan,
+            "pull": commands.pull,
+            "prune": commands.prune,
+        }
         return run[args.command](args, os.environ, console)
     except (ConfigError, EngineError) as error:
         console.line(f"understudy: error: {error}")

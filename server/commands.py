@@ -1,4 +1,4 @@
-"""`understudy models`, `pull` and `prune`: what is known, downloaded and packed."""
+"""`understudy models`, `plan`, `pull` and `prune`: what is known, what would fit, what is here."""
 
 import argparse
 import time
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import huggingface_hub
+import rich.console
 from huggingface_hub.errors import CacheNotFound
 
 from engine import cache, hub
@@ -13,6 +14,8 @@ from engine.messages import Progress
 from server.config import ConfigError, asked_folder, search_path
 from server.console import Console, size_text, table
 from server.registry import ModelEntry, Registry, make_entry, read_entries
+
+EXIT_DOES_NOT_FIT = 2
 
 
 def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
@@ -37,6 +40,26 @@ def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
         wanted.append((spec.draft.source, spec.draft.revision))
     for source, revision in wanted:
         console.line(f"{source} is at {hub.resolve(source, revision, report)}")
+    return 0
+
+
+def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Say what would live where and how fast it would run; 2: it cannot fit."""
+    from engine.plan import DoesNotFit  # torch and transformers: this command alone needs them
+    from engine.preview import WhatIf, preview
+    from server import plan_table
+
+    spec = _entry(args.model, _read_entries(args, env)).spec
+    what_if = WhatIf(args.device_memory, args.ram, args.link_gbps, args.users)
+    try:
+        found = preview(spec, what_if)
+    except DoesNotFit as error:
+        console.line(f"understudy: {args.model} does not fit. {error}")
+        return EXIT_DOES_NOT_FIT
+    if args.json:
+        print(plan_table.as_json(found))
+    else:
+        plan_table.show(found, rich.console.Console(highlight=False))
     return 0
 
 

@@ -16,6 +16,7 @@ from engine.errors import (
     QueueFull,
     RequestError,
 )
+from server.measurement import measurement_of
 from server.schemas.answers import ErrorBody
 
 log = logging.getLogger("understudy")
@@ -101,6 +102,7 @@ def install(app: FastAPI) -> None:
 async def _on_failure(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError | EngineError)
     failure = as_api_error(error)
+    measurement_of(request).outcome = failure.code or ""
     log_failure(request.state.request_id, failure)
     return failure.response()
 

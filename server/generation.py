@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from engine.messages import SamplingParams, Stats, Tokens
+from engine.messages import AUTO, SamplingParams, Speculation, Stats, Tokens
 from server.models import LoadedModel
 
 
@@ -19,6 +19,7 @@ class Job:
     n: int = 1  # choices shown per prompt
     best_of: int = 0  # choices generated per prompt, when more than n
     key: str = ""
+    speculation: Speculation = AUTO
 
     @property
     def num_choices(self) -> int:
@@ -51,7 +52,12 @@ async def generate(model: LoadedModel, job: Job) -> AsyncGenerator[Output, None]
             params = replace(params, logprobs=0)
         for i, prompt in enumerate(job.prompts):
             stream = model.engine.generate(
-                f"{job.id}-{i}", prompt, params, max(job.n, job.best_of), job.key
+                f"{job.id}-{i}",
+                prompt,
+                params,
+                max(job.n, job.best_of),
+                job.key,
+                job.speculation,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
         merged = await stack.enter_async_context(contextlib.aclosing(_merge(streams)))

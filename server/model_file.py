@@ -117,7 +117,7 @@ class ModelFile(Section):
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     sampling: SamplingSection = SamplingSection()
     chat_template: str | None = None  # the template itself, or a .jinja file beside this one
-    audit: Literal[0] = 0  # audits are off; no other value is known yet
+    audit: Probability = 0.0  # share of finished answers that are checked in idle time
 
     @model_validator(mode="after")
     def _simulated_link_is_on_cpu(self) -> Self:
@@ -179,4 +179,5 @@ def build_spec(model_id: str, file: ModelFile) -> ModelSpec:
         context_length=file.context_length,
         max_sequences=file.max_sequences,
         prefix_cache=file.prefix_cache,
+        audit=file.audit,
     )

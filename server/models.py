@@ -11,9 +11,11 @@ from typing import Protocol
 
 from engine.client import EngineClient
 from engine.errors import EngineDied, QueueFull
-from engine.messages import ModelInfo, PassStats, Progress
+from engine.messages import Audited, ModelInfo, PassStats, Progress
 from engine.spec import ModelSpec
 from server.errors import ApiError
+from server.figures import EngineFigures
+from server.metrics import Metrics
 from server.registry import ModelEntry
 from server.settings import Settings
 from server.tokenizer import Tokenizer, load_tokenizer
@@ -33,6 +35,8 @@ class EngineFactory(Protocol):
         max_queue: int = 256,
         progress: Callable[[Progress], None] | None = None,
         on_pass: Callable[[PassStats], None] | None = None,
+        on_audit: Callable[[Audited], None] | None = None,
+        on_restart: Callable[[], None] | None = None,
     ) -> EngineClient: ...
 
 
@@ -47,6 +51,7 @@ class LoadedModel:
     engine: EngineClient
     info: ModelInfo
     tokenizer: Tokenizer
+    figures: EngineFigures
     num_borrowers: int = 0
 
     @property
@@ -73,11 +78,13 @@ class Models:
     def __init__(
         self,
         settings: Settings,
+        metrics: Metrics,
         engine_factory: EngineFactory = EngineClient,
         tokenizer_loader: TokenizerLoader = load_tokenizer,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._engine_factory = engine_factory
         self._tokenizer_loader = tokenizer_loader
         self._progress = progress
@@ -188,18 +195,23 @@ class Models:
             old, self._current = self._current, None
             await old.engine.close()
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
+        figures = EngineFigures(entry.id, self._metrics)
         engine = self._engine_factory(
             entry.spec,
             max_queue=self._settings.max_queue,
             progress=self._progress,
-            on_pass=_log_pass,
+            on_pass=figures.passed,
+            on_audit=figures.audited,
+            on_restart=figures.restarted,
         )
         try:
             info = await engine.start()
             tokenizer = await asyncio.to_thread(
                 self._tokenizer_loader, info.tokenizer_path, entry.chat_template
             )
-            self._current = LoadedModel(entry, engine, info, tokenizer)
+            figures.limit_gbps = info.link_gbps
+            self._metrics.engines.loaded(entry.id)
+            self._current = LoadedModel(entry, engine, info, tokenizer, figures)
         finally:
             if self._current is None:
                 await engine.close()
@@ -226,15 +238,3 @@ async def _restarted(engine: EngineClient, timeout: float) -> ModelInfo:
         raise ApiError.unavailable(
             "The engine restarts; try again later.", "model_loading"
         ) from error
-
-
-def _log_pass(stats: PassStats) -> None:
-    log.debug(
-        "pass: %d rows of %d sequences, %d tokens, draft %.0f ms, pass %.0f ms, %.2f GB/s",
-        stats.rows,
-        stats.sequences,
-        stats.accepted,
-        stats.draft_ms,
-        stats.pass_ms,
-        stats.link_gbps,
-    )

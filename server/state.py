@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from server.metrics import Metrics
 from server.models import Models
 from server.registry import Registry
 from server.settings import Settings
@@ -14,6 +15,7 @@ class AppState:
     settings: Settings
     registry: Registry
     models: Models
+    metrics: Metrics
 
 
 def state_of(request: Request) -> AppState:

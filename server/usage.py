@@ -17,6 +17,7 @@ class Totals:
         self._seed = seed
         self._first: list[Stats] = []  # of the first choice of each prompt
         self._all: list[Stats] = []
+        self._finishes: set[str] = set()
 
     def add(self, tokens: Tokens) -> None:
         """Take the statistics that come with a choice's last tokens."""
@@ -25,11 +26,18 @@ class Totals:
         if tokens.choice == 0:  # the choices of a prompt share its tokens
             self._first.append(tokens.stats)
         self._all.append(tokens.stats)
+        if tokens.finish is not None:
+            self._finishes.add(tokens.finish)
 
     @property
     def complete(self) -> bool:
         """Whether all choices are finished."""
         return len(self._all) == self._num_choices
+
+    @property
+    def finish(self) -> str:
+        """How the choices finished: "length" if one of them did not come to its end."""
+        return "length" if "length" in self._finishes else min(self._finishes, default="")
 
     def usage(self) -> Usage:
         prompt = sum(s.prompt_tokens for s in self._first)

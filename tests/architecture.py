@@ -16,26 +16,32 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "engine.errors", "engine.layout", "engine.spec", "engine.noise", "engine.tree"),
     ("engine.messages", "engine.malloc", "engine.workers"),
     # checkpoints and their formats
-    ("engine.checkpoint", "engine.hub", "engine.tokenizer", "engine.family"),
-    ("engine.nf4", "engine.int4", "engine.mxfp4", "engine.pack", "engine.cache"),
-    ("engine.weights", "engine.mapping", "engine.sources", "engine.quantize"),
+    ("engine.checkpoint", "engine.hub", "engine.config_only", "engine.tokenizer", "engine.family"),
+    ("engine.nf4", "engine.int4", "engine.mxfp4", "engine.disk", "engine.pack", "engine.cache"),
+    ("engine.weights", "engine.outline", "engine.mapping", "engine.sources", "engine.quantize"),
     # the stream
-    ("engine.link", "engine.pinned", "engine.slots"),
+    ("engine.link", "engine.pace", "engine.pinned", "engine.slots"),
     ("engine.host_link", "engine.cuda_link", "engine.stream"),
     # the model
-    ("engine.kv_cache", "engine.rope"),
+    ("engine.page_store", "engine.prefix_index", "engine.kv_cache", "engine.rope"),
     ("engine.attention", "engine.experts"),
     ("engine.decoder", "engine.resident", "engine.substitutes"),
     # what fits
+    ("engine.timing", "engine.footprint"),
     ("engine.plan", "engine.machine"),
+    ("engine.forecast", "engine.assumed", "engine.changes"),
     # sequences, their tokens and text
+    ("engine.blocks", "engine.warp"),
     ("engine.sampling", "engine.verify", "engine.detokenize", "engine.stop"),
     ("engine.sequence",),
     # the parts of a step
-    ("engine.scheduler", "engine.passes", "engine.growth"),
-    ("engine.drafters", "engine.drafter", "engine.draft_model"),
-    ("engine.drafters.*",),
-    ("engine.target", "engine.load"),
+    ("engine.lookup", "engine.suffixes", "engine.calibration"),
+    ("engine.growth", "engine.policy"),
+    ("engine.scheduler", "engine.passes", "engine.audit"),
+    ("engine.ahead_stream", "engine.cuda_graphs", "engine.logits"),
+    ("engine.draft_cache", "engine.draft_model", "engine.drafters", "engine.drafter"),
+    ("engine.drafting", "engine.drafters.*"),
+    ("engine.target", "engine.choice", "engine.probe", "engine.preview", "engine.load"),
     ("engine.engine",),
     # the process, and the front end's view of it
     ("engine.pipe", "engine.watchdog", "engine.process"),
@@ -78,6 +84,9 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.commands", "engine.hub"),  # `understudy pull`
     ("server.commands", "engine.cache"),  # `understudy prune`
     ("server.commands", "engine.pack"),
+    ("server.commands", "engine.plan"),  # `understudy plan`
+    ("server.commands", "engine.preview"),
+    ("server.plan_table", "engine.*"),
     ("server.model_file", "engine.drafters"),  # the names of the methods
 )
 

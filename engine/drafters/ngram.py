@@ -1,84 +1,78 @@
 """N-gram look-up: what followed the same tokens earlier in this sequence may follow again.
 
-Prompt lookup decoding (Saxena, 2023): find the latest places where the last n tokens occurred,
-n from long to short, and propose what came next. Costs no draft model.
+Prompt lookup decoding (Saxena, 2023): find the latest places where the last n tokens occurred, and
+propose what came next. All places found go into one tree; the longer the match, the surer.
 """
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from math import log
+from dataclasses import dataclass
 
-from engine.drafter import DraftContext, DraftNeeds, Target
+from torch import Tensor
+
+from engine.drafter import DraftContext, LookupMethod
 from engine.growth import Bounds
+from engine.lookup import Bet, Gambler
 from engine.sequence import Sequence
+from engine.suffixes import Match, Suffixes, bets_on
 from engine.tree import DraftTree
 
-LONGEST, SHORTEST = 4, 1  # tokens of a match
-PLACES = 4  # continuations per match length
-LEVEL_SCORE = log(0.8)  # a guess at how likely one more looked-up token is right
+PLACES = 4  # looked at for each length of an n-gram
+# Kind of match -> how often it is believed to go on alike, until that is learned.
+PRIORS = {1: 0.41, 2: 0.51, 3: 0.64, 4: 0.8, 5: 0.85, 6: 0.9, 7: 0.95}
 
 
-@dataclass
-class _Memory:
-    """Where each n-gram of one sequence ended: the positions behind it, oldest first."""
+@dataclass(frozen=True)
+class _Branch:
+    """The matches that a drafted path agrees with."""
 
-    places: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
-    num_indexed: int = 0
+    text: Seq[int]
+    matches: tuple[Match, ...]
+    path: tuple[int, ...] = ()
 
-    def update(self, tokens: Seq[int]) -> None:
-        # The n-gram that ends the sequence has no continuation yet.
-        for end in range(self.num_indexed + 1, len(tokens)):
-            for length in range(SHORTEST, min(LONGEST, end) + 1):
-                self.places.setdefault(tuple(tokens[end - length : end]), []).append(end)
-        self.num_indexed = max(self.num_indexed, len(tokens) - 1)
+    def token_at(self, place: int) -> int:
+        """A match may run on into what it drafted itself: so a loop goes on as long as wanted."""
+        inside = place < len(self.text)
+        return self.text[place] if inside else self.path[place - len(self.text)]
 
-    def continuations(self, tokens: Seq[int], depth: int) -> Iterator[tuple[Seq[int], float]]:
-        """Candidate continuations with the score of their first token, most trusted first."""
-        for length in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
-            found = self.places.get(tuple(tokens[-length:]), [])
-            for rank, place in enumerate(reversed(found[-PLACES:])):
-                yield tokens[place : place + depth], LEVEL_SCORE * (1 + LONGEST - length + rank)
+    def bets(self) -> list[Bet]:
+        return bets_on(self.matches, self.token_at, PRIORS)
+
+    def follow(self, token: int) -> "_Branch":
+        matches = tuple(
+            Match(place + 1, length + 1)
+            for place, length in self.matches
+            if self.token_at(place) == token
+        )
+        return _Branch(self.text, matches, (*self.path, token))
 
 
 class Ngram:
-    """Trees out of the sequence's own past."""
+    """Bets on the sequence's own past."""
 
-    def __init__(self, bounds: Bounds) -> None:
-        self.bounds = bounds
-        self.needs = DraftNeeds(tree_rows=bounds.budget, scratch_rows=bounds.budget)
-        self._memories: dict[Sequence, _Memory] = {}
+    name = "ngram"
 
-    def build(self, target: Target) -> "Ngram":
-        return self
+    def __init__(self) -> None:
+        self._gambler = Gambler(self.name, _Branch.bets, _Branch.follow)
+        self._pasts: dict[Sequence, Suffixes] = {}
 
-    def propose(self, sequences: Seq[Sequence], rooms: Seq[int]) -> list[DraftTree]:
-        return [self._tree(s, room) for s, room in zip(sequences, rooms, strict=True)]
+    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+        tokens = sequence.tokens
+        past = self._pasts.setdefault(sequence, Suffixes())
+        past.update(tokens)
+        branch = _Branch(tokens, tuple(past.matches(tokens, tokens, PLACES)))
+        return self._gambler.grow(sequence, branch, depth, rows)
 
-    def _tree(self, sequence: Sequence, room: int) -> DraftTree:
-        memory = self._memories.setdefault(sequence, _Memory())
-        memory.update(sequence.tokens)
-        depth = min(self.bounds.depth, sequence.max_draft_depth)
-        tree = DraftTree.root(sequence.tokens[-1])
-        for found, score in memory.continuations(sequence.tokens, depth):
-            continuation = _until_end(found, sequence)
-            scores = [score + level * LEVEL_SCORE for level in range(len(continuation))]
-            chain = DraftTree.chain([sequence.tokens[-1], *continuation], [0.0, *scores])
-            tree = tree.merge(chain)
-        return tree.limit(depth, min(self.bounds.budget, room))
-
-    def commit(self, sequence: Sequence, rows: Seq[int]) -> None:
-        """The tokens themselves are all that is remembered."""
+    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
+        """The tokens themselves tell all there is to remember."""
 
     def release(self, sequence: Sequence) -> None:
-        self._memories.pop(sequence, None)
+        self._pasts.pop(sequence, None)
+        self._gambler.release(sequence)
 
 
-def _until_end(tokens: Seq[int], sequence: Sequence) -> Seq[int]:
-    """Up to the first token that would end the sequence, that one included."""
-    ends = (place for place, token in enumerate(tokens, 1) if sequence.is_terminal(token))
-    return tokens[: next(ends, len(tokens))]
+def lookup() -> Ngram:
+    return Ngram()
 
 
-def prepare(context: DraftContext) -> Ngram:
-    return Ngram(context.bounds(Bounds(depth=16, width=1, branch=1, budget=32)))
+def prepare(context: DraftContext) -> LookupMethod:
+    return LookupMethod(Ngram(), context.bounds(Bounds(depth=24, width=1, branch=1, budget=32)))

@@ -5,80 +5,21 @@ every verified token it has not seen (the bonus token, an accepted leaf, a promp
 has no holes.
 """
 
-from collections.abc import Sequence as Seq
-
 from engine.decoder import Decoder, build_on_meta
+from engine.draft_cache import OwnCache
 from engine.draft_model import PROMPT_TILE, Bound, DraftModel
 from engine.drafter import DraftContext, DraftNeeds, Target
 from engine.errors import ModelError
 from engine.family import kv_shape, read_config
 from engine.growth import Bounds
 from engine.hub import resolve
-from engine.kv_cache import KVCache, PageTable
+from engine.kv_cache import KVCache
 from engine.resident import bind_resident
-from engine.sequence import Sequence
 from engine.tokenizer import read_tokenizer
-from engine.tree import DraftTree
 from engine.weights import CheckpointUnits
 
 SHARED = 0.9  # of the target's tokens must be the draft's too
 DEFAULT = Bounds(depth=24, width=32, branch=8, budget=512)
-
-
-class SpecExecDrafter:
-    def __init__(self, model: DraftModel) -> None:
-        self.model = model
-        self._tables: dict[Sequence, PageTable] = {}
-        self._scratch: dict[Sequence, list[int | None]] = {}  # scratch row of each tree row
-
-    def propose(self, sequences: Seq[Sequence], rooms: Seq[int]) -> list[DraftTree]:
-        ready = [
-            (sequence, room)
-            for sequence, room in zip(sequences, rooms, strict=True)
-            if self._reserve(sequence, room)
-        ]
-        growths = self.model.grow(
-            [sequence for sequence, _ in ready],
-            [self._tables[sequence] for sequence, _ in ready],
-            [room for _, room in ready],
-        )
-        # A sequence without room for its draft's KV goes on without a draft.
-        trees = {sequence: DraftTree.root(sequence.tokens[-1]) for sequence in sequences}
-        for growth in growths:
-            trees[growth.sequence], self._scratch[growth.sequence] = growth.finish()
-        return [trees[sequence] for sequence in sequences]
-
-    def _reserve(self, sequence: Sequence, room: int) -> bool:
-        cache, table = self.model.cache, self._tables.get(sequence)
-        salt = int(self.model.decoder.is_long(len(sequence.tokens)))
-        if table is not None and table.salt != salt:
-            cache.close(table)
-            table = None
-        if table is None:
-            table = self._tables[sequence] = cache.open(sequence.tokens, salt)
-        cache.trim(table)
-        pending = len(sequence.tokens) - table.length
-        return cache.reserve(table, pending + min(room, self.model.bounds.draft_rows))
-
-    def commit(self, sequence: Sequence, rows: Seq[int]) -> None:
-        scratch = self._scratch.pop(sequence, None)
-        if scratch is None:
-            return
-        kept: list[int] = []
-        for row in rows:
-            place = scratch[row]
-            if place is None:
-                break  # a leaf the draft never ran: it does with the next bonus token
-            kept.append(place)
-        table = self._tables[sequence]
-        self.model.cache.keep(table, kept)
-        self.model.cache.publish(table, sequence.tokens)
-
-    def release(self, sequence: Sequence) -> None:
-        self._scratch.pop(sequence, None)
-        table = self._tables.pop(sequence, None)
-        if table is not None:
-            self.model.cache.close(table)
 
 
 class SpecExec:
@@ -118,7 +59,7 @@ class SpecExec:
                 "with other ids. Use a draft of the same family, or draft.method subspec or ngram."
             )
 
-    def build(self, target: Target) -> SpecExecDrafter:
+    def build(self, target: Target) -> DraftModel:
         device = self.context.device
         bind_resident(self.model, self.units, device, self.context.dtype, self.context.progress)
         decoder = Decoder(
@@ -141,7 +82,8 @@ class SpecExec:
             device,
             prefix_cache=self.context.spec.prefix_cache,
         )
-        return SpecExecDrafter(DraftModel(decoder, cache, self.bounds, self.context.vocab_size))
+        caches = OwnCache(cache, decoder.is_long)
+        return DraftModel("specexec", decoder, caches, self.bounds, self.context.vocab_size)
 
 
 def prepare(context: DraftContext) -> SpecExec:

@@ -1,8 +1,8 @@
 """SubSpec: low-bit copies of the target's own layers write the tree, on the target's KV.
 
 SubSpec (arXiv 2509.18344): every streamed layer has a 4-bit substitute on the device; resident
-layers serve both. The draft reads the exact KV of the verified prefix and writes its own into the
-scratch slots behind it, which the pass then overwrites with exact ones.
+layers serve both. The draft reads the exact KV of the verified prefix and writes its own into
+scratch slots.
 """
 
 import logging
@@ -14,6 +14,7 @@ from torch import nn
 
 from engine.cache import is_cached, packed
 from engine.decoder import Decoder, bind, build_on_meta
+from engine.draft_cache import SharedCache
 from engine.draft_model import Bound, DraftModel
 from engine.drafter import DraftContext, DraftNeeds, Target
 from engine.errors import ModelError
@@ -22,28 +23,18 @@ from engine.growth import Bounds
 from engine.layout import UnitReader
 from engine.pack import PackedUnits
 from engine.quantize import Kernel, available_kernels, fastest_kernel, substitute_bytes
-from engine.sequence import Sequence
-from engine.substitutes import SubstituteUnits, form, host_slab, linear_paths, substitute_unit
-from engine.tree import DraftTree
+from engine.substitutes import (
+    SubstituteUnits,
+    form,
+    host_slab,
+    linear_paths,
+    settle,
+    substitute_unit,
+)
 
 log = logging.getLogger(__name__)
 
 DEFAULT = Bounds(depth=48, width=6, branch=6, budget=256)
-
-
-class SubSpecDrafter:
-    def __init__(self, model: DraftModel) -> None:
-        self.model = model
-
-    def propose(self, sequences: Seq[Sequence], rooms: Seq[int]) -> list[DraftTree]:
-        tables = [sequence.pages for sequence in sequences]
-        return [growth.finish()[0] for growth in self.model.grow(sequences, tables, rooms)]
-
-    def commit(self, sequence: Sequence, rows: Seq[int]) -> None:
-        """The KV is the target's: the engine keeps it."""
-
-    def release(self, sequence: Sequence) -> None:
-        """The pages are the target's: the engine gives them back."""
 
 
 class SubSpec:
@@ -61,11 +52,12 @@ class SubSpec:
         self.group = context.spec.draft.group
         self.needs = DraftNeeds(
             tree_rows=self.bounds.budget,
-            scratch_rows=max(self.bounds.budget, self.bounds.draft_rows),
+            scratch_rows=self.bounds.budget,
+            draft_rows=self.bounds.draft_rows,
             weight_bytes=sum(substitute_bytes(unit, self.group) for unit in context.units.layouts),
         )
 
-    def build(self, target: Target) -> SubSpecDrafter:
+    def build(self, target: Target) -> DraftModel:
         """Units that are resident serve both; the others get their substitutes."""
         context, stream = self.context, target.stream
         model = build_on_meta(context.config, context.dtype, strict=False)
@@ -79,7 +71,8 @@ class SubSpec:
             bind(modules[index], stream.resident(index))
         model.set_output_embeddings(modules[-1])
         decoder = Decoder(model, Bound(), target.tensors, device=context.device, strict=False)
-        return SubSpecDrafter(DraftModel(decoder, target.cache, self.bounds, context.vocab_size))
+        cache = SharedCache(target.cache)
+        return DraftModel("subspec", decoder, cache, self.bounds, context.vocab_size)
 
     def _substitute(
         self, modules: list[nn.Module], shared: Collection[int], reader: UnitReader
@@ -93,6 +86,7 @@ class SubSpec:
                     units.read(index, slab)
                     fields = layout.views(slab)
                     modules[index] = substitute_unit(modules[index], fields, context.device)
+                    settle(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
 
     def _packed(self, reader: UnitReader, modules: Seq[nn.Module]) -> PackedUnits:

@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.responses import Response
 
+from engine.errors import EngineError
+from server.errors import ApiError, as_api_error
+from server.figures import Traffic
+from server.measurement import Measurement, measurement_of
 from server.models import LoadedModel
 from server.schemas.answers import Head
 from server.schemas.fields import GenerationBody
@@ -31,6 +35,7 @@ class Caller:
 
     request_id: str
     key: str  # the name of the API key, for fairness; "" without keys
+    measurement: Measurement
 
 
 async def answer(
@@ -42,7 +47,9 @@ async def answer(
     """Answer a request with the chunks that `write` makes on the model it names."""
     state = state_of(request)
     entry = state.registry.find(body.model)
-    caller = Caller(request.state.request_id, getattr(request.state, "key", ""))
+    measurement = measurement_of(request)
+    measurement.model = entry.id
+    caller = Caller(request.state.request_id, getattr(request.state, "key", ""), measurement)
 
     async def chunks() -> AsyncGenerator[Chunk, None]:
         try:
@@ -52,7 +59,11 @@ async def answer(
             ):
                 async for chunk in written:
                     yield chunk
+        except (ApiError, EngineError) as error:
+            measurement.outcome = as_api_error(error).code or ""
+            raise
         except (asyncio.CancelledError, GeneratorExit):
+            measurement.outcome = measurement.outcome or "client_left"
             log.info("%s: ended early: the client left, or the server ends", caller.request_id)
             raise
 
@@ -71,6 +82,16 @@ def new_head(prefix: str, model: LoadedModel) -> Head:
     }
 
 
-def log_answer(caller: Caller, head: Head, totals: Totals) -> None:
-    """One line about a finished answer."""
-    log.info("%s: %s %s: %s", caller.request_id, head["id"], head["model"], totals.summary())
+def end_answer(
+    caller: Caller, model: LoadedModel, head: Head, totals: Totals, before: Traffic
+) -> None:
+    """Count a finished answer, and log one line; `before` is what had travelled at its start."""
+    caller.measurement.complete(totals)
+    log.info(
+        "%s: %s %s: %s%s",
+        caller.request_id,
+        head["id"],
+        head["model"],
+        totals.summary(),
+        model.figures.link_since(before),
+    )

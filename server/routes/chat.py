@@ -15,10 +15,11 @@ from server.generation import Job, generate
 from server.models import LoadedModel
 from server.openapi import describe
 from server.prompt import chat_prompt
-from server.routes.answer import Caller, answer, log_answer, new_head
+from server.routes.answer import Caller, answer, end_answer, new_head
 from server.sampling import default_limit, sampling_params
 from server.schemas.answers import ChatChunk, ChatCompletion
 from server.schemas.chat import ChatRequest
+from server.speculation import speculation_of
 from server.usage import Totals
 
 router = APIRouter()
@@ -47,8 +48,15 @@ async def chat_chunks(
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    head = new_head("chatcmpl", model)
-    job = Job(head["id"], [prompt], params, body.n or 1, key=caller.key)
+    head, before = new_head("chatcmpl", model), model.figures.traffic
+    job = Job(
+        head["id"],
+        [prompt],
+        params,
+        body.n or 1,
+        key=caller.key,
+        speculation=speculation_of(body.speculation, model.info),
+    )
     totals = Totals(job.num_choices, params.seed)
     writer = ChatWriter(
         head,
@@ -58,6 +66,7 @@ async def chat_chunks(
     )
     async with contextlib.aclosing(generate(model, job)) as outputs:
         async for output in outputs:
+            caller.measurement.token()
             for chunk in writer.write(output):
                 yield chunk
-    log_answer(caller, head, totals)
+    end_answer(caller, model, head, totals, before)

@@ -15,10 +15,11 @@ from server.generation import Job, generate
 from server.models import LoadedModel
 from server.openapi import describe
 from server.prompt import text_prompts
-from server.routes.answer import Caller, answer, log_answer, new_head
+from server.routes.answer import Caller, answer, end_answer, new_head
 from server.sampling import default_limit, sampling_params
 from server.schemas.answers import TextCompletion
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.speculation import speculation_of
 from server.state import state_of
 from server.usage import Totals
 
@@ -47,8 +48,16 @@ async def text_chunks(
         longest = max(len(prompt) for prompt in prompts)
         limit = default_limit(DEFAULT_MAX_TOKENS, longest, model.info)
     params = sampling_params(body, model.entry.sampling, max_tokens=limit, logprobs=body.logprobs)
-    head = new_head("cmpl", model)
-    job = Job(head["id"], prompts, params, body.n or 1, body.best_of or 0, caller.key)
+    head, before = new_head("cmpl", model), model.figures.traffic
+    job = Job(
+        head["id"],
+        prompts,
+        params,
+        body.n or 1,
+        body.best_of or 0,
+        caller.key,
+        speculation_of(body.speculation, model.info),
+    )
     totals = Totals(job.num_choices, params.seed)
     writer = TextWriter(
         head,
@@ -59,9 +68,10 @@ async def text_chunks(
     )
     async with contextlib.aclosing(generate(model, job)) as outputs:
         async for output in outputs:
+            caller.measurement.token()
             for chunk in writer.write(output):
                 yield chunk
-    log_answer(caller, head, totals)
+    end_answer(caller, model, head, totals, before)
 
 
 def _prepare(

@@ -63,6 +63,13 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+class SpeculationOptions(Body):
+    """How to draft: it changes an answer's speed, never its text."""
+
+    method: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    max_rows: Annotated[Int, Field(ge=1)] | None = None
+
+
 class GenerationBody(Body):
     """What chat and text completions have in common."""
 
@@ -78,6 +85,7 @@ class GenerationBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    speculation: SpeculationOptions | None = None  # an extension of this server's
     # extensions that local clients send
     top_k: Annotated[Int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

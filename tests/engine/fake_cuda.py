@@ -137,7 +137,7 @@ class FakeDevice:
         self.cudart = FakeCudart(self.streams)
         self.compute = FakeStream()
 
-    def new_stream(self, device: object = None) -> FakeStream:
+    def new_stream(self, device: object = None, priority: int = 0) -> FakeStream:
         stream = FakeStream()
         stream.slow = self.copy_speed
         self.streams.append(stream)

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from engine.errors import ModelError, RequestError
-from engine.messages import Failed, Generate, ModelInfo, PassStats, Stats, Tokens
+from engine.messages import Audited, Failed, Generate, ModelInfo, PassStats, Stats, Tokens
 from engine.process import ReportProgress, serve
 from engine.spec import ModelSpec, TargetSpec
 
@@ -28,6 +28,7 @@ KILL = 905  # a pass that kills the process
 REFUSE = 906  # `add` raises
 FAIL = 907  # the pass fails this request and no other
 REPORT = 908  # one token whose text tells: aborted ids, then OMP_WAIT_POLICY
+AUDIT = 909  # an answer whose check lasts until another request comes, and is told after it
 
 UNLOADABLE = "unloadable"  # ModelError, at once
 DEADBORN = "deadborn"  # the process dies while it loads
@@ -59,6 +60,33 @@ class _Request:
         return self.message.prompt[0]
 
 
+class FakeAudits:
+    """Implements `engine.process.Audits`."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Generate] = []
+        self._tries = 0
+        self._preempted = threading.Event()
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._waiting)
+
+    def offer(self, message: Generate) -> None:
+        self._waiting.append(message)
+
+    def preempt(self) -> None:
+        self._preempted.set()
+
+    def run(self) -> Audited | None:
+        if self._tries < 2:  # the first ends by the very request that is checked
+            self._tries += 1
+            self._preempted.wait()
+            self._preempted.clear()
+            return None
+        return Audited(len(self._waiting.pop().prompt), 1)
+
+
 class FakeEngine:
     """Implements `engine.process.StepEngine`."""
 
@@ -75,6 +103,7 @@ class FakeEngine:
             tokenizer_path="",
             plan="nothing anywhere",
         )
+        self.auditor = FakeAudits()
         self.last_pass: PassStats | None = None
         self.on_unit: Callable[[int], None] | None = None
         self._requests: dict[str, _Request] = {}
@@ -130,6 +159,8 @@ class FakeEngine:
         tokens = [message for message in emitted if message is not None]
         if not any(message.finish is None for message in tokens):
             self._requests.pop(request.message.request_id)
+            if request.order == AUDIT:
+                self.auditor.offer(request.message)
         return [*tokens]
 
     def _obey(self, request: _Request) -> None:

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from engine.draft_model import DraftModel
 from engine.engine import Engine
 from engine.messages import Failed, Generate, SamplingParams, Stats, TokenLogprob
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, StreamSpec, TargetSpec
@@ -18,7 +19,8 @@ from tests.engine.checkpoints import save_tiny
 
 VOCAB = 128
 PLAIN = DraftSpec("none")
-SMALL: dict[str, Any] = {"depth": 4, "width": 3, "branch": 3, "budget": 24}
+# Not tuned: so small a target is faster than any draft, and drafts are what is tested.
+SMALL: dict[str, Any] = {"depth": 4, "width": 3, "branch": 3, "budget": 24, "tuned": False}
 SUBSPEC = DraftSpec("subspec", **SMALL)
 
 _SCRATCH = TemporaryDirectory(prefix="understudy-models-")  # gone when the tests are
@@ -114,6 +116,27 @@ def alone(engine: Engine, requests: Sequence[Generate]) -> Answers:
 def exact(answers: Answers) -> dict[tuple[str, int], tuple[object, ...]]:
     """What must not depend on draft, batch or cache, for every choice."""
     return {key: answer.exact for key, answer in answers.items()}
+
+
+def draft_model(engine: Engine) -> DraftModel:
+    """The model that drafts for this engine."""
+    model = engine._drafting._model
+    assert model is not None, "a look-up drafts, or nobody"
+    return model
+
+
+def draft_ahead(engine: Engine, steps: int = 3) -> None:
+    """From now on the engine drafts so many steps while it awaits a unit, as over a slow link."""
+    engine._drafting.policy.draft.observe(1, 1e-6)
+    stream: Any = engine._loaded.stream
+    own = stream.unit
+
+    def unit(index: int) -> Any:
+        for _ in range(steps):
+            engine._drafting.ahead(1e9)
+        return own(index)
+
+    stream.unit = unit
 
 
 def drain(engine: Engine) -> Answers:

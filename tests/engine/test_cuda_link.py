@@ -17,7 +17,7 @@ from engine.errors import ModelError
 from engine.spec import Tier
 from engine.stream import LayerStream
 from tests.engine.fake_cuda import FakeDevice, install
-from tests.engine.units import NumberedUnits
+from tests.engine.units import NumberedUnits, PiecedUnits
 
 CUDA = torch.device("cuda:0")
 MS = 1e-3
@@ -77,6 +77,27 @@ def test_orders_hold_when_compute_or_copies_are_slow(
         device.compute.synchronize()
 
 
+@pytest.mark.parametrize("slots", [1, 3])
+def test_pieces_from_the_disk_are_copied_while_others_are_read(
+    device: FakeDevice, slots: int
+) -> None:
+    """More pieces than buffers: each is refilled while copies out of others are under way."""
+    device.compute.slow, device.copy_speed = 0.5 * MS, 0.5 * MS
+    units = PiecedUnits(4, jitter=0.3 * MS)
+    tiers: list[Tier] = ["disk", "disk", "resident", "ram"]
+    with closing(open_stream(units, tiers, slots)) as stream:
+        walk_twice(stream, device, units)
+        units.piece_faults = {(1, 2): [OSError("pulled")] * 2}
+        with pytest.raises(ModelError, match="pulled"):
+            walk_twice(stream, device, units)
+        units.piece_faults.clear()
+        stream.seek(0)
+        walk_twice(stream, device, units)
+        assert stream.measure_link() > 0
+        walk(stream, device, units)
+        device.compute.synchronize()
+
+
 @pytest.mark.parametrize("limit", [0, 3 * 4096, 15 * 4096])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_ram_that_cannot_be_pinned_goes_through_pieces(
@@ -87,6 +108,7 @@ def test_ram_that_cannot_be_pinned_goes_through_pieces(
     limit: int,
 ) -> None:
     monkeypatch.setattr("engine.cuda_link.PIECE_BYTES", 4096)
+    monkeypatch.setattr("engine.disk.PIECE_BYTES", 4096)
     device.cudart.limit = limit
     device.compute.slow, device.copy_speed = 0.5 * MS, 0.5 * MS
     units = NumberedUnits(5, rows=1200)  # six pieces each
@@ -120,9 +142,10 @@ def test_leaving_a_block_does_not_wait_and_the_host_runs_at_most_slots_ahead(
                 device.compute.launch(compute)
         waiting = threading.Event()
 
-        def idle(remaining: float) -> None:
+        def idle(seconds: float) -> bool:
             waiting.set()
             held.release()  # the first unit's work is done: its slot may be filled again
+            return False
 
         stream.idle = idle
         with stream.unit(slots) as weights:

@@ -12,13 +12,14 @@ from tests.engine.models import PLAIN, alone, checkpoint, exact, load, prompt, r
 
 README = Path(__file__).parents[2] / "README.md"
 IMPORTS = """
-from engine.drafter import DraftContext, DraftNeeds, Target
+from engine.drafter import DraftContext, LookupMethod
+from engine.growth import Bounds
 from engine.tree import DraftTree
 """
 
 
 def test_the_methods_are_the_files() -> None:
-    assert available() == ["ngram", "none", "specexec", "subspec"]
+    assert available() == ["ngram", "none", "prediction", "recycling", "specexec", "subspec"]
 
 
 def test_the_readmes_method_works_by_adding_its_file(

@@ -22,6 +22,7 @@ from tests.engine.models import (
     SUBSPEC,
     alone,
     checkpoint,
+    draft_model,
     drain,
     exact,
     load,
@@ -92,7 +93,7 @@ def test_all_clients_gone_in_mid_pass_leaves_a_clean_engine(engine: Engine) -> N
 def test_an_abort_inside_the_draft_leaves_no_unfinished_pages_to_share() -> None:
     folder = checkpoint("llama")
     engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
-    model = engine._drafter.model  # type: ignore[attr-defined]  # of the specexec drafter
+    model = draft_model(engine)
     for layer in model.decoder.decoder.layers:
         layer.tile = 64  # so that some tiles hold rows of the one who leaves alone
     engine.add(request("leaves", prompt(200), max_tokens=30))
@@ -100,8 +101,9 @@ def test_an_abort_inside_the_draft_leaves_no_unfinished_pages_to_share() -> None
     engine.step()
     engine.on_unit = lambda _: engine.abort("leaves")
     drain(engine)
-    assert model.cache.open(prompt(200)).length == 0
-    assert model.cache.open(prompt(70, 1)).length == 64
+    with torch.inference_mode():
+        assert model.caches.cache.open(prompt(200)).length == 0
+        assert model.caches.cache.open(prompt(70, 1)).length == 69
     engine.close()
 
 
@@ -207,11 +209,11 @@ def test_all_end_of_sequence_ids_of_the_generation_config_end_an_answer(tmp_path
     assert answer.stats is not None and answer.stats.completion_tokens == first + 1
 
 
-def test_cached_tokens_are_told_and_only_full_pages_are_reused(engine: Engine) -> None:
+def test_cached_tokens_are_told_and_the_last_token_is_never_one_of_them(engine: Engine) -> None:
     first = run(engine, [request("a", prompt(150), max_tokens=2)])[("a", 0)]
     second = run(engine, [request("b", prompt(150), max_tokens=2)])[("b", 0)]
     assert first.stats is not None and second.stats is not None
-    assert first.stats.cached_tokens == 0 and second.stats.cached_tokens == 128
+    assert first.stats.cached_tokens == 0 and second.stats.cached_tokens == 149
     off = load(checkpoint("llama"), SUBSPEC, prefix_cache=False)
     for name in ("a", "b"):
         stats = run(off, [request(name, prompt(150), max_tokens=2)])[(name, 0)].stats
@@ -287,7 +289,7 @@ def test_subspec_on_a_mixture_of_experts_is_refused_with_advice() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="ngram, none, specexec, subspec"):
+    with pytest.raises(ModelError, match=r"ngram, none, .*, specexec, subspec"):
         load(checkpoint("llama"), DraftSpec("medusa"))
 
 
@@ -302,12 +304,11 @@ def test_too_little_memory_is_refused_with_the_numbers() -> None:
 
 
 def test_without_a_method_the_draft_is_chosen() -> None:
-    streamed = load(checkpoint("llama"), DraftSpec(), stream=StreamSpec(tier="ram"))
-    assert type(streamed._drafter).__name__ == "SubSpecDrafter"
-    resident = load(checkpoint("llama"), DraftSpec(), stream=StreamSpec())
-    assert type(resident._drafter).__name__ == "Ngram"
+    slow = StreamSpec(tier="ram", simulate_gbps=0.01)
+    streamed = load(checkpoint("llama"), DraftSpec(), stream=slow)
+    assert draft_model(streamed).name == "subspec" and "ngram" in streamed.info.draft_methods
     mixture = load(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram"))
-    assert type(mixture._drafter).__name__ == "Ngram"
+    assert mixture._drafting._model is None and "ngram" in mixture.info.draft_methods
 
 
 def test_the_fingerprint_tells_weights_precision_and_numerics_apart() -> None:

@@ -164,7 +164,7 @@ def test_sequences_pause_when_pages_run_out_and_their_text_does_not_change() -> 
     engine = load(
         folder,
         SUBSPEC,
-        memory=MemorySpec(device=3300 << 10),
+        memory=MemorySpec(device=3100 << 10),
         context_length=256,
     )
     pages = engine._cache.num_pages

@@ -1,18 +1,19 @@
 """Best-first growth against slow, plain definitions, on score tables in place of a model."""
 
-import itertools
+import math
+import random
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from engine.growth import Bounds, Growth, grow
+from engine.calibration import SUREST, Calibration
+from engine.growth import Growth, Node
 from engine.tree import DraftTree
+from tests.engine.books import check_growth
 from tests.engine.sequences import EOS, LIMITS, make_sequence
 
 VOCAB = 12
@@ -22,36 +23,42 @@ Path = tuple[int, ...]
 class Table:
     """The children of every path: what a draft would say, drawn from a seed."""
 
-    def __init__(self, seed: int, branch: int, *, ties: bool = False) -> None:
+    def __init__(self, seed: int, branch: int) -> None:
         self.seed = seed
         self.branch = branch
-        self.ties = ties
-        self.steps: list[list[tuple[Path, ...]]] = []  # paths asked for, one list a step
+        self.steps: list[list[Path]] = []  # paths that were run, one list a step
 
-    def children(self, path: Path) -> tuple[list[int], list[float]]:
+    def children(self, path: Path) -> list[tuple[int, float]]:
         """The best tokens behind a path with their log scores, best first."""
         generator = torch.Generator().manual_seed(hash((self.seed, *path)) % (1 << 62))
         logits = torch.randn(VOCAB, generator=generator, dtype=torch.float64) * 2
-        if self.ties:
-            logits = logits.round()
         scores, tokens = logits.log_softmax(0).topk(self.branch)
-        return tokens.tolist(), scores.tolist()
+        return list(zip(tokens.tolist(), scores.tolist(), strict=True))
 
-    def forward(self, step: list[tuple[Growth, list[int]]]) -> Tensor:
-        """ "Logits" that only tell how many rows were run."""
-        self.steps.append([tuple(tuple(g.path(node)) for node in nodes) for g, nodes in step])
-        return torch.zeros(sum(len(nodes) for _, nodes in step), VOCAB)
+    def step(self, growth: Growth, width: int, depth: int, start: Path = ()) -> bool:
+        """One step of a draft; `start` are the tokens down to the root. Whether there was any."""
+        nodes = growth.pop(width, depth, growth.floor)
+        self.steps.append([tuple(growth.path(node)) for node in nodes])
+        for node in nodes:
+            growth.run(node, len(growth.ran))
+            for token, score in self.children((*start, *growth.path(node))):
+                growth.add(node, token, score, score, "model")
+        return bool(nodes)
 
-    def answer(self, growth: Growth, nodes: list[int], logits: Tensor) -> tuple[Tensor, Tensor]:
-        assert len(logits) == len(nodes), "each tree gets the logits of its own rows"
-        found = [self.children(tuple(growth.path(node))) for node in nodes]
-        return torch.tensor([t for t, _ in found]), torch.tensor([s for _, s in found]).double()
+    def grow(self, growth: Growth, width: int, depth: int, steps: int = 1000) -> Growth:
+        for _ in range(steps):
+            if not self.step(growth, width, depth):
+                self.steps.pop()
+                break
+        return growth
 
 
-def grown(table: Table, bounds: Bounds, room: int = 10_000, **params: Any) -> Growth:
-    growth = Growth(make_sequence([5, 6, 7], ignore_eos=True, **params), bounds, room)
-    grow([growth], table.forward, table.answer)
-    return growth
+def new_growth(budget: int, **params: Any) -> Growth:
+    return Growth(make_sequence([5, 6, 7], **{"ignore_eos": True, **params}), budget)
+
+
+def finished(growth: Growth, rows: int, depth: int) -> DraftTree:
+    return growth.tree(growth.ranked(rows, depth))
 
 
 def paths(tree: DraftTree) -> dict[Path, float]:
@@ -67,12 +74,12 @@ def every_path(table: Table, depth: int) -> dict[Path, float]:
     found: dict[Path, float] = {(): 0.0}
     level: dict[Path, float] = {(): 0.0}
     for _ in range(depth):
-        below: dict[Path, float] = {}
-        for path, score in level.items():
-            for token, gain in zip(*table.children(path), strict=True):
-                below[(*path, token)] = score + gain
-        found |= below
-        level = below
+        level = {
+            (*path, token): score + gain
+            for path, score in level.items()
+            for token, gain in table.children(path)
+        }
+        found |= level
     return found
 
 
@@ -94,9 +101,10 @@ def test_wide_enough_steps_find_the_best_tree_there_is(
     seed: int, depth: int, branch: int, budget: int
 ) -> None:
     table = Table(seed, branch)
-    growth = grown(table, Bounds(depth=depth, width=1000, branch=branch, budget=budget))
-    tree, _ = growth.finish()
-    assert paths(tree) == approximately(best(every_path(table, depth), budget))
+    growth = table.grow(new_growth(budget), width=1000, depth=depth)
+    wanted = best(every_path(table, depth), budget)
+    assert paths(finished(growth, budget, depth)) == approximately(wanted)
+    assert growth.expected == pytest.approx(sum(map(math.exp, wanted.values())))
 
 
 @given(
@@ -104,26 +112,25 @@ def test_wide_enough_steps_find_the_best_tree_there_is(
     depth=st.integers(1, 8),
     width=st.integers(1, 5),
     branch=st.integers(1, 4),
-    budget=st.integers(1, 40),
+    budget=st.integers(2, 40),
 )
 def test_each_step_runs_the_best_that_were_not_run(
     seed: int, depth: int, width: int, branch: int, budget: int
 ) -> None:
     """SpecExec's algorithm, written down naively; budget only ends it early."""
-    table, bounds = Table(seed, branch), Bounds(depth, width, branch, budget)
-    growth = grown(table, bounds)
+    table = Table(seed, branch)
+    growth = table.grow(new_growth(budget), width, depth, steps=depth)
     known: dict[Path, float] = {(): 0.0}
     ran: set[Path] = set()
-    for (step,) in table.steps:
+    for step in table.steps:
         waiting = {p: s for p, s in known.items() if p not in ran and len(p) < depth}
         inside = best(known, budget)
-        wanted = [path for path in best(waiting, width) if path in inside]
-        assert list(step) == wanted
+        assert step == [path for path in best(waiting, width) if path in inside]
         ran |= set(step)
         for path in step:
-            for token, gain in zip(*table.children(path), strict=True):
+            for token, gain in table.children(path):
                 known[(*path, token)] = known[path] + gain
-    assert paths(growth.finish()[0]) == approximately(best(known, budget))
+    assert paths(finished(growth, budget, depth)) == approximately(best(known, budget))
     if len(table.steps) < depth:  # it ended early: nobody left could have entered
         left = {p for p in known if p not in ran and len(p) < depth}
         assert not left & best(known, budget).keys()
@@ -131,97 +138,216 @@ def test_each_step_runs_the_best_that_were_not_run(
 
 @given(
     seed=st.integers(0, 10_000),
-    depth=st.integers(1, 6),
-    width=st.integers(1, 6),
-    branch=st.integers(1, 5),
-    budget=st.integers(1, 50),
-    room=st.integers(1, 60),
-    ties=st.booleans(),
+    budget=st.integers(1, 30),
+    rows=st.integers(0, 40),
+    depth=st.integers(0, 5),
 )
-def test_a_tree_keeps_to_its_bounds(
-    seed: int, depth: int, width: int, branch: int, budget: int, room: int, ties: bool
-) -> None:
-    table, bounds = Table(seed, branch, ties=ties), Bounds(depth, width, branch, budget)
-    growth = grown(table, bounds, room)
-    tree, scratch = growth.finish()  # DraftTree itself refuses a child before its parent
+def test_a_tree_keeps_to_its_rows_and_levels(seed: int, budget: int, rows: int, depth: int) -> None:
+    growth = Table(seed, branch=3).grow(new_growth(budget), width=3, depth=5, steps=5)
+    tree = finished(growth, rows, depth)  # DraftTree itself refuses a child before its parent
     assert tree.tokens[0] == 7 and tree.scores[0] == 0.0
-    assert len(tree) <= min(budget, room)
-    assert max(tree.depths) <= depth
-    assert all(len(tree.children(row)) <= branch for row in range(len(tree)))
-    assert len(table.steps) <= depth
-    assert all(len(nodes) <= width for (nodes,) in table.steps)
-    ran = [path for (step,) in table.steps for path in step]
-    assert len(ran) <= min(room, bounds.draft_rows) == len(growth.ancestors)
-    assert len(set(ran)) == len(ran), "no path is run twice"
+    assert len(tree) <= max(rows, 1) and max(tree.depths) <= depth
     assert list(tree.scores) == sorted(tree.scores, reverse=True)
-    assert len(scratch) == len(tree)
+    assert tree.sources == ("", *("model",) * (len(tree) - 1))
 
 
-@given(
-    seed=st.integers(0, 10_000),
-    depth=st.integers(1, 6),
-    width=st.integers(1, 6),
-    budget=st.integers(2, 50),
-)
-def test_scratch_rows_tell_what_ran_in_order_and_see_their_own_ancestors(
-    seed: int, depth: int, width: int, budget: int
-) -> None:
-    table = Table(seed, branch=3)
-    growth = grown(table, Bounds(depth, width, 3, budget))
-    ran = [path for (step,) in table.steps for path in step]
-    row_of = {tuple(growth.path(node)): row for node, row in growth.scratch.items()}
-    assert [row_of[path] for path in ran] == list(range(len(ran)))
-    for path, row in row_of.items():
-        seen = {other for other, place in row_of.items() if growth.ancestors[row, place]}
-        assert seen == {path[:length] for length in range(len(path) + 1)}
-    tree, scratch = growth.finish()
-    for row, place in enumerate(scratch):
-        path = tuple(tree.tokens[r] for r in tree.path(row)[1:])
-        assert place == row_of.get(path)
+def look_up(chance: random.Random, growth: Growth) -> DraftTree:
+    """A random tree of another draft, on the growth's root."""
+    tokens, parents, depths, scores = [growth.root.token], [-1], [0], [0.0]
+    for _ in range(chance.randrange(1, 12)):
+        parent, token = chance.randrange(len(tokens)), chance.randrange(VOCAB)
+        ends = parent > 0 and growth.sequence.is_terminal(tokens[parent])
+        ends = ends or growth.root.position + depths[parent] >= growth.last
+        if not ends and (parent, token) not in zip(parents, tokens, strict=True):
+            tokens.append(token)
+            parents.append(parent)
+            depths.append(depths[parent] + 1)
+            scores.append(scores[parent] - chance.choice([0.01, 0.5, 0.5, 3.0]))
+    sources = ("", *("lookup",) * (len(tokens) - 1))
+    return DraftTree(tuple(tokens), tuple(parents), tuple(depths), tuple(scores), sources)
 
 
-def test_a_leaf_that_was_never_run_has_no_scratch_row() -> None:
-    growth = grown(Table(0, branch=2), Bounds(depth=1, width=1, branch=2, budget=9))
-    tree, scratch = growth.finish()
-    assert len(tree) == 3 and scratch == [0, None, None]
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_to_a_growth_its_sums_stay_right(seed: int) -> None:
+    """Steps, look-ups that raise scores, new roots; all counted anew by `check_growth`."""
+    chance = random.Random(seed)
+    table = Table(seed, branch=chance.choice([1, 3, 5]))
+    sequence = make_sequence([5, 6, 7], max_tokens=30)
+    growth = Growth(sequence, budget=chance.choice([1, 2, 5, 20]))
+    start: Path = ()
+    slots = 0
+    for _ in range(40):
+        match chance.choice(["step", "ahead", "look up", "reroot"]):
+            case "step" | "ahead":
+                nodes = growth.pop(chance.randrange(1, 5), 6, chance.choice([-9.0, growth.floor]))
+                kept = nodes[: chance.randrange(len(nodes) + 1)]
+                growth.put_back(nodes[len(kept) :])
+                for node in kept:
+                    growth.run(node, slots)
+                    slots += 1
+                    for token, score in table.children((*start, *growth.path(node))):
+                        growth.add(node, token, score, score, "model")
+            case "look up":
+                growth.insert(look_up(chance, growth), Calibration())
+            case "reroot":
+                nodes = growth.ranked(50, 3)
+                root = chance.choice(nodes)
+                start = (*start, *growth.path(root))
+                sequence.tokens += growth.path(root)
+                before = {n.slot for n in growth.ran}
+                freed = growth.reroot(root)
+                assert {*freed} | {n.slot for n in growth.ran} == before
+                assert len(freed) + len(growth.ran) == len(before)
+        check_growth(growth)
 
 
-class Fixed(Table):
-    """Children as written down; none behind other paths."""
-
-    def __init__(self, choices: dict[Path, Seq[tuple[int, float]]], branch: int = 2) -> None:
-        super().__init__(0, branch)
-        self.choices = choices
-
-    def children(self, path: Path) -> tuple[list[int], list[float]]:
-        found = [*self.choices.get(path, ()), *[(0, -float("inf"))] * self.branch][: self.branch]
-        return [token for token, _ in found], [score for _, score in found]
+def test_a_new_root_frees_exactly_the_slots_that_are_not_below_it() -> None:
+    growth = Table(3, branch=3).grow(new_growth(100), width=4, depth=4, steps=4)
+    nodes = {tuple(growth.path(node)): node for node in growth.ran}
+    root = nodes[next(path for path in nodes if len(path) == 1)]
+    below = {n.slot for path, n in nodes.items() if path[:1] == (root.token,)}
+    assert below and set(growth.reroot(root)) == {n.slot for n in nodes.values()} - below
+    assert {n.slot for n in growth.ran} == below
 
 
-def run(table: Table, bounds: Bounds, **params: Any) -> Growth:
-    growth = Growth(make_sequence([7], **params), bounds, 1000)
-    grow([growth], table.forward, table.answer)
-    return growth
+def test_what_grew_below_a_new_root_is_the_start_of_the_next_tree() -> None:
+    """The same nodes, their scores counted from the new root, and the same frontier."""
+    table = Table(5, branch=2)
+    growth = table.grow(new_growth(1000), width=100, depth=3, steps=3)
+    first = growth.ranked(2, 1)[1]
+    growth.reroot(first)
+    below = {p[1:]: s for p, s in every_path(table, 3).items() if p[:1] == (first.token,)}
+    scores = {path: score - below[()] for path, score in below.items()}
+    assert paths(finished(growth, 1000, 9)) == approximately(scores)
+    assert growth.expected == pytest.approx(sum(map(math.exp, scores.values())))
+    table.step(growth, width=100, depth=9, start=(first.token,))
+    assert set(table.steps[-1]) == {path for path in scores if len(path) == 2}
 
 
-WIDE = Bounds(depth=4, width=2, branch=2, budget=20)
-CHAIN: dict[Path, Seq[tuple[int, float]]] = {
-    (): [(3, -0.1), (EOS, -0.2)],
-    (3,): [(4, -0.1)],
-    (EOS,): [(5, -0.1)],
-    (3, 4): [(5, -0.1)],
-}
+def test_a_node_too_deep_for_one_tree_is_run_for_the_next() -> None:
+    growth = Table(1, branch=1).grow(new_growth(10), width=1, depth=2)
+    assert growth.pop(5, depth=2) == [] and len(growth.ran) == 2
+    growth.reroot(growth.ranked(2, 9)[1])
+    (node,) = growth.pop(5, depth=2)
+    assert len(growth.path(node)) == 1
 
 
-def test_what_cannot_be_chosen_is_no_child() -> None:
-    tree, _ = run(Fixed({(): [(3, -1.0)]}), WIDE).finish()
-    assert tree.tokens == (7, 3)
+def test_popped_nodes_are_gone_until_they_are_put_back() -> None:
+    growth = Table(2, branch=5).grow(new_growth(100), width=1, depth=9, steps=1)
+    popped = growth.pop(3, 9)
+    rest = growth.pop(9, 9)
+    assert len(popped) == 3 and len(rest) == 2 and not growth.pop(1, 9)
+    growth.put_back([*rest, *popped[::-1]])
+    assert growth.pop(9, 9) == [*popped, *rest], "best first again"
+
+
+def test_nothing_below_the_floor_is_run() -> None:
+    growth = new_growth(3)
+    (root,) = growth.pop(1, 9, growth.floor)
+    growth.run(root, 0)
+    for token, score in ((3, -1.0), (4, -2.0), (5, -4.0)):
+        growth.add(root, token, score, score, "model")
+    assert growth.floor == -2.0
+    assert [node.token for node in growth.pop(9, 9, growth.floor)] == [3, 4]
+    assert [node.token for node in growth.pop(9, 9)] == [5]
+
+
+def test_a_budget_of_one_row_is_the_roots_and_no_draft_is_run_for_it() -> None:
+    growth = new_growth(1)
+    assert growth.pop(9, 9, growth.floor) == []
+    growth.insert(DraftTree.chain([7, 3], [0.0, -1.0], "lookup"), Calibration())
+    assert len(growth) == 1 and growth.expected == 1.0
+    assert growth.pop(9, 9, growth.floor) == []
+
+
+def chain(*steps: tuple[int, float], source: str = "lookup") -> DraftTree:
+    """A chain on token 7: (token, its log-probability behind the one before)."""
+    scores = [0.0]
+    for _, gain in steps:
+        scores.append(scores[-1] + gain)
+    return DraftTree.chain([7, *(token for token, _ in steps)], scores, source)
+
+
+def test_a_look_up_raises_what_is_there_and_all_below_it() -> None:
+    growth = new_growth(10)
+    growth.insert(chain((3, -2.0), (4, -1.0), source="a"), Calibration())
+    growth.insert(chain((3, -0.5), source="b"), Calibration())
+    growth.insert(chain((3, -1.5), (5, -0.1), source="c"), Calibration())
+    tree = finished(growth, 10, 9)
+    assert paths(tree) == approximately({(): 0, (3,): -0.5, (3, 5): -0.6, (3, 4): -1.5})
+    assert tree.sources == ("", "a", "c", "a"), "a row is of the draft that proposed it first"
+    (node,) = growth.root.children.values()
+    assert node.beliefs == approximately_by_source({"a": -2.0, "b": -0.5, "c": -1.5})
+    check_growth(growth)
+
+
+def approximately_by_source(beliefs: dict[str, float]) -> dict[str, object]:
+    return {source: pytest.approx(belief) for source, belief in beliefs.items()}
+
+
+def test_a_raised_node_goes_before_others_and_is_offered_once() -> None:
+    growth = new_growth(10)
+    growth.insert(chain((3, -2.0)), Calibration())
+    growth.insert(chain((4, -1.0)), Calibration())
+    growth.insert(chain((3, -0.5)), Calibration())
+    assert [node.token for node in growth.pop(9, 9)] == [7, 3, 4]
+
+
+def test_a_raise_that_rounding_swallows_offers_no_node_twice() -> None:
+    growth = new_growth(10)
+    child = growth.add(growth.root, 3, -0.5, -0.5, "a")
+    growth.add(child, 4, -0.7, -0.7, "a")
+    growth.add(growth.root, 3, -0.5, math.nextafter(-0.5, 0.0), "b")
+    assert child.score > -0.5
+    popped = growth.pop(9, 9)
+    assert [node.token for node in popped] == [7, 3, 4]
+    check_growth(growth)
+
+
+def test_a_draft_runs_the_rows_of_look_ups_parents_first() -> None:
+    """They are all on the frontier at once."""
+    growth = new_growth(10)
+    growth.insert(chain((3, -0.1), (4, -0.1), (5, -0.1)), Calibration())
+    assert [node.token for node in growth.pop(9, 9)] == [7, 3, 4, 5]
+
+
+def test_beliefs_of_other_drafts_count_for_what_they_proved_to_be_worth() -> None:
+    calibration = Calibration()
+    for _ in range(1000):
+        calibration.observe("liar", math.log(0.7), hit=False)
+        calibration.observe("modest", math.log(0.3), hit=True)
+    growth = new_growth(10)
+    growth.insert(chain((3, math.log(0.7)), source="liar"), calibration)
+    growth.insert(chain((4, math.log(0.3)), source="modest"), calibration)
+    tree = finished(growth, 10, 9)
+    assert tree.tokens == (7, 4, 3)
+    assert tree.scores[1] > math.log(0.9) and tree.scores[2] < math.log(0.05)
+
+
+def test_scores_fall_along_a_path_however_sure_a_draft_is() -> None:
+    growth = new_growth(10)
+    growth.insert(chain((3, 0.0), (4, 0.0), (5, 0.0)), Calibration())
+    tree = finished(growth, 10, 9)
+    assert tree.tokens == (7, 3, 4, 5)
+    assert tree.scores == pytest.approx([n * math.log(SUREST) for n in range(4)])
+
+
+def run_all(growth: Growth, children: dict[Path, Seq[int]]) -> list[Path]:
+    """Run whatever can be run; children as written down. Paths in the order they ran."""
+    ran: list[Path] = []
+    while nodes := growth.pop(1, 100):
+        path = tuple(growth.path(nodes[0]))
+        growth.run(nodes[0], len(ran))
+        ran.append(path)
+        for token in children.get(path, ()):
+            growth.add(nodes[0], token, -0.1, -0.1, "model")
+    return ran
 
 
 @pytest.mark.parametrize(
     ("params", "expanded"),
     [
-        ({}, False),
+        ({"ignore_eos": False}, False),
         ({"ignore_eos": True}, True),
         ({"ignore_eos": True, "stop_token_ids": (EOS,)}, False),
     ],
@@ -229,85 +355,47 @@ def test_what_cannot_be_chosen_is_no_child() -> None:
 def test_what_ends_the_sequence_is_proposed_but_not_expanded(
     params: dict[str, Any], expanded: bool
 ) -> None:
-    table = Fixed(CHAIN)
-    found = paths(run(table, WIDE, **params).finish()[0])
-    assert (EOS,) in found and (3, 4, 5) in found
-    assert ((EOS, 5) in found) is expanded
-    assert any((EOS,) in step for (step,) in table.steps) is expanded
+    growth = new_growth(20, **params)
+    ran = run_all(growth, {(): [3, EOS], (3,): [4], (EOS,): [5]})
+    assert ((EOS,) in ran) is expanded
+    found = paths(finished(growth, 20, 9))
+    assert (EOS,) in found and ((EOS, 5) in found) is expanded
 
 
-def test_growth_stops_when_nothing_better_can_come() -> None:
-    """Three rows: the root and two children that outscore whatever comes behind them."""
-    table = Fixed({(): [(3, -1.0), (4, -1.0)], (3,): [(5, -9.0)], (4,): [(6, -9.0)]})
-    bounds = Bounds(depth=4, width=1, branch=2, budget=3)
-    found = paths(run(table, bounds).finish()[0])
-    assert set(found) == {(), (3,), (4,)}
-    long = Fixed({(): [(3, -1.0), (4, -2.0)], (3,): [(5, -9.0)]})
-    run(long, replace(bounds, budget=2))
-    assert [step for (step,) in long.steps] == [((),), ((3,),)], "4 could not enter a tree of two"
-
-
-def test_a_child_as_certain_as_its_parent_stands_behind_it() -> None:
-    table = Fixed({(): [(3, 0.0)], (3,): [(4, 0.0)], (3, 4): [(5, 0.0)]})
-    tree, _ = run(table, replace(WIDE, budget=3)).finish()
-    assert tree.tokens == (7, 3, 4) and tree.scores == (0.0, 0.0, 0.0)
+def test_a_root_that_would_end_a_sequence_is_expanded_all_the_same() -> None:
+    """`min_tokens` or a choice: it was emitted and did not end it, or stands in the prompt."""
+    growth = Growth(make_sequence([5, EOS]), 10)
+    assert growth.pop(1, 9) == [growth.root]
+    growth.reroot(growth.add(growth.root, EOS, -0.1, -0.1, "model"))
+    assert growth.pop(1, 9) == [growth.root]
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3])
 def test_no_level_is_drafted_that_could_not_be_emitted(left: int) -> None:
-    """The last token of an answer comes from the deepest row."""
-    growth = run(Table(1, branch=2), WIDE, ignore_eos=True, max_tokens=left + 1)
-    assert max(growth.finish()[0].depths) == left
+    """The last token of an answer comes from the deepest row; also after a new root."""
+    growth = Table(1, branch=2).grow(new_growth(100, max_tokens=left + 1), width=9, depth=9)
+    assert max(finished(growth, 100, 9).depths) == left
+    if left > 1:
+        growth.reroot(growth.ranked(2, 1)[1])
+        growth = Table(1, branch=2).grow(growth, width=9, depth=9)
+        assert max(finished(growth, 100, 9).depths) == left - 1
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_a_neighbour_that_may_go_deeper_does_not_take_others_along(left: int) -> None:
-    limits = replace(LIMITS, original_length=2 + left)
-    near = make_sequence([8, 7], ignore_eos=True, limits=limits)
-    far = make_sequence([5, 7], ignore_eos=True)
-    table = Table(2, branch=2)
-    growths = [Growth(sequence, WIDE, 1000) for sequence in (near, far)]
-    grow(growths, table.forward, table.answer)
-    assert max(growths[0].finish()[0].depths) == left, "the rope's border is not crossed"
-    assert max(growths[1].finish()[0].depths) == WIDE.depth
-    assert growths[0].finish()[1][0] == (0 if left else None)
+def test_no_row_stands_behind_the_ropes_border(left: int) -> None:
+    limits = LIMITS.__class__(LIMITS.max_tokens, LIMITS.eos_token_ids, original_length=3 + left)
+    growth = Table(2, branch=2).grow(new_growth(100, limits=limits), width=9, depth=4)
+    assert max(finished(growth, 100, 9).depths) == left
+    assert len(growth.ran) == left
 
 
-@given(seeds=st.lists(st.integers(0, 99), min_size=1, max_size=4), width=st.integers(1, 4))
-def test_trees_that_grow_together_are_those_that_grow_alone(seeds: list[int], width: int) -> None:
-    """A step runs the rows of all trees in one batch; each tree gets its own logits."""
-    bounds = Bounds(depth=4, width=width, branch=3, budget=12)
-    tables = [Table(seed, 3) for seed in seeds]
-    growths = [Growth(make_sequence([7], ignore_eos=True), bounds, 100) for _ in seeds]
-    table_of = dict(zip(growths, tables, strict=True))
-    rows: list[int] = []
+def test_what_was_emitted_is_followed_as_far_as_it_was_drafted() -> None:
+    growth = new_growth(10)
+    growth.insert(chain((3, -0.1), (4, -0.1)), Calibration())
 
-    def forward(step: list[tuple[Growth, list[int]]]) -> Tensor:
-        rows.append(sum(len(nodes) for _, nodes in step))
-        marks = [growths.index(growth) for growth, nodes in step for _ in nodes]
-        return torch.tensor(marks, dtype=torch.float32)[:, None].expand(-1, VOCAB)
+    def tokens(nodes: Seq[Node]) -> list[int]:
+        return [node.token for node in nodes]
 
-    def children(growth: Growth, nodes: list[int], logits: Tensor) -> tuple[Tensor, Tensor]:
-        assert logits[:, 0].tolist() == [growths.index(growth)] * len(nodes)
-        return table_of[growth].answer(growth, nodes, logits)
-
-    grow(growths, forward, children)
-    assert rows[0] == len(seeds)
-    for growth, table in zip(growths, tables, strict=True):
-        alone = grown(Table(table.seed, 3), bounds, 100)
-        assert growth.finish() == alone.finish()
-
-
-def test_nothing_grows_for_nobody() -> None:
-    table = Table(0, 2)
-    grow([], table.forward, table.answer)
-    assert table.steps == []
-
-
-def test_the_rows_a_draft_may_run_are_the_root_and_a_width_for_each_further_step() -> None:
-    for depth, width in itertools.product(range(1, 5), range(1, 5)):
-        bounds = Bounds(depth, width, branch=width, budget=10_000)
-        table = Table(0, branch=width)
-        grown(table, bounds)
-        assert sum(len(step) for (step,) in table.steps) <= bounds.draft_rows
-    assert sum(len(step) for (step,) in table.steps) == bounds.draft_rows
+    assert tokens(growth.follow([3, 4])) == [7, 3, 4]
+    assert tokens(growth.follow([3, 9, 4])) == [7, 3]
+    assert tokens(growth.follow([8])) == [7]

@@ -35,7 +35,7 @@ def test_overlapping_transfers_are_timed_once() -> None:
 def test_a_failed_transfer_takes_time_but_brings_no_bytes() -> None:
     clock = Clock()
     meter = Meter(clock)
-    with pytest.raises(OSError, match="torn"), meter.transfer():
+    with pytest.raises(OSError, match="torn"), meter.carrying(10):
         fail_after(clock, 3.0)
     assert meter.traffic() == Traffic(0, 3.0)
     assert meter.seconds_per_byte == 0.0

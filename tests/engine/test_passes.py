@@ -22,7 +22,11 @@ from tests.engine.sequences import LIMITS, make_sequence
 #   |    / \
 #   5   8   6
 TREE = DraftTree(
-    (7, 8, 9, 8, 5, 6), (-1, 0, 0, 2, 1, 2), (0, 1, 1, 2, 2, 2), (0.0, -1.0, -2.0, -3.0, -4.0, -5.0)
+    tokens=(7, 8, 9, 8, 5, 6),
+    parents=(-1, 0, 0, 2, 1, 2),
+    depths=(0, 1, 1, 2, 2, 2),
+    scores=(0.0, -1.0, -2.0, -3.0, -4.0, -5.0),
+    sources=("",) * 6,
 )
 
 

@@ -20,6 +20,7 @@ from engine.client import EngineClient
 from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
 from engine.messages import (
     Abort,
+    Audited,
     Generate,
     Heartbeat,
     Outbound,
@@ -27,12 +28,14 @@ from engine.messages import (
     Progress,
     Ready,
     SamplingParams,
+    Shutdown,
     Tokens,
 )
 from engine.process import EXIT_CRASHED
 from engine.watchdog import Watchdog
 from tests.engine import fake_engine
 from tests.engine.fake_engine import (
+    AUDIT,
     BROKEN,
     DEADBORN,
     ENDLESS,
@@ -197,12 +200,49 @@ async def test_ctrl_c_is_left_to_the_front_end(client: EngineClient) -> None:
     assert (await answer(client, [5]))[-1].finish == "stop"
 
 
+# -- checks in idle time
+
+
+async def test_a_check_makes_way_for_a_request_and_is_told_later(clients: MakeClient) -> None:
+    told: asyncio.Queue[Audited] = asyncio.Queue()
+    client = clients(on_audit=told.put_nowait)
+    await client.start()
+    assert (await answer(client, [AUDIT, 6, 7]))[-1].finish == "stop"
+    assert told.empty()
+    while told.empty():  # the check at hand ends by a request alone
+        assert (await answer(client, [5]))[-1].finish == "stop"
+    assert await told.get() == Audited(3, 1)
+
+
+async def test_the_end_does_not_wait_for_a_check() -> None:
+    loaded, answered = asyncio.Event(), asyncio.Event()
+
+    def on_message(message: Outbound) -> None:
+        if isinstance(message, Ready):
+            loaded.set()
+        if isinstance(message, Tokens):
+            answered.set()
+
+    child = Child(fake_engine.main, fake_spec(), on_message)
+    try:
+        await loaded.wait()
+        child.send(Generate("checked", (AUDIT,), PARAMS))
+        await answered.wait()
+        child.send(Shutdown())
+        assert await child.exit_code() == 0
+    finally:
+        await child.close()
+
+
 # -- dying
 
 
 async def test_a_killed_process_reaches_every_waiter_and_is_started_again(
-    client: EngineClient,
+    clients: MakeClient,
 ) -> None:
+    restarts: list[None] = []
+    client = clients(on_restart=lambda: restarts.append(None))
+    await client.start()
     before = child_pid(client)
     streams = [client.generate(f"request {i}", [ENDLESS], PARAMS) for i in range(3)]
     for stream in streams:
@@ -217,6 +257,7 @@ async def test_a_killed_process_reaches_every_waiter_and_is_started_again(
         client.generate("too early", [5], PARAMS)
     assert (await client.ready(60)).model_id == "fake"
     assert child_pid(client) != before
+    assert len(restarts) == 1
     assert (await answer(client, [5]))[-1].finish == "stop"
 
 

@@ -14,8 +14,8 @@ from engine.noise import gumbel
 from engine.sampling import (
     TokenCounts,
     choose,
+    choose_rows,
     draft_children,
-    draft_scores,
     is_greedy,
     is_path_dependent,
     model_logprobs,
@@ -116,15 +116,14 @@ def test_samples_follow_the_warped_distribution(name: str) -> None:
     count, params = 20_000, replace(WARPERS[name], seed=2024)
     logits = random_logits(1, 40)
     expected = reference(logits[0].tolist(), params)
-    scores = draft_scores(
+    chosen = choose_rows(
         logits.expand(count, -1),
         params,
         counts_of(PROMPT, OUTPUT),
         positions=range(count),
         choice=0,
-        tau=1.0,
     )
-    found = Counter(scores.argmax(-1).tolist())  # the tokens `choose` takes, see below
+    found = Counter(chosen.tolist())
     assert found.keys() <= expected.keys()
     rare = [token for token, p in expected.items() if p * count < 10]
     cells = [([token], p) for token, p in expected.items() if token not in rare]
@@ -307,7 +306,7 @@ def test_logits_are_left_alone() -> None:
     params, counts = WARPERS["all"], counts_of(PROMPT, OUTPUT)
     warp(logits, params, counts, paths=[PATH, ()], banned=[[1], []])
     choose(logits[0], params, counts, position=0, choice=0, path=PATH, banned=[1])
-    draft_scores(logits, params, counts, positions=[1, 2], choice=0, tau=0.5)
+    draft_children(logits, params, counts, positions=[1, 2], choice=0, tau=0.5, branch=3)
     model_logprobs(logits[0], 3, 2)
     assert torch.equal(logits, before)
 
@@ -326,26 +325,35 @@ def test_choices_are_golden() -> None:
         assert chosen == tokens
 
 
-def test_draft_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
+def test_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
     logits, positions = random_logits(6, 500), [4, 5, 5, 6, 900, 0]
     for tau in (0.3, 1.0):
         params = SamplingParams(seed=5, temperature=0.9)
         dense = warp(logits, params, None) + gumbel(
             5, 1, torch.tensor(positions)[:, None], torch.arange(500)
         )
-        scores = draft_scores(logits, params, None, positions=positions, choice=1, tau=tau)
-        assert scores.dtype == torch.float32
-        torch.testing.assert_close(
-            scores.exp(), (dense / tau).softmax(-1).float(), rtol=1e-4, atol=1e-12
+        tokens, scores = draft_children(
+            logits, params, None, positions=positions, choice=1, tau=tau, branch=500
         )
+        assert scores.dtype == torch.float32
+        expected = (dense / tau).softmax(-1).float().gather(-1, tokens)
+        torch.testing.assert_close(scores.exp(), expected, rtol=1e-4, atol=1e-12)
 
 
-def test_greedy_draft_scores_are_sharpened_logits() -> None:
+def test_greedy_scores_are_sharpened_logits() -> None:
     logits = random_logits(3, 50)
-    scores = draft_scores(
-        logits, SamplingParams(temperature=0), None, positions=[1, 2, 3], choice=0, tau=0.5
+    tokens, scores = draft_children(
+        logits,
+        SamplingParams(temperature=0),
+        None,
+        positions=[1, 2, 3],
+        choice=0,
+        tau=0.5,
+        branch=50,
     )
-    torch.testing.assert_close(scores, (logits * 2).log_softmax(-1))
+    expected = (logits * 2).log_softmax(-1).sort(descending=True)
+    assert torch.equal(tokens, expected.indices)
+    torch.testing.assert_close(scores, expected.values)
 
 
 def test_children_may_come_from_far_below_the_drafts_best() -> None:

@@ -4,12 +4,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kv_cache import PAGE, KVCache
+from engine.policy import PassTimes
 from engine.scheduler import SMALLEST_CHUNK, PromptCap, Scheduler, Turn
 from engine.sequence import Sequence
 from tests.engine.models import prompt
@@ -24,8 +24,17 @@ class Desk:
     def __init__(self, pages: int = 64, **bounds: Any) -> None:
         self.cache = KVCache(1, pages, 1, 4, torch.float32, torch.device("cpu"))
         self.released: list[Sequence] = []
-        limits: dict[str, Any] = {"max_sequences": 8, "max_rows": 4096, "scratch_rows": 1}
-        self.scheduler = Scheduler(self.cache, **{**limits, **bounds}, release=self.released.append)
+        self.passes = PassTimes(granularity=64)
+        limits: dict[str, Any] = {"max_sequences": 8, "max_rows": 4096}
+        limits |= {"scratch_rows": 1, "draft_rows": 0}
+        self.scheduler = Scheduler(
+            self.cache,
+            **{**limits, **bounds},
+            release=self.released.append,
+            reclaim=lambda: None,
+            num_reclaimable=lambda: 0,
+            passes=self.passes,
+        )
 
     def add(self, name: str, length: int = 10, key: str = "", **arguments: Any) -> Sequence:
         """Queue a request whose prompt no other shares."""
@@ -129,9 +138,9 @@ def test_a_prompt_beside_decoding_sequences_comes_in_chunks() -> None:
     desk.step()
     desk.add("b", 200)
     assert ran(desk.step()) == {"a": (1, 1), "b": (SMALLEST_CHUNK, 0)}
-    desk.scheduler.cap.rows = 100
-    assert ran(desk.step()) == {"a": (1, 1), "b": (100, 0)}
-    assert ran(desk.step()) == {"a": (1, 1), "b": (36, 1)}
+    desk.passes.observe(64, compute_seconds=1.0, link_seconds=2.4)  # hides two tiles more
+    assert ran(desk.step()) == {"a": (1, 1), "b": (128, 0)}
+    assert ran(desk.step()) == {"a": (1, 1), "b": (8, 1)}
 
 
 def test_a_stored_prefix_is_not_run_again() -> None:
@@ -140,8 +149,20 @@ def test_a_stored_prefix_is_not_run_again() -> None:
     desk.step()
     desk.scheduler.finish(first)
     again = desk.add("r", 200)
-    assert ran(desk.step()) == {"r": (200 - 3 * PAGE, 1)}
-    assert again.num_cached == 3 * PAGE
+    assert ran(desk.step()) == {"r": (1, 1)}, "its last token must give logits"
+    assert again.num_cached == 199
+
+
+def test_a_second_turn_runs_the_new_tokens_and_the_last_one_of_the_answer() -> None:
+    desk = Desk()
+    first = desk.add("r", 200)
+    for _ in range(10):
+        desk.step()
+    desk.scheduler.finish(first)
+    sequence = make_sequence([*first.tokens, *prompt(30, 9)], name="again")
+    desk.scheduler.add(sequence)
+    assert ran(desk.step()) == {"again": (31, 1)}
+    assert sequence.num_cached == 209
 
 
 def test_trees_get_their_share_of_the_free_pages() -> None:
@@ -184,26 +205,12 @@ def test_a_tree_has_at_most_scratch_rows() -> None:
     assert ran(desk.step()) == {"a": (1, 48)}
 
 
-def test_trees_share_the_rows_of_a_pass_and_leave_some_to_a_prompt() -> None:
-    desk = Desk(scratch_rows=1000, max_rows=464)
-    for name in "abc":
-        desk.add(name)
+def test_a_draft_that_needs_pages_of_its_own_gets_half_of_the_share() -> None:
+    desk = Desk(pages=9, scratch_rows=1000, draft_rows=1000)
+    desk.add("a", 100)
     desk.step()
-    assert [room for _, room in ran(desk.step()).values()] == [154, 155, 155]
-    desk.add("d", 500)
-    desk.scheduler.cap.rows = 4096
-    turns = ran(desk.step())
-    assert turns.pop("d") == (SMALLEST_CHUNK, 0)
-    assert sum(room for _, room in turns.values()) == 400
-
-
-def test_what_trees_leave_of_a_pass_goes_to_prompts() -> None:
-    desk = Desk(scratch_rows=100, max_rows=464)
-    desk.add("a")
-    desk.step()
-    desk.add("b", 500)
-    desk.scheduler.cap.rows = 4096
-    assert ran(desk.step()) == {"a": (1, 100), "b": (364, 0)}
+    assert ran(desk.step()) == {"a": (1, 2 * PAGE - 100 + 3 * PAGE)}
+    assert desk.cache.num_free_pages == 4
 
 
 def test_who_comes_in_leaves_a_page_to_each_that_runs() -> None:
@@ -374,7 +381,7 @@ def test_a_fork_beyond_the_most_sequences_waits_first_and_holds_no_pages() -> No
     desk.scheduler.finish(first)
     turns = desk.step()
     assert desk.scheduler.running == [forks[0], forks[1]]
-    assert turns[1].chain == 101 - PAGE, "its full page is still stored"
+    assert turns[1].chain == 1, "its prompt is still stored"
 
 
 def test_a_fork_that_got_no_page_waits_first() -> None:
@@ -395,46 +402,48 @@ def test_who_is_removed_is_gone_and_its_pages_are_back() -> None:
     assert desk.cache.num_free_pages == desk.cache.num_pages
 
 
+def cap_of(link_seconds: float, largest: int = 4096) -> PromptCap:
+    """Passes of a model whose tile of 64 rows takes a second."""
+    passes = PassTimes(granularity=64)
+    passes.observe(64, 1.0, link_seconds)
+    return PromptCap(passes, largest)
+
+
 def observe(cap: PromptCap, seconds: float, *, prompt: bool, times: int = 1) -> None:
     for _ in range(times):
         cap.observe(seconds, with_prompt=prompt, decoding=True)
 
 
-def test_the_cap_grows_while_passes_with_prompt_rows_stay_short() -> None:
-    cap = PromptCap(1000)
-    observe(cap, 1.0, prompt=False)
-    observe(cap, 1.2, prompt=True, times=2)
-    assert cap.rows == 4 * SMALLEST_CHUNK
-    observe(cap, 1.2, prompt=True, times=9)
-    assert cap.rows == 1000
+def test_as_many_prompt_rows_ride_as_the_link_hides() -> None:
+    assert cap_of(link_seconds=10.0).rows(64) == 512  # 64 + 512 rows take 9 of 12.5 seconds
+    assert cap_of(link_seconds=10.0, largest=256).rows(64) == 256
+    assert cap_of(link_seconds=0.0).rows(64) == SMALLEST_CHUNK
 
 
-def test_the_cap_halves_when_such_a_pass_took_too_long() -> None:
-    cap = PromptCap(4096)
-    observe(cap, 1.0, prompt=False)
-    observe(cap, 1.0, prompt=True, times=3)
-    observe(cap, 1.3, prompt=True)
-    assert cap.rows == 4 * SMALLEST_CHUNK
-    observe(cap, 9.0, prompt=True, times=9)
-    assert cap.rows == SMALLEST_CHUNK
+def test_fewer_ride_after_a_pass_that_took_too_long_and_more_again_after_short_ones() -> None:
+    cap = cap_of(link_seconds=10.0)
+    observe(cap, 10.0, prompt=False)
+    observe(cap, 13.0, prompt=True)
+    assert cap.rows(64) == 256
+    observe(cap, 13.0, prompt=True, times=9)
+    assert cap.rows(64) == SMALLEST_CHUNK
+    observe(cap, 12.0, prompt=True, times=99)
+    assert cap.rows(64) == 512
 
 
 def test_the_cap_follows_passes_that_became_slower() -> None:
-    cap = PromptCap(4096)
-    observe(cap, 1.0, prompt=False)
-    observe(cap, 3.0, prompt=False, times=30)
-    observe(cap, 3.5, prompt=True)
-    assert cap.rows == 2 * SMALLEST_CHUNK
+    cap = cap_of(link_seconds=1.0)
+    assert cap.rows(64) == SMALLEST_CHUNK
+    observe(cap, 10.0, prompt=False)
+    assert cap.rows(64) == 512
 
 
-@pytest.mark.parametrize("seconds", [0.001, 1000.0])
-def test_nothing_is_concluded_from_prompts_alone_or_without_a_comparison(seconds: float) -> None:
-    cap = PromptCap(4096)
-    cap.observe(seconds, with_prompt=True, decoding=True)
-    assert cap.rows == SMALLEST_CHUNK
-    observe(cap, 1.0, prompt=False)
-    cap.observe(seconds, with_prompt=True, decoding=False)
-    assert cap.rows == SMALLEST_CHUNK
+def test_nothing_is_concluded_from_prompts_alone_or_without_a_comparison() -> None:
+    cap = cap_of(link_seconds=10.0)
+    cap.observe(1000.0, with_prompt=True, decoding=True)
+    observe(cap, 10.0, prompt=False)
+    cap.observe(1000.0, with_prompt=True, decoding=False)
+    assert cap.rows(64) == 512
 
 
 @settings(max_examples=100, deadline=None)
@@ -473,7 +482,7 @@ def test_everybody_is_served_to_the_end_and_no_page_is_lost(
         assert turns, "somebody runs while somebody waits"
         assert steps < 5000
         assert len(turns) <= most
-        assert sum(max(turn.chain, turn.room) for turn in turns) <= 256
+        assert sum(turn.chain for turn in turns) <= 256
         for sequence in list(desk.scheduler.running):
             number = int(sequence.request.message.request_id)
             if len(sequence.tokens) >= wanted[sequence]:

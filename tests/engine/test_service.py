@@ -13,11 +13,19 @@ import pytest_asyncio
 
 from engine.client import EngineClient
 from engine.errors import EngineDied
-from engine.messages import PassStats, SamplingParams
+from engine.messages import Audited, PassStats, SamplingParams
 from engine.spec import MemorySpec
 from tests.engine.models import SUBSPEC, checkpoint, model_spec, prompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+
+
+async def ids_of(client: EngineClient, name: str, seed: int) -> list[int]:
+    """All tokens of one answer."""
+    got: list[int] = []
+    async for tokens in client.generate(name, prompt(60, seed), GREEDY):
+        got += tokens.ids
+    return got
 
 
 class Service:
@@ -32,10 +40,7 @@ class Service:
 
     async def ids(self, name: str, seed: int) -> list[int]:
         """All tokens of one answer."""
-        got: list[int] = []
-        async for tokens in self.client.generate(name, prompt(60, seed), GREEDY):
-            got += tokens.ids
-        return got
+        return await ids_of(self.client, name, seed)
 
     async def leave_after(self, name: str, seed: int, messages: int) -> None:
         """Ask, take some messages, go."""
@@ -109,3 +114,15 @@ async def test_a_killed_engine_is_told_to_every_stream_and_comes_back(service: S
                 pass
     await service.client.ready(timeout=60)
     assert await service.ids("again", 2) == want
+
+
+async def test_finished_answers_are_checked_in_idle_time() -> None:
+    told: asyncio.Queue[Audited] = asyncio.Queue()
+    spec = model_spec(checkpoint("llama"), SUBSPEC, audit=1.0)
+    client = EngineClient(spec, on_audit=told.put_nowait)
+    await client.start()
+    try:
+        await asyncio.gather(*(ids_of(client, f"audited{seed}", seed) for seed in range(3)))
+        assert [await told.get() for _ in range(3)] == [Audited(40, 0)] * 3
+    finally:
+        await client.close()

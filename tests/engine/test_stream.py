@@ -113,11 +113,12 @@ def test_waits_for_a_slow_read_and_tells_idle(slots: int) -> None:
         for step in range(8):
             index = step % 4
 
-            def idle(remaining: float, index: int = index, step: int = step) -> None:
-                assert remaining >= 0
+            def idle(seconds: float, index: int = index, step: int = step) -> bool:
+                assert seconds >= 0
                 assert threading.current_thread() is threading.main_thread()
                 waited.append(step)
                 units.gates[index].release()
+                return False
 
             stream.idle = idle
             with stream.unit(index) as weights:
@@ -134,7 +135,12 @@ def test_idle_expects_the_measured_time_of_a_unit() -> None:
     told: list[float] = []
     with opened(units, ["ram"] * 3, 1, simulate_gbps=1e-4) as stream:
         walk(stream, units)
-        stream.idle = told.append
+
+        def idle(seconds: float) -> bool:
+            told.append(seconds)
+            return False
+
+        stream.idle = idle
         walk(stream, units)
         assert 0 < max(told) <= stream.stats.busy_seconds
 
@@ -142,7 +148,7 @@ def test_idle_expects_the_measured_time_of_a_unit() -> None:
 def test_idle_is_not_told_when_the_unit_is_there() -> None:
     units = NumberedUnits(2)
     with opened(units, ["resident", "resident"]) as stream:
-        stream.idle = lambda remaining: pytest.fail("nothing to wait for")
+        stream.idle = lambda seconds: pytest.fail("nothing to wait for")
         walk(stream, units)
         assert stream.stats.stall_seconds == 0
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from engine import cache, int4, nf4
 from engine.decoder import build_on_meta
-from engine.drafters.subspec import SubSpecDrafter
 from engine.engine import Engine
 from engine.errors import ModelError
 from engine.family import read_config
@@ -30,6 +29,7 @@ from tests.engine.models import (
     SUBSPEC,
     alone,
     checkpoint,
+    draft_model,
     exact,
     model_spec,
     prompt,
@@ -78,9 +78,7 @@ def group_of(group: Any) -> DraftSpec:
 
 def draft_tensors(engine: Engine) -> dict[str, Tensor]:
     """All weights of the draft, by name, in the form its kernels hold them."""
-    drafter = engine._drafter
-    assert isinstance(drafter, SubSpecDrafter)
-    decoder = drafter.model.decoder
+    decoder = draft_model(engine).decoder
     found: dict[str, Tensor] = {}
     for name, module in [("layers", decoder.decoder.layers), ("head", decoder.output)]:
         found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
@@ -380,9 +378,7 @@ def test_resident_layers_are_shared_not_copied() -> None:
     folder = checkpoint("llama")
     some = StreamSpec(tier="ram", slots=2, resident=1)
     for engine in (load(folder, SUBSPEC, stream=some), load(folder, SUBSPEC, stream=some)):
-        drafter, stream = engine._drafter, engine._loaded.stream
-        assert isinstance(drafter, SubSpecDrafter)
-        decoder = drafter.model.decoder
+        decoder, stream = draft_model(engine).decoder, engine._loaded.stream
         units: list[nn.Module] = [layer.inner for layer in decoder.decoder.layers]
         resident = [i for i, unit in enumerate([*units, decoder.output]) if stream.is_resident(i)]
         assert 0 < len(resident) < 4

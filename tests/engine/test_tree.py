@@ -22,7 +22,9 @@ def trees(draw: st.DrawFn, root: int = 0) -> DraftTree:
             parents.append(parent)
             depths.append(depths[parent] + 1)
             scores.append(scores[parent] - draw(st.integers(0, 3)))
-    return DraftTree(tuple(tokens), tuple(parents), tuple(depths), tuple(scores))
+    return DraftTree(
+        tuple(tokens), tuple(parents), tuple(depths), tuple(scores), ("",) * len(tokens)
+    )
 
 
 def paths(tree: DraftTree) -> dict[tuple[int, ...], float]:
@@ -77,7 +79,7 @@ def test_a_limited_tree_holds_the_best_rows(tree: DraftTree, depth: int, rows: i
 
 
 def test_a_limited_tree_stays_connected_even_if_a_child_outscores_its_parent() -> None:
-    tree = DraftTree((1, 2, 3, 4), (-1, 0, 1, 0), (0, 1, 2, 1), (0.0, -9.0, -1.0, -5.0))
+    tree = DraftTree((1, 2, 3, 4), (-1, 0, 1, 0), (0, 1, 2, 1), (0.0, -9.0, -1.0, -5.0), ("",) * 4)
     assert tree.limit(9, 3).tokens == (1, 2, 4)
     assert tree.limit(9, 2).tokens == (1, 4)
 
@@ -109,7 +111,7 @@ def test_what_is_no_tree_is_refused(
     tokens: tuple[int, ...], parents: tuple[int, ...], depths: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(AssertionError, match=message):
-        DraftTree(tokens, parents, depths, (0.0,) * len(tokens))
+        DraftTree(tokens, parents, depths, (0.0,) * len(tokens), ("",) * len(tokens))
 
 
 def test_a_tree_of_a_thousand_rows_masks_like_a_small_one() -> None:
@@ -118,6 +120,6 @@ def test_a_tree_of_a_thousand_rows_masks_like_a_small_one() -> None:
     depths = [0]
     for parent in parents[1:]:
         depths.append(depths[parent] + 1)
-    tree = DraftTree(tuple(range(1024)), parents, tuple(depths), (0.0,) * 1024)
+    tree = DraftTree(tuple(range(1024)), parents, tuple(depths), (0.0,) * 1024, ("",) * 1024)
     assert tree.mask().sum(1).tolist() == [depth + 1 for depth in depths]
     assert len(tree.limit(5, 100)) == 100

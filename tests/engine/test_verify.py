@@ -15,6 +15,7 @@ TREE = DraftTree(
     parents=(-1, 0, 0, 1, 1, 3),
     depths=(0, 1, 1, 2, 2, 3),
     scores=(0.0,) * 6,
+    sources=("",) * 6,
 )
 
 
@@ -102,4 +103,4 @@ def random_tree(rng: random.Random, rows: int) -> DraftTree:
             edges[edge] = len(edges)
             depths.append(depths[parent] + 1)
     parents, tokens = zip(*edges, strict=True)
-    return DraftTree(tokens, parents, tuple(depths), (0.0,) * len(edges))
+    return DraftTree(tokens, parents, tuple(depths), (0.0,) * len(edges), ("",) * len(edges))

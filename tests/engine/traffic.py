@@ -1,27 +1,33 @@
 """Random traffic against one engine, made from a seed, and what must hold throughout."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
+from torch import Tensor
+
 from engine.engine import Engine
 from engine.errors import ModelError
-from engine.kv_cache import PAGE, KVCache, PageTable
-from engine.messages import Failed, Generate, Tokens
+from engine.growth import Bounds
+from engine.kv_cache import PAGE
+from engine.messages import Failed, Generate, Speculation, Tokens
 from engine.plan import Plan, make_plan
 from engine.sequence import Sequence as Running
 from engine.spec import DraftSpec
 from engine.tree import DraftTree
-from tests.engine.models import SMALL, SUBSPEC, VOCAB, Answer, Answers, checkpoint, load
+from tests.engine.books import check_books, check_idle
+from tests.engine.models import VOCAB, Answer, Answers, checkpoint, load
 from tests.engine.models import request as make_request
 from tests.engine.models import run as serve
 
 FAMILIES = ["llama", "mistral_window", "phi3_longrope", "gemma2", "gpt_oss"]
-DRAFTERS = ["specexec", "noise", "subspec", "ngram", "guesses"]
+MODELS = ["specexec", "subspec", "merged"]  # good ones
+DRAFTERS = [*MODELS, *MODELS, "noise", "ngram", "guesses"]
+METHODS = [*[None] * 9, "none", "ngram", "recycling", "guesses", "specexec", "subspec"]
+MOST_ROWS = [*[None] * 6, 1, 2, 7]
 LONGEST = 200  # tokens of a prompt
 STEPS = 3000  # no traffic here needs so many passes
 
@@ -38,6 +44,10 @@ class Scene:
     prefix_cache: bool
     abort: float  # chance of an abort in a step
     fail: float  # chance of a unit that cannot be read in a step
+    host_pages: int
+    tuned: bool
+    ahead: float  # chance of one more step of drafting while a unit is awaited
+    bounds: Bounds
 
 
 def scene(chance: random.Random) -> Scene:
@@ -52,31 +62,42 @@ def scene(chance: random.Random) -> Scene:
         prefix_cache=chance.random() < 0.85,
         abort=chance.choice([0.0, 0.0, 0.05, 0.2]),
         fail=chance.choice([0.0, 0.0, 0.0, 0.05]),
+        host_pages=chance.choice([0, 0, 2, 30]),
+        tuned=chance.random() < 0.25,
+        ahead=chance.choice([0.0, 0.7, 0.9, 0.9]),
+        bounds=Bounds(
+            depth=chance.choice([1, 2, 4, 8]),
+            width=chance.choice([1, 3, 6]),
+            branch=chance.choice([1, 3, 6]),
+            budget=chance.choice([1, 8, 24, 24, 40, 40, 60]),
+        ),
     )
 
 
-def draft_spec(drafter: str, family: str) -> DraftSpec:
-    match drafter:
+def draft_spec(what: Scene) -> DraftSpec:
+    bounds: dict[str, Any] = {**vars(what.bounds), "tuned": what.tuned}
+    match what.drafter:
         case "subspec":
-            return SUBSPEC
-        case "specexec":
-            return DraftSpec("specexec", source=str(checkpoint(family)), **SMALL)
+            return DraftSpec("subspec", **bounds)
+        case "specexec" | "merged":
+            return DraftSpec("specexec", source=str(checkpoint(what.family)), **bounds)
         case "noise":
             other = checkpoint("llama", seed=9, layers=1)
-            return DraftSpec("specexec", source=str(other), **SMALL)
+            return DraftSpec("specexec", source=str(other), **bounds)
         case _:
-            return DraftSpec("ngram", depth=6, width=1, branch=1, budget=24)
+            return DraftSpec("ngram", depth=6, width=1, branch=1, budget=24, tuned=what.tuned)
 
 
 @contextmanager
-def pages(number: int) -> Iterator[None]:
+def pages(number: int, host: int) -> Iterator[None]:
     """Models loaded inside get so many KV pages, whatever the plan would give."""
 
     def fewer(*arguments: Any) -> Plan:
         plan = make_plan(*arguments)
-        return replace(plan, num_pages=number, max_rows=min(plan.max_rows, number * PAGE))
+        rows = min(plan.max_rows, number * PAGE)
+        return replace(plan, num_pages=number, host_pages=host, max_rows=rows)
 
-    with patch("engine.load.make_plan", fewer):
+    with patch("engine.choice.make_plan", fewer):
         yield
 
 
@@ -132,61 +153,79 @@ def requests(chance: random.Random, what: Scene, plain: Engine) -> tuple[list[Ge
         if stops:
             message = replace(message, params=replace(message.params, **stops))
             got = serve(plain, [message])
-        asked.append(message)
+        guess = [*chance.choice(list(got.values())).ids, *tokens[:9]]
+        for _ in range(chance.randrange(4)):
+            guess[chance.randrange(len(guess))] = chance.randrange(VOCAB)
+        speculation = Speculation(chance.choice(METHODS), chance.choice(MOST_ROWS))
+        prediction = tuple(guess) if chance.random() < 0.4 else ()
+        asked.append(replace(message, speculation=speculation, prediction=prediction))
         want |= got
     return asked, want
 
 
 class Guesses:
-    """A drafter that knows the answers and hides them among wrong guesses, at any row."""
+    """A look-up that knows the answers and hides them among wrong guesses, at any row."""
+
+    name = "guesses"
 
     def __init__(self, want: Answers, chance: random.Random) -> None:
         self._want = want
         self._chance = chance
 
-    def propose(self, sequences: Sequence[Running], rooms: Sequence[int]) -> list[DraftTree]:
-        return [self._tree(s, room) for s, room in zip(sequences, rooms, strict=True)]
-
-    def _tree(self, sequence: Running, room: int) -> DraftTree:
+    def propose(self, sequence: Running, depth: int, rows: int) -> DraftTree:
         answer = self._want[(sequence.request.message.request_id, sequence.choice)].ids
         rest = answer[len(sequence.tokens) - sequence.num_prompt :]
         tokens, parents, depths = [sequence.tokens[-1]], [-1], [0]
         right = 0  # the row down to which all is right
-        for _ in range(self._chance.randrange(min(room, 24))):
+        for _ in range(self._chance.randrange(min(rows, 24))):
             known = right if self._chance.random() < 0.5 else self._chance.randrange(len(tokens))
-            depth = depths[known] + 1
-            is_next = known == right and depth <= len(rest) and self._chance.random() < 0.7
-            token = rest[depth - 1] if is_next else self._chance.randrange(VOCAB)
+            level = depths[known] + 1
+            is_next = known == right and level <= len(rest) and self._chance.random() < 0.7
+            token = rest[level - 1] if is_next else self._chance.randrange(VOCAB)
             edges = zip(parents, tokens, strict=True)
-            if depth > sequence.max_draft_depth or (known, token) in edges:
+            if level > depth or (known, token) in edges:
                 continue
-            if known == right and depth <= len(rest) and token == rest[depth - 1]:
+            if known == right and level <= len(rest) and token == rest[level - 1]:
                 right = len(tokens)
             tokens.append(token)
             parents.append(known)
-            depths.append(depth)
-        scores = tuple(-float(depth) for depth in depths)
-        return DraftTree(tuple(tokens), tuple(parents), tuple(depths), scores)
+            depths.append(level)
+        scores = tuple(-float(level) for level in depths)
+        sources = ("", *(self.name,) * (len(tokens) - 1))
+        return DraftTree(tuple(tokens), tuple(parents), tuple(depths), scores, sources)
 
-    def commit(self, sequence: Running, rows: Sequence[int]) -> None:
-        """Nothing is kept."""
+    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
+        """Nothing is learned."""
 
     def release(self, sequence: Running) -> None:
         """Nothing is kept."""
 
 
 def open_engine(what: Scene, want: Answers, chance: random.Random) -> Engine:
-    with pages(what.num_pages):
+    with pages(what.num_pages, what.host_pages):
         made = load(
             checkpoint(what.family),
-            draft_spec(what.drafter, what.family),
+            draft_spec(what),
             max_sequences=what.max_sequences,
             prefix_cache=what.prefix_cache,
         )
+    drafting = made._drafting
     if what.drafter == "guesses":
-        made._drafter = Guesses(want, chance)
-        made._scheduler.release = made._drafter.release
+        drafting._lookups = [Guesses(want, chance)]
+        drafting._bounds = Bounds(depth=24, width=1, branch=1, budget=24)
+    if what.drafter == "merged":
+        drafting._lookups = [*drafting._lookups, Guesses(want, chance)]
+    _pretend_times(drafting.policy, chance)
     return made
+
+
+def _pretend_times(policy: Any, chance: random.Random) -> None:
+    """What steps take does not follow the clock: some drafts pay, others do not."""
+    for rows in (1, 4, 16):
+        policy.draft.observe(rows, chance.choice([0.01, 0.1, 1.0]))
+    for rows in (64, 256):
+        policy.passes.observe(rows, chance.choice([0.1, 1.0, 9.0]), chance.choice([0.1, 9.0]))
+    policy.draft.observe = policy.passes.observe = lambda *_: None
 
 
 @dataclass
@@ -202,6 +241,7 @@ class Traffic:
     left: set[str] = field(default_factory=set)  # their clients left
     failed: set[str] = field(default_factory=set)
     passes: int = 0
+    ahead: int = 0  # steps drafted while a pass was under way
 
     def run(self) -> None:
         """Serve all of it, checking on the way. Raises AssertionError."""
@@ -218,7 +258,7 @@ class Traffic:
             self.passes += 1
             for event in events:
                 self._take(event)
-            check_pages(self.engine)
+            check_books(self.engine)
         raise AssertionError(f"not through after {STEPS} steps")
 
     @contextmanager
@@ -231,9 +271,15 @@ class Traffic:
             self.engine.on_unit = self._leaving(at)
             if at == 0:
                 self.engine.on_unit(0)
-        if self.chance.random() < self.what.fail:
-            broken = self.chance.randrange(4)
-            stream.unit = lambda index: _fail() if index == broken else own(index)
+        broken = self.chance.randrange(4) if self.chance.random() < self.what.fail else None
+
+        def unit(index: int) -> Any:
+            """As the stream does while the weights are on their way, it lets the engine draft."""
+            while self.chance.random() < self.what.ahead:
+                self.ahead += self.engine._drafting.ahead(1e9)
+            return _fail() if index == broken else own(index)
+
+        stream.unit = unit
         try:
             yield
         finally:
@@ -283,7 +329,6 @@ class Traffic:
             assert got.stats is not None and want.stats is not None
             for figure in ("prompt_tokens", "completion_tokens"):
                 assert getattr(got.stats, figure) == getattr(want.stats, figure), key
-            assert got.stats.cached_tokens % PAGE == 0
             assert got.stats.cached_tokens < got.stats.prompt_tokens
             assert got.stats.accepted <= got.stats.drafted
             for message in self.asked:
@@ -293,43 +338,3 @@ class Traffic:
 
 def _fail() -> Any:
     raise ModelError("model.layers: its weights could not be read")
-
-
-def check_pages(made: Engine) -> None:
-    """Every page is free, idle or owned; whatever is not full has one owner."""
-    running = made._scheduler.running
-    _check_cache(made._cache, [sequence.pages for sequence in running])
-    tables: dict[Running, PageTable] = getattr(made._drafter, "_tables", {})
-    if tables:
-        model: Any = made._drafter
-        _check_cache(model.model.cache, list(tables.values()))
-        assert tables.keys() <= set(running)
-    for kept in ("_scratch", "_memories"):
-        assert getattr(made._drafter, kept, {}).keys() <= set(running)
-    assert all(sequence.table is None for sequence in made._scheduler.paused)
-    assert len(running) <= made._scheduler.max_sequences
-
-
-def _check_cache(cache: KVCache, tables: Sequence[PageTable]) -> None:
-    owners = Counter(page for table in tables for page in table.pages)
-    assert [owners[page] for page in range(cache.num_pages)] == cache._references
-    everywhere = sorted([*owners, *cache._free, *cache._idle])
-    assert everywhere == list(range(cache.num_pages))
-    for table in tables:
-        assert all(owners[page] == 1 for page in table.pages[table.length // PAGE :])
-    assert set(cache._serials) == set(cache._keys_of) == set(cache._index.values())
-
-
-def check_idle(made: Engine) -> None:
-    """After the last answer nothing is held."""
-    caches = [made._cache]
-    drafter: Any = made._drafter
-    if hasattr(drafter, "model"):
-        caches.append(drafter.model.cache)
-    for cache in caches:
-        assert cache.num_free_pages == cache.num_pages
-        assert not any(cache._references)
-    for kept in ("_tables", "_scratch", "_memories"):
-        assert not getattr(drafter, kept, None), kept
-    assert not made._requests and made._scheduler.num_waiting == 0
-    assert not list(made._scheduler.all())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from engine.layout import UnitLayout, lay_out
+from engine.layout import PAGE_BYTES, UnitLayout, lay_out
 
 
 def layout(index: int, rows: int) -> UnitLayout:
@@ -72,3 +72,49 @@ class NumberedUnits:
             assert weights[name].dtype == tensor.dtype
             assert weights[name].shape == tensor.shape
             assert torch.equal(weights[name].cpu(), tensor), f"unit {index}, {name}"
+
+
+class PiecedUnits(NumberedUnits):
+    """Numbered units that are read in pieces of one page by several threads.
+
+    `gates` and `faults` are those of a piece: (unit, number of the piece).
+    """
+
+    def __init__(self, count: int, rows: int = 1000, jitter: float = 0.0) -> None:
+        super().__init__(count, rows, jitter)
+        self.piece_gates: dict[tuple[int, int], threading.Semaphore] = {}
+        self.piece_faults: dict[tuple[int, int], list[BaseException]] = {}
+        self.order: list[tuple[int, int]] = []  # as the reads began
+        self.under_way = Counter[int]()
+        self.prepared: list[int] = []
+
+    def pieces(self, index: int) -> Sequence[range]:
+        firsts = range(0, self.layouts[index].nbytes, PAGE_BYTES)
+        return [range(first, first + PAGE_BYTES) for first in firsts]
+
+    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
+        assert memory.data_ptr() % PAGE_BYTES == 0
+        assert len(memory) == len(piece)
+        place = (index, piece.start // PAGE_BYTES)
+        self.order.append(place)
+        self.begun.release()
+        self.under_way[index] += 1
+        try:
+            if place in self.piece_gates:
+                assert self.piece_gates[place].acquire(timeout=30), f"gate of {place} stays shut"
+            time.sleep(random.uniform(0, self.jitter))
+            if self.piece_faults.get(place):
+                memory.fill_(255)
+                raise self.piece_faults[place].pop(0)
+            memory.copy_(self._slab(index)[piece.start : piece.stop])
+        finally:
+            self.under_way[index] -= 1
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        self.prepared = list(indices)
+
+    def _slab(self, index: int) -> Tensor:
+        slab = torch.zeros(self.layouts[index].nbytes, dtype=torch.uint8)
+        for name, view in self.layouts[index].views(slab).items():
+            view.copy_(self.expected(index)[name])
+        return slab

@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from engine.messages import SamplingParams
-from engine.noise import bits, gumbel, stream, uniform
-from engine.sampling import TokenCounts, choose, draft_children, model_logprobs, warp
+from engine.noise import bits, gumbel, rare, stream, uniform
+from engine.sampling import (
+    TokenCounts,
+    choose,
+    choose_rows,
+    draft_children,
+    model_logprobs,
+    warp,
+)
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -48,6 +55,35 @@ def test_choices_are_equal_on_both_devices(params: SamplingParams) -> None:
             for own in (row, row.to(CUDA))
         ]
         assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("size", [1_000, 50_257, 152_064])
+@pytest.mark.parametrize("params", PARAMS)
+def test_rows_chosen_together_are_those_chosen_alone(params: SamplingParams, size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    logits = (torch.randn(64, size, generator=generator) * 2.5).to(CUDA)
+    counts = TokenCounts([1, 2, 3])
+    counts.add(2)
+    paths = [[row % 5] for row in range(64)]
+    together = choose_rows(logits, params, counts, positions=range(64), choice=1, paths=paths)
+    assert together.device == CUDA
+    alone = [
+        choose(row, params, counts, position=position, choice=1, path=paths[position])
+        for position, row in enumerate(logits)
+    ]
+    assert together.tolist() == alone
+
+
+def test_both_devices_find_the_tokens_whose_noise_is_rare() -> None:
+    starts = stream(3, 0, torch.arange(9))
+    needed = torch.linspace(2, 14, 9 * 2376, dtype=torch.float64).view(9, 2376)
+    found = []
+    for device in (torch.device("cpu"), CUDA):
+        rows, tokens = rare(starts.to(device), 152_064, needed.to(device))
+        noise = gumbel(3, 0, rows, tokens)
+        enough = noise >= needed.to(device)[rows, tokens // 64]
+        found.append(list(zip(rows[enough].tolist(), tokens[enough].tolist(), strict=True)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("params", PARAMS)

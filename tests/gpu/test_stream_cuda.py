@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.stream import LayerStream
-from tests.engine.units import NumberedUnits
+from tests.engine.units import NumberedUnits, PiecedUnits
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -87,6 +87,17 @@ def test_orders_hold_when_compute_or_copies_are_slow(
     with closing(open_stream(units, tiers, slots)) as stream:
         for _ in range(3):
             walk(stream, sums, cycles)
+        sums.check()
+
+
+def test_pieces_from_the_disk_are_copied_while_others_are_read() -> None:
+    units = PiecedUnits(4, 2000, jitter=3e-4)
+    sums = Sums(units)
+    with closing(open_stream(units, ["disk", "disk", "resident", "ram"], 2)) as stream:
+        walk(stream, sums, CYCLES)
+        walk(stream, sums, 0)
+        assert stream.measure_link() > 0
+        walk(stream, sums, CYCLES)
         sums.check()
 
 

@@ -18,11 +18,14 @@ from engine.client import EngineClient, State
 from engine.detokenize import Detokenizer, TokenBytes, token_bytes
 from engine.errors import EngineDied, EngineError, QueueFull
 from engine.messages import (
+    AUTO,
+    Audited,
     Generate,
     ModelInfo,
     PassStats,
     Progress,
     SamplingParams,
+    Speculation,
     Stats,
     TokenLogprob,
     Tokens,
@@ -96,6 +99,7 @@ class Script:
     burst: int = 3  # tokens a pass
     context_length: int = CONTEXT
     tokenizer_path: str = "fake"
+    draft_methods: tuple[str, ...] = ("subspec", "ngram")
     gate: asyncio.Event | None = None  # answers wait for it before their first token
     pause: asyncio.Event | None = None  # and for this before their last
     load_gate: asyncio.Event | None = None  # loads wait for it
@@ -120,8 +124,12 @@ class FakeEngines:
         max_queue: int = 256,
         progress: Callable[[Progress], None] | None = None,
         on_pass: Callable[[PassStats], None] | None = None,
+        on_audit: Callable[[Audited], None] | None = None,
+        on_restart: Callable[[], None] | None = None,
     ) -> EngineClient:
+        assert on_pass is not None and on_audit is not None and on_restart is not None
         engine = FakeEngine(spec, self.script, self.script.max_queue or max_queue)
+        engine.on_pass, engine.on_audit, engine.on_restart = on_pass, on_audit, on_restart
         self.made.append(engine)
         return cast(EngineClient, engine)
 
@@ -135,7 +143,11 @@ class FakeEngines:
 
 
 class FakeEngine:
-    """One loaded model; see `EngineClient`."""
+    """One loaded model; see `EngineClient`. A test calls the callbacks itself."""
+
+    on_pass: Callable[[PassStats], None]
+    on_audit: Callable[[Audited], None]
+    on_restart: Callable[[], None]
 
     def __init__(self, spec: ModelSpec, script: Script, max_queue: int) -> None:
         self.spec = spec
@@ -176,6 +188,9 @@ class FakeEngine:
             fingerprint="fp_fake",
             tokenizer_path=self.script.tokenizer_path,
             plan="no model at all",
+            num_pages=100,
+            link_gbps=12.5,
+            draft_methods=self.script.draft_methods,
         )
         return self.info
 
@@ -198,12 +213,13 @@ class FakeEngine:
         params: SamplingParams,
         n: int = 1,
         key: str = "",
+        speculation: Speculation = AUTO,
     ) -> AsyncGenerator[Tokens, None]:
         if self.state != "ready" or self.info is None:
             raise EngineDied(f"not ready ({self.state})")
         if self.script.refuse is not None:
             raise self.script.refuse
-        message = Generate(request_id, tuple(prompt), params, n, key)
+        message = Generate(request_id, tuple(prompt), params, n, key, speculation)
         check_request(message, self.info)
         if len(self.running) >= self.max_queue:
             raise QueueFull("too many")

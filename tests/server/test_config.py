@@ -140,7 +140,7 @@ context_length: 16384
 max_sequences: auto
 aliases: [gpt-4o-mini]
 sampling: {temperature: 0.7, top_p: 0.8}
-audit: 0
+audit: 0.01
 """
     entry = read(write("models/qwen2.5-7b.yaml", text))
     spec = entry.spec
@@ -149,6 +149,7 @@ audit: 0
     assert spec.memory == MemorySpec(8 * 2**30, 24 * 2**30, 200 * 2**30)
     assert spec.stream == StreamSpec(slots=3)
     assert (spec.device, spec.numerics, spec.context_length) == ("cuda:0", "strict", 16384)
+    assert spec.audit == 0.01
     assert entry.aliases == ("gpt-4o-mini",)
     assert (entry.sampling.temperature, entry.sampling.top_p) == (0.7, 0.8)
 
@@ -174,7 +175,9 @@ audit: 0
         ),
         ("target: {source: a/b}\nsampling: {temperature: 3}", ["sampling.temperature"]),
         ("target: {source: a/b}\nnumerics: loose", ["numerics"]),
-        ("target: {source: a/b}\naudit: 1", ["audit"]),
+        ("target: {source: a/b}\naudit: 1.5", ["audit", "less than or equal to 1"]),
+        ("target: {source: a/b}\naudit: -0.1", ["audit"]),
+        ("target: {source: a/b}\naudit: often", ["audit"]),
         ("target: {source: ./missing}", ["target.source", "./missing"]),
         ("target: {source: just-a-name}", ["target.source", "neither a folder nor a hub id"]),
         ("target: {source: a/b}\nchat_template: no.jinja", ["chat_template", "no.jinja"]),

@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 STARTERS = json.loads((ROOT / "configs" / "demo" / "starters.json").read_text())
@@ -131,6 +133,42 @@ def test_a_client_that_leaves_does_not_disturb_the_others(client: openai.OpenAI)
 def test_the_context_is_never_exceeded(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length is 2048"):
         ask(client, max_tokens=3000)
+
+
+def test_metrics_tell_of_passes_drafts_and_the_link(
+    process: tuple[subprocess.Popen[str], str], client: openai.OpenAI
+) -> None:
+    usage = ask(client).usage
+    assert usage is not None
+    response = httpx.get(process[1].removesuffix("/v1") + "/metrics")
+    assert response.status_code == 200
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    demo = ("model", "demo")
+    assert values["understudy_model_loaded", demo] == 1
+    assert values["understudy_model_loaded", ("model", "demo-plain")] == 0
+    assert values["understudy_completion_tokens_total", demo] >= usage.completion_tokens
+    for name, *labels in (
+        ("pass_seconds_count", demo),
+        ("pass_rows_total", demo, ("kind", "tree")),
+        ("drafted_rows_total", demo, ("source", "subspec")),
+        ("accepted_rows_total", demo, ("source", "subspec")),
+        ("draft_seconds_total", demo, ("when", "visible")),
+        ("link_bytes_total", demo),
+        ("link_limit_gbps", demo),
+        ("kv_pages", demo),
+    ):
+        assert values[f"understudy_{name}", *sorted(labels)] > 0, name
+
+
+def test_a_request_may_ask_for_no_draft_and_gets_the_same(client: openai.OpenAI) -> None:
+    plain = ask(client, extra_body={"speculation": {"method": "none"}})
+    extra: Any = plain.model_extra
+    assert text(plain) == text(ask(client))
+    assert extra["timings"]["draft_n"] == 0
 
 
 def test_the_same_model_without_a_draft_is_swapped_in_and_says_the_same(

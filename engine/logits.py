@@ -1,0 +1,81 @@
+"""Logits of a pass's rows, and the target's choice at them: row by row, or a tree at once.
+
+A walk visits few of a tree's rows, so on the host a row's choice is made when the walk comes to
+it. A device makes all of them in the time of one, and the walk would wait for each: there a tree's
+choices are made at once, and only the token ids come to the host.
+"""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from engine.decoder import HEAD_ROWS
+from engine.sampling import choose_rows, is_path_dependent
+from engine.sequence import Sequence
+
+
+class Logits:
+    """Logits of the rows a walk visits, computed in blocks, each at most once.
+
+    Walks ask for ascending rows, so one block is all that is held: 64 x V.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Callable[[Tensor], Tensor],
+        show: Callable[[int, Tensor], None],
+    ) -> None:
+        """`show(first, logits)` sees every block, which begins with row `first` of the pass."""
+        self._hidden = hidden
+        self._head = head
+        self._show = show
+        self._first = -HEAD_ROWS
+        self._block = hidden[:0]
+
+    def row(self, row: int) -> Tensor:
+        """Logits [V] of a row of the pass."""
+        first = row // HEAD_ROWS * HEAD_ROWS
+        if first != self._first:
+            self._first = first
+            self._block = self._head(self._hidden[first : first + HEAD_ROWS])
+            self._show(first, self._block)
+        return self._block[row - first]
+
+    def parts(self, rows: range) -> Iterator[tuple[range, Tensor]]:
+        """These rows of the pass, block by block, with their logits [n, V]."""
+        first = rows.start
+        while first < rows.stop:
+            self.row(first)
+            last = min(self._first + HEAD_ROWS, rows.stop)
+            yield range(first, last), self._block[first - self._first : last - self._first]
+            first = last
+
+
+def choose_tree(
+    sequence: Sequence, depths: Seq[int], root: int, logits: Logits
+) -> list[int] | None:
+    """The target's choice at each row of a tree; None where a choice must wait for the walk.
+
+    That is where the tokens before a row change its logits, and where its log-probabilities are
+    asked for. The tree's rows have these depths and begin with row `root` of the pass.
+    """
+    params = sequence.params
+    if is_path_dependent(params) or params.logprobs is not None:
+        return None
+    chosen = []
+    for rows, own in logits.parts(range(root, root + len(depths))):
+        positions = [len(sequence.tokens) + depths[row - root] for row in rows]
+        chosen.append(
+            choose_rows(
+                own,
+                params,
+                None,
+                positions=positions,
+                choice=sequence.choice,
+                banned=[sequence.banned(position) for position in positions],
+            )
+        )
+    return torch.cat(chosen).tolist()  # the one time that the host waits for this tree

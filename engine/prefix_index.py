@@ -1,0 +1,125 @@
+"""Which stored page holds which tokens, and behind which beginning of a sequence.
+
+A page's key is (serial of its parent page, its tokens): exact, no hashes to collide. Pages below
+one parent are kept sorted by their tokens, so that the one with the longest common beginning with
+others is found by bisection, however many users go on behind the same system prompt. None is a
+strict beginning of another of the same parent: the longer one serves for both.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+
+Tokens = tuple[int, ...]
+
+
+class PrefixIndex:
+    """Pages by their tokens. Those from `first_host_page` on lie in host memory.
+
+    Who owns a page, and what its content is, is the cache's business.
+    """
+
+    def __init__(self, page_tokens: int, first_host_page: int) -> None:
+        """A full page has `page_tokens` tokens; only full ones are anybody's parent."""
+        self._page_tokens = page_tokens
+        self._first_host_page = first_host_page
+        self._pages: dict[tuple[int, Tokens], int] = {}
+        self._keys: dict[int, tuple[int, Tokens]] = {}
+        self._serials: dict[int, int] = {}
+        self._next_serial = 1
+        # (parent, on the host) -> the tokens of its pages there, sorted.
+        self._siblings: dict[tuple[int, bool], list[Tokens]] = {}
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._keys
+
+    def serial(self, page: int) -> int:
+        """What the pages behind this one name as their parent; below 1 are the first pages'."""
+        return self._serials[page]
+
+    def tokens(self, page: int) -> Tokens:
+        return self._keys[page][1]
+
+    def walk(self, tokens: Sequence[int], parent: int) -> Iterator[int]:
+        """The full pages of the longest stored beginning, the last token left out."""
+        for first in range(0, len(tokens) - self._page_tokens, self._page_tokens):
+            page = self._pages.get((parent, tuple(tokens[first : first + self._page_tokens])))
+            if page is None:
+                return
+            yield page
+            parent = self._serials[page]
+
+    def longest(self, parent: int, tokens: Tokens) -> tuple[int, int] | None:
+        """The page below a parent that begins most like these tokens, and how many agree.
+
+        Of equals, one on the device. None if not even the first token agrees.
+        """
+        best: tuple[int, Tokens] = (0, ())
+        for on_host in (False, True):
+            siblings = self._siblings.get((parent, on_host), [])
+            place = bisect_left(siblings, tokens)
+            for own in siblings[max(place - 1, 0) : place + 1]:
+                agreeing = _num_agreeing(own, tokens)
+                if agreeing > best[0]:
+                    best = agreeing, own
+        return (self._pages[parent, best[1]], best[0]) if best[0] else None
+
+    def covering(self, parent: int, tokens: Tokens) -> int | None:
+        """A page below a parent that begins with all of these tokens."""
+        for on_host in (False, True):
+            siblings = self._siblings.get((parent, on_host), [])
+            place = bisect_left(siblings, tokens)  # what begins with them is not less than they
+            if place < len(siblings) and siblings[place][: len(tokens)] == tokens:
+                return self._pages[parent, siblings[place]]
+        return None
+
+    def beginning(self, parent: int, tokens: Tokens) -> int | None:
+        """The page below a parent whose tokens are a strict beginning of these.
+
+        There is one at most, and it is next to them: what is sorted in between would begin with it.
+        """
+        for on_host in (False, True):
+            siblings = self._siblings.get((parent, on_host), [])
+            place = bisect_left(siblings, tokens)
+            if place and tokens[: len(siblings[place - 1])] == siblings[place - 1]:
+                return self._pages[parent, siblings[place - 1]]
+        return None
+
+    def add(self, parent: int, tokens: Tokens, page: int) -> None:
+        """Index a page whose tokens are neither covered nor have a stored beginning."""
+        self._place((parent, tokens), page)
+        self._serials[page] = self._next_serial
+        self._next_serial += 1
+
+    def rename(self, old: int, new: int) -> None:
+        """What is known as page `old` is page `new` from now on."""
+        self._place(self._displace(old), new)
+        self._serials[new] = self._serials.pop(old)
+
+    def remove(self, page: int) -> None:
+        """Forget a page that is nobody's parent."""
+        del self._pages[self._displace(page)]
+        del self._serials[page]
+
+    def _place(self, key: tuple[int, Tokens], page: int) -> None:
+        parent, tokens = key
+        self._pages[key] = page
+        self._keys[page] = key
+        insort(self._siblings.setdefault((parent, page >= self._first_host_page), []), tokens)
+
+    def _displace(self, page: int) -> tuple[int, Tokens]:
+        parent, tokens = self._keys.pop(page)
+        place = parent, page >= self._first_host_page
+        siblings = self._siblings[place]
+        del siblings[bisect_left(siblings, tokens)]
+        if not siblings:
+            del self._siblings[place]
+        return parent, tokens
+
+
+def _num_agreeing(one: Tokens, other: Tokens) -> int:
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

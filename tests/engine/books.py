@@ -1,0 +1,105 @@
+"""What must hold for an engine's pages and drafts between two steps, and after the last."""
+
+from math import exp
+from typing import Any
+
+import pytest
+
+from engine.engine import Engine
+from engine.growth import Growth
+from engine.kv_cache import PAGE, KVCache, PageTable
+from engine.sequence import Sequence
+from tests.engine.page_traffic import check_pages
+
+
+def check_books(made: Engine) -> None:
+    """Every page is free, idle, stored or owned; every growth stands on its sequence's last token.
+
+    Raises AssertionError.
+    """
+    running = made._scheduler.running
+    tables = {id(made._cache): [sequence.pages for sequence in running]}
+    model = made._drafting._model
+    if model is not None:
+        scratch = [kept._table for kept in model._scratch.values()]
+        tables.setdefault(id(model.caches.cache), []).extend([*scratch, *own_tables(made).values()])
+        assert model._scratch.keys() | own_tables(made).keys() <= set(running)
+    for cache in caches(made):
+        check_pages(cache, tables[id(cache)])
+    assert all(sequence.table is None for sequence in made._scheduler.paused)
+    assert len(running) <= made._scheduler.max_sequences
+    assert made._drafting._growths.keys() <= set(running)
+    for sequence, growth in made._drafting._growths.items():
+        assert growth.sequence is sequence
+        assert growth.root.position == len(sequence.tokens) - 1
+        assert growth.root.token == sequence.tokens[-1]
+        table = own_tables(made).get(sequence)
+        assert table is None or table.length <= growth.root.position, "the root has no place there"
+        check_growth(growth)
+        check_slots(made, growth)
+
+
+def check_idle(made: Engine) -> None:
+    """After the last answer nothing is held. Raises AssertionError."""
+    for cache in caches(made):
+        assert cache.num_free_pages == cache.num_pages
+        assert not any(cache._references)
+    drafting = made._drafting
+    assert not drafting._growths and not own_tables(made)
+    assert drafting._model is None or not drafting._model._scratch
+    for lookup in drafting._lookups:
+        for kept in ("_pasts", "_pointers"):
+            assert not getattr(lookup, kept, None), (lookup.name, kept)
+        assert not getattr(getattr(lookup, "_gambler", None), "_asked", None), lookup.name
+    assert not made._requests and made._scheduler.num_waiting == 0
+    assert not list(made._scheduler.all())
+
+
+def caches(made: Engine) -> list[KVCache]:
+    """The target's cache, and the draft's where that has one of its own."""
+    model = made._drafting._model
+    if model is None or model.caches.cache is made._cache:
+        return [made._cache]
+    return [made._cache, model.caches.cache]
+
+
+def own_tables(made: Engine) -> dict[Sequence, PageTable]:
+    """The tables of a draft's own cache."""
+    caches: Any = made._drafting._model and made._drafting._model.caches
+    return getattr(caches, "_tables", {})
+
+
+def check_growth(growth: Growth) -> None:
+    """Its sums are those of its nodes, counted anew. Raises AssertionError."""
+    nodes = list(growth._walk(growth.root))
+    assert growth.root.parent is None
+    for node in nodes:
+        assert node is growth.root or node.position <= growth.last
+        for token, child in node.children.items():
+            assert child.token == token and child.parent is node
+            assert child.position == node.position + 1
+            assert child.score < node.score, "scores fall along a path"
+            assert node.slot is not None or child.slot is None, "a child whose parent never ran"
+    below = sorted((node.score - growth.root.score for node in nodes[1:]), reverse=True)
+    best = below[: growth.budget - 1]
+    assert len(growth) == 1 + len(best)
+    assert sorted(growth._best, reverse=True) == best
+    assert growth.expected == pytest.approx(1 + sum(map(exp, best)), abs=1e-6)
+    assert {id(n) for n in growth.ran} == {id(n) for n in nodes if n.slot is not None}
+    waiting = [id(node) for cost, _, node in growth._frontier if node.slot is None]
+    assert all(any(node is other for other in nodes) for _, _, node in growth._frontier)
+    live = [id(n) for cost, _, n in growth._frontier if n.slot is None and -cost == n.score]
+    assert len(live) == len(set(live)), "a node is on the frontier twice"
+    assert set(live) == set(waiting)
+
+
+def check_slots(made: Engine, growth: Growth) -> None:
+    """Each scratch slot is free or has one node. Raises AssertionError."""
+    model = made._drafting._model
+    scratch = None if model is None else model._scratch.get(growth.sequence)
+    used = [node.slot for node in growth.ran if node.slot is not None]
+    if scratch is None:
+        assert not used
+        return
+    all_slots = {page * PAGE + i for page in scratch._table.pages for i in range(PAGE)}
+    assert sorted([*used, *scratch._free]) == sorted(all_slots)

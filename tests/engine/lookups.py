@@ -1,0 +1,90 @@
+"""Look-ups against a target that writes a given text, and what must hold for all their trees."""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from engine.lookup import Lookup
+from engine.sequence import Sequence
+from engine.tree import DraftTree
+from engine.verify import verify
+from tests.engine.sequences import make_sequence
+
+Path = tuple[int, ...]
+
+
+def answering(
+    prompt: Seq[int], emitted: Seq[int] = (), prediction: Seq[int] = (), **arguments: Any
+) -> Sequence:
+    """A sequence that has emitted so much; keyword arguments as for `make_sequence`."""
+    sequence = make_sequence(prompt, **arguments)
+    sequence.request.message = replace(sequence.request.message, prediction=tuple(prediction))
+    sequence.tokens += emitted
+    return sequence
+
+
+def paths(tree: DraftTree | None) -> dict[Path, float]:
+    """Tokens below the root -> score; the root itself is left out."""
+    if tree is None:
+        return {}
+    return {
+        tuple(tree.tokens[r] for r in tree.path(row)[1:]): tree.scores[row]
+        for row in range(1, len(tree))
+    }
+
+
+def leaves(tree: DraftTree | None) -> list[Path]:
+    """The whole continuations, the surest beginning first."""
+    found = paths(tree)
+    ends = [path for path in found if not any(o[:-1] == path for o in found)]
+    return sorted(ends, key=lambda path: [-found[path[: n + 1]] for n in range(len(path))])
+
+
+def check(tree: DraftTree | None, sequence: Sequence, depth: int, rows: int, name: str) -> None:
+    """What holds for every tree of a look-up (the tree itself checks its shape)."""
+    if tree is None:
+        return
+    assert tree.tokens[0] == sequence.tokens[-1]
+    assert 1 < len(tree) <= rows
+    assert max(tree.depths) <= min(depth, sequence.max_draft_depth)
+    assert tree.scores[0] == 0 and tree.sources == ("", *(name,) * (len(tree) - 1))
+    for row in range(1, len(tree)):
+        assert tree.scores[row] < tree.scores[tree.parents[row]]
+        assert tree.parents[row] == 0 or not sequence.is_terminal(tree.tokens[tree.parents[row]])
+
+
+def writing(
+    lookup: Lookup,
+    sequence: Sequence,
+    text: Seq[int],
+    *,
+    depth: int = 48,
+    rows: int = 64,
+    after: Callable[[DraftTree, Seq[int]], None] = lambda tree, wanted: None,
+) -> Iterator[int]:
+    """Passes of a target that writes this text: after each, the tokens it brought.
+
+    `after` gets the tree that was checked and the text from its root's place on.
+    """
+    begin = len(sequence.tokens)
+    while (done := len(sequence.tokens) - begin) < len(text):
+        found = lookup.propose(sequence, depth, rows)
+        check(found, sequence, depth, rows, lookup.name)
+        tree = found or DraftTree.root(sequence.tokens[-1])
+        wanted = [*text[done:], *(-1,) * (max(tree.depths) + 1)]
+        walked = verify(tree, partial(_chosen, tree, wanted))
+        tokens = [token for token in walked.tokens if token >= 0]
+        sequence.tokens += tokens
+        after(tree, wanted)
+        yield len(tokens)
+
+
+def _chosen(tree: DraftTree, wanted: Seq[int], row: int) -> int:
+    return wanted[tree.depths[row]]
+
+
+def passes(lookup: Lookup, sequence: Sequence, text: Seq[int], **arguments: Any) -> int:
+    """How many passes the text takes."""
+    return sum(1 for _ in writing(lookup, sequence, text, **arguments))

@@ -1,0 +1,83 @@
+"""Drafts whose steps run both ways, padded and plain, and must agree."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.attention import Batch
+from engine.calibration import Calibration
+from engine.cuda_graphs import Bucket, Capture, GraphedSteps, Work
+from engine.decoder import HEAD_ROWS, Decoder, build_on_meta
+from engine.draft_cache import OwnCache
+from engine.draft_model import Bound, DraftModel
+from engine.family import kv_shape, read_config
+from engine.growth import Bounds, Growth, Node
+from engine.kv_cache import KVCache
+from engine.resident import bind_resident
+from engine.weights import CheckpointUnits
+from tests.engine.models import VOCAB
+
+BOUNDS = Bounds(depth=8, width=5, branch=4, budget=40)
+
+
+def uncaptured(work: Work) -> Work:
+    """The same padded step, launch by launch."""
+    return work
+
+
+class Compared(GraphedSteps):
+    """Steps a draft model through graphs, and compares logits and KV with those of plain steps."""
+
+    def __init__(self, model: DraftModel, capture: Capture, tolerance: float = 2e-5) -> None:
+        super().__init__(model.decoder, model.caches.cache, capture)
+        self.compared: list[Bucket] = []
+        self.num_plain = 0
+        self._tolerance = tolerance
+        model.graphs = self
+
+    def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
+        pool, decoder = self._cache._pool, self._decoder
+        positions = [int(p) for s in batch.segments for p in s.positions[s.scratch :]]
+        before = pool.clone()
+        hidden = decoder.forward(tokens, positions, [False] * len(tokens), batch)
+        with decoder.head() as head:
+            want = torch.cat([head(block) for block in torch.split(hidden, HEAD_ROWS)])
+        stored = pool.clone()
+        pool.copy_(before)
+        found, bucket = super().logits(tokens, batch), Bucket.of(batch)
+        if found is None or bucket is None:
+            self.num_plain += 1
+            return None
+        torch.testing.assert_close(found, want, atol=self._tolerance, rtol=1e-4)
+        torch.testing.assert_close(pool, stored, atol=self._tolerance, rtol=1e-4)
+        others = torch.ones(pool.shape[1], dtype=torch.bool, device=pool.device)
+        for segment in batch.segments:
+            others[segment.slots[segment.start + segment.scratch :]] = False
+        assert torch.equal(pool[:, others], before[:, others]), "it wrote elsewhere"
+        self.compared.append(bucket)
+        return found
+
+
+def draft_of(folder: Path, device: torch.device) -> DraftModel:
+    """A separate draft model in float32, as SpecExec's."""
+    config, dtype = read_config(folder), torch.float32
+    model = build_on_meta(config, dtype, strict=False)
+    units = CheckpointUnits(folder, model, dtype)
+    bind_resident(model, units, device, dtype, lambda *_: None)
+    decoder = Decoder(model, Bound(), units.other(), device=device, strict=False)
+    shape = kv_shape(config)
+    cache = KVCache(shape.num_layers, 40, shape.num_kv_heads, shape.head_dim, dtype, device)
+    return DraftModel("draft", decoder, OwnCache(cache, decoder.is_long), BOUNDS, VOCAB)
+
+
+def grow(model: DraftModel, growths: Sequence[Growth], steps: int) -> None:
+    """Run so many steps of all these trees together."""
+    for _ in range(steps):
+        chosen: list[tuple[Growth, list[Node]]] = []
+        for growth in growths:
+            nodes = growth.pop(BOUNDS.width, BOUNDS.depth)
+            if nodes:
+                chosen.append((growth, nodes))
+        assert model.step(chosen, Calibration()) > 0

@@ -1,0 +1,281 @@
+"""Random traffic over a KV cache, beside a model that knows what every slot must hold.
+
+The value of a token's KV tells its whole prefix and its layer, so a page that comes back to the
+wrong place, or is shared by the wrong prefix, shows. Used by test_kv_cache.py and tests/gpu.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from engine.kv_cache import PAGE, KVCache, PageTable
+
+LAYERS, HEADS, DIM = 2, 1, 2
+CPU = torch.device("cpu")
+
+
+def small_cache(num_pages: int, host_pages: int = 0, device: torch.device = CPU) -> KVCache:
+    return KVCache(LAYERS, num_pages, HEADS, DIM, torch.float32, device, host_pages=host_pages)
+
+
+def marks(tokens: Sequence[int], first: int = 0) -> Tensor:
+    """What the KV of `tokens[first:]` says, [rows]: a number for each prefix, exact in float32."""
+    mark, found = 1, []
+    for token in tokens:
+        mark = (mark * 31 + token + 7) % 2**22
+        found.append(mark)
+    return torch.tensor(found[first:], dtype=torch.float32)
+
+
+def write(cache: KVCache, slots: Tensor, values: Tensor) -> None:
+    """Store one number a row: in the keys plus the layer, in the values negated."""
+    rows = values.to(slots.device).view(-1, 1, 1).expand(-1, HEADS, DIM)
+    for layer in range(LAYERS):
+        cache.write(layer, slots, rows + layer, -(rows + layer))
+
+
+def wrong(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> Tensor:
+    """How many stored numbers are not those of the tokens, [] on the device."""
+    slots = cache.slots(table)[: table.length]
+    want = marks(tokens[: table.length]).to(slots.device).view(-1, 1, 1)
+    total = torch.zeros((), dtype=torch.int64, device=slots.device)
+    for layer in range(LAYERS):
+        keys, values = cache.read(layer, slots)
+        total += (keys != want + layer).sum() + (values != -(want + layer)).sum()
+    return total
+
+
+def run(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> bool:
+    """Store what the table lacks of the tokens, as a pass over a prompt; False: no room."""
+    rows = len(tokens) - table.length
+    if not cache.reserve(table, rows):
+        return False
+    slots = cache.slots(table)[table.length : len(tokens)]
+    write(cache, slots, marks(tokens, table.length))
+    cache.keep(table, range(rows))
+    return True
+
+
+def num_agreeing(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+@dataclass
+class Live:
+    """A sequence, running (with a table) or paused."""
+
+    tokens: list[int]
+    salt: int
+    table: PageTable | None = None
+
+
+class Traffic:
+    """Sequences that come, grow, fork, pause and go; `step` does one thing at random."""
+
+    def __init__(
+        self, cache: KVCache, seed: int, *, texts: int = 5, all_kept: bool = False
+    ) -> None:
+        """`all_kept`: the host has room for everything, so whatever was stored is found."""
+        self.cache = cache
+        self.random = random.Random(seed)
+        self.sequences: list[Live] = []
+        self.wrong: list[Tensor] = []
+        self.stored: set[tuple[int, tuple[int, ...]]] = set()  # salt, and what can be found
+        self._all_kept = all_kept
+        self._texts = [[self.random.randrange(9) for _ in range(6 * PAGE)] for _ in range(texts)]
+        self._things: list[tuple[int, Callable[[], None]]] = [
+            (4, self.arrive),
+            (8, self.decode),
+            (2, self.accept_from_elsewhere),
+            (1, self.fork),
+            (2, self.pause),
+            (2, self.finish),
+        ]
+
+    def step(self) -> None:
+        weights, things = zip(*self._things, strict=True)
+        self.random.choices(things, weights)[0]()
+
+    def arrive(self) -> None:
+        """A new sequence or a paused one: it opens what is stored and runs the rest."""
+        paused = [s for s in self.sequences if s.table is None]
+        if paused:
+            live = self.random.choice(paused)
+        else:
+            text = self.random.choice(self._texts)
+            own = [self.random.randrange(9) for _ in range(self.random.randrange(1, PAGE))]
+            salt = int(self.random.random() < 0.1)
+            live = Live(text[: self.random.randrange(len(text))] + own, salt)
+            self.sequences.append(live)
+        cost = self.cache.num_pages_to_open(live.tokens, live.salt)
+        free = self.cache.num_free_pages
+        live.table = self.cache.open(live.tokens, live.salt)
+        longest = self.longest_stored(live)
+        assert live.table.length <= longest < len(live.tokens)
+        if self._all_kept and cost <= free:
+            assert live.table.length == longest
+        self.look(live)
+        granted = run(self.cache, live.table, live.tokens)
+        assert granted == (cost <= free)
+        if granted:
+            assert self.cache.num_free_pages >= free - cost  # more where it ran what is stored
+            self._publish(live)
+        else:
+            self._leave(live)
+
+    def decode(self) -> None:
+        """A pass over a tree: some of its rows are right and kept, the others are noise."""
+        if (live := self._running()) is None:
+            return
+        assert live.table is not None
+        rows = self.random.randrange(1, 40)
+        if not self.cache.reserve(live.table, rows):
+            self.pause()
+            return
+        kept = sorted(self.random.sample(range(rows), self.random.randrange(rows + 1)))
+        tokens = live.tokens + [self.random.randrange(9) for _ in kept]
+        values = torch.full((rows,), -1.0)
+        values[kept] = marks(tokens, len(live.tokens))
+        start = live.table.length
+        write(self.cache, self.cache.slots(live.table)[start : start + rows], values)
+        self.cache.keep(live.table, kept)
+        self._grew(live, tokens)
+
+    def accept_from_elsewhere(self) -> None:
+        """Rows that were drafted in another table's slots, in any order, join the prefix."""
+        if (live := self._running()) is None:
+            return
+        assert live.table is not None
+        scratch, count = PageTable(), self.random.randrange(1, 2 * PAGE)
+        if self.cache.reserve(live.table, count) and self.cache.reserve(scratch, count):
+            tokens = live.tokens + [self.random.randrange(9) for _ in range(count)]
+            order = self.random.sample(range(count), count)
+            slots = self.cache.slots(scratch)[torch.tensor(order)]
+            write(self.cache, slots, marks(tokens, len(live.tokens)))
+            self.cache.keep_from(live.table, slots)
+            self._grew(live, tokens)
+        self.cache.close(scratch)
+
+    def fork(self) -> None:
+        if (live := self._running()) is None:
+            return
+        assert live.table is not None
+        twin = self.cache.fork(live.table)
+        if twin is not None:
+            self.sequences.append(Live(list(live.tokens), live.salt, twin))
+
+    def pause(self) -> None:
+        if (live := self._running()) is not None:
+            self._leave(live)
+
+    def finish(self) -> None:
+        if (live := self._running()) is not None:
+            self._leave(live)
+            self.sequences.remove(live)
+
+    def finish_all(self) -> None:
+        for live in self.sequences:
+            self._leave(live)
+        self.sequences.clear()
+
+    def look(self, live: Live) -> None:
+        """Compare what is stored with what should be; on the device, nobody waits."""
+        assert live.table is not None
+        self.wrong.append(wrong(self.cache, live.table, live.tokens))
+
+    def look_at_all(self) -> None:
+        for live in self.sequences:
+            if live.table is not None:
+                self.look(live)
+
+    def check(self) -> None:
+        """Everything looked at so far was right; pages balance."""
+        assert not self.wrong or int(torch.stack(self.wrong).sum()) == 0
+        self.wrong.clear()
+        check_pages(self.cache, [s.table for s in self.sequences if s.table is not None])
+
+    def longest_stored(self, live: Live) -> int:
+        """Tokens, without the last, of the longest beginning that was ever stored."""
+        wanted = live.tokens[:-1]
+        own = [tokens for salt, tokens in self.stored if salt == live.salt]
+        return max((num_agreeing(tokens, wanted) for tokens in own), default=0)
+
+    def _publish(self, live: Live) -> None:
+        assert live.table is not None
+        self.cache.publish(live.table, live.tokens)
+        self._store(live, live.table.length // PAGE * PAGE)
+        self.look(live)
+
+    def _store(self, live: Live, length: int) -> None:
+        self.stored.add((live.salt, tuple(live.tokens[:length])))
+
+    def _grew(self, live: Live, tokens: list[int]) -> None:
+        assert live.table is not None
+        live.tokens = tokens
+        self._publish(live)
+        if self.random.random() < 0.5:
+            self.cache.trim(live.table)
+        if len(tokens) > 8 * PAGE:
+            self._leave(live)
+            self.sequences.remove(live)
+
+    def _leave(self, live: Live) -> None:
+        """Nearly all leave their partial page behind."""
+        if live.table is not None and self.random.random() < 0.9:
+            self._store(live, live.table.length)
+            self.cache.close(live.table, live.tokens)
+        elif live.table is not None:
+            self.cache.close(live.table)
+        live.table = None
+
+    def _running(self) -> Live | None:
+        running = [s for s in self.sequences if s.table is not None]
+        return self.random.choice(running) if running else None
+
+
+def check_pages(cache: KVCache, tables: Sequence[PageTable]) -> None:
+    """Every page is free, idle, owned or stored; whatever is indexed can be found."""
+    owners = Counter(page for table in tables for page in table.pages)
+    assert [owners[page] for page in range(cache.num_pages)] == cache._references
+    assert sorted([*owners, *cache._free, *cache._idle]) == list(range(cache.num_pages))
+    last = cache.num_pages + len(cache._host_free) + cache.num_host_pages
+    assert sorted([*cache._host_free, *cache._stored]) == list(range(cache.num_pages, last))
+    for table in tables:
+        for page in table.pages[table.length // PAGE :]:
+            assert owners[page] == 1, "a page that is not full has one owner"
+    check_index(cache, owners)
+
+
+def check_index(cache: KVCache, owners: Counter[int]) -> None:
+    """Whatever is indexed can be found, and is stored once."""
+    index = cache._index
+    indexed = set(index._keys)
+    assert {page: key for key, page in index._pages.items()} == index._keys
+    assert set(index._serials) == indexed
+    assert indexed == {p for p in indexed if owners[p]} | {*cache._idle, *cache._stored}
+    page_of = {serial: page for page, serial in index._serials.items()}
+    ages = {page: age for age, page in enumerate([*cache._stored, *cache._idle])}
+    siblings: dict[tuple[int, bool], list[tuple[int, ...]]] = {}
+    for page, (parent, tokens) in index._keys.items():
+        siblings.setdefault((parent, page >= cache.num_pages), []).append(tokens)
+        assert 0 < len(tokens) <= PAGE
+        assert len(tokens) == PAGE or not owners[page], "who runs writes behind it"
+        if parent > 0:
+            assert parent in page_of, "an unreachable page holds memory"
+            before = page_of[parent]
+            assert len(index.tokens(before)) == PAGE, "tokens are missing in between"
+            assert before < cache.num_pages or page >= cache.num_pages, "a parent on the host"
+            if before in ages:
+                assert ages[page] < ages[before], "the beginning would go before the end"
+    assert {place: sorted(own) for place, own in siblings.items()} == index._siblings
+    for parent in {parent for parent, _ in siblings}:
+        below = sorted(siblings.get((parent, False), []) + siblings.get((parent, True), []))
+        for one, other in pairwise(below):
+            assert other[: len(one)] != one, "a page holds what another begins with"

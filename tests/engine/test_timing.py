@@ -1,0 +1,62 @@
+"""Step times: what is known at powers of two, between them and beyond."""
+
+import pytest
+
+from engine.timing import OUTLIER, SMOOTHING, StepTimes
+
+
+def timed(**seconds: float) -> StepTimes:
+    """Times known by rows, as in `timed(r4=0.1)`."""
+    times = StepTimes()
+    for rows, value in seconds.items():
+        times.observe(int(rows[1:]), value)
+    return times
+
+
+def test_nothing_is_known_before_the_first_step() -> None:
+    assert StepTimes().expect(1) is None
+
+
+def test_one_size_tells_of_fewer_rows_as_much_and_of_more_in_proportion() -> None:
+    times = timed(r8=2.0)
+    assert times.expect(8) == times.expect(3) == times.expect(0) == 2.0
+    assert times.expect(12) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [(1, 1.0), (2, 1.0), (4, 1.0), (6, 1.5), (8, 2.0), (16, 3.0), (24, 4.0), (48, 7.0)],
+)
+def test_between_known_sizes_and_behind_them_times_lie_on_lines(rows: int, seconds: float) -> None:
+    times = timed(r4=1.0, r8=2.0, r16=3.0)
+    assert times.expect(rows) == pytest.approx(seconds)
+
+
+def test_more_rows_are_never_expected_to_take_less_than_the_size_below() -> None:
+    times = timed(r4=2.0, r8=1.0)
+    assert times.expect(6) == 2.0 and times.expect(64) == 2.0
+
+
+def test_sizes_are_rounded_up_to_powers_of_two() -> None:
+    times = timed(r5=1.0)
+    assert times.expect(8) == 1.0
+    times.observe(8, 2.0)
+    assert times.expect(8) == pytest.approx(1.0 + SMOOTHING)
+    times.observe(0, 0.5)
+    assert times.expect(1) == 0.5
+
+
+def test_times_follow_what_is_observed() -> None:
+    times = timed(r1=1.0)
+    for _ in range(60):
+        times.observe(1, 0.2)
+    assert times.expect(1) == pytest.approx(0.2, rel=0.01)
+
+
+def test_one_step_that_was_disturbed_counts_little() -> None:
+    times = timed(r1=1.0)
+    times.observe(1, 1000.0)
+    assert times.expect(1) == pytest.approx(1.0 + SMOOTHING * (OUTLIER - 1))
+    for _ in range(100):
+        times.observe(1, 1000.0)
+    assert times.expect(1) == pytest.approx(1000.0, rel=0.01), "all steps take so long now"

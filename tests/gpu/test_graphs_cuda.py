@@ -1,0 +1,128 @@
+"""Draft steps as CUDA graphs compute what plain steps do, and serve the same answers.
+
+Without a device the padded step is tested in tests/engine/test_cuda_graphs.py.
+"""
+
+# mypy: disallow-untyped-calls=False
+# torch.cuda declares no types for streams.
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine import cuda_graphs
+from engine.cuda_graphs import CudaCapture, GraphedSteps, Work, graphed_steps
+from engine.growth import Growth
+from engine.spec import DraftSpec, MemorySpec
+from tests.engine.models import PLAIN, SMALL, alone, checkpoint, exact, load, prompt, request, run
+from tests.engine.padded import Compared, draft_of, grow
+from tests.engine.sequences import make_sequence
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA = torch.device("cuda", 0)
+MEMORY = MemorySpec(device=1 << 30)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "qwen3", "mistral"])
+def test_a_replayed_step_computes_what_a_step_does(family: str) -> None:
+    model = draft_of(checkpoint(family), CUDA)
+    assert model.graphs is not None
+    steps = Compared(model, CudaCapture(CUDA), tolerance=1e-3)
+    growths = [Growth(make_sequence(prompt(length, length)), 40) for length in (20, 300)]
+    grow(model, growths[:1], 5)
+    grow(model, growths[1:], 2)
+    grow(model, growths, 4)
+    again = Growth(make_sequence(prompt(33, 9)), 40)
+    grow(model, [again], 5)  # the same buckets: replays of what others captured
+    assert len(steps.compared) > steps.num_captured > 3
+
+
+@torch.inference_mode()
+def test_length_dependent_rope_has_no_graphs() -> None:
+    model = draft_of(checkpoint("phi3_longrope"), CUDA)
+    assert model.graphs is None
+
+
+@torch.inference_mode()
+def test_graphs_replay_on_whatever_stream_is_current() -> None:
+    model = draft_of(checkpoint("llama"), CUDA)
+    Compared(model, CudaCapture(CUDA), tolerance=1e-3)
+    growth = Growth(make_sequence(prompt(20)), 40)
+    grow(model, [growth], 2)
+    aside = torch.cuda.Stream(CUDA)
+    aside.wait_stream(torch.cuda.current_stream(CUDA))
+    with torch.cuda.stream(aside):
+        grow(model, [growth], 3)
+        grow(model, [Growth(make_sequence(prompt(21, 1)), 40)], 3)
+    torch.cuda.synchronize(CUDA)
+
+
+@torch.inference_mode()
+def test_graphs_that_make_room_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    model = draft_of(checkpoint("llama"), CUDA)
+    steps = model.graphs
+    assert steps is not None
+
+    def all_sizes() -> int:
+        for length in (1, 3, 7, 15, 31, 60):
+            grow(model, [Growth(make_sequence(prompt(length, length)), 40)], 1)
+        torch.cuda.synchronize(CUDA)
+        return torch.cuda.memory_allocated(CUDA)
+
+    all_sizes()
+    first = all_sizes()
+    for _ in range(5):
+        last = all_sizes()
+    assert last <= first + (1 << 20)
+    assert len(steps._graphs) == 2
+
+
+@torch.inference_mode()
+def test_work_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixture) -> None:
+    model = draft_of(checkpoint("llama"), CUDA)
+    capture = CudaCapture(CUDA)
+
+    def waits_for_the_device(work: Work) -> Work:
+        def run() -> Tensor:
+            logits = work()
+            logits.sum().item()  # not permitted while a stream is captured
+            return logits
+
+        return capture(run)
+
+    caller = torch.cuda.current_stream(CUDA)
+    model.graphs = GraphedSteps(model.decoder, model.caches.cache, waits_for_the_device)
+    grow(model, [Growth(make_sequence(prompt(20)), 40)], 5)
+    assert model.graphs.num_captured == 1
+    assert [r for r in caplog.records if "without a CUDA graph" in r.message]
+    assert torch.cuda.current_stream(CUDA) == caller
+    model.graphs = graphed_steps(model.decoder, model.caches.cache)
+    grow(model, [Growth(make_sequence(prompt(20)), 40)], 5)  # the device is as it was
+    torch.cuda.synchronize(CUDA)
+
+
+@pytest.mark.parametrize("method", ["subspec", "specexec"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_engines_draft_by_graphs(method: str, dtype: torch.dtype) -> None:
+    folder = checkpoint("llama", dtype)
+    asked = [
+        request("greedy", prompt(40, 1)),
+        request("long", prompt(250, 2), temperature=1.0, seed=3),
+        request("choices", prompt(9, 4), n=3, temperature=1.2, seed=4),
+    ]
+    want = exact(alone(load(folder, PLAIN, device="cuda:0", memory=MEMORY), asked))
+    source = str(folder) if method == "specexec" else None
+    draft = DraftSpec(method, source=source, **SMALL)
+    engine = load(folder, draft, device="cuda:0", memory=MEMORY)
+    assert exact(run(engine, asked)) == want
+    model = engine._drafting._model
+    assert model is not None and model.graphs is not None
+    assert model.num_captured > 0 and model.graphs._graphs
+    captured = model.num_captured
+    assert exact(run(engine, asked)) == want
+    assert model.num_captured == captured, "the same work needs no new graphs"

@@ -1,0 +1,156 @@
+"""What runs beside what on a device: layers, drafts ahead, choices."""
+
+# mypy: disallow-untyped-calls=False
+# torch.cuda declares no types for events and sleeps.
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.ahead_stream import AheadStream, use_compute_stream
+from engine.kv_cache import PAGE
+from engine.messages import SamplingParams
+from engine.sampling import choose_rows
+from engine.spec import DraftSpec, MemorySpec
+from tests.engine.models import (
+    PLAIN,
+    SMALL,
+    SUBSPEC,
+    alone,
+    checkpoint,
+    exact,
+    load,
+    prompt,
+    request,
+    run,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA = torch.device("cuda", 0)
+GPU: dict[str, Any] = {"device": "cuda:0", "memory": MemorySpec(device=1 << 30)}
+CYCLES = 100_000_000  # some fifty milliseconds
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Whatever makes the host wait for the device raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def asked() -> list[Any]:
+    return [
+        request("greedy", prompt(40, 1)),
+        request("long", prompt(150, 2)),
+        request("sampled", prompt(30, 3), temperature=1.0, top_p=0.9, seed=3),
+        request("told", prompt(12, 5), logprobs=2),
+        request("penalized", prompt(12, 6), repetition_penalty=1.3, temperature=0.8, seed=5),
+        request("choices", prompt(9, 4), n=3, temperature=1.2, seed=4),
+    ]
+
+
+@pytest.mark.parametrize("numerics", ["strict", "fast"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_no_layer_makes_the_host_wait(
+    monkeypatch: pytest.MonkeyPatch, family: str, numerics: Any
+) -> None:
+    engine = load(checkpoint(family), PLAIN, numerics=numerics, **GPU)
+    run(engine, asked()[:2])  # libraries set themselves up
+    forward, passes = engine._decoder.forward, 0
+
+    def watched(*arguments: Any) -> Tensor:
+        nonlocal passes
+        passes += 1
+        with no_waiting():
+            return forward(*arguments)
+
+    monkeypatch.setattr(engine._decoder, "forward", watched)
+    run(engine, asked()[:2])
+    assert passes > 10
+
+
+@pytest.mark.parametrize("method", ["subspec", "specexec"])
+def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
+    folder = checkpoint("llama", torch.bfloat16)
+    some = asked()[::2]
+    want = exact(alone(load(folder, PLAIN, **GPU), some))
+    source = str(folder) if method == "specexec" else None
+    engine = load(folder, DraftSpec(method, source=source, **SMALL), **GPU)
+    drafting, ahead, inside = engine._drafting, 0, False
+    assert isinstance(drafting.aside, AheadStream)
+
+    def draft(_: int) -> None:
+        nonlocal ahead, inside
+        if not inside:  # a draft has borders too
+            inside = True
+            torch.cuda._sleep(CYCLES // 100)  # the layer's kernels are late
+            ahead += drafting.ahead(1.0)
+            inside = False
+
+    engine.on_unit = draft
+    for attempt in ("cold", "prefix cached"):
+        assert exact(run(engine, some)) == want, attempt
+    assert ahead > 10
+    assert engine._cache.num_free_pages == engine._cache.num_pages
+
+
+def test_a_draft_waits_for_no_kernel_of_the_pass() -> None:
+    use_compute_stream(CUDA)
+    aside, ended = AheadStream(CUDA), torch.cuda.Event()
+    numbers = torch.arange(1000, device=CUDA)
+    numbers.sum().item()
+    with aside.passing():
+        torch.cuda._sleep(20 * CYCLES)
+        ended.record()
+        with aside.drafting():
+            assert numbers.sum().item() == 499_500
+        assert not ended.query(), "it waited for the pass"
+    numbers.zero_()  # comes after the draft
+    torch.cuda.synchronize(CUDA)
+
+
+def test_the_pass_has_the_higher_priority() -> None:
+    use_compute_stream(CUDA)
+    aside = AheadStream(CUDA)
+    assert torch.cuda.current_stream(CUDA).priority < aside._stream.priority
+
+
+@pytest.mark.parametrize("method", ["none", "subspec"])
+def test_choices_at_once_are_those_made_one_by_one(method: str) -> None:
+    draft = PLAIN if method == "none" else SUBSPEC
+    at_once = load(checkpoint("llama"), draft, **GPU)
+    assert at_once._at_once
+    one_by_one = load(checkpoint("llama"), draft, **GPU)
+    one_by_one._at_once = False
+    assert exact(run(at_once, asked())) == exact(run(one_by_one, asked()))
+
+
+def test_a_second_turn_computes_only_what_is_new() -> None:
+    engine = load(checkpoint("llama"), SUBSPEC, **GPU)
+    first = prompt(3 * PAGE + 5, 1)
+    answer = run(engine, [request("first", first)])["first", 0]
+    second = [*first, *answer.ids, *prompt(10, 2)]
+    want = exact(run(load(checkpoint("llama"), PLAIN, **GPU), [request("second", second)]))
+    found = run(engine, [request("second", second)])
+    assert exact(found) == want
+    stats = found["second", 0].stats
+    assert stats is not None
+    assert stats.cached_tokens == len(first) + len(answer.ids) - 1  # the last one's KV is new too
+
+
+def test_greedy_choices_do_not_make_the_host_wait() -> None:
+    logits = torch.randn(64, 50_257, device=CUDA)
+    greedy = SamplingParams(temperature=0)
+    with no_waiting():
+        chosen = choose_rows(logits, greedy, None, positions=range(64), choice=0)
+    assert torch.equal(chosen, logits.argmax(-1))
