@@ -11,6 +11,7 @@ PREFIX ?= /opt/understudy
 ARGS ?=
 
 OLDEST_VENV := .venv-oldest
+PEERS_VENV := .venv-peers
 OLDEST_TRANSFORMERS := 5.17.0
 BIN := $(VENV)/bin
 CHECKED := $(wildcard engine server tests configs benchmarks)
@@ -28,7 +29,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit test-gpu test-oldest format install lint-docker count clean
+.PHONY: help serve test lint types unit test-gpu test-oldest bench bench-peers bench-gpu format install lint-docker count clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -55,6 +56,15 @@ test-gpu: $(VENV)/.installed-test ## the tests that need a CUDA device
 test-oldest: $(OLDEST_VENV)/.installed ## the engine's tests with the oldest transformers allowed
 	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q -n 2 tests/engine $(ARGS)
 
+bench: $(VENV)/.installed-bench ## measure and write docs/benchmarks.md (15 minutes)
+	$(BIN)/python -m benchmarks.report $(ARGS)
+
+bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## beside foreign engines (as root, an hour)
+	$(BIN)/python -m benchmarks.report --group peers $(ARGS)
+
+bench-gpu: $(VENV)/.installed-bench ## what needs a CUDA device
+	$(BIN)/python -m benchmarks.report --group gpu $(ARGS)
+
 format: $(VENV)/.installed-test ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
@@ -75,7 +85,7 @@ lint-docker: ## run the Dockerfile's build step outside a container
 	build/docker/bin/understudy --help > /dev/null
 
 clean: ## remove environments, caches and build products
-	rm -rf $(VENV) $(OLDEST_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than what they were made from, so a second call installs nothing.
@@ -90,6 +100,19 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) -e '.[bench]'
+	@touch $@
+
+# llama.cpp is compiled for this very processor, once: pip keeps the wheel.
+$(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt $(CONSTRAINTS)
+	$(check-python)
+	$(PYTHON) -m venv $(PEERS_VENV)
+	@echo "Installing into $(PEERS_VENV) (once; compiling llama.cpp takes several minutes)"
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEERS_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) \
+	  -r benchmarks/peers/requirements.txt
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml constraints.txt

@@ -1,6 +1,10 @@
-"""A memory cgroup: a small machine inside a large one. Linux, needs root; versions 1 and 2."""
+"""A small machine inside a large one: a cgroup that bounds memory, and reads from the disk.
+
+Linux, needs root; cgroups of version 1 and 2.
+"""
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +16,7 @@ from threading import Event, Thread
 from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
+BLOCK_DEVICES = Path("/sys/dev/block")
 SAMPLE_S = 0.05  # between two looks at the anonymous memory
 LEAVE_S = 20.0  # for the processes of a group to be gone
 
@@ -30,6 +35,9 @@ class _Files:
     peak: str
     anonymous: str  # key in memory.stat
     events: str  # holds "oom_kill N"
+    reads_parent: Path  # where groups bound reads
+    reads: str  # file of lines like "8:0 <reads_format>"
+    reads_format: str
 
 
 _V1 = _Files(
@@ -39,6 +47,9 @@ _V1 = _Files(
     peak="memory.max_usage_in_bytes",
     anonymous="rss",
     events="memory.oom_control",
+    reads_parent=ROOT / "blkio",
+    reads="blkio.throttle.read_bps_device",
+    reads_format="{}",
 )
 _V2 = _Files(
     parent=ROOT,
@@ -47,6 +58,9 @@ _V2 = _Files(
     peak="memory.peak",
     anonymous="anon",
     events="memory.events",
+    reads_parent=ROOT,
+    reads="io.max",
+    reads_format="rbps={}",
 )
 
 
@@ -56,6 +70,7 @@ class MemoryGroup:
     def __init__(self, files: _Files, name: str) -> None:
         self._files = files
         self.path = files.parent / name
+        self._reads_path = files.reads_parent / name  # the same in version 2
         self._peak_anonymous = 0
         self._ended = Event()
 
@@ -66,10 +81,25 @@ class MemoryGroup:
         if (self.path / name).exists():  # a kernel without swap accounting has none
             (self.path / name).write_text(value or str(nbytes))
 
+    def limit_reads(self, folder: Path, bytes_per_second: int) -> None:
+        """Let the group read so much from the disk that holds `folder`; files in the page cache
+        are free. Raises `NoMemoryGroup`."""
+        line = f"{_disk(folder)} {self._files.reads_format.format(bytes_per_second)}"
+        try:
+            self._reads_path.mkdir(exist_ok=True)
+            (self._reads_path / self._files.reads).write_text(line)
+        except OSError as error:
+            raise NoMemoryGroup(
+                f"{self._reads_path / self._files.reads}: reads cannot be limited "
+                f"({error.strerror}). Version 1 needs the blkio controller, version 2 +io in "
+                f"{ROOT / 'cgroup.subtree_control'}"
+            ) from error
+
     def start(self, command: Sequence[str], **options: Any) -> "Popen[bytes]":
         """Start a process that is in the group, like all its children, from its first byte on."""
-        join = 'echo $$ > "$0" && exec "$@"'
-        return Popen(["/bin/sh", "-c", join, str(self.path / "cgroup.procs"), *command], **options)
+        paths = {self.path} | ({self._reads_path} if self._reads_path.exists() else set())
+        join = "".join(f"echo $$ > {shlex.quote(str(path / 'cgroup.procs'))} && " for path in paths)
+        return Popen(["/bin/sh", "-c", f'{join}exec "$0" "$@"', *command], **options)
 
     @property
     def peak_bytes(self) -> int:
@@ -114,6 +144,8 @@ class MemoryGroup:
         while self._pids():
             time.sleep(SAMPLE_S)
         self.path.rmdir()
+        if self._reads_path.exists():
+            self._reads_path.rmdir()
 
     def _pids(self) -> list[int]:
         return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
@@ -144,6 +176,17 @@ def memory_group(name: str) -> Iterator[MemoryGroup]:
     finally:
         group.remove()
         watcher.join()
+
+
+def _disk(folder: Path) -> str:
+    """The whole disk that holds a folder, as "major:minor". Raises `NoMemoryGroup`."""
+    number = folder.stat().st_dev
+    device = BLOCK_DEVICES / f"{os.major(number)}:{os.minor(number)}"
+    if not device.exists():
+        raise NoMemoryGroup(f"{folder}: is on no block device of its own, its reads have no limit")
+    if (device / "partition").exists():
+        device = device.resolve().parent
+    return (device / "dev").read_text().strip()
 
 
 def _version() -> _Files:

@@ -1,27 +1,37 @@
-"""A random llama checkpoint of any size, written shard by shard: making it takes little memory."""
+"""Checkpoints of any size, written shard by shard: making one takes little memory.
+
+The random llama has the demo's tokenizer and weights that mean nothing; `benchmarks.grow` writes
+ones that mean something.
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
 TOKENIZER = Path(__file__).parent.parent / "configs" / "demo" / "target"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 INDEX = "model.safetensors.index.json"
+RECIPE = "recipe.txt"  # what a checkpoint was made from and how, written last
 SCALE = 0.02  # standard deviation of the weights
+
+Family = Literal["llama", "qwen2"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a llama; the vocabulary is at least the demo tokenizer's 4,096."""
+    """Sizes of a llama, or a qwen2 (its attention has biases); embedding and head are not tied.
+
+    The vocabulary is at least the demo tokenizer's 4,096.
+    """
 
     layers: int = 30
     hidden: int = 2048
@@ -30,16 +40,24 @@ class Shape:
     kv_heads: int = 8
     vocabulary: int = 32_000
     context: int = 2048
+    head_dim: int | None = None  # None: hidden / heads
+    family: Family = "llama"
 
-    def config(self) -> LlamaConfig:
-        return LlamaConfig(
-            architectures=["LlamaForCausalLM"],
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.hidden // self.heads
+
+    def config(self) -> PretrainedConfig:
+        kind: type[Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config}[self.family]
+        config: PretrainedConfig = kind(
+            architectures=[kind.__name__.replace("Config", "ForCausalLM")],
             dtype="bfloat16",
             num_hidden_layers=self.layers,
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
+            head_dim=self.head_width,
             vocab_size=self.vocabulary,
             max_position_embeddings=self.context,
             tie_word_embeddings=False,
@@ -47,31 +65,37 @@ class Shape:
             eos_token_id=0,
             pad_token_id=0,
         )
+        return config
 
     def shards(self) -> Iterator[dict[str, tuple[int, ...]]]:
         """Tensor name -> shape, one mapping a shard: embedding, each layer, norm and head."""
         yield {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
         for layer in range(self.layers):
-            own = self._layer()
-            yield {f"model.layers.{layer}.{name}.weight": shape for name, shape in own.items()}
+            own = self.layer_tensors()
+            yield {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
         yield {
             "model.norm.weight": (self.hidden,),
             "lm_head.weight": (self.vocabulary, self.hidden),
         }
 
-    def _layer(self) -> dict[str, tuple[int, ...]]:
-        keys = self.hidden // self.heads * self.kv_heads
-        return {
-            "input_layernorm": (self.hidden,),
-            "self_attn.q_proj": (self.hidden, self.hidden),
-            "self_attn.k_proj": (keys, self.hidden),
-            "self_attn.v_proj": (keys, self.hidden),
-            "self_attn.o_proj": (self.hidden, self.hidden),
-            "post_attention_layernorm": (self.hidden,),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, self.intermediate),
+    def layer_tensors(self) -> dict[str, tuple[int, ...]]:
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        tensors: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (self.hidden,),
+            "self_attn.q_proj.weight": (queries, self.hidden),
+            "self_attn.k_proj.weight": (keys, self.hidden),
+            "self_attn.v_proj.weight": (keys, self.hidden),
+            "self_attn.o_proj.weight": (self.hidden, queries),
+            "post_attention_layernorm.weight": (self.hidden,),
+            "mlp.gate_proj.weight": (self.intermediate, self.hidden),
+            "mlp.up_proj.weight": (self.intermediate, self.hidden),
+            "mlp.down_proj.weight": (self.hidden, self.intermediate),
         }
+        if self.family == "qwen2":
+            for name in ("q", "k", "v"):
+                rows = tensors[f"self_attn.{name}_proj.weight"][0]
+                tensors[f"self_attn.{name}_proj.bias"] = (rows,)
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -84,17 +108,29 @@ class Checkpoint:
 
 
 def make_checkpoint(folder: Path, shape: Shape) -> Checkpoint:
-    """Write a bfloat16 checkpoint with the demo's tokenizer; one of this shape is left as it is.
-
-    config.json is written last, so that an interrupted writing is begun again.
-    """
+    """Write a random bfloat16 checkpoint with the demo's tokenizer; a finished one is left."""
+    generator = torch.Generator().manual_seed(0)
+    shards = ({n: _random(s, generator) for n, s in shapes.items()} for shapes in shape.shards())
     config = shape.config().to_json_string()
-    path = folder / "config.json"
-    if not path.exists() or path.read_text(encoding="utf-8") != config:
+    return write_checkpoint(folder, config, shards, tokenizer=TOKENIZER, recipe=f"random {shape}")
+
+
+def write_checkpoint(
+    folder: Path, config: str, shards: Iterable[dict[str, Tensor]], *, tokenizer: Path, recipe: str
+) -> Checkpoint:
+    """Write a checkpoint, one file a shard; one that was finished by this recipe is left as it is.
+
+    The recipe is written last, so that an interrupted writing is begun again.
+    """
+    path = folder / RECIPE
+    if not path.exists() or path.read_text(encoding="utf-8") != recipe:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _write(folder, shape)
-        path.write_text(config, encoding="utf-8")
+        _write(folder, shards)
+        for name in TOKENIZER_FILES:
+            shutil.copy(tokenizer / name, folder / name)
+        (folder / "config.json").write_text(config, encoding="utf-8")
+        path.write_text(recipe, encoding="utf-8")
     metadata = json.loads((folder / INDEX).read_text(encoding="utf-8"))["metadata"]
     return Checkpoint(folder, metadata["total_parameters"], metadata["total_size"])
 
@@ -111,27 +147,24 @@ def forget_pages(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _write(folder: Path, shape: Shape) -> None:
-    generator = torch.Generator().manual_seed(0)
+def _write(folder: Path, shards: Iterable[dict[str, Tensor]]) -> None:
     placed: dict[str, str] = {}
-    num_parameters = 0
-    for number, shapes in enumerate(shape.shards()):
+    num_parameters = num_bytes = 0
+    for number, tensors in enumerate(shards):
         name = f"model-{number:05}.safetensors"
-        tensors = {tensor: _random(size, generator) for tensor, size in shapes.items()}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         placed |= dict.fromkeys(tensors, name)
         num_parameters += sum(tensor.numel() for tensor in tensors.values())
+        num_bytes += sum(tensor.nbytes for tensor in tensors.values())
     index: dict[str, Any] = {
-        "metadata": {"total_size": 2 * num_parameters, "total_parameters": num_parameters},
+        "metadata": {"total_size": num_bytes, "total_parameters": num_parameters},
         "weight_map": placed,
     }
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        shutil.copy(TOKENIZER / name, folder / name)
 
 
 def _random(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     weight = torch.empty(size, dtype=torch.bfloat16)
     if len(size) == 1:
-        return weight.fill_(1.0)  # a norm
+        return weight.fill_(1.0)  # a norm, or a bias
     return weight.normal_(0.0, SCALE, generator=generator)

@@ -1,0 +1,1 @@
+"""Drafting methods for benchmarks only, found where this folder joins `engine.drafters`' path."""

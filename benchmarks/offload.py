@@ -1,0 +1,217 @@
+"""A model that does not fit: our engine beside what else could run it, in equal limits.
+
+    python -m benchmarks.offload --folder build/benchmarks/offload [--json]
+
+The demo's target grown to 1.5 B parameters (bfloat16, the same function) lies on disk. Each engine
+runs in a process of its own, inside one memory cgroup of 60 % of the checkpoint and one limit of
+the disk's reads; files are evicted first. In turn within each round, medians over the rounds. The
+second table has no read limit, in the third all is resident. Needs root, and an environment with
+the peers (`make bench-peers`). What is made once stays in the folder.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.grow import LARGE, SMALL, grow
+from benchmarks.memory_group import MemoryGroup, NoMemoryGroup, memory_group
+from benchmarks.offload_report import Round, Trial, figures
+from benchmarks.peers.engines import (
+    OURS,
+    PEERS,
+    Contest,
+    Files,
+    Length,
+    Setting,
+    Start,
+    num_recorded,
+)
+from benchmarks.peers.job import Job, Outcome
+from benchmarks.random_model import Checkpoint, Shape, forget_pages
+from benchmarks.recording import read_recordings
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "configs" / "demo"
+MEMORY_SHARE = 0.6
+READ_GBPS = 1.0
+PROBE_S = 2.0
+LOG_LINES = 8  # of a failed engine
+
+
+class Broken(Exception):
+    """An engine that did not answer; the message says why."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Lines on standard error: what runs, and how long all of it is likely to take."""
+
+    total: int  # processes
+    began: float = field(default_factory=time.monotonic)
+
+    def show(self, done: int, what: str) -> None:
+        seconds = time.monotonic() - self.began
+        left = f", about {(self.total - done) * seconds / done / 60:.0f} min left" if done else ""
+        print(f"[{done}/{self.total}{left}] {what}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    files = Files(args.folder)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        checkpoint = prepare(files, args)
+        rounds = list(measure(files, checkpoint, args))
+    except (NoMemoryGroup, Broken) as error:
+        print(f"offload: {error}", file=sys.stderr)
+        return 1
+    recordings = read_recordings(files.recordings)
+    result = figures(rounds, checkpoint, recordings, _length(args))
+    print(json.dumps(result.to_json()) if args.json else f"{result.title}\n\n{result}")
+    return 0
+
+
+def prepare(files: Files, args: argparse.Namespace) -> Checkpoint:
+    """Make what is not there yet: checkpoints, recordings, llama.cpp's files."""
+    shape = Shape(**{**vars(LARGE), "layers": args.layers})
+    checkpoint = grow(SOURCE / "target", files.target, shape)
+    grow(SOURCE / "draft", files.draft, SMALL)
+    tokens = num_recorded(_length(args))
+    recorded = read_recordings(files.recordings) if files.recordings.exists() else []
+    is_older = recorded and files.recordings.stat().st_mtime < _made_at(checkpoint)
+    if not recorded or is_older or len(recorded[0].answer) < tokens:
+        command = [sys.executable, "-m", "benchmarks.recording", str(files.target)]
+        _check([*command, str(files.recordings), "--tokens", str(tokens)])
+    if any(engine.startswith("llama.cpp") for engine in args.engines):
+        for path in files.gguf.values():
+            if path.exists() and path.stat().st_mtime < _made_at(checkpoint):
+                path.unlink()
+        outputs = {name: str(path) for name, path in files.gguf.items()}
+        job = files.folder / "gguf.job.json"
+        Job(str(files.target), (), (), outputs).write(job)
+        _check([args.peers_python, "-m", "benchmarks.peers.gguf_file", str(job)])
+    return checkpoint
+
+
+def measure(files: Files, checkpoint: Checkpoint, args: argparse.Namespace) -> Iterator[Round]:
+    """All engines in turn, round after round, one setting after another."""
+    limit = int(checkpoint.nbytes * args.memory_share)
+    settings = {
+        "limited": Setting("limited", limit, args.read_gbps),
+        "unlimited reads": Setting("unlimited reads", limit, None),
+        "resident": Setting("resident", None, None),
+    }
+    recordings = read_recordings(files.recordings)
+    plan = [(name, number) for name in args.settings for number in range(args.runs)]
+    progress, done = Progress(len(plan) * len(args.engines)), 0
+    for name, number in plan:
+        setting = settings[name]
+        contest = Contest(
+            files, setting, recordings, _length(args), args.peers_python, args.spare_mb << 20
+        )
+        probe = run(contest.probe(PROBE_S), setting, files, args.timeout)
+        trials = []
+        for engine in args.engines:
+            progress.show(done, f"{name}, round {number + 1}: {engine}")
+            try:
+                trials.append(run(contest.start(engine), setting, files, args.timeout))
+            except Broken as error:
+                print(f"offload: {engine}: {error}", file=sys.stderr)
+            done += 1
+        gbps = float(probe.outcome.figures["gbps"])
+        yield Round(setting, gbps, tuple(trials), os.getloadavg()[0])
+
+
+def run(start: Start, setting: Setting, files: Files, timeout: float) -> Trial:
+    """One process inside the setting's limits. Raises `Broken`."""
+    job = files.folder / f"{start.module}.job.json"
+    start.job.write(job)
+    limited = setting.limit_bytes is not None
+    if limited:
+        forget_pages(files.folder)
+    with memory_group("understudy-offload") if limited else nullcontext() as group:
+        if group is not None:
+            _limit(group, setting, files)
+        output = _output(start, job, group, timeout)
+        peak = group.peak_anonymous_bytes if group is not None else 0
+    return Trial(start.engine, Outcome.parse(output), peak)
+
+
+def _limit(group: MemoryGroup, setting: Setting, files: Files) -> None:
+    assert setting.limit_bytes is not None, "a setting with limits"
+    group.limit(setting.limit_bytes)
+    if setting.read_gbps is not None:
+        group.limit_reads(files.folder, int(setting.read_gbps * 1e9))
+
+
+def _output(start: Start, job: Path, group: MemoryGroup | None, timeout: float) -> str:
+    """What the process printed. Raises `Broken`."""
+    environment = {**os.environ, **start.environment}
+    log = job.with_suffix(".log")
+    with log.open("wb") as lines:
+        command = start.command(job)
+        options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": lines}
+        process = (
+            group.start(command, **options)
+            if group is not None
+            else subprocess.Popen(command, **options)  # type: ignore[call-overload]  # by name
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise Broken(f"no answer within {timeout:.0f} s") from error
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        kills = group.num_oom_kills if group is not None else 0
+        last = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        raise Broken("\n".join([f"exit code {process.returncode}, {kills} OOM kills", *last]))
+    return str(output.decode())
+
+
+def _check(command: Sequence[str]) -> None:
+    """Run a step of the preparation. Raises `Broken`."""
+    print("offload:", " ".join(command), file=sys.stderr, flush=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Broken(f"{' '.join(command)}:\n" + "\n".join(done.stderr.splitlines()[-LOG_LINES:]))
+
+
+def _made_at(checkpoint: Checkpoint) -> float:
+    return (checkpoint.folder / "config.json").stat().st_mtime
+
+
+def _length(args: argparse.Namespace) -> Length:
+    return Length(**json.loads(args.length)) if args.length else Length()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.offload", description=(__doc__ or "").split("\n")[0]
+    )
+    settings = ("limited", "unlimited reads", "resident")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmarks" / "offload")
+    parser.add_argument("--peers-python", default=".venv-peers/bin/python")
+    parser.add_argument("--engines", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
+    parser.add_argument("--settings", nargs="+", default=settings, choices=settings)
+    parser.add_argument("--runs", type=int, default=5, help="rounds of each setting")
+    parser.add_argument("--layers", type=int, default=LARGE.layers, help="45 M parameters each")
+    parser.add_argument("--memory-share", type=float, default=MEMORY_SHARE)
+    parser.add_argument("--read-gbps", type=float, default=READ_GBPS)
+    parser.add_argument("--spare-mb", type=int, default=450, help="of the limit, not for weights")
+    parser.add_argument("--length", help='tokens and passes, as JSON: {"plain": 2, "replayed": 2}')
+    parser.add_argument("--timeout", type=float, default=600, help="seconds, of one process")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Which benchmarks the report runs, with which arguments, and how their answers become figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchmarks.report_format import Bar, Figures, Table
+
+Group = Literal["bench", "peers", "gpu"]
+
+MEMORY_WITHIN = 0.05  # peak memory against the plan
+HOST_MS = {4_096: 4.0, 152_064: 20.0}  # vocabulary -> host time of a pass, at most
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of `benchmarks`, run as a process of its own."""
+
+    name: str
+    minutes: float  # about, on two quiet cores
+    group: Group = "bench"
+    arguments: Sequence[str] = ()
+    read: Callable[[Any], Figures] = Figures.from_json
+
+
+def read_demo(data: Sequence[Mapping[str, Any]]) -> Figures:
+    """`benchmarks.demo`: one object for each model, prompt set and temperature."""
+    columns = ("model", "prompts", "temperature", "answers", "tokens", "tokens_per_pass")
+    return Figures(
+        name="demo",
+        title="Tokens a pass of the demo model",
+        values={},
+        tables=[Table("", _headings(columns), _cells(data, columns))],
+    )
+
+
+def read_plan_memory(data: Sequence[Mapping[str, Any]]) -> Figures:
+    """`benchmarks.plan_memory`: one report for each process."""
+    columns = ("method", "tier", "planned_mb", "peak_mb", "ratio")
+    rows = [
+        {**report, "planned_mb": report["planned"] / 1e6, "peak_mb": report["peak"] / 1e6}
+        for report in data
+    ]
+    farthest = max(abs(report["ratio"] - 1) for report in data)
+    return Figures(
+        name="plan_memory",
+        title="Peak memory against the plan",
+        values={"parameters": data[0]["parameters"]},
+        tables=[Table("Each process", _headings(columns), _cells(rows, columns))],
+        bars=[Bar("peak memory, farthest from the plan", farthest, "<=", MEMORY_WITHIN)],
+    )
+
+
+def read_host_time(data: Mapping[str, Any]) -> Figures:
+    """`benchmarks.host_time`: one row for each vocabulary."""
+    rows: Sequence[Mapping[str, Any]] = data["rows"]
+    columns = [name for name, value in rows[0].items() if isinstance(value, int | float)]
+    return Figures(
+        name="host_time",
+        title="Host time of a pass outside layers, norm and head",
+        values={},
+        tables=[Table("Medians of the passes", _headings(columns), _cells(rows, columns))],
+        bars=[
+            Bar(f"host time of a pass, V = {size:,}", row["host_ms"], "<=", HOST_MS[size], "ms")
+            for row in rows
+            if (size := row["vocabulary"]) in HOST_MS
+        ],
+        machine=data["machine"],
+    )
+
+
+def read_sampling(data: Mapping[str, Any]) -> Figures:
+    """`benchmarks.sampling`: one row for each setting, the greedy one first."""
+    rows: Sequence[Mapping[str, Any]] = data["rows"]
+    columns = [name for name in rows[0] if name != "at_least"]
+    return Figures(
+        name="sampling",
+        title="Sampled text: the draft meets the target's noise, or other noise",
+        values={name: data[name] for name in ("positions", "entropy_nats")},
+        tables=[Table("Each setting", _headings(columns), _cells(rows, columns))],
+        bars=[
+            Bar(
+                f"hit rate at {row['setting']} over greedy", row["of_greedy"], ">=", row["at_least"]
+            )
+            for row in rows
+            if row["at_least"] is not None
+        ],
+        machine=data["machine"],
+    )
+
+
+# In the order of the page. `make bench` has 15 minutes for its group, `make bench-peers` an hour.
+PARTS: tuple[Part, ...] = (
+    Part("offload", 55, "peers", ("--folder", "build/benchmarks/offload")),
+    Part("link", 1.5),
+    Part("batch", 1.5),
+    Part("sampling", 1.5, read=read_sampling),
+    Part("tuning", 3),
+    Part("prefill", 3),
+    Part("serve", 1.5),
+    Part("host_time", 0.5, read=read_host_time),
+    Part(
+        "plan_memory",
+        1.5,
+        arguments=("--folder", "build/benchmarks/plan-memory", "--runs", "1"),
+        read=read_plan_memory,
+    ),
+    Part("demo", 1, read=read_demo),
+    Part("gpu", 10, "gpu"),
+)
+
+
+def _headings(columns: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in columns]
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[Any]]:
+    return [[row[name] for name in columns] for row in rows]

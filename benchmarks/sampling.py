@@ -1,0 +1,250 @@
+"""How well the draft guesses sampled tokens: shared noise against independent noise.
+
+    python -m benchmarks.sampling [--json] [--prompts 8] [--tokens 160]
+
+The model is the demo's target with its final norm scaled by `FLATTER`, so that text sampled at
+temperature 1 has more than 2 nats a token (measured and stated); the draft is `subspec`'s 4-bit
+copy of its layers, alone. Prompts are held out of the model's training.
+
+- Hit rate, teacher-forced: answers are sampled at temperature 1 in the engine, and at each position
+  of their text the logits of draft and target are kept. For every setting, on the same positions:
+  how often the draft's first candidate is the token the target chooses. "Independent" scores the
+  draft with noise of another seed.
+- Tokens a pass, in the engine: answers at each setting with trees of up to 64 rows, the draft
+  meeting the target's noise, and noise of another seed.
+"""
+
+import argparse
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import engine.draft_model
+import engine.engine
+from benchmarks.runs import DEMO, MODELS, Session, chat_prompts, drive, machine, request, session
+from engine.messages import SamplingParams
+from engine.sampling import choose, choose_rows, draft_children
+from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
+
+FLATTER = 0.7  # the demo's logits times this
+FINAL_NORM = "model.norm.weight"
+SETTINGS = {
+    "greedy": SamplingParams(temperature=0.0, seed=1),
+    "0.3": SamplingParams(temperature=0.3, seed=1),
+    "0.7, top-p 0.9": SamplingParams(temperature=0.7, top_p=0.9, seed=1),
+    "1.0": SamplingParams(temperature=1.0, seed=1),
+}
+AT_LEAST = {"0.7, top-p 0.9": 0.97, "1.0": 0.95}  # of the hit rate of greedy choices
+OTHER_NOISE = 0x5EED  # xor of the seed: noise that has nothing to do with the target's
+DRAFT = DraftSpec("subspec", depth=16, width=6, branch=4, budget=64, tuned=False, ahead=False)
+TAU = 0.5  # for the hit rates; the best candidate does not depend on it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting."""
+
+    setting: str
+    hit_rate: float
+    hit_rate_independent: float
+    of_greedy: float  # hit rate over that of greedy choices
+    at_least: float | None
+    tokens_per_pass: float
+    tokens_per_pass_independent: float
+
+
+@dataclass
+class Positions:
+    """Logits of draft and target at positions of sampled text."""
+
+    draft: list[Tensor] = field(default_factory=list)  # [V] each
+    target: list[Tensor] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+
+    @property
+    def entropy(self) -> float:
+        """The target's mean entropy in nats."""
+        log_probs = torch.stack(self.target).float().log_softmax(-1)
+        return float(-(log_probs.exp() * log_probs).sum(-1).mean())
+
+    def hit_rate(self, params: SamplingParams, seed: int) -> float:
+        """How often the draft's first candidate, by noise of `seed`, is the target's choice."""
+        chosen = choose_rows(
+            torch.stack(self.target), params, None, positions=self.position, choice=0
+        )
+        tokens, _ = draft_children(
+            torch.stack(self.draft),
+            replace(params, seed=seed),
+            None,
+            positions=self.position,
+            choice=0,
+            tau=TAU,
+            branch=1,
+        )
+        return float((tokens[:, 0] == chosen).double().mean())
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    arguments.add_argument("--prompts", type=int, default=8)
+    arguments.add_argument("--tokens", type=int, default=160, help="of an answer")
+    options = arguments.parse_args()
+    prompts = chat_prompts("held_out")[: options.prompts]
+    with session(specification(flatter_model())) as served:
+        # A first candidate is the model's own: look-ups would add theirs.
+        served.loaded.drafting._lookups = ()
+        seen = watch_text(served, prompts, options.tokens)
+        rows = measure(served, prompts, options.tokens, seen)
+    facts = {"positions": len(seen.position), "entropy_nats": round(seen.entropy, 2)}
+    if options.json:
+        report = {"machine": machine(), **facts, "rows": [asdict(row) for row in rows]}
+        print(json.dumps(report))
+    else:
+        print(table(rows), f"\n{facts['positions']} positions, {facts['entropy_nats']} nats each")
+
+
+def flatter_model() -> Path:
+    """The demo's target with flatter distributions: its folder, made at the first call."""
+    folder = MODELS / f"demo-flatter-{FLATTER}"
+    if not (folder / "config.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(DEMO / "target", folder, ignore=shutil.ignore_patterns("config.json"))
+        for path in folder.glob("*.safetensors"):
+            tensors = load_file(path)
+            if FINAL_NORM in tensors:
+                tensors[FINAL_NORM] = tensors[FINAL_NORM] * FLATTER
+                save_file(tensors, path, metadata={"format": "pt"})
+        shutil.copy(DEMO / "target" / "config.json", folder)  # last: the folder is complete
+    return folder
+
+
+def specification(folder: Path) -> ModelSpec:
+    return ModelSpec(
+        id=folder.name,
+        target=TargetSpec(str(folder)),
+        draft=DRAFT,
+        device="cpu",
+        stream=StreamSpec(tier="ram", resident=0),
+        max_sequences=1,
+        prefix_cache=False,
+    )
+
+
+def watch_text(served: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Positions:
+    """Sample answers at temperature 1 and keep the logits along their text.
+
+    A draft's logits belong to the text if the path they were drafted behind was emitted.
+    """
+    seen = Positions()
+    for prompt in prompts:
+        _watch_answer(served, prompt, replace(SETTINGS["1.0"], max_tokens=tokens), seen)
+    return seen
+
+
+def _watch_answer(
+    served: Session, prompt: Sequence[int], params: SamplingParams, seen: Positions
+) -> None:
+    drafted: dict[int, list[tuple[list[int], Tensor]]] = defaultdict(list)
+    emitted: list[int] = []
+
+    def draft(logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        for row, position in enumerate(kwargs["positions"]):
+            drafted[position].append((list(kwargs["paths"][row]), logits[row].clone()))
+        return draft_children(logits, *args, **kwargs)
+
+    def watched(logits: Tensor, *args: Any, position: int, **kwargs: Any) -> int:
+        for path, own in drafted.pop(position, ()):
+            if path == emitted[len(emitted) - len(path) :]:
+                seen.draft.append(own)
+                seen.target.append(logits.clone())
+                seen.position.append(position)
+                break
+        emitted.append(choose(logits, *args, position=position, **kwargs))
+        return emitted[-1]
+
+    with (
+        replaced(engine.draft_model, "draft_children", draft),
+        replaced(engine.engine, "choose", watched),
+    ):
+        drive(served, [request("watched", prompt, params)])
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def measure(
+    served: Session, prompts: Sequence[Sequence[int]], tokens: int, seen: Positions
+) -> list[Row]:
+    rows = []
+    greedy = seen.hit_rate(SETTINGS["greedy"], 0)
+    for setting, params in SETTINGS.items():
+        hit_rate = seen.hit_rate(params, params.seed)
+        with replaced(engine.draft_model, "draft_children", with_other_noise):
+            independent = tokens_per_pass(served, prompts, replace(params, max_tokens=tokens))
+        rows.append(
+            Row(
+                setting=setting,
+                hit_rate=hit_rate,
+                hit_rate_independent=seen.hit_rate(params, params.seed ^ OTHER_NOISE),
+                of_greedy=hit_rate / greedy,
+                at_least=AT_LEAST.get(setting),
+                tokens_per_pass=tokens_per_pass(
+                    served, prompts, replace(params, max_tokens=tokens)
+                ),
+                tokens_per_pass_independent=independent,
+            )
+        )
+    return rows
+
+
+def with_other_noise(
+    logits: Tensor, params: SamplingParams, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """The draft's children by noise that the target does not meet."""
+    return draft_children(logits, replace(params, seed=params.seed ^ OTHER_NOISE), *args, **kwargs)
+
+
+def tokens_per_pass(
+    served: Session, prompts: Sequence[Sequence[int]], params: SamplingParams
+) -> float:
+    """Of all answers together, without the passes of the prompts."""
+    run = drive(served, [request(str(i), prompt, params) for i, prompt in enumerate(prompts)])
+    passes = [own for own in run.passes if own.prompt_rows == 0]
+    return sum(own.accepted for own in passes) / sum(own.sequences for own in passes)
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = [
+        "| temperature | first candidate hits | of greedy (at least) | independent noise | "
+        "tokens a pass | independent noise |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        bar = f" ({row.at_least:.0%})" if row.at_least else ""
+        lines.append(
+            f"| {row.setting} | {row.hit_rate:.3f} | {row.of_greedy:.1%}{bar} | "
+            f"{row.hit_rate_independent:.3f} | {row.tokens_per_pass:.1f} | "
+            f"{row.tokens_per_pass_independent:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The self-tuned tree against a grid of fixed ones, on three kinds of text, one user.
+
+    python -m benchmarks.tuning [--json]
+
+Fixed trees have their (depth, width) and no say in it. All of the grid runs once on each text;
+the best few of each then run in turn with the self-tuned one, in every round, and the best median
+among them is what the self-tuned one is held against. What it learns it learns from one round
+before the first that counts. The link is set so that W/B is `--over-draft` times the time of a
+draft of depth 8 and width 4.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report_format import Bar, Figures, Plot, Table
+from benchmarks.runs import (
+    GREEDY,
+    MID,
+    UNLIMITED_GBPS,
+    Session,
+    chat_prompts,
+    drive,
+    grown,
+    machine,
+    ram_spec,
+    request,
+    session,
+)
+from engine.messages import SamplingParams
+from engine.spec import DraftSpec, ModelSpec
+
+DEPTHS = (4, 8, 16, 32)
+WIDTHS = (1, 4)
+BUDGET = 64  # rows of every tree
+PROBED = (8, 4)
+CONTENDERS = 2  # of the grid, on each text
+AT_LEAST = 0.95  # of the best fixed tree's tokens/s
+
+Bounds = tuple[int, int]  # depth, width
+TUNED = "self-tuned"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A kind of text: prompts, and how their answers are sampled."""
+
+    name: str
+    prompts: Sequence[list[int]]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The answers to one text's prompts, one after another."""
+
+    tokens_per_second: float
+    tokens_per_pass: float
+    draft_ms: float
+    rows: float
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    arguments.add_argument("--model", type=Path, help="its folder (default: the demo's, grown)")
+    arguments.add_argument("--tokens", type=int, default=48, help="of an answer")
+    arguments.add_argument("--prompts", type=int, default=2, help="of each kind of text")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--over-draft", type=float, default=2.0, help="W/B, in probed drafts")
+    arguments.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
+    arguments.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    options = arguments.parse_args()
+    figures = measure(
+        options.model or grown("mid", MID),
+        texts(options.prompts, options.tokens),
+        [(depth, width) for depth in options.depths for width in options.widths],
+        rounds=options.rounds,
+        over_draft=options.over_draft,
+    )
+    print(json.dumps(figures.to_json()) if options.json else figures)
+
+
+def texts(count: int, tokens: int) -> list[Text]:
+    """Known by heart, ordinary, and hard to foresee: the nats a token are measured and stated."""
+    starters, held_out = chat_prompts("starters"), chat_prompts("held_out")
+    chat = SamplingParams(temperature=0.7, top_p=0.9, seed=7)
+    wild = SamplingParams(temperature=1.4, seed=7)
+    kinds = (
+        ("known by heart", starters[:count], GREEDY),
+        ("chat", held_out[:count], chat),
+        ("high entropy", held_out[count : 2 * count], wild),
+    )
+    return [Text(n, prompts, replace(p, max_tokens=tokens)) for n, prompts, p in kinds]
+
+
+def measure(
+    folder: Path, kinds: Sequence[Text], grid: Sequence[Bounds], *, rounds: int, over_draft: float
+) -> Figures:
+    """Screen the grid, then run the best of it and the self-tuned tree in turn."""
+    gbps, seconds = _link(folder, kinds[0], over_draft)
+    screened: dict[Bounds, dict[str, float]] = {}
+    for bounds in grid:
+        with session(_fixed(folder, bounds, gbps)) as served:
+            screened[bounds] = {kind.name: pace(served, kind).tokens_per_second for kind in kinds}
+    best = {kind.name: _best(screened, kind.name) for kind in kinds}
+    with ExitStack() as stack:
+        tuned = stack.enter_context(session(_tuned(folder, grid, gbps)))
+        fixed = {
+            bounds: stack.enter_context(session(_fixed(folder, bounds, gbps)))
+            for bounds in sorted({bounds for own in best.values() for bounds in own})
+        }
+        nats = {kind.name: nats_a_token(tuned, kind) for kind in kinds}
+        paces: dict[str, dict[str, list[Pace]]] = {kind.name: {} for kind in kinds}
+        for kind in kinds:
+            pace(tuned, kind)
+        for _ in range(rounds):
+            for kind in kinds:
+                entrants: Iterable[tuple[str, Session]] = (
+                    (TUNED, tuned),
+                    *((_label(bounds), fixed[bounds]) for bounds in best[kind.name]),
+                )
+                for name, served in entrants:
+                    paces[kind.name].setdefault(name, []).append(pace(served, kind))
+    values = {
+        "model": folder.name,
+        "link_gbps": gbps,
+        "w_over_b_ms": seconds * 1e3,
+        "rows_of_a_tree": BUDGET,
+        "rounds": rounds,
+        "tokens_of_an_answer": kinds[0].params.max_tokens,
+    }
+    return _figures(values, screened, paces, nats)
+
+
+def pace(served: Session, kind: Text) -> Pace:
+    """Answer the text's prompts one after another."""
+    runs = [
+        drive(served, [request(f"{kind.name} {number}", prompt, kind.params)])
+        for number, prompt in enumerate(kind.prompts)
+    ]
+    passes = [stats for run in runs for stats in run.passes]
+    tokens = sum(run.num_tokens for run in runs)
+    return Pace(
+        tokens_per_second=tokens / sum(run.seconds for run in runs),
+        tokens_per_pass=tokens / len(passes),
+        draft_ms=statistics.fmean(stats.draft_ms for stats in passes),
+        rows=statistics.fmean(stats.rows for stats in passes),
+    )
+
+
+def nats_a_token(served: Session, kind: Text) -> float:
+    """Minus the mean log-probability, by the model's own measure, of what is emitted."""
+    params = replace(kind.params, logprobs=0)
+    runs = [drive(served, [request("nats", prompt, params)]) for prompt in kind.prompts]
+    return statistics.fmean(nats for run in runs for nats in run.nats)
+
+
+def _link(folder: Path, kind: Text, over_draft: float) -> tuple[float, float]:
+    """Gigabytes a second so that W/B is so many probed drafts, and W/B in seconds."""
+    with session(_fixed(folder, PROBED, UNLIMITED_GBPS)) as probed:
+        pace(probed, kind)
+        runs = [drive(probed, [request("draft", p, kind.params)]) for p in kind.prompts]
+        drafts = [stats.draft_ms for run in runs for stats in run.passes if stats.draft_ms > 1]
+        seconds = over_draft * statistics.median(drafts) / 1e3
+        return probed.streamed_bytes / seconds / 1e9, seconds
+
+
+def _fixed(folder: Path, bounds: Bounds, gbps: float) -> ModelSpec:
+    depth, width = bounds
+    draft = DraftSpec("subspec", depth=depth, width=width, budget=BUDGET, tuned=False)
+    return ram_spec(folder, draft, gbps=gbps)
+
+
+def _tuned(folder: Path, grid: Sequence[Bounds], gbps: float) -> ModelSpec:
+    """Bounded by the grid's largest depth and width."""
+    depth, width = (max(side) for side in zip(*grid, strict=True))
+    return ram_spec(
+        folder, DraftSpec("subspec", depth=depth, width=width, budget=BUDGET), gbps=gbps
+    )
+
+
+def _best(screened: Mapping[Bounds, Mapping[str, float]], kind: str) -> list[Bounds]:
+    ranked = sorted(screened, key=lambda bounds: screened[bounds][kind], reverse=True)
+    return ranked[:CONTENDERS]
+
+
+def _label(bounds: Bounds) -> str:
+    return f"{bounds[0]} x {bounds[1]}"
+
+
+def _figures(
+    values: Mapping[str, Any],
+    screened: Mapping[Bounds, Mapping[str, float]],
+    paces: Mapping[str, Mapping[str, Sequence[Pace]]],
+    nats: Mapping[str, float],
+) -> Figures:
+    rows, bars = [], []
+    for kind, own in paces.items():
+        speed = {name: _median(runs, "tokens_per_second") for name, runs in own.items()}
+        best = max((name for name in speed if name != TUNED), key=speed.__getitem__)
+        share = speed[TUNED] / speed[best]
+        bars.append(Bar(f"self-tuned over the best fixed tree, {kind}", share, ">=", AT_LEAST))
+        for name, runs in own.items():
+            figures = [_median(runs, f) for f in ("tokens_per_pass", "draft_ms", "rows")]
+            rows.append([kind, nats[kind], name, speed[name], speed[name] / speed[best], *figures])
+    kinds = list(paces)
+    columns = ["text", "nats a token", "tree (depth x width)", "tokens/s", "against the best fixed"]
+    columns += ["A", "draft ms", "rows a pass"]
+    grid = [[_label(b), *(screened[b][kind] for kind in kinds)] for b in screened]
+    return Figures(
+        name="tuning",
+        title="Self-tuned trees against fixed ones",
+        values=values,
+        tables=[
+            Table("Medians of the rounds", columns, rows),
+            Table("The grid, once each, tokens/s", ["tree", *kinds], grid),
+        ],
+        bars=bars,
+        plots=list(_plots(screened, kinds)),
+        machine=machine(),
+    )
+
+
+def _plots(screened: Mapping[Bounds, Mapping[str, float]], kinds: Sequence[str]) -> Iterator[Plot]:
+    widths = sorted({width for _, width in screened})
+    lines = {
+        f"{kind}, width {width}": [
+            (float(depth), screened[depth, own][kind]) for depth, own in screened if own == width
+        ]
+        for kind in kinds
+        for width in widths
+    }
+    yield Plot("tuning", "depth of the fixed tree", "tokens/s", lines, log_x=True)
+
+
+def _median(paces: Sequence[Pace], field: str) -> float:
+    return statistics.median(float(getattr(pace, field)) for pace in paces)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The benchmarks of the engine run, in the smallest setting there is, on the demo's own model."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import batch, gpu, prefill, tuning
+from benchmarks.runs import (
+    DEMO,
+    GREEDY,
+    UNLIMITED_GBPS,
+    Run,
+    chat_prompts,
+    drive,
+    forget,
+    ram_spec,
+    request,
+    session,
+)
+from engine.spec import DraftSpec
+
+TARGET = DEMO / "target"
+PLAIN = ram_spec(TARGET, DraftSpec("none"), gbps=UNLIMITED_GBPS, max_sequences=2)
+
+
+def test_a_run_knows_tokens_times_passes_and_bytes() -> None:
+    prompt = chat_prompts("starters")[0]
+    with session(PLAIN) as served:
+        run = drive(served, [request("a", prompt, replace(GREEDY, max_tokens=4))])
+        assert len(run.tokens_of("a")) == run.num_tokens == 4
+        assert len(run.passes) == len(run.times_of("a")) == 4
+        assert run.times_of("a") == sorted(run.times_of("a"))
+        assert run.finished["a"].completion_tokens == 4
+        assert run.answered == {"a"}
+        # Every pass walks all that is streamed; the ring may be ahead, by less than a pass.
+        assert 3 * served.streamed_bytes < served.link_bytes <= 5 * served.streamed_bytes
+
+
+def test_forgotten_requests_leave_an_idle_engine() -> None:
+    with session(PLAIN) as served:
+        requests = [request(name, [5, 6, 7], GREEDY) for name in ("a", "b")]
+        assert len(drive(served, requests, passes=2).passes) == 2
+        forget(served, ["a", "b"])
+        assert not served.engine.has_work()
+        assert drive(served, [request("a", [5], replace(GREEDY, max_tokens=1))]).num_tokens == 1
+
+
+def test_batch_states_its_ratios_and_judges_eight_users() -> None:
+    figures = batch.measure(TARGET, 8, 2, passes=1, rounds=1)
+    users = [row[1] for row in figures.tables[0].rows]
+    assert users == 2 * list(batch.USERS)
+    assert figures.values["compute_of_8_trees_over_w_over_b"] == pytest.approx(0.7)
+    assert figures.values["draft_of_one_user_over_w_over_b"] > 0
+    assert all(bar.value > 0 and bar.bound == batch.AT_LEAST for bar in figures.bars)
+
+
+def test_tuning_judges_each_text_against_the_best_of_the_grid() -> None:
+    kinds = tuning.texts(1, 3)
+    figures = tuning.measure(TARGET, kinds, [(1, 1), (2, 2)], rounds=1, over_draft=1.0)
+    assert len(figures.bars) == 3
+    rows = figures.tables[0].rows
+    assert {row[2] for row in rows} == {tuning.TUNED, "1 x 1", "2 x 2"}
+    for kind in kinds:
+        shares = [row[4] for row in rows if row[0] == kind.name and row[2] != tuning.TUNED]
+        assert max(shares) == 1.0
+    assert all(row[1] >= 0 for row in rows)
+
+
+def test_prefill_counts_whole_walks_of_the_weights() -> None:
+    figures = prefill.measure(TARGET, [40, 80], balanced=80, rounds=1)
+    for length, walks, *_, passes in figures.tables[0].rows:
+        assert (length, walks) == (length, pytest.approx(passes))
+    assert [row[0] for row in figures.tables[0].rows] == [40, 80]
+    assert [row[0] for row in figures.tables[1].rows] == [80]
+    turn = dict(zip(figures.tables[2].columns, figures.tables[2].rows[0], strict=True))
+    assert turn["new"] < turn["computed"] + 1 <= turn["prompt"]
+
+
+def test_gaps_are_counted_from_the_stream_s_last_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "USUAL_PASSES", 2)
+    with session(PLAIN) as served:
+        found = prefill.gap(served, 150)
+        assert not served.engine.has_work()
+    assert found.longest_s > 0 and found.usual_s > 0
+    assert found.admission_s >= found.longest_s
+    assert found.passes >= 1
+
+
+def test_the_gpu_benchmark_runs_dry_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    short = DraftSpec("subspec", depth=2, width=2, budget=8)
+    monkeypatch.setattr(gpu, "SERIAL", replace(short, ahead=False, tuned=False))
+    monkeypatch.setattr(gpu, "OURS", short)
+    monkeypatch.setattr(gpu, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(gpu, "SIMULATED_GBPS", 4.0)
+    options = gpu.Options("tiny", "cpu", 1.0, layers=2, passes=1, rounds=1, folder=tmp_path)
+    figures = gpu.measure(options)
+    assert [row[0] for row in figures.tables[0].rows] == [
+        "no draft, strict",
+        "no draft, fast",
+        "serial SubSpec",
+        "ours, fast",
+        "ours, strict",
+    ]
+    assert len(figures.bars) == 4
+    assert figures.values["w_bytes"] > 0 and figures.values["draft_bytes_read_a_step"] > 0
+
+
+def test_a_rate_needs_tokens() -> None:
+    assert Run(began=1.0, ended=3.0).tokens_per_second == 0.0
+
+
+def test_the_gpu_benchmark_needs_no_web_stack() -> None:
+    web = "{'fastapi', 'pydantic', 'uvicorn', 'starlette', 'httpx', 'server', 'matplotlib'}"
+    code = f"import sys, benchmarks.gpu; print(sorted({web} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
