@@ -126,7 +126,7 @@ def watched(served: Session) -> Iterator[Stopwatch]:
     drafting.propose = watch.wrap("propose", drafting.propose)
     places: tuple[tuple[Any, str], ...] = (
         (engine.draft_model, "draft_children"),
-        (engine.engine, "choose"),
+        (engine.engine, "choose_ahead"),
     )
     originals = [getattr(owner, name) for owner, name in places]
     for (owner, name), call in zip(places, originals, strict=True):
@@ -164,7 +164,7 @@ def answer(served: Session, prompt: Sequence[int], watch: Stopwatch) -> list[dic
                     "host": whole - seconds["target"] - seconds["draft"],
                     "drafting": seconds["propose"] - seconds["draft"],
                     "scoring": seconds["draft_children"],
-                    "choosing": seconds["choose"],
+                    "choosing": seconds["choose_ahead"],
                 }
             )
     return found

@@ -18,7 +18,7 @@ import argparse
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,10 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import engine.draft_model
-import engine.engine
+import engine.logits
 from benchmarks.runs import DEMO, MODELS, Session, chat_prompts, drive, machine, request, session
 from engine.messages import SamplingParams
-from engine.sampling import choose, choose_rows, draft_children
+from engine.sampling import choose_rows, draft_children
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 
 FLATTER = 0.7  # the demo's logits times this
@@ -162,25 +162,29 @@ def _watch_answer(
             drafted[position].append((list(kwargs["paths"][row]), logits[row].clone()))
         return draft_children(logits, *args, **kwargs)
 
-    def watched(logits: Tensor, *args: Any, position: int, **kwargs: Any) -> int:
+    def watched(logits: Tensor, *args: Any, positions: list[int], **kwargs: Any) -> Tensor:
+        (position,) = positions
         for path, own in drafted.pop(position, ()):
             if path == emitted[len(emitted) - len(path) :]:
                 seen.draft.append(own)
-                seen.target.append(logits.clone())
+                seen.target.append(logits[0].clone())
                 seen.position.append(position)
                 break
-        emitted.append(choose(logits, *args, position=position, **kwargs))
-        return emitted[-1]
+        chosen = choose_rows(logits, *args, positions=positions, **kwargs)
+        emitted.append(int(chosen))
+        return chosen
 
     with (
+        replaced(engine.draft_model, "is_path_dependent", lambda params: True),  # gives the paths
         replaced(engine.draft_model, "draft_children", draft),
-        replaced(engine.engine, "choose", watched),
+        replaced(engine.logits, "AT_ONCE", 0),  # only rows that are walked
+        replaced(engine.logits, "choose_rows", watched),
     ):
         drive(served, [request("watched", prompt, params)])
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:

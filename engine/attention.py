@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.kv_cache import KVCache
+from engine.progress import Progress
 
 ATTENTION = "understudy"
 SCORES = 1 << 22  # scores computed at a time: bounds memory for long contexts
@@ -51,6 +52,7 @@ class Batch:
     segments: tuple[Segment, ...]
     rows: range
     strict: bool
+    progress: Progress | None = None  # of a forward that may be left
 
     def tile(self, first: int, last: int) -> "Batch":
         live = tuple(s for s in self.segments if s.first < last and first < s.first + s.count)

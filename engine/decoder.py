@@ -65,7 +65,22 @@ class StreamedLayer(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, hidden: Tensor, *, batch: Batch, **arguments: Any) -> Tensor:
-        """hidden [1, R, D], overwritten tile by tile: a row's layer needs no other row's hidden."""
+        """hidden [1, R, D], overwritten tile by tile: a row's layer needs no other row's hidden.
+
+        Raises `PassCancelled`, and `OutOfTime` where the batch has a progress.
+        """
+        progress = batch.progress
+        if progress is None:
+            return self._run(hidden, batch, arguments)
+        if progress.has_run():
+            assert progress.hidden is not None
+            return progress.hidden
+        progress.enter()
+        hidden = self._run(hidden, batch, arguments)
+        progress.leave(hidden)
+        return hidden
+
+    def _run(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> Tensor:
         if self.experts is None:
             self._run_tiles(hidden, batch, arguments)
         else:

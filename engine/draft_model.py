@@ -8,6 +8,7 @@ growing, and its branches outlive a pass, while the target's pass writes elsewhe
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from math import exp, inf
 
 import torch
@@ -21,6 +22,7 @@ from engine.decoder import HEAD_ROWS, Decoder
 from engine.draft_cache import DraftCache, Scratch
 from engine.growth import Bounds, Growth, Node
 from engine.kv_cache import PAGE
+from engine.progress import OutOfTime, Progress
 from engine.sampling import draft_children, is_path_dependent
 from engine.sequence import Sequence
 
@@ -33,6 +35,19 @@ class Bound:
 
     def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]:
         return nullcontext({})
+
+
+@dataclass(frozen=True)
+class DraftStep:
+    """Nodes of some trees that are run in one batch."""
+
+    chosen: list[tuple[Growth, list[Node]]]
+    tokens: list[int]
+    positions: list[int]
+    long: list[bool]
+    wanted: list[int]  # rows of nodes: those that need logits
+    batch: Batch
+    progress: Progress
 
 
 class DraftModel:
@@ -49,6 +64,7 @@ class DraftModel:
         self.vocab_size = vocab_size
         self.graphs = graphed_steps(decoder, caches.cache)
         self._scratch: dict[Sequence, Scratch] = {}
+        self._under_way: DraftStep | None = None
 
     @property
     def num_captured(self) -> int:
@@ -68,15 +84,49 @@ class DraftModel:
         With a root goes every token the cache does not hold yet (a prompt, the bonus token, an
         accepted leaf): the draft's KV has no holes. Nodes without room stay off the frontier.
         """
-        ready = [(growth, own) for growth, nodes in chosen if (own := self._placed(growth, nodes))]
-        if not ready:
+        step = self._prepare(chosen)
+        if step is None:
             return 0
-        logits, rows = self._forward(ready)
-        first = 0
-        for growth, nodes in ready:
-            self._extend(growth, nodes, logits[first : first + len(nodes)], calibration)
-            first += len(nodes)
-        return rows
+        self._extend(step, self._forward(step), calibration)
+        return len(step.tokens)
+
+    @property
+    def under_way(self) -> "DraftStep | None":
+        """The step that was begun and is not finished."""
+        return self._under_way
+
+    @property
+    def num_stretches(self) -> int:
+        """In how many pieces a step may be run; captured on CUDA, in one."""
+        return len(self.decoder.decoder.layers) if self.graphs is None else 1
+
+    def begin(self, chosen: Seq[tuple[Growth, list[Node]]]) -> None:
+        """Prepare a step to be gone on with in stretches."""
+        assert self._under_way is None, "one step at a time"
+        self._under_way = self._prepare(chosen)
+
+    def go_on(self, until: float, calibration: Calibration) -> bool:
+        """Run the step under way until that time (time.perf_counter); whether it came forward."""
+        step = self._under_way
+        if step is None:
+            return False
+        before = step.progress.num_run
+        step.progress.go_on(until)
+        try:
+            logits = self._forward(step)
+        except OutOfTime:
+            return step.progress.num_run > before
+        self._under_way = None
+        self._extend(step, logits, calibration)
+        return True
+
+    def give_up(self) -> None:
+        """Leave the step under way undone: its nodes are back on their frontiers."""
+        step, self._under_way = self._under_way, None
+        if step is None:
+            return
+        for growth, nodes in step.chosen:
+            self.free(growth.sequence, growth.take_back(nodes))
 
     def continues(self, growth: Growth) -> bool:
         """Whether the KV that the growth's rows see is still all there."""
@@ -134,10 +184,17 @@ class DraftModel:
             placed.append(node)
         return placed
 
-    def _extend(
+    def _extend(self, step: "DraftStep", logits: Tensor, calibration: Calibration) -> None:
+        """Add the best children of all nodes that were run; logits [nodes, V]."""
+        first = 0
+        for growth, nodes in step.chosen:
+            self._add_children(growth, nodes, logits[first : first + len(nodes)], calibration)
+            first += len(nodes)
+
+    def _add_children(
         self, growth: Growth, nodes: list[Node], logits: Tensor, calibration: Calibration
     ) -> None:
-        """Add the best children of nodes that were run; logits [nodes, V]."""
+        """Add the best children of one tree's nodes; logits [nodes, V]."""
         sequence = growth.sequence
         positions = [node.position + 1 for node in nodes]
         paths = None
@@ -161,40 +218,49 @@ class DraftModel:
                 if gain > NEGLIGIBLE or node.children.get(token):
                     growth.add(node, token, belief, gain, self.name)
 
-    def _forward(self, step: Seq[tuple[Growth, list[Node]]]) -> tuple[Tensor, int]:
-        """One batch of rows: logits [nodes, V], and how many rows were run."""
+    def _prepare(self, chosen: Seq[tuple[Growth, list[Node]]]) -> "DraftStep | None":
+        """The rows of nodes that there is room for; None if there is none."""
+        ready = [(growth, own) for growth, nodes in chosen if (own := self._placed(growth, nodes))]
+        if not ready:
+            return None
         tokens: list[int] = []
         positions: list[int] = []
         long: list[bool] = []
         segments: list[Segment] = []
-        wanted: list[int] = []  # rows that need logits
-        for growth, nodes in step:
+        wanted: list[int] = []
+        for growth, nodes in ready:
             own_tokens, own_positions, segment = self._segment(growth, nodes, len(tokens))
             tokens += own_tokens
             positions += own_positions
             long += [self.decoder.is_long(len(growth.sequence.tokens))] * len(own_tokens)
             segments.append(segment)
             wanted += range(len(tokens) - len(nodes), len(tokens))
-        batch = Batch(self.caches.cache, tuple(segments), range(len(tokens)), self.decoder.strict)
+        rows, progress = range(len(tokens)), Progress()
+        batch = Batch(self.caches.cache, tuple(segments), rows, self.decoder.strict, progress)
         own = self.decoder.embedding.num_embeddings
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
-        logits = None if self.graphs is None else self.graphs.logits(known, batch)
+        return DraftStep(ready, known, positions, long, wanted, batch, progress)
+
+    def _forward(self, step: "DraftStep") -> Tensor:
+        """Logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
+        tokens, wanted = step.tokens, step.wanted
+        logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
         if logits is None:
-            hidden = self.decoder.forward(known, positions, long, batch)
+            hidden = self.decoder.forward(tokens, step.positions, step.long, step.batch)
             rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
             with self.decoder.head() as head:
                 blocks = [head(block) for block in torch.split(rows, HEAD_ROWS)]
             logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
         elif len(wanted) < len(tokens):
             logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
-        for growth, nodes in step:
+        for growth, nodes in step.chosen:
             # Tiles of clients that left may have been skipped: their slots hold anything.
             if nodes[0] is growth.root and not growth.sequence.request.cancelled.is_set():
                 self.caches.keep_pending(growth.sequence)
         missing = self.vocab_size - logits.shape[1]
         if missing:
             logits = F.pad(logits, (0, missing), value=-torch.inf)  # cuts where it is negative
-        return logits, len(tokens)
+        return logits
 
     def _segment(
         self, growth: Growth, nodes: list[Node], first: int

@@ -7,7 +7,7 @@ One growth a sequence lasts from its first draft to its end. `propose` grows it 
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from math import log
+from math import inf, log
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from engine.decoder import PassCancelled
 from engine.draft_model import DraftModel
 from engine.growth import Bounds, Growth, Node
 from engine.lookup import Lookup
-from engine.policy import TreePolicy
+from engine.policy import Step, TreePolicy
 from engine.sequence import Sequence
 from engine.tree import DraftTree
 
@@ -69,6 +69,7 @@ class Drafting:
 
         The pass has `fixed_rows` rows beside them, and at most `max_rows` in all.
         """
+        self.settle()
         growths = [self._growth(sequence) for sequence in sequences]
         for growth in growths:
             self._look_up(growth)
@@ -87,27 +88,50 @@ class Drafting:
         return [g.tree(r[:n]) for g, r, n in zip(growths, ranked, counts, strict=True)]
 
     def ahead(self, seconds: float) -> bool:
-        """Draft below the trees of the pass under way, if a step fits; whether it did."""
-        alive = [growth for growth in self._growths.values() if self._may_draft(growth)]
-        if not self._ahead or self._model is None or not alive:
+        """Draft below the trees of the pass under way for so long; whether there was time to.
+
+        A step may be left at a layer border and gone on with at the next call.
+        """
+        model = self._model
+        if not self._ahead or model is None:
             return False
         began = time.perf_counter()
-        depth = 2 * self._bounds.depth + 1  # a whole tree below a bonus token below this one
-        offered = []
-        for growth in alive:
-            nodes = growth.pop(self._bounds.width, depth, LEAST_AHEAD)
-            if nodes:
-                offered.append((growth, nodes))
-        step = self.policy.choose_ahead(offered, seconds)
-        if not step:
-            return False
+        if model.under_way is None:
+            model.begin(self._choose_ahead(seconds * model.num_stretches))
         try:
             with self.aside.drafting():
-                rows = self._step(step)
+                came_forward = model.go_on(began + seconds, self.policy.calibration)
         except PassCancelled:  # all of these left meanwhile; the pass may serve others
+            model.give_up()
             return False
         self.figures.ahead_seconds += time.perf_counter() - began
-        return rows > 0
+        return came_forward
+
+    def settle(self) -> None:
+        """The pass waits for no more weights: end the step under way, or give it up."""
+        model = self._model
+        if model is None or model.under_way is None:
+            return
+        began = time.perf_counter()
+        if 2 * model.under_way.progress.num_run < model.num_stretches:
+            model.give_up()
+            return
+        try:
+            model.go_on(inf, self.policy.calibration)
+        except PassCancelled:
+            model.give_up()
+        self.figures.ahead_seconds += time.perf_counter() - began
+
+    def _choose_ahead(self, seconds: float) -> Step:
+        """The likeliest nodes below the trees of the pass, as many as one step runs in time."""
+        depth = 2 * self._bounds.depth + 1  # a whole tree below a bonus token below this one
+        offered = []
+        for growth in self._growths.values():
+            if self._may_draft(growth):
+                nodes = growth.pop(self._bounds.width, depth, LEAST_AHEAD)
+                if nodes:
+                    offered.append((growth, nodes))
+        return self.policy.choose_ahead(offered, seconds)
 
     def observe(self, tokens: Seq[int], logits: Tensor) -> None:
         """The target's logits [R, V] at rows that fed these tokens."""
@@ -132,7 +156,7 @@ class Drafting:
 
     def release(self, sequence: Sequence) -> None:
         """The sequence ended or was paused: forget what is kept for it."""
-        self._growths.pop(sequence, None)
+        self._drop(sequence)
         if self._model is not None:
             self._model.release(sequence)
         for lookup in self._lookups:
@@ -159,9 +183,12 @@ class Drafting:
         return growth
 
     def _drop(self, sequence: Sequence) -> None:
-        self._growths.pop(sequence, None)
-        if self._model is not None:
-            self._model.shrink(sequence)
+        model, growth = self._model, self._growths.pop(sequence, None)
+        if model is None:
+            return
+        if model.under_way is not None and any(own is growth for own, _ in model.under_way.chosen):
+            model.give_up()
+        model.shrink(sequence)
 
     def _look_up(self, growth: Growth) -> None:
         sequence = growth.sequence

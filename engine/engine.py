@@ -16,11 +16,11 @@ from engine.decoder import PassCancelled
 from engine.drafting import Figures
 from engine.errors import ModelError, RequestError
 from engine.load import Loaded, load
-from engine.logits import Logits, choose_tree
+from engine.logits import Logits, choose_ahead, choose_tree
 from engine.machine import choose_device
 from engine.messages import Failed, Generate, ModelInfo, PassStats, Tokens
 from engine.passes import Entry, Pass, assemble
-from engine.sampling import choose, model_logprobs
+from engine.sampling import model_logprobs
 from engine.scheduler import Scheduler, Turn
 from engine.sequence import Request, Sequence
 from engine.spec import ModelSpec
@@ -154,6 +154,7 @@ class Engine:
         events: Events = []
         with self._decoder.head() as head:
             self._drafting.aside.join()  # nothing is drafted ahead from here on
+            self._drafting.settle()
             logits = Logits(hidden, clock.timed(head), self._observe(walk))
             for entry in walk.entries:
                 sequence = entry.turn.sequence
@@ -200,28 +201,21 @@ class Engine:
     def _walk(self, sequence: Sequence, tree: DraftTree, root: int, logits: Logits) -> list[int]:
         """Verify one tree, emitting on the way; the accepted rows, from the root down."""
         params = sequence.params
-        chosen = choose_tree(sequence, tree.depths, root, logits) if self._at_once else None
-        own: Tensor | None = None  # logits of the row at hand, where rows are chosen one by one
+        at_once = choose_tree(sequence, tree.depths, root, logits) if self._at_once else None
+        chosen = dict(enumerate(at_once or ()))
+        walked = 0  # the row at hand
 
         def choose_token(row: int) -> int:
-            nonlocal own
-            if chosen is not None:
-                return chosen[row]
-            own = logits.row(root + row)
-            position = len(sequence.tokens)
-            return choose(
-                own,
-                params,
-                sequence.counts,
-                position=position,
-                choice=sequence.choice,
-                banned=sequence.banned(position),
-            )
+            nonlocal walked
+            walked = row
+            if row not in chosen:
+                chosen.update(choose_ahead(sequence, tree, row, root, logits))
+            return chosen[row]
 
         def emit(token: int) -> bool:
             if params.logprobs is None:
                 return sequence.emit(token)
-            assert own is not None, "choose_tree leaves these to the walk"
+            own = logits.row(root + walked)
             return sequence.emit(token, model_logprobs(own, token, params.logprobs))
 
         accepted = verify(tree, choose_token, emit)

@@ -124,6 +124,16 @@ class Growth:
         node.slot = slot
         self._see(node)
 
+    def take_back(self, nodes: Seq[Node]) -> list[int]:
+        """The nodes run last were not run after all; their scratch slots."""
+        slots = [node.slot for node in nodes if node.slot is not None]
+        assert len(slots) == len(nodes) and self.ran[-len(nodes) :] == list(nodes)
+        del self.ran[-len(nodes) :]
+        for node in nodes:
+            node.slot, node.seen = None, 0
+            self._offer(node)
+        return slots
+
     def visible(self, nodes: Seq[Node]) -> tuple[list[Node], Tensor | None]:
         """The nodes run before these and on their paths, and who sees whom.
 

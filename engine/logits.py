@@ -1,7 +1,8 @@
-"""Logits of a pass's rows, and the target's choice at them: row by row, or a tree at once.
+"""Logits of a pass's rows, and the target's choice at them: some ahead, or a tree at once.
 
 A walk visits few of a tree's rows, so on the host a row's choice is made when the walk comes to
-it. A device makes all of them in the time of one, and the walk would wait for each: there a tree's
+it, with those that likely follow where a small vocabulary makes many cost little more than one. A
+device makes all of them in the time of one, and the walk would wait for each: there a tree's
 choices are made at once, and only the token ids come to the host.
 """
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from engine.decoder import HEAD_ROWS
 from engine.sampling import choose_rows, is_path_dependent
 from engine.sequence import Sequence
+from engine.tree import DraftTree
+
+AT_ONCE = 1 << 16  # logits that are looked at in about the time that one row's call costs
 
 
 class Logits:
@@ -79,3 +83,31 @@ def choose_tree(
             )
         )
     return torch.cat(chosen).tolist()  # the one time that the host waits for this tree
+
+
+def choose_ahead(
+    sequence: Sequence, tree: DraftTree, row: int, root: int, logits: Logits
+) -> dict[int, int]:
+    """The target's choice at the row a walk has come to, and at rows it likely comes to next.
+
+    The tree begins with row `root` of the pass; the tokens down to `row` are emitted.
+    """
+    params, rows, block = sequence.params, [row], (root + row) // HEAD_ROWS
+    most = AT_ONCE // logits.row(root + row).shape[0]
+    if is_path_dependent(params) or params.logprobs is not None:
+        most = 1
+    while len(rows) < most and (children := tree.children(rows[-1])):
+        likeliest = max(children.values(), key=tree.scores.__getitem__)
+        if (root + likeliest) // HEAD_ROWS != block:
+            break
+        rows.append(likeliest)
+    positions = [len(sequence.tokens) + place for place in range(len(rows))]
+    chosen = choose_rows(
+        torch.stack([logits.row(root + own) for own in rows]),
+        params,
+        sequence.counts,
+        positions=positions,
+        choice=sequence.choice,
+        banned=[sequence.banned(position) for position in positions],
+    )
+    return dict(zip(rows, chosen.tolist(), strict=True))

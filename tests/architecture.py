@@ -14,7 +14,7 @@ from pathlib import Path
 ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     # leaves
     ("engine", "engine.errors", "engine.layout", "engine.spec", "engine.noise", "engine.tree"),
-    ("engine.messages", "engine.malloc", "engine.workers"),
+    ("engine.messages", "engine.malloc", "engine.progress", "engine.workers"),
     # checkpoints and their formats
     ("engine.checkpoint", "engine.hub", "engine.config_only", "engine.tokenizer", "engine.family"),
     ("engine.nf4", "engine.int4", "engine.mxfp4", "engine.disk", "engine.pack", "engine.cache"),

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 import engine.engine
+import engine.logits
 from engine.decoder import HEAD_ROWS
-from engine.logits import Logits, choose_tree
+from engine.logits import Logits, choose_ahead, choose_tree
 from engine.sampling import choose
 from engine.spec import DraftSpec
-from tests.engine.models import SMALL, checkpoint, exact, load, prompt, request, run
+from tests.engine.models import SMALL, VOCAB, checkpoint, exact, load, prompt, request, run
 from tests.engine.sequences import make_sequence
 
 ROW_BY_ROW: tuple[dict[str, Any], ...] = (
@@ -48,23 +49,32 @@ def test_answers_are_the_same_either_way(method: str) -> None:
     assert any(a.stats is not None and a.stats.accepted > 5 for a in found.values())
 
 
-def test_nothing_is_chosen_row_by_row_where_paths_do_not_matter(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_answers_are_the_same_however_many_rows_are_chosen_ahead(
+    rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = 0
+    folder, everything = checkpoint("llama"), asked(AT_ONCE + ROW_BY_ROW)
+    want = run(load(folder, DraftSpec("none")), everything)
+    monkeypatch.setattr(engine.logits, "AT_ONCE", rows * VOCAB)
+    found = run(load(folder, DraftSpec("subspec", **SMALL)), everything)
+    assert exact(found) == exact(want)
 
-    def count(*arguments: Any, **named: Any) -> int:
-        nonlocal chosen
-        chosen += 1
-        return choose(*arguments, **named)
 
-    monkeypatch.setattr(engine.engine, "choose", count)
+def test_nothing_is_chosen_ahead_where_paths_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def count(*arguments: Any, **named: Any) -> dict[int, int]:
+        nonlocal calls
+        calls += 1
+        return choose_ahead(*arguments, **named)
+
+    monkeypatch.setattr(engine.engine, "choose_ahead", count)
     served = load(checkpoint("llama"), DraftSpec("subspec", **SMALL))
     served._at_once = True
     run(served, asked(AT_ONCE))
-    assert chosen == 0
+    assert calls == 0
     answers = run(served, asked(ROW_BY_ROW))
-    assert chosen == sum(len(answer.ids) for answer in answers.values())
+    assert calls == sum(len(answer.ids) for answer in answers.values())
 
 
 def head(hidden: Tensor) -> Tensor:
