@@ -80,6 +80,12 @@ class Growth:
         return 1 + len(self._best)
 
     @property
+    def num_levels(self) -> int:
+        """Levels that the draft has run, the root's among them: its steps, seen from the root."""
+        deepest = max((node.position for node in self.ran), default=self.root.position - 1)
+        return deepest - self.root.position + 1
+
+    @property
     def expected(self) -> float:
         """Tokens a pass is expected to emit with the best `budget` rows as the tree."""
         return 1.0 + self._mass

@@ -61,6 +61,8 @@ class TreePolicy:
         """
         offered: Step = []
         for growth in growths:
+            if not self.tuned and growth.num_levels >= depth:
+                continue  # its steps were made ahead
             nodes = growth.pop(width, depth, growth.floor)
             if nodes:
                 offered.append((growth, nodes))
