@@ -137,7 +137,7 @@ def measure(folder: Path, rows: int, *, slots: int | None, cycles: int, rounds: 
 
 
 def _half_of_the_link(
-    folder: Path, link: Link, rows: int, prompt: Sequence[int], slots: int | None
+    folder: Path, link: Link, rows: int, prompt: list[int], slots: int | None
 ) -> DraftSpec:
     """The tree whose draft takes half of W/B: a step beside a busy link takes longer than alone."""
     guess = link.depth(DRAFT_SHARE)
