@@ -217,7 +217,13 @@ def _figures(
     return Figures(
         name="prefill",
         title="Long prompts",
-        values={"model": folder.name, "link_gbps": gbps, "w_bytes": streamed, "rounds": len(alone[balanced]), "rounds_of_longer": len(gaps)},
+        values={
+            "model": folder.name,
+            "link_gbps": gbps,
+            "w_bytes": streamed,
+            "rounds": len(alone[balanced]),
+            "rounds_of_longer": len(gaps),
+        },
         tables=[
             Table("A prompt alone, medians", columns, rows),
             Table("Beside a running stream of one token a pass, medians", beside, [admitted]),
