@@ -7,7 +7,8 @@ One user, greedy, trees of up to `--rows` rows (under strict numerics, every pro
 step of the engine: draft, pass, verification. Its limit is max(W/B, compute) + draft not hidden.
 W/B is set to four times the compute, which is measured with everything resident; the draft's depth
 so that drafting takes half of W/B. First the same trees with and without drafting ahead, in turn, a
-round for each of some held-out prompts; then shallow trees, whose draft is a small part.
+round for each of some starter prompts, whose text the draft mostly knows; then shallow trees, whose
+draft is a small part.
 """
 
 import argparse
@@ -114,8 +115,8 @@ def main() -> None:
 
 def measure(folder: Path, rows: int, *, slots: int | None, cycles: int, rounds: int) -> Figures:
     """All cases in turn, one prompt a round; trees of at most so many rows, their depths chosen."""
-    prompts = chat_prompts("held_out")[:rounds]
-    assert len(prompts) == rounds, f"there are {len(prompts)} held-out prompts"
+    prompts = chat_prompts("starters")[:rounds]
+    assert len(prompts) == rounds, f"there are {len(prompts)} starter prompts"
     link = calibrate(folder, rows, prompts[0], cycles)
     deep = _half_of_the_link(folder, link, rows, prompts[0], slots)
     specs = {
