@@ -208,11 +208,10 @@ def _figures(
     columns += ["time / max(W/B, compute)", "passes"]
     beside = ["prompt tokens", "usual gap ms", "longest gap ms", "ratio", "admission s", "passes"]
     admitted = [longest, usual * 1e3, statistics.median(g.longest_s for g in gaps) * 1e3, ratio]
-    admitted += [statistics.median(g.admission_s for g in gaps)]
-    admitted += [int(statistics.median(g.passes for g in gaps))]
+    admitted += [statistics.median(g.admission_s for g in gaps), gaps[-1].passes]
     lines = {
-        "time / max(W/B, compute)": [(float(n), overlap[n]) for n in overlap],
-        "bytes / W": [(float(n), travelled[n]) for n in travelled],
+        name: [(float(length), ratio) for length, ratio in ratios.items()]
+        for name, ratios in (("time / max(W/B, compute)", overlap), ("bytes / W", travelled))
     }
     return Figures(
         name="prefill",
@@ -230,9 +229,7 @@ def _figures(
             Table("The second turn of a chat", list(turn), [list(turn.values())]),
         ],
         bars=[
-            Bar(
-                f"{balanced} tokens: bytes over the link / W", travelled[balanced], "<=", MOST_BYTES
-            ),
+            Bar(f"{balanced} tokens: bytes / W", travelled[balanced], "<=", MOST_BYTES),
             Bar(f"{balanced} tokens: time / max(W/B, compute)", overlap[balanced], "<=", MOST_TIME),
             Bar(
                 f"longest gap of a stream, {longest} tokens admitted", ratio, "<=", LONGEST_GAP, "x"
