@@ -1,5 +1,6 @@
 """How long steps take by their number of rows, learned as they run."""
 
+from itertools import accumulate
 from math import ceil, log2
 
 SMOOTHING = 0.15  # weight of the newest step
@@ -24,28 +25,29 @@ class StepTimes:
     def expect(self, rows: int) -> float | None:
         """Seconds of such a step; None before the first.
 
-        More rows than ever seen: in proportion where one size is known, else along the last two.
+        Fewer rows never take longer than more: a time that was measured while the machine was
+        busy is believed only until a larger step was faster. Else it would keep steps of its size
+        from being made, and so from being measured again. More rows than ever seen: in proportion
+        where one size is known, else along the last two.
         """
         if not self._seconds:
             return None
         at = float(max(rows, 1))
         known = sorted(self._seconds)
+        quickest = accumulate((self._seconds[bucket] for bucket in reversed(known)), min)
+        seconds = dict(zip(reversed(known), quickest, strict=True))
         above = next((bucket for bucket in known if bucket >= at), None)
         below = next((bucket for bucket in reversed(known) if bucket <= at), None)
-        if above is not None and below is not None:
-            return self._between(below, above, at)
         if below is None:
-            return self._seconds[known[0]]
-        if len(known) == 1:
-            return self._seconds[below] * at / below
-        return self._between(known[-2], below, at)
-
-    def _between(self, low: int, high: int, at: float) -> float:
-        """On the line through two buckets, never below the first."""
-        first, second = self._seconds[low], self._seconds[high]
-        if low == high:
-            return first
-        return max(first, first + (second - first) * (at - low) / (high - low))
+            return seconds[known[0]]
+        if above is None:
+            if len(known) == 1:
+                return seconds[below] * at / below
+            below, above = known[-2], known[-1]
+        if below == above:
+            return seconds[below]
+        share = (at - below) / (above - below)
+        return seconds[below] + (seconds[above] - seconds[below]) * share
 
 
 def _bucket(rows: int) -> int:

@@ -32,9 +32,16 @@ def test_between_known_sizes_and_behind_them_times_lie_on_lines(rows: int, secon
     assert times.expect(rows) == pytest.approx(seconds)
 
 
-def test_more_rows_are_never_expected_to_take_less_than_the_size_below() -> None:
-    times = timed(r4=2.0, r8=1.0)
-    assert times.expect(6) == 2.0 and times.expect(64) == 2.0
+def test_fewer_rows_are_never_expected_to_take_longer_than_more() -> None:
+    """Or one disturbed step would keep its size from being tried, and corrected, ever after."""
+    times = timed(r1=9.0, r4=2.0, r8=1.0)
+    assert times.expect(1) == times.expect(4) == times.expect(6) == 1.0
+    assert times.expect(8) == times.expect(64) == 1.0
+    times.observe(4, 0.5)
+    assert times.expect(8) == 1.0 and times.expect(1) == 1.0
+    for _ in range(60):
+        times.observe(4, 0.5)
+    assert times.expect(2) == pytest.approx(0.5, rel=0.01) and times.expect(8) == 1.0
 
 
 def test_sizes_are_rounded_up_to_powers_of_two() -> None:
