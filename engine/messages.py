@@ -33,6 +33,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None  # as `logprobs`, of the prompt's own tokens
+    grammar: str = ""  # what the answer must match, as llguidance writes it; "": anything
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,15 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an emitted token came from."""
+
+    source: str  # "target" (a bonus token), "grammar" (the only one allowed), or a draft's name
+    depth: int  # level in the draft tree; 0 for what was not drafted
+    pass_number: int  # of the choice, from 1
+
+
+@dataclass(frozen=True)
 class Stats:
     """Figures of one finished choice, for usage and timings."""
 
@@ -141,6 +152,8 @@ class Stats:
     accepted: int  # drafted rows the target agreed with
     prompt_ms: float  # from admission to the first token
     predicted_ms: float  # from the first token to the last
+    prediction_accepted: int = 0  # tokens of the request's `prediction` that were emitted
+    prediction_rejected: int = 0  # and those checked in vain
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,10 @@ class Tokens:
     ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[
+        TokenLogprob | None, ...
+    ] = ()  # once, one a prompt token; the first None
+    origins: tuple[Origin, ...] = ()  # one an id
     finish: str | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
     stats: Stats | None = None
