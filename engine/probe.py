@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.decoder import HEAD_ROWS, Decoder, build_on_meta
 from engine.family import kv_shape
 from engine.kv_cache import PAGE, KVCache
 from engine.outline import Outline
 from engine.pinned import Slab, allocate_pages
 from engine.quantize import linear, stored_tensors
+from engine.segment import Segment
 from engine.target import FAST_TILE, Blueprint
 from engine.timing import StepTimes
 
