@@ -1,5 +1,6 @@
 """What is measured before a model is loaded."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -35,4 +36,4 @@ def test_a_step_has_the_threads_with_which_it_is_fastest(
     monkeypatch.setattr(probe, "fastest", fastest)
     probe.settle_threads(lambda: tried.append(torch.get_num_threads()))
     assert torch.get_num_threads() == settled
-    assert tried[0] == 8 and all(a == 2 * b for a, b in zip(tried, tried[1:], strict=False))
+    assert tried[0] == 8 and all(a == 2 * b for a, b in itertools.pairwise(tried))
