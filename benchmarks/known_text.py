@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.random_model import SCALE, TOKENIZER, Checkpoint, Shape, write_checkpoint
+from benchmarks.runs import Session
 from engine.sequence import Sequence
 from engine.tree import DraftTree
 
@@ -31,6 +32,11 @@ def counting_model(folder: Path, shape: Shape) -> Checkpoint:
 def counting_prompt(length: int) -> list[int]:
     """Token ids that the model goes on with."""
     return list(range(FIRST, FIRST + length))
+
+
+def fill_trees(served: Session, rows: int) -> None:
+    """From now on every tree has so many rows; the look-ups, which know the text too, are gone."""
+    served.loaded.drafting._lookups = (Filler(rows),)
 
 
 def _shards(shape: Shape) -> Iterator[dict[str, Tensor]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import parser, show
-from benchmarks.known_text import Filler, counting_model, counting_prompt
+from benchmarks.known_text import counting_model, counting_prompt, fill_trees
 from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import (
     GREEDY,
@@ -246,8 +246,8 @@ def observe(served: Session, prompt: list[int], cycles: int) -> Cycles:
 
 def _open(stack: ExitStack, text: Text, spec: ModelSpec) -> Session:
     served = stack.enter_context(session(spec))
-    if text.filler_rows is not None:  # in place of the look-ups, which know the text too
-        served.loaded.drafting._lookups = (Filler(text.filler_rows),)
+    if text.filler_rows is not None:
+        fill_trees(served, text.filler_rows)
     return served
 
 
