@@ -33,7 +33,8 @@ class Settings(Section):
     strict_model: bool = True  # false: an unknown model name is served by the default model
     max_queue: Annotated[int, Field(ge=1)] = 256  # requests accepted and not finished
     load_timeout: Seconds = 600.0  # a request waits so long for its model
-    keepalive: Seconds = 15.0  # between two comments of a silent stream
+    keepalive: Seconds = 15.0  # between two signs of life of an answer that has nothing to say
+    blank_after: Seconds = 60.0  # a JSON answer that takes longer is begun with white space
     max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     api_key_file: Path | None = None
