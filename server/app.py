@@ -65,7 +65,7 @@ def create_app(
     app.include_router(health.router, prefix="/v1", include_in_schema=False)
     app.include_router(metrics_route.router)
     errors.install(app)
-    openapi.install(app)
+    openapi.install(app, has_keys=bool(keys))
     app.add_middleware(RequireKey, keys=keys or ApiKeys())
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
