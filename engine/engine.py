@@ -38,6 +38,7 @@ class Engine:
         self.info: ModelInfo = loaded.info
         self.last_pass: PassStats | None = None
         self.on_unit: Callable[[int], None] | None = None
+        self.on_start: Callable[[str], None] | None = None
         self._loaded = loaded
         self._decoder = loaded.decoder
         self._cache = loaded.cache
@@ -112,6 +113,7 @@ class Engine:
         turns = self._scheduler.schedule()
         if not turns:
             return []
+        self._tell_started(turns)
         try:
             return self._run(turns)
         except PassCancelled:
@@ -121,6 +123,12 @@ class Engine:
             # Weights could not be read: the requests of this pass fail, the next pass works.
             self._loaded.stream.seek(0)
             return self._fail(turns, str(error))
+
+    def _tell_started(self, turns: Seq[Turn]) -> None:
+        if self.on_start is not None:
+            for sequence in (turn.sequence for turn in turns):
+                if sequence.passes == 0:  # told again when its first pass was cut short
+                    self.on_start(sequence.request.message.request_id)
 
     def _run(self, turns: Seq[Turn]) -> Events:
         clock = _Clock(self._loaded.stream)
