@@ -37,6 +37,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
         "frequency_penalty": 0.4,
     },
     "bias": {"temperature": 1.0, "seed": 16, "logit_bias": ((7, 3.0), (9, -100.0))},
+    "scored": {"prompt_logprobs": 2, "logprobs": 1},
     "min_tokens": {"ignore_eos": False, "min_tokens": 5, "stop_token_ids": (5, 17, 40, 90)},
 }
 

@@ -19,6 +19,7 @@ from engine.sampling import (
     is_greedy,
     is_path_dependent,
     model_logprobs,
+    rows_logprobs,
     warp,
 )
 
@@ -382,6 +383,15 @@ def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
     assert banned[1][0] not in tokens[1, :3]
     small, _ = draft_children(logits, params, None, positions=[1, 2], choice=0, tau=1.0, branch=99)
     assert small.shape == (2, 30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_rows_logprobs_do_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
+    logits = random_logits(33, 130).to(dtype)
+    tokens = [row * 3 for row in range(33)]
+    together = rows_logprobs(logits, tokens, 4)
+    alone = [model_logprobs(own, token, 4) for own, token in zip(logits, tokens, strict=True)]
+    assert together == alone
 
 
 def test_model_logprobs_are_the_models_own() -> None:

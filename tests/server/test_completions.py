@@ -170,7 +170,6 @@ async def test_best_of_shows_the_most_probable_and_counts_all(
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"logprobs": 1, "echo": True}, "logprobs"),
         ({"suffix": "end"}, "suffix"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": ["a"] * 2049}, "prompt"),
