@@ -317,8 +317,8 @@ def _origins(count: int, pass_number: int) -> tuple[Origin, ...]:
 
 
 def _logprob(token: int, choice: int, num_top: int) -> TokenLogprob:
-    """Later choices are better."""
-    top = tuple(((token + i) % VOCAB, -0.5 - i) for i in range(num_top))
+    """Later choices are better, and other tokens better still."""
+    top = tuple(((token + 1 + i) % VOCAB, -0.25 - i / 4) for i in range(num_top))
     return TokenLogprob(token, -1.0 / (1 + choice), top)
 
 
