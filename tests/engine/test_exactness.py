@@ -125,7 +125,7 @@ def test_a_short_sequence_beside_one_behind_the_rope_border() -> None:
     assert exact(together) == exact(want)
 
 
-def test_choices_differ_and_the_first_equals_a_single_one() -> None:
+def test_api_09_choices_differ_and_the_first_equals_a_single_one() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     params: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_tokens": 16}
     four = run(engine, [request("four", prompt(10), n=4, **params)])

@@ -394,7 +394,7 @@ def test_a_rows_logprobs_do_not_depend_on_the_rows_beside_it(dtype: torch.dtype)
     assert together == alone
 
 
-def test_model_logprobs_are_the_models_own() -> None:
+def test_api_07_logprobs_are_the_models_own_and_never_infinite() -> None:
     logits = torch.tensor([1.0, 3.0, 2.0, 3.0, -torch.inf])
     expected = logits.log_softmax(-1).tolist()
     result = model_logprobs(logits, 2, 3)

@@ -182,3 +182,11 @@ def test_choices_share_the_passes_of_their_prompt() -> None:
     answers = run(engine, [request("r", prompt(100), n=2, temperature=1.0, seed=1)])
     starts = [answers[("r", choice)].origins[0] for choice in range(2)]
     assert starts == [Origin("target", 0, 2)] * 2
+
+
+def test_api_09_more_choices_and_prompts_than_run_at_once_wait_their_turn() -> None:
+    params: dict[str, Any] = {"temperature": 1.0, "max_tokens": 6, "prompt_logprobs": 0}
+    asked = [request(str(i), prompt(20, i), n=3, seed=i, **params) for i in range(3)]
+    want = alone(load(checkpoint("llama"), PLAIN), asked)
+    got = run(load(checkpoint("llama"), SUBSPEC, max_sequences=2), asked)
+    assert len(got) == 9 and exact(got) == exact(want)

@@ -172,7 +172,6 @@ async def test_api_09_best_of_shows_the_most_probable_and_counts_all(
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"suffix": "end"}, "suffix"),
-        ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": ["a"] * 2049}, "prompt"),
     ],
 )
