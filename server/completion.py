@@ -57,7 +57,7 @@ class TextWriter:
         aligner = self._aligners[index]
         placed = [] if aligner is None else aligner.feed(tokens)
         text = echo.text + tokens.text
-        if not (text or placed or tokens.finish):
+        if not (text or placed or tokens.prompt_logprobs or tokens.finish):
             return
         choice: TextChoice = {
             "index": index,

@@ -78,6 +78,18 @@ async def test_api_08_streamed_scores_add_up_to_the_whole(
         )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_api_08_a_prompt_without_text_is_scored_though_the_answers_is_held_back(
+    client: httpx.AsyncClient, engines: FakeEngines, stream: bool
+) -> None:
+    engines.script.burst = 1
+    fields: dict[str, Any] = {"prompt": [EOS], "echo": True, "logprobs": 0, "stop": "Hello!"}
+    response = await complete(client, stream=stream, **fields)
+    chunks = events(response.text)[:-1] if stream else [response.json()]
+    scores = [v for c in chunks for v in c["choices"][0]["logprobs"]["token_logprobs"]]
+    assert scores == [None] + [-1.0] * 13
+
+
 async def test_a_prompt_is_scored_only_when_it_is_shown(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
