@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from engine.detokenize import TokenBytes
 from server.generation import Output
-from server.logprobs import LogprobAligner, PlacedLogprob, chat_logprobs
+from server.logprobs import PlacedToken, TokenAligner, chat_logprobs, token_origins
 from server.schemas.answers import (
     ChatChoice,
     ChatChunk,
@@ -22,18 +22,28 @@ class ChatWriter:
     Args:
         head: what all chunks share.
         totals: adds up what the choices cost, and knows when all are finished.
-        tokens: the bytes of tokens, for logprobs; None: logprobs were not asked for.
+        spelling: the bytes of tokens.
+        logprobs, provenance: what is told of each token beside its text.
         include_usage: whether the stream ends with a chunk of usage.
     """
 
     def __init__(
-        self, head: Head, totals: Totals, tokens: TokenBytes | None, *, include_usage: bool
+        self,
+        head: Head,
+        totals: Totals,
+        spelling: TokenBytes,
+        *,
+        logprobs: bool,
+        provenance: bool,
+        include_usage: bool,
     ) -> None:
         self._head = head
         self._totals = totals
-        self._tokens = tokens
+        self._spelling = spelling
+        self._logprobs = logprobs
+        self._provenance = provenance
         self._include_usage = include_usage
-        self._aligners: dict[int, LogprobAligner | None] = {}
+        self._aligners: dict[int, TokenAligner | None] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
         """The chunks of one output; after the last finish the timings and the usage."""
@@ -42,7 +52,8 @@ class ChatWriter:
         if index is None:
             return
         if index not in self._aligners:
-            self._aligners[index] = None if self._tokens is None else LogprobAligner(self._tokens)
+            told = self._logprobs or self._provenance
+            self._aligners[index] = TokenAligner(self._spelling) if told else None
             yield self._chunk(index, {"role": "assistant", "content": ""})
         aligner = self._aligners[index]
         placed = [] if aligner is None else aligner.feed(tokens)
@@ -61,16 +72,18 @@ class ChatWriter:
         self,
         index: int,
         delta: Delta,
-        placed: Sequence[PlacedLogprob] = (),
+        placed: Sequence[PlacedToken] = (),
         finish: str | None = None,
     ) -> ChatChunk:
-        entries = [] if self._tokens is None else chat_logprobs(placed, self._tokens)
+        entries = chat_logprobs(placed, self._spelling)
         choice: ChatChunkChoice = {
             "index": index,
             "delta": delta,
             "logprobs": {"content": entries, "refusal": None} if entries else None,
             "finish_reason": finish,
         }
+        if self._provenance:
+            choice["provenance"] = token_origins(placed)
         return self._event([choice])
 
     def _event(self, choices: list[ChatChunkChoice], *, with_usage: bool = False) -> ChatChunk:
@@ -101,6 +114,8 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
             choice["finish_reason"] = piece["finish_reason"]
             if choice["logprobs"] is not None and piece["logprobs"] is not None:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
+            if "provenance" in piece:
+                choice.setdefault("provenance", []).extend(piece["provenance"])
     assert last is not None, "a stream has chunks"
     return {
         "id": last["id"],

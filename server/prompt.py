@@ -11,6 +11,7 @@ from server.schemas.chat import (
     ChatMessage,
     ChatRequest,
     FunctionMessage,
+    Prediction,
     ToolMessage,
 )
 from server.schemas.fields import TextPart
@@ -32,6 +33,15 @@ def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> 
     )
     _refuse_endless(tokenizer, info, text, "messages")
     return tokenizer.encode(text, special=False)
+
+
+def predicted_tokens(
+    tokenizer: Tokenizer, info: ModelInfo, prediction: Prediction
+) -> tuple[int, ...]:
+    """The ids of a predicted text, as far as an answer could be long."""
+    text = join_parts(prediction.content) or ""
+    longest = info.context_length
+    return tokenizer.encode(text[: longest * tokenizer.longest], special=False)[:longest]
 
 
 def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str) -> None:

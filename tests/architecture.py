@@ -38,7 +38,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine.lookup", "engine.suffixes", "engine.calibration"),
     ("engine.growth", "engine.policy"),
     ("engine.scheduler", "engine.passes", "engine.audit"),
-    ("engine.ahead_stream", "engine.cuda_graphs", "engine.logits"),
+    ("engine.ahead_stream", "engine.cuda_graphs", "engine.logits", "engine.scoring"),
     ("engine.draft_cache", "engine.draft_model", "engine.drafters", "engine.drafter"),
     ("engine.drafting", "engine.drafters.*"),
     ("engine.target", "engine.choice", "engine.probe", "engine.preview", "engine.load"),

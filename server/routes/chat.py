@@ -14,7 +14,7 @@ from server.chat import ChatWriter, fold_chat
 from server.generation import Job, generate
 from server.models import LoadedModel
 from server.openapi import describe
-from server.prompt import chat_prompt
+from server.prompt import chat_prompt, predicted_tokens
 from server.routes.answer import Caller, answer, end_answer, new_head
 from server.sampling import default_limit, sampling_params
 from server.schemas.answers import ChatChunk, ChatCompletion
@@ -39,6 +39,11 @@ async def chat_chunks(
 ) -> AsyncGenerator[ChatChunk, None]:
     """The chunks of one chat; closing the generator aborts it."""
     prompt = await asyncio.to_thread(chat_prompt, model.tokenizer, model.info, body)
+    prediction: tuple[int, ...] = ()
+    if body.prediction is not None:
+        prediction = await asyncio.to_thread(
+            predicted_tokens, model.tokenizer, model.info, body.prediction
+        )
     limit = body.token_limit
     if limit is None:
         limit = default_limit(model.entry.sampling.max_tokens, len(prompt), model.info)
@@ -56,12 +61,15 @@ async def chat_chunks(
         body.n or 1,
         key=caller.key,
         speculation=speculation_of(body.speculation, model.info),
+        prediction=prediction,
     )
     totals = Totals(job.num_choices, params.seed)
     writer = ChatWriter(
         head,
         totals,
-        model.tokenizer.bytes if body.logprobs else None,
+        model.tokenizer.bytes,
+        logprobs=bool(body.logprobs),
+        provenance=bool(body.provenance),
         include_usage=body.include_usage or not body.stream,
     )
     async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:

@@ -76,6 +76,13 @@ class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
 
 
+class Prediction(Body):
+    """Text that the answer will mostly follow: it makes the answer faster, never another."""
+
+    type: Literal["content"]
+    content: Content
+
+
 class ChatRequest(GenerationBody):
     """A conversation to continue."""
 
@@ -85,6 +92,7 @@ class ChatRequest(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    prediction: Prediction | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
@@ -94,7 +102,6 @@ class ChatRequest(GenerationBody):
     tool_choice: str | JsonObject | None = None
     functions: list[JsonObject] | None = None
     function_call: str | JsonObject | None = None
-    prediction: JsonObject | None = None
     modalities: list[str] | None = None
     audio: JsonObject | None = None
 
@@ -128,7 +135,6 @@ class ChatRequest(GenerationBody):
             ("tool_choice", choice),
             ("functions", self.functions),
             ("function_call", call),
-            ("prediction", self.prediction),
             ("audio", self.audio),
         ):
             unsupported(field, value)
