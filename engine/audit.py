@@ -18,13 +18,14 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.decoder import HEAD_ROWS, Decoder, PassCancelled
 from engine.errors import ModelError
 from engine.kv_cache import KVCache, PageTable
 from engine.messages import Audited, SamplingParams
 from engine.noise import gumbel
 from engine.sampling import TokenCounts, choose, is_greedy, warp
+from engine.segment import Segment
 from engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
