@@ -106,7 +106,7 @@ PARTS: tuple[Part, ...] = (
         arguments=("--folder", "build/benchmarks/plan-memory", "--runs", "1"),
         read=read_plan_memory,
     ),
-    Part("demo", 1, arguments=("--prompts", "10"), read=read_demo),
+    Part("demo", 1, arguments=("--prompts", "8"), read=read_demo),
     Part("gpu", 10, "gpu"),
 )
 

@@ -49,7 +49,7 @@ def test_link_judges_full_trees_and_shows_a_chat_beside(counting: Path) -> None:
     chat = link.Text(TARGET, [counting_prompt(9)])
     figures = link.measure(known, chat, 8, slots=None, cycles=(2, 1), rounds=1)
     in_full, in_chat = figures.tables
-    assert [row[0] for row in in_full.rows] == [link.SHALLOW, link.SERIAL, link.AHEAD]
-    assert [row[1] for row in in_full.rows] == [8, 8, 8]
+    assert [row[0] for row in in_full.rows] == [link.SERIAL, link.AHEAD]
+    assert [row[1] for row in in_full.rows] == [8, 8]
     assert [row[0] for row in in_chat.rows] == [link.SERIAL, link.AHEAD, link.TUNED]
-    assert len(figures.bars) == 5
+    assert len(figures.bars) == 4
