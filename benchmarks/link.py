@@ -8,9 +8,10 @@ times the compute, which is measured with everything resident; the draft's depth
 takes half of W/B.
 
 The bars are about the mechanism, so they are measured on a text that the draft knows by heart, in
-trees of `--rows` rows (`benchmarks.known_text`), with and without drafting ahead in turn, `--cycles`
-cycles each, round after round. The second table has the same on starter prompts, a text that the draft mostly knows, where
-a pass that ends above its leaves throws away what was drafted below them.
+trees of `--rows` rows (`benchmarks.known_text`), with and without drafting ahead in turn,
+`--cycles` cycles each, round after round. The second table has the same on starter prompts, a text
+that the draft mostly knows, where a pass that ends above its leaves throws away what was drafted
+below them; and self-tuned trees, as they are served.
 """
 
 import statistics
