@@ -92,11 +92,11 @@ def read_sampling(data: Mapping[str, Any]) -> Figures:
 # In the order of the page. `make bench` has 15 minutes for its group, `make bench-peers` an hour.
 PARTS: tuple[Part, ...] = (
     Part("offload", 55, "peers", ("--folder", "build/benchmarks/offload")),
-    Part("link", 2),
-    Part("batch", 2),
-    Part("sampling", 1.5, read=read_sampling),
-    Part("tuning", 2.5),
-    Part("prefill", 2.5),
+    Part("link", 2.2),
+    Part("batch", 2.3),
+    Part("sampling", 1.8, read=read_sampling),
+    Part("tuning", 2.3),
+    Part("prefill", 2.4),
     Part("serve", 1.5),
     Part("host_time", 1, read=read_host_time),
     Part(
