@@ -133,6 +133,7 @@ class Engine:
 
     def _run(self, turns: Seq[Turn]) -> Events:
         clock = _Clock(self._loaded.stream)
+        decoding = any(turn.is_decoding for turn in turns)
         trees = self._draft(turns)
         clock.drafted()
         walk = assemble(turns, trees, self._cache, self._decoder)
@@ -140,7 +141,7 @@ class Engine:
             hidden = self._decoder.forward(walk.tokens, walk.positions, walk.long, walk.batch)
             clock.walked()
             events = self._verify(walk, hidden, clock)
-        self._measure(walk, events, clock)
+        self._measure(walk, events, clock, decoding)
         return events
 
     def _draft(self, turns: Seq[Turn]) -> list[DraftTree | None]:
@@ -245,15 +246,13 @@ class Engine:
         if entry.tree is not None:
             self._drafting.commit(sequence, entry.tree, rows)
 
-    def _measure(self, walk: Pass, events: Events, clock: "_Clock") -> None:
+    def _measure(self, walk: Pass, events: Events, clock: "_Clock", decoding: bool) -> None:
         """Learn from the pass how long passes take, and tell what it did."""
         rows, prompt_rows = len(walk.tokens), sum(entry.chain for entry in walk.entries)
         figures, self._drafting.figures = self._drafting.figures, Figures()
         clock.ended(figures.ahead_seconds)
-        self._drafting.policy.passes.observe(rows, clock.compute, clock.link)
-        self._scheduler.cap.observe(
-            clock.passed, with_prompt=prompt_rows > 0, decoding=len(walk.entries) > prompt_rows
-        )
+        self._drafting.policy.passes.observe(rows, clock.compute, clock.link, walk.num_pairs)
+        self._scheduler.cap.observe(clock.passed, with_prompt=prompt_rows > 0, decoding=decoding)
         self.last_pass = PassStats(
             rows=rows,
             sequences=len(walk.entries),
