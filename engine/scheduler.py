@@ -20,6 +20,7 @@ from engine.sequence import Sequence
 log = logging.getLogger(__name__)
 
 LONGER = 1.25  # a pass with prompt rows may last this much longer than one without
+AIM = 1.12  # and is planned to: times vary
 SMALLEST_CHUNK = 64
 
 
@@ -52,9 +53,9 @@ class PromptCap:
 
     def rows(self, beside: int, context: int = 0) -> int:
         """Prompt rows, behind so many tokens, for a pass that has `beside` rows without them."""
-        allowed = LONGER * (self._passes.expect(beside) or 0.0)
+        allowed = AIM * (self._passes.expect(beside) or 0.0)
         if self._plain_seconds is not None:
-            allowed = LONGER * self._plain_seconds
+            allowed = AIM * self._plain_seconds
         rows = SMALLEST_CHUNK
         while rows < self._largest:
             pairs = 2 * rows * (context + rows)

@@ -17,7 +17,7 @@ def observe(cap: PromptCap, seconds: float, *, prompt: bool, times: int = 1) -> 
 
 
 def test_as_many_prompt_rows_ride_as_the_link_hides() -> None:
-    assert cap_of(link_seconds=10.0).rows(64) == 512  # 64 + 512 rows take 9 of 12.5 seconds
+    assert cap_of(link_seconds=10.0).rows(64) == 512  # 64 + 512 rows take 9 of 11.2 seconds
     assert cap_of(link_seconds=10.0, largest=256).rows(64) == 256
     assert cap_of(link_seconds=0.0).rows(64) == SMALLEST_CHUNK
 
