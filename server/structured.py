@@ -60,12 +60,12 @@ def tagged(
 def after_thinking(grammar: str, close: str, tokens: Mapping[str, int]) -> str:
     """The same grammar for what follows a thinking part: any text down to the tag `close`.
 
-    `tokens` as in `tagged`. White space behind the tag belongs to the thinking part.
+    `tokens` as in `tagged`. Up to two blanks or line breaks may follow it.
     """
     tags = _Tags(tokens)
     opening = tags.open(close)
     thought = serialized(
-        lark_grammar="\n".join([f"start: {opening} /\\s{0, 4}/ @answer", *tags.rules, _TEXT])
+        lark_grammar="\n".join([f"start: {opening} /\\s?\\s?/ @answer", *tags.rules, _TEXT])
     )
     inner = json.loads(grammar)["grammars"][0] | {"name": "answer"}
     return json.dumps({"grammars": [*json.loads(thought)["grammars"], inner]})
