@@ -1,15 +1,82 @@
-"""Grammars of answers, as llguidance writes them: what `SamplingParams.grammar` holds. Pure."""
+"""Grammars of answers, as llguidance writes them: what `SamplingParams.grammar` holds.
+
+Compiling one takes a while: call what raises `ApiError` in a thread.
+"""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from engine.check_grammar import fault
+from engine.grammar import regex_to_lark, to_lark
+from server.errors import ApiError
+from server.schemas.chat import ChatRequest
+from server.schemas.completions import CompletionRequest
+from server.schemas.structured import StructuredOutputs
+
 # One way to write each JSON text, the one that models have seen most: there is no white space for
 # a model to lose itself in, and more of the answer is forced.
 JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 _TEXT = "TEXT: /(?s:.)*/"
+
+LONGEST_REASON = 500  # characters: a reason quotes the grammar
+
+
+def chat_grammar(body: ChatRequest) -> str:
+    """What a chat's answer must match, "" for anything. Raises `ApiError` 400."""
+    form = body.response_format
+    if form is None or form.type == "text":
+        return _structured(body.structured_outputs)
+    if form.json_schema is None or form.json_schema.json_schema is None:
+        return json_grammar({"type": "object"})
+    schema = form.json_schema.json_schema
+    return checked(json_grammar(schema), "response_format.json_schema.schema")
+
+
+def completion_grammar(body: CompletionRequest) -> str:
+    """What a completion must match, "" for anything. Raises `ApiError` 400."""
+    return _structured(body.structured_outputs)
+
+
+def _structured(form: StructuredOutputs | None) -> str:
+    match form:
+        case StructuredOutputs(json_=dict(schema)):
+            return checked(json_grammar(schema), "structured_outputs.json")
+        case StructuredOutputs(regex=str(regex)):
+            lark = regex_to_lark(regex)
+            return checked(serialized(lark_grammar=lark), "structured_outputs.regex")
+        case StructuredOutputs(choice=list(texts)):
+            lark = f"start: {' | '.join(map(json.dumps, texts))}"
+            return checked(serialized(lark_grammar=lark), "structured_outputs.choice")
+        case StructuredOutputs(grammar=str(grammar)):
+            param = "structured_outputs.grammar"
+            try:
+                lark = to_lark(grammar)
+            except ValueError as error:
+                raise _refused(str(error), param) from None
+            return checked(serialized(lark_grammar=lark), param)
+        case _:
+            return ""
+
+
+def checked(grammar: str, param: str) -> str:
+    """The same grammar, if it compiles. Raises `ApiError` 400 with the reason."""
+    reason = fault(grammar)
+    if reason is not None:
+        raise _refused(reason, param)
+    return grammar
+
+
+def _refused(reason: str, param: str) -> ApiError:
+    message = f"'{param}' cannot be compiled: {reason[:LONGEST_REASON]}"
+    return ApiError(message, code="invalid_grammar", param=param)
+
+
+def json_grammar(schema: Mapping[str, Any]) -> str:
+    """JSON that matches a schema."""
+    return serialized(json_schema=in_form(schema))
 
 
 class Tagged(NamedTuple):

@@ -20,6 +20,7 @@ from server.sampling import default_limit, sampling_params
 from server.schemas.answers import ChatChunk, ChatCompletion
 from server.schemas.chat import ChatRequest
 from server.speculation import speculation_of
+from server.structured import chat_grammar
 from server.usage import Totals
 
 router = APIRouter()
@@ -39,6 +40,7 @@ async def chat_chunks(
 ) -> AsyncGenerator[ChatChunk, None]:
     """The chunks of one chat; closing the generator aborts it."""
     prompt = await asyncio.to_thread(chat_prompt, model.tokenizer, model.info, body)
+    grammar = await asyncio.to_thread(chat_grammar, body)
     limit = body.token_limit
     if limit is None:
         limit = default_limit(model.entry.sampling.max_tokens, len(prompt), model.info)
@@ -47,6 +49,7 @@ async def chat_chunks(
         model.entry.sampling,
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=grammar,
     )
     head, before = new_head("chatcmpl", model), model.figures.traffic
     job = Job(
