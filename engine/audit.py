@@ -189,7 +189,9 @@ class Auditor:
             allowed, banned = to_tensor([constraint.allowed(banned)]), ()
         where: dict[str, Any] = {"position": position, "choice": choice}
         chosen = choose(logits, params, counts, **where, banned=banned, allowed=allowed)
-        settled = settle(sequence, chosen, logits, constraint, counts, position)
+        settled = chosen
+        if constraint is not None:
+            settled = settle(sequence, chosen, logits, constraint, counts, position)
         if settled == token or self._decoder.strict:
             return settled == token
         if settled != chosen:
