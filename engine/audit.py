@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.constraint import Constraint, to_tensor
 from engine.decoder import HEAD_ROWS, Decoder, PassCancelled
 from engine.errors import ModelError
@@ -27,6 +27,7 @@ from engine.logits import settle
 from engine.messages import Audited, SamplingParams
 from engine.noise import gumbel
 from engine.sampling import TokenCounts, choose, is_greedy, warp
+from engine.segment import Segment
 from engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
