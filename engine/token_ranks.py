@@ -69,15 +69,15 @@ def _rank(
         return 1, -len(spelling)
     if spelling in _EMPTY:
         return 2, 0
-    if spelling == b'"':
-        return 3, 0
+    if spelling == b'"':  # opens a text: shorter than a number or a word, or longer
+        return (LAST, 0) if plain is _shortest else (3, 0)
     if characters <= _STRUCTURE and spelling[0] in _SEPARATORS and spelling.strip():
         return 4, -len(spelling)
     return plain(spelling)
 
 
 def _terminators(spelling: bytes) -> tuple[int, int]:
-    if frozenset(spelling) <= _TERMINATORS:
+    if frozenset(spelling) <= _TERMINATORS and spelling.strip():
         return 5, -len(spelling)
     return _longest(spelling)
 
