@@ -17,6 +17,7 @@ def sampling_params(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    grammar: str = "",
 ) -> SamplingParams:
     """The parameters of one request; token ids and lengths are checked by the engine's client."""
 
@@ -47,6 +48,7 @@ def sampling_params(
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids or ())),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 

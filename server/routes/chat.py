@@ -20,6 +20,7 @@ from server.sampling import default_limit, sampling_params
 from server.schemas.answers import ChatChunk, ChatCompletion
 from server.schemas.chat import ChatRequest
 from server.speculation import speculation_of
+from server.structured import chat_grammar
 from server.usage import Totals
 
 router = APIRouter()
@@ -44,6 +45,7 @@ async def chat_chunks(
         prediction = await asyncio.to_thread(
             predicted_tokens, model.tokenizer, model.info, body.prediction
         )
+    grammar = await asyncio.to_thread(chat_grammar, body)
     limit = body.token_limit
     if limit is None:
         limit = default_limit(model.entry.sampling.max_tokens, len(prompt), model.info)
@@ -52,6 +54,7 @@ async def chat_chunks(
         model.entry.sampling,
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=grammar,
     )
     head, before = new_head("chatcmpl", model), model.figures.traffic
     job = Job(

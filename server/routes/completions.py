@@ -22,6 +22,7 @@ from server.schemas.answers import TextCompletion
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from server.speculation import speculation_of
 from server.state import state_of
+from server.structured import completion_grammar
 from server.usage import Totals
 
 router = APIRouter()
@@ -44,6 +45,7 @@ async def text_chunks(
 ) -> AsyncGenerator[TextCompletion, None]:
     """The chunks of one completion; closing the generator aborts it."""
     prompts, echoes = await asyncio.to_thread(_prepare, model, body)
+    grammar = await asyncio.to_thread(completion_grammar, body)
     limit = body.max_tokens
     if limit is None:
         longest = max(len(prompt) for prompt in prompts)
@@ -54,6 +56,7 @@ async def text_chunks(
         max_tokens=limit,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
+        grammar=grammar,
     )
     head, before = new_head("cmpl", model), model.figures.traffic
     job = Job(

@@ -13,6 +13,7 @@ from server.schemas.fields import (
     fault,
     unsupported,
 )
+from server.schemas.structured import ResponseFormat, StructuredOutputs
 
 
 class SystemMessage(Body):
@@ -72,10 +73,6 @@ ChatMessage = Annotated[
 ]
 
 
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-
-
 class Prediction(Body):
     """Text that the answer will mostly follow: it makes the answer faster, never another."""
 
@@ -93,6 +90,7 @@ class ChatRequest(GenerationBody):
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     prediction: Prediction | None = None
+    structured_outputs: StructuredOutputs | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
@@ -109,6 +107,10 @@ class ChatRequest(GenerationBody):
     def _limits_agree(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise fault("max_tokens", "Give 'max_completion_tokens' or 'max_tokens', not both")
+        formed = self.response_format is not None and self.response_format.type != "text"
+        if formed and self.structured_outputs is not None:
+            message = "Give 'response_format' or 'structured_outputs', not both"
+            raise fault("structured_outputs", message)
         if self.top_logprobs is not None and not self.logprobs:
             raise fault("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
@@ -140,8 +142,6 @@ class ChatRequest(GenerationBody):
             unsupported(field, value)
         if self.modalities not in (None, [], ["text"]):
             unsupported("modalities", self.modalities)
-        if self.response_format is not None and self.response_format.type != "text":
-            unsupported("response_format", self.response_format.type)
         return self
 
     @property

@@ -88,7 +88,6 @@ USER = {"role": "user", "content": "hi"}
         ),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"tool_choice": "auto"}, "tool_choice", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"prediction": {"type": "content"}}, "prediction.content", "missing_required_parameter"),
         ({"prediction": {"type": "x", "content": ""}}, "prediction.type", "invalid_value"),
