@@ -31,10 +31,11 @@ class CallText(Protocol):
 
 
 class ArgumentsText:
-    """The bare arguments of a call whose name stood before them."""
+    """The bare arguments of a call whose name stood in a head of `width` characters before."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, width: int) -> None:
         self._name = name
+        self._width = width
         self._object = JsonObject()
         self._held = ""  # until the brace is followed by what may follow a brace
         self._begun = False
@@ -55,7 +56,7 @@ class ArgumentsText:
             return []
         self._begun = True
         blanks = len(self._held) - len(self._held.lstrip())
-        return [Piece("call", self._name, blanks), arguments(self._held[blanks:])]
+        return [Piece("call", self._name, self._width + blanks), arguments(self._held[blanks:])]
 
 
 def is_begun(text: str) -> bool:
@@ -170,7 +171,7 @@ class CallReader(Reader):
                 yield from self._read(each)
         elif character in BLANKS:
             self._held += character
-        elif self._after_call and character in self._between:
+        elif (self._after_call or self._may_begin) and character in self._between:
             self._held += character
             self._may_begin = True
         else:
