@@ -4,13 +4,14 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server import parsers
 from server.parsing.format import Format, Part
 from server.parsing.pieces import Chain, Parser, PlainText
 
 FALLBACK = "generic"  # reads the tools of templates that no format recognises
+FORCED = "hermes"  # how calls are forced for a format that has no syntax of its own
 NO_REASONING = "none"  # instead of a format of reasoning: there is none to look for
 
 
@@ -29,6 +30,12 @@ class Formats:
     def special_tokens(self, *, tools: bool) -> frozenset[str]:
         """The marks that its parsers look for in answers, with or without tools to call."""
         return frozenset(mark for format in self._used(tools) for mark in format.special_tokens)
+
+    @property
+    def forced(self) -> "Formats":
+        """The formats of answers whose calls are forced, so that there is a syntax to force."""
+        known = self.tools if self.tools.syntax is not None else known_formats()[FORCED]
+        return replace(self, tools=known)
 
     def _used(self, tools: bool) -> list[Format]:
         """The formats of the parsers, first to last."""

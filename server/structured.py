@@ -27,6 +27,9 @@ def tagged(
     several: bool,
     free_text: bool,
     separator: str = "",
+    trigger: str = "",
+    text_begin: str = "",
+    text_not_begin: str = "",
     tokens: Mapping[str, int] | None = None,
 ) -> str:
     """Answers with passages of JSON, such as tool calls.
@@ -35,12 +38,14 @@ def tagged(
     tags, or the start of them. Where `several` are allowed, `separator` stands between two.
 
     With `free_text` any text may come before a passage, between two instead of the separator, and,
-    where `several` are allowed, after the last. A begin tag, or the first added token in it,
-    commits the answer to a passage: it should start with what text does not contain by chance.
+    where `several` are allowed, after the last. A begin tag, or the first added token or `trigger`
+    in it, commits the answer to a passage: it should be what text does not contain by chance.
+    Without, where none is needed, the answer may be text instead, which begins with the tags
+    `text_begin`, if any, and with none of the characters `text_not_begin`, if any.
 
     `tokens` are the tokenizer's added tokens by spelling. Where a tag has one, that token is meant.
     """
-    tags = _Tags(tokens or {})
+    tags = _Tags(tokens or {}, trigger)
     rules, passages = [], []
     for index, kind in enumerate(kinds):
         opening = tags.open(kind.begin) if free_text else tags.literal(kind.begin)
@@ -54,6 +59,9 @@ def tagged(
     else:
         more = f"({tags.literal(separator)} passage)*" if several else ""
         start = f"passage {more}" if at_least_one else f"(passage {more})?"
+        if not at_least_one and (text_begin or text_not_begin):
+            begins = f"/[^{re.escape(text_not_begin)}]/" if text_not_begin else ""
+            start = f"passage {more} | {tags.literal(text_begin)} {begins} TEXT"
     return serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
 
 
@@ -84,9 +92,9 @@ def in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
 class _Tags:
     """Spells tags in Lark; `rules` are what `open` needs."""
 
-    def __init__(self, tokens: Mapping[str, int]) -> None:
+    def __init__(self, tokens: Mapping[str, int], trigger: str = "") -> None:
         self._tokens = tokens
-        spellings = sorted(filter(None, tokens), key=len, reverse=True)
+        spellings = sorted(filter(None, {*tokens, trigger}), key=len, reverse=True)
         self._cut = re.compile(f"({'|'.join(map(re.escape, spellings))})" if spellings else "(?!)")
         self._heads: dict[str, str] = {}  # what commits to a tag -> its rule
         self.rules: list[str] = []

@@ -5,7 +5,7 @@ import string
 from collections.abc import Collection
 
 from server.parsing.calls import ArgumentsText, CallReader, CallText, NotACall
-from server.parsing.format import TOOLS, Format
+from server.parsing.format import TOOLS, CallSyntax, Format
 from server.parsing.pieces import Piece
 
 TAG = "[TOOL_CALLS]"
@@ -56,4 +56,7 @@ def parser(names: Collection[str], _before: str) -> MistralReader:
     return MistralReader(names, opens=[TAG], between="[,]")
 
 
-FORMAT = Format(TOOLS, recognises, parser, special_tokens=(TAG, CALL_ID, ARGUMENTS))
+SYNTAX = CallSyntax(
+    begin=f'{TAG} [{{"name": "%s", "arguments": ', end="}]", separator=None, trigger=TAG
+)
+FORMAT = Format(TOOLS, recognises, parser, (TAG, CALL_ID, ARGUMENTS), SYNTAX)
