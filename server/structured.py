@@ -73,7 +73,7 @@ def after_thinking(grammar: str, close: str, tokens: Mapping[str, int]) -> str:
     tags = _Tags(tokens)
     opening = tags.open(close)
     thought = serialized(
-        lark_grammar="\n".join([f"start: {opening} /\\s?\\s?/ @answer", *tags.rules, _TEXT])
+        lark_grammar="\n".join([f"start: {opening} /[ \\n]?[ \\n]?/ @answer", *tags.rules, _TEXT])
     )
     inner = json.loads(grammar)["grammars"][0] | {"name": "answer"}
     return json.dumps({"grammars": [*json.loads(thought)["grammars"], inner]})
