@@ -60,21 +60,23 @@ def tagged(
         more = f"({tags.literal(separator)} passage)*" if several else ""
         start = f"passage {more}" if at_least_one else f"(passage {more})?"
         if not at_least_one and (text_begin or text_not_begin):
-            begins = f"/[^{re.escape(text_not_begin)}]/" if text_not_begin else ""
-            start = f"passage {more} | {tags.literal(text_begin)} {begins} TEXT"
+            barred = "".join(f"\\x{ord(character):02x}" for character in text_not_begin)
+            text = f"(/[^{barred}]/ TEXT)?" if barred else "TEXT"
+            start = f"passage {more} | {tags.literal(text_begin)} {text}"
     return serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
 
 
-def after_thinking(grammar: str, close: str, tokens: Mapping[str, int]) -> str:
+def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin: str = "") -> str:
     """The same grammar for what follows a thinking part: any text down to the tag `close`.
 
-    `tokens` as in `tagged`. Up to two blanks or line breaks may follow it.
+    With a tag `begin` the thinking part begins with it, and may be missing. `tokens` as in
+    `tagged`. Up to two blanks or line breaks may follow it.
     """
     tags = _Tags(tokens)
-    opening = tags.open(close)
-    thought = serialized(
-        lark_grammar="\n".join([f"start: {opening} /[ \\n]?[ \\n]?/ @answer", *tags.rules, _TEXT])
-    )
+    thinking = f"{tags.open(close)} /[ \\n]?[ \\n]?/"
+    if begin:
+        thinking = f"({tags.literal(begin)} {thinking})?"
+    thought = serialized(lark_grammar="\n".join([f"start: {thinking} @answer", *tags.rules, _TEXT]))
     inner = json.loads(grammar)["grammars"][0] | {"name": "answer"}
     return json.dumps({"grammars": [*json.loads(thought)["grammars"], inner]})
 
