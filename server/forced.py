@@ -1,9 +1,10 @@
 """Grammars of answers in which tool calls are forced. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from server.formats import Formats
-from server.structured import Tagged, after_thinking, tagged
+from server.schemas.tools import Tool
+from server.structured import Tagged, after_thinking, checked, in_form, serialized, tagged
 from server.tools import ToolUse
 
 
@@ -29,6 +30,14 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int]) -> 
         text_not_begin=syntax.text_not_begin,
         tokens=tokens,
     )
+
+
+def check_schemas(use: ToolUse, tools: Sequence[Tool]) -> None:
+    """Raise `ApiError` 400 for a schema that no grammar can follow; `tools` as in the request."""
+    for index, tool in enumerate(tools):
+        if tool in use.tools:
+            schema = serialized(json_schema=in_form(use.schema(tool)))
+            checked(schema, f"tools.{index}.function.parameters")
 
 
 def behind_thought(

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from server import parsers
+from server.parsers import hermes
 from server.parsing.format import Format, Part
 from server.parsing.pieces import Chain, Parser, PlainText
 
 FALLBACK = "generic"  # reads the tools of templates that no format recognises
-FORCED = "hermes"  # how calls are forced for a format that has no syntax of its own
 NO_REASONING = "none"  # instead of a format of reasoning: there is none to look for
 
 
@@ -33,9 +33,8 @@ class Formats:
 
     @property
     def forced(self) -> "Formats":
-        """The formats of answers whose calls are forced, so that there is a syntax to force."""
-        known = self.tools if self.tools.syntax is not None else known_formats()[FORCED]
-        return replace(self, tools=known)
+        """The formats of answers whose calls are forced: the one of tools has a syntax."""
+        return self if self.tools.syntax is not None else replace(self, tools=hermes.FORMAT)
 
     def _used(self, tools: bool) -> list[Format]:
         """The formats of the parsers, first to last."""

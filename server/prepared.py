@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import ModelInfo
-from server.forced import behind_thought, calls_grammar
+from server.forced import behind_thought, calls_grammar, check_schemas
 from server.formats import Formats
 from server.parsing.pieces import Parser
 from server.prompt import begun_answer, chat_ids, chat_text
@@ -38,6 +38,7 @@ def prepare(
     grammar = ""
     if use.is_forced:
         formats = formats.forced
+        check_schemas(use, request.tools or ())
         tokens = tokenizer.added_tokens
         grammar = calls_grammar(use, formats, tokens)
         grammar = behind_thought(grammar, formats, before, tokenizer.template, tokens)

@@ -5,6 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from engine.grammar import fault_of
+from server.errors import ApiError
+
 # One way to write each JSON text, the one that models have seen most: there is no white space for
 # a model to lose itself in, and more of the answer is forced.
 JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
@@ -79,6 +82,14 @@ def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin
     thought = serialized(lark_grammar="\n".join([f"start: {thinking} @answer", *tags.rules, _TEXT]))
     inner = json.loads(grammar)["grammars"][0] | {"name": "answer"}
     return json.dumps({"grammars": [*json.loads(thought)["grammars"], inner]})
+
+
+def checked(grammar: str, param: str) -> str:
+    """The grammar as it is. Raises `ApiError` 400 at `param` for one that nothing can follow."""
+    fault = fault_of(grammar)
+    if fault is not None:
+        raise ApiError(f"'{param}' cannot be followed: {fault}", code="invalid_schema", param=param)
+    return grammar
 
 
 def serialized(**grammar: object) -> str:

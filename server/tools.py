@@ -24,7 +24,8 @@ class ToolUse:
         """What the arguments of a call must match where calls are forced."""
         if not (self.required or tool.function.strict):
             return {"type": "object"}
-        return tool.function.parameters or {"type": "object", "additionalProperties": False}
+        parameters = tool.function.parameters or {"additionalProperties": False}
+        return {"type": "object"} | parameters
 
     @property
     def names(self) -> frozenset[str]:

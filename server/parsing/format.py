@@ -53,6 +53,7 @@ class Format:
         syntax: of calls that are forced; None: they are forced in the syntax of `hermes`.
         thought: the thinking part of an answer, from the text it continues and the chat template;
             None where there is none (any more).
+        call_id: an id that its templates take, for the one a message has.
     """
 
     reads: frozenset[Part]
@@ -61,6 +62,7 @@ class Format:
     special_tokens: tuple[str, ...] = ()
     syntax: CallSyntax | None = None
     thought: Callable[[str, str], Thought | None] = lambda _before, _template: None
+    call_id: Callable[[str], str] = lambda given: given
 
 
 TOOLS: frozenset[Part] = frozenset({"tools"})
