@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from server.formats import Formats
 from server.schemas.tools import Tool
-from server.structured import Tagged, after_thinking, checked, in_form, serialized, tagged
+from server.structured import Tagged, after_thinking, checked, in_form, is_fit, serialized, tagged
 from server.tools import ToolUse
 
 
@@ -32,12 +32,18 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int]) -> 
     )
 
 
-def check_schemas(use: ToolUse, tools: Sequence[Tool]) -> None:
-    """Raise `ApiError` 400 for a schema that no grammar can follow; `tools` as in the request."""
+def check_schemas(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:
+    """Raise `ApiError` 400 where a grammar of calls cannot be followed, at the schema to blame.
+
+    `tools` are all of the request.
+    """
+    if is_fit(grammar):
+        return
     for index, tool in enumerate(tools):
         if tool in use.tools:
             schema = serialized(json_schema=in_form(use.schema(tool)))
             checked(schema, f"tools.{index}.function.parameters")
+    checked(grammar, "tools")  # each of them can be, but not all at once
 
 
 def behind_thought(

@@ -38,9 +38,9 @@ def prepare(
     grammar = ""
     if use.is_forced:
         formats = formats.forced
-        check_schemas(use, request.tools or ())
         tokens = tokenizer.added_tokens
         grammar = calls_grammar(use, formats, tokens)
+        check_schemas(grammar, use, request.tools or ())
         grammar = behind_thought(grammar, formats, before, tokenizer.template, tokens)
     marks = formats.special_tokens(tools=bool(use.tools))
     return Prepared(

@@ -84,6 +84,11 @@ def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin
     return json.dumps({"grammars": [*json.loads(thought)["grammars"], inner]})
 
 
+def is_fit(grammar: str) -> bool:
+    """Whether an answer can be held to a grammar."""
+    return fault_of(grammar) is None
+
+
 def checked(grammar: str, param: str) -> str:
     """The grammar as it is. Raises `ApiError` 400 at `param` for one that nothing can follow."""
     fault = fault_of(grammar)
