@@ -77,8 +77,8 @@ USER = {"role": "user", "content": "hi"}
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "invalid_value"),
         ({"logit_bias": {"9" * 5000: 1}}, ("logit_bias." + "9" * 5000)[:64], "invalid_value"),
-        ({"logit_bias": {"258": 1}}, "logit_bias", "invalid_token"),
-        ({"stop_token_ids": [258]}, "stop_token_ids", "invalid_token"),
+        ({"logit_bias": {"259": 1}}, "logit_bias", "invalid_token"),
+        ({"stop_token_ids": [259]}, "stop_token_ids", "invalid_token"),
         ({"stream": "yes"}, "stream", "invalid_type"),
         ({"stream": False, "stream_options": {}}, "stream_options", "invalid_value"),
         (
