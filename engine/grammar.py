@@ -93,7 +93,12 @@ class Grammars:
         """The grammar before the first token. Raises `RequestError`, code `invalid_grammar`."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self.tokenizer, source, log_level=0, limits=_limits())
+        try:
+            tokenizer = self.tokenizer
+        except ValueError as error:
+            reason = f"This model's tokenizer cannot be used with a grammar: {error}"
+            raise RequestError(reason, "unsupported_parameter") from error
+        matcher = LLMatcher(tokenizer, source, log_level=0, limits=_limits())
         if matcher.is_error():
             raise RequestError(_shortened(matcher.get_error()), "invalid_grammar")
         matcher.compute_bitmask()

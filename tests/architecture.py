@@ -25,7 +25,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine.host_link", "engine.cuda_link", "engine.stream"),
     # the model
     ("engine.page_store", "engine.prefix_index", "engine.kv_cache", "engine.rope"),
-    ("engine.attention", "engine.experts"),
+    ("engine.segment", "engine.padded", "engine.attention", "engine.experts"),
     ("engine.decoder", "engine.resident", "engine.substitutes"),
     # what fits
     ("engine.timing", "engine.footprint"),
