@@ -7,7 +7,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer
 
-from server.forced import behind_thought, calls_grammar
+from server.forced import answer_grammar, behind_thought, calls_grammar
 from server.formats import Formats, known_formats
 from server.parsing.pieces import merge
 from server.schemas.chat import ChatRequest
@@ -122,6 +122,48 @@ def _thought(form: Formats) -> str:
     thought = form.reasoning.thought("", "<think>")
     assert thought is not None
     return f"{thought.begin}Hm, I call <something>.{thought.close}"
+
+
+@pytest.mark.parametrize("name", FORCING)
+def test_text_has_its_form_where_no_call_is_required(
+    vocabulary: Tokenizer, matcher_tokenizer: LLTokenizer, name: str
+) -> None:
+    added = {t.content: i for i, t in vocabulary.get_added_tokens_decoder().items()}
+    body = request("auto", strict=False).model_dump(by_alias=True, exclude_none=True)
+    body["response_format"] = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {"enum": ["yes", "no"]}},
+    }
+    asked = ChatRequest.model_validate(body)
+    plain = ChatRequest.model_validate({k: body[k] for k in ("messages", "response_format")})
+    form = formats(name)
+    assert form.tools.syntax is not None
+    lead = form.tools.syntax.text_begin
+    for this, call_allowed in ((asked, True), (plain, False)):
+        grammar = answer_grammar(this, tool_use(this), form, added)
+        grammar = behind_thought(grammar, form, "", "<think>", added)
+        for text, ok in (
+            (f'{lead}"yes"', True),
+            (f'{_thought(form)}{lead}"no"', True),
+            (f"{lead}Hello.", False),
+            (written(name, NOW), call_allowed),
+        ):
+            matcher = LLMatcher(matcher_tokenizer, grammar)
+            assert not matcher.is_error(), matcher.get_error()
+            ids = vocabulary.encode(text, add_special_tokens=False).ids
+            taken = matcher.try_consume_tokens(ids)
+            assert (taken == len(ids) and matcher.is_accepting()) == ok, text
+
+
+def test_a_tag_that_is_no_token_forces_too(
+    vocabulary: Tokenizer, matcher_tokenizer: LLTokenizer
+) -> None:
+    grammar = calls_grammar(tool_use(request("auto")), formats("hermes"), {})
+    for arguments, ok in ((TIME[1], True), ('{"town": 1}', False)):
+        matcher = LLMatcher(matcher_tokenizer, grammar)
+        text = f"So {written('hermes', ('get_time', arguments))}"
+        ids = [i for c in text for i in vocabulary.encode(c, add_special_tokens=False).ids]
+        assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) == ok
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama3_json", "generic"])

@@ -232,6 +232,63 @@ async def test_a_mark_that_is_a_special_token_is_seen(
     assert re.search(r'"id": "[a-z0-9]{9}"', prompt)
 
 
+async def test_each_choice_has_its_own_parser(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.burst = 7
+    engines.script.answers = lambda k: (*ids_of((CALL, "No.", f"{SUM}\n{CALL}")[k]), EOS)
+    choices = (await chat(client, tools=TOOLS, n=3)).json()["choices"]
+    assert [len(c["message"].get("tool_calls", [])) for c in choices] == [1, 0, 2]
+    assert [c["message"]["content"] for c in choices] == [None, "No.", None]
+    assert [c["finish_reason"] for c in choices] == ["tool_calls", "stop", "tool_calls"]
+
+
+async def test_a_call_that_the_limit_cuts_ends_with_length(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.answers = lambda k: (*ids_of(CALL), EOS)
+    limit = len('<tool_call>\n{"name": "get_time", "arguments": {"city": "Pa')
+    (choice,) = (await chat(client, tools=TOOLS, max_tokens=limit)).json()["choices"]
+    assert calls_of(choice["message"]) == [("get_time", '{"city": "Pa')]
+    assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "opened"),
+    [
+        ({}, False),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "minimal"}, True),
+        ({"reasoning_effort": "xhigh"}, True),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, False),
+    ],
+)
+async def test_effort_decides_whether_the_prompt_opens_a_thought(
+    client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], opened: bool
+) -> None:
+    engines.script.answers = lambda k: (*ids_of("Hm.</think>\nYes"), EOS)
+    message = (await chat(client, **fields)).json()["choices"][0]["message"]
+    if opened:
+        assert (message["content"], message["reasoning_content"]) == ("Yes", "Hm.")
+    else:
+        assert message["content"] == "Hm.</think>\nYes"
+        assert "reasoning_content" not in message
+
+
+async def test_reasoning_in_the_history_reaches_the_template(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    template = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}"
+    async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
+        for field in ("reasoning", "reasoning_content"):
+            said = {"role": "assistant", "content": "Yes", field: "Hm."}
+            user = {"role": "user", "content": "hi"}
+            assert (await chat(client, messages=[user, said, user])).status_code == 200
+            prompt = bytes(engines.engine.requests[-1].prompt).decode()
+            assert "[Hm.|Yes]" in prompt
+
+
 async def test_a_result_must_have_a_call(client: httpx.AsyncClient) -> None:
     user = {"role": "user", "content": "hi"}
     result = {"role": "tool", "content": "14:05", "tool_call_id": "call_1"}
