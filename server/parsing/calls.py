@@ -198,7 +198,8 @@ class CallReader(Reader):
             yield from self._leave_call()
             yield from self._read(character)
             return
-        self._call_text += character
+        if not self._is_certain:
+            self._call_text += character
         if pieces and not self._is_certain:
             self._is_certain = True
             yield markup(self._held)

@@ -35,7 +35,7 @@ class JsonObject:
         self._closers: list[str] = []  # of what is open
         self._expects: Literal["object", "key", "colon", "value", "next"] = "object"
         self._empty = False  # right behind an opening bracket, which may be closed at once
-        self._token = ""  # the string, number or word that is being read
+        self._token = ""  # the number, word or string that is being read; of an inner one its quote
         self._escaped = False  # behind a backslash
         self._num_hex = 0  # digits that an escape still needs
 
@@ -65,7 +65,8 @@ class JsonObject:
     def _string(self, character: str) -> None:
         if character < " ":
             raise NotJson
-        self._token += character
+        if self.depth == 1:
+            self._token += character
         if self._num_hex:
             if character not in HEX:
                 raise NotJson
