@@ -109,9 +109,9 @@ def tagged(
     where `several` are allowed, after the last. A begin tag, or the first added token or `trigger`
     in it, commits the answer to a passage: it should be what text does not contain by chance.
 
-    Without, and where none is needed, the answer may have no passage: then it is empty, or matches
-    the grammar `text` behind the tags `text_begin`. Of these, either may be missing. Where `text`
-    is, it begins with none of the characters `text_not_begin`.
+    Without, an answer is passages; where none is needed it may be empty instead, or text behind the
+    tags `text_begin`, if any of the following is given: `text` is the grammar of the text, "" for
+    any that begins with none of the characters `text_not_begin`.
 
     `tokens` are the tokenizer's added tokens by spelling. Where a tag has one, that token is meant.
     """

@@ -233,15 +233,11 @@ def test_a_tool_is_called_and_its_result_told(
 def test_a_call_is_forced_where_the_model_would_talk(
     client: openai.OpenAI, choice: Any, names: set[str], effort: Any
 ) -> None:
-    answer = ask(
-        client,
-        tools=TOOLS,
-        tool_choice=choice,
-        temperature=1,
-        seed=5,
-        max_tokens=200,
-        reasoning_effort=effort,
-    )
+    fields = {"tools": TOOLS, "tool_choice": choice, "reasoning_effort": effort}
+    fields |= {"temperature": 1, "seed": 5, "max_tokens": 200}
+    answer = ask(client, **fields)
+    plain = ask(client, **fields, extra_body={"speculation": {"method": "none"}})
+    assert calls(plain) == calls(answer)
     ((name, arguments),) = calls(answer)[:1]
     assert name in names
     keys = {"get_time": {"city"}, "add": {"a", "b"}}[name]
