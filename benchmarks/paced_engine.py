@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from benchmarks.runs import DEMO
-from engine.messages import Failed, Generate, ModelInfo, PassStats, Stats, Tokens
+from engine.messages import Failed, Generate, ModelInfo, Origin, PassStats, Stats, Tokens
 from engine.process import ReportProgress, StepEngine, serve
 from engine.spec import ModelSpec
 
@@ -81,6 +81,7 @@ class PacedEngine:
         before = self._lengths[name]
         after = self._lengths[name] = min(before + self.beat.burst, most)
         finish = "length" if after == most else None
+        origin = Origin("target", 0, -(-after // self.beat.burst))
         if finish is not None:
             self._messages.pop(name, None)
         return Tokens(
@@ -88,6 +89,7 @@ class PacedEngine:
             0,
             ids=(TOKEN,) * (after - before),
             text=WORD * (after - before),
+            origins=(origin,) * (after - before),
             finish=finish,
             stats=None if finish is None else self._stats(message, after),
         )

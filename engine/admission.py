@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from engine.errors import RequestError
-from engine.messages import Generate, ModelInfo
+from engine.messages import Generate, ModelInfo, SamplingParams
 
 
 def check_request(request: Generate, info: ModelInfo) -> None:
@@ -16,7 +16,8 @@ def check_request(request: Generate, info: ModelInfo) -> None:
     _check_ids(request.prompt, info, "prompt")
     _check_ids(params.stop_token_ids, info, "stop_token_ids")
     _check_ids((token for token, _ in params.logit_bias), info, "logit_bias")
-    _check_length(len(request.prompt), params.max_tokens, info)
+    _check_ids(request.prediction, info, "prediction")
+    _check_length(len(request.prompt), params, info)
 
 
 def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
@@ -30,25 +31,26 @@ def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
         )
 
 
-def _check_length(num_prompt: int, max_tokens: int | None, info: ModelInfo) -> None:
-    longest = min(info.context_length, info.capacity_tokens)
-    if max_tokens is not None and max_tokens < 1:
+def _check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> None:
+    longest, max_tokens = min(info.context_length, info.capacity_tokens), params.max_tokens
+    if max_tokens is not None and max_tokens < 0:
         raise RequestError(
-            f"max_tokens is {max_tokens}; it must be at least 1.", "invalid_value", "max_tokens"
+            f"max_tokens is {max_tokens}; it must be at least 0.", "invalid_value", "max_tokens"
         )
-    if num_prompt + (max_tokens or 1) <= longest:
+    wanted = num_prompt + (params.least_tokens if max_tokens is None else max_tokens)
+    if wanted <= longest:
         return
     limit = f"This model's maximum context length is {info.context_length} tokens"
     if longest < info.context_length:
         limit += f", and its KV pages hold {longest} (raise memory.device for more)"
-    if num_prompt + 1 > longest:
+    if num_prompt + params.least_tokens > longest:
         raise RequestError(
             f"{limit}. However, the prompt has {num_prompt} tokens and leaves no room for an "
             "answer. Shorten the prompt.",
             "context_length_exceeded",
         )
     raise RequestError(
-        f"{limit}. However, you requested {num_prompt + (max_tokens or 1)} tokens "
+        f"{limit}. However, you requested {wanted} tokens "
         f"({num_prompt} in the prompt, {max_tokens} in the completion). Shorten the prompt or "
         "lower max_tokens.",
         "context_length_exceeded",

@@ -132,6 +132,7 @@ class EngineClient:
         n: int = 1,
         key: str = "",
         speculation: Speculation = AUTO,
+        prediction: Sequence[int] = (),
     ) -> AsyncGenerator[Tokens, None]:
         """Hand a request to the engine and stream what it emits.
 
@@ -141,7 +142,9 @@ class EngineClient:
         """
         if self.state != "ready" or self.info is None or self._child is None:
             raise EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
-        message = Generate(request_id, tuple(prompt), params, n, key, speculation)
+        message = Generate(
+            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction)
+        )
         check_request(message, self.info)
         self._refuse_poison(message)
         if len(self._running) >= self._max_queue:

@@ -19,7 +19,7 @@ from engine.growth import Bounds, Growth, Node
 from engine.lookup import Lookup
 from engine.policy import Step, TreePolicy
 from engine.sequence import Sequence
-from engine.tree import DraftTree
+from engine.tree import PREDICTION, DraftTree
 
 LOOKUP_ROWS = 32  # of each look-up beside a model: they cost host time
 LEAST_AHEAD = log(0.002)  # a path less likely than this is not drafted ahead
@@ -61,7 +61,7 @@ class Drafting:
     @property
     def methods(self) -> tuple[str, ...]:
         """What a request may ask for by name, beside "auto" and "none"."""
-        names = [lookup.name for lookup in self._lookups if lookup.name != "prediction"]
+        names = [lookup.name for lookup in self._lookups if lookup.name != PREDICTION]
         return (*([self._model.name] if self._model else []), *names)
 
     def propose(

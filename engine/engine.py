@@ -22,10 +22,11 @@ from engine.messages import Failed, Generate, ModelInfo, PassStats, Tokens
 from engine.passes import Entry, Pass, assemble
 from engine.sampling import model_logprobs
 from engine.scheduler import Scheduler, Turn
+from engine.scoring import score_prompt
 from engine.sequence import Request, Sequence
 from engine.spec import ModelSpec
 from engine.stream import LayerStream
-from engine.tree import DraftTree
+from engine.tree import PREDICTION, DraftTree
 from engine.verify import verify
 
 Events = list[Tokens | Failed]
@@ -85,7 +86,7 @@ class Engine:
     def add(self, message: Generate) -> None:
         """Queue a request. Raises `RequestError` for one that could never be served."""
         most = self._loaded.limits.max_tokens
-        if len(message.prompt) >= most:
+        if len(message.prompt) + message.params.least_tokens > most:
             raise RequestError(
                 f"the prompt has {len(message.prompt)} tokens; this model can hold {most} tokens "
                 "of prompt and answer together",
@@ -160,6 +161,7 @@ class Engine:
             logits = Logits(hidden, clock.timed(head), self._observe(walk))
             for entry in walk.entries:
                 sequence = entry.turn.sequence
+                score_prompt(entry, logits, self._border)
                 if sequence.request.cancelled.is_set():
                     continue  # its tiles may have been skipped
                 sequence.passes += 1
@@ -196,7 +198,7 @@ class Engine:
         if is_prompt and sequence.choice == 0:
             for choice in range(1, request.message.n):
                 twin = self._sequence(request, choice)
-                twin.num_cached, twin.passes = sequence.num_cached, 1
+                twin.num_cached, twin.passes = sequence.num_cached, sequence.passes
                 self._walk(twin, tree, entry.root, logits)
                 events.append(twin.report())
                 if twin.finish is None:
@@ -212,6 +214,9 @@ class Engine:
     def _walk(self, sequence: Sequence, tree: DraftTree, root: int, logits: Logits) -> list[int]:
         """Verify one tree, emitting on the way; the accepted rows, from the root down."""
         params = sequence.params
+        if sequence.max_new_tokens == 0:  # only its prompt was to be scored
+            sequence.finish = "length"
+            return [0]
         at_once = choose_tree(sequence, tree.depths, root, logits) if self._at_once else None
         chosen = dict(enumerate(at_once or ()))
         walked = 0  # the row at hand
@@ -227,14 +232,16 @@ class Engine:
             return settle(sequence, chosen[row], own, constraint, sequence.counts, length)
 
         def emit(token: int) -> bool:
+            origin = tree.origin(walked, token)
             if params.logprobs is None:
-                return sequence.emit(token)
+                return sequence.emit(token, None, *origin)
             own = logits.row(root + walked)
-            return sequence.emit(token, model_logprobs(own, token, params.logprobs))
+            return sequence.emit(token, model_logprobs(own, token, params.logprobs), *origin)
 
         accepted = verify(tree, choose_token, emit)
         sequence.drafted += len(tree.tokens) - 1
         sequence.accepted += len(accepted.rows) - 1
+        sequence.prediction_checked += tree.sources.count(PREDICTION)
         return list(accepted.rows)
 
     def _keep(self, entry: Entry, rows: list[int]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.calibration import Calibration
 from engine.sequence import Sequence
-from engine.tree import DraftTree
+from engine.tree import PREDICTION, DraftTree
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Node:
     token: int
     position: int  # in the sequence
     parent: "Node | None"
-    source: str  # which draft proposed it first
+    source: str  # which draft proposed it first; the request's prediction goes before all
     score: float  # log-probability of the path down to it, calibrated
     # Which drafts proposed it -> their log-probability of it behind its parent.
     beliefs: dict[str, float] = field(default_factory=dict)
@@ -168,6 +168,8 @@ class Growth:
         elif score > child.score:
             self._raise(child, score - child.score)
         child.beliefs[source] = belief
+        if source == PREDICTION:
+            child.source = source  # clients are told what came of theirs, whoever else had it too
         return child
 
     def insert(self, tree: DraftTree, calibration: Calibration) -> None:

@@ -31,6 +31,7 @@ from engine.stop import StopRules
 from engine.stream import LayerStream
 from engine.target import Progress, TargetFiles
 from engine.timing import StepTimes
+from engine.tree import PREDICTION
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def _drafting(
         lookups = all_lookups()
     elif draft is not None and not isinstance(draft, DraftModel):
         # What a request predicts joins even where another look-up was asked for by name.
-        predicted = (own for own in all_lookups() if own.name == "prediction")
+        predicted = (own for own in all_lookups() if own.name == PREDICTION)
         lookups = [draft, *(own for own in predicted if own.name != draft.name)]
     policy = TreePolicy(Calibration(), passes, tuned=wanted.tuned)
     return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead)

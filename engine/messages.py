@@ -37,6 +37,11 @@ class SamplingParams:
     shown_tokens: tuple[int, ...] = ()  # special tokens whose spelling is part of the text
     grammar: str = ""  # what the answer must match, as llguidance writes it; "": anything
 
+    @property
+    def least_tokens(self) -> int:
+        """Tokens that there must be room for behind the prompt: none where it is only scored."""
+        return 0 if self.max_tokens == 0 else 1
+
 
 @dataclass(frozen=True)
 class Speculation:

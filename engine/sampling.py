@@ -42,6 +42,7 @@ __all__ = [
     "is_greedy",
     "is_path_dependent",
     "model_logprobs",
+    "rows_logprobs",
     "warp",
 ]
 
@@ -148,21 +149,34 @@ def draft_children(
 def model_logprobs(logits: Tensor, token: int, top: int) -> TokenLogprob:
     """The model's own log-probability of a token and its `top` best, from logits [V].
 
+    What `rows_logprobs` gives for every row.
+    """
+    return rows_logprobs(logits[None], [token], top)[0]
+
+
+def rows_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """Of each row's token and of the row's `top` best ones, from the model's logits [R, V].
+
     Before temperature and penalties, never below -9999.0; the lower id goes first in a tie.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    log_probs = logits.to(dtype).log_softmax(-1)
-    best: list[tuple[int, float]] = []
+    log_probs = logits.to(dtype).log_softmax(-1).clamp_(min=LOWEST_LOGPROB)
+    own = log_probs[range(len(tokens)), tokens].tolist()
+    best: list[list[tuple[int, float]]] = [[] for _ in tokens]
     if top > 0:
-        last = log_probs.topk(min(top, len(log_probs))).values[-1]
-        ids = (log_probs >= last).nonzero()[:, 0]
-        pairs = zip(ids.tolist(), log_probs[ids].tolist(), strict=True)
-        best = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:top]
-    return TokenLogprob(
-        token=token,
-        logprob=max(float(log_probs[token]), LOWEST_LOGPROB),
-        top=tuple((other, max(value, LOWEST_LOGPROB)) for other, value in best),
-    )
+        last = log_probs.topk(min(top, log_probs.shape[-1])).values[:, -1:]
+        rows, ids = (log_probs >= last).nonzero(as_tuple=True)
+        values = log_probs[rows, ids]
+        for row, other, value in zip(rows.tolist(), ids.tolist(), values.tolist(), strict=True):
+            best[row].append((other, value))
+    return [
+        TokenLogprob(token, logprob, tuple(sorted(found, key=_best_first)[:top]))
+        for token, logprob, found in zip(tokens, own, best, strict=True)
+    ]
+
+
+def _best_first(pair: tuple[int, float]) -> tuple[float, int]:
+    return -pair[1], pair[0]
 
 
 def _streams(params: SamplingParams, positions: Sequence[int], choice: int, rows: Tensor) -> Tensor:

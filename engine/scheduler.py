@@ -212,13 +212,15 @@ class Scheduler:
     def _open(self, sequence: Sequence) -> bool:
         """Give a sequence its pages, leaving one to grow for each that runs."""
         salt, spare = int(sequence.is_long), len(self.running)
-        missing = self.cache.num_pages_to_open(sequence.tokens, salt) + spare
+        known = sequence.reusable
+        missing = self.cache.num_pages_to_open(known, salt) + spare
+        missing += -(-len(sequence.tokens) // PAGE) - -(-len(known) // PAGE)
         missing -= self.cache.num_free_pages
         if missing > self.num_reclaimable():
             return False
         if missing > 0:
             self.reclaim()
-        table = self.cache.open(sequence.tokens, salt)
+        table = self.cache.open(known, salt)
         granted = self.cache.reserve(table, len(sequence.tokens) - table.length)
         assert granted, "the pages it needs are free"
         sequence.table = table

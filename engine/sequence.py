@@ -7,9 +7,10 @@ from threading import Event
 
 from engine.constraint import Constraint
 from engine.kv_cache import PageTable
-from engine.messages import Generate, SamplingParams, Stats, TokenLogprob, Tokens
+from engine.messages import Generate, Origin, SamplingParams, Stats, TokenLogprob, Tokens
 from engine.sampling import TokenCounts
 from engine.stop import StopRules
+from engine.tree import PREDICTION, TARGET
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,26 @@ class Sequence:
     passes: int = 0
     drafted: int = 0
     accepted: int = 0
+    prediction_checked: int = 0  # rows that the request's prediction drafted
+    prediction_accepted: int = 0  # tokens emitted from such rows
     first_token_at: float | None = None
+    num_scored: int = field(init=False)  # prompt tokens whose log-probability is known or unwanted
 
     _num_reported: int = field(init=False)
-    _text: str = ""  # since the last report, like the log-probabilities
+    _text: str = ""  # since the last report, like what follows
     _logprobs: list[TokenLogprob] = field(default_factory=list)
+    _origins: list[Origin] = field(default_factory=list)
+    _prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.message.prompt)
         constraint = self.request.constraint
         self.constraint = None if constraint is None else constraint.copy()
         self.counts = TokenCounts(self.tokens)
-        self._num_reported = len(self.tokens)
+        self._num_reported = self.num_scored = len(self.tokens)
+        if self.choice == 0 and self.params.prompt_logprobs is not None:
+            self._prompt_logprobs.append(None)  # no row tells of the first token
+            self.num_scored = 1
 
     @property
     def params(self) -> SamplingParams:
@@ -84,6 +93,14 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens whose KV is not stored; the last of them is the root of the next tree."""
         return len(self.tokens) - self.pages.length
+
+    @property
+    def reusable(self) -> Seq[int]:
+        """The tokens whose rows may be taken from the prefix cache: all but the last one's.
+
+        Rows whose logits are still to score the prompt have to run.
+        """
+        return self.tokens if self.num_scored == self.num_prompt else self.tokens[: self.num_scored]
 
     @property
     def is_decoding(self) -> bool:
@@ -141,8 +158,19 @@ class Sequence:
             return tuple(eos) if self.constraint is not None and self.params.ignore_eos else ()
         return (*eos, *self.params.stop_token_ids)
 
-    def emit(self, token: int, logprob: TokenLogprob | None = None) -> bool:
-        """Append a token the target chose; whether it ends the sequence.
+    def score(self, logprobs: Seq[TokenLogprob]) -> None:
+        """Take the log-probabilities of the prompt's next tokens."""
+        self._prompt_logprobs += logprobs
+        self.num_scored += len(logprobs)
+
+    def emit(
+        self,
+        token: int,
+        logprob: TokenLogprob | None = None,
+        source: str = TARGET,
+        depth: int = 0,
+    ) -> bool:
+        """Append a token the target chose, with its `DraftTree.origin`; whether it is the last.
 
         Raises `RequestError` where the sequence's grammar can be followed no further.
         """
@@ -155,6 +183,8 @@ class Sequence:
         self._text += verdict.text
         if logprob is not None:
             self._logprobs.append(logprob)
+        self._origins.append(Origin(source, depth, self.passes))
+        self.prediction_accepted += source == PREDICTION
         self.finish, self.stop_reason = verdict.finish, verdict.stop_reason
         return verdict.finish is not None
 
@@ -166,12 +196,15 @@ class Sequence:
             ids=tuple(self.tokens[self._num_reported :]),
             text=self._text,
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs),
+            origins=tuple(self._origins),
             finish=self.finish,
             stop_reason=self.stop_reason,
             stats=None if self.finish is None else self.stats(),
         )
         self._num_reported, self._text = len(self.tokens), ""
-        self._logprobs.clear()
+        for reported in (self._logprobs, self._origins, self._prompt_logprobs):
+            reported.clear()
         return tokens
 
     def stats(self) -> Stats:
@@ -186,4 +219,6 @@ class Sequence:
             accepted=self.accepted,
             prompt_ms=(first - self.request.arrived) * 1e3,
             predicted_ms=(now - first) * 1e3,
+            prediction_accepted=self.prediction_accepted,
+            prediction_rejected=self.prediction_checked - self.prediction_accepted,
         )

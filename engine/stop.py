@@ -29,7 +29,8 @@ class StopRules:
     - The last token of a complete answer ends it with "stop", however many there were.
     - Token number `max_tokens` ends it with "length", unless it also completes a stop.
 
-    `max_tokens` (at least 1) is what the context leaves, `params.max_tokens` included.
+    `max_tokens` is what the context leaves, `params.max_tokens` included; where it is 0, nothing
+    is pushed.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class StopRules:
         max_tokens: int,
         detokenizer: Detokenizer,
     ) -> None:
-        assert max_tokens >= 1, "a choice emits at least one token"
+        assert max_tokens >= 0, "the prompt is longer than the context"
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._min_tokens = params.min_tokens

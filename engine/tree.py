@@ -12,6 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+TARGET = "target"  # the source of tokens that no draft had
+PREDICTION = "prediction"  # the source of rows that the request itself predicted
+
 
 @dataclass(frozen=True)
 class DraftTree:
@@ -75,6 +78,11 @@ class DraftTree:
     def children(self, row: int) -> Mapping[int, int]:
         """The children of a row: token -> row."""
         return self._children[row]
+
+    def origin(self, row: int, token: int) -> tuple[str, int]:
+        """The source and level of a token that the target chose at a row."""
+        child = self.children(row).get(token)
+        return (TARGET, 0) if child is None else (self.sources[child], self.depths[child])
 
     def path(self, row: int) -> list[int]:
         """The rows from the root down to this one, both included."""

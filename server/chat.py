@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from engine.detokenize import TokenBytes
 from server.generation import Output
-from server.logprobs import PlacedLogprob, chat_logprobs
+from server.logprobs import PlacedToken, chat_logprobs, token_origins
 from server.parsing.pieces import Parser
 from server.reply import Reply
 from server.schemas.answers import (
@@ -26,9 +26,9 @@ class ChatWriter:
     Args:
         head: what all chunks share.
         totals: adds up what the choices cost, and knows when all are finished.
-        tokens: the bytes that tokens add to the text.
+        spelling: the bytes that tokens add to the text.
         new_parser: makes the parser of one choice.
-        logprobs: whether they were asked for.
+        logprobs, provenance: what is told of each token beside its text.
         include_usage: whether the stream ends with a chunk of usage.
     """
 
@@ -36,17 +36,19 @@ class ChatWriter:
         self,
         head: Head,
         totals: Totals,
-        tokens: TokenBytes,
+        spelling: TokenBytes,
         new_parser: Callable[[], Parser],
         *,
         logprobs: bool,
+        provenance: bool,
         include_usage: bool,
     ) -> None:
         self._head = head
         self._totals = totals
-        self._tokens = tokens
+        self._spelling = spelling
         self._new_parser = new_parser
         self._logprobs = logprobs
+        self._provenance = provenance
         self._include_usage = include_usage
         self._replies: dict[int, Reply] = {}
 
@@ -57,7 +59,12 @@ class ChatWriter:
         if index is None:
             return
         if index not in self._replies:
-            self._replies[index] = Reply(self._new_parser(), self._tokens, logprobs=self._logprobs)
+            self._replies[index] = Reply(
+                self._new_parser(),
+                self._spelling,
+                logprobs=self._logprobs,
+                provenance=self._provenance,
+            )
             yield self._chunk(index, {"role": "assistant", "content": ""})
         reply = self._replies[index]
         for delta, placed in reply.read(tokens):
@@ -76,16 +83,18 @@ class ChatWriter:
         self,
         index: int,
         delta: Delta,
-        placed: Sequence[PlacedLogprob] = (),
+        placed: Sequence[PlacedToken] = (),
         finish: str | None = None,
     ) -> ChatChunk:
-        entries = chat_logprobs(placed, self._tokens)
+        entries = chat_logprobs(placed, self._spelling)
         choice: ChatChunkChoice = {
             "index": index,
             "delta": delta,
             "logprobs": {"content": entries, "refusal": None} if entries else None,
             "finish_reason": finish,
         }
+        if self._provenance:
+            choice["provenance"] = token_origins(placed)
         return self._event([choice])
 
     def _event(self, choices: list[ChatChunkChoice], *, with_usage: bool = False) -> ChatChunk:
@@ -115,6 +124,8 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
             choice["finish_reason"] = piece["finish_reason"]
             if choice["logprobs"] is not None and piece["logprobs"] is not None:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
+            if "provenance" in piece:
+                choice.setdefault("provenance", []).extend(piece["provenance"])
     assert last is not None, "a stream has chunks"
     return {
         "id": last["id"],

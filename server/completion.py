@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from engine.detokenize import TokenBytes
+from engine.messages import Tokens
+from server.echo import Echo
 from server.generation import Output
-from server.logprobs import LogprobAligner, text_logprobs
-from server.schemas.answers import Head, TextChoice, TextCompletion
+from server.logprobs import PlacedToken, TokenAligner, text_logprobs, token_origins
+from server.schemas.answers import Head, TextChoice, TextCompletion, TextLogprobs
 from server.usage import Totals
 
 
@@ -15,8 +17,9 @@ class TextWriter:
     Args:
         head: what all chunks share.
         totals: adds up what the choices cost, and knows when all are finished.
-        tokens: the bytes of tokens, for logprobs; None: logprobs were not asked for.
-        echoes: by index of the choice, the text shown before the answer.
+        spelling: the bytes of tokens.
+        logprobs, provenance: what is told of each token beside its text.
+        echoes: by index of the choice, what is shown before the answer.
         include_usage: whether the stream ends with a chunk of usage.
     """
 
@@ -24,17 +27,21 @@ class TextWriter:
         self,
         head: Head,
         totals: Totals,
-        tokens: TokenBytes | None,
+        spelling: TokenBytes,
         *,
-        echoes: Sequence[str],
+        logprobs: bool,
+        provenance: bool,
+        echoes: Sequence[Echo],
         include_usage: bool,
     ) -> None:
         self._head = head
         self._totals = totals
-        self._tokens = tokens
+        self._spelling = spelling
+        self._logprobs = logprobs
+        self._provenance = provenance
         self._echoes = echoes
         self._include_usage = include_usage
-        self._aligners: dict[int, LogprobAligner | None] = {}
+        self._aligners: dict[int, TokenAligner | None] = {}
 
     def write(self, output: Output) -> Iterator[TextCompletion]:
         """The chunks of one output; after the last finish the timings and the usage."""
@@ -42,24 +49,24 @@ class TextWriter:
         self._totals.add(tokens)
         if index is None:
             return
-        text = tokens.text
+        echo = Echo()
         if index not in self._aligners:
             echo = self._echoes[index]
-            offset = len(echo)
-            self._aligners[index] = (
-                None if self._tokens is None else LogprobAligner(self._tokens, offset)
-            )
-            text = echo + text
+            told = self._logprobs or self._provenance
+            self._aligners[index] = TokenAligner(self._spelling, len(echo.text)) if told else None
         aligner = self._aligners[index]
         placed = [] if aligner is None else aligner.feed(tokens)
-        if not (text or placed or tokens.finish):
+        text = echo.text + tokens.text
+        if not (text or placed or tokens.prompt_logprobs or tokens.finish):
             return
         choice: TextChoice = {
             "index": index,
             "text": text,
-            "logprobs": None if self._tokens is None else text_logprobs(placed, self._tokens),
+            "logprobs": self._scores(echo, tokens, placed) if self._logprobs else None,
             "finish_reason": tokens.finish,
         }
+        if self._provenance:
+            choice["provenance"] = token_origins(placed)
         chunk = self._event([choice])
         complete = tokens.finish is not None and self._totals.complete
         if complete and not self._include_usage:
@@ -67,6 +74,15 @@ class TextWriter:
         yield chunk
         if complete and self._include_usage:
             yield self._event([], with_usage=True)
+
+    def _scores(self, echo: Echo, tokens: Tokens, placed: Sequence[PlacedToken]) -> TextLogprobs:
+        """Of the prompt, where it is shown for the first time, and of the answer's tokens."""
+        return text_logprobs(
+            [*echo.ids, *(p.token for p in placed)],
+            [*tokens.prompt_logprobs, *(p.logprob for p in placed)],
+            [*echo.offsets(self._spelling), *(p.offset for p in placed)],
+            self._spelling,
+        )
 
     def _event(self, choices: list[TextChoice], *, with_usage: bool = False) -> TextCompletion:
         chunk: TextCompletion = {
@@ -100,6 +116,8 @@ def fold_text(chunks: Iterable[TextCompletion]) -> TextCompletion:
 def _append(choice: TextChoice, piece: TextChoice) -> None:
     choice["text"] += piece["text"]
     choice["finish_reason"] = piece["finish_reason"]
+    if "provenance" in choice:
+        choice["provenance"] += piece["provenance"]
     whole, more = choice["logprobs"], piece["logprobs"]
     if whole is not None and more is not None:
         whole["tokens"] += more["tokens"]

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from engine.messages import AUTO, SamplingParams, Speculation, Stats, Tokens
+from engine.messages import AUTO, SamplingParams, Speculation, Stats, TokenLogprob, Tokens
 from server.models import LoadedModel
 
 
@@ -20,6 +20,7 @@ class Job:
     best_of: int = 0  # choices generated per prompt, when more than n
     key: str = ""
     speculation: Speculation = AUTO
+    prediction: tuple[int, ...] = ()  # tokens that the client expects
 
     @property
     def num_choices(self) -> int:
@@ -40,7 +41,7 @@ async def generate(model: LoadedModel, job: Job) -> AsyncGenerator[Output, None]
 
     Raises the `EngineError` of the first prompt that is refused or fails.
     """
-    if job.params.max_tokens == 0:
+    if job.params.max_tokens == 0 and job.params.prompt_logprobs is None:
         for output in _nothing(job):
             yield output
         return
@@ -58,11 +59,14 @@ async def generate(model: LoadedModel, job: Job) -> AsyncGenerator[Output, None]
                 max(job.n, job.best_of),
                 job.key,
                 job.speculation,
+                job.prediction,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
         merged = await stack.enter_async_context(contextlib.aclosing(_merge(streams)))
         ranked: list[list[Tokens]] = [[] for _ in streams]
-        async for prompt_index, tokens in merged:
+        scores = _Scores()
+        async for prompt_index, emitted in merged:
+            tokens = scores.share(prompt_index, emitted)
             if ranks:
                 ranked[prompt_index].append(tokens)
             else:
@@ -70,6 +74,22 @@ async def generate(model: LoadedModel, job: Job) -> AsyncGenerator[Output, None]
         for prompt_index, outputs in enumerate(ranked):
             for rank, tokens in best_last(outputs):
                 yield Output(prompt_index * job.n + rank if rank < job.n else None, tokens)
+
+
+class _Scores:
+    """Gives every choice a prompt's log-probabilities, which come once, with the first choice's."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[TokenLogprob | None, ...]] = {}  # by index of the prompt
+        self._begun: set[tuple[int, int]] = set()
+
+    def share(self, prompt_index: int, tokens: Tokens) -> Tokens:
+        """The tokens, with the prompt's log-probabilities if they are their choice's first."""
+        scores = self._of.setdefault(prompt_index, tokens.prompt_logprobs)
+        if not scores or (prompt_index, tokens.choice) in self._begun:
+            return tokens
+        self._begun.add((prompt_index, tokens.choice))
+        return replace(tokens, prompt_logprobs=scores)
 
 
 async def _merge(

@@ -11,7 +11,7 @@ from engine.messages import ModelInfo
 from server.forced import answer_grammar, behind_thought
 from server.formats import Formats
 from server.parsing.pieces import Parser
-from server.prompt import begun_answer, chat_ids, chat_text
+from server.prompt import begun_answer, chat_ids, chat_text, predicted_tokens
 from server.schemas.chat import ChatRequest
 from server.tokenizer import Tokenizer
 from server.tools import tool_use
@@ -19,9 +19,10 @@ from server.tools import tool_use
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prompt, what the answer must match, and how it is read."""
+    """A prompt, what of the answer is predicted and what it must match, and how it is read."""
 
     prompt: tuple[int, ...]
+    prediction: tuple[int, ...]
     grammar: str  # as llguidance writes it; "": anything
     shown_tokens: tuple[int, ...]  # special tokens that the parser looks for in the text
     new_parser: Callable[[], Parser]
@@ -43,6 +44,7 @@ def prepare(
     marks = formats.special_tokens(tools=bool(use.tools))
     return Prepared(
         chat_ids(tokenizer, info, text),
+        predicted_tokens(tokenizer, info, request.prediction) if request.prediction else (),
         grammar,
         tokenizer.special_tokens(marks),
         functools.partial(formats.parser, use.names, before),

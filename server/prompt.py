@@ -7,7 +7,7 @@ from typing import Any
 from engine.messages import ModelInfo
 from server.errors import ApiError
 from server.formats import formats_of
-from server.schemas.chat import ChatRequest
+from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.fields import TextPart
 from server.schemas.messages import AssistantMessage, ChatMessage, FunctionMessage, ToolMessage
 from server.tokenizer import Tokenizer
@@ -61,6 +61,15 @@ def _reasoning_arguments(request: ChatRequest) -> dict[str, Any]:
         return {}
     thinks = effort != "none"
     return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
+
+
+def predicted_tokens(
+    tokenizer: Tokenizer, info: ModelInfo, prediction: Prediction
+) -> tuple[int, ...]:
+    """The ids of a predicted text, as far as an answer could be long."""
+    text = join_parts(prediction.content) or ""
+    longest = info.context_length
+    return tokenizer.encode(text[: longest * tokenizer.longest], special=False)[:longest]
 
 
 def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str) -> None:

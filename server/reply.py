@@ -7,7 +7,7 @@ from itertools import compress
 
 from engine.detokenize import TokenBytes
 from engine.messages import Tokens
-from server.logprobs import LogprobAligner, PlacedLogprob
+from server.logprobs import PlacedToken, TokenAligner
 from server.parsing.pieces import Parser, Piece, merge
 from server.parts import Parts, TokenOffsets
 from server.schemas.answers import Delta
@@ -16,20 +16,23 @@ from server.schemas.answers import Delta
 class Reply:
     """Reads what the engine emits for one choice.
 
-    A token belongs to the part of the answer in which its first character lies; log-probabilities
-    are those of the content's tokens.
+    A token belongs to the part of the answer in which its first character lies. The origins of all
+    tokens are told, but the log-probabilities of the content's alone.
     """
 
-    def __init__(self, parser: Parser, tokens: TokenBytes, *, logprobs: bool) -> None:
+    def __init__(
+        self, parser: Parser, spelling: TokenBytes, *, logprobs: bool, provenance: bool
+    ) -> None:
         self._parser = parser
-        self._aligner = LogprobAligner(tokens) if logprobs else None
-        self._offsets = TokenOffsets(tokens)
+        self._aligner = TokenAligner(spelling) if logprobs or provenance else None
+        self._tells_all = provenance
+        self._offsets = TokenOffsets(spelling)
         self._parts = Parts()
         self._unread = ""  # text that the parser holds back
         self._num_calls = 0
 
-    def read(self, tokens: Tokens) -> Iterator[tuple[Delta, list[PlacedLogprob]]]:
-        """The deltas that more tokens give, and the log-probabilities that ride with each."""
+    def read(self, tokens: Tokens) -> Iterator[tuple[Delta, list[PlacedToken]]]:
+        """The deltas that more tokens give, and the tokens that ride with each."""
         pieces = self._parser.feed(tokens.text)
         if tokens.finish is not None:
             pieces += self._parser.finish()
@@ -42,12 +45,10 @@ class Reply:
         placed = self._place(replace(tokens, text=read))
         for piece in merge(pieces):
             start += piece.width
-            riding = 0
-            if piece.kind == "content":
-                riding = sum(p.offset < start for p in placed)
             if piece.kind != "markup":
+                riding = sum(p.offset < start for p in placed)
                 yield self._delta(piece), placed[:riding]
-            placed = placed[riding:]
+                placed = placed[riding:]
         if placed:
             yield {"content": ""}, placed
 
@@ -60,20 +61,20 @@ class Reply:
         """Of all tokens so far."""
         return self._offsets.count(self._parts, "reasoning")
 
-    def _place(self, tokens: Tokens) -> list[PlacedLogprob]:
+    def _place(self, tokens: Tokens) -> list[PlacedToken]:
         if self._aligner is None:
             return []
-        placed = [self._content_of(placed) for placed in self._aligner.feed(tokens)]
-        return [p for p in placed if p is not None]
+        placed = map(self._content_of, self._aligner.feed(tokens))
+        return [p for p in placed if self._tells_all or p.logprob is not None]
 
-    def _content_of(self, placed: PlacedLogprob) -> PlacedLogprob | None:
-        """A token with those of its bytes that are content; None where it is something else."""
+    def _content_of(self, placed: PlacedToken) -> PlacedToken:
+        """A token with those of its bytes that are content; without logprob where none are."""
         text = placed.shown.decode(errors="replace")
         is_content = [self._parts.at(placed.offset + i) == "content" for i in range(len(text) or 1)]
         if all(is_content):
             return placed
         kept = "".join(compress(text, is_content))
-        return replace(placed, shown=kept.encode()) if kept else None
+        return replace(placed, shown=kept.encode(), logprob=placed.logprob if kept else None)
 
     def _delta(self, piece: Piece) -> Delta:
         if piece.kind == "content":

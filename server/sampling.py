@@ -18,6 +18,7 @@ def sampling_params(
     logprobs: int | None,
     shown_tokens: tuple[int, ...] = (),
     grammar: str = "",
+    prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """The parameters of one request; token ids and lengths are checked by the engine's client."""
 
@@ -49,6 +50,7 @@ def sampling_params(
         logprobs=logprobs,
         shown_tokens=shown_tokens,
         grammar=grammar,
+        prompt_logprobs=prompt_logprobs,
     )
 
 

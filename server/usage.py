@@ -54,19 +54,18 @@ class Totals:
             "prompt_tokens_details": {"cached_tokens": sum(s.cached_tokens for s in self._first)},
             "completion_tokens_details": {
                 "reasoning_tokens": self._num_reasoning,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
+                "accepted_prediction_tokens": sum(s.prediction_accepted for s in self._all),
+                "rejected_prediction_tokens": sum(s.prediction_rejected for s in self._all),
             },
         }
 
     def summary(self) -> str:
         """For the log."""
         timings = self.timings()
-        passes = timings["passes"]
         return (
             f"{timings['prompt_n']}+{timings['cache_n']} prompt tokens, "
-            f"{timings['predicted_n']} tokens in {passes} passes "
-            f"({timings['predicted_n'] / max(1, passes):.1f} a pass), "
+            f"{timings['predicted_n']} tokens in {timings['passes']} passes "
+            f"({timings['tokens_per_pass']:.1f} a pass), "
             f"{timings['predicted_per_second']:.1f} tokens/s"
         )
 
@@ -75,6 +74,7 @@ class Totals:
         cached = sum(s.cached_tokens for s in self._first)
         predicted = sum(s.completion_tokens for s in self._all)
         later = predicted - len(self._all)  # the time begins with the first token of each choice
+        passes = max((s.passes for s in self._all), default=0)
         predicted_ms = max((s.predicted_ms for s in self._all), default=0.0)
         return {
             "cache_n": cached,
@@ -85,6 +85,7 @@ class Totals:
             "predicted_per_second": 1e3 * max(later, 0) / predicted_ms if predicted_ms > 0 else 0.0,
             "draft_n": sum(s.drafted for s in self._all),
             "draft_n_accepted": sum(s.accepted for s in self._all),
-            "passes": max((s.passes for s in self._all), default=0),
+            "passes": passes,
+            "tokens_per_pass": predicted / max(1, passes),
             "seed": self._seed,
         }

@@ -15,7 +15,7 @@ from engine.growth import Bounds
 from engine.lookup import Bet, Gambler
 from engine.sequence import Sequence
 from engine.suffixes import LONGEST, Match, Suffixes, bets_on
-from engine.tree import DraftTree
+from engine.tree import PREDICTION, DraftTree
 
 PLACES = 64  # looked at for each length of an n-gram when the pointer is lost
 ELSEWHERE = 2  # other places that are kept as alternates
@@ -129,7 +129,7 @@ class _Branch:
 class Prediction:
     """Bets on the tokens that the client expects."""
 
-    name = "prediction"
+    name = PREDICTION
 
     def __init__(self) -> None:
         self._gambler = Gambler(self.name, _Branch.bets, _Branch.follow)

@@ -58,6 +58,7 @@ async def chat_chunks(
         body.n or 1,
         key=caller.key,
         speculation=speculation_of(body.speculation, model.info),
+        prediction=asked.prediction,
     )
     totals = Totals(job.num_choices, params.seed)
     writer = ChatWriter(
@@ -66,6 +67,7 @@ async def chat_chunks(
         model.tokenizer.bytes.showing(asked.shown_tokens),
         asked.new_parser,
         logprobs=bool(body.logprobs),
+        provenance=bool(body.provenance),
         include_usage=body.include_usage or not body.stream,
     )
     async with contextlib.aclosing(generate(model, job)) as outputs:

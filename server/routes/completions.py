@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from server.body import body_of
 from server.completion import TextWriter, fold_text
+from server.echo import Echo
 from server.errors import ApiError
 from server.generation import Job, generate
 from server.models import LoadedModel
@@ -50,7 +51,12 @@ async def text_chunks(
         longest = max(len(prompt) for prompt in prompts)
         limit = default_limit(DEFAULT_MAX_TOKENS, longest, model.info)
     params = sampling_params(
-        body, model.entry.sampling, max_tokens=limit, logprobs=body.logprobs, grammar=grammar
+        body,
+        model.entry.sampling,
+        max_tokens=limit,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+        grammar=grammar,
     )
     head, before = new_head("cmpl", model), model.figures.traffic
     job = Job(
@@ -66,7 +72,9 @@ async def text_chunks(
     writer = TextWriter(
         head,
         totals,
-        model.tokenizer.bytes if body.logprobs is not None else None,
+        model.tokenizer.bytes,
+        logprobs=body.logprobs is not None,
+        provenance=bool(body.provenance),
         echoes=[echo for echo in echoes for _ in range(job.n)],
         include_usage=body.include_usage or not body.stream,
     )
@@ -80,7 +88,7 @@ async def text_chunks(
 
 def _prepare(
     model: LoadedModel, body: CompletionRequest
-) -> tuple[list[tuple[int, ...]], list[str]]:
+) -> tuple[list[tuple[int, ...]], list[Echo]]:
     """The ids of each prompt, and what of it is shown."""
     prompts = text_prompts(model.tokenizer, model.info, body.prompts)
     longest, context = max(len(prompt) for prompt in prompts), model.info.context_length
@@ -91,9 +99,9 @@ def _prepare(
         )
         raise ApiError(message, code="context_length_exceeded", param="prompt")
     if not body.echo:
-        return prompts, [""] * len(prompts)
-    shown = [
-        given if isinstance(given, str) else model.tokenizer.decode(ids)
+        return prompts, [Echo()] * len(prompts)
+    echoes = [
+        Echo(given if isinstance(given, str) else model.tokenizer.decode(ids), ids)
         for given, ids in zip(body.prompts, prompts, strict=True)
     ]
-    return prompts, shown
+    return prompts, echoes

@@ -55,6 +55,7 @@ class Timings(TypedDict):
     draft_n: int  # rows drafted
     draft_n_accepted: int
     passes: int
+    tokens_per_pass: float  # emitted by a pass, all choices together
     seed: int  # send it again to get the same answer
 
 
@@ -100,6 +101,18 @@ class CallDelta(TypedDict):
     function: CallFunctionDelta
 
 
+# A functional definition: `pass` is a keyword.
+TokenOrigin = TypedDict(
+    "TokenOrigin",
+    {
+        "token": str,  # its piece of the text
+        "source": str,  # "target", "grammar", or the draft it came from
+        "depth": int,  # in the draft tree; 0: not drafted
+        "pass": int,  # of the choice, from 1
+    },
+)
+
+
 class Delta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
@@ -112,6 +125,7 @@ class ChatChunkChoice(TypedDict):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
 class ChatChunk(TypedDict):
@@ -140,6 +154,7 @@ class ChatChoice(TypedDict):
     message: Message
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
 class ChatCompletion(TypedDict):
@@ -167,6 +182,7 @@ class TextChoice(TypedDict):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: str | None
+    provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
 class TextCompletion(TypedDict):

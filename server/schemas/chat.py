@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from server.schemas.fields import (
+    Body,
+    Content,
     GenerationBody,
     Int,
     JsonObject,
@@ -14,6 +16,13 @@ from server.schemas.fields import (
 from server.schemas.messages import AssistantMessage, ChatMessage, ToolMessage
 from server.schemas.structured import ResponseFormat, StructuredOutputs
 from server.schemas.tools import AllowedToolsChoice, NamedTool, ToolChoice, Tools
+
+
+class Prediction(Body):
+    """Text that the answer will mostly follow: it makes the answer faster, never another."""
+
+    type: Literal["content"]
+    content: Content
 
 
 class ChatRequest(GenerationBody):
@@ -30,6 +39,7 @@ class ChatRequest(GenerationBody):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     structured_outputs: StructuredOutputs | None = None
+    prediction: Prediction | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
@@ -37,7 +47,6 @@ class ChatRequest(GenerationBody):
     # known to OpenAI's clients, refused when set
     functions: list[JsonObject] | None = None
     function_call: str | JsonObject | None = None
-    prediction: JsonObject | None = None
     modalities: list[str] | None = None
     audio: JsonObject | None = None
 
@@ -101,7 +110,6 @@ class ChatRequest(GenerationBody):
         for field, value in (
             ("functions", self.functions),
             ("function_call", call),
-            ("prediction", self.prediction),
             ("audio", self.audio),
         ):
             unsupported(field, value)

@@ -56,8 +56,6 @@ class CompletionRequest(GenerationBody):
     @model_validator(mode="after")
     def _can_be_served(self) -> Self:
         unsupported("suffix", self.suffix or None)
-        if self.echo and self.logprobs is not None:
-            unsupported("logprobs", "with echo")
         choices = self.best_of or 1
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise fault("best_of", "'best_of' must not be below 'n'")

@@ -85,7 +85,9 @@ class GenerationBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    speculation: SpeculationOptions | None = None  # an extension of this server's
+    # extensions of this server's
+    speculation: SpeculationOptions | None = None
+    provenance: bool | None = None  # whether each token tells where it came from
     # extensions that local clients send
     top_k: Annotated[Int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.draft_model import DraftModel
 from engine.engine import Engine
-from engine.messages import Failed, Generate, SamplingParams, Stats, TokenLogprob
+from engine.messages import Failed, Generate, Origin, SamplingParams, Stats, TokenLogprob, Tokens
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from tests.engine.checkpoints import save_tiny
 
@@ -37,13 +37,25 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
     finish: str | None = None
     stats: Stats | None = None
+
+    def take(self, tokens: Tokens) -> None:
+        """What one pass emitted; nothing comes after the finish."""
+        assert self.finish is None, "nothing comes after the finish"
+        self.ids += tokens.ids
+        self.text += tokens.text
+        self.logprobs += tokens.logprobs
+        self.prompt_logprobs += tokens.prompt_logprobs
+        self.origins += tokens.origins
+        self.finish, self.stats = tokens.finish, tokens.stats
 
     @property
     def exact(self) -> tuple[object, ...]:
         """What must not depend on draft, batch or cache."""
-        return self.ids, self.text, self.logprobs, self.finish
+        return self.ids, self.text, self.logprobs, self.prompt_logprobs, self.finish
 
 
 @cache
@@ -145,12 +157,7 @@ def drain(engine: Engine) -> Answers:
     while engine.has_work():
         for event in engine.step():
             assert not isinstance(event, Failed), event
-            answer = answers.setdefault((event.request_id, event.choice), Answer())
-            assert answer.finish is None, "nothing comes after the finish"
-            answer.ids += event.ids
-            answer.text += event.text
-            answer.logprobs += event.logprobs
-            answer.finish, answer.stats = event.finish, event.stats
+            answers.setdefault((event.request_id, event.choice), Answer()).take(event)
     return answers
 
 

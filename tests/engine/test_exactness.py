@@ -37,6 +37,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
         "frequency_penalty": 0.4,
     },
     "bias": {"temperature": 1.0, "seed": 16, "logit_bias": ((7, 3.0), (9, -100.0))},
+    "scored": {"prompt_logprobs": 2, "logprobs": 1},
     "min_tokens": {"ignore_eos": False, "min_tokens": 5, "stop_token_ids": (5, 17, 40, 90)},
 }
 
@@ -124,7 +125,7 @@ def test_a_short_sequence_beside_one_behind_the_rope_border() -> None:
     assert exact(together) == exact(want)
 
 
-def test_choices_differ_and_the_first_equals_a_single_one() -> None:
+def test_api_09_choices_differ_and_the_first_equals_a_single_one() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     params: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_tokens": 16}
     four = run(engine, [request("four", prompt(10), n=4, **params)])

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from engine.drafters.prediction import LOST, Prediction
 from engine.spec import DraftSpec
 from tests.engine.lookups import answering, check, leaves, passes, paths, writing
-from tests.engine.models import PLAIN, VOCAB, alone, checkpoint, load, prompt, request, run
+from tests.engine.models import (
+    PLAIN,
+    SUBSPEC,
+    VOCAB,
+    alone,
+    checkpoint,
+    load,
+    prompt,
+    request,
+    run,
+)
 from tests.engine.sequences import EOS, LIMITS
 
 PROMPT = (2, 3)
@@ -192,13 +202,32 @@ def test_a_prediction_of_one_token_repeated_is_followed(length: int) -> None:
         sequence.tokens.append(token)
 
 
-def test_an_engine_writes_a_predicted_text_in_few_passes() -> None:
+def test_api_18_one_word_changed_in_500_takes_under_a_tenth_of_plain_decodings_passes() -> None:
     """Sampled, so that nothing but the prediction tells what comes next."""
-    asked = request("r", prompt(8), max_tokens=200, ignore_eos=True, temperature=1.0, seed=1)
+    asked = request("r", prompt(8), max_tokens=500, ignore_eos=True, temperature=1.0, seed=1)
     want = alone(load(checkpoint("llama"), PLAIN), [asked])[("r", 0)]
-    expected = [*want.ids[:99], (want.ids[99] + 1) % VOCAB, *want.ids[100:]]
+    expected = [*want.ids[:249], (want.ids[249] + 1) % VOCAB, *want.ids[250:]]
     engine = load(checkpoint("llama"), DraftSpec("prediction"))
     got = run(engine, [replace(asked, prediction=tuple(expected))])[("r", 0)]
     assert got.exact == want.exact
     assert got.stats is not None and want.stats is not None
     assert got.stats.passes < want.stats.passes / 10
+    followed = sum(origin.source == "prediction" for origin in got.origins)
+    assert got.stats.prediction_accepted == followed > 450
+    checked = got.stats.prediction_accepted + got.stats.prediction_rejected
+    assert checked == got.stats.drafted, "nothing else drafts"
+    assert want.stats.prediction_accepted == want.stats.prediction_rejected == 0
+
+
+def test_api_18_what_others_drafted_too_is_counted_as_the_predictions() -> None:
+    """The prompt holds the text, so look-ups of the sequence's own past find it as well."""
+    asked = request("r", prompt(8), max_tokens=60, ignore_eos=True, temperature=1.0, seed=1)
+    plain = load(checkpoint("llama"), PLAIN)
+    first = alone(plain, [asked])[("r", 0)].ids
+    again = replace(asked, prompt=(*asked.prompt, *first, *asked.prompt))
+    want = alone(plain, [again])[("r", 0)]
+    engine = load(checkpoint("llama"), SUBSPEC)
+    got = run(engine, [replace(again, prediction=tuple(want.ids))])[("r", 0)]
+    assert got.exact == want.exact
+    assert got.stats is not None
+    assert got.stats.prediction_accepted >= got.stats.accepted > 30

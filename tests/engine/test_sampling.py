@@ -19,6 +19,7 @@ from engine.sampling import (
     is_greedy,
     is_path_dependent,
     model_logprobs,
+    rows_logprobs,
     warp,
 )
 
@@ -384,7 +385,16 @@ def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
     assert small.shape == (2, 30)
 
 
-def test_model_logprobs_are_the_models_own() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_rows_logprobs_do_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
+    logits = random_logits(33, 130).to(dtype)
+    tokens = [row * 3 for row in range(33)]
+    together = rows_logprobs(logits, tokens, 4)
+    alone = [model_logprobs(own, token, 4) for own, token in zip(logits, tokens, strict=True)]
+    assert together == alone
+
+
+def test_api_07_logprobs_are_the_models_own_and_never_infinite() -> None:
     logits = torch.tensor([1.0, 3.0, 2.0, 3.0, -torch.inf])
     expected = logits.log_softmax(-1).tolist()
     result = model_logprobs(logits, 2, 3)

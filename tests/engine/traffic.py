@@ -120,6 +120,7 @@ def sampling(chance: random.Random) -> dict[str, Any]:
         "max_tokens": chance.choice([1, 2, 8, 20, 40, 70]),
         "min_tokens": chance.choice([0, 0, 0, 5]),
         "logprobs": chance.choice([None, None, 0, 3]),
+        "prompt_logprobs": chance.choice([None, None, None, 2]),
     }
     if chance.random() < 0.25:
         params |= {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
@@ -310,12 +311,7 @@ class Traffic:
             self.failed.add(event.request_id)
             return
         assert event.request_id not in self.failed, "nothing comes after the failure"
-        answer = self.got.setdefault((event.request_id, event.choice), Answer())
-        assert answer.finish is None, "nothing comes after the finish"
-        answer.ids += event.ids
-        answer.text += event.text
-        answer.logprobs += event.logprobs
-        answer.finish, answer.stats = event.finish, event.stats
+        self.got.setdefault((event.request_id, event.choice), Answer()).take(event)
 
     def _check_answers(self) -> None:
         for key, want in self.want.items():

@@ -5,7 +5,7 @@ Its tokenizer has one token a byte (id = the byte), three special tokens, and a 
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
 
@@ -22,6 +22,7 @@ from engine.messages import (
     Audited,
     Generate,
     ModelInfo,
+    Origin,
     PassStats,
     Progress,
     SamplingParams,
@@ -216,12 +217,15 @@ class FakeEngine:
         n: int = 1,
         key: str = "",
         speculation: Speculation = AUTO,
+        prediction: Sequence[int] = (),
     ) -> AsyncGenerator[Tokens, None]:
         if self.state != "ready" or self.info is None:
             raise EngineDied(f"not ready ({self.state})")
         if self.script.refuse is not None:
             raise self.script.refuse
-        message = Generate(request_id, tuple(prompt), params, n, key, speculation)
+        message = Generate(
+            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction)
+        )
         check_request(message, self.info)
         if len(self.running) >= self.max_queue:
             raise QueueFull("too many")
@@ -270,8 +274,11 @@ class FakeEngine:
             max_tokens=room if params.max_tokens is None else params.max_tokens,
             detokenizer=Detokenizer(spelling().showing(params.shown_tokens)),
         )
-        script = list(self.script.answers(choice))
+        script = list(self.script.answers(choice)) if params.max_tokens != 0 else []
         passes: list[Tokens] = []
+        if params.max_tokens == 0:
+            stats = _stats(message, 0, 1)
+            passes.append(Tokens(message.request_id, choice, (), "", finish="length", stats=stats))
         while not passes or passes[-1].finish is None:
             burst, script = script[: self.script.burst], script[self.script.burst :]
             text, ids, finish, reason = "", [], None, None
@@ -291,6 +298,7 @@ class FakeEngine:
                     tuple(_logprob(t, choice, params.logprobs) for t in ids)
                     if params.logprobs is not None
                     else (),
+                    origins=_origins(len(ids), len(passes) + 1),
                     finish=finish,
                     stop_reason=reason,
                     stats=None
@@ -298,12 +306,21 @@ class FakeEngine:
                     else _stats(message, rules.num_tokens, len(passes) + 1),
                 )
             )
+        if params.prompt_logprobs is not None and choice == 0:
+            scores = [_logprob(t, 0, params.prompt_logprobs) for t in message.prompt[1:]]
+            passes[0] = replace(passes[0], prompt_logprobs=(None, *scores))
         return passes
 
 
+def _origins(count: int, pass_number: int) -> tuple[Origin, ...]:
+    """All but the last token of a pass were drafted."""
+    drafted = [Origin("subspec", depth, pass_number) for depth in range(1, count)]
+    return (*drafted, Origin("target", 0, pass_number))
+
+
 def _logprob(token: int, choice: int, num_top: int) -> TokenLogprob:
-    """Later choices are better."""
-    top = tuple(((token + i) % VOCAB, -0.5 - i) for i in range(num_top))
+    """Later choices are better, and other tokens better still."""
+    top = tuple(((token + 1 + i) % VOCAB, -0.25 - i / 4) for i in range(num_top))
     return TokenLogprob(token, -1.0 / (1 + choice), top)
 
 
@@ -317,4 +334,6 @@ def _stats(message: Generate, num_tokens: int, passes: int) -> Stats:
         accepted=num_tokens - passes,
         prompt_ms=5.0,
         predicted_ms=10.0,
+        prediction_accepted=len(message.prediction),
+        prediction_rejected=2 * len(message.prediction),
     )

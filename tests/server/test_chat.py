@@ -113,7 +113,7 @@ async def test_choices_interleave_and_each_has_one_role_and_one_finish(
     assert ["timings" in c for c in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
-async def test_all_choices_are_counted_and_sorted(
+async def test_api_06_all_choices_are_counted_and_sorted(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("x" * (3 - k)), EOS)
@@ -148,7 +148,7 @@ async def test_an_empty_answer_is_an_empty_string(
     assert choice["message"]["content"] == ""
 
 
-async def test_bytes_of_logprobs_are_the_text_also_where_tokens_split_characters(
+async def test_api_07_bytes_of_logprobs_are_the_text_also_where_tokens_split_characters(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("né 🙂 ok"), EOS)
@@ -162,13 +162,13 @@ async def test_bytes_of_logprobs_are_the_text_also_where_tokens_split_characters
     first = logprobs["content"][0]
     assert first["token"] == "n"
     assert first["logprob"] == -1.0
-    assert [t["logprob"] for t in first["top_logprobs"]] == [-0.5, -1.5]
-    assert first["top_logprobs"][1]["token"] == "o"
+    assert [t["logprob"] for t in first["top_logprobs"]] == [-0.25, -0.5]
+    assert first["top_logprobs"][1]["token"] == "p"
 
 
 @pytest.mark.parametrize("burst", [1, 2, 5, 60])
 @pytest.mark.parametrize("stop", [None, "there", "re."])
-async def test_streamed_logprobs_ride_with_their_text_and_add_up(
+async def test_api_07_streamed_logprobs_ride_with_their_text_and_add_up(
     client: httpx.AsyncClient, engines: FakeEngines, burst: int, stop: str | None
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("Hé🙂llo there."), EOS)

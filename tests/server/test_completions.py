@@ -20,7 +20,7 @@ async def test_a_whole_answer_has_the_documented_shape(client: httpx.AsyncClient
     assert answer["usage"]["prompt_tokens"] == 2
 
 
-async def test_sixteen_tokens_unless_told_otherwise(
+async def test_api_11_sixteen_tokens_unless_told_otherwise(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: ids_of("x" * 100)
@@ -29,7 +29,7 @@ async def test_sixteen_tokens_unless_told_otherwise(
     assert choice["finish_reason"] == "length"
 
 
-async def test_the_default_limit_shrinks_at_the_end_of_the_context(
+async def test_api_11_the_default_limit_shrinks_at_the_end_of_the_context(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.context_length = 10
@@ -51,7 +51,7 @@ async def test_the_default_limit_shrinks_at_the_end_of_the_context(
         (["a", [1]], [ids_of("a"), (1,)]),
     ],
 )
-async def test_prompts_of_every_form(
+async def test_api_17_prompts_of_every_form(
     client: httpx.AsyncClient, engines: FakeEngines, prompt: Any, sent: list[tuple[int, ...]]
 ) -> None:
     answer = (await complete(client, prompt=prompt)).json()
@@ -77,14 +77,14 @@ async def test_prompts_of_every_form(
         ([[1], [300]], "prompt", "invalid_value"),
     ],
 )
-async def test_impossible_prompts_are_refused_by_name(
+async def test_api_17_impossible_prompts_are_refused_by_name(
     client: httpx.AsyncClient, prompt: Any, param: str, code: str
 ) -> None:
     error = error_of(await complete(client, prompt=prompt), 400)
     assert (error["param"], error["code"]) == (param, code)
 
 
-async def test_index_is_prompt_times_n_plus_choice(
+async def test_api_09_index_is_prompt_times_n_plus_choice(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of(f"c{k}"), EOS)
@@ -117,7 +117,7 @@ async def test_echo_comes_first_also_in_streams(client: httpx.AsyncClient) -> No
     assert ids.json()["choices"][0]["text"] == "HiH"
 
 
-async def test_max_tokens_zero_asks_the_engine_nothing(
+async def test_api_11_max_tokens_zero_asks_the_engine_nothing(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     answer = (await complete(client, max_tokens=0, echo=True, n=2, best_of=3)).json()
@@ -131,7 +131,7 @@ async def test_max_tokens_zero_asks_the_engine_nothing(
     assert error["code"] == "context_length_exceeded"
 
 
-async def test_logprobs_are_four_lists_of_equal_length(
+async def test_api_08_logprobs_are_four_lists_of_equal_length(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("aé🙂b"), EOS)
@@ -140,18 +140,19 @@ async def test_logprobs_are_four_lists_of_equal_length(
     assert logprobs["text_offset"] == [0, 1, 1, 2, 2, 2, 2, 3, 4]
     assert logprobs["tokens"][0] == "a"
     assert logprobs["tokens"][-1] == "<eos>"
+    assert logprobs["tokens"][1:3] == ["bytes:\\xc3", "bytes:\\xa9"]
     assert logprobs["token_logprobs"] == [-1.0] * 9
-    assert logprobs["top_logprobs"][0] == {"a": -1.0, "b": -1.5}
+    assert logprobs["top_logprobs"][0] == {"b": -0.25, "c": -0.5, "a": -1.0}
 
 
-async def test_streamed_logprobs_add_up(client: httpx.AsyncClient) -> None:
+async def test_api_08_streamed_logprobs_add_up(client: httpx.AsyncClient) -> None:
     whole = (await complete(client, logprobs=0)).json()["choices"][0]["logprobs"]
     *chunks, _ = events((await complete(client, logprobs=0, stream=True)).text)
     for key, values in whole.items():
         assert [v for c in chunks for v in c["choices"][0]["logprobs"][key]] == values
 
 
-async def test_best_of_shows_the_most_probable_and_counts_all(
+async def test_api_09_best_of_shows_the_most_probable_and_counts_all(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of(f"choice {k}"), EOS)  # later ones are better
@@ -170,9 +171,7 @@ async def test_best_of_shows_the_most_probable_and_counts_all(
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"logprobs": 1, "echo": True}, "logprobs"),
         ({"suffix": "end"}, "suffix"),
-        ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": ["a"] * 2049}, "prompt"),
     ],
 )

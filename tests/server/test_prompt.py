@@ -45,7 +45,7 @@ async def test_template_arguments(client: httpx.AsyncClient, engines: FakeEngine
     assert rendered(engines) == "<turn>user:hi!<eos>"
 
 
-async def test_a_last_assistant_message_is_continued(
+async def test_api_17_a_last_assistant_message_is_continued(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]

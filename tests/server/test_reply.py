@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from engine.detokenize import Detokenizer, token_bytes
-from engine.messages import TokenLogprob, Tokens
+from engine.messages import Origin, TokenLogprob, Tokens
 from server.formats import known_formats
 from server.parsing.pieces import Chain
 from server.reply import Reply
@@ -32,7 +32,10 @@ class Folded:
     def __init__(self, ids: list[int], cuts: list[int]) -> None:
         known = known_formats()
         parser = Chain(known["think"].parser((), ""), known["hermes"].parser({"add"}, ""))
-        reply, detokenizer = Reply(parser, BYTES, logprobs=True), Detokenizer(BYTES)
+        reply, detokenizer = (
+            Reply(parser, BYTES, logprobs=True, provenance=False),
+            Detokenizer(BYTES),
+        )
         self.content, self.reasoning = "", ""
         self.calls: list[str] = []
         self.tokens: list[int] = []  # whose log-probabilities are told
@@ -43,7 +46,15 @@ class Folded:
             entries = tuple(TokenLogprob(token, -1.0, ()) for token in ids[start:end])
             finish = "stop" if last else None
             for delta, placed in reply.read(
-                Tokens("r", 0, tuple(ids[start:end]), text, entries, finish=finish)
+                Tokens(
+                    "r",
+                    0,
+                    tuple(ids[start:end]),
+                    text,
+                    entries,
+                    origins=(Origin("target", 0, 1),) * (end - start),
+                    finish=finish,
+                )
             ):
                 self.content += delta.get("content", "")
                 self.reasoning += delta.get("reasoning_content", "")
@@ -51,7 +62,7 @@ class Folded:
                     if "name" in call["function"]:
                         self.calls.append("")
                     self.calls[call["index"]] += call["function"]["arguments"]
-                self.tokens += [p.entry.token for p in placed]
+                self.tokens += [p.token for p in placed]
                 joined += b"".join(p.shown for p in placed)
                 assert self.content.encode().startswith(joined)
         assert joined == self.content.encode()

@@ -1,0 +1,104 @@
+"""What this server tells beyond OpenAI's: where tokens came from, and what predictions brought."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import chat, complete, events
+from tests.server.fake_engine import EOS, FakeEngines, ids_of
+
+
+def told(choice: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(e["token"], e["source"], e["depth"], e["pass"]) for e in choice["provenance"]]
+
+
+async def test_provenance_tells_source_depth_and_pass_of_each_token(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.answers = lambda k: (*ids_of("abcd"), EOS)
+    want = [
+        ("a", "subspec", 1, 1),
+        ("b", "subspec", 2, 1),
+        ("c", "target", 0, 1),
+        ("d", "subspec", 1, 2),
+        ("", "target", 0, 2),
+    ]
+    for answer in (await chat(client, provenance=True), await complete(client, provenance=True)):
+        assert told(answer.json()["choices"][0]) == want
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+@pytest.mark.parametrize("stop", [None, "there", "lo"])
+@pytest.mark.parametrize("burst", [1, 2, 5, 60])
+async def test_streamed_provenance_rides_with_its_text_and_adds_up(
+    client: httpx.AsyncClient, engines: FakeEngines, ask: Any, stop: str | None, burst: int
+) -> None:
+    engines.script.answers = lambda k: (*ids_of("Hé🙂llo there."), EOS)
+    engines.script.burst = burst
+    fields: dict[str, Any] = {"provenance": True, "stop": stop, "n": 2}
+    whole = (await ask(client, **fields)).json()
+    *chunks, _ = events((await ask(client, stream=True, **fields)).text)
+    for choice in whole["choices"]:
+        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        assert "".join(entry["token"] for entry in choice["provenance"]) == text
+        assert len(choice["provenance"]) * 2 == whole["usage"]["completion_tokens"]
+        entries: list[Any] = []
+        shown = ""
+        for chunk in chunks:
+            part = chunk["choices"][0]
+            if part["index"] == choice["index"]:
+                shown += part.get("text", "") + part.get("delta", {}).get("content", "")
+                entries += part["provenance"]
+                joined = "".join(entry["token"] for entry in entries)
+                assert shown.startswith(joined) and len(shown) - len(joined) <= 1
+        assert entries == choice["provenance"]
+
+
+async def test_a_character_that_is_never_finished_belongs_to_the_last_token(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.answers = lambda k: ids_of("a🙂")
+    choice = (await complete(client, provenance=True, max_tokens=3)).json()["choices"][0]
+    assert choice["text"] == "a\ufffd"
+    assert [entry["token"] for entry in choice["provenance"]] == ["a", "", "\ufffd"]
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+async def test_without_provenance_nothing_changes(client: httpx.AsyncClient, ask: Any) -> None:
+    assert "provenance" not in (await ask(client)).json()["choices"][0]
+    *chunks, _ = events((await ask(client, stream=True, provenance=False)).text)
+    assert not any("provenance" in chunk["choices"][0] for chunk in chunks)
+
+
+async def test_timings_tell_tokens_per_pass(client: httpx.AsyncClient) -> None:
+    timings = (await chat(client)).json()["timings"]
+    assert timings["tokens_per_pass"] == timings["predicted_n"] / timings["passes"] == 13 / 5
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("as it was", "as it was"),
+        ([{"type": "text", "text": "as it "}, {"type": "text", "text": "was"}], "as it was"),
+        ("", ""),
+        ("x" * 5000, "x" * 1024),  # no answer is longer than the context
+    ],
+)
+async def test_api_18_a_prediction_is_drafted_and_counted(
+    client: httpx.AsyncClient, engines: FakeEngines, content: Any, text: str
+) -> None:
+    prediction = {"type": "content", "content": content}
+    usage = (await chat(client, prediction=prediction, n=2)).json()["usage"]
+    assert engines.engine.requests[0].prediction == ids_of(text)
+    details = usage["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] == 2 * len(ids_of(text))
+    assert details["rejected_prediction_tokens"] == 4 * len(ids_of(text))
+
+
+async def test_api_18_no_prediction_is_null_or_absent(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    assert (await chat(client)).status_code == 200
+    assert (await chat(client, prediction=None)).status_code == 200
+    assert [r.prediction for r in engines.engine.requests] == [(), ()]
