@@ -29,7 +29,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit test-gpu test-oldest bench bench-peers bench-gpu format install lint-docker count clean
+.PHONY: help serve test lint types unit test-gpu test-oldest bench bench-memory bench-peers bench-gpu format install lint-docker count clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -58,6 +58,9 @@ test-oldest: $(OLDEST_VENV)/.installed ## the engine's tests with the oldest tra
 
 bench: $(VENV)/.installed-bench ## measure and write docs/benchmarks.md (15 minutes)
 	$(BIN)/python -m benchmarks.report $(ARGS)
+
+bench-memory: $(VENV)/.installed-bench ## peak memory of a 1.5 B model against its plan (8 GB of disk)
+	$(BIN)/python -m benchmarks.report --group memory $(ARGS)
 
 bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## beside foreign engines (as root, an hour)
 	$(BIN)/python -m benchmarks.report --group peers $(ARGS)

@@ -45,7 +45,8 @@ COMPUTE_SHARE = 0.7  # compute of a pass over the trees of all 8, of W/B
 DRAFT_SHARE = 0.25  # one user's draft, of W/B
 AT_LEAST = 5.0  # 8 users against 1
 PROBED_DEPTH = 8  # of the draft whose step is timed
-CORRECTIONS = 3  # of the depth: a step beside a busy link takes longer than alone
+CORRECTIONS = 3  # of link and depth: work beside a busy link takes longer than alone
+NEAR = 0.05  # of W/B: nearer than measurements agree
 PROMPT_TOKENS = 32  # of the counted text
 FIXED, SERVED = "fixed trees, known text", "as served, chats"
 
@@ -92,7 +93,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rows", type=int, default=64, help="of one tree")
     arguments.add_argument("--width", type=int, default=4, help="rows of one draft step")
-    arguments.add_argument("--passes", type=int, default=4, help="of each measurement")
+    arguments.add_argument("--passes", type=int, default=3, help="of each measurement")
     options = arguments.parse_args()
     known = counting_model(MODELS / "counting", MID).folder
     chat = options.model or grown("mid", MID)
@@ -127,23 +128,31 @@ def measure(known: Path, chat: Path, rows: int, width: int, *, passes: int, roun
 
 
 def calibrate(case: Case, passes: int) -> Link:
-    """Compute where nothing is waited for chooses the link; a draft behind it, the depth."""
-    depth, prompt = PROBED_DEPTH, case.prompts[0]
+    """Guess the link where nothing is waited for; then correct it and the depth behind it."""
     with ExitStack() as stack:
         shallow = replace(case, draft=replace(case.draft, depth=1))
         probed = shallow.open(stack, UNLIMITED_GBPS)
-        pace(probed, prompt, MOST, 1)
-        seconds = pace(probed, prompt, MOST, passes).compute_ms / 1e3 / COMPUTE_SHARE
-        gbps = probed.streamed_bytes / seconds / 1e9
+        link = _corrected(probed, case, Link(UNLIMITED_GBPS, PROBED_DEPTH, 0.0), passes)
     for _ in range(CORRECTIONS):
         with ExitStack() as stack:
-            served = replace(case, draft=replace(case.draft, depth=depth)).open(stack, gbps)
-            share = pace(served, prompt, 1, passes).draft_ms / 1e3 / seconds
-        better = max(1, round(depth * DRAFT_SHARE / share))
-        if better == depth:
+            served = replace(case, draft=replace(case.draft, depth=link.depth))
+            better = _corrected(served.open(stack, link.gbps), case, link, passes)
+        is_near = abs(better.seconds / link.seconds - 1) < NEAR and better.depth == link.depth
+        link = better
+        if is_near:
             break
-        depth = better
-    return Link(gbps, depth, seconds)
+    return link
+
+
+def _corrected(served: Session, case: Case, link: Link, passes: int) -> Link:
+    """The link by what compute, and from the second time on the draft, take behind this one."""
+    pace(served, case.prompts[0], MOST, 1)  # for what the engine learns of the machine
+    compute = pace(served, case.prompts[0], MOST, passes).compute_ms / 1e3
+    seconds, depth = compute / COMPUTE_SHARE, link.depth
+    if link.seconds:
+        draft = pace(served, case.prompts[0], 1, passes).draft_ms / 1e3
+        depth = max(1, round(depth * DRAFT_SHARE * seconds / draft))
+    return Link(served.streamed_bytes / seconds / 1e9, depth, seconds)
 
 
 def pace(served: Session, prompt: list[int], users: int, passes: int) -> Pace:

@@ -1,8 +1,9 @@
 """Tokens a pass of the demo model: each draft on the starter and on the held-out prompts.
 
-    python -m benchmarks.demo [--json]
+    python -m benchmarks.demo [--json] [--prompts 10]
 
-Greedy and at temperature 0.8 with one seed. Every answer is compared with plain decoding's.
+Greedy and at temperature 0.8 with one seed. Every answer is compared with plain decoding's, which
+answers all prompts at once: its rows are padded to as many anyway.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from engine.spec import ModelSpec
 from server.registry import read_entry
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo"
-MODELS = ("demo-plain", "demo-specexec", "demo")
+PLAIN = "demo-plain"
+MODELS = (PLAIN, "demo-specexec", "demo")
 SAMPLINGS = {"0": SamplingParams(temperature=0.0), "0.8": SamplingParams(temperature=0.8, seed=7)}
 MAX_TOKENS = 160
 
@@ -30,21 +32,25 @@ MAX_TOKENS = 160
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    arguments.add_argument("--prompts", type=int, help="the first ones of each set (default: all)")
     options = arguments.parse_args()
-    rows = measure()
+    rows = measure(options.prompts)
     print(json.dumps(rows) if options.json else table(rows))
 
 
-def measure() -> list[dict[str, Any]]:
-    """One row for each model, prompt set and sampling."""
-    prompts = {name: prompt_ids(name) for name in ("starters", "held_out")}
+def measure(count: int | None = None) -> list[dict[str, Any]]:
+    """One row for each model, prompt set and sampling; at most so many prompts of a set."""
+    prompts = {name: prompt_ids(name)[:count] for name in ("starters", "held_out")}
     expected: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     rows = []
     for model in MODELS:
-        engine = Engine.load(specification(model), lambda what, done, total: None)
+        at_once = max(map(len, prompts.values())) if model == PLAIN else 1
+        spec = replace(specification(model), max_sequences=at_once)
+        engine = Engine.load(spec, lambda what, done, total: None)
         for prompt_set, texts in prompts.items():
             for sampling, params in SAMPLINGS.items():
-                answers = [answer(engine, ids, params) for ids in texts]
+                parts = [texts[i : i + at_once] for i in range(0, len(texts), at_once)]
+                answers = [own for part in parts for own in answer_all(engine, part, params)]
                 ids = [tokens for tokens, _ in answers]
                 if expected.setdefault((prompt_set, sampling), ids) != ids:
                     raise EngineError(f"{model}: an answer differs from plain decoding's")
@@ -83,21 +89,23 @@ def render(tokenizer: Any, entry: dict[str, Any]) -> str:
     )
 
 
-def answer(
-    engine: Engine, prompt: Sequence[int], params: SamplingParams
-) -> tuple[tuple[int, ...], int]:
-    """The tokens of an answer and the passes they took, the prompt's included."""
+def answer_all(
+    engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams
+) -> list[tuple[tuple[int, ...], int]]:
+    """The tokens of each answer and the passes it took, the prompt's included."""
     params = replace(params, max_tokens=MAX_TOKENS)
-    engine.add(Generate("r", tuple(prompt), params))
-    tokens: tuple[int, ...] = ()
+    for number, prompt in enumerate(prompts):
+        engine.add(Generate(f"{number}", tuple(prompt), params))
+    tokens: dict[str, tuple[int, ...]] = {}
+    passes: dict[str, int] = {}
     while engine.has_work():
         for event in engine.step():
             if not isinstance(event, Tokens):
                 raise EngineError(event.message)
-            tokens += event.ids
+            tokens[event.request_id] = tokens.get(event.request_id, ()) + event.ids
             if event.stats is not None:
-                passes = event.stats.passes
-    return tokens, passes
+                passes[event.request_id] = event.stats.passes
+    return [(tokens[f"{number}"], passes[f"{number}"]) for number in range(len(prompts))]
 
 
 def figures(answers: Sequence[tuple[tuple[int, ...], int]]) -> dict[str, float]:

@@ -19,13 +19,14 @@ from engine.sequence import Sequence
 from engine.tree import DraftTree
 
 FIRST = 300  # a prompt counts from here: no special token is near
+SURE = 16.0  # logit of the next token; the others' are noise around 0
 UNLIKELY = -3.0  # log-probability of a filler's row
 
 
 def counting_model(folder: Path, shape: Shape) -> Checkpoint:
     """Write a bfloat16 checkpoint that counts; a finished one is left."""
     config = shape.config().to_json_string()
-    recipe = f"counting {shape}"
+    recipe = f"counting to {SURE} {shape}"
     return write_checkpoint(folder, config, _shards(shape), tokenizer=TOKENIZER, recipe=recipe)
 
 
@@ -56,7 +57,8 @@ def _shards(shape: Shape) -> Iterator[dict[str, Tensor]]:
             }
         else:
             norm = torch.ones(shape.hidden, dtype=torch.bfloat16)
-            yield {"model.norm.weight": norm, "lm_head.weight": embedding.roll(1, 0).contiguous()}
+            head = embedding.roll(1, 0) * (SURE / (SCALE * shape.hidden))
+            yield {"model.norm.weight": norm, "lm_head.weight": head}
 
 
 class Filler:

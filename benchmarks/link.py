@@ -8,10 +8,10 @@ times the compute, which is measured with everything resident; the draft's depth
 takes half of W/B.
 
 The bars are about the mechanism, so they are measured on a text that the draft knows by heart, in
-trees of `--rows` rows (`benchmarks.known_text`): shallow trees, whose draft is a small part; then
-deep ones with and without drafting ahead. All cases in turn, `--cycles` cycles each, round after
-round. The second table has the same on starter prompts, a text that the draft mostly knows, where
-a pass that ends above its leaves throws away what was drafted below them.
+trees of `--rows` rows (`benchmarks.known_text`), with and without drafting ahead in turn,
+`--cycles` cycles each, round after round. The second table has the same on starter prompts, a text
+that the draft mostly knows, where a pass that ends above its leaves throws away what was drafted
+below them; and self-tuned trees, as they are served.
 """
 
 import statistics
@@ -42,7 +42,6 @@ from engine.spec import DraftSpec, ModelSpec, StreamSpec
 
 COMPUTE_SHARE = 0.25  # of W/B
 DRAFT_SHARE = 0.5  # of W/B
-SHALLOW_SHARE = 0.1
 WIDTH = 4  # rows of a draft step
 PROBED_DEPTH = 9  # of the draft whose step is timed
 PROBED_CYCLES = 10
@@ -52,7 +51,7 @@ PROMPT_TOKENS = 32  # of the counted text
 CYCLE_AT_MOST = 1.05
 DUTY_AT_LEAST = 95.0
 AHEAD_AT_LEAST = 1.2
-SHALLOW, SERIAL, AHEAD = "shallow draft", "without drafting ahead", "with drafting ahead"
+SERIAL, AHEAD = "without drafting ahead", "with drafting ahead"
 TUNED = "self-tuned, with drafting ahead"
 
 
@@ -122,7 +121,7 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=64, help="of the tree")
     arguments.add_argument("--slots", type=int, help="of the ring (default: as planned)")
     arguments.add_argument("--cycles", type=int, default=30)
-    arguments.add_argument("--text-cycles", type=int, default=12, help="on starter prompts")
+    arguments.add_argument("--text-cycles", type=int, default=10, help="on starter prompts")
     options = arguments.parse_args()
     folder = options.model or grown("mid", MID)
     figures = measure(
@@ -144,16 +143,9 @@ def measure(
     link = calibrate(known, rows, slots)
     deep = _half_of_the_link(known, link, rows, slots)
     depth = deep.depth or 1
-    cases = {
-        SHALLOW: fixed_tree(rows, link.depth(SHALLOW_SHARE)),
-        SERIAL: deep,
-        AHEAD: replace(deep, ahead=True),
-    }
-    chat_cases = {
-        SERIAL: deep,
-        AHEAD: replace(deep, ahead=True),
-        TUNED: replace(deep, depth=2 * depth, tuned=True, ahead=True),
-    }
+    ahead = replace(deep, ahead=True)
+    cases = {SERIAL: deep, AHEAD: ahead}
+    chat_cases = {**cases, TUNED: replace(ahead, depth=2 * depth, tuned=True)}
     found = _in_turn(known, cases, link, slots, cycles[0], rounds)
     found_in_chat = _in_turn(chat, chat_cases, link, slots, cycles[1], rounds)
     return _figures(chat.folder, link, depth, found, found_in_chat)

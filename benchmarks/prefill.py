@@ -49,7 +49,7 @@ LONG = Shape(  # small: strict attention over 16,000 tokens is most of the time 
     vocabulary=4096,
     context=17_408,
 )
-LONG_ROUNDS = 3  # of prompts above the balanced one, alone: they have no bar
+LONG_ROUNDS = 2  # of prompts above the balanced one, alone: they have no bar
 USUAL_PASSES = 8  # of the stream, before the prompt comes
 MOST_BYTES, MOST_TIME, LONGEST_GAP = 1.2, 1.15, 1.25
 FIRST_TURN, SECOND_TURN = 150, 30  # prompt tokens, new in the turn; no multiples of a page

@@ -1,6 +1,7 @@
 """Run the benchmarks and write docs/benchmarks.md, with plots.
 
-    python -m benchmarks.report                  all but foreign engines (`make bench`)
+    python -m benchmarks.report                  all that takes 15 minutes (`make bench`)
+    python -m benchmarks.report --group memory   peak memory of 1.5 B (`make bench-memory`)
     python -m benchmarks.report --group peers    the foreign engines (`make bench-peers`)
     python -m benchmarks.report --only batch     one part again, the rest as it was
     python -m benchmarks.report --render         the page alone, out of docs/benchmarks.json
@@ -20,11 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.plots import draw, file_name
 from benchmarks.report_format import Bar, Figures, Table, number
-from benchmarks.report_parts import PARTS, Part
+from benchmarks.report_parts import PARTS, Group, Part
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -39,6 +40,7 @@ Stored = dict[str, dict[str, Any]]  # by part: when, seconds, command, versions,
 def main() -> int:
     options = _parser().parse_args()
     stored = read_store(DOCS)
+    began = time.monotonic()
     failed: list[str] = []
     if not options.render:
         for part in _chosen(options):
@@ -51,6 +53,7 @@ def main() -> int:
     write(stored, DOCS)
     for bar in bars(stored):
         print(bar)
+    _tell(f"in all {(time.monotonic() - began) / 60:.1f} min")
     print(f"wrote {DOCS / PAGE}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return int(bool(failed))
 
@@ -109,7 +112,8 @@ def page(stored: Mapping[str, Mapping[str, Any]]) -> str:
     """The Markdown of all that was measured."""
     parts = [
         "# Benchmarks",
-        "Written by `make bench` and `make bench-peers` (`python -m benchmarks.report`) from "
+        "Written by `make bench`, `make bench-memory` and `make bench-peers` "
+        "(`python -m benchmarks.report`) from "
         f"[{STORE}]({STORE}). Ours and what it is held against ran in turn in one run; figures "
         "are medians of at least five rounds unless a table says otherwise. W are the bytes that "
         "must travel in a pass, B the link's bandwidth, A the tokens a pass emits for one "
@@ -200,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--group", choices=("bench", "peers", "gpu"), default="bench")
+    parser.add_argument("--group", choices=get_args(Group), default="bench")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS])
     parser.add_argument("--render", action="store_true", help="write the page, measure nothing")
     return parser

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from benchmarks.report_format import Bar, Figures, Table
 
-Group = Literal["bench", "peers", "gpu"]
+Group = Literal["bench", "memory", "peers", "gpu"]
 
 MEMORY_WITHIN = 0.05  # peak memory against the plan
 HOST_MS = {4_096: 4.0, 152_064: 20.0}  # vocabulary -> host time of a pass, at most
@@ -92,20 +92,21 @@ def read_sampling(data: Mapping[str, Any]) -> Figures:
 # In the order of the page. `make bench` has 15 minutes for its group, `make bench-peers` an hour.
 PARTS: tuple[Part, ...] = (
     Part("offload", 55, "peers", ("--folder", "build/benchmarks/offload")),
-    Part("link", 1.5),
-    Part("batch", 1.5),
-    Part("sampling", 1.5, read=read_sampling),
-    Part("tuning", 3),
-    Part("prefill", 3),
+    Part("link", 2.2),
+    Part("batch", 2.3),
+    Part("sampling", 1.8, read=read_sampling),
+    Part("tuning", 2.3),
+    Part("prefill", 2.4),
     Part("serve", 1.5),
-    Part("host_time", 0.5, read=read_host_time),
+    Part("host_time", 1, read=read_host_time),
     Part(
         "plan_memory",
-        1.5,
+        8,
+        "memory",
         arguments=("--folder", "build/benchmarks/plan-memory", "--runs", "1"),
         read=read_plan_memory,
     ),
-    Part("demo", 1, read=read_demo),
+    Part("demo", 1, arguments=("--prompts", "8"), read=read_demo),
     Part("gpu", 10, "gpu"),
 )
 

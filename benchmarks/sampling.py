@@ -1,6 +1,6 @@
 """How well the draft guesses sampled tokens: shared noise against independent noise.
 
-    python -m benchmarks.sampling [--json] [--prompts 30] [--tokens 160]
+    python -m benchmarks.sampling [--json] [--prompts 24] [--tokens 160]
 
 The model is the demo's target with its final norm scaled by `FLATTER`, so that text sampled at
 temperature 1 has more than 2 nats a token (measured and stated); the draft is `subspec`'s 4-bit
@@ -107,7 +107,7 @@ class Positions:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments.add_argument("--prompts", type=int, default=30)
+    arguments.add_argument("--prompts", type=int, default=24)
     arguments.add_argument("--tokens", type=int, default=160, help="of an answer")
     arguments.add_argument("--in-engine", type=int, default=2, help="prompts for tokens a pass")
     options = arguments.parse_args()

@@ -43,8 +43,8 @@ JUDGED = 8
 AT_LEAST = 0.98
 LINK_GBPS = 0.04  # 8 MB a pass take 0.2 s: longer than the compute of eight trees
 BEAT = Beat(seconds=0.1, burst=8)  # 80 tokens a second for each stream
-PACED_TOKENS = 80
-MODEL_TOKENS = 80
+PACED_TOKENS = 48
+MODEL_TOKENS = 56
 FIRST_PROMPT = 50  # a token id
 
 

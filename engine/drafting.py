@@ -83,7 +83,8 @@ class Drafting:
             for growth, room in zip(growths, rooms, strict=True)
         ]
         chances = [[g.probability(n) for n in r] for g, r in zip(growths, ranked, strict=True)]
-        counts = self.policy.allot(chances, elapsed, fixed_rows, max_rows)
+        context = sum(g.root.position for g in growths) / max(len(growths), 1)
+        counts = self.policy.allot(chances, elapsed, fixed_rows, max_rows, context)
         self.figures.undrafted += sum(
             count == 1 and room > 1 and self._wants_draft(growth)
             for count, room, growth in zip(counts, rooms, growths, strict=True)

@@ -39,6 +39,7 @@ class Engine:
         self.info: ModelInfo = loaded.info
         self.last_pass: PassStats | None = None
         self.on_unit: Callable[[int], None] | None = None
+        self.on_start: Callable[[str], None] | None = None
         self._loaded = loaded
         self._decoder = loaded.decoder
         self._cache = loaded.cache
@@ -114,6 +115,7 @@ class Engine:
         turns = self._scheduler.schedule()
         if not turns:
             return []
+        self._tell_started(turns)
         try:
             return self._run(turns)
         except PassCancelled:
@@ -125,8 +127,15 @@ class Engine:
             requests = [turn.sequence.request for turn in turns]
             return self._fail(requests, str(error), "weights_unreadable")
 
+    def _tell_started(self, turns: Seq[Turn]) -> None:
+        if self.on_start is not None:
+            for sequence in (turn.sequence for turn in turns):
+                if sequence.passes == 0:  # told again when its first pass was cut short
+                    self.on_start(sequence.request.message.request_id)
+
     def _run(self, turns: Seq[Turn]) -> Events:
         clock = _Clock(self._loaded.stream)
+        decoding = any(turn.is_decoding for turn in turns)
         trees = self._draft(turns)
         clock.drafted()
         walk = assemble(turns, trees, self._cache, self._decoder)
@@ -134,7 +143,7 @@ class Engine:
             hidden = self._decoder.forward(walk.tokens, walk.positions, walk.long, walk.batch)
             clock.walked()
             events = self._verify(walk, hidden, clock)
-        self._measure(walk, events, clock)
+        self._measure(walk, events, clock, decoding)
         return events
 
     def _draft(self, turns: Seq[Turn]) -> list[DraftTree | None]:
@@ -251,15 +260,13 @@ class Engine:
         if entry.tree is not None:
             self._drafting.commit(sequence, entry.tree, rows)
 
-    def _measure(self, walk: Pass, events: Events, clock: "_Clock") -> None:
+    def _measure(self, walk: Pass, events: Events, clock: "_Clock", decoding: bool) -> None:
         """Learn from the pass how long passes take, and tell what it did."""
         rows, prompt_rows = len(walk.tokens), sum(entry.chain for entry in walk.entries)
         figures, self._drafting.figures = self._drafting.figures, Figures()
         clock.ended(figures.ahead_seconds)
-        self._drafting.policy.passes.observe(rows, clock.compute, clock.link)
-        self._scheduler.cap.observe(
-            clock.passed, with_prompt=prompt_rows > 0, decoding=len(walk.entries) > prompt_rows
-        )
+        self._drafting.policy.passes.observe(rows, clock.compute, clock.link, walk.num_pairs)
+        self._scheduler.cap.observe(clock.passed, with_prompt=prompt_rows > 0, decoding=decoding)
         self.last_pass = PassStats(
             rows=rows,
             sequences=len(walk.entries),

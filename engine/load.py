@@ -23,8 +23,9 @@ from engine.kv_cache import KVCache
 from engine.lookup import Lookup
 from engine.machine import available_memory, check_free
 from engine.messages import Generate, ModelInfo, SamplingParams
+from engine.pass_times import PassTimes
 from engine.plan import Plan
-from engine.policy import PassTimes, TreePolicy
+from engine.policy import TreePolicy
 from engine.sequence import Limits
 from engine.spec import ModelSpec
 from engine.stop import StopRules
@@ -81,7 +82,7 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
         total = sum(layout.nbytes for layout in files.units.layouts)
         log.info("%s: MXFP4 experts are expanded when read, %.1f GB in all", spec.id, total / 1e9)
     measured = probe.pass_times(files, files.device)
-    method, scheme = _choose(files, measured)
+    method, scheme = _choose(files, measured.rows if measured is not None else None)
     plan = scheme.plan
     log.info("%s: %s", spec.id, plan)
     reader = files.reader(plan)
@@ -117,7 +118,7 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
 
 
 def _pass_times(
-    files: TargetFiles, measured: StepTimes | None, scheme: Scheme, link_gbps: float
+    files: TargetFiles, measured: probe.Measured | None, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
     """What a pass takes by rows, as far as it is known before the first."""
     units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
@@ -126,10 +127,11 @@ def _pass_times(
     passes = PassTimes(
         STRICT_ROWS if files.strict else FAST_ROWS,
         ahead=sum(travelling[: scheme.plan.slots]) / travels if travels else 0.0,
+        pair_seconds=measured.pair_seconds if measured is not None else 0.0,
     )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
     for rows in probe.ROWS:
-        seconds = measured.expect(rows) if measured is not None else None
+        seconds = measured.rows.expect(rows) if measured is not None else None
         if seconds is not None:
             passes.observe(rows, seconds, link_seconds)
     return passes

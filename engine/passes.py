@@ -42,6 +42,11 @@ class Pass:
     long: list[bool]  # whether the row's sequence uses the long rope frequencies
     batch: Batch
 
+    @property
+    def num_pairs(self) -> float:
+        """Pairs of a row and a token that it sees; a tree counts as a chain of its rows."""
+        return sum(s.count * (s.start + s.count / 2) for s in self.batch.segments)
+
 
 def assemble(
     turns: Seq[Turn], trees: Seq[DraftTree | None], cache: KVCache, decoder: Decoder

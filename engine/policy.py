@@ -7,52 +7,16 @@ other, so the best ratio of one is the best speed of all.
 
 import heapq
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 from itertools import accumulate
 
 from engine.calibration import Calibration
 from engine.growth import Growth, Node
+from engine.pass_times import PassTimes
 from engine.timing import StepTimes
 
 EXPLORE = 32  # cycles without a draft, before one is drafted to see whether it pays by now
 
 Step = list[tuple[Growth, list[Node]]]
-
-
-@dataclass
-class PassTimes:
-    """What a pass of the target takes: its weights' travel or its rows' compute."""
-
-    granularity: int  # rows are computed in so many at a time
-    ahead: float = 0.0  # share of the weights that the ring takes in before the pass begins
-    link_seconds: float = 0.0  # smoothed time in which weights travel
-    compute: StepTimes = field(default_factory=StepTimes)
-
-    def observe(self, rows: int, compute_seconds: float, link_seconds: float) -> None:
-        """Rows of a pass, and what it took without waiting for weights."""
-        self.compute.observe(self.padded(rows), compute_seconds)
-        known = self.link_seconds or link_seconds
-        self.link_seconds = known + 0.2 * (link_seconds - known)
-
-    def expect(self, rows: int) -> float | None:
-        """Seconds of a pass of so many rows; None before the first."""
-        compute = self.compute.expect(self.padded(rows))
-        return None if compute is None else max(compute, self.link_seconds)
-
-    def expect_cycle(self, rows: int, elapsed: float) -> float | None:
-        """Seconds of drafting, `elapsed`, and the pass behind it; None before the first.
-
-        While the draft computes, the link fills the ring with the pass's first units: until that
-        is full, drafting costs a pass that waits for its weights nothing.
-        """
-        compute = self.compute.expect(self.padded(rows))
-        if compute is None:
-            return None
-        stands = max(elapsed - self.ahead * self.link_seconds, 0.0)
-        return max(elapsed + compute, self.link_seconds + stands)
-
-    def padded(self, rows: int) -> int:
-        return -(-rows // self.granularity) * self.granularity
 
 
 class TreePolicy:
@@ -88,7 +52,8 @@ class TreePolicy:
         expected = sum(growth.expected for growth in growths)
         rows = sum(min(len(growth), growth.budget) for growth in growths)
         rows += fixed_rows
-        seconds = self.passes.expect_cycle(rows, elapsed)
+        context = sum(g.root.position for g in growths) / max(len(growths), 1)
+        seconds = self.passes.expect_cycle(rows, elapsed, context)
         if not self.tuned or not total or seconds is None or self.draft.expect(1) is None:
             return total
         chances = sorted(
@@ -98,7 +63,7 @@ class TreePolicy:
         for count, mass in enumerate(accumulate(chances), 1):
             step = self.draft.expect(count)
             assert step is not None, "one step was timed"
-            seconds = self.passes.expect_cycle(rows, elapsed + step)
+            seconds = self.passes.expect_cycle(rows, elapsed + step, context)
             assert seconds is not None, "a pass was timed"
             rate = (expected + self.calibration.mass * mass) / seconds
             if rate > best_rate:
@@ -119,12 +84,18 @@ class TreePolicy:
         return _best(offered, count)
 
     def allot(
-        self, ranked: Seq[Seq[float]], elapsed: float, fixed_rows: int, max_rows: int
+        self,
+        ranked: Seq[Seq[float]],
+        elapsed: float,
+        fixed_rows: int,
+        max_rows: int,
+        context: float = 0.0,
     ) -> list[int]:
         """How many rows of each tree ride the pass, its root among them.
 
         `ranked[i]` are the probabilities of tree i's rows, falling, the root's 1 first. All trees
-        compete for the rows: those go where most tokens are expected.
+        compete for the rows: those go where most tokens are expected. `context` is how many tokens
+        one sees, on average.
         """
         counts = [1] * len(ranked)
         heap = [(-chances[1], i) for i, chances in enumerate(ranked) if len(chances) > 1]
@@ -139,12 +110,17 @@ class TreePolicy:
             counts[i] += 1
             if counts[i] < len(ranked[i]):
                 heapq.heappush(heap, (-ranked[i][counts[i]], i))
-        for i in order[self._rows_worth(masses, len(ranked), elapsed, fixed_rows) :]:
+        for i in order[self._rows_worth(masses, len(ranked), elapsed, fixed_rows, context) :]:
             counts[i] -= 1
         return counts
 
     def _rows_worth(
-        self, masses: Seq[float], num_trees: int, elapsed: float, fixed_rows: int
+        self,
+        masses: Seq[float],
+        num_trees: int,
+        elapsed: float,
+        fixed_rows: int,
+        context: float,
     ) -> int:
         """How many rows below the roots pay; rows that fill up a tile are free."""
         fixed = fixed_rows + num_trees
@@ -155,7 +131,7 @@ class TreePolicy:
         free = self.passes.padded(fixed) - fixed
         while True:
             count = min(free, len(masses))
-            seconds = self.passes.expect_cycle(fixed + count, elapsed)
+            seconds = self.passes.expect_cycle(fixed + count, elapsed, context)
             assert seconds is not None, "a pass was timed"
             rate = (num_trees + totals[count]) / seconds
             if rate > best_rate:

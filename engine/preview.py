@@ -205,7 +205,8 @@ def _specexec_needs(spec: ModelSpec, blueprint: Blueprint, budget: int) -> Draft
 
 def _measure(blueprint: Blueprint, device: torch.device) -> assumed.Times:
     """What this machine does with the model."""
-    passes = probe.pass_times(blueprint, device)
+    measured = probe.pass_times(blueprint, device)
+    passes = None if measured is None else measured.rows
     if is_mixture(blueprint.config):
         return assumed.Times(passes)
     draft = probe.substitute_times(blueprint, device, subspec.DEFAULT.width)

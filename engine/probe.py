@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from threading import Event
 from typing import Any
@@ -27,6 +28,7 @@ from engine.timing import StepTimes
 
 LARGEST_LAYER = 512 << 20  # bytes; a larger one is not made only to be measured
 ROWS = (64, 128, 256, 512)  # of the passes that are timed
+CONTEXT = 4096  # tokens that the rows of one more pass see, to time attention by
 SECONDS = 0.6  # of timing passes, at most; then fewer sizes are known
 RUNS = 3  # of one size, the fastest counts: others share the machine
 COPIED_BYTES = 128 << 20
@@ -35,8 +37,16 @@ GROUP = 32
 _FILL = 0x3C  # in every byte: a small number in bfloat16 as in float32
 
 
-def pass_times(blueprint: Blueprint, device: torch.device) -> StepTimes | None:
-    """Seconds of a pass by rows, weights being there; None where a layer is too large to try."""
+@dataclass(frozen=True)
+class Measured:
+    """What a pass takes, weights being there."""
+
+    rows: StepTimes  # seconds by rows, without what attention takes where contexts are long
+    pair_seconds: float  # of attention, for each pair of a row and a token that it sees
+
+
+def pass_times(blueprint: Blueprint, device: torch.device) -> Measured | None:
+    """Time passes of the model's first layer; None where a layer is too large to try."""
     with torch.inference_mode():
         config = one_layer(blueprint.config)
         model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)
@@ -65,21 +75,22 @@ def one_layer(config: Any) -> Any:
 
 def _time_passes(
     decoder: Decoder, config: Any, blueprint: Blueprint, device: torch.device
-) -> StepTimes:
+) -> Measured:
     shape = kv_shape(config)
-    pages = ROWS[-1] // PAGE
+    pages = (CONTEXT + ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
     cache = KVCache(shape.num_layers, pages, shape.num_kv_heads, shape.head_dim, dtype, device)
     table = cache.open([])
-    cache.reserve(table, ROWS[-1])
+    cache.reserve(table, CONTEXT + ROWS[0])
     slots = cache.slots(table)
     times = StepTimes()
 
-    def forward(rows: int) -> Callable[[], Tensor]:
-        positions = torch.arange(rows, device=device)
-        segment = Segment(0, rows, 0, slots[:rows], positions, None, Event())
+    def forward(rows: int, context: int = 0) -> Callable[[], Tensor]:
+        where = range(context, context + rows)
+        positions = torch.tensor(where, device=device)
+        segment = Segment(0, rows, context, slots[: where.stop], positions, None, Event())
         batch = Batch(cache, (segment,), range(rows), decoder.strict)
-        return partial(decoder.forward, [0] * rows, range(rows), [False] * rows, batch)
+        return partial(decoder.forward, [0] * rows, where, [False] * rows, batch)
 
     if device.type == "cpu":
         settle_threads(forward(ROWS[0]))
@@ -87,11 +98,14 @@ def _time_passes(
     with decoder.head() as head:
         state = torch.full((HEAD_ROWS, blueprint.hidden_size), 0.01, dtype=dtype, device=device)
         of_head = fastest(lambda: head(state), device)
-    for rows in ROWS:
-        times.observe(rows, layers * fastest(forward(rows), device) + of_head)
+    short = fastest(forward(ROWS[0]), device)
+    attention = fastest(forward(ROWS[0], CONTEXT), device) - short
+    times.observe(ROWS[0], layers * short + of_head)
+    for rows in ROWS[1:]:
         if time.perf_counter() > until:
             break
-    return times
+        times.observe(rows, layers * fastest(forward(rows), device) + of_head)
+    return Measured(times, layers * max(attention, 0.0) / (ROWS[0] * CONTEXT))
 
 
 def settle_threads(step: Callable[[], object]) -> None:

@@ -14,12 +14,13 @@ from math import inf
 
 from engine.decoder import STRICT_ROWS
 from engine.kv_cache import PAGE, KVCache
-from engine.policy import PassTimes
+from engine.pass_times import PassTimes
 from engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
 LONGER = 1.25  # a pass with prompt rows may last this much longer than one without
+AIM = 1.12  # and is planned to: times vary
 SMALLEST_CHUNK = 64
 
 
@@ -40,8 +41,8 @@ class Turn:
 class PromptCap:
     """How many prompt rows ride beside decoding sequences: what the weights' travel hides.
 
-    The times of passes say how many rows fit; attention over long prompts costs more than rows
-    tell, so the share of them that is taken halves when a pass was too long, and recovers.
+    The times of passes say how many rows fit. Where they were wrong, the share of these rows that
+    is taken halves when a pass was too long, and recovers.
     """
 
     def __init__(self, passes: PassTimes, largest: int) -> None:
@@ -50,13 +51,16 @@ class PromptCap:
         self._share = 1.0
         self._plain_seconds: float | None = None
 
-    def rows(self, beside: int) -> int:
-        """Prompt rows for a pass that has so many rows without them."""
-        allowed = LONGER * (self._passes.expect(beside) or 0.0)
+    def rows(self, beside: int, context: int = 0) -> int:
+        """Prompt rows, behind so many tokens, for a pass that has `beside` rows without them."""
+        allowed = AIM * (self._passes.expect(beside) or 0.0)
         if self._plain_seconds is not None:
-            allowed = LONGER * self._plain_seconds
+            allowed = AIM * self._plain_seconds
         rows = SMALLEST_CHUNK
-        while rows < self._largest and (self._passes.expect(beside + 2 * rows) or inf) <= allowed:
+        while rows < self._largest:
+            pairs = 2 * rows * (context + rows)
+            if (self._passes.expect(beside + 2 * rows, pairs) or inf) > allowed:
+                break
             rows *= 2
         return max(int(rows * self._share), SMALLEST_CHUNK)
 
@@ -238,7 +242,8 @@ class Scheduler:
         rows = self.max_rows - len(decoding)
         if decoding:
             beside = sum(min(turn.room, STRICT_ROWS) for turn in turns)
-            rows = min(self.cap.rows(beside), max(rows, SMALLEST_CHUNK))
+            context = max((prompt.pages.length for prompt in prompts), default=0)
+            rows = min(self.cap.rows(beside, context), max(rows, SMALLEST_CHUNK))
         for sequence in prompts:
             chain = min(sequence.num_pending, rows)
             if chain <= 0:

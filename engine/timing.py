@@ -8,19 +8,23 @@ OUTLIER = 3.0  # a step longer than this many times the expected counts as so ma
 
 
 class StepTimes:
-    """Seconds of a step with so many rows: smoothed at powers of two, linear in between."""
+    """Seconds of a step with so many rows: smoothed between powers of two, linear in between."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # power of two of rows -> seconds
+        self._known: dict[int, tuple[float, float]] = {}  # power of two -> rows, seconds
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
-        bucket = _bucket(rows)
-        known = self._seconds.get(bucket)
-        if known is None:
-            self._seconds[bucket] = seconds
-        else:
-            self._seconds[bucket] = known + SMOOTHING * (min(seconds, OUTLIER * known) - known)
+        bucket, rows = _bucket(rows), max(rows, 1)
+        if bucket not in self._known:
+            self._known[bucket] = rows, seconds
+            return
+        usual, known = self._known[bucket]
+        seconds = min(seconds, OUTLIER * known)
+        self._known[bucket] = (
+            usual + SMOOTHING * (rows - usual),
+            known + SMOOTHING * (seconds - known),
+        )
 
     def expect(self, rows: int) -> float | None:
         """Seconds of such a step; None before the first.
@@ -30,24 +34,19 @@ class StepTimes:
         from being made, and so from being measured again. More rows than ever seen: in proportion
         where one size is known, else along the last two.
         """
-        if not self._seconds:
+        if not self._known:
             return None
         at = float(max(rows, 1))
-        known = sorted(self._seconds)
-        quickest = accumulate((self._seconds[bucket] for bucket in reversed(known)), min)
-        seconds = dict(zip(reversed(known), quickest, strict=True))
-        above = next((bucket for bucket in known if bucket >= at), None)
-        below = next((bucket for bucket in reversed(known) if bucket <= at), None)
-        if below is None:
-            return seconds[known[0]]
-        if above is None:
-            if len(known) == 1:
-                return seconds[below] * at / below
-            below, above = known[-2], known[-1]
-        if below == above:
-            return seconds[below]
-        share = (at - below) / (above - below)
-        return seconds[below] + (seconds[above] - seconds[below]) * share
+        points = sorted(self._known.values())
+        quickest = accumulate((seconds for _, seconds in reversed(points)), min)
+        known = [(of, seconds) for (of, _), seconds in zip(points, [*quickest][::-1], strict=True)]
+        if at <= known[0][0]:
+            return known[0][1]
+        if len(known) == 1:
+            return known[0][1] * at / known[0][0]
+        above = next((i for i, (of, _) in enumerate(known) if of >= at), len(known) - 1)
+        (low, quick), (high, slow) = known[above - 1], known[above]
+        return quick + (slow - quick) * (at - low) / (high - low)
 
 
 def _bucket(rows: int) -> int:

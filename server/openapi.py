@@ -6,25 +6,65 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
+from server.auth import OPEN_PATHS
 from server.schemas.answers import ChatChunk, ErrorBody, TextCompletion
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request cannot be served as asked"},
-    "5XX": {"model": ErrorBody, "description": "The server cannot serve it now"},
-}
 REFERENCE = "#/components/schemas/{model}"
-BY_HAND: tuple[Any, ...] = (ChatRequest, CompletionRequest, ChatChunk, TextCompletion)
+REQUEST_ID = {
+    "description": "The client's own, else a new one; the log has it too",
+    "schema": {"type": "string"},
+}
+RETRY_AFTER = {"description": "Seconds, with 503", "schema": {"type": "string"}}
+QUEUE_MS = {
+    "description": "Milliseconds until the request ran, or until its stream opened",
+    "schema": {"type": "string", "pattern": "^[0-9]+$"},
+}
+
+
+def _reference(kind: Any) -> dict[str, str]:
+    return {"$ref": REFERENCE.format(model=kind.__name__)}
+
+
+def _failure(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": _reference(ErrorBody)}},
+        "headers": {"x-request-id": REQUEST_ID, **headers},
+    }
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    401: _failure("No valid API key", **{"WWW-Authenticate": {"schema": {"type": "string"}}}),
+    "4XX": _failure("The request cannot be served as asked; `param` names the field"),
+    "5XX": _failure("The server cannot serve it now", **{"Retry-After": RETRY_AFTER}),
+}
+KEYS: dict[str, dict[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+BY_HAND: tuple[Any, ...] = (
+    ChatRequest,
+    CompletionRequest,
+    ChatChunk,
+    TextCompletion,
+    ErrorBody,
+)
 
 
 def describe(body: type[BaseModel], whole: Any, chunk: Any) -> dict[str, Any]:
     """Arguments of a route that reads `body` and answers `whole`, or events of `chunk`."""
-    events = {"text/event-stream": {"schema": _reference(chunk)}}
     return {
         "response_model": None,
         "responses": {
-            200: {"model": whole, "description": "Whole, or events", "content": events},
+            200: {
+                "model": whole,
+                "description": "Whole; with `stream: true` events, of which the last is [DONE]",
+                "headers": {"x-request-id": REQUEST_ID, "x-understudy-queue-ms": QUEUE_MS},
+                "content": {"text/event-stream": {"schema": _event(chunk)}},
+            },
             **ERRORS,
         },
         "openapi_extra": {
@@ -36,11 +76,39 @@ def describe(body: type[BaseModel], whole: Any, chunk: Any) -> dict[str, Any]:
     }
 
 
-def _reference(kind: Any) -> dict[str, str]:
-    return {"$ref": REFERENCE.format(model=kind.__name__)}
+def _event(chunk: Any) -> dict[str, Any]:
+    """A server-sent event as tools read it, an object of its fields; the last is [DONE]."""
+    content = {"anyOf": [_reference(chunk), _reference(ErrorBody)]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "anyOf": [{"properties": {"data": said}} for said in ({"const": "[DONE]"}, data)],
+    }
 
 
-def install(app: FastAPI) -> None:
+def _name_bounds(schema: Any) -> None:
+    """pydantic writes the bounds of `Int` under its own names, which JSON Schema has not."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number"):
+            for own, standard in BOUNDS.items():
+                if own in schema:
+                    schema[standard] = schema.pop(own)
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for inner in schema:
+            _name_bounds(inner)
+
+
+def _protect(paths: dict[str, dict[str, Any]]) -> None:
+    """Each operation but /health takes one of `KEYS`."""
+    for path, operations in paths.items():
+        if path not in OPEN_PATHS:
+            for operation in operations.values():
+                operation["security"] = [{name: []} for name in KEYS]
+
+
+def install(app: FastAPI, *, has_keys: bool) -> None:
     """Have `app.openapi()` hold the schemas that `describe` refers to."""
 
     def openapi() -> dict[str, Any]:
@@ -51,6 +119,10 @@ def install(app: FastAPI) -> None:
                 ref_template=REFERENCE,
             )
             schema["components"]["schemas"] |= by_hand["$defs"]
+            _name_bounds(schema["components"]["schemas"])
+            if has_keys:
+                schema["components"]["securitySchemes"] = KEYS
+                _protect(schema["paths"])
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -28,7 +28,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine.segment", "engine.padded", "engine.attention", "engine.experts"),
     ("engine.decoder", "engine.resident", "engine.substitutes"),
     # what fits
-    ("engine.timing", "engine.footprint"),
+    ("engine.timing", "engine.pass_times", "engine.footprint"),
     ("engine.plan", "engine.machine"),
     ("engine.forecast", "engine.assumed", "engine.changes"),
     # sequences, their tokens and text

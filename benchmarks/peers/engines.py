@@ -64,11 +64,11 @@ class Setting:
 class Length:
     """How much each engine is asked for; those that take seconds a token write few of them."""
 
-    plain: int = 5  # passes of engines that emit one token a pass
+    plain: int = 4  # passes of engines that emit one token a pass
     quick: int = 48  # tokens of q4_0, and of all where everything is resident
-    drafted: int = 64  # tokens of each answer of engines with a draft of their own, at most
+    drafted: int = 48  # tokens of each answer of engines with a draft of their own, at most
     prompts: int = 3  # that these answer
-    replayed: int = 5  # passes of each A of replay
+    replayed: int = 4  # passes of each A of replay
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from server.models import LoadedModel
 from server.schemas.answers import Head
 from server.schemas.fields import GenerationBody
 from server.state import state_of
-from server.stream import streamed_answer, whole_answer
+from server.stream import Pace, streamed_answer, whole_answer
 from server.usage import Totals
 
 log = logging.getLogger("understudy")
@@ -54,7 +54,7 @@ async def answer(
     async def chunks() -> AsyncGenerator[Chunk, None]:
         try:
             async with (
-                state.models.borrow(entry) as model,
+                state.models.borrow(entry, measurement.wait) as model,
                 contextlib.aclosing(write(model, body, caller)) as written,
             ):
                 async for chunk in written:
@@ -67,9 +67,10 @@ async def answer(
             log.info("%s: ended early: the client left, or the server ends", caller.request_id)
             raise
 
+    pace = Pace(measurement.wait, state.settings.keepalive, state.settings.blank_after)
     if body.stream:
-        return await streamed_answer(request, chunks(), state.settings.keepalive)
-    return await whole_answer(request, chunks(), fold)
+        return await streamed_answer(request, chunks(), pace)
+    return await whole_answer(request, chunks(), fold, pace)
 
 
 def new_head(prefix: str, model: LoadedModel) -> Head:

@@ -70,6 +70,12 @@ class SpeculationOptions(Body):
     max_rows: Annotated[Int, Field(ge=1)] | None = None
 
 
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),  # checked below
+]
+
+
 class GenerationBody(Body):
     """What chat and text completions have in common."""
 
@@ -84,7 +90,7 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     # extensions of this server's
     speculation: SpeculationOptions | None = None
     provenance: bool | None = None  # whether each token tells where it came from

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import batch, gpu, prefill, tuning
+from benchmarks import gpu, prefill, tuning
 from benchmarks.runs import (
     DEMO,
     GREEDY,
@@ -46,15 +46,6 @@ def test_forgotten_requests_leave_an_idle_engine() -> None:
         forget(served, ["a", "b"])
         assert not served.engine.has_work()
         assert drive(served, [request("a", [5], replace(GREEDY, max_tokens=1))]).num_tokens == 1
-
-
-def test_batch_states_its_ratios_and_judges_eight_users() -> None:
-    figures = batch.measure(TARGET, 8, 2, passes=1, rounds=1)
-    users = [row[1] for row in figures.tables[0].rows]
-    assert users == 2 * list(batch.USERS)
-    assert figures.values["compute_of_8_trees_over_w_over_b"] == pytest.approx(0.7)
-    assert figures.values["draft_of_one_user_over_w_over_b"] > 0
-    assert all(bar.value > 0 and bar.bound == batch.AT_LEAST for bar in figures.bars)
 
 
 def test_tuning_judges_each_text_against_the_best_of_the_grid() -> None:

@@ -13,7 +13,8 @@ from engine.drafting import Drafting
 from engine.engine import Engine
 from engine.growth import Bounds, Growth, Node
 from engine.messages import Generate, PassStats, Speculation, Tokens
-from engine.policy import PassTimes, TreePolicy
+from engine.pass_times import PassTimes
+from engine.policy import TreePolicy
 from engine.sequence import Sequence
 from engine.spec import DraftSpec
 from engine.timing import StepTimes

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kv_cache import PAGE, KVCache
-from engine.policy import PassTimes
-from engine.scheduler import SMALLEST_CHUNK, PromptCap, Scheduler, Turn
+from engine.pass_times import PassTimes
+from engine.scheduler import SMALLEST_CHUNK, Scheduler, Turn
 from engine.sequence import Sequence
 from tests.engine.models import prompt
 from tests.engine.sequences import LIMITS, choice_of, make_request, make_sequence
@@ -400,50 +400,6 @@ def test_who_is_removed_is_gone_and_its_pages_are_back() -> None:
     assert list(desk.scheduler.all()) == []
     assert desk.released == [running]
     assert desk.cache.num_free_pages == desk.cache.num_pages
-
-
-def cap_of(link_seconds: float, largest: int = 4096) -> PromptCap:
-    """Passes of a model whose tile of 64 rows takes a second."""
-    passes = PassTimes(granularity=64)
-    passes.observe(64, 1.0, link_seconds)
-    return PromptCap(passes, largest)
-
-
-def observe(cap: PromptCap, seconds: float, *, prompt: bool, times: int = 1) -> None:
-    for _ in range(times):
-        cap.observe(seconds, with_prompt=prompt, decoding=True)
-
-
-def test_as_many_prompt_rows_ride_as_the_link_hides() -> None:
-    assert cap_of(link_seconds=10.0).rows(64) == 512  # 64 + 512 rows take 9 of 12.5 seconds
-    assert cap_of(link_seconds=10.0, largest=256).rows(64) == 256
-    assert cap_of(link_seconds=0.0).rows(64) == SMALLEST_CHUNK
-
-
-def test_fewer_ride_after_a_pass_that_took_too_long_and_more_again_after_short_ones() -> None:
-    cap = cap_of(link_seconds=10.0)
-    observe(cap, 10.0, prompt=False)
-    observe(cap, 13.0, prompt=True)
-    assert cap.rows(64) == 256
-    observe(cap, 13.0, prompt=True, times=9)
-    assert cap.rows(64) == SMALLEST_CHUNK
-    observe(cap, 12.0, prompt=True, times=99)
-    assert cap.rows(64) == 512
-
-
-def test_the_cap_follows_passes_that_became_slower() -> None:
-    cap = cap_of(link_seconds=1.0)
-    assert cap.rows(64) == SMALLEST_CHUNK
-    observe(cap, 10.0, prompt=False)
-    assert cap.rows(64) == 512
-
-
-def test_nothing_is_concluded_from_prompts_alone_or_without_a_comparison() -> None:
-    cap = cap_of(link_seconds=10.0)
-    cap.observe(1000.0, with_prompt=True, decoding=True)
-    observe(cap, 10.0, prompt=False)
-    cap.observe(1000.0, with_prompt=True, decoding=False)
-    assert cap.rows(64) == 512
 
 
 @settings(max_examples=100, deadline=None)

@@ -44,11 +44,12 @@ def test_fewer_rows_are_never_expected_to_take_longer_than_more() -> None:
     assert times.expect(2) == pytest.approx(0.5, rel=0.01) and times.expect(8) == 1.0
 
 
-def test_sizes_are_rounded_up_to_powers_of_two() -> None:
+def test_sizes_up_to_a_power_of_two_are_known_together() -> None:
     times = timed(r5=1.0)
-    assert times.expect(8) == 1.0
+    assert times.expect(5) == 1.0 and times.expect(8) == pytest.approx(1.6)
     times.observe(8, 2.0)
-    assert times.expect(8) == pytest.approx(1.0 + SMOOTHING)
+    rows, seconds = 5 + SMOOTHING * 3, 1 + SMOOTHING
+    assert times.expect(8) == pytest.approx(seconds * 8 / rows)
     times.observe(0, 0.5)
     assert times.expect(1) == 0.5
 
