@@ -10,6 +10,7 @@ from engine.sequence import Sequence
 from engine.tree import DraftTree
 
 SOURCE = "grammar"
+SURE = -1e-6  # gain of a forced token: scores fall along a path, so that parents come first
 
 
 def prune(tree: DraftTree, sequence: Sequence) -> DraftTree:
@@ -33,7 +34,7 @@ def force(growth: Growth, node: Node) -> bool:
     with constraint.grammar.trial(growth.path(node)) as matches:
         tokens = constraint.grammar.forced() if matches else []
     for token in tokens[: growth.last - node.position]:
-        node = growth.add(node, token, 0.0, 0.0, SOURCE)
+        node = growth.add(node, token, SURE, SURE, SOURCE)
     return bool(tokens)
 
 

@@ -15,6 +15,7 @@ _BRACKETS = frozenset(b"]})>")
 _QUOTES = frozenset(b"\"'")
 _EMPTY = (b"[]", b"{}", b'""')
 _SEPARATORS = frozenset(b",: ")
+_STRUCTURE = _BRACKETS | _QUOTES | _SEPARATORS
 _TERMINATORS = frozenset(b".!?;\n ")
 
 LAST = 99
@@ -27,16 +28,18 @@ class TokenRanks:
         spellings: the bytes of each token, empty for special ones. Those come first: a grammar
             allows them only where it names them.
         plain: the rank of a token that ends nothing, by its spelling; lower goes first.
+        eager: whether a token that ends something and goes on to the next is better than one that
+            only ends it. It is where something has to follow.
     """
 
     def __init__(
-        self, spellings: Sequence[bytes], plain: Callable[[bytes], tuple[int, int]]
+        self, spellings: Sequence[bytes], plain: Callable[[bytes], tuple[int, int]], eager: bool
     ) -> None:
         first = np.array([spelling[0] if spelling else 0 for spelling in spellings])
         self._brackets, self._letters = first == ord("}"), first == ord("e")
         self._outside, self._inside = (
             np.array(sorted(range(len(spellings)), key=lambda t: rank(spellings[t])), np.int64)
-            for rank in (partial(_rank, _BRACKETS, plain), partial(_rank, _QUOTES, plain))
+            for rank in (partial(_rank, ends, plain, eager) for ends in (_BRACKETS, _QUOTES))
         )
 
     def best(self, mask: NDArray[np.bool_]) -> int:
@@ -48,28 +51,33 @@ class TokenRanks:
 
 def token_ranks(spellings: Sequence[bytes]) -> tuple[TokenRanks, ...]:
     """Several preferences: where one goes round in circles, another may find the end."""
-    return tuple(TokenRanks(spellings, plain) for plain in (_terminators, _longest, _shortest))
+    kinds = ((_terminators, False), (_longest, True), (_shortest, True))
+    return tuple(TokenRanks(spellings, plain, eager) for plain, eager in kinds)
 
 
 def _rank(
-    ends: frozenset[int], plain: Callable[[bytes], tuple[int, int]], spelling: bytes
+    ends: frozenset[int],
+    plain: Callable[[bytes], tuple[int, int]],
+    eager: bool,
+    spelling: bytes,
 ) -> tuple[int, int]:
     """A token that begins with one of `ends` ends something."""
     if not spelling:
         return 0, 0
-    if spelling[0] in ends and frozenset(spelling) <= _BRACKETS | _QUOTES:
+    characters = frozenset(spelling)
+    if spelling[0] in ends and characters <= (_STRUCTURE if eager else _BRACKETS | _QUOTES):
         return 1, -len(spelling)
     if spelling in _EMPTY:
         return 2, 0
-    if spelling == b'"':
-        return 3, 0
-    if frozenset(spelling) <= _SEPARATORS and spelling.strip():
+    if spelling == b'"':  # opens a text: shorter than a number or a word, or longer
+        return (LAST, 0) if plain is _shortest else (3, 0)
+    if characters <= _STRUCTURE and spelling[0] in _SEPARATORS and spelling.strip():
         return 4, -len(spelling)
     return plain(spelling)
 
 
 def _terminators(spelling: bytes) -> tuple[int, int]:
-    if frozenset(spelling) <= _TERMINATORS:
+    if frozenset(spelling) <= _TERMINATORS and spelling.strip():
         return 5, -len(spelling)
     return _longest(spelling)
 

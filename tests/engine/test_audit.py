@@ -293,7 +293,7 @@ TOLERANCE = TOLERANCES[torch.float32]
 def agrees(engine: Engine, logits: list[float], token: int, **params: Any) -> bool:
     sequence = make_sequence([3, 4], **params)
     sequence.tokens.append(token)
-    return auditor_of(engine)._agrees(sequence, TokenCounts([3, 4]), 2, torch.tensor(logits))
+    return auditor_of(engine)._agrees(sequence, TokenCounts([3, 4]), None, 2, torch.tensor(logits))
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 0.7, "top_k": 1}])

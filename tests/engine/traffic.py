@@ -19,6 +19,7 @@ from engine.sequence import Sequence as Running
 from engine.spec import DraftSpec
 from engine.tree import DraftTree
 from tests.engine.books import check_books, check_idle
+from tests.engine.grammars import lark
 from tests.engine.models import VOCAB, Answer, Answers, checkpoint, load
 from tests.engine.models import request as make_request
 from tests.engine.models import run as serve
@@ -28,6 +29,7 @@ MODELS = ["specexec", "subspec", "merged"]  # good ones
 DRAFTERS = [*MODELS, *MODELS, "noise", "ngram", "guesses"]
 METHODS = [*[None] * 9, "none", "ngram", "recycling", "guesses", "specexec", "subspec"]
 MOST_ROWS = [*[None] * 6, 1, 2, 7]
+GRAMMARS = [lark("start: /[a-z]{9,}-[0-9]+/"), lark('start: ("abcdefgh" | /[A-Z]+/ "=")+ "."')]
 LONGEST = 200  # tokens of a prompt
 STEPS = 3000  # no traffic here needs so many passes
 
@@ -130,6 +132,8 @@ def sampling(chance: random.Random) -> dict[str, Any]:
         params["top_k"] = 8
     if chance.random() < 0.2:
         params["logit_bias"] = ((7, 2.0), (11, -50.0))
+    if chance.random() < 0.25:
+        params["grammar"] = chance.choice(GRAMMARS)
     return params
 
 
