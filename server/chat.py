@@ -1,17 +1,21 @@
 """A chat's answer: from the engine's outputs to chunks, and from chunks to the whole. Pure."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from engine.detokenize import TokenBytes
 from server.generation import Output
-from server.logprobs import PlacedToken, TokenAligner, chat_logprobs, token_origins
+from server.logprobs import PlacedToken, chat_logprobs, token_origins
+from server.parsing.pieces import Parser
+from server.reply import Reply
 from server.schemas.answers import (
+    CallFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     Delta,
     Head,
+    Message,
 )
 from server.usage import Totals
 
@@ -22,7 +26,8 @@ class ChatWriter:
     Args:
         head: what all chunks share.
         totals: adds up what the choices cost, and knows when all are finished.
-        spelling: the bytes of tokens.
+        spelling: the bytes that tokens add to the text.
+        new_parser: makes the parser of one choice.
         logprobs, provenance: what is told of each token beside its text.
         include_usage: whether the stream ends with a chunk of usage.
     """
@@ -32,6 +37,7 @@ class ChatWriter:
         head: Head,
         totals: Totals,
         spelling: TokenBytes,
+        new_parser: Callable[[], Parser],
         *,
         logprobs: bool,
         provenance: bool,
@@ -40,10 +46,11 @@ class ChatWriter:
         self._head = head
         self._totals = totals
         self._spelling = spelling
+        self._new_parser = new_parser
         self._logprobs = logprobs
         self._provenance = provenance
         self._include_usage = include_usage
-        self._aligners: dict[int, TokenAligner | None] = {}
+        self._replies: dict[int, Reply] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
         """The chunks of one output; after the last finish the timings and the usage."""
@@ -51,17 +58,21 @@ class ChatWriter:
         self._totals.add(tokens)
         if index is None:
             return
-        if index not in self._aligners:
-            told = self._logprobs or self._provenance
-            self._aligners[index] = TokenAligner(self._spelling) if told else None
+        if index not in self._replies:
+            self._replies[index] = Reply(
+                self._new_parser(),
+                self._spelling,
+                logprobs=self._logprobs,
+                provenance=self._provenance,
+            )
             yield self._chunk(index, {"role": "assistant", "content": ""})
-        aligner = self._aligners[index]
-        placed = [] if aligner is None else aligner.feed(tokens)
-        if tokens.text or placed:
-            yield self._chunk(index, {"content": tokens.text}, placed)
+        reply = self._replies[index]
+        for delta, placed in reply.read(tokens):
+            yield self._chunk(index, delta, placed)
         if tokens.finish is None:
             return
-        last = self._chunk(index, {}, finish=tokens.finish)
+        self._totals.add_reasoning(reply.num_reasoning_tokens)
+        last = self._chunk(index, {}, finish=reply.finish(tokens.finish))
         if self._totals.complete and not self._include_usage:
             last["timings"] = self._totals.timings()
         yield last
@@ -109,8 +120,7 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
     for last in chunks:
         for piece in last["choices"]:
             choice = choices.setdefault(piece["index"], _empty(piece["index"], logprobs))
-            text = piece["delta"].get("content", "")
-            choice["message"]["content"] = (choice["message"]["content"] or "") + text
+            _extend(choice["message"], piece["delta"])
             choice["finish_reason"] = piece["finish_reason"]
             if choice["logprobs"] is not None and piece["logprobs"] is not None:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
@@ -132,7 +142,22 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
 def _empty(index: int, logprobs: bool) -> ChatChoice:
     return {
         "index": index,
-        "message": {"role": "assistant", "content": None, "refusal": None},
+        "message": {"role": "assistant", "content": "", "refusal": None},
         "logprobs": {"content": [], "refusal": None} if logprobs else None,
         "finish_reason": None,
     }
+
+
+def _extend(message: Message, delta: Delta) -> None:
+    if text := delta.get("content"):
+        message["content"] = (message["content"] or "") + text
+    if text := delta.get("reasoning_content"):
+        message["reasoning_content"] = message.get("reasoning_content", "") + text
+    for piece in delta.get("tool_calls", ()):
+        calls = message.setdefault("tool_calls", [])
+        function = piece["function"]
+        if "id" in piece:
+            whole: CallFunction = {"name": function["name"], "arguments": ""}
+            calls.append({"id": piece["id"], "type": "function", "function": whole})
+            message["content"] = message["content"] or None
+        calls[piece["index"]]["function"]["arguments"] += function["arguments"]

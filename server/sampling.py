@@ -16,8 +16,9 @@ def sampling_params(
     *,
     max_tokens: int | None,
     logprobs: int | None,
-    prompt_logprobs: int | None = None,
+    shown_tokens: tuple[int, ...] = (),
     grammar: str = "",
+    prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """The parameters of one request; token ids and lengths are checked by the engine's client."""
 
@@ -47,8 +48,9 @@ def sampling_params(
         stop=body.stop_strings,
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids or ())),
         logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        shown_tokens=shown_tokens,
         grammar=grammar,
+        prompt_logprobs=prompt_logprobs,
     )
 
 

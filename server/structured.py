@@ -94,6 +94,10 @@ def tagged(
     several: bool,
     free_text: bool,
     separator: str = "",
+    trigger: str = "",
+    text: str = "",
+    text_begin: str = "",
+    text_not_begin: str = "",
     tokens: Mapping[str, int] | None = None,
 ) -> str:
     """Answers with passages of JSON, such as tool calls.
@@ -102,12 +106,16 @@ def tagged(
     tags, or the start of them. Where `several` are allowed, `separator` stands between two.
 
     With `free_text` any text may come before a passage, between two instead of the separator, and,
-    where `several` are allowed, after the last. A begin tag, or the first added token in it,
-    commits the answer to a passage: it should start with what text does not contain by chance.
+    where `several` are allowed, after the last. A begin tag, or the first added token or `trigger`
+    in it, commits the answer to a passage: it should be what text does not contain by chance.
+
+    Without, an answer is passages; where none is needed it may be empty instead, or text behind the
+    tags `text_begin`, if any of the following is given: `text` is the grammar of the text, "" for
+    any that begins with none of the characters `text_not_begin`.
 
     `tokens` are the tokenizer's added tokens by spelling. Where a tag has one, that token is meant.
     """
-    tags = _Tags(tokens or {})
+    tags = _Tags(tokens or {}, trigger)
     rules, passages = [], []
     for index, kind in enumerate(kinds):
         opening = tags.open(kind.begin) if free_text else tags.literal(kind.begin)
@@ -121,21 +129,39 @@ def tagged(
     else:
         more = f"({tags.literal(separator)} passage)*" if several else ""
         start = f"passage {more}" if at_least_one else f"(passage {more})?"
-    return serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
+        if not at_least_one and (text or text_begin or text_not_begin):
+            barred = "".join(f"\\x{ord(character):02x}" for character in text_not_begin)
+            said = "@text" if text else f"(/[^{barred}]/ TEXT)?" if barred else "TEXT"
+            start = f"passage {more} | {tags.literal(text_begin)} {said}"
+    grammar = serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
+    return _with_part(grammar, "text", text) if "@text" in start else grammar
 
 
-def after_thinking(grammar: str, close: str, tokens: Mapping[str, int]) -> str:
+def behind(tags: str, grammar: str, tokens: Mapping[str, int]) -> str:
+    """The same grammar for what follows some tags; `tokens` as in `tagged`."""
+    start = serialized(lark_grammar=f"start: {_Tags(tokens).literal(tags)} @text")
+    return _with_part(start, "text", grammar)
+
+
+def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin: str = "") -> str:
     """The same grammar for what follows a thinking part: any text down to the tag `close`.
 
-    `tokens` as in `tagged`. Up to two blanks or line breaks may follow it.
+    With a tag `begin` the thinking part begins with it, and may be missing. `tokens` as in
+    `tagged`. Up to two blanks or line breaks may follow it.
     """
     tags = _Tags(tokens)
-    opening = tags.open(close)
-    thought = serialized(
-        lark_grammar="\n".join([f"start: {opening} /[ \\n]?[ \\n]?/ @answer", *tags.rules, _TEXT])
-    )
-    inner = json.loads(grammar)["grammars"][0] | {"name": "answer"}
-    return json.dumps({"grammars": [*json.loads(thought)["grammars"], inner]})
+    thinking = f"{tags.open(close)} /[ \\n]?[ \\n]?/"
+    if begin:
+        thinking = f"({tags.literal(begin)} {thinking})?"
+    thought = serialized(lark_grammar="\n".join([f"start: {thinking} @answer", *tags.rules, _TEXT]))
+    return _with_part(thought, "answer", grammar)
+
+
+def _with_part(grammar: str, name: str, part: str) -> str:
+    """A grammar that names another `@name`, and that other."""
+    first, *others = json.loads(part)["grammars"]
+    whole = [*json.loads(grammar)["grammars"], first | {"name": name}, *others]
+    return json.dumps({"grammars": whole})
 
 
 def serialized(**grammar: object) -> str:
@@ -151,9 +177,9 @@ def in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
 class _Tags:
     """Spells tags in Lark; `rules` are what `open` needs."""
 
-    def __init__(self, tokens: Mapping[str, int]) -> None:
+    def __init__(self, tokens: Mapping[str, int], trigger: str = "") -> None:
         self._tokens = tokens
-        spellings = sorted(filter(None, tokens), key=len, reverse=True)
+        spellings = sorted(filter(None, {*tokens, trigger}), key=len, reverse=True)
         self._cut = re.compile(f"({'|'.join(map(re.escape, spellings))})" if spellings else "(?!)")
         self._heads: dict[str, str] = {}  # what commits to a tag -> its rule
         self.rules: list[str] = []

@@ -41,8 +41,8 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine.growth", "engine.policy"),
     ("engine.forcing",),
     ("engine.scheduler", "engine.passes"),
-    ("engine.ahead_stream", "engine.cuda_graphs", "engine.logits", "engine.audit"),
-    ("engine.scoring",),
+    ("engine.ahead_stream", "engine.cuda_graphs", "engine.logits", "engine.scoring"),
+    ("engine.audit",),
     ("engine.draft_cache", "engine.draft_model", "engine.drafters", "engine.drafter"),
     ("engine.drafting", "engine.drafters.*"),
     ("engine.target", "engine.choice", "engine.probe", "engine.preview", "engine.load"),
@@ -68,6 +68,8 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.schemas*", "engine*", "schemas are the API's words only"),
     ("server.parsers*", "engine*", "parsers are pure"),
     ("server.parsers*", "fastapi*", "parsers are pure"),
+    ("server.parsing*", "engine*", "parsers are pure"),
+    ("server.parsing*", "fastapi*", "parsers are pure"),
     ("server*", "server.routes*", "routes are the outermost layer"),
 )
 # (who, what it may import all the same)

@@ -14,13 +14,12 @@ from server.chat import ChatWriter, fold_chat
 from server.generation import Job, generate
 from server.models import LoadedModel
 from server.openapi import describe
-from server.prompt import chat_prompt, predicted_tokens
+from server.prepared import prepare
 from server.routes.answer import Caller, answer, end_answer, new_head
 from server.sampling import default_limit, sampling_params
 from server.schemas.answers import ChatChunk, ChatCompletion
 from server.schemas.chat import ChatRequest
 from server.speculation import speculation_of
-from server.structured import chat_grammar
 from server.usage import Totals
 
 router = APIRouter()
@@ -39,38 +38,34 @@ async def chat_chunks(
     model: LoadedModel, body: ChatRequest, caller: Caller
 ) -> AsyncGenerator[ChatChunk, None]:
     """The chunks of one chat; closing the generator aborts it."""
-    prompt = await asyncio.to_thread(chat_prompt, model.tokenizer, model.info, body)
-    prediction: tuple[int, ...] = ()
-    if body.prediction is not None:
-        prediction = await asyncio.to_thread(
-            predicted_tokens, model.tokenizer, model.info, body.prediction
-        )
-    grammar = await asyncio.to_thread(chat_grammar, body)
+    asked = await asyncio.to_thread(prepare, model.tokenizer, model.info, model.formats, body)
     limit = body.token_limit
     if limit is None:
-        limit = default_limit(model.entry.sampling.max_tokens, len(prompt), model.info)
+        limit = default_limit(model.entry.sampling.max_tokens, len(asked.prompt), model.info)
     params = sampling_params(
         body,
         model.entry.sampling,
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=grammar,
+        shown_tokens=asked.shown_tokens,
+        grammar=asked.grammar,
     )
     head, before = new_head("chatcmpl", model), model.figures.traffic
     job = Job(
         head["id"],
-        [prompt],
+        [asked.prompt],
         params,
         body.n or 1,
         key=caller.key,
         speculation=speculation_of(body.speculation, model.info),
-        prediction=prediction,
+        prediction=asked.prediction,
     )
     totals = Totals(job.num_choices, params.seed)
     writer = ChatWriter(
         head,
         totals,
-        model.tokenizer.bytes,
+        model.tokenizer.bytes.showing(asked.shown_tokens),
+        asked.new_parser,
         logprobs=bool(body.logprobs),
         provenance=bool(body.provenance),
         include_usage=body.include_usage or not body.stream,

@@ -74,6 +74,33 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class CallFunction(TypedDict):
+    name: str
+    arguments: str  # JSON
+
+
+class Call(TypedDict):
+    """A tool call of a whole answer."""
+
+    id: str
+    type: Literal["function"]
+    function: CallFunction
+
+
+class CallFunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class CallDelta(TypedDict):
+    """A call's first delta has its id, type, name and empty arguments; the others more of them."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: CallFunctionDelta
+
+
 # A functional definition: `pass` is a keyword.
 TokenOrigin = TypedDict(
     "TokenOrigin",
@@ -89,6 +116,8 @@ TokenOrigin = TypedDict(
 class Delta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
+    reasoning_content: str
+    tool_calls: list[CallDelta]
 
 
 class ChatChunkChoice(TypedDict):
@@ -116,6 +145,8 @@ class Message(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[Call]]
 
 
 class ChatChoice(TypedDict):
