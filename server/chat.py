@@ -51,6 +51,8 @@ class ChatWriter:
         if tokens.finish is None:
             return
         last = self._chunk(index, {}, finish=tokens.finish)
+        if tokens.stop_reason is not None:
+            last["choices"][0]["stop_reason"] = tokens.stop_reason
         if self._totals.complete and not self._include_usage:
             last["timings"] = self._totals.timings()
         yield last
@@ -99,6 +101,8 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
             text = piece["delta"].get("content", "")
             choice["message"]["content"] = (choice["message"]["content"] or "") + text
             choice["finish_reason"] = piece["finish_reason"]
+            if "stop_reason" in piece:
+                choice["stop_reason"] = piece["stop_reason"]
             if choice["logprobs"] is not None and piece["logprobs"] is not None:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
     assert last is not None, "a stream has chunks"

@@ -12,7 +12,7 @@ from server.usage import Totals
 ROUTES = {
     f"{prefix}{path}": path
     for prefix in ("", "/v1")
-    for path in ("/chat/completions", "/completions")
+    for path in ("/chat/completions", "/completions", "/responses", "/messages")
 }
 
 

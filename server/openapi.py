@@ -9,24 +9,51 @@ from pydantic import BaseModel, TypeAdapter
 from server.schemas.answers import ChatChunk, ErrorBody, TextCompletion
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
+from server.schemas.message_answers import MessageErrorBody, MessageEvent
+from server.schemas.messages import CountTokensRequest, MessagesRequest
+from server.schemas.response_answers import ResponseEvent
+from server.schemas.responses import ResponseRequest
+from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request cannot be served as asked"},
-    "5XX": {"model": ErrorBody, "description": "The server cannot serve it now"},
-}
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _errors(body: Any) -> Responses:
+    return {
+        "4XX": {"model": body, "description": "The request cannot be served as asked"},
+        "5XX": {"model": body, "description": "The server cannot serve it now"},
+    }
+
+
+ERRORS = _errors(ErrorBody)
+MESSAGE_ERRORS = _errors(MessageErrorBody)
 REFERENCE = "#/components/schemas/{model}"
-BY_HAND: tuple[Any, ...] = (ChatRequest, CompletionRequest, ChatChunk, TextCompletion)
+BY_HAND: tuple[Any, ...] = (
+    ChatRequest,
+    CompletionRequest,
+    ResponseRequest,
+    MessagesRequest,
+    CountTokensRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    ChatChunk,
+    TextCompletion,
+    ResponseEvent,
+    MessageEvent,
+)
 
 
-def describe(body: type[BaseModel], whole: Any, chunk: Any) -> dict[str, Any]:
+def describe(
+    body: type[BaseModel], whole: Any, chunk: Any = None, errors: Responses = ERRORS
+) -> dict[str, Any]:
     """Arguments of a route that reads `body` and answers `whole`, or events of `chunk`."""
-    events = {"text/event-stream": {"schema": _reference(chunk)}}
+    answer: dict[str, Any] = {"model": whole, "description": "Whole"}
+    if chunk is not None:
+        events = {"text/event-stream": {"schema": _reference(chunk)}}
+        answer |= {"description": "Whole, or events", "content": events}
     return {
         "response_model": None,
-        "responses": {
-            200: {"model": whole, "description": "Whole, or events", "content": events},
-            **ERRORS,
-        },
+        "responses": {200: answer, **errors},
         "openapi_extra": {
             "requestBody": {
                 "required": True,

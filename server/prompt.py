@@ -22,16 +22,21 @@ def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> 
 
     Raises `ApiError` 400 for messages that cannot be rendered, or are far too long.
     """
+    text = chat_text(tokenizer, request)
+    _refuse_endless(tokenizer, info, text, "messages")
+    return tokenizer.encode(text, special=False)
+
+
+def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
+    """A rendered chat. Raises `ApiError` 400 for messages that cannot be rendered."""
     continued = bool(request.continue_final_message)
     generation = request.add_generation_prompt
-    text = tokenizer.render(
+    return tokenizer.render(
         [template_message(message) for message in request.messages],
         add_generation_prompt=not continued if generation is None else generation,
         continue_final_message=continued,
         arguments=request.chat_template_kwargs or {},
     )
-    _refuse_endless(tokenizer, info, text, "messages")
-    return tokenizer.encode(text, special=False)
 
 
 def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str) -> None:

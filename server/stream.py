@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -25,6 +26,18 @@ CLIENT_GONE = 499  # nginx's status for the log; nobody reads the answer
 
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
 Chunks = AsyncGenerator[Chunk, None]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How an API writes the events of its streams."""
+
+    failure: Callable[[ApiError], Mapping[str, Any]] = ApiError.body
+    named: bool = False  # the `type` of an event is its name too
+    done: str | None = "[DONE]"  # the data of the last event
+
+
+OPENAI = Dialect()
 
 
 async def whole_answer(
@@ -45,7 +58,10 @@ async def whole_answer(
 
 
 async def streamed_answer(
-    request: Request, chunks: AsyncGenerator[Chunk, None], keepalive: float
+    request: Request,
+    chunks: AsyncGenerator[Chunk, None],
+    keepalive: float,
+    dialect: Dialect = OPENAI,
 ) -> Response:
     """Stream chunks as server-sent events, opened with the first chunk or after `keepalive` s."""
     first: asyncio.Task[Chunk] = asyncio.create_task(_first(chunks))
@@ -59,7 +75,7 @@ async def streamed_answer(
     if not present:
         await _stop(first, chunks)
         return Response(status_code=CLIENT_GONE)
-    return _Events(request.state.request_id, first, chunks, keepalive)
+    return _Events(request.state.request_id, first, chunks, keepalive, dialect)
 
 
 async def _first(chunks: AsyncGenerator[Chunk, None]) -> Chunk:
@@ -113,9 +129,10 @@ class _Events(EventSourceResponse):
         first: asyncio.Task[Chunk],
         chunks: AsyncGenerator[Chunk, None],
         keepalive: float,
+        dialect: Dialect,
     ) -> None:
         super().__init__(
-            _events(request_id, first, chunks),
+            _events(request_id, first, chunks, dialect),
             ping=keepalive,
             sep="\n",
             ping_message_factory=_comment,
@@ -134,22 +151,26 @@ class _Events(EventSourceResponse):
 
 
 async def _events(
-    request_id: str, first: asyncio.Task[Chunk], chunks: AsyncGenerator[Chunk, None]
+    request_id: str,
+    first: asyncio.Task[Chunk],
+    chunks: AsyncGenerator[Chunk, None],
+    dialect: Dialect,
 ) -> AsyncGenerator[ServerSentEvent, None]:
     try:
-        yield _event(await first)
+        yield _event(await first, dialect)
         async for chunk in chunks:
-            yield _event(chunk)
-        yield ServerSentEvent("[DONE]", sep="\n")
+            yield _event(chunk, dialect)
+        if dialect.done is not None:
+            yield ServerSentEvent(dialect.done, sep="\n")
     except (ApiError, EngineError) as error:
         failure = as_api_error(error)
         log_failure(request_id, failure)
-        yield _event(failure.body())
+        yield _event(dialect.failure(failure), dialect)
 
 
-def _event(chunk: Mapping[str, Any]) -> ServerSentEvent:
+def _event(chunk: Mapping[str, Any], dialect: Dialect) -> ServerSentEvent:
     data = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return ServerSentEvent(data, sep="\n")
+    return ServerSentEvent(data, event=chunk["type"] if dialect.named else None, sep="\n")
 
 
 def _comment() -> ServerSentEvent:

@@ -20,7 +20,7 @@ from server.models import LoadedModel
 from server.schemas.answers import Head
 from server.schemas.fields import GenerationBody
 from server.state import state_of
-from server.stream import streamed_answer, whole_answer
+from server.stream import OPENAI, Dialect, streamed_answer, whole_answer
 from server.usage import Totals
 
 log = logging.getLogger("understudy")
@@ -43,6 +43,7 @@ async def answer(
     body: BodyT,
     write: Callable[[LoadedModel, BodyT, Caller], AsyncGenerator[Chunk, None]],
     fold: Callable[[Sequence[Chunk]], Mapping[str, Any]],
+    dialect: Dialect = OPENAI,
 ) -> Response:
     """Answer a request with the chunks that `write` makes on the model it names."""
     state = state_of(request)
@@ -68,7 +69,7 @@ async def answer(
             raise
 
     if body.stream:
-        return await streamed_answer(request, chunks(), state.settings.keepalive)
+        return await streamed_answer(request, chunks(), state.settings.keepalive, dialect)
     return await whole_answer(request, chunks(), fold)
 
 

@@ -1,6 +1,6 @@
 """What goes out: the objects of the OpenAI API, as typed dictionaries."""
 
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
@@ -76,6 +76,8 @@ class ChatLogprobs(TypedDict):
 class Delta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
+    reasoning_content: str
+    tool_calls: list[Any]
 
 
 class ChatChunkChoice(TypedDict):
@@ -83,6 +85,7 @@ class ChatChunkChoice(TypedDict):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    stop_reason: NotRequired[str | int]  # the stop string or stop token that ended it
 
 
 class ChatChunk(TypedDict):
@@ -109,6 +112,7 @@ class ChatChoice(TypedDict):
     message: Message
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    stop_reason: NotRequired[str | int]
 
 
 class ChatCompletion(TypedDict):

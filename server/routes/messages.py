@@ -1,0 +1,42 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from server.body import body_of
+from server.doors.message_events import MessageWriter
+from server.doors.message_request import NAMES, chat_fields
+from server.doors.translation import chat_request
+from server.models import LoadedModel
+from server.openapi import MESSAGE_ERRORS, describe
+from server.routes.door import answer_in, answer_of_tokenizer, num_tokens
+from server.schemas.message_answers import CountedTokens, MessageAnswer, MessageEvent
+from server.schemas.messages import CountTokensRequest, MessagesRequest
+
+router = APIRouter()
+
+
+@router.post("/messages", **describe(MessagesRequest, MessageAnswer, MessageEvent, MESSAGE_ERRORS))
+async def create_message(
+    request: Request, body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))]
+) -> Response:
+    """Continue a conversation."""
+    chat = chat_request(chat_fields(body), NAMES)
+    return await answer_in(request, chat, MessageWriter(request.state.request_id), NAMES)
+
+
+@router.post(
+    "/messages/count_tokens", **describe(CountTokensRequest, CountedTokens, None, MESSAGE_ERRORS)
+)
+async def count_tokens(
+    request: Request, body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))]
+) -> Response:
+    """How many tokens a request's prompt has."""
+    chat = chat_request(chat_fields(body), NAMES)
+
+    def work(model: LoadedModel) -> CountedTokens:
+        return {"input_tokens": num_tokens(chat, model)}
+
+    return await answer_of_tokenizer(request, chat.model, work, NAMES)
