@@ -22,6 +22,7 @@ from server.schemas.responses import (
 NAMES: Names = (
     (r"messages(\..*)?", "input"),
     ("max_completion_tokens", "max_output_tokens"),
+    ("max_tokens", "max_output_tokens"),
     ("reasoning_effort", "reasoning.effort"),
     (r"response_format\.json_schema", "text.format"),
     ("response_format", "text.format"),

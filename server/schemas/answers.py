@@ -1,6 +1,6 @@
 """What goes out: the objects of the OpenAI API, as typed dictionaries."""
 
-from typing import Any, Literal, NotRequired
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
@@ -73,11 +73,38 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class CallFunction(TypedDict):
+    name: str
+    arguments: str  # JSON
+
+
+class Call(TypedDict):
+    """A tool call of a whole answer."""
+
+    id: str
+    type: Literal["function"]
+    function: CallFunction
+
+
+class CallFunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class CallDelta(TypedDict):
+    """A call's first delta has its id, type, name and empty arguments; the others more of them."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: CallFunctionDelta
+
+
 class Delta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
     reasoning_content: str
-    tool_calls: list[Any]
+    tool_calls: list[CallDelta]
 
 
 class ChatChunkChoice(TypedDict):
@@ -105,6 +132,8 @@ class Message(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[Call]]
 
 
 class ChatChoice(TypedDict):

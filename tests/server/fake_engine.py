@@ -289,9 +289,11 @@ class FakeEngine:
                     tuple(_logprob(t, choice, params.logprobs) for t in ids)
                     if params.logprobs is not None
                     else (),
-                    finish,
-                    reason,
-                    None if finish is None else _stats(message, rules.num_tokens, len(passes) + 1),
+                    finish=finish,
+                    stop_reason=reason,
+                    stats=None
+                    if finish is None
+                    else _stats(message, rules.num_tokens, len(passes) + 1),
                 )
             )
         return passes
