@@ -6,8 +6,9 @@ invalid. Bytes make the text independent of how ids were grouped into passes.
 """
 
 import codecs
+import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,19 @@ class TokenBytes:
     def text(self, token: int) -> str:
         """How a token is shown by itself (logprobs): special ones by name, cut characters as �."""
         return self._special.get(token) or self[token].decode("utf-8", errors="replace")
+
+    def showing(self, tokens: Collection[int]) -> "TokenBytes":
+        """The same, but with the spelling of these special tokens; no tokens: itself."""
+        if not tokens:
+            return self
+        shown = copy.copy(self)
+        shown._known = {token: self._special[token].encode() for token in tokens}
+        return shown
+
+    def special_token(self, spelling: str) -> int | None:
+        """The id of a special token; None for what is none, or is part of the text anyway."""
+        found = (token for token, content in self._special.items() if content == spelling)
+        return next(found, None)
 
     def _spell(self, token: int) -> bytes:
         if token in self._special:

@@ -60,7 +60,7 @@ class Loaded:
             message.params,
             eos_token_ids=self.limits.eos_token_ids,
             max_tokens=most if wanted is None else min(most, wanted),
-            detokenizer=Detokenizer(self.tokens),
+            detokenizer=Detokenizer(self.tokens.showing(message.params.shown_tokens)),
         )
 
 

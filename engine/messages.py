@@ -34,6 +34,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None  # as `logprobs`, of the prompt's own tokens
+    shown_tokens: tuple[int, ...] = ()  # special tokens whose spelling is part of the text
     grammar: str = ""  # what the answer must match, as llguidance writes it; "": anything
 
 

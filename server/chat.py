@@ -1,17 +1,21 @@
 """A chat's answer: from the engine's outputs to chunks, and from chunks to the whole. Pure."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from engine.detokenize import TokenBytes
 from server.generation import Output
-from server.logprobs import LogprobAligner, PlacedLogprob, chat_logprobs
+from server.logprobs import PlacedLogprob, chat_logprobs
+from server.parsing.pieces import Parser
+from server.reply import Reply
 from server.schemas.answers import (
+    CallFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     Delta,
     Head,
+    Message,
 )
 from server.usage import Totals
 
@@ -22,18 +26,29 @@ class ChatWriter:
     Args:
         head: what all chunks share.
         totals: adds up what the choices cost, and knows when all are finished.
-        tokens: the bytes of tokens, for logprobs; None: logprobs were not asked for.
+        tokens: the bytes that tokens add to the text.
+        new_parser: makes the parser of one choice.
+        logprobs: whether they were asked for.
         include_usage: whether the stream ends with a chunk of usage.
     """
 
     def __init__(
-        self, head: Head, totals: Totals, tokens: TokenBytes | None, *, include_usage: bool
+        self,
+        head: Head,
+        totals: Totals,
+        tokens: TokenBytes,
+        new_parser: Callable[[], Parser],
+        *,
+        logprobs: bool,
+        include_usage: bool,
     ) -> None:
         self._head = head
         self._totals = totals
         self._tokens = tokens
+        self._new_parser = new_parser
+        self._logprobs = logprobs
         self._include_usage = include_usage
-        self._aligners: dict[int, LogprobAligner | None] = {}
+        self._replies: dict[int, Reply] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
         """The chunks of one output; after the last finish the timings and the usage."""
@@ -41,16 +56,16 @@ class ChatWriter:
         self._totals.add(tokens)
         if index is None:
             return
-        if index not in self._aligners:
-            self._aligners[index] = None if self._tokens is None else LogprobAligner(self._tokens)
+        if index not in self._replies:
+            self._replies[index] = Reply(self._new_parser(), self._tokens, logprobs=self._logprobs)
             yield self._chunk(index, {"role": "assistant", "content": ""})
-        aligner = self._aligners[index]
-        placed = [] if aligner is None else aligner.feed(tokens)
-        if tokens.text or placed:
-            yield self._chunk(index, {"content": tokens.text}, placed)
+        reply = self._replies[index]
+        for delta, placed in reply.read(tokens):
+            yield self._chunk(index, delta, placed)
         if tokens.finish is None:
             return
-        last = self._chunk(index, {}, finish=tokens.finish)
+        self._totals.add_reasoning(reply.num_reasoning_tokens)
+        last = self._chunk(index, {}, finish=reply.finish(tokens.finish))
         if tokens.stop_reason is not None:
             last["choices"][0]["stop_reason"] = tokens.stop_reason
         if self._totals.complete and not self._include_usage:
@@ -66,7 +81,7 @@ class ChatWriter:
         placed: Sequence[PlacedLogprob] = (),
         finish: str | None = None,
     ) -> ChatChunk:
-        entries = [] if self._tokens is None else chat_logprobs(placed, self._tokens)
+        entries = chat_logprobs(placed, self._tokens)
         choice: ChatChunkChoice = {
             "index": index,
             "delta": delta,
@@ -98,8 +113,7 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
     for last in chunks:
         for piece in last["choices"]:
             choice = choices.setdefault(piece["index"], _empty(piece["index"], logprobs))
-            text = piece["delta"].get("content", "")
-            choice["message"]["content"] = (choice["message"]["content"] or "") + text
+            _extend(choice["message"], piece["delta"])
             choice["finish_reason"] = piece["finish_reason"]
             if "stop_reason" in piece:
                 choice["stop_reason"] = piece["stop_reason"]
@@ -121,7 +135,22 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
 def _empty(index: int, logprobs: bool) -> ChatChoice:
     return {
         "index": index,
-        "message": {"role": "assistant", "content": None, "refusal": None},
+        "message": {"role": "assistant", "content": "", "refusal": None},
         "logprobs": {"content": [], "refusal": None} if logprobs else None,
         "finish_reason": None,
     }
+
+
+def _extend(message: Message, delta: Delta) -> None:
+    if text := delta.get("content"):
+        message["content"] = (message["content"] or "") + text
+    if text := delta.get("reasoning_content"):
+        message["reasoning_content"] = message.get("reasoning_content", "") + text
+    for piece in delta.get("tool_calls", ()):
+        calls = message.setdefault("tool_calls", [])
+        function = piece["function"]
+        if "id" in piece:
+            whole: CallFunction = {"name": function["name"], "arguments": ""}
+            calls.append({"id": piece["id"], "type": "function", "function": whole})
+            message["content"] = message["content"] or None
+        calls[piece["index"]]["function"]["arguments"] += function["arguments"]

@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -18,6 +19,7 @@ from engine.spec import (
     Tier,
 )
 from server.config import Auto, ConfigError, Section, Size, read_section
+from server.formats import NO_REASONING, format_names
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -102,6 +104,27 @@ class SamplingSection(Section):
     max_tokens: Positive | None = None  # cap of a chat answer
 
 
+def _tools(name: str | None) -> str | None:
+    return _format(name, format_names("tools"))
+
+
+def _reasoning(name: str | None) -> str | None:
+    return _format(name, [*format_names("reasoning"), NO_REASONING])
+
+
+def _format(name: str | None, known: Sequence[str]) -> str | None:
+    if name is not None and name not in known:
+        raise ValueError(f"the formats are auto, {', '.join(known)}")
+    return name
+
+
+class ParsersSection(Section):
+    """`parsers`: how tool calls and reasoning are marked; auto: as the chat template does."""
+
+    tools: Annotated[Auto[str], AfterValidator(_tools)] = None
+    reasoning: Annotated[Auto[str], AfterValidator(_reasoning)] = None
+
+
 class ModelFile(Section):
     """A whole file. Only `target.source` is required; the file name is the id."""
 
@@ -117,6 +140,7 @@ class ModelFile(Section):
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     sampling: SamplingSection = SamplingSection()
     chat_template: str | None = None  # the template itself, or a .jinja file beside this one
+    parsers: ParsersSection = ParsersSection()
     audit: Probability = 0.0  # share of finished answers that are checked in idle time
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from engine.messages import Audited, ModelInfo, PassStats, Progress
 from engine.spec import ModelSpec
 from server.errors import ApiError
 from server.figures import EngineFigures
+from server.formats import Formats, formats_of
 from server.metrics import Metrics
 from server.registry import ModelEntry
 from server.settings import Settings
@@ -52,6 +53,7 @@ class LoadedModel:
     info: ModelInfo
     tokenizer: Tokenizer
     figures: EngineFigures
+    formats: Formats  # of tool calls and reasoning in its answers
     num_borrowers: int = 0
 
     @property
@@ -211,7 +213,8 @@ class Models:
             )
             figures.limit_gbps = info.link_gbps
             self._metrics.engines.loaded(entry.id)
-            self._current = LoadedModel(entry, engine, info, tokenizer, figures)
+            formats = formats_of(tokenizer.template, entry.parsers.tools, entry.parsers.reasoning)
+            self._current = LoadedModel(entry, engine, info, tokenizer, figures, formats)
         finally:
             if self._current is None:
                 await engine.close()

@@ -10,9 +10,9 @@ from server.schemas.answers import ChatChunk, ErrorBody, TextCompletion
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.message_answers import MessageErrorBody, MessageEvent
-from server.schemas.messages import CountTokensRequest, MessagesRequest
+from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
 from server.schemas.response_answers import ResponseEvent
-from server.schemas.responses import ResponseRequest
+from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 Responses = dict[int | str, dict[str, Any]]

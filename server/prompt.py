@@ -6,37 +6,54 @@ from typing import Any
 
 from engine.messages import ModelInfo
 from server.errors import ApiError
-from server.schemas.chat import (
-    AssistantMessage,
-    ChatMessage,
-    ChatRequest,
-    FunctionMessage,
-    ToolMessage,
-)
+from server.schemas.chat import ChatRequest
 from server.schemas.fields import TextPart
+from server.schemas.messages import AssistantMessage, ChatMessage, FunctionMessage, ToolMessage
 from server.tokenizer import Tokenizer
+from server.tools import tool_use
 
 
 def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> tuple[int, ...]:
-    """The ids of a rendered chat; the template writes all special tokens itself.
+    """The ids of a chat. Raises `ApiError` 400 when it cannot be rendered, or is far too long."""
+    return chat_ids(tokenizer, info, chat_text(tokenizer, request))
 
-    Raises `ApiError` 400 for messages that cannot be rendered, or are far too long.
+
+def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...]:
+    """The ids of a rendered chat; the template has written all special tokens itself.
+
+    Raises `ApiError` 400 for a text that is far too long.
     """
-    text = chat_text(tokenizer, request)
     _refuse_endless(tokenizer, info, text, "messages")
     return tokenizer.encode(text, special=False)
 
 
 def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
-    """A rendered chat. Raises `ApiError` 400 for messages that cannot be rendered."""
+    """A chat as its template renders it. Raises `ApiError` 400 when it cannot."""
     continued = bool(request.continue_final_message)
     generation = request.add_generation_prompt
     return tokenizer.render(
         [template_message(message) for message in request.messages],
+        tools=[tool.described() for tool in tool_use(request).tools],
         add_generation_prompt=not continued if generation is None else generation,
         continue_final_message=continued,
-        arguments=request.chat_template_kwargs or {},
+        arguments=_reasoning_arguments(request) | (request.chat_template_kwargs or {}),
     )
+
+
+def begun_answer(request: ChatRequest) -> str:
+    """The beginning of the answer that the request itself gives, if any."""
+    if not request.continue_final_message:
+        return ""
+    return join_parts(request.messages[-1].content) or ""
+
+
+def _reasoning_arguments(request: ChatRequest) -> dict[str, Any]:
+    """What templates of reasoning models look at; each family has its own switch."""
+    effort = request.reasoning_effort
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
 
 
 def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str) -> None:
@@ -64,8 +81,9 @@ def template_message(message: ChatMessage) -> dict[str, Any]:
     if isinstance(message, AssistantMessage):
         if fields["content"] is None:
             fields["content"] = message.refusal or ""
-        if message.reasoning_content is not None:
-            fields["reasoning_content"] = message.reasoning_content
+        reasoning = message.reasoning_content or message.reasoning
+        if reasoning is not None:
+            fields["reasoning_content"] = reasoning
         if message.tool_calls is not None:
             fields["tool_calls"] = [
                 {

@@ -12,6 +12,7 @@ from server.errors import ApiError
 from server.model_file import (
     HUB_ID,
     ModelFile,
+    ParsersSection,
     SamplingSection,
     TargetSection,
     build_spec,
@@ -32,6 +33,7 @@ class ModelEntry:
     sampling: SamplingSection = field(default_factory=SamplingSection)
     aliases: tuple[str, ...] = ()
     chat_template: str | None = None
+    parsers: ParsersSection = field(default_factory=ParsersSection)
     path: Path | None = None  # its YAML file; None: made up from the command line
 
 
@@ -110,6 +112,7 @@ def read_entry(path: Path, model_id: str) -> ModelEntry:
         sampling=file.sampling,
         aliases=file.aliases,
         chat_template=file.chat_template,
+        parsers=file.parsers,
         path=path,
     )
 

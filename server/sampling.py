@@ -16,6 +16,7 @@ def sampling_params(
     *,
     max_tokens: int | None,
     logprobs: int | None,
+    shown_tokens: tuple[int, ...] = (),
 ) -> SamplingParams:
     """The parameters of one request; token ids and lengths are checked by the engine's client."""
 
@@ -45,6 +46,7 @@ def sampling_params(
         stop=body.stop_strings,
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids or ())),
         logprobs=logprobs,
+        shown_tokens=shown_tokens,
     )
 
 

@@ -3,7 +3,7 @@
 Everything but `load_tokenizer` is pure; calls on long texts take a while and belong in a thread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,7 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool,
         continue_final_message: bool,
         arguments: Mapping[str, Any],
@@ -58,7 +59,7 @@ class Tokenizer:
             if name in RESERVED_TEMPLATE_ARGUMENTS:
                 param = f"chat_template_kwargs.{name}"
                 raise ApiError(f"'{param}' cannot be set.", code="invalid_value", param=param)
-        if self.chat_template is None and not self.inner.chat_template:
+        if not self.template:
             raise ApiError(
                 "This model has no chat template. Use /v1/completions, or set `chat_template` in "
                 "the model's YAML file.",
@@ -68,6 +69,7 @@ class Tokenizer:
         try:
             text: str = self.inner.apply_chat_template(
                 [dict(m) for m in messages],
+                tools=[dict(tool) for tool in tools] or None,
                 chat_template=self.chat_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -79,9 +81,20 @@ class Tokenizer:
             raise ApiError(message, code="chat_template_error", param="messages") from error
         return text
 
+    @cached_property
+    def template(self) -> str:
+        """The text of the chat template; of several, that of all. "" without one."""
+        template = self.chat_template or self.inner.chat_template or ""
+        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+
     def encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Token ids of a text; `special` adds the tokenizer's own (such as begin-of-sequence)."""
         return tuple(self.inner(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def special_tokens(self, spellings: Iterable[str]) -> tuple[int, ...]:
+        """The ids of those that are special tokens of this model."""
+        found = (self.bytes.special_token(spelling) for spelling in sorted(spellings))
+        return tuple(token for token in found if token is not None)
 
     @cached_property
     def longest(self) -> int:

@@ -18,6 +18,7 @@ class Totals:
         self._first: list[Stats] = []  # of the first choice of each prompt
         self._all: list[Stats] = []
         self._finishes: set[str] = set()
+        self._num_reasoning = 0
 
     def add(self, tokens: Tokens) -> None:
         """Take the statistics that come with a choice's last tokens."""
@@ -28,6 +29,10 @@ class Totals:
         self._all.append(tokens.stats)
         if tokens.finish is not None:
             self._finishes.add(tokens.finish)
+
+    def add_reasoning(self, num_tokens: int) -> None:
+        """How many tokens of a finished choice are reasoning."""
+        self._num_reasoning += num_tokens
 
     @property
     def complete(self) -> bool:
@@ -48,7 +53,7 @@ class Totals:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(s.cached_tokens for s in self._first)},
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self._num_reasoning,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
             },

@@ -64,6 +64,8 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.schemas*", "engine*", "schemas are the API's words only"),
     ("server.parsers*", "engine*", "parsers are pure"),
     ("server.parsers*", "fastapi*", "parsers are pure"),
+    ("server.parsing*", "engine*", "parsers are pure"),
+    ("server.parsing*", "fastapi*", "parsers are pure"),
     ("server.doors*", "fastapi*", "doors are pure"),
     ("server*", "server.routes*", "routes are the outermost layer"),
 )

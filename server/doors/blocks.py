@@ -51,6 +51,7 @@ class Blocks:
         self.stop_string: str | None = None  # what ended the text, when a stop string did
         self.usage: Usage | None = None
         self._open: Block | None = None
+        self._unplaced: list[ChatLogprob] = []  # of tokens whose text is yet to come
 
     def feed(self, chunk: ChatChunk) -> Iterator[Step]:
         """What one chunk did to the blocks, in order."""
@@ -59,14 +60,16 @@ class Blocks:
             delta = choice["delta"]
             if thought := delta.get("reasoning_content"):
                 yield from self._grow("reasoning", thought)
-            logprobs = choice["logprobs"]["content"] if choice["logprobs"] else []
-            if (text := delta.get("content") or "") or logprobs:
+            self._unplaced += choice["logprobs"]["content"] if choice["logprobs"] else []
+            text, speaks = delta.get("content", ""), self._open and self._open.kind == "text"
+            if text or (speaks and self._unplaced):
+                logprobs, self._unplaced = self._unplaced, []
                 yield from self._grow("text", text, logprobs)
-            for call in delta.get("tool_calls") or ():
+            for call in delta.get("tool_calls", ()):
                 function = call["function"]
                 if "id" in call:
                     yield from self._begin("call", call["id"], function["name"])
-                if piece := function.get("arguments"):
+                if piece := function["arguments"]:
                     yield from self._grow("call", piece)
             if choice["finish_reason"] is not None:
                 self.finish = choice["finish_reason"]

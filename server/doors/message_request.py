@@ -6,7 +6,7 @@ from typing import Any
 
 from server.doors.translation import Names, passed_on
 from server.doors.turns import Turns
-from server.schemas.messages import (
+from server.schemas.message_bodies import (
     CountTokensRequest,
     MessagesRequest,
     MessageTool,
@@ -50,7 +50,8 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
     if body.output_config is not None:
-        fields["reasoning_effort"] = body.output_config.effort
+        effort = body.output_config.effort
+        fields["reasoning_effort"] = "xhigh" if effort == "max" else effort
         if body.output_config.format is not None:
             schema = {"name": "answer", "schema": body.output_config.format.schema_, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -117,18 +118,22 @@ def _tool(tool: MessageTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
-    if choice.type == "tool":
-        return {"type": "function", "function": {"name": choice.name}}
-    return "required" if choice.type == "any" else choice.type
+def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
+    match choice.type:
+        case "auto":  # which a chat is without tools, but may not be told
+            return None
+        case "any":
+            return "required"
+        case "tool":
+            return {"type": "function", "function": {"name": choice.name}}
+        case _:
+            return "none"
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:
-    """The word that templates of reasoning models know; "adaptive" leaves it to them."""
-    match body.thinking.type if body.thinking is not None else None:
-        case "enabled":
-            return {"enable_thinking": True}
-        case "disabled":
-            return {"enable_thinking": False}
-        case _:
-            return {}
+    """The words that templates of reasoning models know; "adaptive" leaves it to them."""
+    kind = body.thinking.type if body.thinking is not None else None
+    if kind not in ("enabled", "disabled"):
+        return {}
+    thinks = kind == "enabled"
+    return {"enable_thinking": thinks, "thinking": thinks}

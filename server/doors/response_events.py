@@ -17,7 +17,7 @@ from server.schemas.response_answers import (
     Settings,
     Status,
 )
-from server.schemas.responses import ResponseRequest
+from server.schemas.response_bodies import ResponseRequest
 
 PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
 GROWTH = {

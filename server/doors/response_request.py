@@ -4,7 +4,7 @@ from typing import Any
 
 from server.doors.translation import Names, passed_on
 from server.doors.turns import Turns
-from server.schemas.responses import (
+from server.schemas.response_bodies import (
     AllowedTools,
     CallItem,
     CallOutputItem,
@@ -27,6 +27,7 @@ NAMES: Names = (
     (r"response_format\.json_schema", "text.format"),
     ("response_format", "text.format"),
     (r"tools\.(\d+)\.function", r"tools.\1"),
+    (r"tool_choice\.allowed_tools\.tools\.(\d+)\.function", r"tool_choice.tools.\1"),
     (r"tool_choice\.(function|allowed_tools)", "tool_choice"),
 )
 
@@ -110,6 +111,8 @@ def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:
             tools = [_function(tool) for tool in choice.tools]
             allowed = {"mode": choice.mode, "tools": tools}
             return {"type": "allowed_tools", "allowed_tools": allowed}
+        case "auto":  # which a chat is without tools, but may not be told
+            return None
         case _:
             return choice
 

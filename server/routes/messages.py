@@ -13,7 +13,7 @@ from server.models import LoadedModel
 from server.openapi import MESSAGE_ERRORS, describe
 from server.routes.door import answer_in, answer_of_tokenizer, num_tokens
 from server.schemas.message_answers import CountedTokens, MessageAnswer, MessageEvent
-from server.schemas.messages import CountTokensRequest, MessagesRequest
+from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
 
 router = APIRouter()
 

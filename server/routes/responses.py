@@ -13,7 +13,7 @@ from server.doors.translation import chat_request
 from server.openapi import describe
 from server.routes.door import answer_in, answer_of_tokenizer, input_tokens
 from server.schemas import response_answers
-from server.schemas.responses import ResponseRequest
+from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import InputTokens
 
 router = APIRouter()

@@ -6,70 +6,14 @@ from pydantic import Field, model_validator
 
 from server.schemas.fields import (
     Body,
-    Content,
     GenerationBody,
     Int,
     JsonObject,
     fault,
     unsupported,
 )
-
-
-class SystemMessage(Body):
-    role: Literal["system", "developer"]
-    content: Content
-    name: str | None = None
-
-
-class UserMessage(Body):
-    role: Literal["user"]
-    content: Content
-    name: str | None = None
-
-
-class CalledFunction(Body):
-    name: str
-    arguments: str
-
-
-class ToolCall(Body):
-    id: str
-    type: Literal["function"]
-    function: CalledFunction
-
-
-class AssistantMessage(Body):
-    role: Literal["assistant"]
-    content: Content | None = None
-    name: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.content is None and self.tool_calls is None and self.refusal is None:
-            message = "An assistant message needs 'content' or 'tool_calls'"
-            raise fault("content", message, "missing_required_parameter")
-        return self
-
-
-class ToolMessage(Body):
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
-
-
-class FunctionMessage(Body):
-    role: Literal["function"]
-    content: Content | None
-    name: str
-
-
-ChatMessage = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage,
-    Field(discriminator="role"),
-]
+from server.schemas.messages import AssistantMessage, ChatMessage, ToolMessage
+from server.schemas.tools import AllowedToolsChoice, NamedTool, ToolChoice, Tools
 
 
 class ResponseFormat(Body):
@@ -85,13 +29,15 @@ class ChatRequest(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     # known to OpenAI's clients, refused when set
-    tools: list[JsonObject] | None = None
-    tool_choice: str | JsonObject | None = None
     functions: list[JsonObject] | None = None
     function_call: str | JsonObject | None = None
     prediction: JsonObject | None = None
@@ -120,12 +66,38 @@ class ChatRequest(GenerationBody):
         return self
 
     @model_validator(mode="after")
+    def _choice_is_among_the_tools(self) -> Self:
+        choice = self.tool_choice
+        if choice in (None, "none"):
+            return self
+        if not self.tools:
+            raise fault("tool_choice", "'tool_choice' is only allowed when 'tools' are given")
+        known = {tool.function.name for tool in self.tools}
+        if isinstance(choice, NamedTool) and choice.function.name not in known:
+            message = f"No tool has the name '{choice.function.name}'"
+            raise fault("tool_choice.function.name", message)
+        if isinstance(choice, AllowedToolsChoice):
+            for i, tool in enumerate(choice.allowed_tools.tools):
+                if tool.function.name not in known:
+                    field = f"tool_choice.allowed_tools.tools.{i}.function.name"
+                    raise fault(field, f"No tool has the name '{tool.function.name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _results_have_calls(self) -> Self:
+        called: set[str] = set()
+        for i, message in enumerate(self.messages):
+            if isinstance(message, AssistantMessage):
+                called.update(call.id for call in message.tool_calls or ())
+            elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
+                text = "A tool message must answer a call in an assistant message before it"
+                raise fault(f"messages.{i}.tool_call_id", text)
+        return self
+
+    @model_validator(mode="after")
     def _nothing_unsupported(self) -> Self:
-        choice = None if self.tool_choice == "none" else self.tool_choice
         call = None if self.function_call == "none" else self.function_call
         for field, value in (
-            ("tools", self.tools),
-            ("tool_choice", choice),
             ("functions", self.functions),
             ("function_call", call),
             ("prediction", self.prediction),

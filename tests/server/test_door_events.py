@@ -13,7 +13,7 @@ from server.doors.response_events import ResponseWriter
 from server.doors.translation import Event, Writer
 from server.errors import ApiError
 from server.schemas.answers import ChatChunk
-from server.schemas.responses import ResponseRequest
+from server.schemas.response_bodies import ResponseRequest
 from tests.server.chunks import THINK_SAY_CALL, call, chunk, logprob, stream
 
 RESPONSE_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)

@@ -9,8 +9,8 @@ from server.doors import message_request, response_request
 from server.doors.blocks import Block, Blocks, Closed, Grown, Opened
 from server.doors.translation import chat_request, named
 from server.errors import ApiError
-from server.schemas.messages import MessagesRequest
-from server.schemas.responses import ResponseRequest
+from server.schemas.message_bodies import MessagesRequest
+from server.schemas.response_bodies import ResponseRequest
 from tests.server.chunks import THINK_SAY_CALL, chunk, logprob
 
 USER = {"role": "user", "content": "hi"}
@@ -106,6 +106,7 @@ def test_items_of_the_responses_api_become_messages(
         ({"include": ["message.output_text.logprobs"]}, {"logprobs": True}),
         ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
         ({"tool_choice": "required"}, {"tool_choice": "required"}),
+        ({"tool_choice": "auto"}, {"tool_choice": None}),
         (
             {"tool_choice": {"type": "function", "name": "f"}},
             {"tool_choice": {"type": "function", "function": {"name": "f"}}},
@@ -225,7 +226,7 @@ def test_turns_of_the_messages_api_become_messages(
         ({"tool_choice": {"type": "none"}}, {"tool_choice": "none", "parallel_tool_calls": None}),
         (
             {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
-            {"tool_choice": "auto", "parallel_tool_calls": False},
+            {"tool_choice": None, "parallel_tool_calls": False},
         ),
         (
             {"tool_choice": {"type": "tool", "name": "f"}},
@@ -248,22 +249,22 @@ def test_turns_of_the_messages_api_become_messages(
         ),
         (
             {"thinking": {"type": "enabled", "budget_tokens": 1024}},
-            {"chat_template_kwargs": {"enable_thinking": True}},
+            {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}},
         ),
         (
             {"thinking": {"type": "disabled"}},
-            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
         ),
         ({"thinking": {"type": "adaptive"}}, {"chat_template_kwargs": None}),
         (
             {
                 "output_config": {
-                    "effort": "low",
+                    "effort": "max",
                     "format": {"type": "json_schema", "schema": {"type": "null"}},
                 }
             },
             {
-                "reasoning_effort": "low",
+                "reasoning_effort": "xhigh",
                 "response_format": {
                     "type": "json_schema",
                     "json_schema": {"name": "answer", "schema": {"type": "null"}, "strict": True},
@@ -299,6 +300,11 @@ def test_a_last_turn_of_the_assistant_is_continued() -> None:
         (response_request.NAMES, "response_format.json_schema.schema", "text.format.schema"),
         (response_request.NAMES, "response_format.type", "text.format.type"),
         (response_request.NAMES, "tool_choice.function.name", "tool_choice.name"),
+        (
+            response_request.NAMES,
+            "tool_choice.allowed_tools.tools.0.function.name",
+            "tool_choice.tools.0.name",
+        ),
         (response_request.NAMES, "temperature", "temperature"),
         (message_request.NAMES, "tools.0.function.parameters.type", "tools.0.input_schema.type"),
         (message_request.NAMES, "tools.0.function.name", "tools.0.name"),
@@ -354,10 +360,13 @@ def test_blocks_open_grow_and_close_in_turn() -> None:
     ]
 
 
-def test_logprobs_without_text_wait_in_the_text() -> None:
+def test_logprobs_without_text_wait_for_it() -> None:
     blocks = Blocks()
-    first = list(blocks.feed(chunk({"content": ""}, logprobs=[logprob("a")])))
-    block = Block(0, "text", logprobs=[logprob("a")])
-    assert first == [Opened(block), Grown(block, "", [logprob("a")])]
+    first, second, last = logprob("a"), logprob("b"), logprob("c")
+    assert list(blocks.feed(chunk({"content": ""}, logprobs=[first]))) == []
+    steps = list(blocks.feed(chunk({"content": "ab"}, logprobs=[second])))
+    steps += blocks.feed(chunk({"content": ""}, logprobs=[last]))
+    block = Block(0, "text", text="ab", logprobs=[first, second, last])
+    assert steps == [Opened(block), Grown(block, "ab", [first, second]), Grown(block, "", [last])]
     assert list(blocks.feed(chunk({}, "length"))) == [Closed(block)]
     assert not block.ended

@@ -86,8 +86,6 @@ USER = {"role": "user", "content": "hi"}
             "stream_options.include_usage",
             "invalid_type",
         ),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"tool_choice": "auto"}, "tool_choice", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"prediction": {"type": "content"}}, "prediction", "unsupported_parameter"),

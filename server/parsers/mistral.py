@@ -1,0 +1,59 @@
+"""Calls behind `[TOOL_CALLS]`: an array of objects, or a name and its arguments: Mistral."""
+
+import re
+import string
+from collections.abc import Collection
+
+from server.parsing.calls import ArgumentsText, CallReader, CallText, NotACall
+from server.parsing.format import TOOLS, Format
+from server.parsing.pieces import Piece
+
+TAG = "[TOOL_CALLS]"
+CALL_ID, ARGUMENTS = "[CALL_ID]", "[ARGS]"
+HEAD = re.compile(r"([a-zA-Z0-9_-]{1,64})(\[CALL_ID\][a-zA-Z0-9]*)?(\[ARGS\])?")
+HEAD_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_-[]")
+
+
+class NamedCall:
+    """`name{...}`, with or without `[CALL_ID]...` and `[ARGS]` before the arguments."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._head = ""
+        self._arguments: ArgumentsText | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self._arguments is not None and self._arguments.complete
+
+    def feed(self, character: str) -> list[Piece]:
+        if self._arguments is not None:
+            return self._arguments.feed(character)
+        if character in HEAD_CHARACTERS:
+            self._head += character
+            return []
+        head = HEAD.fullmatch(self._head) if character == "{" else None
+        if head is None or head[1] not in self._names:
+            raise NotACall
+        self._arguments = ArgumentsText(head[1], len(self._head))
+        return self._arguments.feed(character)
+
+
+class MistralReader(CallReader):
+    """Reads both ways to write calls."""
+
+    def _new_call(self, character: str) -> CallText | None:
+        if character in HEAD_CHARACTERS - self._between:
+            return NamedCall(self._names)
+        return super()._new_call(character)
+
+
+def recognises(template: str) -> bool:
+    return TAG in template
+
+
+def parser(names: Collection[str], _before: str) -> MistralReader:
+    return MistralReader(names, opens=[TAG], between="[,]")
+
+
+FORMAT = Format(TOOLS, recognises, parser, special_tokens=(TAG, CALL_ID, ARGUMENTS))

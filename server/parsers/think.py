@@ -1,0 +1,90 @@
+"""Reasoning in tags at the start of the answer: `<think>` and its relatives."""
+
+from collections.abc import Collection, Iterator
+
+from server.parsing.format import REASONING, Format
+from server.parsing.pieces import BLANKS, Piece, Reader, content, markup, reasoning
+from server.parsing.tags import Tags
+
+PAIRS = {
+    "<think>": "</think>",  # DeepSeek-R1, Qwen3, and most
+    "[THINK]": "[/THINK]",  # Magistral
+    "<seed:think>": "</seed:think>",
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command A
+}
+
+
+class ThinkReader(Reader):
+    """What stands between the tags is reasoning, without the blanks around it.
+
+    Args:
+        before: what the answer continues: a prompt may end with the opening tag, the beginning of
+            an answer may have it at its start.
+    """
+
+    def __init__(self, before: str) -> None:
+        self._close: Tags | None = None  # while reasoning
+        self._held = ""  # blanks, and at the start what may become the opening tag
+        self._has_thought = False
+        self._is_over = False  # the reasoning: what follows is the answer
+        self._has_answered = False
+        for opened, close in PAIRS.items():
+            unclosed = before.lstrip().startswith(opened) and close not in before
+            if unclosed or before.rstrip().endswith(opened):
+                self._close = Tags(close)
+
+    def _read(self, character: str) -> Iterator[Piece]:
+        if self._is_over:
+            yield from self._answer(character)
+        elif self._close is None:
+            yield from self._look_for_start(character)
+        else:
+            text, closed = self._close.feed(character)
+            for each in text:
+                yield from self._think(each)
+            if closed:
+                yield markup(self._held + closed)
+                self._held = ""
+                self._is_over = True
+
+    def _look_for_start(self, character: str) -> Iterator[Piece]:
+        self._held += character
+        text = self._held.lstrip()
+        if text in PAIRS:
+            yield markup(self._held)
+            self._held, self._close = "", Tags(PAIRS[text])
+        elif not any(tag.startswith(text) for tag in PAIRS):
+            yield content(self._held)
+            self._held, self._is_over, self._has_answered = "", True, True
+
+    def _think(self, character: str) -> Iterator[Piece]:
+        if character not in BLANKS:
+            yield reasoning(self._held + character)
+            self._held, self._has_thought = "", True
+        elif self._has_thought:
+            self._held += character
+        else:
+            yield markup(character)
+
+    def _answer(self, character: str) -> Iterator[Piece]:
+        self._has_answered = self._has_answered or character not in BLANKS
+        yield content(character) if self._has_answered else markup(character)
+
+    def _end(self) -> Iterator[Piece]:
+        if self._close is None:
+            yield content(self._held)
+            return
+        for each in self._close.finish():
+            yield from self._think(each)
+        yield reasoning(self._held)
+
+
+def recognises(template: str) -> bool:
+    return any(tag in template for tag in PAIRS)
+
+
+def parser(_names: Collection[str], before: str) -> ThinkReader:
+    return ThinkReader(before)
+
+
+FORMAT = Format(REASONING, recognises, parser, tuple(tag for pair in PAIRS.items() for tag in pair))

@@ -1,0 +1,1 @@
+"""What the parsers of answers have in common. Pure."""

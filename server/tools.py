@@ -1,0 +1,35 @@
+"""What a request lets the model call. Pure."""
+
+from dataclasses import dataclass
+
+from server.schemas.chat import ChatRequest
+from server.schemas.tools import AllowedToolsChoice, NamedTool, Tool
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that may be called in one answer: the model is told of these and no others."""
+
+    tools: tuple[Tool, ...] = ()
+    required: bool = False  # the answer is a call
+    parallel: bool = True  # it may be several
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(tool.function.name for tool in self.tools)
+
+
+def tool_use(request: ChatRequest) -> ToolUse:
+    """What `tools`, `tool_choice` and `parallel_tool_calls` come to."""
+    tools, choice = tuple(request.tools or ()), request.tool_choice
+    if not tools or choice == "none":
+        return ToolUse()
+    names = {tool.function.name for tool in tools}
+    required = choice == "required"
+    if isinstance(choice, NamedTool):
+        names, required = {choice.function.name}, True
+    elif isinstance(choice, AllowedToolsChoice):
+        names = {tool.function.name for tool in choice.allowed_tools.tools}
+        required = choice.allowed_tools.mode == "required"
+    allowed = tuple(tool for tool in tools if tool.function.name in names)
+    return ToolUse(allowed, required, request.parallel_tool_calls is not False)

@@ -1,0 +1,128 @@
+"""Tools over HTTP: what is refused, what the template is told, calls whole and streamed."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import MakeApp, chat, client_of, entry, error_of, events
+from tests.server.fake_engine import EOS, FakeEngines, ids_of
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": f"{name}!",
+            "parameters": {"type": "object", "properties": {key: {"type": "string"}}},
+        },
+    }
+    for name, key in (("get_time", "city"), ("add", "a"))
+]
+TEMPLATE = (
+    "{% for t in tools or [] %}<tools>{{ t | tojson }}{% endfor %}"
+    "{% for m in messages %}<turn>{{ m.role }}:{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}{% endfor %}"
+    "<eos>{% endfor %}{{ '<think>' if enable_thinking else '' }}"
+)
+CALL = '<tool_call>\n{"name": "get_time", "arguments": {"city": "Paris"}}\n</tool_call>'
+SUM = '<tool_call>\n{"name": "add", "arguments": {"a":  "é"}}\n</tool_call>'
+
+
+@pytest.fixture
+async def client(make_app: MakeApp) -> Any:
+    entries = [entry("main", chat_template=TEMPLATE)]
+    async with client_of(make_app(entries=entries)) as client:
+        yield client
+
+
+def calls_of(message: dict[str, Any]) -> list[tuple[str, str]]:
+    calls = message.get("tool_calls", [])
+    assert all(c["type"] == "function" and c["id"].startswith("call_") for c in calls)
+    assert len({c["id"] for c in calls}) == len(calls)
+    return [(c["function"]["name"], c["function"]["arguments"]) for c in calls]
+
+
+@pytest.mark.parametrize("burst", [1, 3, 200])
+async def test_calls_are_streamed_in_pieces_that_add_up_to_the_whole(
+    client: httpx.AsyncClient, engines: FakeEngines, burst: int
+) -> None:
+    engines.script.burst = burst
+    engines.script.answers = lambda k: (*ids_of(f"<think>Hm.</think>\n\n{CALL}\n{SUM}"), EOS)
+    whole = (await chat(client, tools=TOOLS)).json()
+    message = whole["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["reasoning_content"] == "Hm."
+    assert calls_of(message) == [("get_time", '{"city": "Paris"}'), ("add", '{"a":  "é"}')]
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
+    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == len("Hm.")
+
+    *chunks, _ = events((await chat(client, tools=TOOLS, stream=True)).text)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert choices[-1]["delta"] == {}
+    assert [c["finish_reason"] for c in choices if c["finish_reason"]] == ["tool_calls"]
+    deltas = [c for choice in choices for c in choice["delta"].get("tool_calls", [])]
+    assert [d["index"] for d in deltas] == sorted(d["index"] for d in deltas)
+    for index, (name, arguments) in enumerate(calls_of(message)):
+        first, *others = [d for d in deltas if d["index"] == index]
+        assert first["id"].startswith("call_")
+        assert first["type"] == "function"
+        assert first["function"] == {"name": name, "arguments": ""}
+        assert all(set(d) == {"index", "function"} for d in others)
+        assert "".join(d["function"]["arguments"] for d in others) == arguments
+        if burst == 1:
+            assert len(others) > 5
+
+
+async def test_what_only_looks_like_a_call_is_text(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    for text in (
+        '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "get_time", "arguments": {city: 1}}</tool_call>',
+        '<tool_call>\n{"name": "get_time", "argu',
+        "<tool_ca",
+    ):
+        engines.script.answers = lambda k, text=text: (*ids_of(text), EOS)  # type: ignore[misc]
+        choice = (await chat(client, tools=TOOLS)).json()["choices"][0]
+        assert choice["message"]["content"] == text
+        assert choice["finish_reason"] == "stop"
+
+
+async def test_the_template_is_told_of_the_tools_that_may_be_called(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    def told() -> list[str]:
+        prompt = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
+        pieces = prompt.split("user:")[0].split("<tools>")[1:]
+        return [json.loads(piece)["function"]["name"] for piece in pieces]
+
+    named = {"type": "function", "function": {"name": "add"}}
+    allowed = {
+        "type": "allowed_tools",
+        "allowed_tools": {
+            "mode": "auto",
+            "tools": [{"type": "function", "function": {"name": "add"}}],
+        },
+    }
+    for choice, names in (
+        (None, ["get_time", "add"]),
+        ("auto", ["get_time", "add"]),
+        ("none", []),
+        (named, ["add"]),
+        (allowed, ["add"]),
+    ):
+        assert (await chat(client, tools=TOOLS, tool_choice=choice)).status_code == 200
+        assert told() == names
+
+
+async def test_a_result_must_have_a_call(client: httpx.AsyncClient) -> None:
+    user = {"role": "user", "content": "hi"}
+    result = {"role": "tool", "content": "14:05", "tool_call_id": "call_1"}
+    function = {"name": "get_time", "arguments": "{}"}
+    called = {"role": "assistant", "tool_calls": [{"id": "call_1", "function": function}]}
+    error = error_of(await chat(client, messages=[user, result]), 400)
+    assert error["param"] == "messages.1.tool_call_id"
+    assert (await chat(client, messages=[user, called, result])).status_code == 200
