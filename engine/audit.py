@@ -8,20 +8,22 @@ token they had changed comes to light as a mismatch.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from math import exp
 from threading import Event
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.attention import Batch, Segment
+from engine.constraint import Constraint, to_tensor
 from engine.decoder import HEAD_ROWS, Decoder, PassCancelled
 from engine.errors import ModelError
 from engine.kv_cache import KVCache, PageTable
+from engine.logits import settle
 from engine.messages import Audited, SamplingParams
 from engine.noise import gumbel
 from engine.sampling import TokenCounts, choose, is_greedy, warp
@@ -118,6 +120,8 @@ class Auditor:
 
     def _check(self, sequence: Sequence) -> Audited | None:
         counts = TokenCounts(sequence.request.message.prompt)
+        constraint = sequence.request.constraint
+        constraint = None if constraint is None else constraint.copy()
         mismatches = 0
         for positions, is_long in _spans(sequence):
             table = PageTable()
@@ -125,8 +129,10 @@ class Auditor:
                 if not self._cache.reserve(table, positions.stop - 1):
                     return None
                 for position, logits in self._walk(sequence, table, positions, is_long):
-                    mismatches += not self._agrees(sequence, counts, position, logits)
+                    mismatches += not self._agrees(sequence, counts, constraint, position, logits)
                     counts.add(sequence.tokens[position])
+                    if constraint is not None:
+                        constraint.emit(sequence.tokens[position])
             finally:
                 self._cache.close(table)
         return Audited(len(sequence.tokens) - sequence.num_prompt, mismatches)
@@ -168,24 +174,37 @@ class Auditor:
         )
 
     def _agrees(
-        self, sequence: Sequence, counts: TokenCounts, position: int, logits: Tensor
+        self,
+        sequence: Sequence,
+        counts: TokenCounts,
+        constraint: Constraint | None,
+        position: int,
+        logits: Tensor,
     ) -> bool:
         """Whether the token at a position is the one these logits choose."""
         token, banned = sequence.tokens[position], sequence.banned(position)
         params, choice = sequence.params, sequence.choice
-        chosen = choose(logits, params, counts, position=position, choice=choice, banned=banned)
-        if chosen == token or self._decoder.strict:
-            return chosen == token
+        allowed = None
+        if constraint is not None:
+            allowed, banned = to_tensor([constraint.allowed(banned)]), ()
+        where: dict[str, Any] = {"position": position, "choice": choice}
+        chosen = choose(logits, params, counts, **where, banned=banned, allowed=allowed)
+        settled = settle(sequence, chosen, logits, constraint, counts, position)
+        if settled == token or self._decoder.strict:
+            return settled == token
+        if settled != chosen:
+            return True  # the limit of tokens decided, which knows no near-ties
         if is_greedy(params):
             params = replace(params, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
         tolerance = self._tolerance / params.temperature
         # The rules that cut tokens off have borders, which rounding moves too.
         uncut = replace(params, top_k=0, top_p=1.0, min_p=0.0)
-        scores = warp(logits[None], uncut, counts, banned=[banned])[0].double()
+        limits: dict[str, Any] = {"banned": [banned], "allowed": allowed}
+        scores = warp(logits[None], uncut, counts, **limits)[0].double()
         if is_greedy(sequence.params):
             return bool(scores[token] + tolerance >= scores.max())
         surely, possibly = (
-            scores >= _floor(logits, params, counts, banned, scores, slack)
+            scores >= _floor(logits, params, counts, limits, scores, slack)
             for slack in (-tolerance, tolerance)
         )
         tokens = torch.arange(len(scores), device=scores.device)
@@ -211,16 +230,19 @@ def _floor(
     logits: Tensor,
     params: SamplingParams,
     counts: TokenCounts,
-    banned: Seq[int],
+    limits: Mapping[str, Any],
     scores: Tensor,
     slack: float,
 ) -> Tensor:
-    """The lowest of `scores` [V] that top-k, top-p and min-p keep, moved down by `slack` nats."""
+    """The lowest of `scores` [V] that top-k, top-p and min-p keep, moved down by `slack` nats.
+
+    `limits` are what `warp` is told of banned and allowed tokens.
+    """
     moved = replace(
         params,
         # A share of the mass moves by at most half of what logits move by.
         top_p=min(max(params.top_p + slack / 2, 1e-6), 1.0) if params.top_p < 1 else 1.0,
         min_p=min(params.min_p * exp(-slack), 1.0),
     )
-    kept = warp(logits[None], moved, counts, banned=[banned])[0] > -torch.inf
+    kept = warp(logits[None], moved, counts, **limits)[0] > -torch.inf
     return scores[kept].min() - slack

@@ -20,6 +20,7 @@ from engine.calibration import Calibration
 from engine.cuda_graphs import graphed_steps
 from engine.decoder import HEAD_ROWS, Decoder
 from engine.draft_cache import DraftCache, Scratch
+from engine.forcing import to_guess
 from engine.growth import Bounds, Growth, Node
 from engine.kv_cache import PAGE
 from engine.progress import OutOfTime, Progress
@@ -196,6 +197,11 @@ class DraftModel:
     ) -> None:
         """Add the best children of one tree's nodes; logits [nodes, V]."""
         sequence = growth.sequence
+        rows, allowed = to_guess(growth, nodes)
+        if not rows:
+            return
+        if len(rows) < len(nodes):
+            nodes, logits = [nodes[row] for row in rows], logits[rows]
         positions = [node.position + 1 for node in nodes]
         paths = None
         if is_path_dependent(sequence.params):
@@ -207,7 +213,10 @@ class DraftModel:
             positions=positions,
             choice=sequence.choice,
             paths=paths,
-            banned=[sequence.banned(position) for position in positions],
+            banned=[sequence.banned(position) for position in positions]
+            if allowed is None
+            else None,
+            allowed=allowed,
             tau=calibration.tau(sequence.params),
             branch=self.bounds.branch,
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.ahead_stream import Aside, InTurn
 from engine.decoder import PassCancelled
 from engine.draft_model import DraftModel
+from engine.forcing import force, prune
 from engine.growth import Bounds, Growth, Node
 from engine.lookup import Lookup
 from engine.policy import Step, TreePolicy
@@ -22,6 +23,7 @@ from engine.tree import DraftTree
 
 LOOKUP_ROWS = 32  # of each look-up beside a model: they cost host time
 LEAST_AHEAD = log(0.002)  # a path less likely than this is not drafted ahead
+LEAST_FORCED = 0.05  # and behind one less likely nobody asks what its grammar forces
 
 
 @dataclass
@@ -73,10 +75,11 @@ class Drafting:
         growths = [self._growth(sequence) for sequence in sequences]
         for growth in growths:
             self._look_up(growth)
+            if self._may_force(growth):
+                force(growth, growth.root)
         elapsed = self._grow(growths, fixed_rows)
-        depth = self._bounds.depth
         ranked = [
-            growth.ranked(min(room, growth.budget), depth)
+            self._ranked(growth, min(room, growth.budget))
             for growth, room in zip(growths, rooms, strict=True)
         ]
         chances = [[g.probability(n) for n in r] for g, r in zip(growths, ranked, strict=True)]
@@ -198,7 +201,21 @@ class Drafting:
                 depth = min(self._bounds.depth, sequence.max_draft_depth)
                 tree = lookup.propose(sequence, depth, min(growth.budget, self._lookup_rows))
                 if tree is not None:
-                    growth.insert(tree, self.policy.calibration)
+                    growth.insert(prune(tree, sequence), self.policy.calibration)
+
+    def _may_force(self, growth: Growth) -> bool:
+        """Whether the tokens that its grammar forces join its tree."""
+        wanted = growth.sequence.request.message.speculation.method
+        return growth.sequence.constraint is not None and growth.budget > 1 and wanted != "none"
+
+    def _ranked(self, growth: Growth, rows: int) -> list[Node]:
+        """The best nodes; behind likely leaves stands what the grammar forces."""
+        nodes = growth.ranked(rows, self._bounds.depth)
+        if not self._may_force(growth):
+            return nodes
+        leaves = [n for n in nodes if not n.children and growth.probability(n) >= LEAST_FORCED]
+        longer = [force(growth, leaf) for leaf in leaves]
+        return growth.ranked(rows, self._bounds.depth) if any(longer) else nodes
 
     def _wants_draft(self, growth: Growth) -> bool:
         """Whether there was anything to draft, and the request did not say no."""

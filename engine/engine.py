@@ -16,7 +16,7 @@ from engine.decoder import PassCancelled
 from engine.drafting import Figures
 from engine.errors import ModelError, RequestError
 from engine.load import Loaded, load
-from engine.logits import Logits, choose_ahead, choose_tree
+from engine.logits import Logits, choose_ahead, choose_tree, settle
 from engine.machine import choose_device
 from engine.messages import Failed, Generate, ModelInfo, PassStats, Tokens
 from engine.passes import Entry, Pass, assemble
@@ -91,7 +91,8 @@ class Engine:
                 "of prompt and answer together",
                 code="context_length_exceeded",
             )
-        request = Request(message, self._loaded.limits)
+        constraint = self._loaded.constraint(message.params)
+        request = Request(message, self._loaded.limits, constraint)
         self._requests[message.request_id] = request
         self._scheduler.add(self._sequence(request, choice=0))
 
@@ -120,7 +121,8 @@ class Engine:
         except ModelError as error:
             # Weights could not be read: the requests of this pass fail, the next pass works.
             self._loaded.stream.seek(0)
-            return self._fail(turns, str(error))
+            requests = [turn.sequence.request for turn in turns]
+            return self._fail(requests, str(error), "weights_unreadable")
 
     def _run(self, turns: Seq[Turn]) -> Events:
         clock = _Clock(self._loaded.stream)
@@ -164,8 +166,17 @@ class Engine:
                 if entry.tree is None:
                     self._keep(entry, [])
                 else:
-                    events += self._advance(entry, entry.tree, logits)
+                    events += self._try_to_advance(entry, entry.tree, logits)
         return events
+
+    def _try_to_advance(self, entry: Entry, tree: DraftTree, logits: Logits) -> Events:
+        """`_advance`, or the end of a request whose grammar cannot be followed."""
+        try:
+            return self._advance(entry, tree, logits)
+        except RequestError as error:
+            request = entry.turn.sequence.request
+            request.cancelled.set()  # its other choices of this pass are not walked
+            return self._fail([request], str(error), error.code or "invalid_request")
 
     def _observe(self, walk: Pass) -> Callable[[int, Tensor], None]:
         """Shows the drafts all logits that were computed: those of rows nobody walked too."""
@@ -210,7 +221,9 @@ class Engine:
             walked = row
             if row not in chosen:
                 chosen.update(choose_ahead(sequence, tree, row, root, logits))
-            return chosen[row]
+            own, length = logits.row(root + row), len(sequence.tokens)
+            constraint, counts = sequence.constraint, sequence.counts
+            return settle(sequence, chosen[row], own, constraint, counts, length)
 
         def emit(token: int) -> bool:
             if params.logprobs is None:
@@ -269,14 +282,14 @@ class Engine:
         if request.num_unfinished == 0:
             del self._requests[request.message.request_id]
 
-    def _fail(self, turns: Seq[Turn], message: str) -> Events:
-        failed = {turn.sequence.request: None for turn in turns}  # ordered, each once
+    def _fail(self, requests: Seq[Request], message: str, code: str) -> Events:
+        failed = dict.fromkeys(requests)  # ordered, each once
         for sequence in list(self._scheduler.all()):
             if sequence.request in failed:
                 self._scheduler.remove(sequence)
         for request in failed:
             self._requests.pop(request.message.request_id, None)
-        return [Failed(r.message.request_id, message, "weights_unreadable") for r in failed]
+        return [Failed(request.message.request_id, message, code) for request in failed]
 
     def _border(self) -> None:
         self._num_borders += 1

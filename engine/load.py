@@ -9,6 +9,7 @@ from engine import probe
 from engine.assumed import DISK_GBPS, Times, complete
 from engine.calibration import Calibration
 from engine.choice import Scheme, best_scheme, make_scheme
+from engine.constraint import Constraint
 from engine.decoder import STRICT_ROWS, Decoder
 from engine.detokenize import Detokenizer, TokenBytes, token_bytes
 from engine.draft_model import DraftModel
@@ -16,11 +17,12 @@ from engine.drafter import DraftContext, DraftMethod, Target, all_lookups, prepa
 from engine.drafting import Drafting
 from engine.family import TESTED, is_mixture
 from engine.forecast import USERS
+from engine.grammar import Grammars
 from engine.growth import Bounds
 from engine.kv_cache import KVCache
 from engine.lookup import Lookup
 from engine.machine import available_memory, check_free
-from engine.messages import Generate, ModelInfo
+from engine.messages import Generate, ModelInfo, SamplingParams
 from engine.plan import Plan
 from engine.policy import PassTimes, TreePolicy
 from engine.sequence import Limits
@@ -50,7 +52,12 @@ class Loaded:
     scratch_rows: int  # of the target's cache, for one tree
     draft_rows: int  # of the target's cache, for what one tree's draft stores
     tokens: TokenBytes
+    grammars: Grammars
     audit: float  # share of the finished answers that are checked
+
+    def constraint(self, params: SamplingParams) -> Constraint | None:
+        """What the answers to a request are held to. Raises `RequestError`."""
+        return Constraint(self.grammars.compile(params.grammar)) if params.grammar else None
 
     def stop_rules(self, message: Generate) -> StopRules:
         """The stop rules of one choice of a request."""
@@ -89,9 +96,10 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
         passes = _pass_times(files, measured, scheme, link_gbps)
         drafting = _drafting(files, draft, method.bounds, passes)
         stack.pop_all()
+    limits = files.limits(plan, decoder)
     return Loaded(
         info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
-        limits=files.limits(plan, decoder),
+        limits=limits,
         plan=plan,
         decoder=decoder,
         stream=stream,
@@ -100,6 +108,9 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
         scratch_rows=method.needs.scratch_rows,
         draft_rows=method.needs.draft_rows,
         tokens=token_bytes(files.tokenizer.backend_tokenizer),
+        grammars=Grammars(
+            files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
+        ),
         audit=spec.audit,
     )
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from engine.constraint import Constraint, to_tensor
 from engine.decoder import HEAD_ROWS
-from engine.sampling import choose_rows, is_path_dependent
+from engine.sampling import TokenCounts, choose, choose_rows, is_path_dependent
 from engine.sequence import Sequence
 from engine.tree import DraftTree
 
@@ -67,7 +68,8 @@ def choose_tree(
     asked for. The tree's rows have these depths and begin with row `root` of the pass.
     """
     params = sequence.params
-    if is_path_dependent(params) or params.logprobs is not None:
+    rules = is_path_dependent(params) or sequence.constraint is not None
+    if rules or params.logprobs is not None:
         return None
     chosen = []
     for rows, own in logits.parts(range(root, root + len(depths))):
@@ -101,6 +103,9 @@ def choose_ahead(
         if (root + likeliest) // HEAD_ROWS != block:
             break
         rows.append(likeliest)
+    allowed = _allowed(sequence, [tree.tokens[own] for own in rows[1:]])
+    if allowed is not None:
+        rows = rows[: len(allowed)]
     positions = [len(sequence.tokens) + place for place in range(len(rows))]
     chosen = choose_rows(
         torch.stack([logits.row(root + own) for own in rows]),
@@ -108,6 +113,48 @@ def choose_ahead(
         sequence.counts,
         positions=positions,
         choice=sequence.choice,
-        banned=[sequence.banned(position) for position in positions],
+        banned=[sequence.banned(position) for position in positions] if allowed is None else None,
+        allowed=allowed,
     )
     return dict(zip(rows, chosen.tolist(), strict=True))
+
+
+def settle(
+    sequence: Sequence,
+    token: int,
+    logits: Tensor,
+    constraint: Constraint | None,
+    counts: TokenCounts,
+    position: int,
+) -> int:
+    """What is emitted at a position for the target's choice there, out of logits [V].
+
+    Another token only where the answer could not be completed in time behind this one.
+    `constraint` and `counts` stand behind the tokens before the position.
+    """
+    if constraint is None:
+        return token
+
+    def choose_of(allowed: Tensor) -> int:
+        params, choice = sequence.params, sequence.choice
+        return choose(logits, params, counts, position=position, choice=choice, allowed=allowed)
+
+    room = sequence.num_left(position) - 1
+    return constraint.settle(token, room, sequence.banned(position), choose_of)
+
+
+def _allowed(sequence: Sequence, path: Seq[int]) -> Tensor | None:
+    """What a grammar allows at the row a walk has come to and behind each token of a path [R, V].
+
+    Fewer rows where the path does not match; None without a grammar.
+    """
+    constraint, position = sequence.constraint, len(sequence.tokens)
+    if constraint is None:
+        return None
+    masks = [constraint.allowed(sequence.banned(position))]
+    for depth in range(1, len(path) + 1):
+        mask = constraint.behind(path[:depth], sequence.banned(position + depth))
+        if mask is None:
+            break
+        masks.append(mask)
+    return to_tensor(masks)

@@ -66,10 +66,11 @@ def choose(
     choice: int,
     path: Sequence[int] = _NO_TOKENS,
     banned: Sequence[int] = _NO_TOKENS,
+    allowed: Tensor | None = None,
 ) -> int:
     """The token at an absolute position of choice `choice`, from the target's logits [V].
 
-    The lowest id wins a tie.
+    Out of `allowed` [1, V], if given. The lowest id wins a tie.
     """
     chosen = choose_rows(
         logits[None],
@@ -79,6 +80,7 @@ def choose(
         choice=choice,
         paths=[path],
         banned=[banned],
+        allowed=allowed,
     )
     return int(chosen)
 
@@ -92,13 +94,14 @@ def choose_rows(
     choice: int,
     paths: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """The tokens at absolute positions, one for each row of the target's logits [R, V].
 
     int64 [R], on the device of the logits: what `choose` gives for every row. `paths` matter only
     to parameters that are path-dependent.
     """
-    rows = penalize(logits, params, counts, paths, banned)
+    rows = penalize(logits, params, counts, paths, banned, allowed)
     if is_greedy(params):
         return first_best(whole_blocks(rows))
     streams = _streams(params, positions, choice, rows)
@@ -118,6 +121,7 @@ def draft_children(
     branch: int,
     paths: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The tokens the target most likely chooses, guessed from the draft's logits [R, V].
 
@@ -130,7 +134,7 @@ def draft_children(
     A guess may be cheap: few tokens of a row are looked at, so that the best one is missed in a
     share of at most `MISSED` of rows, and their normaliser is estimated.
     """
-    rows = whole_blocks(penalize(logits, params, counts, paths, banned))
+    rows = whole_blocks(penalize(logits, params, counts, paths, banned, allowed))
     branch = min(branch, logits.shape[-1])
     if is_greedy(params):
         best = _best(rows, branch, tau)

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from threading import Event
 
+from engine.constraint import Constraint
 from engine.kv_cache import PageTable
 from engine.messages import Generate, SamplingParams, Stats, TokenLogprob, Tokens
 from engine.sampling import TokenCounts
@@ -26,6 +27,7 @@ class Request:
 
     message: Generate
     limits: Limits
+    constraint: Constraint | None = None  # before the first token
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
     num_unfinished: int = field(init=False)
@@ -42,6 +44,7 @@ class Sequence:
     choice: int
     rules: StopRules
     tokens: list[int] = field(init=False)  # prompt, then what was emitted
+    constraint: Constraint | None = field(init=False)
     table: PageTable | None = None  # None while waiting or paused
     counts: TokenCounts = field(init=False)
     finish: str | None = None
@@ -58,6 +61,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.message.prompt)
+        constraint = self.request.constraint
+        self.constraint = None if constraint is None else constraint.copy()
         self.counts = TokenCounts(self.tokens)
         self._num_reported = len(self.tokens)
 
@@ -98,11 +103,13 @@ class Sequence:
     @property
     def max_new_tokens(self) -> int:
         """How many tokens may still be emitted."""
-        longest = self.request.limits.max_tokens - len(self.tokens)
+        return self.num_left(len(self.tokens))
+
+    def num_left(self, length: int) -> int:
+        """How many tokens may be emitted behind the first `length`, the prompt's among them."""
+        longest = self.request.limits.max_tokens - length
         wanted = self.params.max_tokens
-        if wanted is None:
-            return longest
-        return min(longest, wanted - (len(self.tokens) - self.num_prompt))
+        return longest if wanted is None else min(longest, wanted - (length - self.num_prompt))
 
     @property
     def max_draft_depth(self) -> int:
@@ -120,21 +127,31 @@ class Sequence:
         """Whether emitting this token would end the sequence."""
         if token in self.params.stop_token_ids:
             return True
-        return not self.params.ignore_eos and token in self.request.limits.eos_token_ids
+        ignored = self.params.ignore_eos and self.constraint is None
+        return not ignored and token in self.request.limits.eos_token_ids
 
     def banned(self, position: int) -> Seq[int]:
-        """Tokens that must not be chosen at an absolute position (`min_tokens`)."""
+        """Tokens that must not be chosen at an absolute position (`min_tokens`).
+
+        An end-of-sequence token always ends an answer that is held to a grammar; where it is to be
+        ignored, it is not chosen.
+        """
+        eos = self.request.limits.eos_token_ids
         if position - self.num_prompt >= self.params.min_tokens:
-            return ()
-        return (*self.request.limits.eos_token_ids, *self.params.stop_token_ids)
+            return tuple(eos) if self.constraint is not None and self.params.ignore_eos else ()
+        return (*eos, *self.params.stop_token_ids)
 
     def emit(self, token: int, logprob: TokenLogprob | None = None) -> bool:
-        """Append a token the target chose; whether it ends the sequence."""
+        """Append a token the target chose; whether it ends the sequence.
+
+        Raises `RequestError` where the sequence's grammar can be followed no further.
+        """
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
         self.tokens.append(token)
         self.counts.add(token)
-        verdict = self.rules.push(token)
+        complete = self.constraint is not None and self.constraint.emit(token)
+        verdict = self.rules.push(token, last=complete)
         self._text += verdict.text
         if logprob is not None:
             self._logprobs.append(logprob)

@@ -26,6 +26,7 @@ class StopRules:
     - An end-of-sequence or stop token ends it; its own text is not shown.
     - None of these holds for the first `params.min_tokens` tokens; a stop string completed there
       is plain text.
+    - The last token of a complete answer ends it with "stop", however many there were.
     - Token number `max_tokens` ends it with "length", unless it also completes a stop.
 
     `max_tokens` (at least 1) is what the context leaves, `params.max_tokens` included.
@@ -50,8 +51,11 @@ class StopRules:
         self._finished = False
         self.num_tokens = 0
 
-    def push(self, token: int) -> Verdict:
-        """Take the next emitted token. After a verdict with `finish` nothing may be pushed."""
+    def push(self, token: int, *, last: bool = False) -> Verdict:
+        """Take the next emitted token; `last`: the answer is complete with it, and so ends.
+
+        After a verdict with `finish` nothing may be pushed.
+        """
         assert not self._finished, "the choice has ended"
         self.num_tokens += 1
         if self.num_tokens > self._min_tokens:
@@ -60,6 +64,8 @@ class StopRules:
             if token in self._eos_token_ids:
                 return self._end("", "stop", None)
         text = self._detokenizer.push((token,))
+        if last:
+            return self._end(text, "stop", None)
         if self.num_tokens >= self._max_tokens:
             return self._end(text, "length", None)
         shown, stop = self._scan(text)

@@ -100,7 +100,18 @@ class DraftTree:
             if self.depths[row] < max_depth:
                 for child in self.children(row).values():
                     heapq.heappush(frontier, (-self.scores[child], child))
-        return self._select(sorted(kept))
+        return self.only(sorted(kept))
+
+    def only(self, rows: Sequence[int]) -> "DraftTree":
+        """The tree of these rows, in their order: the root, and with each its parent."""
+        new_row = {row: new for new, row in enumerate(rows)} | {-1: -1}
+        return DraftTree(
+            tokens=tuple(self.tokens[row] for row in rows),
+            parents=tuple(new_row[self.parents[row]] for row in rows),
+            depths=tuple(self.depths[row] for row in rows),
+            scores=tuple(self.scores[row] for row in rows),
+            sources=tuple(self.sources[row] for row in rows),
+        )
 
     def merge(self, other: "DraftTree") -> "DraftTree":
         """All paths of both trees, which share their root token. Rows of self come first.
@@ -133,13 +144,3 @@ class DraftTree:
         for row in range(1, len(self)):
             children[self.parents[row]][self.tokens[row]] = row
         return children
-
-    def _select(self, rows: Sequence[int]) -> "DraftTree":
-        new_row = {row: new for new, row in enumerate(rows)} | {-1: -1}
-        return DraftTree(
-            tokens=tuple(self.tokens[row] for row in rows),
-            parents=tuple(new_row[self.parents[row]] for row in rows),
-            depths=tuple(self.depths[row] for row in rows),
-            scores=tuple(self.scores[row] for row in rows),
-            sources=tuple(self.sources[row] for row in rows),
-        )

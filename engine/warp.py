@@ -96,17 +96,18 @@ def warp(
     *,
     paths: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Log-probabilities [R, V] the tokens are drawn with; excluded tokens have -inf.
 
     In this order: repetition penalty (prompt and answer), presence and frequency penalty (answer),
     logit bias, bans; temperature, min-p, top-k, top-p. `paths[r]` are the tokens between the last
-    emitted one and row r, `banned[r]` the tokens row r must not choose. Tokens that tie with the
-    last one kept by top-k or top-p are kept too, so that the set does not depend on a sort's order.
-    float32, or float64 for such logits. Not for greedy parameters.
+    emitted one and row r, `banned[r]` the tokens row r must not choose, `allowed` [R, V] those it
+    may. Tokens that tie with the last one kept by top-k or top-p are kept too, so that the set does
+    not depend on a sort's order. float32, or float64 for such logits. Not for greedy parameters.
     """
     assert not is_greedy(params), "the best token needs no distribution"
-    return _truncate(heat(penalize(logits, params, counts, paths, banned), params), params)
+    return _truncate(heat(penalize(logits, params, counts, paths, banned, allowed), params), params)
 
 
 def penalize(
@@ -115,6 +116,7 @@ def penalize(
     counts: TokenCounts | None,
     paths: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Logits [R, V] after penalties, logit bias and bans, in float32 or float64.
 
@@ -122,7 +124,7 @@ def penalize(
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     dependent, barred = is_path_dependent(params), any(map(len, banned or ()))
-    if not (dependent or barred or params.logit_bias):
+    if not (dependent or barred or params.logit_bias or allowed is not None):
         return logits.to(dtype)
     rows = logits.to(dtype, copy=True)
     if dependent:  # every penalty starts from the raw logit, so the last write is right
@@ -140,6 +142,8 @@ def penalize(
         rows[:, biased] += torch.tensor(bias, dtype=rows.dtype, device=rows.device)
     for row, tokens in enumerate(banned or ()) if barred else ():
         rows[row, list(tokens)] = -torch.inf
+    if allowed is not None:
+        rows.masked_fill_(~allowed.to(rows.device), -torch.inf)
     return rows
 
 

@@ -4,9 +4,10 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server import parsers
+from server.parsers import hermes
 from server.parsing.format import Format, Part
 from server.parsing.pieces import Chain, Parser, PlainText
 
@@ -29,6 +30,11 @@ class Formats:
     def special_tokens(self, *, tools: bool) -> frozenset[str]:
         """The marks that its parsers look for in answers, with or without tools to call."""
         return frozenset(mark for format in self._used(tools) for mark in format.special_tokens)
+
+    @property
+    def forced(self) -> "Formats":
+        """The formats of answers whose calls are forced: the one of tools has a syntax."""
+        return self if self.tools.syntax is not None else replace(self, tools=hermes.FORMAT)
 
     def _used(self, tools: bool) -> list[Format]:
         """The formats of the parsers, first to last."""

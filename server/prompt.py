@@ -1,15 +1,17 @@
 """From a request to token ids. Long texts take a while: call these in a thread."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.messages import ModelInfo
 from server.errors import ApiError
+from server.formats import formats_of
 from server.schemas.chat import ChatRequest
 from server.schemas.fields import TextPart
 from server.schemas.messages import AssistantMessage, ChatMessage, FunctionMessage, ToolMessage
 from server.tokenizer import Tokenizer
+from server.told_tools import tell_tools
 from server.tools import tool_use
 
 
@@ -31,9 +33,14 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     """A chat as its template renders it. Raises `ApiError` 400 when it cannot."""
     continued = bool(request.continue_final_message)
     generation = request.add_generation_prompt
+    form = formats_of(tokenizer.template).tools
+    messages = [template_message(message, form.call_id) for message in request.messages]
+    tools = [tool.described() for tool in tool_use(request).tools]
+    if "tools" not in tokenizer.template:
+        messages = tell_tools(messages, tools)
     return tokenizer.render(
-        [template_message(message) for message in request.messages],
-        tools=[tool.described() for tool in tool_use(request).tools],
+        messages,
+        tools=tools,
         add_generation_prompt=not continued if generation is None else generation,
         continue_final_message=continued,
         arguments=_reasoning_arguments(request) | (request.chat_template_kwargs or {}),
@@ -68,12 +75,12 @@ def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str
         )
 
 
-def template_message(message: ChatMessage) -> dict[str, Any]:
-    """A message as chat templates expect it."""
+def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dict[str, Any]:
+    """A message as chat templates expect it; `call_id` makes ids that the template takes."""
     role = "system" if message.role == "developer" else message.role
     fields: dict[str, Any] = {"role": role, "content": join_parts(message.content)}
     if isinstance(message, ToolMessage):
-        return fields | {"tool_call_id": message.tool_call_id}
+        return fields | {"tool_call_id": call_id(message.tool_call_id)}
     if isinstance(message, FunctionMessage):
         return fields | {"name": message.name}
     if message.name is not None:
@@ -84,10 +91,11 @@ def template_message(message: ChatMessage) -> dict[str, Any]:
         reasoning = message.reasoning_content or message.reasoning
         if reasoning is not None:
             fields["reasoning_content"] = reasoning
+            fields["thinking"] = reasoning  # as gpt_oss calls it
         if message.tool_calls is not None:
             fields["tool_calls"] = [
                 {
-                    "id": call.id,
+                    "id": call_id(call.id),
                     "type": "function",
                     "function": {
                         "name": call.function.name,

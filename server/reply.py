@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import compress
 
 from engine.detokenize import TokenBytes
 from engine.messages import Tokens
@@ -62,8 +63,17 @@ class Reply:
     def _place(self, tokens: Tokens) -> list[PlacedLogprob]:
         if self._aligner is None:
             return []
-        placed = self._aligner.feed(tokens)
-        return [p for p in placed if self._parts.at(p.offset) == "content"]
+        placed = [self._content_of(placed) for placed in self._aligner.feed(tokens)]
+        return [p for p in placed if p is not None]
+
+    def _content_of(self, placed: PlacedLogprob) -> PlacedLogprob | None:
+        """A token with those of its bytes that are content; None where it is something else."""
+        text = placed.shown.decode(errors="replace")
+        is_content = [self._parts.at(placed.offset + i) == "content" for i in range(len(text) or 1)]
+        if all(is_content):
+            return placed
+        kept = "".join(compress(text, is_content))
+        return replace(placed, shown=kept.encode()) if kept else None
 
     def _delta(self, piece: Piece) -> Delta:
         if piece.kind == "content":

@@ -17,6 +17,7 @@ def sampling_params(
     max_tokens: int | None,
     logprobs: int | None,
     shown_tokens: tuple[int, ...] = (),
+    grammar: str = "",
 ) -> SamplingParams:
     """The parameters of one request; token ids and lengths are checked by the engine's client."""
 
@@ -47,6 +48,7 @@ def sampling_params(
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids or ())),
         logprobs=logprobs,
         shown_tokens=shown_tokens,
+        grammar=grammar,
     )
 
 

@@ -91,6 +91,11 @@ class Tokenizer:
         """Token ids of a text; `special` adds the tokenizer's own (such as begin-of-sequence)."""
         return tuple(self.inner(text, add_special_tokens=special, verbose=False)["input_ids"])
 
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that are never part of others, by their spelling."""
+        return dict(self.inner.get_added_vocab())
+
     def special_tokens(self, spellings: Iterable[str]) -> tuple[int, ...]:
         """The ids of those that are special tokens of this model."""
         found = (self.bytes.special_token(spelling) for spelling in sorted(spellings))

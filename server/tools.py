@@ -1,6 +1,7 @@
 """What a request lets the model call. Pure."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from server.schemas.chat import ChatRequest
 from server.schemas.tools import AllowedToolsChoice, NamedTool, Tool
@@ -13,6 +14,18 @@ class ToolUse:
     tools: tuple[Tool, ...] = ()
     required: bool = False  # the answer is a call
     parallel: bool = True  # it may be several
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether a grammar must see to it."""
+        return self.required or not self.parallel or any(t.function.strict for t in self.tools)
+
+    def schema(self, tool: Tool) -> dict[str, Any]:
+        """What the arguments of a call must match where calls are forced."""
+        if not (self.required or tool.function.strict):
+            return {"type": "object"}
+        parameters = tool.function.parameters or {"additionalProperties": False}
+        return {"type": "object"} | parameters
 
     @property
     def names(self) -> frozenset[str]:

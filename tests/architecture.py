@@ -15,6 +15,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     # leaves
     ("engine", "engine.errors", "engine.layout", "engine.spec", "engine.noise", "engine.tree"),
     ("engine.messages", "engine.malloc", "engine.progress", "engine.workers"),
+    ("engine.token_ranks",),
     # checkpoints and their formats
     ("engine.checkpoint", "engine.hub", "engine.config_only", "engine.tokenizer", "engine.family"),
     ("engine.nf4", "engine.int4", "engine.mxfp4", "engine.disk", "engine.pack", "engine.cache"),
@@ -33,12 +34,14 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     # sequences, their tokens and text
     ("engine.blocks", "engine.warp"),
     ("engine.sampling", "engine.verify", "engine.detokenize", "engine.stop"),
+    ("engine.grammar", "engine.closing", "engine.constraint"),
     ("engine.sequence",),
     # the parts of a step
     ("engine.lookup", "engine.suffixes", "engine.calibration"),
     ("engine.growth", "engine.policy"),
-    ("engine.scheduler", "engine.passes", "engine.audit"),
-    ("engine.ahead_stream", "engine.cuda_graphs", "engine.logits"),
+    ("engine.forcing",),
+    ("engine.scheduler", "engine.passes"),
+    ("engine.ahead_stream", "engine.cuda_graphs", "engine.logits", "engine.audit"),
     ("engine.draft_cache", "engine.draft_model", "engine.drafters", "engine.drafter"),
     ("engine.drafting", "engine.drafters.*"),
     ("engine.target", "engine.choice", "engine.probe", "engine.preview", "engine.load"),
@@ -83,6 +86,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.errors"),
     ("server*", "engine.messages"),
     ("server*", "engine.spec"),
+    ("server.structured", "engine.grammar"),  # whether a grammar compiles
     ("server.tokenizer", "engine.tokenizer"),  # both processes load the same one
     ("server.commands", "engine.hub"),  # `understudy pull`
     ("server.commands", "engine.cache"),  # `understudy prune`

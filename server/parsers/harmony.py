@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from server.parsing.calls import ArgumentsText, NotACall
-from server.parsing.format import BOTH, Format
+from server.parsing.format import BOTH, CallSyntax, Format, Thought
 from server.parsing.pieces import BLANKS, Piece, Reader, content, markup, reasoning
 from server.parsing.tags import Tags
 
@@ -98,4 +98,15 @@ def parser(names: Collection[str], _before: str) -> HarmonyReader:
     return HarmonyReader(names)
 
 
-FORMAT = Format(BOTH, recognises, parser, (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS))
+def thought(_before: str, _template: str) -> Thought:
+    return Thought(f"{CHANNEL}analysis{MESSAGE}", f"{ENDS[0]}{START}assistant")
+
+
+SYNTAX = CallSyntax(
+    begin=f"{CHANNEL}commentary to=functions.%s {CONSTRAIN}json{MESSAGE}",
+    end="",  # the mark behind a call ends the answer: it is an end-of-sequence token
+    separator=None,
+    text_begin=f"{CHANNEL}final{MESSAGE}",
+)
+MARKS = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
+FORMAT = Format(BOTH, recognises, parser, MARKS, SYNTAX, thought)

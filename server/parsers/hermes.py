@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from server.parsing.calls import CallReader
-from server.parsing.format import TOOLS, Format
+from server.parsing.format import TOOLS, CallSyntax, Format
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # others put something else than JSON between the same tags (Qwen3-Coder, GLM)
@@ -18,4 +18,10 @@ def parser(names: Collection[str], _before: str) -> CallReader:
     return CallReader(names, opens=[OPEN], closes=[CLOSE])
 
 
-FORMAT = Format(TOOLS, recognises, parser, special_tokens=(OPEN, CLOSE))
+SYNTAX = CallSyntax(
+    begin=f'{OPEN}\n{{"name": "%s", "arguments": ',
+    end=f"}}\n{CLOSE}",
+    separator="\n",
+    trigger=OPEN,
+)
+FORMAT = Format(TOOLS, recognises, parser, (OPEN, CLOSE), SYNTAX)

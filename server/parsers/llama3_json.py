@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from server.parsing.calls import CallReader
-from server.parsing.format import TOOLS, Format
+from server.parsing.format import TOOLS, CallSyntax, Format
 
 TAG = "<|python_tag|>"  # some of the models write it first
 
@@ -16,4 +16,7 @@ def parser(names: Collection[str], _before: str) -> CallReader:
     return CallReader(names, opens=[TAG], between=";,", at_start=True)
 
 
-FORMAT = Format(TOOLS, recognises, parser, special_tokens=(TAG,))
+SYNTAX = CallSyntax(
+    begin='{"name": "%s", "parameters": ', end="}", separator="; ", text_not_begin="{< \t\r\n"
+)
+FORMAT = Format(TOOLS, recognises, parser, (TAG,), SYNTAX)

@@ -1,16 +1,18 @@
 """Calls behind `[TOOL_CALLS]`: an array of objects, or a name and its arguments: Mistral."""
 
+import hashlib
 import re
 import string
 from collections.abc import Collection
 
 from server.parsing.calls import ArgumentsText, CallReader, CallText, NotACall
-from server.parsing.format import TOOLS, Format
+from server.parsing.format import TOOLS, CallSyntax, Format
 from server.parsing.pieces import Piece
 
 TAG = "[TOOL_CALLS]"
 CALL_ID, ARGUMENTS = "[CALL_ID]", "[ARGS]"
 HEAD = re.compile(r"([a-zA-Z0-9_-]{1,64})(\[CALL_ID\][a-zA-Z0-9]*)?(\[ARGS\])?")
+CALL_ID_FORM = re.compile(r"[a-zA-Z0-9]{9}")
 HEAD_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_-[]")
 
 
@@ -56,4 +58,14 @@ def parser(names: Collection[str], _before: str) -> MistralReader:
     return MistralReader(names, opens=[TAG], between="[,]")
 
 
-FORMAT = Format(TOOLS, recognises, parser, special_tokens=(TAG, CALL_ID, ARGUMENTS))
+def call_id(given: str) -> str:
+    """Its templates refuse ids that are not nine letters and digits."""
+    if CALL_ID_FORM.fullmatch(given):
+        return given
+    return hashlib.sha256(given.encode()).hexdigest()[:9]
+
+
+SYNTAX = CallSyntax(
+    begin=f'{TAG} [{{"name": "%s", "arguments": ', end="}]", separator=None, trigger=TAG
+)
+FORMAT = Format(TOOLS, recognises, parser, (TAG, CALL_ID, ARGUMENTS), SYNTAX, call_id=call_id)

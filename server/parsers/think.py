@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from server.parsing.format import REASONING, Format
+from server.parsing.format import REASONING, Format, Thought
 from server.parsing.pieces import BLANKS, Piece, Reader, content, markup, reasoning
 from server.parsing.tags import Tags
 
@@ -28,10 +28,9 @@ class ThinkReader(Reader):
         self._has_thought = False
         self._is_over = False  # the reasoning: what follows is the answer
         self._has_answered = False
-        for opened, close in PAIRS.items():
-            unclosed = before.lstrip().startswith(opened) and close not in before
-            if unclosed or before.rstrip().endswith(opened):
-                self._close = Tags(close)
+        opened = opened_tag(before)
+        if opened:
+            self._close = Tags(PAIRS[opened])
 
     def _read(self, character: str) -> Iterator[Piece]:
         if self._is_over:
@@ -87,4 +86,22 @@ def parser(_names: Collection[str], before: str) -> ThinkReader:
     return ThinkReader(before)
 
 
-FORMAT = Format(REASONING, recognises, parser, tuple(tag for pair in PAIRS.items() for tag in pair))
+def opened_tag(before: str) -> str:
+    """The tag that the prompt, or the beginning of the answer, has opened; "" for none."""
+    for opened, close in PAIRS.items():
+        unclosed = before.lstrip().startswith(opened) and close not in before
+        if unclosed or before.rstrip().endswith(opened):
+            return opened
+    return ""
+
+
+def thought(before: str, template: str) -> Thought | None:
+    if before.rstrip().endswith(tuple(PAIRS.values())):
+        return None
+    opened = opened_tag(before)
+    tag = opened or next((tag for tag in PAIRS if tag in template), "<think>")
+    return Thought("" if opened else tag, PAIRS[tag])
+
+
+MARKS = (*PAIRS, *PAIRS.values())
+FORMAT = Format(REASONING, recognises, parser, MARKS, thought=thought)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -14,14 +14,12 @@ from server.chat import ChatWriter, fold_chat
 from server.generation import Job, generate
 from server.models import LoadedModel
 from server.openapi import describe
-from server.parsing.pieces import Parser
-from server.prompt import begun_answer, chat_ids, chat_text
+from server.prepared import prepare
 from server.routes.answer import Caller, answer, end_answer, new_head
 from server.sampling import default_limit, sampling_params
 from server.schemas.answers import ChatChunk, ChatCompletion
 from server.schemas.chat import ChatRequest
 from server.speculation import speculation_of
-from server.tools import ToolUse, tool_use
 from server.usage import Totals
 
 router = APIRouter()
@@ -40,24 +38,22 @@ async def chat_chunks(
     model: LoadedModel, body: ChatRequest, caller: Caller
 ) -> AsyncGenerator[ChatChunk, None]:
     """The chunks of one chat; closing the generator aborts it."""
-    use = tool_use(body)
-    prompt, new_parser = await asyncio.to_thread(_prepare, model, body, use)
+    asked = await asyncio.to_thread(prepare, model.tokenizer, model.info, model.formats, body)
     limit = body.token_limit
     if limit is None:
-        limit = default_limit(model.entry.sampling.max_tokens, len(prompt), model.info)
-    marks = model.formats.special_tokens(tools=bool(use.tools))
-    shown = model.tokenizer.special_tokens(marks)
+        limit = default_limit(model.entry.sampling.max_tokens, len(asked.prompt), model.info)
     params = sampling_params(
         body,
         model.entry.sampling,
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        shown_tokens=shown,
+        shown_tokens=asked.shown_tokens,
+        grammar=asked.grammar,
     )
     head, before = new_head("chatcmpl", model), model.figures.traffic
     job = Job(
         head["id"],
-        [prompt],
+        [asked.prompt],
         params,
         body.n or 1,
         key=caller.key,
@@ -67,8 +63,8 @@ async def chat_chunks(
     writer = ChatWriter(
         head,
         totals,
-        model.tokenizer.bytes.showing(shown),
-        new_parser,
+        model.tokenizer.bytes.showing(asked.shown_tokens),
+        asked.new_parser,
         logprobs=bool(body.logprobs),
         include_usage=body.include_usage or not body.stream,
     )
@@ -78,13 +74,3 @@ async def chat_chunks(
             for chunk in writer.write(output):
                 yield chunk
     end_answer(caller, model, head, totals, before)
-
-
-def _prepare(
-    model: LoadedModel, body: ChatRequest, use: ToolUse
-) -> tuple[tuple[int, ...], Callable[[], Parser]]:
-    """The ids of the prompt, and what makes the parser of an answer to it."""
-    text = chat_text(model.tokenizer, body)
-    prompt = chat_ids(model.tokenizer, model.info, text)
-    before = begun_answer(body) or text
-    return prompt, functools.partial(model.formats.parser, use.names, before)

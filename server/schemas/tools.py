@@ -1,10 +1,10 @@
 """Tools of a chat, and which of them the model may or must call."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.schemas.fields import Body, JsonObject
+from server.schemas.fields import Body, JsonObject, fault
 
 MAX_TOOLS = 128
 
@@ -16,6 +16,12 @@ class Function(Body):
     description: str | None = None
     parameters: JsonObject | None = None  # a JSON schema of an object
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _arguments_are_an_object(self) -> Self:
+        if (self.parameters or {}).get("type", "object") != "object":
+            raise fault("parameters.type", "The parameters of a function are an object")
+        return self
 
 
 class Tool(Body):

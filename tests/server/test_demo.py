@@ -19,6 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 STARTERS = json.loads((ROOT / "configs" / "demo" / "starters.json").read_text())
+TOOLS: Any = next(starter["tools"] for starter in STARTERS if starter["id"] == "tool_call")
+for tool in TOOLS:
+    tool["function"]["parameters"]["additionalProperties"] = False
 STORY: Any = [{"role": "user", "content": "Tell me a story."}]
 
 
@@ -181,6 +184,89 @@ def test_the_same_model_without_a_draft_is_swapped_in_and_says_the_same(
     ]
     assert [text(answer) for answer in plain] == expected
     assert {answer.model for answer in plain} == {"demo-plain"}
+
+
+def calls(answer: ChatCompletion) -> list[tuple[str, Any]]:
+    assert answer.choices[0].finish_reason == "tool_calls"
+    found: Any = answer.choices[0].message.tool_calls
+    return [(c.function.name, json.loads(c.function.arguments)) for c in found]
+
+
+@pytest.mark.parametrize(
+    ("question", "called", "result", "reply"),
+    [
+        (
+            "What time is it in Paris?",
+            ("get_time", {"city": "Paris"}),
+            '{"time": "14:05"}',
+            "14:05",
+        ),
+        ("Add 47 and 38.", ("add", {"a": 47, "b": 38}), '{"result": 85}', "85"),
+    ],
+)
+def test_a_tool_is_called_and_its_result_told(
+    client: openai.OpenAI, question: str, called: Any, result: str, reply: str
+) -> None:
+    messages: list[Any] = [{"role": "user", "content": question}]
+    whole = ask(client, messages, tools=TOOLS, max_tokens=80)
+    assert calls(whole) == [called]
+    assert whole.choices[0].message.content is None
+    with client.chat.completions.stream(
+        model="demo", messages=messages, tools=TOOLS, temperature=0, max_tokens=80
+    ) as stream:
+        streamed = stream.get_final_completion()
+    assert calls(streamed) == [called]
+    (call,) = whole.choices[0].message.tool_calls or []
+    messages.append(whole.choices[0].message.model_dump(exclude_none=True))
+    messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    assert reply in text(ask(client, messages, tools=TOOLS))
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"get_time", "add"}),
+        ({"type": "function", "function": {"name": "add"}}, {"add"}),
+    ],
+)
+@pytest.mark.parametrize("effort", ["none", "low"])
+def test_a_call_is_forced_where_the_model_would_talk(
+    client: openai.OpenAI, choice: Any, names: set[str], effort: Any
+) -> None:
+    answer = ask(
+        client,
+        tools=TOOLS,
+        tool_choice=choice,
+        temperature=1,
+        seed=5,
+        max_tokens=200,
+        reasoning_effort=effort,
+    )
+    ((name, arguments),) = calls(answer)[:1]
+    assert name in names
+    keys = {"get_time": {"city"}, "add": {"a", "b"}}[name]
+    assert set(arguments) == keys
+
+
+def test_no_tool_is_called_where_none_may(client: openai.OpenAI) -> None:
+    question: Any = [{"role": "user", "content": "What time is it in Paris?"}]
+    answer = ask(client, question, tools=TOOLS, tool_choice="none")
+    assert answer.choices[0].message.tool_calls is None
+    assert text(answer)
+
+
+def test_thoughts_are_told_apart_and_counted(client: openai.OpenAI) -> None:
+    question: Any = [{"role": "user", "content": "What is 58 + 27?"}]
+    answer = ask(client, question, reasoning_effort="low", max_tokens=96)
+    message: Any = answer.choices[0].message
+    assert text(answer) == "58 + 27 = 85."
+    assert message.reasoning_content.startswith("27 is 20 and 7.")
+    assert answer.usage is not None
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert 0 < (details.reasoning_tokens or 0) < answer.usage.completion_tokens
+    quiet = ask(client, question, reasoning_effort="none")
+    assert not hasattr(quiet.choices[0].message, "reasoning_content")
 
 
 def test_an_interrupt_ends_the_server_in_good_order(

@@ -118,6 +118,78 @@ async def test_the_template_is_told_of_the_tools_that_may_be_called(
         assert told() == names
 
 
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f"} | function}
+
+
+def named(*names: str) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": name}} for name in names]
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named(*names)}}
+
+
+BROKEN = {"a": {"type": "string", "pattern": "("}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": {}}, "tools"),
+        ({"tools": "x"}, "tools"),
+        ({"tools": [None]}, "tools.0"),
+        ({"tools": [{}]}, "tools.0.type"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [{"type": "function", "function": []}]}, "tools.0.function"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name"),
+        ({"tools": [*TOOLS, tool(name="a b")]}, "tools.2.function.name"),
+        ({"tools": [tool(name="a\n")]}, "tools.0.function.name"),
+        ({"tools": [tool(name="x" * 65)]}, "tools.0.function.name"),
+        ({"tools": [tool(name=1)]}, "tools.0.function.name"),
+        ({"tools": [tool(description=1)]}, "tools.0.function.description"),
+        ({"tools": [tool(parameters=[])]}, "tools.0.function.parameters"),
+        ({"tools": [tool(parameters={"type": "string"})]}, "tools.0.function.parameters.type"),
+        ({"tools": [tool(strict="yes")]}, "tools.0.function.strict"),
+        ({"tools": [tool()] * 129}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": 1}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": []}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {}}, "tool_choice.type"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tools": TOOLS, "tool_choice": named("sub")[0]}, "tool_choice.function.name"),
+        ({"tools": TOOLS, "tool_choice": allowed("all", "add")}, "tool_choice.allowed_tools.mode"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+        (
+            {"tools": TOOLS, "tool_choice": allowed("auto", "add", "sub")},
+            "tool_choice.allowed_tools.tools.1.function.name",
+        ),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": named("add")[0]}, "tool_choice"),
+        ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        (
+            {"tools": [*TOOLS, tool(parameters={"properties": BROKEN}, strict=True)]},
+            "tools.2.function.parameters",
+        ),
+        (
+            {
+                "tools": [tool(parameters={"properties": {"a": {"type": "foo"}}})],
+                "tool_choice": "required",
+            },
+            "tools.0.function.parameters",
+        ),
+    ],
+)
+async def test_bad_tools_are_refused_by_name(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    assert error_of(await chat(client, **fields), 400)["param"] == param
+
+
 async def test_a_result_must_have_a_call(client: httpx.AsyncClient) -> None:
     user = {"role": "user", "content": "hi"}
     result = {"role": "tool", "content": "14:05", "tool_call_id": "call_1"}
