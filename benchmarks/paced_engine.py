@@ -36,6 +36,7 @@ class PacedEngine:
     info: ModelInfo = field(init=False)
     last_pass: PassStats | None = None
     on_unit: Callable[[int], None] | None = None
+    on_start: Callable[[str], None] | None = None  # its tokens tell that a request runs
     auditor: None = None  # there is no text to check
     _lengths: dict[str, int] = field(default_factory=dict)  # tokens emitted
     _messages: dict[str, Generate] = field(default_factory=dict)

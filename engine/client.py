@@ -27,6 +27,7 @@ from engine.messages import (
     SamplingParams,
     Shutdown,
     Speculation,
+    Started,
     Tokens,
 )
 from engine.spec import ModelSpec
@@ -50,6 +51,15 @@ class _Running:
     message: Generate
     mail: Mail
     num_unfinished: int
+    on_start: Callable[[], None] | None  # None: it was called, or nobody asked for it
+    is_waiting: bool = True
+
+    def start(self) -> None:
+        """It takes part in a pass."""
+        self.is_waiting = False
+        if self.on_start is not None:
+            self.on_start()
+            self.on_start = None
 
 
 class EngineClient:
@@ -97,6 +107,14 @@ class EngineClient:
         """Requests accepted and not finished."""
         return len(self._running)
 
+    def position(self, request_id: str) -> int:
+        """A waiting request's place in the queue, from 1; 0: it runs, or has ended.
+
+        In the order of arrival: where requests have several keys, the engine takes turns.
+        """
+        waiting = [name for name, request in self._running.items() if request.is_waiting]
+        return waiting.index(request_id) + 1 if request_id in waiting else 0
+
     async def start(self) -> ModelInfo:
         """Spawn the process and wait until the model is loaded.
 
@@ -132,8 +150,12 @@ class EngineClient:
         n: int = 1,
         key: str = "",
         speculation: Speculation = AUTO,
+        *,
+        on_start: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         """Hand a request to the engine and stream what it emits.
+
+        `on_start` is called when its first pass begins, before it has tokens.
 
         Raises at once: `EngineDied` when the model is not ready, `RequestError` when the request
         cannot be served as asked, `QueueFull`. Iterating raises `RequestError`, `PassFailed` or
@@ -150,7 +172,7 @@ class EngineClient:
         mail: Mail = asyncio.Queue()
         if not self._running:
             self._watchdog.heard(time.monotonic())
-        self._running[request_id] = _Running(message, mail, n)
+        self._running[request_id] = _Running(message, mail, n, on_start)
         self._child.send(message)
         self._watch()
         return TokenStream(mail, lambda: self._abort(request_id))
@@ -247,6 +269,9 @@ class EngineClient:
     def _on_message(self, message: Outbound) -> None:
         self._watchdog.heard(time.monotonic())
         match message:
+            case Started(request_id):
+                if request_id in self._running:
+                    self._running[request_id].start()
             case Tokens():
                 self._deliver(message)
             case Failed():
@@ -307,6 +332,7 @@ class EngineClient:
         running = self._running.get(message.request_id)
         if running is None:
             return  # aborted
+        running.start()
         running.mail.put_nowait(message)
         if message.finish is None:
             return

@@ -38,6 +38,7 @@ class Engine:
         self.info: ModelInfo = loaded.info
         self.last_pass: PassStats | None = None
         self.on_unit: Callable[[int], None] | None = None
+        self.on_start: Callable[[str], None] | None = None
         self._loaded = loaded
         self._decoder = loaded.decoder
         self._cache = loaded.cache
@@ -113,6 +114,7 @@ class Engine:
         turns = self._scheduler.schedule()
         if not turns:
             return []
+        self._tell_started(turns)
         try:
             return self._run(turns)
         except PassCancelled:
@@ -123,6 +125,12 @@ class Engine:
             self._loaded.stream.seek(0)
             requests = [turn.sequence.request for turn in turns]
             return self._fail(requests, str(error), "weights_unreadable")
+
+    def _tell_started(self, turns: Seq[Turn]) -> None:
+        if self.on_start is not None:
+            for sequence in (turn.sequence for turn in turns):
+                if sequence.passes == 0:  # told again when its first pass was cut short
+                    self.on_start(sequence.request.message.request_id)
 
     def _run(self, turns: Seq[Turn]) -> Events:
         clock = _Clock(self._loaded.stream)

@@ -124,6 +124,13 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
+class Started:
+    """A request takes part in the pass that begins now; told at least once before its tokens."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """The model's own log-probability (before temperature and penalties) of an emitted token."""
 
@@ -221,4 +228,6 @@ class Audited:
 
 
 Inbound = Generate | Abort | Shutdown
-Outbound = Progress | Ready | LoadFailed | Heartbeat | Tokens | Failed | PassStats | Audited
+Outbound = (
+    Progress | Ready | LoadFailed | Heartbeat | Started | Tokens | Failed | PassStats | Audited
+)

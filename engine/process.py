@@ -35,6 +35,7 @@ from engine.messages import (
     Progress,
     Ready,
     Shutdown,
+    Started,
     Tokens,
 )
 from engine.spec import ModelSpec
@@ -54,6 +55,7 @@ class StepEngine(Protocol):
     info: ModelInfo
     last_pass: PassStats | None
     on_unit: Callable[[int], None] | None
+    on_start: Callable[[str], None] | None
 
     @property
     def auditor(self) -> "Audits | None": ...
@@ -181,6 +183,7 @@ class _Service:
 
     def run(self) -> None:
         self._engine.on_unit = _Heart(self._outbox).beat
+        self._engine.on_start = lambda request_id: self._outbox.send(Started(request_id))
         self._inbox.engine, self._inbox.audits = self._engine, self._audits
         self._outbox.send(Ready(self._engine.info))
         while self._take_messages():

@@ -10,6 +10,7 @@ from engine.client import EngineClient
 from engine.messages import Progress
 from server import errors, openapi
 from server.auth import ApiKeys, RequireKey
+from server.cors import Cors
 from server.measurement import Measure
 from server.metrics import Metrics
 from server.models import EngineFactory, Models, TokenizerLoader
@@ -64,8 +65,10 @@ def create_app(
     app.include_router(health.router, prefix="/v1", include_in_schema=False)
     app.include_router(metrics_route.router)
     errors.install(app)
-    openapi.install(app)
+    openapi.install(app, has_keys=bool(keys))
     app.add_middleware(RequireKey, keys=keys or ApiKeys())
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Measure, ended=metrics.requests.ended)
     app.add_middleware(RequestId)
     return app

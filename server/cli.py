@@ -22,7 +22,8 @@ UNDERSTUDY_PORT, UNDERSTUDY_DEFAULT_MODEL, ...), else from understudy.yaml.
 Both kinds of file are looked for in --config, else ./configs and
 ~/.config/understudy, then in the built-in demo.
 
-API keys: UNDERSTUDY_API_KEY, or --api-key-file with one key a line.
+API keys: UNDERSTUDY_API_KEY, or --api-key-file with one key a line (read again when
+it changes).
 """
 
 PLAN = """\
@@ -71,6 +72,9 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_config(serve)
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on; 0 picks one (default: 8000)")
+    serve.add_argument(
+        "--api-key", metavar="KEY", help="other users see it in the list of processes"
+    )
     serve.add_argument("--api-key-file", type=Path, metavar="FILE", help="one key a line")
     serve.add_argument(
         "--insecure", action="store_true", help="allow other machines to connect without a key"

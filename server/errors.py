@@ -78,10 +78,10 @@ class ApiError(Exception):
             }
         }
 
-    def response(self, scope: Scope) -> JSONResponse:
-        """The answer to a request, in the shape of the API it spoke."""
+    def response(self, scope: Scope | None = None) -> JSONResponse:
+        """The answer to a request, in the shape of the API whose path it asked for."""
         body: ErrorBody | MessageErrorBody = self.body()
-        if scope["path"].removeprefix("/v1").startswith(MESSAGES_PATH):
+        if scope is not None and scope["path"].removeprefix("/v1").startswith(MESSAGES_PATH):
             body = message_error(self, scope["state"]["request_id"])
         return JSONResponse(body, status_code=self.status, headers=self.headers)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from engine.messages import AUTO, SamplingParams, Speculation, Stats, Tokens
 from server.models import LoadedModel
+from server.waiting import Wait, in_line
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Output:
     tokens: Tokens
 
 
-async def generate(model: LoadedModel, job: Job) -> AsyncGenerator[Output, None]:
+async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[Output, None]:
     """Run a job. Closing the generator aborts whatever still runs.
+
+    `wait` is told the place of the job's first prompt, and is over when one of them runs.
 
     Raises the `EngineError` of the first prompt that is refused or fails.
     """
@@ -44,6 +47,7 @@ async def generate(model: LoadedModel, job: Job) -> AsyncGenerator[Output, None]
         for output in _nothing(job):
             yield output
         return
+    wait.for_(lambda: in_line("waiting", model.engine.position(f"{job.id}-0")))
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
         params = job.params
@@ -58,6 +62,7 @@ async def generate(model: LoadedModel, job: Job) -> AsyncGenerator[Output, None]
                 max(job.n, job.best_of),
                 job.key,
                 job.speculation,
+                on_start=wait.over,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
         merged = await stack.enter_async_context(contextlib.aclosing(_merge(streams)))

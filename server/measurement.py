@@ -5,10 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import Request
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.usage import Totals
+from server.waiting import Wait
 
+# Until the request ran; of a stream that opened earlier, until it opened.
+QUEUE_HEADER = "x-understudy-queue-ms"
 ROUTES = {
     f"{prefix}{path}": path
     for prefix in ("", "/v1")
@@ -25,6 +29,7 @@ class Measurement:
     outcome: str = ""  # a finish reason, an error's code, "client_left"; "" while unknown
     first_token_s: float | None = None
     totals: Totals | None = None  # of a complete answer
+    wait: Wait = field(default_factory=Wait)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -34,6 +39,7 @@ class Measurement:
 
     def token(self) -> None:
         """The engine emitted something for it."""
+        self.wait.over()
         if self.first_token_s is None:
             self.first_token_s = self.seconds
 
@@ -69,6 +75,9 @@ class Measure:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if route and status < 400:
+                    headers = MutableHeaders(scope=message)
+                    headers[QUEUE_HEADER] = str(measurement.wait.milliseconds)
             await send(message)
 
         try:

@@ -20,6 +20,7 @@ from server.metrics import Metrics
 from server.registry import ModelEntry
 from server.settings import Settings
 from server.tokenizer import Tokenizer, load_tokenizer
+from server.waiting import Wait, in_line
 
 log = logging.getLogger("understudy")
 
@@ -108,19 +109,19 @@ class Models:
 
     async def preload(self, entry: ModelEntry) -> ModelInfo:
         """Load a model before anybody asks. Raises the `EngineError` of a load that fails."""
-        async with self._lend(entry, timeout=None) as model:
+        async with self._lend(entry, Wait(), timeout=None) as model:
             return model.info
 
     @contextlib.asynccontextmanager
-    async def borrow(self, entry: ModelEntry) -> AsyncGenerator[LoadedModel, None]:
-        """Hold a model for the time of one request.
+    async def borrow(self, entry: ModelEntry, wait: Wait) -> AsyncGenerator[LoadedModel, None]:
+        """Hold a model for the time of one request; `wait` is told what it waits for.
 
         Raises `QueueFull` when too many wait, `ApiError` 503 after the load timeout, and the
         `EngineError` of a load that fails.
         """
         if len(self._waiters) >= self._settings.max_queue:
             raise QueueFull(f"{len(self._waiters)} requests wait for a model; try again later.")
-        async with self._lend(entry, self._settings.load_timeout) as model:
+        async with self._lend(entry, wait, self._settings.load_timeout) as model:
             yield model
 
     async def close(self) -> None:
@@ -136,13 +137,16 @@ class Models:
 
     @contextlib.asynccontextmanager
     async def _lend(
-        self, entry: ModelEntry, timeout: float | None
+        self, entry: ModelEntry, wait: Wait, timeout: float | None
     ) -> AsyncGenerator[LoadedModel, None]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self._settings.load_timeout if timeout is None else timeout)
-        model = await self._turn(_Waiter(entry), timeout)
+        waiter = _Waiter(entry)
+        wait.for_(lambda: self._place(waiter))
+        model = await self._turn(waiter, timeout)
         try:
             if model.engine.state == "restarting":
+                wait.for_(lambda: "the engine restarts")
                 model.info = await _restarted(model.engine, max(0.0, deadline - loop.time()))
             yield model
         finally:
@@ -164,6 +168,12 @@ class Models:
             message = f"The model {waiter.entry.id!r} is still loading; try again later."
             raise ApiError.unavailable(message, "model_loading")
         return waiter.granted.result()
+
+    def _place(self, waiter: _Waiter) -> str:
+        if waiter not in self._waiters:  # it was granted
+            return "waiting"
+        what = "waiting for" if self._swap is None else "loading"
+        return in_line(f"{what} {self._waiters[0].entry.id}", self._waiters.index(waiter) + 1)
 
     def _withdraw(self, waiter: _Waiter) -> None:
         if not waiter.granted.done():

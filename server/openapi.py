@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
+from server.auth import OPEN_PATHS
 from server.schemas.answers import ChatChunk, ErrorBody, TextCompletion
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
@@ -15,19 +16,42 @@ from server.schemas.response_answers import ResponseEvent
 from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
-Responses = dict[int | str, dict[str, Any]]
+REFERENCE = "#/components/schemas/{model}"
+REQUEST_ID = {
+    "description": "The client's own, else a new one; the log has it too",
+    "schema": {"type": "string"},
+}
+RETRY_AFTER = {"description": "Seconds, with 503", "schema": {"type": "string"}}
+QUEUE_MS = {
+    "description": "Milliseconds until the request ran, or until its stream opened",
+    "schema": {"type": "string", "pattern": "^[0-9]+$"},
+}
 
 
-def _errors(body: Any) -> Responses:
+def _reference(kind: Any) -> dict[str, str]:
+    return {"$ref": REFERENCE.format(model=kind.__name__)}
+
+
+def _failures(error: Any) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": _reference(error)}}
+
+    def failure(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
+        headers["x-request-id"] = REQUEST_ID
+        return {"description": description, "content": content, "headers": headers}
+
     return {
-        "4XX": {"model": body, "description": "The request cannot be served as asked"},
-        "5XX": {"model": body, "description": "The server cannot serve it now"},
+        401: failure("No valid API key", **{"WWW-Authenticate": {"schema": {"type": "string"}}}),
+        "4XX": failure("The request cannot be served as asked; the field is named"),
+        "5XX": failure("The server cannot serve it now", **{"Retry-After": RETRY_AFTER}),
     }
 
 
-ERRORS = _errors(ErrorBody)
-MESSAGE_ERRORS = _errors(MessageErrorBody)
-REFERENCE = "#/components/schemas/{model}"
+ERRORS = _failures(ErrorBody)
+KEYS: dict[str, dict[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 BY_HAND: tuple[Any, ...] = (
     ChatRequest,
     CompletionRequest,
@@ -40,20 +64,24 @@ BY_HAND: tuple[Any, ...] = (
     TextCompletion,
     ResponseEvent,
     MessageEvent,
+    ErrorBody,
+    MessageErrorBody,
 )
 
 
 def describe(
-    body: type[BaseModel], whole: Any, chunk: Any = None, errors: Responses = ERRORS
+    body: type[BaseModel], whole: Any, chunk: Any = None, *, error: Any = ErrorBody
 ) -> dict[str, Any]:
     """Arguments of a route that reads `body` and answers `whole`, or events of `chunk`."""
-    answer: dict[str, Any] = {"model": whole, "description": "Whole"}
+    headers = {"x-request-id": REQUEST_ID}
+    answer: dict[str, Any] = {"model": whole, "description": "Whole", "headers": headers}
     if chunk is not None:
-        events = {"text/event-stream": {"schema": _reference(chunk)}}
-        answer |= {"description": "Whole, or events", "content": events}
+        answer["description"] = "Whole; with `stream: true` events"
+        answer["headers"] = headers | {"x-understudy-queue-ms": QUEUE_MS}
+        answer["content"] = {"text/event-stream": {"schema": _event(chunk, error)}}
     return {
         "response_model": None,
-        "responses": {200: answer, **errors},
+        "responses": {200: answer, **_failures(error)},
         "openapi_extra": {
             "requestBody": {
                 "required": True,
@@ -63,11 +91,39 @@ def describe(
     }
 
 
-def _reference(kind: Any) -> dict[str, str]:
-    return {"$ref": REFERENCE.format(model=kind.__name__)}
+def _event(chunk: Any, error: Any) -> dict[str, Any]:
+    """A server-sent event as tools read it, an object of its fields; OpenAI's last is [DONE]."""
+    content = {"anyOf": [_reference(chunk), _reference(error)]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "anyOf": [{"properties": {"data": said}} for said in ({"const": "[DONE]"}, data)],
+    }
 
 
-def install(app: FastAPI) -> None:
+def _name_bounds(schema: Any) -> None:
+    """pydantic writes the bounds of `Int` under its own names, which JSON Schema has not."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number"):
+            for own, standard in BOUNDS.items():
+                if own in schema:
+                    schema[standard] = schema.pop(own)
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for inner in schema:
+            _name_bounds(inner)
+
+
+def _protect(paths: dict[str, dict[str, Any]]) -> None:
+    """Each operation but /health takes one of `KEYS`."""
+    for path, operations in paths.items():
+        if path not in OPEN_PATHS:
+            for operation in operations.values():
+                operation["security"] = [{name: []} for name in KEYS]
+
+
+def install(app: FastAPI, *, has_keys: bool) -> None:
     """Have `app.openapi()` hold the schemas that `describe` refers to."""
 
     def openapi() -> dict[str, Any]:
@@ -78,6 +134,10 @@ def install(app: FastAPI) -> None:
                 ref_template=REFERENCE,
             )
             schema["components"]["schemas"] |= by_hand["$defs"]
+            _name_bounds(schema["components"]["schemas"])
+            if has_keys:
+                schema["components"]["securitySchemes"] = KEYS
+                _protect(schema["paths"])
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from engine.errors import EngineError
 from engine.messages import ModelInfo
 from server.app import create_app
-from server.auth import ApiKeys, is_loopback, read_keys
+from server.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.config import ConfigError, asked_folder, save_folder, search_path
 from server.console import Console
 from server.models import Models
@@ -72,11 +72,13 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
         "insecure": args.insecure or None,
     }
     settings = load_settings(folders, env, options)
-    keys = read_keys(env, settings.api_key_file)
+    keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_door(settings, keys)
     registry = open_registry(folders, settings)
     entry = registry.find(None)
     console.take_logs(settings.log_level)
+    if args.api_key is not None:
+        console.line(f"--api-key shows in the list of processes; {ENV_KEY} does not")
     _tell_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
     listener = bind(settings.host, settings.port)
     app = create_app(settings, registry, keys=keys, progress=console.progress)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from server.config import Section, Size, check_section, read_yaml
 
@@ -12,6 +12,16 @@ FILE_NAME = "understudy.yaml"
 PREFIX = "UNDERSTUDY_"
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _words(value: object) -> object:
+    """A list as the environment writes it: words between commas."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+# as browsers write it: no path and no slash at the end, else it never matches
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+Origins = Annotated[tuple[Origin, ...], BeforeValidator(_words)]
 
 
 class Settings(Section):
@@ -23,10 +33,12 @@ class Settings(Section):
     strict_model: bool = True  # false: an unknown model name is served by the default model
     max_queue: Annotated[int, Field(ge=1)] = 256  # requests accepted and not finished
     load_timeout: Seconds = 600.0  # a request waits so long for its model
-    keepalive: Seconds = 15.0  # between two comments of a silent stream
+    keepalive: Seconds = 15.0  # between two signs of life of an answer that has nothing to say
+    blank_after: Seconds = 60.0  # a JSON answer that takes longer is begun with white space
     max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     api_key_file: Path | None = None
+    cors_origins: Origins = ()  # pages of these may ask from a browser; "*": of all
     insecure: bool = False  # allow a host other than loopback without keys
 
 

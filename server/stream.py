@@ -1,14 +1,15 @@
 """From a generator of chunks to an HTTP answer, streamed or whole; a client that leaves closes it.
 
 Errors before the first chunk are ordinary answers. A request that waits longer than the keep-alive
-interval (for a model, in the queue, for a long prompt) has its stream opened and gets comments;
-from then on errors are events.
+interval (for a model, in the queue, for a long prompt) has its stream opened and gets comments
+that say what it waits for; from then on errors are events. A whole answer gets white space, later
+and only once it is running; from then on an error breaks the connection off.
 """
 
 import asyncio
-import contextlib
+import functools
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error, log_failure
+from server.waiting import Wait
 
 FAREWELL_S = 2.0  # for the event that tells of the server's end
 CLIENT_GONE = 499  # nginx's status for the log; nobody reads the answer
@@ -40,51 +42,82 @@ class Dialect:
 OPENAI = Dialect()
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How an answer that takes long shows that it is alive."""
+
+    wait: Wait  # what its request waits for
+    keepalive: float  # seconds between two signs of life
+    blank_after: float  # seconds after which a whole answer that is running begins
+
+
 async def whole_answer(
     request: Request,
     chunks: AsyncGenerator[Chunk, None],
     fold: Callable[[Sequence[Chunk]], Mapping[str, Any]],
+    pace: Pace,
 ) -> Response:
     """Fold all chunks into one JSON answer; stop as soon as the client is gone."""
-
-    async def collect() -> list[Chunk]:
-        return [chunk async for chunk in chunks]
-
-    async with contextlib.aclosing(chunks):
-        collecting = asyncio.create_task(collect())
-        if not await _before_client_leaves(request, collecting):
-            return Response(status_code=CLIENT_GONE)
-        return JSONResponse(fold(collecting.result()))
+    whole = asyncio.create_task(_whole(chunks, fold))
+    if not await _begins(request, whole, chunks, _patience(pace)):
+        return Response(status_code=CLIENT_GONE)
+    return whole.result() if whole.done() else _Late(request, whole, chunks, pace.keepalive)
 
 
 async def streamed_answer(
-    request: Request,
-    chunks: AsyncGenerator[Chunk, None],
-    keepalive: float,
-    dialect: Dialect = OPENAI,
+    request: Request, chunks: AsyncGenerator[Chunk, None], pace: Pace, dialect: Dialect = OPENAI
 ) -> Response:
     """Stream chunks as server-sent events, opened with the first chunk or after `keepalive` s."""
     first: asyncio.Task[Chunk] = asyncio.create_task(_first(chunks))
+    if not await _begins(request, first, chunks, [pace.keepalive]):
+        return Response(status_code=CLIENT_GONE)
+    return _Events(request.state.request_id, first, chunks, pace, dialect)
+
+
+async def _whole(
+    chunks: AsyncGenerator[Chunk, None], fold: Callable[[Sequence[Chunk]], Mapping[str, Any]]
+) -> JSONResponse:
+    return JSONResponse(fold([chunk async for chunk in chunks]))
+
+
+def _patience(pace: Pace) -> Iterator[float]:
+    """Seconds to wait again and again: a request that only waits can still get an error."""
+    yield pace.blank_after
+    while not pace.wait.is_over:
+        yield pace.keepalive
+
+
+async def _begins(
+    request: Request,
+    task: asyncio.Task[Any],
+    chunks: AsyncGenerator[Any, None],
+    patience: Iterable[float],
+) -> bool:
+    """Wait until the task is done or patience ends; False when the client left.
+
+    What the task raises becomes an ordinary answer. Then, and for a client that left, the chunks
+    are closed; else that is left to the response.
+    """
     try:
-        present = await _before_client_leaves(request, first, timeout=keepalive)
-        if present and first.done():
-            first.result()  # raises what must be an ordinary error
+        for seconds in patience:
+            present = await _before_client_leaves(request, task, seconds)
+            if not present or task.done():
+                break
+        if present and task.done():
+            task.result()
     except BaseException:
-        await _stop(first, chunks)
+        await _stop(task, chunks)
         raise
     if not present:
-        await _stop(first, chunks)
-        return Response(status_code=CLIENT_GONE)
-    return _Events(request.state.request_id, first, chunks, keepalive, dialect)
+        await _stop(task, chunks)
+    return present
 
 
 async def _first(chunks: AsyncGenerator[Chunk, None]) -> Chunk:
     return await anext(chunks)
 
 
-async def _before_client_leaves(
-    request: Request, task: asyncio.Task[Any], timeout: float | None = None
-) -> bool:
+async def _before_client_leaves(request: Request, task: asyncio.Task[Any], timeout: float) -> bool:
     """Wait for the task, at most `timeout` s; False when the client left first.
 
     The task is cancelled when the client leaves, or when the caller is cancelled.
@@ -120,6 +153,44 @@ async def _stop(first: asyncio.Task[Any], chunks: AsyncGenerator[Any, None]) -> 
     await chunks.aclose()
 
 
+class _Late(Response):
+    """A JSON answer that is late: white space until it is there.
+
+    When it fails, the connection is closed without the last chunk: clients see a broken transport
+    and try again, where a whole answer would be taken for the result.
+    """
+
+    media_type = "application/json"
+
+    def __init__(
+        self,
+        request: Request,
+        whole: asyncio.Task[JSONResponse],
+        chunks: AsyncGenerator[Any, None],
+        keepalive: float,
+    ) -> None:
+        super().__init__()
+        del self.headers["content-length"]  # it is not known yet
+        self._request = request
+        self._whole = whole
+        self._chunks = chunks
+        self._keepalive = keepalive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        try:
+            await send(begin)
+            while not self._whole.done():
+                await send({"type": "http.response.body", "body": b" ", "more_body": True})
+                if not await _before_client_leaves(self._request, self._whole, self._keepalive):
+                    return
+            await send({"type": "http.response.body", "body": self._whole.result().body})
+        except (ApiError, EngineError) as error:
+            log_failure(self._request.state.request_id, as_api_error(error))
+        finally:
+            await _stop_shielded(self._whole, self._chunks)
+
+
 class _Events(EventSourceResponse):
     """Closes the chunks however the response ends, even before it began to iterate them."""
 
@@ -128,14 +199,14 @@ class _Events(EventSourceResponse):
         request_id: str,
         first: asyncio.Task[Chunk],
         chunks: AsyncGenerator[Chunk, None],
-        keepalive: float,
+        pace: Pace,
         dialect: Dialect,
     ) -> None:
         super().__init__(
-            _events(request_id, first, chunks, dialect),
-            ping=keepalive,
+            _events(request_id, first, chunks, pace.wait, dialect),
+            ping=pace.keepalive,
             sep="\n",
-            ping_message_factory=_comment,
+            ping_message_factory=functools.partial(_comment, pace.wait),
             shutdown_grace_period=FAREWELL_S,
         )
         self._first = first
@@ -145,18 +216,25 @@ class _Events(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # a client that left has this task cancelled: without the shield the clean-up too
-            with anyio.CancelScope(shield=True):
-                await _stop(self._first, self._chunks)
+            await _stop_shielded(self._first, self._chunks)
+
+
+async def _stop_shielded(task: asyncio.Task[Any], chunks: AsyncGenerator[Any, None]) -> None:
+    # a client that left has this task cancelled: without the shield the clean-up too
+    with anyio.CancelScope(shield=True):
+        await _stop(task, chunks)
 
 
 async def _events(
     request_id: str,
     first: asyncio.Task[Chunk],
     chunks: AsyncGenerator[Chunk, None],
+    wait: Wait,
     dialect: Dialect,
 ) -> AsyncGenerator[ServerSentEvent, None]:
     try:
+        if not first.done():
+            yield _comment(wait)
         yield _event(await first, dialect)
         async for chunk in chunks:
             yield _event(chunk, dialect)
@@ -173,5 +251,5 @@ def _event(chunk: Mapping[str, Any], dialect: Dialect) -> ServerSentEvent:
     return ServerSentEvent(data, event=chunk["type"] if dialect.named else None, sep="\n")
 
 
-def _comment() -> ServerSentEvent:
-    return ServerSentEvent(comment="waiting", sep="\n")
+def _comment(wait: Wait) -> ServerSentEvent:
+    return ServerSentEvent(comment=str(wait), sep="\n")

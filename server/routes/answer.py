@@ -20,7 +20,7 @@ from server.models import LoadedModel
 from server.schemas.answers import Head
 from server.schemas.fields import GenerationBody
 from server.state import state_of
-from server.stream import OPENAI, Dialect, streamed_answer, whole_answer
+from server.stream import OPENAI, Dialect, Pace, streamed_answer, whole_answer
 from server.usage import Totals
 
 log = logging.getLogger("understudy")
@@ -55,7 +55,7 @@ async def answer(
     async def chunks() -> AsyncGenerator[Chunk, None]:
         try:
             async with (
-                state.models.borrow(entry) as model,
+                state.models.borrow(entry, measurement.wait) as model,
                 contextlib.aclosing(write(model, body, caller)) as written,
             ):
                 async for chunk in written:
@@ -69,8 +69,14 @@ async def answer(
             raise
 
     if body.stream:
-        return await streamed_answer(request, chunks(), state.settings.keepalive, dialect)
-    return await whole_answer(request, chunks(), fold)
+        return await streamed_answer(request, chunks(), pace_of(request), dialect)
+    return await whole_answer(request, chunks(), fold, pace_of(request))
+
+
+def pace_of(request: Request) -> Pace:
+    """How an answer to `request` shows that it is alive."""
+    settings = state_of(request).settings
+    return Pace(measurement_of(request).wait, settings.keepalive, settings.blank_after)
 
 
 def new_head(prefix: str, model: LoadedModel) -> Head:

@@ -68,7 +68,7 @@ async def chat_chunks(
         logprobs=bool(body.logprobs),
         include_usage=body.include_usage or not body.stream,
     )
-    async with contextlib.aclosing(generate(model, job)) as outputs:
+    async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
         async for output in outputs:
             caller.measurement.token()
             for chunk in writer.write(output):

@@ -66,7 +66,7 @@ async def text_chunks(
         echoes=[echo for echo in echoes for _ in range(job.n)],
         include_usage=body.include_usage or not body.stream,
     )
-    async with contextlib.aclosing(generate(model, job)) as outputs:
+    async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
         async for output in outputs:
             caller.measurement.token()
             for chunk in writer.write(output):

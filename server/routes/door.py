@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server.doors.translation import Event, Names, Writer, named
 from server.models import LoadedModel
 from server.prompt import chat_text
-from server.routes.answer import Caller, answer
+from server.routes.answer import Caller, answer, pace_of
 from server.routes.chat import chat_chunks
 from server.schemas.chat import ChatRequest
 from server.schemas.tokens import InputTokens
@@ -44,14 +44,15 @@ async def answer_of_tokenizer(
     """Answer with what `work`, in a thread, makes with a model's tokenizer."""
     state = state_of(request)
     entry = state.registry.find(model_name)
+    pace = pace_of(request)
 
     async def results() -> AsyncGenerator[Mapping[str, Any], None]:
-        async with state.models.borrow(entry) as model:
+        async with state.models.borrow(entry, pace.wait) as model:
             with named(names):
                 made = await asyncio.to_thread(work, model)
             yield made
 
-    return await whole_answer(request, results(), lambda made: made[0])
+    return await whole_answer(request, results(), lambda made: made[0], pace)
 
 
 def input_tokens(chat: ChatRequest, model: LoadedModel) -> InputTokens:

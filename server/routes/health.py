@@ -21,5 +21,5 @@ async def health() -> Status:
 async def ready(request: Request) -> Response:
     """200 when a model serves, else 503 (which is no failure: nothing is logged)."""
     if state_of(request).models.ready is None:
-        return ApiError.unavailable("No model is loaded.", "model_loading").response(request.scope)
+        return ApiError.unavailable("No model is loaded.", "model_loading").response()
     return JSONResponse({"status": "ready"})

@@ -10,15 +10,22 @@ from server.doors.message_events import MessageWriter
 from server.doors.message_request import NAMES, chat_fields
 from server.doors.translation import chat_request
 from server.models import LoadedModel
-from server.openapi import MESSAGE_ERRORS, describe
+from server.openapi import describe
 from server.routes.door import answer_in, answer_of_tokenizer, num_tokens
-from server.schemas.message_answers import CountedTokens, MessageAnswer, MessageEvent
+from server.schemas.message_answers import (
+    CountedTokens,
+    MessageAnswer,
+    MessageErrorBody,
+    MessageEvent,
+)
 from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
 
 router = APIRouter()
 
 
-@router.post("/messages", **describe(MessagesRequest, MessageAnswer, MessageEvent, MESSAGE_ERRORS))
+@router.post(
+    "/messages", **describe(MessagesRequest, MessageAnswer, MessageEvent, error=MessageErrorBody)
+)
 async def create_message(
     request: Request, body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))]
 ) -> Response:
@@ -28,7 +35,7 @@ async def create_message(
 
 
 @router.post(
-    "/messages/count_tokens", **describe(CountTokensRequest, CountedTokens, None, MESSAGE_ERRORS)
+    "/messages/count_tokens", **describe(CountTokensRequest, CountedTokens, error=MessageErrorBody)
 )
 async def count_tokens(
     request: Request, body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))]

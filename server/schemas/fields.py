@@ -84,6 +84,12 @@ class SpeculationOptions(Body):
     max_rows: Annotated[Int, Field(ge=1)] | None = None
 
 
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),  # checked below
+]
+
+
 class GenerationBody(Body):
     """What chat and text completions have in common."""
 
@@ -98,7 +104,7 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     speculation: SpeculationOptions | None = None  # an extension of this server's
     # extensions that local clients send
     top_k: Annotated[Int, Field(ge=-1)] | None = None

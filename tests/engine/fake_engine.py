@@ -106,6 +106,7 @@ class FakeEngine:
         self.auditor = FakeAudits()
         self.last_pass: PassStats | None = None
         self.on_unit: Callable[[int], None] | None = None
+        self.on_start: Callable[[str], None] | None = None
         self._requests: dict[str, _Request] = {}
         self._aborted: list[str] = []
 
@@ -147,6 +148,9 @@ class FakeEngine:
         self._requests.clear()
 
     def _run(self, request: _Request) -> list[Tokens | Failed]:
+        if not any(request.emitted):
+            assert self.on_start is not None
+            self.on_start(request.message.request_id)
         self._obey(request)
         if request.aborted.is_set():
             self._aborted.append(request.message.request_id)

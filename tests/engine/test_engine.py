@@ -120,6 +120,18 @@ def test_a_draft_that_reads_a_prompt_tells_of_progress() -> None:
     engine.close()
 
 
+def test_a_request_is_told_to_run_when_its_first_pass_begins(engine: Engine) -> None:
+    started: list[str] = []
+    engine.on_start = started.append
+    engine.add(request("r", prompt(5), max_tokens=4))
+    engine.on_unit = lambda _: started.append("a layer")
+    engine.step()
+    assert started[:2] == ["r", "a layer"]
+    engine.on_unit = None
+    run(engine, [])
+    assert started.count("r") == 1
+
+
 def test_aborting_an_unknown_or_finished_request_changes_nothing(engine: Engine) -> None:
     engine.abort("never")
     run(engine, [request("r", prompt(5), max_tokens=2)])

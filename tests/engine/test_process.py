@@ -158,6 +158,23 @@ async def test_requests_over_the_queues_bound_are_refused_until_one_ends(
     await second.aclose()
 
 
+async def test_who_waits_has_a_place_in_the_queue_until_its_first_pass(
+    client: EngineClient,
+) -> None:
+    begun = asyncio.Event()
+    streams = [
+        client.generate("first", [ENDLESS], PARAMS, on_start=begun.set),
+        client.generate("second", [ENDLESS], PARAMS),
+    ]
+    assert [client.position(name) for name in ("first", "second", "other")] == [1, 2, 0]
+    await begun.wait()
+    assert client.position("first") == 0
+    await anext(streams[1])
+    assert client.position("second") == 0
+    for stream in streams:
+        await stream.aclose()
+
+
 async def test_leaving_early_in_any_way_aborts_the_request(client: EngineClient) -> None:
     left = client.generate("left", [ENDLESS], PARAMS)
     await anext(left)

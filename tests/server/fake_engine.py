@@ -100,6 +100,7 @@ class Script:
     context_length: int = CONTEXT
     tokenizer_path: str = "fake"
     draft_methods: tuple[str, ...] = ("subspec", "ngram")
+    queue: asyncio.Event | None = None  # requests wait for it before they run
     gate: asyncio.Event | None = None  # answers wait for it before their first token
     pause: asyncio.Event | None = None  # and for this before their last
     load_gate: asyncio.Event | None = None  # loads wait for it
@@ -157,6 +158,7 @@ class FakeEngine:
         self.info: ModelInfo | None = None
         self.requests: list[Generate] = []
         self.running: set[str] = set()
+        self.waiting: list[str] = []  # of those running, those not begun
         self.mails: dict[str, Mail] = {}
         self.closed_requests: list[str] = []  # ended before their last token
         self.request_started = asyncio.Event()
@@ -214,6 +216,8 @@ class FakeEngine:
         n: int = 1,
         key: str = "",
         speculation: Speculation = AUTO,
+        *,
+        on_start: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         if self.state != "ready" or self.info is None:
             raise EngineDied(f"not ready ({self.state})")
@@ -228,19 +232,32 @@ class FakeEngine:
         self.running.add(request_id)
         mail: Mail = asyncio.Queue()
         self.mails[request_id] = mail
-        serving = asyncio.create_task(self._serve(message, mail))
+        serving = asyncio.create_task(self._serve(message, mail, on_start))
+        self.waiting.append(request_id)
 
         def abort() -> None:
             if request_id in self.running:
                 self.running.discard(request_id)
+                if request_id in self.waiting:
+                    self.waiting.remove(request_id)
                 serving.cancel()
                 self.closed_requests.append(request_id)
                 self.request_closed.set()
 
         return TokenStream(mail, abort)
 
-    async def _serve(self, message: Generate, mail: Mail) -> None:
+    def position(self, request_id: str) -> int:
+        return self.waiting.index(request_id) + 1 if request_id in self.waiting else 0
+
+    async def _serve(
+        self, message: Generate, mail: Mail, on_start: Callable[[], None] | None
+    ) -> None:
         self.request_started.set()
+        if self.script.queue is not None:
+            await self.script.queue.wait()
+        self.waiting.remove(message.request_id)
+        if on_start is not None:
+            on_start()
         if self.script.gate is not None:
             await self.script.gate.wait()
         passes = [self._passes(message, choice) for choice in range(message.n)]

@@ -67,6 +67,15 @@ def test_an_open_host_needs_keys(capsys: Capture) -> None:
     assert "--insecure" in error
 
 
+def test_a_key_of_the_command_line_counts_and_is_warned_of(capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken_port = ["--port", str(taken.getsockname()[1])]
+        assert cli.main(["serve", "--host", "0.0.0.0", "--api-key", "k", *taken_port]) == 1
+    error = capsys.readouterr().err
+    assert "list of processes" in error
+    assert "in use" in error
+
+
 def test_an_unknown_host_is_told(capsys: Capture) -> None:
     assert cli.main(["serve", "--host", "no.such.host.invalid", "--insecure"]) == 1
     assert "no.such.host.invalid" in capsys.readouterr().err

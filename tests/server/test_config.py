@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
-from server.auth import ApiKeys, is_loopback, read_keys
+from server.auth import is_loopback
 from server.config import ConfigError, packaged_folder, parse_size, search_path
 from server.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries, read_entry
 from server.settings import Settings, load_settings
@@ -83,6 +83,8 @@ def test_a_key_file_lies_beside_the_settings_file(write: Write, tmp_path: Path) 
         ("keepalive: 0", {}, {}, ["keepalive", "greater than 0"]),
         ("", {"UNDERSTUDY_PORT": "x"}, {}, ["UNDERSTUDY_PORT", "'x'"]),
         ("port: 1", {}, {"port": -1}, ["--port", "-1"]),
+        ("cors_origins: [http://a/]", {}, {}, ["cors_origins.0", "'http://a/'"]),
+        ("", {"UNDERSTUDY_CORS_ORIGINS": "http://a,b"}, {}, ["UNDERSTUDY_CORS_ORIGINS", "'b'"]),
         ("- a", {}, {}, ["understudy.yaml", "list"]),
         ("a: [", {}, {}, ["understudy.yaml", "cannot be read"]),
     ],
@@ -263,26 +265,6 @@ def test_the_packaged_models_are_valid_and_demo_is_one() -> None:
     assert {"demo", "demo-specexec", "demo-plain"} <= {
         e.id for e in read_entries([packaged_folder()])
     }
-
-
-def test_keys_come_from_environment_and_file(write: Write, tmp_path: Path) -> None:
-    assert not read_keys({}, None)
-    path = write("keys", "# ours\nalpha\n\n  beta  \n")
-    keys = read_keys({"UNDERSTUDY_API_KEY": "gamma"}, path)
-    owners = {keys.owner(f"Bearer {key}") for key in ("alpha", "beta", "gamma")}
-    assert len(owners) == 3
-    assert None not in owners
-    assert keys.owner("bearer alpha") == keys.owner("Bearer alpha")
-    for wrong in (None, "", "Bearer", "Bearer ", "alpha", "Basic alpha", "Bearer # ours"):
-        assert keys.owner(wrong) is None
-    with pytest.raises(ConfigError, match="holds no key"):
-        read_keys({}, write("empty", "# nothing\n"))
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_keys({}, tmp_path / "missing")
-
-
-def test_keys_are_not_kept() -> None:
-    assert "secret" not in str(vars(ApiKeys(["secret"])))
 
 
 @pytest.mark.parametrize(

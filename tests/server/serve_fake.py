@@ -1,0 +1,28 @@
+"""Serves the fake engine in a process of its own: `python -m tests.server.serve_fake`.
+
+Prints the port it listens on.
+"""
+
+import logging
+
+import uvicorn
+
+from server.app import create_app
+from server.registry import Registry
+from server.serve import bind
+from server.settings import Settings
+from tests.server.conftest import entry
+from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
+
+
+def main() -> None:
+    logging.disable()
+    registry = Registry([entry("main"), entry("org/other")], "main", strict=True)
+    app = create_app(Settings(), registry, FakeEngines(), tokenizer_loader=load_fake_tokenizer)
+    with bind("127.0.0.1", 0) as listener:
+        print(listener.getsockname()[1], flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+
+
+if __name__ == "__main__":
+    main()

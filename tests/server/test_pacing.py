@@ -1,0 +1,169 @@
+"""Signs of life of an answer that takes long: comments, white space, headers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from engine.errors import EngineDied, ModelError
+from tests.server.conftest import MakeApp, chat, client_of, error_of, events, serving
+from tests.server.fake_engine import FakeEngines
+
+BODY = {"messages": [{"role": "user", "content": "hi"}]}
+QUICK = {"keepalive": 0.01, "blank_after": 0.02}
+
+
+@asynccontextmanager
+async def streaming(url: str, **fields: Any) -> AsyncIterator[AsyncIterator[str]]:
+    """The lines of a streamed chat."""
+    async with (
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream(
+            "POST", "/v1/chat/completions", json={**BODY, "stream": True, **fields}
+        ) as response,
+    ):
+        yield response.aiter_lines()
+
+
+async def comment(lines: AsyncIterator[str], wanted: str) -> None:
+    """Read on until a comment says this; the test's time runs out when none does."""
+    while await anext(lines) != f": {wanted}":
+        pass
+
+
+@pytest.mark.parametrize(
+    ("holds", "first", "second"),
+    [
+        ("load_gate", "loading main, position 1", "loading main, position 2"),
+        ("queue", "waiting, position 1", "waiting, position 2"),
+        ("gate", "running", "running"),
+    ],
+)
+async def test_comments_tell_what_a_stream_waits_for(
+    make_app: MakeApp, engines: FakeEngines, holds: str, first: str, second: str
+) -> None:
+    gate = asyncio.Event()
+    setattr(engines.script, holds, gate)
+    async with (
+        serving(make_app(**QUICK)) as url,
+        streaming(url) as lines,
+        streaming(url) as others,
+    ):
+        await comment(lines, first)
+        await comment(others, second)
+        await comment(others, second)  # and again
+        gate.set()
+        rest = [line async for line in others]
+    assert "data: [DONE]" in rest
+
+
+async def test_a_stream_waits_for_another_models_requests(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.gate = asyncio.Event()
+    async with serving(make_app(**QUICK)) as url, streaming(url) as running:
+        await comment(running, "running")
+        async with streaming(url, model="org/other") as lines:
+            await comment(lines, "waiting for org/other, position 1")
+
+
+async def test_a_late_json_answer_begins_with_white_space(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.gate = asyncio.Event()
+    async with (
+        serving(make_app(**QUICK)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("POST", "/v1/chat/completions", json=BODY) as response,
+    ):
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["x-request-id"]
+        pieces = response.aiter_text()
+        assert [await anext(pieces), await anext(pieces)] == [" ", " "]
+        engines.script.gate.set()
+        rest = "".join([piece async for piece in pieces])
+    assert rest.lstrip().startswith('{"id":"chatcmpl-')
+    async with client_of(make_app()) as client:
+        assert (await chat(client)).text.startswith("{")
+
+
+async def test_a_json_answer_that_only_waits_gets_no_byte_and_an_ordinary_error(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.load_gate = asyncio.Event()
+    engines.script.load_error = ModelError("broken")
+    async with serving(make_app(**QUICK)) as url, httpx.AsyncClient(base_url=url) as client:
+        asking = asyncio.create_task(chat(client))
+        await asyncio.sleep(0.2)  # far longer than `blank_after`
+        assert not asking.done()
+        engines.script.load_gate.set()
+        assert error_of(await asking, 500)["code"] == "model_load_failed"
+
+
+async def test_a_late_answer_that_fails_is_cut_off_and_tried_again(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.gate = asyncio.Event()
+    engines.script.error = EngineDied("gone")
+    async with serving(make_app(**QUICK)) as url, httpx.AsyncClient(base_url=url) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await _read_blanks(client, engines.script.gate)
+        engines.script.gate.clear()
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as sdk:
+            messages: Any = BODY["messages"]
+            asking = asyncio.create_task(
+                sdk.chat.completions.create(model="main", messages=messages)
+            )
+            while len(engines.engine.requests) < 2:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.1)  # the white space has begun
+            engines.script.gate.set()
+            while len(engines.engine.requests) < 3:
+                await asyncio.sleep(0)
+            engines.script.error = None
+            assert (await asking).choices[0].message.content == "Hello there."
+    assert not engines.engine.running
+
+
+async def _read_blanks(client: httpx.AsyncClient, then: asyncio.Event) -> None:
+    async with client.stream("POST", "/v1/chat/completions", json=BODY) as response:
+        async for piece in response.aiter_text():
+            assert piece == " "
+            then.set()
+
+
+@pytest.mark.parametrize("holds", ["queue", "gate"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_leaving_while_queued_or_late_frees_the_request(
+    make_app: MakeApp, engines: FakeEngines, holds: str, stream: bool
+) -> None:
+    setattr(engines.script, holds, asyncio.Event())
+    async with serving(make_app(**QUICK)) as url, httpx.AsyncClient(base_url=url) as client:
+        asking = asyncio.create_task(chat(client, stream=stream))
+        while not engines.made:
+            await asyncio.sleep(0)
+        await engines.engine.request_started.wait()
+        await asyncio.sleep(0.1)  # signs of life, where there are any
+        asking.cancel()
+        async with asyncio.timeout(10):
+            await engines.engine.request_closed.wait()
+    assert not engines.engine.running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_time_in_the_queue_is_a_header(
+    client: httpx.AsyncClient, engines: FakeEngines, stream: bool
+) -> None:
+    engines.script.queue = asyncio.Event()
+    asking = asyncio.create_task(chat(client, stream=stream))
+    await asyncio.sleep(0.05)
+    engines.script.queue.set()
+    response = await asking
+    assert int(response.headers["x-understudy-queue-ms"]) > 0
+    if stream:
+        assert events(response.text)[-1] == "[DONE]"
+    assert "x-understudy-queue-ms" not in (await client.get("/v1/models")).headers
