@@ -41,7 +41,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "messages": messages,
         # a last turn of the assistant is the beginning of its answer
         "continue_final_message": last["role"] == "assistant"
-        and bool(last["content"])
+        and bool(last.get("content"))
         and "tool_calls" not in last,
         "stream_options": {"include_usage": True} if body.stream else None,
         "tools": [_tool(tool) for tool in body.tools or ()] or None,

@@ -3,20 +3,30 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.responses import Response
 
-from server.doors.translation import Event, Names, Writer, named
+from server.doors.translation import Event, Names, Writer, chat_request, named
 from server.models import LoadedModel
 from server.prompt import chat_text
 from server.routes.answer import Caller, answer, pace_of
 from server.routes.chat import chat_chunks
 from server.schemas.chat import ChatRequest
+from server.schemas.fields import GenerationBody
 from server.schemas.tokens import InputTokens
 from server.state import state_of
 from server.stream import Dialect, whole_answer
+
+BodyT = TypeVar("BodyT", bound=GenerationBody)
+
+
+async def chat_of(
+    body: BodyT, fields: Callable[[BodyT], Mapping[str, Any]], names: Names
+) -> ChatRequest:
+    """The chat that answers `body`, made in a thread: a long conversation takes a while."""
+    return await asyncio.to_thread(lambda: chat_request(fields(body), names))
 
 
 async def answer_in(request: Request, chat: ChatRequest, writer: Writer, names: Names) -> Response:

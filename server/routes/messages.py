@@ -8,10 +8,9 @@ from starlette.responses import Response
 from server.body import body_of
 from server.doors.message_events import MessageWriter
 from server.doors.message_request import NAMES, chat_fields
-from server.doors.translation import chat_request
 from server.models import LoadedModel
 from server.openapi import describe
-from server.routes.door import answer_in, answer_of_tokenizer, num_tokens
+from server.routes.door import answer_in, answer_of_tokenizer, chat_of, num_tokens
 from server.schemas.message_answers import (
     CountedTokens,
     MessageAnswer,
@@ -30,7 +29,7 @@ async def create_message(
     request: Request, body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))]
 ) -> Response:
     """Continue a conversation."""
-    chat = chat_request(chat_fields(body), NAMES)
+    chat = await chat_of(body, chat_fields, NAMES)
     return await answer_in(request, chat, MessageWriter(request.state.request_id), NAMES)
 
 
@@ -41,7 +40,7 @@ async def count_tokens(
     request: Request, body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))]
 ) -> Response:
     """How many tokens a request's prompt has."""
-    chat = chat_request(chat_fields(body), NAMES)
+    chat = await chat_of(body, chat_fields, NAMES)
 
     def work(model: LoadedModel) -> CountedTokens:
         return {"input_tokens": num_tokens(chat, model)}

@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from server.schemas.fields import (
     Body,
@@ -36,8 +44,11 @@ ItemContent = Annotated[
 ]
 
 
+MAY_BE_ABSENT = {"anyOf": [{"const": "message"}, {"type": "null"}]}
+
+
 class MessageItem(Body):
-    type: Literal["message"]
+    type: Annotated[Literal["message"], WithJsonSchema(MAY_BE_ABSENT)] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: ItemContent
 

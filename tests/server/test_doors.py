@@ -34,7 +34,10 @@ def from_messages(**fields: Any) -> dict[str, Any]:
     [
         ("hi", [USER]),
         ([USER], [USER]),
-        ([{"type": "message", **USER}, USER], [{"role": "user", "content": "hi\n\nhi"}]),
+        (
+            [{"type": "message", **USER}, {"type": None, **USER}],
+            [{"role": "user", "content": "hi\n\nhi"}],
+        ),
         (
             [
                 {"role": "developer", "content": [{"type": "input_text", "text": "a"}]},
@@ -285,8 +288,9 @@ def test_a_last_turn_of_the_assistant_is_continued() -> None:
     said = {"role": "assistant", "content": "Once"}
     assert from_messages(messages=[USER, said])["continue_final_message"] is True
     called = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
-    turn = {"role": "assistant", "content": [{"type": "text", "text": "a"}, called]}
-    assert from_messages(messages=[USER, turn])["continue_final_message"] is False
+    for blocks in ([called], [{"type": "text", "text": "a"}, called], []):
+        turn = {"role": "assistant", "content": blocks}
+        assert from_messages(messages=[USER, turn])["continue_final_message"] is False
 
 
 @pytest.mark.parametrize(
