@@ -2,15 +2,15 @@
 
     python -m benchmarks.batch [--json]
 
-The link is set from measurements: the pass over 8 trees of `--rows` rows takes 0.7 W/B, and one
-user's draft, at the depth that comes nearest, a quarter of W/B. Both ratios are measured again
-behind that link and stated. In one round all users ask for the same greedy answer (nothing is
-shared: there is no prefix cache), so that A is the same for one and for eight; each round has
-another prompt. Only passes in which every user decodes are counted.
+The link is set from measurements: the pass over 8 trees of `--rows` rows computes for 0.7 W/B, and
+one user's draft takes a quarter of W/B, as measured behind that very link, at the depth that comes
+nearest. Both ratios are measured again in all rounds and stated. Two cases in turn: fixed trees
+without drafting ahead on a text that the draft knows by heart, all of exactly so many rows
+(`benchmarks.known_text`), where the ratios hold; and chats as they are served. In one round all
+users ask for the same greedy answer (nothing is shared: there is no prefix cache), so that A is
+the same for one and for eight. Only passes in which every user decodes are counted.
 """
 
-import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,10 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import parser, show
+from benchmarks.known_text import counting_model, counting_prompt, fill_trees
 from benchmarks.report_format import Bar, Figures, Plot, Table
 from benchmarks.runs import (
     GREEDY,
     MID,
+    MODELS,
     UNLIMITED_GBPS,
     Session,
     chat_prompts,
@@ -33,14 +36,35 @@ from benchmarks.runs import (
     request,
     session,
 )
-from engine.spec import DraftSpec, ModelSpec
+from engine.spec import DraftSpec
 
+FIELDS = ("tokens_per_pass", "draft_ms", "pass_ms", "compute_ms", "rows")  # of the table
 USERS = (1, 2, 4, 8)
 MOST = USERS[-1]
 COMPUTE_SHARE = 0.7  # compute of a pass over the trees of all 8, of W/B
 DRAFT_SHARE = 0.25  # one user's draft, of W/B
 AT_LEAST = 5.0  # 8 users against 1
 PROBED_DEPTH = 8  # of the draft whose step is timed
+CORRECTIONS = 3  # of the depth: a step beside a busy link takes longer than alone
+PROMPT_TOKENS = 32  # of the counted text
+FIXED, SERVED = "fixed trees, known text", "as served, chats"
+
+
+@dataclass(frozen=True)
+class Case:
+    """How drafts are made, and for what."""
+
+    folder: Path
+    draft: DraftSpec
+    prompts: Sequence[list[int]]  # one a round, again from the first when they run out
+    filler_rows: int | None = None  # rows of every tree, made up by wrong ones
+
+    def open(self, stack: ExitStack, gbps: float) -> Session:
+        spec = ram_spec(self.folder, self.draft, gbps=gbps, max_sequences=MOST)
+        served = stack.enter_context(session(spec))
+        if self.filler_rows is not None:
+            fill_trees(served, self.filler_rows)
+        return served
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,6 @@ class Link:
     gbps: float
     depth: int
     seconds: float  # W/B
-    compute_s: float  # of a pass over 8 trees, nothing to wait for
 
 
 @dataclass(frozen=True)
@@ -61,62 +84,66 @@ class Pace:
     tokens_per_pass: float  # A, of one user
     draft_ms: float
     pass_ms: float
+    compute_ms: float  # of the pass: it did not wait for weights, nor draft ahead
     rows: float
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    arguments.add_argument("--model", type=Path, help="its folder (default: the demo's, grown)")
+    arguments = parser(__doc__)
     arguments.add_argument("--rows", type=int, default=64, help="of one tree")
     arguments.add_argument("--width", type=int, default=4, help="rows of one draft step")
-    arguments.add_argument("--passes", type=int, default=8, help="of each measurement")
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--passes", type=int, default=4, help="of each measurement")
     options = arguments.parse_args()
+    known = counting_model(MODELS / "counting", MID).folder
+    chat = options.model or grown("mid", MID)
     figures = measure(
-        options.model or grown("mid", MID),
-        options.rows,
-        options.width,
-        passes=options.passes,
-        rounds=options.rounds,
+        known, chat, options.rows, options.width, passes=options.passes, rounds=options.rounds
     )
-    print(json.dumps(figures.to_json()) if options.json else figures)
+    show(figures, options)
 
 
-def measure(folder: Path, rows: int, width: int, *, passes: int, rounds: int) -> Figures:
-    """Fixed trees without drafting ahead, where the ratios hold by construction; and as served."""
-    prompts = chat_prompts("held_out")[:rounds]
-    fixed = DraftSpec("subspec", width=width, branch=width, budget=rows, tuned=False, ahead=False)
-    link = calibrate(folder, fixed, prompts[0], passes)
-    specs = {
-        "fixed trees": replace(fixed, depth=link.depth),
-        "as served": DraftSpec("subspec", depth=2 * link.depth, width=width, budget=rows),
+def measure(known: Path, chat: Path, rows: int, width: int, *, passes: int, rounds: int) -> Figures:
+    """Both models are of the same shape."""
+    bounds = DraftSpec("subspec", width=width, branch=width, budget=rows)
+    fixed = Case(
+        known, replace(bounds, tuned=False, ahead=False), [counting_prompt(PROMPT_TOKENS)], rows
+    )
+    link = calibrate(fixed, passes)
+    cases = {
+        FIXED: replace(fixed, draft=replace(fixed.draft, depth=link.depth)),
+        SERVED: Case(chat, replace(bounds, depth=2 * link.depth), chat_prompts("held_out")),
     }
     paces: dict[tuple[str, int], list[Pace]] = {}
     with ExitStack() as stack:
-        sessions = {
-            name: stack.enter_context(session(_spec(folder, draft, link.gbps)))
-            for name, draft in specs.items()
-        }
-        for served in sessions.values():
-            pace(served, prompts[0], MOST, passes)  # for what the engine learns of the machine
-        for prompt in prompts:
+        sessions = {name: case.open(stack, link.gbps) for name, case in cases.items()}
+        for name, served in sessions.items():  # for what the engine learns of the machine
+            pace(served, cases[name].prompts[0], MOST, passes)
+        for number in range(rounds):
             for name, served in sessions.items():
+                prompt = cases[name].prompts[number % len(cases[name].prompts)]
                 for users in USERS:
                     paces.setdefault((name, users), []).append(pace(served, prompt, users, passes))
-    return _figures(folder, link, rows, paces)
+    return _figures(chat, link, rows, paces)
 
 
-def calibrate(folder: Path, draft: DraftSpec, prompt: list[int], passes: int) -> Link:
-    """Measure compute and a draft step where nothing is waited for; choose link and depth."""
-    spec = _spec(folder, replace(draft, depth=PROBED_DEPTH), UNLIMITED_GBPS)
-    with session(spec) as probed:
-        pace(probed, prompt, MOST, passes)
-        step = pace(probed, prompt, 1, passes).draft_ms / 1e3 / PROBED_DEPTH
-        compute = pace(probed, prompt, MOST, passes).pass_ms / 1e3
-        seconds = compute / COMPUTE_SHARE
-        depth = max(1, round(DRAFT_SHARE * seconds / step))
-        return Link(probed.streamed_bytes / seconds / 1e9, depth, seconds, compute)
+def calibrate(case: Case, passes: int) -> Link:
+    """Compute where nothing is waited for chooses the link; a draft behind it, the depth."""
+    depth, prompt = PROBED_DEPTH, case.prompts[0]
+    with ExitStack() as stack:
+        shallow = replace(case, draft=replace(case.draft, depth=1))
+        probed = shallow.open(stack, UNLIMITED_GBPS)
+        pace(probed, prompt, MOST, 1)
+        seconds = pace(probed, prompt, MOST, passes).compute_ms / 1e3 / COMPUTE_SHARE
+        gbps = probed.streamed_bytes / seconds / 1e9
+    for _ in range(CORRECTIONS):
+        with ExitStack() as stack:
+            served = replace(case, draft=replace(case.draft, depth=depth)).open(stack, gbps)
+            share = pace(served, prompt, 1, passes).draft_ms / 1e3 / seconds
+        better = max(1, round(depth * DRAFT_SHARE / share))
+        if better == depth:
+            break
+        depth = better
+    return Link(gbps, depth, seconds)
 
 
 def pace(served: Session, prompt: list[int], users: int, passes: int) -> Pace:
@@ -135,19 +162,18 @@ def pace(served: Session, prompt: list[int], users: int, passes: int) -> Pace:
         tokens_per_pass=run.num_tokens / (users * passes),
         draft_ms=statistics.median(stats.draft_ms for stats in run.passes),
         pass_ms=statistics.median(stats.pass_ms for stats in run.passes),
+        compute_ms=statistics.median(
+            stats.pass_ms - stats.copy_stall_ms - stats.ahead_ms for stats in run.passes
+        ),
         rows=statistics.fmean(stats.rows for stats in run.passes),
     )
-
-
-def _spec(folder: Path, draft: DraftSpec, gbps: float) -> ModelSpec:
-    return ram_spec(folder, draft, gbps=gbps, max_sequences=MOST)
 
 
 def _figures(
     folder: Path, link: Link, rows: int, paces: dict[tuple[str, int], list[Pace]]
 ) -> Figures:
     columns = ["trees", "users", "tokens/s in all", "against 1 user", "A", "draft ms", "pass ms"]
-    columns.append("rows a pass")
+    columns += ["compute ms", "rows a pass"]
     lines: list[list[Any]] = []
     gains: dict[tuple[str, int], float] = {}
     for (name, users), own in paces.items():
@@ -157,9 +183,10 @@ def _figures(
         )
         lines.append(
             [name, users, _median(own, "tokens_per_second"), gains[name, users]]
-            + [_median(own, field) for field in ("tokens_per_pass", "draft_ms", "pass_ms", "rows")]
+            + [_median(own, field) for field in FIELDS]
         )
-    draft_share = _median(paces["fixed trees", 1], "draft_ms") / 1e3 / link.seconds
+    draft_share = _median(paces[FIXED, 1], "draft_ms") / 1e3 / link.seconds
+    compute_share = _median(paces[FIXED, MOST], "compute_ms") / 1e3 / link.seconds
     values = {
         "model": folder.name,
         "link_gbps": link.gbps,
@@ -167,8 +194,8 @@ def _figures(
         "depth": link.depth,
         "rows_of_a_tree": rows,
         "draft_of_one_user_over_w_over_b": draft_share,
-        "compute_of_8_trees_over_w_over_b": link.compute_s / link.seconds,
-        "rounds": len(paces["fixed trees", 1]),
+        "compute_of_8_trees_over_w_over_b": compute_share,
+        "rounds": len(paces[FIXED, 1]),
     }
     return Figures(
         name="batch",
@@ -177,17 +204,14 @@ def _figures(
         tables=[Table("Medians of the rounds", columns, lines)],
         bars=[
             Bar(f"8 users against 1, total tokens/s, {name}", gains[name, MOST], ">=", AT_LEAST)
-            for name in ("fixed trees", "as served")
+            for name in (FIXED, SERVED)
         ],
         plots=[
             Plot(
                 "batch",
                 "users",
                 "total tokens/s against 1 user",
-                {
-                    name: [(float(n), gains[name, n]) for n in USERS]
-                    for name in ("fixed trees", "as served")
-                }
+                {name: [(float(n), gains[name, n]) for n in USERS] for name in (FIXED, SERVED)}
                 | {"ideal": [(float(n), float(n)) for n in USERS]},
             )
         ],

@@ -1,6 +1,6 @@
 """Time of a pass outside decoder layers, norm and head: what the host adds to one sequence.
 
-    python -m benchmarks.host_time [--json] [--answers 5]
+    python -m benchmarks.host_time [--json] [--answers 3]
 
 A real engine serves the demo's target, and the same model with its vocabulary grown to 152,064
 tokens, one sequence at a time: trees of up to 64 rows by `subspec`, temperature 0.7 with top-p 0.9,
@@ -26,10 +26,20 @@ import torch
 import engine.draft_model
 import engine.engine
 from benchmarks.random_model import Shape
-from benchmarks.runs import DEMO, Session, chat_prompts, drive, grown, machine, request, session
+from benchmarks.runs import (
+    DEMO,
+    Session,
+    chat_prompts,
+    drive,
+    grown,
+    machine,
+    ram_spec,
+    request,
+    session,
+)
 from engine.decoder import Decoder
 from engine.messages import SamplingParams
-from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
+from engine.spec import DraftSpec, ModelSpec
 
 TREE_ROWS = 64
 DRAFT = DraftSpec(
@@ -81,7 +91,7 @@ class Stopwatch:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments.add_argument("--answers", type=int, default=5, help="prompts answered for each model")
+    arguments.add_argument("--answers", type=int, default=3, help="prompts answered for each model")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     rows = [measure(vocabulary, options.answers) for vocabulary in VOCABULARIES]
@@ -105,15 +115,7 @@ def specification(vocabulary: int) -> ModelSpec:
     folder = DEMO / "target"
     if vocabulary != GROWN.vocabulary:
         folder = grown(f"host-time-{vocabulary}", replace(GROWN, vocabulary=vocabulary))
-    return ModelSpec(
-        id=folder.name,
-        target=TargetSpec(str(folder)),
-        draft=DRAFT,
-        device="cpu",
-        stream=StreamSpec(tier="ram", resident=0),
-        max_sequences=1,
-        prefix_cache=False,
-    )
+    return ram_spec(folder, DRAFT, gbps=None, max_sequences=1)
 
 
 @contextmanager

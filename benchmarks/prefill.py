@@ -9,8 +9,6 @@ emissions, and the longest gap while the longest prompt is admitted beside it. L
 prompt tokens the second turn of a chat computes.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,16 +18,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.random_model import Shape
+from benchmarks.command import parser, show
+from benchmarks.random_model import Shape, make_checkpoint
 from benchmarks.report_format import Bar, Figures, Plot, Table
 from benchmarks.runs import (
     GREEDY,
+    MODELS,
     UNLIMITED_GBPS,
     Run,
     Session,
     drive,
     forget,
-    grown,
     machine,
     ram_spec,
     request,
@@ -40,17 +39,18 @@ from engine.spec import DraftSpec, ModelSpec
 
 LENGTHS = (100, 500, 2000, 8000, 16_000)
 BALANCED = 2000
-LONG = Shape(  # few layers: strict attention over 16,000 tokens is most of the time on a CPU
-    layers=8,
+LONG = Shape(  # small: strict attention over 16,000 tokens is most of the time on a CPU
+    layers=4,
     hidden=256,
     intermediate=1408,
-    heads=4,
-    kv_heads=2,
+    heads=1,
+    kv_heads=1,
+    head_dim=64,
     vocabulary=4096,
     context=17_408,
 )
-LONG_ROUNDS = 1  # of prompts above the balanced one: minutes each, and nothing is noise in them
-USUAL_PASSES = 12  # of the stream, before the prompt comes
+LONG_ROUNDS = 3  # of prompts above the balanced one, alone: they have no bar
+USUAL_PASSES = 8  # of the stream, before the prompt comes
 MOST_BYTES, MOST_TIME, LONGEST_GAP = 1.2, 1.15, 1.25
 FIRST_TURN, SECOND_TURN = 150, 30  # prompt tokens, new in the turn; no multiples of a page
 ANSWER = 21
@@ -76,20 +76,17 @@ class Gap:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    arguments.add_argument("--model", type=Path, help="its folder (default: the demo's, grown)")
+    arguments = parser(__doc__)
     arguments.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     arguments.add_argument("--balanced", type=int, default=BALANCED)
-    arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
     figures = measure(
-        options.model or grown("long", LONG),
+        options.model or make_checkpoint(MODELS / "long", LONG).folder,
         options.lengths,
         balanced=options.balanced,
         rounds=options.rounds,
     )
-    print(json.dumps(figures.to_json()) if options.json else figures)
+    show(figures, options)
 
 
 def measure(folder: Path, lengths: Sequence[int], *, balanced: int, rounds: int) -> Figures:
@@ -108,7 +105,7 @@ def measure(folder: Path, lengths: Sequence[int], *, balanced: int, rounds: int)
                     if length <= balanced or number < LONG_ROUNDS:
                         compute[length].append(prefill(free, length).seconds)
                         alone[length].append(prefill(limited, length))
-            gaps = [gap(limited, wanted[-1]) for _ in range(LONG_ROUNDS)]
+            gaps = [gap(limited, wanted[-1]) for _ in range(rounds)]
             streamed = limited.streamed_bytes
     turn = second_turn(folder)
     return _figures(folder, gbps, streamed, compute, alone, gaps, turn, balanced)
@@ -221,7 +218,7 @@ def _figures(
             "link_gbps": gbps,
             "w_bytes": streamed,
             "rounds": len(alone[balanced]),
-            "rounds_of_longer": len(gaps),
+            "rounds_of_longer": len(alone[max(alone)]),
         },
         tables=[
             Table("A prompt alone, medians", columns, rows),

@@ -1,17 +1,17 @@
 """How well the draft guesses sampled tokens: shared noise against independent noise.
 
-    python -m benchmarks.sampling [--json] [--prompts 8] [--tokens 160]
+    python -m benchmarks.sampling [--json] [--prompts 30] [--tokens 160]
 
 The model is the demo's target with its final norm scaled by `FLATTER`, so that text sampled at
 temperature 1 has more than 2 nats a token (measured and stated); the draft is `subspec`'s 4-bit
 copy of its layers, alone. Prompts are held out of the model's training.
 
-- Hit rate, teacher-forced: answers are sampled at temperature 1 in the engine, and at each position
-  of their text the logits of draft and target are kept. For every setting, on the same positions:
-  how often the draft's first candidate is the token the target chooses. "Independent" scores the
-  draft with noise of another seed.
-- Tokens a pass, in the engine: answers at each setting with trees of up to 64 rows, the draft
-  meeting the target's noise, and noise of another seed.
+- Hit rate, teacher-forced: answers to `--prompts` prompts are sampled at temperature 1 in the
+  engine, drafted for by chains, and at each position of their text the logits of draft and target
+  are kept. For every setting, on the same positions: how often the draft's first candidate is the
+  token the target chooses. "Independent" scores the draft with noise of another seed.
+- Tokens a pass, in the engine: answers to the first `--in-engine` of them at each setting, with
+  trees of up to 64 rows, the draft meeting the target's noise, and noise of another seed.
 """
 
 import argparse
@@ -30,10 +30,20 @@ from torch import Tensor
 
 import engine.draft_model
 import engine.logits
-from benchmarks.runs import DEMO, MODELS, Session, chat_prompts, drive, machine, request, session
+from benchmarks.runs import (
+    DEMO,
+    MODELS,
+    Session,
+    chat_prompts,
+    drive,
+    machine,
+    ram_spec,
+    request,
+    session,
+)
 from engine.messages import SamplingParams
 from engine.sampling import choose_rows, draft_children
-from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
+from engine.spec import DraftSpec
 
 FLATTER = 0.7  # the demo's logits times this
 FINAL_NORM = "model.norm.weight"
@@ -45,7 +55,8 @@ SETTINGS = {
 }
 AT_LEAST = {"0.7, top-p 0.9": 0.97, "1.0": 0.95}  # of the hit rate of greedy choices
 OTHER_NOISE = 0x5EED  # xor of the seed: noise that has nothing to do with the target's
-DRAFT = DraftSpec("subspec", depth=16, width=6, branch=4, budget=64, tuned=False, ahead=False)
+CHAINS = DraftSpec("subspec", depth=8, width=1, branch=1, budget=9, tuned=False, ahead=False)
+TREES = DraftSpec("subspec", depth=16, width=6, branch=4, budget=64, tuned=False, ahead=False)
 TAU = 0.5  # for the hit rates; the best candidate does not depend on it
 
 
@@ -96,15 +107,16 @@ class Positions:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments.add_argument("--prompts", type=int, default=8)
+    arguments.add_argument("--prompts", type=int, default=30)
     arguments.add_argument("--tokens", type=int, default=160, help="of an answer")
+    arguments.add_argument("--in-engine", type=int, default=2, help="prompts for tokens a pass")
     options = arguments.parse_args()
     prompts = chat_prompts("held_out")[: options.prompts]
-    with session(specification(flatter_model())) as served:
-        # A first candidate is the model's own: look-ups would add theirs.
-        served.loaded.drafting._lookups = ()
-        seen = watch_text(served, prompts, options.tokens)
-        rows = measure(served, prompts, options.tokens, seen)
+    folder = flatter_model()
+    with _drafted_by(folder, CHAINS) as chains:
+        seen = watch_text(chains, prompts, options.tokens)
+    with _drafted_by(folder, TREES) as trees:
+        rows = measure(trees, prompts[: options.in_engine], options.tokens, seen)
     facts = {"positions": len(seen.position), "entropy_nats": round(seen.entropy, 2)}
     if options.json:
         report = {"machine": machine(), **facts, "rows": [asdict(row) for row in rows]}
@@ -128,16 +140,12 @@ def flatter_model() -> Path:
     return folder
 
 
-def specification(folder: Path) -> ModelSpec:
-    return ModelSpec(
-        id=folder.name,
-        target=TargetSpec(str(folder)),
-        draft=DRAFT,
-        device="cpu",
-        stream=StreamSpec(tier="ram", resident=0),
-        max_sequences=1,
-        prefix_cache=False,
-    )
+@contextmanager
+def _drafted_by(folder: Path, draft: DraftSpec) -> Iterator[Session]:
+    """The model's drafts alone: a first candidate is its own, look-ups would add theirs."""
+    with session(ram_spec(folder, draft, gbps=None, max_sequences=1)) as served:
+        served.loaded.drafting._lookups = ()
+        yield served
 
 
 def watch_text(served: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Positions:

@@ -9,8 +9,6 @@ before the first that counts. The link is set so that W/B is `--over-draft` time
 draft of depth 8 and width 4.
 """
 
-import argparse
-import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import parser, show
+from benchmarks.random_model import Shape
 from benchmarks.report_format import Bar, Figures, Plot, Table
 from benchmarks.runs import (
     GREEDY,
-    MID,
     UNLIMITED_GBPS,
     Session,
     chat_prompts,
@@ -35,6 +34,7 @@ from benchmarks.runs import (
 from engine.messages import SamplingParams
 from engine.spec import DraftSpec, ModelSpec
 
+SMALL = Shape(layers=6, hidden=384, intermediate=1024, heads=6, kv_heads=2, vocabulary=4096)
 DEPTHS = (4, 8, 16, 32)
 WIDTHS = (1, 4)
 BUDGET = 64  # rows of every tree
@@ -66,24 +66,21 @@ class Pace:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    arguments.add_argument("--model", type=Path, help="its folder (default: the demo's, grown)")
+    arguments = parser(__doc__)
     arguments.add_argument("--tokens", type=int, default=48, help="of an answer")
     arguments.add_argument("--prompts", type=int, default=2, help="of each kind of text")
-    arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--over-draft", type=float, default=2.0, help="W/B, in probed drafts")
     arguments.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     arguments.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     options = arguments.parse_args()
     figures = measure(
-        options.model or grown("mid", MID),
+        options.model or grown("small", SMALL),
         texts(options.prompts, options.tokens),
         [(depth, width) for depth in options.depths for width in options.widths],
         rounds=options.rounds,
         over_draft=options.over_draft,
     )
-    print(json.dumps(figures.to_json()) if options.json else figures)
+    show(figures, options)
 
 
 def texts(count: int, tokens: int) -> list[Text]:

@@ -6,7 +6,7 @@ rows are travels in the `batch` keyword argument, never through a global.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from threading import Event
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,34 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.kv_cache import KVCache
+from engine.padded import Padded, pad
 from engine.progress import Progress
+from engine.segment import Segment
 
 ATTENTION = "understudy"
 SCORES = 1 << 22  # scores computed at a time: bounds memory for long contexts
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One sequence's rows in a pass.
-
-    The sequence's slots are, in order: `start` tokens of the stored prefix, which every row sees;
-    scratch rows written by earlier passes of the draft; the rows of this pass. `mask` [count,
-    scratch + count] tells which of the latter two a row sees; None means a chain (each row sees
-    all before it). `positions` [scratch + count] are depths in the sequence, not slots: a sliding
-    window counts them.
-    """
-
-    first: int  # its first row in the pass
-    count: int  # how many rows
-    start: int
-    slots: Tensor  # [start + scratch + count] int64
-    positions: Tensor
-    mask: Tensor | None
-    cancelled: Event
-
-    @property
-    def scratch(self) -> int:
-        return len(self.positions) - self.count
 
 
 @dataclass(frozen=True)
@@ -55,11 +33,22 @@ class Batch:
     progress: Progress | None = None  # of a forward that may be left
 
     def tile(self, first: int, last: int) -> "Batch":
+        if range(first, last) == self.rows:
+            return self
         live = tuple(s for s in self.segments if s.first < last and first < s.first + s.count)
         return replace(self, segments=live, rows=range(first, last))
 
     def alive(self) -> bool:
         return any(not s.cancelled.is_set() for s in self.segments)
+
+    @cached_property
+    def padded(self) -> Padded | None:
+        """All rows for one attention product; None where each sequence has one of its own.
+
+        Under strict numerics each has: a product's rounding may depend on its shape.
+        """
+        whole = sum(segment.count for segment in self.segments) == len(self.rows)
+        return pad(self.segments) if whole and not self.strict else None
 
     def parts(self) -> Iterator[tuple[Segment, range]]:
         """The segments of this tile, each with its own rows that lie in it."""
@@ -91,6 +80,9 @@ def attend(
     """
     assert attention_mask is None and dropout == 0.0
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor
+    if softcap is None and s_aux is None and batch.padded is not None:
+        mask = batch.padded.mask(sliding_window)
+        return _attend_padded(batch, batch.padded, layer, query, key, value, mask, scaling), None
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
     for segment, rows in batch.parts():
         before = segment.start + segment.scratch
@@ -116,6 +108,35 @@ def attend(
             strict=batch.strict,
         )
     return out, None
+
+
+def _attend_padded(
+    batch: Batch,
+    padded: Padded,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+) -> Tensor:
+    """query [1, H, T, D], key and value [1, Hkv, T, D] of a whole batch -> [1, T, H, D]."""
+    batch.cache.write(layer, padded.own_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    count, _, rows, slots = mask.shape
+    keys, values = (
+        stored.view(count, slots, *stored.shape[1:]).transpose(1, 2)
+        for stored in batch.cache.read(layer, padded.slots)
+    )
+    queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])
+    attended = F.scaled_dot_product_attention(
+        queries.transpose(1, 2),
+        keys,
+        values,
+        attn_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended.transpose(1, 2).flatten(0, 1)[padded.places][None]
 
 
 def _visible(segment: Segment, rows: range, window: int | None) -> Tensor | None:

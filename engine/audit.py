@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.constraint import Constraint, to_tensor
 from engine.decoder import HEAD_ROWS, Decoder, PassCancelled
 from engine.errors import ModelError
@@ -27,6 +27,7 @@ from engine.logits import settle
 from engine.messages import Audited, SamplingParams
 from engine.noise import gumbel
 from engine.sampling import TokenCounts, choose, is_greedy, warp
+from engine.segment import Segment
 from engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,9 @@ class Auditor:
             allowed, banned = to_tensor([constraint.allowed(banned)]), ()
         where: dict[str, Any] = {"position": position, "choice": choice}
         chosen = choose(logits, params, counts, **where, banned=banned, allowed=allowed)
-        settled = settle(sequence, chosen, logits, constraint, counts, position)
+        settled = chosen
+        if constraint is not None:
+            settled = settle(sequence, chosen, logits, constraint, counts, position)
         if settled == token or self._decoder.strict:
             return settled == token
         if settled != chosen:

@@ -21,9 +21,10 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.decoder import HEAD_ROWS, Decoder
 from engine.kv_cache import KVCache
+from engine.segment import Segment
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.calibration import Calibration
 from engine.cuda_graphs import graphed_steps
 from engine.decoder import HEAD_ROWS, Decoder
@@ -25,6 +25,7 @@ from engine.growth import Bounds, Growth, Node
 from engine.kv_cache import PAGE
 from engine.progress import OutOfTime, Progress
 from engine.sampling import draft_children, is_path_dependent
+from engine.segment import Segment
 from engine.sequence import Sequence
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time

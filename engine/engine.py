@@ -229,9 +229,10 @@ class Engine:
             walked = row
             if row not in chosen:
                 chosen.update(choose_ahead(sequence, tree, row, root, logits))
+            if (constraint := sequence.constraint) is None:
+                return chosen[row]
             own, length = logits.row(root + row), len(sequence.tokens)
-            constraint, counts = sequence.constraint, sequence.counts
-            return settle(sequence, chosen[row], own, constraint, counts, length)
+            return settle(sequence, chosen[row], own, constraint, sequence.counts, length)
 
         def emit(token: int) -> bool:
             if params.logprobs is None:

@@ -33,14 +33,21 @@ def fault_of(source: str) -> str | None:
     from llguidance import LLMatcher
 
     is_error, messages = LLMatcher.validate_grammar_with_warnings(source, limits=_limits())
-    return _shortened(messages[0]) if is_error else None
+    return messages[0] if is_error else None
 
 
-def to_lark(text: str) -> str:
-    """Lark as it is, llama.cpp's GBNF translated. Raises ValueError."""
+def regex_to_lark(regex: str) -> str:
+    """The Lark grammar of texts that a regular expression matches as a whole."""
+    from llguidance import regex_to_lark
+
+    return f"start: /{regex_to_lark(regex, '')}/"
+
+
+def to_lark(grammar: str) -> str:
+    """A grammar in Lark's syntax, or in llama.cpp's (GBNF), in Lark's. Raises ValueError."""
     from llguidance import grammar_from
 
-    return grammar_from("grammar", text)
+    return grammar_from("grammar", grammar)
 
 
 def _limits() -> "LLParserLimits":
@@ -86,13 +93,18 @@ class Grammars:
         """The grammar before the first token. Raises `RequestError`, code `invalid_grammar`."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self.tokenizer, source, log_level=0, limits=_limits())
+        try:
+            tokenizer = self.tokenizer
+        except ValueError as error:
+            reason = f"This model's tokenizer cannot be used with a grammar: {error}"
+            raise RequestError(reason, "unsupported_parameter") from error
+        matcher = LLMatcher(tokenizer, source, log_level=0, limits=_limits())
         if matcher.is_error():
             raise RequestError(_shortened(matcher.get_error()), "invalid_grammar")
-        grammar = Grammar(self, matcher)
-        if not (grammar.is_accepting() or grammar.allowed().any()):
-            raise RequestError("the grammar matches nothing", "invalid_grammar")
-        return grammar
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise RequestError("The grammar matches no text.", "invalid_grammar")
+        return Grammar(self, matcher)
 
 
 class Grammar:

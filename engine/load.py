@@ -119,9 +119,13 @@ def _pass_times(
     files: TargetFiles, measured: StepTimes | None, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
     """What a pass takes by rows, as far as it is known before the first."""
-    passes = PassTimes(STRICT_ROWS if files.strict else FAST_ROWS)
     units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
-    travels = sum(nbytes for nbytes, tier in units if tier != "resident")
+    travelling = [nbytes for nbytes, tier in units if tier != "resident"]
+    travels = sum(travelling)
+    passes = PassTimes(
+        STRICT_ROWS if files.strict else FAST_ROWS,
+        ahead=sum(travelling[: scheme.plan.slots]) / travels if travels else 0.0,
+    )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
     for rows in probe.ROWS:
         seconds = measured.expect(rows) if measured is not None else None

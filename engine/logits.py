@@ -123,7 +123,7 @@ def settle(
     sequence: Sequence,
     token: int,
     logits: Tensor,
-    constraint: Constraint | None,
+    constraint: Constraint,
     counts: TokenCounts,
     position: int,
 ) -> int:
@@ -132,8 +132,6 @@ def settle(
     Another token only where the answer could not be completed in time behind this one.
     `constraint` and `counts` stand behind the tokens before the position.
     """
-    if constraint is None:
-        return token
 
     def choose_of(allowed: Tensor) -> int:
         params, choice = sequence.params, sequence.choice

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.decoder import Decoder
 from engine.kv_cache import KVCache
 from engine.scheduler import Turn
+from engine.segment import Segment
 from engine.tree import DraftTree
 
 

@@ -24,6 +24,7 @@ class PassTimes:
     """What a pass of the target takes: its weights' travel or its rows' compute."""
 
     granularity: int  # rows are computed in so many at a time
+    ahead: float = 0.0  # share of the weights that the ring takes in before the pass begins
     link_seconds: float = 0.0  # smoothed time in which weights travel
     compute: StepTimes = field(default_factory=StepTimes)
 
@@ -37,6 +38,18 @@ class PassTimes:
         """Seconds of a pass of so many rows; None before the first."""
         compute = self.compute.expect(self.padded(rows))
         return None if compute is None else max(compute, self.link_seconds)
+
+    def expect_cycle(self, rows: int, elapsed: float) -> float | None:
+        """Seconds of drafting, `elapsed`, and the pass behind it; None before the first.
+
+        While the draft computes, the link fills the ring with the pass's first units: until that
+        is full, drafting costs a pass that waits for its weights nothing.
+        """
+        compute = self.compute.expect(self.padded(rows))
+        if compute is None:
+            return None
+        stands = max(elapsed - self.ahead * self.link_seconds, 0.0)
+        return max(elapsed + compute, self.link_seconds + stands)
 
     def padded(self, rows: int) -> int:
         return -(-rows // self.granularity) * self.granularity
@@ -74,17 +87,20 @@ class TreePolicy:
         total = sum(len(nodes) for _, nodes in offered)
         expected = sum(growth.expected for growth in growths)
         rows = sum(min(len(growth), growth.budget) for growth in growths)
-        seconds = self.passes.expect(fixed_rows + rows)
+        rows += fixed_rows
+        seconds = self.passes.expect_cycle(rows, elapsed)
         if not self.tuned or not total or seconds is None or self.draft.expect(1) is None:
             return total
         chances = sorted(
             (growth.probability(node) for growth, nodes in offered for node in nodes), reverse=True
         )
-        best, best_rate = 0, expected / (elapsed + seconds)
+        best, best_rate = 0, expected / seconds
         for count, mass in enumerate(accumulate(chances), 1):
             step = self.draft.expect(count)
             assert step is not None, "one step was timed"
-            rate = (expected + self.calibration.mass * mass) / (elapsed + seconds + step)
+            seconds = self.passes.expect_cycle(rows, elapsed + step)
+            assert seconds is not None, "a pass was timed"
+            rate = (expected + self.calibration.mass * mass) / seconds
             if rate > best_rate:
                 best, best_rate = count, rate
         if best:
@@ -139,9 +155,9 @@ class TreePolicy:
         free = self.passes.padded(fixed) - fixed
         while True:
             count = min(free, len(masses))
-            seconds = self.passes.expect(fixed + count)
+            seconds = self.passes.expect_cycle(fixed + count, elapsed)
             assert seconds is not None, "a pass was timed"
-            rate = (num_trees + totals[count]) / (elapsed + seconds)
+            rate = (num_trees + totals[count]) / seconds
             if rate > best_rate:
                 best, best_rate = count, rate
             if count == len(masses):

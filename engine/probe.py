@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.decoder import HEAD_ROWS, Decoder, build_on_meta
 from engine.family import kv_shape
 from engine.kv_cache import PAGE, KVCache
 from engine.outline import Outline
 from engine.pinned import Slab, allocate_pages
 from engine.quantize import linear, stored_tensors
+from engine.segment import Segment
 from engine.target import FAST_TILE, Blueprint
 from engine.timing import StepTimes
 
@@ -73,19 +74,42 @@ def _time_passes(
     cache.reserve(table, ROWS[-1])
     slots = cache.slots(table)
     times = StepTimes()
+
+    def forward(rows: int) -> Callable[[], Tensor]:
+        positions = torch.arange(rows, device=device)
+        segment = Segment(0, rows, 0, slots[:rows], positions, None, Event())
+        batch = Batch(cache, (segment,), range(rows), decoder.strict)
+        return partial(decoder.forward, [0] * rows, range(rows), [False] * rows, batch)
+
+    if device.type == "cpu":
+        settle_threads(forward(ROWS[0]))
     until = time.perf_counter() + SECONDS
     with decoder.head() as head:
         state = torch.full((HEAD_ROWS, blueprint.hidden_size), 0.01, dtype=dtype, device=device)
         of_head = fastest(lambda: head(state), device)
     for rows in ROWS:
-        positions = torch.arange(rows, device=device)
-        segment = Segment(0, rows, 0, slots[:rows], positions, None, Event())
-        batch = Batch(cache, (segment,), range(rows), decoder.strict)
-        forward = partial(decoder.forward, [0] * rows, range(rows), [False] * rows, batch)
-        times.observe(rows, layers * fastest(forward, device) + of_head)
+        times.observe(rows, layers * fastest(forward(rows), device) + of_head)
         if time.perf_counter() > until:
             break
     return times
+
+
+def settle_threads(step: Callable[[], object]) -> None:
+    """From here on compute with the number of threads that is fastest for this step.
+
+    All that the user allows, or half as many, again and again, while that is faster: to wake a
+    thread may cost more than it then computes (a small model on two cores: 1.5 times as fast with
+    one).
+    """
+    threads, cpu = torch.get_num_threads(), torch.device("cpu")
+    best = fastest(step, cpu)
+    while threads > 1:
+        torch.set_num_threads(threads // 2)
+        seconds = fastest(step, cpu)
+        if seconds >= best:
+            torch.set_num_threads(threads)
+            return
+        threads, best = threads // 2, seconds
 
 
 def substitute_times(blueprint: Blueprint, device: torch.device, width: int) -> StepTimes:

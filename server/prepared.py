@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import ModelInfo
-from server.forced import behind_thought, calls_grammar, check_schemas
+from server.forced import answer_grammar, behind_thought
 from server.formats import Formats
 from server.parsing.pieces import Parser
 from server.prompt import begun_answer, chat_ids, chat_text
@@ -35,12 +35,10 @@ def prepare(
     use = tool_use(request)
     text = chat_text(tokenizer, request)
     before = begun_answer(request) or text
-    grammar = ""
-    if use.is_forced:
+    tokens = tokenizer.added_tokens
+    grammar = answer_grammar(request, use, formats.forced, tokens)
+    if grammar:
         formats = formats.forced
-        tokens = tokenizer.added_tokens
-        grammar = calls_grammar(use, formats, tokens)
-        check_schemas(grammar, use, request.tools or ())
         grammar = behind_thought(grammar, formats, before, tokenizer.template, tokens)
     marks = formats.special_tokens(tools=bool(use.tools))
     return Prepared(

@@ -1,18 +1,82 @@
-"""Grammars of answers, as llguidance writes them: what `SamplingParams.grammar` holds. Pure."""
+"""Grammars of answers, as llguidance writes them: what `SamplingParams.grammar` holds.
+
+Compiling one takes a while: call what raises `ApiError` in a thread.
+"""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine.grammar import fault_of
+from engine.check_grammar import fault
+from engine.grammar import regex_to_lark, to_lark
 from server.errors import ApiError
+from server.schemas.chat import ChatRequest
+from server.schemas.completions import CompletionRequest
+from server.schemas.structured import StructuredOutputs
 
 # One way to write each JSON text, the one that models have seen most: there is no white space for
 # a model to lose itself in, and more of the answer is forced.
 JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 _TEXT = "TEXT: /(?s:.)*/"
+
+LONGEST_REASON = 500  # characters: a reason quotes the grammar
+
+
+def chat_grammar(body: ChatRequest) -> str:
+    """What a chat's answer must match, "" for anything. Raises `ApiError` 400."""
+    form = body.response_format
+    if form is None or form.type == "text":
+        return _structured(body.structured_outputs)
+    if form.json_schema is None or form.json_schema.json_schema is None:
+        return json_grammar({"type": "object"})
+    schema = form.json_schema.json_schema
+    return checked(json_grammar(schema), "response_format.json_schema.schema")
+
+
+def completion_grammar(body: CompletionRequest) -> str:
+    """What a completion must match, "" for anything. Raises `ApiError` 400."""
+    return _structured(body.structured_outputs)
+
+
+def _structured(form: StructuredOutputs | None) -> str:
+    match form:
+        case StructuredOutputs(json_=dict(schema)):
+            return checked(json_grammar(schema), "structured_outputs.json")
+        case StructuredOutputs(regex=str(regex)):
+            lark = regex_to_lark(regex)
+            return checked(serialized(lark_grammar=lark), "structured_outputs.regex")
+        case StructuredOutputs(choice=list(texts)):
+            lark = f"start: {' | '.join(map(json.dumps, texts))}"
+            return checked(serialized(lark_grammar=lark), "structured_outputs.choice")
+        case StructuredOutputs(grammar=str(grammar)):
+            param = "structured_outputs.grammar"
+            try:
+                lark = to_lark(grammar)
+            except ValueError as error:
+                raise _refused(str(error), param) from None
+            return checked(serialized(lark_grammar=lark), param)
+        case _:
+            return ""
+
+
+def checked(grammar: str, param: str) -> str:
+    """The same grammar, if it compiles. Raises `ApiError` 400 with the reason."""
+    reason = fault(grammar)
+    if reason is not None:
+        raise _refused(reason, param)
+    return grammar
+
+
+def _refused(reason: str, param: str) -> ApiError:
+    message = f"'{param}' cannot be compiled: {reason[:LONGEST_REASON]}"
+    return ApiError(message, code="invalid_grammar", param=param)
+
+
+def json_grammar(schema: Mapping[str, Any]) -> str:
+    """JSON that matches a schema."""
+    return serialized(json_schema=in_form(schema))
 
 
 class Tagged(NamedTuple):
@@ -31,6 +95,7 @@ def tagged(
     free_text: bool,
     separator: str = "",
     trigger: str = "",
+    text: str = "",
     text_begin: str = "",
     text_not_begin: str = "",
     tokens: Mapping[str, int] | None = None,
@@ -43,8 +108,10 @@ def tagged(
     With `free_text` any text may come before a passage, between two instead of the separator, and,
     where `several` are allowed, after the last. A begin tag, or the first added token or `trigger`
     in it, commits the answer to a passage: it should be what text does not contain by chance.
-    Without, where none is needed, the answer may be text instead, which begins with the tags
-    `text_begin`, if any, and with none of the characters `text_not_begin`, if any.
+
+    Without, and where none is needed, the answer may have no passage: then it is empty, or matches
+    the grammar `text` behind the tags `text_begin`. Of these, either may be missing. Where `text`
+    is, it begins with none of the characters `text_not_begin`.
 
     `tokens` are the tokenizer's added tokens by spelling. Where a tag has one, that token is meant.
     """
@@ -62,11 +129,18 @@ def tagged(
     else:
         more = f"({tags.literal(separator)} passage)*" if several else ""
         start = f"passage {more}" if at_least_one else f"(passage {more})?"
-        if not at_least_one and (text_begin or text_not_begin):
+        if not at_least_one and (text or text_begin or text_not_begin):
             barred = "".join(f"\\x{ord(character):02x}" for character in text_not_begin)
-            text = f"(/[^{barred}]/ TEXT)?" if barred else "TEXT"
-            start = f"passage {more} | {tags.literal(text_begin)} {text}"
-    return serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
+            said = "@text" if text else f"(/[^{barred}]/ TEXT)?" if barred else "TEXT"
+            start = f"passage {more} | {tags.literal(text_begin)} {said}"
+    grammar = serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
+    return _with_part(grammar, "text", text) if "@text" in start else grammar
+
+
+def behind(tags: str, grammar: str, tokens: Mapping[str, int]) -> str:
+    """The same grammar for what follows some tags; `tokens` as in `tagged`."""
+    start = serialized(lark_grammar=f"start: {_Tags(tokens).literal(tags)} @text")
+    return _with_part(start, "text", grammar)
 
 
 def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin: str = "") -> str:
@@ -80,21 +154,14 @@ def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin
     if begin:
         thinking = f"({tags.literal(begin)} {thinking})?"
     thought = serialized(lark_grammar="\n".join([f"start: {thinking} @answer", *tags.rules, _TEXT]))
-    inner = json.loads(grammar)["grammars"][0] | {"name": "answer"}
-    return json.dumps({"grammars": [*json.loads(thought)["grammars"], inner]})
+    return _with_part(thought, "answer", grammar)
 
 
-def is_fit(grammar: str) -> bool:
-    """Whether an answer can be held to a grammar."""
-    return fault_of(grammar) is None
-
-
-def checked(grammar: str, param: str) -> str:
-    """The grammar as it is. Raises `ApiError` 400 at `param` for one that nothing can follow."""
-    fault = fault_of(grammar)
-    if fault is not None:
-        raise ApiError(f"'{param}' cannot be followed: {fault}", code="invalid_schema", param=param)
-    return grammar
+def _with_part(grammar: str, name: str, part: str) -> str:
+    """A grammar that names another `@name`, and that other."""
+    first, *others = json.loads(part)["grammars"]
+    whole = [*json.loads(grammar)["grammars"], first | {"name": name}, *others]
+    return json.dumps({"grammars": whole})
 
 
 def serialized(**grammar: object) -> str:

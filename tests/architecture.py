@@ -25,7 +25,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine.host_link", "engine.cuda_link", "engine.stream"),
     # the model
     ("engine.page_store", "engine.prefix_index", "engine.kv_cache", "engine.rope"),
-    ("engine.attention", "engine.experts"),
+    ("engine.segment", "engine.padded", "engine.attention", "engine.experts"),
     ("engine.decoder", "engine.resident", "engine.substitutes"),
     # what fits
     ("engine.timing", "engine.footprint"),
@@ -34,7 +34,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     # sequences, their tokens and text
     ("engine.blocks", "engine.warp"),
     ("engine.sampling", "engine.verify", "engine.detokenize", "engine.stop"),
-    ("engine.grammar", "engine.closing", "engine.constraint"),
+    ("engine.grammar", "engine.check_grammar", "engine.closing", "engine.constraint"),
     ("engine.sequence",),
     # the parts of a step
     ("engine.lookup", "engine.suffixes", "engine.calibration"),
@@ -86,7 +86,8 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.errors"),
     ("server*", "engine.messages"),
     ("server*", "engine.spec"),
-    ("server.structured", "engine.grammar"),  # whether a grammar compiles
+    ("server.structured", "engine.grammar"),  # syntaxes of grammars
+    ("server.structured", "engine.check_grammar"),  # whether one compiles
     ("server.tokenizer", "engine.tokenizer"),  # both processes load the same one
     ("server.commands", "engine.hub"),  # `understudy pull`
     ("server.commands", "engine.cache"),  # `understudy prune`

@@ -59,9 +59,8 @@ class Recycling:
             shape = logits.shape[1], min(SUCCESSORS, logits.shape[1])
             self._successors = torch.full(shape, -1, dtype=torch.int32)
             self._chances = torch.zeros(shape)
-        if len(rows) < len(tokens):
-            logits = logits[torch.tensor(list(rows.values()), device=logits.device)]
-        self._fresh = (list(rows), *_best(logits, SUCCESSORS))
+        where = torch.tensor(list(rows.values()), device=logits.device)
+        self._fresh = (list(rows), *_best(logits, where, SUCCESSORS))
 
     def _store(self) -> None:
         """Take the last pass into the matrix."""
@@ -93,27 +92,26 @@ class Recycling:
         self._gambler.release(sequence)
 
 
-def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best tokens of each row and their log-probabilities, both [R, count], best first.
+def _best(logits: Tensor, where: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best tokens of n rows and their log-probabilities, both [n, count], best first.
 
     The best are in the blocks with the largest maxima, so that only these are ranked. The
     probabilities are normalised over these blocks alone: a little large, but a softmax over all
-    of a vocabulary costs more than everything else here.
+    of a vocabulary costs more than everything else here. So would a copy of the rows.
     """
     size = logits.shape[1]
     count = min(count, size)
     blocks = size // BLOCK
-    ids = torch.arange(size, device=logits.device).expand_as(logits)
+    ids = torch.arange(size, device=logits.device).expand(len(where), -1)
     if blocks > count:
         whole = blocks * BLOCK
-        maxima = logits[:, :whole].view(-1, blocks, BLOCK).amax(-1)
+        maxima = logits[:, :whole].view(len(logits), -1, BLOCK).amax(-1)[where]
         first = maxima.topk(count).indices * BLOCK
         inside = first[:, :, None] + torch.arange(BLOCK, device=logits.device)
         ids = torch.cat([inside.flatten(1), ids[:, whole:]], 1)
-        logits = logits.gather(1, ids)
-    logits = logits.float()
-    best = logits.topk(count)
-    return ids.gather(1, best.indices), best.values - logits.logsumexp(-1, keepdim=True)
+    values = logits[where[:, None], ids].float()
+    best = values.topk(count)
+    return ids.gather(1, best.indices), best.values - values.logsumexp(-1, keepdim=True)
 
 
 def lookup() -> Recycling:

@@ -21,6 +21,7 @@ from server.schemas.answers import TextCompletion
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from server.speculation import speculation_of
 from server.state import state_of
+from server.structured import completion_grammar
 from server.usage import Totals
 
 router = APIRouter()
@@ -43,11 +44,14 @@ async def text_chunks(
 ) -> AsyncGenerator[TextCompletion, None]:
     """The chunks of one completion; closing the generator aborts it."""
     prompts, echoes = await asyncio.to_thread(_prepare, model, body)
+    grammar = await asyncio.to_thread(completion_grammar, body)
     limit = body.max_tokens
     if limit is None:
         longest = max(len(prompt) for prompt in prompts)
         limit = default_limit(DEFAULT_MAX_TOKENS, longest, model.info)
-    params = sampling_params(body, model.entry.sampling, max_tokens=limit, logprobs=body.logprobs)
+    params = sampling_params(
+        body, model.entry.sampling, max_tokens=limit, logprobs=body.logprobs, grammar=grammar
+    )
     head, before = new_head("cmpl", model), model.figures.traffic
     job = Job(
         head["id"],

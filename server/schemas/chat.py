@@ -5,7 +5,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from server.schemas.fields import (
-    Body,
     GenerationBody,
     Int,
     JsonObject,
@@ -13,11 +12,8 @@ from server.schemas.fields import (
     unsupported,
 )
 from server.schemas.messages import AssistantMessage, ChatMessage, ToolMessage
+from server.schemas.structured import ResponseFormat, StructuredOutputs
 from server.schemas.tools import AllowedToolsChoice, NamedTool, ToolChoice, Tools
-
-
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
 
 
 class ChatRequest(GenerationBody):
@@ -33,6 +29,7 @@ class ChatRequest(GenerationBody):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    structured_outputs: StructuredOutputs | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
@@ -48,6 +45,10 @@ class ChatRequest(GenerationBody):
     def _limits_agree(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise fault("max_tokens", "Give 'max_completion_tokens' or 'max_tokens', not both")
+        formed = self.response_format is not None and self.response_format.type != "text"
+        if formed and self.structured_outputs is not None:
+            message = "Give 'response_format' or 'structured_outputs', not both"
+            raise fault("structured_outputs", message)
         if self.top_logprobs is not None and not self.logprobs:
             raise fault("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
@@ -106,8 +107,6 @@ class ChatRequest(GenerationBody):
             unsupported(field, value)
         if self.modalities not in (None, [], ["text"]):
             unsupported("modalities", self.modalities)
-        if self.response_format is not None and self.response_format.type != "text":
-            unsupported("response_format", self.response_format.type)
         return self
 
     @property

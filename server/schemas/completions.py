@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.schemas.fields import GenerationBody, Int, fault, unsupported
+from server.schemas.structured import StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 2048
@@ -50,6 +51,7 @@ class CompletionRequest(GenerationBody):
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
     suffix: str | None = None
+    structured_outputs: StructuredOutputs | None = None  # an extension of this server's
 
     @model_validator(mode="after")
     def _can_be_served(self) -> Self:

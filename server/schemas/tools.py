@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.schemas.fields import Body, JsonObject, fault
+from server.schemas.fields import Body, fault
+from server.schemas.structured import JsonSchema
 
 MAX_TOOLS = 128
 
@@ -14,7 +15,7 @@ ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 class Function(Body):
     name: ToolName
     description: str | None = None
-    parameters: JsonObject | None = None  # a JSON schema of an object
+    parameters: JsonSchema | None = None  # a JSON schema of an object
     strict: bool | None = None
 
     @model_validator(mode="after")

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from engine import cuda_graphs
-from engine.attention import Batch, Segment
+from engine.attention import Batch
 from engine.cuda_graphs import Bucket, CudaCapture, PaddedStep, Work, graphed_steps
 from engine.engine import Engine
 from engine.growth import Growth
 from engine.kv_cache import KVCache
+from engine.segment import Segment
 from engine.spec import DraftSpec
 from engine.timing import StepTimes
 from tests.engine.models import PLAIN, SMALL, SUBSPEC, alone, checkpoint, exact, load, prompt

@@ -116,6 +116,20 @@ def test_special_tokens_are_skipped_but_named_on_their_own(build: Build) -> None
 
 
 @each_tokenizer
+def test_single_special_tokens_can_be_shown(build: Build) -> None:
+    tokenizer = build()
+    shown, hidden = (id_of(tokenizer, special) for special in SPECIAL)
+    tokens = token_bytes(tokenizer)
+    view = tokens.showing([shown])
+    around = [*ids_of(tokenizer, "fox"), shown, hidden, *ids_of(tokenizer, "dog")]
+    assert streamed(view, [around]) == f"fox{SPECIAL[0]}dog"
+    assert streamed(tokens, [around]) == "foxdog"
+    assert tokens.showing(()) is tokens
+    assert tokens.special_token(SPECIAL[0]) == shown
+    assert tokens.special_token(ADDED) is None
+
+
+@each_tokenizer
 def test_added_tokens_that_are_not_special_are_text(build: Build) -> None:
     tokenizer = build()
     assert Detokenizer(tokenizer).push([id_of(tokenizer, ADDED)]) == ADDED

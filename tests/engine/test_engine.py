@@ -16,6 +16,7 @@ from engine.errors import ModelError, RequestError
 from engine.family import check_family
 from engine.messages import Failed, Tokens
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
+from tests.engine.grammars import SPECIAL, ids, json_checkpoint, lark
 from tests.engine.models import (
     PLAIN,
     SMALL,
@@ -347,3 +348,16 @@ def test_logprobs_are_those_of_the_model() -> None:
     for row, entry in zip(want, answer.logprobs, strict=True):
         assert entry.logprob == pytest.approx(row[entry.token].item(), abs=1e-4)
         assert [t for t, _ in entry.top] == row.topk(4).indices.tolist()
+
+
+def test_a_special_token_is_shown_to_who_asks() -> None:
+    engine = load(json_checkpoint(), PLAIN)
+    grammar = lark(f'start: "a" <[{SPECIAL.index("<tag>")}]> "b"')
+    asked = [
+        request("hidden", ids("go"), grammar=grammar),
+        request("shown", ids("go"), grammar=grammar, shown_tokens=(SPECIAL.index("<tag>"),)),
+        request("stop", ids("go"), grammar=grammar, stop=("<",), ignore_eos=False),
+    ]
+    hidden, shown, stop = (run(engine, [message])[message.request_id, 0] for message in asked)
+    assert (hidden.text, shown.text, stop.text) == ("ab", "a<tag>b", "ab")
+    assert hidden.ids == shown.ids == stop.ids

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.attention import Segment, _visible
+from engine.attention import _visible
 from engine.decoder import Decoder
 from engine.kv_cache import PAGE, KVCache
 from engine.passes import Pass, assemble
 from engine.scheduler import Turn
+from engine.segment import Segment
 from engine.sequence import Sequence
 from engine.tree import DraftTree
 from tests.engine.models import PLAIN, checkpoint, load

@@ -236,3 +236,29 @@ def test_a_pass_takes_its_travel_or_its_compute_whichever_is_longer() -> None:
     assert times.expect(1) == times.expect(TILE) == 3.0
     assert times.expect(10 * TILE) == pytest.approx(10.0)
     assert [times.padded(rows) for rows in (0, 1, TILE, TILE + 1)] == [0, TILE, TILE, 2 * TILE]
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "cycle"),
+    [(0.0, 4.0), (0.9, 4.0), (1.0, 4.0), (1.5, 4.5), (6.0, 9.0)],
+)
+def test_drafting_costs_nothing_while_the_ring_fills(elapsed: float, cycle: float) -> None:
+    """W/B is 4 s, compute 1 s; the ring holds a quarter of the weights."""
+    times = PassTimes(TILE, ahead=0.25)
+    times.observe(TILE, 1.0, 4.0)
+    assert times.expect_cycle(1, elapsed) == pytest.approx(cycle)
+
+
+def test_a_cycle_that_waits_for_no_weights_is_draft_and_compute() -> None:
+    times = PassTimes(TILE, ahead=0.25)
+    times.observe(TILE, 3.0, 1.0)
+    assert times.expect_cycle(1, 2.0) == pytest.approx(5.0)
+    assert PassTimes(TILE).expect_cycle(1, 2.0) is None
+
+
+def test_a_step_that_hides_behind_the_ring_is_run_however_little_it_brings() -> None:
+    times = PassTimes(TILE, ahead=0.25)
+    times.observe(TILE, 1.0, 4.0)
+    own = policy(times, 0.5)
+    assert tokens(own.choose_step([growth([0.01])], 9, 9, 0.0, 0)) == [[3]]
+    assert own.choose_step([growth([0.01])], 9, 9, 1.0, 0) == []

@@ -133,9 +133,12 @@ def test_a_text_whose_tokens_always_follow_alike_takes_few_passes() -> None:
 def test_the_best_are_found_without_ranking_all(
     seed: int, rows: int, size: int, dtype: torch.dtype
 ) -> None:
-    values = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)).to(dtype) * 4
+    draw = torch.Generator().manual_seed(seed)
+    given = torch.randn(rows + 3, size, generator=draw).to(dtype) * 4
+    where = torch.randperm(len(given), generator=draw)[:rows]
     count = min(SUCCESSORS, size)
-    tokens, logprobs = _best(values, SUCCESSORS)
+    tokens, logprobs = _best(given, where, SUCCESSORS)
+    values = given[where]
     assert tokens.shape == logprobs.shape == (rows, count)
     assert values.gather(1, tokens).equal(values.topk(count).values)
     assert all(len(set(row)) == count for row in tokens.tolist())

@@ -1,6 +1,6 @@
 """A model that answers from a script: everything the server sees of an engine, and no model.
 
-Its tokenizer has one token a byte (id = the byte), two special tokens, and a chat template.
+Its tokenizer has one token a byte (id = the byte), three special tokens, and a chat template.
 """
 
 import asyncio
@@ -37,8 +37,10 @@ from server.tokenizer import Tokenizer
 
 EOS = 256  # <eos>
 START = 257  # <turn>
-VOCAB = 258
+CALLS = 258  # [TOOL_CALLS]
+VOCAB = 259
 CONTEXT = 1024
+SPECIAL = ("<eos>", "<turn>", "[TOOL_CALLS]")
 
 TEMPLATE = (
     "{%- for m in messages -%}"
@@ -57,7 +59,7 @@ def transformers_tokenizer() -> PreTrainedTokenizerFast:
     raw = RawTokenizer(models.BPE(vocab={spelled[b]: b for b in range(256)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(t, special=True) for t in ("<eos>", "<turn>")])
+    raw.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
     inner = _library_tokenizer(raw)
     inner.eos_token = "<eos>"
     inner.chat_template = TEMPLATE
@@ -283,7 +285,7 @@ class FakeEngine:
             params,
             eos_token_ids=(EOS,),
             max_tokens=room if params.max_tokens is None else params.max_tokens,
-            detokenizer=Detokenizer(spelling()),
+            detokenizer=Detokenizer(spelling().showing(params.shown_tokens)),
         )
         script = list(self.script.answers(choice))
         passes: list[Tokens] = []

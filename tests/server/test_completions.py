@@ -70,7 +70,7 @@ async def test_prompts_of_every_form(
         (["a", 1], "prompt.1", "invalid_type"),
         ([1.5], "prompt.0", "invalid_type"),
         ([-1], "prompt.0", "invalid_value"),
-        ([258], "prompt", "invalid_value"),
+        ([259], "prompt", "invalid_value"),
         ([None], "prompt.0", "invalid_type"),
         ({}, "prompt", "invalid_type"),
         (7, "prompt", "invalid_type"),

@@ -10,6 +10,7 @@ import pytest
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from server.auth import is_loopback
 from server.config import ConfigError, packaged_folder, parse_size, search_path
+from server.model_file import ParsersSection
 from server.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries, read_entry
 from server.settings import Settings, load_settings
 
@@ -182,6 +183,9 @@ audit: 0.01
         ("target: {source: a/b}\naudit: often", ["audit"]),
         ("target: {source: ./missing}", ["target.source", "./missing"]),
         ("target: {source: just-a-name}", ["target.source", "neither a folder nor a hub id"]),
+        ("target: {source: a/b}\nparsers: {tool: x}", ["parsers.tool", "unknown key", "reasoning"]),
+        ("target: {source: a/b}\nparsers: {tools: think}", ["parsers.tools", "hermes", "think"]),
+        ("target: {source: a/b}\nparsers: {reasoning: x}", ["parsers.reasoning", "none", "x"]),
         ("target: {source: a/b}\nchat_template: no.jinja", ["chat_template", "no.jinja"]),
     ],
 )
@@ -216,6 +220,13 @@ def test_a_template_is_text_or_a_file(write: Write) -> None:
     assert read(write("models/a.yaml", base + "own.jinja")).chat_template == "[{{ messages }}]"
     inline = read(write("models/b.yaml", base + '"{{ messages[0].content }}"'))
     assert inline.chat_template == "{{ messages[0].content }}"
+
+
+def test_parsers_are_chosen_by_the_template_or_by_name(write: Write) -> None:
+    base = "target: {source: a/b}\nparsers: "
+    assert read(write("models/a.yaml", base + "{tools: auto}")).parsers == ParsersSection()
+    chosen = read(write("models/b.yaml", base + "{tools: mistral, reasoning: none}")).parsers
+    assert (chosen.tools, chosen.reasoning) == ("mistral", "none")
 
 
 def test_ids_are_file_names_and_may_have_slashes(write: Write, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def rendered(engines: FakeEngines) -> str:
 
 
 async def test_roles_and_parts(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    """The template knows no tools: calls and results are told in words."""
     messages: list[dict[str, Any]] = [
         {"role": "developer", "content": "be kind"},
         {
@@ -34,7 +35,8 @@ async def test_roles_and_parts(client: httpx.AsyncClient, engines: FakeEngines) 
     assert (await chat(client, messages=messages)).status_code == 200
     assert rendered(engines) == (
         "<turn>system:be kind<eos><turn>user:ab<eos><turn>assistant:no<eos>"
-        "<turn>assistant:<eos><turn>tool:7<eos><turn>assistant:"
+        '<turn>assistant:<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><eos>'
+        "<turn>user:<tool_response>\n7\n</tool_response><eos><turn>assistant:"
     )
 
 

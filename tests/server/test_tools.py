@@ -1,13 +1,14 @@
 """Tools over HTTP: what is refused, what the template is told, calls whole and streamed."""
 
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.server.conftest import MakeApp, chat, client_of, entry, error_of, events
-from tests.server.fake_engine import EOS, FakeEngines, ids_of
+from tests.server.fake_engine import CALLS, EOS, FakeEngines, ids_of
 
 TOOLS = [
     {
@@ -188,6 +189,47 @@ async def test_bad_tools_are_refused_by_name(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str
 ) -> None:
     assert error_of(await chat(client, **fields), 400)["param"] == param
+
+
+async def test_a_template_that_knows_no_tools_is_told_in_words(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.context_length = 4096
+    engines.script.answers = lambda k: (*ids_of('{"name": "add", "arguments": {"a": "1"}}'), EOS)
+    user = {"role": "user", "content": "hi"}
+    async with client_of(make_app()) as client:
+        choice = (await chat(client, tools=TOOLS)).json()["choices"][0]
+        assert calls_of(choice["message"]) == [("add", '{"a": "1"}')]
+        message = choice["message"]
+        result = {"role": "tool", "content": "2", "tool_call_id": message["tool_calls"][0]["id"]}
+        system = {"role": "system", "content": "Be kind."}
+        await chat(client, tools=TOOLS, messages=[system, user, message, result, result])
+    told = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
+    assert told.startswith("system:Be kind.\n\nYou may call these functions:\n{")
+    called = '<tool_call>\n{"name": "add", "arguments": {"a": "1"}}\n</tool_call>'
+    response = "<tool_response>\n2\n</tool_response>"
+    assert f"user:hiassistant:{called}user:{response}\n{response}assistant:" in told
+
+
+async def test_a_mark_that_is_a_special_token_is_seen(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    """As in Mistral's tokenizers; and their templates want ids of nine characters."""
+    template = TEMPLATE.replace("c.function", "c").replace("<tool_call>", "[TOOL_CALLS]")
+    engines.script.answers = lambda k: (*ids_of("So."), CALLS, *ids_of('add{"a": "1"}'), EOS)
+    async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
+        answer = (await chat(client, tools=TOOLS, stop=["x"], logprobs=True)).json()
+        (choice,) = answer["choices"]
+        assert choice["message"]["content"] == "So."
+        assert calls_of(choice["message"]) == [("add", '{"a": "1"}')]
+        assert [e["token"] for e in choice["logprobs"]["content"]] == ["S", "o", "."]
+        assert answer["usage"]["completion_tokens"] == len('So.[add{"a": "1"}.')
+        (plain,) = (await chat(client)).json()["choices"]
+        assert plain["message"]["content"] == 'So.add{"a": "1"}'
+        messages = [{"role": "user", "content": "hi"}, choice["message"]]
+        await chat(client, tools=TOOLS, messages=messages)
+    prompt = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
+    assert re.search(r'"id": "[a-z0-9]{9}"', prompt)
 
 
 async def test_a_result_must_have_a_call(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,142 @@
+"""response_format and structured_outputs: what the engine is told, and what is refused."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import chat, complete, error_of
+from tests.server.fake_engine import FakeEngines
+
+OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+def chained(links: int) -> dict[str, Any]:
+    """References of references: what reads them recurses."""
+    definitions: dict[str, Any] = {f"d{links}": {"type": "null"}}
+    for link in range(links):
+        definitions[f"d{link}"] = {"properties": {"a": {"$ref": f"#/$defs/d{link + 1}"}}}
+    return {"$ref": "#/$defs/d0", "$defs": definitions}
+
+
+def form(**fields: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": OBJECT, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"response_format": None}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"structured_outputs": None}, None),
+        ({"response_format": {"type": "json_object"}}, '"type": "object"'),
+        ({"response_format": form(schema={"type": "null"}, strict=True)}, '"type": "null"'),
+        ({"response_format": form(strict=None, description="d", other=3)}, '"type": "object"'),
+        ({"response_format": form(schema=chained(300))}, "d300"),
+        ({"structured_outputs": {"json": {"type": "null"}}}, '"type": "null"'),
+        ({"structured_outputs": {"regex": "a/[b-d]+", "json": None}}, "a"),
+        ({"structured_outputs": {"choice": ["yes", 'n"o']}}, "yes"),
+        ({"structured_outputs": {"grammar": 'start: "x"'}}, "start"),
+        ({"structured_outputs": {"grammar": 'root ::= "x"'}}, "start"),
+    ],
+)
+async def test_what_the_engine_is_told(
+    client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], part: str | None
+) -> None:
+    assert (await chat(client, **fields)).status_code == 200
+    grammar = engines.engine.requests[-1].params.grammar
+    assert (
+        (grammar == "") if part is None else (part in grammar and "grammars" in json.loads(grammar))
+    )
+    if "structured_outputs" in fields:
+        assert (await complete(client, **fields)).status_code == 200
+        assert engines.engine.requests[-1].params.grammar == grammar
+
+
+SCHEMA = "response_format.json_schema.schema"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"response_format": []}, "response_format", "invalid_type"),
+        ({"response_format": {}}, "response_format.type", "missing_required_parameter"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "missing_required_parameter",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": [None]}},
+            "response_format.json_schema",
+            "invalid_type",
+        ),
+        ({"response_format": form(name=None)}, "response_format.json_schema.name", "invalid_type"),
+        (
+            {"response_format": form(name="a b")},
+            "response_format.json_schema.name",
+            "invalid_value",
+        ),
+        ({"response_format": form(strict=1)}, "response_format.json_schema.strict", "invalid_type"),
+        ({"response_format": form(schema=None)}, SCHEMA, "missing_required_parameter"),
+        ({"response_format": form(schema=[])}, SCHEMA, "invalid_type"),
+        ({"response_format": form(schema=True)}, SCHEMA, "invalid_type"),
+        ({"response_format": form(schema={"type": "foo"})}, SCHEMA, "invalid_grammar"),
+        ({"response_format": form(schema={"type": 3})}, SCHEMA, "invalid_grammar"),
+        ({"response_format": form(schema={"$ref": "#/nope"})}, SCHEMA, "invalid_grammar"),
+        ({"response_format": form(schema={"pattern": "(a"})}, SCHEMA, "invalid_grammar"),
+        ({"response_format": form(schema={"not": {}})}, SCHEMA, "invalid_grammar"),
+        ({"response_format": form(schema=nested(70))}, SCHEMA, "invalid_value"),
+        ({"response_format": form(schema=chained(2500))}, SCHEMA, "invalid_grammar"),
+        ({"response_format": form(schema={"enum": ["x" * 999] * 999})}, SCHEMA, "invalid_grammar"),
+        ({"structured_outputs": {}}, "structured_outputs", "invalid_value"),
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "invalid_value"),
+        ({"structured_outputs": {"json": 3}}, "structured_outputs.json", "invalid_type"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "invalid_grammar"),
+        ({"structured_outputs": {"regex": "(?=a)"}}, "structured_outputs.regex", "invalid_grammar"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "invalid_value"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "empty_array"),
+        ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice.0", "invalid_type"),
+        ({"structured_outputs": {"grammar": "?"}}, "structured_outputs.grammar", "invalid_grammar"),
+        (
+            {"structured_outputs": {"grammar": "start: nobody"}},
+            "structured_outputs.grammar",
+            "invalid_grammar",
+        ),
+        (
+            {"structured_outputs": {"grammar": "start: " + "(" * 5000}},
+            "structured_outputs.grammar",
+            "invalid_grammar",
+        ),
+        (
+            {
+                "structured_outputs": {"regex": "a"},
+                "response_format": {"type": "json_object"},
+            },
+            "structured_outputs",
+            "invalid_value",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_refused(
+    client: httpx.AsyncClient,
+    engines: FakeEngines,
+    fields: dict[str, Any],
+    param: str,
+    code: str,
+    stream: bool,
+) -> None:
+    error = error_of(await chat(client, stream=stream, **fields), 400)
+    assert (error["param"], error["code"]) == (param, code), error["message"]
+    assert len(error["message"]) < 900
+    assert not any(engine.requests for engine in engines.made)
