@@ -26,7 +26,8 @@ def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, BodyT]
     """A dependency that reads and checks a request's body, whatever its content type says."""
 
     async def dependency(request: Request) -> BodyT:
-        raw = await read_body(request, state_of(request).settings.max_body_bytes)
+        settings = state_of(request).settings
+        raw = await read_body(request, settings.max_body_bytes, settings.client_timeout)
         if len(raw) >= LARGE_BODY:
             return await asyncio.to_thread(parse_body, kind, raw)
         return parse_body(kind, raw)
@@ -34,22 +35,28 @@ def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, BodyT]
     return dependency
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int, timeout: float) -> bytes:
     """The whole body.
 
     Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes, 400 when the client
-    leaves before its end.
+    leaves before its end, 408 when nothing comes for `timeout` seconds.
     """
     declared = request.headers.get("content-length", "0")
     too_large = declared.isdigit() and int(declared) > limit
     raw = bytearray()
     if not too_large:
         try:
-            async for chunk in request.stream():
-                raw += chunk
-                if len(raw) > limit:
-                    too_large = True
-                    break
+            async with asyncio.timeout(timeout) as patience:
+                async for chunk in request.stream():
+                    patience.reschedule(asyncio.get_running_loop().time() + timeout)
+                    raw += chunk
+                    if len(raw) > limit:
+                        too_large = True
+                        break
+        except TimeoutError:
+            message = f"No more of the request body came for {timeout:g} s."
+            headers = {"Connection": "close"}
+            raise ApiError(message, code="request_timeout", status=408, headers=headers) from None
         except ClientDisconnect:
             message = f"The client left after {len(raw)} bytes of the request body."
             raise ApiError(message, code="incomplete_body") from None

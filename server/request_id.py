@@ -10,6 +10,11 @@ HEADER = "x-request-id"
 SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
+def new_request_id() -> str:
+    """For a client that gives none."""
+    return f"req_{secrets.token_hex(12)}"
+
+
 class RequestId:
     """ASGI middleware; `scope["state"]["request_id"]` is the id."""
 
@@ -21,7 +26,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if SANE.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        request_id = given if SANE.fullmatch(given) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

@@ -17,6 +17,7 @@ from server.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.config import ConfigError, asked_folder, save_folder, search_path
 from server.console import Console
 from server.models import Models
+from server.protocol import patient_protocol
 from server.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.settings import Settings, load_settings
 from server.state import AppState
@@ -80,10 +81,11 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     if args.api_key is not None:
         console.line(f"--api-key shows in the list of processes; {ENV_KEY} does not")
     _tell_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
-    listener = bind(settings.host, settings.port)
+    listener = bind(settings.host, settings.port, settings.client_timeout)
     app = create_app(settings, registry, keys=keys, progress=console.progress)
     config = uvicorn.Config(
         app,
+        http=patient_protocol(settings.client_timeout),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
@@ -146,12 +148,20 @@ def banner(entry: ModelEntry, info: ModelInfo, listener: socket.socket, keys: Ap
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to host and port. Raises `ConfigError` that says why it cannot be."""
+def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
+    """A socket bound to host and port. Raises `ConfigError` that says why it cannot be.
+
+    A connection is cut when its client takes nothing of what was sent for `client_timeout` s, or
+    only a byte now and then: the kernel sees that best, and the server notices as it does of any
+    client that leaves. Until then at most the buffers of socket and transport fill up.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+            milliseconds = round(1e3 * client_timeout)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         try:
             listener.bind(address)
         except OSError:

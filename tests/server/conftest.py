@@ -16,7 +16,9 @@ from fastapi import FastAPI
 from engine.spec import ModelSpec, TargetSpec
 from server.app import create_app
 from server.auth import ApiKeys
+from server.protocol import patient_protocol
 from server.registry import ModelEntry, Registry
+from server.serve import bind
 from server.settings import Settings
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
 
@@ -71,10 +73,11 @@ async def client(make_app: MakeApp) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: FastAPI, client_timeout: float = 60.0) -> AsyncIterator[str]:
     """A real server on a free loopback port; gives its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
+    with bind("127.0.0.1", 0, client_timeout) as listener:
+        protocol = patient_protocol(client_timeout)
+        config = uvicorn.Config(app, http=protocol, log_config=None, timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         started = asyncio.Event()
         startup = server.startup

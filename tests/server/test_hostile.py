@@ -1,7 +1,10 @@
 """Requests made to hurt: refused in few words, cheaply, and without a trace in other answers."""
 
 import asyncio
+import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -75,3 +78,64 @@ async def test_a_client_that_leaves_within_its_body_leaves_no_traceback(
                 while "The client left after 1 bytes" not in caplog.text:
                     await asyncio.sleep(0)
     assert "Traceback" not in caplog.text
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+SHORT = 0.3  # seconds of patience
+
+
+@asynccontextmanager
+async def raw_connection(
+    url: str,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST", HEAD, HEAD + b"X: y\r\n"])
+async def test_a_head_that_does_not_end_is_hung_up_on(make_app: MakeApp, sent: bytes) -> None:
+    async with serving(make_app(), SHORT) as url, raw_connection(url) as (reader, writer):
+        writer.write(sent)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+
+
+async def test_a_body_that_does_not_end_is_a_408(make_app: MakeApp) -> None:
+    async with (
+        serving(make_app(client_timeout=SHORT)) as url,
+        raw_connection(url) as (reader, writer),
+    ):
+        writer.write(HEAD + b"Content-Length: 99\r\n\r\n{")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert b" 408 " in head.splitlines()[0]
+    assert json.loads(body)["error"]["code"] == "request_timeout"
+
+
+async def test_what_is_not_http_is_refused_in_the_one_shape(make_app: MakeApp) -> None:
+    async with serving(make_app()) as url, raw_connection(url) as (reader, writer):
+        writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert b"x-request-id: req_" in head
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+async def test_idle_connections_and_pipelining_change_nothing_for_others(
+    make_app: MakeApp,
+) -> None:
+    async with serving(make_app()) as url:
+        idle = [await asyncio.open_connection("127.0.0.1", httpx.URL(url).port) for _ in range(200)]
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert (await complete(client)).status_code == 200
+        reader, writer = idle[0]
+        writer.write(
+            HEAD + b"Content-Length: 2\r\n\r\n{}" + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        answers = b""
+        while b'"status":"ok"' not in answers:
+            answers += await reader.read(1 << 16)
+        assert answers.count(b"HTTP/1.1 200 OK") == 2
+        for _, writer in idle:
+            writer.close()

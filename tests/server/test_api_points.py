@@ -1,0 +1,140 @@
+"""One test for each point of the API contract that the front end alone decides, by its number.
+
+Points 7 to 9, 11, 15 to 19 have their tests beside what they test.
+"""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import chat, complete, error_of, events
+from tests.server.fake_engine import FakeEngines
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_api_01_errors_have_one_shape_before_the_first_byte(
+    client: httpx.AsyncClient, stream: bool
+) -> None:
+    error = error_of(await chat(client, stream=stream, n="x"), 400)
+    assert (error["param"], error["code"]) == ("n", "invalid_type")
+    error = error_of(await chat(client, stream=stream, model="none"), 404)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+async def test_api_02_ids_and_objects(client: httpx.AsyncClient) -> None:
+    for ask, prefix, whole, piece in (
+        (chat, "chatcmpl-", "chat.completion", "chat.completion.chunk"),
+        (complete, "cmpl-", "text_completion", "text_completion"),
+    ):
+        answer = (await ask(client)).json()
+        assert answer["id"].startswith(prefix) and answer["object"] == whole
+        *chunks, _ = events((await ask(client, stream=True)).text)
+        assert len({(c["id"], c["created"], c["model"]) for c in chunks}) == 1
+        assert {c["object"] for c in chunks} == {piece}
+
+
+async def test_api_03_a_chat_choice(client: httpx.AsyncClient) -> None:
+    choice = (await chat(client)).json()["choices"][0]
+    assert {"index", "finish_reason", "message", "logprobs"} <= set(choice)
+    assert choice["logprobs"] is None and choice["finish_reason"] == "stop"
+    message = choice["message"]
+    assert (message["role"], message["content"]) == ("assistant", "Hello there.")
+    assert message["refusal"] is None
+    cut = (await chat(client, max_tokens=2)).json()["choices"][0]
+    assert cut["finish_reason"] == "length"
+
+
+async def test_api_04_the_order_of_a_stream(client: httpx.AsyncClient) -> None:
+    *chunks, done = events((await chat(client, stream=True)).text)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert done == "[DONE]"
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert not any("role" in choice["delta"] for choice in choices[1:])
+    assert choices[-1]["delta"] == {} and choices[-1]["finish_reason"] == "stop"
+    assert [c["finish_reason"] for c in choices[:-1]] == [None] * (len(choices) - 1)
+
+
+async def test_api_05_usage_of_a_stream(client: httpx.AsyncClient) -> None:
+    options = {"include_usage": True, "unknown": 1}
+    *chunks, last, _ = events((await chat(client, stream=True, stream_options=options)).text)
+    assert last["choices"] == [] and last["usage"]["total_tokens"] > 0
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert not any("usage" in c for c in events((await chat(client, stream=True)).text)[:-1])
+    assert error_of(await chat(client, stream_options={}), 400)["param"] == "stream_options"
+
+
+async def test_api_06_usage_counts_all_choices(client: httpx.AsyncClient) -> None:
+    one = (await chat(client)).json()["usage"]
+    two = (await chat(client, n=2)).json()["usage"]
+    assert two["completion_tokens"] == 2 * one["completion_tokens"]
+    assert two["prompt_tokens"] == one["prompt_tokens"]
+    assert "cached_tokens" in one["prompt_tokens_details"]
+    assert "reasoning_tokens" in one["completion_tokens_details"]
+
+
+async def test_api_10_stop(client: httpx.AsyncClient) -> None:
+    for stop in ("there", ["zzz", "there"]):
+        answer = (await chat(client, stop=stop)).json()["choices"][0]
+        assert (answer["message"]["content"], answer["finish_reason"]) == ("Hello ", "stop")
+    assert (await chat(client, stop=None)).status_code == 200
+    for wrong in ([], list("abcde")):
+        error_of(await chat(client, stop=wrong), 400)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "wrong"),
+    [
+        ("temperature", [0, 2, 1.0, None], [-0.1, 2.1, "1"]),
+        ("top_p", [0, 1, None], [-0.1, 1.1]),
+        ("presence_penalty", [-2, 2, None], [-2.1, 2.1]),
+        ("logit_bias", [{"5": 100}, None], [{"5": 101}, {"x": 1}, []]),
+        ("n", [1, 1.0, None], [0, 129, 1.5, True]),
+        ("top_k", [0, 5, None], [-2, "5"]),
+        ("seed", [0, -1, 2**64 - 1, None], [2**64, 0.5]),
+    ],
+)
+async def test_api_12_ranges(
+    client: httpx.AsyncClient, field: str, good: list[Any], wrong: list[Any]
+) -> None:
+    for value in good:
+        assert (await chat(client, **{field: value})).status_code == 200, value
+    for value in wrong:
+        param = error_of(await chat(client, **{field: value}), 400)["param"]
+        assert param is not None and param.startswith(field)
+
+
+async def test_api_13_messages(client: httpx.AsyncClient) -> None:
+    parts = {"role": "developer", "content": [{"type": "text", "text": "be brief"}]}
+    assert (await chat(client, messages=[parts, USER])).status_code == 200
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    bad: list[Any] = [[], [[]], [{"role": "boss"}], [image], [{"role": "tool", "content": "x"}]]
+    for wrong in bad:
+        param = error_of(await chat(client, messages=wrong), 400)["param"]
+        assert param is not None and param.startswith("messages")
+
+
+async def test_api_14_unknown_fields_are_ignored(client: httpx.AsyncClient) -> None:
+    message = {**USER, "unknown": [1]}
+    assert (await chat(client, messages=[message], unknown={"a": None})).status_code == 200
+    assert (await complete(client, unknown=1)).status_code == 200
+
+
+async def test_api_20_the_fingerprint_is_the_engines(client: httpx.AsyncClient) -> None:
+    assert (await chat(client)).json()["system_fingerprint"] == "fp_fake"
+
+
+async def test_api_21_a_client_that_leaves_frees_its_request(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.queue = asyncio.Event()
+    asking = asyncio.create_task(chat(client))
+    while not engines.made:
+        await asyncio.sleep(0)
+    await engines.engine.request_started.wait()
+    asking.cancel()
+    await engines.engine.request_closed.wait()
+    assert not engines.engine.running
