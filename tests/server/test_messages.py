@@ -6,10 +6,11 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from engine.errors import EngineDied, QueueFull
 from tests.server.conftest import MakeApp, client_of, events, serving
-from tests.server.fake_engine import FakeEngines
+from tests.server.fake_engine import EOS, FakeEngines, ids_of
 
 USER: Any = {"role": "user", "content": "hi"}
 
@@ -93,6 +94,21 @@ async def test_the_official_client_gets_typed_errors(
     with pytest.raises(anthropic.NotFoundError) as missing:
         await anthropic_client.messages.create(model="no", max_tokens=1, messages=[USER])
     assert missing.value.type == "not_found_error"
+
+
+class City(BaseModel):
+    name: str
+
+
+async def test_the_official_client_parses_what_a_schema_holds(
+    anthropic_client: anthropic.AsyncAnthropic, engines: FakeEngines
+) -> None:
+    engines.script.answers = lambda choice: (*ids_of('{"name": "Rome"}'), EOS)
+    answer = await anthropic_client.messages.parse(
+        model="main", max_tokens=100, messages=[USER], output_format=City
+    )
+    assert answer.parsed_output == City(name="Rome")
+    assert engines.engine.requests[0].params.grammar
 
 
 async def test_a_stop_sequence_is_told(client: httpx.AsyncClient) -> None:

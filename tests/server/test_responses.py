@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from engine.errors import EngineDied
 from tests.server.conftest import MakeApp, error_of, events, serving
@@ -125,6 +126,21 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": {"type": "web_search"}}, "tool_choice.type", "unsupported_content"),
     ({"tool_choice": "always"}, "tool_choice", "invalid_value"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
+    (
+        {"text": {"format": {"type": "json_schema"}}},
+        "text.format.name",
+        "missing_required_parameter",
+    ),
+    (
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": [None]}}},
+        "text.format.schema",
+        "invalid_type",
+    ),
+    (
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "x"}}}},
+        "text.format.schema",
+        "invalid_grammar",
+    ),
     ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
     ({"max_output_tokens": 5000}, "max_output_tokens", "context_length_exceeded"),
     ({"input": "x" * 9000}, "input", "context_length_exceeded"),
@@ -199,3 +215,20 @@ async def test_tokens_are_counted_as_they_will_be(
 async def test_an_answer_may_be_empty(client: httpx.AsyncClient, engines: FakeEngines) -> None:
     engines.script.answers = lambda choice: (*ids_of(""), EOS)
     assert (await respond(client)).json()["output"] == []
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+async def test_the_official_client_parses_what_a_schema_holds(
+    openai_client: openai.AsyncOpenAI, engines: FakeEngines
+) -> None:
+    engines.script.answers = lambda choice: (*ids_of('{"name": "Rome", "people": 3}'), EOS)
+    answer = await openai_client.responses.parse(model="main", input="hi", text_format=City)
+    assert answer.output_parsed == City(name="Rome", people=3)
+    assert engines.engine.requests[0].params.grammar
+    stream = openai_client.responses.stream(model="main", input="hi", text_format=City)
+    async with stream as reader:
+        assert (await reader.get_final_response()).output_parsed == answer.output_parsed
