@@ -16,7 +16,7 @@ from server.metrics import Metrics
 from server.models import EngineFactory, Models, TokenizerLoader
 from server.registry import Registry
 from server.request_id import RequestId
-from server.routes import chat, completions, health, models
+from server.routes import chat, completions, health, messages, models, responses, tokens
 from server.routes import metrics as metrics_route
 from server.settings import Settings
 from server.state import AppState
@@ -58,7 +58,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.understudy = AppState(settings, registry, lent, metrics)
-    for resource in (chat, completions, models):
+    for resource in (chat, completions, responses, messages, tokens, models):
         app.include_router(resource.router, prefix="/v1")
         app.include_router(resource.router, include_in_schema=False)
     app.include_router(health.router)

@@ -119,7 +119,7 @@ class RequireKey:
         if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
             owner = self._keys.owner(Headers(scope=scope))
             if owner is None:
-                await _refusal().response()(scope, receive, send)
+                await _refusal().response(scope)(scope, receive, send)
                 return
             scope.setdefault("state", {})["key"] = owner
         await self._app(scope, receive, send)

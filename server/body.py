@@ -79,6 +79,14 @@ def parse_body(kind: type[BodyT], raw: bytes) -> BodyT:
         raise _refusal(dict(first), from_json(raw)) from None
 
 
+def check_object(kind: type[BodyT], data: Mapping[str, Any]) -> BodyT:
+    """Check what another body was turned into. Raises `ApiError` 400 for the first mistake."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _refusal(dict(error.errors(include_url=False)[0]), data) from None
+
+
 def _refusal(error: Mapping[str, Any], data: object) -> ApiError:
     context = error.get("ctx") or {}
     path = _path(error["loc"], data, missing=error["type"] == "missing")

@@ -73,6 +73,8 @@ class ChatWriter:
             return
         self._totals.add_reasoning(reply.num_reasoning_tokens)
         last = self._chunk(index, {}, finish=reply.finish(tokens.finish))
+        if tokens.stop_reason is not None:
+            last["choices"][0]["stop_reason"] = tokens.stop_reason
         if self._totals.complete and not self._include_usage:
             last["timings"] = self._totals.timings()
         yield last
@@ -122,6 +124,8 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
             choice = choices.setdefault(piece["index"], _empty(piece["index"], logprobs))
             _extend(choice["message"], piece["delta"])
             choice["finish_reason"] = piece["finish_reason"]
+            if "stop_reason" in piece:
+                choice["stop_reason"] = piece["stop_reason"]
             if choice["logprobs"] is not None and piece["logprobs"] is not None:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
             if "provenance" in piece:

@@ -7,6 +7,7 @@ from typing import Self
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from engine.errors import (
     EngineDied,
@@ -18,10 +19,19 @@ from engine.errors import (
 )
 from server.measurement import measurement_of
 from server.schemas.answers import ErrorBody
+from server.schemas.message_answers import MessageErrorBody
 
 log = logging.getLogger("understudy")
 
 RETRY_AFTER_S = 5
+
+MESSAGES_PATH = "/messages"  # with what lies below it: Anthropic's API
+MESSAGE_ERRORS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
 
 
 class ApiError(Exception):
@@ -68,8 +78,25 @@ class ApiError(Exception):
             }
         }
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+    def response(self, scope: Scope | None = None) -> JSONResponse:
+        """The answer to a request, in the shape of the API whose path it asked for."""
+        body: ErrorBody | MessageErrorBody = self.body()
+        if scope is not None and scope["path"].removeprefix("/v1").startswith(MESSAGES_PATH):
+            body = message_error(self, scope["state"]["request_id"])
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
+
+
+def message_error(error: ApiError, request_id: str) -> MessageErrorBody:
+    """A failure in Anthropic's shape; the message names the parameter."""
+    kind = "api_error" if error.status >= 500 else "invalid_request_error"
+    message = error.message
+    if error.param is not None and error.param not in message:
+        message = f"{error.param}: {message}"
+    return {
+        "type": "error",
+        "error": {"type": MESSAGE_ERRORS.get(error.status, kind), "message": message},
+        "request_id": request_id,
+    }
 
 
 def as_api_error(error: ApiError | EngineError) -> ApiError:
@@ -104,7 +131,7 @@ async def _on_failure(request: Request, error: Exception) -> JSONResponse:
     failure = as_api_error(error)
     measurement_of(request).outcome = failure.code or ""
     log_failure(request.state.request_id, failure)
-    return failure.response()
+    return failure.response(request.scope)
 
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
@@ -116,7 +143,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     }
     message, code = messages.get(error.status_code, (str(error.detail), None))
     failure = ApiError(message, code=code, status=error.status_code, headers=error.headers)
-    return failure.response()
+    return failure.response(request.scope)
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
@@ -126,7 +153,7 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     failure = ApiError(
         message, code="internal_error", status=500, headers={"x-request-id": request_id}
     )
-    return failure.response()
+    return failure.response(request.scope)
 
 
 def log_failure(request_id: str, failure: ApiError) -> None:

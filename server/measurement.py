@@ -16,7 +16,7 @@ QUEUE_HEADER = "x-understudy-queue-ms"
 ROUTES = {
     f"{prefix}{path}": path
     for prefix in ("", "/v1")
-    for path in ("/chat/completions", "/completions")
+    for path in ("/chat/completions", "/completions", "/responses", "/messages")
 }
 
 

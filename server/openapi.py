@@ -10,6 +10,11 @@ from server.auth import OPEN_PATHS
 from server.schemas.answers import ChatChunk, ErrorBody, TextCompletion
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
+from server.schemas.message_answers import MessageErrorBody, MessageEvent
+from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
+from server.schemas.response_answers import ResponseEvent
+from server.schemas.response_bodies import ResponseRequest
+from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 REFERENCE = "#/components/schemas/{model}"
 REQUEST_ID = {
@@ -27,19 +32,21 @@ def _reference(kind: Any) -> dict[str, str]:
     return {"$ref": REFERENCE.format(model=kind.__name__)}
 
 
-def _failure(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
+def _failures(error: Any) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": _reference(error)}}
+
+    def failure(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
+        headers["x-request-id"] = REQUEST_ID
+        return {"description": description, "content": content, "headers": headers}
+
     return {
-        "description": description,
-        "content": {"application/json": {"schema": _reference(ErrorBody)}},
-        "headers": {"x-request-id": REQUEST_ID, **headers},
+        401: failure("No valid API key", **{"WWW-Authenticate": {"schema": {"type": "string"}}}),
+        "4XX": failure("The request cannot be served as asked; the field is named"),
+        "5XX": failure("The server cannot serve it now", **{"Retry-After": RETRY_AFTER}),
     }
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    401: _failure("No valid API key", **{"WWW-Authenticate": {"schema": {"type": "string"}}}),
-    "4XX": _failure("The request cannot be served as asked; `param` names the field"),
-    "5XX": _failure("The server cannot serve it now", **{"Retry-After": RETRY_AFTER}),
-}
+ERRORS = _failures(ErrorBody)
 KEYS: dict[str, dict[str, str]] = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -48,25 +55,33 @@ BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exc
 BY_HAND: tuple[Any, ...] = (
     ChatRequest,
     CompletionRequest,
+    ResponseRequest,
+    MessagesRequest,
+    CountTokensRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
     ChatChunk,
     TextCompletion,
+    ResponseEvent,
+    MessageEvent,
     ErrorBody,
+    MessageErrorBody,
 )
 
 
-def describe(body: type[BaseModel], whole: Any, chunk: Any) -> dict[str, Any]:
+def describe(
+    body: type[BaseModel], whole: Any, chunk: Any = None, *, error: Any = ErrorBody
+) -> dict[str, Any]:
     """Arguments of a route that reads `body` and answers `whole`, or events of `chunk`."""
+    headers = {"x-request-id": REQUEST_ID}
+    answer: dict[str, Any] = {"model": whole, "description": "Whole", "headers": headers}
+    if chunk is not None:
+        answer["description"] = "Whole; with `stream: true` events"
+        answer["headers"] = headers | {"x-understudy-queue-ms": QUEUE_MS}
+        answer["content"] = {"text/event-stream": {"schema": _event(chunk, error)}}
     return {
         "response_model": None,
-        "responses": {
-            200: {
-                "model": whole,
-                "description": "Whole; with `stream: true` events, of which the last is [DONE]",
-                "headers": {"x-request-id": REQUEST_ID, "x-understudy-queue-ms": QUEUE_MS},
-                "content": {"text/event-stream": {"schema": _event(chunk)}},
-            },
-            **ERRORS,
-        },
+        "responses": {200: answer, **_failures(error)},
         "openapi_extra": {
             "requestBody": {
                 "required": True,
@@ -76,9 +91,9 @@ def describe(body: type[BaseModel], whole: Any, chunk: Any) -> dict[str, Any]:
     }
 
 
-def _event(chunk: Any) -> dict[str, Any]:
-    """A server-sent event as tools read it, an object of its fields; the last is [DONE]."""
-    content = {"anyOf": [_reference(chunk), _reference(ErrorBody)]}
+def _event(chunk: Any, error: Any) -> dict[str, Any]:
+    """A server-sent event as tools read it, an object of its fields; OpenAI's last is [DONE]."""
+    content = {"anyOf": [_reference(chunk), _reference(error)]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     return {
         "type": "object",

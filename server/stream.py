@@ -31,6 +31,18 @@ Chunks = AsyncGenerator[Chunk, None]
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """How an API writes the events of its streams."""
+
+    failure: Callable[[ApiError], Mapping[str, Any]] = ApiError.body
+    named: bool = False  # the `type` of an event is its name too
+    done: str | None = "[DONE]"  # the data of the last event
+
+
+OPENAI = Dialect()
+
+
+@dataclass(frozen=True)
 class Pace:
     """How an answer that takes long shows that it is alive."""
 
@@ -53,13 +65,13 @@ async def whole_answer(
 
 
 async def streamed_answer(
-    request: Request, chunks: AsyncGenerator[Chunk, None], pace: Pace
+    request: Request, chunks: AsyncGenerator[Chunk, None], pace: Pace, dialect: Dialect = OPENAI
 ) -> Response:
     """Stream chunks as server-sent events, opened with the first chunk or after `keepalive` s."""
     first: asyncio.Task[Chunk] = asyncio.create_task(_first(chunks))
     if not await _begins(request, first, chunks, [pace.keepalive]):
         return Response(status_code=CLIENT_GONE)
-    return _Events(request.state.request_id, first, chunks, pace)
+    return _Events(request.state.request_id, first, chunks, pace, dialect)
 
 
 async def _whole(
@@ -188,9 +200,10 @@ class _Events(EventSourceResponse):
         first: asyncio.Task[Chunk],
         chunks: AsyncGenerator[Chunk, None],
         pace: Pace,
+        dialect: Dialect,
     ) -> None:
         super().__init__(
-            _events(request_id, first, chunks, pace.wait),
+            _events(request_id, first, chunks, pace.wait, dialect),
             ping=pace.keepalive,
             sep="\n",
             ping_message_factory=functools.partial(_comment, pace.wait),
@@ -217,23 +230,25 @@ async def _events(
     first: asyncio.Task[Chunk],
     chunks: AsyncGenerator[Chunk, None],
     wait: Wait,
+    dialect: Dialect,
 ) -> AsyncGenerator[ServerSentEvent, None]:
     try:
         if not first.done():
             yield _comment(wait)
-        yield _event(await first)
+        yield _event(await first, dialect)
         async for chunk in chunks:
-            yield _event(chunk)
-        yield ServerSentEvent("[DONE]", sep="\n")
+            yield _event(chunk, dialect)
+        if dialect.done is not None:
+            yield ServerSentEvent(dialect.done, sep="\n")
     except (ApiError, EngineError) as error:
         failure = as_api_error(error)
         log_failure(request_id, failure)
-        yield _event(failure.body())
+        yield _event(dialect.failure(failure), dialect)
 
 
-def _event(chunk: Mapping[str, Any]) -> ServerSentEvent:
+def _event(chunk: Mapping[str, Any], dialect: Dialect) -> ServerSentEvent:
     data = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return ServerSentEvent(data, sep="\n")
+    return ServerSentEvent(data, event=chunk["type"] if dialect.named else None, sep="\n")
 
 
 def _comment(wait: Wait) -> ServerSentEvent:

@@ -109,9 +109,15 @@ class Tokenizer:
         """
         return max(1, *map(len, self.bytes))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self.inner.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of ids; `special` shows special tokens too."""
+        text: str = self.inner.decode(list(ids), skip_special_tokens=not special)
         return text
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary spells ids."""
+        spelled: list[str] = self.inner.convert_ids_to_tokens(list(ids))
+        return spelled
 
     def start_of_text(self, eos: Sequence[int]) -> int | None:
         """What an empty prompt consists of: models cannot continue nothing at all."""

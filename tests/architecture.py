@@ -70,6 +70,7 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.parsers*", "fastapi*", "parsers are pure"),
     ("server.parsing*", "engine*", "parsers are pure"),
     ("server.parsing*", "fastapi*", "parsers are pure"),
+    ("server.doors*", "fastapi*", "doors are pure"),
     ("server*", "server.routes*", "routes are the outermost layer"),
 )
 # (who, what it may import all the same)

@@ -20,7 +20,7 @@ from server.models import LoadedModel
 from server.schemas.answers import Head
 from server.schemas.fields import GenerationBody
 from server.state import state_of
-from server.stream import Pace, streamed_answer, whole_answer
+from server.stream import OPENAI, Dialect, Pace, streamed_answer, whole_answer
 from server.usage import Totals
 
 log = logging.getLogger("understudy")
@@ -43,6 +43,7 @@ async def answer(
     body: BodyT,
     write: Callable[[LoadedModel, BodyT, Caller], AsyncGenerator[Chunk, None]],
     fold: Callable[[Sequence[Chunk]], Mapping[str, Any]],
+    dialect: Dialect = OPENAI,
 ) -> Response:
     """Answer a request with the chunks that `write` makes on the model it names."""
     state = state_of(request)
@@ -67,10 +68,15 @@ async def answer(
             log.info("%s: ended early: the client left, or the server ends", caller.request_id)
             raise
 
-    pace = Pace(measurement.wait, state.settings.keepalive, state.settings.blank_after)
     if body.stream:
-        return await streamed_answer(request, chunks(), pace)
-    return await whole_answer(request, chunks(), fold, pace)
+        return await streamed_answer(request, chunks(), pace_of(request), dialect)
+    return await whole_answer(request, chunks(), fold, pace_of(request))
+
+
+def pace_of(request: Request) -> Pace:
+    """How an answer to `request` shows that it is alive."""
+    settings = state_of(request).settings
+    return Pace(measurement_of(request).wait, settings.keepalive, settings.blank_after)
 
 
 def new_head(prefix: str, model: LoadedModel) -> Head:

@@ -125,6 +125,7 @@ class ChatChunkChoice(TypedDict):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    stop_reason: NotRequired[str | int]  # the stop string or stop token that ended it
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
@@ -154,6 +155,7 @@ class ChatChoice(TypedDict):
     message: Message
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    stop_reason: NotRequired[str | int]
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 

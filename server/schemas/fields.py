@@ -25,6 +25,20 @@ def fault(field: str, message: str, code: str = "invalid_value") -> PydanticCust
     return PydanticCustomError(code, "{message}", {"message": message, "field": field})
 
 
+def only(what: str, *kinds: str) -> BeforeValidator:
+    """Refuse objects of another `type` than `kinds` in words; what has none is left to others."""
+
+    def known(value: object) -> object:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            names = ", ".join(f"'{kind}'" for kind in kinds)
+            message = f"{what} of type '{kind}' are not supported by this server, only {names}"
+            raise fault("type", message, "unsupported_content")
+        return value
+
+    return BeforeValidator(known)
+
+
 def unsupported(field: str, value: object) -> None:
     """Refuse a known field that cannot be honoured, when it is set."""
     if value not in (None, [], {}):

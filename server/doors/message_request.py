@@ -1,0 +1,139 @@
+"""From the Messages API's request to a chat's. Pure."""
+
+import json
+from itertools import groupby
+from typing import Any
+
+from server.doors.translation import Names, passed_on
+from server.doors.turns import Turns
+from server.schemas.message_bodies import (
+    CountTokensRequest,
+    MessagesRequest,
+    MessageTool,
+    RedactedThinkingBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolChoice,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
+
+NAMES: Names = (
+    (r"messages(\..*)?", "messages"),
+    ("max_completion_tokens", "max_tokens"),
+    ("stop", "stop_sequences"),
+    ("reasoning_effort", "output_config.effort"),
+    (r"response_format\.json_schema", "output_config.format"),
+    ("response_format", "output_config.format"),
+    (r"tools\.(\d+)\.function\.parameters", r"tools.\1.input_schema"),
+    (r"tools\.(\d+)\.function", r"tools.\1"),
+    (r"tool_choice\.function", "tool_choice"),
+)
+
+
+def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
+    """The body of the chat that answers `body`; null is absent."""
+    messages = _messages(body)
+    last = messages[-1]
+    choice = body.tool_choice
+    fields = passed_on(body, *PASSED_ON) | {
+        "messages": messages,
+        # a last turn of the assistant is the beginning of its answer
+        "continue_final_message": last["role"] == "assistant"
+        and bool(last.get("content"))
+        and "tool_calls" not in last,
+        "stream_options": {"include_usage": True} if body.stream else None,
+        "tools": [_tool(tool) for tool in body.tools or ()] or None,
+        "tool_choice": None if choice is None else _tool_choice(choice),
+        "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
+        "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
+    }
+    if body.output_config is not None:
+        effort = body.output_config.effort
+        fields["reasoning_effort"] = "xhigh" if effort == "max" else effort
+        if body.output_config.format is not None:
+            schema = {"name": "answer", "schema": body.output_config.format.schema_, "strict": True}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if isinstance(body, MessagesRequest):
+        fields["max_completion_tokens"] = body.max_tokens
+        fields["stop"] = body.stop_sequences or None
+    return fields
+
+
+# what both bodies have in the same words; the last lines are extensions
+PASSED_ON = (
+    "model",
+    "stream",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "min_p",
+    "speculation",
+)
+
+
+def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
+    turns = Turns()
+    if body.system is not None:
+        turns.say("system", _text(body.system))
+    for turn in body.messages:
+        _add(turns, turn)
+    return turns.messages
+
+
+def _add(turns: Turns, turn: Turn) -> None:
+    if isinstance(turn.content, str):
+        turns.say(turn.role, turn.content)
+        return
+    if not turn.content:
+        turns.say(turn.role, "")
+    for are_texts, run in groupby(turn.content, key=lambda block: isinstance(block, TextBlock)):
+        if are_texts:  # side by side they are one
+            turns.say(turn.role, "".join(b.text for b in run if isinstance(b, TextBlock)))
+            continue
+        for block in run:
+            match block:
+                case ThinkingBlock():
+                    turns.think(block.thinking)
+                case RedactedThinkingBlock():
+                    turns.think("")
+                case ToolUseBlock():
+                    turns.call(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+                case ToolResultBlock():
+                    turns.result(block.tool_use_id, _text(block.content or ""))
+
+
+def _text(content: str | list[TextBlock]) -> str:
+    return content if isinstance(content, str) else "".join(block.text for block in content)
+
+
+def _tool(tool: MessageTool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
+    match choice.type:
+        case "auto":  # which a chat is without tools, but may not be told
+            return None
+        case "any":
+            return "required"
+        case "tool":
+            return {"type": "function", "function": {"name": choice.name}}
+        case _:
+            return "none"
+
+
+def _thinking(body: CountTokensRequest) -> dict[str, bool]:
+    """The words that templates of reasoning models know; "adaptive" leaves it to them."""
+    kind = body.thinking.type if body.thinking is not None else None
+    if kind not in ("enabled", "disabled"):
+        return {}
+    thinks = kind == "enabled"
+    return {"enable_thinking": thinks, "thinking": thinks}

@@ -1,0 +1,154 @@
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens: Anthropic's shapes."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from server.schemas.fields import Body, GenerationBody, Int, JsonObject, StopString, fault, only
+
+
+class TextBlock(Body):
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingBlock(Body):
+    type: Literal["thinking"]
+    thinking: str
+
+
+class RedactedThinkingBlock(Body):
+    """Another server's secret: read over."""
+
+    type: Literal["redacted_thinking"]
+
+
+class ToolUseBlock(Body):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: JsonObject
+
+
+def _text_or_blocks(value: object) -> str:
+    return "blocks" if isinstance(value, list) else "text"
+
+
+TextBlocks = Annotated[
+    list[Annotated[TextBlock, only("Content blocks", "text")]], Field(fail_fast=True)
+]
+Text = Annotated[
+    Annotated[str, Tag("text")] | Annotated[TextBlocks, Tag("blocks")],
+    Discriminator(_text_or_blocks),
+]
+
+
+class ToolResultBlock(Body):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: Text | None = None
+
+
+UserBlock = Annotated[
+    Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
+    only("Content blocks", "text", "tool_result"),
+]
+AssistantBlock = Annotated[
+    Annotated[
+        TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock,
+        Field(discriminator="type"),
+    ],
+    only("Content blocks", "text", "thinking", "redacted_thinking", "tool_use"),
+]
+
+
+class UserTurn(Body):
+    role: Literal["user"]
+    content: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[UserBlock], Field(min_length=1, fail_fast=True), Tag("blocks")],
+        Discriminator(_text_or_blocks),
+    ]
+
+
+class AssistantTurn(Body):
+    role: Literal["assistant"]
+    content: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[AssistantBlock], Field(fail_fast=True), Tag("blocks")],
+        Discriminator(_text_or_blocks),
+    ]
+
+
+class SystemTurn(Body):
+    role: Literal["system"]
+    content: Text
+
+
+Turn = Annotated[UserTurn | AssistantTurn | SystemTurn, Field(discriminator="role")]
+
+
+class MessageTool(Body):
+    """A function the model may call."""
+
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: JsonObject
+    strict: bool | None = None
+
+
+class ToolChoice(Body):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Self:
+        if self.type == "tool" and self.name is None:
+            message = "A tool choice of type 'tool' needs 'name'"
+            raise fault("name", message, "missing_required_parameter")
+        return self
+
+
+class Thinking(Body):
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # cannot be kept: read over
+
+
+class OutputFormat(Body):
+    type: Literal["json_schema"]
+    schema_: Annotated[Any, Field(alias="schema")]
+
+
+class OutputConfig(Body):
+    effort: str | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(Body):
+    user_id: str | None = None
+
+
+class CountTokensRequest(GenerationBody):
+    """A conversation, as it would be continued."""
+
+    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
+    system: Text | None = None
+    tools: (
+        Annotated[list[Annotated[MessageTool, only("Tools", "custom")]], Field(fail_fast=True)]
+        | None
+    ) = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    chat_template_kwargs: JsonObject | None = None  # an extension
+
+
+class MessagesRequest(CountTokensRequest):
+    """A conversation to continue."""
+
+    max_tokens: Annotated[Int, Field(ge=1)]
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop_sequences: list[StopString] | None = None
+    metadata: Metadata | None = None

@@ -1,0 +1,191 @@
+"""The body of POST /v1/responses, and of its count of tokens."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+
+from server.schemas.fields import (
+    Body,
+    GenerationBody,
+    Int,
+    JsonObject,
+    fault,
+    only,
+    unsupported,
+)
+
+
+class ItemPart(Body):
+    """A piece of text of an item: what was said, thought or refused."""
+
+    type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal"]
+    text: Annotated[str, Field(validation_alias=AliasChoices("text", "refusal"))]
+
+
+_PART_TYPES = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
+Part = Annotated[ItemPart, only("Content parts", *_PART_TYPES)]
+Parts = Annotated[list[Part], Field(fail_fast=True)]
+
+
+def _text_or_parts(value: object) -> str:
+    return "parts" if isinstance(value, list) else "text"
+
+
+ItemContent = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Parts, Tag("parts")], Discriminator(_text_or_parts)
+]
+
+
+MAY_BE_ABSENT = {"anyOf": [{"const": "message"}, {"type": "null"}]}
+
+
+class MessageItem(Body):
+    type: Annotated[Literal["message"], WithJsonSchema(MAY_BE_ABSENT)] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: ItemContent
+
+
+class CallItem(Body):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class CallOutputItem(Body):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: ItemContent
+
+
+class ReasoningItem(Body):
+    type: Literal["reasoning"]
+    summary: Parts | None = None
+    content: Parts | None = None
+
+
+def _message_if_untyped(value: object) -> object:
+    """A message may leave its type out."""
+    if isinstance(value, dict) and value.get("type") is None and "role" in value:
+        return {**value, "type": "message"}
+    return value
+
+
+Item = Annotated[
+    Annotated[MessageItem | CallItem | CallOutputItem | ReasoningItem, Field(discriminator="type")],
+    only("Items", "message", "function_call", "function_call_output", "reasoning"),
+    BeforeValidator(_message_if_untyped),
+]
+Items = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
+Input = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Items, Tag("items")],
+    Discriminator(lambda value: "items" if isinstance(value, list) else "text"),
+]
+
+
+class ResponseTool(Body):
+    """A function the model may call."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+Tool = Annotated[ResponseTool, only("Tools", "function")]
+
+
+class FunctionChoice(Body):
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTools(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[
+        list[Annotated[FunctionChoice, only("Tools", "function")]], Field(min_length=1)
+    ]
+
+
+def _mode_or_choice(value: object) -> str:
+    return "choice" if isinstance(value, dict) else "mode"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("mode")]
+    | Annotated[
+        Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")],
+        only("Tool choices", "function", "allowed_tools"),
+        Tag("choice"),
+    ],
+    Discriminator(_mode_or_choice),
+]
+
+
+class TextFormat(Body):
+    """What the text must look like; the rest of a schema's fields lie beside its type."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[Any, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextConfig(Body):
+    format: TextFormat | None = None
+
+
+class Reasoning(Body):
+    effort: str | None = None
+
+
+class ResponseRequest(GenerationBody):
+    """A conversation to continue; everything of it is in this body, nothing is kept."""
+
+    input: Input
+    instructions: str | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: Reasoning | None = None
+    max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    include: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    chat_template_kwargs: JsonObject | None = None  # an extension
+    # known to OpenAI's clients, refused when set
+    previous_response_id: str | None = None
+    conversation: str | JsonObject | None = None
+    prompt: JsonObject | None = None
+    background: bool | None = None
+
+    @model_validator(mode="after")
+    def _stands_alone(self) -> Self:
+        for field, value in (
+            ("previous_response_id", self.previous_response_id),
+            ("conversation", self.conversation),
+        ):
+            if value is not None:
+                message = f"'{field}' is not supported: nothing is stored; send all items as input"
+                raise fault(field, message, "unsupported_parameter")
+        unsupported("prompt", self.prompt)
+        unsupported("background", self.background or None)
+        unsupported("n", None if self.n == 1 else self.n)
+        return self
+
+    @property
+    def logprobs(self) -> bool:
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())

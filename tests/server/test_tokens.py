@@ -1,0 +1,99 @@
+"""/tokenize, /detokenize, /apply-template and the count of a chat's tokens."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import MakeApp, chat, client_of, error_of
+from tests.server.fake_engine import CONTEXT, EOS, START, VOCAB, FakeEngines, ids_of
+
+MESSAGES = [{"role": "user", "content": "né"}]
+RENDERED = "<turn>user:né<eos><turn>assistant:"
+
+
+async def post(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
+    response = await client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_texts_become_tokens_and_back(client: httpx.AsyncClient, prefix: str) -> None:
+    ids = list(ids_of("né"))
+    for field in ("content", "prompt"):
+        told = await post(client, f"{prefix}/tokenize", **{field: "né"})
+        assert told == {"tokens": ids, "count": 3, "max_model_len": CONTEXT, "token_strs": None}
+    told = await post(client, f"{prefix}/detokenize", tokens=[*ids, EOS])
+    assert told == {"content": "né<eos>", "prompt": "né<eos>"}
+    assert (await post(client, f"{prefix}/detokenize", tokens=[]))["content"] == ""
+
+
+async def test_tokens_are_shown_in_pieces(client: httpx.AsyncClient) -> None:
+    told = await post(client, "/tokenize", content="né<eos>", with_pieces=True)
+    pieces: list[Any] = ["n", [0xC3], [0xA9], "<eos>"]
+    ids = [*ids_of("né"), EOS]
+    assert told["tokens"] == [{"id": i, "piece": p} for i, p in zip(ids, pieces, strict=True)]
+    told = await post(client, "/tokenize", prompt="a b", return_token_strs=True)
+    assert told["token_strs"] == ["a", "Ġ", "b"]
+
+
+async def test_a_chat_is_rendered_tokenized_and_counted_alike(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await chat(client, messages=MESSAGES)
+    prompt = engines.engine.requests[0].prompt
+    told = await post(client, "/tokenize", messages=MESSAGES, model="main")
+    assert tuple(told["tokens"]) == prompt
+    assert prompt[0] == START
+    assert (await post(client, "/apply-template", messages=MESSAGES)) == {"prompt": RENDERED}
+    counted = await post(client, "/v1/chat/completions/input_tokens", messages=MESSAGES)
+    assert counted == {"object": "response.input_tokens", "input_tokens": len(prompt)}
+    bare = await post(client, "/tokenize", messages=MESSAGES, add_generation_prompt=False)
+    assert bare["count"] < told["count"]
+
+
+async def test_what_no_model_could_take_is_counted_all_the_same(client: httpx.AsyncClient) -> None:
+    long = [{"role": "user", "content": "x" * 3000}]
+    assert (await post(client, "/v1/chat/completions/input_tokens", messages=long))[
+        "input_tokens"
+    ] > CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "content"),
+        ("/tokenize", {"content": 1}, "content"),
+        ("/tokenize", {"content": "a", "prompt": "b"}, "prompt"),
+        ("/tokenize", {"content": "a", "add_special": "yes"}, "add_special"),
+        ("/tokenize", {"messages": [{"role": "user"}]}, "messages.0.content"),
+        ("/tokenize", {"messages": []}, "messages"),
+        ("/tokenize", {"messages": [1]}, "messages.0"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [[True]]}, "tokens.0"),
+        ("/detokenize", {"tokens": [1, VOCAB]}, "tokens.1"),
+        ("/detokenize", {"tokens": [1, -1]}, "tokens.1"),
+        ("/apply-template", {"messages": [{"role": "boss", "content": ""}]}, "messages.0.role"),
+        ("/v1/chat/completions/input_tokens", {"messages": {}}, "messages"),
+    ],
+)
+async def test_mistakes_are_named(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], param: str
+) -> None:
+    assert error_of(await client.post(path, json=body), 400)["param"] == param
+
+
+async def test_a_template_that_refuses_is_told(client: httpx.AsyncClient) -> None:
+    function = [{"role": "function", "name": "f", "content": "x"}]
+    error = error_of(await client.post("/apply-template", json={"messages": function}), 400)
+    assert error["code"] == "chat_template_error"
+    assert "no functions here" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template", "/v1/responses"])
+async def test_every_door_asks_for_the_key(make_app: MakeApp, path: str) -> None:
+    async with client_of(make_app(keys=("secret",))) as client:
+        assert error_of(await client.post(path, json={}), 401)["code"] == "invalid_api_key"
+        header = {"authorization": "Bearer secret"}
+        error_of(await client.post(path, json={}, headers=header), 400)
