@@ -6,10 +6,10 @@ A real engine serves the demo's target, and the same model with its vocabulary g
 tokens, one sequence at a time: trees of up to 64 rows by `subspec`, temperature 0.7 with top-p 0.9,
 held-out prompts. Layers, final norms and heads of target and draft are timed and taken off the
 time of each step; what is left is verifying's choices, tree, masks, KV book-keeping and text.
-Drafting before the pass has host time too (scores, masks, embedding and rotary angles of its steps):
-it is part of the draft time, which adds to a cycle where it is not hidden, and stands in a column of
-its own. All of it is processor time of the engine's one thread, which a busy machine lengthens less
-than the clock's; medians over the passes that checked a full tree.
+Drafting before the pass has host time too (scores, masks, embedding and rotary angles of its
+steps): it is part of the draft time, which adds to a cycle where it is not hidden, and stands in a
+column of its own. All of it is processor time of the engine's one thread, which a busy machine
+lengthens less than the clock's; medians over the passes that checked a full tree.
 """
 
 import argparse
