@@ -5,6 +5,7 @@ layers serve both. The draft reads the exact KV of the verified prefix and write
 scratch slots.
 """
 
+import gc
 import logging
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
@@ -21,6 +22,7 @@ from engine.errors import ModelError
 from engine.family import is_mixture
 from engine.growth import Bounds
 from engine.layout import UnitReader
+from engine.malloc import give_back_freed
 from engine.pack import PackedUnits
 from engine.quantize import Kernel, available_kernels, fastest_kernel, substitute_bytes
 from engine.substitutes import (
@@ -80,6 +82,8 @@ class SubSpec:
         """Put substitutes in place of all modules that are not shared."""
         context = self.context
         with closing(self._packed(reader, modules)) as units:
+            gc.collect()
+            give_back_freed()  # what quantizing took, on a first start: loading needs the room
             slab = host_slab(max(layout.nbytes for layout in units.layouts))
             for index, layout in enumerate(units.layouts):
                 if index not in shared:
