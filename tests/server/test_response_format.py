@@ -140,3 +140,21 @@ async def test_what_is_refused(
     assert (error["param"], error["code"]) == (param, code), error["message"]
     assert len(error["message"]) < 900
     assert not any(engine.requests for engine in engines.made)
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        "(a+)+$",
+        "(x+x+)+y",
+        "(.*)" * 10 + "b",
+        ".*a.{30}",
+        "(a|b)*a(a|b){18}",
+        "((a{1,100}){1,100}){1,100}",
+        "(?:a?){5000}a{5000}",
+        "(" * 200 + "a" + ")" * 200,
+    ],
+)
+async def test_a_catastrophic_regex_costs_nothing(client: httpx.AsyncClient, regex: str) -> None:
+    """llguidance never goes back, and counts what it builds."""
+    assert (await chat(client, structured_outputs={"regex": regex})).status_code == 200
