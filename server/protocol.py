@@ -1,6 +1,7 @@
 """HTTP as uvicorn speaks it, with bounds on clients that keep it waiting."""
 
 import asyncio
+import functools
 import socket
 import struct
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def patient_protocol(timeout: float) -> type[asyncio.Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._head = _Deadline(self.loop, timeout, transport.close)
-            self._room = _Deadline(self.loop, timeout, self._reset)
+            self._room = _Deadline(self.loop, timeout, functools.partial(_reset, transport))
             self._head.set()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -89,10 +90,11 @@ def patient_protocol(timeout: float) -> type[asyncio.Protocol]:
             self.transport.write("\r\n".join(head).encode() + body)
             self.transport.close()
 
-        def _reset(self) -> None:
-            """Cut the connection, and forget what the socket still holds."""
-            sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.transport.abort()
-
     return Patient
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Cut the connection, and forget what the socket still holds."""
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
