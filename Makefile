@@ -12,6 +12,8 @@ ARGS ?=
 
 OLDEST_VENV := .venv-oldest
 PEERS_VENV := .venv-peers
+CLIENTS_VENV := .venv-clients
+NODE_CLIENTS := build/clients/node
 OLDEST_TRANSFORMERS := 5.17.0
 BIN := $(VENV)/bin
 CHECKED := $(wildcard engine server tests configs benchmarks)
@@ -29,7 +31,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit test-gpu test-oldest bench bench-memory bench-peers bench-gpu format install lint-docker count clean
+.PHONY: help serve test lint types unit test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu format install lint-docker count clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -48,10 +50,15 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy $(CHECKED)
 
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu" $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu" --ignore tests/clients $(ARGS)
 
 test-gpu: $(VENV)/.installed-test ## the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
+
+test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed ## clients of others, in environments of their own
+	cp tests/clients/node/* $(NODE_CLIENTS)
+	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
+	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
 test-oldest: $(OLDEST_VENV)/.installed ## the engine's tests with the oldest transformers allowed
 	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q -n 2 tests/engine $(ARGS)
@@ -88,7 +95,7 @@ lint-docker: ## run the Dockerfile's build step outside a container
 	build/docker/bin/understudy --help > /dev/null
 
 clean: ## remove environments, caches and build products
-	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than what they were made from, so a second call installs nothing.
@@ -116,6 +123,21 @@ $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt $(CONSTRAINTS)
 	@echo "Installing into $(PEERS_VENV) (once; compiling llama.cpp takes several minutes)"
 	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEERS_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) \
 	  -r benchmarks/peers/requirements.txt
+	@touch $@
+
+# What cannot be installed is left out here, and said to be skipped by its test.
+$(CLIENTS_VENV)/.installed: tests/clients/requirements.txt
+	$(check-python)
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	@echo "Installing into $(CLIENTS_VENV) (once; a few minutes)"
+	$(CLIENTS_VENV)/bin/pip install $(PIP_FLAGS) -r $< \
+	  || xargs -n 1 $(CLIENTS_VENV)/bin/pip install $(PIP_FLAGS) < $< || true
+	@touch $@
+
+$(NODE_CLIENTS)/.installed: tests/clients/node/package.json
+	mkdir -p $(NODE_CLIENTS)
+	cp $< $(NODE_CLIENTS)
+	npm --prefix $(NODE_CLIENTS) install --no-audit --no-fund || true
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml constraints.txt

@@ -300,13 +300,16 @@ class EngineClient:
     def _watch(self) -> None:
         """Look after the process while requests run."""
         if self._check is None:
-            wait = min(self._watchdog.remaining(time.monotonic()), QUIET_S)
-            self._check = asyncio.get_running_loop().call_later(wait, self._check_silence)
+            now = time.monotonic()
+            wait = min(self._watchdog.remaining(now), QUIET_S)
+            loop = asyncio.get_running_loop()
+            self._check = loop.call_later(wait, self._check_silence, now + wait)
 
-    def _check_silence(self) -> None:
+    def _check_silence(self, due: float) -> None:
         self._check = None
         if not self._running:
             return
+        self._watchdog.looked(time.monotonic(), due)
         if self._watchdog.remaining(time.monotonic()) > 0:
             self._watch()
             return

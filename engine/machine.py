@@ -57,6 +57,7 @@ def check_free(plan: Plan) -> None:
 
     Asked before large allocations: a refusal can be read, an out-of-memory kill cannot.
     """
+    give_back_freed()  # of planning itself: probes, and what methods read
     needed = plan.host_bytes - plan.memory.host_runtime - plan.embedding_bytes
     if not plan.memory.is_cuda:
         needed += plan.device_bytes

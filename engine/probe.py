@@ -4,6 +4,7 @@ One layer stands for all: they are alike, and the time of a pass is theirs and t
 """
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -47,6 +48,13 @@ class Measured:
 
 def pass_times(blueprint: Blueprint, device: torch.device) -> Measured | None:
     """Time passes of the model's first layer; None where a layer is too large to try."""
+    try:
+        return _measure(blueprint, device)
+    finally:
+        gc.collect()  # model and decoder refer to each other: they hold the layer until then
+
+
+def _measure(blueprint: Blueprint, device: torch.device) -> Measured | None:
     with torch.inference_mode():
         config = one_layer(blueprint.config)
         model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)

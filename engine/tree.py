@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,12 +69,10 @@ class DraftTree:
 
     def mask(self) -> Tensor:
         """[N, N] bool: row i sees its ancestors and itself."""
-        mask = torch.eye(len(self), dtype=torch.bool)
-        parents, depths = torch.tensor(self.parents), torch.tensor(self.depths)
-        for depth in range(1, max(self.depths) + 1):
-            rows = (depths == depth).nonzero()[:, 0]
-            mask[rows] |= mask[parents[rows]]
-        return mask
+        sees = np.eye(len(self), dtype=np.bool_)
+        for row, parent in enumerate(self.parents[1:], 1):
+            sees[row] |= sees[parent]
+        return torch.from_numpy(sees)
 
     def children(self, row: int) -> Mapping[int, int]:
         """The children of a row: token -> row."""

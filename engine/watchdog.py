@@ -10,6 +10,7 @@ from statistics import median
 QUIET_S = 30.0  # silence that is always allowed while requests run
 FIRST_PASS_QUIET_S = 300.0  # before the first pass is measured: cold caches, kernels compiled
 QUIET_PASSES = 10
+LATE_S = 5.0  # a look that comes so late was held up by what holds up the process too
 RECENT_PASSES = 32
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LONGEST_S = 30.0
@@ -33,6 +34,15 @@ class Watchdog:
     def heard(self, now: float) -> None:
         """A message came, or the first request went out: the silence starts anew."""
         self._heard_at = now
+
+    def looked(self, now: float, due: float) -> None:
+        """Somebody looks at what remains, who meant to at `due`.
+
+        One who comes far too late was paused (a container, a virtual machine), and the process with
+        it: the silence starts anew.
+        """
+        if now - due > LATE_S:
+            self.heard(now)
 
     def passed(self, seconds: float) -> None:
         """A pass was completed in this time."""

@@ -9,7 +9,14 @@ from server.errors import ApiError
 from server.formats import formats_of
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.fields import TextPart
-from server.schemas.messages import AssistantMessage, ChatMessage, FunctionMessage, ToolMessage
+from server.schemas.messages import (
+    AssistantMessage,
+    CalledFunction,
+    ChatMessage,
+    FunctionMessage,
+    RefusalPart,
+    ToolMessage,
+)
 from server.tokenizer import Tokenizer
 from server.told_tools import tell_tools
 from server.tools import tool_use
@@ -90,8 +97,9 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
     fields: dict[str, Any] = {"role": role, "content": join_parts(message.content)}
     if isinstance(message, ToolMessage):
         return fields | {"tool_call_id": call_id(message.tool_call_id)}
-    if isinstance(message, FunctionMessage):
-        return fields | {"name": message.name}
+    if isinstance(message, FunctionMessage):  # what a tool message was before
+        content = fields["content"] or ""
+        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content}
     if message.name is not None:
         fields["name"] = message.name
     if isinstance(message, AssistantMessage):
@@ -101,22 +109,20 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
         if reasoning is not None:
             fields["reasoning_content"] = reasoning
             fields["thinking"] = reasoning  # as gpt_oss calls it
-        if message.tool_calls is not None:
-            fields["tool_calls"] = [
-                {
-                    "id": call_id(call.id),
-                    "type": "function",
-                    "function": {
-                        "name": call.function.name,
-                        "arguments": _arguments(call.function.arguments),
-                    },
-                }
-                for call in message.tool_calls
-            ]
+        calls = [(call.id, call.function) for call in message.tool_calls or ()]
+        if message.function_call is not None:
+            calls.append((message.function_call.name, message.function_call))
+        if calls:
+            fields["tool_calls"] = [_template_call(call_id(id_), called) for id_, called in calls]
     return fields
 
 
-def join_parts(content: str | Sequence[TextPart] | None) -> str | None:
+def _template_call(call_id: str, called: CalledFunction) -> dict[str, Any]:
+    function = {"name": called.name, "arguments": _arguments(called.arguments)}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def join_parts(content: str | Sequence[TextPart | RefusalPart] | None) -> str | None:
     if content is None or isinstance(content, str):
         return content
     return "".join(part.text for part in content)

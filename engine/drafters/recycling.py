@@ -19,7 +19,7 @@ from engine.sequence import Sequence
 from engine.tree import DraftTree
 
 SUCCESSORS = 8  # kept for each token
-ROWS = 64  # of one pass that are looked at
+ROWS = 32  # of one block of a pass that are looked at: its first are the likeliest
 BLOCK = 64  # logits of which first only the largest is looked at
 TRUST = 0.6  # believed chance of a successor, over the probability in the matrix
 KINDS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.57)  # bets between two share their rate
@@ -60,7 +60,8 @@ class Recycling:
             self._successors = torch.full(shape, -1, dtype=torch.int32)
             self._chances = torch.zeros(shape)
         where = torch.tensor(list(rows.values()), device=logits.device)
-        self._fresh = (list(rows), *_best(logits, where, SUCCESSORS))
+        looked_at = logits[: max(rows.values()) + 1]
+        self._fresh = (list(rows), *_best(looked_at, where, SUCCESSORS))
 
     def _store(self) -> None:
         """Take the last pass into the matrix."""

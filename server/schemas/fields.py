@@ -1,6 +1,6 @@
 """Field types of requests: strict JSON types, ranges, and null for absent."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -154,9 +154,11 @@ def _text_only(value: object) -> object:
 
 
 Part = Annotated[TextPart, BeforeValidator(_text_only)]
-Content = Annotated[
+PartT = TypeVar("PartT")
+ContentOf = Annotated[
     Annotated[str, Tag("str")]
-    | Annotated[list[Part], Field(min_length=1, fail_fast=True), Tag("list")],
+    | Annotated[list[PartT], Field(min_length=1, fail_fast=True), Tag("list")],
     Discriminator(_shape),
 ]
+Content = ContentOf[Part]
 JsonObject = dict[str, Any]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from server.schemas.fields import Body, Content, fault
+from server.schemas.fields import Body, Content, ContentOf, TextPart, fault, only
 
 
 class SystemMessage(Body):
@@ -17,6 +17,23 @@ class UserMessage(Body):
     role: Literal["user"]
     content: Content
     name: str | None = None
+
+
+class RefusalPart(Body):
+    """What the assistant said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+AssistantPart = Annotated[
+    Annotated[TextPart | RefusalPart, Field(discriminator="type")],
+    only("Content parts", "text", "refusal"),
+]
 
 
 class CalledFunction(Body):
@@ -32,16 +49,18 @@ class ToolCall(Body):
 
 class AssistantMessage(Body):
     role: Literal["assistant"]
-    content: Content | None = None
+    content: ContentOf[AssistantPart] | None = None
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # another name of it
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
+    function_call: CalledFunction | None = None  # what tool_calls was before
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and self.tool_calls is None and self.refusal is None:
+        said = (self.content, self.refusal, self.tool_calls, self.function_call)
+        if all(part is None for part in said):
             message = "An assistant message needs 'content' or 'tool_calls'"
             raise fault("content", message, "missing_required_parameter")
         return self

@@ -138,7 +138,7 @@ def test_a_prompt_beside_decoding_sequences_comes_in_chunks() -> None:
     desk.step()
     desk.add("b", 200)
     assert ran(desk.step()) == {"a": (1, 1), "b": (SMALLEST_CHUNK, 0)}
-    desk.passes.observe(64, compute_seconds=1.0, link_seconds=2.4)  # hides two tiles more
+    desk.passes.observe(64, compute_seconds=1.0, link_seconds=2.7)  # hides two tiles more
     assert ran(desk.step()) == {"a": (1, 1), "b": (128, 0)}
     assert ran(desk.step()) == {"a": (1, 1), "b": (8, 1)}
 

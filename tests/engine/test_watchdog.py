@@ -24,6 +24,15 @@ def test_the_first_pass_may_take_longer() -> None:
     assert Watchdog(now=0.0).remaining(300.0) <= 0
 
 
+def test_who_looks_far_too_late_was_paused_and_the_process_with_it() -> None:
+    watchdog = Watchdog(now=0.0)
+    watchdog.passed(0.2)
+    watchdog.looked(31.0, due=30.0)
+    assert watchdog.remaining(31.0) <= 0
+    watchdog.looked(100.0, due=30.0)
+    assert watchdog.remaining(129.0) > 0 and watchdog.remaining(130.0) <= 0
+
+
 def test_any_sign_of_life_starts_the_silence_anew() -> None:
     watchdog = Watchdog(now=0.0)
     watchdog.passed(1.0)

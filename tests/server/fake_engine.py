@@ -45,7 +45,7 @@ SPECIAL = ("<eos>", "<turn>", "[TOOL_CALLS]")
 
 TEMPLATE = (
     "{%- for m in messages -%}"
-    "{%- if m.role == 'function' %}{{ raise_exception('no functions here') }}{% endif -%}"
+    "{%- if m.name == 'nobody' %}{{ raise_exception('no names here') }}{% endif -%}"
     "<turn>{{ m.role }}:{{ m.content }}{{ shout | default('') }}<eos>"
     "{%- endfor -%}"
     "{%- if add_generation_prompt %}<turn>assistant:{% endif -%}"

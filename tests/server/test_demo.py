@@ -1,14 +1,11 @@
 """The real thing: `understudy serve` with the demo model, asked by the official client."""
 
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +14,8 @@ import pytest
 from openai.types.chat import ChatCompletion
 from prometheus_client.parser import text_string_to_metric_families
 
-ROOT = Path(__file__).parents[2]
+from tests.demo_server import ROOT, demo_server
+
 STARTERS = json.loads((ROOT / "configs" / "demo" / "starters.json").read_text())
 TOOLS: Any = next(starter["tools"] for starter in STARTERS if starter["id"] == "tool_call")
 for tool in TOOLS:
@@ -29,31 +27,8 @@ STORY: Any = [{"role": "user", "content": "Tell me a story."}]
 def process(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server on a free port, and the URL that it prints."""
-    home = tmp_path_factory.mktemp("home")
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "HOME": str(home),
-        "XDG_CONFIG_HOME": str(home / "config"),
-        "UNDERSTUDY_CACHE": str(home / "cache"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-m", "server.cli", "serve", "demo", "--port", "0"]
-    with subprocess.Popen(command, cwd=home, env=env, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        printed = ""
-        found = None
-        while found is None:
-            line = server.stderr.readline()
-            assert line, f"the server ended: {printed}"
-            printed += line
-            found = re.search(r"serves demo at (http://127\.0\.0\.1:\d+/v1)", line)
-        drain = ThreadPoolExecutor(1)
-        drain.submit(server.stderr.read)  # or a full pipe would stop the server
-        yield server, found[1]
-        server.kill()
-        drain.shutdown()
+    with demo_server(sys.executable, tmp_path_factory.mktemp("home")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

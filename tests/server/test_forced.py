@@ -84,7 +84,7 @@ FORCING = ["hermes", "llama3_json", "mistral", "harmony", "generic"]
         ("auto", [(TIME,), ()], [(BAD,)]),
     ],
 )
-def test_a_forced_answer_is_calls_that_match(
+def test_api_15_a_forced_answer_is_calls_that_match(
     vocabulary: Tokenizer,
     matcher_tokenizer: LLTokenizer,
     name: str,

@@ -40,6 +40,23 @@ async def test_roles_and_parts(client: httpx.AsyncClient, engines: FakeEngines) 
     )
 
 
+async def test_what_older_and_refusing_assistants_said(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    refusal = [{"type": "text", "text": "I am sorry. "}, {"type": "refusal", "refusal": "No."}]
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": refusal},
+        {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "7"},
+    ]
+    assert (await chat(client, messages=messages)).status_code == 200
+    assert rendered(engines) == (
+        "<turn>assistant:I am sorry. No.<eos>"
+        '<turn>assistant:<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><eos>'
+        "<turn>user:<tool_response>\n7\n</tool_response><eos><turn>assistant:"
+    )
+
+
 async def test_template_arguments(client: httpx.AsyncClient, engines: FakeEngines) -> None:
     await chat(client, chat_template_kwargs={"shout": "!"}, add_generation_prompt=False)
     assert rendered(engines) == "<turn>user:hi!<eos>"
@@ -69,10 +86,10 @@ async def test_continuing_and_prompting_exclude_each_other(client: httpx.AsyncCl
 async def test_a_template_that_refuses_is_a_400_with_its_message(
     client: httpx.AsyncClient,
 ) -> None:
-    messages = [{"role": "function", "name": "f", "content": "x"}]
+    messages = [{"role": "user", "name": "nobody", "content": "x"}]
     error = error_of(await chat(client, messages=messages, stream=True), 400)
     assert error["code"] == "chat_template_error"
-    assert "no functions here" in error["message"]
+    assert "no names here" in error["message"]
 
 
 async def test_arguments_that_break_the_template_are_a_400(client: httpx.AsyncClient) -> None:

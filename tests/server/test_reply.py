@@ -78,7 +78,7 @@ def test_the_grouping_of_tokens_does_not_matter(text: str, data: st.DataObject) 
     assert vars(parts) == vars(whole)
 
 
-def test_a_token_belongs_where_its_first_character_lies() -> None:
+def test_api_19_a_token_belongs_where_its_first_character_lies() -> None:
     ids = [*DEMO.encode(TEXTS[0], add_special_tokens=False).ids, END]
     folded = Folded(ids, [])
     assert (folded.content, folded.reasoning) == ("Sure.", "It is 🙂.")

@@ -50,7 +50,7 @@ def form(**fields: Any) -> dict[str, Any]:
         ({"structured_outputs": {"grammar": 'root ::= "x"'}}, "start"),
     ],
 )
-async def test_what_the_engine_is_told(
+async def test_api_16_what_the_engine_is_told(
     client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], part: str | None
 ) -> None:
     assert (await chat(client, **fields)).status_code == 200
@@ -130,7 +130,7 @@ SCHEMA = "response_format.json_schema.schema"
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_is_refused(
+async def test_api_16_what_is_refused(
     client: httpx.AsyncClient,
     engines: FakeEngines,
     fields: dict[str, Any],

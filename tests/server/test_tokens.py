@@ -85,10 +85,10 @@ async def test_mistakes_are_named(
 
 
 async def test_a_template_that_refuses_is_told(client: httpx.AsyncClient) -> None:
-    function = [{"role": "function", "name": "f", "content": "x"}]
-    error = error_of(await client.post("/apply-template", json={"messages": function}), 400)
+    named = [{"role": "user", "name": "nobody", "content": "x"}]
+    error = error_of(await client.post("/apply-template", json={"messages": named}), 400)
     assert error["code"] == "chat_template_error"
-    assert "no functions here" in error["message"]
+    assert "no names here" in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template", "/v1/responses"])

@@ -46,7 +46,7 @@ def calls_of(message: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("burst", [1, 3, 200])
-async def test_calls_are_streamed_in_pieces_that_add_up_to_the_whole(
+async def test_api_15_calls_are_streamed_in_pieces_that_add_up_to_the_whole(
     client: httpx.AsyncClient, engines: FakeEngines, burst: int
 ) -> None:
     engines.script.burst = burst
@@ -185,7 +185,7 @@ BROKEN = {"a": {"type": "string", "pattern": "("}}
         ),
     ],
 )
-async def test_bad_tools_are_refused_by_name(
+async def test_api_15_bad_tools_are_refused_by_name(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str
 ) -> None:
     assert error_of(await chat(client, **fields), 400)["param"] == param
@@ -264,7 +264,7 @@ async def test_a_call_that_the_limit_cuts_ends_with_length(
         ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, False),
     ],
 )
-async def test_effort_decides_whether_the_prompt_opens_a_thought(
+async def test_api_19_effort_decides_whether_the_prompt_opens_a_thought(
     client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], opened: bool
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("Hm.</think>\nYes"), EOS)
@@ -276,7 +276,7 @@ async def test_effort_decides_whether_the_prompt_opens_a_thought(
         assert "reasoning_content" not in message
 
 
-async def test_reasoning_in_the_history_reaches_the_template(
+async def test_api_19_reasoning_in_the_history_reaches_the_template(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     template = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}"
