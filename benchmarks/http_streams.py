@@ -24,7 +24,7 @@ from engine.spec import ModelSpec
 from server.app import create_app
 from server.models import EngineFactory
 from server.registry import ModelEntry, Registry
-from server.serve import bind
+from server.serve import bind, http_config
 from server.settings import Settings
 
 HOST = "127.0.0.1"
@@ -164,7 +164,7 @@ def _serve(pipe: Connection, spec: ModelSpec, factory: EngineFactory) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the benchmark's own
     entry = ModelEntry(spec.id, spec, created=0)
     app = create_app(Settings(), Registry([entry], spec.id), factory)
-    config = uvicorn.Config(app, log_config=None, access_log=False)
+    config = http_config(app)
     loop = config.get_loop_factory()
     with bind(HOST, 0) as listener, asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_Server(config, pipe).serve(sockets=[listener]))

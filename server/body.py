@@ -6,14 +6,16 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
 from server.errors import ApiError
+from server.location import steps_in_body
 from server.schemas.fields import Body
 from server.state import state_of
 
 LARGE_BODY = 64 * 1024  # bytes from which parsing leaves the event loop
+SLOWEST_BODY = 4096  # bytes a second, on the whole
 
 # keys and values of the client's appear in answers, but not megabytes of them
 LONGEST_STEP = 64
@@ -39,7 +41,8 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
     """The whole body.
 
     Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes, 400 when the client
-    leaves before its end, 408 when nothing comes for `timeout` seconds.
+    leaves before its end, 408 when nothing comes for `timeout` seconds, or so little that these
+    and `SLOWEST_BODY` do not account for the time.
     """
     declared = request.headers.get("content-length", "0")
     too_large = declared.isdigit() and int(declared) > limit
@@ -47,14 +50,18 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
     if not too_large:
         try:
             async with asyncio.timeout(timeout) as patience:
+                last = patience.when() or 0.0
                 async for chunk in request.stream():
-                    patience.reschedule(asyncio.get_running_loop().time() + timeout)
                     raw += chunk
+                    now = asyncio.get_running_loop().time()
+                    patience.reschedule(min(now + timeout, last + len(raw) / SLOWEST_BODY))
                     if len(raw) > limit:
                         too_large = True
                         break
         except TimeoutError:
-            message = f"No more of the request body came for {timeout:g} s."
+            message = (
+                f"The request body came too slowly: {len(raw)} bytes, and then no more in time."
+            )
             headers = {"Connection": "close"}
             raise ApiError(message, code="request_timeout", status=408, headers=headers) from None
         except ClientDisconnect:
@@ -76,7 +83,7 @@ def parse_body(kind: type[BodyT], raw: bytes) -> BodyT:
         if first["type"] == "json_invalid":
             message = f"The body is not valid JSON: {first['ctx']['error']}"
             raise ApiError(message, code="invalid_json") from None
-        raise _refusal(dict(first), from_json(raw)) from None
+        raise _refusal(kind, first) from None
 
 
 def check_object(kind: type[BodyT], data: Mapping[str, Any]) -> BodyT:
@@ -84,12 +91,12 @@ def check_object(kind: type[BodyT], data: Mapping[str, Any]) -> BodyT:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise _refusal(dict(error.errors(include_url=False)[0]), data) from None
+        raise _refusal(kind, error.errors(include_url=False)[0]) from None
 
 
-def _refusal(error: Mapping[str, Any], data: object) -> ApiError:
+def _refusal(kind: type[Body], error: ErrorDetails) -> ApiError:
     context = error.get("ctx") or {}
-    path = _path(error["loc"], data, missing=error["type"] == "missing")
+    path = [str(step)[:LONGEST_STEP] for step in steps_in_body(kind, error["loc"])]
     if "field" in context:
         path.append(context["field"][:LONGEST_STEP])
     elif error["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -104,23 +111,8 @@ def _refusal(error: Mapping[str, Any], data: object) -> ApiError:
     return ApiError(f"{text[:LONGEST_MESSAGE]}.", code=code, param=param)
 
 
-def _path(loc: tuple[int | str, ...], data: object, *, missing: bool) -> list[str]:
-    """The steps of `loc` that exist in the body; names of union members do not."""
-    path: list[str] = []
-    for depth, step in enumerate(loc):
-        match data, step:
-            case dict(), str() if step in data:
-                data = data[step]
-            case list(), int() if step < len(data):
-                data = data[step]
-            case _ if not (missing and depth == len(loc) - 1):
-                continue
-        path.append(str(step)[:LONGEST_STEP])
-    return path
-
-
-def _code(error: Mapping[str, Any]) -> str:
-    kind = str(error["type"])
+def _code(error: ErrorDetails) -> str:
+    kind = error["type"]
     if kind in ("missing", "union_tag_not_found"):
         return "missing_required_parameter"
     if kind == "too_short":

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import errno
+import resource
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from server.settings import Settings, load_settings
 from server.state import AppState
 
 SHUTDOWN_S = 5  # for the answers of requests that ran when the server was told to end
+OPEN_FILES = 16_384  # most of them connections
 KEEP_CONNECTION_S = 75  # an idle connection; longer than clients and proxies keep theirs
 
 
@@ -83,15 +85,8 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     _tell_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
     listener = bind(settings.host, settings.port, settings.client_timeout)
     app = create_app(settings, registry, keys=keys, progress=console.progress)
-    config = uvicorn.Config(
-        app,
-        http=patient_protocol(settings.client_timeout),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
-        timeout_keep_alive=KEEP_CONNECTION_S,
-        server_header=False,
-    )
+    config = http_config(app, settings.client_timeout)
+    allow_connections()
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         try:
             server = Server(config, _state_of(app).models)
@@ -148,16 +143,41 @@ def banner(entry: ModelEntry, info: ModelInfo, listener: socket.socket, keys: Ap
     )
 
 
+def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
+    """How HTTP is spoken: with clients that send and take what they must within a time."""
+    return uvicorn.Config(
+        app,
+        http=patient_protocol(client_timeout),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_CONNECTION_S,
+        server_header=False,
+    )
+
+
+def allow_connections() -> None:
+    """Have as many open files as the system allows this process, up to `OPEN_FILES`.
+
+    The usual limit of 1024 would let some hundreds of idle connections keep everybody else out
+    until their time is over. A limit there is: each takes some KB of memory.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
     """A socket bound to host and port. Raises `ConfigError` that says why it cannot be.
 
-    A connection is cut when its client takes nothing of what was sent for `client_timeout` s, or
-    only a byte now and then: the kernel sees that best, and the server notices as it does of any
-    client that leaves. Until then at most the buffers of socket and transport fill up.
+    A connection is cut when its client takes nothing of what was sent for `client_timeout` s,
+    however little it is: only the kernel sees that. (See `server.protocol` for those that take a
+    byte now and then.)
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = found  # without its protocol asyncio leaves Nagle on
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
             milliseconds = round(1e3 * client_timeout)

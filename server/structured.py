@@ -5,10 +5,12 @@ Compiling one takes a while: call what raises `ApiError` in a thread.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from engine.check_grammar import fault
+from engine.errors import RequestError
 from engine.grammar import regex_to_lark, to_lark
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
@@ -38,6 +40,25 @@ def chat_grammar(body: ChatRequest) -> str:
 def completion_grammar(body: CompletionRequest) -> str:
     """What a completion must match, "" for anything. Raises `ApiError` 400."""
     return _structured(body.structured_outputs)
+
+
+@contextmanager
+def made_of(body: ChatRequest | CompletionRequest) -> Iterator[None]:
+    """Where the engine finds that an answer's grammar cannot be followed, name its field."""
+    try:
+        yield
+    except RequestError as error:
+        if error.code != "invalid_grammar":
+            raise
+        raise ApiError(str(error), code=error.code, param=_field(body)) from error
+
+
+def _field(body: ChatRequest | CompletionRequest) -> str:
+    """The field that an answer's grammar comes from."""
+    if body.structured_outputs is not None:
+        return "structured_outputs"
+    form = body.response_format if isinstance(body, ChatRequest) else None
+    return "tools" if form is None or form.type == "text" else "response_format"
 
 
 def _structured(form: StructuredOutputs | None) -> str:

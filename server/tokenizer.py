@@ -89,7 +89,9 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Token ids of a text; `special` adds the tokenizer's own (such as begin-of-sequence)."""
-        return tuple(self.inner(text, add_special_tokens=special, verbose=False)["input_ids"])
+        raw = self.inner.backend_tokenizer  # without places in the text: a third of the time less
+        (found,) = raw.encode_batch_fast([text], add_special_tokens=special)
+        return tuple(found.ids)
 
     @cached_property
     def added_tokens(self) -> dict[str, int]:
@@ -143,4 +145,6 @@ def load_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
     from engine.tokenizer import read_tokenizer
 
     inner = read_tokenizer(Path(path))
+    inner.backend_tokenizer.no_truncation()
+    inner.backend_tokenizer.no_padding()
     return Tokenizer(inner, token_bytes(inner.backend_tokenizer), chat_template)

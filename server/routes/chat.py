@@ -20,6 +20,7 @@ from server.sampling import default_limit, sampling_params
 from server.schemas.answers import ChatChunk, ChatCompletion
 from server.schemas.chat import ChatRequest
 from server.speculation import speculation_of
+from server.structured import made_of
 from server.usage import Totals
 
 router = APIRouter()
@@ -70,9 +71,10 @@ async def chat_chunks(
         provenance=bool(body.provenance),
         include_usage=body.include_usage or not body.stream,
     )
-    async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
-        async for output in outputs:
-            caller.measurement.token()
-            for chunk in writer.write(output):
-                yield chunk
+    with made_of(body):
+        async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
+            async for output in outputs:
+                caller.measurement.token()
+                for chunk in writer.write(output):
+                    yield chunk
     end_answer(caller, model, head, totals, before)

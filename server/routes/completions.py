@@ -22,7 +22,7 @@ from server.schemas.answers import TextCompletion
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from server.speculation import speculation_of
 from server.state import state_of
-from server.structured import completion_grammar
+from server.structured import completion_grammar, made_of
 from server.usage import Totals
 
 router = APIRouter()
@@ -78,11 +78,12 @@ async def text_chunks(
         echoes=[echo for echo in echoes for _ in range(job.n)],
         include_usage=body.include_usage or not body.stream,
     )
-    async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
-        async for output in outputs:
-            caller.measurement.token()
-            for chunk in writer.write(output):
-                yield chunk
+    with made_of(body):
+        async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
+            async for output in outputs:
+                caller.measurement.token()
+                for chunk in writer.write(output):
+                    yield chunk
     end_answer(caller, model, head, totals, before)
 
 

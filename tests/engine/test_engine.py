@@ -324,7 +324,9 @@ def test_without_a_method_the_draft_is_chosen() -> None:
     assert mixture._drafting._model is None and "ngram" in mixture.info.draft_methods
 
 
-def test_the_fingerprint_tells_weights_precision_and_numerics_apart() -> None:
+def test_api_20_the_fingerprint_tells_weights_precision_numerics_and_version_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = checkpoint("llama")
     found = [
         load(folder, PLAIN).info.fingerprint,
@@ -333,8 +335,10 @@ def test_the_fingerprint_tells_weights_precision_and_numerics_apart() -> None:
         load(folder, PLAIN, target=TargetSpec(str(folder), quantize="nf4")).info.fingerprint,
         load(checkpoint("llama", seed=1), PLAIN).info.fingerprint,
     ]
+    monkeypatch.setattr("engine.target.__version__", "another")
+    found.append(load(folder, PLAIN).info.fingerprint)
     assert found[0] == found[1], "the draft is no part of it"
-    assert len(set(found)) == 4
+    assert len(set(found)) == 5
 
 
 def test_logprobs_are_those_of_the_model() -> None:

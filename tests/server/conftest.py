@@ -16,9 +16,8 @@ from fastapi import FastAPI
 from engine.spec import ModelSpec, TargetSpec
 from server.app import create_app
 from server.auth import ApiKeys
-from server.protocol import patient_protocol
 from server.registry import ModelEntry, Registry
-from server.serve import bind
+from server.serve import bind, http_config
 from server.settings import Settings
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
 
@@ -76,9 +75,7 @@ async def client(make_app: MakeApp) -> AsyncIterator[httpx.AsyncClient]:
 async def serving(app: FastAPI, client_timeout: float = 60.0) -> AsyncIterator[str]:
     """A real server on a free loopback port; gives its URL."""
     with bind("127.0.0.1", 0, client_timeout) as listener:
-        protocol = patient_protocol(client_timeout)
-        config = uvicorn.Config(app, http=protocol, log_config=None, timeout_graceful_shutdown=2)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(http_config(app, client_timeout))
         started = asyncio.Event()
         startup = server.startup
 

@@ -100,6 +100,7 @@ class Script:
 
     answers: Callable[[int], Sequence[int]] = lambda choice: (*ids_of("Hello there."), EOS)
     burst: int = 3  # tokens a pass
+    beat: float = 0.0  # seconds between two passes
     context_length: int = CONTEXT
     tokenizer_path: str = "fake"
     draft_methods: tuple[str, ...] = ("subspec", "ngram")
@@ -275,6 +276,7 @@ class FakeEngine:
                 return
             if self.script.pause is not None and i == longest - 1:
                 await self.script.pause.wait()
+            await asyncio.sleep(self.script.beat)
             for choice in passes:
                 if i < len(choice):
                     mail.put_nowait(choice[i])

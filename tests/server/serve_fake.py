@@ -9,7 +9,7 @@ import uvicorn
 
 from server.app import create_app
 from server.registry import Registry
-from server.serve import bind
+from server.serve import bind, http_config
 from server.settings import Settings
 from tests.server.conftest import entry
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
@@ -21,7 +21,7 @@ def main() -> None:
     app = create_app(Settings(), registry, FakeEngines(), tokenizer_loader=load_fake_tokenizer)
     with bind("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+        uvicorn.Server(http_config(app)).run([listener])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,12 @@
 """The one shape of errors: bodies, limits, routes, keys, request ids."""
 
 import json
-import logging
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
-from server.schemas.chat import ChatRequest
-from server.schemas.completions import CompletionRequest
-from server.schemas.fields import GenerationBody
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of
 from tests.server.fake_engine import FakeEngines
 
@@ -297,56 +291,3 @@ async def test_a_defect_is_a_500_that_tells_nothing(
     assert error["code"] == "internal_error"
     assert "secret" not in response.text
     assert response.headers["x-request-id"] in error["message"]
-
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-    | st.sampled_from(["user", "assistant", "text", "hi", "main"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=6,
-)
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "role": st.sampled_from(["user", "assistant", "system", "tool", "function"]) | JSON,
-            "content": st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | JSON,
-            "tool_calls": JSON,
-            "tool_call_id": JSON,
-            "name": JSON,
-        },
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-@pytest.fixture
-def fuzzed(make_app: MakeApp) -> httpx.ASGITransport:
-    logging.getLogger("understudy").setLevel(logging.CRITICAL)
-    return httpx.ASGITransport(make_app(), raise_app_exceptions=False)
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-async def test_no_body_whatever_makes_a_5xx(
-    fuzzed: httpx.ASGITransport, data: st.DataObject
-) -> None:
-    kinds: list[type[GenerationBody]] = [ChatRequest, CompletionRequest]
-    kind = data.draw(st.sampled_from(kinds))
-    chosen = data.draw(st.lists(st.sampled_from(sorted(kind.model_fields)), max_size=3))
-    body = {name: data.draw(JSON) for name in chosen}
-    if kind is ChatRequest and "messages" not in body:
-        body["messages"] = data.draw(MESSAGES)
-    path = "/v1/chat/completions" if kind is ChatRequest else "/v1/completions"
-    async with httpx.AsyncClient(transport=fuzzed, base_url="http://server") as client:
-        response = await client.post(path, json=body)
-    if response.status_code != 200:
-        assert response.status_code in (400, 404)
-        error_of(response, response.status_code)

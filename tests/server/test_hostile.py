@@ -1,8 +1,10 @@
 """Requests made to hurt: refused in few words, cheaply, and without a trace in other answers."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -81,6 +83,7 @@ async def test_a_client_that_leaves_within_its_body_leaves_no_traceback(
 
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 SHORT = 0.3  # seconds of patience
 
 
@@ -112,6 +115,69 @@ async def test_a_body_that_does_not_end_is_a_408(make_app: MakeApp) -> None:
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     assert b" 408 " in head.splitlines()[0]
     assert json.loads(body)["error"]["code"] == "request_timeout"
+
+
+async def test_a_body_that_comes_byte_by_byte_is_a_408_too(make_app: MakeApp) -> None:
+    async with (
+        serving(make_app(client_timeout=SHORT)) as url,
+        raw_connection(url) as (reader, writer),
+    ):
+        writer.write(HEAD + b"Content-Length: 999\r\n\r\n")
+        answer = asyncio.create_task(reader.read())
+        while not answer.done():
+            writer.write(b" ")
+            await asyncio.sleep(SHORT / 10)
+    assert b"request_timeout" in answer.result()
+
+
+async def test_empty_lines_keep_no_connection(make_app: MakeApp) -> None:
+    async with serving(make_app(), SHORT) as url, raw_connection(url) as (reader, writer):
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        rest = asyncio.create_task(reader.read())
+        while not rest.done():
+            writer.write(b"\r\n")
+            await asyncio.sleep(SHORT / 10)
+        assert rest.result() == b'{"status":"ok"}'
+
+
+def slow_client(url: str, body: object) -> socket.socket:
+    """A connection with small buffers that has asked for something."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", httpx.URL(url).port or 0))
+    data = json.dumps(body).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    sock.sendall(head % len(data) + data)
+    sock.setblocking(False)
+    return sock
+
+
+@pytest.mark.parametrize("takes", [0, 1])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_is_not_taken_is_dropped(
+    make_app: MakeApp,
+    engines: FakeEngines,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: bool,
+    takes: int,
+) -> None:
+    """It has 100 chunks of 80 KB: the engine of a stream stops long before the last."""
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # the kernel's own bound
+    engines.script.answers = lambda _: [120] * 900
+    engines.script.burst, engines.script.beat = 9, 0.01 if stream else 0.0
+    body = {**CHAT, "n": 6, "stream": stream, "logprobs": True, "top_logprobs": 20}
+    async with serving(make_app(), SHORT) as url:
+        with slow_client(url, body) as sock:
+            async with asyncio.timeout(20):
+                while not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    with contextlib.suppress(BlockingIOError):
+                        sock.recv(takes)
+                    await asyncio.sleep(SHORT / 10)
+        async with asyncio.timeout(20):
+            while engines.engine.running:
+                await asyncio.sleep(0)
+        assert bool(engines.engine.closed_requests) == stream
 
 
 async def test_what_is_not_http_is_refused_in_the_one_shape(make_app: MakeApp) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.errors import RequestError
 from tests.server.conftest import chat, complete, error_of
 from tests.server.fake_engine import FakeEngines
 
 OBJECT: dict[str, Any] = {"type": "object"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -140,3 +142,37 @@ async def test_api_16_what_is_refused(
     assert (error["param"], error["code"]) == (param, code), error["message"]
     assert len(error["message"]) < 900
     assert not any(engine.requests for engine in engines.made)
+
+
+@pytest.mark.parametrize(
+    ("ask", "fields", "param"),
+    [
+        (chat, {"response_format": {"type": "json_object"}}, "response_format"),
+        (chat, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        (chat, {"tools": [TOOL], "tool_choice": "required"}, "tools"),
+        (complete, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ],
+)
+async def test_what_only_the_engine_can_refuse_is_named(
+    client: httpx.AsyncClient, engines: FakeEngines, ask: Any, fields: dict[str, Any], param: str
+) -> None:
+    engines.script.error = RequestError("too many expressions", "invalid_grammar")
+    assert error_of(await ask(client, **fields), 400)["param"] == param
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        "(a+)+$",
+        "(x+x+)+y",
+        "(.*)" * 10 + "b",
+        ".*a.{30}",
+        "(a|b)*a(a|b){18}",
+        "((a{1,100}){1,100}){1,100}",
+        "(?:a?){5000}a{5000}",
+        "(" * 200 + "a" + ")" * 200,
+    ],
+)
+async def test_a_catastrophic_regex_costs_nothing(client: httpx.AsyncClient, regex: str) -> None:
+    """llguidance never goes back, and counts what it builds."""
+    assert (await chat(client, structured_outputs={"regex": regex})).status_code == 200
