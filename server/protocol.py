@@ -44,6 +44,7 @@ def patient_protocol(timeout: float) -> type[asyncio.Protocol]:
     """
 
     class Patient(HttpToolsProtocol):
+        # uvicorn's own signature narrows asyncio's in the same way
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._head = _Deadline(self.loop, timeout, transport.close)

@@ -77,19 +77,22 @@ async def test_api_15_calls_are_streamed_in_pieces_that_add_up_to_the_whole(
             assert len(others) > 5
 
 
-async def test_what_only_looks_like_a_call_is_text(
-    client: httpx.AsyncClient, engines: FakeEngines
-) -> None:
-    for text in (
+@pytest.mark.parametrize(
+    "text",
+    [
         '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "get_time", "arguments": {city: 1}}</tool_call>',
         '<tool_call>\n{"name": "get_time", "argu',
         "<tool_ca",
-    ):
-        engines.script.answers = lambda k, text=text: (*ids_of(text), EOS)  # type: ignore[misc]
-        choice = (await chat(client, tools=TOOLS)).json()["choices"][0]
-        assert choice["message"]["content"] == text
-        assert choice["finish_reason"] == "stop"
+    ],
+)
+async def test_what_only_looks_like_a_call_is_text(
+    client: httpx.AsyncClient, engines: FakeEngines, text: str
+) -> None:
+    engines.script.answers = lambda _choice: (*ids_of(text), EOS)
+    choice = (await chat(client, tools=TOOLS)).json()["choices"][0]
+    assert choice["message"]["content"] == text
+    assert choice["finish_reason"] == "stop"
 
 
 async def test_the_template_is_told_of_the_tools_that_may_be_called(
