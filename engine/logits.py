@@ -6,6 +6,7 @@ device makes all of them in the time of one, and the walk would wait for each: t
 choices are made at once, and only the token ids come to the host.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 
@@ -19,6 +20,8 @@ from engine.sequence import Sequence
 from engine.tree import DraftTree
 
 AT_ONCE = 1 << 16  # logits that are looked at in about the time that one row's call costs
+LIKELY = 8  # rows of a larger vocabulary chosen ahead, each for a third of a call's time,
+CHANCE = 1 / 3  # while the walk comes to the next one with this chance
 
 
 class Logits:
@@ -95,12 +98,15 @@ def choose_ahead(
     The tree begins with row `root` of the pass; the tokens down to `row` are emitted.
     """
     params, rows, block = sequence.params, [row], (root + row) // HEAD_ROWS
-    most = AT_ONCE // logits.row(root + row).shape[0]
+    here = logits.row(root + row)
+    cheap = AT_ONCE // len(here)
+    most = max(cheap, LIKELY)
     if is_path_dependent(params) or params.logprobs is not None:
         most = 1
     while len(rows) < most and (children := tree.children(rows[-1])):
         likeliest = max(children.values(), key=tree.scores.__getitem__)
-        if (root + likeliest) // HEAD_ROWS != block:
+        is_likely = tree.scores[likeliest] - tree.scores[row] > math.log(CHANCE)
+        if (root + likeliest) // HEAD_ROWS != block or not (is_likely or len(rows) < cheap):
             break
         rows.append(likeliest)
     allowed = _allowed(sequence, [tree.tokens[own] for own in rows[1:]])
@@ -108,7 +114,7 @@ def choose_ahead(
         rows = rows[: len(allowed)]
     positions = [len(sequence.tokens) + place for place in range(len(rows))]
     chosen = choose_rows(
-        torch.stack([logits.row(root + own) for own in rows]),
+        here[None] if len(rows) == 1 else torch.stack([logits.row(root + own) for own in rows]),
         params,
         sequence.counts,
         positions=positions,

@@ -18,21 +18,11 @@ from engine.blocks import (
     first_best,
     num_blocks,
     whole_blocks,
-    whole_pool,
 )
 from engine.messages import SamplingParams, TokenLogprob
 from engine.noise import gumbel_of, rare, streams_of, uniform
-from engine.warp import (
-    Kept,
-    TokenCounts,
-    heat,
-    is_greedy,
-    is_path_dependent,
-    is_truncated,
-    kept,
-    penalize,
-    warp,
-)
+from engine.truncate import Hot, Kept, heat, is_truncated, kept
+from engine.warp import TokenCounts, is_greedy, is_path_dependent, penalize, warp
 
 __all__ = [
     "TokenCounts",
@@ -106,8 +96,8 @@ def choose_rows(
     if is_greedy(params):
         return first_best(whole_blocks(rows))
     streams = _streams(params, positions, choice, rows)
-    log_probs = whole_blocks(heat(rows, params))
-    found = kept(log_probs, params) if is_truncated(params) else _within_reach(log_probs, streams)
+    hot = heat(rows, params)
+    found = kept(hot, params) if is_truncated(params) else _within_reach(hot, streams)
     return _winners(len(rows), found, _noisy(found, streams))
 
 
@@ -184,19 +174,17 @@ def _streams(params: SamplingParams, positions: Sequence[int], choice: int, rows
 
 
 def _noisy(found: Kept, streams: Tensor) -> Tensor:
-    """The log-probabilities plus the noise of each row's position: float64."""
-    return gumbel_of(uniform(streams[found.rows], found.tokens)).add_(found.log_probs)
+    """The values plus the noise of each row's position: float64."""
+    return gumbel_of(uniform(streams[found.rows], found.tokens)).add_(found.values)
 
 
-def _within_reach(log_probs: Tensor, streams: Tensor) -> Kept:
-    """The tokens of rows [R, whole blocks] that the noise may lift to their row's best."""
-    best = best_of_blocks(log_probs)
-    few = num_blocks(log_probs) <= PROBED
-    pool = whole_pool(log_probs) if few else best_blocks(log_probs, best, PROBED)
+def _within_reach(hot: Hot, streams: Tensor) -> Kept:
+    """The tokens of each row that the noise may lift to its best."""
+    pool = hot.pool(PROBED) if num_blocks(hot.logits) > PROBED else hot.whole()
     noisy = gumbel_of(uniform(streams[:, None], pool.ids)).add_(pool.values)
-    needed = noisy.amax(-1, keepdim=True) - best
-    rows, tokens = rare(streams, log_probs.shape[-1], needed)
-    return Kept(rows, tokens, log_probs[rows, tokens])
+    needed = noisy.amax(-1, keepdim=True) - hot.best
+    rows, tokens = rare(streams, hot.logits.shape[-1], needed)
+    return Kept(rows, tokens, hot.at(rows, tokens))
 
 
 def _winners(num_rows: int, found: Kept, noisy: Tensor) -> Tensor:

@@ -4,18 +4,14 @@ V vocabulary, R rows.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.blocks import Pool, best_blocks, best_of_blocks, num_blocks, whole_pool
 from engine.messages import SamplingParams
+from engine.truncate import floor, heat, is_truncated
 
 COLDEST = 1e-5  # a temperature below this is 0: logits divided by it would overflow
-NUCLEUS = 1024  # top-p looks at so many tokens before it sorts all of them
-POOLS = (64, NUCLEUS)  # best tokens, and blocks, looked at before the whole row is sorted
-FEWER = 4  # a pool must be so many times smaller than the row to pay
 
 _ROOM = 256  # columns for the first new tokens of an answer
 
@@ -107,7 +103,10 @@ def warp(
     not depend on a sort's order. float32, or float64 for such logits. Not for greedy parameters.
     """
     assert not is_greedy(params), "the best token needs no distribution"
-    return _truncate(heat(penalize(logits, params, counts, paths, banned, allowed), params), params)
+    values = heat(penalize(logits, params, counts, paths, banned, allowed), params).whole().values
+    if is_truncated(params):
+        values = values.masked_fill(values < floor(values, params), -torch.inf)
+    return values.log_softmax(-1)[:, : logits.shape[-1]]
 
 
 def penalize(
@@ -163,131 +162,3 @@ def _penalize_tokens(
     values -= params.frequency_penalty * counts
     values -= params.presence_penalty * (counts > 0).to(rows.dtype)
     rows[:, ids] = values
-
-
-def heat(rows: Tensor, params: SamplingParams) -> Tensor:
-    """Log-probabilities [R, V] at the temperature."""
-    if params.temperature != 1:
-        rows = rows / params.temperature
-    return rows.log_softmax(-1)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Tokens that the truncation rules keep, of several rows: one entry each."""
-
-    rows: Tensor  # int64
-    tokens: Tensor  # int64
-    log_probs: Tensor
-
-
-def is_truncated(params: SamplingParams) -> bool:
-    """Whether top-k, top-p or min-p leave tokens out."""
-    return params.min_p > 0 or params.top_k > 0 or params.top_p < 1
-
-
-def kept(log_probs: Tensor, params: SamplingParams) -> Kept:
-    """What min-p, top-k and top-p leave of log-probabilities [R, whole blocks] from `heat`.
-
-    The same tokens and log-probabilities as in `warp`, bit for bit, found in the best blocks of a
-    row where the rules' floors lie above all of the others.
-    """
-    found: list[Kept] = []
-    rows = torch.arange(len(log_probs), device=log_probs.device)
-    for count in POOLS:
-        if num_blocks(log_probs) < FEWER * count:
-            pool = whole_pool(log_probs)
-        else:
-            pool = best_blocks(log_probs, best_of_blocks(log_probs), count)
-        values, exact = _truncate_pool(pool, params, min(count, log_probs.shape[-1]))
-        found.append(_kept_of(values.masked_fill_(~exact, -torch.inf), pool.ids, rows))
-        if exact.all():
-            break
-        left = ~exact[:, 0]
-        log_probs, rows = log_probs[left], rows[left]
-    else:
-        values = _truncate(log_probs, params)
-        found.append(_kept_of(values, whole_pool(log_probs).ids, rows))
-    if len(found) == 1:
-        return found[0]
-    return Kept(
-        torch.cat([part.rows for part in found]),
-        torch.cat([part.tokens for part in found]),
-        torch.cat([part.log_probs for part in found]),
-    )
-
-
-def _kept_of(values: Tensor, ids: Tensor, rows: Tensor) -> Kept:
-    row, column = values.isfinite().nonzero(as_tuple=True)
-    return Kept(rows[row], ids[row, column], values[row, column])
-
-
-def _truncate(log_probs: Tensor, params: SamplingParams) -> Tensor:
-    """Log-probabilities [R, V] after min-p, top-k and top-p."""
-    if params.min_p > 0 or params.top_k > 0:
-        log_probs = _above(log_probs, _counted_floor(log_probs, params))
-    if params.top_p < 1:
-        log_probs = _above(log_probs, _nucleus_floor(log_probs, params.top_p))
-    return log_probs
-
-
-def _truncate_pool(pool: Pool, params: SamplingParams, count: int) -> tuple[Tensor, Tensor]:
-    """`_truncate` of rows of which the pool has the `count` best blocks.
-
-    Second result, [R, 1] bool: whether every token that is kept was in the pool. Then these are
-    the log-probabilities of whole rows: what is left out would have added zeros to their sums.
-    """
-    log_probs, exact = pool.values, torch.ones_like(pool.rest, dtype=torch.bool)
-    counted = params.min_p > 0 or params.top_k > 0
-    if counted:
-        floor = _counted_floor(log_probs, params)
-        exact = floor > pool.rest
-        log_probs = _above(log_probs, floor)
-    if params.top_p < 1:
-        floor, mass = _floor_of_sorted(log_probs.topk(count).values, params.top_p)
-        exact &= mass >= params.top_p
-        if not counted:
-            exact &= floor > pool.rest
-        log_probs = _above(log_probs, floor)
-    return log_probs, exact
-
-
-def _above(log_probs: Tensor, floor: Tensor) -> Tensor:
-    """Log-probabilities of what is at or above the floor [R, 1], with a sum of one."""
-    return log_probs.masked_fill(log_probs < floor, -torch.inf).log_softmax(-1)
-
-
-def _counted_floor(log_probs: Tensor, params: SamplingParams) -> Tensor:
-    """The log-probability [R, 1] below which min-p or top-k leave a token out."""
-    floor = torch.full_like(log_probs[:, :1], -torch.inf)
-    if params.min_p > 0:
-        lowest = torch.tensor(params.min_p, dtype=torch.float64).log().item()
-        floor = log_probs.amax(-1, keepdim=True) + lowest
-    if 0 < params.top_k < log_probs.shape[-1]:
-        floor = torch.maximum(floor, log_probs.topk(params.top_k).values[:, -1:])
-    return floor
-
-
-def _nucleus_floor(log_probs: Tensor, top_p: float) -> Tensor:
-    """The log-probability [R, 1] of the last token that top-p keeps.
-
-    Nucleus sampling (arXiv 1904.09751, section 3.1): the smallest set of best tokens whose mass
-    reaches `top_p`.
-    """
-    size = log_probs.shape[-1]
-    best = log_probs.topk(min(NUCLEUS, size)).values
-    floor, mass = _floor_of_sorted(best, top_p)
-    for row in (mass[:, 0] < top_p).nonzero()[:, 0].tolist() if size > NUCLEUS else ():
-        everything = log_probs[row].sort(descending=True).values[None]
-        floor[row] = _floor_of_sorted(everything, top_p)[0][0]
-    return floor
-
-
-def _floor_of_sorted(values: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Where the mass of descending log-probabilities [R, K] reaches `top_p`; all their mass [R, 1].
-
-    The floor [R, 1] is the last of them where it does not.
-    """
-    mass = values.double().exp().cumsum(-1)
-    num_before = (mass < top_p).sum(-1, keepdim=True)
-    return values.gather(-1, num_before.clamp(max=values.shape[-1] - 1)), mass[:, -1:]

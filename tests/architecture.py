@@ -32,7 +32,7 @@ ENGINE_LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine.plan", "engine.machine"),
     ("engine.forecast", "engine.assumed", "engine.changes"),
     # sequences, their tokens and text
-    ("engine.blocks", "engine.warp"),
+    ("engine.blocks", "engine.truncate", "engine.warp"),
     ("engine.sampling", "engine.verify", "engine.detokenize", "engine.stop"),
     ("engine.grammar", "engine.check_grammar", "engine.closing", "engine.constraint"),
     ("engine.sequence",),

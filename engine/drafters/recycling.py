@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from engine.blocks import BLOCK, best_of_blocks
 from engine.drafter import DraftContext, LookupMethod
 from engine.growth import Bounds
 from engine.lookup import LEAST, Bet, Gambler
@@ -20,7 +21,6 @@ from engine.tree import DraftTree
 
 SUCCESSORS = 8  # kept for each token
 ROWS = 32  # of one block of a pass that are looked at: its first are the likeliest
-BLOCK = 64  # logits of which first only the largest is looked at
 TRUST = 0.6  # believed chance of a successor, over the probability in the matrix
 KINDS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.57)  # bets between two share their rate
 
@@ -59,9 +59,7 @@ class Recycling:
             shape = logits.shape[1], min(SUCCESSORS, logits.shape[1])
             self._successors = torch.full(shape, -1, dtype=torch.int32)
             self._chances = torch.zeros(shape)
-        where = torch.tensor(list(rows.values()), device=logits.device)
-        looked_at = logits[: max(rows.values()) + 1]
-        self._fresh = (list(rows), *_best(looked_at, where, SUCCESSORS))
+        self._fresh = (list(rows), *_best(logits, list(rows.values()), SUCCESSORS))
 
     def _store(self) -> None:
         """Take the last pass into the matrix."""
@@ -93,23 +91,25 @@ class Recycling:
         self._gambler.release(sequence)
 
 
-def _best(logits: Tensor, where: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _best(logits: Tensor, rows: Seq[int], count: int) -> tuple[Tensor, Tensor]:
     """The best tokens of n rows and their log-probabilities, both [n, count], best first.
 
     The best are in the blocks with the largest maxima, so that only these are ranked. The
     probabilities are normalised over these blocks alone: a little large, but a softmax over all
-    of a vocabulary costs more than everything else here. So would a copy of the rows.
+    of a vocabulary costs more than everything else here.
     """
     size = logits.shape[1]
     count = min(count, size)
     blocks = size // BLOCK
-    ids = torch.arange(size, device=logits.device).expand(len(where), -1)
+    ids = torch.arange(size, device=logits.device).expand(len(rows), -1)
     if blocks > count:
         whole = blocks * BLOCK
-        maxima = logits[:, :whole].view(len(logits), -1, BLOCK).amax(-1)[where]
-        first = maxima.topk(count).indices * BLOCK
+        # Row by row: what is read and widened stays in the processor's cache.
+        maxima = [best_of_blocks(logits[row, None, :whole].float()) for row in rows]
+        first = torch.cat(maxima).topk(count).indices * BLOCK
         inside = first[:, :, None] + torch.arange(BLOCK, device=logits.device)
         ids = torch.cat([inside.flatten(1), ids[:, whole:]], 1)
+    where = torch.tensor(rows, device=logits.device)
     values = logits[where[:, None], ids].float()
     best = values.topk(count)
     return ids.gather(1, best.indices), best.values - values.logsumexp(-1, keepdim=True)

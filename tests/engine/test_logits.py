@@ -49,13 +49,14 @@ def test_answers_are_the_same_either_way(method: str) -> None:
     assert any(a.stats is not None and a.stats.accepted > 5 for a in found.values())
 
 
-@pytest.mark.parametrize("rows", [1, 3, 1000])
+@pytest.mark.parametrize(("rows", "likely"), [(1, 1), (3, 1), (1000, 1), (0, 3), (0, 1000)])
 def test_answers_are_the_same_however_many_rows_are_chosen_ahead(
-    rows: int, monkeypatch: pytest.MonkeyPatch
+    rows: int, likely: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, everything = checkpoint("llama"), asked(AT_ONCE + ROW_BY_ROW)
     want = run(load(folder, DraftSpec("none")), everything)
     monkeypatch.setattr(engine.logits, "AT_ONCE", rows * VOCAB)
+    monkeypatch.setattr(engine.logits, "LIKELY", likely)
     found = run(load(folder, DraftSpec("subspec", **SMALL)), everything)
     assert exact(found) == exact(want)
 

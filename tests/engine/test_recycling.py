@@ -137,7 +137,7 @@ def test_the_best_are_found_without_ranking_all(
     given = torch.randn(rows + 3, size, generator=draw).to(dtype) * 4
     where = torch.randperm(len(given), generator=draw)[:rows]
     count = min(SUCCESSORS, size)
-    tokens, logprobs = _best(given, where, SUCCESSORS)
+    tokens, logprobs = _best(given, where.tolist(), SUCCESSORS)
     values = given[where]
     assert tokens.shape == logprobs.shape == (rows, count)
     assert values.gather(1, tokens).equal(values.topk(count).values)
