@@ -265,12 +265,16 @@ class Engine:
         rows, prompt_rows = len(walk.tokens), sum(entry.chain for entry in walk.entries)
         figures, self._drafting.figures = self._drafting.figures, Figures()
         clock.ended(figures.ahead_seconds)
-        self._drafting.policy.passes.observe(rows, clock.compute, clock.link, walk.num_pairs)
+        accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
+        policy = self._drafting.policy
+        policy.passes.observe(rows, clock.compute, clock.link, walk.num_pairs)
+        if not prompt_rows:
+            policy.observe(len(walk.entries), accepted, clock.draft + clock.passed)
         self._scheduler.cap.observe(clock.passed, with_prompt=prompt_rows > 0, decoding=decoding)
         self.last_pass = PassStats(
             rows=rows,
             sequences=len(walk.entries),
-            accepted=sum(len(event.ids) for event in events if isinstance(event, Tokens)),
+            accepted=accepted,
             draft_ms=clock.draft * 1e3,
             pass_ms=clock.passed * 1e3,
             link_gbps=clock.link_bytes / clock.passed / 1e9,

@@ -1,22 +1,43 @@
 """How much to draft: a step or a row pays while it raises tokens over time.
 
-A cycle drafts, then walks a pass; it emits E tokens in T seconds. One more thing to do, of dE
-expected tokens and dT seconds, is worth it while (E + dE) / (T + dT) rises: cycles follow each
-other, so the best ratio of one is the best speed of all.
+A cycle drafts, then walks a pass; it emits E tokens in T seconds. Cycles follow each other, some
+over text that is easy to foresee: all tokens over all seconds are most where each cycle makes the
+most of E - r T, r being the tokens a second of the cycles of late (Dinkelbach 1967, "On nonlinear
+fractional programming"; renewal reward). One more thing to do, of dE expected tokens and dT
+seconds, is worth it where dE > r dT. Until r is known a cycle makes the most of its own E / T.
 """
 
 import heapq
+from collections import defaultdict
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 
 from engine.calibration import Calibration
 from engine.growth import Growth, Node
 from engine.pass_times import PassTimes
 from engine.timing import StepTimes
 
+FADING = 0.9  # of what earlier cycles count, with each later one
+LEARNED = 4  # cycles after which their rate is believed
 EXPLORE = 32  # cycles without a draft, before one is drafted to see whether it pays by now
 
 Step = list[tuple[Growth, list[Node]]]
+
+
+@dataclass
+class _Rate:
+    """Tokens a second of the cycles of late: of both, sums in which old cycles fade."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    cycles: int = 0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        self.tokens = FADING * self.tokens + tokens
+        self.seconds = FADING * self.seconds + seconds
+        self.cycles += 1
 
 
 class TreePolicy:
@@ -27,7 +48,12 @@ class TreePolicy:
         self.passes = passes
         self.draft = StepTimes()
         self.tuned = tuned
+        self._rates: defaultdict[int, _Rate] = defaultdict(_Rate)  # by the sequences of a cycle
         self._cycles_undrafted = 0
+
+    def observe(self, num_trees: int, tokens: int, seconds: float) -> None:
+        """A cycle of so many sequences, none in its prompt, emitted so many tokens."""
+        self._rates[num_trees].observe(tokens, seconds)
 
     def choose_step(
         self, growths: Seq[Growth], width: int, depth: int, elapsed: float, fixed_rows: int
@@ -59,15 +85,15 @@ class TreePolicy:
         chances = sorted(
             (growth.probability(node) for growth, nodes in offered for node in nodes), reverse=True
         )
-        best, best_rate = 0, expected / seconds
+        best, best_merit = 0, self._merit(expected, seconds, len(growths))
         for count, mass in enumerate(accumulate(chances), 1):
             step = self.draft.expect(count)
             assert step is not None, "one step was timed"
             seconds = self.passes.expect_cycle(rows, elapsed + step, context)
             assert seconds is not None, "a pass was timed"
-            rate = (expected + self.calibration.mass * mass) / seconds
-            if rate > best_rate:
-                best, best_rate = count, rate
+            merit = self._merit(expected + self.calibration.mass * mass, seconds, len(growths))
+            if merit > best_merit:
+                best, best_merit = count, merit
         if best:
             self._cycles_undrafted = 0
         elif elapsed == 0:
@@ -75,6 +101,13 @@ class TreePolicy:
             if self._cycles_undrafted % EXPLORE == 0:
                 return total
         return best
+
+    def _merit(self, expected: float, seconds: float, num_trees: int) -> float:
+        """What a cycle of so many expected tokens and seconds is worth, beside its other forms."""
+        rate = self._rates[num_trees]
+        if rate.cycles < LEARNED:
+            return expected / seconds
+        return expected - rate.tokens / rate.seconds * seconds
 
     def choose_ahead(self, offered: Step, seconds: float) -> Step:
         """The offered nodes that one step runs in so many seconds; none where it may not fit."""
@@ -127,15 +160,15 @@ class TreePolicy:
         if not self.tuned or self.passes.expect(fixed) is None:
             return len(masses)
         totals = [0.0, *accumulate(masses)]
-        best, best_rate = 0, 0.0
+        best, best_merit = 0, -inf
         free = self.passes.padded(fixed) - fixed
         while True:
             count = min(free, len(masses))
             seconds = self.passes.expect_cycle(fixed + count, elapsed, context)
             assert seconds is not None, "a pass was timed"
-            rate = (num_trees + totals[count]) / seconds
-            if rate > best_rate:
-                best, best_rate = count, rate
+            merit = self._merit(num_trees + totals[count], seconds, num_trees)
+            if merit > best_merit:
+                best, best_merit = count, merit
             if count == len(masses):
                 return best
             free += self.passes.granularity

@@ -10,7 +10,7 @@ import pytest
 from engine.calibration import Calibration
 from engine.growth import Growth, Node
 from engine.pass_times import PassTimes
-from engine.policy import EXPLORE, Step, TreePolicy
+from engine.policy import EXPLORE, LEARNED, Step, TreePolicy
 from tests.engine.sequences import make_sequence
 
 TILE = 64
@@ -63,6 +63,54 @@ def test_a_step_is_run_if_and_only_if_the_rate_rises(seconds: float, elapsed: fl
 def test_a_step_that_leaves_the_rate_as_it_is_is_not_run() -> None:
     own = policy(passes(3.0), 1.0)  # 1.5 tokens in 3 s, or 2 in 4 s
     assert own.choose_step([growth([0.5])], 9, 9, 0.0, 0) == []
+
+
+@pytest.mark.parametrize("elapsed", [0.0, 0.5, 9.0])
+@pytest.mark.parametrize("seconds", [0.1, 0.9, 1.1, 5.0])
+def test_a_step_is_run_if_it_gains_more_than_cycles_of_late_emit_in_its_time(
+    seconds: float, elapsed: float
+) -> None:
+    """Half a token a second: one more half token may take a second, in a good cycle or a bad."""
+    own = policy(passes(2.0), seconds)
+    for _ in range(LEARNED):
+        own.observe(1, 2, 4.0)
+    step = own.choose_step([growth([0.5])], 9, 9, elapsed, 0)
+    assert tokens(step) == ([[3]] if seconds < 1 else [])
+
+
+def test_the_rate_is_that_of_as_many_sequences_and_known_after_some_cycles() -> None:
+    own = policy(passes(2.0), 0.6)  # pays by the cycle's own rate: 2 / 2.6 is more than 1.5 / 2
+    for _ in range(LEARNED):
+        own.observe(2, 1000, 1.0)
+    for _ in range(LEARNED - 1):
+        assert tokens(own.choose_step([growth([0.5])], 9, 9, 0.0, 0)) == [[3]]
+        own.observe(1, 1000, 1.0)
+    assert tokens(own.choose_step([growth([0.5])], 9, 9, 0.0, 0)) == [[3]]
+    own.observe(1, 1000, 1.0)
+    assert own.choose_step([growth([0.5])], 9, 9, 0.0, 0) == []
+
+
+def test_the_rate_follows_the_cycles() -> None:
+    own = policy(passes(2.0), 0.6)
+    for _ in range(LEARNED):
+        own.observe(1, 1000, 1.0)
+    assert own.choose_step([growth([0.5])], 9, 9, 0.0, 0) == []
+    for _ in range(100):
+        own.observe(1, 1, 4.0)
+    assert tokens(own.choose_step([growth([0.5])], 9, 9, 0.0, 0)) == [[3]]
+
+
+def test_rows_ride_where_they_gain_more_than_cycles_of_late_emit_in_their_time() -> None:
+    times = PassTimes(2)
+    for rows, seconds in ((2, 1.0), (4, 2.0), (6, 3.0), (8, 4.0)):
+        times.observe(rows, seconds, 0.0)
+    own = policy(times, 0.1)
+    ranked = [[1.0, 0.9, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]]
+    for rate, rows in ((0.1, 8), (0.4, 6), (0.8, 4), (1.2, 2)):
+        own.observe(1, 0, 1e9)  # what was is forgotten
+        for _ in range(300):
+            own.observe(1, round(rate * 1000), 1000.0)
+        assert own.allot(ranked, 0.0, 0, 64) == [rows]
 
 
 def test_a_step_runs_the_rows_that_pay_and_gives_the_others_back() -> None:
