@@ -116,13 +116,14 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) -e '.[bench]'
 	@touch $@
 
-# llama.cpp is compiled for this very processor, once: pip keeps the wheel.
-$(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt $(CONSTRAINTS)
+# llama.cpp is compiled for this very processor: a wheel that pip keeps may be of other flags.
+$(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/amx_config.h $(CONSTRAINTS)
 	$(check-python)
-	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PYTHON) -m venv --clear $(PEERS_VENV)
+	-$(PEERS_VENV)/bin/pip cache remove llama_cpp_python
 	@echo "Installing into $(PEERS_VENV) (once; compiling llama.cpp takes several minutes)"
-	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEERS_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) \
-	  -r benchmarks/peers/requirements.txt
+	CMAKE_ARGS='-DGGML_NATIVE=ON "-DCMAKE_CXX_FLAGS=-include $(abspath benchmarks/peers/amx_config.h)"' \
+	  $(PEERS_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) -r benchmarks/peers/requirements.txt
 	@touch $@
 
 # What cannot be installed is left out here, and said to be skipped by its test.
