@@ -22,7 +22,6 @@ from engine.growth import Bounds
 from engine.kv_cache import KVCache
 from engine.lookup import Lookup
 from engine.machine import available_memory, check_free
-from engine.malloc import give_back_freed
 from engine.messages import Generate, ModelInfo, SamplingParams
 from engine.pass_times import PassTimes
 from engine.plan import Plan
@@ -99,7 +98,6 @@ def load(spec: ModelSpec, progress: Progress) -> Loaded:
         passes = _pass_times(files, measured, scheme, link_gbps)
         drafting = _drafting(files, draft, method.bounds, passes)
         stack.pop_all()
-    give_back_freed()  # holes of the sizes that loading needed: serving would take its own beside
     limits = files.limits(plan, decoder)
     return Loaded(
         info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),

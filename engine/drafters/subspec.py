@@ -92,6 +92,7 @@ class SubSpec:
                     modules[index] = substitute_unit(modules[index], fields, context.device)
                     settle(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
+        give_back_freed()  # holes of packing's sizes: serving would take its own beside them
 
     def _packed(self, reader: UnitReader, modules: Seq[nn.Module]) -> PackedUnits:
         """All substitutes from the cache; on the first start they are made."""
