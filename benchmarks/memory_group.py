@@ -127,13 +127,13 @@ class MemoryGroup:
         return total
 
     def watch(self) -> None:
-        """Sample the anonymous memory until the group is removed."""
+        """Sample the anonymous memory until the group is ended."""
         while not self._ended.wait(SAMPLE_S):
             now = self._table("memory.stat").get(self._files.anonymous, 0)
             self._peak_anonymous = max(self._peak_anonymous, now)
 
-    def remove(self) -> None:
-        """End what is left in the group, and the group."""
+    def end(self) -> None:
+        """End what is left in the group, and its watch."""
         self._ended.set()
         deadline = time.monotonic() + LEAVE_S
         while self._pids() and time.monotonic() < deadline:
@@ -143,6 +143,9 @@ class MemoryGroup:
                 os.kill(pid, signal.SIGKILL)
         while self._pids():
             time.sleep(SAMPLE_S)
+
+    def remove(self) -> None:
+        """Nobody may be in the group, nor watch it."""
         self.path.rmdir()
         if self._reads_path.exists():
             self._reads_path.rmdir()
@@ -174,8 +177,9 @@ def memory_group(name: str) -> Iterator[MemoryGroup]:
     try:
         yield group
     finally:
-        group.remove()
+        group.end()
         watcher.join()
+        group.remove()
 
 
 def _disk(folder: Path) -> str:
