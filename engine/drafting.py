@@ -237,7 +237,12 @@ class Drafting:
         began, elapsed = time.perf_counter(), 0.0
         for _ in range(self._bounds.depth if drafting else 0):
             step = self.policy.choose_step(
-                drafting, self._bounds.width, self._bounds.depth, elapsed, fixed_rows
+                drafting,
+                self._bounds.width,
+                self._bounds.depth,
+                elapsed,
+                fixed_rows,
+                undrafted=len(growths) - len(drafting),
             )
             if not step or not self._step(step):
                 break

@@ -56,11 +56,18 @@ class TreePolicy:
         self._rates[num_trees].observe(tokens, seconds)
 
     def choose_step(
-        self, growths: Seq[Growth], width: int, depth: int, elapsed: float, fixed_rows: int
+        self,
+        growths: Seq[Growth],
+        width: int,
+        depth: int,
+        elapsed: float,
+        fixed_rows: int,
+        undrafted: int = 0,
     ) -> Step:
         """The nodes that the next draft step runs; none where it would not pay.
 
-        `elapsed` are the seconds drafted in this cycle, `fixed_rows` the rows of prompts.
+        `elapsed` are the seconds drafted in this cycle, `fixed_rows` the rows of prompts,
+        `undrafted` the sequences beside these for which no step is run.
         """
         offered: Step = []
         for growth in growths:
@@ -69,15 +76,23 @@ class TreePolicy:
             nodes = growth.pop(width, depth, growth.floor)
             if nodes:
                 offered.append((growth, nodes))
-        count = self._worth(growths, offered, elapsed, fixed_rows)
+        count = self._worth(growths, offered, elapsed, fixed_rows, undrafted)
         return _best(offered, count)
 
-    def _worth(self, growths: Seq[Growth], offered: Step, elapsed: float, fixed_rows: int) -> int:
+    def _worth(
+        self,
+        growths: Seq[Growth],
+        offered: Step,
+        elapsed: float,
+        fixed_rows: int,
+        undrafted: int,
+    ) -> int:
         """How many of the offered nodes to run, the best first."""
         total = sum(len(nodes) for _, nodes in offered)
-        expected = sum(growth.expected for growth in growths)
+        num_trees = len(growths) + undrafted
+        expected = sum(growth.expected for growth in growths) + undrafted
         rows = sum(min(len(growth), growth.budget) for growth in growths)
-        rows += fixed_rows
+        rows += fixed_rows + undrafted
         context = sum(g.root.position for g in growths) / max(len(growths), 1)
         seconds = self.passes.expect_cycle(rows, elapsed, context)
         if not self.tuned or not total or seconds is None or self.draft.expect(1) is None:
@@ -85,13 +100,13 @@ class TreePolicy:
         chances = sorted(
             (growth.probability(node) for growth, nodes in offered for node in nodes), reverse=True
         )
-        best, best_merit = 0, self._merit(expected, seconds, len(growths))
+        best, best_merit = 0, self._merit(expected, seconds, num_trees)
         for count, mass in enumerate(accumulate(chances), 1):
             step = self.draft.expect(count)
             assert step is not None, "one step was timed"
             seconds = self.passes.expect_cycle(rows, elapsed + step, context)
             assert seconds is not None, "a pass was timed"
-            merit = self._merit(expected + self.calibration.mass * mass, seconds, len(growths))
+            merit = self._merit(expected + self.calibration.mass * mass, seconds, num_trees)
             if merit > best_merit:
                 best, best_merit = count, merit
         if best:

@@ -90,6 +90,14 @@ def test_the_rate_is_that_of_as_many_sequences_and_known_after_some_cycles() -> 
     assert own.choose_step([growth([0.5])], 9, 9, 0.0, 0) == []
 
 
+def test_sequences_that_are_not_drafted_count_among_those_of_the_cycle() -> None:
+    own = policy(passes(2.0), 0.6)
+    for _ in range(LEARNED):
+        own.observe(2, 1000, 1.0)
+    assert tokens(own.choose_step([growth([0.5])], 9, 9, 0.0, 0)) == [[3]]
+    assert own.choose_step([growth([0.5])], 9, 9, 0.0, 0, undrafted=1) == []
+
+
 def test_the_rate_follows_the_cycles() -> None:
     own = policy(passes(2.0), 0.6)
     for _ in range(LEARNED):
