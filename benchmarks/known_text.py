@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.random_model import SCALE, TOKENIZER, Checkpoint, Shape, write_checkpoint
 from benchmarks.runs import Session
+from engine.blocks import Matrix
 from engine.sequence import Sequence
 from engine.tree import DraftTree
 
@@ -80,7 +81,7 @@ class Filler:
             sources=("", *(self.name,) * count),
         )
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """It learns nothing."""
 
     def release(self, sequence: Sequence) -> None:

@@ -114,7 +114,13 @@ def measure(files: Files, checkpoint: Checkpoint, args: argparse.Namespace) -> I
     for name, number in plan:
         setting = settings[name]
         contest = Contest(
-            files, setting, recordings, _length(args), args.peers_python, args.spare_mb << 20
+            files,
+            setting,
+            recordings,
+            _length(args),
+            args.peers_python,
+            args.spare_mb << 20,
+            number,
         )
         probe = run(contest.probe(PROBE_S), setting, files, args.timeout)
         trials = []

@@ -246,9 +246,10 @@ def _notes(length: Length, rounds: Sequence[Round]) -> list[str]:
     return [
         "Greedy answers to chats held out of the demo's training. The prompt's pass is in none of "
         f"the figures. Engines without a draft write {length.plain} tokens a round "
-        f"({length.quick} where they are quick), engines with one up to {length.drafted} of "
-        f"{length.prompts} answers, replay {length.replayed} passes of each A. W of a peer is what "
-        "it read a pass. Efficiency is tokens/s over A / (draft not hidden + max(W / B, compute)). "
+        f"({length.quick} where they are quick), engines with one up to {length.drafted} of one "
+        f"of {length.prompts} answers in turn, replay {length.replayed} passes of each A. W of a "
+        "peer is what it read a pass. Efficiency is tokens/s over A / (draft not hidden + max(W / "
+        "B, compute)). "
         "B is the best that a probe or an engine got in the round. The same tokens are those of "
         "plain decoding under strict numerics, up to the first other.",
         *(f"{engine}: {plan}." for engine, plan in plans.items()),

@@ -41,6 +41,7 @@ from benchmarks.runs import (
     request,
     session,
 )
+from engine.blocks import Rows
 from engine.messages import SamplingParams
 from engine.sampling import choose_rows, draft_children
 from engine.spec import DraftSpec
@@ -90,7 +91,7 @@ class Positions:
     def hit_rate(self, params: SamplingParams, seed: int) -> float:
         """How often the draft's first candidate, by noise of `seed`, is the target's choice."""
         chosen = choose_rows(
-            torch.stack(self.target), params, None, positions=self.position, choice=0
+            Rows.of(torch.stack(self.target)), params, None, positions=self.position, choice=0
         )
         tokens, _ = draft_children(
             torch.stack(self.draft),
@@ -170,12 +171,12 @@ def _watch_answer(
             drafted[position].append((list(kwargs["paths"][row]), logits[row].clone()))
         return draft_children(logits, *args, **kwargs)
 
-    def watched(logits: Tensor, *args: Any, positions: list[int], **kwargs: Any) -> Tensor:
+    def watched(logits: Rows, *args: Any, positions: list[int], **kwargs: Any) -> Tensor:
         (position,) = positions
         for path, own in drafted.pop(position, ()):
             if path == emitted[len(emitted) - len(path) :]:
                 seen.draft.append(own)
-                seen.target.append(logits[0].clone())
+                seen.target.append(logits.whole()[0, : logits.size])
                 seen.position.append(position)
                 break
         chosen = choose_rows(logits, *args, positions=positions, **kwargs)

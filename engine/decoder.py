@@ -56,6 +56,8 @@ class StreamedLayer(nn.Module):
         if units.slices:
             self.experts = DeferredExperts(inner.get_submodule(units.experts))
             inner.set_submodule(units.experts, self.experts)
+            self._expert_binder = Binder(self.experts.inner)
+        self._binder = Binder(inner)
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
@@ -93,7 +95,7 @@ class StreamedLayer(nn.Module):
         with self.weights.unit(self.units.first) as views:
             if not batch.alive():
                 raise PassCancelled
-            bind(self.inner, views)
+            self._binder.bind(views)
             rows = hidden.shape[1]
             tile = self.tile or rows
             for first in range(0, rows, tile):
@@ -103,7 +105,9 @@ class StreamedLayer(nn.Module):
                 if part.alive():
                     if self.experts is not None:
                         self.experts.first = first
-                    own = {k: _slice(v, first, last, rows) for k, v in arguments.items()}
+                    own = arguments
+                    if rows > tile:
+                        own = {k: _slice(v, first, last, rows) for k, v in arguments.items()}
                     hidden[:, first:last] = self.inner(hidden[:, first:last], batch=part, **own)
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
@@ -119,20 +123,41 @@ class StreamedLayer(nn.Module):
                 if not batch.alive():
                     raise PassCancelled
                 own = {name.removeprefix(prefix): view for name, view in views.items()}
-                bind(experts.inner, own)
+                self._expert_binder.bind(own)
                 add_experts(experts.inner, held, experts.routed, out, tile)
         return out
 
 
-def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Point a module's parameters and buffers at these tensors, named by their path."""
-    for path, tensor in tensors.items():
+class Binder:
+    """Points a module's parameters and buffers at tensors, pass after pass.
+
+    Where each of them is kept is looked up once, and borrowed weights are not wrapped into
+    parameters: both would take more of a pass's host time than the choice of its tokens.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._holders: dict[str, tuple[dict[str, Any], str]] = {}
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors named by their path."""
+        for path, tensor in tensors.items():
+            holder, name = self._holders.get(path) or self._find(path)
+            holder[name] = tensor
+
+    def _find(self, path: str) -> tuple[dict[str, Any], str]:
         owner, _, name = path.rpartition(".")
-        holder = module.get_submodule(owner)
-        if name in holder._buffers:
-            holder._buffers[name] = tensor
-        else:
-            holder._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        module = self._module.get_submodule(owner)
+        holder: dict[str, Any] = module._parameters
+        if name in module._buffers:
+            holder = module._buffers
+        self._holders[path] = holder, name
+        return holder, name
+
+
+def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Point a module's parameters and buffers at these tensors, named by their path, for good."""
+    Binder(module).bind({p: nn.Parameter(t, requires_grad=False) for p, t in tensors.items()})
 
 
 def _slice(argument: Any, first: int, last: int, rows: int) -> Any:
@@ -196,6 +221,7 @@ class Decoder:
         self.original_length = original_length(model.config)
         self.decoder = model.get_decoder()
         self.output = model.get_output_embeddings()
+        self._output_binder = Binder(self.output)
         self._place(tensors)
         modules = self.decoder.layers
         layers = layers or whole_layers(len(modules))
@@ -276,7 +302,7 @@ class Decoder:
         """Borrow the head: a function from hidden [rows <= 64, D] to logits [rows, V]."""
         self.on_border()
         with self.weights.unit(self.head_unit) as views:
-            bind(self.output, views)
+            self._output_binder.bind(views)
             yield self._logits
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from math import inf, log
 
-from torch import Tensor
-
 from engine.ahead_stream import Aside, InTurn
+from engine.blocks import Matrix
 from engine.decoder import PassCancelled
 from engine.draft_model import DraftModel
 from engine.forcing import force, prune
@@ -137,8 +136,8 @@ class Drafting:
                     offered.append((growth, nodes))
         return self.policy.choose_ahead(offered, seconds)
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
-        """The target's logits [R, V] at rows that fed these tokens."""
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+        """The target's logits at rows of which the first fed these tokens."""
         for lookup in self._lookups:
             lookup.observe(tokens, logits)
 

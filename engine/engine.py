@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.ahead_stream import open_aside, use_compute_stream
 from engine.audit import Auditor
+from engine.blocks import Matrix
 from engine.decoder import PassCancelled
 from engine.drafting import Figures
 from engine.errors import ModelError, RequestError
@@ -189,12 +190,11 @@ class Engine:
             request.cancelled.set()  # its other choices of this pass are not walked
             return self._fail([request], str(error), error.code or "invalid_request")
 
-    def _observe(self, walk: Pass) -> Callable[[int, Tensor], None]:
+    def _observe(self, walk: Pass) -> Callable[[int, Matrix], None]:
         """Shows the drafts all logits that were computed: those of rows nobody walked too."""
 
-        def show(first: int, logits: Tensor) -> None:
-            tokens = walk.tokens[first : first + len(logits)]
-            self._drafting.observe(tokens, logits[: len(tokens)])
+        def show(first: int, logits: Matrix) -> None:
+            self._drafting.observe(walk.tokens[first : first + len(logits.values)], logits)
 
         return show
 

@@ -1,9 +1,9 @@
 """Logits of a pass's rows, and the target's choice at them: some ahead, or a tree at once.
 
 A walk visits few of a tree's rows, so on the host a row's choice is made when the walk comes to
-it, with those that likely follow where a small vocabulary makes many cost little more than one. A
-device makes all of them in the time of one, and the walk would wait for each: there a tree's
-choices are made at once, and only the token ids come to the host.
+it, with those that likely follow: in one call they cost a small part of what calls of their own
+would. A device makes all of them in the time of one, and the walk would wait for each: there a
+tree's choices are made at once, and only the token ids come to the host.
 """
 
 import math
@@ -13,15 +13,16 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from engine.blocks import Matrix, Rows
 from engine.constraint import Constraint, to_tensor
 from engine.decoder import HEAD_ROWS
+from engine.grammar import Mask
 from engine.sampling import TokenCounts, choose, choose_rows, is_path_dependent
 from engine.sequence import Sequence
 from engine.tree import DraftTree
 
-AT_ONCE = 1 << 16  # logits that are looked at in about the time that one row's call costs
-LIKELY = 8  # rows of a larger vocabulary chosen ahead, each for a third of a call's time,
-CHANCE = 1 / 3  # while the walk comes to the next one with this chance
+AHEAD = 16  # rows chosen in one call, at most,
+CHANCE = 1 / 4  # while the walk comes to the next one with this chance
 
 
 class Logits:
@@ -34,32 +35,45 @@ class Logits:
         self,
         hidden: Tensor,
         head: Callable[[Tensor], Tensor],
-        show: Callable[[int, Tensor], None],
+        show: Callable[[int, Matrix], None],
     ) -> None:
         """`show(first, logits)` sees every block, which begins with row `first` of the pass."""
         self._hidden = hidden
         self._head = head
         self._show = show
         self._first = -HEAD_ROWS
-        self._block = hidden[:0]
+        self._block = Matrix(hidden[:0])
 
     def row(self, row: int) -> Tensor:
         """Logits [V] of a row of the pass."""
+        block = self._block_of(row)
+        return block.values[row - self._first, : block.size]
+
+    def span(self, rows: range) -> Tensor:
+        """Logits [n, V] of rows of one block of the pass."""
+        block, first = self._block_of(rows[0]), self._first
+        return block.values[rows.start - first : rows.stop - first, : block.size]
+
+    def rows(self, rows: Seq[int]) -> Rows:
+        """Rows of one block of the pass, to choose at."""
+        block = self._block_of(rows[0])
+        return block.rows([row - self._first for row in rows])
+
+    def parts(self, rows: range) -> Iterator[range]:
+        """These rows of the pass, those of a block at a time."""
+        first = rows.start
+        while first < rows.stop:
+            last = min((first // HEAD_ROWS + 1) * HEAD_ROWS, rows.stop)
+            yield range(first, last)
+            first = last
+
+    def _block_of(self, row: int) -> Matrix:
         first = row // HEAD_ROWS * HEAD_ROWS
         if first != self._first:
             self._first = first
-            self._block = self._head(self._hidden[first : first + HEAD_ROWS])
+            self._block = Matrix(self._head(self._hidden[first : first + HEAD_ROWS]))
             self._show(first, self._block)
-        return self._block[row - first]
-
-    def parts(self, rows: range) -> Iterator[tuple[range, Tensor]]:
-        """These rows of the pass, block by block, with their logits [n, V]."""
-        first = rows.start
-        while first < rows.stop:
-            self.row(first)
-            last = min(self._first + HEAD_ROWS, rows.stop)
-            yield range(first, last), self._block[first - self._first : last - self._first]
-            first = last
+        return self._block
 
 
 def choose_tree(
@@ -75,11 +89,11 @@ def choose_tree(
     if rules or params.logprobs is not None:
         return None
     chosen = []
-    for rows, own in logits.parts(range(root, root + len(depths))):
+    for rows in logits.parts(range(root, root + len(depths))):
         positions = [len(sequence.tokens) + depths[row - root] for row in rows]
         chosen.append(
             choose_rows(
-                own,
+                logits.rows(rows),
                 params,
                 None,
                 positions=positions,
@@ -97,24 +111,17 @@ def choose_ahead(
 
     The tree begins with row `root` of the pass; the tokens down to `row` are emitted.
     """
-    params, rows, block = sequence.params, [row], (root + row) // HEAD_ROWS
-    here = logits.row(root + row)
-    cheap = AT_ONCE // len(here)
-    most = max(cheap, LIKELY)
-    if is_path_dependent(params) or params.logprobs is not None:
-        most = 1
-    while len(rows) < most and (children := tree.children(rows[-1])):
-        likeliest = max(children.values(), key=tree.scores.__getitem__)
-        is_likely = tree.scores[likeliest] - tree.scores[row] > math.log(CHANCE)
-        if (root + likeliest) // HEAD_ROWS != block or not (is_likely or len(rows) < cheap):
-            break
-        rows.append(likeliest)
-    allowed = _allowed(sequence, [tree.tokens[own] for own in rows[1:]])
-    if allowed is not None:
-        rows = rows[: len(allowed)]
-    positions = [len(sequence.tokens) + place for place in range(len(rows))]
+    params = sequence.params
+    is_alone = is_path_dependent(params) or params.logprobs is not None
+    stop = min(len(tree), ((root + row) // HEAD_ROWS + 1) * HEAD_ROWS - root)
+    rows = [row] if is_alone else _likely(tree, row, stop)
+    allowed = None
+    if sequence.constraint is not None:
+        masks = _allowed(sequence, sequence.constraint, tree, rows)
+        rows, allowed = list(masks), to_tensor(list(masks.values()))
+    positions = [_position(sequence, tree, row, own) for own in rows]
     chosen = choose_rows(
-        here[None] if len(rows) == 1 else torch.stack([logits.row(root + own) for own in rows]),
+        logits.rows([root + own for own in rows]),
         params,
         sequence.counts,
         positions=positions,
@@ -123,6 +130,21 @@ def choose_ahead(
         allowed=allowed,
     )
     return dict(zip(rows, chosen.tolist(), strict=True))
+
+
+def _position(sequence: Sequence, tree: DraftTree, row: int, below: int) -> int:
+    """Of the token chosen at a row below the one that the walk has come to."""
+    return len(sequence.tokens) + tree.depths[below] - tree.depths[row]
+
+
+def _likely(tree: DraftTree, row: int, stop: int) -> list[int]:
+    """A row and the likeliest below it and before `stop`, ascending; parents are among them."""
+    least = tree.scores[row] + math.log(CHANCE)
+    below = {row}
+    for own in range(row + 1, stop):
+        if tree.parents[own] in below and tree.scores[own] >= least:
+            below.add(own)
+    return sorted(sorted(below, key=lambda own: (-tree.scores[own], own))[:AHEAD])
 
 
 def settle(
@@ -147,18 +169,18 @@ def settle(
     return constraint.settle(token, room, sequence.banned(position), choose_of)
 
 
-def _allowed(sequence: Sequence, path: Seq[int]) -> Tensor | None:
-    """What a grammar allows at the row a walk has come to and behind each token of a path [R, V].
+def _allowed(
+    sequence: Sequence, constraint: Constraint, tree: DraftTree, rows: Seq[int]
+) -> dict[int, Mask]:
+    """What a grammar allows at the row that a walk has come to, the first, and at those below it.
 
-    Fewer rows where the path does not match; None without a grammar.
+    A row is left out where the tokens down to it do not match.
     """
-    constraint, position = sequence.constraint, len(sequence.tokens)
-    if constraint is None:
-        return None
-    masks = [constraint.allowed(sequence.banned(position))]
-    for depth in range(1, len(path) + 1):
-        mask = constraint.behind(path[:depth], sequence.banned(position + depth))
-        if mask is None:
-            break
-        masks.append(mask)
-    return to_tensor(masks)
+    paths: dict[int, tuple[int, ...]] = {rows[0]: ()}
+    masks = {rows[0]: constraint.allowed(sequence.banned(len(sequence.tokens)))}
+    for row in rows[1:]:
+        paths[row] = (*paths[tree.parents[row]], tree.tokens[row])
+        banned = sequence.banned(_position(sequence, tree, rows[0], row))
+        if (mask := constraint.behind(paths[row], banned)) is not None:
+            masks[row] = mask
+    return masks

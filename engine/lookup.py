@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from math import log
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor
-
+from engine.blocks import Matrix
 from engine.sequence import Sequence
 from engine.tree import DraftTree
 
@@ -37,8 +36,8 @@ class Lookup(Protocol):
         behind a token that ends the sequence, nor deeper than the sequence can still grow.
         """
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
-        """The target's logits [R, V] at the rows of a pass that fed these R tokens."""
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+        """The target's logits at the rows of a pass, the first of which fed these tokens."""
 
     def release(self, sequence: Sequence) -> None:
         """The sequence ended or was paused: forget what is kept for it."""

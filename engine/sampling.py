@@ -11,18 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.blocks import (
-    BLOCK,
-    best_blocks,
-    best_of_blocks,
-    first_best,
-    num_blocks,
-    whole_blocks,
-)
+from engine.blocks import BLOCK, Rows, best_blocks, first_best
 from engine.messages import SamplingParams, TokenLogprob
 from engine.noise import gumbel_of, rare, streams_of, uniform
 from engine.truncate import Hot, Kept, heat, is_truncated, kept
-from engine.warp import TokenCounts, is_greedy, is_path_dependent, penalize, warp
+from engine.warp import TokenCounts, is_greedy, is_path_dependent, is_penalized, penalize, warp
 
 __all__ = [
     "TokenCounts",
@@ -64,7 +57,7 @@ def choose(
     Out of `allowed` [1, V], if given. The lowest id wins a tie.
     """
     chosen = choose_rows(
-        logits[None],
+        Rows.of(logits[None]),
         params,
         counts,
         positions=[position],
@@ -77,7 +70,7 @@ def choose(
 
 
 def choose_rows(
-    logits: Tensor,
+    logits: Rows,
     params: SamplingParams,
     counts: TokenCounts | None,
     *,
@@ -87,18 +80,20 @@ def choose_rows(
     banned: Sequence[Sequence[int]] | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """The tokens at absolute positions, one for each row of the target's logits [R, V].
+    """The tokens at absolute positions, one for each row of the target's logits.
 
     int64 [R], on the device of the logits: what `choose` gives for every row. `paths` matter only
     to parameters that are path-dependent.
     """
-    rows = penalize(logits, params, counts, paths, banned, allowed)
+    if is_penalized(params, banned, allowed):
+        raw = logits.whole()[:, : logits.size]
+        logits = Rows.of(penalize(raw, params, counts, paths, banned, allowed))
     if is_greedy(params):
-        return first_best(whole_blocks(rows))
-    streams = _streams(params, positions, choice, rows)
-    hot = heat(rows, params)
+        return first_best(logits)
+    streams = _streams(params, positions, choice, logits.best)
+    hot = heat(logits, params)
     found = kept(hot, params) if is_truncated(params) else _within_reach(hot, streams)
-    return _winners(len(rows), found, _noisy(found, streams))
+    return _winners(len(logits), found, _noisy(found, streams))
 
 
 def draft_children(
@@ -125,15 +120,15 @@ def draft_children(
     A guess may be cheap: few tokens of a row are looked at, so that the best one is missed in a
     share of at most `MISSED` of rows, and their normaliser is estimated.
     """
-    rows = whole_blocks(penalize(logits, params, counts, paths, banned, allowed))
-    branch = min(branch, logits.shape[-1])
+    rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
+    branch = min(branch, rows.size)
     if is_greedy(params):
         best = _best(rows, branch, tau)
         return best.ids, best.log_probs
-    streams = _streams(params, positions, choice, rows)
+    streams = _streams(params, positions, choice, rows.best)
     count = max(CANDIDATES[0], branch, min(params.top_k, CANDIDATES[-1]))
     tokens, scores = _draft(rows, params, streams, tau, branch, count)
-    return tokens, scores.to(rows.dtype)
+    return tokens, scores.to(rows.best.dtype)
 
 
 def model_logprobs(logits: Tensor, token: int, top: int) -> TokenLogprob:
@@ -180,10 +175,10 @@ def _noisy(found: Kept, streams: Tensor) -> Tensor:
 
 def _within_reach(hot: Hot, streams: Tensor) -> Kept:
     """The tokens of each row that the noise may lift to its best."""
-    pool = hot.pool(PROBED) if num_blocks(hot.logits) > PROBED else hot.whole()
+    pool = hot.pool(PROBED)
     noisy = gumbel_of(uniform(streams[:, None], pool.ids)).add_(pool.values)
     needed = noisy.amax(-1, keepdim=True) - hot.best
-    rows, tokens = rare(streams, hot.logits.shape[-1], needed)
+    rows, tokens = rare(streams, hot.logits.num_blocks * BLOCK, needed)
     return Kept(rows, tokens, hot.at(rows, tokens))
 
 
@@ -208,45 +203,42 @@ class _Best:
 
     ids: Tensor  # [R, K] int64
     log_probs: Tensor  # [R, K], of all the row
-    of_blocks: Tensor  # [R, N] the best logit of each block
 
 
-def _best(rows: Tensor, count: int, temperature: float) -> _Best:
-    """The `count` best tokens of logits [R, whole blocks] and their log-probabilities.
+def _best(rows: Rows, count: int, temperature: float) -> _Best:
+    """The `count` best tokens of logits and their log-probabilities.
 
     The sum of a long row is exact for its best blocks and estimated from a part of the others.
     """
-    best = best_of_blocks(rows)
-    if num_blocks(rows) < FEW * POOL:
-        highest = (rows / temperature).log_softmax(-1).topk(min(count, rows.shape[-1]))
-        return _Best(highest.indices, highest.values, best)
-    pool = best_blocks(rows, best, POOL)
-    top = best.amax(-1, keepdim=True)
+    if rows.num_blocks < FEW * POOL:
+        whole = rows.whole()
+        highest = whole.div_(temperature).log_softmax(-1).topk(min(count, whole.shape[-1]))
+        return _Best(highest.indices, highest.values)
+    pool = best_blocks(rows, POOL)
+    top = rows.best.amax(-1, keepdim=True)
     total = ((pool.values - top) / temperature).exp_().sum(-1, keepdim=True)
-    total += _sum_of_others(rows, best, pool.rest, top, temperature)
+    total += _sum_of_others(rows, pool.rest, top, temperature)
     highest = pool.values.topk(min(count, pool.values.shape[-1]))
     log_probs = ((highest.values - top) / temperature).sub_(total.log_())
-    return _Best(pool.ids.gather(-1, highest.indices), log_probs, best)
+    return _Best(pool.ids.gather(-1, highest.indices), log_probs)
 
 
-def _sum_of_others(
-    rows: Tensor, best: Tensor, rest: Tensor, top: Tensor, temperature: float
-) -> Tensor:
+def _sum_of_others(rows: Rows, rest: Tensor, top: Tensor, temperature: float) -> Tensor:
     """An estimate [R, 1] of the sum of `exp((logit - top) / temperature)` outside of the pool.
 
     Every `SAMPLED`-th block is summed. The pool has taken the blocks that differ most.
     """
-    some = rows.view(len(rows), -1, BLOCK)[:, ::SAMPLED] - top[..., None]
-    outside = (best <= rest).to(rows.dtype)
+    some = rows.every(SAMPLED) - top[..., None]
+    outside = (rows.best <= rest).to(some.dtype)
     sums = some.div_(temperature).exp_().sum(-1) * outside[:, ::SAMPLED]
     share = outside[:, ::SAMPLED].sum(-1, keepdim=True) / outside.sum(-1, keepdim=True)
-    return sums.sum(-1, keepdim=True) / share.clamp_(min=1 / rows.shape[-1])
+    return sums.sum(-1, keepdim=True) / share.clamp_(min=1 / rows.size)
 
 
 def _draft(
-    rows: Tensor, params: SamplingParams, streams: Tensor, tau: float, branch: int, count: int
+    rows: Rows, params: SamplingParams, streams: Tensor, tau: float, branch: int, count: int
 ) -> tuple[Tensor, Tensor]:
-    """The children of penalized rows [R, whole blocks] by their `count` best tokens.
+    """The children of penalized rows by their `count` best tokens.
 
     Tokens and scores [R, branch]. Rows whose nucleus is larger take more tokens; rows where a
     token behind the best may win take all that the noise may lift.
@@ -260,7 +252,7 @@ def _draft(
     if count < CANDIDATES[-1]:
         outside = outside.masked_fill_(short, 0.0)
         if len(again := short[:, 0].nonzero()[:, 0]):
-            more = _draft(rows[again], params, streams[again], tau, branch, CANDIDATES[-1])
+            more = _draft(rows.only(again), params, streams[again], tau, branch, CANDIDATES[-1])
             tokens[again], scores[again] = more
     # The best noisy value outside is Gumbel noise around the logarithm of the mass there.
     missed = outside * noisy.amax(-1, keepdim=True).neg_().exp_()
@@ -269,11 +261,12 @@ def _draft(
         least = noisy[wide].topk(branch).values[:, -1:] - ROUNDING
         # With all tokens as candidates e**-x of a row are above x on average.
         least.clamp_(min=-math.log(4 * branch + 8))
-        top = best.of_blocks[wide].amax(-1, keepdim=True) / params.temperature
+        of_blocks = rows.best[wide] / params.temperature
+        top = of_blocks.amax(-1, keepdim=True)
         shift = top - log_probs[wide, :1]
-        needed = least - (best.of_blocks[wide] / params.temperature - shift)
-        row, token = rare(streams[wide], rows.shape[-1], needed)
-        values = rows[wide[row], token] / params.temperature - shift[row, 0]
+        needed = least - (of_blocks - shift)
+        row, token = rare(streams[wide], rows.num_blocks * BLOCK, needed)
+        values = rows.at(wide[row], token) / params.temperature - shift[row, 0]
         if params.min_p > 0:
             floor = log_probs[wide, 0] + math.log(params.min_p)
             values = values.masked_fill_(values < floor[row], -torch.inf)

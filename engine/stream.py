@@ -91,6 +91,7 @@ class LayerStream:
         self._stall_seconds = 0.0
         self._idle_seconds = 0.0
         self._units = 0
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # of `_views_in`
         with ExitStack() as stack:
             self._resident, self._slabs = self._place(reader, stack, progress)
             slots = min(slots, len(self._ring))
@@ -133,7 +134,7 @@ class LayerStream:
         self._units += 1
         self._inside = True
         try:
-            yield self._layouts[index].views(memory)
+            yield self._views_in(memory, index)
         finally:
             self._inside = False
             if load is not None and self._opened is not None:
@@ -228,8 +229,17 @@ class LayerStream:
         with opened:
             self._drop(list(self._loads))
             self._loads.clear()
+        self._views.clear()
         self._resident.clear()
         self._slabs.clear()
+
+    def _views_in(self, memory: Tensor, index: int) -> dict[str, Tensor]:
+        """The tensors of a unit in a slot: made once, since every pass asks for them."""
+        views = self._views.get((memory.data_ptr(), index))
+        if views is None:
+            views = self._layouts[index].views(memory)
+            self._views[memory.data_ptr(), index] = views
+        return views
 
     def _await(self, load: _Load) -> None:
         """Until the load has arrived, with what `idle` does meanwhile."""

@@ -9,15 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.blocks import (
-    BLOCK,
-    Pool,
-    best_blocks,
-    best_of_blocks,
-    num_blocks,
-    whole_blocks,
-    whole_pool,
-)
+from engine.blocks import BLOCK, Pool, Rows, best_blocks, whole_pool
 from engine.messages import SamplingParams
 
 NUCLEUS = 1024  # top-p looks at so many tokens before it sorts all of them
@@ -34,38 +26,42 @@ class Hot:
     These are log-probabilities but for a constant of each row, on which no choice depends.
     """
 
-    logits: Tensor  # [R, V]
+    logits: Rows
     top: Tensor  # [R, 1] the row's best logit
     best: Tensor  # [R, N] the best of each block, at the temperature
     temperature: float
 
     def whole(self) -> Pool:
         """All of each row."""
-        return whole_pool(self._heated(self.logits, self.top))
+        return self._heated(whole_pool(self.logits))
 
     def pool(self, count: int) -> Pool:
-        """The `count` best blocks of each row, of more."""
-        pool = best_blocks(self.logits, self.best, count)
-        return replace(pool, values=self._heated(pool.values, self.top))
+        """The `count` best blocks of each row; all of a row that has few more."""
+        if self.logits.num_blocks < FEWER * count:
+            return self.whole()
+        return self._heated(best_blocks(self.logits, count))
 
     def at(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Some tokens of some rows."""
-        return self._heated(self.logits[rows, tokens], self.top[rows, 0])
+        return self.logits.at(rows, tokens).sub_(self.top[rows, 0]).div_(self.temperature)
 
     def only(self, rows: Tensor) -> "Hot":
-        """The rows of a mask [R]."""
-        return replace(self, logits=self.logits[rows], top=self.top[rows], best=self.best[rows])
+        """Those of a mask [R]."""
+        return replace(
+            self, logits=self.logits.only(rows), top=self.top[rows], best=self.best[rows]
+        )
 
-    def _heated(self, logits: Tensor, top: Tensor) -> Tensor:
-        return (logits - top).div_(self.temperature)
+    def _heated(self, pool: Pool) -> Pool:
+        """A pool that nobody else has."""
+        pool.values.sub_(self.top).div_(self.temperature)
+        return replace(pool, rest=(pool.rest - self.top).div_(self.temperature))
 
 
-def heat(rows: Tensor, params: SamplingParams) -> Hot:
-    """Logits, of any number of tokens, at the temperature."""
-    rows = whole_blocks(rows)
-    best = best_of_blocks(rows)
-    top = best.amax(-1, keepdim=True)
-    return Hot(rows, top, best.sub_(top).div_(params.temperature), params.temperature)
+def heat(logits: Rows, params: SamplingParams) -> Hot:
+    """Rows at the temperature."""
+    top = logits.best.amax(-1, keepdim=True)
+    best = (logits.best - top).div_(params.temperature)
+    return Hot(logits, top, best, params.temperature)
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,9 @@ def kept(hot: Hot, params: SamplingParams) -> Kept:
     the others.
     """
     found: list[Kept] = []
-    rows = torch.arange(len(hot.logits), device=hot.logits.device)
+    rows = torch.arange(len(hot.logits), device=hot.best.device)
     for count in (pool for pool in POOLS if pool > params.top_k):
-        pool = hot.pool(count) if num_blocks(hot.logits) >= FEWER * count else hot.whole()
+        pool = hot.pool(count)
         lowest, exact = _floor_in_pool(pool, hot.best, params, count)
         found.append(_kept_of(pool, lowest.masked_fill(~exact, torch.inf), rows))
         if exact.all():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from engine.blocks import Rows
 from engine.messages import SamplingParams
 from engine.truncate import floor, heat, is_truncated
 
@@ -103,10 +104,19 @@ def warp(
     not depend on a sort's order. float32, or float64 for such logits. Not for greedy parameters.
     """
     assert not is_greedy(params), "the best token needs no distribution"
-    values = heat(penalize(logits, params, counts, paths, banned, allowed), params).whole().values
+    rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
+    values = heat(rows, params).whole().values
     if is_truncated(params):
         values = values.masked_fill(values < floor(values, params), -torch.inf)
     return values.log_softmax(-1)[:, : logits.shape[-1]]
+
+
+def is_penalized(
+    params: SamplingParams, banned: Sequence[Sequence[int]] | None, allowed: Tensor | None
+) -> bool:
+    """Whether `penalize` changes anything."""
+    is_barred = allowed is not None or any(map(len, banned or ()))
+    return is_barred or is_path_dependent(params) or bool(params.logit_bias)
 
 
 def penalize(
@@ -119,14 +129,12 @@ def penalize(
 ) -> Tensor:
     """Logits [R, V] after penalties, logit bias and bans, in float32 or float64.
 
-    They may be `logits` themselves where nothing changes: not to be written to.
+    `logits` themselves, of any type, where nothing changes: not to be written to.
     """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    dependent, barred = is_path_dependent(params), any(map(len, banned or ()))
-    if not (dependent or barred or params.logit_bias or allowed is not None):
-        return logits.to(dtype)
-    rows = logits.to(dtype, copy=True)
-    if dependent:  # every penalty starts from the raw logit, so the last write is right
+    if not is_penalized(params, banned, allowed):
+        return logits
+    rows = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    if is_path_dependent(params):  # penalties start from raw logits: the last write is right
         assert counts is not None, "penalties need the sequence's counts"
         ids, often = counts.table()
         if params.repetition_penalty == 1:  # a prompt's tokens are as they were
@@ -139,8 +147,9 @@ def penalize(
     if params.logit_bias:
         biased, bias = zip(*params.logit_bias, strict=True)
         rows[:, biased] += torch.tensor(bias, dtype=rows.dtype, device=rows.device)
-    for row, tokens in enumerate(banned or ()) if barred else ():
-        rows[row, list(tokens)] = -torch.inf
+    for row, tokens in enumerate(banned or ()):
+        if tokens:
+            rows[row, list(tokens)] = -torch.inf
     if allowed is not None:
         rows.masked_fill_(~allowed.to(rows.device), -torch.inf)
     return rows

@@ -11,8 +11,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
+from engine.blocks import Matrix
 from engine.drafter import DraftContext, LookupMethod
 from engine.errors import ModelError
 from engine.growth import Bounds
@@ -91,7 +90,7 @@ class Replay:
                 wrong.append(token)
         return wrong
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """The script tells all there is to know."""
 
     def release(self, sequence: Sequence) -> None:

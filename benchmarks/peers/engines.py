@@ -64,11 +64,11 @@ class Setting:
 class Length:
     """How much each engine is asked for; those that take seconds a token write few of them."""
 
-    plain: int = 4  # passes of engines that emit one token a pass
-    quick: int = 48  # tokens of q4_0, and of all where everything is resident
-    drafted: int = 48  # tokens of each answer of engines with a draft of their own, at most
-    prompts: int = 3  # that these answer
-    replayed: int = 4  # passes of each A of replay
+    plain: int = 3  # passes of engines that emit one token a pass
+    quick: int = 32  # tokens of q4_0, and of all where everything is resident
+    drafted: int = 48  # tokens of the answer of engines with a draft of their own, at most
+    prompts: int = 3  # that these answer in turn, one a round
+    replayed: int = 3  # passes of each A of replay
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Contest:
     length: Length
     peers_python: str
     spare_bytes: int  # of the limit, kept for what is no weight: runtime, buffers, page cache
+    number: int  # of the round
 
     def start(self, engine: str) -> Start:
         """The process of this engine. Raises KeyError for an unknown one."""
@@ -147,13 +148,13 @@ class Contest:
         return Start(engine, self.peers_python, module, job)
 
     def _prompts(self, engine: str) -> tuple[Prompt, ...]:
+        chosen = self.number % self.length.prompts if engine in DRAFTED else 0
+        tokens = 1 + self.length.plain
         if engine in DRAFTED:
-            chosen, tokens = self.recordings[: self.length.prompts], self.length.drafted
+            tokens = self.length.drafted
         elif self.setting.limit_bytes is None or engine == "llama.cpp q4_0":
-            chosen, tokens = self.recordings[:1], self.length.quick
-        else:
-            chosen, tokens = self.recordings[:1], 1 + self.length.plain
-        return tuple(Prompt(f"prompt {i}", r.prompt, tokens) for i, r in enumerate(chosen))
+            tokens = self.length.quick
+        return (Prompt(f"prompt {chosen}", self.recordings[chosen].prompt, tokens),)
 
     def _replayed(self) -> tuple[Prompt, ...]:
         recording = self.recordings[-1]

@@ -7,8 +7,7 @@ propose what came next. All places found go into one tree; the longer the match,
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from engine.blocks import Matrix
 from engine.drafter import DraftContext, LookupMethod
 from engine.growth import Bounds
 from engine.lookup import Bet, Gambler
@@ -62,7 +61,7 @@ class Ngram:
         branch = _Branch(tokens, tuple(past.matches(tokens, tokens, PLACES)))
         return self._gambler.grow(sequence, branch, depth, rows)
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """The tokens themselves tell all there is to remember."""
 
     def release(self, sequence: Sequence) -> None:

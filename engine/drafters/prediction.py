@@ -8,8 +8,7 @@ match there are guesses: tokens were replaced, inserted or left out.
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
+from engine.blocks import Matrix
 from engine.drafter import DraftContext, LookupMethod
 from engine.growth import Bounds
 from engine.lookup import Bet, Gambler
@@ -147,7 +146,7 @@ class Prediction:
         branch = _Branch(text, pointer.matches(tail))
         return self._gambler.grow(sequence, branch, depth, rows)
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """The prediction tells all there is to know."""
 
     def release(self, sequence: Sequence) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from engine.blocks import BLOCK, best_of_blocks
+from engine.blocks import Matrix, Rows, best_blocks, whole_pool
 from engine.drafter import DraftContext, LookupMethod
 from engine.growth import Bounds
 from engine.lookup import LEAST, Bet, Gambler
@@ -21,7 +21,6 @@ from engine.tree import DraftTree
 
 SUCCESSORS = 8  # kept for each token
 ROWS = 32  # of one block of a pass that are looked at: its first are the likeliest
-CACHED = 2**18  # logits looked through at a time, so that they stay in the processor's cache
 TRUST = 0.6  # believed chance of a successor, over the probability in the matrix
 KINDS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.57)  # bets between two share their rate
 
@@ -43,7 +42,7 @@ class Recycling:
         self._store()
         return self._gambler.grow(sequence, sequence.tokens[-1], depth, rows)
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """Nothing waits here for the device: the figures come over with the next tree.
 
         A token that several rows fed is remembered by the first of them, the likeliest branch.
@@ -57,10 +56,11 @@ class Recycling:
         if not rows:
             return
         if self._successors is None:
-            shape = logits.shape[1], min(SUCCESSORS, logits.shape[1])
+            shape = logits.size, min(SUCCESSORS, logits.size)
             self._successors = torch.full(shape, -1, dtype=torch.int32)
             self._chances = torch.zeros(shape)
-        self._fresh = (list(rows), *_best(logits, list(rows.values()), SUCCESSORS))
+        looked_at = logits.rows(list(rows.values()))
+        self._fresh = (list(rows), *_best(looked_at, min(SUCCESSORS, logits.size)))
 
     def _store(self) -> None:
         """Take the last pass into the matrix."""
@@ -92,31 +92,16 @@ class Recycling:
         self._gambler.release(sequence)
 
 
-def _best(logits: Tensor, rows: Seq[int], count: int) -> tuple[Tensor, Tensor]:
-    """The best tokens of n rows and their log-probabilities, both [n, count], best first.
+def _best(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+    """The best tokens of R rows and their log-probabilities, both [R, count], best first.
 
     The best are in the blocks with the largest maxima, so that only these are ranked. The
     probabilities are normalised over these blocks alone: a little large, but a softmax over all
     of a vocabulary costs more than everything else here.
     """
-    size = logits.shape[1]
-    count = min(count, size)
-    blocks = size // BLOCK
-    where = torch.tensor(rows, device=logits.device)
-    ids = torch.arange(size, device=logits.device).expand(len(rows), -1)
-    if blocks > count:
-        whole = blocks * BLOCK
-        step = max(1, CACHED // size)
-        maxima = torch.empty(len(logits), blocks, device=logits.device)
-        for part in {row // step for row in rows}:
-            some = slice(part * step, (part + 1) * step)
-            maxima[some] = best_of_blocks(logits[some, :whole].float())
-        first = maxima[where].topk(count).indices * BLOCK
-        inside = first[:, :, None] + torch.arange(BLOCK, device=logits.device)
-        ids = torch.cat([inside.flatten(1), ids[:, whole:]], 1)
-    values = logits[where[:, None], ids].float()
-    best = values.topk(count)
-    return ids.gather(1, best.indices), best.values - values.logsumexp(-1, keepdim=True)
+    pool = best_blocks(rows, count) if rows.num_blocks > count else whole_pool(rows)
+    best = pool.values.topk(count)
+    return pool.ids.gather(1, best.indices), best.values - pool.values.logsumexp(-1, keepdim=True)
 
 
 def lookup() -> Recycling:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.blocks import Rows
 from engine.messages import SamplingParams
 from engine.noise import gumbel
 from engine.sampling import (
@@ -70,7 +71,7 @@ def test_choices_are_those_of_the_definition(case: int) -> None:
     banned = [[size - 1] if size > 2 and rng.random() < 0.3 else [] for _ in range(4)]
     positions = [rng.randrange(100_000) for _ in range(4)]
     chosen = choose_rows(
-        logits, params, counts, positions=positions, choice=3, paths=paths, banned=banned
+        Rows.of(logits), params, counts, positions=positions, choice=3, paths=paths, banned=banned
     ).tolist()
     noise = gumbel(params.seed, 3, torch.tensor(positions)[:, None], torch.arange(size))
     if is_greedy(params):  # no distribution: the coldest of what the penalties leave
@@ -98,7 +99,10 @@ def test_choices_are_those_of_the_definition(case: int) -> None:
 def test_a_row_without_any_token_gives_token_0() -> None:
     logits = torch.full((2, 100), -torch.inf)
     for params in (SamplingParams(), SamplingParams(top_p=0.5), SamplingParams(temperature=0)):
-        assert choose_rows(logits, params, None, positions=[1, 2], choice=0).tolist() == [0, 0]
+        assert choose_rows(Rows.of(logits), params, None, positions=[1, 2], choice=0).tolist() == [
+            0,
+            0,
+        ]
 
 
 @pytest.mark.parametrize("spread", [3.0, 4.0])
@@ -120,7 +124,7 @@ def test_a_draft_with_the_targets_logits_finds_the_targets_choice(
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(rows, size, generator=generator) * spread
     logits -= slope * torch.arange(1, size + 1).log()
-    expected = choose_rows(logits, params, None, positions=range(rows), choice=0)
+    expected = choose_rows(Rows.of(logits), params, None, positions=range(rows), choice=0)
     for branch in (1, 6):
         tokens, scores = draft_children(
             logits, params, None, positions=range(rows), choice=0, tau=0.5, branch=branch

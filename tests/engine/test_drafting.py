@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from torch import Tensor
 
+from engine.blocks import Matrix
 from engine.calibration import Calibration
 from engine.drafting import Drafting
 from engine.engine import Engine
@@ -50,7 +50,7 @@ class Fixed:
         scores = [-0.5 * i for i in range(len(tokens))]
         return DraftTree.chain(tokens, scores, self.name) if len(tokens) > 1 else None
 
-    def observe(self, tokens: Seq[int], logits: Tensor) -> None:
+    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """Nothing is learned."""
 
     def release(self, sequence: Sequence) -> None:

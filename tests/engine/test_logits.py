@@ -12,7 +12,7 @@ from engine.decoder import HEAD_ROWS
 from engine.logits import Logits, choose_ahead, choose_tree
 from engine.sampling import choose
 from engine.spec import DraftSpec
-from tests.engine.models import SMALL, VOCAB, checkpoint, exact, load, prompt, request, run
+from tests.engine.models import SMALL, checkpoint, exact, load, prompt, request, run
 from tests.engine.sequences import make_sequence
 
 ROW_BY_ROW: tuple[dict[str, Any], ...] = (
@@ -49,14 +49,14 @@ def test_answers_are_the_same_either_way(method: str) -> None:
     assert any(a.stats is not None and a.stats.accepted > 5 for a in found.values())
 
 
-@pytest.mark.parametrize(("rows", "likely"), [(1, 1), (3, 1), (1000, 1), (0, 3), (0, 1000)])
+@pytest.mark.parametrize(("ahead", "chance"), [(1, 0.5), (3, 0.5), (1000, 0.5), (1000, 1e-9)])
 def test_answers_are_the_same_however_many_rows_are_chosen_ahead(
-    rows: int, likely: int, monkeypatch: pytest.MonkeyPatch
+    ahead: int, chance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, everything = checkpoint("llama"), asked(AT_ONCE + ROW_BY_ROW)
     want = run(load(folder, DraftSpec("none")), everything)
-    monkeypatch.setattr(engine.logits, "AT_ONCE", rows * VOCAB)
-    monkeypatch.setattr(engine.logits, "LIKELY", likely)
+    monkeypatch.setattr(engine.logits, "AHEAD", ahead)
+    monkeypatch.setattr(engine.logits, "CHANCE", chance)
     found = run(load(folder, DraftSpec("subspec", **SMALL)), everything)
     assert exact(found) == exact(want)
 
@@ -84,11 +84,11 @@ def head(hidden: Tensor) -> Tensor:
 
 def test_parts_are_the_rows_and_blocks_are_computed_once() -> None:
     hidden, shown = torch.randn(200, 8), []
-    logits = Logits(hidden, head, lambda first, block: shown.append((first, len(block))))
+    logits = Logits(hidden, head, lambda first, block: shown.append((first, len(block.values))))
     parts = list(logits.parts(range(10, 140)))
-    assert [rows for rows, _ in parts] == [range(10, 64), range(64, 128), range(128, 140)]
-    assert torch.equal(torch.cat([part for _, part in parts]), head(hidden[10:140]))
-    assert [rows for rows, _ in logits.parts(range(140, 150))] == [range(140, 150)]
+    assert parts == [range(10, 64), range(64, 128), range(128, 140)]
+    assert torch.equal(torch.cat([logits.span(part) for part in parts]), head(hidden[10:140]))
+    assert list(logits.parts(range(140, 150))) == [range(140, 150)]
     assert torch.equal(logits.row(150), head(hidden[150]))
     assert shown == [(0, HEAD_ROWS), (64, HEAD_ROWS), (128, HEAD_ROWS)]
 

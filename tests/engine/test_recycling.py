@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.blocks import Matrix
 from engine.drafters.recycling import SUCCESSORS, Recycling, _best
 from engine.tree import DraftTree
 from tests.engine.lookups import check, leaves, passes, paths, writing
@@ -28,7 +29,7 @@ def logits(*rows: dict[int, float]) -> Tensor:
 
 def told(tokens: Seq[int], *rows: dict[int, float]) -> Recycling:
     lookup = Recycling()
-    lookup.observe(tokens, logits(*rows))
+    lookup.observe(tokens, Matrix(logits(*rows)))
     return lookup
 
 
@@ -58,7 +59,7 @@ def test_no_more_successors_are_kept_than_stated() -> None:
 
 def test_what_was_seen_last_is_remembered() -> None:
     lookup = told([3], {4: 0.0})
-    lookup.observe([3], logits({5: 0.0}))
+    lookup.observe([3], Matrix(logits({5: 0.0})))
     assert leaves(lookup.propose(make_sequence([3]), 1, 64)) == [(5,)]
 
 
@@ -116,7 +117,8 @@ def test_a_text_whose_tokens_always_follow_alike_takes_few_passes() -> None:
     lookup = Recycling()
 
     def look(tree: DraftTree, wanted: Seq[int]) -> None:
-        lookup.observe(tree.tokens, logits(*({follower(token): 0.0} for token in tree.tokens)))
+        after = logits(*({follower(token): 0.0} for token in tree.tokens))
+        lookup.observe(tree.tokens, Matrix(after))
 
     sequence = make_sequence([2])
     counts = list(writing(lookup, sequence, text[1:], depth=8, rows=64, after=look))
@@ -137,12 +139,12 @@ def test_the_best_are_found_without_ranking_all(
     given = torch.randn(rows + 3, size, generator=draw).to(dtype) * 4
     where = torch.randperm(len(given), generator=draw)[:rows]
     count = min(SUCCESSORS, size)
-    tokens, logprobs = _best(given, where.tolist(), SUCCESSORS)
-    values = given[where]
+    tokens, logprobs = _best(Matrix(given).rows(where.tolist()), count)
+    values = given[where].to(torch.promote_types(dtype, torch.float32))
     assert tokens.shape == logprobs.shape == (rows, count)
     assert values.gather(1, tokens).equal(values.topk(count).values)
     assert all(len(set(row)) == count for row in tokens.tolist())
-    exact = values.float().log_softmax(-1).gather(1, tokens)
+    exact = values.log_softmax(-1).gather(1, tokens)
     assert (logprobs >= exact - 1e-4).all()  # never below: the rest of the vocabulary is left out
     assert (logprobs.exp().sum(-1) <= 1 + 1e-4).all()
 
@@ -150,7 +152,7 @@ def test_the_best_are_found_without_ranking_all(
 def test_logits_that_are_no_numbers_are_no_bets() -> None:
     for value in (float("nan"), float("-inf")):
         lookup = Recycling()
-        lookup.observe([3], torch.full((1, VOCAB), value))
+        lookup.observe([3], Matrix(torch.full((1, VOCAB), value)))
         assert lookup.propose(make_sequence([3]), 4, 64) is None
 
 
@@ -159,7 +161,7 @@ def test_any_size_of_vocabulary_and_pass(vocabulary: int) -> None:
     draw = random.Random(0)
     lookup = Recycling()
     tokens = [draw.randrange(vocabulary) for _ in range(300)]
-    lookup.observe(tokens, torch.randn(300, vocabulary))
+    lookup.observe(tokens, Matrix(torch.randn(300, vocabulary)))
     assert lookup.propose(make_sequence(tokens[:1]), 8, 64) is not None
     for token in tokens[:50]:
         sequence = make_sequence([token], ignore_eos=True)
@@ -189,7 +191,7 @@ def test_any_text_is_written_with_trees_within_bounds(
             lookup: Recycling = lookup,
             noise: torch.Generator = noise,
         ) -> None:
-            lookup.observe(tree.tokens, torch.randn(len(tree), 10, generator=noise))
+            lookup.observe(tree.tokens, Matrix(torch.randn(len(tree), 10, generator=noise)))
 
         counts.append(list(writing(lookup, sequence, text, depth=depth, rows=rows, after=look)))
         assert sequence.tokens == prompt + text

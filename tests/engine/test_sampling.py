@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.blocks import Rows
 from engine.messages import SamplingParams
 from engine.noise import gumbel
 from engine.sampling import (
@@ -118,7 +119,7 @@ def test_samples_follow_the_warped_distribution(name: str) -> None:
     logits = random_logits(1, 40)
     expected = reference(logits[0].tolist(), params)
     chosen = choose_rows(
-        logits.expand(count, -1),
+        Rows.of(logits.expand(count, -1)),
         params,
         counts_of(PROMPT, OUTPUT),
         positions=range(count),

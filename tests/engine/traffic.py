@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
-from torch import Tensor
-
+from engine.blocks import Matrix
 from engine.engine import Engine
 from engine.errors import ModelError
 from engine.growth import Bounds
@@ -199,7 +198,7 @@ class Guesses:
         sources = ("", *(self.name,) * (len(tokens) - 1))
         return DraftTree(tuple(tokens), tuple(parents), tuple(depths), scores, sources)
 
-    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Nothing is learned."""
 
     def release(self, sequence: Running) -> None:

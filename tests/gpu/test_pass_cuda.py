@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.ahead_stream import AheadStream, use_compute_stream
+from engine.blocks import Rows
 from engine.kv_cache import PAGE
 from engine.messages import SamplingParams
 from engine.sampling import choose_rows
@@ -152,5 +153,5 @@ def test_greedy_choices_do_not_make_the_host_wait() -> None:
     logits = torch.randn(64, 50_257, device=CUDA)
     greedy = SamplingParams(temperature=0)
     with no_waiting():
-        chosen = choose_rows(logits, greedy, None, positions=range(64), choice=0)
+        chosen = choose_rows(Rows.of(logits), greedy, None, positions=range(64), choice=0)
     assert torch.equal(chosen, logits.argmax(-1))

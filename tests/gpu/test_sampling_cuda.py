@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.blocks import Rows
 from engine.messages import SamplingParams
 from engine.noise import bits, gumbel, rare, stream, uniform
 from engine.sampling import (
@@ -65,7 +66,9 @@ def test_rows_chosen_together_are_those_chosen_alone(params: SamplingParams, siz
     counts = TokenCounts([1, 2, 3])
     counts.add(2)
     paths = [[row % 5] for row in range(64)]
-    together = choose_rows(logits, params, counts, positions=range(64), choice=1, paths=paths)
+    together = choose_rows(
+        Rows.of(logits), params, counts, positions=range(64), choice=1, paths=paths
+    )
     assert together.device == CUDA
     alone = [
         choose(row, params, counts, position=position, choice=1, path=paths[position])
