@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engine.errors import RequestError
+from engine.logits import CHANCE
 from engine.messages import Generate, Speculation
 from engine.spec import DraftSpec
 from tests.engine.grammars import (
@@ -93,8 +94,16 @@ def want() -> dict[tuple[str, int], Answer]:
     return answers
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
-def test_no_draft_changes_an_answer(draft: str, want: dict[tuple[str, int], Answer]) -> None:
+@pytest.mark.parametrize(
+    ("draft", "chance"), [*((draft, CHANCE) for draft in DRAFTS), ("subspec", 1e-9)]
+)
+def test_no_draft_changes_an_answer(
+    draft: str,
+    chance: float,
+    want: dict[tuple[str, int], Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.logits.CHANCE", chance)  # of a row that is chosen ahead
     engine = load(json_checkpoint(), DRAFTS[draft], max_sequences=8)
     predicted = tuple(ids('{"name": "abc", "age": 1, "tags": ["red", "green"]}'))
     messages = [replace(message, prediction=predicted) for message in asked()]
