@@ -6,11 +6,9 @@ Makes a random llama checkpoint (1.5 B parameters, bfloat16), loads it in a proc
 each draft method, runs a prompt as long as a pass can be and then several sequences with trees, and
 compares the most that the process ever held (VmHWM) with the plan: its device and host parts, which
 are one memory without a GPU, the runtime included. Exit code 1 when one differs by more than 5 %.
-Needs root, to keep mapped files in memory.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import re
@@ -31,7 +29,6 @@ TOLERANCE = 0.05
 METHODS = ("none", "subspec")
 TIERS = ("disk", "ram")
 MIB = 1 << 20
-MLOCK_ONFAULT = 1  # of mlock2(2): what is touched later, as well
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,6 @@ def _serve(
     from engine.engine import Engine
     from engine.load import load
 
-    _keep_mapped()
     stream: dict[str, Any] = {"tier": tier}
     if tier == "ram":
         stream["simulate_gbps"] = 8.0
@@ -131,13 +127,13 @@ def _serve(
     with torch.inference_mode():
         loaded = load(spec, lambda what, done, total: None)
         engine = Engine(loaded)
-    _keep_mapped()
     after_load = _status("VmHWM")
     plan = loaded.plan
     longest = loaded.limits.max_tokens - args.tokens - 1
     vocabulary = engine.info.vocab_size
-    # Every row of the embedding is touched once; then sequences with trees run side by side.
-    _run(engine, [[i * 37 % vocabulary for i in range(longest)]], args.tokens)
+    # All of the embedding is touched: a fault maps the pages around it, and the tokens are spread
+    # over the vocabulary. Then sequences with trees run side by side.
+    _run(engine, [[i * vocabulary // longest for i in range(longest)]], args.tokens)
     share = longest // args.users
     starts = range(args.users)
     prompts = [[(u * 7919 + i) % vocabulary for i in range(share)] for u in starts]
@@ -164,21 +160,6 @@ def _run(engine: Any, prompts: list[list[int]], tokens: int) -> None:
         engine.add(Generate(f"{number}", tuple(prompt), params))
     while engine.has_work():
         engine.step()
-
-
-def _keep_mapped() -> None:
-    """Pages of mapped files stay once they were touched: libraries, the checkpoint's embedding.
-
-    A system that takes away what is cold would make the peak a matter of how long a run takes.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        place, *_, name = line.split(maxsplit=5)
-        if name.startswith("/"):
-            start, stop = (int(end, 16) for end in place.split("-"))
-            size = ctypes.c_size_t(stop - start)
-            if libc.mlock2(ctypes.c_void_p(start), size, MLOCK_ONFAULT):
-                raise OSError(ctypes.get_errno(), f"cannot keep {name} in memory")
 
 
 def _status(key: str) -> int:

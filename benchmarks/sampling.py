@@ -186,7 +186,7 @@ def _watch_answer(
     with (
         replaced(engine.draft_model, "is_path_dependent", lambda params: True),  # gives the paths
         replaced(engine.draft_model, "draft_children", draft),
-        replaced(engine.logits, "AT_ONCE", 0),  # only rows that are walked
+        replaced(engine.logits, "AHEAD", 1),  # only rows that are walked
         replaced(engine.logits, "choose_rows", watched),
     ):
         drive(served, [request("watched", prompt, params)])
