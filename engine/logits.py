@@ -46,8 +46,7 @@ class Logits:
 
     def row(self, row: int) -> Tensor:
         """Logits [V] of a row of the pass."""
-        block = self._block_of(row)
-        return block.values[row - self._first, : block.size]
+        return self.span(range(row, row + 1))[0]
 
     def span(self, rows: range) -> Tensor:
         """Logits [n, V] of rows of one block of the pass."""
