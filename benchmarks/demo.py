@@ -16,11 +16,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from engine.engine import Engine
 from engine.errors import EngineError
 from engine.messages import Generate, SamplingParams, Tokens
+from engine.runtime.engine import Engine
 from engine.spec import ModelSpec
-from server.registry import read_entry
+from server.config.registry import read_entry
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo"
 PLAIN = "demo-plain"

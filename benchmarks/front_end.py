@@ -22,13 +22,13 @@ from benchmarks.command import parser, show
 from benchmarks.paced_engine import TOKEN, WORD, Beat, PacedEngine
 from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import machine
-from engine.client import EngineClient
 from engine.messages import ModelInfo, Origin, SamplingParams, Stats, Tokens
+from engine.process.client import EngineClient
 from engine.spec import ModelSpec, TargetSpec
-from server.app import create_app
-from server.registry import ModelEntry, Registry
-from server.serve import bind, http_config
-from server.settings import Settings
+from server.cli.serve import bind, http_config
+from server.config.registry import ModelEntry, Registry
+from server.config.settings import Settings
+from server.http.app import create_app
 
 HOST = "127.0.0.1"
 MESSAGES, TOOLS = 20, 10

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-import engine.draft_model
-import engine.engine
+import engine.drafting.model.draft_model
+import engine.runtime.engine
 from benchmarks.random_model import Shape
 from benchmarks.runs import (
     DEMO,
@@ -38,8 +38,8 @@ from benchmarks.runs import (
     request,
     session,
 )
-from engine.decoder import Decoder
 from engine.messages import SamplingParams
+from engine.model.decoder import Decoder
 from engine.spec import DraftSpec, ModelSpec
 
 TREE_ROWS = 64
@@ -128,8 +128,8 @@ def watched(served: Session) -> Iterator[Stopwatch]:
     watch_model(drafting._model.decoder, watch, "draft")
     drafting.propose = watch.wrap("propose", drafting.propose)
     places: tuple[tuple[Any, str], ...] = (
-        (engine.draft_model, "draft_children"),
-        (engine.engine, "choose_ahead"),
+        (engine.drafting.model.draft_model, "draft_children"),
+        (engine.runtime.engine, "choose_ahead"),
     )
     originals = [getattr(owner, name) for owner, name in places]
     for (owner, name), call in zip(places, originals, strict=True):

@@ -21,11 +21,11 @@ import uvicorn
 from engine.errors import EngineError
 from engine.messages import Generate
 from engine.spec import ModelSpec
-from server.app import create_app
-from server.models import EngineFactory
-from server.registry import ModelEntry, Registry
-from server.serve import bind, http_config
-from server.settings import Settings
+from server.cli.serve import bind, http_config
+from server.config.registry import ModelEntry, Registry
+from server.config.settings import Settings
+from server.http.app import create_app
+from server.models.lending import EngineFactory
 
 HOST = "127.0.0.1"
 STOP_S = 20.0

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.random_model import SCALE, TOKENIZER, Checkpoint, Shape, write_checkpoint
 from benchmarks.runs import Session
-from engine.blocks import Matrix
-from engine.sequence import Sequence
-from engine.tree import DraftTree
+from engine.drafting.tree import DraftTree
+from engine.sampling.blocks import Matrix
+from engine.sequences.sequence import Sequence
 
 FIRST = 300  # a prompt counts from here: no special token is near
 SURE = 16.0  # logit of the next token; the others' are noise around 0

@@ -183,7 +183,7 @@ def _write_config(folder: Path, source: Path, device_bytes: str) -> None:
 def _server(group: MemoryGroup, folder: Path, log: Path, timeout: float) -> Iterator[str]:
     """The real server in the group, ready: its URL. Raises `ServerFailed`."""
     port = _free_port()
-    command = [sys.executable, "-m", "server.cli", "serve", MODEL]
+    command = [sys.executable, "-m", "server.cli.main", "serve", MODEL]
     command += ["--config", str(folder / "config"), "--port", str(port)]
     environment = {**os.environ, "UNDERSTUDY_CACHE": str((folder / "packed").resolve())}
     with log.open("wb") as lines:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 from benchmarks.runs import DEMO
 from engine.messages import Failed, Generate, ModelInfo, Origin, PassStats, Stats, Tokens
-from engine.process import ReportProgress, StepEngine, serve
+from engine.process.worker import ReportProgress, StepEngine, serve
 from engine.spec import ModelSpec
 
 WORD = " word"  # the text of every token
@@ -29,7 +29,7 @@ class Beat:
 
 @dataclass
 class PacedEngine:
-    """What `engine.process` asks of an engine; see `engine.engine.Engine`."""
+    """What `engine.process.worker` asks of an engine; see `engine.runtime.engine.Engine`."""
 
     beat: Beat
     max_sequences: int
@@ -102,7 +102,7 @@ class PacedEngine:
 
 
 def main(connection: Connection, spec: ModelSpec, beat: Beat) -> None:
-    """Entry of the engine's process, in place of `engine.process.main`."""
+    """Entry of the engine's process, in place of `engine.process.worker.main`."""
 
     def load(spec: ModelSpec, progress: ReportProgress) -> StepEngine:
         return PacedEngine(beat, spec.max_sequences or 1)

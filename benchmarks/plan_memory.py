@@ -109,8 +109,8 @@ def _serve(
     keep_freed_memory()
     import torch
 
-    from engine.engine import Engine
-    from engine.load import load
+    from engine.runtime.engine import Engine
+    from engine.runtime.load import load
 
     stream: dict[str, Any] = {"tier": tier}
     if tier == "ram":

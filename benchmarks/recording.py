@@ -17,9 +17,9 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from benchmarks.runs import GREEDY, chat_prompts, session
-from engine.engine import Engine
 from engine.errors import EngineError
 from engine.messages import Generate, Tokens
+from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, ModelSpec, TargetSpec
 
 CHOSEN = (4, 12, 16, 20)  # of the held-out chats: one of documentation, three stories

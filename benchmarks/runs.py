@@ -15,13 +15,13 @@ from transformers import AutoTokenizer
 
 from benchmarks.grow import grow
 from benchmarks.random_model import Shape
-from engine.engine import Engine
 from engine.errors import EngineError
-from engine.load import Loaded, load
 from engine.malloc import keep_freed_memory
 from engine.messages import Failed, Generate, PassStats, SamplingParams, Stats, Tokens
+from engine.runtime.engine import Engine
+from engine.runtime.load import Loaded, load
+from engine.runtime.target import TargetFiles
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
-from engine.target import TargetFiles
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "configs" / "demo"

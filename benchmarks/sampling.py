@@ -28,8 +28,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import engine.draft_model
-import engine.logits
+import engine.drafting.model.draft_model
+import engine.runtime.choices
 from benchmarks.runs import (
     DEMO,
     MODELS,
@@ -41,9 +41,9 @@ from benchmarks.runs import (
     request,
     session,
 )
-from engine.blocks import Rows
 from engine.messages import SamplingParams
-from engine.sampling import choose_rows, draft_children
+from engine.sampling.blocks import Rows
+from engine.sampling.choose import choose_rows, draft_children
 from engine.spec import DraftSpec
 
 FLATTER = 0.7  # the demo's logits times this
@@ -184,10 +184,12 @@ def _watch_answer(
         return chosen
 
     with (
-        replaced(engine.draft_model, "is_path_dependent", lambda params: True),  # gives the paths
-        replaced(engine.draft_model, "draft_children", draft),
-        replaced(engine.logits, "AHEAD", 1),  # only rows that are walked
-        replaced(engine.logits, "choose_rows", watched),
+        replaced(
+            engine.drafting.model.draft_model, "is_path_dependent", lambda params: True
+        ),  # gives the paths
+        replaced(engine.drafting.model.draft_model, "draft_children", draft),
+        replaced(engine.runtime.choices, "AHEAD", 1),  # only rows that are walked
+        replaced(engine.runtime.choices, "choose_rows", watched),
     ):
         drive(served, [request("watched", prompt, params)])
 
@@ -209,7 +211,7 @@ def measure(
     greedy = seen.hit_rate(SETTINGS["greedy"], 0)
     for setting, params in SETTINGS.items():
         hit_rate = seen.hit_rate(params, params.seed)
-        with replaced(engine.draft_model, "draft_children", with_other_noise):
+        with replaced(engine.drafting.model.draft_model, "draft_children", with_other_noise):
             independent = tokens_per_pass(served, prompts, replace(params, max_tokens=tokens))
         rows.append(
             Row(

@@ -34,8 +34,8 @@ from benchmarks.runs import (
     request,
     session,
 )
-from engine.client import EngineClient
 from engine.messages import Generate, Tokens
+from engine.process.client import EngineClient
 from engine.spec import DraftSpec, ModelSpec
 
 CLIENTS = (1, 8, 32, 64)

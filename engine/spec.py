@@ -26,7 +26,9 @@ class TargetSpec:
 class DraftSpec:
     """Who proposes tokens, and the upper bounds of its tree."""
 
-    method: str | None = None  # a file of engine/drafters; None: subspec if it fits, else ngram
+    method: str | None = (
+        None  # a file of engine/drafting/methods; None: subspec if it fits, else ngram
+    )
     source: str | None = None  # specexec: hub id or folder of the draft model
     revision: str | None = None
     bits: Literal[4] = 4  # subspec: precision of the substitutes

@@ -17,7 +17,7 @@ from engine.errors import (
     QueueFull,
     RequestError,
 )
-from server.measurement import measurement_of
+from server.metrics.measurement import measurement_of
 from server.schemas.answers import ErrorBody
 from server.schemas.message_answers import MessageErrorBody
 

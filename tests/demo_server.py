@@ -22,7 +22,7 @@ def demo_server(python: str, home: Path) -> Iterator[tuple[subprocess.Popen[str]
         "UNDERSTUDY_CACHE": str(home / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    command = [python, "-m", "server.cli", "serve", "demo", "--port", "0"]
+    command = [python, "-m", "server.cli.main", "serve", "demo", "--port", "0"]
     with subprocess.Popen(command, cwd=home, env=env, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         printed = ""

@@ -1,1 +1,2 @@
-"""Drafting methods for benchmarks only, found where this folder joins `engine.drafters`' path."""
+"""Drafting methods for benchmarks only, found where this folder joins the path
+of `engine.drafting.methods`."""

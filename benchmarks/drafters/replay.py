@@ -11,12 +11,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from engine.blocks import Matrix
-from engine.drafter import DraftContext, LookupMethod
+from engine.drafting.growth import Bounds
+from engine.drafting.method import DraftContext, LookupMethod
+from engine.drafting.tree import DraftTree
 from engine.errors import ModelError
-from engine.growth import Bounds
-from engine.sequence import Sequence
-from engine.tree import DraftTree
+from engine.sampling.blocks import Matrix
+from engine.sequences.sequence import Sequence
 
 RIGHT, WRONG = -0.01, -1.0  # a row's score behind its parent: the order in which rows are kept
 DEFAULT = Bounds(depth=64, width=1, branch=1, budget=64)

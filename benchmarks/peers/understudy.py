@@ -8,16 +8,16 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import engine.drafters
 from benchmarks import drafters
 from benchmarks.peers.job import Answer, Job, Outcome, Prompt, Recorder, run
 from benchmarks.runs import GREEDY, Run, Session, session, step
+from engine.drafting import methods
 from engine.messages import Generate, PassStats
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, TargetSpec
 
 
 def main() -> None:
-    engine.drafters.__path__.extend(drafters.__path__)  # `replay` is a method here, nowhere else
+    methods.__path__.extend(drafters.__path__)  # `replay` is a method here, nowhere else
     run(answer_all)
 
 

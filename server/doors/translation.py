@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from engine.errors import EngineError
-from server.body import check_object
 from server.errors import ApiError, as_api_error
+from server.http.body import check_object
 from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
 from server.schemas.fields import GenerationBody

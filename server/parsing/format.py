@@ -1,4 +1,4 @@
-"""What a file of `server/parsers` says of its format."""
+"""What a file of `server/parsing/formats` says of its format."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.drafters.replay import Replay, Script, read_scripts, write_scripts
+from engine.drafting.tree import DraftTree
 from engine.errors import ModelError
-from engine.sequence import Sequence
-from engine.tree import DraftTree
-from engine.verify import verify
-from tests.engine.sequences import make_sequence
+from engine.runtime.verify import verify
+from engine.sequences.sequence import Sequence
+from tests.engine.sequence_makers import make_sequence
 
 PROMPT = (3, 4, 5)
 ANSWER = tuple(10 + i % 50 for i in range(400))

@@ -10,9 +10,9 @@ from benchmarks.http_streams import Stream, ask_all, front_end, rate
 from benchmarks.paced_engine import Beat, PacedEngine
 from benchmarks.paced_engine import main as paced_main
 from benchmarks.runs import GREEDY, request
-from engine.client import EngineClient
 from engine.errors import EngineError
 from engine.messages import Tokens
+from engine.process.client import EngineClient
 from engine.spec import ModelSpec, TargetSpec
 
 QUICK = Beat(seconds=0.001, burst=4)

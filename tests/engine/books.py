@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from engine.engine import Engine
-from engine.growth import Growth
-from engine.kv_cache import PAGE, KVCache, PageTable
-from engine.sequence import Sequence
+from engine.drafting.growth import Growth
+from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.runtime.engine import Engine
+from engine.sequences.sequence import Sequence
 from tests.engine.page_traffic import check_pages
 
 

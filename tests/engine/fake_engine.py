@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.errors import ModelError, RequestError
 from engine.messages import Audited, Failed, Generate, ModelInfo, PassStats, Stats, Tokens
-from engine.process import ReportProgress, serve
+from engine.process.worker import ReportProgress, serve
 from engine.spec import ModelSpec, TargetSpec
 
 VOCAB_SIZE = 1000
@@ -61,7 +61,7 @@ class _Request:
 
 
 class FakeAudits:
-    """Implements `engine.process.Audits`."""
+    """Implements `engine.process.worker.Audits`."""
 
     def __init__(self) -> None:
         self._waiting: list[Generate] = []
@@ -88,7 +88,7 @@ class FakeAudits:
 
 
 class FakeEngine:
-    """Implements `engine.process.StepEngine`."""
+    """Implements `engine.process.worker.StepEngine`."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.info = ModelInfo(

@@ -6,11 +6,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from engine.lookup import Lookup
-from engine.sequence import Sequence
-from engine.tree import DraftTree
-from engine.verify import verify
-from tests.engine.sequences import make_sequence
+from engine.drafting.lookups.bets import Lookup
+from engine.drafting.tree import DraftTree
+from engine.runtime.verify import verify
+from engine.sequences.sequence import Sequence
+from tests.engine.sequence_makers import make_sequence
 
 Path = tuple[int, ...]
 

@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from engine.draft_model import DraftModel
-from engine.engine import Engine
+from engine.drafting.model.draft_model import DraftModel
 from engine.messages import Failed, Generate, Origin, SamplingParams, Stats, TokenLogprob, Tokens
+from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from tests.engine.checkpoints import save_tiny
 

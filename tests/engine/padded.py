@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.attention import Batch
-from engine.calibration import Calibration
-from engine.cuda_graphs import Bucket, Capture, GraphedSteps, Work
-from engine.decoder import HEAD_ROWS, Decoder, build_on_meta
-from engine.draft_cache import OwnCache
-from engine.draft_model import Bound, DraftModel
-from engine.family import kv_shape, read_config
-from engine.growth import Bounds, Growth, Node
-from engine.kv_cache import KVCache
-from engine.resident import bind_resident
-from engine.weights import CheckpointUnits
+from engine.drafting.calibration import Calibration
+from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.model.cuda_graphs import Bucket, Capture, GraphedSteps, Work
+from engine.drafting.model.draft_cache import OwnCache
+from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.kv.cache import KVCache
+from engine.model.attention import Batch
+from engine.model.decoder import HEAD_ROWS, Decoder, build_on_meta
+from engine.model.resident import bind_resident
+from engine.weights.family import kv_shape, read_config
+from engine.weights.units import CheckpointUnits
 from tests.engine.models import VOCAB
 
 BOUNDS = Bounds(depth=8, width=5, branch=4, budget=40)

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from engine.kv_cache import PAGE, KVCache, PageTable
+from engine.kv.cache import PAGE, KVCache, PageTable
 
 LAYERS, HEADS, DIM = 2, 1, 2
 CPU = torch.device("cpu")

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
-from engine.blocks import Matrix
-from engine.engine import Engine
+from engine.drafting.growth import Bounds
+from engine.drafting.tree import DraftTree
 from engine.errors import ModelError
-from engine.growth import Bounds
-from engine.kv_cache import PAGE
+from engine.kv.cache import PAGE
 from engine.messages import Failed, Generate, Speculation, Tokens
-from engine.plan import Plan, make_plan
-from engine.sequence import Sequence as Running
+from engine.planning.plan import Plan, make_plan
+from engine.runtime.engine import Engine
+from engine.sampling.blocks import Matrix
+from engine.sequences.sequence import Sequence as Running
 from engine.spec import DraftSpec
-from engine.tree import DraftTree
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
 from tests.engine.models import VOCAB, Answer, Answers, checkpoint, load
@@ -98,7 +98,7 @@ def pages(number: int, host: int) -> Iterator[None]:
         rows = min(plan.max_rows, number * PAGE)
         return replace(plan, num_pages=number, host_pages=host, max_rows=rows)
 
-    with patch("engine.choice.make_plan", fewer):
+    with patch("engine.planning.choice.make_plan", fewer):
         yield
 
 

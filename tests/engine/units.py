@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from engine.layout import PAGE_BYTES, UnitLayout, lay_out
+from engine.weights.layout import PAGE_BYTES, UnitLayout, lay_out
 
 
 def layout(index: int, rows: int) -> UnitLayout:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import cuda_graphs
-from engine.cuda_graphs import CudaCapture, GraphedSteps, Work, graphed_steps
-from engine.growth import Growth
+from engine.drafting.growth import Growth
+from engine.drafting.model import cuda_graphs
+from engine.drafting.model.cuda_graphs import CudaCapture, GraphedSteps, Work, graphed_steps
 from engine.spec import DraftSpec, MemorySpec
 from tests.engine.models import PLAIN, SMALL, alone, checkpoint, exact, load, prompt, request, run
 from tests.engine.padded import Compared, draft_of, grow
-from tests.engine.sequences import make_sequence
+from tests.engine.sequence_makers import make_sequence
 
 pytestmark = [
     pytest.mark.gpu,

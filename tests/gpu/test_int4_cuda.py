@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine import int4
-from engine.quantize import fastest_kernel, substitute, supports
+from engine.weights.formats import int4
+from engine.weights.formats.linear import fastest_kernel, substitute, supports
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,8 +12,8 @@ import random
 import pytest
 import torch
 
-from engine import page_store
-from engine.kv_cache import PAGE, KVCache, PageTable
+from engine.kv import page_store
+from engine.kv.cache import PAGE, KVCache, PageTable
 from tests.engine.page_traffic import Traffic, check_pages, run, small_cache, wrong
 
 pytestmark = [

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.ahead_stream import AheadStream, use_compute_stream
-from engine.blocks import Rows
-from engine.kv_cache import PAGE
+from engine.drafting.model.ahead_stream import AheadStream, use_compute_stream
+from engine.kv.cache import PAGE
 from engine.messages import SamplingParams
-from engine.sampling import choose_rows
+from engine.sampling.blocks import Rows
+from engine.sampling.choose import choose_rows
 from engine.spec import DraftSpec, MemorySpec
 from tests.engine.models import (
     PLAIN,

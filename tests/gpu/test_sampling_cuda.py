@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from engine.blocks import Rows
 from engine.messages import SamplingParams
-from engine.noise import bits, gumbel, rare, stream, uniform
-from engine.sampling import (
+from engine.sampling.blocks import Rows
+from engine.sampling.choose import (
     TokenCounts,
     choose,
     choose_rows,
@@ -14,6 +13,7 @@ from engine.sampling import (
     model_logprobs,
     warp,
 )
+from engine.sampling.noise import bits, gumbel, rare, stream, uniform
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.spec import Tier
-from engine.stream import LayerStream
+from engine.streaming.ring import LayerStream
 from tests.engine.units import NumberedUnits, PiecedUnits
 
 pytestmark = pytest.mark.gpu

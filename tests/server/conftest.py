@@ -14,11 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine.spec import ModelSpec, TargetSpec
-from server.app import create_app
-from server.auth import ApiKeys
-from server.registry import ModelEntry, Registry
-from server.serve import bind, http_config
-from server.settings import Settings
+from server.cli.serve import bind, http_config
+from server.config.registry import ModelEntry, Registry
+from server.config.settings import Settings
+from server.http.app import create_app
+from server.http.auth import ApiKeys
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
 
 MakeApp = Callable[..., FastAPI]

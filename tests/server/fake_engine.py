@@ -13,9 +13,6 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from engine.admission import check_request
-from engine.client import EngineClient, State
-from engine.detokenize import Detokenizer, TokenBytes, token_bytes
 from engine.errors import EngineDied, EngineError, QueueFull
 from engine.messages import (
     AUTO,
@@ -31,10 +28,13 @@ from engine.messages import (
     TokenLogprob,
     Tokens,
 )
+from engine.process.admission import check_request
+from engine.process.client import EngineClient, State
+from engine.process.token_stream import Mail, TokenStream
 from engine.spec import ModelSpec
-from engine.stop import StopRules
-from engine.token_stream import Mail, TokenStream
-from server.tokenizer import Tokenizer
+from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
+from engine.text.stop import StopRules
+from server.models.tokenizer import Tokenizer
 
 EOS = 256  # <eos>
 START = 257  # <turn>

@@ -7,10 +7,10 @@ import logging
 
 import uvicorn
 
-from server.app import create_app
-from server.registry import Registry
-from server.serve import bind, http_config
-from server.settings import Settings
+from server.cli.serve import bind, http_config
+from server.config.registry import Registry
+from server.config.settings import Settings
+from server.http.app import create_app
 from tests.server.conftest import entry
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
 

@@ -1,0 +1,1 @@
+"""Draft trees: who proposes tokens, and how many are worth their time."""

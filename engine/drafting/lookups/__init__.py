@@ -1,0 +1,1 @@
+"""What drafts that only look something up have in common."""

@@ -1,0 +1,1 @@
+"""Drafts that are models: their forward steps, KV caches and 4-bit weights."""

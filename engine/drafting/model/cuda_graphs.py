@@ -1,0 +1,214 @@
+"""Draft steps as CUDA graphs: a thousand small kernels launched as one.
+
+A draft step is bound by its launches, not by its arithmetic. A graph launches them all at once but
+has fixed shapes and addresses, so a step is padded to a bucket of rows and of visible KV slots, its
+inputs are copied to where the graph expects them, and one graph serves every step of a bucket.
+
+Rows of several sequences ride one padded step: it knows one list of slots that are read and a mask
+of who sees what. Padding repeats the last row, which writes the same values to the same slot again,
+and reads that row's slot where the mask hides it: so a step touches no memory but its own.
+"""
+
+# mypy: disallow-untyped-calls=False
+# torch.cuda declares no types for streams and graphs.
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from engine.kv.cache import KVCache
+from engine.model.attention import Batch
+from engine.model.decoder import HEAD_ROWS, Decoder
+from engine.model.segment import Segment
+
+log = logging.getLogger(__name__)
+
+LEAST_KV = 256  # visible slots of the smallest bucket
+MOST_KV = 1 << 15  # behind so many slots attention takes longer than the launches
+MOST_GRAPHS = 24  # kept at a time; each holds a few MiB of kernels and its inputs
+
+Work = Callable[[], Tensor]
+Capture = Callable[[Work], Work]  # work, and the same work replayed into the same tensor
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Shapes of a padded step."""
+
+    rows: int  # 1, 2, 4, ... HEAD_ROWS
+    kv: int  # slots that are read beside the rows' own; powers of two from LEAST_KV
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Bucket | None":
+        """The smallest that holds the batch; None for a long prompt or a very long context."""
+        rows = _power(len(batch.rows), 1)
+        kv = _power(sum(s.start + s.scratch for s in batch.segments), LEAST_KV)
+        return cls(rows, kv) if rows <= HEAD_ROWS and kv <= MOST_KV else None
+
+
+class PaddedStep:
+    """A step of the draft over inputs that stay where they are."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, bucket: Bucket) -> None:
+        rows, kv = bucket.rows, bucket.kv
+        device, weight = decoder.device, decoder.embedding.weight
+        self._decoder = decoder
+        self._kv = kv
+        self._hidden = torch.zeros(1, rows, weight.shape[1], dtype=weight.dtype, device=device)
+        self._slots = torch.zeros(kv + rows, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(kv + rows, dtype=torch.int64, device=device)
+        self._mask = torch.zeros(rows, kv + rows, dtype=torch.bool, device=device)
+        self._numbers = torch.arange(max(rows, kv), device=device)
+        segment = Segment(0, rows, 0, self._slots, self._positions, self._mask, Event())
+        self._batch = Batch(cache, (segment,), range(rows), strict=False)
+
+    def fill(self, hidden: Tensor, segments: Sequence[Segment]) -> None:
+        """Take in the embedded rows [n, D] of these segments, which fit the bucket."""
+        rows = len(hidden)
+        self._hidden[0, :rows].copy_(hidden, non_blocking=True)
+        self._mask.fill_(False)
+        first = 0  # of the segment's visible slots
+        for segment in segments:
+            self._place(segment, first)
+            first += segment.start + segment.scratch
+        last = self._kv + rows - 1
+        for inputs in (self._slots, self._positions):
+            inputs[first : self._kv] = inputs[last : last + 1]
+            inputs[last + 1 :] = inputs[last : last + 1]
+        self._hidden[0, rows:] = self._hidden[0, rows - 1]
+        self._mask[rows:] = self._mask[rows - 1]
+
+    def run(self) -> Tensor:
+        """Logits [rows of the bucket, V]; the first rows are those of `fill`."""
+        # A layer overwrites its input.
+        positions = self._positions[None, self._kv :]
+        hidden = self._decoder.run(self._hidden.clone(), positions, self._batch)
+        with self._decoder.head() as head:
+            return head(hidden)
+
+    def _place(self, segment: Segment, first: int) -> None:
+        """A segment's slots, positions and mask; what it sees begins at column `first`."""
+        before = segment.start + segment.scratch
+        seen = slice(first, first + before)
+        scratch = slice(first + segment.start, first + before)
+        rows = slice(segment.first, segment.first + segment.count)
+        own = slice(self._kv + rows.start, self._kv + rows.stop)
+        self._slots[seen] = segment.slots[:before]
+        self._slots[own] = segment.slots[before : before + segment.count]
+        self._positions[first : scratch.start] = self._numbers[: segment.start]
+        self._positions[scratch] = segment.positions[: segment.scratch]
+        self._positions[own] = segment.positions[segment.scratch :]
+        self._mask[rows, first : scratch.start] = True
+        if segment.mask is None:  # a chain
+            self._mask[rows, scratch] = True
+            numbers = self._numbers[: segment.count]
+            self._mask[rows, own] = numbers <= numbers[:, None]
+        else:
+            self._mask[rows, scratch] = segment.mask[:, : segment.scratch]
+            self._mask[rows, own] = segment.mask[:, segment.scratch :]
+
+
+class GraphedSteps:
+    """The graphs of one draft model, captured when a bucket is first met."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, capture: Capture) -> None:
+        """The model's rope does not depend on length: see `graphed_steps`."""
+        self.num_captured = 0  # since the start; a step that captured tells nothing of its time
+        self._decoder = decoder
+        self._cache = cache
+        self._capture = capture
+        self._refused = False
+        self._graphs: OrderedDict[Bucket, tuple[PaddedStep, Work]] = OrderedDict()
+
+    def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
+        """Logits [R, V] of a batch's rows, until the next call; None: run it as any other.
+
+        As in a plain step, the rows' KV is in their slots then.
+        """
+        bucket = Bucket.of(batch)
+        if bucket is None:
+            return None
+        hidden = self._decoder.embed(tokens)
+        known = self._graphs.get(bucket)
+        if known is not None:
+            self._graphs.move_to_end(bucket)
+            step, replay = known
+            step.fill(hidden, batch.segments)
+            return replay()[: len(tokens)]
+        return self._first(bucket, hidden, batch)
+
+    def _first(self, bucket: Bucket, hidden: Tensor, batch: Batch) -> Tensor | None:
+        """Capture a bucket's graph and replay it."""
+        if self._refused:
+            return None
+        while len(self._graphs) >= MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        try:
+            step = PaddedStep(self._decoder, self._cache, bucket)
+            step.fill(hidden, batch.segments)  # to capture runs it once
+            replay = self._capture(step.run)
+            logits = replay()
+        except RuntimeError as error:  # of memory, or of an operation no graph can hold
+            self._refused = True
+            log.warning("draft steps of %s run without a CUDA graph: %s", bucket, error)
+            return None
+        finally:
+            self.num_captured += 1
+        self._graphs[bucket] = step, replay
+        return logits[: len(hidden)]
+
+
+class CudaCapture:
+    """Captures work on a stream of its own; all graphs share one memory pool.
+
+    They may: never do two of them run at a time, and what one leaves behind for later (its result)
+    is outside of the pool. Their kernels keep the priority of that stream, which is the lowest.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._results: dict[torch.Size, Tensor] = {}  # one is read before the next is written
+
+    def __call__(self, work: Work) -> Work:
+        """Run the work once, then record it. Raises `RuntimeError` for what cannot be captured."""
+        caller = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(caller)
+        graph = torch.cuda.CUDAGraph()
+        # The outer block restores the caller's stream where a failed capture does not.
+        with torch.cuda.stream(self._stream):
+            logits = work()  # what libraries set up at their first call cannot be captured
+            result = self._results.setdefault(logits.shape, torch.empty_like(logits))
+            # Other threads read weights and pin memory meanwhile: that is none of its business.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                result.copy_(work())
+        caller.wait_stream(self._stream)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def graphed_steps(decoder: Decoder, cache: KVCache) -> GraphedSteps | None:
+    """Graphs for the draft steps of this decoder; None where there are none.
+
+    Rope frequencies that depend on the length are chosen anew for each step: those run plainly.
+    """
+    if decoder.device.type != "cuda" or decoder.strict or decoder.original_length is not None:
+        return None
+    return GraphedSteps(decoder, cache, CudaCapture(decoder.device))
+
+
+def _power(count: int, least: int) -> int:
+    """The smallest power of two that is not below either."""
+    return max(least, 1 << (count - 1).bit_length() if count > 1 else 1)

@@ -1,0 +1,303 @@
+"""A resident model that grows draft trees, over a KV cache of its own or the target's.
+
+Shared by the methods whose draft is a model: SubSpec's substitutes and SpecExec's separate model.
+Drafted rows live in scratch slots, each seeing the prefix and its own ancestors: a tree goes on
+growing, and its branches outlive a pass, while the target's pass writes elsewhere.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import exp, inf
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.drafting.calibration import Calibration
+from engine.drafting.forcing import to_guess
+from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.model.cuda_graphs import graphed_steps
+from engine.drafting.model.draft_cache import DraftCache, Scratch
+from engine.kv.cache import PAGE
+from engine.model.attention import Batch
+from engine.model.decoder import HEAD_ROWS, Decoder
+from engine.model.progress import OutOfTime, Progress
+from engine.model.segment import Segment
+from engine.sampling.choose import draft_children, is_path_dependent
+from engine.sequences.sequence import Sequence
+
+PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
+NEGLIGIBLE = -9.0  # nats: a child that improbable is not worth a node
+
+
+class Bound:
+    """Weights that are bound to their modules for good: there is nothing to borrow."""
+
+    def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]:
+        return nullcontext({})
+
+
+@dataclass(frozen=True)
+class DraftStep:
+    """Nodes of some trees that are run in one batch."""
+
+    chosen: list[tuple[Growth, list[Node]]]
+    tokens: list[int]
+    positions: list[int]
+    long: list[bool]
+    wanted: list[int]  # rows of nodes: those that need logits
+    batch: Batch
+    progress: Progress
+
+
+class DraftModel:
+    """Runs nodes of growing trees; knows nothing of where the weights came from."""
+
+    def __init__(
+        self, name: str, decoder: Decoder, caches: DraftCache, bounds: Bounds, vocab_size: int
+    ) -> None:
+        """`vocab_size` is the target's; a draft of the same tokens may have other padding."""
+        self.name = name
+        self.decoder = decoder
+        self.caches = caches
+        self.bounds = bounds
+        self.vocab_size = vocab_size
+        self.graphs = graphed_steps(decoder, caches.cache)
+        self._scratch: dict[Sequence, Scratch] = {}
+        self._under_way: DraftStep | None = None
+
+    @property
+    def num_captured(self) -> int:
+        """Steps that took longer than others because a graph of them was made."""
+        return 0 if self.graphs is None else self.graphs.num_captured
+
+    @property
+    def num_shared_pages(self) -> int:
+        """Scratch pages out of the target's own cache."""
+        if not self.caches.is_shared:
+            return 0
+        return sum(scratch.num_pages for scratch in self._scratch.values())
+
+    def step(self, chosen: Seq[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
+        """Run these nodes in one batch and add their children; the rows that were run.
+
+        With a root goes every token the cache does not hold yet (a prompt, the bonus token, an
+        accepted leaf): the draft's KV has no holes. Nodes without room stay off the frontier.
+        """
+        step = self._prepare(chosen)
+        if step is None:
+            return 0
+        self._extend(step, self._forward(step), calibration)
+        return len(step.tokens)
+
+    @property
+    def under_way(self) -> "DraftStep | None":
+        """The step that was begun and is not finished."""
+        return self._under_way
+
+    @property
+    def num_stretches(self) -> int:
+        """In how many pieces a step may be run; captured on CUDA, in one."""
+        return len(self.decoder.decoder.layers) if self.graphs is None else 1
+
+    def begin(self, chosen: Seq[tuple[Growth, list[Node]]]) -> None:
+        """Prepare a step to be gone on with in stretches."""
+        assert self._under_way is None, "one step at a time"
+        self._under_way = self._prepare(chosen)
+
+    def go_on(self, until: float, calibration: Calibration) -> bool:
+        """Run the step under way until that time (time.perf_counter); whether it came forward."""
+        step = self._under_way
+        if step is None:
+            return False
+        before = step.progress.num_run
+        step.progress.go_on(until)
+        try:
+            logits = self._forward(step)
+        except OutOfTime:
+            return step.progress.num_run > before
+        self._under_way = None
+        self._extend(step, logits, calibration)
+        return True
+
+    def give_up(self) -> None:
+        """Leave the step under way undone: its nodes are back on their frontiers."""
+        step, self._under_way = self._under_way, None
+        if step is None:
+            return
+        for growth, nodes in step.chosen:
+            self.free(growth.sequence, growth.take_back(nodes))
+
+    def continues(self, growth: Growth) -> bool:
+        """Whether the KV that the growth's rows see is still all there."""
+        if growth.root.slot is None:
+            return True
+        table = self.caches.prefix(growth.sequence)
+        return table is not None and table.length == growth.root.position
+
+    def accept(self, growth: Growth, path: Seq[Node]) -> None:
+        """The target emitted the tokens of these nodes, from the root down."""
+        slots: list[int] = []
+        for node in path:
+            if node.slot is None:
+                break  # the draft never ran it: it does with the next bonus token
+            slots.append(node.slot)
+        self.caches.accept(growth.sequence, slots)
+
+    def free(self, sequence: Sequence, slots: Seq[int]) -> None:
+        """The rows in these scratch slots are wanted no more."""
+        if slots:
+            self._scratch[sequence].give_back(slots)
+
+    def shrink(self, sequence: Sequence) -> None:
+        """Give the scratch pages back: the growth that used them is gone."""
+        scratch = self._scratch.pop(sequence, None)
+        if scratch is not None:
+            scratch.close()
+
+    def release(self, sequence: Sequence) -> None:
+        """The sequence ended or was paused."""
+        self.shrink(sequence)
+        self.caches.release(sequence)
+
+    def _placed(self, growth: Growth, nodes: list[Node]) -> list[Node]:
+        """Give nodes scratch slots, as many as there is room for; parents come first."""
+        sequence = growth.sequence
+        table = self.caches.prefix(sequence)
+        if table is None:
+            return []
+        if nodes[0] is growth.root and table.length < len(sequence.tokens) - 1:
+            growth.put_back(nodes[1:])  # a long prompt is run as a chain, without a mask
+            nodes = nodes[:1]
+        scratch = self._scratch.get(sequence)
+        if scratch is None:
+            most = 2 * self.bounds.draft_rows + PAGE  # this tree's, and what is drafted ahead
+            scratch = self._scratch[sequence] = Scratch(self.caches.cache, most)
+        placed: list[Node] = []
+        for node in nodes:
+            if node.parent is not None and node.parent.slot is None:
+                continue  # there was no room for its parent
+            slots = scratch.take(1)
+            if not slots:
+                break
+            growth.run(node, slots[0])
+            placed.append(node)
+        return placed
+
+    def _extend(self, step: "DraftStep", logits: Tensor, calibration: Calibration) -> None:
+        """Add the best children of all nodes that were run; logits [nodes, V]."""
+        first = 0
+        for growth, nodes in step.chosen:
+            self._add_children(growth, nodes, logits[first : first + len(nodes)], calibration)
+            first += len(nodes)
+
+    def _add_children(
+        self, growth: Growth, nodes: list[Node], logits: Tensor, calibration: Calibration
+    ) -> None:
+        """Add the best children of one tree's nodes; logits [nodes, V]."""
+        sequence = growth.sequence
+        rows, allowed = to_guess(growth, nodes)
+        if not rows:
+            return
+        if len(rows) < len(nodes):
+            nodes, logits = [nodes[row] for row in rows], logits[rows]
+        positions = [node.position + 1 for node in nodes]
+        paths = None
+        if is_path_dependent(sequence.params):
+            paths = [growth.path(node) for node in nodes]
+        tokens, beliefs = draft_children(
+            logits,
+            sequence.params,
+            sequence.counts,
+            positions=positions,
+            choice=sequence.choice,
+            paths=paths,
+            banned=[sequence.banned(position) for position in positions]
+            if allowed is None
+            else None,
+            allowed=allowed,
+            tau=calibration.tau(sequence.params),
+            branch=self.bounds.branch,
+        )
+        for node, own, scores in zip(nodes, tokens.tolist(), beliefs.tolist(), strict=True):
+            gains = [calibration.gain(self.name, s) if s > -inf else -inf for s in scores]
+            calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
+            for token, belief, gain in zip(own, scores, gains, strict=True):
+                if gain > NEGLIGIBLE or node.children.get(token):
+                    growth.add(node, token, belief, gain, self.name)
+
+    def _prepare(self, chosen: Seq[tuple[Growth, list[Node]]]) -> "DraftStep | None":
+        """The rows of nodes that there is room for; None if there is none."""
+        ready = [(growth, own) for growth, nodes in chosen if (own := self._placed(growth, nodes))]
+        if not ready:
+            return None
+        tokens: list[int] = []
+        positions: list[int] = []
+        long: list[bool] = []
+        segments: list[Segment] = []
+        wanted: list[int] = []
+        for growth, nodes in ready:
+            own_tokens, own_positions, segment = self._segment(growth, nodes, len(tokens))
+            tokens += own_tokens
+            positions += own_positions
+            long += [self.decoder.is_long(len(growth.sequence.tokens))] * len(own_tokens)
+            segments.append(segment)
+            wanted += range(len(tokens) - len(nodes), len(tokens))
+        rows, progress = range(len(tokens)), Progress()
+        batch = Batch(self.caches.cache, tuple(segments), rows, self.decoder.strict, progress)
+        own = self.decoder.embedding.num_embeddings
+        known = [token if token < own else 0 for token in tokens]  # padding of the target's
+        return DraftStep(ready, known, positions, long, wanted, batch, progress)
+
+    def _forward(self, step: "DraftStep") -> Tensor:
+        """Logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
+        tokens, wanted = step.tokens, step.wanted
+        logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
+        if logits is None:
+            hidden = self.decoder.forward(tokens, step.positions, step.long, step.batch)
+            rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
+            with self.decoder.head() as head:
+                blocks = [head(block) for block in torch.split(rows, HEAD_ROWS)]
+            logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+        elif len(wanted) < len(tokens):
+            logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
+        for growth, nodes in step.chosen:
+            # Tiles of clients that left may have been skipped: their slots hold anything.
+            if nodes[0] is growth.root and not growth.sequence.request.cancelled.is_set():
+                self.caches.keep_pending(growth.sequence)
+        missing = self.vocab_size - logits.shape[1]
+        if missing:
+            logits = F.pad(logits, (0, missing), value=-torch.inf)  # cuts where it is negative
+        return logits
+
+    def _segment(
+        self, growth: Growth, nodes: list[Node], first: int
+    ) -> tuple[list[int], list[int], Segment]:
+        """Tokens and positions of one tree's rows, and what they see.
+
+        The rows are the pending tokens before a root, then the nodes.
+        """
+        sequence = growth.sequence
+        table = self.caches.prefix(sequence)
+        assert table is not None, "placed nodes have a prefix"
+        start, root = table.length, len(sequence.tokens) - 1
+        pending = range(start, root) if nodes[0] is growth.root else range(0)
+        earlier, mask = growth.visible(nodes)
+        positions = [*pending, *(node.position for node in nodes)]
+        device = self.decoder.device
+        prefix = self.caches.cache.slots(table)[: start + len(pending)]
+        scratch = torch.tensor([node.slot for node in (*earlier, *nodes)])
+        depths = torch.tensor([*(node.position for node in earlier), *positions])
+        segment = Segment(
+            first=first,
+            count=len(positions),
+            start=start,
+            slots=torch.cat([prefix, scratch.to(device, non_blocking=True)]),
+            positions=depths.to(device, non_blocking=True),
+            mask=None if mask is None else mask.to(device, non_blocking=True),
+            cancelled=sequence.request.cancelled,
+        )
+        tokens = [sequence.tokens[position] for position in pending]
+        return [*tokens, *(node.token for node in nodes)], positions, segment

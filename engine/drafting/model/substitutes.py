@@ -1,0 +1,124 @@
+"""SubSpec's substitutes as units: quantized from the target's own, kept packed, made into modules.
+
+What is kept is the form before any kernel's own packing: reading it back costs a copy and that
+packing, not the quantizing.
+"""
+
+import mmap
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.malloc import give_back_freed
+from engine.model.decoder import bind
+from engine.weights.formats.linear import Kernel, TensorSpec, linear, store, stored_tensors
+from engine.weights.formats.nf4 import ABSMAX, BLOCK, PACKED, Nf4Linear, dense_layout, expand
+from engine.weights.layout import UnitLayout, UnitReader, lay_out
+
+FORM_VERSION = 1  # of what `store` writes; raised when a weight is quantized differently
+
+
+class SubstituteUnits:
+    """A `UnitReader` that reads the target's units and quantizes their linear weights.
+
+    `linears` are the paths of each unit's linear layers ("" for a unit that is one itself), `dtype`
+    is what packed weights of the target are expanded to. Weights that `kernel` cannot take on
+    `device`, biases and norms are kept as they are. It works in host memory: nothing was planned
+    for it on the device.
+    """
+
+    def __init__(
+        self,
+        units: UnitReader,
+        linears: Sequence[Collection[str]],
+        *,
+        group: int,
+        kernel: Kernel,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._units = units
+        self._dtype = dtype
+        self._layouts: list[UnitLayout] = []
+        for layout, paths in zip(units.layouts, linears, strict=True):
+            weights = {_weight(path) for path in paths}
+            tensors: dict[str, TensorSpec] = {}
+            for name, spec in _dense_tensors(layout, dtype).items():
+                if name in weights:
+                    tensors |= stored_tensors(name, spec, group, device, kernel)
+                else:
+                    tensors[name] = spec
+            self._layouts.append(lay_out(layout.name, tensors))
+
+    @property
+    def layouts(self) -> Sequence[UnitLayout]:
+        return self._layouts
+
+    def read(self, index: int, slab: Tensor) -> None:
+        """Fill `slab` with unit `index`; the same weights give the same bytes."""
+        layout = self._units.layouts[index]
+        dense = dense_layout(layout, self._dtype)
+        own, expanded = host_slab(layout.nbytes), host_slab(dense.nbytes)
+        self._units.read(index, own)
+        fields = self._layouts[index].views(slab)
+        for name, tensor in expand(layout.views(own), dense.views(expanded)).items():
+            store(tensor, name, fields)
+
+
+def host_slab(nbytes: int) -> Tensor:
+    """Memory that the system gets back when it is let go, as the heap's is not (engine.malloc)."""
+    return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
+
+
+def form(kernel: Kernel, group: int, device: torch.device) -> str:
+    """What the bytes of substitutes depend on besides the target's weights."""
+    block = group if kernel == "int4" else BLOCK
+    return f"substitutes {FORM_VERSION} {kernel} {block} {device.type}"
+
+
+def linear_paths(module: nn.Module) -> list[str]:
+    """Paths of the linear layers inside a unit's module; [""] for one that is linear itself."""
+    return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+
+
+def substitute_unit(
+    module: nn.Module, fields: Mapping[str, Tensor], device: torch.device
+) -> nn.Module:
+    """The twin of a unit on `device`: `module` with other linear layers, or what replaces it.
+
+    `fields` are a unit of `SubstituteUnits`; they are copied, so the slab may be used again.
+    """
+    paths = linear_paths(module)
+    for path in paths:
+        twin = linear(fields, path, device)
+        if not path:
+            return twin
+        module.set_submodule(path, twin)
+    taken = tuple(f"{path}." for path in paths)
+    rest = {n: t.to(device, copy=True) for n, t in fields.items() if not n.startswith(taken)}
+    bind(module, rest)
+    return module
+
+
+def settle(module: nn.Module) -> None:
+    """Let a unit's substitutes take the room they will keep.
+
+    On a CPU bitsandbytes repacks a weight in its first product. Made here, unit after unit, what
+    that leaves free goes back to the system: up to twice the draft's bytes (measured).
+    """
+    for part in module.modules():
+        if isinstance(part, Nf4Linear) and not part.inner.weight.is_cuda:
+            part(torch.zeros(1, part.inner.in_features, dtype=torch.bfloat16))
+            give_back_freed()
+
+
+def _weight(path: str) -> str:
+    return f"{path}.weight" if path else "weight"
+
+
+def _dense_tensors(layout: UnitLayout, dtype: torch.dtype) -> dict[str, TensorSpec]:
+    """The tensors of a unit when what is packed in it is expanded."""
+    plain = [field for field in layout.fields if not field.name.endswith((PACKED, ABSMAX))]
+    fields = [*plain, *dense_layout(layout, dtype).fields]
+    return {field.name: (field.dtype, field.shape) for field in fields}

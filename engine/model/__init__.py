@@ -1,0 +1,1 @@
+"""transformers' own model, with streamed weights, tiles of rows and paged attention."""

@@ -1,0 +1,1 @@
+"""The memory plan: what lives where, and how fast it will be."""

@@ -1,0 +1,89 @@
+"""Single changes of a machine or a model's file that may make it faster."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from engine.planning.footprint import Demand
+from engine.planning.plan import Memory, Plan
+from engine.spec import ModelSpec
+
+GIB = 1 << 30
+SHORT_CONTEXT = 2048  # tokens; nobody wants less
+CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192)  # GiB
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for."""
+
+    memory: Memory
+    device_memory: int  # bytes of the whole card; of the RAM that stands for one
+    ram_gbps: float
+    disk_gbps: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is different."""
+
+    text: str  # "memory.device: 8 GiB -> 12 GiB"
+    spec: ModelSpec
+    machine: Machine
+
+
+def changes(
+    spec: ModelSpec, machine: Machine, plan: Plan, demand: Demand, method: str
+) -> Iterator[Change]:
+    """Changes worth trying, given what the plan is now."""
+    units = zip(demand.unit_bytes, plan.tiers, strict=True)
+    away = [nbytes for nbytes, tier in units if tier != "resident"]
+    if away:
+        yield _more_device(spec, machine)
+    if "disk" in plan.tiers and (machine.memory.is_cuda or spec.stream.simulate_gbps):
+        yield _more_ram(spec, machine, sum(away) + plan.making_bytes)
+    if "ram" in plan.tiers:
+        faster = replace(machine, ram_gbps=2 * machine.ram_gbps)
+        text = f"link: {machine.ram_gbps:g} GB/s -> {faster.ram_gbps:g} GB/s"
+        yield Change(text, spec, faster)
+    if "disk" in plan.tiers:
+        faster = replace(machine, disk_gbps=2 * machine.disk_gbps)
+        text = f"disk: {machine.disk_gbps:g} GB/s -> {faster.disk_gbps:g} GB/s"
+        yield Change(text, spec, faster)
+    if spec.target.quantize is None:
+        text = "target.quantize: nf4 (4-bit weights: other tokens than the full model's)"
+        quantized = replace(spec.target, quantize="nf4")
+        yield Change(text, replace(spec, target=quantized), machine)
+    for other in ("subspec", "ngram", "none"):
+        if other != method:
+            draft = replace(spec.draft, method=other, source=None, revision=None)
+            yield Change(f"draft.method: {method} -> {other}", replace(spec, draft=draft), machine)
+    context = demand.context_length
+    if context > SHORT_CONTEXT:
+        half = replace(spec, context_length=context // 2)
+        yield Change(f"context_length: {context} -> {context // 2}", half, machine)
+
+
+def _more_device(spec: ModelSpec, machine: Machine) -> Change:
+    """The next larger card; without CUDA, as much more RAM."""
+    now = machine.device_memory
+    more = next((size * GIB for size in CARDS if size * GIB > now * 1.05), 2 * now) - now
+    memory = replace(machine.memory, device=machine.memory.device + more)
+    if not memory.is_cuda:
+        memory = replace(memory, ram=memory.ram + more)
+    limits = replace(spec.memory, device=None if spec.memory.device is None else now + more)
+    text = f"memory.device: {_gib(now)} -> {_gib(now + more)}"
+    bigger = replace(machine, memory=memory, device_memory=now + more)
+    return Change(text, replace(spec, memory=limits), bigger)
+
+
+def _more_ram(spec: ModelSpec, machine: Machine, needed: int) -> Change:
+    """As much RAM as holds all that travels."""
+    step = 8 * GIB
+    ram = -(-needed // step) * step
+    text = f"memory.ram: {_gib(machine.memory.ram)} -> {_gib(ram)}"
+    bigger = replace(machine, memory=replace(machine.memory, ram=ram))
+    return Change(text, replace(spec, memory=replace(spec.memory, ram=None)), bigger)
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.3g} GiB"

@@ -1,0 +1,126 @@
+"""How many bytes a pass needs besides weights and KV, and what loading needs for a while.
+
+Formulas of what the decoder, the attention and the sampler hold at once; benchmarks/plan_memory.py
+compares their sum with what a process really takes.
+"""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from engine.kv.cache import PAGE
+from engine.model.attention import SCORES
+from engine.weights.layout import LayerUnits, UnitLayout
+
+LARGEST_PASS = 8192  # rows; a longer prompt takes more passes
+TILE = 64  # rows that run through a layer at a time under strict numerics, and through the head
+MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
+_FLOAT32, _FLOAT64 = 4, 8
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the model and its draft would like to take; sizes in bytes."""
+
+    unit_bytes: Sequence[int]  # those of the layers, then the head
+    layers: Sequence[LayerUnits]  # which units are each layer's
+    expanded_bytes: int  # 4-bit targets: one unit's dense weights; else 0
+    other_device_bytes: int  # tensors outside layers and head that live on the device
+    hidden_size: int
+    widest: int  # the widest activation of a layer, per row
+    num_heads: int
+    vocab_size: int
+    item_bytes: int  # of one activation
+    kv_bytes_per_token: int  # target and draft together
+    draft_weight_bytes: int
+    scratch_rows: int  # of the target's cache, for one sequence's tree
+    context_length: int
+    draft_rows: int = 0  # of the target's cache, for the rows one sequence's draft runs
+    draft_kv_bytes_per_token: int = 0  # of `kv_bytes_per_token`: the draft's own cache
+    num_kv_heads: int = 1
+    head_dim: int = 0
+    tile: int = TILE  # rows that run through a layer at a time
+    embedding_bytes: int = 0  # mapped into host memory
+    making_bytes: int = 0  # of host memory while the draft is made
+    dense_bytes: int = 0  # of all units when what is packed in them is expanded
+    active_share: float = 1.0  # of the weights, what one token uses
+    # Of `draft_weight_bytes`, for each unit: the part that a resident unit makes needless.
+    substitute_bytes: Sequence[int] = ()
+
+    def draft_bytes(self, resident: Set[int]) -> int:
+        """Device bytes of the draft's weights; resident units serve their own substitutes."""
+        spared = sum(self.substitute_bytes[i] for i in resident) if self.substitute_bytes else 0
+        return self.draft_weight_bytes - spared
+
+    def net_bytes(self, unit: int) -> int:
+        """Device bytes that a resident unit takes beyond its substitute's."""
+        return self.unit_bytes[unit] - (self.substitute_bytes[unit] if self.substitute_bytes else 0)
+
+    @property
+    def page_bytes(self) -> int:
+        """Device bytes of one KV page, the draft's own cache included."""
+        return self.kv_bytes_per_token * PAGE
+
+    @property
+    def host_page_bytes(self) -> int:
+        """Bytes of one idle page in host memory: only the target's KV moves there."""
+        return (self.kv_bytes_per_token - self.draft_kv_bytes_per_token) * PAGE
+
+    @property
+    def sequence_rows(self) -> int:
+        """Scratch slots of one sequence."""
+        return self.scratch_rows + self.draft_rows
+
+
+def pass_rows(demand: Demand, max_sequences: int) -> int:
+    """Rows of a pass at most: the longest prompt at once, and the trees of all sequences."""
+    rows = max(demand.context_length, max_sequences * demand.scratch_rows)
+    return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
+
+
+def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
+    """Hidden states of a pass, one tile inside a layer, one block of logits, attention.
+
+    No sequence is longer than `longest` tokens, nor than the context. The parts of a pass come one
+    after another, but freed blocks of one size are not always of use
+    to the next part: they are added up.
+    """
+    return (
+        _hidden_bytes(demand, max_rows)
+        + demand.tile * 4 * demand.widest * demand.item_bytes
+        + 2 * TILE * demand.vocab_size * _FLOAT64
+        + _attention_bytes(demand, min(demand.context_length + demand.scratch_rows, longest))
+    )
+
+
+def _hidden_bytes(demand: Demand, max_rows: int) -> int:
+    """The rows' hidden states, their rope, and the final norm, which is over all rows at once."""
+    norm = demand.item_bytes + 2 * _FLOAT32  # the state, its float32 copy and that one's square
+    # Rows whose experts come in slices wait with a copy of theirs and one of the result.
+    sliced = 4 * demand.item_bytes if any(layer.slices for layer in demand.layers) else 0
+    rope = 4 * demand.head_dim * _FLOAT32  # angles, cosines, sines, and their like in float32
+    return max_rows * (max(norm, sliced) * demand.hidden_size + rope)
+
+
+def _attention_bytes(demand: Demand, length: int) -> int:
+    """One tile's scores in float64, thrice, and the keys and values it reads."""
+    group = demand.num_heads // demand.num_kv_heads
+    of_one_head = group * TILE * length
+    at_once = min(max(SCORES // of_one_head, 1), demand.num_kv_heads)
+    gathered = 2 * length * demand.num_kv_heads * demand.head_dim * demand.item_bytes
+    widened = 2 * length * at_once * demand.head_dim * _FLOAT64
+    return 3 * at_once * of_one_head * _FLOAT64 + gathered + widened
+
+
+def making_bytes(layouts: Sequence[UnitLayout]) -> int:
+    """Host memory that making a unit's substitute needs for a while: the unit itself and,
+    a quarter of it, the substitute as it is written, copied and packed
+    (engine.drafting.model.substitutes)."""
+    return max(layout.nbytes for layout in layouts) * 7 // 4 + MAKING_TEMPORARIES
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes for people, in powers of two: "7.2 GiB"."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1024:.1f} KiB"

@@ -1,0 +1,136 @@
+"""What a plan would run at: tokens a second, and the time to the first token.
+
+Speed of one sequence = A / (draft time + max(W / B, compute) + host time): A tokens a pass, W
+bytes that travel, B the link's bandwidth. Times are measured or assumed, and so is how often the
+target agrees with a draft: forecasts are for choosing, and say what they rest on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from engine.planning.footprint import TILE, Demand
+from engine.planning.plan import Plan
+from engine.timing import StepTimes
+
+PROMPT = 1000  # tokens, of the prompt whose first token is forecast
+USERS = 8  # of the second forecast
+HOST_SECONDS = 0.004  # of a pass, outside layers, norm and head
+ROWS_PER_LEVEL = 2  # of a tree, for each level it is deep
+
+# Share of levels at which a tree holds the token that the target chooses. Assumed: the draft's own
+# calibration tells the truth once it runs.
+AGREEMENT = {"subspec": 0.94, "specexec": 0.87, "recycling": 0.5, "ngram": 0.3, "none": 0.0}
+FREE = frozenset({"recycling", "ngram", "none"})  # methods whose draft takes no time on the device
+
+
+@dataclass(frozen=True)
+class Tree:
+    """How a method drafts, at most."""
+
+    method: str
+    depth: int
+    width: int  # rows of one draft step
+    budget: int  # rows of the tree
+
+    def rows(self, depth: int) -> int:
+        """Rows of a tree so deep that ride a pass."""
+        return min(1 + ROWS_PER_LEVEL * depth, self.budget)
+
+    def emitted(self, depth: int) -> float:
+        """Tokens a pass with a tree so deep emits: accepted ones and the bonus token."""
+        agreement = AGREEMENT.get(self.method, 0.0)
+        return sum(agreement**level for level in range(depth + 1))
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What the machine does, measured or assumed."""
+
+    ram_gbps: float  # from RAM to the device, 1e9 bytes a second
+    disk_gbps: float
+    compute: StepTimes  # of a pass by rows, weights being there
+    draft: StepTimes  # of one draft step by rows
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan would run at."""
+
+    tokens_per_second: float  # of one user
+    users: int  # of the next figure: as many as were asked about, or run at once
+    tokens_per_second_all: float  # of all of them together
+    first_token_seconds: float  # after a prompt of PROMPT tokens, or of the context if that is less
+    tokens_per_pass: float  # of one user
+    depth: int  # of the tree that pays best for one user
+    link_seconds: float  # in which a pass's weights travel
+    pass_seconds: float  # with one user's tree: compute or link
+    draft_seconds: float  # before that pass
+    draft_step_seconds: float  # one step for one user
+
+
+@dataclass(frozen=True)
+class _Cycle:
+    """One draft and one pass."""
+
+    depth: int
+    emitted: float  # tokens of one user
+    draft: float
+    walk: float
+
+    def rate(self, users: int) -> float:
+        return users * self.emitted / (self.draft + self.walk + HOST_SECONDS)
+
+
+def make_forecast(
+    plan: Plan, demand: Demand, tree: Tree, speeds: Speeds, users: int = USERS
+) -> Forecast:
+    """What `plan` would run at, for one user and for `users`."""
+    link = link_seconds(plan, demand, speeds)
+    users = min(users, plan.max_sequences)
+    alone = max(_cycles(tree, speeds, link, 1), key=lambda cycle: cycle.rate(1))
+    shared = max(_cycles(tree, speeds, link, users), key=lambda cycle: cycle.rate(users))
+    prompt = min(PROMPT, demand.context_length)
+    full, rest = divmod(prompt, plan.max_rows)
+    passes = [plan.max_rows] * full + [rest] * (rest > 0)
+    return Forecast(
+        tokens_per_second=alone.rate(1),
+        users=users,
+        tokens_per_second_all=shared.rate(users),
+        first_token_seconds=sum(max(link, _compute(speeds, r)) + HOST_SECONDS for r in passes),
+        tokens_per_pass=alone.emitted,
+        depth=alone.depth,
+        link_seconds=link,
+        pass_seconds=alone.walk,
+        draft_seconds=alone.draft,
+        draft_step_seconds=_step(tree, speeds, 1),
+    )
+
+
+def link_seconds(plan: Plan, demand: Demand, speeds: Speeds) -> float:
+    """In which the weights of a pass travel. What is on disk is read ahead only as far as the ring
+    reaches: the two ways are counted one after the other."""
+    units = list(zip(plan.tiers, demand.unit_bytes, strict=True))
+    ram = sum(nbytes for tier, nbytes in units if tier == "ram")
+    disk = sum(nbytes for tier, nbytes in units if tier == "disk")
+    return ram / (speeds.ram_gbps * 1e9) + disk / (speeds.disk_gbps * 1e9)
+
+
+def _cycles(tree: Tree, speeds: Speeds, link: float, users: int) -> Iterator[_Cycle]:
+    """A cycle for each depth of the trees."""
+    step = _step(tree, speeds, users)
+    for depth in range(tree.depth + 1 if tree.method != "none" else 1):
+        walk = max(link, _compute(speeds, users * tree.rows(depth)))
+        yield _Cycle(depth, tree.emitted(depth), depth * step, walk)
+
+
+def _step(tree: Tree, speeds: Speeds, users: int) -> float:
+    """Seconds of one draft step for all of them."""
+    if tree.method in FREE:
+        return 0.0
+    return speeds.draft.expect(users * tree.width) or 0.0
+
+
+def _compute(speeds: Speeds, rows: int) -> float:
+    """Seconds of a pass's layers; rows are computed in whole tiles."""
+    return speeds.compute.expect(ceil(rows / TILE) * TILE) or 0.0

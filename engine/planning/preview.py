@@ -1,0 +1,250 @@
+"""`understudy plan`: what would live where, how fast it would run, and what would help most.
+
+Nothing is loaded: config.json is enough. Where the checkpoint is there, its own sizes are used.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from engine.drafting.growth import Bounds
+from engine.drafting.method import DraftContext, DraftNeeds, prepare
+from engine.drafting.methods import specexec, subspec
+from engine.errors import ModelError
+from engine.planning import assumed, probe
+from engine.planning.changes import Machine, changes
+from engine.planning.choice import Scheme, best_scheme, make_scheme
+from engine.planning.footprint import TILE, Demand
+from engine.planning.forecast import USERS, Speeds
+from engine.planning.machine import available_memory, choose_device
+from engine.planning.plan import Memory, Plan
+from engine.runtime.target import Blueprint
+from engine.spec import ModelSpec
+from engine.weights.config_only import Located, locate
+from engine.weights.family import is_mixture, kv_shape
+from engine.weights.outline import Outline, UnreadUnits
+from engine.weights.units import CheckpointUnits
+
+LEAST_GAIN = 1.02  # below it a change is not worth telling
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A machine to plan for instead of this one; None: this one's."""
+
+    device_memory: int | None = None  # bytes of a CUDA card
+    ram: int | None = None  # bytes
+    link_gbps: float | None = None  # the way weights travel, 1e9 bytes a second
+    users: int = USERS  # of the second forecast
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A change of one thing, and what it would bring."""
+
+    change: str  # "memory.device: 8 GiB -> 12 GiB"
+    factor: float  # times the tokens a second of one user
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A figure that the forecast rests on."""
+
+    what: str
+    figure: str
+    source: str  # "measured ...", "as asked" or "assumed"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `understudy plan` shows."""
+
+    model_id: str
+    model_type: str
+    device: str  # "cuda" or "cpu"
+    has_weights: bool  # whether the checkpoint was there, or its config.json alone
+    scheme: Scheme
+    gains: tuple[Gain, ...]  # the best first
+    assumptions: tuple[Assumption, ...]
+
+
+def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
+    """Plan without loading.
+
+    Raises `DoesNotFit` when the model cannot be served within the limits, and `ModelError` when it
+    cannot be served at all or its config.json cannot be had.
+    """
+    planner = _Planner(spec, what_if)
+    machine = planner.machine
+    scheme = planner.best(planner.spec, machine)
+    blueprint, _ = planner.describe(planner.spec)
+    return Preview(
+        model_id=spec.id,
+        model_type=blueprint.config.model_type,
+        device="cuda" if machine.memory.is_cuda else "cpu",
+        has_weights=planner.located.has_weights,
+        scheme=scheme,
+        gains=_gains(planner, scheme),
+        assumptions=_assumptions(planner, scheme),
+    )
+
+
+class _Planner:
+    """Plans one model for one machine, and for changes of either."""
+
+    def __init__(self, spec: ModelSpec, what_if: WhatIf) -> None:
+        self.what_if = what_if
+        self.located = locate(spec.target.source, spec.target.revision)
+        if what_if.device_memory is not None:  # a card that need not be here
+            stream = replace(spec.stream, simulate_gbps=None)
+            spec = replace(spec, memory=replace(spec.memory, device=None), stream=stream)
+        if what_if.ram is not None:
+            spec = replace(spec, memory=replace(spec.memory, ram=None))
+        self.spec = spec
+        self.machine = self._machine()
+        self._described: dict[object, tuple[Blueprint, Outline]] = {}
+        self.times = assumed.Times()
+        if what_if.device_memory is None:
+            self.times = _measure(self.describe(spec)[0], choose_device(spec.device))
+
+    def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
+        """The spec's own draft; where it names none, the one forecast to be fastest.
+
+        Raises `ModelError` when nothing fits.
+        """
+        blueprint, outline = self.describe(spec)
+
+        def scheme(method: str) -> Scheme:
+            needs, bounds = self._draft(spec, method, blueprint, outline)
+            demand = blueprint.demand(outline, method, needs)
+            speeds = partial(self._speeds, machine)
+            users = self.what_if.users
+            return make_scheme(spec, demand, machine.memory, method, bounds, speeds, users)
+
+        return best_scheme(spec, blueprint.config, scheme)
+
+    def describe(self, spec: ModelSpec) -> tuple[Blueprint, Outline]:
+        """The model with this spec's precision and context, and its units."""
+        key = (spec.target, spec.context_length)
+        if key not in self._described:
+            blueprint = Blueprint(spec, self.located.folder)
+            self._described[key] = blueprint, outline_of(blueprint, self.located)
+        return self._described[key]
+
+    def _machine(self) -> Machine:
+        """This one, or the one that is asked about."""
+        asked, spec = self.what_if, self.spec
+        ram_gbps = asked.link_gbps or spec.stream.simulate_gbps or assumed.LINK_GBPS
+        if asked.device_memory is not None:
+            runtime = assumed.DEVICE_RUNTIME
+            device = int(asked.device_memory * assumed.DEVICE_SHARE) - runtime
+            memory = Memory(device, asked.ram or assumed.RAM, True, runtime, assumed.HOST_RUNTIME)
+            return Machine(memory, asked.device_memory, ram_gbps, assumed.DISK_GBPS)
+        memory = available_memory(choose_device(spec.device))
+        if asked.ram is not None:
+            device = memory.device if memory.is_cuda else min(memory.device, asked.ram)
+            memory = replace(memory, ram=asked.ram, device=device)
+        # Without a device of its own the disk is the way weights travel.
+        disk = assumed.DISK_GBPS if memory.is_cuda else asked.link_gbps or assumed.DISK_GBPS
+        return Machine(memory, spec.memory.device or memory.device, ram_gbps, disk)
+
+    def _draft(
+        self, spec: ModelSpec, method: str, blueprint: Blueprint, outline: Outline
+    ) -> tuple[DraftNeeds, Bounds]:
+        context = DraftContext(
+            spec=spec,
+            config=blueprint.config,
+            dtype=blueprint.dtype,
+            device=torch.device("cpu"),
+            units=UnreadUnits(outline),
+            identity="",
+            tokenizer=None,
+            vocab_size=blueprint.vocab_size,
+            progress=lambda what, done, total: None,
+        )
+        if method == "specexec":
+            bounds = context.bounds(specexec.DEFAULT)
+            needs = _specexec_needs(spec, blueprint, bounds.budget)
+        else:
+            prepared = prepare(method, context)
+            needs, bounds = prepared.needs, prepared.bounds
+        return needs, bounds
+
+    def _speeds(self, machine: Machine, demand: Demand, plan: Plan) -> Speeds:
+        ram, disk = machine.ram_gbps, machine.disk_gbps
+        return assumed.complete(self.times, demand, plan, ram_gbps=ram, disk_gbps=disk)
+
+
+def outline_of(blueprint: Blueprint, located: Located) -> Outline:
+    """The units of the checkpoint where it is there, else as the configuration tells."""
+    if not located.has_weights:
+        return blueprint.outline()
+    quantize, slices = blueprint.spec.target.quantize, blueprint.slice_bytes
+    units = CheckpointUnits(
+        located.folder, blueprint.model, blueprint.dtype, quantize, slice_bytes=slices
+    )
+    units.close()
+    return units.outline
+
+
+def _specexec_needs(spec: ModelSpec, blueprint: Blueprint, budget: int) -> DraftNeeds:
+    """What the draft model takes, by its config.json alone."""
+    assert spec.draft.source is not None, "the file was checked"
+    located = locate(spec.draft.source, spec.draft.revision)
+    target = replace(spec.target, dtype=None, quantize=None)
+    draft = Blueprint(replace(spec, target=target, context_length=None), located.folder)
+    return DraftNeeds(
+        tree_rows=budget,
+        scratch_rows=budget,
+        weight_bytes=sum(layout.nbytes for layout in draft.outline().layouts),
+        kv_bytes_per_token=kv_shape(draft.config).bytes_per_token(blueprint.dtype),
+    )
+
+
+def _measure(blueprint: Blueprint, device: torch.device) -> assumed.Times:
+    """What this machine does with the model."""
+    measured = probe.pass_times(blueprint, device)
+    passes = None if measured is None else measured.rows
+    if is_mixture(blueprint.config):
+        return assumed.Times(passes)
+    draft = probe.substitute_times(blueprint, device, subspec.DEFAULT.width)
+    return assumed.Times(passes, draft)
+
+
+def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
+    """What each change would bring, the best first."""
+    now = scheme.forecast.tokens_per_second
+    found = []
+    for change in changes(planner.spec, planner.machine, scheme.plan, scheme.demand, scheme.method):
+        with suppress(ModelError):  # it would not fit, or the family does not take it
+            changed = planner.best(change.spec, change.machine)
+            found.append(Gain(change.text, changed.forecast.tokens_per_second / now))
+    found.sort(key=lambda gain: gain.factor, reverse=True)
+    return tuple(gain for gain in found if gain.factor >= LEAST_GAIN)
+
+
+def _assumptions(planner: _Planner, scheme: Scheme) -> tuple[Assumption, ...]:
+    """What the forecast rests on, in the order of its weight."""
+    machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
+    rates = assumed.rates(machine.memory.is_cuda)
+    told = []
+    tiers = scheme.plan.tiers
+    if "ram" in tiers:
+        source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else ""
+        told.append(("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source))
+    if "disk" in tiers:
+        source = "as asked" if asked.link_gbps and not machine.memory.is_cuda else ""
+        told.append(("disk", f"{machine.disk_gbps:g} GB/s", source))
+    timed = planner.times.passes.expect(TILE) if planner.times.passes is not None else None
+    if timed is not None:
+        figure = f"{timed * 1e3:.0f} ms"
+        told.append((f"compute of {TILE} rows", figure, "measured on one layer"))
+    else:
+        told.append(("device memory", f"{rates.gbps:g} GB/s", ""))
+        told.append(("products", f"{rates.tflops:g} TFLOP/s", ""))
+    if scheme.method == "subspec" and planner.times.draft is not None:
+        told.append(("draft step", f"{forecast.draft_step_seconds * 1e3:.1f} ms", "measured"))
+    told.append(("tokens a pass", f"{forecast.tokens_per_pass:.1f} by {scheme.method}", ""))
+    return tuple(Assumption(what, figure, source or "assumed") for what, figure, source in told)

@@ -1,0 +1,213 @@
+"""What the machine does with this model, measured before anything is loaded: about a second.
+
+One layer stands for all: they are alike, and the time of a pass is theirs and the head's.
+"""
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.kv.cache import PAGE, KVCache
+from engine.model.attention import Batch
+from engine.model.decoder import HEAD_ROWS, Decoder, build_on_meta
+from engine.model.segment import Segment
+from engine.runtime.target import FAST_TILE, Blueprint
+from engine.streaming.pinned import Slab, allocate_pages
+from engine.timing import StepTimes
+from engine.weights.family import kv_shape
+from engine.weights.formats.linear import linear, stored_tensors
+from engine.weights.outline import Outline
+
+LARGEST_LAYER = 512 << 20  # bytes; a larger one is not made only to be measured
+ROWS = (64, 128, 256, 512)  # of the passes that are timed
+CONTEXT = 4096  # tokens that the rows of one more pass see, to time attention by
+SECONDS = 0.6  # of timing passes, at most; then fewer sizes are known
+RUNS = 3  # of one size, the fastest counts: others share the machine
+COPIED_BYTES = 128 << 20
+PROBE_WEIGHTS = 16 << 20  # of a 4-bit product: a larger one is timed by a slice
+GROUP = 32
+_FILL = 0x3C  # in every byte: a small number in bfloat16 as in float32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a pass takes, weights being there."""
+
+    rows: StepTimes  # seconds by rows, without what attention takes where contexts are long
+    pair_seconds: float  # of attention, for each pair of a row and a token that it sees
+
+
+def pass_times(blueprint: Blueprint, device: torch.device) -> Measured | None:
+    """Time passes of the model's first layer; None where a layer is too large to try."""
+    try:
+        return _measure(blueprint, device)
+    finally:
+        gc.collect()  # model and decoder refer to each other: they hold the layer until then
+
+
+def _measure(blueprint: Blueprint, device: torch.device) -> Measured | None:
+    with torch.inference_mode():
+        config = one_layer(blueprint.config)
+        model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)
+        outline = Outline(model, blueprint.dtype, None, {}, None)
+        if max(layout.nbytes for layout in outline.layouts) > LARGEST_LAYER:
+            return None
+        decoder = Decoder(
+            model,
+            _Filled(outline, device),
+            _other_tensors(model, outline),
+            device=device,
+            strict=blueprint.strict,
+            tile=FAST_TILE,
+        )
+        return _time_passes(decoder, config, blueprint, device)
+
+
+def one_layer(config: Any) -> Any:
+    """The configuration of the same model with one layer."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    return config
+
+
+def _time_passes(
+    decoder: Decoder, config: Any, blueprint: Blueprint, device: torch.device
+) -> Measured:
+    shape = kv_shape(config)
+    pages = (CONTEXT + ROWS[0]) // PAGE
+    dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
+    cache = KVCache(shape.num_layers, pages, shape.num_kv_heads, shape.head_dim, dtype, device)
+    table = cache.open([])
+    cache.reserve(table, CONTEXT + ROWS[0])
+    slots = cache.slots(table)
+    times = StepTimes()
+
+    def forward(rows: int, context: int = 0) -> Callable[[], Tensor]:
+        where = range(context, context + rows)
+        positions = torch.tensor(where, device=device)
+        segment = Segment(0, rows, context, slots[: where.stop], positions, None, Event())
+        batch = Batch(cache, (segment,), range(rows), decoder.strict)
+        return partial(decoder.forward, [0] * rows, where, [False] * rows, batch)
+
+    if device.type == "cpu":
+        settle_threads(forward(ROWS[0]))
+    until = time.perf_counter() + SECONDS
+    with decoder.head() as head:
+        state = torch.full((HEAD_ROWS, blueprint.hidden_size), 0.01, dtype=dtype, device=device)
+        of_head = fastest(lambda: head(state), device)
+    short = fastest(forward(ROWS[0]), device)
+    attention = fastest(forward(ROWS[0], CONTEXT), device) - short
+    times.observe(ROWS[0], layers * short + of_head)
+    for rows in ROWS[1:]:
+        if time.perf_counter() > until:
+            break
+        times.observe(rows, layers * fastest(forward(rows), device) + of_head)
+    return Measured(times, layers * max(attention, 0.0) / (ROWS[0] * CONTEXT))
+
+
+def settle_threads(step: Callable[[], object]) -> None:
+    """From here on compute with the number of threads that is fastest for this step.
+
+    All that the user allows, or half as many, again and again, while that is faster: to wake a
+    thread may cost more than it then computes (a small model on two cores: 1.5 times as fast with
+    one).
+    """
+    threads, cpu = torch.get_num_threads(), torch.device("cpu")
+    best = fastest(step, cpu)
+    while threads > 1:
+        torch.set_num_threads(threads // 2)
+        seconds = fastest(step, cpu)
+        if seconds >= best:
+            torch.set_num_threads(threads)
+            return
+        threads, best = threads // 2, seconds
+
+
+def substitute_times(blueprint: Blueprint, device: torch.device, width: int) -> StepTimes:
+    """Seconds of a SubSpec draft step by rows, from one 4-bit product: in proportion to weights.
+
+    torch's own kernel is timed; another, where one is chosen later, is no slower.
+    """
+    untyped: Any = blueprint.model
+    layers = untyped.get_decoder().layers
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    linears.append(untyped.get_output_embeddings())
+    shapes = [(m.out_features, m.in_features) for m in linears]
+    out_features, in_features = max(shapes, key=lambda shape: shape[0] * shape[1])
+    out_features = min(out_features, max(PROBE_WEIGHTS // in_features // 64, 1) * 64)
+    fields = {
+        name: torch.zeros(shape, dtype=dtype)
+        for name, (dtype, shape) in stored_tensors(
+            "weight", (torch.bfloat16, (out_features, in_features)), GROUP, device, "int4"
+        ).items()
+    }
+    times = StepTimes()
+    with torch.inference_mode():
+        product = linear(fields, "", device)
+        for rows in sorted({1, width, 8 * width}):
+            inputs = torch.full((rows, in_features), 0.01, dtype=torch.bfloat16, device=device)
+            seconds = fastest(partial(product, inputs), device)
+            share = sum(a * b for a, b in shapes) / (out_features * in_features)
+            times.observe(rows, share * seconds)
+    return times
+
+
+def copy_gbps(device: torch.device) -> float:
+    """Of one large copy from RAM to the device, 1e9 bytes a second: pinned where it can be."""
+    slab = Slab(COPIED_BYTES)
+    if device.type == "cuda":
+        slab.pin(device)
+    there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)
+    seconds = fastest(lambda: there.copy_(slab.memory, non_blocking=True), device)
+    if device.type == "cuda":
+        slab.unpin(device)
+    return COPIED_BYTES / seconds / 1e9
+
+
+def fastest(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of some runs; the first, which warms up, is not counted."""
+    best = float("inf")
+    for run in range(RUNS + 1):
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken = time.perf_counter() - began
+        if run:
+            best = min(best, taken)
+        elif taken > SECONDS / 2:  # slow enough that warming up is not what was measured
+            return taken
+    return best
+
+
+class _Filled:
+    """Weights of a layer and a head that stay, all alike."""
+
+    def __init__(self, outline: Outline, device: torch.device) -> None:
+        self._views = []
+        for layout in outline.layouts:
+            slab = allocate_pages(layout.nbytes).fill_(_FILL).to(device)
+            self._views.append(layout.views(slab))
+
+    def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]:
+        return nullcontext(self._views[index])
+
+
+def _other_tensors(model: Any, outline: Outline) -> dict[str, Tensor]:
+    """Embedding and norms; all rows of the embedding are one row of memory."""
+    tensors = {}
+    for name, (dtype, shape) in outline.other_tensors.items():
+        first = torch.full((1, *shape[1:]), 0.01, dtype=dtype)
+        tensors[name] = first.expand(shape)
+    return tensors

@@ -1,0 +1,1 @@
+"""The engine process: its two ends of the pipe, its supervision and its restart."""

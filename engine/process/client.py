@@ -1,0 +1,380 @@
+"""The front end's handle of one loaded model: starts its process, restarts it, streams tokens."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
+from engine.messages import (
+    AUTO,
+    Abort,
+    Audited,
+    Failed,
+    Generate,
+    LoadFailed,
+    ModelInfo,
+    Outbound,
+    PassStats,
+    Progress,
+    Ready,
+    SamplingParams,
+    Shutdown,
+    Speculation,
+    Started,
+    Tokens,
+)
+from engine.process import worker
+from engine.process.admission import check_request
+from engine.process.child import Child, Target, explain_exit
+from engine.process.token_stream import Mail, TokenStream
+from engine.process.watchdog import QUIET_S, Backoff, Suspects, Watchdog
+from engine.spec import ModelSpec
+
+log = logging.getLogger("understudy.engine")
+
+State = Literal["new", "loading", "ready", "restarting", "failed", "closed"]
+SETTLED = ("ready", "failed", "closed")
+
+DUMP_S = 1.0  # for the stacks of a stalled process to reach stderr
+EXIT_CODE_S = 1.0  # how long the waiters' bad news may wait for the reason
+SHUTDOWN_S = 5.0  # for each of: in good order, terminated, killed
+
+
+@dataclass
+class _Running:
+    """A request the engine has: where its tokens go, and how many choices are not finished."""
+
+    message: Generate
+    mail: Mail
+    num_unfinished: int
+    on_start: Callable[[], None] | None  # None: it was called, or nobody asked for it
+    is_waiting: bool = True
+
+    def start(self) -> None:
+        """It takes part in a pass."""
+        self.is_waiting = False
+        if self.on_start is not None:
+            self.on_start()
+            self.on_start = None
+
+
+class EngineClient:
+    """One model in its own process.
+
+    All methods belong to the event loop that called `start`. The process is started again on its
+    own when it dies or stalls; requests are never retried here. `progress`, `on_pass`, `on_audit`
+    and `on_restart` are called from the event loop.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        max_queue: int = 256,
+        progress: Callable[[Progress], None] | None = None,
+        on_pass: Callable[[PassStats], None] | None = None,
+        on_audit: Callable[[Audited], None] | None = None,
+        on_restart: Callable[[], None] | None = None,
+        target: Target = worker.main,
+    ) -> None:
+        self.info: ModelInfo | None = None
+        self.state: State = "new"
+        self._spec = spec
+        self._max_queue = max_queue
+        self._progress = progress
+        self._on_pass = on_pass
+        self._on_audit = on_audit
+        self._on_restart = on_restart
+        self._target = target
+        self._running: dict[str, _Running] = {}
+        self._suspects = Suspects()
+        self._watchdog = Watchdog(time.monotonic())
+        self._check: asyncio.TimerHandle | None = None
+        self._child: Child | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()  # ready, failed or closed
+        self._closing = asyncio.Event()
+        self._failure: ModelError | EngineDied | None = None
+        self._ready_at: float | None = None
+        self._stalled = ""  # why the process at hand is being ended
+
+    @property
+    def num_outstanding(self) -> int:
+        """Requests accepted and not finished."""
+        return len(self._running)
+
+    def position(self, request_id: str) -> int:
+        """A waiting request's place in the queue, from 1; 0: it runs, or has ended.
+
+        In the order of arrival: where requests have several keys, the engine takes turns.
+        """
+        waiting = [name for name, request in self._running.items() if request.is_waiting]
+        return waiting.index(request_id) + 1 if request_id in waiting else 0
+
+    async def start(self) -> ModelInfo:
+        """Spawn the process and wait until the model is loaded.
+
+        Raises `ModelError` when it cannot be loaded, `EngineDied` when the process ended.
+        """
+        assert self.state == "new", "a client is started once"
+        self._enter("loading")
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"engine {self._spec.id}")
+        await self._settled.wait()
+        return self._loaded()
+
+    async def ready(self, timeout: float) -> ModelInfo:
+        """Wait through a start or restart.
+
+        Raises `ModelError` or `EngineDied` when the model will not come back, `TimeoutError` when
+        it has not after `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while self.state not in SETTLED:
+                    await self._settled.wait()
+        except TimeoutError:
+            raise TimeoutError(
+                f"The model {self._spec.id!r} is still {self.state} after {timeout:g} s."
+            ) from None
+        return self._loaded()
+
+    def generate(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        n: int = 1,
+        key: str = "",
+        speculation: Speculation = AUTO,
+        prediction: Sequence[int] = (),
+        *,
+        on_start: Callable[[], None] | None = None,
+    ) -> AsyncGenerator[Tokens, None]:
+        """Hand a request to the engine and stream what it emits.
+
+        `on_start` is called when its first pass begins, before it has tokens.
+
+        Raises at once: `EngineDied` when the model is not ready, `RequestError` when the request
+        cannot be served as asked, `QueueFull`. Iterating raises `RequestError`, `PassFailed` or
+        `EngineDied`.
+        """
+        if self.state != "ready" or self.info is None or self._child is None:
+            raise EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
+        message = Generate(
+            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction)
+        )
+        check_request(message, self.info)
+        self._refuse_poison(message)
+        if len(self._running) >= self._max_queue:
+            raise QueueFull(f"{len(self._running)} requests are waiting or running. Try again.")
+        assert request_id not in self._running, f"request id {request_id!r} is in use"
+        mail: Mail = asyncio.Queue()
+        if not self._running:
+            self._watchdog.heard(time.monotonic())
+        self._running[request_id] = _Running(message, mail, n, on_start)
+        self._child.send(message)
+        self._watch()
+        return TokenStream(mail, lambda: self._abort(request_id))
+
+    async def close(self) -> None:
+        """End the process: asked to, then terminated, then killed. Running requests are told."""
+        running, was_ready = list(self._running), self.state == "ready"
+        self._enter("closed")
+        self._closing.set()
+        self._fail_running("The model was unloaded while the request was running.", "engine_closed")
+        if self._check is not None:
+            self._check.cancel()
+        if self._supervisor is None:
+            return
+        if self._child is not None:
+            await self._end_child(self._child, self._supervisor, running if was_ready else None)
+        await self._supervisor
+
+    async def _end_child(
+        self, child: Child, supervisor: asyncio.Task[None], running: list[str] | None
+    ) -> None:
+        """Have the process end; `running` is None while it loads and does not listen."""
+        if running is not None:
+            for request_id in running:  # or the pass at hand would be walked to its end
+                child.send(Abort(request_id))
+            child.send(Shutdown())
+            await asyncio.wait({supervisor}, timeout=SHUTDOWN_S)
+        for harder in (child.terminate, child.kill):
+            if not supervisor.done():
+                harder()
+                await asyncio.wait({supervisor}, timeout=SHUTDOWN_S)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        if state in SETTLED:
+            self._settled.set()
+        else:
+            self._settled.clear()
+
+    def _loaded(self) -> ModelInfo:
+        if self.state == "ready" and self.info is not None:
+            return self.info
+        if self.state == "failed" and self._failure is not None:
+            raise self._failure.with_traceback(None)
+        raise EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
+
+    # -- supervision
+
+    async def _supervise(self) -> None:
+        """Keep a process running until the model is closed or cannot be loaded."""
+        backoff = Backoff()
+        while not self._closing.is_set():
+            died = await self._run_child()
+            if self.state == "closed":
+                return
+            if self._failure is None and self.info is None:
+                self._failure = EngineDied(died)
+            if self._failure is not None:
+                self._enter("failed")
+                return
+            served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
+            delay = backoff.delay(served_s)
+            log.error("%s: %s It is started again in %.1f s.", self._spec.id, died, delay)
+            if self._on_restart is not None:
+                self._on_restart()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), delay)
+
+    async def _run_child(self) -> str:
+        """One process from its start to its end; returns why it ended."""
+        self._ready_at = None
+        self._stalled = ""
+        self._watchdog = Watchdog(time.monotonic())
+        try:
+            child = Child(self._target, self._spec, self._on_message)
+        except OSError as error:
+            return f"The engine process could not be started: {error}."
+        self._child = child
+        try:
+            await child.gone()
+            if self.state == "ready":
+                self._enter("restarting")
+            ending = asyncio.create_task(child.exit_code())
+            await asyncio.wait({ending}, timeout=EXIT_CODE_S)
+            reason = explain_exit(ending.result()) if ending.done() else "its pipe was closed"
+            died = self._stalled or f"The engine process ended ({reason})."
+            self._fail_running(died, "engine_died")
+        finally:
+            self._child = None
+            child.kill()
+            await child.close()
+        return died
+
+    def _on_message(self, message: Outbound) -> None:
+        self._watchdog.heard(time.monotonic())
+        match message:
+            case Started(request_id):
+                if request_id in self._running:
+                    self._running[request_id].start()
+            case Tokens():
+                self._deliver(message)
+            case Failed():
+                self._fail(message)
+            case PassStats():
+                self._watchdog.passed((message.draft_ms + message.pass_ms) / 1e3)
+                if self._on_pass is not None:
+                    self._on_pass(message)
+            case Audited():
+                if self._on_audit is not None:
+                    self._on_audit(message)
+            case Progress():
+                if self._progress is not None:
+                    self._progress(message)
+            case Ready(info):
+                self._ready_at = time.monotonic()
+                self.info = info
+                if self.state != "closed":
+                    self._enter("ready")
+            case LoadFailed(reason):
+                self._failure = ModelError(reason)
+
+    def _watch(self) -> None:
+        """Look after the process while requests run."""
+        if self._check is None:
+            now = time.monotonic()
+            wait = min(self._watchdog.remaining(now), QUIET_S)
+            loop = asyncio.get_running_loop()
+            self._check = loop.call_later(wait, self._check_silence, now + wait)
+
+    def _check_silence(self, due: float) -> None:
+        self._check = None
+        if not self._running:
+            return
+        self._watchdog.looked(time.monotonic(), due)
+        if self._watchdog.remaining(time.monotonic()) > 0:
+            self._watch()
+            return
+        self._end_stalled()
+
+    def _end_stalled(self) -> None:
+        self._stalled = f"The engine made no progress for {self._watchdog.quiet_s:.0f} s."
+        log.error("%s: %s Its stacks are on stderr.", self._spec.id, self._stalled)
+        self._enter("restarting")
+        self._fail_running(self._stalled, "engine_stalled")
+        if self._child is not None:
+            self._child.dump_stacks()
+            asyncio.get_running_loop().call_later(DUMP_S, self._child.kill)
+
+    # -- requests
+
+    def _refuse_poison(self, message: Generate) -> None:
+        if self._suspects and self._suspects.refuses(_fingerprint(message), time.monotonic()):
+            raise RequestError(
+                "The engine died twice while this same request was running; it is not tried "
+                "again for some minutes. Change the prompt or its parameters.",
+                code="request_failed",
+            )
+
+    def _deliver(self, message: Tokens) -> None:
+        running = self._running.get(message.request_id)
+        if running is None:
+            return  # aborted
+        running.start()
+        running.mail.put_nowait(message)
+        if message.finish is None:
+            return
+        running.num_unfinished -= 1
+        if running.num_unfinished == 0:
+            del self._running[message.request_id]
+            running.mail.put_nowait(None)
+            if self._suspects:
+                self._suspects.served(_fingerprint(running.message))
+
+    def _fail(self, message: Failed) -> None:
+        running = self._running.pop(message.request_id, None)
+        if running is None:
+            return  # aborted
+        if message.code == "engine_error":  # the process ends after this
+            self._enter("restarting")
+            self._suspects.saw_death(_fingerprint(running.message), time.monotonic())
+            running.mail.put_nowait(EngineDied(message.message, message.code))
+        elif message.code == "weights_unreadable":
+            running.mail.put_nowait(PassFailed(message.message, message.code))
+        else:
+            running.mail.put_nowait(RequestError(message.message, message.code, message.param))
+
+    def _fail_running(self, message: str, code: str) -> None:
+        now = time.monotonic()
+        running, self._running = list(self._running.values()), {}
+        for request in running:
+            if code != "engine_closed":
+                self._suspects.saw_death(_fingerprint(request.message), now)
+            request.mail.put_nowait(EngineDied(message, code))
+
+    def _abort(self, request_id: str) -> None:
+        if self._running.pop(request_id, None) is not None and self._child is not None:
+            self._child.send(Abort(request_id))
+
+
+def _fingerprint(message: Generate) -> Hashable:
+    """The same for a repeated request: the front end draws a new seed where a client has none."""
+    return hash((message.prompt, replace(message.params, seed=0), message.n))

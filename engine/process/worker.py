@@ -1,0 +1,287 @@
+"""The engine's process: takes requests from the pipe, walks passes, sends what they emitted.
+
+The main thread loads the model and issues all device work. A second thread reads the pipe, so
+that an abort is known at the next layer border and not after a pass that may last seconds; the
+end of the pipe means that the front end is gone, and the process ends on the spot.
+
+Front end to engine, one message a frame; engine to front end, a tuple of messages a frame.
+"""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import NoReturn, Protocol
+
+from engine.errors import ModelError, RequestError
+from engine.malloc import keep_freed_memory
+from engine.messages import (
+    Abort,
+    Audited,
+    Failed,
+    Generate,
+    Heartbeat,
+    Inbound,
+    LoadFailed,
+    ModelInfo,
+    Outbound,
+    PassStats,
+    Progress,
+    Ready,
+    Shutdown,
+    Started,
+    Tokens,
+)
+from engine.spec import ModelSpec
+
+EXIT_CRASHED = 70  # EX_SOFTWARE: an unexpected exception, its traceback is on stderr
+EXIT_NOT_LOADED = 78  # EX_CONFIG: the model cannot be loaded
+EXIT_ORPHANED = 75  # EX_TEMPFAIL: the front end is gone
+HEARTBEAT_S = 1.0
+PROGRESS_S = 0.1
+
+ReportProgress = Callable[[str, int, int], None]  # what, done, total
+
+
+class StepEngine(Protocol):
+    """What this loop asks of an engine; `engine.runtime.engine.Engine` is the real one."""
+
+    info: ModelInfo
+    last_pass: PassStats | None
+    on_unit: Callable[[int], None] | None
+    on_start: Callable[[str], None] | None
+
+    @property
+    def auditor(self) -> "Audits | None": ...
+    def add(self, request: Generate) -> None: ...
+    def abort(self, request_id: str) -> None: ...
+    def step(self) -> Sequence[Tokens | Failed]: ...
+    def has_work(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Audits(Protocol):
+    """What this loop asks of an audit; `engine.runtime.audit.Auditor` is the real one."""
+
+    @property
+    def pending(self) -> bool: ...
+    def preempt(self) -> None: ...
+    def run(self) -> Audited | None: ...
+
+
+Load = Callable[[ModelSpec, ReportProgress], StepEngine]
+
+
+def main(connection: Connection, spec: ModelSpec) -> None:
+    """Entry of the spawned process: serve `spec` until told to end."""
+    serve(connection, spec, _load_engine)
+
+
+def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
+    """Load an engine with `load` and run it; returns after `Shutdown`, else exits the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: parent decides
+    if sys.stderr is not None:
+        faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+    keep_freed_memory()
+    outbox = _Outbox(connection)
+    inbox = _Inbox(connection)
+    service: _Service | None = None
+    try:
+        service = _Service(_load_or_tell(load, spec, outbox), inbox, outbox)
+        service.run()
+    except BaseException as error:  # the border of the process: told, logged, and the process ends
+        traceback.print_exc()
+        if service is not None:
+            service.fail_running(error)
+        _exit(EXIT_CRASHED)  # not sys.exit: a thread of a broken engine could hold it up
+
+
+def _load_or_tell(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
+    try:
+        return load(spec, _LoadReport(outbox).report)
+    except ModelError as error:
+        outbox.send(LoadFailed(str(error)))
+        _exit(EXIT_NOT_LOADED)
+
+
+def _load_engine(spec: ModelSpec, progress: ReportProgress) -> StepEngine:
+    from engine.runtime.engine import Engine  # torch and transformers: only in this process
+
+    return Engine.load(spec, progress)
+
+
+class _Outbox:
+    """Sends batches; loaders report from their own threads, hence the lock."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = Lock()
+
+    def send(self, *messages: Outbound) -> None:
+        if not messages:
+            return
+        try:
+            with self._lock:
+                self._connection.send(messages)
+        except OSError:
+            _exit(EXIT_ORPHANED)
+
+
+class _Inbox:
+    """What the front end sent, in order.
+
+    An abort also reaches the engine at once, and a check in idle time makes way for a request.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.engine: StepEngine | None = None
+        self.audits: Audits | None = None
+        self._connection = connection
+        self._messages: SimpleQueue[Inbound] = SimpleQueue()
+        Thread(target=self._receive, name="pipe reader", daemon=True).start()
+
+    def take(self, *, wait: bool) -> Iterator[Inbound]:
+        """All messages that are there; with `wait` at least one."""
+        try:
+            yield self._messages.get(block=wait)
+            while True:
+                yield self._messages.get_nowait()
+        except Empty:
+            return
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                message: Inbound = self._connection.recv()
+            except (EOFError, OSError):
+                _exit(EXIT_ORPHANED)
+            if isinstance(message, Abort) and self.engine is not None:
+                self.engine.abort(message.request_id)
+            # Queued as well: the engine may not have been given the request yet.
+            self._messages.put(message)
+            if isinstance(message, Generate | Shutdown) and self.audits is not None:
+                self.audits.preempt()  # after the put: the main thread may be about to look
+
+
+class _Service:
+    """Drain the inbox, step or check an answer, send: until told to end."""
+
+    def __init__(self, engine: StepEngine, inbox: _Inbox, outbox: _Outbox) -> None:
+        self._engine = engine
+        self._audits: Audits | None = engine.auditor
+        self._inbox = inbox
+        self._outbox = outbox
+        self._unfinished: dict[str, int] = {}  # request id -> choices still running
+        self._reported: PassStats | None = None
+
+    def run(self) -> None:
+        self._engine.on_unit = _Heart(self._outbox).beat
+        self._engine.on_start = lambda request_id: self._outbox.send(Started(request_id))
+        self._inbox.engine, self._inbox.audits = self._engine, self._audits
+        self._outbox.send(Ready(self._engine.info))
+        while self._take_messages():
+            if self._engine.has_work():
+                self._step()
+            elif self._audits is not None and self._audits.pending:
+                audited = self._audits.run()
+                if audited is not None:
+                    self._outbox.send(audited)
+        self._engine.close()
+
+    @property
+    def _is_idle(self) -> bool:
+        waits = self._audits is not None and self._audits.pending
+        return not (self._engine.has_work() or waits)
+
+    def fail_running(self, error: BaseException) -> None:
+        reason = "".join(traceback.format_exception_only(error)).strip()
+        message = f"The engine failed while this request was running: {reason}"
+        self._outbox.send(*(Failed(id_, message, "engine_error") for id_ in self._unfinished))
+
+    def _take_messages(self) -> bool:
+        """False once the engine is told to end."""
+        for message in self._inbox.take(wait=self._is_idle):
+            match message:
+                case Generate():
+                    self._add(message)
+                case Abort(request_id):
+                    self._engine.abort(request_id)
+                    self._unfinished.pop(request_id, None)
+                case Shutdown():
+                    return False
+        return True
+
+    def _add(self, request: Generate) -> None:
+        self._unfinished[request.request_id] = request.n
+        try:
+            self._engine.add(request)
+        except RequestError as error:
+            del self._unfinished[request.request_id]
+            code = error.code or "invalid_request"
+            self._outbox.send(Failed(request.request_id, str(error), code, error.param))
+
+    def _step(self) -> None:
+        results = self._engine.step()
+        for result in results:
+            self._count(result)
+        figures = self._engine.last_pass
+        if figures is None or figures is self._reported:
+            self._outbox.send(*results)
+        else:
+            self._reported = figures
+            self._outbox.send(*results, figures)
+
+    def _count(self, result: Tokens | Failed) -> None:
+        left = self._unfinished.get(result.request_id, 0)
+        if isinstance(result, Tokens) and result.finish is None:
+            return
+        if isinstance(result, Failed) or left <= 1:
+            self._unfinished.pop(result.request_id, None)
+        else:
+            self._unfinished[result.request_id] = left - 1
+
+
+class _Heart:
+    """Tells of progress inside a pass, at most once a second."""
+
+    def __init__(self, outbox: _Outbox) -> None:
+        self._outbox = outbox
+        self._units = 0
+        self._next = 0.0
+
+    def beat(self, _unit: int) -> None:
+        self._units += 1
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + HEARTBEAT_S
+            self._outbox.send(Heartbeat(self._units))
+
+
+class _LoadReport:
+    """Tells of the load, at most ten times a second for each kind of step."""
+
+    def __init__(self, outbox: _Outbox) -> None:
+        self._outbox = outbox
+        self._what = ""
+        self._next = 0.0
+
+    def report(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._what or done == total or now >= self._next:
+            self._what = what
+            self._next = now + PROGRESS_S
+            self._outbox.send(Progress(what, done, total))
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once, from any thread, without waiting for a pass or for other threads."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os._exit(code)

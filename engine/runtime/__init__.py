@@ -1,0 +1,1 @@
+"""One step of the engine: schedule, draft, forward, verify, emit."""

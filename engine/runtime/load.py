@@ -1,0 +1,187 @@
+"""Loading a model: from a specification to everything a step needs."""
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+
+from engine.drafting.calibration import Calibration
+from engine.drafting.drafter import Drafting
+from engine.drafting.growth import Bounds
+from engine.drafting.lookups.bets import Lookup
+from engine.drafting.method import DraftContext, DraftMethod, Target, all_lookups, prepare
+from engine.drafting.model.draft_model import DraftModel
+from engine.drafting.policy import TreePolicy
+from engine.drafting.tree import PREDICTION
+from engine.kv.cache import KVCache
+from engine.messages import Generate, ModelInfo, SamplingParams
+from engine.model.decoder import STRICT_ROWS, Decoder
+from engine.pass_times import PassTimes
+from engine.planning import probe
+from engine.planning.assumed import DISK_GBPS, Times, complete
+from engine.planning.choice import Scheme, best_scheme, make_scheme
+from engine.planning.forecast import USERS
+from engine.planning.machine import available_memory, check_free
+from engine.planning.plan import Plan
+from engine.runtime.target import Progress, TargetFiles
+from engine.sampling.grammar.constraint import Constraint
+from engine.sampling.grammar.grammar import Grammars
+from engine.sequences.sequence import Limits
+from engine.spec import ModelSpec
+from engine.streaming.ring import LayerStream
+from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
+from engine.text.stop import StopRules
+from engine.timing import StepTimes
+from engine.weights.family import TESTED, is_mixture
+
+log = logging.getLogger(__name__)
+
+FAST_ROWS = 16  # fast numerics: rows that take as long as one
+SUBSTITUTE_ROWS = 6  # of a draft step that is timed to choose a method
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to serve."""
+
+    info: ModelInfo
+    limits: Limits
+    plan: Plan
+    decoder: Decoder
+    stream: LayerStream
+    cache: KVCache
+    drafting: Drafting
+    scratch_rows: int  # of the target's cache, for one tree
+    draft_rows: int  # of the target's cache, for what one tree's draft stores
+    tokens: TokenBytes
+    grammars: Grammars
+    audit: float  # share of the finished answers that are checked
+
+    def constraint(self, params: SamplingParams) -> Constraint | None:
+        """What the answers to a request are held to. Raises `RequestError`."""
+        return Constraint(self.grammars.compile(params.grammar)) if params.grammar else None
+
+    def stop_rules(self, message: Generate) -> StopRules:
+        """The stop rules of one choice of a request."""
+        most = self.limits.max_tokens - len(message.prompt)
+        wanted = message.params.max_tokens
+        return StopRules(
+            message.params,
+            eos_token_ids=self.limits.eos_token_ids,
+            max_tokens=most if wanted is None else min(most, wanted),
+            detokenizer=Detokenizer(self.tokens.showing(message.params.shown_tokens)),
+        )
+
+
+def load(spec: ModelSpec, progress: Progress) -> Loaded:
+    """Load a model within its limits. Raises `ModelError` that says what is wrong and where."""
+    files = TargetFiles(spec, progress)
+    if files.config.model_type not in TESTED:
+        log.warning("family %s is not among the tested ones", files.config.model_type)
+    if files.is_expanded:
+        total = sum(layout.nbytes for layout in files.units.layouts)
+        log.info("%s: MXFP4 experts are expanded when read, %.1f GB in all", spec.id, total / 1e9)
+    measured = probe.pass_times(files, files.device)
+    method, scheme = _choose(files, measured.rows if measured is not None else None)
+    plan = scheme.plan
+    log.info("%s: %s", spec.id, plan)
+    reader = files.reader(plan)
+    check_free(plan)
+    stream = files.stream(plan, reader)
+    with ExitStack() as stack:
+        stack.callback(stream.close)
+        decoder = files.decoder(stream)
+        cache = files.kv_cache(plan)
+        stack.callback(cache.release)
+        draft = method.build(Target(files.tensors, reader, stream, decoder, cache))
+        link_gbps = stream.measure_link()
+        passes = _pass_times(files, measured, scheme, link_gbps)
+        drafting = _drafting(files, draft, method.bounds, passes)
+        stack.pop_all()
+    limits = files.limits(plan, decoder)
+    return Loaded(
+        info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
+        limits=limits,
+        plan=plan,
+        decoder=decoder,
+        stream=stream,
+        cache=cache,
+        drafting=drafting,
+        scratch_rows=method.needs.scratch_rows,
+        draft_rows=method.needs.draft_rows,
+        tokens=token_bytes(files.tokenizer.backend_tokenizer),
+        grammars=Grammars(
+            files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
+        ),
+        audit=spec.audit,
+    )
+
+
+def _pass_times(
+    files: TargetFiles, measured: probe.Measured | None, scheme: Scheme, link_gbps: float
+) -> PassTimes:
+    """What a pass takes by rows, as far as it is known before the first."""
+    units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
+    travelling = [nbytes for nbytes, tier in units if tier != "resident"]
+    travels = sum(travelling)
+    passes = PassTimes(
+        STRICT_ROWS if files.strict else FAST_ROWS,
+        ahead=sum(travelling[: scheme.plan.slots]) / travels if travels else 0.0,
+        pair_seconds=measured.pair_seconds if measured is not None else 0.0,
+    )
+    link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
+    for rows in probe.ROWS:
+        seconds = measured.rows.expect(rows) if measured is not None else None
+        if seconds is not None:
+            passes.observe(rows, seconds, link_seconds)
+    return passes
+
+
+def _drafting(
+    files: TargetFiles, draft: DraftModel | Lookup | None, bounds: Bounds, passes: PassTimes
+) -> Drafting:
+    """The draft with everything that joins its trees for free."""
+    wanted = files.spec.draft
+    model = draft if isinstance(draft, DraftModel) else None
+    lookups: list[Lookup] = []
+    if model is not None or wanted.method is None:
+        lookups = all_lookups()
+    elif draft is not None and not isinstance(draft, DraftModel):
+        # What a request predicts joins even where another look-up was asked for by name.
+        predicted = (own for own in all_lookups() if own.name == PREDICTION)
+        lookups = [draft, *(own for own in predicted if own.name != draft.name)]
+    policy = TreePolicy(Calibration(), passes, tuned=wanted.tuned)
+    return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead)
+
+
+def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[DraftMethod, Scheme]:
+    """Who drafts, and with which plan."""
+    prepared: dict[str, DraftMethod] = {}
+    context = DraftContext(
+        spec=files.spec,
+        config=files.config,
+        dtype=files.dtype,
+        device=files.device,
+        units=files.units,
+        identity=files.identity,
+        tokenizer=files.tokenizer,
+        vocab_size=files.vocab_size,
+        progress=files.progress,
+    )
+    spec = files.spec
+    times = Times(passes)
+    if spec.draft.method is None and not is_mixture(files.config):
+        times = Times(passes, probe.substitute_times(files, files.device, SUBSTITUTE_ROWS))
+    ram_gbps = spec.stream.simulate_gbps
+    if ram_gbps is None:
+        ram_gbps = probe.copy_gbps(files.device) if files.device.type == "cuda" else DISK_GBPS
+    speeds = partial(complete, times, ram_gbps=ram_gbps, disk_gbps=DISK_GBPS)
+    memory = available_memory(files.device)
+
+    def scheme(name: str) -> Scheme:
+        method = prepared[name] = prepare(name, context)
+        demand = files.demand(files.units.outline, name, method.needs)
+        return make_scheme(spec, demand, memory, name, method.bounds, speeds, USERS)
+
+    best = best_scheme(spec, files.config, scheme)
+    return prepared[best.method], best

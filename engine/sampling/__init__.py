@@ -1,0 +1,1 @@
+"""The target's exact choice of a token: logit rules, truncation and keyed noise."""

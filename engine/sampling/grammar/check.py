@@ -1,0 +1,46 @@
+"""Whether a grammar compiles, found out in a process of its own where that might end the process.
+
+llguidance recurses along rules and references, so a chain of some thousand of them overflows the
+stack. What passes here, on half of a stack, compiles in the engine too.
+"""
+
+import subprocess
+import sys
+from functools import lru_cache
+from threading import Thread, stack_size
+
+from engine.sampling.grammar.grammar import fault_of
+
+LONGEST = 256 << 10  # characters of a grammar
+HARMLESS = 8 << 10  # characters in which nothing can be nested deep enough
+STACK = 4 << 20  # bytes: the main thread of a process has twice as many
+SECONDS = 10.0
+
+
+@lru_cache(maxsize=64)
+def fault(source: str) -> str | None:
+    """Why nobody can be held to a grammar; None if it compiles. For a thread, as `fault_of`."""
+    if len(source) > LONGEST:
+        return f"it has {len(source)} characters; {LONGEST} are the most"
+    if len(source) <= HARMLESS:
+        return fault_of(source)
+    command = [sys.executable, "-m", "engine.sampling.grammar.check"]
+    try:
+        done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"it was not compiled within {SECONDS:.0f} seconds"
+    if done.returncode:
+        return "it is nested too deeply"
+    return done.stdout.decode() or None
+
+
+def _main() -> None:
+    source = sys.stdin.buffer.read().decode()
+    stack_size(STACK)
+    thread = Thread(target=lambda: print(fault_of(source) or "", end=""))
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,173 @@
+"""The distribution that tokens are drawn from: penalties, bias, bans, temperature, truncation.
+
+V vocabulary, R rows.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.messages import SamplingParams
+from engine.sampling.blocks import Rows
+from engine.sampling.truncation import floor, heat, is_truncated
+
+COLDEST = 1e-5  # a temperature below this is 0: logits divided by it would overflow
+
+_ROOM = 256  # columns for the first new tokens of an answer
+
+
+class TokenCounts:
+    """Which tokens a sequence holds, for the penalties: its prompt's, and how often its answer's.
+
+    Kept sparse: a vocabulary-sized count per sequence would cost more than the tokens themselves.
+    """
+
+    def __init__(self, prompt: Iterable[int]) -> None:
+        self._prompt = frozenset(prompt)
+        self._output: dict[int, int] = {}
+        self._table: _Table | None = None  # made when first asked for: most requests have no use
+
+    def add(self, token: int) -> None:
+        """Count one emitted token."""
+        often = self._output[token] = self._output.get(token, 0) + 1
+        if self._table is not None:
+            self._table.set(token, often)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Distinct tokens of prompt and answer, int64, and how often each is in the answer."""
+        if self._table is None:
+            self._table = _Table(dict.fromkeys(self._prompt, 0) | self._output)
+        return self._table.ids, self._table.often
+
+    def along(self, path: Sequence[int]) -> dict[int, int]:
+        """Token of `path` -> how often it occurs in the answer followed by the path."""
+        counts: dict[int, int] = {}
+        for token in path:
+            counts[token] = counts.get(token, self._output.get(token, 0)) + 1
+        return counts
+
+
+class _Table:
+    """Token counts as tensors, one column a token, with room to grow."""
+
+    def __init__(self, counts: dict[int, int]) -> None:
+        self._column = {token: column for column, token in enumerate(counts)}
+        self._ids = torch.tensor([*counts, *[0] * _ROOM])
+        self._often = torch.tensor([*counts.values(), *[0] * _ROOM])
+
+    @property
+    def ids(self) -> Tensor:
+        return self._ids[: len(self._column)]
+
+    @property
+    def often(self) -> Tensor:
+        return self._often[: len(self._column)]
+
+    def set(self, token: int, often: int) -> None:
+        column = self._column.setdefault(token, len(self._column))
+        if column == len(self._ids):
+            self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
+            self._often = torch.cat([self._often, torch.zeros_like(self._often)])
+        self._ids[column], self._often[column] = token, often
+
+
+def is_greedy(params: SamplingParams) -> bool:
+    """Whether the best token is always chosen."""
+    return params.temperature < COLDEST or params.top_k == 1 or params.top_p <= 0
+
+
+def is_path_dependent(params: SamplingParams) -> bool:
+    """Whether the tokens before a position change its logits."""
+    return (
+        params.repetition_penalty != 1
+        or params.presence_penalty != 0
+        or params.frequency_penalty != 0
+    )
+
+
+def warp(
+    logits: Tensor,
+    params: SamplingParams,
+    counts: TokenCounts | None,
+    *,
+    paths: Sequence[Sequence[int]] | None = None,
+    banned: Sequence[Sequence[int]] | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Log-probabilities [R, V] the tokens are drawn with; excluded tokens have -inf.
+
+    In this order: repetition penalty (prompt and answer), presence and frequency penalty (answer),
+    logit bias, bans; temperature, min-p, top-k, top-p. `paths[r]` are the tokens between the last
+    emitted one and row r, `banned[r]` the tokens row r must not choose, `allowed` [R, V] those it
+    may. Tokens that tie with the last one kept by top-k or top-p are kept too, so that the set does
+    not depend on a sort's order. float32, or float64 for such logits. Not for greedy parameters.
+    """
+    assert not is_greedy(params), "the best token needs no distribution"
+    rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
+    values = heat(rows, params).whole().values
+    if is_truncated(params):
+        values = values.masked_fill(values < floor(values, params), -torch.inf)
+    return values.log_softmax(-1)[:, : logits.shape[-1]]
+
+
+def is_penalized(
+    params: SamplingParams, banned: Sequence[Sequence[int]] | None, allowed: Tensor | None
+) -> bool:
+    """Whether `penalize` changes anything."""
+    is_barred = allowed is not None or any(map(len, banned or ()))
+    return is_barred or is_path_dependent(params) or bool(params.logit_bias)
+
+
+def penalize(
+    logits: Tensor,
+    params: SamplingParams,
+    counts: TokenCounts | None,
+    paths: Sequence[Sequence[int]] | None = None,
+    banned: Sequence[Sequence[int]] | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Logits [R, V] after penalties, logit bias and bans, in float32 or float64.
+
+    `logits` themselves, of any type, where nothing changes: not to be written to.
+    """
+    if not is_penalized(params, banned, allowed):
+        return logits
+    rows = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    if is_path_dependent(params):  # penalties start from raw logits: the last write is right
+        assert counts is not None, "penalties need the sequence's counts"
+        ids, often = counts.table()
+        if params.repetition_penalty == 1:  # a prompt's tokens are as they were
+            ids, often = ids[often > 0], often[often > 0]
+        _penalize_tokens(rows, logits, ids, often, params)
+        for row, path in enumerate(paths or ()):
+            if along := counts.along(path):
+                ids, often = torch.tensor([*along]), torch.tensor([*along.values()])
+                _penalize_tokens(rows[row, None], logits[row, None], ids, often, params)
+    if params.logit_bias:
+        biased, bias = zip(*params.logit_bias, strict=True)
+        rows[:, biased] += torch.tensor(bias, dtype=rows.dtype, device=rows.device)
+    for row, tokens in enumerate(banned or ()):
+        if tokens:
+            rows[row, list(tokens)] = -torch.inf
+    if allowed is not None:
+        rows.masked_fill_(~allowed.to(rows.device), -torch.inf)
+    return rows
+
+
+def _penalize_tokens(
+    rows: Tensor, raw: Tensor, ids: Tensor, often: Tensor, params: SamplingParams
+) -> None:
+    """Write the penalized logits of these tokens, which occurred so often in the answer.
+
+    Repetition: CTRL (arXiv 1909.05858, section 4.1), with negative logits multiplied as in every
+    implementation since. Presence and frequency: as OpenAI's API defines them.
+    """
+    ids = ids.to(rows.device)
+    counts = often.to(rows.device, rows.dtype)
+    values = raw[:, ids].to(rows.dtype)
+    penalty = params.repetition_penalty
+    values = torch.where(values > 0, values / penalty, values * penalty)
+    values -= params.frequency_penalty * counts
+    values -= params.presence_penalty * (counts > 0).to(rows.dtype)
+    rows[:, ids] = values

@@ -1,0 +1,1 @@
+"""Requests in flight: their sequences, and the scheduler that picks who runs."""

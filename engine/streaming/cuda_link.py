@@ -1,0 +1,260 @@
+"""`device: cuda`: large asynchronous copies on a stream of their own.
+
+Three orders are kept here. A copy into a slot waits, on the device, for the work that was using
+the slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer
+waits until the copy out of it is done (`drained`). The host never waits for the device except in
+`Arrival.result`, which keeps it at most as many units ahead as there are slots.
+"""
+
+# mypy: disallow-untyped-calls=False
+# torch.cuda declares no types for streams, events and cudart.
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.streaming.disk import PIECE_BYTES, cut, read_piece, unit_pieces
+from engine.streaming.link import Arrival, Meters
+from engine.streaming.meter import Meter
+from engine.streaming.pinned import Slab, copy_bytes
+from engine.streaming.workers import Batch, Workers
+from engine.weights.layout import UnitReader
+
+logger = logging.getLogger(__name__)
+
+BUFFERS_PER_THREAD = 2  # one is filled while the other drains
+
+
+class CudaLink:
+    """Pinned slabs go straight to the device; all else goes through pinned buffers, in pieces.
+
+    `readers` threads read from the disk the units that have a slab, and those of `staged`;
+    `copiers` threads copy slabs that could not be pinned.
+    """
+
+    def __init__(
+        self,
+        reader: UnitReader,
+        meters: Meters,
+        *,
+        device: torch.device,
+        readers: int,
+        copiers: int,
+        staged: Sequence[int],
+    ) -> None:
+        self.device = device
+        self.meters = meters
+        self.stream = torch.cuda.Stream(device)
+        self._reader = reader
+        self._pin_lock = threading.Lock()
+        self._pinning_refused = False
+        self._readers = Workers("weights-read", readers)
+        self._copiers = Workers("weights-copy", copiers)
+        largest = max((len(p) for unit in staged for p in unit_pieces(reader, unit)), default=0)
+        each = BUFFERS_PER_THREAD if largest <= PIECE_BYTES else 1  # whole units are too large
+        self._read_into = _Staging(readers * each if staged else 0, largest, device)
+        self._copied_into = _Staging(copiers * BUFFERS_PER_THREAD, PIECE_BYTES, device)
+
+    def slot(self, nbytes: int) -> "CudaSlot":
+        try:
+            with torch.inference_mode(False):
+                memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{self.device} has no room for {nbytes / 2**20:.0f} MiB of weights ({error}). "
+                "Lower memory.device, stream.resident or stream.slots."
+            ) from error
+        return CudaSlot(self, memory)
+
+    def slab(self, unit: int) -> tuple[Slab, Arrival]:
+        slab = Slab(self._nbytes(unit))
+        pieces = {p: slab.memory[p.start : p.stop] for p in unit_pieces(self._reader, unit)}
+        jobs = [partial(read_piece, self._reader, unit, *piece) for piece in pieces.items()]
+        return slab, self._readers.submit(*jobs, around=self._pinning(slab))
+
+    def read(self, unit: int, slot: "CudaSlot") -> Arrival:
+        """Fill a slot from the disk."""
+        pieces = unit_pieces(self._reader, unit)
+        fill = partial(read_piece, self._reader, unit)
+        return self._stage(pieces, fill, slot, self._read_into, self._readers, self.meters.disk)
+
+    def send(self, unit: int, slab: Slab, slot: "CudaSlot") -> Arrival:
+        """Fill a slot from RAM: one copy if the slab is pinned, else piece by piece."""
+        source = slab.memory[: self._nbytes(unit)]
+        if slab.pinned:
+            with slot.filling():
+                slot.copy(0, source)
+            return _Direct(slot, source.nbytes)
+
+        def fill(piece: range, memory: Tensor) -> None:
+            copy_bytes(memory, source[piece.start : piece.stop])
+
+        pieces = cut(source.nbytes)
+        return self._stage(pieces, fill, slot, self._copied_into, self._copiers, self.meters.ram)
+
+    def close(self) -> None:
+        self._readers.close()
+        self._copiers.close()
+        self.stream.synchronize()
+        self._read_into.close()
+        self._copied_into.close()
+
+    def _stage(
+        self,
+        pieces: Sequence[range],
+        fill: Callable[[range, Tensor], None],
+        slot: "CudaSlot",
+        staging: "_Staging",
+        workers: Workers,
+        meter: Meter,
+    ) -> Arrival:
+        """Threads fill buffers and launch the copies out of them."""
+
+        def job(piece: range) -> None:
+            with staging.buffer() as (memory, drained):
+                fill(piece, memory[: len(piece)])
+                slot.copy(piece.start, memory[: len(piece)], drained)
+
+        nbytes = pieces[-1].stop
+        jobs = [partial(job, piece) for piece in pieces]
+        return _Staged(workers.submit(*jobs, around=_carrying(nbytes, meter, slot)), slot)
+
+    @contextmanager
+    def _pinning(self, slab: Slab) -> Iterator[None]:
+        """The block fills the slab; if it succeeds, the slab is pinned."""
+        yield
+        with self._pin_lock:  # several readers: the refusal is told once
+            if not self._pinning_refused and not slab.pin(self.device):
+                self._pinning_refused = True
+                logger.warning(
+                    "The system refused to pin more RAM: the remaining units travel through a "
+                    "pinned staging buffer, more slowly. Raise the locked-memory limit "
+                    "(ulimit -l, or the container's) if the machine has the RAM."
+                )
+
+    def _nbytes(self, unit: int) -> int:
+        return self._reader.layouts[unit].nbytes
+
+
+@contextmanager
+def _carrying(nbytes: int, meter: Meter, slot: "CudaSlot") -> Iterator[None]:
+    with meter.carrying(nbytes), slot.filling():
+        yield
+
+
+class CudaSlot:
+    """Device memory, with the events that order its users."""
+
+    def __init__(self, link: CudaLink, memory: Tensor) -> None:
+        self.memory = memory
+        self.link = link
+        self.began = torch.cuda.Event(enable_timing=True)
+        self.ready = torch.cuda.Event(enable_timing=True, blocking=True)
+        self._free = torch.cuda.Event()
+        self.release()  # the allocator may hand out memory that earlier kernels still use
+
+    def read(self, unit: int) -> Arrival:
+        return self.link.read(unit, self)
+
+    def send(self, unit: int, slab: Slab) -> Arrival:
+        return self.link.send(unit, slab, self)
+
+    def release(self) -> None:
+        self._free.record(torch.cuda.current_stream(self.link.device))
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """The block launches the copies of a unit: after the work that was using the slot."""
+        stream = self.link.stream
+        stream.wait_event(self._free)
+        self.began.record(stream)
+        try:
+            yield
+        finally:
+            self.ready.record(stream)
+
+    def copy(self, first: int, part: Tensor, drained: "torch.cuda.Event | None" = None) -> None:
+        """Launch the copy of `part` to byte `first`, and record when it has been read."""
+        stream = self.link.stream
+        with torch.cuda.stream(stream):
+            self.memory[first : first + part.nbytes].copy_(part, non_blocking=True)
+        if drained is not None:
+            drained.record(stream)
+
+
+class _Direct:
+    """The copy is launched; the device says when it is through and how long it took."""
+
+    def __init__(self, slot: CudaSlot, nbytes: int) -> None:
+        self._slot = slot
+        self._nbytes = nbytes
+
+    def done(self) -> bool:
+        return bool(self._slot.ready.query())
+
+    def cancel(self) -> bool:
+        return False
+
+    def result(self) -> None:
+        _wait(self._slot)
+        seconds = self._slot.began.elapsed_time(self._slot.ready) / 1e3
+        self._slot.link.meters.ram.credit(seconds, self._nbytes)
+
+
+class _Staged:
+    """A thread launches the copy when it has the bytes."""
+
+    def __init__(self, launched: Batch, slot: CudaSlot) -> None:
+        self._launched = launched
+        self._slot = slot
+
+    def done(self) -> bool:
+        return self._launched.done() and self._slot.ready.query()
+
+    def cancel(self) -> bool:
+        return self._launched.cancel()
+
+    def result(self) -> None:
+        self._launched.result()
+        _wait(self._slot)
+
+
+def _wait(slot: CudaSlot) -> None:
+    """The host waits, so that it does not run ahead of the ring; so does what it launches next."""
+    slot.ready.synchronize()
+    torch.cuda.current_stream(slot.link.device).wait_event(slot.ready)
+
+
+class _Staging:
+    """Pinned buffers that are borrowed, filled, copied out of, and refilled."""
+
+    def __init__(self, count: int, nbytes: int, device: torch.device) -> None:
+        self._device = device
+        self._slabs = [Slab(nbytes) for _ in range(count)]
+        self._waiting: SimpleQueue[tuple[Slab, torch.cuda.Event]] = SimpleQueue()
+        if not all(slab.pin(device) for slab in self._slabs):
+            logger.warning("The system refused to pin the staging buffers: copies will be slow.")
+        for slab in self._slabs:
+            self._waiting.put((slab, torch.cuda.Event(blocking=True)))
+
+    @contextmanager
+    def buffer(self) -> Iterator[tuple[Tensor, torch.cuda.Event]]:
+        """A buffer no copy reads any more, and the event to record after the copy out of it."""
+        slab, drained = self._waiting.get()
+        try:
+            drained.synchronize()
+            yield slab.memory, drained
+        finally:
+            self._waiting.put((slab, drained))
+
+    def close(self) -> None:
+        for slab in self._slabs:
+            slab.unpin(self._device)
+        self._slabs = []

@@ -1,0 +1,187 @@
+"""Reading units from a disk: in pieces by several threads, directly or through the page cache.
+
+A unit's file is whole pages, so direct reads (O_DIRECT) may fill a slot without a copy and
+without pushing other pages out of memory. Where the page cache is faster, it serves.
+"""
+
+import logging
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.streaming.workers import Workers
+from engine.weights.layout import PAGE_BYTES, UnitReader
+from engine.weights.safetensors import read_exactly
+
+logger = logging.getLogger(__name__)
+
+PIECE_BYTES = 8 * 2**20  # of one read; a packed unit's checksums are of pieces of this size
+READERS = 4  # threads that read from the disk
+SMALLEST = 64 * 2**20  # bytes below which no way of reading is worth a measurement
+TRIAL_S = 0.3  # no round of the measurement begins later
+TRIAL_ROUNDS = 4
+TRIAL_PIECES = 2  # of a thread, in a round
+PREFERENCE = 0.75  # direct reads take a tenth of the processor's time, and no memory
+
+
+@runtime_checkable
+class PieceReader(UnitReader, Protocol):
+    """A `UnitReader` whose units may be read by several threads at once."""
+
+    def pieces(self, index: int) -> Sequence[range]:
+        """The unit's bytes, cut; each piece begins at a whole page."""
+
+    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
+        """Fill `memory` (uint8, host, `len(piece)` bytes). Raises as `UnitReader.read` does."""
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        """These units will be read again and again: find out how that is fastest."""
+
+
+def unit_pieces(reader: UnitReader, index: int) -> Sequence[range]:
+    """The pieces to read a unit in: one, where the reader knows no better."""
+    if isinstance(reader, PieceReader):
+        return reader.pieces(index)
+    return [range(reader.layouts[index].nbytes)]
+
+
+def read_piece(reader: UnitReader, index: int, piece: range, memory: Tensor) -> None:
+    """Fill `memory` (uint8, `len(piece)` bytes) with one of `unit_pieces`."""
+    if isinstance(reader, PieceReader):
+        reader.read_piece(index, piece, memory)
+    else:
+        reader.read(index, memory)
+
+
+def cut(nbytes: int) -> list[range]:
+    """Pieces of `PIECE_BYTES`, at least one; the last is what is left."""
+    firsts = range(0, max(nbytes, 1), PIECE_BYTES)
+    return [range(first, min(first + PIECE_BYTES, nbytes)) for first in firsts]
+
+
+def open_file(path: Path, descriptors: list[int], flags: int = 0) -> int:
+    """Open for reading and add to `descriptors`. Raises `ModelError`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
+    descriptors.append(descriptor)
+    return descriptor
+
+
+class UnitFile:
+    """An open file of whole pages, read from any thread; its owner closes `descriptors`."""
+
+    def __init__(self, path: Path, descriptors: list[int]) -> None:
+        self.path = path
+        self._descriptors = descriptors
+        self._cached = open_file(path, descriptors)
+        self._direct: int | None = None
+        self.is_direct = False  # whether reads go past the page cache, where borders allow
+
+    @property
+    def nbytes(self) -> int:
+        return os.fstat(self._cached).st_size
+
+    def open_direct(self) -> bool:
+        """Make direct reads possible; False where the file system refuses them."""
+        if self._direct is None and hasattr(os, "O_DIRECT"):
+            with suppress(ModelError):  # tmpfs, some overlays
+                self._direct = open_file(self.path, self._descriptors, os.O_DIRECT)
+        return self._direct is not None
+
+    def read(self, memory: Tensor, offset: int, *, direct: bool | None = None) -> None:
+        """Fill `memory` (uint8) from `offset`; `direct` None: as `is_direct` says.
+
+        Raises `ModelError` that names the file.
+        """
+        array: Any = memory.numpy()
+        flat = memoryview(array)
+        aligned = (memory.data_ptr() | offset | len(flat)) % PAGE_BYTES == 0
+        direct = self.is_direct if direct is None else direct
+        done = self._read_direct(flat, offset) if direct and aligned else 0
+        read_exactly(self._cached, flat[done:], offset + done, self.path)
+
+    def is_cached(self) -> bool:
+        """Whether the page in the file's middle is in the page cache; nothing is read for it."""
+        page = bytearray(PAGE_BYTES)
+        middle = self.nbytes // 2 // PAGE_BYTES * PAGE_BYTES
+        try:
+            return os.preadv(self._cached, [page], middle, os.RWF_NOWAIT) == PAGE_BYTES
+        except OSError:  # not there, or the file system cannot tell
+            return False
+
+    def evict(self, piece: range) -> None:
+        """Drop these bytes from the page cache."""
+        os.posix_fadvise(self._cached, piece.start, len(piece), os.POSIX_FADV_DONTNEED)
+
+    def _read_direct(self, flat: memoryview, offset: int) -> int:
+        """Bytes read; the page cache's read goes on from there, and tells what was wrong."""
+        done = 0
+        while self._direct is not None and done < len(flat) and done % PAGE_BYTES == 0:
+            try:
+                count = os.preadv(self._direct, [flat[done:]], offset + done)
+            except OSError:
+                break
+            if count == 0:
+                break
+            done += count
+        return done
+
+
+def direct_is_faster(files: Sequence[UnitFile]) -> bool:
+    """Whether reading these files again and again is faster past the page cache.
+
+    If all of them are in it, they fit, and nothing beats that. Else pieces are read both ways in
+    turn, not cached before, by as many threads as later, and the best rounds are compared: others
+    only ever slow a disk down. Takes about `TRIAL_S`.
+    """
+    files = [file for file in files if file.nbytes]
+    if sum(file.nbytes for file in files) < SMALLEST:
+        return False
+    if not all(file.open_direct() for file in files) or all(file.is_cached() for file in files):
+        return False
+    places = [(file, piece) for file in files for piece in cut(file.nbytes)]
+    count = READERS * TRIAL_PIECES
+    memory = torch.frombuffer(mmap.mmap(-1, READERS * PIECE_BYTES), dtype=torch.uint8)
+    memory.fill_(1)  # the first touch of a page is no reader's fault
+    workers = Workers("weights-trial", READERS)
+    paces: dict[bool, list[float]] = {True: [], False: []}
+    try:
+        began = time.perf_counter()
+        for number in range(TRIAL_ROUNDS):
+            for direct in (True, False):  # one behind the other, as in a pass
+                first = (2 * number + direct) * (len(places) - count) // (2 * TRIAL_ROUNDS)
+                run = places[first : first + count]
+                paces[direct].append(_trial(run, memory, workers, direct=direct))
+            if time.perf_counter() - began > TRIAL_S:
+                break
+    finally:
+        workers.close()
+    directly, cached = max(paces[True]), max(paces[False])
+    logger.info("disk: %.2f GB/s directly, %.2f through the page cache", directly, cached)
+    return directly >= PREFERENCE * cached
+
+
+_Place = tuple[UnitFile, range]
+
+
+def _trial(places: Sequence[_Place], memory: Tensor, workers: Workers, *, direct: bool) -> float:
+    """GB/s of reading the places, all at once."""
+    jobs: list[Callable[[], None]] = []
+    for number, (file, piece) in enumerate(places):
+        file.evict(piece)
+        part = memory[number % READERS * PIECE_BYTES :][: len(piece)]
+        jobs.append(partial(file.read, part, piece.start, direct=direct))
+    began = time.perf_counter()
+    workers.submit(*jobs).result()
+    return sum(len(piece) for _, piece in places) / (time.perf_counter() - began) / 1e9

@@ -1,0 +1,1 @@
+"""From token ids to text: tokenizer files, incremental detokenization, stop rules."""

@@ -1,0 +1,1 @@
+"""Tensors at rest: finding, reading, naming and laying out a checkpoint's weights."""

@@ -1,0 +1,1 @@
+"""Stored weight formats, one file each."""

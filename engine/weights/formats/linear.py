@@ -1,0 +1,218 @@
+"""SubSpec's substitutes: 4-bit linear layers in place of dense ones.
+
+Which of the two 4-bit kernels is faster depends on the machine and the rows of a draft step, so it
+is measured. Where a kernel does not take a shape, the layer stays dense.
+"""
+
+# mypy: disallow-untyped-calls=False
+# torch.cuda declares no types for events and sleeps.
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.weights.formats import int4, nf4
+from engine.weights.layout import UnitLayout
+
+Kernel = Literal["int4", "nf4"]
+TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+
+_PROBE_SECONDS = 0.1  # of measuring for each kernel, at most
+# A larger weight is measured by a slice of its rows: enough that a device is not idle in between.
+_PROBE_WEIGHTS = {"cpu": 1 << 22, "cuda": 1 << 24}
+_RUNS = 9
+_HEAD_START = 5_000_000  # cycles that a device sleeps: longer than the launches take
+_DENSE_BYTES = 2  # of a bfloat16 weight, where the unit's layout does not tell
+
+
+def stored_tensors(
+    name: str,
+    spec: TensorSpec,
+    group: int,
+    device: torch.device,
+    kernel: Kernel,
+) -> dict[str, TensorSpec]:
+    """The fields in which the substitute of the linear weight `name` is kept, name -> (dtype,
+    shape): 4-bit ones, or `spec` itself where `kernel` cannot take it on `device`.
+    """
+    _, shape = spec
+    out_features, in_features = shape
+    if not supports(in_features, out_features, group, device, kernel):
+        return {name: spec}
+    if kernel == "nf4":
+        return nf4.packed_tensors(name, shape)
+    return int4.packed_tensors(name, shape, group)
+
+
+def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
+    """Fill those of `fields` that stand for the tensor `name`: equal tensors give equal bytes."""
+    if name in fields:
+        fields[name].copy_(tensor)
+    elif name + nf4.PACKED in fields:
+        nf4.quantize(tensor, fields[name + nf4.PACKED], fields[name + nf4.ABSMAX])
+    else:
+        scales_and_zeros = fields[name + int4.SCALES]
+        quantized = int4.quantize(tensor, tensor.shape[1] // len(scales_and_zeros))
+        fields[name + int4.PACKED].copy_(quantized.pairs)
+        scales_and_zeros.copy_(quantized.scales_and_zeros)
+
+
+def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.Module:
+    """The linear layer that `fields` hold at `path` ("": the unit itself), copied to `device`."""
+    prefix = f"{path}." if path else ""
+    weight = f"{prefix}weight"
+    own = {
+        name.removeprefix(prefix): tensor.detach().to(device, copy=True)
+        for name, tensor in fields.items()
+        if name == f"{prefix}bias" or name == weight or name.startswith(f"{weight}.")
+    }
+    bias = own.get("bias")
+    if "weight" in own:
+        return _dense(own["weight"], bias)
+    if "weight" + nf4.PACKED in own:
+        return nf4.Nf4Linear(own["weight" + nf4.PACKED], own["weight" + nf4.ABSMAX], bias)
+    pairs, scales_and_zeros = own["weight" + int4.PACKED], own["weight" + int4.SCALES]
+    return int4.Int4Linear(int4.Int4Codes(pairs, scales_and_zeros), bias)
+
+
+def substitute(
+    weight: Tensor, bias: Tensor | None, group: int, device: torch.device, kernel: Kernel
+) -> nn.Module:
+    """The 4-bit twin of a linear layer, on `device`; a dense one where `kernel` cannot take it.
+
+    `weight` [out, in] and `bias` [out] are float, on any device; copied, so they may be
+    views of a slab.
+    """
+    spec = (weight.dtype, tuple(weight.shape))
+    wanted = stored_tensors("weight", spec, group, device, kernel)
+    fields = {
+        name: torch.empty(shape, dtype=dtype, device=weight.device)
+        for name, (dtype, shape) in wanted.items()
+    }
+    store(weight.detach(), "weight", fields)
+    return linear(fields if bias is None else {**fields, "bias": bias}, "", device)
+
+
+def available_kernels() -> list[Kernel]:
+    """The kernels whose packages are installed."""
+    return ["int4", "nf4"] if nf4.is_available() else ["int4"]
+
+
+def supports(
+    in_features: int, out_features: int, group: int, device: torch.device, kernel: Kernel
+) -> bool:
+    """Whether `kernel` multiplies weights of this shape on `device`."""
+    if kernel == "nf4":
+        return nf4.is_available() and nf4.Nf4Linear.supports(in_features, out_features)
+    return int4.supports(in_features, out_features, group, device)
+
+
+def substitute_bytes(layout: UnitLayout, group: int) -> int:
+    """Device bytes that the substitute of a unit takes at most, whichever kernel is chosen.
+
+    Matrices become 4-bit where the kernels take them; the rest of the unit is kept as it is. A
+    unit that travels packed is substituted from its dense form.
+    """
+    total = 0
+    for field in layout.fields:
+        if field.name.endswith(nf4.PACKED) and len(field.shape) == 2:
+            total += _matrix_bytes(field.shape[0], field.shape[1] * 2, group, _DENSE_BYTES)
+        elif len(field.shape) == 2 and field.dtype.is_floating_point:
+            if not field.name.endswith(nf4.ABSMAX):
+                total += _matrix_bytes(*field.shape, group, field.dtype.itemsize)
+        else:
+            total += field.nbytes
+    return total
+
+
+def _matrix_bytes(out_features: int, in_features: int, group: int, item_bytes: int) -> int:
+    dense = out_features * in_features * item_bytes
+    sizes: dict[Kernel, int] = {
+        "int4": int4.packed_nbytes(in_features, out_features, group),
+        "nf4": nf4.packed_nbytes(in_features, out_features),
+    }
+    return max(
+        size if supports(in_features, out_features, group, torch.device("cpu"), kernel) else dense
+        for kernel, size in sizes.items()
+        if kernel == "int4" or nf4.is_available()
+    )
+
+
+def fastest_kernel(
+    shapes: Sequence[tuple[int, int]], rows: int, device: torch.device, group: int = 32
+) -> Kernel:
+    """The kernel that takes the least time over weights of `shapes` [(out, in)] for `rows` rows.
+
+    Takes some tenths of a second at most. A kernel that takes fewer of the shapes loses.
+    """
+    kernels: tuple[Kernel, Kernel] = ("int4", "nf4")
+    taken = {
+        kernel: [s for s in shapes if supports(s[1], s[0], group, device, kernel)]
+        for kernel in kernels
+    }
+    if len(taken["int4"]) != len(taken["nf4"]):
+        return max(kernels, key=lambda kernel: len(taken[kernel]))
+    if not taken["int4"]:
+        return "int4"  # nothing can be substituted; either name will do
+    out_features, in_features = max(taken["int4"], key=lambda shape: shape[0] * shape[1])
+    weight = _probe_weight(out_features, in_features, device)
+    inputs = torch.randn(rows, in_features, device=device, dtype=torch.bfloat16)
+    times = {
+        kernel: _median_seconds(substitute(weight, None, group, device, kernel), inputs)
+        for kernel in kernels
+    }
+    return min(kernels, key=lambda kernel: times[kernel])
+
+
+def _probe_weight(out_features: int, in_features: int, device: torch.device) -> Tensor:
+    most = _PROBE_WEIGHTS[device.type]
+    rows = min(out_features, max(64, most // in_features // 64 * 64))
+    return torch.randn(rows, in_features, device=device, dtype=torch.bfloat16)
+
+
+def _median_seconds(layer: nn.Module, inputs: Tensor) -> float:
+    """Median time of a call; the first is not counted (kernels are built and packed then)."""
+    layer(inputs)
+    return statistics.median((_device_seconds if inputs.is_cuda else _host_seconds)(layer, inputs))
+
+
+def _host_seconds(layer: nn.Module, inputs: Tensor) -> list[float]:
+    """Seconds of each call, until enough runs are made or the time is up."""
+    seconds: list[float] = []
+    start = time.perf_counter()
+    while len(seconds) < _RUNS and time.perf_counter() - start < _PROBE_SECONDS:
+        begin = time.perf_counter()
+        layer(inputs)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def _device_seconds(layer: nn.Module, inputs: Tensor) -> list[float]:
+    """Seconds of each call on the device alone.
+
+    Draft steps are CUDA graphs, so that launches cost nothing there: here all are launched while
+    the device sleeps, and run without a gap.
+    """
+    with torch.cuda.device(inputs.device):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(_RUNS + 1)]
+        torch.cuda._sleep(_HEAD_START)
+        events[0].record()
+        for event in events[1:]:
+            layer(inputs)
+            event.record()
+        events[-1].synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
+
+
+def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    out_features, in_features = weight.shape
+    layer = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer

@@ -1,0 +1,1 @@
+"""From a request to chunks: prompts, tools, grammars, generation and its answers."""

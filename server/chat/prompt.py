@@ -1,0 +1,161 @@
+"""From a request to token ids. Long texts take a while: call these in a thread."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.messages import ModelInfo
+from server.chat.told_tools import tell_tools
+from server.chat.tools import tool_use
+from server.errors import ApiError
+from server.models.tokenizer import Tokenizer
+from server.parsing.known import formats_of
+from server.schemas.chat import ChatRequest, Prediction
+from server.schemas.fields import TextPart
+from server.schemas.messages import (
+    AssistantMessage,
+    CalledFunction,
+    ChatMessage,
+    FunctionMessage,
+    RefusalPart,
+    ToolMessage,
+)
+
+
+def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> tuple[int, ...]:
+    """The ids of a chat. Raises `ApiError` 400 when it cannot be rendered, or is far too long."""
+    return chat_ids(tokenizer, info, chat_text(tokenizer, request))
+
+
+def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...]:
+    """The ids of a rendered chat; the template has written all special tokens itself.
+
+    Raises `ApiError` 400 for a text that is far too long.
+    """
+    _refuse_endless(tokenizer, info, text, "messages")
+    return tokenizer.encode(text, special=False)
+
+
+def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
+    """A chat as its template renders it. Raises `ApiError` 400 when it cannot."""
+    continued = bool(request.continue_final_message)
+    generation = request.add_generation_prompt
+    form = formats_of(tokenizer.template).tools
+    messages = [template_message(message, form.call_id) for message in request.messages]
+    tools = [tool.described() for tool in tool_use(request).tools]
+    if "tools" not in tokenizer.template:
+        messages = tell_tools(messages, tools)
+    return tokenizer.render(
+        messages,
+        tools=tools,
+        add_generation_prompt=not continued if generation is None else generation,
+        continue_final_message=continued,
+        arguments=_reasoning_arguments(request) | (request.chat_template_kwargs or {}),
+    )
+
+
+def begun_answer(request: ChatRequest) -> str:
+    """The beginning of the answer that the request itself gives, if any."""
+    if not request.continue_final_message:
+        return ""
+    return join_parts(request.messages[-1].content) or ""
+
+
+def _reasoning_arguments(request: ChatRequest) -> dict[str, Any]:
+    """What templates of reasoning models look at; each family has its own switch."""
+    effort = request.reasoning_effort
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
+
+
+def predicted_tokens(
+    tokenizer: Tokenizer, info: ModelInfo, prediction: Prediction
+) -> tuple[int, ...]:
+    """The ids of a predicted text, as far as an answer could be long."""
+    text = join_parts(prediction.content) or ""
+    longest = info.context_length
+    return tokenizer.encode(text[: longest * tokenizer.longest], special=False)[:longest]
+
+
+def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str) -> None:
+    """Refuse what cannot fit, without the seconds that megabytes take to be tokenized."""
+    num_tokens = len(text.encode(errors="replace")) // tokenizer.longest
+    if num_tokens > info.context_length:
+        raise ApiError(
+            f"This model's maximum context length is {info.context_length} tokens. However, the "
+            f"prompt has at least {num_tokens} tokens. Shorten the prompt.",
+            code="context_length_exceeded",
+            param=param,
+        )
+
+
+def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dict[str, Any]:
+    """A message as chat templates expect it; `call_id` makes ids that the template takes."""
+    role = "system" if message.role == "developer" else message.role
+    fields: dict[str, Any] = {"role": role, "content": join_parts(message.content)}
+    if isinstance(message, ToolMessage):
+        return fields | {"tool_call_id": call_id(message.tool_call_id)}
+    if isinstance(message, FunctionMessage):  # what a tool message was before
+        content = fields["content"] or ""
+        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content}
+    if message.name is not None:
+        fields["name"] = message.name
+    if isinstance(message, AssistantMessage):
+        if fields["content"] is None:
+            fields["content"] = message.refusal or ""
+        reasoning = message.reasoning_content or message.reasoning
+        if reasoning is not None:
+            fields["reasoning_content"] = reasoning
+            fields["thinking"] = reasoning  # as gpt_oss calls it
+        calls = [(call.id, call.function) for call in message.tool_calls or ()]
+        if message.function_call is not None:
+            calls.append((message.function_call.name, message.function_call))
+        if calls:
+            fields["tool_calls"] = [_template_call(call_id(id_), called) for id_, called in calls]
+    return fields
+
+
+def _template_call(call_id: str, called: CalledFunction) -> dict[str, Any]:
+    function = {"name": called.name, "arguments": _arguments(called.arguments)}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def join_parts(content: str | Sequence[TextPart | RefusalPart] | None) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    return "".join(part.text for part in content)
+
+
+def _arguments(text: str) -> Any:
+    """Templates print arguments as JSON, so they want the object; broken or endlessly nested
+    JSON stays text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def text_prompts(
+    tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[str | list[int]]
+) -> list[tuple[int, ...]]:
+    """The ids of each prompt of a completion. Raises `ApiError` 400 for ids it has not."""
+    return [_text_prompt(tokenizer, info, prompt) for prompt in prompts]
+
+
+def _text_prompt(tokenizer: Tokenizer, info: ModelInfo, prompt: str | list[int]) -> tuple[int, ...]:
+    if isinstance(prompt, list):
+        if max(prompt) >= info.vocab_size:
+            message = f"Token {max(prompt)} is outside the vocabulary of {info.vocab_size}."
+            raise ApiError(message, code="invalid_value", param="prompt")
+        return tuple(prompt)
+    _refuse_endless(tokenizer, info, prompt, "prompt")
+    ids = tokenizer.encode(prompt, special=True)
+    if ids:
+        return ids
+    start = tokenizer.start_of_text(info.eos_token_ids)
+    if start is None:
+        message = "This model has no token that begins a text, so the prompt must not be empty."
+        raise ApiError(message, code="invalid_value", param="prompt")
+    return (start,)

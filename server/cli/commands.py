@@ -1,0 +1,130 @@
+"""`understudy models`, `plan`, `pull` and `prune`: what is known, what would fit, what is here."""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import huggingface_hub
+import rich.console
+from huggingface_hub.errors import CacheNotFound
+
+from engine.messages import Progress
+from engine.streaming import packed_cache
+from engine.weights import hub
+from server.cli.console import Console, size_text, table
+from server.config.files import ConfigError, asked_folder, search_path
+from server.config.registry import ModelEntry, Registry, make_entry, read_entries
+
+EXIT_DOES_NOT_FIT = 2
+
+
+def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """List the registry, what of it is downloaded, and the packed caches."""
+    entries = list(Registry(_read_entries(args, env)).entries.values())
+    print(_registry_table(entries, _downloads()))
+    packed = packed_cache.entries()
+    if packed:
+        print("\n" + _packed_table(packed))
+    return 0
+
+
+def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Download a model and its draft."""
+
+    def report(what: str, done: int, total: int) -> None:
+        console.progress(Progress(what, done, total))
+
+    spec = _entry(args.id, _read_entries(args, env)).spec
+    wanted = [(spec.target.source, spec.target.revision)]
+    if spec.draft.source is not None:
+        wanted.append((spec.draft.source, spec.draft.revision))
+    for source, revision in wanted:
+        console.line(f"{source} is at {hub.resolve(source, revision, report)}")
+    return 0
+
+
+def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Say what would live where and how fast it would run; 2: it cannot fit."""
+    from engine.planning.plan import (
+        DoesNotFit,  # torch and transformers: this command alone needs them
+    )
+    from engine.planning.preview import WhatIf, preview
+    from server.cli import plan_table
+
+    spec = _entry(args.model, _read_entries(args, env)).spec
+    what_if = WhatIf(args.device_memory, args.ram, args.link_gbps, args.users)
+    try:
+        found = preview(spec, what_if)
+    except DoesNotFit as error:
+        console.line(f"understudy: {args.model} does not fit. {error}")
+        return EXIT_DOES_NOT_FIT
+    if args.json:
+        print(plan_table.as_json(found))
+    else:
+        plan_table.show(found, rich.console.Console(highlight=False))
+    return 0
+
+
+def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Remove the packed caches, after asking."""
+    packed = packed_cache.entries()
+    if not packed:
+        print("There are no packed caches.")
+        return 0
+    print(_packed_table(packed))
+    total = size_text(sum(entry.nbytes for entry in packed))
+    if not args.yes and not _confirmed(f"Remove {len(packed)} packed caches ({total})? [y/N] "):
+        return 1
+    for entry in packed:
+        packed_cache.remove(entry)
+    print(f"Removed {total}.")
+    return 0
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        raise ConfigError("nobody answers here; give --yes to remove without asking") from None
+
+
+def _read_entries(args: argparse.Namespace, env: Mapping[str, str]) -> list[ModelEntry]:
+    return read_entries(search_path(asked_folder(args.config, env), Path.cwd(), env))
+
+
+def _entry(name: str, entries: Sequence[ModelEntry]) -> ModelEntry:
+    known = next((e for e in entries if name in (e.id, *e.aliases)), None)
+    return known if known is not None else make_entry(name)
+
+
+def _registry_table(entries: Sequence[ModelEntry], downloads: Mapping[str, int]) -> str:
+    rows = []
+    for entry in entries:
+        source = entry.spec.target.source
+        local = source.startswith("/")
+        have = "folder" if local else size_text(downloads[source]) if source in downloads else "-"
+        rows.append((entry.id, source, entry.spec.draft.method or "auto", have, str(entry.path)))
+    return table(("ID", "SOURCE", "DRAFT", "DOWNLOADED", "FILE"), rows)
+
+
+def _packed_table(packed: Sequence[packed_cache.CacheEntry]) -> str:
+    rows = [
+        (entry.model, size_text(entry.nbytes), _day(entry.last_used), str(entry.path))
+        for entry in packed
+    ]
+    return table(("PACKED", "SIZE", "LAST USED", "PATH"), rows)
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
+
+
+def _downloads() -> dict[str, int]:
+    """Bytes of each repository in the hub's cache."""
+    try:
+        repos = huggingface_hub.scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    return {repo.repo_id: repo.size_on_disk for repo in repos}

@@ -1,0 +1,130 @@
+"""What `understudy plan` prints: a table for people, or JSON."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.kv.cache import PAGE
+from engine.planning.footprint import size_text
+from engine.planning.forecast import PROMPT
+from engine.planning.plan import Plan
+from engine.planning.preview import Preview
+
+Row = tuple[str, str, str]  # what, bytes, what there is to say of it
+
+
+def show(found: Preview, console: Console) -> None:
+    """Print the plan, what it would run at, and what would help most."""
+    plan = found.scheme.plan
+    source = "checkpoint" if found.has_weights else "config.json alone"
+    console.print(f"\n[bold]{found.model_id}[/bold] ({found.model_type}, from its {source})")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    is_cuda = found.device == "cuda"
+    table.add_row(f"On the device ({found.device})", size_text(plan.device_bytes), "")
+    _add(table, device_rows(found))
+    table.add_row("In host memory", size_text(plan.host_bytes), _beside(is_cuda))
+    _add(table, host_rows(plan))
+    table.add_section()
+    _add(table, speed_rows(found))
+    table.add_section()
+    _add(table, [(a.what, a.figure, a.source) for a in found.assumptions])
+    console.print(table)
+    console.print(advice(found))
+
+
+def device_rows(found: Preview) -> list[Row]:
+    """What lives on the device."""
+    plan, method = found.scheme.plan, found.scheme.method
+    counts = Counter(plan.tiers)
+    away = len(plan.tiers) - counts["resident"]
+    rows = [
+        ("resident units", plan.resident_bytes, f"{counts['resident']} of {len(plan.tiers)}"),
+        ("ring", plan.ring_bytes, f"{plan.slots} slots for {away} units" if away else ""),
+        ("draft", plan.draft_bytes, method),
+        (
+            "KV pages",
+            plan.kv_bytes,
+            f"{plan.num_pages * PAGE} tokens, {plan.max_sequences} sequences at once",
+        ),
+        ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
+        ("norms, expanded weights", plan.other_bytes, ""),
+        ("runtime", plan.memory.device_runtime, "CUDA's own"),
+    ]
+    return _sizes(rows)
+
+
+def host_rows(plan: Plan) -> list[Row]:
+    """What lives in host memory."""
+    counts = Counter(plan.tiers)
+    rows = [
+        ("units in RAM", plan.slab_bytes, f"{counts['ram']} units"),
+        ("staging", plan.staging_bytes, "between disk and device"),
+        ("idle KV", plan.host_kv_bytes, f"{plan.host_pages * PAGE} tokens"),
+        ("embedding", plan.embedding_bytes, "mapped from the file"),
+        ("while loading", plan.making_bytes, "to make the draft"),
+        ("runtime", plan.memory.host_runtime, "the process without weights"),
+    ]
+    return _sizes(rows)
+
+
+def speed_rows(found: Preview) -> list[Row]:
+    """What the plan would run at."""
+    own = found.scheme.forecast
+    link, walk = own.link_seconds * 1e3, own.pass_seconds * 1e3
+    cycle = f"pass {walk:.0f} ms (link {link:.0f} ms), draft {own.draft_seconds * 1e3:.0f} ms"
+    prompt = min(PROMPT, found.scheme.demand.context_length)
+    return [
+        ("1 user", f"{own.tokens_per_second:.1f} tokens/s", cycle),
+        (f"{own.users} users", f"{own.tokens_per_second_all:.1f} tokens/s", "together"),
+        ("first token", f"{own.first_token_seconds:.2f} s", f"of a prompt of {prompt:,} tokens"),
+    ]
+
+
+def advice(found: Preview) -> str:
+    """The one change that would help most."""
+    if not found.gains:
+        return "\nNo single change would make it much faster."
+    best = found.gains[0]
+    return f"\nWhat would help most: {best.change} -> {best.factor:.1f}x"
+
+
+def as_json(found: Preview) -> str:
+    """Everything, in bytes, seconds and tokens a second."""
+    values: dict[str, Any] = asdict(found)
+    scheme = values.pop("scheme")
+    plan = scheme["plan"]
+    plan["device_bytes"] = found.scheme.plan.device_bytes
+    plan["host_bytes"] = found.scheme.plan.host_bytes
+    plan["tiers"] = dict(Counter(found.scheme.plan.tiers))
+    unit_bytes = list(found.scheme.demand.unit_bytes)
+    return json.dumps(
+        {
+            **values,
+            "draft": scheme["method"],
+            "plan": plan,
+            "unit_bytes": unit_bytes,
+            "forecast": scheme["forecast"],
+        },
+        indent=2,
+    )
+
+
+def _beside(is_cuda: bool) -> str:
+    return "" if is_cuda else "the device's share comes on top: it is the same RAM"
+
+
+def _sizes(rows: list[tuple[str, int, str]]) -> list[Row]:
+    """Rows with something in them, their bytes as text."""
+    return [(what, size_text(nbytes), note) for what, nbytes, note in rows if nbytes]
+
+
+def _add(table: Table, rows: list[Row]) -> None:
+    for what, figure, note in rows:
+        table.add_row(f"  {what}", figure, note, style="not bold")

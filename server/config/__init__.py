@@ -1,0 +1,1 @@
+"""YAML files: server settings, model files, and how mistakes in them are reported."""

@@ -1,0 +1,149 @@
+"""Reading configuration files: where they lie, how values are written, how mistakes are told."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+class ConfigError(Exception):
+    """A configuration file or setting is wrong; the message names file and key."""
+
+
+class Section(BaseModel):
+    """A part of a configuration file: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def parse_size(value: object) -> object:
+    """Bytes of a size such as "8GiB", "500 MB" or 4096; other values pass through unchanged.
+
+    Raises `ValueError` for text that is not a size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f'{value!r} is not a size; write for example "8GiB", "500MB" or 4096')
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
+T = TypeVar("T")
+Size = Annotated[int, BeforeValidator(parse_size)]
+Auto = Annotated[T | None, BeforeValidator(_auto)]
+"""`auto` in a file, `None` inside: the plan decides."""
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def read_section(path: Path, kind: type[SectionT]) -> SectionT:
+    """Read and check one YAML file. Raises `ConfigError` that names the file and the key."""
+    return check_section(read_yaml(path), kind, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping at the top of a YAML file; an empty file is an empty mapping."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(value).__name__}")
+    return value
+
+
+def check_section(
+    values: Mapping[str, Any],
+    kind: type[SectionT],
+    where: str,
+    origin: Mapping[str, str] | None = None,
+) -> SectionT:
+    """Validate values; a mistake is told as "where: key: what is wrong".
+
+    `origin` names another place for single top-level keys (an option, a variable).
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(dict(e), kind, where, origin or {}) for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _explain(
+    error: Mapping[str, Any], kind: type[Section], where: str, origin: Mapping[str, str]
+) -> str:
+    loc = tuple(error["loc"])
+    key = ".".join(str(part) for part in loc)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_keys_at(kind, loc[:-1]))
+        message = f"unknown key; known here: {known}"
+    elif error["type"] == "missing":
+        message = "this key is required"
+    elif not isinstance(error["input"], dict):
+        message += f" (got {error['input']!r})"
+    place = origin.get(str(loc[0]), where) if loc else where
+    return f"{place}: {key}: {message}" if key else f"{place}: {message}"
+
+
+def _keys_at(kind: type[Section], loc: Sequence[int | str]) -> Iterator[str]:
+    for part in loc:
+        annotation = kind.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            kind = annotation
+    yield from kind.model_fields
+
+
+def asked_folder(option: Path | None, env: Mapping[str, str]) -> Path | None:
+    """The folder of `--config`, else of the environment."""
+    named = env.get("UNDERSTUDY_CONFIG")
+    return option or (Path(named) if named else None)
+
+
+def search_path(explicit: Path | None, cwd: Path, env: Mapping[str, str]) -> list[Path]:
+    """Configuration folders that exist, most specific first; the packaged demo is the last.
+
+    Raises `ConfigError` when the folder that was asked for does not exist.
+    """
+    if explicit is not None and not explicit.is_dir():
+        raise ConfigError(f"--config {explicit}: no such folder")
+    wanted = [explicit] if explicit else [cwd / "configs", user_folder(env)]
+    found: list[Path] = []
+    for folder in [*wanted, packaged_folder()]:
+        if folder.is_dir() and folder.resolve() not in found:
+            found.append(folder.resolve())
+    return found
+
+
+def save_folder(explicit: Path | None, cwd: Path, env: Mapping[str, str]) -> Path:
+    """Where new files go: the folder asked for, else ./configs if there is one, else the user's."""
+    if explicit is not None:
+        return explicit
+    return cwd / "configs" if (cwd / "configs").is_dir() else user_folder(env)
+
+
+def user_folder(env: Mapping[str, str]) -> Path:
+    """The user's own configuration folder."""
+    home = env.get("XDG_CONFIG_HOME")
+    return (Path(home) if home else Path.home() / ".config") / "understudy"
+
+
+def packaged_folder() -> Path:
+    """The folder with the built-in demo: inside the wheel, else in the repository."""
+    server = Path(__file__).parent.parent
+    inside = server / "configs"
+    return inside if inside.is_dir() else server.parent / "configs"

@@ -1,0 +1,207 @@
+"""One model's YAML file, checked: `configs/models/<id>.yaml`."""
+
+import pkgutil
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from engine.drafting import methods
+from engine.spec import (
+    DraftSpec,
+    MemorySpec,
+    ModelSpec,
+    Numerics,
+    StreamSpec,
+    TargetSpec,
+    Tier,
+)
+from server.config.files import Auto, ConfigError, Section, Size, read_section
+from server.parsing.known import NO_REASONING, format_names
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+
+Positive = Annotated[int, Field(ge=1)]
+Bytes = Annotated[Size, Field(ge=2**20)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+def _device(value: str | None) -> str | None:
+    if value is not None and not DEVICE.fullmatch(value):
+        raise ValueError('write "auto", "cpu" or "cuda:0"')
+    return value
+
+
+def _method(value: str | None) -> str | None:
+    known = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+    if value is not None and value not in known:
+        raise ValueError(f"the drafting methods are auto, {', '.join(known)}")
+    return value
+
+
+class TargetSection(Section):
+    """`target`: the model whose tokens are emitted."""
+
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    dtype: Auto[Literal["bfloat16", "float32"]] = None
+    quantize: Literal["nf4"] | None = None
+
+
+class DraftSection(Section):
+    """`draft`: who proposes tokens, and the upper bounds of its tree."""
+
+    method: Annotated[Auto[str], AfterValidator(_method)] = None
+    source: str | None = None
+    revision: str | None = None
+    bits: Literal[4] = 4
+    group: Literal[32, 64] = 32
+    depth: Auto[Positive] = None
+    width: Auto[Positive] = None
+    branch: Auto[Positive] = None
+    budget: Auto[Positive] = None
+
+    @model_validator(mode="after")
+    def _source_goes_with_specexec(self) -> Self:
+        if self.method == "specexec" and not self.source:
+            raise ValueError("method specexec needs `source`: the draft model's hub id or folder")
+        if self.method != "specexec" and (self.source or self.revision):
+            raise ValueError("`source` and `revision` go with method specexec only")
+        return self
+
+
+class MemorySection(Section):
+    """`memory`: limits, as sizes."""
+
+    device: Auto[Bytes] = None
+    ram: Auto[Bytes] = None
+    cache: Auto[Bytes] = None
+
+
+class StreamSection(Section):
+    """`stream`: where the target's units wait and how they travel."""
+
+    tier: Auto[Tier] = None
+    resident: Auto[Annotated[int, Field(ge=0)]] = None
+    slots: Auto[Annotated[int, Field(ge=2)]] = None
+    simulate_gbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class SamplingSection(Section):
+    """`sampling`: what a request that is silent gets."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Probability = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Probability = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    max_tokens: Positive | None = None  # cap of a chat answer
+
+
+def _tools(name: str | None) -> str | None:
+    return _format(name, format_names("tools"))
+
+
+def _reasoning(name: str | None) -> str | None:
+    return _format(name, [*format_names("reasoning"), NO_REASONING])
+
+
+def _format(name: str | None, known: Sequence[str]) -> str | None:
+    if name is not None and name not in known:
+        raise ValueError(f"the formats are auto, {', '.join(known)}")
+    return name
+
+
+class ParsersSection(Section):
+    """`parsers`: how tool calls and reasoning are marked; auto: as the chat template does."""
+
+    tools: Annotated[Auto[str], AfterValidator(_tools)] = None
+    reasoning: Annotated[Auto[str], AfterValidator(_reasoning)] = None
+
+
+class ModelFile(Section):
+    """A whole file. Only `target.source` is required; the file name is the id."""
+
+    target: TargetSection
+    draft: DraftSection = DraftSection()
+    device: Annotated[Auto[str], AfterValidator(_device)] = None
+    memory: MemorySection = MemorySection()
+    stream: StreamSection = StreamSection()
+    numerics: Auto[Numerics] = None
+    context_length: Auto[Positive] = None
+    max_sequences: Auto[Positive] = None
+    prefix_cache: bool = True
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    sampling: SamplingSection = SamplingSection()
+    chat_template: str | None = None  # the template itself, or a .jinja file beside this one
+    parsers: ParsersSection = ParsersSection()
+    audit: Probability = 0.0  # share of finished answers that are checked in idle time
+
+    @model_validator(mode="after")
+    def _simulated_link_is_on_cpu(self) -> Self:
+        if self.stream.simulate_gbps is not None and self.device not in (None, "cpu"):
+            raise ValueError("stream.simulate_gbps needs device cpu: a real link is not simulated")
+        return self
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Read one file; relative folders become absolute and a template file its text.
+
+    Folders are looked for beside the file, then in the configuration folder.
+    Raises `ConfigError` naming file and key.
+    """
+    file = read_section(path, ModelFile)
+    places = (path.parent, *(p.parent for p in path.parents if p.name == "models"))
+    target = file.target.model_copy(
+        update={"source": _source(file.target.source, places, f"{path}: target.source")}
+    )
+    draft = file.draft
+    if draft.source is not None:
+        source = _source(draft.source, places, f"{path}: draft.source")
+        draft = draft.model_copy(update={"source": source})
+    template = _template(file.chat_template, places, f"{path}: chat_template")
+    return file.model_copy(update={"target": target, "draft": draft, "chat_template": template})
+
+
+def _source(source: str, places: tuple[Path, ...], where: str) -> str:
+    """An absolute folder, or the hub id as it is."""
+    looks_local = source.startswith((".", "/", "~"))
+    for place in places:
+        folder = (place / Path(source).expanduser()).resolve()
+        if folder.is_dir():
+            return str(folder)
+    if looks_local or not HUB_ID.fullmatch(source):
+        raise ConfigError(f"{where}: {source!r} is neither a folder nor a hub id (owner/name)")
+    return source
+
+
+def _template(template: str | None, places: tuple[Path, ...], where: str) -> str | None:
+    if template is None or not template.endswith(".jinja") or "\n" in template:
+        return template
+    for place in places:
+        if (place / template).is_file():
+            return (place / template).read_text(encoding="utf-8")
+    raise ConfigError(f"{where}: no such file: {template}")
+
+
+def build_spec(model_id: str, file: ModelFile) -> ModelSpec:
+    """The engine's view of a file: sampling defaults, aliases and template stay in the server."""
+    return ModelSpec(
+        id=model_id,
+        target=TargetSpec(**file.target.model_dump()),
+        draft=DraftSpec(**file.draft.model_dump()),
+        device=file.device,
+        memory=MemorySpec(**file.memory.model_dump()),
+        stream=StreamSpec(**file.stream.model_dump()),
+        numerics=file.numerics,
+        context_length=file.context_length,
+        max_sequences=file.max_sequences,
+        prefix_cache=file.prefix_cache,
+        audit=file.audit,
+    )

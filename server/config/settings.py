@@ -1,0 +1,69 @@
+"""How the server itself behaves: command line over environment over `understudy.yaml`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from server.config.files import Section, Size, check_section, read_yaml
+
+FILE_NAME = "understudy.yaml"
+PREFIX = "UNDERSTUDY_"
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _words(value: object) -> object:
+    """A list as the environment writes it: words between commas."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+# as browsers write it: no path and no slash at the end, else it never matches
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+Origins = Annotated[tuple[Origin, ...], BeforeValidator(_words)]
+
+
+class Settings(Section):
+    """The server's settings; every field is a key of `understudy.yaml` and a variable."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    default_model: str = "demo"
+    strict_model: bool = True  # false: an unknown model name is served by the default model
+    max_queue: Annotated[int, Field(ge=1)] = 256  # requests accepted and not finished
+    load_timeout: Seconds = 600.0  # a request waits so long for its model
+    keepalive: Seconds = 15.0  # between two signs of life of an answer that has nothing to say
+    blank_after: Seconds = 60.0  # a JSON answer that takes longer is begun with white space
+    client_timeout: Seconds = 60.0  # a client that sends or takes nothing for so long is dropped
+    max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    api_key_file: Path | None = None
+    cors_origins: Origins = ()  # pages of these may ask from a browser; "*": of all
+    insecure: bool = False  # allow a host other than loopback without keys
+
+
+def load_settings(
+    folders: Sequence[Path], env: Mapping[str, str], options: Mapping[str, Any]
+) -> Settings:
+    """Merge the first `understudy.yaml` found, the environment, and the command line's options.
+
+    Options that are None were not given. Raises `ConfigError` naming file, variable or option.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    where = FILE_NAME
+    for folder in folders:
+        if (folder / FILE_NAME).is_file():
+            where = str(folder / FILE_NAME)
+            values |= read_yaml(folder / FILE_NAME)
+            if isinstance(values.get("api_key_file"), str):
+                values["api_key_file"] = folder / values["api_key_file"]
+            break
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        if env.get(variable):
+            values[name], origin[name] = env[variable], f"environment variable {variable}"
+        if options.get(name) is not None:
+            values[name], origin[name] = options[name], "--" + name.replace("_", "-")
+    return check_section(values, Settings, where, origin)

@@ -1,0 +1,1 @@
+"""The FastAPI app: authentication, protocol limits, request bodies and streams."""

@@ -1,0 +1,135 @@
+"""Who may ask: API keys, compared in constant time."""
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.config.files import ConfigError
+from server.errors import ApiError
+
+log = logging.getLogger("understudy")
+
+ENV_KEY = "UNDERSTUDY_API_KEY"
+NAME = 8  # digits of a key's name, which is for fairness only
+OPEN_PATHS = frozenset({"/health", "/v1/health"})
+
+
+class ApiKeys:
+    """A set of keys, and those of a file, which may change; only digests are kept."""
+
+    def __init__(self, keys: Iterable[str] = (), file: "KeyFile | None" = None) -> None:
+        self._digests = [_digest(key) for key in keys]
+        self._file = file
+
+    def __bool__(self) -> bool:
+        return bool(self._digests) or self._file is not None
+
+    def owner(self, headers: Mapping[str, str]) -> str | None:
+        """The name of the key that a request shows; None when it shows none that counts."""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            key = headers.get("x-api-key", "")
+        # headers are read as latin-1, keys are written in UTF-8
+        given = hashlib.sha256(key.strip().encode("latin-1", errors="replace")).digest()
+        known = [*self._digests, *(self._file.digests() if self._file else ())]
+        # all of them: the time tells nothing
+        found = [digest for digest in known if hmac.compare_digest(digest, given)]
+        return found[0].hex()[:NAME] if found else None
+
+
+class KeyFile:
+    """A file with one key a line (`#` begins a comment), read again when it changes.
+
+    Raises `ConfigError` when it cannot be read at first, or holds no key. Later a file that is
+    half written, empty or gone changes nothing but the log: the keys read before go on counting.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._stamp()
+        self._digests = self._read()
+
+    def digests(self) -> Sequence[bytes]:
+        """Those of the keys that count now."""
+        stamp = self._stamp()
+        if stamp != self._seen:
+            self._seen = stamp
+            try:
+                self._digests = self._read()
+                log.info("api_key_file: %d keys read from %s", len(self._digests), self._path)
+            except ConfigError as error:
+                log.error("%s; the keys read before stay", error)
+        return self._digests
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _read(self) -> list[bytes]:
+        try:
+            lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_key_file: {self._path} cannot be read: {error}") from error
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise ConfigError(f"api_key_file: {self._path} holds no key; write one key a line")
+        return [_digest(key) for key in keys]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", errors="surrogateescape")).digest()
+
+
+def read_keys(env: Mapping[str, str], file: Path | None, option: str | None = None) -> ApiKeys:
+    """Keys of the environment, of the command line and of a file. Raises `ConfigError`."""
+    given = [(env.get(ENV_KEY) or "").strip(), (option or "").strip()]
+    if option is not None and not given[1]:
+        raise ConfigError("--api-key: the key is empty")
+    return ApiKeys(filter(None, given), None if file is None else KeyFile(file))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class RequireKey:
+    """ASGI middleware: every path but the open ones needs a key, when there are any.
+
+    `scope["state"]["key"]` names the key, for fairness between them.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
+            owner = self._keys.owner(Headers(scope=scope))
+            if owner is None:
+                await _refusal().response(scope)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["key"] = owner
+        await self._app(scope, receive, send)
+
+
+def _refusal() -> ApiError:
+    return ApiError(
+        "A valid API key is required: send the header 'Authorization: Bearer KEY' or "
+        "'x-api-key: KEY'.",
+        code="invalid_api_key",
+        status=401,
+        headers={"WWW-Authenticate": "Bearer"},
+    )

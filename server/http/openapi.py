@@ -1,0 +1,144 @@
+"""The schema at /openapi.json: bodies are read by hand, so their schemas are added by hand."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, TypeAdapter
+
+from server.http.auth import OPEN_PATHS
+from server.schemas.answers import ChatChunk, ErrorBody, TextCompletion
+from server.schemas.chat import ChatRequest
+from server.schemas.completions import CompletionRequest
+from server.schemas.message_answers import MessageErrorBody, MessageEvent
+from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
+from server.schemas.response_answers import ResponseEvent
+from server.schemas.response_bodies import ResponseRequest
+from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+
+REFERENCE = "#/components/schemas/{model}"
+REQUEST_ID = {
+    "description": "The client's own, else a new one; the log has it too",
+    "schema": {"type": "string"},
+}
+RETRY_AFTER = {"description": "Seconds, with 503", "schema": {"type": "string"}}
+QUEUE_MS = {
+    "description": "Milliseconds until the request ran, or until its stream opened",
+    "schema": {"type": "string", "pattern": "^[0-9]+$"},
+}
+
+
+def _reference(kind: Any) -> dict[str, str]:
+    return {"$ref": REFERENCE.format(model=kind.__name__)}
+
+
+def _failures(error: Any) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": _reference(error)}}
+
+    def failure(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
+        headers["x-request-id"] = REQUEST_ID
+        return {"description": description, "content": content, "headers": headers}
+
+    return {
+        401: failure("No valid API key", **{"WWW-Authenticate": {"schema": {"type": "string"}}}),
+        "4XX": failure("The request cannot be served as asked; the field is named"),
+        "5XX": failure("The server cannot serve it now", **{"Retry-After": RETRY_AFTER}),
+    }
+
+
+ERRORS = _failures(ErrorBody)
+KEYS: dict[str, dict[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+BY_HAND: tuple[Any, ...] = (
+    ChatRequest,
+    CompletionRequest,
+    ResponseRequest,
+    MessagesRequest,
+    CountTokensRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    ChatChunk,
+    TextCompletion,
+    ResponseEvent,
+    MessageEvent,
+    ErrorBody,
+    MessageErrorBody,
+)
+
+
+def describe(
+    body: type[BaseModel], whole: Any, chunk: Any = None, *, error: Any = ErrorBody
+) -> dict[str, Any]:
+    """Arguments of a route that reads `body` and answers `whole`, or events of `chunk`."""
+    headers = {"x-request-id": REQUEST_ID}
+    answer: dict[str, Any] = {"model": whole, "description": "Whole", "headers": headers}
+    if chunk is not None:
+        answer["description"] = "Whole; with `stream: true` events"
+        answer["headers"] = headers | {"x-understudy-queue-ms": QUEUE_MS}
+        answer["content"] = {"text/event-stream": {"schema": _event(chunk, error)}}
+    return {
+        "response_model": None,
+        "responses": {200: answer, **_failures(error)},
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": _reference(body)}},
+            }
+        },
+    }
+
+
+def _event(chunk: Any, error: Any) -> dict[str, Any]:
+    """A server-sent event as tools read it, an object of its fields; OpenAI's last is [DONE]."""
+    content = {"anyOf": [_reference(chunk), _reference(error)]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "anyOf": [{"properties": {"data": said}} for said in ({"const": "[DONE]"}, data)],
+    }
+
+
+def _name_bounds(schema: Any) -> None:
+    """pydantic writes the bounds of `Int` under its own names, which JSON Schema has not."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number"):
+            for own, standard in BOUNDS.items():
+                if own in schema:
+                    schema[standard] = schema.pop(own)
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for inner in schema:
+            _name_bounds(inner)
+
+
+def _protect(paths: dict[str, dict[str, Any]]) -> None:
+    """Each operation but /health takes one of `KEYS`."""
+    for path, operations in paths.items():
+        if path not in OPEN_PATHS:
+            for operation in operations.values():
+                operation["security"] = [{name: []} for name in KEYS]
+
+
+def install(app: FastAPI, *, has_keys: bool) -> None:
+    """Have `app.openapi()` hold the schemas that `describe` refers to."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            _, by_hand = TypeAdapter.json_schemas(
+                [(kind.__name__, "validation", TypeAdapter(kind)) for kind in BY_HAND],
+                ref_template=REFERENCE,
+            )
+            schema["components"]["schemas"] |= by_hand["$defs"]
+            _name_bounds(schema["components"]["schemas"])
+            if has_keys:
+                schema["components"]["securitySchemes"] = KEYS
+                _protect(schema["paths"])
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -1,0 +1,48 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from server.doors.messages.events import MessageWriter
+from server.doors.messages.request import NAMES, chat_fields
+from server.http.body import body_of
+from server.http.openapi import describe
+from server.http.routes.door import answer_in, answer_of_tokenizer, chat_of, num_tokens
+from server.models.lending import LoadedModel
+from server.schemas.message_answers import (
+    CountedTokens,
+    MessageAnswer,
+    MessageErrorBody,
+    MessageEvent,
+)
+from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
+
+router = APIRouter()
+
+
+@router.post(
+    "/messages", **describe(MessagesRequest, MessageAnswer, MessageEvent, error=MessageErrorBody)
+)
+async def create_message(
+    request: Request, body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))]
+) -> Response:
+    """Continue a conversation."""
+    chat = await chat_of(body, chat_fields, NAMES)
+    return await answer_in(request, chat, MessageWriter(request.state.request_id), NAMES)
+
+
+@router.post(
+    "/messages/count_tokens", **describe(CountTokensRequest, CountedTokens, error=MessageErrorBody)
+)
+async def count_tokens(
+    request: Request, body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))]
+) -> Response:
+    """How many tokens a request's prompt has."""
+    chat = await chat_of(body, chat_fields, NAMES)
+
+    def work(model: LoadedModel) -> CountedTokens:
+        return {"input_tokens": num_tokens(chat, model)}
+
+    return await answer_of_tokenizer(request, chat.model, work, NAMES)

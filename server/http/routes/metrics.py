@@ -1,0 +1,22 @@
+"""GET /metrics: figures in Prometheus' text format. Looking wakes no model."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
+
+from server.http.openapi import ERRORS
+from server.http.state import state_of
+from server.metrics.prometheus import CONTENT_TYPE
+
+router = APIRouter()
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
+async def metrics(request: Request) -> Response:
+    """What was counted since the server began, and what holds now."""
+    state = state_of(request)
+    now, model = state.metrics.now, state.models.ready
+    known = state.registry.entries
+    now.models(known, None if model is None else model.entry.id, state.models.num_waiting)
+    if model is not None:
+        now.engine(model.info, model.figures.last, model.engine.num_outstanding)
+    return Response(state.metrics.text(), media_type=CONTENT_TYPE)

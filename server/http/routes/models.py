@@ -1,0 +1,33 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from fastapi import APIRouter, Request
+
+from server.config.registry import ModelEntry
+from server.http.openapi import ERRORS
+from server.http.state import state_of
+from server.schemas.answers import Model, ModelList
+
+router = APIRouter()
+
+
+@router.get("/models", responses=ERRORS)
+async def list_models(request: Request) -> ModelList:
+    """Every model of the registry."""
+    entries = state_of(request).registry.entries.values()
+    return {"object": "list", "data": [_describe(entry) for entry in entries]}
+
+
+@router.get("/models/{model_id:path}", responses=ERRORS)
+async def get_model(request: Request, model_id: str) -> Model:
+    """One model, by id or alias; ids may contain slashes."""
+    return _describe(state_of(request).registry.named(model_id))
+
+
+def _describe(entry: ModelEntry) -> Model:
+    return {
+        "id": entry.id,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": "understudy",
+        "aliases": list(entry.aliases),
+    }

@@ -1,0 +1,1 @@
+"""What is counted: token usage, timings and Prometheus metrics."""

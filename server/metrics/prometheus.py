@@ -1,0 +1,227 @@
+"""What is counted of requests, passes and audits, for `GET /metrics`.
+
+Labels are bounded: models are those of the registry, sources the names of drafting methods, and
+outcomes finish reasons or error codes.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from engine.messages import Audited, ModelInfo, PassStats
+from server.metrics.measurement import Measurement
+from server.metrics.usage import Totals
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# Seconds. A pass over weights on a disk may last many, a prompt of 16,000 tokens minutes.
+REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+PASS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The series of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        # or a second series for each counter, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
+        self._registry = CollectorRegistry()
+        self.requests = _Requests(self._registry)
+        self.engines = _Engines(self._registry)
+        self.now = _Now(self._registry)
+
+    def text(self) -> bytes:
+        """All series in Prometheus' text format (`CONTENT_TYPE`)."""
+        return generate_latest(self._registry)
+
+
+class _Requests:
+    """What clients asked for and got."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ended = _counter(
+            registry, "requests", "Requests, by how they ended", "route", "model", "outcome"
+        )
+        self._seconds = _histogram(
+            registry,
+            "request_seconds",
+            "Time of requests that were answered",
+            REQUEST_BUCKETS,
+            "route",
+            "model",
+        )
+        self._first_token = _histogram(
+            registry,
+            "time_to_first_token_seconds",
+            "Time from a request to its first token",
+            REQUEST_BUCKETS,
+            "route",
+            "model",
+        )
+        self._prompt = _counter(registry, "prompt_tokens", "Tokens of prompts", "model")
+        self._cached = _counter(
+            registry, "cached_prompt_tokens", "Tokens of prompts whose KV was reused", "model"
+        )
+        self._completion = _counter(registry, "completion_tokens", "Tokens emitted", "model")
+
+    def ended(self, measured: Measurement) -> None:
+        """A request ended, well or not."""
+        route, model = measured.route, measured.model
+        self._ended.labels(route, model, measured.outcome).inc()
+        if measured.first_token_s is not None:
+            self._first_token.labels(route, model).observe(measured.first_token_s)
+        if measured.totals is not None:
+            self._seconds.labels(route, model).observe(measured.seconds)
+            self._count_tokens(model, measured.totals)
+
+    def _count_tokens(self, model: str, totals: Totals) -> None:
+        usage = totals.usage()
+        self._prompt.labels(model).inc(usage["prompt_tokens"])
+        self._cached.labels(model).inc(usage["prompt_tokens_details"]["cached_tokens"])
+        self._completion.labels(model).inc(usage["completion_tokens"])
+
+
+class _Engines:
+    """What engines did."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._passes = _histogram(
+            registry, "pass_seconds", "Time of passes over the target", PASS_BUCKETS, "model"
+        )
+        self._rows = _counter(
+            registry, "pass_rows", "Rows of passes, of prompts and of trees", "model", "kind"
+        )
+        self._emitted = _counter(registry, "pass_tokens", "Tokens that passes emitted", "model")
+        self._drafted = _counter(
+            registry, "drafted_rows", "Drafted rows that were checked", "model", "source"
+        )
+        self._accepted = _counter(
+            registry, "accepted_rows", "Drafted rows the target agreed with", "model", "source"
+        )
+        self._undrafted = _counter(
+            registry,
+            "undrafted_sequences",
+            "Sequences in passes that got no draft because it would not pay",
+            "model",
+        )
+        self._draft = _counter(
+            registry,
+            "draft_seconds",
+            "Time of drafting: before passes (visible), and while weights travel (ahead)",
+            "model",
+            "when",
+        )
+        self._stall = _counter(
+            registry,
+            "stall_seconds",
+            "Time the target did not compute: it waited for weights (copy), for the draft, or for "
+            "the host",
+            "model",
+            "cause",
+        )
+        self._bytes = _counter(registry, "link_bytes", "Bytes of weights that travelled", "model")
+        self._positions = _counter(
+            registry, "audit_positions", "Emitted tokens checked against plain decoding", "model"
+        )
+        self._mismatches = _counter(
+            registry, "audit_mismatches", "Checked tokens that plain decoding did not emit", "model"
+        )
+        self._restarts = _counter(
+            registry, "engine_restarts", "Engine processes that died and were replaced", "model"
+        )
+
+    def loaded(self, model: str) -> None:
+        """A model was loaded: its audits and restarts are 0 from now on, rather than unknown."""
+        for series in (self._positions, self._mismatches, self._restarts):
+            series.labels(model)
+
+    def passed(self, model: str, stats: PassStats) -> None:
+        """A pass is over."""
+        self._passes.labels(model).observe(stats.pass_ms / 1e3)
+        self._rows.labels(model, "prompt").inc(stats.prompt_rows)
+        self._rows.labels(model, "tree").inc(stats.rows - stats.prompt_rows)
+        self._emitted.labels(model).inc(stats.accepted)
+        for source, rows in stats.drafted_by:
+            self._drafted.labels(model, source).inc(rows)
+        for source, rows in stats.accepted_by:
+            self._accepted.labels(model, source).inc(rows)
+        self._undrafted.labels(model).inc(stats.undrafted)
+        self._draft.labels(model, "visible").inc(stats.draft_ms / 1e3)
+        self._draft.labels(model, "ahead").inc(stats.ahead_ms / 1e3)
+        self._stall.labels(model, "copy").inc(stats.copy_stall_ms / 1e3)
+        self._stall.labels(model, "draft").inc(stats.draft_ms / 1e3)
+        self._stall.labels(model, "host").inc(stats.host_ms / 1e3)
+        self._bytes.labels(model).inc(stats.link_bytes)
+
+    def audited(self, model: str, audited: Audited) -> None:
+        """A finished answer was checked."""
+        self._positions.labels(model).inc(audited.positions)
+        self._mismatches.labels(model).inc(audited.mismatches)
+
+    def restarted(self, model: str) -> None:
+        """An engine's process died, and is started again."""
+        self._restarts.labels(model).inc()
+
+
+class _Now:
+    """What holds at the moment of a scrape."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._model_loaded = _gauge(registry, "model_loaded", "1: it serves", "model")
+        self._waiting = _gauge(
+            registry, "waiting", "Requests that wait for a model, sequences for a pass", "for"
+        )
+        self._running = _gauge(
+            registry, "requests_in_engine", "Requests the engine has, waiting or running", "model"
+        )
+        self._gbps = _gauge(
+            registry, "link_gbps", "Weights over time in the latest pass, GB/s", "model"
+        )
+        self._limit = _gauge(
+            registry, "link_limit_gbps", "What the link was measured to carry, GB/s", "model"
+        )
+        self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
+        self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
+
+    def models(self, known: Iterable[str], loaded: str | None, num_waiting: int) -> None:
+        """Which models there are, which one serves, and how many requests wait for one."""
+        for model in known:
+            self._model_loaded.labels(model).set(model == loaded)
+        self._waiting.labels("model").set(num_waiting)
+        self._waiting.labels("pass").set(0)
+        for series in (self._running, self._gbps, self._limit, self._pages, self._used):
+            series.clear()
+
+    def engine(self, info: ModelInfo, last: PassStats | None, num_requests: int) -> None:
+        """The engine of the model that serves; `last` is its latest pass."""
+        model = info.model_id
+        self._running.labels(model).set(num_requests)
+        self._limit.labels(model).set(info.link_gbps)
+        self._pages.labels(model).set(info.num_pages)
+        self._used.labels(model).set(
+            0 if last is None else max(0, info.num_pages - last.free_pages)
+        )
+        self._gbps.labels(model).set(0 if last is None else last.link_gbps)
+        self._waiting.labels("pass").set(0 if last is None else last.waiting)
+
+
+def _counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:
+    return Counter(f"understudy_{name}", what, labels, registry=registry)
+
+
+def _gauge(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Gauge:
+    return Gauge(f"understudy_{name}", what, labels, registry=registry)
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, what: str, buckets: tuple[float, ...], *labels: str
+) -> Histogram:
+    return Histogram(f"understudy_{name}", what, labels, registry=registry, buckets=buckets)

@@ -1,0 +1,1 @@
+"""Loaded models: engines that are started, shared and swapped, and their tokenizers."""

@@ -1,0 +1,77 @@
+"""What the engine of a loaded model tells of its passes: counted, logged, and kept for answers."""
+
+import logging
+from dataclasses import dataclass
+
+from engine.messages import Audited, PassStats
+from server.metrics.prometheus import Metrics
+
+log = logging.getLogger("understudy")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What passes moved over the link, and how long they took."""
+
+    link_bytes: int = 0
+    pass_seconds: float = 0.0
+
+
+class EngineFigures:
+    """The callbacks of one engine."""
+
+    def __init__(self, model: str, metrics: Metrics) -> None:
+        self.last: PassStats | None = None
+        self.limit_gbps = 0.0  # of the link, once the model is loaded; 0: nothing travels
+        self.traffic = Traffic()  # of all passes
+        self._model = model
+        self._metrics = metrics.engines
+
+    def passed(self, stats: PassStats) -> None:
+        """A pass is over."""
+        self.last = stats
+        self.traffic = Traffic(
+            self.traffic.link_bytes + stats.link_bytes,
+            self.traffic.pass_seconds + stats.pass_ms / 1e3,
+        )
+        self._metrics.passed(self._model, stats)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s: %s", self._model, self._summary(stats))
+
+    def audited(self, audited: Audited) -> None:
+        """An answer was checked."""
+        self._metrics.audited(self._model, audited)
+        log.debug(
+            "%s: audit: %d of %d tokens differ",
+            self._model,
+            audited.mismatches,
+            audited.positions,
+        )
+
+    def restarted(self) -> None:
+        """The engine's process died, and is started again."""
+        self._metrics.restarted(self._model)
+
+    def link_since(self, before: Traffic) -> str:
+        """The bandwidth of the passes since then, for the log; "" when nothing travelled."""
+        moved = self.traffic.link_bytes - before.link_bytes
+        seconds = self.traffic.pass_seconds - before.pass_seconds
+        if moved <= 0 or seconds <= 0:
+            return ""
+        return f", link {self._of_limit(moved / seconds / 1e9)}"
+
+    def _of_limit(self, gbps: float) -> str:
+        return f"{gbps:.2f} of {self.limit_gbps:.2f} GB/s"
+
+    def _summary(self, stats: PassStats) -> str:
+        drafted, accepted = (
+            sum(rows for _, rows in by) for by in (stats.drafted_by, stats.accepted_by)
+        )
+        return (
+            f"pass: {stats.rows} rows ({stats.prompt_rows} of prompts) of {stats.sequences} "
+            f"sequences, {stats.accepted} tokens, {accepted} of {drafted} drafted rows accepted, "
+            f"draft {stats.draft_ms:.1f} ms (and {stats.ahead_ms:.1f} ahead), "
+            f"pass {stats.pass_ms:.1f} ms, waited {stats.copy_stall_ms:.1f} for weights, "
+            f"host {stats.host_ms:.1f}, link {self._of_limit(stats.link_gbps)}, "
+            f"{stats.free_pages} free pages, {stats.waiting} waiting"
+        )

@@ -1,0 +1,253 @@
+"""Which model is loaded: one at a time, borrowed by requests, swapped first come first served."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.errors import EngineDied, QueueFull
+from engine.messages import Audited, ModelInfo, PassStats, Progress
+from engine.process.client import EngineClient
+from engine.spec import ModelSpec
+from server.config.registry import ModelEntry
+from server.config.settings import Settings
+from server.errors import ApiError
+from server.metrics.prometheus import Metrics
+from server.metrics.waiting import Wait, in_line
+from server.models.figures import EngineFigures
+from server.models.tokenizer import Tokenizer, load_tokenizer
+from server.parsing.known import Formats, formats_of
+
+log = logging.getLogger("understudy")
+
+SHUTTING_DOWN = "The server is shutting down."
+
+
+class EngineFactory(Protocol):
+    """Makes the engine of one model; `EngineClient` itself, or a fake of it."""
+
+    def __call__(
+        self,
+        spec: ModelSpec,
+        *,
+        max_queue: int = 256,
+        progress: Callable[[Progress], None] | None = None,
+        on_pass: Callable[[PassStats], None] | None = None,
+        on_audit: Callable[[Audited], None] | None = None,
+        on_restart: Callable[[], None] | None = None,
+    ) -> EngineClient: ...
+
+
+TokenizerLoader = Callable[[str, str | None], Tokenizer]
+
+
+@dataclass
+class LoadedModel:
+    """A model whose engine runs, and how many requests hold it."""
+
+    entry: ModelEntry
+    engine: EngineClient
+    info: ModelInfo
+    tokenizer: Tokenizer
+    figures: EngineFigures
+    formats: Formats  # of tool calls and reasoning in its answers
+    num_borrowers: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """False when the engine gave up: the model is then loaded anew."""
+        return self.engine.state not in ("failed", "closed")
+
+
+@dataclass
+class _Waiter:
+    entry: ModelEntry
+    granted: asyncio.Future[LoadedModel] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Models:
+    """Lends the loaded model to requests, and swaps it when the first waiter wants another.
+
+    A request for the loaded model waits too when one for another model came before it, so nobody
+    starves. A swap begins when the last borrower is done.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        engine_factory: EngineFactory = EngineClient,
+        tokenizer_loader: TokenizerLoader = load_tokenizer,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._engine_factory = engine_factory
+        self._tokenizer_loader = tokenizer_loader
+        self._progress = progress
+        self._current: LoadedModel | None = None
+        self._swap: asyncio.Task[None] | None = None
+        self._waiters: deque[_Waiter] = deque()
+        self._closed = False
+
+    @property
+    def ready(self) -> LoadedModel | None:
+        """The model that serves right now, if any."""
+        current = self._current
+        return current if current is not None and current.engine.state == "ready" else None
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a model."""
+        return len(self._waiters)
+
+    async def preload(self, entry: ModelEntry) -> ModelInfo:
+        """Load a model before anybody asks. Raises the `EngineError` of a load that fails."""
+        async with self._lend(entry, Wait(), timeout=None) as model:
+            return model.info
+
+    @contextlib.asynccontextmanager
+    async def borrow(self, entry: ModelEntry, wait: Wait) -> AsyncGenerator[LoadedModel, None]:
+        """Hold a model for the time of one request; `wait` is told what it waits for.
+
+        Raises `QueueFull` when too many wait, `ApiError` 503 after the load timeout, and the
+        `EngineError` of a load that fails.
+        """
+        if len(self._waiters) >= self._settings.max_queue:
+            raise QueueFull(f"{len(self._waiters)} requests wait for a model; try again later.")
+        async with self._lend(entry, wait, self._settings.load_timeout) as model:
+            yield model
+
+    async def close(self) -> None:
+        """End the engine; whoever waits is told."""
+        self._closed = True
+        if self._swap is not None:
+            self._swap.cancel()
+            await asyncio.wait([self._swap])
+        self._refuse(list(self._waiters), EngineDied(SHUTTING_DOWN, "engine_closed"))
+        if self._current is not None:
+            await self._current.engine.close()
+            self._current = None
+
+    @contextlib.asynccontextmanager
+    async def _lend(
+        self, entry: ModelEntry, wait: Wait, timeout: float | None
+    ) -> AsyncGenerator[LoadedModel, None]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._settings.load_timeout if timeout is None else timeout)
+        waiter = _Waiter(entry)
+        wait.for_(lambda: self._place(waiter))
+        model = await self._turn(waiter, timeout)
+        try:
+            if model.engine.state == "restarting":
+                wait.for_(lambda: "the engine restarts")
+                model.info = await _restarted(model.engine, max(0.0, deadline - loop.time()))
+            yield model
+        finally:
+            self._give_back(model)
+
+    async def _turn(self, waiter: _Waiter, timeout: float | None) -> LoadedModel:
+        """Wait in the queue until the model is granted. Cancelling leaves the queue."""
+        if self._closed:
+            raise EngineDied(SHUTTING_DOWN, "engine_closed")
+        self._waiters.append(waiter)
+        self._advance()
+        try:
+            await asyncio.wait([waiter.granted], timeout=timeout)
+        except asyncio.CancelledError:
+            self._withdraw(waiter)
+            raise
+        if not waiter.granted.done():
+            self._withdraw(waiter)
+            message = f"The model {waiter.entry.id!r} is still loading; try again later."
+            raise ApiError.unavailable(message, "model_loading")
+        return waiter.granted.result()
+
+    def _place(self, waiter: _Waiter) -> str:
+        if waiter not in self._waiters:  # it was granted
+            return "waiting"
+        what = "waiting for" if self._swap is None else "loading"
+        return in_line(f"{what} {self._waiters[0].entry.id}", self._waiters.index(waiter) + 1)
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        if not waiter.granted.done():
+            self._waiters.remove(waiter)
+            self._advance()
+        elif waiter.granted.exception() is None:
+            self._give_back(waiter.granted.result())
+
+    def _give_back(self, model: LoadedModel) -> None:
+        model.num_borrowers -= 1
+        self._advance()
+
+    def _advance(self) -> None:
+        """Grant to those whose turn it is; begin a swap when the first wants another model."""
+        while self._waiters and self._swap is None and not self._closed:
+            entry = self._waiters[0].entry
+            current = self._current
+            if current is not None and current.entry.id == entry.id and current.usable:
+                current.num_borrowers += 1
+                self._waiters.popleft().granted.set_result(current)
+            elif current is None or current.num_borrowers == 0:
+                self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
+                self._swap.add_done_callback(functools.partial(self._loaded, entry))
+            else:
+                return
+
+    async def _load(self, entry: ModelEntry) -> None:
+        """Replace the current model: unload it first, since both may not fit."""
+        if self._current is not None:
+            log.info("unloading %s", self._current.entry.id)
+            old, self._current = self._current, None
+            await old.engine.close()
+        log.info("loading %s from %s", entry.id, entry.spec.target.source)
+        figures = EngineFigures(entry.id, self._metrics)
+        engine = self._engine_factory(
+            entry.spec,
+            max_queue=self._settings.max_queue,
+            progress=self._progress,
+            on_pass=figures.passed,
+            on_audit=figures.audited,
+            on_restart=figures.restarted,
+        )
+        try:
+            info = await engine.start()
+            tokenizer = await asyncio.to_thread(
+                self._tokenizer_loader, info.tokenizer_path, entry.chat_template
+            )
+            figures.limit_gbps = info.link_gbps
+            self._metrics.engines.loaded(entry.id)
+            formats = formats_of(tokenizer.template, entry.parsers.tools, entry.parsers.reasoning)
+            self._current = LoadedModel(entry, engine, info, tokenizer, figures, formats)
+        finally:
+            if self._current is None:
+                await engine.close()
+        log.info("loaded %s: %s", entry.id, info.plan)
+
+    def _loaded(self, entry: ModelEntry, swap: asyncio.Task[None]) -> None:
+        self._swap = None
+        error = None if swap.cancelled() else swap.exception()
+        if error is not None:
+            log.error("%s could not be loaded", entry.id)  # who waits is told why
+            self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
+        self._advance()
+
+    def _refuse(self, waiters: list[_Waiter], error: BaseException) -> None:
+        for waiter in waiters:
+            self._waiters.remove(waiter)
+            waiter.granted.set_exception(error)
+
+
+async def _restarted(engine: EngineClient, timeout: float) -> ModelInfo:
+    try:
+        return await engine.ready(timeout)
+    except TimeoutError as error:
+        raise ApiError.unavailable(
+            "The engine restarts; try again later.", "model_loading"
+        ) from error

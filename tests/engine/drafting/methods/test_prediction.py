@@ -1,0 +1,233 @@
+"""Predicted outputs: how the pointer goes with the answer, departs from it and comes back."""
+
+import random
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.drafting.methods.prediction import LOST, Prediction
+from engine.spec import DraftSpec
+from tests.engine.lookups import answering, check, leaves, passes, paths, writing
+from tests.engine.models import (
+    PLAIN,
+    SUBSPEC,
+    VOCAB,
+    alone,
+    checkpoint,
+    load,
+    prompt,
+    request,
+    run,
+)
+from tests.engine.sequence_makers import EOS, LIMITS
+
+PROMPT = (2, 3)
+EXPECTED = tuple(range(100, 200))  # no token twice
+
+
+def text_like(length: int, seed: int = 0) -> list[int]:
+    """Tokens of which few are common and many rare, as words are."""
+    draw = random.Random(seed)
+    return [2 + min(int(draw.paretovariate(0.7)), 5000) for _ in range(length)]
+
+
+def after(emitted: Seq[int], prediction: Seq[int] = EXPECTED, depth: int = 4) -> list[Seq[int]]:
+    sequence = answering(PROMPT, emitted, prediction)
+    return list(leaves(Prediction().propose(sequence, depth, 64)))
+
+
+def test_nothing_is_proposed_without_a_prediction_or_behind_its_end() -> None:
+    assert after([100], ()) == []
+    assert after([100, 101], (100, 101)) == []
+
+
+def test_an_answer_that_follows_is_offered_what_comes_next() -> None:
+    assert after([100])[0] == (101, 102, 103, 104)
+    assert after([100, 101, 102])[0] == (103, 104, 105, 106)
+
+
+def test_the_prompt_is_no_part_of_the_answer() -> None:
+    sequence = answering((100, 101, 102), (100,), EXPECTED)
+    assert leaves(Prediction().propose(sequence, 2, 64))[0] == (101, 102)
+
+
+def test_a_long_chain_has_most_of_the_rows() -> None:
+    tree = Prediction().propose(answering(PROMPT, (100,), EXPECTED), 48, 64)
+    assert tree is not None and max(tree.depths) == 48
+    assert len(leaves(tree)) > 1  # and alternates that leave one token out have the others
+
+
+def test_a_token_left_out_is_among_the_alternates() -> None:
+    assert (102, 103, 104, 105) in after([100])
+    assert (101, 103, 104, 105) in after([100])
+
+
+@pytest.mark.parametrize(
+    ("emitted", "next_"),
+    [
+        ([100, 101, 7], 103),  # replaced
+        ([100, 101, 7], 102),  # inserted
+        ([100, 101, 103], 104),  # left out
+        ([100, 101, 7, 8], 104),  # two replaced
+        ([100, 101, 7, 8], 103),  # one replaced by two
+        ([100, 101, 7], 104),  # two replaced by one
+        ([7], 101),  # from the first token on
+    ],
+)
+def test_after_a_departure_every_way_back_is_offered(emitted: list[int], next_: int) -> None:
+    assert next_ in [path[0] for path in after(emitted)]
+
+
+def test_a_match_of_two_sets_the_pointer_again() -> None:
+    assert after([100, 101, 7, 110, 111])[0] == (112, 113, 114, 115)
+    assert after([100, 101, 7, 8, 9, 102, 103])[0] == (104, 105, 106, 107)
+
+
+def test_of_equal_matches_the_nearest_counts() -> None:
+    prediction = [5, 6, 10, 11, *range(100, 130), 5, 6, 20, 21, *range(200, 230), 5, 6, 30, 31]
+    emitted = [*prediction[:30], 7, 5, 6]
+    assert after(emitted, prediction, depth=2)[0] == (20, 21)
+
+
+def test_only_a_match_of_three_moves_the_pointer_far() -> None:
+    prediction = tuple(range(100, 400))
+    firsts = [path[0] for path in after([100, 101, 7, 390, 391], prediction)]
+    assert firsts[0] == 392 and 105 in firsts
+    assert after([100, 101, 7, 390, 391, 8], prediction)[0][0] == 106
+    assert after([100, 101, 7, 390, 391, 392, 8], prediction)[0][0] == 394
+    back = [*range(300, 310), *range(100, 103)]
+    assert after(back, prediction)[0] == (103, 104, 105, 106)
+
+
+def test_who_is_lost_for_long_is_offered_nothing_until_something_matches() -> None:
+    emitted = [100, *range(1000, 1000 + LOST)]
+    assert after(emitted) != []
+    emitted.append(999)
+    assert after(emitted) == []
+    assert after([*emitted, 120, 121])[0] == (122, 123, 124, 125)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("new", [[], [9001], [9001, 9002], [9001, 9002, 9003, 9004]])
+@pytest.mark.parametrize("at", [0, 1, 250, 498])
+def test_one_word_changed_takes_under_a_tenth_of_the_passes(
+    seed: int, new: list[int], at: int
+) -> None:
+    before = text_like(500, seed)
+    text = [*before[:at], *new, *before[at + 2 :]]
+    sequence = answering(PROMPT, text[:1], before)
+    assert passes(Prediction(), sequence, text[1:]) < len(text) / 10
+    assert sequence.tokens == [*PROMPT, *text]
+
+
+def test_many_changes_still_take_far_fewer_passes() -> None:
+    before = text_like(500)
+    draw = random.Random(1)
+    text = list(before)
+    for place in sorted(draw.sample(range(2, 498), 20), reverse=True):
+        text[place : place + draw.randrange(3)] = [9000 + place] * draw.randrange(3)
+    taken = passes(Prediction(), answering(PROMPT, text[:1], before), text[1:])
+    assert taken < len(text) / 6
+
+
+def test_an_unrelated_prediction_is_trusted_less_and_less() -> None:
+    lookup = Prediction()
+    first = paths(lookup.propose(answering(PROMPT, (100, 7), EXPECTED), 4, 64))
+    for seed in range(4):
+        text = text_like(50, seed)
+        passes(lookup, answering(PROMPT, text[:1], text_like(50, seed + 10)), text[1:])
+    later = paths(lookup.propose(answering(PROMPT, (100, 7), EXPECTED), 4, 64))
+    assert later[(102,)] < first[(102,)]
+
+
+def test_choices_of_one_request_go_their_own_ways() -> None:
+    lookup = Prediction()
+    one, two = answering(PROMPT, (100,), EXPECTED), answering(PROMPT, (100, 101), EXPECTED)
+    assert leaves(lookup.propose(one, 2, 64))[0] == (101, 102)
+    assert leaves(lookup.propose(two, 2, 64))[0] == (102, 103)
+    one.tokens += [101, 102]
+    assert leaves(lookup.propose(one, 2, 64))[0] == (103, 104)
+
+
+def test_who_is_released_is_forgotten_and_may_come_back() -> None:
+    lookup, sequence = Prediction(), answering(PROMPT, (100, 7, 8), EXPECTED)
+    before = lookup.propose(sequence, 8, 64)
+    assert len(lookup._pointers) == len(lookup._gambler._asked) == 1
+    lookup.release(sequence)
+    lookup.release(sequence)
+    assert not lookup._pointers and not lookup._gambler._asked
+    assert lookup.propose(sequence, 8, 64) == before
+
+
+def test_nothing_stands_behind_what_ends_the_sequence_or_could_not_be_emitted() -> None:
+    prediction = (100, 101, EOS, 102, 103)
+    tree = Prediction().propose(answering(PROMPT, (100,), prediction), 8, 64)
+    assert (101, EOS) in paths(tree) and not any(EOS in path[:-1] for path in paths(tree))
+    short = answering(PROMPT, (100,), EXPECTED, max_tokens=4)
+    tree = Prediction().propose(short, 48, 64)
+    assert tree is not None and max(tree.depths) == 2
+    near = replace(LIMITS, original_length=6)
+    tree = Prediction().propose(answering(PROMPT, (100,), EXPECTED, limits=near), 48, 64)
+    assert tree is not None and max(tree.depths) == 3
+
+
+tokens = st.lists(st.integers(0, 5), min_size=1, max_size=60)
+
+
+@given(
+    prediction=tokens, text=tokens, depth=st.integers(0, 8), rows=st.integers(1, 20), prompt=tokens
+)
+def test_any_answer_against_any_prediction_is_written(
+    prediction: list[int], text: list[int], depth: int, rows: int, prompt: list[int]
+) -> None:
+    lookups = Prediction(), Prediction()
+    sequences = [answering(prompt, text[:1], prediction) for _ in lookups]
+    counts = [
+        list(writing(lookup, sequence, text[1:], depth=depth, rows=rows))
+        for lookup, sequence in zip(lookups, sequences, strict=True)
+    ]
+    assert counts[0] == counts[1]
+    assert sequences[0].tokens == sequences[1].tokens == prompt + text
+
+
+@pytest.mark.parametrize("length", [1, 3, 20_000])
+def test_a_prediction_of_one_token_repeated_is_followed(length: int) -> None:
+    sequence = answering(PROMPT, (6, 7), (6,) * length)
+    lookup = Prediction()
+    for token in (6, 6, 6, 7, 6, 6):
+        check(lookup.propose(sequence, 48, 64), sequence, 48, 64, "prediction")
+        sequence.tokens.append(token)
+
+
+def test_api_18_one_word_changed_in_500_takes_under_a_tenth_of_plain_decodings_passes() -> None:
+    """Sampled, so that nothing but the prediction tells what comes next."""
+    asked = request("r", prompt(8), max_tokens=500, ignore_eos=True, temperature=1.0, seed=1)
+    want = alone(load(checkpoint("llama"), PLAIN), [asked])[("r", 0)]
+    expected = [*want.ids[:249], (want.ids[249] + 1) % VOCAB, *want.ids[250:]]
+    engine = load(checkpoint("llama"), DraftSpec("prediction"))
+    got = run(engine, [replace(asked, prediction=tuple(expected))])[("r", 0)]
+    assert got.exact == want.exact
+    assert got.stats is not None and want.stats is not None
+    assert got.stats.passes < want.stats.passes / 10
+    followed = sum(origin.source == "prediction" for origin in got.origins)
+    assert got.stats.prediction_accepted == followed > 450
+    checked = got.stats.prediction_accepted + got.stats.prediction_rejected
+    assert checked == got.stats.drafted, "nothing else drafts"
+    assert want.stats.prediction_accepted == want.stats.prediction_rejected == 0
+
+
+def test_api_18_what_others_drafted_too_is_counted_as_the_predictions() -> None:
+    """The prompt holds the text, so look-ups of the sequence's own past find it as well."""
+    asked = request("r", prompt(8), max_tokens=60, ignore_eos=True, temperature=1.0, seed=1)
+    plain = load(checkpoint("llama"), PLAIN)
+    first = alone(plain, [asked])[("r", 0)].ids
+    again = replace(asked, prompt=(*asked.prompt, *first, *asked.prompt))
+    want = alone(plain, [again])[("r", 0)]
+    engine = load(checkpoint("llama"), SUBSPEC)
+    got = run(engine, [replace(again, prediction=tuple(want.ids))])[("r", 0)]
+    assert got.exact == want.exact
+    assert got.stats is not None
+    assert got.stats.prediction_accepted >= got.stats.accepted > 30

@@ -1,0 +1,284 @@
+"""Padded draft steps, without a device: shapes, logits, what they touch, when there are none."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.drafting.growth import Growth
+from engine.drafting.model import cuda_graphs
+from engine.drafting.model.cuda_graphs import Bucket, CudaCapture, PaddedStep, Work, graphed_steps
+from engine.kv.cache import KVCache
+from engine.model.attention import Batch
+from engine.model.segment import Segment
+from engine.runtime.engine import Engine
+from engine.spec import DraftSpec
+from engine.timing import StepTimes
+from tests.engine.models import PLAIN, SMALL, SUBSPEC, alone, checkpoint, exact, load, prompt
+from tests.engine.models import request as asked_for
+from tests.engine.models import run as serve
+from tests.engine.padded import Compared, draft_of, grow, uncaptured
+from tests.engine.sequence_makers import make_sequence
+
+CPU = torch.device("cpu")
+FAMILIES = ("llama", "gemma2", "gpt_oss", "phi3")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_padded_step_computes_what_a_step_does(family: str) -> None:
+    model = draft_of(checkpoint(family), CPU)
+    steps = Compared(model, uncaptured)
+    long, short = make_sequence(prompt(300, 1)), make_sequence(prompt(20, 2))
+    growths = [Growth(long, 40), Growth(short, 40)]
+    grow(model, growths[1:], 5)  # the prompt as a chain, then trees of one sequence
+    assert steps.num_plain == 0
+    grow(model, growths[:1], 2)  # the long prompt has more rows than any bucket
+    assert steps.num_plain == 1
+    grow(model, growths, 4)  # both in one step
+    for sequence in (long, short):
+        sequence.tokens += [5, 6, 7]  # nobody drafted these: they are pending
+    grow(model, [Growth(long, 40), Growth(short, 40)], 3)
+    assert {bucket.kv for bucket in steps.compared} == {256, 512}
+    assert {bucket.rows for bucket in steps.compared} >= {4, 8, 16, 32}
+    assert len(steps.compared) == 5 + 1 + 4 + 3
+
+
+@torch.inference_mode()
+def test_the_smallest_bucket_is_chosen() -> None:
+    cache = KVCache(1, 1, 1, 1, torch.float32, CPU)
+
+    def bucket(*segments: tuple[int, int, int]) -> Bucket | None:
+        """(rows, prefix, scratch) of each."""
+        made = tuple(
+            Segment(0, n, start, torch.empty(0), torch.empty(scratch + n), None, None)  # type: ignore[arg-type]  # nobody cancels
+            for n, start, scratch in segments
+        )
+        return Bucket.of(Batch(cache, made, range(sum(n for n, _, _ in segments)), False))
+
+    assert bucket((1, 0, 0)) == Bucket(1, 256)
+    assert bucket((2, 200, 56)) == Bucket(2, 256)
+    assert bucket((3, 200, 57)) == Bucket(4, 512)
+    assert bucket((30, 1000, 0), (34, 24, 0)) == Bucket(64, 1024)
+    assert bucket((65, 10, 0)) is None
+    assert bucket((6, cuda_graphs.MOST_KV, 0)) == Bucket(8, cuda_graphs.MOST_KV)
+    assert bucket((6, cuda_graphs.MOST_KV, 1)) is None
+
+
+@torch.inference_mode()
+def test_padding_reads_the_steps_own_slots_only() -> None:
+    """What others stored is hidden by a weight of zero, and zero times infinity is no number."""
+    model = draft_of(checkpoint("llama"), CPU)
+    cache, width = model.caches.cache, model.decoder.embedding.weight.shape[1]
+    step = PaddedStep(model.decoder, cache, Bucket(8, 256))
+    for count, start in ((7, 200), (2, 9)):
+        slots = torch.randperm(1000)[: start + count]
+        positions = torch.arange(start, start + count)
+        segment = Segment(0, count, start, slots, positions, None, Event())
+        step.fill(torch.randn(count, width), [segment])
+        read = step._batch.segments[0]
+        assert set(read.slots.tolist()) == set(slots.tolist())
+        assert set(read.slots[256:].tolist()) == set(slots[start:].tolist())
+        assert read.mask is not None
+        assert int(read.mask.sum()) == sum(start + min(row, count - 1) + 1 for row in range(8))
+
+
+class Counted:
+    """Counts captures; those of which `refused` says so fail."""
+
+    def __init__(self, refused: bool = False) -> None:
+        self.count = 0
+        self.refused = refused
+
+    def __call__(self, work: Work) -> Work:
+        self.count += 1
+        if self.refused:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return work
+
+
+@torch.inference_mode()
+def test_the_graphs_used_least_recently_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    model, capture = draft_of(checkpoint("llama"), CPU), Counted()
+    steps = Compared(model, capture)
+
+    def first_steps(length: int, steps: int) -> None:
+        grow(model, [Growth(make_sequence(prompt(length, length)), 40)], steps)
+
+    first_steps(1, 1)  # 1 row
+    first_steps(2, 1)  # 2 rows
+    first_steps(1, 1)
+    assert capture.count == 2
+    first_steps(3, 1)  # 4 rows: those of 2 go
+    first_steps(1, 1)
+    assert capture.count == 3
+    first_steps(2, 1)
+    assert capture.count == model.num_captured == 4
+    assert len(steps._graphs) == 2
+
+
+@torch.inference_mode()
+def test_after_a_failed_capture_steps_run_plainly(caplog: pytest.LogCaptureFixture) -> None:
+    model, capture = draft_of(checkpoint("llama"), CPU), Counted(refused=True)
+    steps = Compared(model, capture)
+    with caplog.at_level(logging.WARNING):
+        grow(model, [Growth(make_sequence(prompt(20)), 40)], 4)
+    assert capture.count == 1 and steps.num_plain == 4
+    assert [r.message for r in caplog.records if "without a CUDA graph" in r.message] == [
+        "draft steps of Bucket(rows=32, kv=256) run without a CUDA graph: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "strict", "original", "made"),
+    [
+        ("cuda:0", False, None, True),
+        ("cuda:0", True, None, False),
+        ("cuda:0", False, 4096, False),
+        ("cpu", False, None, False),
+    ],
+)
+def test_where_there_are_graphs(
+    monkeypatch: pytest.MonkeyPatch, device: str, strict: bool, original: int | None, made: bool
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "CudaCapture", lambda device: uncaptured)
+    decoder: Any = SimpleNamespace(
+        device=torch.device(device), strict=strict, original_length=original
+    )
+    cache: Any = None
+    assert (graphed_steps(decoder, cache) is not None) == made
+
+
+def padded(engine: Engine) -> Compared:
+    """Let an engine's draft run padded."""
+    model = engine._drafting._model
+    assert model is not None and model.graphs is None
+    return Compared(model, uncaptured, tolerance=0.1)  # substitutes compute in bfloat16
+
+
+@pytest.mark.parametrize("method", ["subspec", "specexec"])
+def test_padded_drafts_serve_as_others_do(method: str) -> None:
+    folder = checkpoint("llama")
+    asked = [
+        asked_for("greedy", prompt(40, 1)),
+        asked_for("sampled", prompt(250, 2), temperature=1.0, seed=3),
+        asked_for("choices", prompt(9, 4), n=3, temperature=1.2, seed=4),
+    ]
+    want = exact(alone(load(folder, PLAIN), asked))
+    draft = SUBSPEC if method == "subspec" else DraftSpec("specexec", source=str(folder), **SMALL)
+    engine = load(folder, draft)
+    steps = padded(engine)
+    answers = serve(engine, asked)
+    assert exact(answers) == want
+    stats = answers["greedy", 0].stats
+    assert stats is not None and stats.accepted > 0
+    assert len(steps.compared) > 10 and max(b.rows for b in steps.compared) > 4
+    assert engine._cache.num_free_pages == engine._cache.num_pages
+
+
+def test_a_step_that_captured_tells_nothing_of_a_steps_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = load(checkpoint("llama"), SUBSPEC)
+    steps = padded(engine)
+    observed = 0
+    observe = StepTimes.observe
+
+    def count(self: StepTimes, rows: int, seconds: float) -> None:
+        nonlocal observed
+        observed += self is engine._drafting.policy.draft
+        observe(self, rows, seconds)
+
+    monkeypatch.setattr(StepTimes, "observe", count)
+    serve(engine, [asked_for("r", prompt(20))])
+    assert steps.num_captured > 0
+    assert observed == len(steps.compared) - steps.num_captured
+
+
+class FakeCuda:
+    """Streams, and a capture that leaves its stream behind when it fails, as torch's does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current: Any = self.stream("caller")
+        self.log: list[str] = []
+        self.replayed = 0
+        for name, fake in {
+            "Stream": lambda device: self.stream("capture"),
+            "current_stream": lambda device: self.current,
+            "stream": self.use,
+            "graph_pool_handle": lambda: (0, 1),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.log.append("replay")),
+            "graph": self.graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def stream(self, name: str) -> Any:
+        def wait_stream(other: Any) -> None:
+            self.log.append(f"{name} waits for {other.name}")
+
+        return SimpleNamespace(name=name, wait_stream=wait_stream)
+
+    @contextmanager
+    def use(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(
+        self, graph: Any, *, pool: Any, stream: Any, capture_error_mode: str
+    ) -> Iterator[None]:
+        assert pool == (0, 1) and capture_error_mode == "thread_local"
+        self.current = stream
+        self.log.append("capture")
+        yield
+        self.log.append("captured")
+
+
+def test_work_is_run_once_and_then_recorded_on_the_captures_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    caller = cuda.current
+
+    def work() -> Tensor:
+        cuda.log.append(f"work on {cuda.current.name}")
+        return torch.ones(2, 3)
+
+    replay = CudaCapture(torch.device("cuda", 0))(work)
+    assert torch.equal(replay(), torch.ones(2, 3))
+    assert cuda.current is caller
+    assert cuda.log == [
+        "capture waits for caller",
+        "work on capture",
+        "capture",
+        "work on capture",
+        "captured",
+        "caller waits for capture",
+        "replay",
+    ]
+
+
+def test_a_failed_capture_leaves_the_callers_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    caller = cuda.current
+    runs = iter([torch.ones(1)])
+
+    def work() -> Tensor:
+        for logits in runs:
+            return logits
+        raise RuntimeError("not permitted")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaCapture(torch.device("cuda", 0))(work)
+    assert cuda.current is caller

@@ -1,0 +1,97 @@
+"""Rows of several sequences in one attention product: what each has alone."""
+
+from collections.abc import Sequence
+from threading import Event
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.kv.cache import KVCache
+from engine.model.attention import Batch, attend
+from engine.model.padded import MOST_ROWS, pad
+from engine.model.segment import Segment
+
+HEADS, KV_HEADS, DIM = 4, 2, 8
+CPU = torch.device("cpu")
+
+
+class Layer(nn.Module):
+    layer_idx = 0
+
+
+def segment(
+    first: int, slots: Tensor, start: int, scratch: int, count: int, *, chain: bool
+) -> Segment:
+    """Rows that see a prefix and some of the scratch rows before them; a tree of one level."""
+    own = slots[: start + scratch + count]
+    if chain:
+        mask, positions = None, torch.arange(start, start + scratch + count)
+    else:
+        mask = torch.rand(count, scratch + count) < 0.5
+        mask[:, scratch:] = torch.eye(count, dtype=torch.bool)
+        positions = torch.cat([torch.arange(start, start + scratch), torch.full((count,), start)])
+    return Segment(first, count, start, own, positions, mask, Event())
+
+
+def segments(shapes: Sequence[tuple[int, int, int, bool]]) -> list[Segment]:
+    """(start, scratch, count, chain) of each sequence; slots of all differ."""
+    order = torch.randperm(1024)
+    made: list[Segment] = []
+    first = taken = 0
+    for start, scratch, count, chain in shapes:
+        slots = order[taken : taken + start + scratch + count]
+        made.append(segment(first, slots, start, scratch, count, chain=chain))
+        first, taken = first + count, taken + len(slots)
+    return made
+
+
+def attended(rows: Sequence[Segment], inputs: Sequence[Tensor], window: int | None) -> Tensor:
+    """Attention of these segments in one batch, over a cache with a past: [1, T, H, D]."""
+    torch.manual_seed(1)
+    cache = KVCache(1, 16, KV_HEADS, DIM, torch.float32, CPU)
+    cache.write(0, torch.arange(1024), *(torch.randn(1024, KV_HEADS, DIM) for _ in range(2)))
+    total = sum(own.count for own in rows)
+    batch = Batch(cache, tuple(rows), range(rows[0].first, rows[0].first + total), strict=False)
+    assert (batch.padded is None) == (len(rows) == 1)
+    own = (tensor[:, :, rows[0].first : rows[0].first + total] for tensor in inputs)
+    query, key, value = own
+    layer = Layer()
+    out, _ = attend(layer, query, key, value, None, 0.3, sliding_window=window, batch=batch)
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(20, 0, 1, True), (20, 0, 1, True)],
+        [(20, 4, 3, False), (31, 0, 1, True), (17, 2, 6, False)],
+        [(9, 0, 5, True), (12, 3, 2, True)],  # chains of several rows
+        [(0, 0, 4, True), (0, 2, 3, False)],  # nothing stored yet
+    ],
+)
+def test_each_sequence_sees_what_it_sees_alone(
+    shapes: list[tuple[int, int, int, bool]], window: int | None
+) -> None:
+    torch.manual_seed(0)
+    own = segments(shapes)
+    total = sum(part.count for part in own)
+    inputs = [torch.randn(1, heads, total, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    together = attended(own, inputs, window)
+    alone = torch.cat([attended([part], inputs, window) for part in own], 1)
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(20, 0, 4, True)],
+        [(20, 0, MOST_ROWS + 1, True), (20, 0, 4, True)],
+        [(400, 0, 1, True), (4, 0, 1, True), (4, 0, 1, True)],
+    ],
+)
+def test_one_long_or_very_unequal_sequences_have_products_of_their_own(
+    shapes: list[tuple[int, int, int, bool]],
+) -> None:
+    assert pad(segments(shapes)) is None

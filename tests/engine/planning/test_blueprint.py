@@ -1,0 +1,105 @@
+"""A model planned from its config.json alone has the units that its checkpoint has."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import engine.runtime.target
+from engine.errors import ModelError
+from engine.planning.preview import outline_of
+from engine.runtime.target import Blueprint
+from engine.spec import ModelSpec, TargetSpec
+from engine.weights.config_only import Located, has_weights, locate
+from engine.weights.outline import UnreadUnits
+from tests.engine.checkpoints import FAMILIES, save_tiny
+from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
+
+
+def both(folder: Path, alone: Path, **target: Any) -> tuple[Any, Any]:
+    """The outline by the checkpoint, and by a copy of its config.json."""
+    alone.mkdir()
+    shutil.copy(folder / "config.json", alone)
+    found = []
+    for place in (folder, alone):
+        blueprint = Blueprint(ModelSpec("m", TargetSpec(str(place), **target)), place)
+        located = locate(str(place), None)
+        assert located.has_weights == (place == folder)
+        found.append(outline_of(blueprint, located))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_units_are_known_from_its_configuration(
+    family: str, quantize: str | None, tmp_path: Path
+) -> None:
+    save_tiny(family, tmp_path / "whole", dtype=torch.bfloat16)
+    read, planned = both(tmp_path / "whole", tmp_path / "alone", quantize=quantize)
+    assert planned.layouts == read.layouts
+    assert planned.layers == read.layers
+    assert planned.other_tensors == read.other_tensors
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_is_a_unit_all_the_same(tied: bool, tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "whole", tied=tied)
+    read, planned = both(tmp_path / "whole", tmp_path / "alone")
+    assert planned.layouts == read.layouts
+    assert len(planned.layouts) == len(planned.layers) + 1
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_slices_of_experts_are_known_too(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", 1)
+    save_tiny(family, tmp_path / "whole")
+    read, planned = both(tmp_path / "whole", tmp_path / "alone")
+    assert len(planned.layouts) > len(planned.layers) + 1
+    assert planned.layouts == read.layouts and planned.layers == read.layers
+
+
+def test_what_is_stored_in_nf4_is_told_by_quantization_config(tmp_path: Path) -> None:
+    save_tiny("qwen2", tmp_path / "whole", layers=2, max_shard_size="1GB")
+    quantize_checkpoint(tmp_path / "whole", nested=True)
+    read, planned = both(tmp_path / "whole", tmp_path / "alone")
+    assert planned.layouts == read.layouts
+    assert any(field.name.endswith(".nf4") for field in planned.layouts[0].fields)
+
+
+def test_what_is_stored_in_mxfp4_is_planned_expanded(tmp_path: Path) -> None:
+    mxfp4_checkpoint(tmp_path / "whole")
+    read, planned = both(tmp_path / "whole", tmp_path / "alone")
+    assert planned.layouts == read.layouts
+
+
+def test_units_without_a_checkpoint_cannot_be_read(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "whole")
+    _, planned = both(tmp_path / "whole", tmp_path / "alone")
+    with pytest.raises(ModelError, match=r"only the model's config\.json"):
+        UnreadUnits(planned).read(0, torch.empty(0, dtype=torch.uint8))
+
+
+def test_a_checkpoint_with_a_missing_shard_counts_as_not_there(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    assert has_weights(tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+    assert not has_weights(tmp_path)
+    assert locate(str(tmp_path), None) == Located(tmp_path.resolve(), False)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("/no/such/folder", "no such folder"), ("some/model", "not cached"), (".", "config.json")],
+)
+def test_a_model_without_a_configuration_is_told(
+    source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=told):
+        locate(source, None)

@@ -1,0 +1,93 @@
+"""How much memory there is to take: the machine's, and what each memory cgroup leaves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.errors import ModelError
+from engine.planning import machine
+from engine.planning.machine import CPU_DEVICE_SHARE, RAM_SHARE, available_memory, choose_device
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+
+
+@pytest.fixture
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty tree of cgroups, in which no limit holds."""
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "cgroup").mkdir()
+    own(tmp_path / "cgroup", "")
+    return tmp_path / "cgroup"
+
+
+def own(cgroups: Path, text: str) -> None:
+    """What the kernel says this process is in."""
+    (cgroups.parent / "own").write_text(text)
+
+
+def group(folder: Path, *, limit: str | int, used: int = 0, version: int = 2) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    name, key = ("memory.max", "anon") if version == 2 else ("memory.limit_in_bytes", "total_rss")
+    (folder / name).write_text(f"{limit}\n")
+    (folder / "memory.stat").write_text(f"file {900 * MIB}\n{key} {used}\nother 5\n")
+
+
+def free() -> int:
+    return available_memory(CPU).ram
+
+
+def test_without_limits_the_free_ram_counts(cgroups: Path) -> None:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+    assert 0 < free() < total * RAM_SHARE
+    group(cgroups, limit="max")
+    own(cgroups, "0::/\n")
+    assert free() > MIB
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_groups_limit_counts_less_what_cannot_be_given_up(cgroups: Path, version: int) -> None:
+    mount = cgroups if version == 2 else cgroups / "memory"
+    group(mount / "mine", limit=40 * MIB, used=10 * MIB, version=version)
+    own(cgroups, "0::/mine\n" if version == 2 else "9:cpu:/\n4:memory:/mine\n0::/\n")
+    found = available_memory(CPU)
+    assert found.ram == int(30 * MIB * RAM_SHARE)
+    assert found.device == int(30 * MIB * CPU_DEVICE_SHARE)
+    assert not found.is_cuda
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(50, 40), (40, 50)])
+def test_the_tightest_of_the_groups_around_the_process_counts(
+    cgroups: Path, outer: int, inner: int
+) -> None:
+    group(cgroups / "a", limit=outer * MIB)
+    group(cgroups / "a" / "b", limit=inner * MIB)
+    group(cgroups / "other", limit=MIB)
+    own(cgroups, "0::/a/b\n")
+    assert free() == int(40 * MIB * RAM_SHARE)
+
+
+def test_a_container_sees_its_group_as_the_mount_itself(cgroups: Path) -> None:
+    group(cgroups, limit=40 * MIB)
+    own(cgroups, "0::/docker/0123\n")
+    assert free() == int(40 * MIB * RAM_SHARE)
+
+
+def test_a_group_without_a_limit_limits_nothing(cgroups: Path) -> None:
+    group(cgroups, limit=40 * MIB)
+    group(cgroups / "a", limit="max")
+    own(cgroups, "0::/a\n")
+    assert free() == int(40 * MIB * RAM_SHARE)
+
+
+@pytest.mark.parametrize("name", ["tpu", "mps", "cuda:99", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=f"device: '{name}'"):
+        choose_device(name)
+
+
+def test_the_cpu_is_a_device() -> None:
+    assert choose_device("cpu") == CPU

@@ -1,0 +1,128 @@
+"""The real engine in its own process: clients that leave, a killed engine, little room for KV."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from engine.errors import EngineDied
+from engine.messages import Audited, PassStats, SamplingParams
+from engine.process.client import EngineClient
+from engine.spec import MemorySpec
+from tests.engine.models import SUBSPEC, checkpoint, model_spec, prompt
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+
+
+async def ids_of(client: EngineClient, name: str, seed: int) -> list[int]:
+    """All tokens of one answer."""
+    got: list[int] = []
+    async for tokens in client.generate(name, prompt(60, seed), GREEDY):
+        got += tokens.ids
+    return got
+
+
+class Service:
+    """A client of the real engine, and what its passes told."""
+
+    def __init__(self) -> None:
+        # Room for about three of eight sequences (see test_exactness).
+        spec = model_spec(checkpoint("llama"), SUBSPEC, memory=MemorySpec(device=3300 << 10))
+        self.passes: list[PassStats] = []
+        spec = replace(spec, context_length=256)
+        self.client = EngineClient(spec, on_pass=self.passes.append)
+
+    async def ids(self, name: str, seed: int) -> list[int]:
+        """All tokens of one answer."""
+        return await ids_of(self.client, name, seed)
+
+    async def leave_after(self, name: str, seed: int, messages: int) -> None:
+        """Ask, take some messages, go."""
+        stream = self.client.generate(name, prompt(60, seed), GREEDY)
+        try:
+            for _ in range(messages):
+                await anext(stream)
+        except StopAsyncIteration:
+            pass
+        finally:
+            await stream.aclose()
+
+    @property
+    def child(self) -> int:
+        assert self.client._child is not None
+        return self.client._child.pid
+
+    def resident_bytes(self) -> int:
+        pages = int(Path(f"/proc/{self.child}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service() -> AsyncIterator[Service]:
+    made = Service()
+    await made.client.start()
+    yield made
+    await made.client.close()
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_eight_at_once_with_room_for_three_get_what_each_gets_alone(
+    service: Service,
+) -> None:
+    alone = [await service.ids(f"alone{seed}", seed) for seed in range(8)]
+    together = await asyncio.gather(*(service.ids(f"all{seed}", seed) for seed in range(8)))
+    assert list(together) == alone
+    assert max(p.sequences for p in service.passes) > 1
+    assert any(p.waiting for p in service.passes), "some had to wait for room"
+
+
+async def test_clients_that_leave_at_random_leave_nothing_behind(service: Service) -> None:
+    chance = random.Random(0)
+    want = await service.ids("base", 1)
+    all_pages = max(p.free_pages for p in service.passes)
+    before = service.resident_bytes()
+    for round_number in range(6):
+        leaving = [
+            service.leave_after(f"{round_number}.{i}", chance.randrange(20), chance.randrange(4))
+            for i in range(10)
+        ]
+        stays = service.ids(f"stays{round_number}", 1)
+        *_, got = await asyncio.gather(*leaving, stays)
+        assert got == want
+    assert service.client.num_outstanding == 0
+    assert await service.ids("after", 1) == want
+    assert service.passes[-1].free_pages == all_pages
+    assert service.resident_bytes() < before * 1.05
+
+
+async def test_a_killed_engine_is_told_to_every_stream_and_comes_back(service: Service) -> None:
+    want = await service.ids("before", 2)
+    streams = [service.client.generate(f"cut{i}", prompt(60, i), GREEDY) for i in range(4)]
+    await anext(streams[0])
+    os.kill(service.child, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(EngineDied, match=r"signal 9|SIGKILL"):
+            async for _ in stream:
+                pass
+    await service.client.ready(timeout=60)
+    assert await service.ids("again", 2) == want
+
+
+async def test_finished_answers_are_checked_in_idle_time() -> None:
+    told: asyncio.Queue[Audited] = asyncio.Queue()
+    spec = model_spec(checkpoint("llama"), SUBSPEC, audit=1.0)
+    client = EngineClient(spec, on_audit=told.put_nowait)
+    await client.start()
+    try:
+        await asyncio.gather(*(ids_of(client, f"audited{seed}", seed) for seed in range(3)))
+        assert [await told.get() for _ in range(3)] == [Audited(40, 0)] * 3
+    finally:
+        await client.close()

@@ -1,0 +1,499 @@
+"""The engine's process and its client, with an engine that has no model (fake_engine)."""
+
+import asyncio
+import gc
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
+from engine.messages import (
+    Abort,
+    Audited,
+    Generate,
+    Heartbeat,
+    Outbound,
+    PassStats,
+    Progress,
+    Ready,
+    SamplingParams,
+    Shutdown,
+    Tokens,
+)
+from engine.process import client as client_module
+from engine.process import watchdog
+from engine.process.child import Child, explain_exit
+from engine.process.client import EngineClient
+from engine.process.watchdog import Watchdog
+from engine.process.worker import EXIT_CRASHED
+from tests.engine import fake_engine
+from tests.engine.fake_engine import (
+    AUDIT,
+    BROKEN,
+    DEADBORN,
+    ENDLESS,
+    FAIL,
+    KILL,
+    ONCE,
+    RAISE,
+    REFUSE,
+    REPORT,
+    SLOW,
+    SPIN,
+    STALL,
+    UNLOADABLE,
+    fake_spec,
+)
+
+PARAMS = SamplingParams()
+ROOT = Path(__file__).parents[3]
+
+
+MakeClient = Callable[..., EngineClient]
+
+
+@pytest.fixture
+async def clients(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeClient]:
+    """Makes clients of fake engines and closes them."""
+    monkeypatch.setattr(watchdog, "BACKOFF_FIRST_S", 0.01)
+    made: list[EngineClient] = []
+
+    def make(name: str = "fake", folder: Path | str = "", **options: Any) -> EngineClient:
+        client = EngineClient(fake_spec(name, folder), target=fake_engine.main, **options)
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        await client.close()
+
+
+@pytest.fixture
+async def client(clients: MakeClient) -> EngineClient:
+    client = clients()
+    await client.start()
+    return client
+
+
+async def answer(client: EngineClient, prompt: list[int], n: int = 1) -> list[Tokens]:
+    name = f"request {os.urandom(4).hex()}"
+    return [tokens async for tokens in client.generate(name, prompt, PARAMS, n)]
+
+
+async def exhaust(stream: AsyncGenerator[Tokens, None]) -> None:
+    async for _ in stream:
+        pass
+
+
+async def report(client: EngineClient) -> list[str]:
+    """Ids that were aborted in the engine, then its OMP_WAIT_POLICY."""
+    [tokens] = await answer(client, [REPORT])
+    return tokens.text.split(",")
+
+
+def child_pid(client: EngineClient) -> int:
+    assert client._child is not None
+    return client._child.pid
+
+
+# -- serving
+
+
+async def test_a_request_is_streamed_and_its_place_given_back(clients: MakeClient) -> None:
+    seen: list[Progress] = []
+    passes: list[PassStats] = []
+    client = clients(progress=seen.append, on_pass=passes.append)
+    assert client.state == "new"
+    info = await client.start()
+    assert (client.state, client.info, info.model_id) == ("ready", info, "fake")
+    assert seen == [Progress("loading", 0, 2), Progress("loading", 2, 2)]
+    got = await answer(client, [5, 6, 7])
+    assert [tokens.ids for tokens in got] == [(5,), (6,), (7,)]
+    assert [tokens.finish for tokens in got] == [None, None, "stop"]
+    assert client.num_outstanding == 0
+    assert passes, "every pass is reported"
+
+
+async def test_choices_are_interleaved_until_each_has_finished(client: EngineClient) -> None:
+    got = await answer(client, [5, 6, 7], n=3)
+    assert [(tokens.choice, tokens.ids[0]) for tokens in got] == [
+        *((0, 5), (1, 5), (2, 5)),
+        *((0, 6), (1, 6)),
+        (0, 7),
+    ]
+    assert [tokens.choice for tokens in got if tokens.finish] == [2, 1, 0]
+
+
+async def test_the_engines_refusal_and_its_failure_reach_the_one_who_asked(
+    client: EngineClient,
+) -> None:
+    with pytest.raises(RequestError, match="not this one") as refused:
+        await answer(client, [REFUSE])
+    assert (refused.value.code, refused.value.param) == ("refused", "prompt")
+    with pytest.raises(PassFailed, match="unreadable") as failed:
+        await answer(client, [FAIL])
+    assert failed.value.code == "weights_unreadable"
+    assert client.num_outstanding == 0
+    assert (await answer(client, [5]))[-1].finish == "stop"
+
+
+async def test_requests_over_the_queues_bound_are_refused_until_one_ends(
+    clients: MakeClient,
+) -> None:
+    client = clients(max_queue=2)
+    await client.start()
+    first = client.generate("first", [ENDLESS], PARAMS)
+    second = client.generate("second", [ENDLESS], PARAMS)
+    with pytest.raises(QueueFull, match="2 requests"):
+        client.generate("third", [5], PARAMS)
+    await first.aclose()
+    assert (await answer(client, [5]))[-1].finish == "stop"
+    await second.aclose()
+
+
+async def test_who_waits_has_a_place_in_the_queue_until_its_first_pass(
+    client: EngineClient,
+) -> None:
+    begun = asyncio.Event()
+    streams = [
+        client.generate("first", [ENDLESS], PARAMS, on_start=begun.set),
+        client.generate("second", [ENDLESS], PARAMS),
+    ]
+    assert [client.position(name) for name in ("first", "second", "other")] == [1, 2, 0]
+    await begun.wait()
+    assert client.position("first") == 0
+    await anext(streams[1])
+    assert client.position("second") == 0
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_leaving_early_in_any_way_aborts_the_request(client: EngineClient) -> None:
+    left = client.generate("left", [ENDLESS], PARAMS)
+    await anext(left)
+    await left.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(left)
+
+    waiting = client.generate("cancelled", [SPIN], PARAMS)
+    task = asyncio.ensure_future(anext(waiting))
+    await asyncio.sleep(0)  # it waits for a token now
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    thrown = client.generate("thrown", [SPIN], PARAMS)
+    with pytest.raises(ZeroDivisionError):
+        await thrown.athrow(ZeroDivisionError())
+
+    never_iterated = client.generate("collected", [SPIN], PARAMS)
+    assert client.num_outstanding == 1
+    del never_iterated
+    gc.collect()
+    await asyncio.sleep(0)  # collection may happen in any thread: the loop is asked
+    assert client.num_outstanding == 0
+    assert (await report(client))[:-1] == ["left", "cancelled", "thrown", "collected"]
+
+
+async def test_the_childs_environment_is_set_and_the_parents_left_alone(
+    clients: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    client = clients()
+    await client.start()
+    assert await report(client) == ["PASSIVE"]
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
+async def test_ctrl_c_is_left_to_the_front_end(client: EngineClient) -> None:
+    os.kill(child_pid(client), signal.SIGINT)
+    assert (await answer(client, [5]))[-1].finish == "stop"
+
+
+# -- checks in idle time
+
+
+async def test_a_check_makes_way_for_a_request_and_is_told_later(clients: MakeClient) -> None:
+    told: asyncio.Queue[Audited] = asyncio.Queue()
+    client = clients(on_audit=told.put_nowait)
+    await client.start()
+    assert (await answer(client, [AUDIT, 6, 7]))[-1].finish == "stop"
+    assert told.empty()
+    while told.empty():  # the check at hand ends by a request alone
+        assert (await answer(client, [5]))[-1].finish == "stop"
+    assert await told.get() == Audited(3, 1)
+
+
+async def test_the_end_does_not_wait_for_a_check() -> None:
+    loaded, answered = asyncio.Event(), asyncio.Event()
+
+    def on_message(message: Outbound) -> None:
+        if isinstance(message, Ready):
+            loaded.set()
+        if isinstance(message, Tokens):
+            answered.set()
+
+    child = Child(fake_engine.main, fake_spec(), on_message)
+    try:
+        await loaded.wait()
+        child.send(Generate("checked", (AUDIT,), PARAMS))
+        await answered.wait()
+        child.send(Shutdown())
+        assert await child.exit_code() == 0
+    finally:
+        await child.close()
+
+
+# -- dying
+
+
+async def test_a_killed_process_reaches_every_waiter_and_is_started_again(
+    clients: MakeClient,
+) -> None:
+    restarts: list[None] = []
+    client = clients(on_restart=lambda: restarts.append(None))
+    await client.start()
+    before = child_pid(client)
+    streams = [client.generate(f"request {i}", [ENDLESS], PARAMS) for i in range(3)]
+    for stream in streams:
+        await anext(stream)
+    os.kill(before, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(EngineDied, match="SIGKILL") as died:
+            await exhaust(stream)
+        assert died.value.code == "engine_died"
+    assert (client.state, client.num_outstanding) == ("restarting", 0)
+    with pytest.raises(EngineDied, match="restarting"):
+        client.generate("too early", [5], PARAMS)
+    assert (await client.ready(60)).model_id == "fake"
+    assert child_pid(client) != before
+    assert len(restarts) == 1
+    assert (await answer(client, [5]))[-1].finish == "stop"
+
+
+async def test_a_step_that_raises_tells_why_and_the_third_try_is_refused(
+    clients: MakeClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = clients()  # started here, so that its stderr is the captured one
+    await client.start()
+    for seed in (1, 2):
+        await client.ready(60)
+        stream = client.generate("poison", [RAISE, 5], SamplingParams(seed=seed))
+        with pytest.raises(EngineDied, match="ZeroDivisionError: no such layer") as died:
+            await anext(stream)
+        assert died.value.code == "engine_error"
+    await client.ready(60)
+    with pytest.raises(RequestError, match="died twice") as refused:
+        client.generate("poison", [RAISE, 5], SamplingParams(seed=3))
+    assert refused.value.code == "request_failed"
+    assert (await answer(client, [5]))[-1].finish == "stop"
+    assert "no such layer" in capfd.readouterr().err
+
+
+async def test_a_request_that_kills_the_process_is_refused_the_third_time(
+    client: EngineClient,
+) -> None:
+    for _ in range(2):
+        await client.ready(60)
+        with pytest.raises(EngineDied, match="SIGKILL"):
+            await answer(client, [KILL])
+    await client.ready(60)
+    with pytest.raises(RequestError, match="died twice"):
+        await answer(client, [KILL])
+
+
+async def test_a_stalled_process_is_dumped_killed_and_started_again(
+    clients: MakeClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = clients()  # started here, so that its stderr is the captured one
+    await client.start()
+    monkeypatch.setattr(watchdog, "QUIET_S", 0.2)
+    monkeypatch.setattr(watchdog, "FIRST_PASS_QUIET_S", 0.2)
+    stalled = client.generate("stalled", [STALL], PARAMS)
+    bystander = client.generate("bystander", [5, 6], PARAMS)
+    for stream in (stalled, bystander):
+        with pytest.raises(EngineDied, match="no progress") as died:
+            await anext(stream)
+        assert died.value.code == "engine_stalled"
+    await client.ready(60)
+    assert "_obey" in capfd.readouterr().err, "the stack of the pass that stands still"
+    assert (await answer(client, [5]))[-1].finish == "stop"
+
+
+async def test_heartbeats_within_a_pass_keep_the_watchdog_quiet(
+    clients: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: asyncio.Queue[float] = asyncio.Queue()
+
+    class Listening(Watchdog):
+        def heard(self, now: float) -> None:
+            super().heard(now)
+            heard.put_nowait(now)
+
+    monkeypatch.setattr(client_module, "Watchdog", Listening)
+    client = clients()
+    await client.start()
+    while not heard.empty():
+        heard.get_nowait()
+    client.generate("spins", [SPIN], PARAMS)
+    await heard.get()  # the request went out
+    await heard.get()  # a pass that never ends on its own sends nothing but heartbeats
+
+
+async def test_within_a_pass_units_are_told_and_an_abort_is_heard() -> None:
+    beats: list[Heartbeat] = []
+    loaded, beaten = asyncio.Event(), asyncio.Event()
+    reported: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def on_message(message: Outbound) -> None:
+        if isinstance(message, Ready):
+            loaded.set()
+        if isinstance(message, Tokens):
+            reported.set_result(message.text)
+        if isinstance(message, Heartbeat):
+            beats.append(message)
+            if len(beats) == 2:
+                beaten.set()
+
+    child = Child(fake_engine.main, fake_spec(), on_message)
+    try:
+        await loaded.wait()
+        child.send(Generate("spins", (SPIN,), PARAMS))
+        await beaten.wait()  # the pass runs, and ends only by an abort
+        child.send(Abort("spins"))
+        child.send(Generate("after", (REPORT,), PARAMS))
+        assert (await reported).startswith("spins,")
+    finally:
+        await child.close()
+    assert 0 < beats[0].units < beats[1].units
+
+
+def test_a_dead_parent_ends_the_child_in_the_middle_of_a_pass() -> None:
+    script = """
+import asyncio
+from engine.process.child import Child
+from engine.messages import Generate, Heartbeat, Ready, SamplingParams
+from tests.engine import fake_engine
+
+async def main():
+    def on_message(message):
+        if isinstance(message, Ready):
+            child.send(Generate("stalls", (fake_engine.STALL,), SamplingParams()))
+        if isinstance(message, Heartbeat):  # it stands still from now on, and sends nothing
+            print(child.pid, flush=True)
+
+    child = Child(fake_engine.main, fake_engine.fake_spec(), on_message)
+    await child.gone()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = os.pidfd_open(int(parent.stdout.readline()))
+    try:
+        parent.kill()
+        parent.wait()
+        assert select.select([child], [], [], 60)[0], "the child is still there"
+    finally:
+        os.close(child)
+
+
+# -- loading and closing
+
+
+async def test_a_model_that_cannot_be_loaded_is_told_with_its_reason(clients: MakeClient) -> None:
+    client = clients(UNLOADABLE)
+    with pytest.raises(ModelError, match=r"lm_head\.weight is missing"):
+        await client.start()
+    assert client.state == "failed"
+    with pytest.raises(ModelError):
+        await client.ready(60)
+    with pytest.raises(EngineDied, match="failed"):
+        client.generate("late", [5], PARAMS)
+
+
+async def test_a_process_that_dies_while_it_loads_is_told_with_its_code(
+    clients: MakeClient,
+) -> None:
+    client = clients(DEADBORN)
+    with pytest.raises(EngineDied, match="exit code 9"):
+        await client.start()
+    assert client.state == "failed"
+
+
+async def test_an_unexpected_failure_of_the_load_ends_the_process(clients: MakeClient) -> None:
+    client = clients(BROKEN)
+    with pytest.raises(EngineDied, match=f"exit code {EXIT_CRASHED}"):
+        await client.start()
+
+
+async def test_a_model_that_cannot_be_loaded_again_fails_for_good(
+    clients: MakeClient, tmp_path: Path
+) -> None:
+    client = clients(ONCE, tmp_path)
+    await client.start()
+    with pytest.raises(EngineDied):
+        await answer(client, [KILL])
+    with pytest.raises(ModelError, match="gone"):
+        await client.ready(60)
+    assert client.state == "failed"
+
+
+async def test_closing_ends_the_process_and_tells_who_waits(client: EngineClient) -> None:
+    gone = os.pidfd_open(child_pid(client))
+    stream = client.generate("runs", [SPIN], PARAMS)
+    await client.close()
+    with pytest.raises(EngineDied) as died:
+        await anext(stream)
+    assert died.value.code == "engine_closed"
+    assert select.select([gone], [], [], 0)[0]
+    os.close(gone)
+    assert (client.state, client.num_outstanding) == ("closed", 0)
+    with pytest.raises(EngineDied, match="closed"):
+        client.generate("late", [5], PARAMS)
+    with pytest.raises(EngineDied, match="closed"):
+        await client.ready(60)
+
+
+async def test_closing_does_not_wait_for_a_load_and_ready_has_a_bound(clients: MakeClient) -> None:
+    seen = asyncio.Event()
+    client = clients(SLOW, progress=lambda _: seen.set())
+    starting = asyncio.ensure_future(client.start())
+    await seen.wait()
+    with pytest.raises(TimeoutError, match="still loading"):
+        await client.ready(0.01)
+    await client.close()
+    with pytest.raises(EngineDied, match="closed"):
+        await starting
+
+
+# -- small things
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(1, "exit code 1"), (-9, "memory.ram"), (-15, "SIGTERM"), (-99, "signal 99")],
+)
+def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
+    assert words in explain_exit(code)
+
+
+def test_importing_the_client_does_not_import_the_model_libraries() -> None:
+    script = (
+        "import sys, engine.process.client, engine.messages, engine.spec, engine.errors\n"
+        "import engine.text.stop\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'fastapi', 'pydantic'} & sys.modules.keys()\n"
+        "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -1,0 +1,111 @@
+"""A tree's choices at once are those of a walk that makes them one by one."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import engine.runtime.choices
+import engine.runtime.engine
+from engine.model.decoder import HEAD_ROWS
+from engine.runtime.choices import Logits, choose_ahead, choose_tree
+from engine.sampling.choose import choose
+from engine.spec import DraftSpec
+from tests.engine.models import SMALL, checkpoint, exact, load, prompt, request, run
+from tests.engine.sequence_makers import make_sequence
+
+ROW_BY_ROW: tuple[dict[str, Any], ...] = (
+    {"logprobs": 2},
+    {"repetition_penalty": 1.2},
+    {"presence_penalty": 0.5, "temperature": 1.0, "seed": 7},
+)
+AT_ONCE: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.8, "top_p": 0.9, "seed": 1},
+    {"temperature": 1.2, "top_k": 20, "seed": 2, "n": 3},
+    {"temperature": 1.0, "min_p": 0.05, "seed": 3},
+    {"min_tokens": 15, "stop_token_ids": tuple(range(3, 60)), "temperature": 1.5, "seed": 5},
+    {"logit_bias": ((7, 3.0), (9, -5.0)), "temperature": 1.0, "seed": 4},
+)
+
+
+def asked(kinds: tuple[dict[str, Any], ...]) -> list[Any]:
+    return [request(f"r{i}", prompt(20 + i, i), **kind) for i, kind in enumerate(kinds)]
+
+
+@pytest.mark.parametrize("method", ["specexec", "subspec"])
+def test_answers_are_the_same_either_way(method: str) -> None:
+    folder = checkpoint("llama")
+    source = str(folder) if method == "specexec" else None
+    draft = DraftSpec(method, source=source, **SMALL)
+    everything = asked(AT_ONCE + ROW_BY_ROW)
+    one_by_one = load(folder, draft)
+    assert not one_by_one._at_once
+    at_once = load(folder, draft)
+    at_once._at_once = True
+    want, found = run(one_by_one, everything), run(at_once, everything)
+    assert exact(found) == exact(want)
+    assert any(a.stats is not None and a.stats.accepted > 5 for a in found.values())
+
+
+@pytest.mark.parametrize(("ahead", "chance"), [(1, 0.5), (3, 0.5), (1000, 0.5), (1000, 1e-9)])
+def test_answers_are_the_same_however_many_rows_are_chosen_ahead(
+    ahead: int, chance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, everything = checkpoint("llama"), asked(AT_ONCE + ROW_BY_ROW)
+    want = run(load(folder, DraftSpec("none")), everything)
+    monkeypatch.setattr(engine.runtime.choices, "AHEAD", ahead)
+    monkeypatch.setattr(engine.runtime.choices, "CHANCE", chance)
+    found = run(load(folder, DraftSpec("subspec", **SMALL)), everything)
+    assert exact(found) == exact(want)
+
+
+def test_nothing_is_chosen_ahead_where_paths_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def count(*arguments: Any, **named: Any) -> dict[int, int]:
+        nonlocal calls
+        calls += 1
+        return choose_ahead(*arguments, **named)
+
+    monkeypatch.setattr(engine.runtime.engine, "choose_ahead", count)
+    served = load(checkpoint("llama"), DraftSpec("subspec", **SMALL))
+    served._at_once = True
+    run(served, asked(AT_ONCE))
+    assert calls == 0
+    answers = run(served, asked(ROW_BY_ROW))
+    assert calls == sum(len(answer.ids) for answer in answers.values())
+
+
+def head(hidden: Tensor) -> Tensor:
+    return hidden * 2
+
+
+def test_parts_are_the_rows_and_blocks_are_computed_once() -> None:
+    hidden, shown = torch.randn(200, 8), []
+    logits = Logits(hidden, head, lambda first, block: shown.append((first, len(block.values))))
+    parts = list(logits.parts(range(10, 140)))
+    assert parts == [range(10, 64), range(64, 128), range(128, 140)]
+    assert torch.equal(torch.cat([logits.span(part) for part in parts]), head(hidden[10:140]))
+    assert list(logits.parts(range(140, 150))) == [range(140, 150)]
+    assert torch.equal(logits.row(150), head(hidden[150]))
+    assert shown == [(0, HEAD_ROWS), (64, HEAD_ROWS), (128, HEAD_ROWS)]
+
+
+@pytest.mark.parametrize("root", [0, 5, 60, 100])
+def test_a_tree_across_blocks(root: int) -> None:
+    sequence = make_sequence([3, 4, 5], temperature=1.0, seed=9)
+    hidden = torch.randn(180, 50)
+    depths = [0, 1, 1, *range(2, 70)]
+    chosen = choose_tree(sequence, depths, root, Logits(hidden, head, lambda *_: None))
+    assert chosen == [
+        choose(head(hidden[root + row]), sequence.params, None, position=3 + depth, choice=0)
+        for row, depth in enumerate(depths)
+    ]
+
+
+def test_the_walk_keeps_what_depends_on_it() -> None:
+    logits = Logits(torch.randn(3, 50), head, lambda *_: None)
+    for kind in ROW_BY_ROW:
+        assert choose_tree(make_sequence([3], **kind), [0, 1, 2], 0, logits) is None

@@ -1,0 +1,143 @@
+"""The quick choice against the definition: the best of all warped log-probabilities plus noise."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.messages import SamplingParams
+from engine.sampling.blocks import Rows
+from engine.sampling.choose import TokenCounts, choose, choose_rows, draft_children, is_greedy, warp
+from engine.sampling.noise import gumbel
+
+SIZES = (1, 2, 30, 63, 64, 65, 300, 1_000, 4_096, 16_384, 20_001)
+SHAPES = ("normal", "normal", "ties", "flat", "holes", "sharp", "bfloat16", "falling")
+
+
+def logits_of(shape: str, size: int, generator: torch.Generator) -> Tensor:
+    """Four rows."""
+    spread = [0.01, 0.3, 1.0, 3.0, 8.0][int(torch.randint(5, (), generator=generator))]
+    logits = torch.randn(4, size, generator=generator) * spread
+    match shape:
+        case "ties":
+            return logits.mul(2).round().div(2)
+        case "flat":
+            return torch.zeros_like(logits)
+        case "holes":
+            holes = torch.rand(4, size, generator=generator) < 0.5
+            holes[:, 0] = False
+            return logits.masked_fill(holes, -torch.inf)
+        case "sharp":
+            logits[:, size // 2] += 30
+        case "bfloat16":
+            return logits.bfloat16()
+        case "falling":
+            return logits.sort(-1, descending=True).values
+    return logits
+
+
+def some_params(rng: random.Random, size: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=rng.choice([0.0, 0.02, 0.3, 0.7, 1.0, 1.0, 2.0]),
+        top_p=rng.choice([1.0, 1.0, 0.1, 0.9, 0.99, 0.999999]),
+        top_k=rng.choice([0, 0, 0, 1, 20, 64, 65, 1_024, 5_000, 10**6]),
+        min_p=rng.choice([0.0, 0.0, 0.2, 1e-6]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3, 0.8]),
+        presence_penalty=rng.choice([0.0, 0.0, 0.5]),
+        frequency_penalty=rng.choice([0.0, 0.0, -0.3]),
+        logit_bias=rng.choice([(), ((0, -3.0), (size - 1, 3.0))]) if size > 1 else (),
+        seed=rng.getrandbits(64),
+    )
+
+
+@pytest.mark.parametrize("case", range(150))
+def test_choices_are_those_of_the_definition(case: int) -> None:
+    rng, generator = random.Random(case), torch.Generator().manual_seed(case)
+    size = rng.choice(SIZES)
+    logits, params = logits_of(rng.choice(SHAPES), size, generator), some_params(rng, size)
+    counts = TokenCounts(rng.randrange(size) for _ in range(5))
+    for _ in range(4):
+        counts.add(rng.randrange(size))
+    paths = [[rng.randrange(size) for _ in range(row)] for row in range(4)]
+    banned = [[size - 1] if size > 2 and rng.random() < 0.3 else [] for _ in range(4)]
+    positions = [rng.randrange(100_000) for _ in range(4)]
+    chosen = choose_rows(
+        Rows.of(logits), params, counts, positions=positions, choice=3, paths=paths, banned=banned
+    ).tolist()
+    noise = gumbel(params.seed, 3, torch.tensor(positions)[:, None], torch.arange(size))
+    if is_greedy(params):  # no distribution: the coldest of what the penalties leave
+        cold = replace(params, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
+        noisy = warp(logits.double(), cold, counts, paths=paths, banned=banned)
+    else:
+        noisy = warp(logits, params, counts, paths=paths, banned=banned) + noise
+    if not is_greedy(params) or size < 300:
+        assert chosen == noisy.argmax(-1).tolist()
+    alone = [
+        choose(
+            logits[row],
+            params,
+            counts,
+            position=positions[row],
+            choice=3,
+            path=paths[row],
+            banned=banned[row],
+        )
+        for row in range(4)
+    ]
+    assert chosen == alone
+
+
+def test_a_row_without_any_token_gives_token_0() -> None:
+    logits = torch.full((2, 100), -torch.inf)
+    for params in (SamplingParams(), SamplingParams(top_p=0.5), SamplingParams(temperature=0)):
+        assert choose_rows(Rows.of(logits), params, None, positions=[1, 2], choice=0).tolist() == [
+            0,
+            0,
+        ]
+
+
+@pytest.mark.parametrize("spread", [3.0, 4.0])
+@pytest.mark.parametrize("slope", [0.0, 1.3])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(seed=5),
+        SamplingParams(seed=5, temperature=0.7, top_p=0.9),
+        SamplingParams(seed=5, temperature=1.2, top_k=50),
+        SamplingParams(seed=5, min_p=0.05),
+    ],
+)
+def test_a_draft_with_the_targets_logits_finds_the_targets_choice(
+    params: SamplingParams, spread: float, slope: float
+) -> None:
+    """Though it looks at few tokens: hits must not fall because a guess is cheap."""
+    rows, size = 150, 20_032
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(rows, size, generator=generator) * spread
+    logits -= slope * torch.arange(1, size + 1).log()
+    expected = choose_rows(Rows.of(logits), params, None, positions=range(rows), choice=0)
+    for branch in (1, 6):
+        tokens, scores = draft_children(
+            logits, params, None, positions=range(rows), choice=0, tau=0.5, branch=branch
+        )
+        assert (tokens[:, 0] == expected).float().mean() >= (0.99 if params.top_p == 1 else 0.9)
+        assert (scores[:, :-1] >= scores[:, 1:]).all()
+        assert (scores.exp().sum(-1) < 1.0001).all()
+        likely = [own[found] for own, found in zip(tokens, scores.isfinite(), strict=True)]
+        assert all(len(own.unique()) == len(own) for own in likely)
+
+
+def test_draft_scores_of_a_long_row_are_nearly_those_of_all_its_tokens() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(100, 20_032, generator=generator) * 2
+    logits -= 1.2 * torch.arange(1, 20_033).log()
+    greedy = SamplingParams(temperature=0)
+    for tau in (0.5, 1.0):
+        tokens, scores = draft_children(
+            logits, greedy, None, positions=range(100), choice=0, tau=tau, branch=4
+        )
+        expected = (logits / tau).log_softmax(-1).topk(4)
+        assert torch.equal(tokens, expected.indices)
+        torch.testing.assert_close(scores, expected.values, atol=0.05, rtol=0)

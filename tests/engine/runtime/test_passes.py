@@ -1,0 +1,204 @@
+"""Turns and trees in, the rows of a pass out: tokens, positions, slots, masks, and what is kept."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.drafting.tree import DraftTree
+from engine.kv.cache import PAGE, KVCache
+from engine.model.attention import _visible
+from engine.model.decoder import Decoder
+from engine.model.segment import Segment
+from engine.runtime.passes import Pass, assemble
+from engine.sequences.scheduler import Turn
+from engine.sequences.sequence import Sequence
+from tests.engine.models import PLAIN, checkpoint, load
+from tests.engine.sequence_makers import LIMITS, make_sequence
+
+#      7
+#    /   \
+#   8     9
+#   |    / \
+#   5   8   6
+TREE = DraftTree(
+    tokens=(7, 8, 9, 8, 5, 6),
+    parents=(-1, 0, 0, 2, 1, 2),
+    depths=(0, 1, 1, 2, 2, 2),
+    scores=(0.0, -1.0, -2.0, -3.0, -4.0, -5.0),
+    sources=("",) * 6,
+)
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    return load(checkpoint("llama"), PLAIN)._decoder
+
+
+@pytest.fixture
+def cache() -> KVCache:
+    return KVCache(1, 32, 1, 4, torch.float32, torch.device("cpu"))
+
+
+def stored(cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16) -> Sequence:
+    """A running sequence of which so many tokens are stored, with room for so many rows."""
+    sequence = make_sequence(tokens)
+    sequence.table = cache.open([])
+    assert cache.reserve(sequence.table, stored + rows)
+    cache.keep(sequence.table, range(stored))
+    return sequence
+
+
+def one(turn: Turn, tree: DraftTree | None, cache: KVCache, decoder: Decoder) -> Pass:
+    return assemble([turn], [tree], cache, decoder)
+
+
+def seen(segment: Segment) -> list[list[int]]:
+    """The positions in the sequence's slots that each row of the pass sees."""
+    visible = _visible(segment, range(segment.count), None)
+    if visible is None:
+        return [list(range(segment.start + segment.count))] * segment.count
+    return [
+        [*range(segment.start), *(segment.start + n for n in row.nonzero()[:, 0].tolist())]
+        for row in visible[:, -segment.count :]
+    ]
+
+
+def test_a_tree_stands_behind_the_stored_prefix(cache: KVCache, decoder: Decoder) -> None:
+    sequence = stored(cache, [3, 4, 5, 6, 7], 4)
+    walk = one(Turn(sequence, 1, 16), TREE, cache, decoder)
+    assert walk.tokens == list(TREE.tokens)
+    assert walk.positions == [4, 5, 5, 6, 6, 6], "depth in the sequence, not row"
+    (segment,) = walk.batch.segments
+    assert (segment.first, segment.count, segment.start, segment.scratch) == (0, 6, 4, 0)
+    assert segment.positions.tolist() == walk.positions
+    assert segment.slots.tolist() == cache.slots(sequence.pages)[:10].tolist()
+    assert segment.cancelled is sequence.request.cancelled
+
+
+def test_a_row_of_a_tree_sees_the_prefix_and_its_ancestors(
+    cache: KVCache, decoder: Decoder
+) -> None:
+    sequence = stored(cache, [3, 4, 7], 2)
+    (segment,) = one(Turn(sequence, 1, 16), TREE, cache, decoder).batch.segments
+    assert segment.mask is not None and segment.mask.equal(TREE.mask())
+    assert seen(segment) == [[0, 1, *(2 + row for row in TREE.path(n))] for n in range(len(TREE))]
+
+
+def test_plain_decoding_is_one_row_without_a_mask(cache: KVCache, decoder: Decoder) -> None:
+    sequence = stored(cache, [3, 4, 7], 2)
+    walk = one(Turn(sequence, 1, 1), DraftTree.root(7), cache, decoder)
+    assert (walk.tokens, walk.positions) == ([7], [2])
+    assert walk.batch.segments[0].mask is None
+    assert seen(walk.batch.segments[0]) == [[0, 1, 2]]
+    entry = walk.entries[0]
+    assert (entry.root, entry.kept([0])) == (0, [0])
+
+
+def test_a_prompt_is_a_chain_that_ends_with_the_root(cache: KVCache, decoder: Decoder) -> None:
+    prompt = [3, 4, 5, 6, 7]
+    walk = one(Turn(stored(cache, prompt, 0), 5, 1), DraftTree.root(7), cache, decoder)
+    assert (walk.tokens, walk.positions) == (prompt, [0, 1, 2, 3, 4])
+    assert walk.batch.segments[0].mask is None
+    assert seen(walk.batch.segments[0]) == [list(range(n + 1)) for n in range(5)]
+    (entry,) = walk.entries
+    assert (entry.chain, entry.root) == (4, 4)
+    assert entry.kept([0]) == [0, 1, 2, 3, 4]
+
+
+def test_a_chunk_of_a_prompt_goes_on_where_the_last_one_ended(
+    cache: KVCache, decoder: Decoder
+) -> None:
+    sequence = stored(cache, [3, 4, 5, 6, 7, 8], 2)
+    walk = one(Turn(sequence, 3, 0), None, cache, decoder)
+    assert (walk.tokens, walk.positions) == ([5, 6, 7], [2, 3, 4])
+    (entry,) = walk.entries
+    assert entry.tree is None and entry.kept([]) == [0, 1, 2]
+    assert seen(walk.batch.segments[0]) == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_what_is_kept_of_a_tree_are_the_accepted_rows(cache: KVCache, decoder: Decoder) -> None:
+    walk = one(Turn(stored(cache, [3, 7], 1), 1, 16), TREE, cache, decoder)
+    assert walk.entries[0].kept([0, 2, 5]) == [0, 2, 5]
+
+
+def test_sequences_lie_side_by_side_each_with_its_own_rows(
+    cache: KVCache, decoder: Decoder
+) -> None:
+    drafting = stored(cache, [3, 4, 5, 7], 3)
+    prompting = stored(cache, [10, 11, 12], 0)
+    reading = stored(cache, list(range(20, 100)), PAGE)
+    turns = [Turn(drafting, 1, 16), Turn(prompting, 3, 1), Turn(reading, 8, 0)]
+    walk = assemble(turns, [TREE, DraftTree.root(12), None], cache, decoder)
+    assert walk.tokens == [*TREE.tokens, 10, 11, 12, *range(84, 92)]
+    assert walk.positions == [3, 4, 4, 5, 5, 5, 0, 1, 2, *range(64, 72)]
+    assert [(s.first, s.count, s.start) for s in walk.batch.segments] == [
+        (0, 6, 3),
+        (6, 3, 0),
+        (9, 8, PAGE),
+    ]
+    assert [entry.root for entry in walk.entries[:2]] == [0, 8]
+    assert [entry.turn for entry in walk.entries] == turns
+    assert walk.batch.rows == range(17)
+    assert walk.batch.strict is decoder.strict
+    written = [s.slots[s.start :].tolist() for s in walk.batch.segments]
+    assert len({slot for slots in written for slot in slots}) == 17, "nobody writes twice"
+
+
+def test_rows_know_which_side_of_the_ropes_border_they_are_on(
+    cache: KVCache, decoder: Decoder
+) -> None:
+    short, long = stored(cache, [3, 7], 1), stored(cache, [3, 4, 5], 0)
+    for sequence in (short, long):
+        sequence.request.limits = replace(LIMITS, original_length=2)
+    turns = [Turn(short, 1, 16), Turn(long, 3, 1)]
+    walk = assemble(turns, [TREE, DraftTree.root(5)], cache, decoder)
+    assert walk.long == [False] * 6 + [True] * 3
+
+
+def test_a_tree_behind_pending_tokens_is_a_mistake(cache: KVCache, decoder: Decoder) -> None:
+    sequence = stored(cache, [3, 4, 5, 7], 2)
+    with pytest.raises(AssertionError):
+        one(Turn(sequence, 2, 16), TREE, cache, decoder)
+
+
+def test_turns_and_trees_go_in_pairs(cache: KVCache, decoder: Decoder) -> None:
+    with pytest.raises(ValueError):
+        assemble([Turn(stored(cache, [3, 7], 1), 1, 1)], [], cache, decoder)
+
+
+def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
+    decoder: Decoder,
+) -> None:
+    """The batch means to the layers what it says: bit for bit, in another sequence's company."""
+    config = decoder.model.config
+    cache = KVCache(
+        config.num_hidden_layers,
+        32,
+        config.num_key_value_heads,
+        config.head_dim,
+        torch.float32,
+        torch.device("cpu"),
+    )
+    prefix = [3, 40, 50, 60]
+
+    def hidden(turns: Seq[Turn], trees: Seq[DraftTree | None]) -> torch.Tensor:
+        walk = assemble(turns, trees, cache, decoder)
+        found = decoder.forward(walk.tokens, walk.positions, walk.long, walk.batch)
+        with decoder.head():  # the walk goes on to the head, as every pass does
+            return found.clone()
+
+    def read(tokens: Seq[int]) -> tuple[Sequence, torch.Tensor]:
+        sequence = stored(cache, tokens, 0)
+        return sequence, hidden([Turn(sequence, len(tokens), 0)], [None])
+
+    with torch.inference_mode():
+        sequence, _ = read([*prefix, 7])
+        cache.keep(sequence.pages, range(len(prefix)))
+        other = stored(cache, [9, 8, 7, 6], 0)
+        together = hidden([Turn(other, 4, 1), Turn(sequence, 1, 16)], [DraftTree.root(6), TREE])
+        for row in range(len(TREE)):
+            path = [TREE.tokens[n] for n in TREE.path(row)]
+            alone = read([*prefix, *path])[1]
+            assert torch.equal(together[4 + row], alone[len(prefix) + len(path) - 1]), path

@@ -1,0 +1,354 @@
+"""Mixtures of experts whose layers move in slices: the same bits through a smaller ring."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import engine.runtime.target
+import engine.weights.safetensors
+from engine.messages import Generate
+from engine.model.decoder import StreamedLayer
+from engine.planning.plan import Demand, Memory, make_plan
+from engine.runtime.engine import Engine
+from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
+from engine.weights.layout import LayerUnits
+from engine.weights.sources import Excerpt, excerpt
+from engine.weights.units import CheckpointUnits
+from tests.engine.checkpoints import HIDDEN, INTERMEDIATE
+from tests.engine.models import (
+    PLAIN,
+    SMALL,
+    Answers,
+    alone,
+    checkpoint,
+    drain,
+    exact,
+    load,
+    model_spec,
+    prompt,
+    request,
+    run,
+)
+from tests.engine.weights.formats.test_linear import meta_model, mxfp4_checkpoint, read
+
+MIXTURES = ["mixtral", "qwen3_moe", "gpt_oss"]
+CASES = [(family, torch.float32) for family in MIXTURES] + [
+    (family, torch.bfloat16) for family in ("mixtral", "gpt_oss")
+]
+TINY = 1  # bytes: every expert is a slice of its own
+EXPERT = 3 * INTERMEDIATE * HIDDEN * 4  # bytes of one float32 expert of mixtral
+
+
+def requests() -> list[Generate]:
+    """Sequences of several lengths, one longer than two tiles."""
+    return [
+        request("greedy", prompt(5, 1) * 4, logprobs=2, max_tokens=16),
+        request("sampled", prompt(150, 2), temperature=1.0, seed=3, logprobs=0, max_tokens=10),
+        request("twins", prompt(30, 4), n=2, temperature=1.2, seed=5, top_k=6, max_tokens=10),
+    ]
+
+
+def sliced(patch: pytest.MonkeyPatch, folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
+    with patch.context() as tiny:
+        tiny.setattr(engine.runtime.target, "SLICE_BYTES", TINY)
+        made = load(folder, draft, **changes)
+    assert all(len(layer.units.slices) == 4 for layer in layers(made))
+    return made
+
+
+def layers(made: Engine) -> list[StreamedLayer]:
+    return list(made._decoder.decoder.layers)
+
+
+def whole_answers(folder: Path, **changes: Any) -> Answers:
+    """What an engine answers whose layers are not sliced."""
+    whole = load(folder, PLAIN, **changes)
+    assert not any(layer.units.slices for layer in layers(whole))
+    want = alone(whole, requests())
+    whole.close()
+    return want
+
+
+@pytest.mark.parametrize(("family", "dtype"), CASES, ids=str)
+def test_sliced_layers_answer_bit_for_bit_what_whole_ones_do(
+    monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype
+) -> None:
+    folder = checkpoint(family, dtype)
+    want = exact(whole_answers(folder))
+    drafts = [PLAIN, DraftSpec("ngram"), DraftSpec("specexec", source=str(folder), **SMALL)]
+    for draft in drafts:
+        made = sliced(monkeypatch, folder, draft)
+        for attempt in ("cold", "prefix cached"):
+            assert exact(run(made, requests())) == want, (draft.method, attempt)
+        made.close()
+
+
+def test_a_slice_may_hold_several_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint("mixtral")
+    want = exact(whole_answers(folder))
+    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", 2 * EXPERT)
+    made = load(folder, DraftSpec("ngram"))
+    assert {layer.units.slices for layer in layers(made)} == {(range(2), range(2, 4))}
+    assert exact(run(made, requests())) == want
+    made.close()
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize(
+    "stream",
+    [StreamSpec(tier="disk", slots=2), StreamSpec(tier="resident"), StreamSpec(resident=1)],
+    ids=str,
+)
+def test_where_the_slices_wait_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, family: str, stream: StreamSpec
+) -> None:
+    folder = checkpoint(family)
+    want = exact(whole_answers(folder))
+    made = sliced(monkeypatch, folder, DraftSpec("ngram"), stream=stream)
+    assert exact(run(made, requests())) == want
+    tiers = made._loaded.plan.tiers
+    of_layers = [{tiers[unit] for unit in layer.units.units} for layer in layers(made)]
+    assert all(len(own) == 1 for own in of_layers), "a layer is resident with all its units"
+    if stream.resident is not None:
+        assert [own == {"resident"} for own in of_layers] == [False, True, False]
+    made.close()
+
+
+def test_the_ring_holds_slices_and_not_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint("mixtral")
+    whole = load(folder, PLAIN)
+    small = sliced(monkeypatch, folder, PLAIN)
+    units, plan = small._loaded.stream._layouts, small._loaded.plan
+    assert plan.ring_bytes == 2 * max(layout.nbytes for layout in units)
+    assert plan.ring_bytes < whole._loaded.plan.ring_bytes / 3
+    assert len(units) == 3 * 5 + 1
+    for made in (whole, small):
+        made.close()
+
+
+@pytest.mark.parametrize("tier", ["ram", "disk", "resident"])
+def test_slices_quantized_when_read_are_exact_too(
+    monkeypatch: pytest.MonkeyPatch, tier: Any
+) -> None:
+    folder = checkpoint("mixtral")
+    target = TargetSpec(str(folder), quantize="nf4")
+    want = exact(whole_answers(folder, target=target))
+    assert want != exact(whole_answers(folder)), "four bits are seen"
+    stream = StreamSpec(tier=tier, slots=2)
+    made = sliced(monkeypatch, folder, DraftSpec("ngram"), target=target, stream=stream)
+    assert exact(run(made, requests())) == want
+    made.close()
+
+
+def test_fast_numerics_run_slices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 the next token is far from a tie, so the words agree, if not the last bits."""
+    folder = checkpoint("mixtral")
+    want = whole_answers(folder)
+    made = sliced(monkeypatch, folder, PLAIN, numerics="fast")
+    got = run(made, requests())
+    assert got[("greedy", 0)].ids == want[("greedy", 0)].ids
+    assert all(got[key].finish == answer.finish for key, answer in want.items())
+
+
+# Three tiles, then four slices. Tiles tell though they are skipped; rows that wait for the experts
+# are dropped at the first slice.
+@pytest.mark.parametrize(
+    ("border", "last"), [(0, 2), (1, 3), (2, 3), (3, 3), (4, 4), (6, 6), (7, 9), (11, 11)]
+)
+def test_an_abort_takes_effect_at_the_next_slice(
+    monkeypatch: pytest.MonkeyPatch, border: int, last: int
+) -> None:
+    made = sliced(monkeypatch, checkpoint("mixtral"), PLAIN)
+    made.add(request("r", prompt(150), max_tokens=30))
+    seen: list[int] = []
+
+    def leave(count: int) -> None:
+        seen.append(count)
+        if len(seen) == border + 1:
+            made.abort("r")
+
+    made.on_unit = leave
+    made.step()
+    assert len(seen) == last + 1, "nothing ran behind the border"
+    assert made.step() == [] and not made.has_work()
+    made.on_unit = None
+    assert not any(layer.experts.routed for layer in layers(made) if layer.experts is not None)
+    again = run(made, [request("next", prompt(70), max_tokens=8)])
+    assert again[("next", 0)].finish == "length"
+    made.close()
+
+
+def test_an_abort_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = sliced(monkeypatch, checkpoint("mixtral"), PLAIN)
+    stays = request("stays", prompt(70, 1), max_tokens=10)
+    want = run(made, [stays])[("stays", 0)].ids
+    made.add(request("goes", prompt(150), max_tokens=10))
+    made.add(stays)
+    made.on_unit = lambda _: made.abort("goes")
+    assert drain(made)[("stays", 0)].ids == want
+    made.close()
+
+
+def test_other_families_and_small_layers_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint("mixtral")
+    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", 1 << 20)
+    assert not any(layer.units.slices for layer in layers(load(folder, PLAIN)))
+    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", TINY)
+    assert not any(layer.units.slices for layer in layers(load(checkpoint("llama"), PLAIN)))
+    assert all(layer.units.slices for layer in layers(load(folder, PLAIN)))
+    monkeypatch.setattr(engine.runtime.target, "EXPERTS_LAST", frozenset({"qwen3_moe"}))
+    assert not any(layer.units.slices for layer in layers(load(folder, PLAIN)))
+
+
+# Units
+
+
+def slice_units(folder: Path, dtype: torch.dtype, slice_bytes: int, **options: Any) -> Any:
+    model = meta_model(folder, dtype)
+    return CheckpointUnits(folder, model, dtype, slice_bytes=slice_bytes, **options)
+
+
+@pytest.mark.parametrize(
+    ("slice_bytes", "slices"),
+    [
+        (TINY, (range(1), range(1, 2), range(2, 3), range(3, 4))),
+        (EXPERT + 4096, (range(1), range(1, 2), range(2, 3), range(3, 4))),
+        (2 * EXPERT, (range(2), range(2, 4))),
+        (3 * EXPERT, (range(2), range(2, 4))),  # nearly equal ones, not three and one
+        (4 * EXPERT, (range(4),)),
+        (1 << 20, ()),
+    ],
+)
+def test_slices_are_the_fewest_that_fit(slice_bytes: int, slices: tuple[range, ...]) -> None:
+    units = slice_units(checkpoint("mixtral"), torch.float32, slice_bytes)
+    first, second, third = units.layers
+    assert first.slices == slices and first.first == 0
+    assert second.first == len(slices) + 1 and third.units.stop == len(units.layouts) - 1
+    for index, held in zip(first.units[1:], slices, strict=True):
+        layout = units.layouts[index]
+        assert layout.nbytes <= max(slice_bytes, EXPERT + 4096)
+        assert layout.name == f"model.layers.0.mlp.experts[{held.start}:{held.stop}]"
+        assert all(field.shape[0] == len(held) for field in layout.fields)
+
+
+def assert_slices_make(units: Any, whole: dict[str, Tensor]) -> None:
+    """The first layer's units together are exactly the layer."""
+    layer: LayerUnits = units.layers[0]
+    base, *parts = [read(units, index) for index in layer.units]
+    found = dict(base)
+    for name in parts[0]:
+        assert name.startswith("mlp.experts.")
+        found[name] = torch.cat([part[name] for part in parts])
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_slices_hold_the_bytes_of_the_whole_layer(family: str, quantize: Any) -> None:
+    folder, dtype = checkpoint(family), torch.float32
+    whole = CheckpointUnits(folder, meta_model(folder, dtype), dtype, quantize)
+    units = slice_units(folder, dtype, TINY, quantize=quantize)
+    assert len(units.layers[0].slices) == 4
+    assert_slices_make(units, read(whole, 0))
+
+
+def test_slices_of_stored_mxfp4_are_expanded_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = mxfp4_checkpoint(tmp_path)
+    units = slice_units(tmp_path, torch.bfloat16, TINY)
+    amount = bytes_read(monkeypatch)
+    for index, held in zip(units.layers[0].units[1:], units.layers[0].slices, strict=True):
+        found = read(units, index)
+        for name, tensor in expected.items():
+            own = found[name.removeprefix("model.layers.0.")]
+            assert torch.equal(own, tensor[held.start : held.stop]), name
+    weights = sum(tensor.numel() for tensor in expected.values())
+    biases = 4 * (2 * INTERMEDIATE + HIDDEN) * 2
+    assert sum(amount) == weights // 2 + weights // 32 + biases, "each byte is read once"
+
+
+def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of all reads of checkpoint files from here on."""
+    original, amounts = engine.weights.safetensors.read_exactly, list[int]()
+
+    def counted(descriptor: int, memory: memoryview, offset: int, path: Path) -> None:
+        amounts.append(len(memory))
+        original(descriptor, memory, offset, path)
+
+    monkeypatch.setattr(engine.weights.safetensors, "read_exactly", counted)
+    return amounts
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_reading_a_slice_touches_only_its_bytes(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts are stored one by one (mixtral, qwen3_moe) or as one tensor (gpt_oss)."""
+    units = slice_units(checkpoint(family), torch.float32, TINY)
+    amounts = bytes_read(monkeypatch)
+    for layout, index in zip(units.layouts, range(len(units.layouts)), strict=True):
+        read(units, index)
+        assert sum(amounts) == sum(field.nbytes for field in layout.fields), layout.name
+        amounts.clear()
+
+
+def test_what_is_only_made_as_a_whole_is_cut() -> None:
+    class Counting:
+        def fill(self, *out: Tensor) -> None:
+            out[0].copy_(torch.arange(24).view(4, 3, 2))
+
+    source = excerpt(Counting(), range(1, 3), torch.float32, (4, 3, 2))
+    assert isinstance(source, Excerpt)
+    found = torch.empty(2, 3, 2)
+    source.fill(found)
+    assert torch.equal(found, torch.arange(24.0).view(4, 3, 2)[1:3])
+
+
+# The plan
+
+
+def demand(layers: tuple[LayerUnits, ...], unit_bytes: list[int]) -> Demand:
+    return Demand(
+        unit_bytes=unit_bytes,
+        layers=layers,
+        expanded_bytes=0,
+        other_device_bytes=0,
+        hidden_size=64,
+        widest=64,
+        num_heads=1,
+        vocab_size=16,
+        item_bytes=4,
+        kv_bytes_per_token=1024,
+        draft_weight_bytes=0,
+        scratch_rows=0,
+        context_length=512,
+    )
+
+
+def test_the_plan_keeps_whole_layers_on_the_device() -> None:
+    mega = 1 << 20
+    unit_bytes = [mega, *[8 * mega] * 2] * 4 + [4 * mega]
+    layers = tuple(LayerUnits(3 * i, "experts", (range(4), range(4, 8))) for i in range(4))
+    spec = model_spec(Path(), PLAIN, memory=MemorySpec(device=64 * mega), stream=StreamSpec())
+    plan = make_plan(spec, demand(layers, unit_bytes), Memory(64 * mega, 1 << 40, False))
+    resident = {unit for unit, tier in enumerate(plan.tiers) if tier == "resident"}
+    assert resident == {*layers[1].units, *layers[3].units}
+    assert plan.ring_bytes == 3 * 8 * mega
+
+
+def test_the_plan_counts_the_rows_that_wait_for_slices() -> None:
+    mega = 1 << 20
+    spec = model_spec(Path(), PLAIN, memory=MemorySpec(device=6 * mega))
+    pages = [
+        make_plan(spec, demand(layers, [mega] * 3), Memory(6 * mega, 1 << 40, False)).num_pages
+        for layers in ((LayerUnits(0), LayerUnits(1)), (LayerUnits(0, "experts", (range(8),)),))
+    ]
+    # A copy of the longest pass's rows and the experts' result, less a norm in float32.
+    waiting = 512 * 64 * (4 * 4 - (4 + 2 * 4))
+    assert pages[0] - pages[1] == waiting // (1024 * 64)

@@ -1,0 +1,30 @@
+"""Random traffic: arrivals, aborts, failures, few pages. Answers and books must stay right.
+
+`UNDERSTUDY_TRAFFIC_SEEDS=FIRST:LAST` runs other, and more, seeds than the usual few.
+"""
+
+import os
+import random
+
+import pytest
+
+from engine.runtime.engine import Engine
+from tests.engine.models import PLAIN, checkpoint, load
+from tests.engine.traffic import Traffic, open_engine, requests, scene
+
+FIRST, LAST = map(int, os.environ.get("UNDERSTUDY_TRAFFIC_SEEDS", "0:8").split(":"))
+
+
+def plain(family: str) -> Engine:
+    return load(checkpoint(family), PLAIN, prefix_cache=False)
+
+
+@pytest.mark.parametrize("seed", range(FIRST, LAST))
+def test_no_traffic_changes_an_answer_or_leaks_a_page(seed: int) -> None:
+    chance = random.Random(seed)
+    what = scene(chance)
+    asked, want = requests(chance, what, plain(what.family))
+    engine = open_engine(what, want, chance)
+    traffic = Traffic(engine, asked, want, chance, what)
+    traffic.run()
+    engine.close()

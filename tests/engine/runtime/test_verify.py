@@ -1,0 +1,106 @@
+"""Verification by tables, and against plain decoding on random trees."""
+
+import random
+
+import pytest
+
+from engine.drafting.tree import DraftTree
+from engine.runtime.verify import Accepted, verify
+
+#   0(10) -- 1(11) -- 3(13) -- 5(15)
+#        \         \- 4(14)
+#         \ 2(12)
+TREE = DraftTree(
+    tokens=(10, 11, 12, 13, 14, 15),
+    parents=(-1, 0, 0, 1, 1, 3),
+    depths=(0, 1, 1, 2, 2, 3),
+    scores=(0.0,) * 6,
+    sources=("",) * 6,
+)
+
+
+@pytest.mark.parametrize(
+    ("choices", "rows", "tokens"),
+    [
+        ({0: 99}, (0,), (99,)),  # nothing right: plain decoding's one token
+        ({0: 12, 2: 11}, (0, 2), (12, 11)),  # the tree holds 11 elsewhere, not here
+        ({0: 11, 1: 14, 4: 7}, (0, 1, 4), (11, 14, 7)),
+        ({0: 11, 1: 13, 3: 15, 5: 15}, (0, 1, 3, 5), (11, 13, 15, 15)),  # all right, and a bonus
+    ],
+)
+def test_the_walk_follows_the_choices(
+    choices: dict[int, int], rows: tuple[int, ...], tokens: tuple[int, ...]
+) -> None:
+    assert verify(TREE, choices.__getitem__) == Accepted(rows, tokens)
+
+
+def test_choices_are_made_on_visited_rows_only_once_and_in_order() -> None:
+    asked: list[int] = []
+
+    def choose(row: int) -> int:
+        asked.append(row)
+        return {0: 11, 1: 13, 3: 0}[row]
+
+    verify(TREE, choose)
+    assert asked == [0, 1, 3]
+
+
+@pytest.mark.parametrize(("last", "tokens"), [(11, (11,)), (13, (11, 13)), (15, (11, 13, 15))])
+def test_nothing_is_walked_after_a_stop(last: int, tokens: tuple[int, ...]) -> None:
+    choices = {0: 11, 1: 13, 3: 15, 5: 16}
+    asked: list[int] = []
+    offered: list[int] = []
+
+    def choose(row: int) -> int:
+        asked.append(row)
+        return choices[row]
+
+    def stop(token: int) -> bool:
+        offered.append(token)
+        return token == last
+
+    accepted = verify(TREE, choose, stop)
+    assert accepted.tokens == tokens
+    assert asked == list(accepted.rows)
+    assert offered == list(tokens)  # each emitted token once: emitting may happen there
+
+
+def test_a_root_alone_emits_one_token() -> None:
+    assert verify(DraftTree.root(4), lambda row: 5) == Accepted((0,), (5,))
+
+
+def test_any_tree_emits_what_plain_decoding_emits() -> None:
+    rng = random.Random(1)
+
+    def decode(prefix: tuple[int, ...]) -> int:
+        """A made-up model: any function of the prefix."""
+        return hash((prefix, 17)) % 3
+
+    for _ in range(300):
+        tree = random_tree(rng, rows=rng.randrange(1, 30))
+        prefix = (rng.randrange(3), rng.randrange(3))
+
+        def choose(row: int, tree: DraftTree = tree, prefix: tuple[int, int] = prefix) -> int:
+            return decode(prefix + tuple(tree.tokens[r] for r in tree.path(row)))
+
+        accepted = verify(tree, choose)
+        expected: tuple[int, ...] = (*prefix, tree.tokens[0])
+        for token in accepted.tokens:
+            assert token == decode(expected)
+            expected = (*expected, token)
+        assert tree.path(accepted.rows[-1]) == list(accepted.rows)
+        assert [tree.tokens[row] for row in accepted.rows[1:]] == list(accepted.tokens[:-1])
+        assert accepted.tokens[-1] not in tree.children(accepted.rows[-1])
+
+
+def random_tree(rng: random.Random, rows: int) -> DraftTree:
+    edges = {(-1, rng.randrange(3)): 0}
+    depths = [0]
+    for _ in range(rows):
+        parent = rng.randrange(len(edges))
+        edge = (parent, rng.randrange(3))
+        if edge not in edges:
+            edges[edge] = len(edges)
+            depths.append(depths[parent] + 1)
+    parents, tokens = zip(*edges, strict=True)
+    return DraftTree(tokens, parents, tuple(depths), (0.0,) * len(edges), ("",) * len(edges))

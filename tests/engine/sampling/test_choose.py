@@ -1,0 +1,409 @@
+"""Choosing tokens: distributions, sets, penalties and noise against slow references."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.messages import SamplingParams
+from engine.sampling.blocks import Rows
+from engine.sampling.choose import (
+    TokenCounts,
+    choose,
+    choose_rows,
+    draft_children,
+    is_greedy,
+    is_path_dependent,
+    model_logprobs,
+    rows_logprobs,
+    warp,
+)
+from engine.sampling.noise import gumbel
+
+WARPERS = {
+    "plain": SamplingParams(),
+    "temperature": SamplingParams(temperature=0.6),
+    "hot": SamplingParams(temperature=1.7),
+    "top_k": SamplingParams(top_k=7),
+    "top_p": SamplingParams(top_p=0.7),
+    "min_p": SamplingParams(min_p=0.08),
+    "repetition": SamplingParams(repetition_penalty=1.4),
+    "presence": SamplingParams(presence_penalty=0.9),
+    "frequency": SamplingParams(frequency_penalty=-0.4),
+    "bias": SamplingParams(logit_bias=((3, 2.5), (0, -100.0))),
+    "all": SamplingParams(
+        temperature=0.8,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.02,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+        logit_bias=((4, -1.0),),
+    ),
+}
+PROMPT, OUTPUT, PATH = (1, 2, 2, 5, 9), (2, 3, 3), (3, 9, 11, 11)
+
+
+def random_logits(rows: int, vocabulary: int, spread: float = 2.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, vocabulary, generator=generator) * spread
+
+
+def counts_of(prompt: Sequence[int], output: Sequence[int]) -> TokenCounts:
+    counts = TokenCounts(prompt)
+    for token in output:
+        counts.add(token)
+    return counts
+
+
+def reference(
+    logits: Sequence[float],
+    params: SamplingParams,
+    prompt: Sequence[int] = PROMPT,
+    output: Sequence[int] = OUTPUT,
+    banned: Sequence[int] = (),
+) -> dict[int, float]:
+    """Token -> probability, by the definitions, one step after another."""
+    often = Counter(output)
+    values = dict(enumerate(logits))
+    for token in {*prompt, *output}:
+        penalty = params.repetition_penalty
+        values[token] *= 1 / penalty if values[token] > 0 else penalty
+    for token, count in often.items():
+        values[token] -= params.frequency_penalty * count + params.presence_penalty
+    for token, bias in params.logit_bias:
+        values[token] += bias
+    for token in banned:
+        del values[token]
+    values = {token: value / params.temperature for token, value in values.items()}
+    best = max(values.values())
+    mass = {token: math.exp(value - best) for token, value in values.items()}
+    mass = {token: m for token, m in mass.items() if m >= params.min_p}
+    order = sorted(mass, key=lambda token: -mass[token])
+    if params.top_k > 0:
+        order = order[: params.top_k]
+    total = sum(mass[token] for token in order)
+    kept, reached = [], 0.0
+    for token in order:
+        kept.append(token)
+        reached += mass[token] / total
+        if reached >= params.top_p < 1:
+            break
+    total = sum(mass[token] for token in kept)
+    return {token: mass[token] / total for token in kept}
+
+
+def assert_same_distribution(log_probs: Tensor, expected: dict[int, float]) -> None:
+    assert set(log_probs.isfinite().nonzero()[:, 0].tolist()) == set(expected)
+    for token, probability in expected.items():
+        assert log_probs[token].exp().item() == pytest.approx(probability, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", WARPERS)
+def test_warped_probabilities_are_those_of_the_definitions(name: str) -> None:
+    logits = random_logits(8, 60, seed=len(name))
+    warped = warp(logits, WARPERS[name], counts_of(PROMPT, OUTPUT), paths=[PATH] * 8)
+    for row in range(8):
+        expected = reference(logits[row].tolist(), WARPERS[name], output=(*OUTPUT, *PATH))
+        assert_same_distribution(warped[row], expected)
+
+
+@pytest.mark.parametrize("name", WARPERS)
+def test_samples_follow_the_warped_distribution(name: str) -> None:
+    count, params = 20_000, replace(WARPERS[name], seed=2024)
+    logits = random_logits(1, 40)
+    expected = reference(logits[0].tolist(), params)
+    chosen = choose_rows(
+        Rows.of(logits.expand(count, -1)),
+        params,
+        counts_of(PROMPT, OUTPUT),
+        positions=range(count),
+        choice=0,
+    )
+    found = Counter(chosen.tolist())
+    assert found.keys() <= expected.keys()
+    rare = [token for token, p in expected.items() if p * count < 10]
+    cells = [([token], p) for token, p in expected.items() if token not in rare]
+    if rare:
+        cells.append((rare, sum(expected[token] for token in rare)))
+    chi_square = sum(
+        (sum(found[token] for token in tokens) - p * count) ** 2 / (p * count)
+        for tokens, p in cells
+    )
+    freedom = len(cells) - 1
+    assert chi_square < freedom + 4 * math.sqrt(2 * freedom) + 8
+
+
+@pytest.mark.parametrize("name", WARPERS)
+def test_choose_takes_the_best_noisy_token(name: str) -> None:
+    """Also: scoring the target's own logits as a draft finds the target's own choice."""
+    params, counts = replace(WARPERS[name], seed=7), counts_of(PROMPT, OUTPUT)
+    logits = random_logits(40, 300)
+    positions = range(100, 140)
+    dense = warp(logits, params, counts) + gumbel(
+        7, 2, torch.tensor(positions)[:, None], torch.arange(300)
+    )
+    chosen = [
+        choose(row, params, counts, position=position, choice=2)
+        for row, position in zip(logits, positions, strict=True)
+    ]
+    assert chosen == dense.argmax(-1).tolist()
+    tokens, _ = draft_children(
+        logits, params, counts, positions=positions, choice=2, tau=0.5, branch=1
+    )
+    assert chosen == tokens[:, 0].tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_noise_left_out_never_hides_the_winner(temperature: float, spread: float) -> None:
+    params = SamplingParams(temperature=temperature, seed=3)
+    logits = random_logits(12, 5_000, spread)
+    warped, tokens = warp(logits, params, None), torch.arange(5_000)
+    for position in range(12):
+        dense = warped[position] + gumbel(3, 0, position, tokens)
+        chosen = choose(logits[position], params, None, position=position, choice=0)
+        assert chosen == dense.argmax()
+
+
+def test_nucleus_sets_equal_a_sorted_reference() -> None:
+    for seed, (size, top_p, spread) in enumerate(
+        [(50, 0.1, 1.0), (50, 0.999, 1.0), (3_000, 0.5, 3.0), (3_000, 0.9, 0.1), (3_000, 0.7, 0.0)]
+    ):
+        logits = random_logits(5, size, spread, seed)
+        warped = warp(logits, SamplingParams(top_p=top_p), None)
+        for row, values in zip(warped, logits, strict=True):
+            if spread:
+                kept = set(row.isfinite().nonzero()[:, 0].tolist())
+                expected = reference(values.tolist(), SamplingParams(top_p=top_p), (), ())
+                assert kept == set(expected)
+            else:
+                assert row.isfinite().all()  # all tie with the last one kept
+
+
+def test_a_row_that_needs_all_of_the_vocabulary_does_not_change_its_neighbours() -> None:
+    flat, sharp = random_logits(1, 5_000, 0.05), random_logits(1, 5_000, 6.0)
+    params = SamplingParams(top_p=0.9)
+    both = warp(torch.cat([sharp, flat, sharp]), params, None)
+    assert torch.equal(both[0], warp(sharp, params, None)[0])
+    assert torch.equal(both[1], warp(flat, params, None)[0])
+    assert torch.equal(both[2], both[0])
+
+
+@pytest.mark.parametrize("name", WARPERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
+    logits = random_logits(7, 33_001, 3.0).to(dtype)
+    params, counts = WARPERS[name], counts_of(PROMPT, OUTPUT)
+    paths = [PATH[:depth] for depth in (0, 1, 2, 3, 4, 1, 2)]
+    together = warp(logits, params, counts, paths=paths)
+    for row in range(7):
+        alone = warp(logits[row, None].clone(), params, counts, paths=[paths[row]])
+        assert torch.equal(alone[0], together[row])
+
+
+def test_tokens_that_tie_with_the_last_one_kept_are_kept() -> None:
+    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
+    assert warp(logits, SamplingParams(top_k=2), None).isfinite().tolist() == [
+        [True, True, True, False]
+    ]
+    assert warp(logits, SamplingParams(top_p=0.62), None).isfinite().tolist() == [
+        [True, True, True, False]
+    ]
+
+
+def test_settings_that_are_off_change_nothing() -> None:
+    logits = random_logits(2, 50)
+    expected = logits.log_softmax(-1)
+    for params in (SamplingParams(), SamplingParams(top_k=50), SamplingParams(top_k=99)):
+        torch.testing.assert_close(warp(logits, params, None), expected)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=1e-9),
+        SamplingParams(top_k=1),
+        SamplingParams(top_p=0.0),
+    ],
+)
+def test_greedy_parameters_take_the_lowest_of_the_best(params: SamplingParams) -> None:
+    assert is_greedy(params)
+    logits = torch.tensor([0.0, 5.0, 5.0, -3.0])
+    for seed in range(5):
+        chosen = choose(logits, replace(params, seed=seed), None, position=seed, choice=seed)
+        assert chosen == 1
+
+
+def test_greedy_choices_heed_penalties_bias_and_bans() -> None:
+    logits = torch.tensor([5.0, 4.9, 4.8, 4.7, -1.0])
+    greedy = SamplingParams(temperature=0)
+
+    def pick(params: SamplingParams, banned: Sequence[int] = (), path: Sequence[int] = ()) -> int:
+        counts = counts_of([0], [1])
+        return choose(logits, params, counts, position=3, choice=0, banned=banned, path=path)
+
+    assert pick(greedy) == 0
+    assert pick(greedy, banned=[0, 2]) == 1
+    assert pick(replace(greedy, repetition_penalty=1.5)) == 2
+    assert pick(replace(greedy, presence_penalty=1.0), banned=[0]) == 2
+    assert pick(replace(greedy, presence_penalty=1.0), banned=[0], path=[2]) == 3
+    assert pick(replace(greedy, frequency_penalty=0.01), path=[0] * 20) == 1
+    assert pick(replace(greedy, logit_bias=((4, 50.0),))) == 4
+
+
+def test_a_prompts_tokens_are_repetitions_but_not_present() -> None:
+    logits = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    counts = counts_of([0, 1], [])
+    repeated = warp(logits, SamplingParams(repetition_penalty=2.0), counts)
+    torch.testing.assert_close(repeated, torch.tensor([[0.5, -2.0, 1.0, -1.0]]).log_softmax(-1))
+    for params in (SamplingParams(presence_penalty=1.5), SamplingParams(frequency_penalty=1.5)):
+        torch.testing.assert_close(warp(logits, params, counts), logits.log_softmax(-1))
+
+
+def test_the_path_counts_like_emitted_tokens() -> None:
+    params = WARPERS["all"]
+    logits = random_logits(3, 60)
+    paths = [(), (3,), PATH]
+    drafted = warp(logits, params, counts_of(PROMPT, OUTPUT), paths=paths)
+    for row, path in enumerate(paths):
+        emitted = warp(logits[row, None], params, counts_of(PROMPT, (*OUTPUT, *path)))
+        assert torch.equal(drafted[row], emitted[0])
+
+
+def test_penalties_without_counts_are_a_mistake() -> None:
+    with pytest.raises(AssertionError, match="counts"):
+        warp(random_logits(1, 5), SamplingParams(presence_penalty=1.0), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "dependent"), [("all", True), ("presence", True), ("top_p", False), ("bias", False)]
+)
+def test_penalties_depend_on_the_path(name: str, dependent: bool) -> None:
+    assert is_path_dependent(WARPERS[name]) == dependent
+
+
+def test_banned_tokens_are_never_chosen() -> None:
+    logits = torch.zeros(20)
+    logits[:5] = 9.0
+    chosen = {
+        choose(logits, SamplingParams(), None, position=p, choice=0, banned=range(5))
+        for p in range(100)
+    }
+    assert len(chosen) > 10
+    assert min(chosen) >= 5
+    warped = warp(logits.expand(2, -1), SamplingParams(), None, banned=[[0, 1], []])
+    assert warped.isfinite().sum(-1).tolist() == [18, 20]
+
+
+def test_logits_are_left_alone() -> None:
+    logits = random_logits(2, 60)
+    before = logits.clone()
+    params, counts = WARPERS["all"], counts_of(PROMPT, OUTPUT)
+    warp(logits, params, counts, paths=[PATH, ()], banned=[[1], []])
+    choose(logits[0], params, counts, position=0, choice=0, path=PATH, banned=[1])
+    draft_children(logits, params, counts, positions=[1, 2], choice=0, tau=0.5, branch=3)
+    model_logprobs(logits[0], 3, 2)
+    assert torch.equal(logits, before)
+
+
+def test_choices_are_golden() -> None:
+    """The same seed gives the same answer in every release."""
+    logits = (torch.arange(1_000) * 37 % 101) / 16
+    expected = {
+        (0, 0): [423, 60, 65, 958, 49, 726, 524, 660],
+        (0, 1): [469, 543, 565, 625, 191, 401, 24, 963],
+        (2**64 - 1, 0): [27, 491, 786, 384, 494, 496, 666, 248],
+    }
+    for (seed, choice), tokens in expected.items():
+        params = SamplingParams(seed=seed, temperature=0.7, top_p=0.95)
+        chosen = [choose(logits, params, None, position=p, choice=choice) for p in range(8)]
+        assert chosen == tokens
+
+
+def test_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
+    logits, positions = random_logits(6, 500), [4, 5, 5, 6, 900, 0]
+    for tau in (0.3, 1.0):
+        params = SamplingParams(seed=5, temperature=0.9)
+        dense = warp(logits, params, None) + gumbel(
+            5, 1, torch.tensor(positions)[:, None], torch.arange(500)
+        )
+        tokens, scores = draft_children(
+            logits, params, None, positions=positions, choice=1, tau=tau, branch=500
+        )
+        assert scores.dtype == torch.float32
+        expected = (dense / tau).softmax(-1).float().gather(-1, tokens)
+        torch.testing.assert_close(scores.exp(), expected, rtol=1e-4, atol=1e-12)
+
+
+def test_greedy_scores_are_sharpened_logits() -> None:
+    logits = random_logits(3, 50)
+    tokens, scores = draft_children(
+        logits,
+        SamplingParams(temperature=0),
+        None,
+        positions=[1, 2, 3],
+        choice=0,
+        tau=0.5,
+        branch=50,
+    )
+    expected = (logits * 2).log_softmax(-1).sort(descending=True)
+    assert torch.equal(tokens, expected.indices)
+    torch.testing.assert_close(scores, expected.values)
+
+
+def test_children_may_come_from_far_below_the_drafts_best() -> None:
+    logits = random_logits(20, 4_000, 0.2)
+    params = SamplingParams(seed=11)
+    tokens, scores = draft_children(
+        logits, params, None, positions=range(20), choice=0, tau=0.5, branch=4
+    )
+    dense = warp(logits, params, None) + gumbel(
+        11, 0, torch.arange(20)[:, None], torch.arange(4_000)
+    )
+    assert tokens.tolist() == dense.topk(4).indices.tolist()
+    assert (scores.diff(dim=-1) <= 0).all()
+    ranks = (logits > logits.gather(-1, tokens[:, :1])).sum(-1)
+    assert ranks.max() > 1_000
+
+
+def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
+    logits = random_logits(2, 30)
+    params, banned = SamplingParams(top_k=3), [[], [int(logits[1].argmax())]]
+    tokens, scores = draft_children(
+        logits, params, None, positions=[1, 2], choice=0, tau=0.5, branch=8, banned=banned
+    )
+    assert tokens.shape == scores.shape == (2, 8)
+    assert scores.isfinite().sum(-1).tolist() == [3, 3]
+    assert banned[1][0] not in tokens[1, :3]
+    small, _ = draft_children(logits, params, None, positions=[1, 2], choice=0, tau=1.0, branch=99)
+    assert small.shape == (2, 30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_rows_logprobs_do_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
+    logits = random_logits(33, 130).to(dtype)
+    tokens = [row * 3 for row in range(33)]
+    together = rows_logprobs(logits, tokens, 4)
+    alone = [model_logprobs(own, token, 4) for own, token in zip(logits, tokens, strict=True)]
+    assert together == alone
+
+
+def test_api_07_logprobs_are_the_models_own_and_never_infinite() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0, 3.0, -torch.inf])
+    expected = logits.log_softmax(-1).tolist()
+    result = model_logprobs(logits, 2, 3)
+    assert result.token == 2
+    assert result.logprob == pytest.approx(expected[2])
+    assert [token for token, _ in result.top] == [1, 3, 2]
+    assert [value for _, value in result.top] == pytest.approx([expected[t] for t in (1, 3, 2)])
+    assert model_logprobs(logits, 4, 0).logprob == -9999.0
+    assert model_logprobs(logits, 4, 0).top == ()
+    assert model_logprobs(logits, 0, 20).top[-1] == (4, -9999.0)
+    assert [token for token, _ in model_logprobs(torch.zeros(9), 5, 2).top] == [0, 1]

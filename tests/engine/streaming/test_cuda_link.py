@@ -1,0 +1,223 @@
+"""The CUDA path's orders, on a fake device that runs late: no GPU needed.
+
+tests/gpu/test_stream_cuda.py asks the same of a real one.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.spec import Tier
+from engine.streaming.ring import LayerStream
+from tests.engine.fake_cuda import FakeDevice, install
+from tests.engine.units import NumberedUnits, PiecedUnits
+
+CUDA = torch.device("cuda:0")
+MS = 1e-3
+MIXTURES: tuple[tuple[Tier, ...], ...] = (
+    ("ram",) * 6,
+    ("disk",) * 6,
+    ("resident", "ram", "disk", "ram", "disk", "resident"),
+)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
+    fake = FakeDevice()
+    install(monkeypatch, fake)
+    yield fake
+    fake.end()
+    assert fake.cudart.pinned == {}, "pinned memory was left behind"
+
+
+def launch(
+    device: FakeDevice, units: NumberedUnits, index: int, weights: Mapping[str, Tensor]
+) -> None:
+    """Compute on the device: the weights are right at its first and at its last use of them."""
+    plain = {name: tensor.as_subclass(Tensor) for name, tensor in weights.items()}
+    for _ in range(2):
+        device.compute.launch(lambda: units.check(index, plain))
+
+
+def walk(
+    stream: LayerStream, device: FakeDevice, units: NumberedUnits, first: int = 0, last: int = 99
+) -> None:
+    for index in range(first, min(last, len(units.layouts))):
+        with stream.unit(index) as weights:
+            launch(device, units, index, weights)
+
+
+def walk_twice(stream: LayerStream, device: FakeDevice, units: NumberedUnits) -> None:
+    for _ in range(2):
+        walk(stream, device, units)
+
+
+def open_stream(units: NumberedUnits, tiers: Sequence[Tier], slots: int) -> LayerStream:
+    return LayerStream(units, tiers, device=CUDA, slots=slots)
+
+
+@pytest.mark.parametrize(("compute", "copy"), [(2 * MS, 0.0), (0.0, 2 * MS), (MS, MS)])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+@pytest.mark.parametrize("tiers", MIXTURES)
+def test_orders_hold_when_compute_or_copies_are_slow(
+    device: FakeDevice, tiers: Sequence[Tier], slots: int, compute: float, copy: float
+) -> None:
+    device.compute.slow, device.copy_speed = compute, copy
+    units = NumberedUnits(6)
+    with closing(open_stream(units, tiers, slots)) as stream:
+        for _ in range(3):
+            walk(stream, device, units)
+        device.compute.synchronize()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_pieces_from_the_disk_are_copied_while_others_are_read(
+    device: FakeDevice, slots: int
+) -> None:
+    """More pieces than buffers: each is refilled while copies out of others are under way."""
+    device.compute.slow, device.copy_speed = 0.5 * MS, 0.5 * MS
+    units = PiecedUnits(4, jitter=0.3 * MS)
+    tiers: list[Tier] = ["disk", "disk", "resident", "ram"]
+    with closing(open_stream(units, tiers, slots)) as stream:
+        walk_twice(stream, device, units)
+        units.piece_faults = {(1, 2): [OSError("pulled")] * 2}
+        with pytest.raises(ModelError, match="pulled"):
+            walk_twice(stream, device, units)
+        units.piece_faults.clear()
+        stream.seek(0)
+        walk_twice(stream, device, units)
+        assert stream.measure_link() > 0
+        walk(stream, device, units)
+        device.compute.synchronize()
+
+
+@pytest.mark.parametrize("limit", [0, 3 * 4096, 15 * 4096])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_ram_that_cannot_be_pinned_goes_through_pieces(
+    device: FakeDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    slots: int,
+    limit: int,
+) -> None:
+    monkeypatch.setattr("engine.streaming.cuda_link.PIECE_BYTES", 4096)
+    monkeypatch.setattr("engine.streaming.disk.PIECE_BYTES", 4096)
+    device.cudart.limit = limit
+    device.compute.slow, device.copy_speed = 0.5 * MS, 0.5 * MS
+    units = NumberedUnits(5, rows=1200)  # six pieces each
+    with (
+        caplog.at_level(logging.WARNING),
+        closing(open_stream(units, ["ram"] * 5, slots)) as stream,
+    ):
+        for _ in range(2):
+            walk(stream, device, units)
+        assert sum("refused to pin more RAM" in text for text in caplog.messages) == 1
+        if limit == 15 * 4096:  # two units fit: one gives its share to the buffers
+            assert not any("staging buffers" in text for text in caplog.messages)
+        assert stream.stats.bytes >= 2 * sum(unit.nbytes for unit in units.layouts)
+        assert stream.stats.busy_seconds > 0
+
+
+def test_leaving_a_block_does_not_wait_and_the_host_runs_at_most_slots_ahead(
+    device: FakeDevice,
+) -> None:
+    slots = 3
+    units = NumberedUnits(8)
+    held, finished = threading.Semaphore(0), threading.Semaphore(0)
+
+    def compute() -> None:
+        assert held.acquire(timeout=30)
+        finished.release()
+
+    with closing(open_stream(units, ["ram"] * 8, slots)) as stream:
+        for index in range(slots):  # nothing has been computed yet, and nothing blocks
+            with stream.unit(index):
+                device.compute.launch(compute)
+        waiting = threading.Event()
+
+        def idle(seconds: float) -> bool:
+            waiting.set()
+            held.release()  # the first unit's work is done: its slot may be filled again
+            return False
+
+        stream.idle = idle
+        with stream.unit(slots) as weights:
+            assert waiting.is_set(), "the host ran ahead of the ring"
+            assert finished.acquire(blocking=False)
+            launch(device, units, slots, weights)
+        for _ in range(slots):
+            held.release()
+
+
+@pytest.mark.parametrize("tiers", MIXTURES)
+def test_passes_left_early_and_failed_reads(device: FakeDevice, tiers: Sequence[Tier]) -> None:
+    device.compute.slow, device.copy_speed = MS, MS
+    units = NumberedUnits(6, jitter=MS)
+    with closing(open_stream(units, tiers, 3)) as stream:
+        first = 0
+        for _ in range(12):
+            walk(stream, device, units, first, first + random.randrange(7))
+            first = random.randrange(6)
+            stream.seek(first)
+        for unit, tier in enumerate(tiers):
+            if tier == "disk":
+                stream.seek(0)
+                units.faults[unit] = [OSError("pulled")] * 2  # one may be met reading ahead
+                with pytest.raises(ModelError, match="pulled"):
+                    walk_twice(stream, device, units)
+                units.faults.clear()
+        stream.seek(0)
+        walk(stream, device, units)
+
+
+def test_pinned_copies_are_timed_by_the_device(device: FakeDevice) -> None:
+    device.copy_speed = MS
+    units = NumberedUnits(3)
+    with closing(open_stream(units, ["ram"] * 3, 1)) as stream:
+        walk(stream, device, units)
+        stats = stream.stats
+        assert stats.ram.bytes == sum(unit.nbytes for unit in units.layouts)
+        assert stats.ram.seconds > 0
+        assert stats.ram.gbps > 0
+
+
+def test_a_full_device_says_what_to_lower(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*shape: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    for tier in ("resident", "ram"):
+        with pytest.raises(ModelError, match=r"cuda:0 has no room.*memory\.device"):
+            open_stream(NumberedUnits(2), [tier] * 2, 2)
+
+
+def test_a_real_link_cannot_be_simulated() -> None:
+    with pytest.raises(ModelError, match=r"simulate_gbps is 2\.0, but cuda:0 has a link"):
+        LayerStream(NumberedUnits(1), ["ram"], device=CUDA, slots=1, simulate_gbps=2.0)
+
+
+def test_a_failed_load_unpins_after_the_last_copy(device: FakeDevice) -> None:
+    device.copy_speed = 10 * MS
+    units = NumberedUnits(6)
+    units.faults = {0: [OSError("torn")]}
+    with pytest.raises(ModelError, match="torn"):
+        open_stream(units, ["resident"] * 6, 2)
+    assert device.cudart.pinned == {}
+
+
+def test_close_unpins_after_the_last_copy(device: FakeDevice) -> None:
+    device.copy_speed = 2 * MS
+    stream = open_stream(NumberedUnits(4), ["ram", "disk"] * 2, 4)
+    assert len(device.cudart.pinned) > 2
+    stream.close()
+    stream.close()
+    assert device.cudart.pinned == {}

@@ -1,0 +1,328 @@
+"""Packed units equal the reader's, a broken packing never loads, the cache keeps its limit."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.streaming.packed import INDEX, PackedUnits, pack, packed_bytes, unit_name
+from engine.streaming.packed_cache import CacheEntry, cache_root, entries, is_cached, packed, remove
+from engine.weights.layout import UnitLayout, lay_out
+
+
+class RandomUnits:
+    """A reader of random bytes; the same seed gives the same bytes."""
+
+    def __init__(self, seed: int = 0, units: int = 4, fail_at: int | None = None) -> None:
+        self.seed = seed
+        self.fail_at = fail_at
+        shapes = {"a.weight": (torch.bfloat16, (5, 7)), "b": (torch.uint8, (2, 3, 3000))}
+        self._layouts = [lay_out(f"model.layers.{i}", shapes) for i in range(units)]
+
+    @property
+    def layouts(self) -> Sequence[UnitLayout]:
+        return self._layouts
+
+    def read(self, index: int, slab: Tensor) -> None:
+        if index == self.fail_at:
+            raise ModelError("shard 7: damaged")
+        generator = torch.Generator().manual_seed(self.seed * 1000 + index)
+        for view in self._layouts[index].views(slab).values():
+            data = torch.randint(0, 256, (view.nbytes,), dtype=torch.uint8, generator=generator)
+            view.view(-1).view(torch.uint8).copy_(data)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def assert_same(units: PackedUnits, reader: RandomUnits) -> None:
+    assert list(units.layouts) == list(reader.layouts)
+    for index, layout in enumerate(reader.layouts):
+        found, expected = (torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in range(2))
+        units.read(index, found)
+        reader.read(index, expected)
+        assert torch.equal(found, expected)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# One folder
+
+
+def test_packed_units_equal_the_readers(root: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    reader = RandomUnits()
+    units = pack(reader, root / "m", "key", lambda *line: told.append(line))
+    assert_same(units, reader)
+    assert_same(PackedUnits(root / "m", "key"), reader)
+    total = packed_bytes(reader)
+    assert [done for _, done, _ in told] == [total * i // 4 for i in (1, 2, 3, 4)]
+    assert all(total == line[2] for line in told)
+
+
+def test_unit_files_are_whole_pages(root: Path) -> None:
+    pack(RandomUnits(), root / "m", "key", silent)
+    sizes = [path.stat().st_size for path in (root / "m").glob("*.unit")]
+    assert len(sizes) == 4 and all(size % 4096 == 0 for size in sizes)
+
+
+def test_an_unaligned_slab_is_filled(root: Path) -> None:
+    reader = RandomUnits()
+    units = pack(reader, root / "m", "key", silent)
+    nbytes = reader.layouts[0].nbytes
+    memory = torch.zeros(nbytes + 2, dtype=torch.uint8)
+    units.read(0, memory[1:])
+    expected = torch.zeros(nbytes, dtype=torch.uint8)
+    reader.read(0, expected)
+    assert torch.equal(memory[1 : 1 + nbytes], expected) and memory[-1] == 0
+
+
+def test_units_are_read_by_many_threads_at_once(root: Path) -> None:
+    reader = RandomUnits(units=8)
+    units = pack(reader, root / "m", "key", silent)
+    failed: list[BaseException] = []
+
+    def walk() -> None:
+        try:
+            assert_same(units, reader)
+        except (AssertionError, ModelError) as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=walk) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_a_packing_that_fails_leaves_nothing(root: Path) -> None:
+    with pytest.raises(ModelError, match="shard 7: damaged"):
+        pack(RandomUnits(fail_at=2), root / "m", "key", silent)
+    assert list(root.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from engine.streaming.packed import pack
+from tests.engine.streaming.test_packed import RandomUnits
+
+def kill_in_the_middle(what, done, total):
+    if done == total // 4 * {quarters}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pack(RandomUnits(), Path(sys.argv[1]), "key", kill_in_the_middle)
+"""
+
+
+@pytest.mark.parametrize("quarters", [1, 4])
+def test_a_killed_packing_does_not_load_and_is_swept_up(root: Path, quarters: int) -> None:
+    """Four quarters: all units are written, but not the index."""
+    root.mkdir()
+    program = [sys.executable, "-c", KILLED.format(quarters=quarters), str(root / "m")]
+    result = subprocess.run(program, cwd=Path(__file__).parents[3], check=False)
+    assert result.returncode == -9
+    left = list(root.iterdir())
+    assert len(left) == 1 and left[0].name.endswith(".partial")
+    assert entries() == []
+    with pytest.raises(ModelError, match=INDEX):
+        PackedUnits(left[0])
+    assert_same(pack(RandomUnits(), root / "m", "key", silent), RandomUnits())
+    assert list(root.iterdir()) == [root / "m"]
+
+
+def test_a_packing_under_way_is_not_swept_up(root: Path) -> None:
+    """Another engine packs the same model meanwhile: the second result is the one that is kept."""
+    inner: list[PackedUnits] = []
+
+    def pack_again(what: str, done: int, total: int) -> None:
+        if not inner:
+            inner.append(pack(RandomUnits(), root / "m", "key", silent))
+
+    outer = pack(RandomUnits(), root / "m", "key", pack_again)
+    assert_same(outer, RandomUnits())
+    assert_same(inner[0], RandomUnits())
+    assert list(root.iterdir()) == [root / "m"]
+
+
+def test_too_small_a_disk_is_told_with_the_numbers(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000}))
+    with pytest.raises(ModelError, match=r"packing needs 0.00 GB, 0.00 GB are free.*prune"):
+        pack(RandomUnits(), root / "m", "key", silent)
+    assert list(root.iterdir()) == []
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_found_when_the_unit_is_first_read(root: Path) -> None:
+    reader = RandomUnits()
+    pack(reader, root / "m", "key", silent).close()
+    flip_byte(root / "m" / unit_name(2))
+    units = PackedUnits(root / "m", "key")
+    slab = torch.empty(reader.layouts[0].nbytes, dtype=torch.uint8)
+    units.read(1, slab)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"00002.unit: wrong checksum"):
+            units.read(2, slab)
+
+
+def test_a_file_that_shrinks_while_serving_is_told(root: Path) -> None:
+    reader = RandomUnits()
+    units = pack(reader, root / "m", "key", silent)
+    with open(root / "m" / unit_name(3), "r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(ModelError, match=r"00003.unit: ends at 4096"):
+        units.read(3, torch.empty(reader.layouts[3].nbytes, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "index", "version", "key", "dtype"])
+def test_a_damaged_folder_is_refused_by_name(damage: str, root: Path) -> None:
+    pack(RandomUnits(), root / "m", "key", silent).close()
+    index = root / "m" / INDEX
+    unit = root / "m" / unit_name(1)
+    content = json.loads(index.read_text())
+    match damage:
+        case "truncated":
+            os.truncate(unit, 4096)
+        case "missing":
+            unit.unlink()
+        case "index":
+            index.write_text("{")
+        case "version":
+            index.write_text(json.dumps({**content, "version": 0}))
+        case "key":
+            index.write_text(json.dumps({**content, "key": "other"}))
+        case "dtype":
+            content["units"][0]["fields"][0][1] = "bfloat17"
+            index.write_text(json.dumps(content))
+    name = unit_name(1) if damage in ("truncated", "missing") else INDEX
+    with pytest.raises(ModelError, match=name):
+        PackedUnits(root / "m", "key")
+
+
+# The cache
+
+
+def total(found: list[CacheEntry]) -> int:
+    return sum(entry.nbytes for entry in found)
+
+
+def test_a_model_is_packed_once(root: Path) -> None:
+    packed(RandomUnits(), "org/m", "a", None, silent).close()
+    (entry,) = entries()
+    assert entry.model == "org/m" and entry.path.parent == root
+    assert entry.nbytes > packed_bytes(RandomUnits())
+
+    def packs_again(what: str, done: int, total: int) -> None:
+        raise AssertionError("packed twice")
+
+    assert_same(packed(RandomUnits(), "org/m", "a", None, packs_again), RandomUnits())
+
+
+def test_an_entry_is_known_before_it_is_opened() -> None:
+    assert not is_cached("org/m", "a")
+    packed(RandomUnits(), "org/m", "a", None, silent).close()
+    assert is_cached("org/m", "a")
+    assert not is_cached("org/m", "b") and not is_cached("m", "a")
+
+
+def test_another_identity_is_another_entry() -> None:
+    first = packed(RandomUnits(0), "m", "commit 0, bfloat16", None, silent)
+    second = packed(RandomUnits(1), "m", "commit 1, bfloat16", None, silent)
+    assert_same(first, RandomUnits(0))
+    assert_same(second, RandomUnits(1))
+    assert len(entries()) == 2
+
+
+@pytest.mark.parametrize("damage", [unit_name(1), INDEX])
+def test_a_damaged_entry_is_packed_again(damage: str) -> None:
+    packed(RandomUnits(), "m", "a", None, silent).close()
+    os.truncate(entries()[0].path / damage, 10)
+    assert_same(packed(RandomUnits(), "m", "a", None, silent), RandomUnits())
+
+
+def test_an_entry_of_another_layout_is_packed_again() -> None:
+    packed(RandomUnits(units=3), "m", "a", None, silent).close()
+    assert_same(packed(RandomUnits(units=4), "m", "a", None, silent), RandomUnits(units=4))
+    assert len(entries()) == 1
+
+
+def use(entry: CacheEntry, when: float) -> None:
+    os.utime(entry.path / INDEX, (when, when))
+
+
+def test_the_least_recently_used_entries_of_other_models_go_first() -> None:
+    for age, model in enumerate(["own", "old", "young"]):
+        packed(RandomUnits(), model, "a", None, silent).close()
+        (entry,) = [entry for entry in entries() if entry.model == model]
+        use(entry, 1000.0 + age)
+    room_for_three = total(entries()) + 100
+    packed(RandomUnits(), "own", "b", room_for_three, silent).close()
+    assert [entry.model for entry in entries()] == ["own", "young", "own"]
+    assert total(entries()) <= room_for_three
+
+
+def test_opening_an_entry_counts_as_use() -> None:
+    for model in ("first", "second"):
+        packed(RandomUnits(), model, "a", None, silent).close()
+        use(next(entry for entry in entries() if entry.model == model), 1000.0)
+    packed(RandomUnits(), "first", "a", None, silent).close()
+    assert [entry.model for entry in entries()] == ["second", "first"]
+
+
+def test_an_entry_in_use_is_not_removed() -> None:
+    units = packed(RandomUnits(), "m", "a", None, silent)
+    (entry,) = entries()
+    with pytest.raises(ModelError, match="in use"):
+        remove(entry)
+    limit = entry.nbytes + 100
+    with pytest.raises(ModelError, match=r"in use by running engines; packing n needs"):
+        packed(RandomUnits(), "n", "a", limit, silent)
+    units.close()
+    packed(RandomUnits(), "n", "a", limit, silent).close()
+    (entry,) = entries()
+    assert entry.model == "n"
+    remove(entry)
+    assert entries() == [] and not entry.path.exists()
+
+
+def test_a_limit_that_can_never_fit_is_told_with_the_numbers() -> None:
+    packed(RandomUnits(), "m", "a", None, silent).close()
+    with pytest.raises(ModelError, match=r"memory.cache: 0.00 GB, but packing n needs 0.00 GB"):
+        packed(RandomUnits(), "n", "a", 1000, silent)
+    assert len(entries()) == 1
+
+
+def test_an_empty_cache_has_no_entries(root: Path) -> None:
+    assert not root.exists() and entries() == []
+
+
+def test_the_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UNDERSTUDY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "understudy"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_root() == tmp_path / ".cache" / "understudy"

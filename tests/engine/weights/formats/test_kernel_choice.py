@@ -1,0 +1,58 @@
+"""How long a 4-bit product takes is measured on the device, not with the host's launches."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.weights.formats import linear
+
+
+class Device:
+    """A device's clock, in milliseconds: it moves when work ends, and work is only launched."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.launched: list[str] = []
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool = False) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = device.now
+                device.launched.append("event")
+
+            def synchronize(self) -> None:
+                device.launched.append("wait")
+
+            def elapsed_time(self, end: Any) -> float:
+                return float(end.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.launched.append("sleep"))
+
+    def layer(self, *milliseconds: float) -> nn.Module:
+        """A layer whose calls take so long, in turn."""
+        times = list(milliseconds)
+        device = self
+
+        class Layer(nn.Module):
+            def forward(self, rows: Tensor) -> Tensor:
+                device.now += times.pop(0)
+                device.launched.append("call")
+                return rows
+
+        return Layer()
+
+
+def test_calls_are_timed_behind_a_sleeping_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    layer = device.layer(3.0, 1.0, *[2.0] * 7)
+    seconds = linear._device_seconds(layer, torch.zeros(1, 1))
+    assert seconds == pytest.approx([0.003, 0.001, *[0.002] * 7])
+    assert device.launched == ["sleep", "event", *["call", "event"] * 9, "wait"]

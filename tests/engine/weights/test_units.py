@@ -1,0 +1,351 @@
+"""Units read from a checkpoint equal what transformers loads, and every damage is told."""
+
+import json
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from engine.errors import ModelError
+from engine.weights.safetensors import INDEX_NAME, Checkpoint, StoredTensor
+from engine.weights.units import CheckpointUnits
+from tests.engine.checkpoints import FAMILIES, save_tiny
+
+
+def meta_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    return model
+
+
+def open_units(folder: Path, dtype: torch.dtype = torch.float32) -> CheckpointUnits:
+    return CheckpointUnits(folder, meta_model(folder, dtype), dtype)
+
+
+def read_all(units: CheckpointUnits) -> dict[str, Tensor]:
+    """Every tensor of the model by its full name, each unit in a slab of its own."""
+    tensors = units.other()
+    for index, layout in enumerate(units.layouts):
+        slab = torch.empty(layout.nbytes, dtype=torch.uint8)
+        units.read(index, slab)
+        views = layout.views(slab).items()
+        tensors |= {f"{layout.name}.{name}": tensor for name, tensor in views}
+    return tensors
+
+
+def assert_equals_transformers(folder: Path, dtype: torch.dtype) -> CheckpointUnits:
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
+    units = open_units(folder, dtype)
+    found = read_all(units)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+    return units
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_equal_from_pretrained(family: str, tied: bool, tmp_path: Path) -> None:
+    save_tiny(family, tmp_path, dtype=torch.bfloat16, tied=tied, layers=2)
+    units = assert_equals_transformers(tmp_path, torch.bfloat16)
+    assert [layout.name for layout in units.layouts][-2:] == ["model.layers.1", "lm_head"]
+    assert units.head_is_tied == tied
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)],
+)
+def test_dtypes_are_converted_as_from_pretrained_does(
+    family: str, stored: torch.dtype, wanted: torch.dtype, tmp_path: Path
+) -> None:
+    save_tiny(family, tmp_path, dtype=stored, layers=1)
+    assert_equals_transformers(tmp_path, wanted)
+
+
+def test_a_single_file_without_index_is_read(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=1, max_shard_size="1GB")
+    assert not (tmp_path / INDEX_NAME).exists()
+    assert_equals_transformers(tmp_path, torch.float32)
+
+
+def test_a_stored_head_wins_over_the_tie(tmp_path: Path) -> None:
+    """Some checkpoints say "tied" and still store the head: the library uses what is stored."""
+    save_tiny("llama", tmp_path, tied=False, layers=1)
+    edit_json(tmp_path / "config.json", tie_word_embeddings=True)
+    units = assert_equals_transformers(tmp_path, torch.float32)
+    assert not units.head_is_tied
+
+
+def test_routing_corrections_stay_in_float32(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "glm4_moe",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        pad_token_id=0,
+    )
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    units = assert_equals_transformers(tmp_path, torch.bfloat16)
+    kept = [field.name for field in units.layouts[1].fields if field.dtype == torch.float32]
+    assert kept == ["mlp.gate.e_score_correction_bias"]
+
+
+def test_bytes_of_the_wanted_dtype_go_straight_to_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts too: each stored tensor is read into its rows of the fused one, with no copy."""
+    save_tiny("mixtral", tmp_path, layers=1)
+    units = open_units(tmp_path)
+
+    def no_copy(self: Checkpoint, stored: StoredTensor) -> Tensor:
+        raise AssertionError(stored.name)
+
+    monkeypatch.setattr(Checkpoint, "load", no_copy)
+    for index, layout in enumerate(units.layouts):
+        units.read(index, torch.empty(layout.nbytes, dtype=torch.uint8))
+
+
+def test_the_embedding_is_mapped_from_its_file(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    embedding = open_units(tmp_path).other()["model.embed_tokens.weight"]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line for line in lines if line.endswith(".safetensors") and str(tmp_path) in line]
+    ranges = [[int(part, 16) for part in line.split()[0].split("-")] for line in mapped]
+    assert any(begin <= embedding.data_ptr() < end for begin, end in ranges)
+
+
+def test_the_embedding_survives_closing(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    units = open_units(tmp_path)
+    embedding = units.other()["model.embed_tokens.weight"]
+    expected = embedding.clone()
+    units.close()
+    assert torch.equal(embedding, expected)
+
+
+def test_units_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
+    save_tiny("qwen3_moe", tmp_path, layers=4)
+    units = open_units(tmp_path)
+    expected = read_all(units)
+    wrong: list[str] = []
+
+    def walk(start: int) -> None:
+        for step in range(20):
+            index = (start + step) % len(units.layouts)
+            layout = units.layouts[index]
+            slab = torch.empty(layout.nbytes, dtype=torch.uint8)
+            units.read(index, slab)
+            wrong.extend(
+                name
+                for name, tensor in layout.views(slab).items()
+                if not torch.equal(tensor, expected[f"{layout.name}.{name}"])
+            )
+
+    threads = [threading.Thread(target=walk, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# Damage. Each function breaks a llama checkpoint of several shards in one way.
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((folder / INDEX_NAME).read_text())["weight_map"]
+    return found
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None], tensor: str) -> None:
+    """Change the tensors of the shard that holds `tensor`, and the index with it."""
+    shard = weight_map(folder)[tensor]
+    tensors = load_file(folder / shard)
+    change(tensors)
+    save_file(tensors, folder / shard)
+    others = {name: file for name, file in weight_map(folder).items() if file != shard}
+    edit_json(folder / INDEX_NAME, weight_map=others | dict.fromkeys(tensors, shard))
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def drop_tensor(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.__delitem__(NORM), NORM)
+
+
+def add_tensor(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.update(stray=torch.zeros(2)), NORM)
+
+
+def wrong_shape(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.update({NORM: torch.zeros(65)}), NORM)
+
+
+def wrong_dtype(folder: Path) -> None:
+    change = {NORM: torch.zeros(64, dtype=torch.int8)}
+    rewrite(folder, lambda tensors: tensors.update(change), NORM)
+
+
+def unscaled_float8(folder: Path) -> None:
+    change = {NORM: torch.zeros(64).to(torch.float8_e4m3fn)}
+    rewrite(folder, lambda tensors: tensors.update(change), NORM)
+
+
+def drop_shard(folder: Path) -> None:
+    (folder / weight_map(folder)[NORM]).unlink()
+
+
+def truncate_shard(folder: Path) -> None:
+    shard = folder / weight_map(folder)[NORM]
+    with open(shard, "r+b") as file:
+        file.truncate(shard.stat().st_size - 1)
+
+
+def empty_shard(folder: Path) -> None:
+    (folder / weight_map(folder)[NORM]).write_bytes(b"")
+
+
+def corrupt_header(folder: Path) -> None:
+    shard = folder / weight_map(folder)[NORM]
+    data = bytearray(shard.read_bytes())
+    data[8] = ord("x")
+    shard.write_bytes(data)
+
+
+def corrupt_header_length(folder: Path) -> None:
+    shard = folder / weight_map(folder)[NORM]
+    shard.write_bytes(struct.pack("<Q", 1 << 60) + shard.read_bytes()[8:])
+
+
+def corrupt_offsets(folder: Path) -> None:
+    shard = folder / weight_map(folder)[NORM]
+    data = shard.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    begin, end = header[NORM]["data_offsets"]
+    header[NORM]["data_offsets"] = [begin, end + 4]
+    text = json.dumps(header).encode()
+    shard.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def index_without_entry(folder: Path) -> None:
+    entries = {name: file for name, file in weight_map(folder).items() if name != NORM}
+    edit_json(folder / INDEX_NAME, weight_map=entries)
+
+
+def index_with_wrong_file(folder: Path) -> None:
+    entries = weight_map(folder)
+    entries[NORM] = next(file for file in entries.values() if file != entries[NORM])
+    edit_json(folder / INDEX_NAME, weight_map=entries)
+
+
+def index_outside_the_folder(folder: Path) -> None:
+    edit_json(folder / INDEX_NAME, weight_map=weight_map(folder) | {NORM: "../other.safetensors"})
+
+
+def corrupt_index(folder: Path) -> None:
+    (folder / INDEX_NAME).write_text("{")
+
+
+def only_pickles(folder: Path) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_tensor, f"no tensor for {NORM} of LlamaForCausalLM"),
+        (add_tensor, "unexpected tensor stray"),
+        (wrong_shape, rf"{NORM} has shape \[65\].* needs \[64\]"),
+        (wrong_dtype, f"{NORM} has dtype torch.int8"),
+        (unscaled_float8, f"{NORM} has dtype torch.float8_e4m3fn"),
+        (drop_shard, r"model-0000\d-of-.*it is not there"),
+        (truncate_shard, r"model-0000\d-of-.*truncated"),
+        (empty_shard, r"model-0000\d-of-.*0 bytes"),
+        (corrupt_header, r"model-0000\d-of-.*corrupt safetensors header"),
+        (corrupt_header_length, r"model-0000\d-of-.*corrupt safetensors header \(length"),
+        (corrupt_offsets, r"model-0000\d-of-.*corrupt safetensors header"),
+        (index_without_entry, f"index.json has no entry for {NORM}"),
+        (index_with_wrong_file, f"says that {NORM} is in .* does not hold it"),
+        (index_outside_the_folder, "'../other.safetensors', not a file name"),
+        (corrupt_index, "index.json: not a safetensors index"),
+        (only_pickles, "Only safetensors"),
+    ],
+)
+def test_damage_is_refused_by_name(
+    damage: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, layers=2)
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        open_units(tmp_path)
+
+
+def test_a_missing_expert_is_refused_by_name(tmp_path: Path) -> None:
+    save_tiny("mixtral", tmp_path, layers=1)
+    name = "model.layers.0.block_sparse_moe.experts.2.w3.weight"
+    rewrite(tmp_path, lambda tensors: tensors.__delitem__(name), name)
+    with pytest.raises(ModelError, match=r"3 tensors \*.*w3.weight for the 4 experts"):
+        open_units(tmp_path)
+
+
+def test_an_expert_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    save_tiny("mixtral", tmp_path, layers=1)
+    name = "model.layers.0.block_sparse_moe.experts.2.w3.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({name: torch.zeros(96, 63)}), name)
+    with pytest.raises(ModelError, match=r"experts.2.w3.weight has shape \[96, 63\]"):
+        open_units(tmp_path)
+
+
+def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=2)
+    stray = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
+    rewrite(tmp_path, lambda tensors: tensors.update(stray), NORM)
+    assert_equals_transformers(tmp_path, torch.float32)
+
+
+def test_a_file_that_shrinks_while_serving_is_told(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=2, tied=True)
+    units = open_units(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        with open(path, "r+b") as file:
+            file.truncate(100)
+    layout = units.layouts[0]
+    with pytest.raises(ModelError, match=r"safetensors: ends at .* truncated"):
+        units.read(0, torch.empty(layout.nbytes, dtype=torch.uint8))
+
+
+def test_closing_is_idempotent_and_gives_the_files_back(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.files
+    checkpoint.close()
+    checkpoint.close()
+    assert not checkpoint.files

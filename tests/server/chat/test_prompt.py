@@ -1,0 +1,122 @@
+"""What the model reads: rendered chats."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server.models.tokenizer import Tokenizer
+from tests.server.conftest import chat, error_of
+from tests.server.fake_engine import EOS, START, FakeEngines
+
+
+def rendered(engines: FakeEngines) -> str:
+    special = {EOS: "<eos>", START: "<turn>"}
+    return "".join(special.get(t) or chr(t) for t in engines.engine.requests[-1].prompt)
+
+
+async def test_roles_and_parts(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    """The template knows no tools: calls and results are told in words."""
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": "be kind"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        },
+        {"role": "assistant", "content": None, "refusal": "no"},
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+            ],
+        },
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+    ]
+    assert (await chat(client, messages=messages)).status_code == 200
+    assert rendered(engines) == (
+        "<turn>system:be kind<eos><turn>user:ab<eos><turn>assistant:no<eos>"
+        '<turn>assistant:<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><eos>'
+        "<turn>user:<tool_response>\n7\n</tool_response><eos><turn>assistant:"
+    )
+
+
+async def test_what_older_and_refusing_assistants_said(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    refusal = [{"type": "text", "text": "I am sorry. "}, {"type": "refusal", "refusal": "No."}]
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": refusal},
+        {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "7"},
+    ]
+    assert (await chat(client, messages=messages)).status_code == 200
+    assert rendered(engines) == (
+        "<turn>assistant:I am sorry. No.<eos>"
+        '<turn>assistant:<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><eos>'
+        "<turn>user:<tool_response>\n7\n</tool_response><eos><turn>assistant:"
+    )
+
+
+async def test_template_arguments(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    await chat(client, chat_template_kwargs={"shout": "!"}, add_generation_prompt=False)
+    assert rendered(engines) == "<turn>user:hi!<eos>"
+
+
+async def test_api_17_a_last_assistant_message_is_continued(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
+    await chat(client, messages=messages, continue_final_message=True)
+    assert rendered(engines) == "<turn>user:hi<eos><turn>assistant:Well"
+    await chat(client, messages=messages)
+    assert rendered(engines).endswith("Well<eos><turn>assistant:")
+
+
+async def test_continuing_and_prompting_exclude_each_other(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
+    error = error_of(
+        await chat(
+            client, messages=messages, continue_final_message=True, add_generation_prompt=True
+        ),
+        400,
+    )
+    assert error["param"] == "add_generation_prompt"
+
+
+async def test_a_template_that_refuses_is_a_400_with_its_message(
+    client: httpx.AsyncClient,
+) -> None:
+    messages = [{"role": "user", "name": "nobody", "content": "x"}]
+    error = error_of(await chat(client, messages=messages, stream=True), 400)
+    assert error["code"] == "chat_template_error"
+    assert "no names here" in error["message"]
+
+
+async def test_arguments_that_break_the_template_are_a_400(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    error = error_of(await chat(client, messages=messages, chat_template_kwargs={"self": 1}), 400)
+    assert error["param"] == "chat_template_kwargs.self"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_a_prompt_of_megabytes_is_refused_without_being_tokenized(
+    client: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("this would take long")
+
+    monkeypatch.setattr(Tokenizer, "encode", never)
+    text = "word " * 1_000_000
+    messages = [{"role": "user", "content": text}]
+    response = await client.post(f"/v1/{path}", json={"prompt": text, "messages": messages})
+    error = error_of(response, 400)
+    assert error["code"] == "context_length_exceeded"
+    assert "maximum context length is 1024" in error["message"]
+
+
+async def test_arguments_of_calls_may_be_broken_json(client: httpx.AsyncClient) -> None:
+    for arguments in ("{", "[" * 5000, "9" * 5000):
+        function = {"name": "f", "arguments": arguments}
+        calls = [{"id": "call_1", "type": "function", "function": function}]
+        messages = [{"role": "assistant", "tool_calls": calls}]
+        assert (await chat(client, messages=messages, max_tokens=1)).status_code in (200, 400)

@@ -1,0 +1,95 @@
+"""One choice's deltas: the same for every way in which passes group its tokens."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from engine.messages import Origin, TokenLogprob, Tokens
+from engine.text.detokenize import Detokenizer, token_bytes
+from server.chat.reply import Reply
+from server.parsing.known import known_formats
+from server.parsing.pieces import Chain
+
+DEMO = Tokenizer.from_file(str(Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"))
+BYTES = token_bytes(DEMO)
+END = 2  # <|im_end|>
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": "né 🙂"}}\n</tool_call>'
+TEXTS = [
+    f"<think>\nIt is 🙂.\n</think>\n\nSure.\n{CALL}\n{CALL}",
+    "Hé! 🙂 <tool_call>no",
+    f" \n{CALL}",
+    "<think>\nnever ends 🙂",
+    "<think>\n\n</think>\n\nOnce upon a time.\n",
+]
+
+
+class Folded:
+    """What the deltas of one choice add up to; no log-probability comes before its text."""
+
+    def __init__(self, ids: list[int], cuts: list[int]) -> None:
+        known = known_formats()
+        parser = Chain(known["think"].parser((), ""), known["hermes"].parser({"add"}, ""))
+        reply, detokenizer = (
+            Reply(parser, BYTES, logprobs=True, provenance=False),
+            Detokenizer(BYTES),
+        )
+        self.content, self.reasoning = "", ""
+        self.calls: list[str] = []
+        self.tokens: list[int] = []  # whose log-probabilities are told
+        joined = b""
+        for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+            last = end == len(ids)
+            text = detokenizer.push(ids[start:end]) + (detokenizer.finish() if last else "")
+            entries = tuple(TokenLogprob(token, -1.0, ()) for token in ids[start:end])
+            finish = "stop" if last else None
+            for delta, placed in reply.read(
+                Tokens(
+                    "r",
+                    0,
+                    tuple(ids[start:end]),
+                    text,
+                    entries,
+                    origins=(Origin("target", 0, 1),) * (end - start),
+                    finish=finish,
+                )
+            ):
+                self.content += delta.get("content", "")
+                self.reasoning += delta.get("reasoning_content", "")
+                for call in delta.get("tool_calls", []):
+                    if "name" in call["function"]:
+                        self.calls.append("")
+                    self.calls[call["index"]] += call["function"]["arguments"]
+                self.tokens += [p.token for p in placed]
+                joined += b"".join(p.shown for p in placed)
+                assert self.content.encode().startswith(joined)
+        assert joined == self.content.encode()
+        self.num_reasoning_tokens = reply.num_reasoning_tokens
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@given(data=st.data())
+def test_the_grouping_of_tokens_does_not_matter(text: str, data: st.DataObject) -> None:
+    ids = [*DEMO.encode(text, add_special_tokens=False).ids, END]
+    cuts = data.draw(st.lists(st.integers(1, len(ids) - 1), max_size=8, unique=True).map(sorted))
+    whole, parts = Folded(ids, []), Folded(ids, cuts)
+    assert vars(parts) == vars(whole)
+
+
+def test_api_19_a_token_belongs_where_its_first_character_lies() -> None:
+    ids = [*DEMO.encode(TEXTS[0], add_special_tokens=False).ids, END]
+    folded = Folded(ids, [])
+    assert (folded.content, folded.reasoning) == ("Sure.", "It is 🙂.")
+    assert folded.calls == ['{"a": "né 🙂"}'] * 2
+    thought = DEMO.encode("It is 🙂.", add_special_tokens=False).ids
+    assert folded.num_reasoning_tokens == len(thought)
+    assert len(folded.tokens) == len(DEMO.encode("Sure.", add_special_tokens=False).ids)
+
+
+def test_reasoning_that_never_ends_is_all_reasoning() -> None:
+    ids = DEMO.encode(TEXTS[3], add_special_tokens=False).ids
+    folded = Folded(ids, [3])
+    assert (folded.content, folded.reasoning) == ("", "never ends 🙂")
+    assert folded.num_reasoning_tokens == len(ids) - 2  # the tag and the line break

@@ -1,0 +1,187 @@
+"""The command line: what it prints, and how it ends."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.streaming import packed_cache
+from engine.weights import hub
+from server.cli import main
+from server.config import files
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing of the real user's configuration or caches, and logging as it was before."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    for name in ("UNDERSTUDY_API_KEY", "UNDERSTUDY_CONFIG", "UNDERSTUDY_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "packaged" / "models").mkdir(parents=True)
+    (tmp_path / "packaged" / "models" / "demo.yaml").write_text("target: {source: de/mo}")
+    monkeypatch.setattr(files, "packaged_folder", lambda: tmp_path / "packaged")
+    yield tmp_path
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("understudy").setLevel(logging.NOTSET)
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["serve", "models", "pull", "prune"]),
+        (["serve", "--help"], ["MODEL", "--api-key-file", "UNDERSTUDY_PORT", "hub id"]),
+        (["--version"], ["understudy"]),
+    ],
+)
+def test_help_reads_well(capsys: Capture, arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main.main(arguments)
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_a_taken_port_is_told(capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main.main(["serve", "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert f"port {port}" in error
+    assert "in use" in error
+    assert "--port" in error
+
+
+def test_an_open_host_needs_keys(capsys: Capture) -> None:
+    assert main.main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 1
+    error = capsys.readouterr().err
+    assert "UNDERSTUDY_API_KEY" in error
+    assert "--insecure" in error
+
+
+def test_a_key_of_the_command_line_counts_and_is_warned_of(capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken_port = ["--port", str(taken.getsockname()[1])]
+        assert main.main(["serve", "--host", "0.0.0.0", "--api-key", "k", *taken_port]) == 1
+    error = capsys.readouterr().err
+    assert "list of processes" in error
+    assert "in use" in error
+
+
+def test_an_unknown_host_is_told(capsys: Capture) -> None:
+    assert main.main(["serve", "--host", "no.such.host.invalid", "--insecure"]) == 1
+    assert "no.such.host.invalid" in capsys.readouterr().err
+
+
+def test_a_wrong_file_ends_with_its_name(capsys: Capture, home: Path) -> None:
+    (home / "configs" / "models").mkdir(parents=True)
+    (home / "configs" / "models" / "bad.yaml").write_text("target: {source: a/b}\ndrafts: 1")
+    assert main.main(["serve"]) == 1
+    error = capsys.readouterr().err
+    assert "bad.yaml: drafts: unknown key" in error
+    assert "Traceback" not in error
+
+
+def test_an_impossible_model_is_told(capsys: Capture) -> None:
+    assert main.main(["serve", "not-a-model"]) == 1
+    assert "not-a-model" in capsys.readouterr().err
+
+
+def test_save_writes_the_file_that_is_printed(capsys: Capture, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main.main(["serve", "owner/name", "--port", port]) == 1  # only the file matters here
+        assert "--save writes it" in capsys.readouterr().err
+        assert not (home / "xdg").exists()
+        assert main.main(["serve", "owner/name", "--port", port, "--save"]) == 1
+        path = home / "xdg" / "understudy" / "models" / "owner" / "name.yaml"
+        text = path.read_text()
+        assert text in capsys.readouterr().err
+        assert "owner/name" in text
+        main.main(["serve", "owner/name", "--port", port, "--save"])
+        assert "already has a file" in capsys.readouterr().err
+
+
+def test_a_folder_with_the_name_of_another_model_is_not_taken_for_it(
+    capsys: Capture, home: Path
+) -> None:
+    folder = home / "elsewhere" / "demo"
+    folder.mkdir(parents=True)
+    assert main.main(["serve", str(folder), "--port", "0"]) == 1
+    error = capsys.readouterr().err
+    assert str(folder) in error
+    assert "'demo' is taken by" in error
+
+
+def test_models_lists_the_registry(capsys: Capture, home: Path) -> None:
+    (home / "configs" / "models").mkdir(parents=True)
+    (home / "configs" / "models" / "mine.yaml").write_text("target: {source: a/b}")
+    assert main.main(["models"]) == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert lines["mine"].split()[1:4] == ["a/b", "auto", "-"]
+    assert "demo" in lines
+
+
+def test_pull_downloads_target_and_draft(
+    capsys: Capture, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "configs" / "models").mkdir(parents=True)
+    (home / "configs" / "models" / "mine.yaml").write_text(
+        "target: {source: a/b, revision: r1}\ndraft: {method: specexec, source: c/d}"
+    )
+    asked = []
+
+    def resolve(source: str, revision: str | None, progress: object) -> Path:
+        asked.append((source, revision))
+        return home / source
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    assert main.main(["pull", "mine"]) == 0
+    assert main.main(["pull", "some/other"]) == 0
+    assert asked == [("a/b", "r1"), ("c/d", None), ("some/other", None)]
+    assert str(home / "a/b") in capsys.readouterr().err
+
+
+def test_pull_of_what_is_not_there_fails(capsys: Capture) -> None:
+    assert main.main(["pull", "some/model"]) == 1  # the tests run offline
+    assert "some/model" in capsys.readouterr().err
+
+
+def test_prune_asks_and_removes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = [packed_cache.CacheEntry(Path("/cache/a"), "mine", 3 * 10**9, 0.0)]
+    removed: list[packed_cache.CacheEntry] = []
+    monkeypatch.setattr(packed_cache, "entries", lambda: packed)
+    monkeypatch.setattr(packed_cache, "remove", removed.append)
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    assert main.main(["prune"]) == 1
+    assert removed == []
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert main.main(["prune"]) == 0
+    assert removed == packed
+    assert main.main(["prune", "--yes"]) == 0
+    assert "3.0 GB" in capsys.readouterr().out
+
+
+def test_prune_without_a_terminal_wants_yes(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(
+        packed_cache, "entries", lambda: [packed_cache.CacheEntry(Path("/a"), "m", 1, 0)]
+    )
+    monkeypatch.setattr("builtins.input", nobody)
+    assert main.main(["prune"]) == 1
+    assert "--yes" in capsys.readouterr().err

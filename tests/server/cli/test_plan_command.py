@@ -1,0 +1,149 @@
+"""`understudy plan`: what it prints, from config.json alone, and how it ends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.planning import probe
+from server.cli import main
+from server.config import files
+
+Capture = pytest.CaptureFixture[str]
+
+# Qwen2.5-7B's
+CONFIG = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
+GIB = 1 << 30
+CARD = ["--device-memory", "8GiB", "--ram", "24GiB", "--link-gbps", "25"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder with nothing but config.json, and nothing of the user's configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("UNDERSTUDY_CONFIG", raising=False)
+    (tmp_path / "packaged").mkdir()
+    monkeypatch.setattr(files, "packaged_folder", lambda: tmp_path / "packaged")
+    made = tmp_path / "seven-b"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps(CONFIG))
+    return made
+
+
+def planned(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    assert main.main(["plan", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_table_says_what_lives_where_and_how_fast(capsys: Capture, folder: Path) -> None:
+    assert main.main(["plan", str(folder), *CARD]) == 0
+    out = capsys.readouterr().out
+    assert "seven-b (qwen2, from its config.json alone)" in out
+    for word in ("ring", "KV pages", "units in RAM", "runtime", "1 user", "first token"):
+        assert word in out, word
+    assert "25 GB/s" in out and "as asked" in out and "assumed" in out
+    assert "What would help most: " in out
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_what_is_planned_fits_what_was_asked_for(capsys: Capture, folder: Path) -> None:
+    found = planned(capsys, str(folder), *CARD)
+    plan = found["plan"]
+    assert plan["device_bytes"] <= 8 * GIB
+    assert plan["host_bytes"] - plan["memory"]["host_runtime"] <= 24 * GIB + plan["embedding_bytes"]
+    assert found["has_weights"] is False
+    layer = 2 * (3584 * (3584 + 2 * 512 + 3584) + 3 * 3584 * 18944)  # biases and norms beside
+    assert found["unit_bytes"][0] == pytest.approx(layer, rel=1e-3)
+    assert found["unit_bytes"][-1] == pytest.approx(2 * 3584 * 152064, rel=1e-3)
+
+
+def test_more_memory_and_a_faster_link_never_make_it_slower(capsys: Capture, folder: Path) -> None:
+    def speed(device: str, link: str) -> float:
+        asked = ["--device-memory", device, "--ram", "24GiB", "--link-gbps", link]
+        found: float = planned(capsys, str(folder), *asked)["forecast"]["tokens_per_second"]
+        return found
+
+    small = speed("8GiB", "12")
+    assert speed("8GiB", "25") > small
+    assert speed("12GiB", "12") > small
+    assert speed("32GiB", "12") == speed("32GiB", "25") > 2 * small, "nothing travels"
+
+
+def test_the_change_that_would_help_most_is_the_best_of_all(capsys: Capture, folder: Path) -> None:
+    gains = planned(capsys, str(folder), *CARD)["gains"]
+    factors = [gain["factor"] for gain in gains]
+    assert factors == sorted(factors, reverse=True) and factors[0] > 1
+    assert any(gain["change"] == "link: 25 GB/s -> 50 GB/s" for gain in gains)
+    alone = planned(capsys, str(folder), "--device-memory", "8GiB", "--ram", "4GiB")
+    assert alone["plan"]["tiers"]["disk"] > 0
+    assert any(gain["change"].startswith("memory.ram: 4 GiB -> ") for gain in alone["gains"])
+
+
+def test_users_are_forecast_together(capsys: Capture, folder: Path) -> None:
+    asked = [str(folder), "--device-memory", "16GiB", "--users", "2"]
+    forecast = planned(capsys, *asked)["forecast"]
+    assert forecast["users"] == 2
+    assert forecast["tokens_per_second"] < forecast["tokens_per_second_all"]
+
+
+def test_what_cannot_fit_ends_with_2_and_what_is_missing(capsys: Capture, folder: Path) -> None:
+    assert main.main(["plan", str(folder), "--device-memory", "2GiB"]) == 2
+    error = capsys.readouterr().err
+    assert "does not fit" in error and "too little" in error and "ring of 2 slots" in error
+
+
+def test_this_machine_is_measured(
+    capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **small, **heads}))
+    found = planned(capsys, str(folder))
+    assert found["device"] == "cpu"
+    timed = {entry["what"]: entry["source"] for entry in found["assumptions"]}
+    assert timed["compute of 64 rows"].startswith("measured")
+    with monkeypatch.context() as nothing:
+        nothing.setattr(probe, "pass_times", lambda *_: None)
+        found = planned(capsys, str(folder))
+    assert "compute of 64 rows" not in {entry["what"] for entry in found["assumptions"]}
+
+
+def test_a_models_file_is_planned_by_its_id(capsys: Capture, folder: Path) -> None:
+    models = folder.parent / "configs" / "models"
+    models.mkdir(parents=True)
+    text = f'target: {{source: "{folder}"}}\ndraft: {{method: none}}\ncontext_length: 4096\n'
+    (models / "mine.yaml").write_text(text)
+    found = planned(capsys, "mine", *CARD)
+    assert (found["model_id"], found["draft"]) == ("mine", "none")
+    assert found["plan"]["draft_bytes"] == 0
+    assert found["forecast"]["tokens_per_pass"] == 1
+
+
+@pytest.mark.parametrize("arguments", [["--device-memory", "big"], ["--link-gbps", "0"]])
+def test_impossible_options_are_told(capsys: Capture, folder: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main.main(["plan", str(folder), *arguments])
+    assert end.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_served_ends_with_1(capsys: Capture, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba", "hidden_size": 64}))
+    assert main.main(["plan", str(folder), *CARD]) == 1
+    assert "mamba" in capsys.readouterr().err
+    assert main.main(["plan", "some/model", *CARD]) == 1  # the tests run offline
+    assert "config.json is not cached" in capsys.readouterr().err

@@ -1,0 +1,302 @@
+"""Settings, model files, the registry, keys: what is read and how mistakes are told."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
+from server.config.files import ConfigError, packaged_folder, parse_size, search_path
+from server.config.model_file import ParsersSection
+from server.config.registry import (
+    ModelEntry,
+    Registry,
+    entry_yaml,
+    make_entry,
+    read_entries,
+    read_entry,
+)
+from server.config.settings import Settings, load_settings
+from server.http.auth import is_loopback
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+def read(path: Path) -> ModelEntry:
+    return read_entry(path, path.stem)
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("8GiB", 8 * 2**30), ("500 MB", 5 * 10**8), ("1.5kib", 1536), ("7", 7), ("2b", 2)],
+)
+def test_sizes(text: str, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "8 gigs", "-1GiB", "1e3", "8GiB!"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+def test_command_line_over_environment_over_file(write: Write, tmp_path: Path) -> None:
+    write("understudy.yaml", "port: 1\nhost: a\nkeepalive: 3\nmax_body_bytes: 2MiB\n")
+    env = {"UNDERSTUDY_PORT": "2", "UNDERSTUDY_HOST": "b", "UNDERSTUDY_STRICT_MODEL": "false"}
+    settings = load_settings([tmp_path], env, {"port": 3, "host": None})
+    assert (settings.port, settings.host, settings.keepalive) == (3, "b", 3.0)
+    assert settings.max_body_bytes == 2 * 2**20
+    assert settings.strict_model is False
+
+
+def test_without_anything_the_defaults_hold(tmp_path: Path) -> None:
+    assert load_settings([tmp_path], {}, {}) == Settings()
+
+
+def test_the_shipped_settings_are_the_defaults() -> None:
+    assert load_settings([packaged_folder()], {}, {}) == Settings()
+
+
+def test_the_first_settings_file_is_the_only_one(write: Write, tmp_path: Path) -> None:
+    write("one/understudy.yaml", "port: 1")
+    write("two/understudy.yaml", "port: 2\nhost: two")
+    settings = load_settings([tmp_path / "one", tmp_path / "two"], {}, {})
+    assert (settings.port, settings.host) == (1, "127.0.0.1")
+
+
+def test_a_key_file_lies_beside_the_settings_file(write: Write, tmp_path: Path) -> None:
+    write("understudy.yaml", "api_key_file: keys.txt")
+    assert load_settings([tmp_path], {}, {}).api_key_file == tmp_path / "keys.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "options", "words"),
+    [
+        ("prot: 1", {}, {}, ["understudy.yaml", "prot", "unknown key", "port"]),
+        ("port: high", {}, {}, ["understudy.yaml", "port", "'high'"]),
+        ("port: 70000", {}, {}, ["port", "65535"]),
+        ("keepalive: 0", {}, {}, ["keepalive", "greater than 0"]),
+        ("", {"UNDERSTUDY_PORT": "x"}, {}, ["UNDERSTUDY_PORT", "'x'"]),
+        ("port: 1", {}, {"port": -1}, ["--port", "-1"]),
+        ("cors_origins: [http://a/]", {}, {}, ["cors_origins.0", "'http://a/'"]),
+        ("", {"UNDERSTUDY_CORS_ORIGINS": "http://a,b"}, {}, ["UNDERSTUDY_CORS_ORIGINS", "'b'"]),
+        ("- a", {}, {}, ["understudy.yaml", "list"]),
+        ("a: [", {}, {}, ["understudy.yaml", "cannot be read"]),
+    ],
+)
+def test_wrong_settings_are_told_with_their_place(
+    write: Write,
+    tmp_path: Path,
+    text: str,
+    env: dict[str, str],
+    options: dict[str, Any],
+    words: list[str],
+) -> None:
+    write("understudy.yaml", text)
+    with pytest.raises(ConfigError) as told:
+        load_settings([tmp_path], env, options)
+    for word in words:
+        assert word in str(told.value)
+
+
+def test_folders_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "xdg" / "understudy").mkdir(parents=True)
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    assert search_path(None, tmp_path, env) == [
+        tmp_path / "configs",
+        tmp_path / "xdg" / "understudy",
+        packaged_folder().resolve(),
+    ]
+    own = tmp_path / "own"
+    own.mkdir()
+    assert search_path(own, tmp_path, env) == [own, packaged_folder().resolve()]
+    with pytest.raises(ConfigError, match="no such folder"):
+        search_path(tmp_path / "missing", tmp_path, env)
+    assert search_path(packaged_folder(), tmp_path, {}) == [packaged_folder().resolve()]
+
+
+def test_the_smallest_file_leaves_all_to_the_plan(write: Write) -> None:
+    entry = read(write("models/small.yaml", "target: {source: owner/name}"))
+    spec = entry.spec
+    assert (entry.id, spec.id, spec.target) == ("small", "small", TargetSpec("owner/name"))
+    assert spec.draft == DraftSpec()
+    assert (spec.memory, spec.stream) == (MemorySpec(), StreamSpec())
+    assert (spec.device, spec.numerics, spec.context_length) == (None, None, None)
+
+
+def test_a_full_file(write: Write) -> None:
+    text = """
+target: {source: Qwen/Qwen2.5-7B-Instruct, revision: main, dtype: bfloat16}
+draft:  {method: subspec, bits: 4, depth: 48, width: 6}
+device: cuda:0
+memory: {device: 8GiB, ram: 24GiB, cache: 200GiB}
+stream: {tier: auto, resident: auto, slots: 3, simulate_gbps: null}
+numerics: strict
+context_length: 16384
+max_sequences: auto
+aliases: [gpt-4o-mini]
+sampling: {temperature: 0.7, top_p: 0.8}
+audit: 0.01
+"""
+    entry = read(write("models/qwen2.5-7b.yaml", text))
+    spec = entry.spec
+    assert spec.target.dtype == "bfloat16"
+    assert spec.draft == DraftSpec(method="subspec", depth=48, width=6)
+    assert spec.memory == MemorySpec(8 * 2**30, 24 * 2**30, 200 * 2**30)
+    assert spec.stream == StreamSpec(slots=3)
+    assert (spec.device, spec.numerics, spec.context_length) == ("cuda:0", "strict", 16384)
+    assert spec.audit == 0.01
+    assert entry.aliases == ("gpt-4o-mini",)
+    assert (entry.sampling.temperature, entry.sampling.top_p) == (0.7, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("draft: {method: none}", ["target", "required"]),
+        ("target: {}", ["target.source", "required"]),
+        ("target: {source: a/b, sauce: 1}", ["target.sauce", "unknown key", "source"]),
+        ("target: {source: a/b}\ndraft: {method: magic}", ["draft.method", "specexec", "magic"]),
+        ("target: {source: a/b}\ndraft: {method: specexec}", ["draft", "needs `source`"]),
+        ("target: {source: a/b}\ndraft: {method: ngram, source: c/d}", ["draft", "specexec only"]),
+        ("target: {source: a/b}\ndraft: {depth: 0}", ["draft.depth"]),
+        ("target: {source: a/b}\nmemory: {device: 8 gigs}", ["memory.device", "is not a size"]),
+        ("target: {source: a/b}\nmemory: {device: 1}", ["memory.device", "1048576"]),
+        ("target: {source: a/b}\nstream: {slots: 1}", ["stream.slots"]),
+        ("target: {source: a/b}\nstream: {tier: tape}", ["stream.tier", "'resident'"]),
+        ("target: {source: a/b}\ndevice: tpu", ["device", "cuda:0"]),
+        (
+            "target: {source: a/b}\ndevice: cuda:0\nstream: {simulate_gbps: 2}",
+            ["simulate_gbps needs device cpu"],
+        ),
+        ("target: {source: a/b}\nsampling: {temperature: 3}", ["sampling.temperature"]),
+        ("target: {source: a/b}\nnumerics: loose", ["numerics"]),
+        ("target: {source: a/b}\naudit: 1.5", ["audit", "less than or equal to 1"]),
+        ("target: {source: a/b}\naudit: -0.1", ["audit"]),
+        ("target: {source: a/b}\naudit: often", ["audit"]),
+        ("target: {source: ./missing}", ["target.source", "./missing"]),
+        ("target: {source: just-a-name}", ["target.source", "neither a folder nor a hub id"]),
+        ("target: {source: a/b}\nparsers: {tool: x}", ["parsers.tool", "unknown key", "reasoning"]),
+        ("target: {source: a/b}\nparsers: {tools: think}", ["parsers.tools", "hermes", "think"]),
+        ("target: {source: a/b}\nparsers: {reasoning: x}", ["parsers.reasoning", "none", "x"]),
+        ("target: {source: a/b}\nchat_template: no.jinja", ["chat_template", "no.jinja"]),
+    ],
+)
+def test_impossible_files_are_told_with_file_and_key(
+    write: Write, text: str, words: list[str]
+) -> None:
+    path = write("models/bad.yaml", text)
+    with pytest.raises(ConfigError) as told:
+        read(path)
+    for word in [str(path), *words]:
+        assert word in str(told.value)
+
+
+def test_sources_lie_beside_the_file_or_in_the_configuration_folder(
+    write: Write, tmp_path: Path
+) -> None:
+    for folder in ("models/near", "far", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for source, folder in [
+        ("near", "models/near"),
+        ("../far", "far"),
+        ("far", "far"),
+        (str(tmp_path / "elsewhere"), "elsewhere"),
+    ]:
+        entry = read(write("models/m.yaml", f"target: {{source: {source}}}"))
+        assert entry.spec.target.source == str(tmp_path / folder)
+
+
+def test_a_template_is_text_or_a_file(write: Write) -> None:
+    write("models/own.jinja", "[{{ messages }}]")
+    base = "target: {source: a/b}\nchat_template: "
+    assert read(write("models/a.yaml", base + "own.jinja")).chat_template == "[{{ messages }}]"
+    inline = read(write("models/b.yaml", base + '"{{ messages[0].content }}"'))
+    assert inline.chat_template == "{{ messages[0].content }}"
+
+
+def test_parsers_are_chosen_by_the_template_or_by_name(write: Write) -> None:
+    base = "target: {source: a/b}\nparsers: "
+    assert read(write("models/a.yaml", base + "{tools: auto}")).parsers == ParsersSection()
+    chosen = read(write("models/b.yaml", base + "{tools: mistral, reasoning: none}")).parsers
+    assert (chosen.tools, chosen.reasoning) == ("mistral", "none")
+
+
+def test_ids_are_file_names_and_may_have_slashes(write: Write, tmp_path: Path) -> None:
+    write("models/one.yaml", "target: {source: a/b}")
+    write("models/org/two.yaml", "target: {source: a/b}")
+    assert [e.id for e in read_entries([tmp_path])] == ["one", "org/two"]
+    write("models/no good.yaml", "target: {source: a/b}")
+    with pytest.raises(ConfigError, match="file name"):
+        read_entries([tmp_path])
+
+
+def test_an_alias_belongs_to_one_model(write: Write, tmp_path: Path) -> None:
+    write("models/one.yaml", "target: {source: a/b}")
+    write("models/two.yaml", "target: {source: a/b}\naliases: [one]")
+    with pytest.raises(ConfigError, match=re.compile(r"two\.yaml.*'one'.*one\.yaml", re.DOTALL)):
+        read_entries([tmp_path])
+
+
+def test_an_earlier_folder_wins(write: Write, tmp_path: Path) -> None:
+    write("mine/models/demo.yaml", "target: {source: my/own}\naliases: [gpt]")
+    write("base/models/demo.yaml", "target: {source: a/b}")
+    write("base/models/more.yaml", "target: {source: a/b}\naliases: [gpt]")
+    registry = Registry(read_entries([tmp_path / "mine", tmp_path / "base"]), "demo")
+    assert registry.find("demo").spec.target.source == "my/own"
+    assert registry.find("gpt").id == "demo"
+    assert sorted(registry.entries) == ["demo", "more"]
+
+
+def test_an_unknown_default_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"default_model.*'gone'"):
+        Registry([], "gone")
+
+
+def test_a_made_up_entry_and_its_file_are_the_same(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "My Model").mkdir()
+    for model in ("owner/Some-7B", str(tmp_path / "My Model")):
+        made = make_entry(model)
+        path = write(f"models/{made.id}.yaml", entry_yaml(made))
+        assert read_entry(path, made.id).spec == made.spec
+    assert make_entry("owner/Some-7B").id == "owner/Some-7B"
+    assert make_entry(str(tmp_path / "My Model")).id == "My-Model"
+    with pytest.raises(ConfigError, match="neither"):
+        make_entry("nonsense")
+
+
+def test_the_packaged_models_are_valid_and_demo_is_one() -> None:
+    assert {"demo", "demo-specexec", "demo-plain"} <= {
+        e.id for e in read_entries([packaged_folder()])
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("127.9.9.9", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
