@@ -10,8 +10,17 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from benchmarks.runs import DEMO
-from engine.messages import Failed, Generate, ModelInfo, Origin, PassStats, Stats, Tokens
-from engine.process.worker import ReportProgress, StepEngine, serve
+from engine.messages import (
+    Failed,
+    Generate,
+    ModelInfo,
+    Origin,
+    PassStats,
+    ReportProgress,
+    Stats,
+    Tokens,
+)
+from engine.process.worker import StepEngine, serve
 from engine.spec import ModelSpec
 
 WORD = " word"  # the text of every token

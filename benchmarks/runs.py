@@ -20,7 +20,7 @@ from engine.malloc import keep_freed_memory
 from engine.messages import Failed, Generate, PassStats, SamplingParams, Stats, Tokens
 from engine.runtime.engine import Engine
 from engine.runtime.load import Loaded, load
-from engine.runtime.target import TargetFiles
+from engine.runtime.target_files import TargetFiles
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 
 ROOT = Path(__file__).parent.parent

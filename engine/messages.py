@@ -4,9 +4,16 @@ Frozen dataclasses, pickled by the pipe itself (it is our own child). Front end 
 `Generate`, `Abort`, `Shutdown`. Engine to front end: the rest.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.spec import Numerics
+
+ReportProgress = Callable[[str, int, int], None]  # what, done, total (bytes, or units)
+
+# The sources of a token (`Origin.source`) that are no drafting method.
+TARGET = "target"  # no draft had proposed it
+PREDICTION = "prediction"  # the request itself had predicted it
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ Tier = Literal["resident", "ram", "disk"]
 
 Numerics = Literal["strict", "fast"]
 
+# Rows that run through a product at a time: through every layer under strict numerics, and always
+# through the head. Prompts beside decoding sequences run at least this many rows a pass.
+TILE = 64
+
 
 @dataclass(frozen=True)
 class TargetSpec:

@@ -164,10 +164,6 @@ def upward_imports(root: Path) -> list[str]:
 
 
 STILL_TO_CUT = (
-    ("engine.planning.preview", "engine.runtime.target"),
-    ("engine.planning.probe", "engine.runtime.target"),
-    ("engine.sequences.scheduler", "engine.model.decoder"),
-    ("engine.sequences.sequence", "engine.drafting.tree"),
     ("server.doors.translation", "server.http.body"),
     ("server.errors", "server.metrics.measurement"),
     ("server.errors", "server.schemas.answers"),

@@ -11,6 +11,7 @@ from math import exp, log
 
 from engine.messages import SamplingParams
 from engine.sampling.choose import is_greedy
+from engine.timing import smoothed
 
 BINS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.995)
 TAU = 0.5  # to begin with: draft and target share noise, so a child's win is near certain
@@ -85,7 +86,7 @@ class Calibration:
 
     def observe_mass(self, mass: float) -> None:
         """A draft model gave the children of a node so much probability together."""
-        self.mass += 0.01 * (mass - self.mass)
+        self.mass = smoothed(self.mass, mass, 0.01)
 
     def hit_rates(self) -> Mapping[str, float]:
         """Source -> share of the drafted tokens at reached rows that the target took."""

@@ -15,7 +15,8 @@ from engine.drafting.lookups.bets import Lookup
 from engine.drafting.model.ahead_stream import Aside, InTurn
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
-from engine.drafting.tree import PREDICTION, DraftTree
+from engine.drafting.tree import DraftTree
+from engine.messages import PREDICTION
 from engine.model.decoder import PassCancelled
 from engine.sampling.blocks import Matrix
 from engine.sequences.sequence import Sequence
@@ -116,7 +117,7 @@ class Drafting:
         if model is None or model.under_way is None:
             return
         began = time.perf_counter()
-        if 2 * model.under_way.progress.num_run < model.num_stretches:
+        if 2 * model.under_way.resumable.num_run < model.num_stretches:
             model.give_up()
             return
         try:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.drafting.calibration import Calibration
-from engine.drafting.tree import PREDICTION, DraftTree
+from engine.drafting.tree import DraftTree
+from engine.messages import PREDICTION
 from engine.sequences.sequence import Sequence
 
 

@@ -8,7 +8,6 @@ reads what it needs to know and says what it will take of the device's memory; `
 drafter once the target stands.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -23,12 +22,11 @@ from engine.drafting.lookups.bets import Lookup
 from engine.drafting.model.draft_model import DraftModel
 from engine.errors import ModelError
 from engine.kv.cache import KVCache
+from engine.messages import ReportProgress
 from engine.model.decoder import Decoder
 from engine.spec import ModelSpec
 from engine.streaming.ring import LayerStream
 from engine.weights.layout import UnitReader
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class DraftContext:
     identity: str  # what the target's weights are: source, revision and precision
     tokenizer: Any  # the target's
     vocab_size: int  # rows of the target's embedding
-    progress: Progress
+    progress: ReportProgress
 
     def bounds(self, default: Bounds) -> Bounds:
         """The tree's bounds: the YAML's numbers where there are some, else the method's."""

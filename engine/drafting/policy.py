@@ -16,8 +16,7 @@ from math import inf
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.growth import Growth, Node
-from engine.pass_times import PassTimes
-from engine.timing import StepTimes
+from engine.timing import PassTimes, StepTimes
 
 FADING = 0.9  # of what earlier cycles count, with each later one
 LEARNED = 4  # cycles after which their rate is believed

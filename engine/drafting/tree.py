@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TARGET = "target"  # the source of tokens that no draft had
-PREDICTION = "prediction"  # the source of rows that the request itself predicted
+from engine.messages import TARGET
 
 
 @dataclass(frozen=True)

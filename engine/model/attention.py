@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from engine.kv.cache import KVCache
 from engine.model.padded import Padded, pad
-from engine.model.progress import Progress
+from engine.model.resumable import ResumableForward
 from engine.model.segment import Segment
 
 ATTENTION = "understudy"
@@ -30,7 +30,7 @@ class Batch:
     segments: tuple[Segment, ...]
     rows: range
     strict: bool
-    progress: Progress | None = None  # of a forward that may be left
+    resumable: ResumableForward | None = None  # of a forward that may be left
 
     def tile(self, first: int, last: int) -> "Batch":
         if range(first, last) == self.rows:

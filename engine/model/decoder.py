@@ -19,10 +19,8 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from engine.model.attention import ATTENTION, Batch, attend
 from engine.model.experts import EXPERTS, DeferredExperts, add_experts, apply_experts
 from engine.model.rope import LengthGroupedRotary, original_length
+from engine.spec import TILE
 from engine.weights.layout import LayerUnits, whole_layers
-
-STRICT_ROWS = 64  # every product has exactly this many rows under strict numerics
-HEAD_ROWS = 64  # logits exist for this many rows at a time
 
 
 class PassCancelled(Exception):
@@ -69,17 +67,17 @@ class StreamedLayer(nn.Module):
     def forward(self, hidden: Tensor, *, batch: Batch, **arguments: Any) -> Tensor:
         """hidden [1, R, D], overwritten tile by tile: a row's layer needs no other row's hidden.
 
-        Raises `PassCancelled`, and `OutOfTime` where the batch has a progress.
+        Raises `PassCancelled`, and `OutOfTime` where the batch is resumable.
         """
-        progress = batch.progress
-        if progress is None:
+        resumable = batch.resumable
+        if resumable is None:
             return self._run(hidden, batch, arguments)
-        if progress.has_run():
-            assert progress.hidden is not None
-            return progress.hidden
-        progress.enter()
+        if resumable.has_run():
+            assert resumable.hidden is not None
+            return resumable.hidden
+        resumable.enter()
         hidden = self._run(hidden, batch, arguments)
-        progress.leave(hidden)
+        resumable.leave(hidden)
         return hidden
 
     def _run(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> Tensor:
@@ -216,7 +214,7 @@ class Decoder:
         self.weights = weights
         self.device = device
         self.strict = strict
-        self.tile = STRICT_ROWS if strict else tile
+        self.tile = TILE if strict else tile
         self.on_border: Callable[[], None] = lambda: None  # called at each unit and tile
         self.original_length = original_length(model.config)
         self.decoder = model.get_decoder()
@@ -266,7 +264,7 @@ class Decoder:
 
         Raises `PassCancelled` when every sequence of the batch was cancelled.
         """
-        padding = -len(tokens) % STRICT_ROWS if self.strict else 0
+        padding = -len(tokens) % TILE if self.strict else 0
         hidden = self.embed([*tokens, *[0] * padding])
         # Pageable memory has been read when the call returns: nobody waits for the device.
         position_ids = torch.tensor([[*positions, *[0] * padding]])
@@ -308,6 +306,6 @@ class Decoder:
     def _logits(self, hidden: Tensor) -> Tensor:
         rows = len(hidden)
         if self.strict:
-            hidden = F.pad(hidden, (0, 0, 0, HEAD_ROWS - rows))
+            hidden = F.pad(hidden, (0, 0, 0, TILE - rows))
         output = self.model(inputs_embeds=hidden[None], use_cache=False)
         return output.logits[0, :rows]  # type: ignore[no-any-return]  # the model is Any

@@ -1,7 +1,7 @@
 """Mixture-of-experts products that do not depend on the batch, nor on when the experts are there.
 
 The library's grouped product rounds differently with the number of rows an expert gets (probed:
-2 of 14 rows bit-equal). Here every expert's product has exactly `ROWS` rows, the last ones padded,
+2 of 14 rows bit-equal). Here every expert's product has exactly `TILE` rows, the last ones padded,
 and a row adds its experts in ascending order.
 
 The experts of a large layer arrive in slices, behind the layer itself: `DeferredExperts` keeps the
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.spec import TILE
+
 EXPERTS = "understudy"
-ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ def add_experts(
     """Add to `out` [rows, D] what the experts `held` make of their rows, in ascending order.
 
     The tensors of `experts` begin with expert `held.start`. Without a `tile`, products have exactly
-    `ROWS` rows; with one, at most `tile`.
+    `TILE` rows; with one, at most `tile`.
     """
     for expert in sorted(set(routed.index.flatten().tolist()).intersection(held)):
         rows, place = torch.where(routed.index == expert)
-        step = tile or ROWS
+        step = tile or TILE
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
             x = routed.hidden[part]
             if tile is None:
-                x = F.pad(x, (0, 0, 0, ROWS - len(x)))
+                x = F.pad(x, (0, 0, 0, TILE - len(x)))
             result = _apply_expert(experts, expert - held.start, x)[: len(part)]
             weight = routed.weights[part, place[first : first + step], None]
             out[part] += (result * weight).to(out.dtype)

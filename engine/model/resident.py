@@ -1,12 +1,13 @@
 """Units that live on the device for good, as a draft's do; and dense views of packed ones."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.messages import ReportProgress
 from engine.model.decoder import Weights, bind
 from engine.weights.formats.nf4 import dense_layout, expand, is_packed
 from engine.weights.layout import UnitReader
@@ -17,7 +18,7 @@ def bind_resident(
     reader: UnitReader,
     device: torch.device,
     dtype: torch.dtype,
-    progress: Callable[[str, int, int], None],
+    progress: ReportProgress,
 ) -> None:
     """Load all units of a model onto the device and bind them to its modules for good."""
     modules = [*model.get_decoder().layers, model.get_output_embeddings()]

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from engine.planning.footprint import LARGEST_PASS, TILE, Demand
+from engine.planning.footprint import LARGEST_PASS, Demand
 from engine.planning.forecast import Speeds
 from engine.planning.plan import Plan
+from engine.spec import TILE
 from engine.timing import StepTimes
 
 LINK_GBPS = 25.0  # pinned RAM to a card, PCIe 4.0 x16

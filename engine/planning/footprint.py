@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from engine.kv.cache import PAGE
 from engine.model.attention import SCORES
+from engine.spec import TILE
 from engine.weights.layout import LayerUnits, UnitLayout
 
 LARGEST_PASS = 8192  # rows; a longer prompt takes more passes
-TILE = 64  # rows that run through a layer at a time under strict numerics, and through the head
 MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 _FLOAT32, _FLOAT64 = 4, 8
 

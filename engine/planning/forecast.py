@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
-from engine.planning.footprint import TILE, Demand
+from engine.planning.footprint import Demand
 from engine.planning.plan import Plan
+from engine.spec import TILE
 from engine.timing import StepTimes
 
 PROMPT = 1000  # tokens, of the prompt whose first token is forecast

@@ -14,14 +14,14 @@ from engine.drafting.method import DraftContext, DraftNeeds, prepare
 from engine.drafting.methods import specexec, subspec
 from engine.errors import ModelError
 from engine.planning import assumed, probe
+from engine.planning.blueprint import Blueprint
 from engine.planning.changes import Machine, changes
 from engine.planning.choice import Scheme, best_scheme, make_scheme
-from engine.planning.footprint import TILE, Demand
+from engine.planning.footprint import Demand
 from engine.planning.forecast import USERS, Speeds
 from engine.planning.machine import available_memory, choose_device
 from engine.planning.plan import Memory, Plan
-from engine.runtime.target import Blueprint
-from engine.spec import ModelSpec
+from engine.spec import TILE, ModelSpec
 from engine.weights.config_only import Located, locate
 from engine.weights.family import is_mixture, kv_shape
 from engine.weights.outline import Outline, UnreadUnits

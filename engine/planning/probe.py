@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from engine.kv.cache import PAGE, KVCache
 from engine.model.attention import Batch
-from engine.model.decoder import HEAD_ROWS, Decoder, build_on_meta
+from engine.model.decoder import Decoder, build_on_meta
 from engine.model.segment import Segment
-from engine.runtime.target import FAST_TILE, Blueprint
+from engine.planning.blueprint import FAST_TILE, Blueprint
+from engine.spec import TILE
 from engine.streaming.pinned import Slab, allocate_pages
 from engine.timing import StepTimes
 from engine.weights.family import kv_shape
@@ -104,7 +105,7 @@ def _time_passes(
         settle_threads(forward(ROWS[0]))
     until = time.perf_counter() + SECONDS
     with decoder.head() as head:
-        state = torch.full((HEAD_ROWS, blueprint.hidden_size), 0.01, dtype=dtype, device=device)
+        state = torch.full((TILE, blueprint.hidden_size), 0.01, dtype=dtype, device=device)
         of_head = fastest(lambda: head(state), device)
     short = fastest(forward(ROWS[0]), device)
     attention = fastest(forward(ROWS[0], CONTEXT), device) - short

@@ -34,6 +34,7 @@ from engine.messages import (
     PassStats,
     Progress,
     Ready,
+    ReportProgress,
     Shutdown,
     Started,
     Tokens,
@@ -45,8 +46,6 @@ EXIT_NOT_LOADED = 78  # EX_CONFIG: the model cannot be loaded
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the front end is gone
 HEARTBEAT_S = 1.0
 PROGRESS_S = 0.1
-
-ReportProgress = Callable[[str, int, int], None]  # what, done, total
 
 
 class StepEngine(Protocol):

@@ -22,13 +22,14 @@ from engine.errors import ModelError
 from engine.kv.cache import KVCache, PageTable
 from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
-from engine.model.decoder import HEAD_ROWS, Decoder, PassCancelled
+from engine.model.decoder import Decoder, PassCancelled
 from engine.model.segment import Segment
 from engine.runtime.choices import settle
 from engine.sampling.choose import TokenCounts, choose, is_greedy, warp
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Sequence
+from engine.spec import TILE
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +149,8 @@ class Auditor:
             hidden = self._forward(sequence, table, range(start, stop), is_long)
             with self._decoder.head() as head:
                 wanted = range(max(positions.start - 1, start), stop)
-                for first in range(wanted.start, stop, HEAD_ROWS):
-                    last = min(first + HEAD_ROWS, stop)
+                for first in range(wanted.start, stop, TILE):
+                    last = min(first + TILE, stop)
                     block = head(hidden[first - start : last - start])
                     for row in range(first, last):
                         if self._preempted.is_set():

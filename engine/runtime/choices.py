@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from engine.drafting.tree import DraftTree
-from engine.model.decoder import HEAD_ROWS
 from engine.sampling.blocks import Matrix, Rows
 from engine.sampling.choose import TokenCounts, choose, choose_rows, is_path_dependent
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.grammar.grammar import Mask
 from engine.sequences.sequence import Sequence
+from engine.spec import TILE
 
 AHEAD = 16  # rows chosen in one call, at most,
 CHANCE = 1 / 4  # while the walk comes to the next one with this chance
@@ -41,7 +41,7 @@ class Logits:
         self._hidden = hidden
         self._head = head
         self._show = show
-        self._first = -HEAD_ROWS
+        self._first = -TILE
         self._block = Matrix(hidden[:0])
 
     def row(self, row: int) -> Tensor:
@@ -62,15 +62,15 @@ class Logits:
         """These rows of the pass, those of a block at a time."""
         first = rows.start
         while first < rows.stop:
-            last = min((first // HEAD_ROWS + 1) * HEAD_ROWS, rows.stop)
+            last = min((first // TILE + 1) * TILE, rows.stop)
             yield range(first, last)
             first = last
 
     def _block_of(self, row: int) -> Matrix:
-        first = row // HEAD_ROWS * HEAD_ROWS
+        first = row // TILE * TILE
         if first != self._first:
             self._first = first
-            self._block = Matrix(self._head(self._hidden[first : first + HEAD_ROWS]))
+            self._block = Matrix(self._head(self._hidden[first : first + TILE]))
             self._show(first, self._block)
         return self._block
 
@@ -112,7 +112,7 @@ def choose_ahead(
     """
     params = sequence.params
     is_alone = is_path_dependent(params) or params.logprobs is not None
-    stop = min(len(tree), ((root + row) // HEAD_ROWS + 1) * HEAD_ROWS - root)
+    stop = min(len(tree), ((root + row) // TILE + 1) * TILE - root)
     rows = [row] if is_alone else _likely(tree, row, stop)
     allowed = None
     if sequence.constraint is not None:

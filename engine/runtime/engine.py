@@ -12,9 +12,17 @@ from torch import Tensor
 
 from engine.drafting.drafter import Figures
 from engine.drafting.model.ahead_stream import open_aside, use_compute_stream
-from engine.drafting.tree import PREDICTION, DraftTree
+from engine.drafting.tree import DraftTree
 from engine.errors import ModelError, RequestError
-from engine.messages import Failed, Generate, ModelInfo, PassStats, Tokens
+from engine.messages import (
+    PREDICTION,
+    Failed,
+    Generate,
+    ModelInfo,
+    PassStats,
+    ReportProgress,
+    Tokens,
+)
 from engine.model.decoder import PassCancelled
 from engine.planning.machine import choose_device
 from engine.runtime.audit import Auditor
@@ -74,7 +82,7 @@ class Engine:
         self._at_once = loaded.decoder.device.type == "cuda"
 
     @classmethod
-    def load(cls, spec: ModelSpec, progress: Callable[[str, int, int], None]) -> "Engine":
+    def load(cls, spec: ModelSpec, progress: ReportProgress) -> "Engine":
         """Load a model. Raises `ModelError`. The thread that loads it also calls `step`."""
         use_compute_stream(choose_device(spec.device))
         with torch.inference_mode():

@@ -12,26 +12,24 @@ from engine.drafting.lookups.bets import Lookup
 from engine.drafting.method import DraftContext, DraftMethod, Target, all_lookups, prepare
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
-from engine.drafting.tree import PREDICTION
 from engine.kv.cache import KVCache
-from engine.messages import Generate, ModelInfo, SamplingParams
-from engine.model.decoder import STRICT_ROWS, Decoder
-from engine.pass_times import PassTimes
+from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
+from engine.model.decoder import Decoder
 from engine.planning import probe
 from engine.planning.assumed import DISK_GBPS, Times, complete
 from engine.planning.choice import Scheme, best_scheme, make_scheme
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free
 from engine.planning.plan import Plan
-from engine.runtime.target import Progress, TargetFiles
+from engine.runtime.target_files import TargetFiles
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.grammar.grammar import Grammars
 from engine.sequences.sequence import Limits
-from engine.spec import ModelSpec
+from engine.spec import TILE, ModelSpec
 from engine.streaming.ring import LayerStream
 from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
 from engine.text.stop import StopRules
-from engine.timing import StepTimes
+from engine.timing import PassTimes, StepTimes
 from engine.weights.family import TESTED, is_mixture
 
 log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ class Loaded:
         )
 
 
-def load(spec: ModelSpec, progress: Progress) -> Loaded:
+def load(spec: ModelSpec, progress: ReportProgress) -> Loaded:
     """Load a model within its limits. Raises `ModelError` that says what is wrong and where."""
     files = TargetFiles(spec, progress)
     if files.config.model_type not in TESTED:
@@ -125,7 +123,7 @@ def _pass_times(
     travelling = [nbytes for nbytes, tier in units if tier != "resident"]
     travels = sum(travelling)
     passes = PassTimes(
-        STRICT_ROWS if files.strict else FAST_ROWS,
+        TILE if files.strict else FAST_ROWS,
         ahead=sum(travelling[: scheme.plan.slots]) / travels if travels else 0.0,
         pair_seconds=measured.pair_seconds if measured is not None else 0.0,
     )

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from math import inf
 
 from engine.kv.cache import PAGE, KVCache
-from engine.model.decoder import STRICT_ROWS
-from engine.pass_times import PassTimes
 from engine.sequences.sequence import Sequence
+from engine.spec import TILE
+from engine.timing import PassTimes
 
 log = logging.getLogger(__name__)
 
 LONGER = 1.25  # a pass with prompt rows may last this much longer than one without
 AIM = 1.12  # and is planned to: times vary
-SMALLEST_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,13 @@ class PromptCap:
         allowed = AIM * (self._passes.expect(beside) or 0.0)
         if self._plain_seconds is not None:
             allowed = AIM * self._plain_seconds
-        rows = SMALLEST_CHUNK
+        rows = TILE
         while rows < self._largest:
             pairs = 2 * rows * (context + rows)
             if (self._passes.expect(beside + 2 * rows, pairs) or inf) > allowed:
                 break
             rows *= 2
-        return max(int(rows * self._share), SMALLEST_CHUNK)
+        return max(int(rows * self._share), TILE)
 
     def observe(self, seconds: float, *, with_prompt: bool, decoding: bool) -> None:
         """A pass took so long."""
@@ -241,9 +240,9 @@ class Scheduler:
         turns = [self._tree_turn(s, len(decoding) - i) for i, s in enumerate(decoding)]
         rows = self.max_rows - len(decoding)
         if decoding:
-            beside = sum(min(turn.room, STRICT_ROWS) for turn in turns)
+            beside = sum(min(turn.room, TILE) for turn in turns)
             context = max((prompt.pages.length for prompt in prompts), default=0)
-            rows = min(self.cap.rows(beside, context), max(rows, SMALLEST_CHUNK))
+            rows = min(self.cap.rows(beside, context), max(rows, TILE))
         for sequence in prompts:
             chain = min(sequence.num_pending, rows)
             if chain <= 0:

@@ -5,9 +5,17 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from threading import Event
 
-from engine.drafting.tree import PREDICTION, TARGET
 from engine.kv.cache import PageTable
-from engine.messages import Generate, Origin, SamplingParams, Stats, TokenLogprob, Tokens
+from engine.messages import (
+    PREDICTION,
+    TARGET,
+    Generate,
+    Origin,
+    SamplingParams,
+    Stats,
+    TokenLogprob,
+    Tokens,
+)
 from engine.sampling.choose import TokenCounts
 from engine.sampling.grammar.constraint import Constraint
 from engine.text.stop import StopRules

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from engine.streaming.disk import read_piece, unit_pieces
 from engine.streaming.link import Arrival, Meters
-from engine.streaming.meter import SimulatedLink
 from engine.streaming.pinned import Slab, allocate_pages, copy_bytes
+from engine.streaming.simulated_link import SimulatedLink
 from engine.streaming.workers import Batch, Workers
 from engine.weights.layout import UnitReader
 

@@ -1,12 +1,14 @@
-"""What travelled over the link, how long that took, and a link of pretended bandwidth."""
+"""What travelled over a link and how long that took; how long the walker may be away meanwhile."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_SMOOTHING = 0.2  # weight of the newest transfer in the expected time per byte
+from engine.timing import smoothed
+
+_SMOOTHING = 0.2  # weight of the newest transfer, or walk from one unit to the next
 
 
 @dataclass(frozen=True)
@@ -101,36 +103,35 @@ class Meter:
         if nbytes:
             pace = seconds / nbytes
             known = self.seconds_per_byte or pace
-            self.seconds_per_byte = known + _SMOOTHING * (pace - known)
+            self.seconds_per_byte = smoothed(known, pace, _SMOOTHING)
 
 
-class SimulatedLink:
-    """RAM behind a link of `gbps` gigabytes (1e9) a second. Carries one transfer at a time.
+class Smoothed:
+    """A running mean in which old figures fade."""
 
-    A transfer takes its bytes over the bandwidth from when it was asked for or the link became
-    free. The next one starts from that computed end, not from when the sleep returned, so the
-    bandwidth is met on average; it is never exceeded.
+    def __init__(self) -> None:
+        self.value: float | None = None  # None before the first figure
+
+    def observe(self, figure: float) -> None:
+        known = figure if self.value is None else self.value
+        self.value = smoothed(known, figure, _SMOOTHING)
+
+
+def time_away(
+    now: float, due: Sequence[float], later: Sequence[float], compute: float | None
+) -> float:
+    """Seconds for which nothing is lost if the walker does something else; 0 if it must stay.
+
+    `due` are the times at which the unit it waits for, and those asked for behind it, arrive;
+    `later` the link's seconds for each travelling unit of the pass behind the one waited for;
+    `compute` the walker's own seconds for one of them (None: not known yet).
+
+    Two things bound it. When all that was asked for has arrived, the link stands still until a
+    slot is free: that takes the compute of the unit in it. And the pass ends no later only if the
+    walker can make up for its absence, by computing faster than the link carries.
     """
-
-    def __init__(
-        self, gbps: float, meter: Meter, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        assert gbps > 0, f"a link of {gbps} GB/s carries nothing"
-        self._seconds_per_byte = 1 / (gbps * 1e9)
-        self._meter = meter
-        self._sleep = sleep
-        self._free_at = 0.0
-
-    def carry(self, nbytes: int, asked: float, copy: Callable[[], None]) -> None:
-        """Run `copy`, which moves `nbytes`, and return when the link would be through.
-
-        `asked` is the time of the meter's clock at which the transfer could have begun.
-        """
-        clock = self._meter.clock
-        start = max(asked, self._free_at)
-        self._meter.begin(start)
-        copy()
-        self._free_at = max(start + nbytes * self._seconds_per_byte, clock())
-        while (left := self._free_at - clock()) > 0:
-            self._sleep(left)
-        self._meter.end(self._free_at, nbytes)
+    if compute is None:
+        return max(0.0, due[0] - now)
+    made_up = max(0.0, sum(later) - len(later) * compute)
+    link_is_free = max(due[0], due[-1] - compute)
+    return max(0.0, min(due[0] + made_up, link_is_free) - now)

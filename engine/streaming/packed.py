@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.messages import ReportProgress
 from engine.streaming.disk import PIECE_BYTES, UnitFile, cut, direct_is_faster, open_file
 from engine.weights.layout import Field, UnitLayout, UnitReader
 
 LAYOUT_VERSION = 2  # of index.json, slabs and pieces; older entries are packed again
 INDEX = "index.json"
 PARTIAL = ".partial"  # suffix of a folder that is being packed
-
-ReportProgress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
 
 class PackedUnits:

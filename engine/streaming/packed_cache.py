@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ModelError
+from engine.messages import ReportProgress
 from engine.streaming.packed import (
     INDEX,
     LAYOUT_VERSION,
     PackedUnits,
-    ReportProgress,
     lock,
     pack,
     packed_bytes,

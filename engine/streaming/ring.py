@@ -19,20 +19,18 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.messages import ReportProgress
 from engine.spec import Tier
 from engine.streaming.cuda_link import CudaLink
 from engine.streaming.disk import READERS, PieceReader
 from engine.streaming.host_link import HostLink
 from engine.streaming.link import Arrival, Link, Meters, Slot
-from engine.streaming.meter import LinkStats, Meter
-from engine.streaming.pace import Smoothed, time_away
+from engine.streaming.meter import LinkStats, Meter, Smoothed, time_away
 from engine.streaming.pinned import Slab
 from engine.weights.layout import UnitReader
 
 COPIERS = 2  # threads that copy RAM which could not be pinned
 MEASURED_PASSES = 3  # of `measure_link`, at most: a small model is soon known
-
-Report = Callable[[str, int, int], None]  # what, done, total
 
 
 @dataclass
@@ -66,7 +64,7 @@ class LayerStream:
         device: torch.device,
         slots: int,
         simulate_gbps: float | None = None,
-        progress: Report | None = None,
+        progress: ReportProgress | None = None,
     ) -> None:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"a ring of {slots} slots"
@@ -313,7 +311,7 @@ class LayerStream:
         return [load.slot for load in loads]
 
     def _place(
-        self, reader: UnitReader, stack: ExitStack, progress: Report | None
+        self, reader: UnitReader, stack: ExitStack, progress: ReportProgress | None
     ) -> tuple[dict[int, Tensor], dict[int, Slab]]:
         """Load what is resident onto the device and what waits in RAM into slabs."""
         resident: dict[int, Tensor] = {}

@@ -8,7 +8,7 @@ import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from engine.errors import ModelError
-
-ReportProgress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+from engine.messages import ReportProgress
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
 # no code and no pickles; no second copy of the weights in a subfolder or in Mistral's own format

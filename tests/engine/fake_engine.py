@@ -12,8 +12,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from engine.errors import ModelError, RequestError
-from engine.messages import Audited, Failed, Generate, ModelInfo, PassStats, Stats, Tokens
-from engine.process.worker import ReportProgress, serve
+from engine.messages import (
+    Audited,
+    Failed,
+    Generate,
+    ModelInfo,
+    PassStats,
+    ReportProgress,
+    Stats,
+    Tokens,
+)
+from engine.process.worker import serve
 from engine.spec import ModelSpec, TargetSpec
 
 VOCAB_SIZE = 1000

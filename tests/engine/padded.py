@@ -13,8 +13,9 @@ from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import Bound, DraftModel
 from engine.kv.cache import KVCache
 from engine.model.attention import Batch
-from engine.model.decoder import HEAD_ROWS, Decoder, build_on_meta
+from engine.model.decoder import Decoder, build_on_meta
 from engine.model.resident import bind_resident
+from engine.spec import TILE
 from engine.weights.family import kv_shape, read_config
 from engine.weights.units import CheckpointUnits
 from tests.engine.models import VOCAB
@@ -43,7 +44,7 @@ class Compared(GraphedSteps):
         before = pool.clone()
         hidden = decoder.forward(tokens, positions, [False] * len(tokens), batch)
         with decoder.head() as head:
-            want = torch.cat([head(block) for block in torch.split(hidden, HEAD_ROWS)])
+            want = torch.cat([head(block) for block in torch.split(hidden, TILE)])
         stored = pool.clone()
         pool.copy_(before)
         found, bucket = super().logits(tokens, batch), Bucket.of(batch)

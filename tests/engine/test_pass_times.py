@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.pass_times import LONG, PassTimes
+from engine.timing import LONG, PassTimes
 
 TILE = 64
 

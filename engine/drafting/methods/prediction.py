@@ -12,7 +12,8 @@ from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import Bet, Gambler
 from engine.drafting.lookups.suffixes import LONGEST, Match, Suffixes, bets_on
 from engine.drafting.method import DraftContext, LookupMethod
-from engine.drafting.tree import PREDICTION, DraftTree
+from engine.drafting.tree import DraftTree
+from engine.messages import PREDICTION
 from engine.sampling.blocks import Matrix
 from engine.sequences.sequence import Sequence
 

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from engine.kv.cache import KVCache
 from engine.model.attention import Batch
-from engine.model.decoder import HEAD_ROWS, Decoder
+from engine.model.decoder import Decoder
 from engine.model.segment import Segment
+from engine.spec import TILE
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ Capture = Callable[[Work], Work]  # work, and the same work replayed into the sa
 class Bucket:
     """Shapes of a padded step."""
 
-    rows: int  # 1, 2, 4, ... HEAD_ROWS
+    rows: int  # 1, 2, 4, ... TILE
     kv: int  # slots that are read beside the rows' own; powers of two from LEAST_KV
 
     @classmethod
@@ -48,7 +49,7 @@ class Bucket:
         """The smallest that holds the batch; None for a long prompt or a very long context."""
         rows = _power(len(batch.rows), 1)
         kv = _power(sum(s.start + s.scratch for s in batch.segments), LEAST_KV)
-        return cls(rows, kv) if rows <= HEAD_ROWS and kv <= MOST_KV else None
+        return cls(rows, kv) if rows <= TILE and kv <= MOST_KV else None
 
 
 class PaddedStep:

@@ -22,11 +22,12 @@ from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.kv.cache import PAGE
 from engine.model.attention import Batch
-from engine.model.decoder import HEAD_ROWS, Decoder
-from engine.model.progress import OutOfTime, Progress
+from engine.model.decoder import Decoder
+from engine.model.resumable import OutOfTime, ResumableForward
 from engine.model.segment import Segment
 from engine.sampling.choose import draft_children, is_path_dependent
 from engine.sequences.sequence import Sequence
+from engine.spec import TILE
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
 NEGLIGIBLE = -9.0  # nats: a child that improbable is not worth a node
@@ -49,7 +50,7 @@ class DraftStep:
     long: list[bool]
     wanted: list[int]  # rows of nodes: those that need logits
     batch: Batch
-    progress: Progress
+    resumable: ResumableForward
 
 
 class DraftModel:
@@ -112,12 +113,12 @@ class DraftModel:
         step = self._under_way
         if step is None:
             return False
-        before = step.progress.num_run
-        step.progress.go_on(until)
+        before = step.resumable.num_run
+        step.resumable.go_on(until)
         try:
             logits = self._forward(step)
         except OutOfTime:
-            return step.progress.num_run > before
+            return step.resumable.num_run > before
         self._under_way = None
         self._extend(step, logits, calibration)
         return True
@@ -245,11 +246,11 @@ class DraftModel:
             long += [self.decoder.is_long(len(growth.sequence.tokens))] * len(own_tokens)
             segments.append(segment)
             wanted += range(len(tokens) - len(nodes), len(tokens))
-        rows, progress = range(len(tokens)), Progress()
-        batch = Batch(self.caches.cache, tuple(segments), rows, self.decoder.strict, progress)
+        rows, resumable = range(len(tokens)), ResumableForward()
+        batch = Batch(self.caches.cache, tuple(segments), rows, self.decoder.strict, resumable)
         own = self.decoder.embedding.num_embeddings
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
-        return DraftStep(ready, known, positions, long, wanted, batch, progress)
+        return DraftStep(ready, known, positions, long, wanted, batch, resumable)
 
     def _forward(self, step: "DraftStep") -> Tensor:
         """Logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
@@ -259,7 +260,7 @@ class DraftModel:
             hidden = self.decoder.forward(tokens, step.positions, step.long, step.batch)
             rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
             with self.decoder.head() as head:
-                blocks = [head(block) for block in torch.split(rows, HEAD_ROWS)]
+                blocks = [head(block) for block in torch.split(rows, TILE)]
             logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
         elif len(wanted) < len(tokens):
             logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]

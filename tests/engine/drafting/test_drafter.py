@@ -13,12 +13,11 @@ from engine.drafting.growth import Bounds, Growth, Node
 from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import DraftTree
 from engine.messages import Generate, PassStats, Speculation, Tokens
-from engine.pass_times import PassTimes
 from engine.runtime.engine import Engine
 from engine.sampling.blocks import Matrix
 from engine.sequences.sequence import Sequence
 from engine.spec import DraftSpec
-from engine.timing import StepTimes
+from engine.timing import PassTimes, StepTimes
 from tests.engine.books import check_books, check_idle
 from tests.engine.models import (
     PLAIN,

@@ -10,7 +10,7 @@ import pytest
 from engine.drafting.calibration import Calibration
 from engine.drafting.growth import Growth, Node
 from engine.drafting.policy import EXPLORE, LEARNED, Step, TreePolicy
-from engine.pass_times import PassTimes
+from engine.timing import PassTimes
 from tests.engine.sequence_makers import make_sequence
 
 TILE = 64

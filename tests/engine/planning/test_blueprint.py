@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-import engine.runtime.target
+import engine.planning.blueprint
 from engine.errors import ModelError
+from engine.planning.blueprint import Blueprint
 from engine.planning.preview import outline_of
-from engine.runtime.target import Blueprint
 from engine.spec import ModelSpec, TargetSpec
 from engine.weights.config_only import Located, has_weights, locate
 from engine.weights.outline import UnreadUnits
@@ -55,7 +55,7 @@ def test_a_tied_head_is_a_unit_all_the_same(tied: bool, tmp_path: Path) -> None:
 def test_slices_of_experts_are_known_too(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", 1)
+    monkeypatch.setattr(engine.planning.blueprint, "SLICE_BYTES", 1)
     save_tiny(family, tmp_path / "whole")
     read, planned = both(tmp_path / "whole", tmp_path / "alone")
     assert len(planned.layouts) > len(planned.layers) + 1

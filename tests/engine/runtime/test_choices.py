@@ -8,10 +8,9 @@ from torch import Tensor
 
 import engine.runtime.choices
 import engine.runtime.engine
-from engine.model.decoder import HEAD_ROWS
 from engine.runtime.choices import Logits, choose_ahead, choose_tree
 from engine.sampling.choose import choose
-from engine.spec import DraftSpec
+from engine.spec import TILE, DraftSpec
 from tests.engine.models import SMALL, checkpoint, exact, load, prompt, request, run
 from tests.engine.sequence_makers import make_sequence
 
@@ -90,7 +89,7 @@ def test_parts_are_the_rows_and_blocks_are_computed_once() -> None:
     assert torch.equal(torch.cat([logits.span(part) for part in parts]), head(hidden[10:140]))
     assert list(logits.parts(range(140, 150))) == [range(140, 150)]
     assert torch.equal(logits.row(150), head(hidden[150]))
-    assert shown == [(0, HEAD_ROWS), (64, HEAD_ROWS), (128, HEAD_ROWS)]
+    assert shown == [(0, TILE), (64, TILE), (128, TILE)]
 
 
 @pytest.mark.parametrize("root", [0, 5, 60, 100])

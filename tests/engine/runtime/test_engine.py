@@ -335,7 +335,7 @@ def test_api_20_the_fingerprint_tells_weights_precision_numerics_and_version_apa
         load(folder, PLAIN, target=TargetSpec(str(folder), quantize="nf4")).info.fingerprint,
         load(checkpoint("llama", seed=1), PLAIN).info.fingerprint,
     ]
-    monkeypatch.setattr("engine.runtime.target.__version__", "another")
+    monkeypatch.setattr("engine.runtime.target_files.__version__", "another")
     found.append(load(folder, PLAIN).info.fingerprint)
     assert found[0] == found[1], "the draft is no part of it"
     assert len(set(found)) == 5

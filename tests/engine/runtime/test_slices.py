@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import engine.runtime.target
+import engine.planning.blueprint
 import engine.weights.safetensors
 from engine.messages import Generate
 from engine.model.decoder import StreamedLayer
@@ -53,7 +53,7 @@ def requests() -> list[Generate]:
 
 def sliced(patch: pytest.MonkeyPatch, folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
     with patch.context() as tiny:
-        tiny.setattr(engine.runtime.target, "SLICE_BYTES", TINY)
+        tiny.setattr(engine.planning.blueprint, "SLICE_BYTES", TINY)
         made = load(folder, draft, **changes)
     assert all(len(layer.units.slices) == 4 for layer in layers(made))
     return made
@@ -89,7 +89,7 @@ def test_sliced_layers_answer_bit_for_bit_what_whole_ones_do(
 def test_a_slice_may_hold_several_experts(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("mixtral")
     want = exact(whole_answers(folder))
-    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", 2 * EXPERT)
+    monkeypatch.setattr(engine.planning.blueprint, "SLICE_BYTES", 2 * EXPERT)
     made = load(folder, DraftSpec("ngram"))
     assert {layer.units.slices for layer in layers(made)} == {(range(2), range(2, 4))}
     assert exact(run(made, requests())) == want
@@ -194,12 +194,12 @@ def test_an_abort_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_other_families_and_small_layers_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("mixtral")
-    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", 1 << 20)
+    monkeypatch.setattr(engine.planning.blueprint, "SLICE_BYTES", 1 << 20)
     assert not any(layer.units.slices for layer in layers(load(folder, PLAIN)))
-    monkeypatch.setattr(engine.runtime.target, "SLICE_BYTES", TINY)
+    monkeypatch.setattr(engine.planning.blueprint, "SLICE_BYTES", TINY)
     assert not any(layer.units.slices for layer in layers(load(checkpoint("llama"), PLAIN)))
     assert all(layer.units.slices for layer in layers(load(folder, PLAIN)))
-    monkeypatch.setattr(engine.runtime.target, "EXPERTS_LAST", frozenset({"qwen3_moe"}))
+    monkeypatch.setattr(engine.planning.blueprint, "EXPERTS_LAST", frozenset({"qwen3_moe"}))
     assert not any(layer.units.slices for layer in layers(load(folder, PLAIN)))
 
 

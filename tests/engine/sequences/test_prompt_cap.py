@@ -1,7 +1,8 @@
 """How many prompt rows ride beside decoding sequences."""
 
-from engine.pass_times import PassTimes
-from engine.sequences.scheduler import SMALLEST_CHUNK, PromptCap
+from engine.sequences.scheduler import PromptCap
+from engine.spec import TILE
+from engine.timing import PassTimes
 
 
 def cap_of(link_seconds: float, largest: int = 4096) -> PromptCap:
@@ -19,7 +20,7 @@ def observe(cap: PromptCap, seconds: float, *, prompt: bool, times: int = 1) -> 
 def test_as_many_prompt_rows_ride_as_the_link_hides() -> None:
     assert cap_of(link_seconds=10.0).rows(64) == 512  # 64 + 512 rows take 9 of 11.2 seconds
     assert cap_of(link_seconds=10.0, largest=256).rows(64) == 256
-    assert cap_of(link_seconds=0.0).rows(64) == SMALLEST_CHUNK
+    assert cap_of(link_seconds=0.0).rows(64) == TILE
 
 
 def test_fewer_rows_ride_behind_a_long_context() -> None:
@@ -37,14 +38,14 @@ def test_fewer_ride_after_a_pass_that_took_too_long_and_more_again_after_short_o
     observe(cap, 13.0, prompt=True)
     assert cap.rows(64) == 256
     observe(cap, 13.0, prompt=True, times=9)
-    assert cap.rows(64) == SMALLEST_CHUNK
+    assert cap.rows(64) == TILE
     observe(cap, 12.0, prompt=True, times=99)
     assert cap.rows(64) == 512
 
 
 def test_the_cap_follows_passes_that_became_slower() -> None:
     cap = cap_of(link_seconds=1.0)
-    assert cap.rows(64) == SMALLEST_CHUNK
+    assert cap.rows(64) == TILE
     observe(cap, 10.0, prompt=False)
     assert cap.rows(64) == 512
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kv.cache import PAGE, KVCache
-from engine.pass_times import PassTimes
-from engine.sequences.scheduler import SMALLEST_CHUNK, Scheduler, Turn
+from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Sequence
+from engine.spec import TILE
+from engine.timing import PassTimes
 from tests.engine.models import prompt
 from tests.engine.sequence_makers import LIMITS, choice_of, make_request, make_sequence
 
@@ -137,7 +138,7 @@ def test_a_prompt_beside_decoding_sequences_comes_in_chunks() -> None:
     desk.add("a")
     desk.step()
     desk.add("b", 200)
-    assert ran(desk.step()) == {"a": (1, 1), "b": (SMALLEST_CHUNK, 0)}
+    assert ran(desk.step()) == {"a": (1, 1), "b": (TILE, 0)}
     desk.passes.observe(64, compute_seconds=1.0, link_seconds=2.7)  # hides two tiles more
     assert ran(desk.step()) == {"a": (1, 1), "b": (128, 0)}
     assert ran(desk.step()) == {"a": (1, 1), "b": (8, 1)}
@@ -264,7 +265,7 @@ def test_the_paused_go_on_before_any_that_wait_and_run_their_tokens_again() -> N
     desk.scheduler.finish(oldest)
     turns = ran(desk.step())
     assert desk.running == ["b", "c"] and desk.scheduler.num_waiting == 1
-    assert turns["c"] == (SMALLEST_CHUNK, 0), "beside a decoding one, in chunks"
+    assert turns["c"] == (TILE, 0), "beside a decoding one, in chunks"
     assert youngest.num_cached == 0, "as it was told at its first admission"
 
 
@@ -298,7 +299,7 @@ def test_who_crosses_the_ropes_border_starts_over_with_other_kv() -> None:
     assert crossing.is_long and crossing.pages.salt == 0
     turns = desk.scheduler.schedule()
     assert crossing.pages.salt == 1 and crossing.pages.length == 0
-    assert ran(turns)["long"] == (SMALLEST_CHUNK, 0)
+    assert ran(turns)["long"] == (TILE, 0)
     assert desk.released == [crossing]
     assert crossing.num_pending == len(crossing.tokens), "no page of the short kind is shared"
     assert crossing.num_cached == 0

@@ -2,7 +2,8 @@
 
 import pytest
 
-from engine.streaming.meter import LinkStats, Meter, SimulatedLink, Traffic
+from engine.streaming.meter import LinkStats, Meter, Traffic
+from engine.streaming.simulated_link import SimulatedLink
 
 
 class Clock:

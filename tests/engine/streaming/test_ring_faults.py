@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming import disk
-from engine.streaming.meter import SimulatedLink
 from engine.streaming.packed import PackedUnits, pack, unit_name
 from engine.streaming.ring import LayerStream
+from engine.streaming.simulated_link import SimulatedLink
 from tests.engine.units import NumberedUnits, PiecedUnits
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.streaming.pace import Smoothed, time_away
+from engine.streaming.meter import Smoothed, time_away
 
 # A link that takes 1 s a unit, three slots: the unit waited for is due at 1, the others at 2 and 3.
 DUE = (1.0, 2.0, 3.0)

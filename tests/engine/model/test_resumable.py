@@ -8,7 +8,7 @@ import torch
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
 from engine.drafting.growth import Growth
-from engine.model.progress import OutOfTime, Progress
+from engine.model.resumable import OutOfTime, ResumableForward
 from engine.runtime.engine import Engine
 from engine.sequences.sequence import Sequence
 from tests.engine.models import SUBSPEC, checkpoint, draft_model, load, prompt, request
@@ -18,20 +18,20 @@ from tests.engine.models import SUBSPEC, checkpoint, draft_model, load, prompt, 
 def clock(monkeypatch: pytest.MonkeyPatch) -> "count[int]":
     """Every look at the clock takes a second, so a layer takes one."""
     ticks = count()
-    monkeypatch.setattr("engine.model.progress.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("engine.model.resumable.time.perf_counter", lambda: float(next(ticks)))
     return ticks
 
 
 def test_a_layer_runs_only_if_it_ends_in_time(clock: "count[int]") -> None:
-    progress = Progress()
-    progress.enter()
-    progress.leave(torch.zeros(1, 1, 4))
-    assert progress.num_run == 1 and progress.layer_seconds == 1.0
-    progress.go_on(until=next(clock) + 1.5)  # the next look comes a second later
-    assert progress.has_run()
-    assert not progress.has_run()
+    forward = ResumableForward()
+    forward.enter()
+    forward.leave(torch.zeros(1, 1, 4))
+    assert forward.num_run == 1 and forward.layer_seconds == 1.0
+    forward.go_on(until=next(clock) + 1.5)  # the next look comes a second later
+    assert forward.has_run()
+    assert not forward.has_run()
     with pytest.raises(OutOfTime):
-        progress.enter()
+        forward.enter()
 
 
 def rooted() -> tuple[Engine, Sequence]:

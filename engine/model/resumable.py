@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class OutOfTime(Exception):
-    """The forward was left; run again with the same progress, it goes on where it stopped."""
+    """The forward was left; called again with the same `ResumableForward`, it goes on there."""
 
 
 @dataclass
-class Progress:
+class ResumableForward:
     """How far a forward has come. It travels with the batch; layers tell it of themselves.
 
     The model's own forward is called again for each stretch: what comes before its layers is

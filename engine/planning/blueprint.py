@@ -1,0 +1,110 @@
+"""A model as its config.json describes it: what a plan needs to know, without any weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.drafting.method import DraftNeeds
+from engine.errors import ModelError
+from engine.model.decoder import build_on_meta
+from engine.model.resident import expanded_bytes
+from engine.planning.footprint import Demand, making_bytes
+from engine.spec import TILE, ModelSpec
+from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
+from engine.weights.formats.linear import substitute_bytes
+from engine.weights.formats.nf4 import dense_layout, is_packed
+from engine.weights.outline import Outline, UnreadUnits, stored_blocks
+
+SLICE_BYTES = 256 << 20  # a layer above this moves in slices, where its family can
+FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Blueprint:
+    """A model as its config.json tells it: without weights, on the `meta` device.
+
+    Raises `ModelError` for a model that cannot be served.
+    """
+
+    def __init__(self, spec: ModelSpec, folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.strict = spec.numerics != "fast"
+        self.config = read_config(folder)
+        self.dtype = _dtype(spec, self.config)
+        self.model = build_on_meta(self.config, self.dtype, strict=self.strict)
+        # Rows of the embedding; may be more than the tokenizer has tokens.
+        self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
+        self.context_length = self._context_length()
+
+    @property
+    def slice_bytes(self) -> int | None:
+        """The largest unit, where the family's layers can move in slices."""
+        return SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
+
+    def outline(self) -> Outline:
+        """The units, as the configuration alone tells them."""
+        quantize, stored = self.spec.target.quantize, stored_blocks(self.model)
+        return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
+
+    def demand(self, outline: Outline, method: str, needs: DraftNeeds) -> Demand:
+        """What the target of these units and a draft of these needs would like to take."""
+        config, shape = self.config, kv_shape(self.config)
+        embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
+        expanded = expanded_bytes(UnreadUnits(outline), self.dtype)
+        # Resident units that are expanded for the time of a pass have nothing to share.
+        shares = method == "subspec" and not expanded
+        group = self.spec.draft.group
+        substitutes = [substitute_bytes(u, group) for u in outline.layouts] if shares else ()
+        sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
+        return Demand(
+            unit_bytes=[layout.nbytes for layout in outline.layouts],
+            layers=outline.layers,
+            expanded_bytes=expanded,
+            other_device_bytes=sum(sizes) - embedding,
+            hidden_size=self.hidden_size,
+            widest=max(self.hidden_size, getattr(config, "intermediate_size", None) or 0),
+            num_heads=config.num_attention_heads,
+            vocab_size=self.vocab_size,
+            item_bytes=self.dtype.itemsize,
+            kv_bytes_per_token=shape.bytes_per_token(self.dtype) + needs.kv_bytes_per_token,
+            draft_weight_bytes=needs.weight_bytes,
+            scratch_rows=needs.scratch_rows,
+            draft_rows=needs.draft_rows,
+            draft_kv_bytes_per_token=needs.kv_bytes_per_token,
+            context_length=self.context_length,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            tile=TILE if self.strict else FAST_TILE,
+            embedding_bytes=embedding,
+            making_bytes=making_bytes(outline.layouts) if method == "subspec" else 0,
+            dense_bytes=sum(
+                dense_layout(u, self.dtype).nbytes if is_packed(u) else u.nbytes
+                for u in outline.layouts
+            ),
+            active_share=active_share(config),
+            substitute_bytes=substitutes,
+        )
+
+    def _context_length(self) -> int:
+        own = int(self.config.max_position_embeddings)
+        wanted = self.spec.context_length
+        if wanted is not None and wanted > own:
+            raise ModelError(
+                f"context_length: {wanted} is more than the model's own {own} "
+                "(max_position_embeddings in config.json)"
+            )
+        return wanted or own
+
+
+def active_share(config: Any) -> float:
+    """What one token uses of the weights; of a mixture roughly, nearly all of it being experts."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    return float(config.num_experts_per_tok / experts) if experts else 1.0
+
+
+def _dtype(spec: ModelSpec, config: Any) -> torch.dtype:
+    if spec.target.dtype is not None:
+        return DTYPES[spec.target.dtype]
+    return torch.float32 if config.dtype == torch.float32 else torch.bfloat16

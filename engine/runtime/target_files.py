@@ -1,0 +1,138 @@
+"""The target's files, read but not loaded: configuration, tokenizer, units, sizes."""
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any
+
+from engine import __version__
+from engine.kv.cache import PAGE, KVCache
+from engine.messages import ModelInfo, ReportProgress
+from engine.model.decoder import Decoder, Weights
+from engine.model.resident import Expanded, expanded_bytes
+from engine.planning.blueprint import FAST_TILE, Blueprint
+from engine.planning.machine import choose_device
+from engine.planning.plan import Plan
+from engine.sequences.sequence import Limits
+from engine.spec import ModelSpec, Numerics
+from engine.streaming.packed_cache import packed
+from engine.streaming.ring import LayerStream
+from engine.text.tokenizer import read_tokenizer
+from engine.weights.family import kv_shape
+from engine.weights.hub import resolve
+from engine.weights.layout import UnitReader
+from engine.weights.units import CheckpointUnits
+
+
+class TargetFiles(Blueprint):
+    """A checked checkpoint. Raises `ModelError` for anything that cannot be served."""
+
+    def __init__(self, spec: ModelSpec, progress: ReportProgress) -> None:
+        self.progress = progress
+        self.device = choose_device(spec.device)
+        source = resolve(spec.target.source, spec.target.revision, progress)
+        super().__init__(spec, source.folder)
+        self._revision = source.identity
+        self.tokenizer = read_tokenizer(self.folder)
+        self.units = CheckpointUnits(
+            self.folder,
+            self.model,
+            self.dtype,
+            spec.target.quantize,
+            slice_bytes=self.slice_bytes,
+        )
+        self.tensors = self.units.other()
+
+    @property
+    def identity(self) -> str:
+        """What the weights are: source, revision and precision."""
+        parts = [self._revision, str(self.dtype), str(self.spec.target.quantize)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether the checkpoint's own 4-bit form (MXFP4) does not stay packed."""
+        stored = getattr(self.config, "quantization_config", None) or {}
+        return bool(stored) and dict(stored).get("quant_method") == "mxfp4"
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """All end-of-sequence ids: the generation config's, else the model's."""
+        path = self.folder / "generation_config.json"
+        generation: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        ids = generation.get("eos_token_id")
+        if ids is None:
+            ids = self.config.eos_token_id
+        if ids is None:
+            return frozenset()
+        return frozenset(ids if isinstance(ids, list) else [ids])
+
+    def reader(self, plan: Plan) -> UnitReader:
+        """The units; packs what the stream will read from disk, and what is quantized, once."""
+        if "disk" in plan.tiers or self.spec.target.quantize is not None:
+            limit = self.spec.memory.cache
+            return packed(self.units, self.spec.id, self.identity, limit, self.progress)
+        return self.units
+
+    def stream(self, plan: Plan, reader: UnitReader) -> LayerStream:
+        """The weight stream over the units of `reader`."""
+        return LayerStream(
+            reader,
+            plan.tiers,
+            device=self.device,
+            slots=max(plan.slots, 1),  # a ring without units has none anyway
+            simulate_gbps=self.spec.stream.simulate_gbps,
+            progress=self.progress,
+        )
+
+    def decoder(self, stream: LayerStream) -> Decoder:
+        weights: Weights = stream
+        if expanded_bytes(self.units, self.dtype):
+            weights = Expanded(stream, self.units, self.device, self.dtype)
+        return Decoder(
+            self.model,
+            weights,
+            self.tensors,
+            device=self.device,
+            strict=self.strict,
+            tile=FAST_TILE,
+            layers=self.units.layers,
+        )
+
+    def kv_cache(self, plan: Plan) -> KVCache:
+        shape = kv_shape(self.config)
+        return KVCache(
+            shape.num_layers,
+            plan.num_pages,
+            shape.num_kv_heads,
+            shape.head_dim,
+            self.dtype,
+            self.device,
+            prefix_cache=self.spec.prefix_cache,
+            host_pages=plan.host_pages,
+        )
+
+    def limits(self, plan: Plan, decoder: Decoder) -> Limits:
+        return Limits(
+            max_tokens=min(self.context_length, plan.num_pages * PAGE),
+            eos_token_ids=self.eos_token_ids,
+            original_length=decoder.original_length,
+        )
+
+    def info(self, plan: Plan, link_gbps: float) -> ModelInfo:
+        numerics: Numerics = "strict" if self.strict else "fast"
+        parts = [self.identity, numerics, __version__]
+        return ModelInfo(
+            model_id=self.spec.id,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            capacity_tokens=plan.num_pages * PAGE,
+            max_sequences=plan.max_sequences,
+            eos_token_ids=tuple(sorted(self.eos_token_ids)),
+            numerics=numerics,
+            fingerprint="us-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
+            tokenizer_path=str(self.folder),
+            plan=str(plan),
+            num_pages=plan.num_pages,
+            link_gbps=link_gbps,
+        )
