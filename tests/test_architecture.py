@@ -17,6 +17,7 @@ RULES: tuple[Rule, ...] = (
     rules.deep_imports,
     rules.scattered_imports,
     rules.import_time_imports,
+    rules.named_methods,
     rules.long_files,
     rules.long_functions,
 )
@@ -101,6 +102,13 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
         "engine.weights.formats.linear, engine.weights.formats.nf4",
     ),
     (rules.import_time_imports, {"engine/nf4.py": "import bitsandbytes as bnb"}, "nf4.py:1"),
+    (rules.named_methods, {"engine/planning/a.py": 'is_b = method == "b"'}, "a.py:1: names 'b'"),
+    (rules.named_methods, {"server/config/a.py": 'def f():\n    return {"b": 1}'}, "a.py:2"),
+    (
+        rules.named_methods,
+        {"engine/planning/a.py": "from engine.drafting.methods import b"},
+        "imports engine.drafting.methods.b",
+    ),
     (rules.long_files, {"engine/spec.py": LONG_FILE}, "401 lines"),
     (rules.long_functions, {"server/http/app.py": LONG_FUNCTION}, "f has 61 lines"),
 )
