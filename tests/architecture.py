@@ -67,8 +67,8 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.errors"),
     ("server*", "engine.messages"),
     ("server*", "engine.spec"),
-    ("server.chat.structured", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
-    ("server.chat.structured", "engine.sampling.grammar.check"),  # whether one compiles
+    ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
+    ("server.chat.grammars", "engine.sampling.grammar.check"),  # whether one compiles
     ("server.models.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
     ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`

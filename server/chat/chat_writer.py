@@ -7,7 +7,7 @@ from server.chat.generation import Output
 from server.chat.logprobs import PlacedToken, chat_logprobs, token_origins
 from server.chat.reply import Reply
 from server.metrics.usage import Totals
-from server.parsing.pieces import Parser
+from server.parsing.parser import Parser
 from server.schemas.answers import (
     CallFunction,
     ChatChoice,

@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.messages import ModelInfo
-from server.chat.told_tools import tell_tools
+from server.chat.tool_instructions import tell_tools
 from server.chat.tools import tool_use
 from server.errors import ApiError
 from server.models.tokenizer import Tokenizer
-from server.parsing.known import formats_of
+from server.parsing.selection import formats_of
 from server.schemas.chat import ChatRequest, Prediction
-from server.schemas.fields import TextPart
-from server.schemas.messages import (
+from server.schemas.chat_messages import (
     AssistantMessage,
     CalledFunction,
     ChatMessage,
@@ -20,6 +19,7 @@ from server.schemas.messages import (
     RefusalPart,
     ToolMessage,
 )
+from server.schemas.fields import TextPart
 
 
 def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
-from server.config.checking import steps_in_body
 from server.errors import ApiError
 from server.http.state import state_of
+from server.schemas.checking import steps_in_body
 from server.schemas.fields import Body
 
 LARGE_BODY = 64 * 1024  # bytes from which parsing leaves the event loop

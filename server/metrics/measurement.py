@@ -9,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics.usage import Totals
-from server.metrics.waiting import Wait
+from server.metrics.wait_status import Wait
 
 # Until the request ran; of a stream that opened earlier, until it opened.
 QUEUE_HEADER = "x-understudy-queue-ms"

@@ -17,10 +17,10 @@ from server.config.registry import ModelEntry
 from server.config.settings import Settings
 from server.errors import ApiError
 from server.metrics.prometheus import Metrics
-from server.metrics.waiting import Wait, in_line
-from server.models.figures import EngineFigures
+from server.metrics.wait_status import Wait, in_line
+from server.models.statistics import EngineStatistics
 from server.models.tokenizer import Tokenizer, load_tokenizer
-from server.parsing.known import Formats, formats_of
+from server.parsing.selection import Formats, formats_of
 
 log = logging.getLogger("understudy")
 
@@ -53,7 +53,7 @@ class LoadedModel:
     engine: EngineClient
     info: ModelInfo
     tokenizer: Tokenizer
-    figures: EngineFigures
+    statistics: EngineStatistics
     formats: Formats  # of tool calls and reasoning in its answers
     num_borrowers: int = 0
 
@@ -207,24 +207,24 @@ class Models:
             old, self._current = self._current, None
             await old.engine.close()
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
-        figures = EngineFigures(entry.id, self._metrics)
+        statistics = EngineStatistics(entry.id, self._metrics)
         engine = self._engine_factory(
             entry.spec,
             max_queue=self._settings.max_queue,
             progress=self._progress,
-            on_pass=figures.passed,
-            on_audit=figures.audited,
-            on_restart=figures.restarted,
+            on_pass=statistics.passed,
+            on_audit=statistics.audited,
+            on_restart=statistics.restarted,
         )
         try:
             info = await engine.start()
             tokenizer = await asyncio.to_thread(
                 self._tokenizer_loader, info.tokenizer_path, entry.chat_template
             )
-            figures.limit_gbps = info.link_gbps
+            statistics.limit_gbps = info.link_gbps
             self._metrics.engines.loaded(entry.id)
             formats = formats_of(tokenizer.template, entry.parsers.tools, entry.parsers.reasoning)
-            self._current = LoadedModel(entry, engine, info, tokenizer, figures, formats)
+            self._current = LoadedModel(entry, engine, info, tokenizer, statistics, formats)
         finally:
             if self._current is None:
                 await engine.close()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from server.parsing.pieces import Parser
+from server.parsing.parser import Parser
 
 Part = Literal["tools", "reasoning"]
 

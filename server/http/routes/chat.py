@@ -11,13 +11,13 @@ from starlette.responses import Response
 
 from server.chat.chat_writer import ChatWriter, fold_chat
 from server.chat.generation import Job, generate
-from server.chat.prepared import prepare
+from server.chat.grammars import made_of
+from server.chat.prepare import prepare
 from server.chat.sampling import default_limit, sampling_params
 from server.chat.speculation import speculation_of
-from server.chat.structured import made_of
+from server.http.answer import Caller, answer, end_answer, new_head
 from server.http.body import body_of
 from server.http.openapi import describe
-from server.http.routes.answer import Caller, answer, end_answer, new_head
 from server.metrics.usage import Totals
 from server.models.lending import LoadedModel
 from server.schemas.answers import ChatChunk, ChatCompletion
@@ -51,7 +51,7 @@ async def chat_chunks(
         shown_tokens=asked.shown_tokens,
         grammar=asked.grammar,
     )
-    head, before = new_head("chatcmpl", model), model.figures.traffic
+    head, before = new_head("chatcmpl", model), model.statistics.traffic
     job = Job(
         head["id"],
         [asked.prompt],

@@ -10,15 +10,15 @@ from starlette.responses import Response
 
 from server.chat.echo import Echo
 from server.chat.generation import Job, generate
+from server.chat.grammars import completion_grammar, made_of
 from server.chat.prompt import text_prompts
 from server.chat.sampling import default_limit, sampling_params
 from server.chat.speculation import speculation_of
-from server.chat.structured import completion_grammar, made_of
 from server.chat.text_writer import TextWriter, fold_text
 from server.errors import ApiError
+from server.http.answer import Caller, answer, end_answer, new_head
 from server.http.body import body_of
 from server.http.openapi import describe
-from server.http.routes.answer import Caller, answer, end_answer, new_head
 from server.http.state import state_of
 from server.metrics.usage import Totals
 from server.models.lending import LoadedModel
@@ -58,7 +58,7 @@ async def text_chunks(
         prompt_logprobs=body.logprobs if body.echo else None,
         grammar=grammar,
     )
-    head, before = new_head("cmpl", model), model.figures.traffic
+    head, before = new_head("cmpl", model), model.statistics.traffic
     job = Job(
         head["id"],
         prompts,

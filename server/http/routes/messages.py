@@ -8,8 +8,8 @@ from starlette.responses import Response
 from server.doors.messages.events import MessageWriter
 from server.doors.messages.request import NAMES, chat_fields
 from server.http.body import body_of
+from server.http.door import answer_in, answer_of_tokenizer, chat_of, num_tokens
 from server.http.openapi import describe
-from server.http.routes.door import answer_in, answer_of_tokenizer, chat_of, num_tokens
 from server.models.lending import LoadedModel
 from server.schemas.message_answers import (
     CountedTokens,

@@ -18,5 +18,5 @@ async def metrics(request: Request) -> Response:
     known = state.registry.entries
     now.models(known, None if model is None else model.entry.id, state.models.num_waiting)
     if model is not None:
-        now.engine(model.info, model.figures.last, model.engine.num_outstanding)
+        now.engine(model.info, model.statistics.last, model.engine.num_outstanding)
     return Response(state.metrics.text(), media_type=CONTENT_TYPE)

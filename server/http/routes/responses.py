@@ -9,8 +9,8 @@ from starlette.responses import Response
 from server.doors.responses.events import ResponseWriter
 from server.doors.responses.request import NAMES, chat_fields
 from server.http.body import body_of
+from server.http.door import answer_in, answer_of_tokenizer, chat_of, input_tokens
 from server.http.openapi import describe
-from server.http.routes.door import answer_in, answer_of_tokenizer, chat_of, input_tokens
 from server.schemas import response_answers
 from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import InputTokens

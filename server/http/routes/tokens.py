@@ -9,8 +9,8 @@ from starlette.responses import Response
 from server.chat.prompt import chat_text
 from server.errors import ApiError
 from server.http.body import body_of, check_object
+from server.http.door import answer_of_tokenizer, input_tokens
 from server.http.openapi import describe
-from server.http.routes.door import answer_of_tokenizer, input_tokens
 from server.models.lending import LoadedModel
 from server.schemas.chat import ChatRequest
 from server.schemas.tokens import (

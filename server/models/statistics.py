@@ -17,7 +17,7 @@ class Traffic:
     pass_seconds: float = 0.0
 
 
-class EngineFigures:
+class EngineStatistics:
     """The callbacks of one engine."""
 
     def __init__(self, model: str, metrics: Metrics) -> None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from server.chat.prompt import chat_text
 from server.doors.translation import Event, Names, Writer, chat_request, named
-from server.http.routes.answer import Caller, answer, pace_of
+from server.http.answer import Caller, answer, pace_of
 from server.http.routes.chat import chat_chunks
 from server.http.state import state_of
 from server.http.stream import Dialect, whole_answer

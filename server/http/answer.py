@@ -18,8 +18,8 @@ from server.http.state import state_of
 from server.http.stream import OPENAI, Dialect, Pace, streamed_answer, whole_answer
 from server.metrics.measurement import Measurement, measurement_of
 from server.metrics.usage import Totals
-from server.models.figures import Traffic
 from server.models.lending import LoadedModel
+from server.models.statistics import Traffic
 from server.schemas.answers import Head
 from server.schemas.fields import GenerationBody
 
@@ -100,5 +100,5 @@ def end_answer(
         head["id"],
         head["model"],
         totals.summary(),
-        model.figures.link_since(before),
+        model.statistics.link_since(before),
     )
