@@ -31,7 +31,7 @@ def create_app(
     *,
     keys: ApiKeys | None = None,
     tokenizer_loader: TokenizerLoader = load_tokenizer,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> FastAPI:
     """The ASGI application. Models are loaded by the first request that wants them.
 
