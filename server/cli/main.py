@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from engine.errors import EngineError
 from server.cli.console import Console
 from server.config.files import ConfigError, parse_size
+from server.version import version
 
 SERVE = """\
 MODEL is an id of the registry (a file configs/models/<id>.yaml), a Hugging Face
@@ -41,7 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve models that do not fit your GPU, over the OpenAI API, with exactly "
         "the tokens the full model would have produced.",
     )
-    parser.add_argument("--version", action="version", version=f"understudy {_version()}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"understudy {version(if_not_installed='(not installed)')}",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_plan(commands)
@@ -163,13 +167,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-def _version() -> str:
-    try:
-        return metadata.version("understudy")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

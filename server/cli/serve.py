@@ -20,7 +20,7 @@ from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.http.protocol import patient_protocol
-from server.http.state import AppState
+from server.http.state import App
 from server.models.lending import Models
 
 SHUTDOWN_S = 5  # for the answers of requests that ran when the server was told to end
@@ -89,20 +89,14 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     allow_connections()
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         try:
-            server = Server(config, _state_of(app).models)
+            server = Server(config, app.shared.models)
             return runner.run(_run(app, server, listener, entry, keys, console))
         except KeyboardInterrupt:
             return 0
 
 
-def _state_of(app: FastAPI) -> AppState:
-    state = app.state.understudy
-    assert isinstance(state, AppState)
-    return state
-
-
 async def _run(
-    app: FastAPI,
+    app: App,
     server: Server,
     listener: socket.socket,
     entry: ModelEntry,
@@ -110,7 +104,7 @@ async def _run(
     console: Console,
 ) -> int:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(_state_of(app).models.preload(entry))
+    loading = asyncio.create_task(app.shared.models.preload(entry))
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():

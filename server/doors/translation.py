@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error
-from server.http.body import check_object
 from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
+from server.schemas.checking import check_object
 from server.schemas.fields import GenerationBody
 
 Event = Mapping[str, Any]  # one of a stream; `type` says which

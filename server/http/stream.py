@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
-from server.errors import ApiError, as_api_error, log_failure
+from server.errors import ApiError, as_api_error
+from server.http.failures import log_failure
 from server.metrics.wait_status import Wait
 
 FAREWELL_S = 2.0  # for the event that tells of the server's end

@@ -6,23 +6,12 @@ from typing_extensions import TypedDict  # typing's own, before 3.12, has no sch
 
 
 class Head(TypedDict):
-    """What all chunks of an answer share."""
+    """What a whole answer and all its chunks share."""
 
     id: str
     created: int
     model: str
     system_fingerprint: str
-
-
-class ErrorObject(TypedDict):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(TypedDict):
-    error: ErrorObject
 
 
 class PromptTokensDetails(TypedDict):
@@ -57,6 +46,13 @@ class Timings(TypedDict):
     passes: int
     tokens_per_pass: float  # emitted by a pass, all choices together
     seed: int  # send it again to get the same answer
+
+
+class Costs(TypedDict):
+    """What an answer cost, in its last chunk and in the whole."""
+
+    usage: NotRequired[Usage | None]
+    timings: NotRequired[Timings]
 
 
 class TopLogprob(TypedDict):
@@ -129,17 +125,11 @@ class ChatChunkChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class ChatChunk(TypedDict):
+class ChatChunk(Head, Costs):
     """One event of a streamed chat."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChunkChoice]
-    usage: NotRequired[Usage | None]
-    timings: NotRequired[Timings]
 
 
 class Message(TypedDict):
@@ -159,15 +149,9 @@ class ChatChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class ChatCompletion(TypedDict):
-    id: str
+class ChatCompletion(Head, Costs):
     object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
-    usage: NotRequired[Usage | None]
-    timings: NotRequired[Timings]
 
 
 class TextLogprobs(TypedDict):
@@ -187,17 +171,11 @@ class TextChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class TextCompletion(TypedDict):
+class TextCompletion(Head, Costs):
     """A completion, and one event of a streamed one."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[TextChoice]
-    usage: NotRequired[Usage | None]
-    timings: NotRequired[Timings]
 
 
 class Model(TypedDict):
