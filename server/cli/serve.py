@@ -35,6 +35,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._models = models
 
+    def end(self) -> None:
+        """Have the server end as it does when it is told to by a signal."""
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._models.close()
         await super().shutdown(sockets)
@@ -112,7 +116,7 @@ async def _run(
         await serving
     except EngineError as error:
         console.line(f"understudy: error: {error}")
-        server.should_exit = True
+        server.end()
         await serving
         return 1
     finally:  # told to end while loading
