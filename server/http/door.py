@@ -12,7 +12,7 @@ from server.chat.answer import Caller
 from server.chat.chat_completion import chat_chunks
 from server.chat.prompt import chat_text
 from server.doors.translation import Event, Names, Writer, chat_request, named
-from server.http.answer import answer, pace_of
+from server.http.respond import pace_of, respond
 from server.http.state import state_of
 from server.http.stream import Dialect, whole_answer
 from server.models.lending import LoadedModel
@@ -31,7 +31,7 @@ async def chat_of(
     return await asyncio.to_thread(lambda: chat_request(fields(body), names))
 
 
-async def answer_in(request: Request, chat: ChatRequest, writer: Writer, names: Names) -> Response:
+async def respond_in(request: Request, chat: ChatRequest, writer: Writer, names: Names) -> Response:
     """Answer a chat in the words of `writer`."""
 
     async def events(
@@ -41,7 +41,7 @@ async def answer_in(request: Request, chat: ChatRequest, writer: Writer, names: 
             return _translated(await chat_chunks(model, body, caller), writer, names)
 
     dialect = Dialect(writer.failure, named=True, done=None)
-    return await answer(request, chat, events, lambda _: writer.whole(), dialect)
+    return await respond(request, chat, events, lambda _: writer.whole(), dialect)
 
 
 async def _translated(
@@ -55,7 +55,7 @@ async def _translated(
                     yield event
 
 
-async def answer_of_tokenizer(
+async def respond_with_tokenizer(
     request: Request,
     model_name: str | None,
     work: Callable[[LoadedModel], Mapping[str, Any]],

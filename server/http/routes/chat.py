@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from server.chat.chat_completion import chat_chunks
 from server.chat.chat_writer import fold_chat
-from server.http.answer import answer
 from server.http.api import Api
 from server.http.body import body_of
+from server.http.respond import respond
 from server.schemas.answers import ChatChunk, ChatCompletion
 from server.schemas.chat import ChatRequest
 
@@ -23,4 +23,4 @@ async def create_chat_completion(
 ) -> Response:
     """Continue a conversation."""
     fold = functools.partial(fold_chat, logprobs=bool(body.logprobs))
-    return await answer(request, body, chat_chunks, fold)
+    return await respond(request, body, chat_chunks, fold)

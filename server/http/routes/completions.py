@@ -8,9 +8,9 @@ from starlette.responses import Response
 from server.chat.text_completion import text_chunks
 from server.chat.text_writer import fold_text
 from server.errors import ApiError
-from server.http.answer import answer
 from server.http.api import Api
 from server.http.body import body_of
+from server.http.respond import respond
 from server.http.state import state_of
 from server.schemas.answers import TextCompletion
 from server.schemas.completions import CompletionRequest
@@ -27,4 +27,4 @@ async def create_completion(
     if len(body.prompts) > most:  # each is queued by itself: it would never be accepted
         message = f"'prompt' has {len(body.prompts)} prompts; this server takes at most {most}."
         raise ApiError(message, code="invalid_value", param="prompt")
-    return await answer(request, body, text_chunks, fold_text)
+    return await respond(request, body, text_chunks, fold_text)

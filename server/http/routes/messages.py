@@ -10,7 +10,7 @@ from server.doors.messages.events import MessageWriter
 from server.doors.messages.request import NAMES, chat_fields
 from server.http.api import Api
 from server.http.body import body_of
-from server.http.door import answer_in, answer_of_tokenizer, chat_of, num_tokens
+from server.http.door import chat_of, num_tokens, respond_in, respond_with_tokenizer
 from server.models.lending import LoadedModel
 from server.schemas.message_answers import (
     CountedTokens,
@@ -29,7 +29,7 @@ async def create_message(
 ) -> Response:
     """Continue a conversation."""
     chat = await chat_of(body, chat_fields, NAMES)
-    return await answer_in(request, chat, MessageWriter(request.state.request_id), NAMES)
+    return await respond_in(request, chat, MessageWriter(request.state.request_id), NAMES)
 
 
 @api.post("/messages/count_tokens", CountTokensRequest, CountedTokens)
@@ -42,4 +42,4 @@ async def count_tokens(
     def work(model: LoadedModel) -> CountedTokens:
         return {"input_tokens": num_tokens(chat, model)}
 
-    return await answer_of_tokenizer(request, chat.model, work, NAMES)
+    return await respond_with_tokenizer(request, chat.model, work, NAMES)

@@ -10,7 +10,7 @@ from server.chat.prompt import chat_text
 from server.errors import ApiError
 from server.http.api import Api
 from server.http.body import body_of
-from server.http.door import answer_of_tokenizer, input_tokens
+from server.http.door import input_tokens, respond_with_tokenizer
 from server.models.lending import LoadedModel
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
@@ -39,7 +39,7 @@ async def tokenize(
         fields = (body.model_extra or {}) | {"messages": body.messages}
         chat = check_object(ChatRequest, fields)
     work = functools.partial(_tokenized, body, chat)
-    return await answer_of_tokenizer(request, body.model, work)
+    return await respond_with_tokenizer(request, body.model, work)
 
 
 @api.post("/detokenize", DetokenizeRequest, Detokenized)
@@ -47,7 +47,7 @@ async def detokenize(
     request: Request, body: Annotated[DetokenizeRequest, Depends(body_of(DetokenizeRequest))]
 ) -> Response:
     """The text of tokens, special ones too."""
-    return await answer_of_tokenizer(request, body.model, functools.partial(_text, body.tokens))
+    return await respond_with_tokenizer(request, body.model, functools.partial(_text, body.tokens))
 
 
 @api.post("/apply-template", ChatRequest, Rendered)
@@ -57,13 +57,13 @@ async def apply_template(request: Request, body: Chat) -> Response:
     def work(model: LoadedModel) -> Rendered:
         return {"prompt": chat_text(model.tokenizer, body)}
 
-    return await answer_of_tokenizer(request, body.model, work)
+    return await respond_with_tokenizer(request, body.model, work)
 
 
 @api.post("/chat/completions/input_tokens", ChatRequest, InputTokens)
 async def count_chat_tokens(request: Request, body: Chat) -> Response:
     """How many tokens a chat's prompt has."""
-    return await answer_of_tokenizer(request, body.model, functools.partial(input_tokens, body))
+    return await respond_with_tokenizer(request, body.model, functools.partial(input_tokens, body))
 
 
 def _tokenized(body: TokenizeRequest, chat: ChatRequest | None, model: LoadedModel) -> Tokenized:

@@ -24,7 +24,7 @@ BodyT = TypeVar("BodyT", bound=GenerationBody)
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
 
 
-async def answer(
+async def respond(
     request: Request,
     body: BodyT,
     write: Callable[[LoadedModel, BodyT, Caller], Awaitable[AsyncGenerator[Chunk, None]]],
