@@ -14,7 +14,7 @@ from server.chat.grammars import made_of
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
 from server.models.lending import LoadedModel
-from server.schemas.answers import Costs, Head
+from server.schemas.answers import Costs, Source
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 
@@ -50,7 +50,8 @@ class Answer:
         include_usage: whether a chunk of its own, the last one, has the usage.
     """
 
-    head: Head
+    id: str
+    source: Source
     totals: Totals
     spelling: TokenBytes
     logprobs: bool
@@ -86,14 +87,14 @@ def new_answer(
     logprobs: bool,
 ) -> Answer:
     """Return what the chunks of the answer to `body` share."""
-    head: Head = {
-        "id": job.id,
+    source: Source = {
         "created": int(time.time()),
         "model": model.entry.id,
         "system_fingerprint": model.info.fingerprint,
     }
     return Answer(
-        head,
+        job.id,
+        source,
         Totals(job.num_choices, job.params.seed),
         spelling,
         logprobs=logprobs,

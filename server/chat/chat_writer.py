@@ -79,8 +79,13 @@ class ChatWriter:
         return self._event([choice], self._answer.costs(is_last=finish is not None))
 
     def _event(self, choices: list[ChatChunkChoice], costs: Costs) -> ChatChunk:
-        head = self._answer.head
-        return {"object": "chat.completion.chunk", **head, "choices": choices, **costs}
+        return {
+            "id": self._answer.id,
+            "object": "chat.completion.chunk",
+            **self._answer.source,
+            "choices": choices,
+            **costs,
+        }
 
 
 def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:

@@ -62,7 +62,13 @@ class TextWriter:
         )
 
     def _event(self, choices: list[TextChoice], costs: Costs) -> TextCompletion:
-        return {"object": "text_completion", **self._answer.head, "choices": choices, **costs}
+        return {
+            "id": self._answer.id,
+            "object": "text_completion",
+            **self._answer.source,
+            "choices": choices,
+            **costs,
+        }
 
 
 def fold_text(chunks: Iterable[TextCompletion]) -> TextCompletion:

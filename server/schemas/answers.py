@@ -5,10 +5,9 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
 
-class Head(TypedDict):
-    """What a whole answer and all its chunks share."""
+class Source(TypedDict):
+    """When an answer was begun, and by which model; the whole and all its chunks say it."""
 
-    id: str
     created: int
     model: str
     system_fingerprint: str
@@ -125,9 +124,10 @@ class ChatChunkChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class ChatChunk(Head, Costs):
+class ChatChunk(Source, Costs):
     """One event of a streamed chat."""
 
+    id: str
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
 
@@ -149,7 +149,8 @@ class ChatChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class ChatCompletion(Head, Costs):
+class ChatCompletion(Source, Costs):
+    id: str
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
@@ -171,9 +172,10 @@ class TextChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class TextCompletion(Head, Costs):
+class TextCompletion(Source, Costs):
     """A completion, and one event of a streamed one."""
 
+    id: str
     object: Literal["text_completion"]
     choices: list[TextChoice]
 
