@@ -92,7 +92,7 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("server.doors.messages.request", "none", "a value of `tool_choice`"),
     ("server.chat.prompt", "none", "a value of `reasoning_effort`"),
     ("server.chat.tools", "none", "a value of `tool_choice`"),
-    ("server.parsing.known", "none", "a value of `parsers.reasoning`"),
+    ("server.parsing.selection", "none", "a value of `parsers.reasoning`"),
     ("server.config.registry", "none", "an empty list in a message"),
 )
 

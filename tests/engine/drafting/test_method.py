@@ -2,12 +2,11 @@
 
 import json
 import logging
-import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from server.cli import main
 from server.config import files
 from tests.engine.models import (
     PLAIN,
+    SUBSPEC,
     alone,
     checkpoint,
     exact,
@@ -31,11 +31,11 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.examples import added, example_in, write_files
 
 README = Path(__file__).parents[3] / "README.md"
 EXAMPLE = "repeat"
 CARD = WhatIf(device_memory=1 << 30, link_gbps=0.001)
-Add = Callable[[str, str], None]
 
 # A draft of weights of its own, on the target's KV.
 HEADS = """
@@ -52,27 +52,18 @@ FACTS = MethodFacts(
 """
 
 
-def example() -> str:
-    """The file that the docstring of the methods' package shows."""
-    text = methods.__doc__ or ""
-    (found,) = re.findall(rf"`{EXAMPLE}\.py`:\n\n((?:    .*\n|\n)+)", text)
-    return dedent(found)
+@contextmanager
+def adding(folder: Path, name: str = EXAMPLE, text: str | None = None) -> Iterator[None]:
+    """Have a method's file, the docstring's example if not told otherwise, beside the others."""
+    text = example_in(methods.__doc__) if text is None else text
+    write_files(folder, {f"engine/drafting/methods/{name}.py": text})
+    with added(folder, methods):
+        yield
 
 
-@pytest.fixture
-def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
-    """Adds a method's file, in a folder that joins the package's path."""
-    folder = tmp_path / "methods"
-    folder.mkdir()
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
-
-    def write(name: str, text: str) -> None:
-        (folder / f"{name}.py").write_text(text)
-        module = f"{methods.__name__}.{name}"
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        monkeypatch.setattr(methods, name, None, raising=False)
-
-    return write
+def surer() -> str:
+    """The example, if the target agreed with it nearly always."""
+    return example_in(methods.__doc__).replace("agreement=0.1", "agreement=0.9")
 
 
 def test_the_methods_are_the_files() -> None:
@@ -100,76 +91,70 @@ def test_what_is_stated_of_methods_is_read_without_torch() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_the_example_serves_by_adding_its_file(add: Add) -> None:
-    add(EXAMPLE, example())
-    assert EXAMPLE in available()
+def test_the_example_serves_by_adding_its_file(tmp_path: Path) -> None:
     asked = [request("g", prompt(8)), request("s", prompt(9), temperature=1.0, seed=1)]
     want = alone(load(checkpoint("llama"), PLAIN), asked)
-    got = run(load(checkpoint("llama"), DraftSpec(EXAMPLE)), asked)
+    with adding(tmp_path):
+        assert EXAMPLE in available()
+        got = run(load(checkpoint("llama"), DraftSpec(EXAMPLE)), asked)
     assert exact(got) == exact(want)
     stats = got[("g", 0)].stats
     assert stats is not None and stats.drafted > 0
 
 
-def test_the_example_joins_the_trees_of_a_draft_model(add: Add) -> None:
-    add(EXAMPLE, example())
-    engine = load(checkpoint("llama"), DraftSpec("subspec", depth=2, width=1, branch=1, budget=8))
+def test_the_example_joins_the_trees_of_a_draft_model(tmp_path: Path) -> None:
+    with adding(tmp_path):
+        engine = load(checkpoint("llama"), SUBSPEC)
     assert EXAMPLE in engine.info.draft_methods
 
 
 def test_the_example_is_checked_and_planned_as_the_others_are(
-    add: Add,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add(EXAMPLE, example())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(files, "packaged_folder", lambda: tmp_path / "packaged")
-    file = tmp_path / "configs" / "models" / "mine.yaml"
-    file.parent.mkdir(parents=True)
 
     def plan(draft: str) -> tuple[int, str, str]:
-        file.write_text(f"target: {{source: {checkpoint('llama')}}}\ndraft: {draft}\n")
+        text = f"target: {{source: {checkpoint('llama')}}}\ndraft: {draft}\n"
+        write_files(tmp_path, {"configs/models/mine.yaml": text})
         code = main.main(["plan", "mine", "--json", "--device-memory", "1GiB"])
         return code, *capsys.readouterr()
 
-    code, out, _ = plan(f"{{method: {EXAMPLE}}}")
+    with adding(tmp_path):
+        code, out, _ = plan(f"{{method: {EXAMPLE}}}")
+        refused, _, error = plan(f"{{method: {EXAMPLE}, source: a/b}}")
     found: dict[str, Any] = json.loads(out)
     assert (code, found["draft"], found["plan"]["draft_bytes"]) == (0, EXAMPLE, 0)
     assert found["forecast"]["tokens_per_pass"] == pytest.approx(1.1)
     assert found["forecast"]["draft_seconds"] == 0
     assert found["assumptions"][-1]["figure"] == f"1.1 by {EXAMPLE}"
-    code, _, error = plan(f"{{method: {EXAMPLE}, source: a/b}}")
-    assert code != 0 and "go with method specexec only" in error
+    assert refused != 0 and "go with method specexec only" in error
 
 
-def test_auto_considers_the_example(add: Add, caplog: pytest.LogCaptureFixture) -> None:
-    add(EXAMPLE, example())
-    assert candidates() == ["ngram", EXAMPLE, "subspec"]
+def test_auto_considers_the_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mixture = model_spec(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram"))
-    with caplog.at_level(logging.INFO, "engine.planning.choice"):
-        found = preview(mixture, CARD)
-    assert found.scheme.method == "ngram"
+    with adding(tmp_path / "as it is"), caplog.at_level(logging.INFO, "engine.planning.choice"):
+        assert candidates() == ["ngram", EXAMPLE, "subspec"]
+        assert preview(mixture, CARD).scheme.method == "ngram"
     assert any(message.startswith(f"draft {EXAMPLE}:") for message in caplog.messages)
-    add(EXAMPLE, example().replace("agreement=0.1", "agreement=0.9"))
-    assert preview(mixture, CARD).scheme.method == EXAMPLE
-    served = load(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram", slots=2))
+    with adding(tmp_path / "surer", text=surer()):
+        assert preview(mixture, CARD).scheme.method == EXAMPLE
+        served = load(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram", slots=2))
     assert EXAMPLE in served.info.draft_methods
 
 
-def test_a_change_to_the_example_is_advised_where_it_helps_most(add: Add) -> None:
-    add(EXAMPLE, example().replace("agreement=0.1", "agreement=0.9"))
+def test_a_change_to_the_example_is_advised_where_it_helps_most(tmp_path: Path) -> None:
     spec = model_spec(checkpoint("mixtral"), PLAIN, stream=StreamSpec(tier="ram"))
-    gains = {gain.change: gain.factor for gain in preview(spec, CARD).gains}
+    with adding(tmp_path, text=surer()):
+        gains = {gain.change: gain.factor for gain in preview(spec, CARD).gains}
     assert gains[f"draft.method: none -> {EXAMPLE}"] > gains["draft.method: none -> ngram"] > 1
 
 
-def test_what_a_new_draft_model_takes_is_planned(add: Add) -> None:
-    add("heads", HEADS)
+def test_what_a_new_draft_model_takes_is_planned(tmp_path: Path) -> None:
     spec = model_spec(checkpoint("llama"), DraftSpec("heads", depth=2), stream=StreamSpec("ram"))
-    scheme = preview(spec, CARD).scheme
+    with adding(tmp_path, "heads", HEADS):
+        scheme = preview(spec, CARD).scheme
     assert scheme.plan.draft_bytes == 5 << 20
     assert (scheme.bounds.depth, scheme.bounds.budget) == (2, 4)
     assert scheme.demand.scratch_rows == 4 and not scheme.demand.substitute_bytes
