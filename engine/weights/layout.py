@@ -11,6 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+Fields = Mapping[str, TensorSpec]  # of one tensor: suffix of the field's name -> what it holds
+
 PAGE_BYTES = 4096  # direct I/O and pinning want whole pages
 TENSOR_BYTES = 256  # widest vector load and CUDA's own allocation granularity
 
@@ -76,8 +79,8 @@ class UnitReader(Protocol):
         """
 
 
-def lay_out(name: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> UnitLayout:
-    """The slab of a unit whose tensors are given as name -> (dtype, shape), in that order."""
+def lay_out(name: str, tensors: Mapping[str, TensorSpec]) -> UnitLayout:
+    """Return the layout of a unit with these tensors, in their order."""
     fields: list[Field] = []
     offset = 0
     for tensor, (dtype, shape) in tensors.items():

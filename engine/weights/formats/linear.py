@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from engine.weights.formats import int4, nf4
-from engine.weights.layout import UnitLayout
+from engine.weights.layout import TensorSpec, UnitLayout
+from engine.weights.packing import dense_tensors
 
 Kernel = Literal["int4", "nf4"]
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
 _PROBE_SECONDS = 0.1  # of measuring for each kernel, at most
 # A larger weight is measured by a slice of its rows: enough that a device is not idle in between.
 _PROBE_WEIGHTS = {"cpu": 1 << 22, "cuda": 1 << 24}
 _RUNS = 9
 _HEAD_START = 5_000_000  # cycles that a device sleeps: longer than the launches take
-_DENSE_BYTES = 2  # of a bfloat16 weight, where the unit's layout does not tell
 
 
 def stored_tensors(
@@ -113,20 +112,17 @@ def supports(
 
 
 def substitute_bytes(layout: UnitLayout, group: int) -> int:
-    """Device bytes that the substitute of a unit takes at most, whichever kernel is chosen.
+    """Return the device bytes that a unit's substitute takes at most, with either kernel.
 
     Matrices become 4-bit where the kernels take them; the rest of the unit is kept as it is. A
     unit that travels packed is substituted from its dense form.
     """
     total = 0
-    for field in layout.fields:
-        if field.name.endswith(nf4.PACKED) and len(field.shape) == 2:
-            total += _matrix_bytes(field.shape[0], field.shape[1] * 2, group, _DENSE_BYTES)
-        elif len(field.shape) == 2 and field.dtype.is_floating_point:
-            if not field.name.endswith(nf4.ABSMAX):
-                total += _matrix_bytes(*field.shape, group, field.dtype.itemsize)
+    for dtype, shape in dense_tensors(layout, torch.bfloat16).values():
+        if len(shape) == 2 and dtype.is_floating_point:
+            total += _matrix_bytes(*shape, group, dtype.itemsize)
         else:
-            total += field.nbytes
+            total += torch.Size(shape).numel() * dtype.itemsize
     return total
 
 
