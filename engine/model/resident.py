@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.messages import ReportProgress
 from engine.model.decoder import Weights, bind
 from engine.weights.layout import UnitReader
-from engine.weights.packing import dense_layout, expand, is_packed
+from engine.weights.packing import dense_layout, expand
 
 
 def bind_resident(
@@ -38,8 +38,6 @@ def _dense(
     slab = torch.empty(layout.nbytes, dtype=torch.uint8)
     reader.read(index, slab)
     views = layout.views(slab.to(device))
-    if not is_packed(layout):
-        return views
     dense = dense_layout(layout, dtype)
     return expand(views, dense.views(torch.empty(dense.nbytes, dtype=torch.uint8, device=device)))
 
@@ -66,6 +64,4 @@ class Expanded:
 
 def expanded_bytes(reader: UnitReader, dtype: torch.dtype) -> int:
     """Return the bytes of the scratch slab of `Expanded`, 0 where nothing is packed."""
-    if not any(is_packed(layout) for layout in reader.layouts):
-        return 0
     return max(dense_layout(layout, dtype).nbytes for layout in reader.layouts)

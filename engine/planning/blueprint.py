@@ -14,7 +14,7 @@ from engine.spec import TILE, ModelSpec
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
 from engine.weights.formats.linear import substitute_bytes
 from engine.weights.outline import Outline, UnreadUnits
-from engine.weights.packing import dense_layout, is_packed
+from engine.weights.packing import dense_layout
 from engine.weights.stored_format import plan_packed
 
 SLICE_BYTES = 256 << 20  # a layer above this moves in slices, where its family can
@@ -81,8 +81,7 @@ class Blueprint:
             embedding_bytes=embedding,
             making_bytes=making_bytes(outline.layouts) if method == "subspec" else 0,
             dense_bytes=sum(
-                dense_layout(u, self.dtype).nbytes if is_packed(u) else u.nbytes
-                for u in outline.layouts
+                dense_layout(unit, self.dtype).nbytes or unit.nbytes for unit in outline.layouts
             ),
             active_share=active_share(config),
             substitute_bytes=substitutes,

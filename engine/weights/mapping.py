@@ -54,9 +54,7 @@ def find_sources(
         elif target in sources:
             raise ModelError(f"{file}: {stored_name} is a second tensor for {target}")
         else:
-            dtype, shape = wanted[target]
-            _check_dtype(target, source, dtype)
-            _check_shape(target, source, shape)
+            _check(target, source, wanted[target])
             sources[target] = source
     _refuse_unexpected(model, unexpected)
     for target, group in groups.items():
@@ -141,8 +139,7 @@ def _merged(
             )
         height = group[0].shape[0] if group[0].shape else 0
         for expert, source in enumerate(group):
-            _check_dtype(target, source, dtype)
-            _check_shape(f"expert {expert} of {target}", source, (height, columns))
+            _check(f"expert {expert} of {target}", source, (dtype, (height, columns)))
             pieces.append(((expert, slice(begin, begin + height)), source))
         begin += height
     if begin != rows:
@@ -153,25 +150,20 @@ def _merged(
     return merged((experts, rows, columns), pieces)
 
 
-def _check_dtype(name: str, source: Source, wanted: torch.dtype) -> None:
-    """Raise `ModelError` unless a plain tensor can become `wanted` without scales."""
-    stored = source.parts[0]
-    if not source.is_plain or (wanted in _FLOAT_DTYPES and stored.dtype in _FLOAT_DTYPES):
-        return
-    if stored.dtype != wanted:
+def _check(name: str, source: Source, wanted: TensorSpec) -> None:
+    """Raise `ModelError` unless the source makes this tensor; plain ones have no scales for it."""
+    stored, (dtype, shape) = source.parts[0], wanted
+    is_float = dtype in _FLOAT_DTYPES and stored.dtype in _FLOAT_DTYPES
+    if source.is_plain and not is_float and stored.dtype != dtype:
         raise ModelError(
-            f"{stored.file}: {stored.name} has dtype {stored.dtype}, but {name} is {wanted}. "
+            f"{stored.file}: {stored.name} has dtype {stored.dtype}, but {name} is {dtype}. "
             f"Quantized checkpoints are only read as {' or '.join(titles())}"
         )
-
-
-def _check_shape(name: str, source: Source, wanted: tuple[int, ...]) -> None:
-    """Raise `ModelError` unless the source makes a tensor of the wanted shape."""
-    if source.shape != wanted:
-        stored, does = source.parts[0], "has shape" if source.is_plain else "expands to"
+    if source.shape != shape:
+        does = "has shape" if source.is_plain else "expands to"
         raise ModelError(
             f"{stored.file}: {stored.name} {does} {list(source.shape)}, but {name} needs "
-            f"{list(wanted)}. config.json does not belong to this checkpoint"
+            f"{list(shape)}. config.json does not belong to this checkpoint"
         )
 
 

@@ -9,21 +9,15 @@ from engine.weights.layout import TensorSpec, UnitLayout, lay_out
 from engine.weights.stored_format import Packing, packings
 
 
-def is_packed(unit: UnitLayout) -> bool:
-    """Return whether any tensor of the unit has to be expanded."""
-    return bool(_packed(field.name for field in unit.fields))
-
-
 def dense_layout(unit: UnitLayout, dtype: torch.dtype) -> UnitLayout:
-    """Return the layout of the slab that `expand` fills: the unit's packed tensors made dense."""
+    """Return the layout of the slab that `expand` fills: the unit's packed tensors made dense.
+
+    It is empty for a unit without packed tensors.
+    """
     shapes = {field.name: field.shape for field in unit.fields}
-    return lay_out(
-        unit.name,
-        {
-            name: (dtype, packing.dense_shape(shapes[name + packing.suffixes[0]]))
-            for name, packing in _packed(shapes).items()
-        },
-    )
+    packed = _packed(shapes).items()
+    dense = {name: (dtype, p.dense_shape(shapes[name + p.suffixes[0]])) for name, p in packed}
+    return lay_out(unit.name, dense)
 
 
 def dense_tensors(unit: UnitLayout, dtype: torch.dtype) -> dict[str, TensorSpec]:

@@ -22,10 +22,6 @@ QuantizationConfig = Mapping[str, Any]  # config.json's quantization_config
 Shape = tuple[int, ...]
 
 
-def _plan_dense(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
-    return {}
-
-
 @dataclass(frozen=True)
 class StoredFormat:
     """A form in which checkpoints store weights, other than as plain tensors.
@@ -44,7 +40,7 @@ class StoredFormat:
     title: str
     detect: Callable[[QuantizationConfig], bool]
     find: Callable[[Checkpoint, QuantizationConfig], dict[str, Source]]
-    plan: Callable[[PreTrainedModel, QuantizationConfig], dict[str, Fields]] = _plan_dense
+    plan: Callable[[PreTrainedModel, QuantizationConfig], dict[str, Fields]] = lambda *_: {}
     expanded: str = ""
 
 

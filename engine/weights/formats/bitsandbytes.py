@@ -67,18 +67,11 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
     """Return the packed fields of the linear weights, but for those of skipped modules."""
     skipped = quantization.get("llm_int8_skip_modules") or ["lm_head"]
     return {
-        f"{path}.weight": _packed_fields(tuple(module.weight.shape), nf4.BLOCK)
+        f"{path}.weight": nf4.packed_fields(tuple(module.weight.shape))
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and not any(path == skip or path.endswith(f".{skip}") for skip in skipped)
     }
-
-
-def _packed_fields(shape: tuple[int, ...], block: int) -> Fields:
-    """Return the fields of a weight that stays packed; none where a block runs across rows."""
-    if len(shape) != 2 or shape[-1] % block:
-        return {}
-    return nf4.packed_tensors("", shape, block)
 
 
 def _source(checkpoint: Checkpoint, weight: str) -> Source:
@@ -102,7 +95,7 @@ def _source(checkpoint: Checkpoint, weight: str) -> Source:
         shape=shape,
         fill=partial(_fill, checkpoint, codes, parts, state),
         parts=(codes, *parts.values()),
-        packed=_packed_fields(shape, block),
+        packed=nf4.packed_fields(shape, block) if len(shape) == 2 else {},
     )
 
 

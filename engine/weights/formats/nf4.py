@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.weights.layout import TensorSpec
+from engine.weights.layout import Fields, TensorSpec
 from engine.weights.stored_format import Packing, Quantization
 
 BLOCK = 64  # weights that share one absolute maximum
@@ -45,14 +45,6 @@ def is_available() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def can_quantize(shape: tuple[int, ...]) -> bool:
-    """Return whether a weight of this shape can be kept in nf4; else it stays dense.
-
-    bitsandbytes' CPU expansion is silently wrong where a row is no whole number of blocks.
-    """
-    return len(shape) >= 2 and shape[-1] % BLOCK == 0
-
-
 def packed_tensors(name: str, shape: tuple[int, ...], block: int = BLOCK) -> dict[str, TensorSpec]:
     """Return the two fields that stand for the dense tensor `name` of `shape`."""
     *rows, columns = shape
@@ -60,6 +52,15 @@ def packed_tensors(name: str, shape: tuple[int, ...], block: int = BLOCK) -> dic
         name + PACKED: (torch.uint8, (*rows, columns // 2)),
         name + ABSMAX: (torch.float32, (*rows, columns // block)),
     }
+
+
+def packed_fields(shape: tuple[int, ...], block: int = BLOCK) -> Fields:
+    """Return the fields in which a weight of this shape is kept; none if it stays dense.
+
+    bitsandbytes' CPU expansion is silently wrong where a row is no whole number of blocks.
+    """
+    is_whole = len(shape) >= 2 and shape[-1] % block == 0
+    return packed_tensors("", shape, block) if is_whole else {}
 
 
 def packed_nbytes(in_features: int, out_features: int) -> int:
@@ -159,7 +160,4 @@ PACKING = Packing(
     dense_shape=lambda codes: (*codes[:-1], codes[-1] * 2),
     expand=dequantize,
 )
-QUANTIZATION = Quantization(
-    fields=lambda shape: packed_tensors("", shape) if can_quantize(shape) else {},
-    quantize=quantize,
-)
+QUANTIZATION = Quantization(fields=packed_fields, quantize=quantize)
