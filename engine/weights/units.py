@@ -53,6 +53,7 @@ class CheckpointUnits:
 
     @property
     def layouts(self) -> Sequence[UnitLayout]:
+        """The layout of each unit."""
         return self.outline.layouts
 
     @property
@@ -69,14 +70,14 @@ class CheckpointUnits:
     def other(self) -> dict[str, Tensor]:
         """Return the tensors of no unit (embedding, final norm) by their full names.
 
-        Matrices whose stored dtype is the wanted one are mapped from the file: their pages come
-        when touched and cost no memory of the process.
+        Matrices whose stored dtype is the wanted one are mapped from the file: their pages are read
+        when they are touched and cost no memory of the process.
         """
         other = self.outline.other_tensors
         return {name: self._load(self._sources[name], *spec) for name, spec in other.items()}
 
     def close(self) -> None:
-        """Close the files; tensors given by `other` stay valid."""
+        """Close the files. Tensors that `other` returned stay valid."""
         self._checkpoint.close()
 
     def _load(self, source: Source, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
