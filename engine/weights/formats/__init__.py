@@ -8,8 +8,8 @@ A file may state three things (see engine/weights/stored_format.py); nothing is 
 - `QUANTIZATION`: how weights are quantized while they are read (`quantize: <file's name>` in YAML).
 
 This is a complete file. It reads checkpoints that store each linear weight `w` [out, in] as two
-tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and says so in config.json:
-`"quantization_config": {"quant_method": "int8_rows"}`. Weights stay packed until a layer runs.
+tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose config.json has
+`"quantization_config": {"quant_method": "int8_rows"}`. Weights stay packed until a layer runs:
 
     """Linear weights as int8 codes, with one scale for each row."""
 

@@ -1,8 +1,6 @@
 """The stored format that the package's docstring shows works by adding its file."""
 
 import shutil
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,32 +10,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import engine.weights.formats
 from engine.errors import ModelError
 from engine.spec import DraftSpec, StreamSpec
-from engine.weights import stored_format
+from engine.weights import formats, stored_format
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import save_tiny
 from tests.engine.models import PLAIN, SUBSPEC, add_tokenizer, exact, load, prompt, request, run
 from tests.engine.planning.test_blueprint import both
 from tests.engine.weights.formats.test_linear import meta_model, set_quantization
+from tests.examples import added, example_in, write_files
 
 NAME = "int8_rows"
 
 
 @pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def example(tmp_path: Path) -> Iterator[None]:
     """Put the example of the package's docstring into the package, as a file."""
-    package = engine.weights.formats
-    assert package.__doc__ is not None
-    file = tmp_path / "added" / f"{NAME}.py"
-    file.parent.mkdir()
-    file.write_text(textwrap.dedent(package.__doc__[package.__doc__.index('    """') :]))
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
+    write_files(tmp_path, {f"engine/weights/formats/{NAME}.py": example_in(formats.__doc__)})
     stored_format._modules.cache_clear()
-    yield
+    with added(tmp_path, formats):
+        yield
     stored_format._modules.cache_clear()
-    sys.modules.pop(f"{package.__name__}.{NAME}")
 
 
 def write(family: str, folder: Path) -> tuple[Path, Path]:
