@@ -36,7 +36,6 @@ _CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
 # No code and no pickles; no second copy of the weights in a subfolder or in Mistral's own format.
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "*.gguf", "*/*", "consolidated*.safetensors"]
-_FILES: Any = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
 _SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
 _REPORT_SECONDS = 0.5
 # The root error of the HTTP package that the installed release is built on (httpx, httpx2).
@@ -147,7 +146,8 @@ def _config_folder(source: str, revision: str | None) -> Path:
 
 def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Path:
     try:
-        files = _list(source, revision)
+        # The wanted files, their sizes, and whether they are cached.
+        files: list[Any] = _download(source, revision, dry_run=True)
     except DryRunError as error:  # the hub cannot be asked: what is cached must do
         return _cached(source, revision, error.__cause__)
     if not any(file.filename.endswith(".safetensors") for file in files):
@@ -166,20 +166,12 @@ def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Pa
         return Path(_download(source, files[0].commit_hash))
 
 
-def _list(source: str, revision: str | None) -> list[Any]:
-    """Return the wanted files of the repository, their sizes, and whether they are cached."""
-    files: list[Any] = huggingface_hub.snapshot_download(
-        source, revision=revision, **_FILES, dry_run=True
-    )
-    return files
-
-
-def _download(source: str, revision: str | None, *, local_files_only: bool = False) -> str:
+def _download(source: str, revision: str | None, **how: Any) -> Any:
+    """Download the wanted files and return their folder, or do what `how` asks for instead."""
     disable_progress_bars()
-    folder: str = huggingface_hub.snapshot_download(
-        source, revision=revision, **_FILES, local_files_only=local_files_only
+    return huggingface_hub.snapshot_download(
+        source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, **how
     )
-    return folder
 
 
 def _cached(source: str, revision: str | None, cause: BaseException | None) -> Path:
