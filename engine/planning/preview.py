@@ -18,7 +18,7 @@ from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, choose_device
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
-from engine.weights.config_only import Located, locate
+from engine.weights.hub import Located, locate
 from engine.weights.outline import Outline
 from engine.weights.units import CheckpointUnits
 

@@ -14,14 +14,15 @@ from engine.drafting.tree import Bounds
 def needs(context: PlanContext) -> DraftNeeds:
     """Return what the draft model takes, by its config.json alone."""
     from engine.model.decoder import build_on_meta
-    from engine.weights.config_only import locate
     from engine.weights.family import kv_shape, read_config
-    from engine.weights.outline import Outline, stored_blocks
+    from engine.weights.hub import locate
+    from engine.weights.outline import Outline
+    from engine.weights.stored_format import plan_packed
 
     assert context.draft.source is not None, "the file was checked"
     config = read_config(locate(context.draft.source, context.draft.revision).folder)
     model = build_on_meta(config, context.dtype, strict=False)
-    outline = Outline(model, context.dtype, None, stored_blocks(model), slice_bytes=None)
+    outline = Outline(model, context.dtype, None, plan_packed(model), slice_bytes=None)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         weight_bytes=sum(layout.nbytes for layout in outline.layouts),
