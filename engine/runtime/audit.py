@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.kv.cache import KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_table import PageTable
 from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder, PassCancelled
@@ -172,7 +173,7 @@ class Auditor:
             sequence.tokens[rows.start : rows.stop],
             rows,
             [is_long] * len(rows),
-            Batch(self._cache, (segment,), range(len(rows)), self._decoder.strict),
+            Batch(self._cache.pool, (segment,), range(len(rows)), self._decoder.strict),
         )
 
     def _agrees(

@@ -5,7 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from threading import Event
 
-from engine.kv.cache import PageTable
+from engine.kv.page_table import PageTable
 from engine.messages import (
     PREDICTION,
     TARGET,

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.planning.footprint import size_text
 from engine.planning.forecast import PROMPT
 from engine.planning.plan import Plan

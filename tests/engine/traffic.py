@@ -10,7 +10,7 @@ from unittest.mock import patch
 from engine.drafting.growth import Bounds
 from engine.drafting.tree import DraftTree
 from engine.errors import ModelError
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.messages import Failed, Generate, Speculation, Tokens
 from engine.planning.plan import Plan, make_plan
 from engine.runtime.engine import Engine

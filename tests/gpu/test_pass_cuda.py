@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.drafting.model.ahead_stream import AheadStream, use_compute_stream
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.messages import SamplingParams
 from engine.sampling.blocks import Rows
 from engine.sampling.choose import choose_rows

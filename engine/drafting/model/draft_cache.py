@@ -6,7 +6,9 @@ from typing import Protocol
 
 import torch
 
-from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE
+from engine.kv.page_table import PageTable
 from engine.sequences.sequence import Sequence
 
 

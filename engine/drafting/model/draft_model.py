@@ -20,7 +20,7 @@ from engine.drafting.forcing import to_guess
 from engine.drafting.growth import Bounds, Growth, Node
 from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
@@ -65,7 +65,7 @@ class DraftModel:
         self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
-        self.graphs = graphed_steps(decoder, caches.cache)
+        self.graphs = graphed_steps(decoder, caches.cache.pool)
         self._scratch: dict[Sequence, Scratch] = {}
         self._under_way: DraftStep | None = None
 
@@ -247,7 +247,7 @@ class DraftModel:
             segments.append(segment)
             wanted += range(len(tokens) - len(nodes), len(tokens))
         rows, resumable = range(len(tokens)), ResumableForward()
-        batch = Batch(self.caches.cache, tuple(segments), rows, self.decoder.strict, resumable)
+        batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
         own = self.decoder.embedding.num_embeddings
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
         return DraftStep(ready, known, positions, long, wanted, batch, resumable)

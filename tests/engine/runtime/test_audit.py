@@ -144,7 +144,7 @@ def test_a_prefix_that_was_stored_wrong_comes_to_light(folder: Any) -> None:
     asked = prompt(200, 7)
     served(engine, request("stores", asked))
     with torch.inference_mode():
-        engine._loaded.cache.keys.neg_()
+        engine._loaded.cache.pool.keys.neg_()
     (sequence,) = served(engine, request("reads", asked))
     found = audit(auditor_of(engine), sequence)
     assert found is not None and found.mismatches > 0
