@@ -26,8 +26,9 @@ from engine.model.attention import Batch
 from engine.model.decoder import Decoder, PassCancelled
 from engine.model.segment import Segment
 from engine.runtime.choices import settle
-from engine.sampling.choose import TokenCounts, choose, is_greedy, warp
+from engine.sampling.choose import choose
 from engine.sampling.grammar.constraint import Constraint, to_tensor
+from engine.sampling.logit_rules import TokenCounts, is_greedy, warp
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.drafting.tree import DraftTree
-from engine.sampling.blocks import Matrix, Rows
-from engine.sampling.choose import TokenCounts, choose, choose_rows, is_path_dependent
+from engine.sampling.choose import choose, choose_rows
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.grammar.grammar import Mask
+from engine.sampling.large_vocabularies.blocks import Matrix, Rows
+from engine.sampling.logit_rules import TokenCounts, is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
 

@@ -16,8 +16,8 @@ from engine.messages import (
     TokenLogprob,
     Tokens,
 )
-from engine.sampling.choose import TokenCounts
 from engine.sampling.grammar.constraint import Constraint
+from engine.sampling.logit_rules import TokenCounts
 from engine.text.stop import StopRules
 
 

@@ -20,12 +20,13 @@ from engine.drafting.forcing import to_guess
 from engine.drafting.growth import Bounds, Growth, Node
 from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
+from engine.drafting.model.guess import draft_children
 from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
 from engine.model.segment import Segment
-from engine.sampling.choose import draft_children, is_path_dependent
+from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
 

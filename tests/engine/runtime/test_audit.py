@@ -11,7 +11,7 @@ from engine.errors import ModelError
 from engine.messages import Audited, Generate
 from engine.runtime.audit import MOST_WAITING, TOLERANCES, Auditor
 from engine.runtime.engine import Engine
-from engine.sampling.choose import TokenCounts
+from engine.sampling.logit_rules import TokenCounts
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Request, Sequence
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, load, prompt, request, run
