@@ -184,7 +184,7 @@ class KVCache:
             self._index.add(parent, own, page)
         elif twin >= self.num_pages and self._index.tokens(twin) == own:
             self._index.rename(twin, page)  # computed again although the host has it
-            self._discard_host_page(twin)
+            self._host.free([twin])
         elif len(own) < PAGE:
             self._touch(twin)
         elif twin != page:
@@ -204,11 +204,7 @@ class KVCache:
             del self._idle[page]
             self._free.append(page)
         else:
-            self._discard_host_page(page)
-
-    def _discard_host_page(self, page: int) -> None:
-        self._host.hold([page])
-        self._host.free([page])
+            self._host.free([page])
 
     def _share(self, pages: Sequence[int]) -> int:
         """Refer to pages once more. Return the ticket after which all of them may be read."""

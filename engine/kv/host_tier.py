@@ -7,6 +7,7 @@ touched. A page whose content is about to be read back is taken out of that orde
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 
 from engine.kv.page_pool import PagePool
 from engine.kv.page_store import open_store
@@ -44,10 +45,8 @@ class HostTier:
 
     def make_room(self, count: int) -> list[int]:
         """Free pages until there are `count`. Return those that were dropped."""
-        dropped = []
-        while len(self._free) < count:
-            dropped.append(self._stored.popitem(last=False)[0])
-            self._free.append(dropped[-1])
+        dropped = list(islice(self._stored, max(count - len(self._free), 0)))
+        self.free(dropped)
         return dropped
 
     def save(self, pages: Sequence[int]) -> list[int]:
@@ -76,8 +75,10 @@ class HostTier:
         self._stored[page] = None
 
     def free(self, pages: Sequence[int]) -> None:
-        """Give up the content of held pages."""
-        self._free += pages
+        """Give up the content of pages, held or not."""
+        for page in pages:
+            self._stored.pop(page, None)
+            self._free.append(page)
 
     def ticket(self, page: int) -> int:
         """Return the ticket after which a device page may be used."""

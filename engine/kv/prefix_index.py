@@ -55,9 +55,7 @@ class PrefixIndex:
         Of equals it is one on the device. None if not even the first token agrees.
         """
         best: tuple[int, Tokens] = (0, ())
-        for on_host in (False, True):
-            siblings = self._siblings.get((parent, on_host), [])
-            place = bisect_left(siblings, tokens)
+        for siblings, place in self._places(parent, tokens):
             for own in siblings[max(place - 1, 0) : place + 1]:
                 agreeing = _num_agreeing(own, tokens)
                 if agreeing > best[0]:
@@ -66,9 +64,7 @@ class PrefixIndex:
 
     def covering(self, parent: int, tokens: Tokens) -> int | None:
         """Return a page of a parent that begins with all of these tokens."""
-        for on_host in (False, True):
-            siblings = self._siblings.get((parent, on_host), [])
-            place = bisect_left(siblings, tokens)  # what begins with them is not less than they
+        for siblings, place in self._places(parent, tokens):
             if place < len(siblings) and siblings[place][: len(tokens)] == tokens:
                 return self._pages[parent, siblings[place]]
         return None
@@ -79,9 +75,7 @@ class PrefixIndex:
         There is one at most, and it is sorted right before them: what were in between would begin
         with it.
         """
-        for on_host in (False, True):
-            siblings = self._siblings.get((parent, on_host), [])
-            place = bisect_left(siblings, tokens)
+        for siblings, place in self._places(parent, tokens):
             if place and tokens[: len(siblings[place - 1])] == siblings[place - 1]:
                 return self._pages[parent, siblings[place - 1]]
         return None
@@ -101,6 +95,15 @@ class PrefixIndex:
         """Forget a page that is not a parent."""
         del self._pages[self._displace(page)]
         del self._serials[page]
+
+    def _places(self, parent: int, tokens: Tokens) -> Iterator[tuple[list[Tokens], int]]:
+        """Yield the pages of a parent, sorted by tokens, and the first not less than these tokens.
+
+        Those on the device come first. What begins with the tokens is not less than they are.
+        """
+        for on_host in (False, True):
+            siblings = self._siblings.get((parent, on_host), [])
+            yield siblings, bisect_left(siblings, tokens)
 
     def _place(self, key: tuple[int, Tokens], page: int) -> None:
         parent, tokens = key

@@ -25,8 +25,6 @@ from engine.sampling.large_vocabularies.candidates import Candidates, find_candi
 from engine.sampling.logit_rules import TokenCounts, is_greedy, is_penalized, penalize
 from engine.sampling.noise import streams_of
 
-_NO_TOKENS: tuple[int, ...] = ()
-
 
 def choose_rows(
     logits: Rows,
@@ -61,8 +59,8 @@ def choose(
     *,
     position: int,
     choice: int,
-    path: Sequence[int] = _NO_TOKENS,
-    banned: Sequence[int] = _NO_TOKENS,
+    path: Sequence[int] = (),
+    banned: Sequence[int] = (),
     allowed: Tensor | None = None,
 ) -> int:
     """Return what `choose_rows` gives for one row of logits [V]; `allowed` is [1, V]."""

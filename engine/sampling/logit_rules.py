@@ -38,7 +38,7 @@ class TokenCounts:
         """Return the distinct tokens, int64, and how often each occurs in the answer."""
         if self._table is None:
             self._table = _Table(dict.fromkeys(self._prompt, 0) | self._output)
-        return self._table.ids, self._table.often
+        return self._table.columns()
 
     def along(self, path: Sequence[int]) -> dict[int, int]:
         """Return how often each token of `path` occurs in the answer followed by the path."""
@@ -56,13 +56,8 @@ class _Table:
         self._ids = torch.tensor([*counts, *[0] * _ROOM])
         self._often = torch.tensor([*counts.values(), *[0] * _ROOM])
 
-    @property
-    def ids(self) -> Tensor:
-        return self._ids[: len(self._column)]
-
-    @property
-    def often(self) -> Tensor:
-        return self._often[: len(self._column)]
+    def columns(self) -> tuple[Tensor, Tensor]:
+        return self._ids[: len(self._column)], self._often[: len(self._column)]
 
     def set(self, token: int, often: int) -> None:
         column = self._column.setdefault(token, len(self._column))

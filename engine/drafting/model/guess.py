@@ -9,7 +9,6 @@ rows, K best tokens of a row.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,38 +56,29 @@ def draft_children(
     rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
     branch = min(branch, rows.size)
     if is_greedy(params):
-        best = _best_tokens(rows, branch, tau)
-        return best.ids, best.log_probs
+        return _best_tokens(rows, branch, tau)
     streams = streams_of(params.seed, choice, positions, rows.best.device)
     count = max(CANDIDATES[0], branch, min(params.top_k, CANDIDATES[-1]))
     tokens, scores = _children(rows, params, streams, tau, branch, count)
     return tokens, scores.to(rows.best.dtype)
 
 
-@dataclass(frozen=True)
-class _Best:
-    """The best tokens of each row, best first."""
-
-    ids: Tensor  # [R, K] int64
-    log_probs: Tensor  # [R, K], among all tokens of the row
-
-
-def _best_tokens(rows: Rows, count: int, temperature: float) -> _Best:
-    """Return the `count` best tokens of logits and their log-probabilities.
+def _best_tokens(rows: Rows, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the `count` best tokens of logits, best first, and their log-probabilities, [R, K].
 
     The sum of a long row is exact for its best blocks, and estimated from a part of the others.
     """
     if rows.num_blocks < FEW:
         whole = rows.whole()
         highest = whole.div_(temperature).log_softmax(-1).topk(min(count, whole.shape[-1]))
-        return _Best(highest.indices, highest.values)
+        return highest.indices, highest.values
     selection = best_blocks(rows, SELECTED)
     top = rows.best.amax(-1, keepdim=True)
     total = ((selection.values - top) / temperature).exp_().sum(-1, keepdim=True)
     total += _sum_of_others(rows, selection.rest, top, temperature)
     highest = selection.values.topk(min(count, selection.values.shape[-1]))
     log_probs = ((highest.values - top) / temperature).sub_(total.log_())
-    return _Best(selection.ids.gather(-1, highest.indices), log_probs)
+    return selection.ids.gather(-1, highest.indices), log_probs
 
 
 def _sum_of_others(rows: Rows, rest: Tensor, top: Tensor, temperature: float) -> Tensor:
@@ -111,10 +101,10 @@ def _children(
     Each row's `count` best tokens are looked at. A row whose nucleus needs more is looked at again
     with more tokens; a row where any other token may well win, with all tokens of enough noise.
     """
-    best = _best_tokens(rows, count, params.temperature)
-    log_probs, outside, is_short = _truncate(best.log_probs, params)
-    noisy = gumbel_of(uniform(streams[:, None], best.ids)).add_(log_probs)
-    tokens, scores = _ranked(best.ids, noisy, tau, branch)
+    ids, log_probs = _best_tokens(rows, count, params.temperature)
+    log_probs, outside, is_short = _truncate(log_probs, params)
+    noisy = gumbel_of(uniform(streams[:, None], ids)).add_(log_probs)
+    tokens, scores = _ranked(ids, noisy, tau, branch)
     if not outside.any():
         return tokens, scores
     if count < CANDIDATES[-1]:
@@ -126,8 +116,10 @@ def _children(
     missed = outside * noisy.amax(-1, keepdim=True).neg_().exp_()
     wide = (missed > MISSED)[:, 0].nonzero()[:, 0]
     if len(wide):
-        own = _Best(best.ids[wide], log_probs[wide])
-        candidates = _with_rare(rows.only(wide), params, streams[wide], own, noisy[wide], branch)
+        rare, least = _rare(
+            rows.only(wide), params, streams[wide], log_probs[wide, :1], noisy[wide], branch
+        )
+        candidates = _join(rare, streams[wide], ids[wide], noisy[wide], least)
         tokens[wide], scores[wide] = _ranked(*candidates, tau, branch)
     return tokens, scores
 
@@ -168,24 +160,24 @@ def _truncate_by_count(log_probs: Tensor, params: SamplingParams) -> tuple[Tenso
     return log_probs - total.log(), outside / total
 
 
-def _with_rare(
-    rows: Rows, params: SamplingParams, streams: Tensor, best: _Best, noisy: Tensor, branch: int
-) -> tuple[Tensor, Tensor]:
-    """Return candidates of rows, ids and noisy values [R, C]: the best and all of enough noise.
+def _rare(
+    rows: Rows, params: SamplingParams, streams: Tensor, best: Tensor, noisy: Tensor, branch: int
+) -> tuple[Candidates, Tensor]:
+    """Return the tokens that noise may lift among a row's `branch` best, and the least sum [R, 1].
 
-    `noisy` [R, K] are the noisy values of the best tokens.
+    `best` [R, 1] is the log-probability of a row's best token, and `noisy` [R, K] the noisy values
+    of its best tokens.
     """
     least = noisy.topk(branch).values[:, -1:] - ROUNDING
     # With all tokens as candidates e**-x of a row are above x on average.
     least.clamp_(min=-math.log(4 * branch + 8))
     of_blocks = rows.best / params.temperature
-    shift = of_blocks.amax(-1, keepdim=True) - best.log_probs[:, :1]
+    shift = of_blocks.amax(-1, keepdim=True) - best
     row, token = find_rare(streams, rows.num_blocks * BLOCK, least - (of_blocks - shift))
     values = rows.at(row, token) / params.temperature - shift[row, 0]
     if params.min_p > 0:
-        lowest = best.log_probs[:, 0] + math.log(params.min_p)
-        values = values.masked_fill_(values < lowest[row], -torch.inf)
-    return _join(Candidates(row, token, values), streams, best.ids, noisy, least)
+        values = values.masked_fill_(values < best[row, 0] + math.log(params.min_p), -torch.inf)
+    return Candidates(row, token, values), least
 
 
 def _join(

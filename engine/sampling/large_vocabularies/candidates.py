@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.messages import SamplingParams
+from engine.sampling import truncation
 from engine.sampling.large_vocabularies.blocks import (
     BLOCK,
     Rows,
@@ -27,20 +28,12 @@ from engine.sampling.large_vocabularies.blocks import (
 )
 from engine.sampling.large_vocabularies.rare_noise import find_rare
 from engine.sampling.noise import gumbel_of, uniform
-from engine.sampling.truncation import (
-    NEGLIGIBLE,
-    NUCLEUS,
-    counted_floor,
-    finite,
-    floor,
-    is_counted,
-    is_truncated,
-    nucleus_floor,
-    sum_of_exponentials,
-)
 
 PROBED = 8  # blocks whose noise is drawn first: their best bounds what the others need
-SELECTED = (64, NUCLEUS)  # best tokens, and blocks, looked at before the whole row is sorted
+SELECTED = (
+    64,
+    truncation.NUCLEUS,
+)  # best tokens, and blocks, looked at before the whole row is sorted
 FEWER = 4  # a selection must be that many times smaller than the row to pay
 ROUNDING = 1e-5  # relative, of sums of exponentials in float32
 
@@ -61,7 +54,7 @@ class Candidates:
 def find_candidates(logits: Rows, params: SamplingParams, streams: Tensor) -> Candidates:
     """Return the tokens of each row that can win, given the noise of its stream."""
     rows = _ScaledRows.of(logits, params.temperature)
-    return _kept(rows, params) if is_truncated(params) else _within_reach(rows, streams)
+    return _kept(rows, params) if truncation.is_truncated(params) else _within_reach(rows, streams)
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,8 @@ def _kept(rows: _ScaledRows, params: SamplingParams) -> Candidates:
         rows, numbers = rows.only(left), numbers[left]
     else:
         selection = rows.all()
-        found.append(_at_least(selection, floor(selection.values, params), numbers))
+        lowest = truncation.floor(selection.values, params)
+        found.append(_at_least(selection, lowest, numbers))
     if len(found) == 1:
         return found[0]
     return Candidates(
@@ -155,25 +149,29 @@ def _floor_in_selection(
     and it would be the same whatever the exponentials of the other tokens sum up to. `best` [R, N]
     are the best values of all blocks.
     """
-    values, lowest = selection.values, counted_floor(selection.values, params)
+    values, lowest = selection.values, truncation.counted_floor(selection.values, params)
     is_exact = lowest > selection.rest
     if params.top_p < 1:
-        if is_counted(params):
+        if truncation.is_counted(params):
             values = values.masked_fill(values < lowest, -torch.inf)
-        least = sum_of_exponentials(values)
-        most = least if is_counted(params) else least + _most_outside(selection.rest, best)
+        least = truncation.sum_of_exponentials(values)
+        most = (
+            least if truncation.is_counted(params) else least + _most_outside(selection.rest, best)
+        )
         bounds = torch.cat([most * (1 + ROUNDING), least * (1 - ROUNDING)], -1)
         ranked = values.topk(min(count, values.shape[-1])).values
         mass = ranked.double().exp().cumsum(-1)
-        floors, is_short = nucleus_floor(ranked, mass, (params.top_p * bounds)[..., None])
+        floors, is_short = truncation.nucleus_floor(
+            ranked, mass, (params.top_p * bounds)[..., None]
+        )
         lowest, higher = floors[:, :1], floors[:, 1:]
-        if not is_counted(params):
+        if not truncation.is_counted(params):
             is_exact = lowest > selection.rest
         is_exact = is_exact & ~is_short[:, :1] & (lowest == higher)
-    return finite(lowest), is_exact
+    return truncation.finite(lowest), is_exact
 
 
 def _most_outside(rest: Tensor, best: Tensor) -> Tensor:
     """Return what the exponentials of the blocks not selected sum up to at most, [R, 1]."""
-    outside = best.clamp(min=NEGLIGIBLE).exp_().mul_(best <= rest)
+    outside = best.clamp(min=truncation.NEGLIGIBLE).exp_().mul_(best <= rest)
     return outside.sum(-1, keepdim=True, dtype=torch.float64) * BLOCK
