@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.drafting.method import BOUNDS, BuildDraft, DraftContext, MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 RIGHT, WRONG = -0.01, -1.0  # a row's score behind its parent: the order in which rows are kept

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 from engine.drafting.tree import DraftTree
 
 if TYPE_CHECKING:  # a method's file imports this module, and the front end reads that file
-    from engine.sampling.blocks import Matrix
+    from engine.sampling.large_vocabularies.blocks import Matrix
     from engine.sequences.sequence import Sequence
 
 PRIOR_WEIGHT = 4.0  # trials that what is believed beforehand counts for

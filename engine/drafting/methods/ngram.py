@@ -16,7 +16,7 @@ from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 
 if TYPE_CHECKING:
-    from engine.sampling.blocks import Matrix
+    from engine.sampling.large_vocabularies.blocks import Matrix
     from engine.sequences.sequence import Sequence
 
 FACTS = MethodFacts(

@@ -18,7 +18,7 @@ from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import PREDICTION
 
 if TYPE_CHECKING:
-    from engine.sampling.blocks import Matrix
+    from engine.sampling.large_vocabularies.blocks import Matrix
     from engine.sequences.sequence import Sequence
 
 # No agreement is expected: most requests predict nothing.

@@ -19,7 +19,7 @@ from engine.drafting.tree import Bounds, DraftTree
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.sampling.blocks import Matrix, Rows
+    from engine.sampling.large_vocabularies.blocks import Matrix, Rows
     from engine.sequences.sequence import Sequence
 
 FACTS = MethodFacts(bounds=Bounds(depth=8, width=1, branch=1, budget=64), agreement=0.5)
@@ -108,11 +108,11 @@ def _best(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
     probabilities are normalised over these blocks alone: a little large, but a softmax over all
     of a vocabulary costs more than everything else here.
     """
-    from engine.sampling.blocks import best_blocks, whole_pool
+    from engine.sampling.large_vocabularies.blocks import all_blocks, best_blocks
 
-    pool = best_blocks(rows, count) if rows.num_blocks > count else whole_pool(rows)
-    best = pool.values.topk(count)
-    return pool.ids.gather(1, best.indices), best.values - pool.values.logsumexp(-1, keepdim=True)
+    few = best_blocks(rows, count) if rows.num_blocks > count else all_blocks(rows)
+    best = few.values.topk(count)
+    return few.ids.gather(1, best.indices), best.values - few.values.logsumexp(-1, keepdim=True)
 
 
 def lookup() -> Recycling:
