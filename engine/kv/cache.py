@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.kv.page_store import open_store
 from engine.kv.prefix_index import PrefixIndex
+from engine.streaming.device import Device
 
 PAGE = 64  # token slots of a page
 
@@ -47,7 +47,7 @@ class PageTable:
 class KVCache:
     """Keys and values of all layers, [L, slots, kv heads, head dim], and who owns which page.
 
-    `host_pages` idle pages more are kept in host memory, pinned where `device` is CUDA, until
+    `host_pages` idle pages more are kept in host memory, pinned where `device` can pin, until
     `release`. All memory is written once here, so what was planned is there. Raises `ModelError`
     when it is refused.
     """
@@ -59,7 +59,7 @@ class KVCache:
         num_kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
-        device: torch.device,
+        device: Device,
         *,
         prefix_cache: bool = True,
         host_pages: int = 0,
@@ -67,7 +67,7 @@ class KVCache:
         shape = (2 * num_layers, num_pages * PAGE, num_kv_heads, head_dim)
         try:
             # Zeros, not empty: a masked slot is multiplied by weight zero, and 0 x NaN is NaN.
-            self._pool = torch.zeros(shape, dtype=dtype, device=device)
+            self._pool = torch.zeros(shape, dtype=dtype, device=device.torch_device)
         except RuntimeError as error:  # both allocators' refusals
             raise ModelError(
                 f"{device} has no room for {num_pages * PAGE} tokens of KV ({error}). "
@@ -76,7 +76,7 @@ class KVCache:
         self.keys, self.values = self._pool[:num_layers], self._pool[num_layers:]
         self.num_pages = num_pages
         self._prefix_cache = prefix_cache
-        self._device = device
+        self._device = device.torch_device
         self._free = list(range(num_pages - 1, -1, -1))
         self._references = [0] * num_pages
         self._copies = [0] * num_pages  # ticket of the last copy out of a page, or into it
@@ -84,7 +84,7 @@ class KVCache:
         # Pages from num_pages on are the host's: places of the store.
         self._host_free = list(range(num_pages + host_pages - 1, num_pages - 1, -1))
         self._stored: OrderedDict[int, None] = OrderedDict()  # host pages in use; oldest first
-        self._store = open_store(self._pool.view(2 * num_layers, num_pages, -1), host_pages)
+        self._store = device.page_store(self._pool.view(2 * num_layers, num_pages, -1), host_pages)
         self._index = PrefixIndex(PAGE, num_pages)  # of the pages of both
         self._offsets = torch.arange(PAGE)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
 from engine.kv.cache import PAGE
-from engine.kv.page_store import STAGING_BYTES
 from engine.planning.footprint import Demand as Demand
 from engine.planning.footprint import activation_bytes, pass_rows, size_text
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS
+from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
 
 DEFAULT_SEQUENCES = 8
@@ -39,12 +39,12 @@ class Memory:
 
     device: int
     ram: int
-    is_cuda: bool
+    has_own_memory: bool  # the device's, beside the RAM
     device_runtime: int = 0  # CUDA: what the driver and the libraries hold; not in `device`
     host_runtime: int = 0  # the process before it holds any weights; not in `ram`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The decision; sizes in bytes."""
 
@@ -59,10 +59,10 @@ class Plan:
     draft_bytes: int
     activation_bytes: int
     other_bytes: int  # norms; expanded 4-bit weights
-    host_pages: int  # KV pages in host memory, for what is idle
-    host_kv_bytes: int
-    slab_bytes: int  # units that wait in RAM
-    staging_bytes: int  # between disk and device
+    host_pages: int = 0  # KV pages in host memory, for what is idle
+    host_kv_bytes: int = 0
+    slab_bytes: int = 0  # units that wait in RAM
+    staging_bytes: int = 0  # between disk and device
     embedding_bytes: int  # mapped from the checkpoint
     making_bytes: int  # more than the rest that loading takes for a while
     memory: Memory  # what it was made for
@@ -163,7 +163,7 @@ def device_limit(spec: ModelSpec, memory: Memory) -> int:
     """
     if spec.memory.device is None:
         return memory.device
-    if not memory.is_cuda:
+    if not memory.has_own_memory:
         return min(spec.memory.device, memory.ram)
     return min(spec.memory.device - memory.device_runtime, memory.device)
 
@@ -197,8 +197,6 @@ def _plan(
     draft = demand.draft_bytes(resident)
     left = limit - fixed.total - draft - ring - resident_bytes
     pages = min(wanted_pages, left // demand.page_bytes)
-    if pages < _fewest_pages(demand):
-        raise DoesNotFit(_refusal(demand, limit, fixed, draft, resident_bytes, ring, slots, left))
     most = spec.max_sequences or DEFAULT_SEQUENCES
     if spec.max_sequences is None:
         most = min(most, max(pages // SEQUENCE_PAGES, 1))
@@ -214,34 +212,25 @@ def _plan(
         draft_bytes=draft,
         activation_bytes=fixed.activations,
         other_bytes=fixed.other,
-        host_pages=0,
-        host_kv_bytes=0,
-        slab_bytes=0,
-        staging_bytes=0,
         embedding_bytes=demand.embedding_bytes,
         making_bytes=_making_bytes(demand, memory, fixed.activations),
         memory=memory,
     )
+    if pages < _fewest_pages(demand):
+        raise DoesNotFit(_refusal(demand, limit, on_device, left))
     return _with_host(spec, demand, memory, on_device)
 
 
-def _refusal(
-    demand: Demand,
-    limit: int,
-    fixed: _Fixed,
-    draft: int,
-    resident: int,
-    ring: int,
-    slots: int,
-    left: int,
-) -> str:
+def _refusal(demand: Demand, limit: int, plan: Plan, left: int) -> str:
+    """Say what the plan needs of the device, whose KV has only `left` bytes."""
     fewest = _fewest_pages(demand)
     missing = fewest * demand.page_bytes - left
     return (
         f"memory.device: {size_text(limit)} is {size_text(missing)} too little. Needed: "
-        f"activations {size_text(fixed.activations + fixed.other)}, "
-        f"draft {size_text(draft)}, ring of {slots} slots {size_text(ring)}, "
-        f"resident units {size_text(resident)}, KV of at least "
+        f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
+        f"draft {size_text(plan.draft_bytes)}, "
+        f"ring of {plan.slots} slots {size_text(plan.ring_bytes)}, "
+        f"resident units {size_text(plan.resident_bytes)}, KV of at least "
         f"{fewest * PAGE} tokens {size_text(fewest * demand.page_bytes)}. "
         "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
     )
@@ -250,7 +239,7 @@ def _refusal(
 def _with_host(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan) -> Plan:
     """The plan with the tiers of what travels, staging and idle pages in host memory."""
     room = memory.ram if spec.memory.ram is None else min(spec.memory.ram, memory.ram)
-    if not memory.is_cuda:  # the device's share and the host's are one memory
+    if not memory.has_own_memory:  # the device's share and the host's are one memory
         room = min(room, memory.ram - plan.device_bytes)
         if room < 0:
             raise DoesNotFit(
@@ -288,7 +277,7 @@ def _tiers(
     asked = spec.stream.tier
     if asked == "disk" or (
         # Without a device of its own the RAM is the device: what does not fit there is on disk.
-        asked != "ram" and not memory.is_cuda and spec.stream.simulate_gbps is None
+        asked != "ram" and not memory.has_own_memory and spec.stream.simulate_gbps is None
     ):
         return plan.tiers
     waiting = set(away)
@@ -313,7 +302,7 @@ def _staging_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) 
 
     Packed units, which the disk tier's are, come in pieces.
     """
-    if memory.is_cuda and "disk" in tiers:
+    if memory.has_own_memory and "disk" in tiers:
         return DISK_STAGING
     return _loading_bytes(units, tiers, memory)
 
@@ -321,12 +310,12 @@ def _staging_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) 
 def _loading_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) -> int:
     """Pinned buffers for whole units that are read from the checkpoint onto a CUDA device."""
     loaded = [units[i] for i, tier in enumerate(tiers) if tier == "resident"]
-    return min(READERS, len(loaded)) * max(loaded, default=0) if memory.is_cuda else 0
+    return min(READERS, len(loaded)) * max(loaded, default=0) if memory.has_own_memory else 0
 
 
 def _copying_bytes(demand: Demand, memory: Memory) -> int:
     """Device memory that idle KV pages pass through on their way to the host."""
-    return max(STAGING_BYTES, demand.host_page_bytes) if memory.is_cuda else 0
+    return max(STAGING_BYTES, demand.host_page_bytes) if memory.has_own_memory else 0
 
 
 def _host_pages(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, room: int) -> int:
@@ -334,7 +323,7 @@ def _host_pages(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, roo
 
     Without a device of its own there is nothing to gain, unless `memory.ram` sets RAM aside.
     """
-    if not memory.is_cuda and spec.memory.ram is None:
+    if not memory.has_own_memory and spec.memory.ram is None:
         return 0
     most = HOST_CONTEXTS * plan.max_sequences * -(-demand.context_length // PAGE)
     return max(min(most, int(room * HOST_KV_SHARE) // demand.host_page_bytes), 0)
@@ -343,7 +332,7 @@ def _host_pages(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, roo
 def _making_bytes(demand: Demand, memory: Memory, activations: int) -> int:
     """Host memory that making the draft needs beyond what serving takes later: no row of the
     embedding is touched by then and, without CUDA, no pass has run."""
-    later = demand.embedding_bytes + (0 if memory.is_cuda else activations)
+    later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
     return max(demand.making_bytes - later, 0)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.streaming.workers import Workers
+from engine.timing import time_runs
 from engine.weights.layout import PAGE_BYTES, UnitReader
 from engine.weights.safetensors import read_exactly
 
@@ -182,6 +183,5 @@ def _trial(places: Sequence[_Place], memory: Tensor, workers: Workers, *, direct
         file.evict(piece)
         part = memory[number % READERS * PIECE_BYTES :][: len(piece)]
         jobs.append(partial(file.read, part, piece.start, direct=direct))
-    began = time.perf_counter()
-    workers.submit(*jobs).result()
-    return sum(len(piece) for _, piece in places) / (time.perf_counter() - began) / 1e9
+    (seconds,) = time_runs(lambda: workers.submit(*jobs).result(), 1)
+    return sum(len(piece) for _, piece in places) / seconds / 1e9

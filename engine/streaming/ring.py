@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from engine.errors import ModelError
 from engine.messages import ReportProgress
 from engine.spec import Tier
-from engine.streaming.cuda_link import CudaLink
+from engine.streaming.device import Device
 from engine.streaming.disk import READERS, PieceReader
-from engine.streaming.host_link import HostLink
-from engine.streaming.link import Arrival, Link, Meters, Slot
+from engine.streaming.link import Arrival, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, Smoothed, time_away
 from engine.streaming.pinned import Slab
 from engine.weights.layout import UnitReader
@@ -61,20 +59,14 @@ class LayerStream:
         reader: UnitReader,
         tiers: Sequence[Tier],
         *,
-        device: torch.device,
+        device: Device,
         slots: int,
-        simulate_gbps: float | None = None,
         progress: ReportProgress | None = None,
+        idle: Callable[[float], bool] | None = None,
     ) -> None:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"a ring of {slots} slots"
-        assert device.type in ("cpu", "cuda"), f"no link to {device}"
-        if simulate_gbps is not None and device.type != "cpu":
-            raise ModelError(
-                f"stream.simulate_gbps is {simulate_gbps}, but {device} has a link of its own: "
-                "remove it, or set device to cpu."
-            )
-        self.idle: Callable[[float], bool] | None = None  # see `unit`
+        self.idle = idle
         self._layouts = reader.layouts
         self._tiers = tuple(tiers)
         self._device = device
@@ -92,19 +84,15 @@ class LayerStream:
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # of `_views_in`
         with ExitStack() as stack:
             self._resident, self._slabs = self._place(reader, stack, progress)
-            slots = min(slots, len(self._ring))
-            self._prepare(reader)
-            link = self._open_link(
-                reader,
-                self._meters,
-                "disk",
-                READERS if "disk" in tiers else 0,
-                pageable=self._make_room_for_staging(),
-                simulate_gbps=simulate_gbps,
-            )
+            staged = self._units_in("disk")
+            if staged and isinstance(reader, PieceReader):  # when what is loaded once was read
+                reader.prepare(staged)
+            readers = READERS if staged else 0
+            copiers = COPIERS if self._make_room_for_staging() else 0
+            link = device.open_link(reader, self._meters, readers, staged, copiers)
             stack.enter_context(closing(link))
             size = max((self._layouts[unit].nbytes for unit in self._ring), default=0)
-            for _ in range(slots):
+            for _ in range(min(slots, len(self._ring))):
                 self._start(link.slot(size))
             self._opened: ExitStack | None = stack.pop_all()
 
@@ -286,11 +274,18 @@ class LayerStream:
 
     def _finish(self, load: _Load) -> None:
         load.failed = True  # whatever is raised: seek starts it again
-        try:
-            load.arrival.result()
-        except OSError as error:
-            raise _unreadable(self._layouts[load.unit].name, error) from error
+        self._wait(load.arrival, load.unit)
         load.failed = False
+
+    def _wait(self, arrival: Arrival, unit: int) -> None:
+        """Wait for the weights of a unit. Raises `ModelError` that names it."""
+        try:
+            arrival.result()
+        except OSError as error:
+            raise ModelError(
+                f"{self._layouts[unit].name}: its weights could not be read ({error}). Check the "
+                "disk and the model's files."
+            ) from error
 
     def _start(self, slot: Slot) -> None:
         """Fill a free slot with the ring's next unit."""
@@ -317,61 +312,28 @@ class LayerStream:
         resident: dict[int, Tensor] = {}
         slabs: dict[int, Slab] = {}
         arrivals: dict[int, Arrival] = {}
-        with closing(self._open_link(reader, Meters(), "resident", READERS)) as link:
+        staged = self._units_in("resident")
+        with closing(self._device.open_link(reader, Meters(), READERS, staged, 0)) as link:
             for unit, tier in enumerate(self._tiers):
                 if tier == "resident":
                     slot = link.slot(self._layouts[unit].nbytes)
                     resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
                 elif tier == "ram":
                     slabs[unit], arrivals[unit] = link.slab(unit)
-                    stack.callback(slabs[unit].unpin, self._device)
+                    stack.callback(slabs[unit].unpin)
             for done, (unit, arrival) in enumerate(arrivals.items(), 1):
-                try:
-                    arrival.result()
-                except OSError as error:
-                    raise _unreadable(self._layouts[unit].name, error) from error
+                self._wait(arrival, unit)
                 if progress is not None:
                     progress("weights", done, len(arrivals))
         return resident, slabs
 
-    def _prepare(self, reader: UnitReader) -> None:
-        """Find out how the disk is read fastest: not before what is loaded once has been."""
-        streamed = [unit for unit, tier in enumerate(self._tiers) if tier == "disk"]
-        if streamed and isinstance(reader, PieceReader):
-            reader.prepare(streamed)
-
     def _make_room_for_staging(self) -> bool:
         """Whether some slabs are not pinned; then one gives its share to the staging buffers."""
-        pinned = [slab for slab in self._slabs.values() if slab.pinned]
+        pinned = [slab for slab in self._slabs.values() if slab.is_pinned]
         refused = len(pinned) < len(self._slabs)
         if refused and pinned:
-            pinned[-1].unpin(self._device)
+            pinned[-1].unpin()
         return refused
 
-    def _open_link(
-        self,
-        reader: UnitReader,
-        meters: Meters,
-        staged: Tier,
-        readers: int,
-        *,
-        pageable: bool = False,
-        simulate_gbps: float | None = None,
-    ) -> Link:
-        """`staged` units are read into slots; `pageable`: some slabs could not be pinned."""
-        if self._device.type == "cpu":
-            return HostLink(reader, meters, readers=readers, simulate_gbps=simulate_gbps)
-        return CudaLink(
-            reader,
-            meters,
-            device=self._device,
-            readers=readers,
-            copiers=COPIERS if pageable else 0,
-            staged=[unit for unit, tier in enumerate(self._tiers) if tier == staged],
-        )
-
-
-def _unreadable(name: str, error: OSError) -> ModelError:
-    return ModelError(
-        f"{name}: its weights could not be read ({error}). Check the disk and the model's files."
-    )
+    def _units_in(self, tier: Tier) -> list[int]:
+        return [unit for unit, own in enumerate(self._tiers) if own == tier]

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.device import Device
 
 LAYERS, HEADS, DIM = 2, 1, 2
-CPU = torch.device("cpu")
+CPU = CpuDevice()
 
 
-def small_cache(num_pages: int, host_pages: int = 0, device: torch.device = CPU) -> KVCache:
+def small_cache(num_pages: int, host_pages: int = 0, device: Device = CPU) -> KVCache:
     return KVCache(LAYERS, num_pages, HEADS, DIM, torch.float32, device, host_pages=host_pages)
 
 

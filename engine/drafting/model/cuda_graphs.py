@@ -9,12 +9,9 @@ of who sees what. Padding repeats the last row, which writes the same values to 
 and reads that row's slot where the mask hides it: so a step touches no memory but its own.
 """
 
-# mypy: disallow-untyped-calls=False
-# torch.cuda declares no types for streams and graphs.
-
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
 
@@ -26,15 +23,13 @@ from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.spec import TILE
+from engine.streaming.device import Capture, Work
 
 log = logging.getLogger(__name__)
 
 LEAST_KV = 256  # visible slots of the smallest bucket
 MOST_KV = 1 << 15  # behind so many slots attention takes longer than the launches
 MOST_GRAPHS = 24  # kept at a time; each holds a few MiB of kernels and its inputs
-
-Work = Callable[[], Tensor]
-Capture = Callable[[Work], Work]  # work, and the same work replayed into the same tensor
 
 
 @dataclass(frozen=True)
@@ -164,50 +159,14 @@ class GraphedSteps:
         return logits[: len(hidden)]
 
 
-class CudaCapture:
-    """Captures work on a stream of its own; all graphs share one memory pool.
-
-    They may: never do two of them run at a time, and what one leaves behind for later (its result)
-    is outside of the pool. Their kernels keep the priority of that stream, which is the lowest.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._results: dict[torch.Size, Tensor] = {}  # one is read before the next is written
-
-    def __call__(self, work: Work) -> Work:
-        """Run the work once, then record it. Raises `RuntimeError` for what cannot be captured."""
-        caller = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(caller)
-        graph = torch.cuda.CUDAGraph()
-        # The outer block restores the caller's stream where a failed capture does not.
-        with torch.cuda.stream(self._stream):
-            logits = work()  # what libraries set up at their first call cannot be captured
-            result = self._results.setdefault(logits.shape, torch.empty_like(logits))
-            # Other threads read weights and pin memory meanwhile: that is none of its business.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                result.copy_(work())
-        caller.wait_stream(self._stream)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return result
-
-        return replay
-
-
-def graphed_steps(decoder: Decoder, cache: KVCache) -> GraphedSteps | None:
-    """Graphs for the draft steps of this decoder; None where there are none.
+def graphed_steps(decoder: Decoder, cache: KVCache, capture: Capture | None) -> GraphedSteps | None:
+    """Return graphs for the draft steps of this decoder; None if it cannot or need not have any.
 
     Rope frequencies that depend on the length are chosen anew for each step: those run plainly.
     """
-    if decoder.device.type != "cuda" or decoder.strict or decoder.original_length is not None:
+    if capture is None or decoder.strict or decoder.original_length is not None:
         return None
-    return GraphedSteps(decoder, cache, CudaCapture(decoder.device))
+    return GraphedSteps(decoder, cache, capture)
 
 
 def _power(count: int, least: int) -> int:

@@ -28,6 +28,7 @@ from engine.model.segment import Segment
 from engine.sampling.choose import draft_children, is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
+from engine.streaming.device import Capture
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
 NEGLIGIBLE = -9.0  # nats: a child that improbable is not worth a node
@@ -57,15 +58,24 @@ class DraftModel:
     """Runs nodes of growing trees; knows nothing of where the weights came from."""
 
     def __init__(
-        self, name: str, decoder: Decoder, caches: DraftCache, bounds: Bounds, vocab_size: int
+        self,
+        name: str,
+        decoder: Decoder,
+        caches: DraftCache,
+        bounds: Bounds,
+        vocab_size: int,
+        capture: Capture | None = None,
     ) -> None:
-        """`vocab_size` is the target's; a draft of the same tokens may have other padding."""
+        """Make a draft model; `capture` records its steps as graphs, where the device has them.
+
+        `vocab_size` is the target's; a draft of the same tokens may have other padding.
+        """
         self.name = name
         self.decoder = decoder
         self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
-        self.graphs = graphed_steps(decoder, caches.cache)
+        self.graphs = graphed_steps(decoder, caches.cache, capture)
         self._scratch: dict[Sequence, Scratch] = {}
         self._under_way: DraftStep | None = None
 

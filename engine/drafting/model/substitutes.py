@@ -71,10 +71,10 @@ def host_slab(nbytes: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
 
 
-def form(kernel: Kernel, group: int, device: torch.device) -> str:
+def form(kernel: Kernel, group: int, device_kind: str) -> str:
     """What the bytes of substitutes depend on besides the target's weights."""
     block = group if kernel == "int4" else BLOCK
-    return f"substitutes {FORM_VERSION} {kernel} {block} {device.type}"
+    return f"substitutes {FORM_VERSION} {kernel} {block} {device_kind}"
 
 
 def linear_paths(module: nn.Module) -> list[str]:

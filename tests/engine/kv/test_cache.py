@@ -10,6 +10,8 @@ from engine.errors import ModelError
 from engine.kv.cache import PAGE, KVCache, PageTable
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, StreamSpec
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.page_store import PageStore
 from tests.engine.models import (
     PLAIN,
     SMALL,
@@ -22,7 +24,7 @@ from tests.engine.models import (
 )
 from tests.engine.page_traffic import Traffic, check_pages, small_cache
 
-CPU = torch.device("cpu")
+CPU = CpuDevice()
 
 
 def cache(num_pages: int = 8, host_pages: int = 0) -> KVCache:
@@ -302,7 +304,7 @@ def test_memory_that_is_not_there_is_refused_by_name() -> None:
         KVCache(100, 2**32, 8, 128, torch.float32, CPU)
 
 
-class SlowStore:
+class SlowStore(PageStore):
     """A store whose copies take until `arrive`; it moves nothing."""
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.streaming.cpu_link import CpuDevice
 from tests.engine.models import prompt
 from tests.engine.page_traffic import check_pages, run, small_cache, wrong
 
@@ -77,7 +78,7 @@ def test_without_its_tokens_or_a_prefix_cache_nothing_partial_is_stored() -> Non
     pool, tokens = small_cache(8), prompt(40)
     pool.close(stored(pool, tokens))
     assert opened(pool, [*tokens, 1]).length == 0
-    unkept = KVCache(2, 8, 1, 2, pool.keys.dtype, pool.keys.device, prefix_cache=False)
+    unkept = KVCache(2, 8, 1, 2, pool.keys.dtype, CpuDevice(), prefix_cache=False)
     gone(unkept, tokens)
     assert unkept.open([*tokens, 1]).length == 0
 
