@@ -17,6 +17,7 @@ RULES: tuple[Rule, ...] = (
     rules.deep_imports,
     rules.scattered_imports,
     rules.import_time_imports,
+    rules.device_questions,
     rules.long_files,
     rules.long_functions,
 )
@@ -101,6 +102,8 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
         "engine.weights.formats.linear, engine.weights.formats.nf4",
     ),
     (rules.import_time_imports, {"engine/nf4.py": "import bitsandbytes as bnb"}, "nf4.py:1"),
+    (rules.device_questions, {"engine/kv/a.py": "x.device.type"}, "a.py:1"),
+    (rules.device_questions, {"engine/kv/a.py": "\ny = x.is_cuda"}, "a.py:2"),
     (rules.long_files, {"engine/spec.py": LONG_FILE}, "401 lines"),
     (rules.long_functions, {"server/http/app.py": LONG_FUNCTION}, "f has 61 lines"),
 )

@@ -1,6 +1,6 @@
-"""What the machine does with this model, measured before anything is loaded: about a second.
+"""How fast the machine computes this model, measured before it is loaded, in about a second.
 
-One layer stands for all: they are alike, and the time of a pass is theirs and the head's.
+One layer is measured for all: they are alike, and a pass takes their time and the head's.
 """
 
 import copy
@@ -31,7 +31,7 @@ from engine.weights.outline import Outline
 
 LARGEST_LAYER = 512 << 20  # bytes; a larger one is not made only to be measured
 ROWS = (64, 128, 256, 512)  # of the passes that are timed
-CONTEXT = 4096  # tokens that the rows of one more pass see, to time attention by
+CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
 SECONDS = 0.6  # of timing passes, at most; then fewer sizes are known
 RUNS = 3  # of one size, the fastest counts: others share the machine
 COPIED_BYTES = 128 << 20
@@ -42,14 +42,14 @@ _FILL = 0x3C  # in every byte: a small number in bfloat16 as in float32
 
 @dataclass(frozen=True)
 class Measured:
-    """What a pass takes, weights being there."""
+    """How long a pass takes when it does not wait for weights."""
 
-    rows: StepTimes  # seconds by rows, without what attention takes where contexts are long
+    rows: StepTimes  # seconds by rows, without attention over long contexts
     pair_seconds: float  # of attention, for each pair of a row and a token that it sees
 
 
 def pass_times(blueprint: Blueprint, device: Device) -> Measured | None:
-    """Time passes of the model's first layer; None where a layer is too large to try."""
+    """Time passes of the model's first layer; return None if a layer is too large to try."""
     try:
         return _measure(blueprint, device)
     finally:
@@ -75,7 +75,7 @@ def _measure(blueprint: Blueprint, device: Device) -> Measured | None:
 
 
 def one_layer(config: Any) -> Any:
-    """The configuration of the same model with one layer."""
+    """Return the configuration of the same model with one layer."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):
@@ -118,11 +118,10 @@ def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: De
 
 
 def settle_threads(step: Callable[[], object], device: Device) -> None:
-    """From here on compute with the number of threads that is fastest for this step.
+    """Set the number of threads of torch to the one that is fastest for this step.
 
-    All that the user allows, or half as many, again and again, while that is faster: to wake a
-    thread may cost more than it then computes (a small model on two cores: 1.5 times as fast with
-    one).
+    It begins with all that the user allows and halves them while that is faster: to wake a thread
+    may cost more than it then computes (a small model on two cores: 1.5 times as fast with one).
     """
     threads = torch.get_num_threads()
     best = fastest(step, device)
@@ -189,7 +188,7 @@ def fastest(step: Callable[[], object], device: Device) -> float:
 
 
 class _Filled:
-    """Weights of a layer and a head that stay, all alike."""
+    """Weights of a layer and a head that stay on the device; all values are equal."""
 
     def __init__(self, outline: Outline, device: Device) -> None:
         self._views = []
@@ -202,7 +201,7 @@ class _Filled:
 
 
 def _other_tensors(model: Any, outline: Outline) -> dict[str, Tensor]:
-    """Embedding and norms; all rows of the embedding are one row of memory."""
+    """Return the embedding and the norms; all rows of the embedding share one row of memory."""
     tensors = {}
     for name, (dtype, shape) in outline.other_tensors.items():
         first = torch.full((1, *shape[1:]), 0.01, dtype=dtype)

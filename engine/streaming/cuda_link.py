@@ -1,8 +1,8 @@
 """`device: cuda`: large asynchronous copies on a stream of their own.
 
-Three orders are kept here. A copy into a slot waits, on the device, for the work that was using
-the slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer
-waits until the copy out of it is done (`drained`). The host never waits for the device except in
+Events keep three orders. A copy into a slot waits, on the device, for the work that was using the
+slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer waits
+until the copy out of it is done (`drained`). The host never waits for the device except in
 `Arrival.result`, which keeps it at most as many units ahead as there are slots.
 """
 
@@ -46,14 +46,6 @@ class CudaDevice(Device):
 
     is_asynchronous = True
 
-    def check(self) -> None:
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (self.torch_device.index or 0) >= count:
-            raise ModelError(
-                f"device: {str(self)!r} is not there ({count} GPUs seen by this torch). "
-                "Use auto or cpu, or install a CUDA build of torch."
-            )
-
     def open_link(
         self, reader: UnitReader, meters: Meters, readers: int, staged: Sequence[int], copiers: int
     ) -> "CudaLink":
@@ -84,7 +76,7 @@ class CudaDevice(Device):
         torch.cuda.synchronize(self.torch_device)
 
     def kernel_seconds(self, step: Callable[[], object]) -> list[float]:
-        """Time some runs of a step by the device's own clock.
+        """Return the seconds of some runs of a step by the device's own clock.
 
         Draft steps are CUDA graphs, so that launches cost nothing there: here all are launched
         while the device sleeps, and run without a gap.
@@ -138,14 +130,21 @@ class CudaDevice(Device):
 
 
 def open_device(device: torch.device) -> CudaDevice:
+    """Return the device. Raises `ModelError` when this machine does not have it."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise ModelError(
+            f"device: {str(device)!r} is not there ({count} GPUs seen by this torch). "
+            "Use auto or cpu, or install a CUDA build of torch."
+        )
     return CudaDevice(device)
 
 
 class CudaLink:
-    """Pinned slabs go straight to the device; all else goes through pinned buffers, in pieces.
+    """Copies pinned slabs straight to the device, all else in pieces through pinned buffers.
 
-    `readers` threads read from the disk the units that have a slab, and those of `staged`;
-    `copiers` threads copy slabs that could not be pinned.
+    `readers` threads read slabs and the units of `staged` from the disk; `copiers` threads copy
+    slabs that could not be pinned.
     """
 
     def __init__(
@@ -227,7 +226,7 @@ class CudaLink:
         workers: Workers,
         meter: Meter,
     ) -> Arrival:
-        """Threads fill buffers and launch the copies out of them."""
+        """Let threads fill buffers and launch the copies out of them."""
 
         def job(piece: range) -> None:
             with staging.buffer() as (memory, drained):
@@ -240,9 +239,9 @@ class CudaLink:
 
     @contextmanager
     def _pinning(self, slab: Slab) -> Iterator[None]:
-        """The block fills the slab; if it succeeds, the slab is pinned."""
+        """Enter a block that fills the slab; if it succeeds, the slab is pinned."""
         yield
-        with self._pin_lock:  # several readers: the refusal is told once
+        with self._pin_lock:  # several readers: one warning is enough
             if not self._pinning_refused and not slab.pin(self.device.pin):
                 self._pinning_refused = True
                 logger.warning(
@@ -283,7 +282,7 @@ class CudaSlot:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """The block launches the copies of a unit: after the work that was using the slot."""
+        """Enter a block that launches the copies of a unit, after the work that used the slot."""
         stream = self.link.stream
         stream.wait_event(self._free)
         self.began.record(stream)
@@ -293,7 +292,7 @@ class CudaSlot:
             self.ready.record(stream)
 
     def copy(self, first: int, part: Tensor, drained: "torch.cuda.Event | None" = None) -> None:
-        """Launch the copy of `part` to byte `first`, and record when it has been read."""
+        """Launch the copy of `part` to byte `first`; record in `drained` when it has been read."""
         stream = self.link.stream
         with torch.cuda.stream(stream):
             self.memory[first : first + part.nbytes].copy_(part, non_blocking=True)
@@ -302,7 +301,7 @@ class CudaSlot:
 
 
 class _Direct:
-    """The copy is launched; the device says when it is through and how long it took."""
+    """A copy that is launched; the device's clock times it."""
 
     def __init__(self, slot: CudaSlot, nbytes: int) -> None:
         self._slot = slot
@@ -321,7 +320,7 @@ class _Direct:
 
 
 class _Staged:
-    """A thread launches the copy when it has the bytes."""
+    """A copy that a thread launches when it has the bytes."""
 
     def __init__(self, launched: Batch, slot: CudaSlot) -> None:
         self._launched = launched
@@ -339,13 +338,13 @@ class _Staged:
 
 
 def _wait(slot: CudaSlot) -> None:
-    """The host waits, so that it does not run ahead of the ring; so does what it launches next."""
+    """Wait on the host, so that it does not run ahead of the ring, and before what it launches."""
     slot.ready.synchronize()
     slot.link.compute_stream().wait_event(slot.ready)
 
 
 class _Staging:
-    """Pinned buffers that are borrowed, filled, copied out of, and refilled."""
+    """Pinned buffers; each is borrowed, filled, copied from and refilled."""
 
     def __init__(self, count: int, nbytes: int, device: CudaDevice) -> None:
         self._slabs = [Slab(nbytes) for _ in range(count)]
@@ -357,7 +356,7 @@ class _Staging:
 
     @contextmanager
     def buffer(self) -> Iterator[tuple[Tensor, torch.cuda.Event]]:
-        """A buffer no copy reads any more, and the event to record after the copy out of it."""
+        """Borrow a buffer that no copy reads, and the event to record after the copy out of it."""
         slab, drained = self._waiting.get()
         try:
             drained.synchronize()

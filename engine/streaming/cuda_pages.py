@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class CudaPageStore(PageStore):
-    """Pinned host memory; copies on one stream of their own, beside the weights'.
+    """Copies pages to and from pinned host memory on a stream of its own.
 
-    One stream orders all copies among themselves: a staging page or a place that the next copy
-    writes has been read by the last. So the host never waits, and the compute stream only where
-    it touches a page that a copy has not let go (`wait`).
+    The stream orders all copies: a staging page or a place that the next copy writes has been read
+    by the last. So the host never waits, and the compute stream waits only where it uses a page
+    that a copy still uses (`wait`).
     """
 
     def __init__(self, pool: Tensor, num_places: int, device: Device) -> None:
@@ -92,7 +92,7 @@ class CudaPageStore(PageStore):
         super().close()
 
     def _follow_compute(self) -> None:
-        """Later copies come after what the current stream has been given so far."""
+        """Make later copies come after what was launched on the current stream so far."""
         launched = torch.cuda.Event()
         launched.record(torch.cuda.current_stream(self.device))
         self.stream.wait_event(launched)
@@ -107,7 +107,7 @@ class CudaPageStore(PageStore):
     def _batches(
         self, pages: Sequence[int], places: Sequence[int]
     ) -> Iterator[list[tuple[int, int, Tensor]]]:
-        """Page, place and staging page, as many at a time as there are staging pages."""
+        """Yield page, place and staging page, as many at a time as there are staging pages."""
         pairs = list(zip(pages, places, strict=True))
         for first in range(0, len(pairs), len(self._staging)):
             batch = pairs[first : first + len(self._staging)]

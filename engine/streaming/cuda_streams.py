@@ -60,8 +60,8 @@ class AheadStream(Aside):
 class CudaCapture:
     """Captures work on a stream of its own; all graphs share one memory pool.
 
-    They may: never do two of them run at a time, and what one leaves behind for later (its result)
-    is outside of the pool. Their kernels keep the priority of that stream, which is the lowest.
+    They can share it because two graphs never run at a time, and the result of one is outside of
+    the pool. Their kernels keep the priority of that stream, which is the lowest.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -77,9 +77,11 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         # The outer block restores the caller's stream where a failed capture does not.
         with torch.cuda.stream(self._stream):
-            logits = work()  # what libraries set up at their first call cannot be captured
+            logits = (
+                work()
+            )  # libraries set themselves up in their first call, which cannot be captured
             result = self._results.setdefault(logits.shape, torch.empty_like(logits))
-            # Other threads read weights and pin memory meanwhile: that is none of its business.
+            # "thread_local": other threads may read weights and pin memory meanwhile.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):

@@ -42,7 +42,7 @@ class Device:
     """A device. The defaults suit one without streams that computes in RAM.
 
     A subclass implements `open_link`. Its module has a function
-    `open_device(torch.device) -> Device`.
+    `open_device(torch.device) -> Device`, which raises `ModelError` when the device is not there.
     """
 
     # Whether work is launched, and whoever reads a result waits for it.
@@ -76,9 +76,6 @@ class Device:
         """
         raise NotImplementedError
 
-    def check(self) -> None:
-        """Raise `ModelError` when this machine has no such device."""
-
     def simulating(self, gbps: float) -> "Device":
         """Return the same device behind a simulated link. Raises `ModelError` for a real link."""
         raise ModelError(
@@ -101,7 +98,7 @@ class Device:
         """Wait until everything launched so far has been computed."""
 
     def kernel_seconds(self, step: Callable[[], object]) -> list[float]:
-        """Time some runs of a step as it takes without the cost of launching it."""
+        """Return the seconds of some runs of a step, without the cost of launching it."""
 
         def run() -> None:
             step()
@@ -152,7 +149,6 @@ def _named(name: str) -> Device:
     if wanted.type not in _kinds():
         raise ModelError(f"device: {name!r} is not supported; use auto, cpu or cuda:0")
     device: Device = import_module(f"engine.streaming.{wanted.type}_link").open_device(wanted)
-    device.check()
     return device
 
 
