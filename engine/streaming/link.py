@@ -1,7 +1,7 @@
 '''What the ring needs of a device: slots, and the link that fills them.
 
 A device is one file of this package, `<type>_link.py` for torch's type of device, with a function
-`open_device`. This is a complete one. It copies with memcpy into ordinary memory, on one thread::
+`open_device`. This is a complete one. It copies with memcpy into ordinary memory, on one thread:
 
     """A device whose memory is ordinary memory."""
 

@@ -126,7 +126,7 @@ def as_json(found: "Preview") -> str:
     )
 
 
-def _beside(plan: Plan) -> str:
+def _beside(plan: "Plan") -> str:
     return (
         "" if plan.memory.has_own_memory else "the device's share comes on top: it is the same RAM"
     )

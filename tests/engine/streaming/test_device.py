@@ -1,7 +1,5 @@
 """What a device is to the engine: how one is found, and that one file makes another one."""
 
-import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,18 +15,15 @@ from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.device import Device, choose_device
 from engine.streaming.ring import LayerStream
 from tests.engine.units import NumberedUnits
+from tests.examples import added, example_in, write_files
 
 
 @pytest.fixture
-def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+def documented(tmp_path: Path) -> Iterator[Device]:
     """The device of the example in the docstring of `engine.streaming.link`, as a file there."""
-    assert link.__doc__ is not None
-    _, example = link.__doc__.split("::\n", 1)
-    (tmp_path / "xpu_link.py").write_text(textwrap.dedent(example))
-    paths = [*engine.streaming.__path__, str(tmp_path)]
-    monkeypatch.setattr(engine.streaming, "__path__", paths)
-    yield choose_device("xpu:0")
-    del sys.modules["engine.streaming.xpu_link"]
+    write_files(tmp_path, {"engine/streaming/xpu_link.py": example_in(link.__doc__)})
+    with added(tmp_path, engine.streaming):
+        yield choose_device("xpu:0")
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
