@@ -1,4 +1,4 @@
-"""SubSpec's substitutes: 4-bit linear layers in place of dense ones.
+"""4-bit linear layers that a draft uses in place of the target's dense ones (SubSpec).
 
 Where a kernel does not take a shape, the layer stays dense.
 """
@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.weights.formats import int4, nf4
-from engine.weights.layout import UnitLayout
+from engine.weights.layout import TensorSpec, UnitLayout
+from engine.weights.packing import dense_tensors
 
 Kernel = Literal["int4", "nf4"]
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
-
-_DENSE_BYTES = 2  # of a bfloat16 weight, where the unit's layout does not tell
 
 
 def stored_tensors(
@@ -25,8 +23,9 @@ def stored_tensors(
     device: torch.device,
     kernel: Kernel,
 ) -> dict[str, TensorSpec]:
-    """The fields in which the substitute of the linear weight `name` is kept, name -> (dtype,
-    shape): 4-bit ones, or `spec` itself where `kernel` cannot take it on `device`.
+    """Return the fields in which the substitute of the linear weight `name` is kept.
+
+    They are 4-bit, or `spec` itself where `kernel` cannot take the shape on `device`.
     """
     _, shape = spec
     out_features, in_features = shape
@@ -38,7 +37,7 @@ def stored_tensors(
 
 
 def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
-    """Fill those of `fields` that stand for the tensor `name`: equal tensors give equal bytes."""
+    """Fill those of `fields` that stand for the tensor `name`. Equal tensors give equal bytes."""
     if name in fields:
         fields[name].copy_(tensor)
     elif name + nf4.PACKED in fields:
@@ -51,7 +50,7 @@ def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
 
 
 def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.Module:
-    """The linear layer that `fields` hold at `path` ("": the unit itself), copied to `device`."""
+    """Return the linear layer at `path` of a unit ("": the unit itself), copied to `device`."""
     prefix = f"{path}." if path else ""
     weight = f"{prefix}weight"
     own = {
@@ -71,9 +70,9 @@ def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.
 def substitute(
     weight: Tensor, bias: Tensor | None, group: int, device: torch.device, kernel: Kernel
 ) -> nn.Module:
-    """The 4-bit twin of a linear layer, on `device`; a dense one where `kernel` cannot take it.
+    """Return the 4-bit twin of a linear layer on `device`, or a dense one for other shapes.
 
-    `weight` [out, in] and `bias` [out] are float, on any device; copied, so they may be
+    `weight` [out, in] and `bias` [out] are float, on any device. They are copied, so they may be
     views of a slab.
     """
     spec = (weight.dtype, tuple(weight.shape))
@@ -87,34 +86,31 @@ def substitute(
 
 
 def available_kernels() -> list[Kernel]:
-    """The kernels whose packages are installed."""
+    """Return the kernels whose packages are installed."""
     return ["int4", "nf4"] if nf4.is_available() else ["int4"]
 
 
 def supports(
     in_features: int, out_features: int, group: int, device: torch.device, kernel: Kernel
 ) -> bool:
-    """Whether `kernel` multiplies weights of this shape on `device`."""
+    """Return whether `kernel` multiplies weights of this shape on `device`."""
     if kernel == "nf4":
         return nf4.is_available() and nf4.Nf4Linear.supports(in_features, out_features)
     return int4.supports(in_features, out_features, group, device)
 
 
 def substitute_bytes(layout: UnitLayout, group: int) -> int:
-    """Device bytes that the substitute of a unit takes at most, whichever kernel is chosen.
+    """Return the device bytes that a unit's substitute takes at most, with either kernel.
 
     Matrices become 4-bit where the kernels take them; the rest of the unit is kept as it is. A
     unit that travels packed is substituted from its dense form.
     """
     total = 0
-    for field in layout.fields:
-        if field.name.endswith(nf4.PACKED) and len(field.shape) == 2:
-            total += _matrix_bytes(field.shape[0], field.shape[1] * 2, group, _DENSE_BYTES)
-        elif len(field.shape) == 2 and field.dtype.is_floating_point:
-            if not field.name.endswith(nf4.ABSMAX):
-                total += _matrix_bytes(*field.shape, group, field.dtype.itemsize)
+    for dtype, shape in dense_tensors(layout, torch.bfloat16).values():
+        if len(shape) == 2 and dtype.is_floating_point:
+            total += _matrix_bytes(*shape, group, dtype.itemsize)
         else:
-            total += field.nbytes
+            total += torch.Size(shape).numel() * dtype.itemsize
     return total
 
 
