@@ -29,8 +29,8 @@ from engine.runtime.load import Loaded, load
 from engine.runtime.passes import Entry, Pass, assemble
 from engine.runtime.scoring import score_prompt
 from engine.runtime.verify import verify
-from engine.sampling.blocks import Matrix
-from engine.sampling.choose import model_logprobs
+from engine.sampling.large_vocabularies.blocks import Matrix
+from engine.sampling.logprobs import model_logprobs
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Request, Sequence
 from engine.spec import ModelSpec

@@ -83,5 +83,5 @@ def assemble(
         tokens += own
         positions += where
         long += [sequence.is_long] * len(own)
-    batch = Batch(cache, tuple(segments), range(len(tokens)), decoder.strict)
+    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict)
     return Pass(tuple(entries), tokens, positions, long, batch)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.messages import SamplingParams
-from engine.sampling.blocks import Rows
 from engine.sampling.choose import choose_rows
+from engine.sampling.large_vocabularies.blocks import Rows
 from engine.spec import DraftSpec, MemorySpec
 from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.cuda_streams import AheadStream

@@ -19,7 +19,7 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
@@ -51,7 +51,7 @@ class Bucket:
 class PaddedStep:
     """A step of the draft over inputs whose addresses do not change."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, bucket: Bucket) -> None:
+    def __init__(self, decoder: Decoder, pool: PagePool, bucket: Bucket) -> None:
         rows, kv = bucket.rows, bucket.kv
         device, weight = decoder.device, decoder.embedding.weight
         self._decoder = decoder
@@ -62,7 +62,7 @@ class PaddedStep:
         self._mask = torch.zeros(rows, kv + rows, dtype=torch.bool, device=device)
         self._numbers = torch.arange(max(rows, kv), device=device)
         segment = Segment(0, rows, 0, self._slots, self._positions, self._mask, Event())
-        self._batch = Batch(cache, (segment,), range(rows), strict=False)
+        self._batch = Batch(pool, (segment,), range(rows), strict=False)
 
     def fill(self, hidden: Tensor, segments: Sequence[Segment]) -> None:
         """Copy the embedded rows [n, D] of these segments, which fit the bucket, to the inputs."""
@@ -113,11 +113,11 @@ class PaddedStep:
 class GraphedSteps:
     """The graphs of one draft model, captured when a bucket is first needed."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, capture: Capture) -> None:
+    def __init__(self, decoder: Decoder, pool: PagePool, capture: Capture) -> None:
         """Make graphs for a model whose rope does not depend on length (`graphed_steps`)."""
         self.num_captured = 0  # since the start; the time of a step that captured is not typical
         self._decoder = decoder
-        self._cache = cache
+        self._pool = pool
         self._capture = capture
         self._refused = False
         self._graphs: OrderedDict[Bucket, tuple[PaddedStep, Work]] = OrderedDict()
@@ -146,7 +146,7 @@ class GraphedSteps:
         while len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
         try:
-            step = PaddedStep(self._decoder, self._cache, bucket)
+            step = PaddedStep(self._decoder, self._pool, bucket)
             step.fill(hidden, batch.segments)  # to capture runs it once
             replay = self._capture(step.run)
             logits = replay()
@@ -160,14 +160,14 @@ class GraphedSteps:
         return logits[: len(hidden)]
 
 
-def graphed_steps(decoder: Decoder, cache: KVCache, capture: Capture | None) -> GraphedSteps | None:
+def graphed_steps(decoder: Decoder, pool: PagePool, capture: Capture | None) -> GraphedSteps | None:
     """Return graphs for the draft steps of this decoder; None if it has none.
 
     Rope frequencies that depend on the length are chosen anew for each step, which no graph can do.
     """
     if capture is None or decoder.strict or decoder.original_length is not None:
         return None
-    return GraphedSteps(decoder, cache, capture)
+    return GraphedSteps(decoder, pool, capture)
 
 
 def _power(count: int, least: int) -> int:
