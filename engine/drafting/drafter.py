@@ -12,7 +12,6 @@ from math import inf, log
 from engine.drafting.forcing import force, prune
 from engine.drafting.growth import Growth, Node
 from engine.drafting.lookups.bets import Lookup
-from engine.drafting.model.ahead_stream import Aside, InTurn
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
 from engine.drafting.tree import Bounds, DraftTree
@@ -20,6 +19,7 @@ from engine.messages import NO_DRAFT, PREDICTION
 from engine.model.decoder import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
+from engine.streaming.ahead_stream import Aside
 
 LOOKUP_ROWS = 32  # of each look-up beside a model: they cost host time
 LEAST_AHEAD = log(0.002)  # a path less likely than this is not drafted ahead
@@ -50,7 +50,7 @@ class Drafting:
     ) -> None:
         self.policy = policy
         self.figures = Figures()
-        self.aside: Aside = InTurn()  # where drafting ahead runs
+        self.aside = Aside()  # where drafting ahead runs
         self._model = model
         self._lookups = lookups
         self._bounds = bounds

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # a method's file imports this module, and the front end read
     from engine.drafting.model.draft_model import DraftModel
     from engine.kv.cache import KVCache
     from engine.model.decoder import Decoder
+    from engine.streaming.device import Device
     from engine.streaming.ring import LayerStream
     from engine.weights.layout import UnitLayout, UnitReader
 
@@ -94,7 +95,7 @@ class DraftContext:
     spec: ModelSpec
     config: Any  # the target's configuration
     dtype: torch.dtype
-    device: torch.device
+    device: Device
     identity: str  # what the target's weights are: source, revision and precision
     tokenizer: Any  # the target's
     vocab_size: int  # rows of the target's embedding

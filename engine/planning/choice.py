@@ -5,8 +5,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
-
 from engine.drafting.method import DraftNeeds, MethodFacts, PlanContext, candidates, facts_of
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
@@ -16,6 +14,7 @@ from engine.planning.footprint import Demand
 from engine.planning.forecast import Forecast, Speeds, make_forecast
 from engine.planning.plan import Memory, Plan, make_plan
 from engine.spec import ModelSpec
+from engine.streaming.device import Device
 from engine.timing import StepTimes
 from engine.weights.outline import Outline
 
@@ -83,9 +82,7 @@ def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
     return max(schemes, key=lambda own: own.forecast.tokens_per_second)
 
 
-def measured_draft(
-    blueprint: Blueprint, outline: Outline, device: torch.device
-) -> StepTimes | None:
+def measured_draft(blueprint: Blueprint, outline: Outline, device: Device) -> StepTimes | None:
     """Time a draft step of low-bit copies of the target's layers, where a candidate has them."""
     for method in candidates():
         facts = facts_of(method)

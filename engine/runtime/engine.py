@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from engine.drafting.drafter import Figures
-from engine.drafting.model.ahead_stream import open_aside, use_compute_stream
 from engine.drafting.tree import DraftTree
 from engine.errors import ModelError, RequestError
 from engine.messages import (
@@ -24,7 +23,6 @@ from engine.messages import (
     Tokens,
 )
 from engine.model.decoder import PassCancelled
-from engine.planning.machine import choose_device
 from engine.runtime.audit import Auditor
 from engine.runtime.choices import Logits, choose_ahead, choose_tree, settle
 from engine.runtime.load import Loaded, load
@@ -77,14 +75,13 @@ class Engine:
         self._num_borders = 0
         loaded.decoder.on_border = self._border
         loaded.stream.idle = self._drafting.ahead
-        self._drafting.aside = open_aside(loaded.decoder.device)
+        self._drafting.aside = loaded.device.ahead_stream()
         # Choices are made a tree at a time where the host would wait for each (`choose_tree`).
-        self._at_once = loaded.decoder.device.type == "cuda"
+        self._at_once = loaded.device.is_asynchronous
 
     @classmethod
     def load(cls, spec: ModelSpec, progress: ReportProgress) -> "Engine":
         """Load a model. Raises `ModelError`. The thread that loads it also calls `step`."""
-        use_compute_stream(choose_device(spec.device))
         with torch.inference_mode():
             return cls(load(spec, progress))
 

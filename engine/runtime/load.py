@@ -26,6 +26,7 @@ from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.grammar.grammar import Grammars
 from engine.sequences.sequence import Limits
 from engine.spec import TILE, ModelSpec
+from engine.streaming.device import Device
 from engine.streaming.ring import LayerStream
 from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
 from engine.text.stop import StopRules
@@ -44,6 +45,7 @@ class Loaded:
     info: ModelInfo
     limits: Limits
     plan: Plan
+    device: Device
     decoder: Decoder
     stream: LayerStream
     cache: KVCache
@@ -73,6 +75,7 @@ class Loaded:
 def load(spec: ModelSpec, progress: ReportProgress) -> Loaded:
     """Load a model within its limits. Raises `ModelError` that says what is wrong and where."""
     files = TargetFiles(spec, progress)
+    files.device.use_compute_stream()
     if files.config.model_type not in TESTED:
         log.warning("family %s is not among the tested ones", files.config.model_type)
     if what := files.expanded:
@@ -100,6 +103,7 @@ def load(spec: ModelSpec, progress: ReportProgress) -> Loaded:
         info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
         limits=limits,
         plan=plan,
+        device=files.device,
         decoder=decoder,
         stream=stream,
         cache=cache,
@@ -159,7 +163,7 @@ def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, S
     times = Times(passes, measured_draft(files, outline, files.device) if is_open else None)
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
-        ram_gbps = probe.copy_gbps(files.device) if files.device.type == "cuda" else DISK_GBPS
+        ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
     speeds = partial(complete, times, ram_gbps=ram_gbps, disk_gbps=DISK_GBPS)
     memory = available_memory(files.device)
 

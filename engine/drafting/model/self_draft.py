@@ -16,6 +16,7 @@ from torch import nn
 from engine.drafting.method import DraftContext, Target
 from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.drafting.model.kernel_choice import fastest_kernel
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
     form,
@@ -28,7 +29,7 @@ from engine.malloc import give_back_freed
 from engine.model.decoder import Decoder, bind, build_on_meta
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import is_cached, packed
-from engine.weights.formats.linear import Kernel, available_kernels, fastest_kernel
+from engine.weights.formats.linear import Kernel, available_kernels
 from engine.weights.layout import UnitReader
 
 log = logging.getLogger(__name__)
@@ -53,15 +54,24 @@ class SelfDraft:
         for index in shared:
             bind(modules[index], stream.resident(index))
         model.set_output_embeddings(modules[-1])
-        decoder = Decoder(model, Bound(), target.tensors, device=context.device, strict=False)
+        decoder = Decoder(
+            model, Bound(), target.tensors, device=context.device.torch_device, strict=False
+        )
         cache = SharedCache(target.cache)
-        return DraftModel(context.method, decoder, cache, context.bounds, context.vocab_size)
+        return DraftModel(
+            context.method,
+            decoder,
+            cache,
+            context.bounds,
+            context.vocab_size,
+            context.device.capture(),
+        )
 
     def _substitute(
         self, modules: list[nn.Module], shared: Collection[int], reader: UnitReader
     ) -> None:
         """Put substitutes in place of all modules that are not shared."""
-        context = self.context
+        context, device = self.context, self.context.device.torch_device
         with closing(self._packed(reader, modules)) as units:
             gc.collect()
             give_back_freed()  # what quantizing took, on a first start: loading needs the room
@@ -70,7 +80,7 @@ class SelfDraft:
                 if index not in shared:
                     units.read(index, slab)
                     fields = layout.views(slab)
-                    modules[index] = substitute_unit(modules[index], fields, context.device)
+                    modules[index] = substitute_unit(modules[index], fields, device)
                     settle(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
         give_back_freed()  # holes of packing's sizes: serving would take its own beside them
@@ -85,7 +95,7 @@ class SelfDraft:
             [linear_paths(module) for module in modules],
             group=context.spec.draft.group,
             kernel=kernel,
-            device=context.device,
+            device=context.device.torch_device,
             dtype=context.dtype,
         )
         return packed(
@@ -98,7 +108,7 @@ class SelfDraft:
 
     def _identity(self, kernel: Kernel) -> str:
         context = self.context
-        return f"{context.identity}\n{form(kernel, context.spec.draft.group, context.device)}"
+        return f"{context.identity}\n{form(kernel, context.spec.draft.group, context.device.kind)}"
 
     def _kernel(self, layer: nn.Module) -> Kernel:
         """The 4-bit product that is fastest here for a draft step's rows.

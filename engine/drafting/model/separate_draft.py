@@ -51,7 +51,7 @@ class SeparateDraft:
             )
 
     def build(self, target: Target) -> DraftModel:
-        device = self.context.device
+        device = self.context.device.torch_device
         bind_resident(self.model, self.units, device, self.context.dtype, self.context.progress)
         decoder = Decoder(
             self.model,
@@ -70,9 +70,16 @@ class SeparateDraft:
             shape.num_kv_heads,
             shape.head_dim,
             self.context.dtype,
-            device,
+            self.context.device,
         )
         cache = KVCache(pool, prefix_cache=self.context.spec.prefix_cache)
         caches = OwnCache(cache, decoder.is_long)
         context = self.context
-        return DraftModel(context.method, decoder, caches, context.bounds, context.vocab_size)
+        return DraftModel(
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            context.device.capture(),
+        )
