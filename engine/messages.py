@@ -56,9 +56,7 @@ class SamplingParams:
 class Speculation:
     """How a request wants to be drafted for; it changes its speed, never its text."""
 
-    method: str | None = (
-        None  # None: the model's own; else one that costs no draft time, or NO_DRAFT
-    )
+    method: str | None = None  # None: the model's own; else NO_DRAFT, or one without draft time
     max_rows: int | None = None  # rows of its trees, the root among them
 
 

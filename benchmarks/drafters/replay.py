@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from engine.drafting.method import BOUNDS, BuildDraft, DraftContext, MethodFacts
+from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
 from engine.sampling.large_vocabularies.blocks import Matrix
@@ -20,7 +20,7 @@ from engine.sequences.sequence import Sequence
 RIGHT, WRONG = -0.01, -1.0  # a row's score behind its parent: the order in which rows are kept
 FACTS = MethodFacts(
     bounds=Bounds(depth=64, width=1, branch=1, budget=64),
-    keys=BOUNDS | {"source"},
+    keys=frozenset({"source"}),
     required={"source": "a file of scripts"},
 )
 

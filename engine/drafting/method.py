@@ -34,8 +34,6 @@ if TYPE_CHECKING:  # a method's file imports this module, and the front end read
     from engine.streaming.ring import LayerStream
     from engine.weights.layout import UnitLayout, UnitReader
 
-BOUNDS = frozenset(bound.name for bound in fields(Bounds))
-
 
 @dataclass(frozen=True)
 class PlanContext:
@@ -80,10 +78,10 @@ class MethodFacts:
     # assumes it; the draft's own calibration tells the truth once it runs.
     agreement: float = 0.0
     costs_draft_time: bool = False  # whether a level of the tree takes a step on the device
-    proposes: bool = True  # False: plain decoding, one token a pass
+    proposes: bool = True  # False: plain decoding, one token a pass, whatever bounds are asked for
     is_candidate: bool = False  # whether `draft: auto` considers it
     needs: Callable[[PlanContext], DraftNeeds] = tree_alone
-    keys: frozenset[str] = BOUNDS  # of the YAML's `draft`: those that it uses, beside `method`
+    keys: frozenset[str] = frozenset()  # of the YAML's `draft`: those that only some methods use
     required: Mapping[str, str] = field(default_factory=dict)  # keys it needs -> what each one is
 
 
@@ -132,7 +130,9 @@ def facts_of(method: str, draft: DraftSpec | None = None) -> MethodFacts:
             f"draft.method: there is no method {method!r}; known: {', '.join(available())}"
         )
     facts: MethodFacts = _module(method).FACTS
-    asked = {name: getattr(draft, name, None) for name in BOUNDS & facts.keys}
+    if draft is None or not facts.proposes:
+        return facts
+    asked = {bound.name: getattr(draft, bound.name) for bound in fields(Bounds)}
     return replace(facts, bounds=replace(facts.bounds, **{k: v for k, v in asked.items() if v}))
 
 

@@ -3,9 +3,7 @@
 from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
 from engine.drafting.tree import Bounds
 
-FACTS = MethodFacts(
-    bounds=Bounds(depth=1, width=1, branch=1, budget=1), proposes=False, keys=frozenset()
-)
+FACTS = MethodFacts(bounds=Bounds(depth=1, width=1, branch=1, budget=1), proposes=False)
 
 
 def prepare(context: DraftContext) -> BuildDraft:

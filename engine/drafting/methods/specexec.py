@@ -1,13 +1,6 @@
 """SpecExec: a small model of the same vocabulary writes a large tree (arXiv 2406.02532)."""
 
-from engine.drafting.method import (
-    BOUNDS,
-    BuildDraft,
-    DraftContext,
-    DraftNeeds,
-    MethodFacts,
-    PlanContext,
-)
+from engine.drafting.method import BuildDraft, DraftContext, DraftNeeds, MethodFacts, PlanContext
 from engine.drafting.tree import Bounds
 
 
@@ -35,7 +28,7 @@ FACTS = MethodFacts(
     agreement=0.87,
     costs_draft_time=True,
     needs=needs,
-    keys=BOUNDS | {"source", "revision"},
+    keys=frozenset({"source", "revision"}),
     required={"source": "the draft model's hub id or folder"},
 )
 

@@ -1,13 +1,6 @@
 """SubSpec: low-bit copies of the target's own layers write the tree (arXiv 2509.18344)."""
 
-from engine.drafting.method import (
-    BOUNDS,
-    BuildDraft,
-    DraftContext,
-    DraftNeeds,
-    MethodFacts,
-    PlanContext,
-)
+from engine.drafting.method import BuildDraft, DraftContext, DraftNeeds, MethodFacts, PlanContext
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
 
@@ -43,7 +36,7 @@ FACTS = MethodFacts(
     costs_draft_time=True,
     is_candidate=True,
     needs=needs,
-    keys=BOUNDS | {"bits", "group"},
+    keys=frozenset({"bits", "group"}),
 )
 
 
