@@ -6,6 +6,7 @@ One growth a sequence lasts from its first draft to its end. `propose` grows it 
 
 import time
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import inf, log
 
@@ -47,10 +48,12 @@ class Drafting:
         policy: TreePolicy,
         *,
         ahead: bool,
+        aside: Aside | None = None,
     ) -> None:
+        """`aside` is where drafting ahead runs; None: in turn with all else."""
         self.policy = policy
         self.figures = Figures()
-        self.aside: Aside = InTurn()  # where drafting ahead runs
+        self.aside: Aside = aside or InTurn()
         self._model = model
         self._lookups = lookups
         self._bounds = bounds
@@ -111,8 +114,13 @@ class Drafting:
         self.figures.ahead_seconds += time.perf_counter() - began
         return came_forward
 
+    def passing(self) -> AbstractContextManager[None]:
+        """The block runs a pass; what is drafted in it runs aside."""
+        return self.aside.passing()
+
     def settle(self) -> None:
         """The pass waits for no more weights: end the step under way, or give it up."""
+        self.aside.join()
         model = self._model
         if model is None or model.under_way is None:
             return
@@ -136,6 +144,11 @@ class Drafting:
                 if nodes:
                     offered.append((growth, nodes))
         return self.policy.choose_ahead(offered, seconds)
+
+    def take_figures(self) -> Figures:
+        """Return what drafting did since the last call."""
+        figures, self.figures = self.figures, Figures()
+        return figures
 
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """The target's logits at rows of which the first fed these tokens."""
@@ -181,7 +194,7 @@ class Drafting:
             growth = None
         if growth is None:
             self._drop(sequence)
-            most = sequence.request.message.speculation.max_rows
+            most = sequence.speculation.max_rows
             budget = self._bounds.budget if most is None else min(self._bounds.budget, most)
             growth = self._growths[sequence] = Growth(sequence, budget)
         return growth
@@ -196,7 +209,7 @@ class Drafting:
 
     def _look_up(self, growth: Growth) -> None:
         sequence = growth.sequence
-        wanted = sequence.request.message.speculation.method
+        wanted = sequence.speculation.method
         for lookup in self._lookups:
             if wanted in (None, lookup.name, self._model and self._model.name):
                 depth = min(self._bounds.depth, sequence.max_draft_depth)
@@ -206,7 +219,7 @@ class Drafting:
 
     def _may_force(self, growth: Growth) -> bool:
         """Whether the tokens that its grammar forces join its tree."""
-        wanted = growth.sequence.request.message.speculation.method
+        wanted = growth.sequence.speculation.method
         return growth.sequence.constraint is not None and growth.budget > 1 and wanted != "none"
 
     def _ranked(self, growth: Growth, rows: int) -> list[Node]:
@@ -220,16 +233,16 @@ class Drafting:
 
     def _wants_draft(self, growth: Growth) -> bool:
         """Whether there was anything to draft, and the request did not say no."""
-        wanted = growth.sequence.request.message.speculation.method
+        wanted = growth.sequence.speculation.method
         drafts = self._model is not None or bool(self._lookups)
         return drafts and wanted != "none" and growth.last > growth.root.position
 
     def _may_draft(self, growth: Growth) -> bool:
         """Whether the model drafts for it."""
-        request = growth.sequence.request
-        if self._model is None or request.cancelled.is_set() or growth.budget == 1:
+        sequence = growth.sequence
+        if self._model is None or sequence.is_cancelled or growth.budget == 1:
             return False
-        return request.message.speculation.method in (None, self._model.name)
+        return sequence.speculation.method in (None, self._model.name)
 
     def _grow(self, growths: Seq[Growth], fixed_rows: int) -> float:
         """Run the draft model step by step; the seconds that took."""

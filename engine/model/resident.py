@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.messages import ReportProgress
-from engine.model.decoder import Weights, bind
+from engine.model.decoder import Weights
+from engine.model.library import bind
+from engine.streaming.ring import Idle
 from engine.weights.formats.nf4 import dense_layout, expand, is_packed
 from engine.weights.layout import UnitReader
 
@@ -59,8 +61,8 @@ class Expanded:
         self._scratch = torch.empty(nbytes, dtype=torch.uint8, device=device)
 
     @contextmanager
-    def unit(self, index: int) -> Iterator[Mapping[str, Tensor]]:
-        with self._packed.unit(index) as views:
+    def unit(self, index: int, idle: Idle | None = None) -> Iterator[Mapping[str, Tensor]]:
+        with self._packed.unit(index, idle) as views:
             yield expand(views, self._dense[index].views(self._scratch))
 
 

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from engine.kv.cache import PAGE, KVCache
 from engine.model.attention import Batch
-from engine.model.decoder import Decoder, build_on_meta
+from engine.model.decoder import Decoder
+from engine.model.library import build_on_meta
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.spec import TILE
 from engine.streaming.pinned import Slab, allocate_pages
+from engine.streaming.ring import Idle
 from engine.timing import StepTimes
 from engine.weights.family import kv_shape
 from engine.weights.formats.linear import linear, stored_tensors
@@ -99,7 +101,7 @@ def _time_passes(
         positions = torch.tensor(where, device=device)
         segment = Segment(0, rows, context, slots[: where.stop], positions, None, Event())
         batch = Batch(cache, (segment,), range(rows), decoder.strict)
-        return partial(decoder.forward, [0] * rows, where, [False] * rows, batch)
+        return partial(decoder.forward, [0] * rows, where, batch)
 
     if device.type == "cpu":
         settle_threads(forward(ROWS[0]))
@@ -201,7 +203,9 @@ class _Filled:
             slab = allocate_pages(layout.nbytes).fill_(_FILL).to(device)
             self._views.append(layout.views(slab))
 
-    def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]:
+    def unit(
+        self, index: int, idle: Idle | None = None
+    ) -> AbstractContextManager[Mapping[str, Tensor]]:
         return nullcontext(self._views[index])
 
 

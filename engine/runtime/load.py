@@ -1,6 +1,7 @@
 """Loading a model: from a specification to everything a step needs."""
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from engine.drafting.drafter import Drafting
 from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import Lookup
 from engine.drafting.method import DraftContext, DraftMethod, Target, all_lookups, prepare
+from engine.drafting.model.ahead_stream import open_aside
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.kv.cache import KVCache
@@ -71,8 +73,13 @@ class Loaded:
         )
 
 
-def load(spec: ModelSpec, progress: ReportProgress) -> Loaded:
-    """Load a model within its limits. Raises `ModelError` that says what is wrong and where."""
+def load(
+    spec: ModelSpec, progress: ReportProgress, on_border: Callable[[], None] = lambda: None
+) -> Loaded:
+    """Load a model within its limits. Raises `ModelError` that says what is wrong and where.
+
+    `on_border` is called by the loaded model before each unit and each tile of a pass.
+    """
     files = TargetFiles(spec, progress)
     if files.config.model_type not in TESTED:
         log.warning("family %s is not among the tested ones", files.config.model_type)
@@ -88,7 +95,7 @@ def load(spec: ModelSpec, progress: ReportProgress) -> Loaded:
     stream = files.stream(plan, reader)
     with ExitStack() as stack:
         stack.callback(stream.close)
-        decoder = files.decoder(stream)
+        decoder = files.decoder(stream, on_border)
         cache = files.kv_cache(plan)
         stack.callback(cache.release)
         draft = method.build(Target(files.tensors, reader, stream, decoder, cache))
@@ -149,7 +156,8 @@ def _drafting(
         predicted = (own for own in all_lookups() if own.name == PREDICTION)
         lookups = [draft, *(own for own in predicted if own.name != draft.name)]
     policy = TreePolicy(Calibration(), passes, tuned=wanted.tuned)
-    return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead)
+    aside = open_aside(files.device)
+    return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead, aside=aside)
 
 
 def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[DraftMethod, Scheme]:

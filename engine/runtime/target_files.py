@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -85,7 +86,7 @@ class TargetFiles(Blueprint):
             progress=self.progress,
         )
 
-    def decoder(self, stream: LayerStream) -> Decoder:
+    def decoder(self, stream: LayerStream, on_border: Callable[[], None]) -> Decoder:
         weights: Weights = stream
         if expanded_bytes(self.units, self.dtype):
             weights = Expanded(stream, self.units, self.device, self.dtype)
@@ -97,6 +98,7 @@ class TargetFiles(Blueprint):
             strict=self.strict,
             tile=FAST_TILE,
             layers=self.units.layers,
+            on_border=on_border,
         )
 
     def kv_cache(self, plan: Plan) -> KVCache:

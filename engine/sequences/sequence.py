@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from enum import Enum
 from threading import Event
 
 from engine.kv.cache import PageTable
@@ -12,6 +13,7 @@ from engine.messages import (
     Generate,
     Origin,
     SamplingParams,
+    Speculation,
     Stats,
     TokenLogprob,
     Tokens,
@@ -39,10 +41,25 @@ class Request:
     constraint: Constraint | None = None  # before the first token
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
-    num_unfinished: int = field(init=False)
+    num_ended: int = 0  # of its choices
 
-    def __post_init__(self) -> None:
-        self.num_unfinished = self.message.n
+    @property
+    def request_id(self) -> str:
+        return self.message.request_id
+
+    def end_choice(self) -> bool:
+        """Count a choice that has ended. Return True if it was the last one."""
+        self.num_ended += 1
+        return self.num_ended == self.message.n
+
+
+class Status(Enum):
+    """Where a sequence is on its way through the scheduler."""
+
+    WAITING = "waiting"  # for its first pass
+    RUNNING = "running"  # it owns KV pages and takes part in passes
+    PAUSED = "paused"  # it ran, gave its pages back, and goes on before any waiting one
+    FINISHED = "finished"  # its answer is complete, its client left, or its pass failed
 
 
 @dataclass(eq=False)
@@ -54,12 +71,13 @@ class Sequence:
     rules: StopRules
     tokens: list[int] = field(init=False)  # prompt, then what was emitted
     constraint: Constraint | None = field(init=False)
-    table: PageTable | None = None  # None while waiting or paused
+    num_cached: int | None = None  # prompt tokens found in the cache at first admission
+    passes: int = 0
+    status: Status = field(init=False, default=Status.WAITING)
+    table: PageTable | None = field(init=False, default=None)  # of a running sequence
     counts: TokenCounts = field(init=False)
     finish: str | None = None
     stop_reason: str | int | None = None
-    num_cached: int | None = None  # prompt tokens found in the cache at first admission
-    passes: int = 0
     drafted: int = 0
     accepted: int = 0
     prediction_checked: int = 0  # rows that the request's prediction drafted
@@ -84,8 +102,41 @@ class Sequence:
             self.num_scored = 1
 
     @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def key(self) -> str:
+        """Whose request it is, for round robin."""
+        return self.request.message.key
+
+    @property
     def params(self) -> SamplingParams:
         return self.request.message.params
+
+    @property
+    def speculation(self) -> Speculation:
+        """How its request wants to be drafted for."""
+        return self.request.message.speculation
+
+    @property
+    def prediction(self) -> tuple[int, ...]:
+        """The tokens that the client expects."""
+        return self.request.message.prediction
+
+    @property
+    def cancelled(self) -> Event:
+        """Set when the client has left, from the thread that reads the pipe."""
+        return self.request.cancelled
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.request.cancelled.is_set()
+
+    @property
+    def original_length(self) -> int | None:
+        """Tokens up to which the short rope frequencies hold; None where there is one set."""
+        return self.request.limits.original_length
 
     @property
     def num_prompt(self) -> int:
@@ -122,8 +173,7 @@ class Sequence:
     @property
     def is_long(self) -> bool:
         """Whether the long rope frequencies hold at this length."""
-        original = self.request.limits.original_length
-        return original is not None and len(self.tokens) > original
+        return self.original_length is not None and len(self.tokens) > self.original_length
 
     @property
     def max_new_tokens(self) -> int:
@@ -143,9 +193,8 @@ class Sequence:
         Rows behind the border of a length-dependent rope would need other KV: none are drafted.
         """
         depth = self.max_new_tokens - 1
-        original = self.request.limits.original_length
-        if original is not None and not self.is_long:
-            depth = min(depth, original - len(self.tokens))
+        if self.original_length is not None and not self.is_long:
+            depth = min(depth, self.original_length - len(self.tokens))
         return max(depth, 0)
 
     def is_terminal(self, token: int) -> bool:
@@ -165,6 +214,34 @@ class Sequence:
         if position - self.num_prompt >= self.params.min_tokens:
             return tuple(eos) if self.constraint is not None and self.params.ignore_eos else ()
         return (*eos, *self.params.stop_token_ids)
+
+    def run(self, table: PageTable) -> None:
+        """Take part in passes from now on, with these pages."""
+        self.status, self.table = Status.RUNNING, table
+        if self.num_cached is None:
+            self.num_cached = table.length
+
+    def pause(self) -> None:
+        """Take no part in passes until there is room again. The pages are given back."""
+        self.status, self.table = Status.PAUSED, None
+
+    def leave(self) -> None:
+        """Take part in no pass any more. The pages are given back."""
+        self.status, self.table = Status.FINISHED, None
+
+    def count_pass(self) -> None:
+        """Count a pass that ran rows of this sequence."""
+        self.passes += 1
+
+    def count_drafted(self, rows: int, accepted: int, predicted: int) -> None:
+        """Count the rows of a verified tree: drafted, accepted, and out of the prediction."""
+        self.drafted += rows
+        self.accepted += accepted
+        self.prediction_checked += predicted
+
+    def end_at_limit(self) -> None:
+        """End without a token: only the prompt was to be scored."""
+        self.finish = "length"
 
     def score(self, logprobs: Seq[TokenLogprob]) -> None:
         """Take the log-probabilities of the prompt's next tokens."""
@@ -199,7 +276,7 @@ class Sequence:
     def report(self) -> Tokens:
         """What was emitted since the last report."""
         tokens = Tokens(
-            request_id=self.request.message.request_id,
+            request_id=self.request_id,
             choice=self.choice,
             ids=tuple(self.tokens[self._num_reported :]),
             text=self._text,

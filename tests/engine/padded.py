@@ -13,7 +13,8 @@ from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import Bound, DraftModel
 from engine.kv.cache import KVCache
 from engine.model.attention import Batch
-from engine.model.decoder import Decoder, build_on_meta
+from engine.model.decoder import Decoder
+from engine.model.library import build_on_meta
 from engine.model.resident import bind_resident
 from engine.spec import TILE
 from engine.weights.family import kv_shape, read_config
@@ -42,7 +43,7 @@ class Compared(GraphedSteps):
         pool, decoder = self._cache._pool, self._decoder
         positions = [int(p) for s in batch.segments for p in s.positions[s.scratch :]]
         before = pool.clone()
-        hidden = decoder.forward(tokens, positions, [False] * len(tokens), batch)
+        hidden = decoder.forward(tokens, positions, batch)
         with decoder.head() as head:
             want = torch.cat([head(block) for block in torch.split(hidden, TILE)])
         stored = pool.clone()

@@ -28,6 +28,7 @@ from tests.engine.models import (
     draft_ahead,
     draft_model,
     exact,
+    hooks,
     load,
     prompt,
     request,
@@ -377,9 +378,9 @@ def left_in_a_pass(engine: Engine) -> list[bool]:
             engine.abort("b")
             said.append(engine._drafting.ahead(1e9))
 
-    engine.on_unit = leave
+    hooks(engine).on_unit = leave
     engine.step()
-    engine.on_unit = None
+    hooks(engine).on_unit = None
     return said
 
 

@@ -403,7 +403,7 @@ def stored_prefixes(engine: Engine) -> dict[str, tuple[list[int], torch.Tensor, 
     for sequence in engine._scheduler.running:
         slots = engine._cache.slots(sequence.pages)[: sequence.pages.length]
         tokens = sequence.tokens[: sequence.pages.length]
-        name = sequence.request.message.request_id
+        name = sequence.request_id
         found[name] = (tokens, engine._cache.keys[:, slots], engine._cache.values[:, slots])
     return found
 

@@ -44,9 +44,9 @@ def cache() -> KVCache:
 def stored(cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16) -> Sequence:
     """A running sequence of which so many tokens are stored, with room for so many rows."""
     sequence = make_sequence(tokens)
-    sequence.table = cache.open([])
-    assert cache.reserve(sequence.table, stored + rows)
-    cache.keep(sequence.table, range(stored))
+    sequence.run(cache.open([]))
+    assert cache.reserve(sequence.pages, stored + rows)
+    cache.keep(sequence.pages, range(stored))
     return sequence
 
 
@@ -74,7 +74,7 @@ def test_a_tree_stands_behind_the_stored_prefix(cache: KVCache, decoder: Decoder
     assert (segment.first, segment.count, segment.start, segment.scratch) == (0, 6, 4, 0)
     assert segment.positions.tolist() == walk.positions
     assert segment.slots.tolist() == cache.slots(sequence.pages)[:10].tolist()
-    assert segment.cancelled is sequence.request.cancelled
+    assert segment.cancelled is sequence.cancelled
 
 
 def test_a_row_of_a_tree_sees_the_prefix_and_its_ancestors(
@@ -154,7 +154,7 @@ def test_rows_know_which_side_of_the_ropes_border_they_are_on(
         sequence.request.limits = replace(LIMITS, original_length=2)
     turns = [Turn(short, 1, 16), Turn(long, 3, 1)]
     walk = assemble(turns, [TREE, DraftTree.root(5)], cache, decoder)
-    assert walk.long == [False] * 6 + [True] * 3
+    assert [(s.is_long, s.count) for s in walk.batch.segments] == [(False, 6), (True, 3)]
 
 
 def test_a_tree_behind_pending_tokens_is_a_mistake(cache: KVCache, decoder: Decoder) -> None:
@@ -185,7 +185,7 @@ def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
 
     def hidden(turns: Seq[Turn], trees: Seq[DraftTree | None]) -> torch.Tensor:
         walk = assemble(turns, trees, cache, decoder)
-        found = decoder.forward(walk.tokens, walk.positions, walk.long, walk.batch)
+        found = decoder.forward(walk.tokens, walk.positions, walk.batch)
         with decoder.head():  # the walk goes on to the head, as every pass does
             return found.clone()
 

@@ -1,0 +1,123 @@
+"""Where the time of a step goes, and what is learned and reported of it."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from engine.drafting.drafter import Drafting
+from engine.kv.cache import KVCache
+from engine.messages import Failed, PassStats, Tokens
+from engine.runtime.passes import Pass
+from engine.sequences.scheduler import Scheduler, Turn
+from engine.streaming.ring import LayerStream
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Clock:
+    """Measures the steps of one engine, one after another."""
+
+    def __init__(
+        self, stream: LayerStream, cache: KVCache, drafting: Drafting, scheduler: Scheduler
+    ) -> None:
+        self._stream = stream
+        self._cache = cache
+        self._drafting = drafting
+        self._scheduler = scheduler
+        self._seconds: dict[str, float] = defaultdict(float)  # by phase, of this step
+        self._start = 0.0
+        self._before = stream.stats
+        self._is_decoding = False
+
+    def start(self, turns: Seq[Turn]) -> None:
+        """A step with these turns begins."""
+        self._seconds.clear()
+        self._before = self._stream.stats
+        self._is_decoding = any(turn.is_decoding for turn in turns)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time as part of a phase: draft, verify, or head, a part of verify."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - began
+
+    def timing(self, name: str, call: Callable[P, R]) -> Callable[P, R]:
+        """Return the same function, its time counted as part of a phase."""
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self.phase(name):
+                return call(*args, **kwargs)
+
+        return run
+
+    def finish(self, rows: Pass, events: Seq[Tokens | Failed]) -> PassStats:
+        """Learn from the step how long passes take, and return its figures."""
+        stats, before, figures = self._stream.stats, self._before, self._drafting.take_figures()
+        draft, ahead = self._seconds["draft"], figures.ahead_seconds
+        seconds = time.perf_counter() - self._start - draft
+        stall = stats.stall_seconds - before.stall_seconds
+        link_bytes = stats.bytes - before.bytes
+        num_rows, prompt_rows = len(rows.tokens), sum(entry.chain for entry in rows.entries)
+        accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
+        policy = self._drafting.policy
+        policy.passes.observe(
+            num_rows,
+            compute_seconds=max(seconds - stall - ahead, 0.0),
+            link_seconds=stats.busy_seconds - before.busy_seconds,
+            pairs=rows.num_pairs,
+        )
+        if not prompt_rows:
+            policy.observe(len(rows.entries), accepted, draft + seconds)
+        self._scheduler.cap.observe(
+            seconds, with_prompt=prompt_rows > 0, decoding=self._is_decoding
+        )
+        return PassStats(
+            rows=num_rows,
+            sequences=len(rows.entries),
+            accepted=accepted,
+            draft_ms=draft * 1e3,
+            pass_ms=seconds * 1e3,
+            link_gbps=link_bytes / seconds / 1e9,
+            free_pages=self._cache.num_free_pages,
+            waiting=self._scheduler.num_waiting,
+            prompt_rows=prompt_rows,
+            drafted_by=tuple(figures.drafted.items()),
+            accepted_by=tuple(figures.accepted.items()),
+            ahead_ms=ahead * 1e3,
+            copy_stall_ms=stall * 1e3,
+            host_ms=max(self._seconds["verify"] - self._seconds["head"], 0.0) * 1e3,
+            link_bytes=link_bytes,
+            undrafted=figures.undrafted,
+        )
+
+
+class Clocked(Protocol):
+    """An object whose methods may be `timed`."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+
+C = TypeVar("C", bound=Clocked)
+Method = Callable[Concatenate[C, P], R]
+
+
+def timed(phase: str) -> Callable[[Method[C, P, R]], Method[C, P, R]]:
+    """Count the time of a method as part of a phase of its object's clock."""
+
+    def decorate(method: Method[C, P, R]) -> Method[C, P, R]:
+        def run(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            with self.clock.phase(phase):
+                return method(self, *args, **kwargs)
+
+        return run
+
+    return decorate
