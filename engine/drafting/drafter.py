@@ -6,7 +6,6 @@ One growth a sequence lasts from its first draft to its end. `propose` grows it 
 
 import time
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import inf, log
 
@@ -113,10 +112,6 @@ class Drafting:
             return False
         self.figures.ahead_seconds += time.perf_counter() - began
         return came_forward
-
-    def passing(self) -> AbstractContextManager[None]:
-        """The block runs a pass; what is drafted in it runs aside."""
-        return self.aside.passing()
 
     def settle(self) -> None:
         """The pass waits for no more weights: end the step under way, or give it up."""

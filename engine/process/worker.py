@@ -103,11 +103,13 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
 
 
 def _load_or_tell(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
-    def on_start(request_id: str) -> None:
-        outbox.send(Started(request_id))
-
     try:
-        return load(spec, _LoadReport(outbox).report, _Heart(outbox).beat, on_start)
+        return load(
+            spec,
+            _LoadReport(outbox).report,
+            _Heart(outbox).beat,
+            lambda request_id: outbox.send(Started(request_id)),
+        )
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)

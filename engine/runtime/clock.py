@@ -5,69 +5,56 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
-from engine.drafting.drafter import Drafting
-from engine.kv.cache import KVCache
 from engine.messages import Failed, PassStats, Tokens
+from engine.runtime.load import Loaded
 from engine.runtime.passes import Pass
 from engine.sequences.scheduler import Scheduler, Turn
-from engine.streaming.ring import LayerStream
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Clock:
     """Measures the steps of one engine, one after another."""
 
-    def __init__(
-        self, stream: LayerStream, cache: KVCache, drafting: Drafting, scheduler: Scheduler
-    ) -> None:
-        self._stream = stream
-        self._cache = cache
-        self._drafting = drafting
+    def __init__(self, loaded: Loaded, scheduler: Scheduler) -> None:
+        self._loaded = loaded
         self._scheduler = scheduler
         self._seconds: dict[str, float] = defaultdict(float)  # by phase, of this step
         self._start = 0.0
-        self._before = stream.stats
+        self._before = loaded.stream.stats
         self._is_decoding = False
 
     def start(self, turns: Seq[Turn]) -> None:
         """A step with these turns begins."""
         self._seconds.clear()
-        self._before = self._stream.stats
+        self._before = self._loaded.stream.stats
         self._is_decoding = any(turn.is_decoding for turn in turns)
         self._start = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time as part of a phase: draft, verify, or head, a part of verify."""
+        """Count the time of the block, or of a function, as part of a phase of the step.
+
+        The phases are "draft", "verify" and "head", which is a part of "verify".
+        """
         began = time.perf_counter()
         try:
             yield
         finally:
             self._seconds[name] += time.perf_counter() - began
 
-    def timing(self, name: str, call: Callable[P, R]) -> Callable[P, R]:
-        """Return the same function, its time counted as part of a phase."""
-
-        def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self.phase(name):
-                return call(*args, **kwargs)
-
-        return run
-
     def finish(self, rows: Pass, events: Seq[Tokens | Failed]) -> PassStats:
         """Learn from the step how long passes take, and return its figures."""
-        stats, before, figures = self._stream.stats, self._before, self._drafting.take_figures()
+        stats, before = self._loaded.stream.stats, self._before
+        policy, figures = self._loaded.drafting.policy, self._loaded.drafting.take_figures()
         draft, ahead = self._seconds["draft"], figures.ahead_seconds
         seconds = time.perf_counter() - self._start - draft
         stall = stats.stall_seconds - before.stall_seconds
         link_bytes = stats.bytes - before.bytes
         num_rows, prompt_rows = len(rows.tokens), sum(entry.chain for entry in rows.entries)
         accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
-        policy = self._drafting.policy
         policy.passes.observe(
             num_rows,
             compute_seconds=max(seconds - stall - ahead, 0.0),
@@ -86,7 +73,7 @@ class Clock:
             draft_ms=draft * 1e3,
             pass_ms=seconds * 1e3,
             link_gbps=link_bytes / seconds / 1e9,
-            free_pages=self._cache.num_free_pages,
+            free_pages=self._loaded.cache.num_free_pages,
             waiting=self._scheduler.num_waiting,
             prompt_rows=prompt_rows,
             drafted_by=tuple(figures.drafted.items()),
@@ -99,25 +86,14 @@ class Clock:
         )
 
 
-class Clocked(Protocol):
-    """An object whose methods may be `timed`."""
+def timed(phase: str) -> Callable[[Method], Method]:
+    """Count the time of a method as part of a phase of the clock that its object has."""
 
-    @property
-    def clock(self) -> Clock: ...
-
-
-C = TypeVar("C", bound=Clocked)
-Method = Callable[Concatenate[C, P], R]
-
-
-def timed(phase: str) -> Callable[[Method[C, P, R]], Method[C, P, R]]:
-    """Count the time of a method as part of a phase of its object's clock."""
-
-    def decorate(method: Method[C, P, R]) -> Method[C, P, R]:
-        def run(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def decorate(method: Method) -> Method:
+        def run(self: Any, *arguments: Any) -> Any:
             with self.clock.phase(phase):
-                return method(self, *args, **kwargs)
+                return method(self, *arguments)
 
-        return run
+        return cast(Method, run)
 
     return decorate

@@ -63,7 +63,7 @@ class Engine:
                 rewind=loaded.stream.seek,
             )
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_start)
-        self.clock = Clock(loaded.stream, loaded.cache, loaded.drafting, self._scheduler)
+        self.clock = Clock(loaded, self._scheduler)
         # Choices are made a tree at a time where the host would wait for each (`choose_tree`).
         self._at_once = loaded.decoder.device.type == "cuda"
 
@@ -109,11 +109,11 @@ class Engine:
         if not (turns := self._scheduler.schedule()):
             return events
         self._requests.start(turns)
-        with self._requests.surviving_pass(turns, events):
+        with self._requests.surviving([turn.sequence for turn in turns], events):
             self.clock.start(turns)
             trees = self._draft(turns)
             rows = assemble(turns, trees, self._cache, self._decoder, idle=self._drafting.ahead)
-            with self._drafting.passing():
+            with self._drafting.aside.passing():
                 hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
                 events += self._verify(rows, hidden)
             self.last_pass = self.clock.finish(rows, events)
@@ -141,7 +141,7 @@ class Engine:
         events: Events = []
         with self._logits(rows, hidden) as logits:
             for entry in rows.entries:
-                sequence = entry.turn.sequence
+                sequence = entry.sequence
                 score_prompt(entry, logits, self._decoder.on_border)
                 if sequence.is_cancelled:
                     continue  # its tiles may have been skipped
@@ -149,7 +149,7 @@ class Engine:
                 if entry.tree is None:
                     self._keep(entry, [])
                     continue
-                with self._requests.surviving_grammar(sequence, events):
+                with self._requests.surviving([sequence], events):
                     events += self._emit(entry, entry.tree, logits)
         return events
 
@@ -162,11 +162,11 @@ class Engine:
 
         with self._decoder.head(self._drafting.ahead) as head:
             self._drafting.settle()  # nothing is drafted ahead from here on
-            yield Logits(hidden, self.clock.timing("head", head), observe)
+            yield Logits(hidden, self.clock.phase("head")(head), observe)
 
     def _emit(self, entry: Entry, tree: DraftTree, logits: Logits) -> Events:
         """Emit what the target accepts of one tree; after a prompt, start the other choices."""
-        sequence = entry.turn.sequence
+        sequence = entry.sequence
         is_first = sequence.choice == 0 and len(sequence.tokens) == sequence.num_prompt
         accepted = emit_accepted(sequence, tree, entry.root, logits, at_once=self._at_once)
         self._keep(entry, accepted)
@@ -177,6 +177,7 @@ class Engine:
             if fork.finish is None:
                 self._scheduler.adopt(fork, self._cache.fork(sequence.pages))
             else:
+                fork.leave()
                 self._requests.end(fork)
         if sequence.finish is not None:
             self._scheduler.remove(sequence)
@@ -185,7 +186,7 @@ class Engine:
 
     def _keep(self, entry: Entry, accepted: Seq[int]) -> None:
         """Store the KV of pending tokens and accepted rows, and tell the draft."""
-        sequence = entry.turn.sequence
+        sequence = entry.sequence
         self._cache.keep(sequence.pages, entry.kept(accepted))
         self._cache.publish(sequence.pages, sequence.tokens)
         if entry.tree is not None:

@@ -11,6 +11,7 @@ from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.sequences.scheduler import Turn
+from engine.sequences.sequence import Sequence
 from engine.streaming.ring import Idle
 
 
@@ -22,6 +23,10 @@ class Entry:
     tree: DraftTree | None  # None: the prompt goes on in a later pass
     first: int  # its first row in the pass
     chain: int  # rows of pending tokens before the tree
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.turn.sequence
 
     @property
     def root(self) -> int:

@@ -32,12 +32,6 @@ class Requests:
         self._on_start = on_start
         self._by_id: dict[str, Request] = {}
 
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._by_id
-
     def add(self, message: Generate) -> None:
         """Queue a request. Raises `RequestError` for one that could never be served."""
         most = self._loaded.limits.max_tokens
@@ -84,35 +78,28 @@ class Requests:
             del self._by_id[sequence.request_id]
 
     @contextmanager
-    def surviving_pass(self, turns: Seq[Turn], events: Events) -> Iterator[None]:
-        """End the block, a pass, where its clients all left or its weights cannot be read.
+    def surviving(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
+        """End the block where it fails; the engine goes on with its next pass.
 
-        The latter fails the requests of the pass; the next pass works.
+        The requests of these sequences fail where weights cannot be read and where a grammar can
+        be followed no further. A pass whose clients have all left just ends.
         """
         try:
             yield
         except PassCancelled:
-            self._loaded.stream.seek(0)
+            self._loaded.stream.seek()
         except ModelError as error:
-            self._loaded.stream.seek(0)
-            requests = [turn.sequence.request for turn in turns]
-            events += self._fail(requests, str(error), "weights_unreadable")
-
-    @contextmanager
-    def surviving_grammar(self, sequence: Sequence, events: Events) -> Iterator[None]:
-        """End the block and the request where its grammar can be followed no further."""
-        try:
-            yield
+            self._loaded.stream.seek()
+            events += self._fail(sequences, str(error), "weights_unreadable")
         except RequestError as error:
-            sequence.cancelled.set()  # its other choices of this pass are not walked
-            code = error.code or "invalid_request"
-            events += self._fail([sequence.request], str(error), code)
+            events += self._fail(sequences, str(error), error.code or "invalid_request")
 
-    def _fail(self, requests: Seq[Request], message: str, code: str) -> list[Failed]:
-        failed = dict.fromkeys(requests)  # ordered, each once
+    def _fail(self, sequences: Seq[Sequence], message: str, code: str) -> list[Failed]:
+        failed = dict.fromkeys(sequence.request for sequence in sequences)  # ordered, each once
         for sequence in list(self._scheduler.all()):
             if sequence.request in failed:
                 self._scheduler.remove(sequence)
         for request in failed:
+            request.cancelled.set()  # its other choices of this pass are not walked
             self._by_id.pop(request.request_id, None)
         return [Failed(request.request_id, message, code) for request in failed]

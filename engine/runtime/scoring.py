@@ -17,7 +17,7 @@ def score_prompt(entry: Entry, logits: Logits, on_block: Callable[[], None]) -> 
     Called before the entry's rows are kept. `on_block` is called after each block of logits: the
     head takes a while for a long prompt. A client that leaves ends it early.
     """
-    sequence = entry.turn.sequence
+    sequence = entry.sequence
     top = sequence.params.prompt_logprobs
     if top is None:
         return

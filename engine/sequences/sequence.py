@@ -12,8 +12,6 @@ from engine.messages import (
     TARGET,
     Generate,
     Origin,
-    SamplingParams,
-    Speculation,
     Stats,
     TokenLogprob,
     Tokens,
@@ -62,85 +60,63 @@ class Status(Enum):
     FINISHED = "finished"  # its answer is complete, its client left, or its pass failed
 
 
-@dataclass(eq=False)
 class Sequence:
-    """One choice of a request: token ids, stop rules, KV pages, figures."""
+    """One choice of a request: token ids, stop rules, KV pages, figures.
 
-    request: Request
-    choice: int
-    rules: StopRules
-    tokens: list[int] = field(init=False)  # prompt, then what was emitted
-    constraint: Constraint | None = field(init=False)
-    num_cached: int | None = None  # prompt tokens found in the cache at first admission
-    passes: int = 0
-    status: Status = field(init=False, default=Status.WAITING)
-    table: PageTable | None = field(init=False, default=None)  # of a running sequence
-    counts: TokenCounts = field(init=False)
-    finish: str | None = None
-    stop_reason: str | int | None = None
-    drafted: int = 0
-    accepted: int = 0
-    prediction_checked: int = 0  # rows that the request's prediction drafted
-    prediction_accepted: int = 0  # tokens emitted from such rows
-    first_token_at: float | None = None
-    num_scored: int = field(init=False)  # prompt tokens whose log-probability is known or unwanted
+    It answers for its request: who asked, what was asked for, and whether the client has left.
+    """
 
-    _num_reported: int = field(init=False)
-    _text: str = ""  # since the last report, like what follows
-    _logprobs: list[TokenLogprob] = field(default_factory=list)
-    _origins: list[Origin] = field(default_factory=list)
-    _prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    def __init__(
+        self,
+        request: Request,
+        choice: int,
+        rules: StopRules,
+        num_cached: int | None = None,
+        passes: int = 0,
+    ) -> None:
+        """Begin with the prompt; a fork has the cached tokens and passes of its first choice."""
+        message = request.message
+        self.request = request
+        self.request_id = request.request_id
+        self.key = message.key  # whose request it is, for round robin
+        self.params = message.params
+        self.speculation = message.speculation
+        self.prediction = message.prediction
+        self.cancelled = request.cancelled  # set when the client has left, from another thread
+        self.original_length = request.limits.original_length
+        self.choice = choice
+        self.rules = rules
+        self.constraint = request.constraint and request.constraint.copy()
 
-    def __post_init__(self) -> None:
-        self.tokens = list(self.request.message.prompt)
-        constraint = self.request.constraint
-        self.constraint = None if constraint is None else constraint.copy()
+        self.status = Status.WAITING
+        self.table: PageTable | None = None  # of a running sequence
+        self.tokens = list(message.prompt)  # and what was emitted
+        self.num_prompt = len(message.prompt)
         self.counts = TokenCounts(self.tokens)
-        self._num_reported = self.num_scored = len(self.tokens)
-        if self.choice == 0 and self.params.prompt_logprobs is not None:
+        self.finish: str | None = None
+        self.stop_reason: str | int | None = None
+        self.num_scored = self.num_prompt  # tokens whose log-probability is known or unwanted
+
+        self.num_cached = num_cached  # prompt tokens found in the cache at first admission
+        self.passes = passes
+        self.drafted = 0
+        self.accepted = 0
+        self.prediction_checked = 0  # rows that the request's prediction drafted
+        self.prediction_accepted = 0  # tokens emitted from such rows
+        self.first_token_at: float | None = None
+
+        self._num_reported = self.num_prompt
+        self._text = ""  # since the last report, like what follows
+        self._logprobs: list[TokenLogprob] = []
+        self._origins: list[Origin] = []
+        self._prompt_logprobs: list[TokenLogprob | None] = []
+        if choice == 0 and self.params.prompt_logprobs is not None:
             self._prompt_logprobs.append(None)  # no row tells of the first token
             self.num_scored = 1
 
     @property
-    def request_id(self) -> str:
-        return self.request.request_id
-
-    @property
-    def key(self) -> str:
-        """Whose request it is, for round robin."""
-        return self.request.message.key
-
-    @property
-    def params(self) -> SamplingParams:
-        return self.request.message.params
-
-    @property
-    def speculation(self) -> Speculation:
-        """How its request wants to be drafted for."""
-        return self.request.message.speculation
-
-    @property
-    def prediction(self) -> tuple[int, ...]:
-        """The tokens that the client expects."""
-        return self.request.message.prediction
-
-    @property
-    def cancelled(self) -> Event:
-        """Set when the client has left, from the thread that reads the pipe."""
-        return self.request.cancelled
-
-    @property
     def is_cancelled(self) -> bool:
-        return self.request.cancelled.is_set()
-
-    @property
-    def original_length(self) -> int | None:
-        """Tokens up to which the short rope frequencies hold; None where there is one set."""
-        return self.request.limits.original_length
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.request.message.prompt)
+        return self.cancelled.is_set()
 
     @property
     def pages(self) -> PageTable:

@@ -302,7 +302,7 @@ class Traffic:
             seen[0] += 1
             if seen[0] >= at:
                 for name in going:
-                    if name in self.engine._requests:
+                    if name in self.engine._requests._by_id:
                         self.left.add(name)
                         self.engine.abort(name)
 

@@ -64,10 +64,8 @@ def looking_up(*lookups: Fixed, tuned: bool = False, **bounds: int) -> Drafting:
 
 
 def asking(method: str | None = None, max_rows: int | None = None, **params: Any) -> Sequence:
-    sequence = make_sequence([5, 6, 7], ignore_eos=True, **params)
-    message = replace(sequence.request.message, speculation=Speculation(method, max_rows))
-    sequence.request.message = message
-    return sequence
+    speculation = Speculation(method, max_rows)
+    return make_sequence([5, 6, 7], ignore_eos=True, speculation=speculation, **params)
 
 
 def proposed(drafting: Drafting, sequence: Sequence, room: int = 99) -> DraftTree:

@@ -13,7 +13,7 @@ from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.runtime.passes import Pass, assemble
 from engine.sequences.scheduler import Turn
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import Limits, Sequence
 from tests.engine.models import PLAIN, checkpoint, load
 from tests.engine.sequence_makers import LIMITS, make_sequence
 
@@ -41,9 +41,11 @@ def cache() -> KVCache:
     return KVCache(1, 32, 1, 4, torch.float32, torch.device("cpu"))
 
 
-def stored(cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16) -> Sequence:
+def stored(
+    cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16, limits: Limits = LIMITS
+) -> Sequence:
     """A running sequence of which so many tokens are stored, with room for so many rows."""
-    sequence = make_sequence(tokens)
+    sequence = make_sequence(tokens, limits=limits)
     sequence.run(cache.open([]))
     assert cache.reserve(sequence.pages, stored + rows)
     cache.keep(sequence.pages, range(stored))
@@ -149,9 +151,10 @@ def test_sequences_lie_side_by_side_each_with_its_own_rows(
 def test_rows_know_which_side_of_the_ropes_border_they_are_on(
     cache: KVCache, decoder: Decoder
 ) -> None:
-    short, long = stored(cache, [3, 7], 1), stored(cache, [3, 4, 5], 0)
-    for sequence in (short, long):
-        sequence.request.limits = replace(LIMITS, original_length=2)
+    limits = replace(LIMITS, original_length=2)
+    short, long = (
+        stored(cache, own, kept, limits=limits) for own, kept in (([3, 7], 1), ([3, 4, 5], 0))
+    )
     turns = [Turn(short, 1, 16), Turn(long, 3, 1)]
     walk = assemble(turns, [TREE, DraftTree.root(5)], cache, decoder)
     assert [(s.is_long, s.count) for s in walk.batch.segments] == [(False, 6), (True, 3)]
