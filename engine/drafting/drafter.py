@@ -5,6 +5,7 @@ One growth a sequence lasts from its first draft to its end. `propose` grows it 
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from math import inf, log
@@ -32,8 +33,8 @@ class Figures:
 
     ahead_seconds: float = 0.0
     undrafted: int = 0  # sequences that got a bare root because a draft would not pay
-    drafted: dict[str, int] = field(default_factory=dict)  # source -> rows checked
-    accepted: dict[str, int] = field(default_factory=dict)  # source -> rows accepted
+    drafted: Counter[str] = field(default_factory=Counter)  # source -> rows checked
+    accepted: Counter[str] = field(default_factory=Counter)  # source -> rows accepted
 
 
 class Drafting:
@@ -104,14 +105,7 @@ class Drafting:
         began = time.perf_counter()
         if model.under_way is None:
             model.begin(self._choose_ahead(seconds * model.num_stretches))
-        try:
-            with self.aside.drafting():
-                came_forward = model.go_on(began + seconds, self.policy.calibration)
-        except PassCancelled:  # all of these left meanwhile; the pass may serve others
-            model.give_up()
-            return False
-        self.figures.ahead_seconds += time.perf_counter() - began
-        return came_forward
+        return self._go_on(model, began, began + seconds)
 
     def settle(self) -> None:
         """The pass waits for no more weights: end the step under way, or give it up."""
@@ -122,12 +116,19 @@ class Drafting:
         began = time.perf_counter()
         if 2 * model.under_way.resumable.num_run < model.num_stretches:
             model.give_up()
-            return
+        else:
+            self._go_on(model, began, inf)
+
+    def _go_on(self, model: DraftModel, began: float, until: float) -> bool:
+        """Run the step under way until that time. Return True if it made progress."""
         try:
-            model.go_on(inf, self.policy.calibration)
-        except PassCancelled:
+            with self.aside.drafting():
+                return model.go_on(until, self.policy.calibration)
+        except PassCancelled:  # all of its clients left meanwhile; the pass may serve others
             model.give_up()
-        self.figures.ahead_seconds += time.perf_counter() - began
+            return False
+        finally:
+            self.figures.ahead_seconds += time.perf_counter() - began
 
     def _choose_ahead(self, seconds: float) -> Step:
         """The likeliest nodes below the trees of the pass, as many as one step runs in time."""
@@ -152,12 +153,8 @@ class Drafting:
 
     def commit(self, sequence: Sequence, tree: DraftTree, rows: Seq[int]) -> None:
         """These rows of the tree were accepted, from the root down; the tokens are emitted."""
-        figures = self.figures
-        for source in tree.sources[1:]:
-            figures.drafted[source] = figures.drafted.get(source, 0) + 1
-        for row in rows[1:]:
-            source = tree.sources[row]
-            figures.accepted[source] = figures.accepted.get(source, 0) + 1
+        self.figures.drafted.update(tree.sources[1:])
+        self.figures.accepted.update(tree.sources[row] for row in rows[1:])
         growth = self._growths.get(sequence)
         if growth is None:
             return

@@ -52,15 +52,12 @@ class Clock:
         draft, ahead = self._seconds["draft"], figures.ahead_seconds
         seconds = time.perf_counter() - self._start - draft
         stall = stats.stall_seconds - before.stall_seconds
+        compute = max(seconds - stall - ahead, 0.0)
+        link = stats.busy_seconds - before.busy_seconds
         link_bytes = stats.bytes - before.bytes
         num_rows, prompt_rows = len(rows.tokens), sum(entry.chain for entry in rows.entries)
         accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
-        policy.passes.observe(
-            num_rows,
-            compute_seconds=max(seconds - stall - ahead, 0.0),
-            link_seconds=stats.busy_seconds - before.busy_seconds,
-            pairs=rows.num_pairs,
-        )
+        policy.passes.observe(num_rows, compute, link, rows.num_pairs)
         if not prompt_rows:
             policy.observe(len(rows.entries), accepted, draft + seconds)
         self._scheduler.cap.observe(
