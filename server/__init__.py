@@ -1,1 +1,1 @@
-"""The front end: the OpenAI API over HTTP, the registry of models, the command line."""
+"""The front end: HTTP APIs over the engine process, the registry of models, the command line."""

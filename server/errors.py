@@ -1,13 +1,9 @@
-"""The one shape of errors, and the doors where failures become answers."""
+"""The errors that clients see, and their one shape."""
 
-import logging
 from collections.abc import Mapping
 from typing import Self
 
-from fastapi import FastAPI, Request
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
-from starlette.types import Scope
+from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
 from engine.errors import (
     EngineDied,
@@ -17,21 +13,19 @@ from engine.errors import (
     QueueFull,
     RequestError,
 )
-from server.metrics.measurement import measurement_of
-from server.schemas.answers import ErrorBody
-from server.schemas.message_answers import MessageErrorBody
-
-log = logging.getLogger("understudy")
 
 RETRY_AFTER_S = 5
 
-MESSAGES_PATH = "/messages"  # with what lies below it: Anthropic's API
-MESSAGE_ERRORS = {
-    401: "authentication_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    503: "overloaded_error",
-}
+
+class ErrorObject(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    error: ErrorObject
 
 
 class ApiError(Exception):
@@ -55,13 +49,13 @@ class ApiError(Exception):
 
     @classmethod
     def missing(cls, param: str, message: str | None = None) -> Self:
-        """A required field is not there."""
+        """Return the error of a request that lacks a required field."""
         text = message or f"Missing required parameter: '{param}'."
         return cls(text, code="missing_required_parameter", param=param)
 
     @classmethod
     def unavailable(cls, message: str, code: str) -> Self:
-        """A 503 that is worth trying again."""
+        """Return a 503 that is worth trying again."""
         return cls(message, code=code, status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
 
     @property
@@ -69,6 +63,7 @@ class ApiError(Exception):
         return "server_error" if self.status >= 500 else "invalid_request_error"
 
     def body(self) -> ErrorBody:
+        """Return the JSON body of the answer."""
         return {
             "error": {
                 "message": self.message,
@@ -78,29 +73,9 @@ class ApiError(Exception):
             }
         }
 
-    def response(self, scope: Scope | None = None) -> JSONResponse:
-        """The answer to a request, in the shape of the API whose path it asked for."""
-        body: ErrorBody | MessageErrorBody = self.body()
-        if scope is not None and scope["path"].removeprefix("/v1").startswith(MESSAGES_PATH):
-            body = message_error(self, scope["state"]["request_id"])
-        return JSONResponse(body, status_code=self.status, headers=self.headers)
-
-
-def message_error(error: ApiError, request_id: str) -> MessageErrorBody:
-    """A failure in Anthropic's shape; the message names the parameter."""
-    kind = "api_error" if error.status >= 500 else "invalid_request_error"
-    message = error.message
-    if error.param is not None and error.param not in message:
-        message = f"{error.param}: {message}"
-    return {
-        "type": "error",
-        "error": {"type": MESSAGE_ERRORS.get(error.status, kind), "message": message},
-        "request_id": request_id,
-    }
-
 
 def as_api_error(error: ApiError | EngineError) -> ApiError:
-    """What a client is told of a failure."""
+    """Return the error that a client sees of a failure."""
     match error:
         case ApiError():
             return error
@@ -116,52 +91,3 @@ def as_api_error(error: ApiError | EngineError) -> ApiError:
             return ApiError(str(error), code="model_load_failed", status=500)
         case _:
             return ApiError(str(error), code="engine_error", status=500)
-
-
-def install(app: FastAPI) -> None:
-    """Answer every failure of `app` in the one shape."""
-    app.add_exception_handler(ApiError, _on_failure)
-    app.add_exception_handler(EngineError, _on_failure)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_bug)
-
-
-async def _on_failure(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError | EngineError)
-    failure = as_api_error(error)
-    measurement_of(request).outcome = failure.code or ""
-    log_failure(request.state.request_id, failure)
-    return failure.response(request.scope)
-
-
-async def _on_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    url = f"{request.method} {request.url.path}"
-    messages: dict[int, tuple[str, str | None]] = {
-        404: (f"Unknown URL: {url}", "unknown_url"),
-        405: (f"Method not allowed: {url}", "method_not_allowed"),
-    }
-    message, code = messages.get(error.status_code, (str(error.detail), None))
-    failure = ApiError(message, code=code, status=error.status_code, headers=error.headers)
-    return failure.response(request.scope)
-
-
-async def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    """A defect of ours: the traceback goes to the log, never to the client."""
-    request_id = request.state.request_id
-    message = f"Internal error; the server's log has the details under {request_id}."
-    failure = ApiError(
-        message, code="internal_error", status=500, headers={"x-request-id": request_id}
-    )
-    return failure.response(request.scope)
-
-
-def log_failure(request_id: str, failure: ApiError) -> None:
-    """One line about a request that failed."""
-    level = logging.WARNING if failure.status >= 500 else logging.INFO
-    log.log(level, "%s: %d %s", request_id, failure.status, _one_line(failure.message))
-
-
-def _one_line(text: str) -> str:
-    """Parts of the request stand in messages: nobody writes lines or colours into the log."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

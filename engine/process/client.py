@@ -62,12 +62,25 @@ class _Running:
             self.on_start = None
 
 
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class EngineCallbacks:
+    """What an engine's client calls from its event loop when something happens."""
+
+    progress: Callable[[Progress], None] = _ignore  # a step of a load
+    on_pass: Callable[[PassStats], None] = _ignore
+    on_audit: Callable[[Audited], None] = _ignore
+    on_restart: Callable[[], None] = _ignore
+
+
 class EngineClient:
     """One model in its own process.
 
     All methods belong to the event loop that called `start`. The process is started again on its
-    own when it dies or stalls; requests are never retried here. `progress`, `on_pass`, `on_audit`
-    and `on_restart` are called from the event loop.
+    own when it dies or stalls; requests are never retried here.
     """
 
     def __init__(
@@ -75,20 +88,14 @@ class EngineClient:
         spec: ModelSpec,
         *,
         max_queue: int = 256,
-        progress: Callable[[Progress], None] | None = None,
-        on_pass: Callable[[PassStats], None] | None = None,
-        on_audit: Callable[[Audited], None] | None = None,
-        on_restart: Callable[[], None] | None = None,
+        callbacks: EngineCallbacks = EngineCallbacks(),
         target: Target = worker.main,
     ) -> None:
         self.info: ModelInfo | None = None
         self.state: State = "new"
         self._spec = spec
         self._max_queue = max_queue
-        self._progress = progress
-        self._on_pass = on_pass
-        self._on_audit = on_audit
-        self._on_restart = on_restart
+        self._callbacks = callbacks
         self._target = target
         self._running: dict[str, _Running] = {}
         self._suspects = Suspects()
@@ -239,8 +246,7 @@ class EngineClient:
             served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
             delay = backoff.delay(served_s)
             log.error("%s: %s It is started again in %.1f s.", self._spec.id, died, delay)
-            if self._on_restart is not None:
-                self._on_restart()
+            self._callbacks.on_restart()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay)
 
@@ -281,14 +287,11 @@ class EngineClient:
                 self._fail(message)
             case PassStats():
                 self._watchdog.passed((message.draft_ms + message.pass_ms) / 1e3)
-                if self._on_pass is not None:
-                    self._on_pass(message)
+                self._callbacks.on_pass(message)
             case Audited():
-                if self._on_audit is not None:
-                    self._on_audit(message)
+                self._callbacks.on_audit(message)
             case Progress():
-                if self._progress is not None:
-                    self._progress(message)
+                self._callbacks.progress(message)
             case Ready(info):
                 self._ready_at = time.monotonic()
                 self.info = info

@@ -1,1 +1,1 @@
-"""From a request to chunks: prompts, tools, grammars, generation and its answers."""
+"""The answer to a chat or a text completion: prompt, tools and grammar, generation, then chunks."""

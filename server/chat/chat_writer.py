@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from engine.text.detokenize import TokenBytes
+from server.chat.answer import Answer
 from server.chat.generation import Output
 from server.chat.logprobs import PlacedToken, chat_logprobs, token_origins
 from server.chat.reply import Reply
-from server.metrics.usage import Totals
-from server.parsing.pieces import Parser
+from server.parsing.parser import Parser
 from server.schemas.answers import (
     CallFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
+    Costs,
     Delta,
-    Head,
     Message,
 )
 
@@ -24,46 +23,27 @@ class ChatWriter:
     """Turns outputs into the chunks of one streamed chat.
 
     Args:
-        head: what all chunks share.
-        totals: adds up what the choices cost, and knows when all are finished.
-        spelling: the bytes that tokens add to the text.
+        answer: what the chunks share.
         new_parser: makes the parser of one choice.
-        logprobs, provenance: what is told of each token beside its text.
-        include_usage: whether the stream ends with a chunk of usage.
     """
 
-    def __init__(
-        self,
-        head: Head,
-        totals: Totals,
-        spelling: TokenBytes,
-        new_parser: Callable[[], Parser],
-        *,
-        logprobs: bool,
-        provenance: bool,
-        include_usage: bool,
-    ) -> None:
-        self._head = head
-        self._totals = totals
-        self._spelling = spelling
+    def __init__(self, answer: Answer, new_parser: Callable[[], Parser]) -> None:
+        self._answer = answer
         self._new_parser = new_parser
-        self._logprobs = logprobs
-        self._provenance = provenance
-        self._include_usage = include_usage
         self._replies: dict[int, Reply] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
         """The chunks of one output; after the last finish the timings and the usage."""
-        index, tokens = output.index, output.tokens
-        self._totals.add(tokens)
+        answer, index, tokens = self._answer, output.index, output.tokens
+        answer.totals.add(tokens)
         if index is None:
             return
         if index not in self._replies:
             self._replies[index] = Reply(
                 self._new_parser(),
-                self._spelling,
-                logprobs=self._logprobs,
-                provenance=self._provenance,
+                answer.spelling,
+                logprobs=answer.logprobs,
+                provenance=answer.provenance,
             )
             yield self._chunk(index, {"role": "assistant", "content": ""})
         reply = self._replies[index]
@@ -71,15 +51,14 @@ class ChatWriter:
             yield self._chunk(index, delta, placed)
         if tokens.finish is None:
             return
-        self._totals.add_reasoning(reply.num_reasoning_tokens)
+        answer.totals.add_reasoning(reply.num_reasoning_tokens)
         last = self._chunk(index, {}, finish=reply.finish(tokens.finish))
         if tokens.stop_reason is not None:
             last["choices"][0]["stop_reason"] = tokens.stop_reason
-        if self._totals.complete and not self._include_usage:
-            last["timings"] = self._totals.timings()
         yield last
-        if self._totals.complete and self._include_usage:
-            yield self._event([], with_usage=True)
+        costs = answer.final_costs()
+        if costs is not None:
+            yield self._event([], costs)
 
     def _chunk(
         self,
@@ -88,31 +67,25 @@ class ChatWriter:
         placed: Sequence[PlacedToken] = (),
         finish: str | None = None,
     ) -> ChatChunk:
-        entries = chat_logprobs(placed, self._spelling)
+        entries = chat_logprobs(placed, self._answer.spelling)
         choice: ChatChunkChoice = {
             "index": index,
             "delta": delta,
             "logprobs": {"content": entries, "refusal": None} if entries else None,
             "finish_reason": finish,
         }
-        if self._provenance:
+        if self._answer.provenance:
             choice["provenance"] = token_origins(placed)
-        return self._event([choice])
+        return self._event([choice], self._answer.costs(is_last=finish is not None))
 
-    def _event(self, choices: list[ChatChunkChoice], *, with_usage: bool = False) -> ChatChunk:
-        chunk: ChatChunk = {
-            "id": self._head["id"],
+    def _event(self, choices: list[ChatChunkChoice], costs: Costs) -> ChatChunk:
+        return {
+            "id": self._answer.id,
             "object": "chat.completion.chunk",
-            "created": self._head["created"],
-            "model": self._head["model"],
-            "system_fingerprint": self._head["system_fingerprint"],
+            **self._answer.source,
             "choices": choices,
+            **costs,
         }
-        if self._include_usage:
-            chunk["usage"] = self._totals.usage() if with_usage else None
-        if with_usage:
-            chunk["timings"] = self._totals.timings()
-        return chunk
 
 
 def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.messages import AUTO, SamplingParams, Speculation, Stats, TokenLogprob, Tokens
-from server.metrics.waiting import Wait, in_line
+from server.metrics.wait_status import Wait, in_line
 from server.models.lending import LoadedModel
 
 

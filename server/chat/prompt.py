@@ -5,21 +5,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.messages import ModelInfo
-from server.chat.told_tools import tell_tools
+from server.chat.tool_instructions import tell_tools
 from server.chat.tools import tool_use
 from server.errors import ApiError
 from server.models.tokenizer import Tokenizer
-from server.parsing.known import formats_of
+from server.parsing.selection import formats_of
 from server.schemas.chat import ChatRequest, Prediction
-from server.schemas.fields import TextPart
-from server.schemas.messages import (
+from server.schemas.chat_messages import (
     AssistantMessage,
     CalledFunction,
     ChatMessage,
     FunctionMessage,
-    RefusalPart,
     ToolMessage,
 )
+from server.schemas.fields import joined_text
 
 
 def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> tuple[int, ...]:
@@ -58,7 +57,7 @@ def begun_answer(request: ChatRequest) -> str:
     """The beginning of the answer that the request itself gives, if any."""
     if not request.continue_final_message:
         return ""
-    return join_parts(request.messages[-1].content) or ""
+    return joined_text(request.messages[-1].content or "")
 
 
 def _reasoning_arguments(request: ChatRequest) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def predicted_tokens(
     tokenizer: Tokenizer, info: ModelInfo, prediction: Prediction
 ) -> tuple[int, ...]:
     """The ids of a predicted text, as far as an answer could be long."""
-    text = join_parts(prediction.content) or ""
+    text = joined_text(prediction.content)
     longest = info.context_length
     return tokenizer.encode(text[: longest * tokenizer.longest], special=False)[:longest]
 
@@ -94,12 +93,12 @@ def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str
 def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dict[str, Any]:
     """A message as chat templates expect it; `call_id` makes ids that the template takes."""
     role = "system" if message.role == "developer" else message.role
-    fields: dict[str, Any] = {"role": role, "content": join_parts(message.content)}
+    content = None if message.content is None else joined_text(message.content)
+    fields: dict[str, Any] = {"role": role, "content": content}
     if isinstance(message, ToolMessage):
         return fields | {"tool_call_id": call_id(message.tool_call_id)}
     if isinstance(message, FunctionMessage):  # what a tool message was before
-        content = fields["content"] or ""
-        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content}
+        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content or ""}
     if message.name is not None:
         fields["name"] = message.name
     if isinstance(message, AssistantMessage):
@@ -120,12 +119,6 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
 def _template_call(call_id: str, called: CalledFunction) -> dict[str, Any]:
     function = {"name": called.name, "arguments": _arguments(called.arguments)}
     return {"id": call_id, "type": "function", "function": function}
-
-
-def join_parts(content: str | Sequence[TextPart | RefusalPart] | None) -> str | None:
-    if content is None or isinstance(content, str):
-        return content
-    return "".join(part.text for part in content)
 
 
 def _arguments(text: str) -> Any:

@@ -7,9 +7,9 @@ from itertools import compress
 
 from engine.messages import Tokens
 from engine.text.detokenize import TokenBytes
+from server.chat.answer_parts import Parts, TokenOffsets
 from server.chat.logprobs import PlacedToken, TokenAligner
-from server.chat.parts import Parts, TokenOffsets
-from server.parsing.pieces import Parser, Piece, merge
+from server.parsing.parser import Parser, Piece, merge
 from server.schemas.answers import Delta
 
 

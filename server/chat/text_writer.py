@@ -3,57 +3,37 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from engine.messages import Tokens
-from engine.text.detokenize import TokenBytes
+from server.chat.answer import Answer
 from server.chat.echo import Echo
 from server.chat.generation import Output
 from server.chat.logprobs import PlacedToken, TokenAligner, text_logprobs, token_origins
-from server.metrics.usage import Totals
-from server.schemas.answers import Head, TextChoice, TextCompletion, TextLogprobs
+from server.schemas.answers import Costs, TextChoice, TextCompletion, TextLogprobs
 
 
 class TextWriter:
     """Turns outputs into the chunks of one streamed completion.
 
     Args:
-        head: what all chunks share.
-        totals: adds up what the choices cost, and knows when all are finished.
-        spelling: the bytes of tokens.
-        logprobs, provenance: what is told of each token beside its text.
+        answer: what the chunks share.
         echoes: by index of the choice, what is shown before the answer.
-        include_usage: whether the stream ends with a chunk of usage.
     """
 
-    def __init__(
-        self,
-        head: Head,
-        totals: Totals,
-        spelling: TokenBytes,
-        *,
-        logprobs: bool,
-        provenance: bool,
-        echoes: Sequence[Echo],
-        include_usage: bool,
-    ) -> None:
-        self._head = head
-        self._totals = totals
-        self._spelling = spelling
-        self._logprobs = logprobs
-        self._provenance = provenance
+    def __init__(self, answer: Answer, echoes: Sequence[Echo]) -> None:
+        self._answer = answer
         self._echoes = echoes
-        self._include_usage = include_usage
         self._aligners: dict[int, TokenAligner | None] = {}
 
     def write(self, output: Output) -> Iterator[TextCompletion]:
         """The chunks of one output; after the last finish the timings and the usage."""
-        index, tokens = output.index, output.tokens
-        self._totals.add(tokens)
+        answer, index, tokens = self._answer, output.index, output.tokens
+        answer.totals.add(tokens)
         if index is None:
             return
         echo = Echo()
         if index not in self._aligners:
             echo = self._echoes[index]
-            told = self._logprobs or self._provenance
-            self._aligners[index] = TokenAligner(self._spelling, len(echo.text)) if told else None
+            told = answer.logprobs or answer.provenance
+            self._aligners[index] = TokenAligner(answer.spelling, len(echo.text)) if told else None
         aligner = self._aligners[index]
         placed = [] if aligner is None else aligner.feed(tokens)
         text = echo.text + tokens.text
@@ -62,42 +42,33 @@ class TextWriter:
         choice: TextChoice = {
             "index": index,
             "text": text,
-            "logprobs": self._scores(echo, tokens, placed) if self._logprobs else None,
+            "logprobs": self._scores(echo, tokens, placed) if answer.logprobs else None,
             "finish_reason": tokens.finish,
         }
-        if self._provenance:
+        if answer.provenance:
             choice["provenance"] = token_origins(placed)
-        chunk = self._event([choice])
-        complete = tokens.finish is not None and self._totals.complete
-        if complete and not self._include_usage:
-            chunk["timings"] = self._totals.timings()
-        yield chunk
-        if complete and self._include_usage:
-            yield self._event([], with_usage=True)
+        yield self._event([choice], answer.costs(is_last=tokens.finish is not None))
+        costs = answer.final_costs() if tokens.finish is not None else None
+        if costs is not None:
+            yield self._event([], costs)
 
     def _scores(self, echo: Echo, tokens: Tokens, placed: Sequence[PlacedToken]) -> TextLogprobs:
         """Of the prompt, where it is shown for the first time, and of the answer's tokens."""
         return text_logprobs(
             [*echo.ids, *(p.token for p in placed)],
             [*tokens.prompt_logprobs, *(p.logprob for p in placed)],
-            [*echo.offsets(self._spelling), *(p.offset for p in placed)],
-            self._spelling,
+            [*echo.offsets(self._answer.spelling), *(p.offset for p in placed)],
+            self._answer.spelling,
         )
 
-    def _event(self, choices: list[TextChoice], *, with_usage: bool = False) -> TextCompletion:
-        chunk: TextCompletion = {
-            "id": self._head["id"],
+    def _event(self, choices: list[TextChoice], costs: Costs) -> TextCompletion:
+        return {
+            "id": self._answer.id,
             "object": "text_completion",
-            "created": self._head["created"],
-            "model": self._head["model"],
-            "system_fingerprint": self._head["system_fingerprint"],
+            **self._answer.source,
             "choices": choices,
+            **costs,
         }
-        if self._include_usage:
-            chunk["usage"] = self._totals.usage() if with_usage else None
-        if with_usage:
-            chunk["timings"] = self._totals.timings()
-        return chunk
 
 
 def fold_text(chunks: Iterable[TextCompletion]) -> TextCompletion:

@@ -4,17 +4,20 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import huggingface_hub
 import rich.console
 from huggingface_hub.errors import CacheNotFound
 
 from engine.messages import Progress
-from engine.streaming import packed_cache
 from engine.weights import hub
 from server.cli.console import Console, size_text, table
 from server.config.files import ConfigError, asked_folder, search_path
 from server.config.registry import ModelEntry, Registry, make_entry, read_entries
+
+if TYPE_CHECKING:
+    from engine.streaming.packed_cache import CacheEntry
 
 EXIT_DOES_NOT_FIT = 2
 
@@ -23,6 +26,8 @@ def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -
     """List the registry, what of it is downloaded, and the packed caches."""
     entries = list(Registry(_read_entries(args, env)).entries.values())
     print(_registry_table(entries, _downloads()))
+    from engine.streaming import packed_cache  # torch, which `pull` does not need
+
     packed = packed_cache.entries()
     if packed:
         print("\n" + _packed_table(packed))
@@ -68,6 +73,8 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
 
 def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
     """Remove the packed caches, after asking."""
+    from engine.streaming import packed_cache  # torch, which `pull` does not need
+
     packed = packed_cache.entries()
     if not packed:
         print("There are no packed caches.")
@@ -109,7 +116,7 @@ def _registry_table(entries: Sequence[ModelEntry], downloads: Mapping[str, int])
     return table(("ID", "SOURCE", "DRAFT", "DOWNLOADED", "FILE"), rows)
 
 
-def _packed_table(packed: Sequence[packed_cache.CacheEntry]) -> str:
+def _packed_table(packed: "Sequence[CacheEntry]") -> str:
     rows = [
         (entry.model, size_text(entry.nbytes), _day(entry.last_used), str(entry.path))
         for entry in packed

@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
+from typing import TypeAlias
 
 from engine.errors import EngineError
 from server.cli.console import Console
 from server.config.files import ConfigError, parse_size
+from server.version import version
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 SERVE = """\
 MODEL is an id of the registry (a file configs/models/<id>.yaml), a Hugging Face
@@ -41,7 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve models that do not fit your GPU, over the OpenAI API, with exactly "
         "the tokens the full model would have produced.",
     )
-    parser.add_argument("--version", action="version", version=f"understudy {_version()}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"understudy {version(if_not_installed='(not installed)')}",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_plan(commands)
@@ -55,13 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    serve = commands.add_parser(
-        "serve",
-        help="serve a model",
-        description="Serve a model over the OpenAI API.",
-        epilog=SERVE,
+def _add_described(
+    commands: Commands, name: str, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command whose own help ends with a text of several paragraphs."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = _add_described(
+        commands, "serve", "serve a model", "Serve a model over the OpenAI API.", SERVE
     )
     serve.add_argument(
         "model",
@@ -82,13 +98,13 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--save", action="store_true", help="write the model's file, if it has none")
 
 
-def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    plan = commands.add_parser(
+def _add_plan(commands: Commands) -> None:
+    plan = _add_described(
+        commands,
         "plan",
-        help="say what a model would take, and how fast it would run",
-        description="Say what would live where, how fast it would run, and what would help most.",
-        epilog=PLAN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "say what a model would take, and how fast it would run",
+        "Say what would live where, how fast it would run, and what would help most.",
+        PLAN,
     )
     plan.add_argument("model", metavar="MODEL", help="id of the registry, hub id, or folder")
     _add_config(plan)
@@ -163,13 +179,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-def _version() -> str:
-    try:
-        return metadata.version("understudy")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

@@ -1,24 +1,27 @@
-"""What `understudy plan` prints: a table for people, or JSON."""
+"""What `understudy plan` prints: a table for people, or JSON.
+
+What is needed of the engine is imported on first use: it loads torch.
+"""
 
 import json
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from engine.kv.cache import PAGE
-from engine.planning.footprint import size_text
-from engine.planning.forecast import PROMPT
-from engine.planning.plan import Plan
-from engine.planning.preview import Preview
+if TYPE_CHECKING:
+    from engine.planning.plan import Plan
+    from engine.planning.preview import Preview
 
 Row = tuple[str, str, str]  # what, bytes, what there is to say of it
 
 
-def show(found: Preview, console: Console) -> None:
+def show(found: "Preview", console: Console) -> None:
     """Print the plan, what it would run at, and what would help most."""
+    from engine.planning.footprint import size_text
+
     plan = found.scheme.plan
     source = "checkpoint" if found.has_weights else "config.json alone"
     console.print(f"\n[bold]{found.model_id}[/bold] ({found.model_type}, from its {source})")
@@ -39,8 +42,10 @@ def show(found: Preview, console: Console) -> None:
     console.print(advice(found))
 
 
-def device_rows(found: Preview) -> list[Row]:
-    """What lives on the device."""
+def device_rows(found: "Preview") -> list[Row]:
+    """Return the rows of what lives on the device."""
+    from engine.kv.cache import PAGE
+
     plan, method = found.scheme.plan, found.scheme.method
     counts = Counter(plan.tiers)
     away = len(plan.tiers) - counts["resident"]
@@ -60,8 +65,10 @@ def device_rows(found: Preview) -> list[Row]:
     return _sizes(rows)
 
 
-def host_rows(plan: Plan) -> list[Row]:
-    """What lives in host memory."""
+def host_rows(plan: "Plan") -> list[Row]:
+    """Return the rows of what lives in host memory."""
+    from engine.kv.cache import PAGE
+
     counts = Counter(plan.tiers)
     rows = [
         ("units in RAM", plan.slab_bytes, f"{counts['ram']} units"),
@@ -74,8 +81,10 @@ def host_rows(plan: Plan) -> list[Row]:
     return _sizes(rows)
 
 
-def speed_rows(found: Preview) -> list[Row]:
-    """What the plan would run at."""
+def speed_rows(found: "Preview") -> list[Row]:
+    """Return the rows of what the plan would run at."""
+    from engine.planning.forecast import PROMPT
+
     own = found.scheme.forecast
     link, walk = own.link_seconds * 1e3, own.pass_seconds * 1e3
     cycle = f"pass {walk:.0f} ms (link {link:.0f} ms), draft {own.draft_seconds * 1e3:.0f} ms"
@@ -87,7 +96,7 @@ def speed_rows(found: Preview) -> list[Row]:
     ]
 
 
-def advice(found: Preview) -> str:
+def advice(found: "Preview") -> str:
     """The one change that would help most."""
     if not found.gains:
         return "\nNo single change would make it much faster."
@@ -95,7 +104,7 @@ def advice(found: Preview) -> str:
     return f"\nWhat would help most: {best.change} -> {best.factor:.1f}x"
 
 
-def as_json(found: Preview) -> str:
+def as_json(found: "Preview") -> str:
     """Everything, in bytes, seconds and tokens a second."""
     values: dict[str, Any] = asdict(found)
     scheme = values.pop("scheme")
@@ -121,7 +130,9 @@ def _beside(is_cuda: bool) -> str:
 
 
 def _sizes(rows: list[tuple[str, int, str]]) -> list[Row]:
-    """Rows with something in them, their bytes as text."""
+    """Return the rows with something in them, their bytes as text."""
+    from engine.planning.footprint import size_text
+
     return [(what, size_text(nbytes), note) for what, nbytes, note in rows if nbytes]
 
 

@@ -20,7 +20,7 @@ from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.http.protocol import patient_protocol
-from server.http.state import AppState
+from server.http.state import App
 from server.models.lending import Models
 
 SHUTDOWN_S = 5  # for the answers of requests that ran when the server was told to end
@@ -34,6 +34,10 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, models: Models) -> None:
         super().__init__(config)
         self._models = models
+
+    def end(self) -> None:
+        """Have the server end as it does when it is told to by a signal."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._models.close()
@@ -89,20 +93,14 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     allow_connections()
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         try:
-            server = Server(config, _state_of(app).models)
+            server = Server(config, app.shared.models)
             return runner.run(_run(app, server, listener, entry, keys, console))
         except KeyboardInterrupt:
             return 0
 
 
-def _state_of(app: FastAPI) -> AppState:
-    state = app.state.understudy
-    assert isinstance(state, AppState)
-    return state
-
-
 async def _run(
-    app: FastAPI,
+    app: App,
     server: Server,
     listener: socket.socket,
     entry: ModelEntry,
@@ -110,7 +108,7 @@ async def _run(
     console: Console,
 ) -> int:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(_state_of(app).models.preload(entry))
+    loading = asyncio.create_task(app.shared.models.preload(entry))
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -118,7 +116,7 @@ async def _run(
         await serving
     except EngineError as error:
         console.line(f"understudy: error: {error}")
-        server.should_exit = True
+        server.end()
         await serving
         return 1
     finally:  # told to end while loading

@@ -1,1 +1,1 @@
-"""YAML files: server settings, model files, and how mistakes in them are reported."""
+"""YAML files: the settings of the server, the files of models, and the registry made of them."""

@@ -19,7 +19,7 @@ from engine.spec import (
     Tier,
 )
 from server.config.files import Auto, ConfigError, Section, Size, read_section
-from server.parsing.known import NO_REASONING, format_names
+from server.parsing.selection import NO_REASONING, format_names
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")

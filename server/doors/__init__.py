@@ -1,2 +1,1 @@
-"""Other APIs in front of the one chat path: their requests become a chat's, its chunks their
-events. Pure."""
+"""Other APIs, translated: their requests become a chat's, and its chunks their events. Pure."""

@@ -21,6 +21,15 @@ class Block:
     logprobs: list[ChatLogprob] = field(default_factory=list)
     ended: bool = False  # came to its own end, not to a limit
 
+    def grow(self, piece: str, logprobs: Sequence[ChatLogprob]) -> None:
+        """Add text that follows, and its log-probabilities."""
+        self.text += piece
+        self.logprobs += logprobs
+
+    def close(self, *, ended: bool) -> None:
+        """Note whether the block came to its own end."""
+        self.ended = ended
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -82,8 +91,7 @@ class Blocks:
         if block is None or block.kind != kind:
             yield from self._begin(kind)
             block = self.all[-1]
-        block.text += piece
-        block.logprobs += logprobs
+        block.grow(piece, logprobs)
         yield Grown(block, piece, logprobs)
 
     def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> Iterator[Step]:
@@ -95,5 +103,5 @@ class Blocks:
     def _close(self, *, ended: bool = True) -> Iterator[Step]:
         if self._open is not None:
             block, self._open = self._open, None
-            block.ended = ended
+            block.close(ended=ended)
             yield Closed(block)

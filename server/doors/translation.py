@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error
-from server.http.body import check_object
 from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
+from server.schemas.checking import check_object
 from server.schemas.fields import GenerationBody
 
 Event = Mapping[str, Any]  # one of a stream; `type` says which
@@ -29,9 +29,13 @@ class Writer(Protocol):
         """The fold of what was written."""
 
 
-def passed_on(body: GenerationBody, *fields: str) -> dict[str, Any]:
-    """The fields that a chat has too, where they are set."""
-    return {name: value for name in fields if (value := getattr(body, name)) is not None}
+def shared_fields(body: GenerationBody, names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that a chat has too, where they are set.
+
+    Of a stream the last chunk has the usage: `Blocks` wants it.
+    """
+    usage = {"include_usage": True} if body.stream else None
+    return {name: getattr(body, name) for name in names} | {"stream_options": usage}
 
 
 def chat_request(fields: Mapping[str, Any], names: Names) -> ChatRequest:

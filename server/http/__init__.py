@@ -1,1 +1,1 @@
-"""The FastAPI app: authentication, protocol limits, request bodies and streams."""
+"""The FastAPI app: who may ask, bodies in, answers and failures out, and the routes."""

@@ -1,24 +1,24 @@
 """The application factory."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable
-from importlib import metadata
+import importlib
+import pkgutil
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fastapi import FastAPI
 
 from engine.messages import Progress
 from engine.process.client import EngineClient
-from server import errors
 from server.config.registry import Registry
 from server.config.settings import Settings
-from server.http import openapi
+from server.http import routes
+from server.http.api import Api
 from server.http.auth import ApiKeys, RequireKey
 from server.http.cors import Cors
+from server.http.failures import Failures
+from server.http.measure import Measure
 from server.http.request_id import RequestId
-from server.http.routes import chat, completions, health, messages, models, responses, tokens
-from server.http.routes import metrics as metrics_route
-from server.http.state import AppState
-from server.metrics.measurement import Measure
+from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models, TokenizerLoader
 from server.models.tokenizer import load_tokenizer
@@ -31,14 +31,14 @@ def create_app(
     *,
     keys: ApiKeys | None = None,
     tokenizer_loader: TokenizerLoader = load_tokenizer,
-    progress: Callable[[Progress], None] | None = None,
-) -> FastAPI:
-    """The ASGI application. Models are loaded by the first request that wants them.
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> App:
+    """Return the ASGI application. Models are loaded by the first request that wants them.
 
     Args:
         engine_factory: makes the engine of a model; tests give a fake.
         keys: without any, every request is allowed.
-        progress: told of the steps of loads.
+        progress: is called with the steps of loads.
     """
     metrics = Metrics()
     lent = Models(settings, metrics, engine_factory, tokenizer_loader, progress)
@@ -50,33 +50,32 @@ def create_app(
         finally:
             await lent.close()
 
-    app = FastAPI(
-        title="Understudy",
-        version=_version(),
-        lifespan=lifespan,
-        docs_url=None,  # they load scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,
-    )
-    app.state.understudy = AppState(settings, registry, lent, metrics)
-    for resource in (chat, completions, responses, messages, tokens, models):
-        app.include_router(resource.router, prefix="/v1")
-        app.include_router(resource.router, include_in_schema=False)
-    app.include_router(health.router)
-    app.include_router(health.router, prefix="/v1", include_in_schema=False)
-    app.include_router(metrics_route.router)
-    errors.install(app)
-    openapi.install(app, has_keys=bool(keys))
-    app.add_middleware(RequireKey, keys=keys or ApiKeys())
+    apis = find_apis()
+    failures = Failures(apis)
+    shared = AppState(settings, registry, lent, metrics)
+    app = App(shared, apis, has_keys=bool(keys), lifespan=lifespan)
+    failures.install(app)
+    app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(Measure, ended=metrics.requests.ended)
+    app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.ended)
     app.add_middleware(RequestId)
     return app
 
 
-def _version() -> str:
-    try:
-        return metadata.version("understudy")
-    except metadata.PackageNotFoundError:
-        return "0"
+def find_apis() -> list[Api]:
+    """Return the `api` of each module of `server/http/routes`."""
+    found: list[Api] = []
+    for module in pkgutil.iter_modules(routes.__path__):
+        found.append(importlib.import_module(f"{routes.__name__}.{module.name}").api)
+    return found
+
+
+def measured_routes(apis: Sequence[Api]) -> dict[str, str]:
+    """Return the paths at which text is generated, and what /metrics calls each."""
+    return {
+        f"{prefix}{path}": path
+        for api in apis
+        for prefix in api.prefixes
+        for path in api.generating
+    }

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -109,17 +109,23 @@ class RequireKey:
     """ASGI middleware: every path but the open ones needs a key, when there are any.
 
     `scope["state"]["key"]` names the key, for fairness between them.
+
+    Args:
+        refuse: makes the answer to a request without a valid key.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: ApiKeys, refuse: Callable[[ApiError, Scope], ASGIApp]
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
             owner = self._keys.owner(Headers(scope=scope))
             if owner is None:
-                await _refusal().response(scope)(scope, receive, send)
+                await self._refuse(_refusal(), scope)(scope, receive, send)
                 return
             scope.setdefault("state", {})["key"] = owner
         await self._app(scope, receive, send)

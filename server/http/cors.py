@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from server.errors import ApiError
+from server.http.failures import error_response
 
 EXPOSED = ("x-request-id", "x-understudy-queue-ms", "retry-after")
 
@@ -32,4 +33,4 @@ class Cors(CORSMiddleware):
         if response.status_code == 200:
             return response
         message = f"{bytes(response.body).decode()} (see cors_origins in understudy.yaml)."
-        return ApiError(message, code="cors_refused").response()
+        return error_response(ApiError(message, code="cors_refused"))

@@ -1,5 +1,6 @@
 """The schema at /openapi.json: bodies are read by hand, so their schemas are added by hand."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -7,14 +8,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
 from server.http.auth import OPEN_PATHS
-from server.schemas.answers import ChatChunk, ErrorBody, TextCompletion
-from server.schemas.chat import ChatRequest
-from server.schemas.completions import CompletionRequest
-from server.schemas.message_answers import MessageErrorBody, MessageEvent
-from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
-from server.schemas.response_answers import ResponseEvent
-from server.schemas.response_bodies import ResponseRequest
-from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 REFERENCE = "#/components/schemas/{model}"
 REQUEST_ID = {
@@ -32,7 +25,8 @@ def _reference(kind: Any) -> dict[str, str]:
     return {"$ref": REFERENCE.format(model=kind.__name__)}
 
 
-def _failures(error: Any) -> dict[int | str, dict[str, Any]]:
+def describe_errors(error: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route whose errors have the type `error`."""
     content = {"application/json": {"schema": _reference(error)}}
 
     def failure(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
@@ -46,42 +40,27 @@ def _failures(error: Any) -> dict[int | str, dict[str, Any]]:
     }
 
 
-ERRORS = _failures(ErrorBody)
 KEYS: dict[str, dict[str, str]] = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
 BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
-BY_HAND: tuple[Any, ...] = (
-    ChatRequest,
-    CompletionRequest,
-    ResponseRequest,
-    MessagesRequest,
-    CountTokensRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-    ChatChunk,
-    TextCompletion,
-    ResponseEvent,
-    MessageEvent,
-    ErrorBody,
-    MessageErrorBody,
-)
 
 
-def describe(
-    body: type[BaseModel], whole: Any, chunk: Any = None, *, error: Any = ErrorBody
-) -> dict[str, Any]:
-    """Arguments of a route that reads `body` and answers `whole`, or events of `chunk`."""
+def describe(body: type[BaseModel], whole: Any, event: Any, error: Any) -> dict[str, Any]:
+    """Return the arguments of a route that reads `body` and answers `whole`, or a stream of events.
+
+    `event` is the type of the events, None for a route that has none.
+    """
     headers = {"x-request-id": REQUEST_ID}
     answer: dict[str, Any] = {"model": whole, "description": "Whole", "headers": headers}
-    if chunk is not None:
+    if event is not None:
         answer["description"] = "Whole; with `stream: true` events"
         answer["headers"] = headers | {"x-understudy-queue-ms": QUEUE_MS}
-        answer["content"] = {"text/event-stream": {"schema": _event(chunk, error)}}
+        answer["content"] = {"text/event-stream": {"schema": _event(event, error)}}
     return {
         "response_model": None,
-        "responses": {200: answer, **_failures(error)},
+        "responses": {200: answer, **describe_errors(error)},
         "openapi_extra": {
             "requestBody": {
                 "required": True,
@@ -91,9 +70,9 @@ def describe(
     }
 
 
-def _event(chunk: Any, error: Any) -> dict[str, Any]:
+def _event(event: Any, error: Any) -> dict[str, Any]:
     """A server-sent event as tools read it, an object of its fields; OpenAI's last is [DONE]."""
-    content = {"anyOf": [_reference(chunk), _reference(error)]}
+    content = {"anyOf": [_reference(event), _reference(error)]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     return {
         "type": "object",
@@ -123,22 +102,16 @@ def _protect(paths: dict[str, dict[str, Any]]) -> None:
                 operation["security"] = [{name: []} for name in KEYS]
 
 
-def install(app: FastAPI, *, has_keys: bool) -> None:
-    """Have `app.openapi()` hold the schemas that `describe` refers to."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _, by_hand = TypeAdapter.json_schemas(
-                [(kind.__name__, "validation", TypeAdapter(kind)) for kind in BY_HAND],
-                ref_template=REFERENCE,
-            )
-            schema["components"]["schemas"] |= by_hand["$defs"]
-            _name_bounds(schema["components"]["schemas"])
-            if has_keys:
-                schema["components"]["securitySchemes"] = KEYS
-                _protect(schema["paths"])
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+def document(app: FastAPI, schemas: Iterable[Any], *, has_keys: bool) -> dict[str, Any]:
+    """Return the document of an app, with the schemas that `describe` refers to."""
+    schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    _, by_hand = TypeAdapter.json_schemas(
+        [(kind.__name__, "validation", TypeAdapter(kind)) for kind in dict.fromkeys(schemas)],
+        ref_template=REFERENCE,
+    )
+    schema["components"]["schemas"] |= by_hand["$defs"]
+    _name_bounds(schema["components"]["schemas"])
+    if has_keys:
+        schema["components"]["securitySchemes"] = KEYS
+        _protect(schema["paths"])
+    return schema

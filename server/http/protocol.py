@@ -9,6 +9,7 @@ from collections.abc import Callable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import ApiError
+from server.http.failures import error_response
 from server.http.request_id import HEADER, new_request_id
 
 
@@ -79,7 +80,7 @@ def patient_protocol(timeout: float) -> type[asyncio.Protocol]:
             super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
-            body = bytes(ApiError(msg, code="invalid_http").response().body)
+            body = bytes(error_response(ApiError(msg, code="invalid_http")).body)
             head = (
                 "HTTP/1.1 400 Bad Request",
                 "content-type: application/json",

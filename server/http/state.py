@@ -1,13 +1,19 @@
-"""What the routes of one app share."""
+"""The app, and what the routes of one app share."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 
 from server.config.registry import Registry
 from server.config.settings import Settings
+from server.http.api import Api
+from server.http.openapi import document
 from server.metrics.prometheus import Metrics
 from server.models.lending import Models
+from server.version import version
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,41 @@ class AppState:
     metrics: Metrics
 
 
+class App(FastAPI):
+    """FastAPI with what its routes share, and with the schemas that it does not see itself."""
+
+    def __init__(
+        self,
+        shared: AppState,
+        apis: Sequence[Api],
+        *,
+        has_keys: bool,
+        lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    ) -> None:
+        super().__init__(
+            title="Understudy",
+            version=version(if_not_installed="0"),
+            lifespan=lifespan,
+            docs_url=None,  # they load scripts from elsewhere
+            redoc_url=None,
+            redirect_slashes=False,
+        )
+        self.shared = shared
+        self._schemas = [schema for api in apis for schema in api.schemas]
+        self._has_keys = has_keys
+        for api in apis:
+            for prefix in api.prefixes:
+                is_shown = prefix == api.prefixes[0]
+                self.include_router(api.router, prefix=prefix, include_in_schema=is_shown)
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = document(self, self._schemas, has_keys=self._has_keys)
+        return self.openapi_schema
+
+
 def state_of(request: Request) -> AppState:
-    """The state that `create_app` put on the app."""
-    state = request.app.state.understudy
-    assert isinstance(state, AppState)
-    return state
+    """Return what the routes of the request's app share."""
+    app = request.app
+    assert isinstance(app, App)
+    return app.shared

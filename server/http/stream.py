@@ -20,8 +20,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
-from server.errors import ApiError, as_api_error, log_failure
-from server.metrics.waiting import Wait
+from server.errors import ApiError, as_api_error
+from server.http.failures import log_failure
+from server.metrics.wait_status import Wait
 
 FAREWELL_S = 2.0  # for the event that tells of the server's end
 CLIENT_GONE = 499  # nginx's status for the log; nobody reads the answer

@@ -1,1 +1,1 @@
-"""What is counted: token usage, timings and Prometheus metrics."""
+"""What is counted of requests and engines: usage, timings, and the series of Prometheus."""

@@ -1,23 +1,10 @@
 """One request as it is measured: from its first byte to the end of its answer."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fastapi import Request
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from server.metrics.usage import Totals
-from server.metrics.waiting import Wait
-
-# Until the request ran; of a stream that opened earlier, until it opened.
-QUEUE_HEADER = "x-understudy-queue-ms"
-ROUTES = {
-    f"{prefix}{path}": path
-    for prefix in ("", "/v1")
-    for path in ("/chat/completions", "/completions", "/responses", "/messages")
-}
+from server.metrics.wait_status import Wait
 
 
 @dataclass
@@ -37,52 +24,28 @@ class Measurement:
         """Since the request came."""
         return time.perf_counter() - self.started
 
+    def set_model(self, model: str) -> None:
+        """Note the id of the model that the request is for."""
+        self.model = model
+
     def token(self) -> None:
-        """The engine emitted something for it."""
+        """Note that the engine emitted something for the request."""
         self.wait.over()
         if self.first_token_s is None:
             self.first_token_s = self.seconds
 
     def complete(self, totals: Totals) -> None:
-        """All choices are finished."""
+        """Note that all choices are finished."""
         self.outcome, self.totals = totals.finish, totals
 
+    def fail(self, code: str | None) -> None:
+        """Note the code of the error that the request ends with."""
+        self.outcome = code or ""
 
-def measurement_of(request: Request) -> Measurement:
-    """The measurement that `Measure` began."""
-    measurement = request.state.measurement
-    assert isinstance(measurement, Measurement)
-    return measurement
+    def leave(self) -> None:
+        """Note that the client left, unless the outcome is known already."""
+        self.outcome = self.outcome or "client_left"
 
-
-class Measure:
-    """ASGI middleware: begins a measurement for each request, and reports those that generate."""
-
-    def __init__(self, app: ASGIApp, ended: Callable[[Measurement], None]) -> None:
-        self._app = app
-        self._ended = ended
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        route = ROUTES.get(scope["path"], "") if scope["method"] == "POST" else ""
-        measurement = Measurement(route)
-        scope.setdefault("state", {})["measurement"] = measurement
-        status = 500  # unless an answer begins
-
-        async def send_and_see(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if route and status < 400:
-                    headers = MutableHeaders(scope=message)
-                    headers[QUEUE_HEADER] = str(measurement.wait.milliseconds)
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_see)
-        finally:
-            measurement.outcome = measurement.outcome or f"http_{status}"
-            if route:
-                self._ended(measurement)
+    def close(self, status: int) -> None:
+        """Note that the answer has ended; its status is the outcome where nothing else is known."""
+        self.outcome = self.outcome or f"http_{status}"

@@ -1,1 +1,1 @@
-"""Loaded models: engines that are started, shared and swapped, and their tokenizers."""
+"""Loaded models: engines that are started, lent to requests and swapped, and their tokenizers."""

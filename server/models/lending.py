@@ -7,20 +7,20 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from engine.errors import EngineDied, QueueFull
-from engine.messages import Audited, ModelInfo, PassStats, Progress
-from engine.process.client import EngineClient
+from engine.messages import ModelInfo, Progress
+from engine.process.client import EngineCallbacks, EngineClient
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
 from server.errors import ApiError
 from server.metrics.prometheus import Metrics
-from server.metrics.waiting import Wait, in_line
-from server.models.figures import EngineFigures
+from server.metrics.wait_status import Wait, in_line
+from server.models.statistics import EngineStatistics
 from server.models.tokenizer import Tokenizer, load_tokenizer
-from server.parsing.known import Formats, formats_of
+from server.parsing.selection import Formats, formats_of
 
 log = logging.getLogger("understudy")
 
@@ -31,14 +31,7 @@ class EngineFactory(Protocol):
     """Makes the engine of one model; `EngineClient` itself, or a fake of it."""
 
     def __call__(
-        self,
-        spec: ModelSpec,
-        *,
-        max_queue: int = 256,
-        progress: Callable[[Progress], None] | None = None,
-        on_pass: Callable[[PassStats], None] | None = None,
-        on_audit: Callable[[Audited], None] | None = None,
-        on_restart: Callable[[], None] | None = None,
+        self, spec: ModelSpec, *, max_queue: int, callbacks: EngineCallbacks
     ) -> EngineClient: ...
 
 
@@ -53,9 +46,26 @@ class LoadedModel:
     engine: EngineClient
     info: ModelInfo
     tokenizer: Tokenizer
-    figures: EngineFigures
+    statistics: EngineStatistics
     formats: Formats  # of tool calls and reasoning in its answers
     num_borrowers: int = 0
+
+    def borrow(self) -> Self:
+        """Count one more request that holds the model."""
+        self.num_borrowers += 1
+        return self
+
+    def give_back(self) -> None:
+        """Count one request less."""
+        self.num_borrowers -= 1
+
+    async def restart(self, timeout: float) -> None:
+        """Wait until the engine runs again. Raises `ApiError` 503 after `timeout` seconds."""
+        try:
+            self.info = await self.engine.ready(timeout)
+        except TimeoutError as error:
+            message = "The engine restarts; try again later."
+            raise ApiError.unavailable(message, "model_loading") from error
 
     @property
     def usable(self) -> bool:
@@ -84,7 +94,7 @@ class Models:
         metrics: Metrics,
         engine_factory: EngineFactory = EngineClient,
         tokenizer_loader: TokenizerLoader = load_tokenizer,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -147,7 +157,7 @@ class Models:
         try:
             if model.engine.state == "restarting":
                 wait.for_(lambda: "the engine restarts")
-                model.info = await _restarted(model.engine, max(0.0, deadline - loop.time()))
+                await model.restart(max(0.0, deadline - loop.time()))
             yield model
         finally:
             self._give_back(model)
@@ -183,7 +193,7 @@ class Models:
             self._give_back(waiter.granted.result())
 
     def _give_back(self, model: LoadedModel) -> None:
-        model.num_borrowers -= 1
+        model.give_back()
         self._advance()
 
     def _advance(self) -> None:
@@ -192,8 +202,7 @@ class Models:
             entry = self._waiters[0].entry
             current = self._current
             if current is not None and current.entry.id == entry.id and current.usable:
-                current.num_borrowers += 1
-                self._waiters.popleft().granted.set_result(current)
+                self._waiters.popleft().granted.set_result(current.borrow())
             elif current is None or current.num_borrowers == 0:
                 self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
                 self._swap.add_done_callback(functools.partial(self._loaded, entry))
@@ -207,24 +216,22 @@ class Models:
             old, self._current = self._current, None
             await old.engine.close()
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
-        figures = EngineFigures(entry.id, self._metrics)
+        statistics = EngineStatistics(entry.id, self._metrics)
         engine = self._engine_factory(
             entry.spec,
             max_queue=self._settings.max_queue,
-            progress=self._progress,
-            on_pass=figures.passed,
-            on_audit=figures.audited,
-            on_restart=figures.restarted,
+            callbacks=EngineCallbacks(
+                self._progress, statistics.passed, statistics.audited, statistics.restarted
+            ),
         )
         try:
             info = await engine.start()
             tokenizer = await asyncio.to_thread(
                 self._tokenizer_loader, info.tokenizer_path, entry.chat_template
             )
-            figures.limit_gbps = info.link_gbps
-            self._metrics.engines.loaded(entry.id)
+            statistics.loaded(info)
             formats = formats_of(tokenizer.template, entry.parsers.tools, entry.parsers.reasoning)
-            self._current = LoadedModel(entry, engine, info, tokenizer, figures, formats)
+            self._current = LoadedModel(entry, engine, info, tokenizer, statistics, formats)
         finally:
             if self._current is None:
                 await engine.close()
@@ -242,12 +249,3 @@ class Models:
         for waiter in waiters:
             self._waiters.remove(waiter)
             waiter.granted.set_exception(error)
-
-
-async def _restarted(engine: EngineClient, timeout: float) -> ModelInfo:
-    try:
-        return await engine.ready(timeout)
-    except TimeoutError as error:
-        raise ApiError.unavailable(
-            "The engine restarts; try again later.", "model_loading"
-        ) from error

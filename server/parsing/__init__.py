@@ -1,1 +1,1 @@
-"""What the parsers of answers have in common. Pure."""
+"""From the text of an answer to its content, reasoning and tool calls. Pure."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from server.parsing.json_object import JsonObject, NotJson
-from server.parsing.pieces import BLANKS, Piece, Reader, arguments, content, markup
+from server.parsing.parser import BLANKS, Piece, Reader, arguments, content, markup
 from server.parsing.tags import Tags
 
 ARGUMENTS = ("arguments", "parameters")

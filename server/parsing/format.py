@@ -1,17 +1,48 @@
-"""What a file of `server/parsing/formats` says of its format."""
+"""What a file of `server/parsing/formats` states about its format of tool calls or reasoning.
+
+Adding a file adds a format: its name is the file's, and its `FORMAT` says the rest. A model's
+answers are read in the format that recognises its chat template, or in the one that its YAML file
+names (`parsers: {tools: granite}`). This is a complete one, `server/parsing/formats/granite.py`:
+
+    # Calls in an array behind a tag, `<|tool_call|>[{"name": ..., "arguments": {...}}]`: Granite.
+
+    from collections.abc import Collection
+
+    from server.parsing.calls import CallReader
+    from server.parsing.format import TOOLS, CallSyntax, Format
+
+    TAG = "<|tool_call|>"
+
+
+    def recognises(template: str) -> bool:
+        return TAG in template
+
+
+    def parser(names: Collection[str], before: str) -> CallReader:
+        return CallReader(names, opens=[TAG], between="[,]")
+
+
+    SYNTAX = CallSyntax(
+        begin=f'{TAG}[{{"name": "%s", "arguments": ', end="}]", separator=None, trigger=TAG
+    )
+    FORMAT = Format(TOOLS, recognises, parser, special_tokens=(TAG,), syntax=SYNTAX)
+
+Where a call is not one JSON object, the format has a reader of its own: see `mistral.py` and
+`harmony.py`.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from server.parsing.pieces import Parser
+from server.parsing.parser import Parser
 
 Part = Literal["tools", "reasoning"]
 
 
 @dataclass(frozen=True)
 class CallSyntax:
-    """How calls are written, where they are forced.
+    """How calls are written where a grammar forces them (`tool_choice: "required"`, `strict`).
 
     Args:
         begin: what comes before the arguments, with `%s` for the tool's name.

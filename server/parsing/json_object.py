@@ -4,7 +4,7 @@ import json
 import re
 from typing import Literal
 
-from server.parsing.pieces import BLANKS
+from server.parsing.parser import BLANKS
 
 WORDS = ("true", "false", "null")
 ESCAPES = frozenset('"\\/bfnrtu')

@@ -1,1 +1,1 @@
-"""What comes in (pydantic, strict) and what goes out (typed dictionaries)."""
+"""What comes in (pydantic, strict), what goes out (typed dictionaries), and the check of bodies."""

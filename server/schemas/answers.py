@@ -5,24 +5,12 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
 
-class Head(TypedDict):
-    """What all chunks of an answer share."""
+class Source(TypedDict):
+    """When an answer was begun, and by which model; the whole and all its chunks say it."""
 
-    id: str
     created: int
     model: str
     system_fingerprint: str
-
-
-class ErrorObject(TypedDict):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(TypedDict):
-    error: ErrorObject
 
 
 class PromptTokensDetails(TypedDict):
@@ -57,6 +45,13 @@ class Timings(TypedDict):
     passes: int
     tokens_per_pass: float  # emitted by a pass, all choices together
     seed: int  # send it again to get the same answer
+
+
+class Costs(TypedDict):
+    """What an answer cost, in its last chunk and in the whole."""
+
+    usage: NotRequired[Usage | None]
+    timings: NotRequired[Timings]
 
 
 class TopLogprob(TypedDict):
@@ -129,17 +124,12 @@ class ChatChunkChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class ChatChunk(TypedDict):
+class ChatChunk(Source, Costs):
     """One event of a streamed chat."""
 
     id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChunkChoice]
-    usage: NotRequired[Usage | None]
-    timings: NotRequired[Timings]
 
 
 class Message(TypedDict):
@@ -159,15 +149,10 @@ class ChatChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class ChatCompletion(TypedDict):
+class ChatCompletion(Source, Costs):
     id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
-    usage: NotRequired[Usage | None]
-    timings: NotRequired[Timings]
 
 
 class TextLogprobs(TypedDict):
@@ -187,17 +172,12 @@ class TextChoice(TypedDict):
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
 
 
-class TextCompletion(TypedDict):
+class TextCompletion(Source, Costs):
     """A completion, and one event of a streamed one."""
 
     id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[TextChoice]
-    usage: NotRequired[Usage | None]
-    timings: NotRequired[Timings]
 
 
 class Model(TypedDict):

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from server.schemas.chat_messages import AssistantMessage, ChatMessage, ToolMessage
 from server.schemas.fields import (
     Body,
     Content,
@@ -13,7 +14,6 @@ from server.schemas.fields import (
     fault,
     unsupported,
 )
-from server.schemas.messages import AssistantMessage, ChatMessage, ToolMessage
 from server.schemas.structured import ResponseFormat, StructuredOutputs
 from server.schemas.tools import AllowedToolsChoice, NamedTool, ToolChoice, Tools
 

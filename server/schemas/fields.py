@@ -1,6 +1,7 @@
 """Field types of requests: strict JSON types, ranges, and null for absent."""
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -143,6 +144,18 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: str
+
+
+class HasText(Protocol):
+    """A part of a content, of any API."""
+
+    @property
+    def text(self) -> str: ...
+
+
+def joined_text(content: str | Sequence[HasText]) -> str:
+    """Return the whole text of a content."""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def _text_only(value: object) -> object:

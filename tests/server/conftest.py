@@ -19,9 +19,10 @@ from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings
 from server.http.app import create_app
 from server.http.auth import ApiKeys
+from server.http.state import App
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
 
-MakeApp = Callable[..., FastAPI]
+MakeApp = Callable[..., App]
 
 
 def entry(model_id: str, **fields: Any) -> ModelEntry:
@@ -42,7 +43,7 @@ def make_app(engines: FakeEngines) -> MakeApp:
         strict: bool = True,
         default: str | None = "main",
         **settings: Any,
-    ) -> FastAPI:
+    ) -> App:
         known = entries or [entry("main", aliases=("gpt-x",)), entry("org/other")]
         return create_app(
             Settings(**settings),

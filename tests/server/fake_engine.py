@@ -16,12 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from engine.errors import EngineDied, EngineError, QueueFull
 from engine.messages import (
     AUTO,
-    Audited,
     Generate,
     ModelInfo,
     Origin,
-    PassStats,
-    Progress,
     SamplingParams,
     Speculation,
     Stats,
@@ -29,7 +26,7 @@ from engine.messages import (
     Tokens,
 )
 from engine.process.admission import check_request
-from engine.process.client import EngineClient, State
+from engine.process.client import EngineCallbacks, EngineClient, State
 from engine.process.token_stream import Mail, TokenStream
 from engine.spec import ModelSpec
 from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
@@ -126,15 +123,10 @@ class FakeEngines:
         self,
         spec: ModelSpec,
         *,
-        max_queue: int = 256,
-        progress: Callable[[Progress], None] | None = None,
-        on_pass: Callable[[PassStats], None] | None = None,
-        on_audit: Callable[[Audited], None] | None = None,
-        on_restart: Callable[[], None] | None = None,
+        max_queue: int,
+        callbacks: EngineCallbacks,
     ) -> EngineClient:
-        assert on_pass is not None and on_audit is not None and on_restart is not None
-        engine = FakeEngine(spec, self.script, self.script.max_queue or max_queue)
-        engine.on_pass, engine.on_audit, engine.on_restart = on_pass, on_audit, on_restart
+        engine = FakeEngine(spec, self.script, self.script.max_queue or max_queue, callbacks)
         self.made.append(engine)
         return cast(EngineClient, engine)
 
@@ -150,11 +142,12 @@ class FakeEngines:
 class FakeEngine:
     """One loaded model; see `EngineClient`. A test calls the callbacks itself."""
 
-    on_pass: Callable[[PassStats], None]
-    on_audit: Callable[[Audited], None]
-    on_restart: Callable[[], None]
-
-    def __init__(self, spec: ModelSpec, script: Script, max_queue: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, script: Script, max_queue: int, callbacks: EngineCallbacks
+    ) -> None:
+        self.on_pass = callbacks.on_pass
+        self.on_audit = callbacks.on_audit
+        self.on_restart = callbacks.on_restart
         self.spec = spec
         self.script = script
         self.max_queue = max_queue

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from server.doors.blocks import Block, Blocks, Closed, Grown, Opened, Step
+from server.doors.messages.errors import message_error
 from server.doors.translation import Event
-from server.errors import ApiError, message_error
+from server.errors import ApiError
 from server.schemas.answers import ChatChunk, Usage
 from server.schemas.message_answers import MessageAnswer, MessageContent, MessageUsage
 

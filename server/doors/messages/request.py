@@ -4,8 +4,9 @@ import json
 from itertools import groupby
 from typing import Any
 
-from server.doors.translation import Names, passed_on
+from server.doors.translation import Names, shared_fields
 from server.doors.turns import Turns
+from server.schemas.fields import joined_text
 from server.schemas.message_bodies import (
     CountTokensRequest,
     MessagesRequest,
@@ -37,13 +38,12 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     messages = _messages(body)
     last = messages[-1]
     choice = body.tool_choice
-    fields = passed_on(body, *PASSED_ON) | {
+    fields = shared_fields(body, SHARED) | {
         "messages": messages,
         # a last turn of the assistant is the beginning of its answer
         "continue_final_message": last["role"] == "assistant"
         and bool(last.get("content"))
         and "tool_calls" not in last,
-        "stream_options": {"include_usage": True} if body.stream else None,
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
@@ -62,7 +62,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
 
 
 # what both bodies have in the same words; the last lines are extensions
-PASSED_ON = (
+SHARED = (
     "model",
     "stream",
     "temperature",
@@ -77,7 +77,7 @@ PASSED_ON = (
 def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
     turns = Turns()
     if body.system is not None:
-        turns.say("system", _text(body.system))
+        turns.say("system", joined_text(body.system))
     for turn in body.messages:
         _add(turns, turn)
     return turns.messages
@@ -102,11 +102,7 @@ def _add(turns: Turns, turn: Turn) -> None:
                 case ToolUseBlock():
                     turns.call(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
                 case ToolResultBlock():
-                    turns.result(block.tool_use_id, _text(block.content or ""))
-
-
-def _text(content: str | list[TextBlock]) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)
+                    turns.result(block.tool_use_id, joined_text(block.content or ""))
 
 
 def _tool(tool: MessageTool) -> dict[str, Any]:

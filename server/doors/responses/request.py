@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from server.doors.translation import Names, passed_on
+from server.doors.translation import Names, shared_fields
 from server.doors.turns import Turns
+from server.schemas.fields import joined_text
 from server.schemas.response_bodies import (
     AllowedTools,
     CallItem,
     CallOutputItem,
     FunctionChoice,
     Item,
-    ItemPart,
     MessageItem,
     ReasoningItem,
     ResponseRequest,
@@ -35,9 +35,8 @@ NAMES: Names = (
 def chat_fields(body: ResponseRequest) -> dict[str, Any]:
     """The body of the chat that answers `body`; null is absent."""
     text_format = body.text.format if body.text is not None else None
-    return passed_on(body, *PASSED_ON) | {
+    return shared_fields(body, SHARED) | {
         "messages": _messages(body),
-        "stream_options": {"include_usage": True} if body.stream else None,
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": _tool_choice(body.tool_choice),
         "response_format": None if text_format is None else _response_format(text_format),
@@ -49,7 +48,7 @@ def chat_fields(body: ResponseRequest) -> dict[str, Any]:
 
 
 # what both bodies have in the same words; the last lines are extensions
-PASSED_ON = (
+SHARED = (
     "model",
     "stream",
     "temperature",
@@ -86,17 +85,13 @@ def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
 def _add(turns: Turns, item: Item) -> None:
     match item:
         case MessageItem():
-            turns.say(item.role, _text(item.content))
+            turns.say(item.role, joined_text(item.content))
         case ReasoningItem():
-            turns.think(_text(item.content or item.summary or ""))
+            turns.think(joined_text(item.content or item.summary or ""))
         case CallItem():
             turns.call(item.call_id, item.name, item.arguments)
         case CallOutputItem():
-            turns.result(item.call_id, _text(item.output))
-
-
-def _text(content: str | list[ItemPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+            turns.result(item.call_id, joined_text(item.output))
 
 
 def _tool(tool: ResponseTool) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""HTTP routes, one thin file a resource."""
+"""The routes: every module here has an `api`, and the app finds it."""

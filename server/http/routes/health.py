@@ -1,25 +1,26 @@
 """GET /health: the server lives. GET /ready: a model is loaded."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from server.errors import ApiError
-from server.http.openapi import ERRORS
+from server.http.api import Api
+from server.http.failures import error_response
 from server.http.state import state_of
 from server.schemas.answers import Status
 
-router = APIRouter()
+api = Api(prefixes=("", "/v1"))
 
 
-@router.get("/health", responses=ERRORS)
+@api.get("/health")
 async def health() -> Status:
     """Answers as long as the server does, without a key."""
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={200: {"model": Status}, **ERRORS}, response_model=None)
+@api.get("/ready", Status)
 async def ready(request: Request) -> Response:
     """200 when a model serves, else 503 (which is no failure: nothing is logged)."""
     if state_of(request).models.ready is None:
-        return ApiError.unavailable("No model is loaded.", "model_loading").response()
+        return error_response(ApiError.unavailable("No model is loaded.", "model_loading"))
     return JSONResponse({"status": "ready"})

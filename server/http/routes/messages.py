@@ -2,14 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from starlette.responses import Response
 
+from server.doors.messages.errors import message_error
 from server.doors.messages.events import MessageWriter
 from server.doors.messages.request import NAMES, chat_fields
+from server.http.api import Api
 from server.http.body import body_of
-from server.http.openapi import describe
-from server.http.routes.door import answer_in, answer_of_tokenizer, chat_of, num_tokens
+from server.http.door import chat_of, num_tokens, respond_in, respond_with_tokenizer
 from server.models.lending import LoadedModel
 from server.schemas.message_answers import (
     CountedTokens,
@@ -19,23 +20,19 @@ from server.schemas.message_answers import (
 )
 from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
 
-router = APIRouter()
+api = Api(error=MessageErrorBody, error_body=message_error)
 
 
-@router.post(
-    "/messages", **describe(MessagesRequest, MessageAnswer, MessageEvent, error=MessageErrorBody)
-)
+@api.post("/messages", MessagesRequest, MessageAnswer, MessageEvent)
 async def create_message(
     request: Request, body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))]
 ) -> Response:
     """Continue a conversation."""
     chat = await chat_of(body, chat_fields, NAMES)
-    return await answer_in(request, chat, MessageWriter(request.state.request_id), NAMES)
+    return await respond_in(request, chat, MessageWriter(request.state.request_id), NAMES)
 
 
-@router.post(
-    "/messages/count_tokens", **describe(CountTokensRequest, CountedTokens, error=MessageErrorBody)
-)
+@api.post("/messages/count_tokens", CountTokensRequest, CountedTokens)
 async def count_tokens(
     request: Request, body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))]
 ) -> Response:
@@ -45,4 +42,4 @@ async def count_tokens(
     def work(model: LoadedModel) -> CountedTokens:
         return {"input_tokens": num_tokens(chat, model)}
 
-    return await answer_of_tokenizer(request, chat.model, work, NAMES)
+    return await respond_with_tokenizer(request, chat.model, work, NAMES)

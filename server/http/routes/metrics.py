@@ -1,16 +1,16 @@
 """GET /metrics: figures in Prometheus' text format. Looking wakes no model."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
 
-from server.http.openapi import ERRORS
+from server.http.api import Api
 from server.http.state import state_of
 from server.metrics.prometheus import CONTENT_TYPE
 
-router = APIRouter()
+api = Api(prefixes=("",))
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
+@api.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """What was counted since the server began, and what holds now."""
     state = state_of(request)
@@ -18,5 +18,5 @@ async def metrics(request: Request) -> Response:
     known = state.registry.entries
     now.models(known, None if model is None else model.entry.id, state.models.num_waiting)
     if model is not None:
-        now.engine(model.info, model.figures.last, model.engine.num_outstanding)
+        now.engine(model.info, model.statistics.last, model.engine.num_outstanding)
     return Response(state.metrics.text(), media_type=CONTENT_TYPE)

@@ -1,23 +1,23 @@
 """GET /v1/models and /v1/models/{id}."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from server.config.registry import ModelEntry
-from server.http.openapi import ERRORS
+from server.http.api import Api
 from server.http.state import state_of
 from server.schemas.answers import Model, ModelList
 
-router = APIRouter()
+api = Api()
 
 
-@router.get("/models", responses=ERRORS)
+@api.get("/models")
 async def list_models(request: Request) -> ModelList:
     """Every model of the registry."""
     entries = state_of(request).registry.entries.values()
     return {"object": "list", "data": [_describe(entry) for entry in entries]}
 
 
-@router.get("/models/{model_id:path}", responses=ERRORS)
+@api.get("/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> Model:
     """One model, by id or alias; ids may contain slashes."""
     return _describe(state_of(request).registry.named(model_id))

@@ -3,36 +3,33 @@
 import functools
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from starlette.responses import Response
 
 from server.doors.responses.events import ResponseWriter
 from server.doors.responses.request import NAMES, chat_fields
+from server.http.api import Api
 from server.http.body import body_of
-from server.http.openapi import describe
-from server.http.routes.door import answer_in, answer_of_tokenizer, chat_of, input_tokens
+from server.http.door import chat_of, input_tokens, respond_in, respond_with_tokenizer
 from server.schemas import response_answers
 from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import InputTokens
 
-router = APIRouter()
+api = Api()
 
 Body = Annotated[ResponseRequest, Depends(body_of(ResponseRequest))]
 
 
-@router.post(
-    "/responses",
-    **describe(ResponseRequest, response_answers.Response, response_answers.ResponseEvent),
-)
+@api.post("/responses", ResponseRequest, response_answers.Response, response_answers.ResponseEvent)
 async def create_response(request: Request, body: Body) -> Response:
     """Continue a conversation that is all in the request: nothing is stored."""
     chat = await chat_of(body, chat_fields, NAMES)
-    return await answer_in(request, chat, ResponseWriter(body), NAMES)
+    return await respond_in(request, chat, ResponseWriter(body), NAMES)
 
 
-@router.post("/responses/input_tokens", **describe(ResponseRequest, InputTokens))
+@api.post("/responses/input_tokens", ResponseRequest, InputTokens)
 async def count_input_tokens(request: Request, body: Body) -> Response:
     """How many tokens a request's prompt has."""
     chat = await chat_of(body, chat_fields, NAMES)
     work = functools.partial(input_tokens, chat)
-    return await answer_of_tokenizer(request, chat.model, work, NAMES)
+    return await respond_with_tokenizer(request, chat.model, work, NAMES)

@@ -3,16 +3,17 @@
 import functools
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from starlette.responses import Response
 
 from server.chat.prompt import chat_text
 from server.errors import ApiError
-from server.http.body import body_of, check_object
-from server.http.openapi import describe
-from server.http.routes.door import answer_of_tokenizer, input_tokens
+from server.http.api import Api
+from server.http.body import body_of
+from server.http.door import input_tokens, respond_with_tokenizer
 from server.models.lending import LoadedModel
 from server.schemas.chat import ChatRequest
+from server.schemas.checking import check_object
 from server.schemas.tokens import (
     Detokenized,
     DetokenizeRequest,
@@ -23,12 +24,12 @@ from server.schemas.tokens import (
     TokenizeRequest,
 )
 
-router = APIRouter()
+api = Api()
 
 Chat = Annotated[ChatRequest, Depends(body_of(ChatRequest))]
 
 
-@router.post("/tokenize", **describe(TokenizeRequest, Tokenized))
+@api.post("/tokenize", TokenizeRequest, Tokenized)
 async def tokenize(
     request: Request, body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))]
 ) -> Response:
@@ -38,31 +39,31 @@ async def tokenize(
         fields = (body.model_extra or {}) | {"messages": body.messages}
         chat = check_object(ChatRequest, fields)
     work = functools.partial(_tokenized, body, chat)
-    return await answer_of_tokenizer(request, body.model, work)
+    return await respond_with_tokenizer(request, body.model, work)
 
 
-@router.post("/detokenize", **describe(DetokenizeRequest, Detokenized))
+@api.post("/detokenize", DetokenizeRequest, Detokenized)
 async def detokenize(
     request: Request, body: Annotated[DetokenizeRequest, Depends(body_of(DetokenizeRequest))]
 ) -> Response:
     """The text of tokens, special ones too."""
-    return await answer_of_tokenizer(request, body.model, functools.partial(_text, body.tokens))
+    return await respond_with_tokenizer(request, body.model, functools.partial(_text, body.tokens))
 
 
-@router.post("/apply-template", **describe(ChatRequest, Rendered))
+@api.post("/apply-template", ChatRequest, Rendered)
 async def apply_template(request: Request, body: Chat) -> Response:
     """A chat as the model reads it."""
 
     def work(model: LoadedModel) -> Rendered:
         return {"prompt": chat_text(model.tokenizer, body)}
 
-    return await answer_of_tokenizer(request, body.model, work)
+    return await respond_with_tokenizer(request, body.model, work)
 
 
-@router.post("/chat/completions/input_tokens", **describe(ChatRequest, InputTokens))
+@api.post("/chat/completions/input_tokens", ChatRequest, InputTokens)
 async def count_chat_tokens(request: Request, body: Chat) -> Response:
     """How many tokens a chat's prompt has."""
-    return await answer_of_tokenizer(request, body.model, functools.partial(input_tokens, body))
+    return await respond_with_tokenizer(request, body.model, functools.partial(input_tokens, body))
 
 
 def _tokenized(body: TokenizeRequest, chat: ChatRequest | None, model: LoadedModel) -> Tokenized:

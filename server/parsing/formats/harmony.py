@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 
 from server.parsing.calls import ArgumentsText, NotACall
 from server.parsing.format import BOTH, CallSyntax, Format, Thought
-from server.parsing.pieces import BLANKS, Piece, Reader, content, markup, reasoning
+from server.parsing.parser import BLANKS, Piece, Reader, content, markup, reasoning
 from server.parsing.tags import Tags
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"

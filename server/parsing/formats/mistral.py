@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from server.parsing.calls import ArgumentsText, CallReader, CallText, NotACall
 from server.parsing.format import TOOLS, CallSyntax, Format
-from server.parsing.pieces import Piece
+from server.parsing.parser import Piece
 
 TAG = "[TOOL_CALLS]"
 CALL_ID, ARGUMENTS = "[CALL_ID]", "[ARGS]"

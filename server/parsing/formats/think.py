@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from server.parsing.format import REASONING, Format, Thought
-from server.parsing.pieces import BLANKS, Piece, Reader, content, markup, reasoning
+from server.parsing.parser import BLANKS, Piece, Reader, content, markup, reasoning
 from server.parsing.tags import Tags
 
 PAIRS = {

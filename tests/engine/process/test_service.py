@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from engine.errors import EngineDied
 from engine.messages import Audited, PassStats, SamplingParams
-from engine.process.client import EngineClient
+from engine.process.client import EngineCallbacks, EngineClient
 from engine.spec import MemorySpec
 from tests.engine.models import SUBSPEC, checkpoint, model_spec, prompt
 
@@ -36,7 +36,7 @@ class Service:
         spec = model_spec(checkpoint("llama"), SUBSPEC, memory=MemorySpec(device=3300 << 10))
         self.passes: list[PassStats] = []
         spec = replace(spec, context_length=256)
-        self.client = EngineClient(spec, on_pass=self.passes.append)
+        self.client = EngineClient(spec, callbacks=EngineCallbacks(on_pass=self.passes.append))
 
     async def ids(self, name: str, seed: int) -> list[int]:
         """All tokens of one answer."""
@@ -119,7 +119,7 @@ async def test_a_killed_engine_is_told_to_every_stream_and_comes_back(service: S
 async def test_finished_answers_are_checked_in_idle_time() -> None:
     told: asyncio.Queue[Audited] = asyncio.Queue()
     spec = model_spec(checkpoint("llama"), SUBSPEC, audit=1.0)
-    client = EngineClient(spec, on_audit=told.put_nowait)
+    client = EngineClient(spec, callbacks=EngineCallbacks(on_audit=told.put_nowait))
     await client.start()
     try:
         await asyncio.gather(*(ids_of(client, f"audited{seed}", seed) for seed in range(3)))

@@ -30,7 +30,7 @@ from engine.messages import (
 from engine.process import client as client_module
 from engine.process import watchdog
 from engine.process.child import Child, explain_exit
-from engine.process.client import EngineClient
+from engine.process.client import EngineCallbacks, EngineClient
 from engine.process.watchdog import Watchdog
 from engine.process.worker import EXIT_CRASHED
 from tests.engine import fake_engine
@@ -109,7 +109,7 @@ def child_pid(client: EngineClient) -> int:
 async def test_a_request_is_streamed_and_its_place_given_back(clients: MakeClient) -> None:
     seen: list[Progress] = []
     passes: list[PassStats] = []
-    client = clients(progress=seen.append, on_pass=passes.append)
+    client = clients(callbacks=EngineCallbacks(seen.append, passes.append))
     assert client.state == "new"
     info = await client.start()
     assert (client.state, client.info, info.model_id) == ("ready", info, "fake")
@@ -222,7 +222,7 @@ async def test_ctrl_c_is_left_to_the_front_end(client: EngineClient) -> None:
 
 async def test_a_check_makes_way_for_a_request_and_is_told_later(clients: MakeClient) -> None:
     told: asyncio.Queue[Audited] = asyncio.Queue()
-    client = clients(on_audit=told.put_nowait)
+    client = clients(callbacks=EngineCallbacks(on_audit=told.put_nowait))
     await client.start()
     assert (await answer(client, [AUDIT, 6, 7]))[-1].finish == "stop"
     assert told.empty()
@@ -258,7 +258,7 @@ async def test_a_killed_process_reaches_every_waiter_and_is_started_again(
     clients: MakeClient,
 ) -> None:
     restarts: list[None] = []
-    client = clients(on_restart=lambda: restarts.append(None))
+    client = clients(callbacks=EngineCallbacks(on_restart=lambda: restarts.append(None)))
     await client.start()
     before = child_pid(client)
     streams = [client.generate(f"request {i}", [ENDLESS], PARAMS) for i in range(3)]
@@ -468,7 +468,7 @@ async def test_closing_ends_the_process_and_tells_who_waits(client: EngineClient
 
 async def test_closing_does_not_wait_for_a_load_and_ready_has_a_bound(clients: MakeClient) -> None:
     seen = asyncio.Event()
-    client = clients(SLOW, progress=lambda _: seen.set())
+    client = clients(SLOW, callbacks=EngineCallbacks(lambda _: seen.set()))
     starting = asyncio.ensure_future(client.start())
     await seen.wait()
     with pytest.raises(TimeoutError, match="still loading"):

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from engine.messages import Origin, TokenLogprob, Tokens
 from engine.text.detokenize import Detokenizer, token_bytes
 from server.chat.reply import Reply
-from server.parsing.known import known_formats
-from server.parsing.pieces import Chain
+from server.parsing.parser import Chain
+from server.parsing.selection import known_formats
 
 DEMO = Tokenizer.from_file(str(Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"))
 BYTES = token_bytes(DEMO)

@@ -11,8 +11,8 @@ from server.doors.messages.events import MessageWriter
 from server.doors.responses.events import ResponseWriter
 from server.doors.translation import Event, Writer
 from server.errors import ApiError
-from server.http.body import check_object
 from server.schemas.answers import ChatChunk
+from server.schemas.checking import check_object
 from server.schemas.response_bodies import ResponseRequest
 from tests.server.chunks import THINK_SAY_CALL, call, chunk, logprob, stream
 

@@ -9,7 +9,7 @@ from server.doors.messages import request as message_request
 from server.doors.responses import request as response_request
 from server.doors.translation import chat_request, named
 from server.errors import ApiError
-from server.http.body import check_object
+from server.schemas.checking import check_object
 from server.schemas.message_bodies import MessagesRequest
 from server.schemas.response_bodies import ResponseRequest
 from tests.server.chunks import THINK_SAY_CALL, chunk, logprob

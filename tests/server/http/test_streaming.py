@@ -140,7 +140,7 @@ async def test_a_client_that_leaves_while_its_model_loads_is_forgotten(
             await asyncio.sleep(0)
         await engines.engine.load_started.wait()
         asking.cancel()
-        models = app.state.understudy.models
+        models = app.shared.models
         while models.num_waiting:
             await asyncio.sleep(0)
         engines.script.load_gate.set()
@@ -182,7 +182,7 @@ async def test_a_server_that_is_told_to_end_tells_who_still_waits(
     app = make_app()
     config = uvicorn.Config(app, log_config=None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(config, app.state.understudy.models)
+        server = Server(config, app.shared.models)
         running = asyncio.create_task(server._serve([listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(20):

@@ -20,7 +20,7 @@ async def waiting(client: httpx.AsyncClient, count: int) -> None:
     """Until that many requests wait for a model."""
     transport = client._transport
     assert isinstance(transport, httpx.ASGITransport)
-    models = transport.app.state.understudy.models  # type: ignore[attr-defined]  # our own app
+    models = transport.app.shared.models  # type: ignore[attr-defined]  # our own app
     async with asyncio.timeout(10):
         while models.num_waiting != count:
             await asyncio.sleep(0)
@@ -189,7 +189,7 @@ async def test_shutdown_tells_those_who_wait_and_closes_the_engine(
         asking = asyncio.create_task(chat(client))
         await engine_made(engines)
         await engines.engine.load_started.wait()
-        await app.state.understudy.models.close()
+        await app.shared.models.close()
         assert error_of(await asking, 503)["code"] == "engine_closed"
         assert error_of(await chat(client), 503)["code"] == "engine_closed"
     assert engines.engine.state == "closed"

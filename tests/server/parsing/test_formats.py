@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.parsing.json_object import JsonObject, NotJson
-from server.parsing.known import known_formats
-from server.parsing.pieces import Chain, Parser, Piece, merge
+from server.parsing.parser import Chain, Parser, Piece, merge
+from server.parsing.selection import known_formats
 
 NAMES = ("get_time", "add")
 PARIS = '{"city": "Paris"}'

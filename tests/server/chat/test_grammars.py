@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from server.chat.structured import Tagged, after_thinking, in_form, serialized, tagged
+from server.chat.grammars import Tagged, after_thinking, in_form, serialized, tagged
 
 DEMO = Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"
 TOKENS = {"<tool_call>": 4090, "</tool_call>": 4091, "</think>": 4089}

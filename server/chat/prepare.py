@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import ModelInfo
-from server.chat.forced import answer_grammar, behind_thought
+from server.chat.answer_grammar import answer_grammar, behind_thought
 from server.chat.prompt import begun_answer, chat_ids, chat_text, predicted_tokens
 from server.chat.tools import tool_use
 from server.models.tokenizer import Tokenizer
-from server.parsing.known import Formats
-from server.parsing.pieces import Parser
+from server.parsing.parser import Parser
+from server.parsing.selection import Formats
 from server.schemas.chat import ChatRequest
 
 

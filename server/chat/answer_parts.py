@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from engine.text.detokenize import TokenBytes
-from server.parsing.pieces import Kind, Piece
+from server.parsing.parser import Kind, Piece
 
 
 class Parts:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from server.errors import ApiError
-from server.http.body import parse_body
 from server.schemas.chat import ChatRequest
+from server.schemas.checking import parse_body
 from server.schemas.completions import CompletionRequest
 from server.schemas.fields import Body
 from server.schemas.message_bodies import MessagesRequest

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from engine.messages import Audited, PassStats
+from engine.messages import Audited, ModelInfo, PassStats
 from server.metrics.prometheus import Metrics
 
 log = logging.getLogger("understudy")
@@ -17,15 +17,20 @@ class Traffic:
     pass_seconds: float = 0.0
 
 
-class EngineFigures:
+class EngineStatistics:
     """The callbacks of one engine."""
 
     def __init__(self, model: str, metrics: Metrics) -> None:
         self.last: PassStats | None = None
-        self.limit_gbps = 0.0  # of the link, once the model is loaded; 0: nothing travels
         self.traffic = Traffic()  # of all passes
+        self._limit_gbps = 0.0  # of the link, once the model is loaded; 0: nothing travels
         self._model = model
         self._metrics = metrics.engines
+
+    def loaded(self, info: ModelInfo) -> None:
+        """Begin to count: the model is loaded."""
+        self._limit_gbps = info.link_gbps
+        self._metrics.loaded(self._model)
 
     def passed(self, stats: PassStats) -> None:
         """A pass is over."""
@@ -61,7 +66,7 @@ class EngineFigures:
         return f", link {self._of_limit(moved / seconds / 1e9)}"
 
     def _of_limit(self, gbps: float) -> str:
-        return f"{gbps:.2f} of {self.limit_gbps:.2f} GB/s"
+        return f"{gbps:.2f} of {self._limit_gbps:.2f} GB/s"
 
     def _summary(self, stats: PassStats) -> str:
         drafted, accepted = (

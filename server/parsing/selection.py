@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from server.parsing import formats
 from server.parsing.format import Format, Part
 from server.parsing.formats import hermes
-from server.parsing.pieces import Chain, Parser, PlainText
+from server.parsing.parser import Chain, Parser, PlainText
 
 FALLBACK = "generic"  # reads the tools of templates that no format recognises
 NO_REASONING = "none"  # instead of a format of reasoning: there is none to look for

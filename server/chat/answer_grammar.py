@@ -5,7 +5,7 @@ Compiling grammars takes a while: call what raises `ApiError` in a thread.
 
 from collections.abc import Mapping, Sequence
 
-from server.chat.structured import (
+from server.chat.grammars import (
     Tagged,
     after_thinking,
     behind,
@@ -16,7 +16,7 @@ from server.chat.structured import (
 )
 from server.chat.tools import ToolUse
 from server.errors import ApiError
-from server.parsing.known import Formats
+from server.parsing.selection import Formats
 from server.schemas.chat import ChatRequest
 from server.schemas.tools import Tool
 

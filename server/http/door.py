@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.responses import Response
 
+from server.chat.answer import Caller
+from server.chat.chat_completion import chat_chunks
 from server.chat.prompt import chat_text
 from server.doors.translation import Event, Names, Writer, chat_request, named
-from server.http.routes.answer import Caller, answer, pace_of
-from server.http.routes.chat import chat_chunks
+from server.http.respond import pace_of, respond
 from server.http.state import state_of
 from server.http.stream import Dialect, whole_answer
 from server.models.lending import LoadedModel
+from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
 from server.schemas.fields import GenerationBody
 from server.schemas.tokens import InputTokens
@@ -29,23 +31,31 @@ async def chat_of(
     return await asyncio.to_thread(lambda: chat_request(fields(body), names))
 
 
-async def answer_in(request: Request, chat: ChatRequest, writer: Writer, names: Names) -> Response:
+async def respond_in(request: Request, chat: ChatRequest, writer: Writer, names: Names) -> Response:
     """Answer a chat in the words of `writer`."""
 
     async def events(
         model: LoadedModel, body: ChatRequest, caller: Caller
     ) -> AsyncGenerator[Event, None]:
         with named(names):
-            async with contextlib.aclosing(chat_chunks(model, body, caller)) as chunks:
-                async for chunk in chunks:
-                    for event in writer.write(chunk):
-                        yield event
+            return _translated(await chat_chunks(model, body, caller), writer, names)
 
     dialect = Dialect(writer.failure, named=True, done=None)
-    return await answer(request, chat, events, lambda _: writer.whole(), dialect)
+    return await respond(request, chat, events, lambda _: writer.whole(), dialect)
 
 
-async def answer_of_tokenizer(
+async def _translated(
+    chunks: AsyncGenerator[ChatChunk, None], writer: Writer, names: Names
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of a chat's chunks; closing the generator closes these too."""
+    with named(names):
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                for event in writer.write(chunk):
+                    yield event
+
+
+async def respond_with_tokenizer(
     request: Request,
     model_name: str | None,
     work: Callable[[LoadedModel], Mapping[str, Any]],

@@ -1,0 +1,60 @@
+"""The measurement of each request, from its first byte to the end of its answer."""
+
+from collections.abc import Callable, Mapping
+
+from fastapi import Request
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.metrics.measurement import Measurement
+
+# Until the request ran; of a stream that opened earlier, until it opened.
+QUEUE_HEADER = "x-understudy-queue-ms"
+
+
+def measurement_of(request: Request) -> Measurement:
+    """Return the measurement that `Measure` began."""
+    measurement = request.state.measurement
+    assert isinstance(measurement, Measurement)
+    return measurement
+
+
+class Measure:
+    """ASGI middleware: begins a measurement for each request, and reports those that generate.
+
+    Args:
+        routes: the paths at which text is generated, and what /metrics calls each.
+        ended: takes each finished measurement.
+    """
+
+    def __init__(
+        self, app: ASGIApp, routes: Mapping[str, str], ended: Callable[[Measurement], None]
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        route = self._routes.get(scope["path"], "") if scope["method"] == "POST" else ""
+        measurement = Measurement(route)
+        scope.setdefault("state", {})["measurement"] = measurement
+        status = 500  # unless an answer begins
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if route and status < 400:
+                    headers = MutableHeaders(scope=message)
+                    headers[QUEUE_HEADER] = str(measurement.wait.milliseconds)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            measurement.close(status)
+            if route:
+                self._ended(measurement)

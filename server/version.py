@@ -1,0 +1,11 @@
+"""The version of the installed package."""
+
+from importlib import metadata
+
+
+def version(*, if_not_installed: str) -> str:
+    """Return the version of the package that is installed, if it is."""
+    try:
+        return metadata.version("understudy")
+    except metadata.PackageNotFoundError:
+        return if_not_installed

@@ -1,0 +1,30 @@
+"""The front end stays light: none of its modules loads what only the engine process needs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.architecture import modules
+
+ROOT = Path(__file__).parents[2]
+HEAVY = (
+    *("torch", "transformers", "safetensors", "bitsandbytes", "llguidance"),
+    *("engine.kv", "engine.model", "engine.runtime", "engine.streaming"),
+)
+
+SCRIPT = """
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_no_module_of_the_front_end_loads_torch_or_transformers() -> None:
+    names = list(modules(ROOT, "server"))
+    command = [sys.executable, "-c", SCRIPT, json.dumps(names)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert loaded >= set(names)
+    assert not loaded & set(HEAVY)
