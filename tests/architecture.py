@@ -91,13 +91,6 @@ SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/planning/probe.py", "layer_types", "a copy of transformers' configuration"),
     ("engine/malloc.py", "argtypes", "ctypes has no other way"),
     ("engine/malloc.py", "restype", "ctypes has no other way"),
-    ("server/cli/serve.py", "should_exit", "uvicorn has no other way"),
-    ("server/http/app.py", "understudy", "Starlette's place for what an application holds"),
-    ("server/http/openapi.py", "openapi*", "FastAPI has no other way"),
-    # Still to be changed: a request's record is filled in by its handlers, figures by the loader.
-    ("server/*.py", "outcome", "the record of a request"),
-    ("server/*.py", "model", "the record of a request"),
-    ("server/models/lending.py", "limit_gbps", "the figures of an engine"),
 )
 
 TOP_LEVEL = ("engine", "server", "tests", "configs", "benchmarks")
