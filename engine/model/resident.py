@@ -1,4 +1,4 @@
-"""Units that live on the device for good, as a draft's do; and dense views of packed ones."""
+"""Units that stay on the device, as a draft's do, and dense views of packed units."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from engine.messages import ReportProgress
 from engine.model.decoder import Weights
 from engine.model.library import bind
 from engine.streaming.ring import Idle
-from engine.weights.formats.nf4 import dense_layout, expand, is_packed
 from engine.weights.layout import UnitReader
+from engine.weights.packing import dense_layout, expand
 
 
 def bind_resident(
@@ -22,7 +22,7 @@ def bind_resident(
     dtype: torch.dtype,
     progress: ReportProgress,
 ) -> None:
-    """Load all units of a model onto the device and bind them to its modules for good."""
+    """Load all units of a model onto the device and bind them to its modules."""
     modules = [*model.get_decoder().layers, model.get_output_embeddings()]
     total = sum(layout.nbytes for layout in reader.layouts)
     done = 0
@@ -35,13 +35,11 @@ def bind_resident(
 def _dense(
     reader: UnitReader, index: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """One unit's dense tensors on the device, in memory of their own."""
+    """Return one unit's dense tensors on the device, in memory of their own."""
     layout = reader.layouts[index]
     slab = torch.empty(layout.nbytes, dtype=torch.uint8)
     reader.read(index, slab)
     views = layout.views(slab.to(device))
-    if not is_packed(layout):
-        return views
     dense = dense_layout(layout, dtype)
     return expand(views, dense.views(torch.empty(dense.nbytes, dtype=torch.uint8, device=device)))
 
@@ -49,7 +47,7 @@ def _dense(
 class Expanded:
     """Weights whose packed tensors are expanded into one scratch slab while a unit is borrowed.
 
-    4-bit weights travel packed; the layer sees dense ones, so it stays the library's own.
+    The layer sees dense weights only, so it stays the library's own.
     """
 
     def __init__(
@@ -67,7 +65,5 @@ class Expanded:
 
 
 def expanded_bytes(reader: UnitReader, dtype: torch.dtype) -> int:
-    """Bytes of the scratch slab of `Expanded`; 0 where nothing is packed."""
-    if not any(is_packed(layout) for layout in reader.layouts):
-        return 0
+    """Return the bytes of the scratch slab of `Expanded`, 0 where nothing is packed."""
     return max(dense_layout(layout, dtype).nbytes for layout in reader.layouts)

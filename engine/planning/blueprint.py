@@ -13,8 +13,9 @@ from engine.planning.footprint import Demand, making_bytes
 from engine.spec import TILE, ModelSpec
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
 from engine.weights.formats.linear import substitute_bytes
-from engine.weights.formats.nf4 import dense_layout, is_packed
-from engine.weights.outline import Outline, UnreadUnits, stored_blocks
+from engine.weights.outline import Outline, UnreadUnits
+from engine.weights.packing import dense_layout
+from engine.weights.stored_format import plan_packed
 
 SLICE_BYTES = 256 << 20  # a layer above this moves in slices, where its family can
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
@@ -44,8 +45,8 @@ class Blueprint:
         return SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
     def outline(self) -> Outline:
-        """The units, as the configuration alone tells them."""
-        quantize, stored = self.spec.target.quantize, stored_blocks(self.model)
+        """Return the units that the configuration alone determines."""
+        quantize, stored = self.spec.target.quantize, plan_packed(self.model)
         return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
 
     def demand(self, outline: Outline, method: str, needs: DraftNeeds) -> Demand:
@@ -80,8 +81,7 @@ class Blueprint:
             embedding_bytes=embedding,
             making_bytes=making_bytes(outline.layouts) if method == "subspec" else 0,
             dense_bytes=sum(
-                dense_layout(u, self.dtype).nbytes if is_packed(u) else u.nbytes
-                for u in outline.layouts
+                dense_layout(unit, self.dtype).nbytes or unit.nbytes for unit in outline.layouts
             ),
             active_share=active_share(config),
             substitute_bytes=substitutes,

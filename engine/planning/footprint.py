@@ -23,7 +23,7 @@ class Demand:
 
     unit_bytes: Sequence[int]  # those of the layers, then the head
     layers: Sequence[LayerUnits]  # which units are each layer's
-    expanded_bytes: int  # 4-bit targets: one unit's dense weights; else 0
+    expanded_bytes: int  # one unit's dense weights where weights travel packed; else 0
     other_device_bytes: int  # tensors outside layers and head that live on the device
     hidden_size: int
     widest: int  # the widest activation of a layer, per row

@@ -22,8 +22,8 @@ from engine.planning.forecast import USERS, Speeds
 from engine.planning.machine import available_memory, choose_device
 from engine.planning.plan import Memory, Plan
 from engine.spec import TILE, ModelSpec
-from engine.weights.config_only import Located, locate
 from engine.weights.family import is_mixture, kv_shape
+from engine.weights.hub import Located, locate
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.units import CheckpointUnits
 

@@ -83,9 +83,9 @@ def load(
     files = TargetFiles(spec, progress)
     if files.config.model_type not in TESTED:
         log.warning("family %s is not among the tested ones", files.config.model_type)
-    if files.is_expanded:
+    if what := files.expanded:
         total = sum(layout.nbytes for layout in files.units.layouts)
-        log.info("%s: MXFP4 experts are expanded when read, %.1f GB in all", spec.id, total / 1e9)
+        log.info("%s: %s are expanded when read, %.1f GB in all", spec.id, what, total / 1e9)
     measured = probe.pass_times(files, files.device)
     method, scheme = _choose(files, measured.rows if measured is not None else None)
     plan = scheme.plan

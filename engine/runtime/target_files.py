@@ -22,6 +22,7 @@ from engine.text.tokenizer import read_tokenizer
 from engine.weights.family import kv_shape
 from engine.weights.hub import resolve
 from engine.weights.layout import UnitReader
+from engine.weights.stored_format import stored_format
 from engine.weights.units import CheckpointUnits
 
 
@@ -51,10 +52,10 @@ class TargetFiles(Blueprint):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @property
-    def is_expanded(self) -> bool:
-        """Whether the checkpoint's own 4-bit form (MXFP4) does not stay packed."""
-        stored = getattr(self.config, "quantization_config", None) or {}
-        return bool(stored) and dict(stored).get("quant_method") == "mxfp4"
+    def expanded(self) -> str:
+        """What of the checkpoint is expanded when it is read, for the log; empty if nothing is."""
+        stored = stored_format(self.config)
+        return stored.expanded if stored else ""
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:

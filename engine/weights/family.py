@@ -1,7 +1,7 @@
-"""Which model families can be served, and the shape of their KV.
+"""Which model families can be served, and the shape of their KV cache.
 
-Trees need attention everywhere: a layer with a recurrent state (linear attention, convolution)
-has one state per sequence, not one per branch. Such families are refused by name.
+Draft trees need attention in every layer: a layer with a recurrent state (linear attention,
+convolution) has one state per sequence, not one per branch. Such families are refused by name.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from engine.errors import ModelError
 
-# Each has an exactness test of its own (tests/engine/test_families.py).
+# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py).
 TESTED = frozenset(
     {
         "gemma2",
@@ -29,26 +29,27 @@ TESTED = frozenset(
         "qwen3_moe",
     }
 )
-# Families whose layers add the experts' output to the residual, and nothing comes after: no norm of
-# the output, no scale, no shared expert. Then the experts may be added when the rest is done.
+# In these families a layer adds the experts' output to the residual and does nothing after it: no
+# norm of the output, no scale, no shared expert. So experts may be added when the rest is done.
 EXPERTS_LAST = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """Keys and values of one token."""
+    """The keys and values of one token."""
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Return the bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
 
 def read_config(folder: Path) -> Any:
-    """The model's configuration, of a family that can be served. Raises `ModelError`."""
+    """Return the model's configuration. Raises `ModelError` if its family cannot be served."""
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
@@ -96,11 +97,12 @@ def _has_state(config: Any) -> bool:
 
 
 def is_mixture(config: Any) -> bool:
-    """Whether the layers are mixtures of experts."""
+    """Return whether the layers are mixtures of experts."""
     return any(getattr(config, n, None) for n in ("num_local_experts", "num_experts"))
 
 
 def kv_shape(config: Any) -> KVShape:
+    """Return the shape of one token's keys and values."""
     heads = config.num_attention_heads
     return KVShape(
         num_layers=config.num_hidden_layers,

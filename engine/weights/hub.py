@@ -5,6 +5,7 @@
 
 import errno
 import hashlib
+import json
 import re
 import shutil
 import threading
@@ -31,12 +32,13 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from engine.errors import ModelError
 from engine.messages import ReportProgress
 
+_CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
-# no code and no pickles; no second copy of the weights in a subfolder or in Mistral's own format
+# No code and no pickles; no second copy of the weights in a subfolder or in Mistral's own format.
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "*.gguf", "*/*", "consolidated*.safetensors"]
 _SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
 _REPORT_SECONDS = 0.5
-# the root error of the HTTP package that the installed release is built on (httpx, httpx2)
+# The root error of the HTTP package that the installed release is built on (httpx, httpx2).
 _HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__bases__[0])
 
 
@@ -48,50 +50,104 @@ class Resolved:
     identity: str  # the commit, or a fingerprint of a local folder: changes when the files do
 
 
-def resolve(source: str, revision: str | None, progress: ReportProgress) -> Resolved:
-    """The local files of a model: `source` itself if it is a folder, else the hub's snapshot.
+@dataclass(frozen=True)
+class Located:
+    """Where a model's config.json is, and whether its weights lie beside it."""
 
-    A hub id is downloaded unless it is cached, `progress` being told the bytes. Raises
-    `ModelError` when the repository or revision is not found or gated, the hub cannot be reached,
-    the disk is too small, or the model has no safetensors weights.
+    folder: Path
+    has_weights: bool
+
+
+def resolve(source: str, revision: str | None, progress: ReportProgress) -> Resolved:
+    """Return the local files of a model: `source` if it is a folder, else the hub's snapshot.
+
+    A model of the hub is downloaded unless it is cached; `progress` is called with the bytes.
+    Raises `ModelError` when the repository or revision is not found or gated, the hub cannot be
+    reached, the disk is too small, or the model has no safetensors weights.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        folder = folder.resolve()
-    elif folder.is_absolute() or source.startswith((".", "~")):
-        raise ModelError(f"{source}: there is no such folder")
-    else:
-        with told(source, revision):
+    folder = _local_folder(source)
+    if folder is None:
+        with _hub_errors_explained(source, revision):
             folder = _snapshot(source, revision, progress)
-    _check(folder)
+    _check_config(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder}: no *.safetensors file. Only safetensors weights are read: convert other "
+            "formats with save_pretrained"
+        )
     return Resolved(folder, _identity(folder))
 
 
+def locate(source: str, revision: str | None) -> Located:
+    """Return where a model's config.json is; if nothing of the model is here, fetch that file.
+
+    Raises `ModelError` when there is none.
+    """
+    folder = _local_folder(source)
+    if folder is None:
+        with _hub_errors_explained(source, revision):
+            folder = _config_folder(source, revision)
+    _check_config(folder)
+    return Located(folder, has_weights(folder))
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether all safetensors files are there that the index, if there is one, names."""
+    index = folder / constants.SAFETENSORS_INDEX_FILE
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index}: corrupt ({error!r}). Download it again") from error
+    return all((folder / name).is_file() for name in files)
+
+
+def _local_folder(source: str) -> Path | None:
+    """Return the folder that `source` is, None if it is the name of a repository."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_absolute() or source.startswith((".", "~")):
+        raise ModelError(f"{source}: there is no such folder")
+    return None
+
+
+def _check_config(folder: Path) -> None:
+    if not (folder / _CONFIG).is_file():
+        raise ModelError(f"{folder}: {_CONFIG} is missing: this is no model folder")
+
+
 def _identity(folder: Path) -> str:
-    """The commit of a hub snapshot; else a fingerprint of config.json's text and of every
+    """Return the commit of a hub snapshot; else a fingerprint of config.json's text and of every
     safetensors file's name, size and time of change."""
     if commit := _SNAPSHOT.search(folder.as_posix()):
         return commit[1]
-    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=20)
+    digest = hashlib.blake2b((folder / _CONFIG).read_bytes(), digest_size=20)
     for path in sorted(folder.glob("*.safetensors")):
         status = path.stat()
         digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
-def _check(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: config.json is missing: this is no model folder")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder}: no *.safetensors file. Only safetensors weights are read: convert other "
-            "formats with save_pretrained"
-        )
+def _config_folder(source: str, revision: str | None) -> Path:
+    """Return the cached snapshot of a repository, or one to which config.json is fetched."""
+    path = huggingface_hub.try_to_load_from_cache(source, _CONFIG, revision=revision)
+    if not isinstance(path, str):
+        try:
+            path = huggingface_hub.hf_hub_download(source, _CONFIG, revision=revision)
+        except LocalEntryNotFoundError as error:
+            raise ModelError(
+                f"{source}: its {_CONFIG} is not cached, and the hub cannot be reached. Check the "
+                "network and HF_HUB_OFFLINE, or give a folder with a config.json"
+            ) from error
+    return Path(path).parent
 
 
 def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Path:
     try:
-        files = _list(source, revision)
+        # The wanted files, their sizes, and whether they are cached.
+        files: list[Any] = _download(source, revision, dry_run=True)
     except DryRunError as error:  # the hub cannot be asked: what is cached must do
         return _cached(source, revision, error.__cause__)
     if not any(file.filename.endswith(".safetensors") for file in files):
@@ -110,25 +166,11 @@ def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Pa
         return Path(_download(source, files[0].commit_hash))
 
 
-def _list(source: str, revision: str | None) -> list[Any]:
-    """The wanted files of the repository, their sizes, and whether they are cached."""
-    return huggingface_hub.snapshot_download(
-        source,
-        revision=revision,
-        allow_patterns=_WANTED,
-        ignore_patterns=_UNWANTED,
-        dry_run=True,
-    )
-
-
-def _download(source: str, revision: str | None, *, local_files_only: bool = False) -> str:
+def _download(source: str, revision: str | None, **how: Any) -> Any:
+    """Download the wanted files and return their folder, or do what `how` asks for instead."""
     disable_progress_bars()
     return huggingface_hub.snapshot_download(
-        source,
-        revision=revision,
-        allow_patterns=_WANTED,
-        ignore_patterns=_UNWANTED,
-        local_files_only=local_files_only,
+        source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, **how
     )
 
 
@@ -136,7 +178,7 @@ def _cached(source: str, revision: str | None, cause: BaseException | None) -> P
     try:
         return Path(_download(source, revision, local_files_only=True))
     except LocalEntryNotFoundError as error:
-        # not reachable and not cached: tell why it could not be reached
+        # It is neither cached nor reachable: the message says why it could not be reached.
         if isinstance(cause, OfflineModeIsEnabled):
             raise ModelError(
                 f"{source}: not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
@@ -161,39 +203,46 @@ def _check_space(source: str, cache: Path, missing: int) -> None:
 
 
 @contextmanager
-def told(source: str, revision: str | None) -> Iterator[None]:
+def _hub_errors_explained(source: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's errors into `ModelError`s that say what to do."""
-    place = f"{source}@{revision}" if revision else source
     try:
         yield
-    except HFValidationError as error:
-        raise ModelError(f"{source!r} is neither a folder nor a hub id (owner/name)") from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{place}: the repository is gated. Accept its terms on huggingface.co/{source}, then "
-            "set HF_TOKEN to a token of that account"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{source}: has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{place}: neither a local folder nor a repository of the hub that can be seen. Check "
-            "the name; a private one needs HF_TOKEN"
-        ) from error
-    except _HTTP_ERROR as error:
-        raise ModelError(f"{place}: the hub answers: {error}. Try again later") from error
-    except LocalEntryNotFoundError as error:
-        raise ModelError(f"{place}: the download broke off: {error}. Try again") from error
-    except OSError as error:
-        hint = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise ModelError(f"{place}: download into {constants.HF_HUB_CACHE}: {hint}") from error
+    except (OSError, HFValidationError, _HTTP_ERROR) as error:
+        raise ModelError(_explanation(error, source, revision)) from error
+
+
+def _explanation(error: Exception, source: str, revision: str | None) -> str:
+    """Return what went wrong on the hub and what to do; derived classes of errors come first."""
+    place = f"{source}@{revision}" if revision else source
+    match error:
+        case HFValidationError():
+            return f"{source!r} is neither a folder nor a hub id (owner/name)"
+        case GatedRepoError():
+            return (
+                f"{place}: the repository is gated. Accept its terms on huggingface.co/{source}, "
+                "then set HF_TOKEN to a token of that account"
+            )
+        case RevisionNotFoundError():
+            return f"{source}: has no revision {revision!r}"
+        case RepositoryNotFoundError():
+            return (
+                f"{place}: neither a local folder nor a repository of the hub that can be seen. "
+                "Check the name; a private one needs HF_TOKEN"
+            )
+        case _ if isinstance(error, _HTTP_ERROR):
+            return f"{place}: the hub answers: {error}. Try again later"
+        case LocalEntryNotFoundError():
+            return f"{place}: the download broke off: {error}. Try again"
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    hint = "the disk is full" if is_full else str(error)
+    return f"{place}: download into {constants.HF_HUB_CACHE}: {hint}"
 
 
 @contextmanager
 def _reporting(
     what: str, blobs: Path, cached: int, total: int, progress: ReportProgress
 ) -> Iterator[None]:
-    """Tell `progress` how many bytes have arrived in `blobs` until the block is left.
+    """Report to `progress` how many bytes have arrived in `blobs` until the block is left.
 
     The folder's size is watched because the library's own counters differ from release to release.
     """
@@ -217,7 +266,7 @@ def _reporting(
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, zero if it is not there; files may vanish meanwhile."""
+    """Return the bytes of a folder's files, 0 if it is not there; files may vanish meanwhile."""
     total = 0
     for path in folder.glob("*"):
         try:

@@ -1,7 +1,7 @@
 """Where each tensor of a unit lies inside its slab.
 
-A unit (a layer, or the head) is one contiguous run of bytes, the slab. The layout is the same in
-RAM, in a device slot, and in a packed file on disk, so a unit moves as one large copy.
+A unit (a layer, a part of one, or the head) is one contiguous run of bytes, the slab. The layout is
+the same in RAM, in a device slot, and in a packed file on disk, so a unit moves as one large copy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+Fields = Mapping[str, TensorSpec]  # of one tensor: suffix of the field's name -> what it holds
 
 PAGE_BYTES = 4096  # direct I/O and pinning want whole pages
 TENSOR_BYTES = 256  # widest vector load and CUDA's own allocation granularity
@@ -38,7 +41,7 @@ class UnitLayout:
     nbytes: int  # a multiple of PAGE_BYTES
 
     def views(self, slab: Tensor) -> dict[str, Tensor]:
-        """Typed views into a slab (uint8, at least `nbytes` long); nothing is copied."""
+        """Return typed views into a slab (uint8, at least `nbytes` long) without a copy."""
         return {
             f.name: slab[f.offset : f.offset + f.nbytes].view(f.dtype).view(f.shape)
             for f in self.fields
@@ -47,19 +50,20 @@ class UnitLayout:
 
 @dataclass(frozen=True)
 class LayerUnits:
-    """The consecutive units of one layer: one, or its base and then slices of its experts."""
+    """The consecutive units of one layer: one unit, or the base and then slices of its experts."""
 
-    first: int  # the unit of everything but sliced experts
+    first: int  # the unit that holds everything but sliced experts
     experts: str = ""  # path of the sliced experts inside the layer, "mlp.experts"
-    slices: tuple[range, ...] = ()  # the experts in each of the units behind the first
+    slices: tuple[range, ...] = ()  # the experts in each of the units that follow the first
 
     @property
     def units(self) -> range:
+        """The indices of the layer's units."""
         return range(self.first, self.first + 1 + len(self.slices))
 
 
 def whole_layers(num_layers: int) -> tuple[LayerUnits, ...]:
-    """Layers of one unit each, as all are where nothing is sliced."""
+    """Return layers of one unit each, as they are where nothing is sliced."""
     return tuple(LayerUnits(index) for index in range(num_layers))
 
 
@@ -67,7 +71,8 @@ class UnitReader(Protocol):
     """Fills slabs with weights: from the checkpoint itself or from packed files."""
 
     @property
-    def layouts(self) -> Sequence[UnitLayout]: ...
+    def layouts(self) -> Sequence[UnitLayout]:
+        """The layout of each unit."""
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab[:layouts[index].nbytes]` (uint8, host memory). Called from any thread.
@@ -76,8 +81,8 @@ class UnitReader(Protocol):
         """
 
 
-def lay_out(name: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> UnitLayout:
-    """The slab of a unit whose tensors are given as name -> (dtype, shape), in that order."""
+def lay_out(name: str, tensors: Mapping[str, TensorSpec]) -> UnitLayout:
+    """Return the layout of a unit with these tensors, in their order."""
     fields: list[Field] = []
     offset = 0
     for tensor, (dtype, shape) in tensors.items():
@@ -88,4 +93,5 @@ def lay_out(name: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]
 
 
 def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple

@@ -6,8 +6,8 @@ names, prefixes and experts stored one by one are understood exactly as `from_pr
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -22,42 +22,49 @@ from transformers.core_model_loading import (
 )
 
 from engine.errors import ModelError
-from engine.weights.formats import mxfp4, nf4
-from engine.weights.safetensors import Checkpoint, StoredTensor
-from engine.weights.sources import Direct, Mxfp4, Piece, Source, StoredNf4, check_dtype, check_shape
+from engine.weights.layout import TensorSpec
+from engine.weights.safetensors import Checkpoint
+from engine.weights.sources import Expert, Source, merged, plain
+from engine.weights.stored_format import find_stored, titles
 
-Wanted = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # model tensor -> dtype, shape
+Wanted = Mapping[str, TensorSpec]  # by the tensor's name in the model
 
-_NF4_STATE = "quant_state.bitsandbytes__nf4"
-_NF4_STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _NF4_STATE)
-_MXFP4_PARTS = ("_blocks", "_scales")
+_FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def find_sources(
     model: PreTrainedModel, checkpoint: Checkpoint, wanted: Wanted
 ) -> dict[str, Source]:
-    """The source of every tensor in `wanted` (the model's state dict).
+    """Return the source of every tensor in `wanted` (the model's state dict).
 
     Raises `ModelError` for tensors that are missing, unexpected, of a wrong shape or dtype, and
     for a `quantization_config` that is not supported.
     """
-    packed = _packed_sources(model, checkpoint)
-    consumed = {part.name for parts, _ in packed.values() for part in parts}
-    plain = [stored for name, stored in checkpoint.tensors.items() if name not in consumed]
     names = _Names(model)
     sources: dict[str, Source] = {}
-    for stored_name, (_, source) in packed.items():
+    groups: dict[str, dict[str, list[Source]]] = defaultdict(lambda: defaultdict(list))
+    unexpected: dict[str, Path] = {}
+    for stored_name, source in _stored_sources(model, checkpoint):
         target, pattern = names.target(stored_name)
+        file = source.parts[0].file
         if target not in wanted:
-            raise _unexpected(checkpoint, [stored_name])
-        if pattern is not None:
+            unexpected[stored_name] = file
+        elif pattern is not None:
+            groups[target][pattern].append(source)
+        elif target in sources:
+            raise ModelError(f"{file}: {stored_name} is a second tensor for {target}")
+        else:
+            _check(target, source, wanted[target])
+            sources[target] = source
+    _refuse_unexpected(model, unexpected)
+    for target, group in groups.items():
+        converter = names.converter(next(iter(group)))
+        if not _only_merges(converter):
             raise ModelError(
-                f"{checkpoint.tensors[stored_name].file}: {stored_name}: experts quantized one by "
-                "one are not supported. Use the unquantized checkpoint with `quantize: nf4`"
+                f"{checkpoint.folder}: {target} is stored in a form that must be computed "
+                f"({converter.operations}): model_type {model.config.model_type!r} is not supported"
             )
-        _check_packed(target, source, wanted[target][1])
-        sources[target] = source
-    sources |= _plain_sources(model, checkpoint, plain, names, wanted)
+        sources[target] = _merged(checkpoint, converter, target, group, wanted[target])
     _add_tied(model, sources)
     if missing := sorted(wanted.keys() - sources.keys(), key=dot_natural_key):
         raise ModelError(
@@ -65,6 +72,16 @@ def find_sources(
             f"{type(model).__name__}. The checkpoint is incomplete or of another architecture"
         )
     return sources
+
+
+def _stored_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> list[tuple[str, Source]]:
+    """Return what the checkpoint holds, by the names of dense tensors, in their natural order."""
+    found = find_stored(model.config, checkpoint)
+    consumed = {part.name for source in found.values() for part in source.parts}
+    for name, stored in checkpoint.tensors.items():
+        if name not in consumed:
+            found[name] = plain(checkpoint, stored)
+    return sorted(found.items(), key=lambda item: dot_natural_key(item[0]))
 
 
 class _Names:
@@ -79,7 +96,7 @@ class _Names:
         self._state = model.state_dict()
 
     def target(self, stored: str) -> tuple[str, str | None]:
-        """The model tensor a stored one belongs to, and the converter's pattern it matched."""
+        """Return the model tensor of a stored one, and the converter's pattern that it matched."""
         name, pattern = rename_source_key(
             stored, self._renamings, self._converters, self._prefix, self._state
         )
@@ -88,47 +105,12 @@ class _Names:
         return name, pattern
 
     def converter(self, pattern: str) -> WeightConverter:
+        """Return the library's converter for names that match the pattern."""
         return self._by_pattern[pattern]
 
 
-def _plain_sources(
-    model: PreTrainedModel,
-    checkpoint: Checkpoint,
-    plain: Iterable[StoredTensor],
-    names: _Names,
-    wanted: Wanted,
-) -> dict[str, Source]:
-    sources: dict[str, Source] = {}
-    collected: dict[str, dict[str, list[StoredTensor]]] = defaultdict(lambda: defaultdict(list))
-    unexpected: list[str] = []
-    for stored in sorted(plain, key=lambda stored: dot_natural_key(stored.name)):
-        target, pattern = names.target(stored.name)
-        if target not in wanted:
-            unexpected.append(stored.name)
-        elif pattern is not None:
-            collected[target][pattern].append(stored)
-        else:
-            if target in sources:
-                raise ModelError(f"{stored.file}: {stored.name} is a second tensor for {target}")
-            dtype, shape = wanted[target]
-            check_dtype(target, stored, dtype)
-            check_shape(target, stored, shape)
-            sources[target] = Direct(checkpoint, (Piece(stored),))
-    if unexpected := _not_ignored(model, unexpected):
-        raise _unexpected(checkpoint, unexpected)
-    for target, groups in collected.items():
-        converter = names.converter(next(iter(groups)))
-        if not _only_merges(converter):
-            raise ModelError(
-                f"{checkpoint.folder}: {target} is stored in a form that must be computed "
-                f"({converter.operations}): model_type {model.config.model_type!r} is not supported"
-            )
-        sources[target] = _merged(checkpoint, converter, target, groups, wanted[target])
-    return sources
-
-
 def _only_merges(converter: WeightConverter) -> bool:
-    """Experts stacked along dim 0, then (gate and up) concatenated along their rows."""
+    """Return whether it stacks experts along dim 0, then concatenates rows (gate and up)."""
     match converter.operations:
         case [MergeModulelist(dim=0)]:
             return len(converter.source_patterns) == 1
@@ -141,12 +123,12 @@ def _merged(
     checkpoint: Checkpoint,
     converter: WeightConverter,
     target: str,
-    groups: Mapping[str, list[StoredTensor]],
-    wanted: tuple[torch.dtype, tuple[int, ...]],
-) -> Direct:
-    """Each expert's tensor goes to its rows of the fused [experts, rows, columns] tensor."""
+    groups: Mapping[str, list[Source]],
+    wanted: TensorSpec,
+) -> Source:
+    """Return a source that puts each expert in its rows of the fused [experts, rows, columns]."""
     dtype, (experts, rows, columns) = wanted
-    pieces: list[Piece] = []
+    pieces: list[tuple[Expert, Source]] = []
     begin = 0
     for pattern in converter.source_patterns:
         group = groups.get(pattern, [])
@@ -156,21 +138,37 @@ def _merged(
                 f"of {target}. The checkpoint is incomplete"
             )
         height = group[0].shape[0] if group[0].shape else 0
-        for expert, stored in enumerate(group):
-            check_dtype(target, stored, dtype)
-            check_shape(f"expert {expert} of {target}", stored, (height, columns))
-            pieces.append(Piece(stored, (expert, slice(begin, begin + height))))
+        for expert, source in enumerate(group):
+            _check(f"expert {expert} of {target}", source, (dtype, (height, columns)))
+            pieces.append(((expert, slice(begin, begin + height)), source))
         begin += height
     if begin != rows:
         raise ModelError(
             f"{checkpoint.folder}: the experts of {target} have {begin} rows, {rows} are needed. "
             "config.json does not belong to this checkpoint"
         )
-    return Direct(checkpoint, tuple(pieces))
+    return merged((experts, rows, columns), pieces)
+
+
+def _check(name: str, source: Source, wanted: TensorSpec) -> None:
+    """Raise `ModelError` unless the source makes this tensor; plain ones have no scales for it."""
+    stored, (dtype, shape) = source.parts[0], wanted
+    is_float = dtype in _FLOAT_DTYPES and stored.dtype in _FLOAT_DTYPES
+    if source.is_plain and not is_float and stored.dtype != dtype:
+        raise ModelError(
+            f"{stored.file}: {stored.name} has dtype {stored.dtype}, but {name} is {dtype}. "
+            f"Quantized checkpoints are only read as {' or '.join(titles())}"
+        )
+    if source.shape != shape:
+        does = "has shape" if source.is_plain else "expands to"
+        raise ModelError(
+            f"{stored.file}: {stored.name} {does} {list(source.shape)}, but {name} needs "
+            f"{list(shape)}. config.json does not belong to this checkpoint"
+        )
 
 
 def _add_tied(model: PreTrainedModel, sources: dict[str, Source]) -> None:
-    """A tied tensor that is not stored is read from its twin, whichever of the two is there."""
+    """Read a tied tensor that is not stored from its twin, whichever of the two is there."""
     tied: Mapping[str, str] = model.all_tied_weights_keys
     for target, twin in tied.items():
         for absent, present in ((target, twin), (twin, target)):
@@ -178,105 +176,16 @@ def _add_tied(model: PreTrainedModel, sources: dict[str, Source]) -> None:
                 sources[absent] = sources[present]
 
 
-def _not_ignored(model: PreTrainedModel, names: list[str]) -> list[str]:
-    """Unexpected names less those that the library itself drops in silence."""
+def _refuse_unexpected(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
+    """Raise `ModelError` for tensors without a place, but for what the library itself drops."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
-    return [name for name in names if not any(re.search(pattern, name) for pattern in patterns)]
-
-
-def _unexpected(checkpoint: Checkpoint, names: list[str]) -> ModelError:
-    file = checkpoint.tensors[names[0]].file
-    return ModelError(
-        f"{file}: unexpected tensor {names[0]}{_more(names)}: the model has no place for it. "
-        "config.json does not belong to this checkpoint"
-    )
+    names = [name for name in files if not any(re.search(pattern, name) for pattern in patterns)]
+    if names:
+        raise ModelError(
+            f"{files[names[0]]}: unexpected tensor {names[0]}{_more(names)}: the model has no "
+            "place for it. config.json does not belong to this checkpoint"
+        )
 
 
 def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-_Packed = dict[str, tuple[list[StoredTensor], Mxfp4 | StoredNf4]]  # dense name -> parts, source
-
-
-def _packed_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> _Packed:
-    """Sources of the tensors that the checkpoint's own quantization stores in several parts."""
-    method = quantization_method(model)
-    if method == "bitsandbytes":
-        return _stored_nf4(checkpoint)
-    return _stored_mxfp4(checkpoint) if method == "mxfp4" else {}
-
-
-def quantization_method(model: PreTrainedModel) -> str | None:
-    """`bitsandbytes` (nf4), `mxfp4` or None; any other quantization is refused by name."""
-    config: Any = getattr(model.config, "quantization_config", None)
-    if config is None:
-        return None
-    values: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
-    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method")))
-    if method == "mxfp4":
-        return method
-    four_bit = values.get("load_in_4bit") or values.get("_load_in_4bit")
-    if method == "bitsandbytes" and four_bit and values.get("bnb_4bit_quant_type") == "nf4":
-        return method
-    kind = values.get("bnb_4bit_quant_type") if four_bit else values.get("fmt", "")
-    raise ModelError(
-        f"config.json: quantization_config.quant_method {method!r} {kind or ''} is not supported; "
-        "bitsandbytes 4-bit nf4 and mxfp4 are. Use the unquantized checkpoint "
-        "(with `quantize: nf4` for a small one)"
-    )
-
-
-def _stored_nf4(checkpoint: Checkpoint) -> _Packed:
-    packed: _Packed = {}
-    suffix = "." + _NF4_STATE
-    for name in [name for name in checkpoint.tensors if name.endswith(suffix)]:
-        weight = name.removesuffix(suffix)
-        parts = {
-            part: checkpoint.tensors[f"{weight}.{part}"]
-            for part in _NF4_STATISTICS
-            if f"{weight}.{part}" in checkpoint.tensors
-        }
-        if weight not in checkpoint.tensors or "absmax" not in parts:
-            raise ModelError(
-                f"{parts[_NF4_STATE].file}: {name} is there, but not its weight and absmax"
-            )
-        codes = checkpoint.tensors[weight]
-        state = nf4.parse_state(checkpoint.load(parts[_NF4_STATE]), name)
-        nested = {"nested_blocksize", "nested_offset"} <= state.keys()
-        if "nested_absmax" in parts and not (nested and "nested_quant_map" in parts):
-            raise ModelError(f"{codes.file}: {name}: incomplete double quantization of {weight}")
-        used = {part: parts[part] for part in parts if part not in ("quant_map", _NF4_STATE)}
-        packed[weight] = ([codes, *parts.values()], StoredNf4(checkpoint, codes, used, state))
-    return packed
-
-
-def _stored_mxfp4(checkpoint: Checkpoint) -> _Packed:
-    packed: _Packed = {}
-    for name in [name for name in checkpoint.tensors if name.endswith(_MXFP4_PARTS[0])]:
-        dense = name.removesuffix(_MXFP4_PARTS[0])
-        blocks, scales = checkpoint.tensors[name], checkpoint.tensors.get(dense + _MXFP4_PARTS[1])
-        if scales is None or scales.shape != blocks.shape[:-1]:
-            raise ModelError(f"{blocks.file}: {name} has no {dense}{_MXFP4_PARTS[1]} of its shape")
-        packed[dense] = ([blocks, scales], Mxfp4(checkpoint, blocks, scales))
-    return packed
-
-
-def _check_packed(target: str, source: Mxfp4 | StoredNf4, shape: tuple[int, ...]) -> None:
-    if isinstance(source, Mxfp4):
-        stored = source.blocks
-        found = mxfp4.expanded_shape(stored.shape)
-    else:
-        stored, found = source.codes, source.shape
-        weights = torch.Size(found).numel()
-        blocks = torch.Size(source.statistics["absmax"].shape).numel()
-        if (weights + 1) // 2 != stored.nbytes or -(-weights // source.block) != blocks:
-            raise ModelError(
-                f"{stored.file}: {stored.name} has {stored.nbytes} bytes and {blocks} blocks, not "
-                f"those of {weights} weights in blocks of {source.block}. Download it again"
-            )
-    if found != shape:
-        raise ModelError(
-            f"{stored.file}: {stored.name} expands to {list(found)}, but {target} needs "
-            f"{list(shape)}. config.json does not belong to this checkpoint"
-        )

@@ -1,24 +1,22 @@
-"""The units of a model as its configuration alone tells them: no checkpoint is needed.
+"""The units of a model, which its configuration alone determines: no checkpoint is needed.
 
-One unit for each decoder layer, or several for a large one with fused experts, then the head.
+There is one unit for each decoder layer, or several for a large layer with fused experts; then
+there is one for the head.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
-from engine.weights.formats import nf4
-from engine.weights.layout import LayerUnits, UnitLayout, lay_out
-from engine.weights.mapping import quantization_method
-
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+from engine.weights.layout import Fields, LayerUnits, TensorSpec, UnitLayout, lay_out
+from engine.weights.stored_format import Quantization, quantization
 
 
 @dataclass(frozen=True)
@@ -29,45 +27,49 @@ class Part:
     name: str  # its path in the model
     dtype: torch.dtype
     shape: tuple[int, ...]
-    quantized: bool  # packed to 4 bits when it is read
-    stored_block: int | None = None  # stored in nf4 blocks of so many weights that stay packed
+    stored: Fields  # those in which the checkpoint holds it packed; empty if it is read dense
+    quantization: Quantization | None = None  # to be made when it is read
     held: range | None = None  # the experts, where it is not all of them
 
     def experts(self, held: range) -> "Part":
-        shape = (len(held), *self.shape[1:])
-        return replace(self, shape=shape, held=held, stored_block=None)
+        """Return the part that holds only some of the experts."""
+        return replace(self, shape=(len(held), *self.shape[1:]), held=held, stored={})
 
     @property
-    def is_quantized(self) -> bool:
-        """Whether reading it quantizes it."""
-        return self.quantized and self.stored_block is None and nf4.can_quantize(self.shape)
+    def quantized(self) -> Fields:
+        """The fields that reading it quantizes it into; empty if it does not."""
+        if self.quantization is None or self.stored:
+            return {}
+        return self.quantization.fields(self.shape)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """The fields of the unit that stand for it."""
-        if self.stored_block is not None:
-            return nf4.packed_tensors(self.field, self.shape, self.stored_block)
-        if self.is_quantized:
-            return nf4.packed_tensors(self.field, self.shape)
-        return {self.field: (self.dtype, self.shape)}
+        """Return the fields of the unit that stand for it."""
+        fields = self.stored or self.quantized or {"": (self.dtype, self.shape)}
+        return {self.field + suffix: spec for suffix, spec in fields.items()}
 
 
 class Outline:
     """What each unit of a model holds, and where in the unit it lies.
 
-    `model` is the empty model on the `meta` device, its layers still the library's own; `dtype` is
-    what weights become when read; `quantize` "nf4" packs the linear weights of layers to 4 bits.
-    `stored` names the tensors that the checkpoint holds in nf4 and that stay packed, with the
-    weights of their blocks. A layer of more than `slice_bytes` that has fused experts becomes
-    several units: the layer without them, then slices of whole experts, each of at most
-    `slice_bytes` or one expert.
+    A layer of more than `slice_bytes` that has fused experts becomes several units: the layer
+    without them, then slices of whole experts, each of at most `slice_bytes` or one expert.
+
+    Args:
+        model: The empty model on the `meta` device, its layers still the library's own.
+        dtype: What weights become when they are read.
+        quantize: The quantization of the linear weights of layers, a file in
+            engine/weights/formats/.
+        stored: The packed fields of the tensors that the checkpoint holds packed, by their names
+            in the model. In a slice of experts and in the head they become dense.
+        slice_bytes: The largest layer that stays whole.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         dtype: torch.dtype,
-        quantize: Literal["nf4"] | None,
-        stored: Mapping[str, int],
+        quantize: str | None,
+        stored: Mapping[str, Fields],
         slice_bytes: int | None,
     ) -> None:
         self.wanted = wanted_tensors(model, dtype)
@@ -75,13 +77,13 @@ class Outline:
         self.layers: list[LayerUnits] = []
         self.parts: list[tuple[Part, ...]] = []  # of each unit
         self._stored = stored
+        self._quantization = quantization(quantize) if quantize else None
         layers, (head, head_module) = unit_modules(model)
         for name, module in layers:
-            packable = linear_weights(module) if quantize else frozenset()
-            self._add_layer(name, module, self._parts(name, module, packable), slice_bytes)
-        self.head_weight = f"{head}.weight"
-        head_parts = self._parts(head, head_module)
-        self._add_unit(head, [replace(part, stored_block=None) for part in head_parts])
+            parts = self._parts(name, module, linear_weights(module))
+            self._add_layer(name, module, parts, slice_bytes)
+        head_parts = self._parts(head, head_module, frozenset())
+        self._add_unit(head, [replace(part, stored={}) for part in head_parts])
 
     @property
     def other_tensors(self) -> dict[str, TensorSpec]:
@@ -89,15 +91,13 @@ class Outline:
         streamed = {part.name for parts in self.parts for part in parts}
         return {name: spec for name, spec in self.wanted.items() if name not in streamed}
 
-    def _parts(
-        self, name: str, module: nn.Module, packable: frozenset[str] = frozenset()
-    ) -> list[Part]:
-        """The tensors of a module; `packable` fields are quantized."""
+    def _parts(self, name: str, module: nn.Module, quantized: frozenset[str]) -> list[Part]:
+        """Return the tensors of a module; `quantized` are those to quantize, if any are."""
         parts = []
         for field in module.state_dict():
             full = f"{name}.{field}"
-            block = self._stored.get(full)
-            parts.append(Part(field, full, *self.wanted[full], field in packable, block))
+            made = self._quantization if field in quantized else None
+            parts.append(Part(field, full, *self.wanted[full], self._stored.get(full, {}), made))
         return parts
 
     def _add_layer(
@@ -146,7 +146,7 @@ def _lay_out(name: str, parts: Sequence[Part]) -> UnitLayout:
 
 
 def _slices(parts: Sequence[Part], slice_bytes: int) -> tuple[range, ...]:
-    """The fewest runs of experts, of nearly equal size, that fit; or one expert each."""
+    """Return the fewest runs of experts, of nearly equal size, that fit; or one expert each."""
     total = parts[0].shape[0]
     for count in range(1, total):
         largest = range(-(-total // count))
@@ -162,7 +162,7 @@ NamedModule = tuple[str, nn.Module]
 
 
 def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule]:
-    """The decoder layers in order and the head, each with its path in the model."""
+    """Return the decoder layers in order and the head, each with its path in the model."""
     paths = {id(module): path for path, module in model.named_modules()}
     untyped: Any = model
     layers = getattr(untyped.get_decoder(), "layers", None)
@@ -173,14 +173,14 @@ def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule
 
 
 def linear_weights(module: nn.Module) -> frozenset[str]:
-    """The parameters that 4-bit quantization is for: linear weights and fused experts [E, ., .]."""
+    """Return the parameters worth quantizing: linear weights and fused experts [E, ., .]."""
     linear = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Linear)}
     experts = {name for name, parameter in module.named_parameters() if parameter.dim() == 3}
     return frozenset(linear | experts)
 
 
 def fused_experts(layer: nn.Module) -> str | None:
-    """Path of the layer's experts, where they are one module with tensors [experts, ...]."""
+    """Return the path of the layer's experts if one module has them, as [experts, ...]."""
     paths = {
         n.rpartition(".")[0] for n, parameter in layer.named_parameters() if parameter.dim() == 3
     }
@@ -192,7 +192,7 @@ def fused_experts(layer: nn.Module) -> str | None:
 
 
 def wanted_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, TensorSpec]:
-    """Every tensor of the model's state dict -> (dtype, shape) when its weights are `dtype`.
+    """Return the dtype and shape of every tensor of the model when its weights are `dtype`.
 
     What the library keeps in float32 on purpose (routing corrections) stays float32.
     """
@@ -202,23 +202,3 @@ def wanted_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tens
         own = next((kept[key] for key in kept if re.search(key.replace("*", ".*"), name)), dtype)
         wanted[name] = (own if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
     return wanted
-
-
-def stored_blocks(model: PreTrainedModel) -> dict[str, int]:
-    """The linear weights that a checkpoint quantized by bitsandbytes holds in nf4 and that stay
-    packed, with the weights of a block, as quantization_config tells.
-
-    Raises `ModelError` for a quantization that is not supported.
-    """
-    if quantization_method(model) != "bitsandbytes":
-        return {}
-    config: Any = model.config.quantization_config
-    values: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
-    skipped = values.get("llm_int8_skip_modules") or ["lm_head"]
-    return {
-        f"{path}.weight": nf4.BLOCK
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not any(path == skip or path.endswith(f".{skip}") for skip in skipped)
-        and module.in_features % nf4.BLOCK == 0
-    }

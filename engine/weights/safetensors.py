@@ -1,8 +1,8 @@
 """A checkpoint on disk: which tensors its safetensors files hold, and positional reads of them.
 
-The format is safetensors' own: 8 bytes of header length, a JSON header, then the data. Headers
-are parsed here rather than by the library because a pass reads pieces of files from several
-threads, straight into slabs.
+The container is that of safetensors: 8 bytes of header length, a JSON header, then the data.
+Headers are parsed here rather than by the library because several threads read pieces of files
+straight into slabs.
 """
 
 import json
@@ -42,7 +42,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `nbytes` bytes from `offset` of `file`."""
+    """Where one tensor lies: in `file`, `nbytes` bytes from `offset` on."""
 
     name: str
     file: Path
@@ -52,7 +52,7 @@ class StoredTensor:
     nbytes: int
 
     def part(self, rows: range) -> "StoredTensor":
-        """The bytes of some entries of the first dimension."""
+        """Return where some entries of the first dimension lie."""
         stride = self.nbytes // self.shape[0]
         return replace(
             self,
@@ -82,10 +82,11 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The open files."""
         return tuple(self._descriptors)
 
     def close(self) -> None:
-        """Close the files; tensors given by `mapped` stay valid."""
+        """Close the files. Tensors that `mapped` returned stay valid."""
         self._finalizer()
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
@@ -96,19 +97,19 @@ class Checkpoint:
         read_exactly(self._descriptors[stored.file], memory, stored.offset, stored.file)
 
     def load(self, stored: StoredTensor) -> Tensor:
-        """The stored tensor in new memory, with its stored dtype and shape."""
+        """Return the stored tensor in new memory, with its stored dtype and shape."""
         out = torch.empty(stored.shape, dtype=stored.dtype)
         self.read(stored, out)
         return out
 
     def mapped(self, stored: StoredTensor) -> Tensor:
-        """The stored tensor mapped from its file: pages come when touched, none is copied.
+        """Return the stored tensor mapped from its file: pages are read when they are touched.
 
-        The mapping is private: writing to the tensor never changes the file.
+        The mapping is private, so writing to the tensor never changes the file.
         """
         if stored.file not in self._maps:
             descriptor = self._descriptors[stored.file]
-            # ACCESS_COPY, not READ: torch warns about memory that is not writable
+            # Not ACCESS_READ: torch warns about memory that is not writable.
             self._maps[stored.file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
         count = torch.Size(stored.shape).numel()
         flat = torch.frombuffer(
@@ -130,7 +131,7 @@ class Checkpoint:
         return tensors
 
     def _read_index(self) -> dict[str, str]:
-        """Tensor name -> file name, empty where the checkpoint is one file without an index."""
+        """Return each tensor's file name; none where the checkpoint is one file without index."""
         path = self.folder / INDEX_NAME
         if not path.exists():
             if (self.folder / SINGLE_NAME).exists():
@@ -180,7 +181,7 @@ class Checkpoint:
 
 
 def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path) -> None:
-    """Fill `memory` from `offset` of an open file; `ModelError` names `path` when it ends early."""
+    """Fill `memory` from `offset` of an open file. Raises `ModelError` when it ends early."""
     done = 0
     while done < len(memory):
         try:
@@ -232,7 +233,7 @@ def _read_header(path: Path, descriptor: int) -> list[StoredTensor]:
 
 
 def _parse(path: Path, name: str, entry: dict[str, Any], data: int) -> StoredTensor:
-    """One header entry; `data` is where the file's data begins."""
+    """Return what a header entry describes; `data` is where the file's data begins."""
     begin, end = entry["data_offsets"]
     shape = tuple(int(size) for size in entry["shape"])
     if entry["dtype"] not in _DTYPES:

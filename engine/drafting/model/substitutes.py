@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from engine.malloc import give_back_freed
 from engine.model.library import bind
-from engine.weights.formats.linear import Kernel, TensorSpec, linear, store, stored_tensors
-from engine.weights.formats.nf4 import ABSMAX, BLOCK, PACKED, Nf4Linear, dense_layout, expand
-from engine.weights.layout import UnitLayout, UnitReader, lay_out
+from engine.weights.formats.linear import Kernel, linear, store, stored_tensors
+from engine.weights.formats.nf4 import BLOCK, Nf4Linear
+from engine.weights.layout import TensorSpec, UnitLayout, UnitReader, lay_out
+from engine.weights.packing import dense_layout, dense_tensors, expand
 
 FORM_VERSION = 1  # of what `store` writes; raised when a weight is quantized differently
 
@@ -44,7 +45,7 @@ class SubstituteUnits:
         for layout, paths in zip(units.layouts, linears, strict=True):
             weights = {_weight(path) for path in paths}
             tensors: dict[str, TensorSpec] = {}
-            for name, spec in _dense_tensors(layout, dtype).items():
+            for name, spec in dense_tensors(layout, dtype).items():
                 if name in weights:
                     tensors |= stored_tensors(name, spec, group, device, kernel)
                 else:
@@ -115,10 +116,3 @@ def settle(module: nn.Module) -> None:
 
 def _weight(path: str) -> str:
     return f"{path}.weight" if path else "weight"
-
-
-def _dense_tensors(layout: UnitLayout, dtype: torch.dtype) -> dict[str, TensorSpec]:
-    """The tensors of a unit when what is packed in it is expanded."""
-    plain = [field for field in layout.fields if not field.name.endswith((PACKED, ABSMAX))]
-    fields = [*plain, *dense_layout(layout, dtype).fields]
-    return {field.name: (field.dtype, field.shape) for field in fields}

@@ -1,1 +1,79 @@
-"""Stored weight formats, one file each."""
+'''Formats of stored weights, one file each: add a file, and checkpoints of its format are read.
+
+A file may state three things (see engine/weights/stored_format.py); nothing is registered by hand:
+
+- `FORMAT`: how checkpoints of the format are recognized, found and read.
+- `PACKING`: how its tensors travel to the device in fewer bytes and are expanded there. Without it
+  they are expanded when they are read.
+- `QUANTIZATION`: how weights are quantized while they are read (`quantize: <file's name>` in YAML).
+
+This is a complete file. It reads checkpoints that store each linear weight `w` [out, in] as two
+tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose config.json has
+`"quantization_config": {"quant_method": "int8_rows"}`. Weights stay packed until a layer runs:
+
+    """Linear weights as int8 codes, with one scale for each row."""
+
+    from functools import partial
+
+    import torch
+    from torch import nn
+
+    from engine.errors import ModelError
+    from engine.weights.sources import Source
+    from engine.weights.stored_format import Packing, StoredFormat
+
+    CODES, SCALE = ".codes", ".scale"
+
+
+    def fields(shape):
+        """Return the fields in which a weight of `shape` travels, by the suffix of their names."""
+        return {CODES: (torch.int8, shape), SCALE: (torch.float32, shape[:1])}
+
+
+    def find(checkpoint, quantization):
+        """Return the source of every weight, by the name that the weight has when it is dense."""
+        found = {}
+        for name, codes in checkpoint.tensors.items():
+            if not name.endswith(CODES):
+                continue
+            weight = name.removesuffix(CODES)
+            scale = checkpoint.tensors.get(weight + SCALE)
+            if scale is None or scale.shape != codes.shape[:1]:
+                raise ModelError(f"{codes.file}: {name} has no {weight}{SCALE} of its rows")
+            found[weight] = Source(
+                shape=codes.shape,
+                parts=(codes, scale),
+                fill=partial(fill, checkpoint, codes, scale),
+                packed=fields(codes.shape),
+            )
+        return found
+
+
+    def fill(checkpoint, codes, scale, *out):
+        """Write a weight into its packed fields, or into one dense tensor (the head is dense)."""
+        if len(out) == 2:
+            checkpoint.read(codes, out[0])
+            checkpoint.read(scale, out[1])
+        else:
+            expand(checkpoint.load(codes), checkpoint.load(scale), out[0])
+
+
+    def expand(codes, scale, out):
+        """Compute the dense weight, on the device of its fields."""
+        torch.mul(codes, scale.unsqueeze(-1), out=out)
+
+
+    def plan(model, quantization):
+        """Return the fields of the weights that stay packed, as config.json alone tells."""
+        linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        return {f"{name}.weight": fields(tuple(module.weight.shape)) for name, module in linear}
+
+
+    FORMAT = StoredFormat(
+        title="int8 rows",
+        detect=lambda quantization: quantization["quant_method"] == "int8_rows",
+        find=find,
+        plan=plan,
+    )
+    PACKING = Packing(suffixes=(CODES, SCALE), dense_shape=lambda codes: codes, expand=expand)
+'''

@@ -1,7 +1,7 @@
 """Int4 weights in groups along the input, multiplied by torch's own weight-only kernels.
 
-Each group has a scale and a zero point (bfloat16): asymmetric groups of 32 have a relative error
-of .078 on normal weights, symmetric ones .086 to .097, asymmetric groups of 64 .090.
+Each group has a scale and a zero point (bfloat16). On normal weights the relative error of
+asymmetric groups of 32 is .078, of symmetric ones .086 to .097, of asymmetric groups of 64 .090.
 """
 
 from dataclasses import dataclass
@@ -31,16 +31,16 @@ class Int4Codes:
 
     @property
     def group(self) -> int:
-        """Weights that share a scale."""
+        """The number of weights that share a scale."""
         return self.pairs.shape[1] * 2 // self.scales_and_zeros.shape[0]
 
     @property
     def codes(self) -> Tensor:
-        """[out, in] uint8"""
+        """The codes [out, in], uint8, one to a byte."""
         return _unpair(self.pairs)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight the kernels multiply with, [out, in]."""
+        """Return the weight that the kernels multiply with, [out, in]."""
         scale, zero = self.scales_and_zeros.float().unbind(-1)  # [in / group, out]
         codes = self.codes
         grouped = codes.float().view(len(codes), -1, self.group) - _CENTRE
@@ -60,7 +60,7 @@ def quantize(weight: Tensor, group: int) -> Int4Codes:
         rows = slice(begin, begin + step)
         grouped = weight[rows].float().view(-1, in_features // group, group)
         low, high = grouped.aminmax(dim=-1)
-        # rounded to what is stored first, so that the codes fit the stored scale
+        # Scale and zero are rounded first to what is stored, so that the codes fit them.
         scale = ((high - low) / (_LEVELS - 1)).clamp_(min=_TINY).bfloat16()
         zero = (low + _CENTRE * scale.float()).bfloat16()
         levels = (grouped - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)
@@ -73,7 +73,7 @@ def quantize(weight: Tensor, group: int) -> Int4Codes:
 def packed_tensors(
     name: str, shape: tuple[int, ...], group: int
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """The two fields that stand for the dense weight `name` of `shape`, on any device."""
+    """Return the two fields that stand for the dense weight `name` of `shape`, on any device."""
     out_features, in_features = shape
     return {
         name + PACKED: (torch.uint8, (out_features, in_features // 2)),
@@ -82,7 +82,7 @@ def packed_tensors(
 
 
 def supports(in_features: int, out_features: int, group: int, device: torch.device) -> bool:
-    """Whether the device's kernel takes a weight of this shape."""
+    """Return whether the device's kernel takes a weight of this shape."""
     if in_features % group:
         return False
     if device.type == "cpu":
@@ -93,10 +93,10 @@ def supports(in_features: int, out_features: int, group: int, device: torch.devi
 
 
 class Int4Linear(nn.Module):
-    """A linear layer over int4 weights; activations are bfloat16 inside.
+    """A linear layer with int4 weights, whose activations are bfloat16 inside.
 
-    On CUDA one tile of tensor cores takes 16 rows: 1 to 16 cost the same, and 17 to 32 read the
-    weights twice, mostly out of the second-level cache.
+    On CUDA one tile of tensor cores takes 16 rows: 1 to 16 rows cost the same, and 17 to 32 read
+    the weights twice, mostly from the second-level cache.
     """
 
     weight: Tensor
@@ -113,7 +113,7 @@ class Int4Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[..., in] -> [..., out] in the dtype of `rows`."""
+        """Map [..., in] to [..., out] in the dtype of `rows`."""
         flat = rows.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
         if flat.device.type == "cpu":
             kernel = torch._weight_int4pack_mm_for_cpu
@@ -126,7 +126,7 @@ class Int4Linear(nn.Module):
 
 
 def packed_nbytes(in_features: int, out_features: int, group: int) -> int:
-    """Bytes of one quantized weight on the device, without its bias."""
+    """Return the device bytes of one quantized weight, without its bias."""
     return out_features * in_features // 2 + out_features * (in_features // group) * 2 * 2
 
 
@@ -139,7 +139,7 @@ def _unpair(pairs: Tensor) -> Tensor:
 
 
 def _pack(pairs: Tensor) -> Tensor:
-    """The kernel's own order of the codes [out, in / 2]; it differs between devices."""
+    """Return the codes [out, in / 2] in the kernel's own order, which depends on the device."""
     in_features = pairs.shape[1] * 2
     if pairs.device.type == "cpu":
         rows = max(_CPU_BLOCK, _CHUNK_WEIGHTS // in_features // _CPU_BLOCK * _CPU_BLOCK)
@@ -147,5 +147,5 @@ def _pack(pairs: Tensor) -> Tensor:
         return torch.cat([convert(_unpair(part).int(), 1) for part in torch.split(pairs, rows)])
     inner_tiles = _inner_tiles(in_features)
     assert inner_tiles is not None, pairs.shape
-    # Bytes on CUDA, integers on CPU; both take the first of two codes from the high half.
+    # CUDA takes bytes and the CPU integers; both read the first of two codes from the high half.
     return torch._convert_weight_to_int4pack(pairs, inner_tiles)

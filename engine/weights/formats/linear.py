@@ -1,7 +1,7 @@
-"""SubSpec's substitutes: 4-bit linear layers in place of dense ones.
+"""4-bit linear layers that a draft uses in place of the target's dense ones (SubSpec).
 
-Which of the two 4-bit kernels is faster depends on the machine and the rows of a draft step, so it
-is measured. Where a kernel does not take a shape, the layer stays dense.
+Which of the two 4-bit kernels is faster depends on the machine and on the rows of a draft step, so
+it is measured. Where a kernel does not take a shape, the layer stays dense.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from engine.weights.formats import int4, nf4
-from engine.weights.layout import UnitLayout
+from engine.weights.layout import TensorSpec, UnitLayout
+from engine.weights.packing import dense_tensors
 
 Kernel = Literal["int4", "nf4"]
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
 _PROBE_SECONDS = 0.1  # of measuring for each kernel, at most
-# A larger weight is measured by a slice of its rows: enough that a device is not idle in between.
+# A larger weight is measured by a slice of its rows, large enough to keep the device busy.
 _PROBE_WEIGHTS = {"cpu": 1 << 22, "cuda": 1 << 24}
 _RUNS = 9
-_HEAD_START = 5_000_000  # cycles that a device sleeps: longer than the launches take
-_DENSE_BYTES = 2  # of a bfloat16 weight, where the unit's layout does not tell
+_HEAD_START = 5_000_000  # cycles that a device sleeps, longer than the launches take
 
 
 def stored_tensors(
@@ -37,8 +36,9 @@ def stored_tensors(
     device: torch.device,
     kernel: Kernel,
 ) -> dict[str, TensorSpec]:
-    """The fields in which the substitute of the linear weight `name` is kept, name -> (dtype,
-    shape): 4-bit ones, or `spec` itself where `kernel` cannot take it on `device`.
+    """Return the fields in which the substitute of the linear weight `name` is kept.
+
+    They are 4-bit, or `spec` itself where `kernel` cannot take the shape on `device`.
     """
     _, shape = spec
     out_features, in_features = shape
@@ -50,7 +50,7 @@ def stored_tensors(
 
 
 def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
-    """Fill those of `fields` that stand for the tensor `name`: equal tensors give equal bytes."""
+    """Fill those of `fields` that stand for the tensor `name`. Equal tensors give equal bytes."""
     if name in fields:
         fields[name].copy_(tensor)
     elif name + nf4.PACKED in fields:
@@ -63,7 +63,7 @@ def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
 
 
 def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.Module:
-    """The linear layer that `fields` hold at `path` ("": the unit itself), copied to `device`."""
+    """Return the linear layer at `path` of a unit ("": the unit itself), copied to `device`."""
     prefix = f"{path}." if path else ""
     weight = f"{prefix}weight"
     own = {
@@ -83,9 +83,9 @@ def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.
 def substitute(
     weight: Tensor, bias: Tensor | None, group: int, device: torch.device, kernel: Kernel
 ) -> nn.Module:
-    """The 4-bit twin of a linear layer, on `device`; a dense one where `kernel` cannot take it.
+    """Return the 4-bit twin of a linear layer on `device`, or a dense one for other shapes.
 
-    `weight` [out, in] and `bias` [out] are float, on any device; copied, so they may be
+    `weight` [out, in] and `bias` [out] are float, on any device. They are copied, so they may be
     views of a slab.
     """
     spec = (weight.dtype, tuple(weight.shape))
@@ -99,34 +99,31 @@ def substitute(
 
 
 def available_kernels() -> list[Kernel]:
-    """The kernels whose packages are installed."""
+    """Return the kernels whose packages are installed."""
     return ["int4", "nf4"] if nf4.is_available() else ["int4"]
 
 
 def supports(
     in_features: int, out_features: int, group: int, device: torch.device, kernel: Kernel
 ) -> bool:
-    """Whether `kernel` multiplies weights of this shape on `device`."""
+    """Return whether `kernel` multiplies weights of this shape on `device`."""
     if kernel == "nf4":
         return nf4.is_available() and nf4.Nf4Linear.supports(in_features, out_features)
     return int4.supports(in_features, out_features, group, device)
 
 
 def substitute_bytes(layout: UnitLayout, group: int) -> int:
-    """Device bytes that the substitute of a unit takes at most, whichever kernel is chosen.
+    """Return the device bytes that a unit's substitute takes at most, with either kernel.
 
     Matrices become 4-bit where the kernels take them; the rest of the unit is kept as it is. A
     unit that travels packed is substituted from its dense form.
     """
     total = 0
-    for field in layout.fields:
-        if field.name.endswith(nf4.PACKED) and len(field.shape) == 2:
-            total += _matrix_bytes(field.shape[0], field.shape[1] * 2, group, _DENSE_BYTES)
-        elif len(field.shape) == 2 and field.dtype.is_floating_point:
-            if not field.name.endswith(nf4.ABSMAX):
-                total += _matrix_bytes(*field.shape, group, field.dtype.itemsize)
+    for dtype, shape in dense_tensors(layout, torch.bfloat16).values():
+        if len(shape) == 2 and dtype.is_floating_point:
+            total += _matrix_bytes(*shape, group, dtype.itemsize)
         else:
-            total += field.nbytes
+            total += torch.Size(shape).numel() * dtype.itemsize
     return total
 
 
@@ -146,9 +143,9 @@ def _matrix_bytes(out_features: int, in_features: int, group: int, item_bytes: i
 def fastest_kernel(
     shapes: Sequence[tuple[int, int]], rows: int, device: torch.device, group: int = 32
 ) -> Kernel:
-    """The kernel that takes the least time over weights of `shapes` [(out, in)] for `rows` rows.
+    """Return the kernel that is fastest for weights of `shapes` [(out, in)] and `rows` rows.
 
-    Takes some tenths of a second at most. A kernel that takes fewer of the shapes loses.
+    This takes some tenths of a second at most. A kernel that takes fewer of the shapes loses.
     """
     kernels: tuple[Kernel, Kernel] = ("int4", "nf4")
     taken = {
@@ -176,13 +173,13 @@ def _probe_weight(out_features: int, in_features: int, device: torch.device) -> 
 
 
 def _median_seconds(layer: nn.Module, inputs: Tensor) -> float:
-    """Median time of a call; the first is not counted (kernels are built and packed then)."""
+    """Return the median time of a call, without the first, which builds and packs kernels."""
     layer(inputs)
     return statistics.median((_device_seconds if inputs.is_cuda else _host_seconds)(layer, inputs))
 
 
 def _host_seconds(layer: nn.Module, inputs: Tensor) -> list[float]:
-    """Seconds of each call, until enough runs are made or the time is up."""
+    """Return the seconds of each call, until enough runs are made or the time is up."""
     seconds: list[float] = []
     start = time.perf_counter()
     while len(seconds) < _RUNS and time.perf_counter() - start < _PROBE_SECONDS:
@@ -193,10 +190,10 @@ def _host_seconds(layer: nn.Module, inputs: Tensor) -> list[float]:
 
 
 def _device_seconds(layer: nn.Module, inputs: Tensor) -> list[float]:
-    """Seconds of each call on the device alone.
+    """Return the seconds of each call on the device alone.
 
-    Draft steps are CUDA graphs, so that launches cost nothing there: here all are launched while
-    the device sleeps, and run without a gap.
+    Draft steps are CUDA graphs, whose launches cost nothing. So here all calls are launched while
+    the device sleeps, and then run without a gap.
     """
     with torch.cuda.device(inputs.device):
         events = [torch.cuda.Event(enable_timing=True) for _ in range(_RUNS + 1)]

@@ -1,4 +1,6 @@
-"""MXFP4 weights (gpt-oss): 4-bit values in blocks of 32 that share a power of two.
+"""MXFP4 experts (gpt-oss): 4-bit values in blocks of 32 that share a power of two.
+
+They are expanded when they are read.
 
 Source: OCP Microscaling Formats specification v1.0, section 5.3 (E2M1 elements, E8M0 scales).
 """
@@ -6,18 +8,24 @@ Source: OCP Microscaling Formats specification v1.0, section 5.3 (E2M1 elements,
 import torch
 from torch import Tensor
 
+from engine.errors import ModelError
+from engine.weights.safetensors import Checkpoint, StoredTensor
+from engine.weights.sources import Source
+from engine.weights.stored_format import QuantizationConfig, StoredFormat
+
+_BLOCKS, _SCALES = "_blocks", "_scales"  # suffixes of the two stored tensors
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _EXPONENT_BIAS = 127
 
 
 def expanded_shape(blocks: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the dense experts for stored blocks [E, out, G, bytes]: [E, G * 2 * bytes, out]."""
+    """Return the dense shape of blocks [E, out, G, bytes]: [E, G * 2 * bytes, out]."""
     experts, rows, groups, count = blocks
     return experts, groups * count * 2, rows
 
 
 def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
-    """Dense experts from stored ones, bit for bit what transformers makes of them.
+    """Expand stored experts to the very bits that transformers makes of them.
 
     `blocks` [E, out, G, bytes] uint8, the first value of a byte in its low half; `scales`
     [E, out, G] uint8; `out` [E, in, out] of the wanted dtype (transposed, as the library's gpt-oss
@@ -32,3 +40,32 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
         exponents = scales[expert].to(torch.int32).sub_(_EXPONENT_BIAS).unsqueeze(-1)
         torch.ldexp(values, exponents, out=values)
         out[expert].copy_(values.flatten(-2).T)
+
+
+def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, Source]:
+    """Return the sources of the experts that have blocks."""
+    found = {}
+    for name in [name for name in checkpoint.tensors if name.endswith(_BLOCKS)]:
+        dense = name.removesuffix(_BLOCKS)
+        blocks, scales = checkpoint.tensors[name], checkpoint.tensors.get(dense + _SCALES)
+        if scales is None or scales.shape != blocks.shape[:-1]:
+            raise ModelError(f"{blocks.file}: {name} has no {dense}{_SCALES} of its shape")
+        found[dense] = _source(checkpoint, blocks, scales)
+    return found
+
+
+def _source(checkpoint: Checkpoint, blocks: StoredTensor, scales: StoredTensor) -> Source:
+    return Source(
+        shape=expanded_shape(blocks.shape),
+        fill=lambda out: expand(checkpoint.load(blocks), checkpoint.load(scales), out),
+        parts=(blocks, scales),
+        experts=lambda held: _source(checkpoint, blocks.part(held), scales.part(held)),
+    )
+
+
+FORMAT = StoredFormat(
+    title="mxfp4",
+    detect=lambda quantization: quantization["quant_method"] == "mxfp4",
+    find=find,
+    expanded="MXFP4 experts",
+)

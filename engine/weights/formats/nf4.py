@@ -6,47 +6,27 @@ Source: Dettmers et al., QLoRA, arXiv 2305.14314, section 3.
 
 import functools
 import importlib.util
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.weights.layout import UnitLayout, lay_out
+from engine.weights.layout import Fields, TensorSpec
+from engine.weights.stored_format import Packing, Quantization
 
 BLOCK = 64  # weights that share one absolute maximum
 PACKED = ".nf4"  # field suffix: uint8 [..., in / 2], the first weight of a byte in its high half
 ABSMAX = ".absmax"  # field suffix: float32 [..., in / block]
 _ROW_MULTIPLE = 32  # the fused CPU product works on blocks of 32 rows
-_CHUNK_WEIGHTS = 1 << 20  # what is quantized or expanded at once: its temporaries stay in cache
-
-# bitsandbytes.functional.create_normal_map, as float32
-_CODE = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
+_CHUNK_WEIGHTS = 1 << 20  # quantized or expanded at once, so that temporaries stay in cache
 
 
 @functools.cache
 def _bitsandbytes() -> ModuleType:
-    # on import it warns that an optional package is missing which we do not want
+    # On import it warns that an optional package is missing, which nothing here needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes
@@ -61,22 +41,12 @@ def _bitsandbytes() -> ModuleType:
 
 
 def is_available() -> bool:
-    """Whether bitsandbytes is installed; it is not imported."""
+    """Return whether bitsandbytes is installed, without importing it."""
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def can_quantize(shape: tuple[int, ...]) -> bool:
-    """Whether a weight of this shape (rows last but one) is kept in nf4; else it stays dense.
-
-    bitsandbytes' CPU expansion is silently wrong where a row is no whole number of blocks.
-    """
-    return len(shape) >= 2 and shape[-1] % BLOCK == 0
-
-
-def packed_tensors(
-    name: str, shape: tuple[int, ...], block: int = BLOCK
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """The two fields that stand for the dense tensor `name` of `shape`."""
+def packed_tensors(name: str, shape: tuple[int, ...], block: int = BLOCK) -> dict[str, TensorSpec]:
+    """Return the two fields that stand for the dense tensor `name` of `shape`."""
     *rows, columns = shape
     return {
         name + PACKED: (torch.uint8, (*rows, columns // 2)),
@@ -84,8 +54,17 @@ def packed_tensors(
     }
 
 
+def packed_fields(shape: tuple[int, ...], block: int = BLOCK) -> Fields:
+    """Return the fields in which a weight of this shape is kept; none if it stays dense.
+
+    bitsandbytes' CPU expansion is silently wrong where a row is no whole number of blocks.
+    """
+    is_whole = len(shape) >= 2 and shape[-1] % block == 0
+    return packed_tensors("", shape, block) if is_whole else {}
+
+
 def packed_nbytes(in_features: int, out_features: int) -> int:
-    """Bytes of one weight's codes and maxima."""
+    """Return the bytes of one weight's codes and maxima."""
     return out_features * (in_features // 2 + in_features // BLOCK * 4)
 
 
@@ -126,72 +105,8 @@ def dequantize(packed: Tensor, absmax: Tensor, out: Tensor) -> None:
         dense[rows] = functional.dequantize_4bit(codes[rows].view(-1, 1), state)
 
 
-def dequantize_any(packed: Tensor, absmax: Tensor, out: Tensor, block: int) -> None:
-    """Expand a stored tensor whose rows are no whole number of blocks: blocks run across rows."""
-    code = torch.tensor(_CODE)
-    flat = packed.view(-1)
-    values = torch.stack([code[(flat >> 4).int()], code[(flat & 15).int()]], dim=-1).view(-1)
-    scales = absmax.view(-1).repeat_interleave(block)[: out.numel()]
-    out.copy_(values[: out.numel()].mul_(scales).view(out.shape))
-
-
-def nested_absmax(stored: Mapping[str, Tensor], state: Mapping[str, object]) -> Tensor:
-    """Float32 maxima of a double-quantized checkpoint tensor.
-
-    `stored` has `absmax` (uint8), `nested_absmax`, `nested_quant_map`; `state` is the tensor's
-    quant_state. Source: QLoRA, section 3, "Double Quantization".
-    """
-    block = int(str(state["nested_blocksize"]))
-    maxima = stored["nested_absmax"].float().repeat_interleave(block)
-    codes = stored["absmax"].view(-1)
-    values = stored["nested_quant_map"].float()[codes.int()] * maxima[: codes.numel()]
-    return values + float(str(state["nested_offset"]))
-
-
-def parse_state(raw: Tensor, name: str) -> dict[str, object]:
-    """The quant_state of a stored tensor: JSON in a uint8 tensor. Raises `ModelError`."""
-    try:
-        state = json.loads(bytes(raw.view(-1).tolist()))
-        blocksize, shape = int(state["blocksize"]), [int(size) for size in state["shape"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{name}: unreadable bitsandbytes quant_state ({error})") from error
-    return {**state, "blocksize": blocksize, "shape": shape}
-
-
-def is_packed(unit: UnitLayout) -> bool:
-    """Whether any field of the unit waits for `expand`."""
-    return any(field.name.endswith(PACKED) for field in unit.fields)
-
-
-def dense_layout(unit: UnitLayout, dtype: torch.dtype) -> UnitLayout:
-    """The scratch slab that `expand` fills: the dense form of the unit's packed fields only."""
-    tensors = {
-        field.name.removesuffix(PACKED): (dtype, (*field.shape[:-1], field.shape[-1] * 2))
-        for field in unit.fields
-        if field.name.endswith(PACKED)
-    }
-    return lay_out(unit.name, tensors)
-
-
-def expand(views: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The unit's tensors with every packed one expanded into its place in `out`.
-
-    `views` are the unit's own fields, `out` the views of a slab laid out by `dense_layout`, on the
-    same device. Dense fields are passed through, not copied.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in views.items():
-        if name.endswith(PACKED):
-            dense = name.removesuffix(PACKED)
-            dequantize(tensor, views[dense + ABSMAX], out[dense])
-            tensors[dense] = out[dense]
-        elif not name.endswith(ABSMAX):
-            tensors[name] = tensor
-    return tensors
-
-
 class Nf4Linear(nn.Module):
-    """A linear layer whose weight is nf4; on CPU bitsandbytes' fused product runs it."""
+    """A linear layer with an nf4 weight. On a CPU bitsandbytes' fused product runs it."""
 
     def __init__(self, packed: Tensor, absmax: Tensor, bias: Tensor | None) -> None:
         """`packed` [out, in / 2], `absmax` [out, in / 64], `bias` [out], all on the device."""
@@ -222,11 +137,11 @@ class Nf4Linear(nn.Module):
 
     @staticmethod
     def supports(in_features: int, out_features: int) -> bool:
-        """Shapes that bitsandbytes computes right: whole blocks, and whole row blocks on CPU."""
+        """Return whether bitsandbytes computes this shape right on every device."""
         return in_features % BLOCK == 0 and out_features % _ROW_MULTIPLE == 0
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[..., in] -> [..., out] in the dtype of `rows`; computed in bfloat16."""
+        """Map [..., in] to [..., out] in the dtype of `rows`, computed in bfloat16."""
         with torch.no_grad():
             result: Tensor = self.inner(rows.to(torch.bfloat16))
             if self.bias is not None:
@@ -238,3 +153,11 @@ def _chunks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, _CHUNK_WEIGHTS // columns)
     for begin in range(0, rows, step):
         yield slice(begin, min(begin + step, rows))
+
+
+PACKING = Packing(
+    suffixes=(PACKED, ABSMAX),
+    dense_shape=lambda codes: (*codes[:-1], codes[-1] * 2),
+    expand=dequantize,
+)
+QUANTIZATION = Quantization(fields=packed_fields, quantize=quantize)

@@ -12,7 +12,7 @@ from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.planning.preview import outline_of
 from engine.spec import ModelSpec, TargetSpec
-from engine.weights.config_only import Located, has_weights, locate
+from engine.weights.hub import Located, has_weights, locate
 from engine.weights.outline import UnreadUnits
 from tests.engine.checkpoints import FAMILIES, save_tiny
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint

@@ -15,7 +15,7 @@ from engine.planning.plan import Demand, Memory, make_plan
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.weights.layout import LayerUnits
-from engine.weights.sources import Excerpt, excerpt
+from engine.weights.sources import Source, excerpt
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import HIDDEN, INTERMEDIATE
 from tests.engine.models import (
@@ -300,12 +300,11 @@ def test_reading_a_slice_touches_only_its_bytes(
 
 
 def test_what_is_only_made_as_a_whole_is_cut() -> None:
-    class Counting:
-        def fill(self, *out: Tensor) -> None:
-            out[0].copy_(torch.arange(24).view(4, 3, 2))
+    def count(out: Tensor) -> None:
+        out.copy_(torch.arange(24).view(4, 3, 2))
 
-    source = excerpt(Counting(), range(1, 3), torch.float32, (4, 3, 2))
-    assert isinstance(source, Excerpt)
+    source = excerpt(Source((4, 3, 2), count), range(1, 3))
+    assert source.shape == (2, 3, 2)
     found = torch.empty(2, 3, 2)
     source.fill(found)
     assert torch.equal(found, torch.arange(24.0).view(4, 3, 2)[1:3])

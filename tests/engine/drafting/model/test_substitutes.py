@@ -18,6 +18,7 @@ from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.streaming import packed_cache
 from engine.streaming.packed import unit_name
+from engine.weights import packing
 from engine.weights.family import read_config
 from engine.weights.formats import int4, nf4
 from engine.weights.formats.linear import Kernel, linear, substitute
@@ -299,9 +300,9 @@ def test_substitutes_of_an_nf4_target_are_those_of_its_expanded_weights(kernel: 
     units, target, _ = units_of("llama", kernel, packed="nf4")
     packed = read(target, 0)
     fields = read(units, 0)
-    dense = torch.empty(nf4.dense_layout(target.layouts[0], torch.float32).nbytes).byte()
-    views = nf4.dense_layout(target.layouts[0], torch.float32).views(dense)
-    weight = nf4.expand(packed, views)["self_attn.q_proj.weight"]
+    dense = torch.empty(packing.dense_layout(target.layouts[0], torch.float32).nbytes).byte()
+    views = packing.dense_layout(target.layouts[0], torch.float32).views(dense)
+    weight = packing.expand(packed, views)["self_attn.q_proj.weight"]
     expected = substitute(weight, None, 32, CPU, kernel)
     found = linear(fields, "self_attn.q_proj", CPU)
     inputs = torch.randn(3, weight.shape[1])
@@ -363,6 +364,7 @@ def test_a_target_quantized_at_load_is_quantized_once(monkeypatch: pytest.Monkey
         real(weight, packed, absmax)
 
     monkeypatch.setattr(nf4, "quantize", counted)
+    monkeypatch.setattr(nf4, "QUANTIZATION", replace(nf4.QUANTIZATION, quantize=counted))
     monkeypatch.setattr("engine.drafting.methods.subspec.fastest_kernel", lambda *_: "int4")
     load(folder, SUBSPEC, target=TargetSpec(str(folder), quantize="nf4"))
     packed = CheckpointUnits(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from engine.errors import ModelError
+from engine.weights import packing
 from engine.weights.formats import int4, mxfp4, nf4
 from engine.weights.formats.linear import fastest_kernel, substitute, substitute_bytes
 from engine.weights.units import CheckpointUnits
@@ -36,9 +37,9 @@ def read(units: CheckpointUnits, index: int) -> dict[str, Tensor]:
 
 
 def read_dense(units: CheckpointUnits, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    layout = nf4.dense_layout(units.layouts[index], dtype)
+    layout = packing.dense_layout(units.layouts[index], dtype)
     scratch = torch.full((layout.nbytes,), 255, dtype=torch.uint8)
-    return nf4.expand(read(units, index), layout.views(scratch))
+    return packing.expand(read(units, index), layout.views(scratch))
 
 
 def bitsandbytes_values(weight: Tensor) -> Tensor:
@@ -92,12 +93,12 @@ def test_expanding_copies_no_dense_tensor(tmp_path: Path) -> None:
     dtype = torch.float32
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype, "nf4")
     views = read(units, 0)
-    layout = nf4.dense_layout(units.layouts[0], dtype)
-    found = nf4.expand(views, layout.views(torch.empty(layout.nbytes, dtype=torch.uint8)))
+    layout = packing.dense_layout(units.layouts[0], dtype)
+    found = packing.expand(views, layout.views(torch.empty(layout.nbytes, dtype=torch.uint8)))
     name = "input_layernorm.weight"
     assert found[name].data_ptr() == views[name].data_ptr()
     assert name not in {field.name for field in layout.fields}
-    assert nf4.is_packed(units.layouts[0]) and not nf4.is_packed(units.layouts[1])
+    assert layout.fields and not packing.dense_layout(units.layouts[1], dtype).fields
 
 
 def test_large_weights_are_expanded_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> None:

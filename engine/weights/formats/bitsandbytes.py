@@ -1,0 +1,164 @@
+"""Checkpoints that bitsandbytes quantized to nf4, with single or double quantization.
+
+Weights travel packed as engine.weights.formats.nf4 does; double-quantized maxima become float32
+when they are read, so that nothing but codes and maxima travels. A weight whose blocks run across
+rows is expanded when it is read: no kernel expands it right.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engine.errors import ModelError
+from engine.weights.formats import nf4
+from engine.weights.layout import Fields
+from engine.weights.safetensors import Checkpoint, StoredTensor
+from engine.weights.sources import Source
+from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
+
+_STATE = "quant_state.bitsandbytes__nf4"
+_STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _STATE)
+
+# bitsandbytes.functional.create_normal_map, as float32
+_CODE = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+def detect(quantization: QuantizationConfig) -> bool:
+    """Return whether bitsandbytes made the checkpoint. Raises `ModelError` unless it is nf4."""
+    if quantization["quant_method"] != "bitsandbytes":
+        return False
+    four_bit = quantization.get("load_in_4bit") or quantization.get("_load_in_4bit")
+    kind = quantization.get("bnb_4bit_quant_type") if four_bit else None
+    if kind != "nf4":
+        raise unsupported(quantization, kind)
+    return True
+
+
+def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, Source]:
+    """Return the sources of the weights that have a quant_state."""
+    suffix = f".{_STATE}"
+    weights = [n.removesuffix(suffix) for n in checkpoint.tensors if n.endswith(suffix)]
+    return {weight: _source(checkpoint, weight) for weight in weights}
+
+
+def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
+    """Return the packed fields of the linear weights, but for those of skipped modules."""
+    skipped = quantization.get("llm_int8_skip_modules") or ["lm_head"]
+    return {
+        f"{path}.weight": nf4.packed_fields(tuple(module.weight.shape))
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not any(path == skip or path.endswith(f".{skip}") for skip in skipped)
+    }
+
+
+def _source(checkpoint: Checkpoint, weight: str) -> Source:
+    """Return the source of one weight, given its name."""
+    parts = {
+        part: checkpoint.tensors[f"{weight}.{part}"]
+        for part in _STATISTICS
+        if f"{weight}.{part}" in checkpoint.tensors
+    }
+    name = f"{weight}.{_STATE}"
+    if weight not in checkpoint.tensors or "absmax" not in parts:
+        raise ModelError(f"{parts[_STATE].file}: {name} is there, but not its weight and absmax")
+    codes = checkpoint.tensors[weight]
+    state = _parse_state(checkpoint.load(parts[_STATE]), name)
+    nested = {"nested_blocksize", "nested_offset"} <= state.keys()
+    if "nested_absmax" in parts and not (nested and "nested_quant_map" in parts):
+        raise ModelError(f"{codes.file}: {name}: incomplete double quantization of {weight}")
+    shape, block = tuple(state["shape"]), state["blocksize"]
+    _check_sizes(codes, parts["absmax"], shape, block)
+    return Source(
+        shape=shape,
+        fill=partial(_fill, checkpoint, codes, parts, state),
+        parts=(codes, *parts.values()),
+        packed=nf4.packed_fields(shape, block) if len(shape) == 2 else {},
+    )
+
+
+def _check_sizes(
+    codes: StoredTensor, absmax: StoredTensor, shape: tuple[int, ...], block: int
+) -> None:
+    """Raise `ModelError` unless codes and maxima are those of a weight of this shape."""
+    weights = torch.Size(shape).numel()
+    blocks = torch.Size(absmax.shape).numel()
+    if (weights + 1) // 2 != codes.nbytes or -(-weights // block) != blocks:
+        raise ModelError(
+            f"{codes.file}: {codes.name} has {codes.nbytes} bytes and {blocks} blocks, not "
+            f"those of {weights} weights in blocks of {block}. Download it again"
+        )
+
+
+def _fill(
+    checkpoint: Checkpoint,
+    codes: StoredTensor,
+    parts: Mapping[str, StoredTensor],
+    state: Mapping[str, Any],
+    *out: Tensor,
+) -> None:
+    """Write a weight into packed codes and maxima, or into one dense tensor."""
+    absmax = _absmax(checkpoint, parts, state)
+    if len(out) == 2:
+        checkpoint.read(codes, out[0])
+        out[1].copy_(absmax.view(out[1].shape))
+    else:
+        _expand(checkpoint.load(codes).view(torch.uint8), absmax, out[0], state["blocksize"])
+
+
+def _absmax(
+    checkpoint: Checkpoint, parts: Mapping[str, StoredTensor], state: Mapping[str, Any]
+) -> Tensor:
+    """Return float32 maxima, also of double quantization (QLoRA, section 3)."""
+    absmax = checkpoint.load(parts["absmax"])
+    if "nested_absmax" not in parts:
+        return absmax.float()
+    codes = absmax.view(-1)
+    values = checkpoint.load(parts["nested_quant_map"]).float()[codes.int()]
+    maxima = checkpoint.load(parts["nested_absmax"]).float()
+    maxima = maxima.repeat_interleave(int(state["nested_blocksize"]))
+    return values * maxima[: codes.numel()] + float(state["nested_offset"])
+
+
+def _expand(packed: Tensor, absmax: Tensor, out: Tensor, block: int) -> None:
+    """Expand a weight of any shape, also one whose blocks run across rows."""
+    code = torch.tensor(_CODE)
+    flat = packed.view(-1)
+    values = torch.stack([code[(flat >> 4).int()], code[(flat & 15).int()]], dim=-1).view(-1)
+    scales = absmax.view(-1).repeat_interleave(block)[: out.numel()]
+    out.copy_(values[: out.numel()].mul_(scales).view(out.shape))
+
+
+def _parse_state(raw: Tensor, name: str) -> dict[str, Any]:
+    """Return the quant_state of a weight, which is JSON in a uint8 tensor. Raises `ModelError`."""
+    try:
+        state = json.loads(bytes(raw.view(-1).tolist()))
+        blocksize, shape = int(state["blocksize"]), [int(size) for size in state["shape"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{name}: unreadable bitsandbytes quant_state ({error})") from error
+    return {**state, "blocksize": blocksize, "shape": shape}
+
+
+FORMAT = StoredFormat(title="bitsandbytes 4-bit nf4", detect=detect, find=find, plan=plan)
