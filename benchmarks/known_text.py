@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.random_model import SCALE, TOKENIZER, Checkpoint, Shape, write_checkpoint
 from benchmarks.runs import Session
 from engine.drafting.tree import DraftTree
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 FIRST = 300  # a prompt counts from here: no special token is near

@@ -41,9 +41,10 @@ from benchmarks.runs import (
     request,
     session,
 )
+from engine.drafting.model.guess import draft_children
 from engine.messages import SamplingParams
-from engine.sampling.blocks import Rows
-from engine.sampling.choose import choose_rows, draft_children
+from engine.sampling.choose import choose_rows
+from engine.sampling.large_vocabularies.blocks import Rows
 from engine.spec import DraftSpec
 
 FLATTER = 0.7  # the demo's logits times this

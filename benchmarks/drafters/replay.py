@@ -15,7 +15,7 @@ from engine.drafting.growth import Bounds
 from engine.drafting.method import DraftContext, LookupMethod
 from engine.drafting.tree import DraftTree
 from engine.errors import ModelError
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 RIGHT, WRONG = -0.01, -1.0  # a row's score behind its parent: the order in which rows are kept

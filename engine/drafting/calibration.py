@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import exp, log
 
 from engine.messages import SamplingParams
-from engine.sampling.choose import is_greedy
+from engine.sampling.logit_rules import is_greedy
 from engine.timing import smoothed
 
 BINS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.995)

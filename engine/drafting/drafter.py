@@ -19,7 +19,7 @@ from engine.drafting.policy import Step, TreePolicy
 from engine.drafting.tree import DraftTree
 from engine.messages import PREDICTION
 from engine.model.decoder import PassCancelled
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 LOOKUP_ROWS = 32  # of each look-up beside a model: they cost host time

@@ -52,7 +52,7 @@ def to_guess(growth: Growth, nodes: Seq[Node]) -> tuple[list[int], Tensor | None
         if force(growth, node):
             continue
         banned = sequence.banned(node.position + 1)
-        mask = sequence.constraint.behind(growth.path(node), banned)
+        mask = sequence.constraint.allowed_after(growth.path(node), banned)
         if mask is not None:
             rows.append(row)
             masks.append(mask)

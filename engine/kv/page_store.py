@@ -1,11 +1,11 @@
-"""KV pages that wait in host memory, and the copies that take them there and back.
+"""Host memory for KV pages, and the copies between it and the pool.
 
-A page is one contiguous block there, [2 L, PAGE x kv heads x head dim]: one large copy. In the
-pool it is 2 L stretches far apart, so on CUDA it passes through a contiguous staging page on the
-device. That hop ends the reading of the pool: the page may be written again while its bytes are
-still on the link.
+On the host a page is one contiguous block, [2 L, PAGE x kv heads x head dim], which takes one large
+copy. In the pool it is 2 L stretches far apart, so on CUDA it passes through a contiguous staging
+page on the device. Once the staging page is filled, the pool's page may be written again, while its
+bytes are still on the link.
 
-Copies get tickets. Waiting for one is waiting for all before it; ticket 0 is always done.
+Each copy gets a ticket. Waiting for one is waiting for all before it; ticket 0 is always done.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -29,33 +29,33 @@ PURPOSE = "idle KV pages"
 
 
 class PageStore(Protocol):
-    """Host pages 0 to n - 1. Who owns which is the cache's business."""
+    """Places 0 to n - 1 in host memory. `HostTier` decides which page goes to which place."""
 
     def save(self, pages: Sequence[int], places: Sequence[int]) -> int:
-        """Copy pages of the pool to host places; the ticket after which the pages may be written.
+        """Copy pages of the pool to places. Return the ticket after which they may be written.
 
         Reads what was launched before on the current stream.
         """
 
     def load(self, places: Sequence[int], pages: Sequence[int]) -> int:
-        """Copy host places to pages of the pool; the ticket after which the pages may be read.
+        """Copy places to pages of the pool. Return the ticket after which they may be read.
 
         The places may be saved to at once. Waits for what was launched before on the current
         stream and may still use the pages.
         """
 
     def done(self, ticket: int) -> bool:
-        """Whether `wait` would make nobody wait."""
+        """Return True if `wait` would not wait."""
 
     def wait(self, ticket: int) -> None:
-        """What is launched from here on, on the current stream, comes after the copy."""
+        """Let what is launched from here on, on the current stream, come after the copy."""
 
     def close(self) -> None:
-        """Wait for the copies, unpin the memory. May be called again."""
+        """Wait for the copies and unpin the memory. May be called again."""
 
 
 def open_store(pool: Tensor, num_places: int) -> PageStore:
-    """A store for `pool`, [2 L, pages, values of a page and layer], on the pool's device.
+    """Return a store for `pool`, [2 L, pages, values of a page and layer], on the pool's device.
 
     Raises `ModelError` when memory is refused.
     """
@@ -65,7 +65,7 @@ def open_store(pool: Tensor, num_places: int) -> PageStore:
 
 
 def num_staging_pages(page_bytes: int, num_places: int) -> int:
-    """Pages of device memory that a CUDA store takes beside the pool."""
+    """Return how many pages of device memory a CUDA store takes beside the pool."""
     return min(max(STAGING_BYTES // page_bytes, 1), num_places)
 
 
@@ -174,7 +174,7 @@ class CudaPageStore:
         self._slab.unpin(self.device)
 
     def _follow_compute(self) -> None:
-        """Later copies come after what the current stream has been given so far."""
+        """Let later copies come after what the current stream has been given so far."""
         launched = torch.cuda.Event()
         launched.record(torch.cuda.current_stream(self.device))
         self.stream.wait_event(launched)
@@ -189,7 +189,7 @@ class CudaPageStore:
     def _batches(
         self, pages: Sequence[int], places: Sequence[int]
     ) -> Iterator[list[tuple[int, int, Tensor]]]:
-        """Page, place and staging page, as many at a time as there are staging pages."""
+        """Yield page, place and staging page, as many at a time as there are staging pages."""
         pairs = list(zip(pages, places, strict=True))
         for first in range(0, len(pairs), len(self._staging)):
             batch = pairs[first : first + len(self._staging)]
@@ -201,6 +201,6 @@ def _page_bytes(pool: Tensor) -> int:
 
 
 def _places(slab: Slab, pool: Tensor, count: int) -> Tensor:
-    """The slab as [count, 2 L, values of a page and layer]."""
+    """Return the slab as [count, 2 L, values of a page and layer]."""
     memory = slab.memory[: count * _page_bytes(pool)]
     return memory.view(pool.dtype).view(count, pool.shape[0], pool.shape[2])

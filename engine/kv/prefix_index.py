@@ -1,9 +1,9 @@
-"""Which stored page holds which tokens, and behind which beginning of a sequence.
+"""Which stored page holds which tokens, after which beginning of a sequence.
 
-A page's key is (serial of its parent page, its tokens): exact, no hashes to collide. Pages below
-one parent are kept sorted by their tokens, so that the one with the longest common beginning with
-others is found by bisection, however many users go on behind the same system prompt. None is a
-strict beginning of another of the same parent: the longer one serves for both.
+A page's key is (serial of its parent page, its tokens): exact, no hashes to collide. The pages of
+one parent are kept sorted by their tokens, so that the one with the longest common beginning is
+found by bisection, however many users continue the same system prompt. No page is a strict
+beginning of another one of the same parent: the longer one serves for both.
 """
 
 from bisect import bisect_left, insort
@@ -13,13 +13,13 @@ Tokens = tuple[int, ...]
 
 
 class PrefixIndex:
-    """Pages by their tokens. Those from `first_host_page` on lie in host memory.
-
-    Who owns a page, and what its content is, is the cache's business.
-    """
+    """Finds pages by their tokens. Who owns a page is decided by `KVCache`."""
 
     def __init__(self, page_tokens: int, first_host_page: int) -> None:
-        """A full page has `page_tokens` tokens; only full ones are anybody's parent."""
+        """Index pages of `page_tokens` tokens. Those from `first_host_page` on are on the host.
+
+        Only full pages can be parents.
+        """
         self._page_tokens = page_tokens
         self._first_host_page = first_host_page
         self._pages: dict[tuple[int, Tokens], int] = {}
@@ -33,14 +33,15 @@ class PrefixIndex:
         return page in self._keys
 
     def serial(self, page: int) -> int:
-        """What the pages behind this one name as their parent; below 1 are the first pages'."""
+        """Return what the next pages name as their parent; below 1 are parents of first pages."""
         return self._serials[page]
 
     def tokens(self, page: int) -> Tokens:
+        """Return the tokens of a page."""
         return self._keys[page][1]
 
     def walk(self, tokens: Sequence[int], parent: int) -> Iterator[int]:
-        """The full pages of the longest stored beginning, the last token left out."""
+        """Yield the full pages of the longest stored beginning, without the last token."""
         for first in range(0, len(tokens) - self._page_tokens, self._page_tokens):
             page = self._pages.get((parent, tuple(tokens[first : first + self._page_tokens])))
             if page is None:
@@ -49,14 +50,12 @@ class PrefixIndex:
             parent = self._serials[page]
 
     def longest(self, parent: int, tokens: Tokens) -> tuple[int, int] | None:
-        """The page below a parent that begins most like these tokens, and how many agree.
+        """Return the page of a parent that begins most like these tokens, and how many agree.
 
-        Of equals, one on the device. None if not even the first token agrees.
+        Of equals it is one on the device. None if not even the first token agrees.
         """
         best: tuple[int, Tokens] = (0, ())
-        for on_host in (False, True):
-            siblings = self._siblings.get((parent, on_host), [])
-            place = bisect_left(siblings, tokens)
+        for siblings, place in self._places(parent, tokens):
             for own in siblings[max(place - 1, 0) : place + 1]:
                 agreeing = _num_agreeing(own, tokens)
                 if agreeing > best[0]:
@@ -64,22 +63,19 @@ class PrefixIndex:
         return (self._pages[parent, best[1]], best[0]) if best[0] else None
 
     def covering(self, parent: int, tokens: Tokens) -> int | None:
-        """A page below a parent that begins with all of these tokens."""
-        for on_host in (False, True):
-            siblings = self._siblings.get((parent, on_host), [])
-            place = bisect_left(siblings, tokens)  # what begins with them is not less than they
+        """Return a page of a parent that begins with all of these tokens."""
+        for siblings, place in self._places(parent, tokens):
             if place < len(siblings) and siblings[place][: len(tokens)] == tokens:
                 return self._pages[parent, siblings[place]]
         return None
 
     def beginning(self, parent: int, tokens: Tokens) -> int | None:
-        """The page below a parent whose tokens are a strict beginning of these.
+        """Return the page of a parent whose tokens are a strict beginning of these.
 
-        There is one at most, and it is next to them: what is sorted in between would begin with it.
+        There is one at most, and it is sorted right before them: what were in between would begin
+        with it.
         """
-        for on_host in (False, True):
-            siblings = self._siblings.get((parent, on_host), [])
-            place = bisect_left(siblings, tokens)
+        for siblings, place in self._places(parent, tokens):
             if place and tokens[: len(siblings[place - 1])] == siblings[place - 1]:
                 return self._pages[parent, siblings[place - 1]]
         return None
@@ -91,14 +87,23 @@ class PrefixIndex:
         self._next_serial += 1
 
     def rename(self, old: int, new: int) -> None:
-        """What is known as page `old` is page `new` from now on."""
+        """Give the content indexed as page `old` the number `new`."""
         self._place(self._displace(old), new)
         self._serials[new] = self._serials.pop(old)
 
     def remove(self, page: int) -> None:
-        """Forget a page that is nobody's parent."""
+        """Forget a page that is not a parent."""
         del self._pages[self._displace(page)]
         del self._serials[page]
+
+    def _places(self, parent: int, tokens: Tokens) -> Iterator[tuple[list[Tokens], int]]:
+        """Yield the pages of a parent, sorted by tokens, and the first not less than these tokens.
+
+        Those on the device come first. What begins with the tokens is not less than they are.
+        """
+        for on_host in (False, True):
+            siblings = self._siblings.get((parent, on_host), [])
+            yield siblings, bisect_left(siblings, tokens)
 
     def _place(self, key: tuple[int, Tokens], page: int) -> None:
         parent, tokens = key

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
 from engine.model.padded import Padded, pad
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Segment
@@ -27,7 +27,7 @@ SCORES = 1 << 22  # scores computed at a time: bounds memory for long contexts
 class Batch:
     """The rows of a pass; `rows` narrows it to the tile at hand."""
 
-    cache: KVCache
+    pool: PagePool
     segments: tuple[Segment, ...]
     rows: range
     strict: bool
@@ -92,13 +92,13 @@ def attend(
             segment.first + rows.start - batch.rows.start,
             segment.first + rows.stop - batch.rows.start,
         )
-        batch.cache.write(
+        batch.pool.write(
             layer,
             segment.slots[before + rows.start : before + rows.stop],
             key[0, :, tile].transpose(0, 1),
             value[0, :, tile].transpose(0, 1),
         )
-        keys, values = batch.cache.read(layer, segment.slots[: before + rows.stop])
+        keys, values = batch.pool.read(layer, segment.slots[: before + rows.stop])
         out[0, tile] = _attend_rows(
             query[0, :, tile],
             keys,
@@ -123,11 +123,11 @@ def _attend_padded(
     scaling: float,
 ) -> Tensor:
     """query [1, H, T, D], key and value [1, Hkv, T, D] of a whole batch -> [1, T, H, D]."""
-    batch.cache.write(layer, padded.own_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    batch.pool.write(layer, padded.own_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     count, _, rows, slots = mask.shape
     keys, values = (
         stored.view(count, slots, *stored.shape[1:]).transpose(1, 2)
-        for stored in batch.cache.read(layer, padded.slots)
+        for stored in batch.pool.read(layer, padded.slots)
     )
     queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])
     attended = F.scaled_dot_product_attention(

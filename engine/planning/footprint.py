@@ -7,7 +7,7 @@ compares their sum with what a process really takes.
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.model.attention import SCORES
 from engine.spec import TILE
 from engine.weights.layout import LayerUnits, UnitLayout

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.kv.page_store import STAGING_BYTES
 from engine.planning.footprint import Demand as Demand
 from engine.planning.footprint import activation_bytes, pass_rows, size_text

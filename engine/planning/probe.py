@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.kv.cache import PAGE, KVCache
+from engine.kv.page_pool import PAGE, PagePool
+from engine.kv.page_table import PageTable
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
@@ -90,17 +91,15 @@ def _time_passes(
     shape = kv_shape(config)
     pages = (CONTEXT + ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
-    cache = KVCache(shape.num_layers, pages, shape.num_kv_heads, shape.head_dim, dtype, device)
-    table = cache.open([])
-    cache.reserve(table, CONTEXT + ROWS[0])
-    slots = cache.slots(table)
+    pool = PagePool(shape.num_layers, pages, shape.num_kv_heads, shape.head_dim, dtype, device)
+    slots = PageTable(pages=list(range(pages))).slots(device)
     times = StepTimes()
 
     def forward(rows: int, context: int = 0) -> Callable[[], Tensor]:
         where = range(context, context + rows)
         positions = torch.tensor(where, device=device)
         segment = Segment(0, rows, context, slots[: where.stop], positions, None, Event())
-        batch = Batch(cache, (segment,), range(rows), decoder.strict)
+        batch = Batch(pool, (segment,), range(rows), decoder.strict)
         return partial(decoder.forward, [0] * rows, where, batch)
 
     if device.type == "cpu":

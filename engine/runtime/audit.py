@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.kv.cache import KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_table import PageTable
 from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder, PassCancelled
 from engine.model.segment import Segment
 from engine.runtime.choices import settle
-from engine.sampling.choose import TokenCounts, choose, is_greedy, warp
+from engine.sampling.choose import choose
 from engine.sampling.grammar.constraint import Constraint, to_tensor
+from engine.sampling.logit_rules import TokenCounts, is_greedy, warp
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
@@ -169,7 +171,7 @@ class Auditor:
             cancelled=self._preempted,
             is_long=is_long,
         )
-        batch = Batch(self._cache, (segment,), range(len(rows)), self._decoder.strict)
+        batch = Batch(self._cache.pool, (segment,), range(len(rows)), self._decoder.strict)
         return self._decoder.forward(sequence.tokens[rows.start : rows.stop], rows, batch)
 
     def _agrees(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.drafting.tree import DraftTree
-from engine.sampling.blocks import Matrix, Rows
-from engine.sampling.choose import TokenCounts, choose, choose_rows, is_path_dependent
+from engine.sampling.choose import choose, choose_rows
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.grammar.grammar import Mask
+from engine.sampling.large_vocabularies.blocks import Matrix, Rows
+from engine.sampling.logit_rules import TokenCounts, is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
 
@@ -165,7 +166,7 @@ def settle(
         return choose(logits, params, counts, position=position, choice=choice, allowed=allowed)
 
     room = sequence.num_left(position) - 1
-    return constraint.settle(token, room, sequence.banned(position), choose_of)
+    return constraint.first_closable(token, room, sequence.banned(position), choose_of)
 
 
 def _allowed(
@@ -180,6 +181,6 @@ def _allowed(
     for row in rows[1:]:
         paths[row] = (*paths[tree.parents[row]], tree.tokens[row])
         banned = sequence.banned(_position(sequence, tree, rows[0], row))
-        if (mask := constraint.behind(paths[row], banned)) is not None:
+        if (mask := constraint.allowed_after(paths[row], banned)) is not None:
             masks[row] = mask
     return masks

@@ -25,7 +25,7 @@ from engine.runtime.passes import Entry, Pass, assemble
 from engine.runtime.requests import Events, Requests
 from engine.runtime.scoring import score_prompt
 from engine.runtime.verify import emit_accepted
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.spec import ModelSpec
 

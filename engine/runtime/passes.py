@@ -92,5 +92,5 @@ def assemble(
         entries.append(Entry(turn, tree, len(tokens), chain))
         tokens += own
         positions += where
-    batch = Batch(cache, tuple(segments), range(len(tokens)), decoder.strict, idle=idle)
+    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict, idle=idle)
     return Pass(tuple(entries), tokens, positions, batch)

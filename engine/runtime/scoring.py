@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from engine.runtime.choices import Logits
 from engine.runtime.passes import Entry
-from engine.sampling.choose import rows_logprobs
+from engine.sampling.logprobs import rows_logprobs
 
 
 def score_prompt(entry: Entry, logits: Logits, on_block: Callable[[], None]) -> None:

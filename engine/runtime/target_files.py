@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from engine import __version__
-from engine.kv.cache import PAGE, KVCache
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
 from engine.model.decoder import Decoder, Weights
 from engine.model.resident import Expanded, expanded_bytes
@@ -104,16 +105,15 @@ class TargetFiles(Blueprint):
 
     def kv_cache(self, plan: Plan) -> KVCache:
         shape = kv_shape(self.config)
-        return KVCache(
+        pool = PagePool(
             shape.num_layers,
             plan.num_pages,
             shape.num_kv_heads,
             shape.head_dim,
             self.dtype,
             self.device,
-            prefix_cache=self.spec.prefix_cache,
-            host_pages=plan.host_pages,
         )
+        return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
 
     def limits(self, plan: Plan, decoder: Decoder) -> Limits:
         return Limits(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from engine.drafting.tree import DraftTree
 from engine.messages import PREDICTION
 from engine.runtime.choices import Logits, choose_ahead, choose_tree, settle
-from engine.sampling.choose import model_logprobs
+from engine.sampling.logprobs import model_logprobs
 from engine.sequences.sequence import Sequence
 
 

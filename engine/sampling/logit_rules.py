@@ -1,6 +1,6 @@
 """The distribution that tokens are drawn from: penalties, bias, bans, temperature, truncation.
 
-V vocabulary, R rows.
+`warp` is the definition of that distribution. V vocabulary, R rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from engine.messages import SamplingParams
-from engine.sampling.blocks import Rows
-from engine.sampling.truncation import floor, heat, is_truncated
+from engine.sampling.large_vocabularies.blocks import whole_blocks
+from engine.sampling.truncation import floor, is_truncated
 
 COLDEST = 1e-5  # a temperature below this is 0: logits divided by it would overflow
 
-_ROOM = 256  # columns for the first new tokens of an answer
+_ROOM = 256  # columns that a table has free at first
 
 
 class TokenCounts:
-    """Which tokens a sequence holds, for the penalties: its prompt's, and how often its answer's.
+    """The tokens of a sequence as the penalties count them: its prompt, and its answer so far.
 
     Kept sparse: a vocabulary-sized count per sequence would cost more than the tokens themselves.
     """
@@ -26,7 +26,7 @@ class TokenCounts:
     def __init__(self, prompt: Iterable[int]) -> None:
         self._prompt = frozenset(prompt)
         self._output: dict[int, int] = {}
-        self._table: _Table | None = None  # made when first asked for: most requests have no use
+        self._table: _Table | None = None  # made on first use: most requests have no penalties
 
     def add(self, token: int) -> None:
         """Count one emitted token."""
@@ -35,13 +35,13 @@ class TokenCounts:
             self._table.set(token, often)
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """Distinct tokens of prompt and answer, int64, and how often each is in the answer."""
+        """Return the distinct tokens, int64, and how often each occurs in the answer."""
         if self._table is None:
             self._table = _Table(dict.fromkeys(self._prompt, 0) | self._output)
-        return self._table.ids, self._table.often
+        return self._table.columns()
 
     def along(self, path: Sequence[int]) -> dict[int, int]:
-        """Token of `path` -> how often it occurs in the answer followed by the path."""
+        """Return how often each token of `path` occurs in the answer followed by the path."""
         counts: dict[int, int] = {}
         for token in path:
             counts[token] = counts.get(token, self._output.get(token, 0)) + 1
@@ -49,20 +49,15 @@ class TokenCounts:
 
 
 class _Table:
-    """Token counts as tensors, one column a token, with room to grow."""
+    """Token counts as tensors, one column for each token, with room to grow."""
 
     def __init__(self, counts: dict[int, int]) -> None:
         self._column = {token: column for column, token in enumerate(counts)}
         self._ids = torch.tensor([*counts, *[0] * _ROOM])
         self._often = torch.tensor([*counts.values(), *[0] * _ROOM])
 
-    @property
-    def ids(self) -> Tensor:
-        return self._ids[: len(self._column)]
-
-    @property
-    def often(self) -> Tensor:
-        return self._often[: len(self._column)]
+    def columns(self) -> tuple[Tensor, Tensor]:
+        return self._ids[: len(self._column)], self._often[: len(self._column)]
 
     def set(self, token: int, often: int) -> None:
         column = self._column.setdefault(token, len(self._column))
@@ -73,12 +68,12 @@ class _Table:
 
 
 def is_greedy(params: SamplingParams) -> bool:
-    """Whether the best token is always chosen."""
+    """Return True if the best token is always chosen."""
     return params.temperature < COLDEST or params.top_k == 1 or params.top_p <= 0
 
 
 def is_path_dependent(params: SamplingParams) -> bool:
-    """Whether the tokens before a position change its logits."""
+    """Return True if the tokens before a position change its logits."""
     return (
         params.repetition_penalty != 1
         or params.presence_penalty != 0
@@ -95,17 +90,21 @@ def warp(
     banned: Sequence[Sequence[int]] | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """Log-probabilities [R, V] the tokens are drawn with; excluded tokens have -inf.
+    """Return the log-probabilities [R, V] that tokens are drawn with; excluded tokens have -inf.
 
-    In this order: repetition penalty (prompt and answer), presence and frequency penalty (answer),
-    logit bias, bans; temperature, min-p, top-k, top-p. `paths[r]` are the tokens between the last
-    emitted one and row r, `banned[r]` the tokens row r must not choose, `allowed` [R, V] those it
-    may. Tokens that tie with the last one kept by top-k or top-p are kept too, so that the set does
-    not depend on a sort's order. float32, or float64 for such logits. Not for greedy parameters.
+    The rules apply in this order: repetition penalty (prompt and answer), presence and frequency
+    penalty (answer), logit bias, bans; temperature, min-p, top-k, top-p. The result is float32, or
+    float64 for such logits. Greedy parameters have no distribution.
+
+    Args:
+        paths: for each row, the tokens between the last emitted one and the row.
+        banned: for each row, the tokens that must not be chosen.
+        allowed: the tokens that may be chosen, [R, V] bool.
     """
     assert not is_greedy(params), "the best token needs no distribution"
-    rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
-    values = heat(rows, params).whole().values
+    rows = whole_blocks(penalize(logits, params, counts, paths, banned, allowed))
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    values = (rows - rows.amax(-1, keepdim=True)).div_(params.temperature)
     if is_truncated(params):
         values = values.masked_fill(values < floor(values, params), -torch.inf)
     return values.log_softmax(-1)[:, : logits.shape[-1]]
@@ -114,7 +113,7 @@ def warp(
 def is_penalized(
     params: SamplingParams, banned: Sequence[Sequence[int]] | None, allowed: Tensor | None
 ) -> bool:
-    """Whether `penalize` changes anything."""
+    """Return True if `penalize` changes anything."""
     is_barred = allowed is not None or any(map(len, banned or ()))
     return is_barred or is_path_dependent(params) or bool(params.logit_bias)
 
@@ -127,9 +126,9 @@ def penalize(
     banned: Sequence[Sequence[int]] | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """Logits [R, V] after penalties, logit bias and bans, in float32 or float64.
+    """Return the logits [R, V] after penalties, logit bias and bans, in float32 or float64.
 
-    `logits` themselves, of any type, where nothing changes: not to be written to.
+    Where nothing changes these are `logits` themselves, of any type: do not write to the result.
     """
     if not is_penalized(params, banned, allowed):
         return logits
@@ -158,7 +157,7 @@ def penalize(
 def _penalize_tokens(
     rows: Tensor, raw: Tensor, ids: Tensor, often: Tensor, params: SamplingParams
 ) -> None:
-    """Write the penalized logits of these tokens, which occurred so often in the answer.
+    """Write the penalized logits of tokens `ids`, which occur `often` times in the answer.
 
     Repetition: CTRL (arXiv 1909.05858, section 4.1), with negative logits multiplied as in every
     implementation since. Presence and frequency: as OpenAI's API defines them.

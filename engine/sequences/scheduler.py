@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
-from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE
+from engine.kv.page_table import PageTable
 from engine.sequences.sequence import Sequence, Status
 from engine.spec import TILE
 from engine.timing import PassTimes
@@ -234,7 +236,7 @@ class Scheduler:
     def _turns(self) -> list[Turn]:
         """Trees share the free pages; prompts get what the trees must leave them of the rows."""
         # Who waits for pages from host memory lets the others go first.
-        arrived = [s for s in self.running if self.cache.ready(s.pages)] or self.running
+        arrived = [s for s in self.running if self.cache.is_ready(s.pages)] or self.running
         decoding = [s for s in arrived if s.is_decoding]
         prompts = [s for s in arrived if not s.is_decoding]
         turns = [self._tree_turn(s, len(decoding) - i) for i, s in enumerate(decoding)]

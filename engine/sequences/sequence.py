@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from threading import Event
 
-from engine.kv.cache import PageTable
+from engine.kv.page_table import PageTable
 from engine.messages import (
     PREDICTION,
     TARGET,
@@ -16,8 +16,8 @@ from engine.messages import (
     TokenLogprob,
     Tokens,
 )
-from engine.sampling.choose import TokenCounts
 from engine.sampling.grammar.constraint import Constraint
+from engine.sampling.logit_rules import TokenCounts
 from engine.text.stop import StopRules
 
 

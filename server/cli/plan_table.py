@@ -44,7 +44,7 @@ def show(found: "Preview", console: Console) -> None:
 
 def device_rows(found: "Preview") -> list[Row]:
     """Return the rows of what lives on the device."""
-    from engine.kv.cache import PAGE
+    from engine.kv.page_pool import PAGE
 
     plan, method = found.scheme.plan, found.scheme.method
     counts = Counter(plan.tiers)
@@ -67,7 +67,7 @@ def device_rows(found: "Preview") -> list[Row]:
 
 def host_rows(plan: "Plan") -> list[Row]:
     """Return the rows of what lives in host memory."""
-    from engine.kv.cache import PAGE
+    from engine.kv.page_pool import PAGE
 
     counts = Counter(plan.tiers)
     rows = [

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from engine.drafting.growth import Growth
-from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE
+from engine.kv.page_table import PageTable
 from engine.runtime.engine import Engine
 from engine.sequences.sequence import Sequence
 from tests.engine.page_traffic import check_pages

@@ -12,6 +12,7 @@ from engine.drafting.model.cuda_graphs import Bucket, Capture, GraphedSteps, Wor
 from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import Bound, DraftModel
 from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
@@ -33,14 +34,14 @@ class Compared(GraphedSteps):
     """Steps a draft model through graphs, and compares logits and KV with those of plain steps."""
 
     def __init__(self, model: DraftModel, capture: Capture, tolerance: float = 2e-5) -> None:
-        super().__init__(model.decoder, model.caches.cache, capture)
+        super().__init__(model.decoder, model.caches.cache.pool, capture)
         self.compared: list[Bucket] = []
         self.num_plain = 0
         self._tolerance = tolerance
         model.graphs = self
 
     def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
-        pool, decoder = self._cache._pool, self._decoder
+        pool, decoder = self._pool.memory, self._decoder
         positions = [int(p) for s in batch.segments for p in s.positions[s.scratch :]]
         before = pool.clone()
         hidden = decoder.forward(tokens, positions, batch)
@@ -70,7 +71,8 @@ def draft_of(folder: Path, device: torch.device) -> DraftModel:
     bind_resident(model, units, device, dtype, lambda *_: None)
     decoder = Decoder(model, Bound(), units.other(), device=device, strict=False)
     shape = kv_shape(config)
-    cache = KVCache(shape.num_layers, 40, shape.num_kv_heads, shape.head_dim, dtype, device)
+    pool = PagePool(shape.num_layers, 40, shape.num_kv_heads, shape.head_dim, dtype, device)
+    cache = KVCache(pool)
     return DraftModel("draft", decoder, OwnCache(cache, decoder.is_long), BOUNDS, VOCAB)
 
 

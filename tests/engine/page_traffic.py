@@ -1,7 +1,7 @@
 """Random traffic over a KV cache, beside a model that knows what every slot must hold.
 
 The value of a token's KV tells its whole prefix and its layer, so a page that comes back to the
-wrong place, or is shared by the wrong prefix, shows. Used by test_kv_cache.py and tests/gpu.
+wrong place, or is shared by the wrong prefix, shows. Used by tests/engine/kv and tests/gpu.
 """
 
 import random
@@ -13,14 +13,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE, PagePool
+from engine.kv.page_table import PageTable
 
 LAYERS, HEADS, DIM = 2, 1, 2
 CPU = torch.device("cpu")
 
 
 def small_cache(num_pages: int, host_pages: int = 0, device: torch.device = CPU) -> KVCache:
-    return KVCache(LAYERS, num_pages, HEADS, DIM, torch.float32, device, host_pages=host_pages)
+    pool = PagePool(LAYERS, num_pages, HEADS, DIM, torch.float32, device)
+    return KVCache(pool, host_pages=host_pages)
 
 
 def marks(tokens: Sequence[int], first: int = 0) -> Tensor:
@@ -36,7 +39,7 @@ def write(cache: KVCache, slots: Tensor, values: Tensor) -> None:
     """Store one number a row: in the keys plus the layer, in the values negated."""
     rows = values.to(slots.device).view(-1, 1, 1).expand(-1, HEADS, DIM)
     for layer in range(LAYERS):
-        cache.write(layer, slots, rows + layer, -(rows + layer))
+        cache.pool.write(layer, slots, rows + layer, -(rows + layer))
 
 
 def wrong(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> Tensor:
@@ -45,7 +48,7 @@ def wrong(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> Tensor:
     want = marks(tokens[: table.length]).to(slots.device).view(-1, 1, 1)
     total = torch.zeros((), dtype=torch.int64, device=slots.device)
     for layer in range(LAYERS):
-        keys, values = cache.read(layer, slots)
+        keys, values = cache.pool.read(layer, slots)
         total += (keys != want + layer).sum() + (values != -(want + layer)).sum()
     return total
 
@@ -245,8 +248,8 @@ def check_pages(cache: KVCache, tables: Sequence[PageTable]) -> None:
     owners = Counter(page for table in tables for page in table.pages)
     assert [owners[page] for page in range(cache.num_pages)] == cache._references
     assert sorted([*owners, *cache._free, *cache._idle]) == list(range(cache.num_pages))
-    last = cache.num_pages + len(cache._host_free) + cache.num_host_pages
-    assert sorted([*cache._host_free, *cache._stored]) == list(range(cache.num_pages, last))
+    last = cache.num_pages + len(cache._host._free) + cache.num_host_pages
+    assert sorted([*cache._host._free, *cache._host._stored]) == list(range(cache.num_pages, last))
     for table in tables:
         for page in table.pages[table.length // PAGE :]:
             assert owners[page] == 1, "a page that is not full has one owner"
@@ -259,9 +262,9 @@ def check_index(cache: KVCache, owners: Counter[int]) -> None:
     indexed = set(index._keys)
     assert {page: key for key, page in index._pages.items()} == index._keys
     assert set(index._serials) == indexed
-    assert indexed == {p for p in indexed if owners[p]} | {*cache._idle, *cache._stored}
+    assert indexed == {p for p in indexed if owners[p]} | {*cache._idle, *cache._host._stored}
     page_of = {serial: page for page, serial in index._serials.items()}
-    ages = {page: age for age, page in enumerate([*cache._stored, *cache._idle])}
+    ages = {page: age for age, page in enumerate([*cache._host._stored, *cache._idle])}
     siblings: dict[tuple[int, bool], list[tuple[int, ...]]] = {}
     for page, (parent, tokens) in index._keys.items():
         siblings.setdefault((parent, page >= cache.num_pages), []).append(tokens)

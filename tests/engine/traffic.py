@@ -10,11 +10,11 @@ from unittest.mock import patch
 from engine.drafting.growth import Bounds
 from engine.drafting.tree import DraftTree
 from engine.errors import ModelError
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.messages import Failed, Generate, Speculation, Tokens
 from engine.planning.plan import Plan, make_plan
 from engine.runtime.engine import Engine
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence as Running
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle

@@ -96,12 +96,12 @@ def test_work_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixt
         return capture(run)
 
     caller = torch.cuda.current_stream(CUDA)
-    model.graphs = GraphedSteps(model.decoder, model.caches.cache, waits_for_the_device)
+    model.graphs = GraphedSteps(model.decoder, model.caches.cache.pool, waits_for_the_device)
     grow(model, [Growth(make_sequence(prompt(20)), 40)], 5)
     assert model.graphs.num_captured == 1
     assert [r for r in caplog.records if "without a CUDA graph" in r.message]
     assert torch.cuda.current_stream(CUDA) == caller
-    model.graphs = graphed_steps(model.decoder, model.caches.cache)
+    model.graphs = graphed_steps(model.decoder, model.caches.cache.pool)
     grow(model, [Growth(make_sequence(prompt(20)), 40)], 5)  # the device is as it was
     torch.cuda.synchronize(CUDA)
 

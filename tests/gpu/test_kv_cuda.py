@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from engine.kv import page_store
-from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE, PagePool
+from engine.kv.page_table import PageTable
 from tests.engine.page_traffic import Traffic, check_pages, run, small_cache, wrong
 
 pytestmark = [
@@ -35,10 +37,10 @@ def late(cycles: int = CYCLES) -> None:
 def test_no_history_changes_what_is_stored(
     monkeypatch: pytest.MonkeyPatch, seed: int, host_pages: int, staged: int
 ) -> None:
-    page_bytes = small_cache(1, device=CUDA).keys.nbytes * 2
+    page_bytes = small_cache(1, device=CUDA).pool.memory.nbytes
     monkeypatch.setattr(page_store, "STAGING_BYTES", staged * page_bytes)
-    pool = small_cache(16, host_pages, CUDA)
-    traffic, chance = Traffic(pool, seed), random.Random(seed)
+    cache = small_cache(16, host_pages, CUDA)
+    traffic, chance = Traffic(cache, seed), random.Random(seed)
     for step in range(120):
         late(chance.choice([0, 0, CYCLES // 10, CYCLES]))
         traffic.step()
@@ -46,94 +48,94 @@ def test_no_history_changes_what_is_stored(
             traffic.look_at_all()
     traffic.check()  # the first time that the host waits
     traffic.finish_all()
-    check_pages(pool, [])
-    pool.release()
+    check_pages(cache, [])
+    cache.release()
 
 
 def test_a_stream_that_drafts_sees_the_pages_that_came_back() -> None:
-    pool = small_cache(6, 20, CUDA)
+    cache = small_cache(6, 20, CUDA)
     tokens = [7] * (4 * PAGE + 1)
-    table = pool.open(tokens)
-    assert run(pool, table, tokens)
-    pool.publish(table, tokens)
-    pool.close(table)
-    other = pool.open([1])
-    assert pool.reserve(other, 6 * PAGE)
-    pool.close(other)
-    assert pool.num_host_pages == 4
+    table = cache.open(tokens)
+    assert run(cache, table, tokens)
+    cache.publish(table, tokens)
+    cache.close(table)
+    other = cache.open([1])
+    assert cache.reserve(other, 6 * PAGE)
+    cache.close(other)
+    assert cache.num_host_pages == 4
     late()
-    table = pool.open(tokens)
+    table = cache.open(tokens)
     assert table.length == 4 * PAGE
     with torch.cuda.stream(torch.cuda.Stream(CUDA)):
-        bad = wrong(pool, table, tokens)
+        bad = wrong(cache, table, tokens)
     torch.cuda.synchronize(CUDA)
     assert int(bad) == 0
-    assert pool.ready(table)
-    pool.release()
+    assert cache.is_ready(table)
+    cache.release()
 
 
 def test_neither_way_makes_the_host_wait() -> None:
-    pool = small_cache(4, 8, CUDA)
+    cache = small_cache(4, 8, CUDA)
     tokens = [3] * (3 * PAGE + 1)
-    table = pool.open(tokens)
-    assert run(pool, table, tokens)
-    pool.publish(table, tokens)
+    table = cache.open(tokens)
+    assert run(cache, table, tokens)
+    cache.publish(table, tokens)
     slept = torch.cuda.Event()
     torch.cuda.synchronize(CUDA)
     late(2000 * CYCLES)
     slept.record()
-    pool.close(table)
-    other = pool.open([1])
-    assert pool.reserve(other, 4 * PAGE)  # out
-    pool.close(other)
-    table = pool.open(tokens)  # and back
-    assert table.length == 3 * PAGE and not pool.ready(table)
-    pool.slots(table)
+    cache.close(table)
+    other = cache.open([1])
+    assert cache.reserve(other, 4 * PAGE)  # out
+    cache.close(other)
+    table = cache.open(tokens)  # and back
+    assert table.length == 3 * PAGE and not cache.is_ready(table)
+    cache.slots(table)
     assert not slept.query(), "the host waited for the device"
-    assert int(wrong(pool, table, tokens)) == 0
-    assert pool.ready(table)
-    pool.release()
+    assert int(wrong(cache, table, tokens)) == 0
+    assert cache.is_ready(table)
+    cache.release()
 
 
 def test_pages_of_a_real_models_size_keep_every_bit() -> None:
     """28 layers of 4 heads of 128, as in a 7B model: staging holds fewer pages than are moved."""
-    pool = KVCache(28, 24, 4, 128, torch.bfloat16, CUDA, host_pages=48)
+    cache = KVCache(PagePool(28, 24, 4, 128, torch.bfloat16, CUDA), host_pages=48)
     filled = PageTable()
     tokens = list(range(20 * PAGE + 1))
-    assert pool.reserve(filled, len(tokens))
+    assert cache.reserve(filled, len(tokens))
     generator = torch.Generator(CUDA).manual_seed(1)
-    for side in (pool.keys, pool.values):
+    for side in (cache.pool.keys, cache.pool.values):
         side.copy_(torch.randn(side.shape, device=CUDA, generator=generator))
-    slots = pool.slots(filled)[: 20 * PAGE]
-    keys, values = pool.keys[:, slots].clone(), pool.values[:, slots].clone()
-    pool.keep(filled, range(len(tokens)))
-    pool.publish(filled, tokens)
-    pool.close(filled)
-    other = pool.open([1])
-    assert pool.reserve(other, 24 * PAGE)
-    pool.keys[:, pool.slots(other)] = 0.0  # the pages are somebody else's now
-    pool.values[:, pool.slots(other)] = 0.0
-    pool.close(other)
-    assert pool.num_host_pages == 20
-    table = pool.open(tokens)
-    slots = pool.slots(table)[: 20 * PAGE]
+    slots = cache.slots(filled)[: 20 * PAGE]
+    keys, values = cache.pool.keys[:, slots].clone(), cache.pool.values[:, slots].clone()
+    cache.keep(filled, range(len(tokens)))
+    cache.publish(filled, tokens)
+    cache.close(filled)
+    other = cache.open([1])
+    assert cache.reserve(other, 24 * PAGE)
+    cache.pool.keys[:, cache.slots(other)] = 0.0  # the pages are somebody else's now
+    cache.pool.values[:, cache.slots(other)] = 0.0
+    cache.close(other)
+    assert cache.num_host_pages == 20
+    table = cache.open(tokens)
+    slots = cache.slots(table)[: 20 * PAGE]
     assert table.length == 20 * PAGE
-    assert torch.equal(pool.keys[:, slots], keys)
-    assert torch.equal(pool.values[:, slots], values)
-    pool.release()
+    assert torch.equal(cache.pool.keys[:, slots], keys)
+    assert torch.equal(cache.pool.values[:, slots], values)
+    cache.release()
 
 
 def test_memory_comes_back() -> None:
     torch.cuda.synchronize(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
-    pool = small_cache(8, 100, CUDA)
-    traffic = Traffic(pool, seed=9)
+    cache = small_cache(8, 100, CUDA)
+    traffic = Traffic(cache, seed=9)
     for _ in range(60):
         traffic.step()
     traffic.check()
-    pool.release()
-    pool.release()
-    del pool, traffic
+    cache.release()
+    cache.release()
+    del cache, traffic
     gc.collect()  # the traffic knows its own methods
     torch.cuda.synchronize(CUDA)
     assert torch.cuda.memory_allocated(CUDA) == before

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from engine.drafting.model.ahead_stream import AheadStream, use_compute_stream
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.messages import SamplingParams
-from engine.sampling.blocks import Rows
 from engine.sampling.choose import choose_rows
+from engine.sampling.large_vocabularies.blocks import Rows
 from engine.spec import DraftSpec, MemorySpec
 from tests.engine.models import (
     PLAIN,

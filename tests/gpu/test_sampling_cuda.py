@@ -3,17 +3,14 @@
 import pytest
 import torch
 
+from engine.drafting.model.guess import draft_children
 from engine.messages import SamplingParams
-from engine.sampling.blocks import Rows
-from engine.sampling.choose import (
-    TokenCounts,
-    choose,
-    choose_rows,
-    draft_children,
-    model_logprobs,
-    warp,
-)
-from engine.sampling.noise import bits, gumbel, rare, stream, uniform
+from engine.sampling.choose import choose, choose_rows
+from engine.sampling.large_vocabularies.blocks import Rows
+from engine.sampling.large_vocabularies.rare_noise import find_rare
+from engine.sampling.logit_rules import TokenCounts, warp
+from engine.sampling.logprobs import model_logprobs
+from engine.sampling.noise import bits, gumbel, stream, uniform
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -82,7 +79,7 @@ def test_both_devices_find_the_tokens_whose_noise_is_rare() -> None:
     needed = torch.linspace(2, 14, 9 * 2376, dtype=torch.float64).view(9, 2376)
     found = []
     for device in (torch.device("cpu"), CUDA):
-        rows, tokens = rare(starts.to(device), 152_064, needed.to(device))
+        rows, tokens = find_rare(starts.to(device), 152_064, needed.to(device))
         noise = gumbel(3, 0, rows, tokens)
         enough = noise >= needed.to(device)[rows, tokens // 64]
         found.append(list(zip(rows[enough].tolist(), tokens[enough].tolist(), strict=True)))

@@ -13,7 +13,7 @@ from math import log
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from engine.drafting.tree import DraftTree
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 PRIOR_WEIGHT = 4.0  # trials that what is believed beforehand counts for

@@ -12,7 +12,7 @@ from engine.drafting.lookups.bets import Bet, Gambler
 from engine.drafting.lookups.suffixes import Match, Suffixes, bets_on
 from engine.drafting.method import DraftContext, LookupMethod
 from engine.drafting.tree import DraftTree
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 PLACES = 4  # looked at for each length of an n-gram

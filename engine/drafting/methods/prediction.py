@@ -14,7 +14,7 @@ from engine.drafting.lookups.suffixes import LONGEST, Match, Suffixes, bets_on
 from engine.drafting.method import DraftContext, LookupMethod
 from engine.drafting.tree import DraftTree
 from engine.messages import PREDICTION
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 PLACES = 64  # looked at for each length of an n-gram when the pointer is lost

@@ -16,7 +16,7 @@ from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import LEAST, Bet, Gambler
 from engine.drafting.method import DraftContext, LookupMethod
 from engine.drafting.tree import DraftTree
-from engine.sampling.blocks import Matrix, Rows, best_blocks, whole_pool
+from engine.sampling.large_vocabularies.blocks import Matrix, Rows, all_blocks, best_blocks
 from engine.sequences.sequence import Sequence
 
 SUCCESSORS = 8  # kept for each token
@@ -99,9 +99,9 @@ def _best(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
     probabilities are normalised over these blocks alone: a little large, but a softmax over all
     of a vocabulary costs more than everything else here.
     """
-    pool = best_blocks(rows, count) if rows.num_blocks > count else whole_pool(rows)
-    best = pool.values.topk(count)
-    return pool.ids.gather(1, best.indices), best.values - pool.values.logsumexp(-1, keepdim=True)
+    few = best_blocks(rows, count) if rows.num_blocks > count else all_blocks(rows)
+    best = few.values.topk(count)
+    return few.ids.gather(1, best.indices), best.values - few.values.logsumexp(-1, keepdim=True)
 
 
 def lookup() -> Recycling:

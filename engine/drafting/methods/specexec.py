@@ -11,6 +11,7 @@ from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import PROMPT_TILE, Bound, DraftModel
 from engine.errors import ModelError
 from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
 from engine.model.resident import bind_resident
@@ -74,15 +75,15 @@ class SpecExec:
             on_border=target.decoder.on_border,
         )
         shape = kv_shape(self.config)
-        cache = KVCache(
+        pool = PagePool(
             shape.num_layers,
             target.cache.num_pages,
             shape.num_kv_heads,
             shape.head_dim,
             self.context.dtype,
             device,
-            prefix_cache=self.context.spec.prefix_cache,
         )
+        cache = KVCache(pool, prefix_cache=self.context.spec.prefix_cache)
         caches = OwnCache(cache, decoder.is_long)
         return DraftModel("specexec", decoder, caches, self.bounds, self.context.vocab_size)
 

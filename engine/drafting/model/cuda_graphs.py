@@ -21,7 +21,7 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
@@ -55,7 +55,7 @@ class Bucket:
 class PaddedStep:
     """A step of the draft over inputs that stay where they are."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, bucket: Bucket) -> None:
+    def __init__(self, decoder: Decoder, pool: PagePool, bucket: Bucket) -> None:
         rows, kv = bucket.rows, bucket.kv
         device, weight = decoder.device, decoder.embedding.weight
         self._decoder = decoder
@@ -66,7 +66,7 @@ class PaddedStep:
         self._mask = torch.zeros(rows, kv + rows, dtype=torch.bool, device=device)
         self._numbers = torch.arange(max(rows, kv), device=device)
         segment = Segment(0, rows, 0, self._slots, self._positions, self._mask, Event())
-        self._batch = Batch(cache, (segment,), range(rows), strict=False)
+        self._batch = Batch(pool, (segment,), range(rows), strict=False)
 
     def fill(self, hidden: Tensor, segments: Sequence[Segment]) -> None:
         """Take in the embedded rows [n, D] of these segments, which fit the bucket."""
@@ -117,11 +117,11 @@ class PaddedStep:
 class GraphedSteps:
     """The graphs of one draft model, captured when a bucket is first met."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, capture: Capture) -> None:
+    def __init__(self, decoder: Decoder, pool: PagePool, capture: Capture) -> None:
         """The model's rope does not depend on length: see `graphed_steps`."""
         self.num_captured = 0  # since the start; a step that captured tells nothing of its time
         self._decoder = decoder
-        self._cache = cache
+        self._pool = pool
         self._capture = capture
         self._refused = False
         self._graphs: OrderedDict[Bucket, tuple[PaddedStep, Work]] = OrderedDict()
@@ -150,7 +150,7 @@ class GraphedSteps:
         while len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
         try:
-            step = PaddedStep(self._decoder, self._cache, bucket)
+            step = PaddedStep(self._decoder, self._pool, bucket)
             step.fill(hidden, batch.segments)  # to capture runs it once
             replay = self._capture(step.run)
             logits = replay()
@@ -200,14 +200,14 @@ class CudaCapture:
         return replay
 
 
-def graphed_steps(decoder: Decoder, cache: KVCache) -> GraphedSteps | None:
+def graphed_steps(decoder: Decoder, pool: PagePool) -> GraphedSteps | None:
     """Graphs for the draft steps of this decoder; None where there are none.
 
     Rope frequencies that depend on the length are chosen anew for each step: those run plainly.
     """
     if decoder.device.type != "cuda" or decoder.strict or decoder.original_length is not None:
         return None
-    return GraphedSteps(decoder, cache, CudaCapture(decoder.device))
+    return GraphedSteps(decoder, pool, CudaCapture(decoder.device))
 
 
 def _power(count: int, least: int) -> int:

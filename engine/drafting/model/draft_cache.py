@@ -1,4 +1,4 @@
-"""Where a draft model's KV lives: behind whose prefix it drafts, and its scratch slots."""
+"""Where a draft model keeps its keys and values: the prefix it drafts after, and scratch slots."""
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -6,31 +6,33 @@ from typing import Protocol
 
 import torch
 
-from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE
+from engine.kv.page_table import PageTable
 from engine.sequences.sequence import Sequence
 
 
 class DraftCache(Protocol):
-    """The KV a draft model reads and writes."""
+    """The keys and values that a draft model reads and writes."""
 
     cache: KVCache
     is_shared: bool  # with the target
 
     def prefix(self, sequence: Sequence) -> PageTable | None:
-        """The stored prefix, with room behind it for all tokens but the last; None: no room."""
+        """Return the stored prefix, with room after it for all tokens but the last, or None."""
 
     def keep_pending(self, sequence: Sequence) -> None:
-        """All tokens but the last were run behind the prefix: they belong to it now."""
+        """Add all tokens but the last, which were run after the prefix, to the prefix."""
 
     def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
-        """The tokens behind the prefix have their KV in these slots of the pool."""
+        """Add the next tokens to the prefix; these slots of the pool hold their KV."""
 
     def release(self, sequence: Sequence) -> None:
-        """The sequence ended or was paused."""
+        """Give the pages back: the sequence ended or was paused."""
 
 
 class SharedCache:
-    """The target's own cache (SubSpec): after each pass its prefix is exact and complete."""
+    """The target's own cache (SubSpec). After each pass its prefix is exact and complete."""
 
     is_shared = True
 
@@ -41,13 +43,13 @@ class SharedCache:
         return sequence.pages
 
     def keep_pending(self, sequence: Sequence) -> None:
-        """Nothing is pending but the last token."""
+        """Do nothing: only the last token is pending."""
 
     def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
-        """The target's own rows are the ones kept."""
+        """Do nothing: the target's own rows are kept."""
 
     def release(self, sequence: Sequence) -> None:
-        """The engine gives the pages back."""
+        """Do nothing: the engine gives the pages back."""
 
 
 class OwnCache:
@@ -56,7 +58,7 @@ class OwnCache:
     is_shared = False
 
     def __init__(self, cache: KVCache, is_long: Callable[[int], bool]) -> None:
-        """`is_long`: whether the draft's rope has other frequencies at a length."""
+        """Take a cache; `is_long` tells if the draft's rope has other frequencies at a length."""
         self.cache = cache
         self._is_long = is_long
         self._tables: dict[Sequence, PageTable] = {}
@@ -91,10 +93,10 @@ class OwnCache:
 
 
 class Scratch:
-    """Slots for one sequence's drafted rows, in pages of their own: no prefix moves them."""
+    """Slots for the drafted rows of one sequence, in pages that no prefix uses."""
 
     def __init__(self, cache: KVCache, most: int) -> None:
-        """`most` slots at a time."""
+        """Take at most `most` slots at a time."""
         self._cache = cache
         self._most = most
         self._table = PageTable()
@@ -105,7 +107,7 @@ class Scratch:
         return len(self._table.pages)
 
     def take(self, count: int) -> list[int]:
-        """Up to `count` slots; fewer when the pool has no page left."""
+        """Return `count` slots, or fewer when the pool has no page left."""
         while len(self._free) < count and self._table.capacity + PAGE <= self._most:
             pages = len(self._table.pages)
             if not self._cache.reserve(self._table, self._table.capacity + 1):
@@ -115,9 +117,10 @@ class Scratch:
         return [self._free.pop() for _ in range(min(count, len(self._free)))]
 
     def give_back(self, slots: Seq[int]) -> None:
+        """Let slots be taken again."""
         self._free += slots
 
     def close(self) -> None:
-        """All pages go back to the pool."""
+        """Give all pages back to the pool."""
         self._free.clear()
         self._cache.close(self._table)

@@ -1,8 +1,8 @@
 """A resident model that grows draft trees, over a KV cache of its own or the target's.
 
-Shared by the methods whose draft is a model: SubSpec's substitutes and SpecExec's separate model.
-Drafted rows live in scratch slots, each seeing the prefix and its own ancestors: a tree goes on
-growing, and its branches outlive a pass, while the target's pass writes elsewhere.
+The methods whose draft is a model share it: SubSpec's substitutes and SpecExec's separate model.
+Drafted rows live in scratch slots, and each sees the prefix and its own ancestors. The target's
+pass writes elsewhere, so a tree can go on growing and its branches outlive a pass.
 """
 
 from collections.abc import Mapping
@@ -20,22 +20,23 @@ from engine.drafting.forcing import to_guess
 from engine.drafting.growth import Bounds, Growth, Node
 from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
-from engine.kv.cache import PAGE
+from engine.drafting.model.guess import draft_children
+from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
 from engine.model.segment import Segment
-from engine.sampling.choose import draft_children, is_path_dependent
+from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
 from engine.streaming.ring import Idle
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
-NEGLIGIBLE = -9.0  # nats: a child that improbable is not worth a node
+NEGLIGIBLE = -9.0  # nats: a less probable child is not worth a node
 
 
 class Bound:
-    """Weights that are bound to their modules for good: there is nothing to borrow."""
+    """The weights of a model that stay bound to its modules: there is nothing to load."""
 
     def unit(
         self, index: int, idle: Idle | None = None
@@ -56,38 +57,39 @@ class DraftStep:
 
 
 class DraftModel:
-    """Runs nodes of growing trees; knows nothing of where the weights came from."""
+    """Runs nodes of growing trees, wherever the weights came from."""
 
     def __init__(
         self, name: str, decoder: Decoder, caches: DraftCache, bounds: Bounds, vocab_size: int
     ) -> None:
-        """`vocab_size` is the target's; a draft of the same tokens may have other padding."""
+        """Take a model; `vocab_size` is the target's, whose padding may differ from the draft's."""
         self.name = name
         self.decoder = decoder
         self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
-        self.graphs = graphed_steps(decoder, caches.cache)
+        self.graphs = graphed_steps(decoder, caches.cache.pool)
         self._scratch: dict[Sequence, Scratch] = {}
         self._under_way: DraftStep | None = None
 
     @property
     def num_captured(self) -> int:
-        """Steps that took longer than others because a graph of them was made."""
+        """Steps that took longer because a CUDA graph was captured."""
         return 0 if self.graphs is None else self.graphs.num_captured
 
     @property
     def num_shared_pages(self) -> int:
-        """Scratch pages out of the target's own cache."""
+        """Scratch pages taken from the target's own cache."""
         if not self.caches.is_shared:
             return 0
         return sum(scratch.num_pages for scratch in self._scratch.values())
 
     def step(self, chosen: Seq[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
-        """Run these nodes in one batch and add their children; the rows that were run.
+        """Run these nodes in one batch, add their children, and return the number of rows run.
 
-        With a root goes every token the cache does not hold yet (a prompt, the bonus token, an
-        accepted leaf): the draft's KV has no holes. Nodes without room stay off the frontier.
+        A root takes along every token that the cache does not hold yet (a prompt, the bonus token,
+        an accepted leaf), so that the draft's KV has no holes. Nodes for which there is no room
+        stay off the frontier.
         """
         step = self._prepare(chosen)
         if step is None:
@@ -97,21 +99,21 @@ class DraftModel:
 
     @property
     def under_way(self) -> "DraftStep | None":
-        """The step that was begun and is not finished."""
+        """The step that was begun and is not finished, or None."""
         return self._under_way
 
     @property
     def num_stretches(self) -> int:
-        """In how many pieces a step may be run; captured on CUDA, in one."""
+        """The number of pieces a step may be run in; one where steps are CUDA graphs."""
         return len(self.decoder.decoder.layers) if self.graphs is None else 1
 
     def begin(self, chosen: Seq[tuple[Growth, list[Node]]]) -> None:
-        """Prepare a step to be gone on with in stretches."""
+        """Start a draft step that can be run in several pieces."""
         assert self._under_way is None, "one step at a time"
         self._under_way = self._prepare(chosen)
 
     def go_on(self, until: float, calibration: Calibration) -> bool:
-        """Run the step under way until that time (time.perf_counter); whether it came forward."""
+        """Run the step under way until a time (time.perf_counter). Return True if it progressed."""
         step = self._under_way
         if step is None:
             return False
@@ -126,7 +128,7 @@ class DraftModel:
         return True
 
     def give_up(self) -> None:
-        """Leave the step under way undone: its nodes are back on their frontiers."""
+        """Drop the step under way and put its nodes back on their frontiers."""
         step, self._under_way = self._under_way, None
         if step is None:
             return
@@ -134,14 +136,14 @@ class DraftModel:
             self.free(growth.sequence, growth.take_back(nodes))
 
     def continues(self, growth: Growth) -> bool:
-        """Whether the KV that the growth's rows see is still all there."""
+        """Return True if all KV that the rows of the growth see is still there."""
         if growth.root.slot is None:
             return True
         table = self.caches.prefix(growth.sequence)
         return table is not None and table.length == growth.root.position
 
     def accept(self, growth: Growth, path: Seq[Node]) -> None:
-        """The target emitted the tokens of these nodes, from the root down."""
+        """Keep the KV of these nodes, from the root down: the target emitted their tokens."""
         slots: list[int] = []
         for node in path:
             if node.slot is None:
@@ -150,23 +152,23 @@ class DraftModel:
         self.caches.accept(growth.sequence, slots)
 
     def free(self, sequence: Sequence, slots: Seq[int]) -> None:
-        """The rows in these scratch slots are wanted no more."""
+        """Free the scratch slots of rows that are not needed any more."""
         if slots:
             self._scratch[sequence].give_back(slots)
 
     def shrink(self, sequence: Sequence) -> None:
-        """Give the scratch pages back: the growth that used them is gone."""
+        """Give the scratch pages of a sequence back, whose growth is gone."""
         scratch = self._scratch.pop(sequence, None)
         if scratch is not None:
             scratch.close()
 
     def release(self, sequence: Sequence) -> None:
-        """The sequence ended or was paused."""
+        """Give all pages of a sequence back: it ended or was paused."""
         self.shrink(sequence)
         self.caches.release(sequence)
 
     def _placed(self, growth: Growth, nodes: list[Node]) -> list[Node]:
-        """Give nodes scratch slots, as many as there is room for; parents come first."""
+        """Give nodes scratch slots, parents first, and return those for which there was room."""
         sequence = growth.sequence
         table = self.caches.prefix(sequence)
         if table is None:
@@ -232,7 +234,7 @@ class DraftModel:
                     growth.add(node, token, belief, gain, self.name)
 
     def _prepare(self, chosen: Seq[tuple[Growth, list[Node]]]) -> "DraftStep | None":
-        """The rows of nodes that there is room for; None if there is none."""
+        """Prepare a step of the nodes that there is room for; None if there is no room."""
         ready = [(growth, own) for growth, nodes in chosen if (own := self._placed(growth, nodes))]
         if not ready:
             return None
@@ -247,13 +249,13 @@ class DraftModel:
             segments.append(segment)
             wanted += range(len(tokens) - len(nodes), len(tokens))
         rows, resumable = range(len(tokens)), ResumableForward()
-        batch = Batch(self.caches.cache, tuple(segments), rows, self.decoder.strict, resumable)
+        batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
         own = self.decoder.embedding.num_embeddings
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
         return DraftStep(ready, known, positions, wanted, batch, resumable)
 
     def _forward(self, step: "DraftStep") -> Tensor:
-        """Logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
+        """Return the logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
         tokens, wanted = step.tokens, step.wanted
         logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
         if logits is None:
@@ -276,7 +278,7 @@ class DraftModel:
     def _segment(
         self, growth: Growth, nodes: list[Node], first: int
     ) -> tuple[list[int], list[int], Segment]:
-        """Tokens and positions of one tree's rows, and what they see.
+        """Return tokens and positions of one tree's rows, and what they see.
 
         The rows are the pending tokens before a root, then the nodes.
         """

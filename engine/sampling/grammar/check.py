@@ -1,7 +1,7 @@
-"""Whether a grammar compiles, found out in a process of its own where that might end the process.
+"""Check whether a grammar compiles, in a process of its own if it might crash the process.
 
 llguidance recurses along rules and references, so a chain of some thousand of them overflows the
-stack. What passes here, on half of a stack, compiles in the engine too.
+stack. A grammar that compiles here, with half of the stack, compiles in the engine too.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ SECONDS = 10.0
 
 @lru_cache(maxsize=64)
 def fault(source: str) -> str | None:
-    """Why nobody can be held to a grammar; None if it compiles. For a thread, as `fault_of`."""
+    """Return why a grammar cannot be used; None if it compiles. Call it in a thread."""
     if len(source) > LONGEST:
         return f"it has {len(source)} characters; {LONGEST} are the most"
     if len(source) <= HARMLESS:

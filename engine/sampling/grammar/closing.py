@@ -1,23 +1,23 @@
-"""How an answer could be brought to its end, so that a limit never cuts it in the middle.
+"""Tokens that would complete an answer, so that a token limit never cuts it in the middle.
 
-A way to the end is always known, token by token, and each emitted token must leave one that still
-fits into what the limit leaves. It need not be the shortest. It depends on the answer's tokens
-alone, so that drafts play no part in it.
+A way to the end of the answer is always known, token by token, and each emitted token must leave
+one that fits into what the limit leaves. It need not be the shortest. It depends on the answer's
+tokens alone, so drafts play no part in it.
 """
 
 from engine.sampling.grammar.grammar import Grammar
 from engine.sampling.grammar.token_ranks import TokenRanks
 
-MOST_STEPS = 128  # choices on a way that is looked for; what is forced is none
-MOST_TOKENS = 512  # of a way: while more are left, every answer can be closed
-SKIPPED = 4  # tokens at the start of the old way that a new token may stand for
-RETRY = 16  # tokens after which a way is looked for again where there was none
+MOST_STEPS = 128  # choices on a way; forced tokens do not count
+MOST_TOKENS = 512  # of a way: while more are left, every answer can be completed
+SKIPPED = 4  # tokens at the start of the old way that a new token may replace
+RETRY = 16  # tokens after which a way is looked for again if there was none
 
 Way = tuple[int, ...]
 
 
 class Closing:
-    """The way from where a grammar stands to the end of its answer."""
+    """The way from the present state of a grammar to the end of the answer."""
 
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
@@ -28,10 +28,10 @@ class Closing:
         self.way: Way | None = None
 
     def fits(self, token: int, room: int) -> bool:
-        """Whether so many tokens behind this one are enough to end the answer.
+        """Return True if `room` tokens after this one are enough to end the answer.
 
-        True where they are not enough whatever comes next: then the limit has to cut it. To be
-        asked of every token that is emitted.
+        Also True where no token leaves enough: then the limit has to cut the answer. Call it for
+        every token that is emitted.
         """
         if room >= MOST_TOKENS:
             return True
@@ -39,18 +39,18 @@ class Closing:
             self.way, self._num_moves = _look_for(self._grammar), 0
         if self.way is None or len(self.way) > room + 1:
             return True
-        way = self._behind(token)
+        way = self._after(token)
         return way is not None and len(way) <= room
 
     def move(self, token: int) -> None:
-        """The token is about to be consumed."""
+        """Follow the grammar, which is about to consume this token."""
         if self._num_moves is None:
             return
         self._num_moves += 1
-        self.way = self._behind(token)
+        self.way = self._after(token)
         self._tried = None
 
-    def _behind(self, token: int) -> Way | None:
+    def _after(self, token: int) -> Way | None:
         if self.way and self.way[0] == token:
             return self.way[1:]
         if self._tried is None or self._tried[0] != token:
@@ -59,7 +59,7 @@ class Closing:
         return self._tried[1]
 
     def _renew(self) -> Way | None:
-        """The old way or most of it, where it still leads to the end; else a new one."""
+        """Return the old way or the rest of it if it still leads to the end, else a new one."""
         if self._grammar.is_complete():
             return ()
         if self.way is None:
@@ -79,7 +79,7 @@ def _look_for(grammar: Grammar) -> Way | None:
 
 
 def _follow(grammar: Grammar, ranks: TokenRanks) -> Way | None:
-    """What is forced, and of what is allowed the best, down to the end."""
+    """Return the forced tokens, or the best of the allowed ones, down to the end."""
     way: list[int] = []
     with grammar.trial():
         for _ in range(MOST_STEPS):

@@ -1,7 +1,7 @@
-"""What an answer is held to: which tokens may be chosen, so that it matches its grammar in time.
+"""The tokens an answer may continue with, so that it matches its grammar and ends in time.
 
-Who wins where rules collide: the grammar; then the limit of tokens, by which the answer is to be
-complete; then `min_tokens` and `ignore_eos`, which put its end off; then penalties and logit bias.
+Where rules collide the grammar goes first; then the limit of tokens, by which the answer has to be
+complete; then `min_tokens` and `ignore_eos`, which delay its end; then penalties and logit bias.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.sampling.grammar.closing import Closing
 from engine.sampling.grammar.grammar import Grammar, Mask
 
-TRIES = 8  # tokens, the best first, that are asked whether the answer can be closed behind them
+TRIES = 8  # tokens, the best first, for which it is checked whether the answer can be completed
 
 
 class Constraint:
@@ -25,25 +25,30 @@ class Constraint:
         self._closing = Closing(grammar)
 
     def copy(self) -> "Constraint":
-        """The same constraint before the first token."""
+        """Return the same constraint before the first token."""
         return Constraint(self.grammar.copy())
 
     def allowed(self, banned: Seq[int]) -> Mask:
-        """What may come next; banned tokens only where nothing else may. Raises `RequestError`."""
+        """Return the tokens that may come next, banned ones only if there are no others.
+
+        Raises `RequestError`.
+        """
         return _without(self.grammar.allowed(), banned)
 
-    def behind(self, path: Seq[int], banned: Seq[int]) -> Mask | None:
-        """The same behind drafted tokens; None where they do not match, or nothing may follow."""
+    def allowed_after(self, path: Seq[int], banned: Seq[int]) -> Mask | None:
+        """Return the same after drafted tokens; None if they do not match or nothing may follow."""
         with self.grammar.trial(path) as matches:
             mask = self.grammar.mask() if matches else None
         return None if mask is None else _without(mask, banned)
 
-    def settle(
+    def first_closable(
         self, token: int, room: int, banned: Seq[int], choose: Callable[[Tensor], int]
     ) -> int:
-        """The chosen token, or a lesser one where behind it `room` tokens would be too few.
+        """Return the chosen token, or the best other one that leaves room to end the answer.
 
-        `choose` gives the best of allowed tokens [1, V].
+        Args:
+            room: how many tokens may follow it.
+            choose: returns the best token of a mask [1, V].
         """
         mask: Mask | None = None
         for _ in range(TRIES):
@@ -59,7 +64,7 @@ class Constraint:
         return self._closing.way[0]
 
     def emit(self, token: int) -> bool:
-        """Take a token that was allowed; whether the answer is complete with it.
+        """Take a token that was allowed. Return True if it completes the answer.
 
         Raises `RequestError` where the grammar turns out too complex to be followed.
         """
@@ -69,7 +74,7 @@ class Constraint:
 
 
 def to_tensor(masks: Seq[Mask]) -> Tensor:
-    """Masks of several rows, [R, V] bool."""
+    """Return the masks of several rows as a tensor, [R, V] bool."""
     return torch.from_numpy(np.stack(masks))
 
 

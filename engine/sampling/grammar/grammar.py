@@ -1,7 +1,7 @@
-"""Grammars: what may come next in an answer. llguidance parses; only this file knows of it.
+"""Grammars: which tokens may come next in an answer. Only this file uses llguidance, the parser.
 
-Masks are of tokens as the tokenizer would cut the text: where one text alone may follow, its
-tokens are forced. The state of a grammar depends on nothing but the answer's tokens.
+Masks hold tokens as the tokenizer would cut the text: where only one text may follow, its tokens
+are forced. The state of a grammar depends on nothing but the answer's tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,10 +25,10 @@ LONGEST_REASON = 500  # characters
 
 
 def fault_of(source: str) -> str | None:
-    """Why nobody can be held to a grammar; None if it compiles.
+    """Return why a grammar cannot be used; None if it compiles.
 
-    Takes up to some tenths of a second, mostly without the interpreter's lock: for a thread. Names
-    of special tokens are not looked up, since no tokenizer is known here.
+    This takes up to some tenths of a second, mostly without the interpreter's lock, so call it in a
+    thread. Names of special tokens are not looked up, since no tokenizer is known here.
     """
     from llguidance import LLMatcher
 
@@ -37,21 +37,21 @@ def fault_of(source: str) -> str | None:
 
 
 def regex_to_lark(regex: str) -> str:
-    """The Lark grammar of texts that a regular expression matches as a whole."""
+    """Return the Lark grammar of the texts that a regular expression matches as a whole."""
     from llguidance import regex_to_lark
 
     return f"start: /{regex_to_lark(regex, '')}/"
 
 
 def to_lark(grammar: str) -> str:
-    """A grammar in Lark's syntax, or in llama.cpp's (GBNF), in Lark's. Raises ValueError."""
+    """Return a grammar of Lark's or llama.cpp's syntax (GBNF) in Lark's. Raises ValueError."""
     from llguidance import grammar_from
 
     return grammar_from("grammar", grammar)
 
 
 def _limits() -> "LLParserLimits":
-    """A grammar compiles in tenths of a second, a mask takes some 20 ms, all of it 50 MB."""
+    """Return bounds: tenths of a second to compile, some 20 ms for a mask, 50 MB in all."""
     from llguidance import LLParserLimits
 
     return LLParserLimits(
@@ -70,7 +70,7 @@ class Grammars:
     def __init__(
         self, tokenizer_json: Callable[[], str], vocab_size: int, eos_token_ids: Iterable[int]
     ) -> None:
-        """`vocab_size` is the size V of the logits; `tokenizer_json` is called on first use."""
+        """Take the size V of the logits; `tokenizer_json` is called on first use."""
         self.vocab_size = vocab_size
         self.eos_token_ids = tuple(sorted(eos_token_ids))
         self._tokenizer_json = tokenizer_json
@@ -84,13 +84,13 @@ class Grammars:
 
     @cached_property
     def ranks(self) -> tuple[TokenRanks, ...]:
-        """Which tokens are tried first to end a text."""
+        """The orders in which tokens are tried to end a text."""
         special, spelling = self.tokenizer.is_special_token, self.tokenizer.decode_bytes
         tokens = range(self.vocab_size)
         return token_ranks([b"" if special(token) else spelling([token]) for token in tokens])
 
     def compile(self, source: str) -> "Grammar":
-        """The grammar before the first token. Raises `RequestError`, code `invalid_grammar`."""
+        """Return the grammar before its first token. Raises `RequestError` `invalid_grammar`."""
         from llguidance import LLMatcher
 
         try:
@@ -108,10 +108,10 @@ class Grammars:
 
 
 class Grammar:
-    """A grammar behind the tokens of one answer.
+    """A grammar after the tokens of one answer.
 
-    Questions about tokens that are only drafted are asked in a `trial`. It cannot change the
-    answer: if it breaks a bound of the parser, the state is built anew from the answer's tokens.
+    Drafted tokens are tried in a `trial`, which cannot change the answer: if a trial breaks a bound
+    of the parser, the state is built anew from the answer's tokens.
     """
 
     def __init__(self, grammars: Grammars, start: "LLMatcher") -> None:
@@ -122,25 +122,25 @@ class Grammar:
         self._num_tried = 0
 
     def copy(self) -> "Grammar":
-        """The same grammar before the first token."""
+        """Return the same grammar before the first token."""
         return Grammar(self.grammars, self._start)
 
     def is_complete(self) -> bool:
-        """Whether nothing may follow: neither text nor an end-of-sequence token."""
+        """Return True if nothing may follow: neither text nor an end-of-sequence token."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def is_accepting(self) -> bool:
-        """Whether the answer may end here."""
+        """Return True if the answer may end here."""
         return self._matcher.is_accepting() and not self._matcher.is_error()
 
     def consume(self, token: int) -> None:
-        """The answer's next token. Raises `RequestError` where a bound of the parser is broken."""
+        """Take the answer's next token. Raises `RequestError` if a bound of the parser breaks."""
         self._matcher.consume_token(token)
         self._tokens.append(token)
         self._raise_error()
 
     def allowed(self) -> Mask:
-        """The tokens that may come next, end-of-sequence too. Raises `RequestError` as above."""
+        """Return the tokens that may come next, end-of-sequence too. Raises `RequestError`."""
         mask = self.mask()
         self._raise_error()
         assert mask is not None
@@ -148,7 +148,7 @@ class Grammar:
 
     @contextmanager
     def trial(self, path: Seq[int] = ()) -> Iterator[bool]:
-        """Behind a path, until the end of the block; gives whether it matches. May be nested."""
+        """Follow a path until the end of the block, and yield True if it matches. May be nested."""
         before = self._num_tried
         try:
             yield self.attempt(path)
@@ -161,24 +161,24 @@ class Grammar:
                 self._matcher.consume_tokens(self._tokens)
 
     def attempt(self, path: Seq[int]) -> bool:
-        """Inside a trial: go on along a path, as far as it matches; whether it does."""
+        """Inside a trial, follow a path as far as it matches. Return True if all of it does."""
         taken = self._matcher.try_consume_tokens(list(path)) if path else 0
         self._num_tried += taken
         return taken == len(path) and not self._matcher.is_error()
 
     def mask(self) -> Mask | None:
-        """The tokens that may come next; None where a bound is broken, or nothing may follow."""
+        """Return the tokens that may come next; None if nothing may, or a bound is broken."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_stopped():  # an error too
             return None
         return np.unpackbits(bits, count=self.grammars.vocab_size, bitorder="little").view(np.bool_)
 
     def forced(self) -> list[int]:
-        """The tokens of the only text that may follow, as far as there is only one."""
+        """Return the tokens of the only text that may follow, as far as there is only one."""
         return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
 
     def matches(self, path: Seq[int]) -> bool:
-        """Whether a path may follow, however it is cut into tokens."""
+        """Return True if a path may follow, however it is cut into tokens."""
         return self._matcher.validate_tokens(list(path)) == len(path)
 
     def _raise_error(self) -> None:

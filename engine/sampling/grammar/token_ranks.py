@@ -1,7 +1,7 @@
-"""In which order tokens are tried to bring a text to its end.
+"""The order in which tokens are tried to bring a text to its end.
 
-A guess by spelling alone. Closing brackets and quotes end what is open, separators lead to the next
-thing that is required, and what opens something only makes a text longer. Inside of a quoted text
+It is a guess by spelling alone. Closing brackets and quotes end what is open, separators lead to
+the next thing that is required, and what opens something makes a text longer. Inside a quoted text
 brackets end nothing.
 """
 
@@ -43,14 +43,14 @@ class TokenRanks:
         )
 
     def best(self, mask: NDArray[np.bool_]) -> int:
-        """The first of the allowed tokens [V]."""
+        """Return the preferred token of a mask [V]."""
         in_text = (mask & self._brackets).any() and (mask & self._letters).any()
         order = self._inside if in_text else self._outside
         return int(order[mask[order].argmax()])
 
 
 def token_ranks(spellings: Sequence[bytes]) -> tuple[TokenRanks, ...]:
-    """Several preferences: where one goes round in circles, another may find the end."""
+    """Return several preferences: where one never finds the end, another may."""
     kinds = ((_terminators, False), (_longest, True), (_shortest, True))
     return tuple(TokenRanks(spellings, plain, eager) for plain, eager in kinds)
 
@@ -61,7 +61,7 @@ def _rank(
     eager: bool,
     spelling: bytes,
 ) -> tuple[int, int]:
-    """A token that begins with one of `ends` ends something."""
+    """Return the rank of a token; one that begins with a byte of `ends` ends something."""
     if not spelling:
         return 0, 0
     characters = frozenset(spelling)

@@ -14,7 +14,7 @@ from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import DraftTree
 from engine.messages import Generate, PassStats, Speculation, Tokens
 from engine.runtime.engine import Engine
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 from engine.spec import DraftSpec
 from engine.timing import PassTimes, StepTimes

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch, attend
 from engine.model.padded import MOST_ROWS, pad
 from engine.model.segment import Segment
@@ -49,10 +49,10 @@ def segments(shapes: Sequence[tuple[int, int, int, bool]]) -> list[Segment]:
 def attended(rows: Sequence[Segment], inputs: Sequence[Tensor], window: int | None) -> Tensor:
     """Attention of these segments in one batch, over a cache with a past: [1, T, H, D]."""
     torch.manual_seed(1)
-    cache = KVCache(1, 16, KV_HEADS, DIM, torch.float32, CPU)
-    cache.write(0, torch.arange(1024), *(torch.randn(1024, KV_HEADS, DIM) for _ in range(2)))
+    pool = PagePool(1, 16, KV_HEADS, DIM, torch.float32, CPU)
+    pool.write(0, torch.arange(1024), *(torch.randn(1024, KV_HEADS, DIM) for _ in range(2)))
     total = sum(own.count for own in rows)
-    batch = Batch(cache, tuple(rows), range(rows[0].first, rows[0].first + total), strict=False)
+    batch = Batch(pool, tuple(rows), range(rows[0].first, rows[0].first + total), strict=False)
     assert (batch.padded is None) == (len(rows) == 1)
     own = (tensor[:, :, rows[0].first : rows[0].first + total] for tensor in inputs)
     query, key, value = own

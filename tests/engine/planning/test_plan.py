@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ModelError
-from engine.kv.cache import PAGE
+from engine.kv.page_pool import PAGE
 from engine.kv.page_store import STAGING_BYTES
 from engine.model.attention import SCORES
 from engine.planning.footprint import LARGEST_PASS, Demand

@@ -11,7 +11,7 @@ from engine.errors import ModelError
 from engine.messages import Audited, Generate
 from engine.runtime.audit import MOST_WAITING, TOLERANCES, Auditor
 from engine.runtime.engine import Engine
-from engine.sampling.choose import TokenCounts
+from engine.sampling.logit_rules import TokenCounts
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Request, Sequence
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, hooks, load, prompt, request, run
@@ -144,7 +144,7 @@ def test_a_prefix_that_was_stored_wrong_comes_to_light(folder: Any) -> None:
     asked = prompt(200, 7)
     served(engine, request("stores", asked))
     with torch.inference_mode():
-        engine._loaded.cache.keys.neg_()
+        engine._loaded.cache.pool.keys.neg_()
     (sequence,) = served(engine, request("reads", asked))
     found = audit(auditor_of(engine), sequence)
     assert found is not None and found.mismatches > 0

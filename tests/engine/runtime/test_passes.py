@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from engine.drafting.tree import DraftTree
-from engine.kv.cache import PAGE, KVCache
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE, PagePool
 from engine.model.attention import _visible
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
@@ -38,7 +39,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture
 def cache() -> KVCache:
-    return KVCache(1, 32, 1, 4, torch.float32, torch.device("cpu"))
+    return KVCache(PagePool(1, 32, 1, 4, torch.float32, torch.device("cpu")))
 
 
 def stored(
@@ -176,7 +177,7 @@ def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
 ) -> None:
     """The batch means to the layers what it says: bit for bit, in another sequence's company."""
     config = decoder.model.config
-    cache = KVCache(
+    pool = PagePool(
         config.num_hidden_layers,
         32,
         config.num_key_value_heads,
@@ -184,6 +185,7 @@ def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
         torch.float32,
         torch.device("cpu"),
     )
+    cache = KVCache(pool)
     prefix = [3, 40, 50, 60]
 
     def hidden(turns: Seq[Turn], trees: Seq[DraftTree | None]) -> torch.Tensor:

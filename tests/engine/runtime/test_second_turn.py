@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kv.cache import PAGE, PageTable
+from engine.kv.page_pool import PAGE
+from engine.kv.page_table import PageTable
 from engine.messages import Generate
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec
@@ -206,11 +207,11 @@ def test_the_audits_pages_are_not_stored() -> None:
 def arriving(engine: Engine, late: PageTable) -> Iterator[None]:
     """The pages of one table are still on their way from the host."""
     cache: Any = engine._cache
-    cache.ready = lambda table: table is not late
+    cache.is_ready = lambda table: table is not late
     try:
         yield
     finally:
-        del cache.ready
+        del cache.is_ready
 
 
 def test_who_goes_on_while_its_pages_arrive_lets_the_others_go_first() -> None:

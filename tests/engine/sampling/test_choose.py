@@ -9,20 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.drafting.model.guess import draft_children
 from engine.messages import SamplingParams
-from engine.sampling.blocks import Rows
-from engine.sampling.choose import (
-    TokenCounts,
-    choose,
-    choose_rows,
-    draft_children,
-    is_greedy,
-    is_path_dependent,
-    model_logprobs,
-    rows_logprobs,
-    warp,
-)
+from engine.sampling.choose import choose, choose_rows
+from engine.sampling.large_vocabularies.blocks import Rows
+from engine.sampling.logit_rules import TokenCounts, is_greedy, is_path_dependent, warp
+from engine.sampling.logprobs import model_logprobs
 from engine.sampling.noise import gumbel
+from tests.engine.logits import random_logits
 
 WARPERS = {
     "plain": SamplingParams(),
@@ -47,11 +41,6 @@ WARPERS = {
     ),
 }
 PROMPT, OUTPUT, PATH = (1, 2, 2, 5, 9), (2, 3, 3), (3, 9, 11, 11)
-
-
-def random_logits(rows: int, vocabulary: int, spread: float = 2.0, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, vocabulary, generator=generator) * spread
 
 
 def counts_of(prompt: Sequence[int], output: Sequence[int]) -> TokenCounts:
@@ -325,85 +314,3 @@ def test_choices_are_golden() -> None:
         params = SamplingParams(seed=seed, temperature=0.7, top_p=0.95)
         chosen = [choose(logits, params, None, position=p, choice=choice) for p in range(8)]
         assert chosen == tokens
-
-
-def test_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
-    logits, positions = random_logits(6, 500), [4, 5, 5, 6, 900, 0]
-    for tau in (0.3, 1.0):
-        params = SamplingParams(seed=5, temperature=0.9)
-        dense = warp(logits, params, None) + gumbel(
-            5, 1, torch.tensor(positions)[:, None], torch.arange(500)
-        )
-        tokens, scores = draft_children(
-            logits, params, None, positions=positions, choice=1, tau=tau, branch=500
-        )
-        assert scores.dtype == torch.float32
-        expected = (dense / tau).softmax(-1).float().gather(-1, tokens)
-        torch.testing.assert_close(scores.exp(), expected, rtol=1e-4, atol=1e-12)
-
-
-def test_greedy_scores_are_sharpened_logits() -> None:
-    logits = random_logits(3, 50)
-    tokens, scores = draft_children(
-        logits,
-        SamplingParams(temperature=0),
-        None,
-        positions=[1, 2, 3],
-        choice=0,
-        tau=0.5,
-        branch=50,
-    )
-    expected = (logits * 2).log_softmax(-1).sort(descending=True)
-    assert torch.equal(tokens, expected.indices)
-    torch.testing.assert_close(scores, expected.values)
-
-
-def test_children_may_come_from_far_below_the_drafts_best() -> None:
-    logits = random_logits(20, 4_000, 0.2)
-    params = SamplingParams(seed=11)
-    tokens, scores = draft_children(
-        logits, params, None, positions=range(20), choice=0, tau=0.5, branch=4
-    )
-    dense = warp(logits, params, None) + gumbel(
-        11, 0, torch.arange(20)[:, None], torch.arange(4_000)
-    )
-    assert tokens.tolist() == dense.topk(4).indices.tolist()
-    assert (scores.diff(dim=-1) <= 0).all()
-    ranks = (logits > logits.gather(-1, tokens[:, :1])).sum(-1)
-    assert ranks.max() > 1_000
-
-
-def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
-    logits = random_logits(2, 30)
-    params, banned = SamplingParams(top_k=3), [[], [int(logits[1].argmax())]]
-    tokens, scores = draft_children(
-        logits, params, None, positions=[1, 2], choice=0, tau=0.5, branch=8, banned=banned
-    )
-    assert tokens.shape == scores.shape == (2, 8)
-    assert scores.isfinite().sum(-1).tolist() == [3, 3]
-    assert banned[1][0] not in tokens[1, :3]
-    small, _ = draft_children(logits, params, None, positions=[1, 2], choice=0, tau=1.0, branch=99)
-    assert small.shape == (2, 30)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_rows_logprobs_do_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
-    logits = random_logits(33, 130).to(dtype)
-    tokens = [row * 3 for row in range(33)]
-    together = rows_logprobs(logits, tokens, 4)
-    alone = [model_logprobs(own, token, 4) for own, token in zip(logits, tokens, strict=True)]
-    assert together == alone
-
-
-def test_api_07_logprobs_are_the_models_own_and_never_infinite() -> None:
-    logits = torch.tensor([1.0, 3.0, 2.0, 3.0, -torch.inf])
-    expected = logits.log_softmax(-1).tolist()
-    result = model_logprobs(logits, 2, 3)
-    assert result.token == 2
-    assert result.logprob == pytest.approx(expected[2])
-    assert [token for token, _ in result.top] == [1, 3, 2]
-    assert [value for _, value in result.top] == pytest.approx([expected[t] for t in (1, 3, 2)])
-    assert model_logprobs(logits, 4, 0).logprob == -9999.0
-    assert model_logprobs(logits, 4, 0).top == ()
-    assert model_logprobs(logits, 0, 20).top[-1] == (4, -9999.0)
-    assert [token for token, _ in model_logprobs(torch.zeros(9), 5, 2).top] == [0, 1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.sampling.noise import GUMBEL_MAX, bits, gumbel, gumbel_of, rare, stream, uniform
+from engine.sampling.noise import GUMBEL_MAX, bits, gumbel, gumbel_of, stream, uniform
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -165,30 +165,3 @@ def test_no_two_keys_draw_the_same_bits() -> None:
     ]
     everything = torch.cat(parts).tolist()
     assert len(set(everything)) == len(everything)
-
-
-@pytest.mark.parametrize("size", [1, 64, 1_000])
-def test_rare_finds_all_tokens_with_as_much_noise_as_their_block_needs(size: int) -> None:
-    blocks, streams = 40, stream(5, 1, torch.arange(7))
-    generator = torch.Generator().manual_seed(size)
-    needed = torch.rand(7, blocks, generator=generator, dtype=torch.float64) * 12 - 2
-    needed[0, :4] = torch.tensor([math.inf, math.nan, 40.0, -math.inf])
-    rows, tokens = rare(streams, blocks * size, needed)
-    noise = gumbel_of(uniform(streams[:, None], torch.arange(blocks * size)))
-    expected = (noise.view(7, blocks, size) >= needed[..., None]).flatten(1)
-    found = torch.zeros_like(expected)
-    found[rows, tokens] = True
-    assert found.sum() == len(rows)
-    assert (found | ~expected).all()
-    # Nearly nothing else: only the upper 31 bits are compared.
-    slack = (noise.view(7, blocks, size) >= needed[..., None] - 1e-6).flatten(1)
-    assert (slack | ~found).all()
-
-
-def test_rare_keeps_a_token_whose_noise_is_just_enough() -> None:
-    starts, tokens = stream(9, 0, torch.arange(50)), torch.arange(640)
-    noise = gumbel_of(uniform(starts[:, None], tokens))
-    best = noise.view(50, 10, 64).amax(-1)
-    rows, found = rare(starts, 640, best)
-    assert len(rows) == 500
-    assert torch.equal(noise[rows, found].view(50, 10), best)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kv.cache import PAGE, KVCache
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE, PagePool
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
@@ -23,7 +24,7 @@ class Desk:
     """A scheduler, who left its pages, and passes that a model would run."""
 
     def __init__(self, pages: int = 64, **bounds: Any) -> None:
-        self.cache = KVCache(1, pages, 1, 4, torch.float32, torch.device("cpu"))
+        self.cache = KVCache(PagePool(1, pages, 1, 4, torch.float32, torch.device("cpu")))
         self.released: list[Sequence] = []
         self.passes = PassTimes(granularity=64)
         limits: dict[str, Any] = {"max_sequences": 8, "max_rows": 4096}

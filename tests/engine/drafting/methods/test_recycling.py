@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.drafting.methods.recycling import SUCCESSORS, Recycling, _best
 from engine.drafting.tree import DraftTree
-from engine.sampling.blocks import Matrix
+from engine.sampling.large_vocabularies.blocks import Matrix
 from tests.engine.lookups import check, leaves, passes, paths, writing
 from tests.engine.sequence_makers import EOS, make_sequence
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.drafting.growth import Growth
 from engine.drafting.model import cuda_graphs
 from engine.drafting.model.cuda_graphs import Bucket, CudaCapture, PaddedStep, Work, graphed_steps
-from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
 from engine.model.segment import Segment
 from engine.runtime.engine import Engine
@@ -52,7 +52,7 @@ def test_a_padded_step_computes_what_a_step_does(family: str) -> None:
 
 @torch.inference_mode()
 def test_the_smallest_bucket_is_chosen() -> None:
-    cache = KVCache(1, 1, 1, 1, torch.float32, CPU)
+    pool = PagePool(1, 1, 1, 1, torch.float32, CPU)
 
     def bucket(*segments: tuple[int, int, int]) -> Bucket | None:
         """(rows, prefix, scratch) of each."""
@@ -60,7 +60,7 @@ def test_the_smallest_bucket_is_chosen() -> None:
             Segment(0, n, start, torch.empty(0), torch.empty(scratch + n), None, None)  # type: ignore[arg-type]  # nobody cancels
             for n, start, scratch in segments
         )
-        return Bucket.of(Batch(cache, made, range(sum(n for n, _, _ in segments)), False))
+        return Bucket.of(Batch(pool, made, range(sum(n for n, _, _ in segments)), False))
 
     assert bucket((1, 0, 0)) == Bucket(1, 256)
     assert bucket((2, 200, 56)) == Bucket(2, 256)
@@ -75,8 +75,8 @@ def test_the_smallest_bucket_is_chosen() -> None:
 def test_padding_reads_the_steps_own_slots_only() -> None:
     """What others stored is hidden by a weight of zero, and zero times infinity is no number."""
     model = draft_of(checkpoint("llama"), CPU)
-    cache, width = model.caches.cache, model.decoder.embedding.weight.shape[1]
-    step = PaddedStep(model.decoder, cache, Bucket(8, 256))
+    pool, width = model.caches.cache.pool, model.decoder.embedding.weight.shape[1]
+    step = PaddedStep(model.decoder, pool, Bucket(8, 256))
     for count, start in ((7, 200), (2, 9)):
         slots = torch.randperm(1000)[: start + count]
         positions = torch.arange(start, start + count)
@@ -153,8 +153,8 @@ def test_where_there_are_graphs(
     decoder: Any = SimpleNamespace(
         device=torch.device(device), strict=strict, original_length=original
     )
-    cache: Any = None
-    assert (graphed_steps(decoder, cache) is not None) == made
+    pool: Any = None
+    assert (graphed_steps(decoder, pool) is not None) == made
 
 
 def padded(engine: Engine) -> Compared:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from engine.drafting.model.draft_cache import OwnCache, Scratch, SharedCache
-from engine.kv.cache import PAGE, KVCache, PageTable
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE, PagePool
+from engine.kv.page_table import PageTable
 from engine.sequences.sequence import Sequence
 from tests.engine.models import prompt
 from tests.engine.page_traffic import check_pages
@@ -14,7 +16,7 @@ from tests.engine.sequence_makers import make_sequence
 
 
 def pool(num_pages: int = 8) -> KVCache:
-    return KVCache(1, num_pages, 1, 4, torch.float32, torch.device("cpu"))
+    return KVCache(PagePool(1, num_pages, 1, 4, torch.float32, torch.device("cpu")))
 
 
 def caches(num_pages: int = 8, border: int = 10_000) -> OwnCache:
@@ -25,11 +27,11 @@ def caches(num_pages: int = 8, border: int = 10_000) -> OwnCache:
 def write(cache: KVCache, slots: Seq[int], tokens: Seq[int]) -> None:
     """KV that tells the token."""
     rows = torch.tensor(tokens, dtype=torch.float32).view(-1, 1, 1).expand(-1, 1, 4)
-    cache.write(0, torch.tensor(slots), rows, rows)
+    cache.pool.write(0, torch.tensor(slots), rows, rows)
 
 
 def stored(cache: KVCache, table: PageTable) -> list[int]:
-    keys, _ = cache.read(0, cache.slots(table)[: table.length])
+    keys, _ = cache.pool.read(0, cache.slots(table)[: table.length])
     return keys[:, 0, 0].int().tolist()
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.messages import SamplingParams
-from engine.sampling.blocks import Rows
-from engine.sampling.choose import TokenCounts, choose, choose_rows, draft_children, is_greedy, warp
+from engine.sampling.choose import choose, choose_rows
+from engine.sampling.large_vocabularies.blocks import Rows
+from engine.sampling.logit_rules import TokenCounts, is_greedy, warp
 from engine.sampling.noise import gumbel
 
 SIZES = (1, 2, 30, 63, 64, 65, 300, 1_000, 4_096, 16_384, 20_001)
@@ -96,48 +97,3 @@ def test_a_row_without_any_token_gives_token_0() -> None:
             0,
             0,
         ]
-
-
-@pytest.mark.parametrize("spread", [3.0, 4.0])
-@pytest.mark.parametrize("slope", [0.0, 1.3])
-@pytest.mark.parametrize(
-    "params",
-    [
-        SamplingParams(seed=5),
-        SamplingParams(seed=5, temperature=0.7, top_p=0.9),
-        SamplingParams(seed=5, temperature=1.2, top_k=50),
-        SamplingParams(seed=5, min_p=0.05),
-    ],
-)
-def test_a_draft_with_the_targets_logits_finds_the_targets_choice(
-    params: SamplingParams, spread: float, slope: float
-) -> None:
-    """Though it looks at few tokens: hits must not fall because a guess is cheap."""
-    rows, size = 150, 20_032
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(rows, size, generator=generator) * spread
-    logits -= slope * torch.arange(1, size + 1).log()
-    expected = choose_rows(Rows.of(logits), params, None, positions=range(rows), choice=0)
-    for branch in (1, 6):
-        tokens, scores = draft_children(
-            logits, params, None, positions=range(rows), choice=0, tau=0.5, branch=branch
-        )
-        assert (tokens[:, 0] == expected).float().mean() >= (0.99 if params.top_p == 1 else 0.9)
-        assert (scores[:, :-1] >= scores[:, 1:]).all()
-        assert (scores.exp().sum(-1) < 1.0001).all()
-        likely = [own[found] for own, found in zip(tokens, scores.isfinite(), strict=True)]
-        assert all(len(own.unique()) == len(own) for own in likely)
-
-
-def test_draft_scores_of_a_long_row_are_nearly_those_of_all_its_tokens() -> None:
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(100, 20_032, generator=generator) * 2
-    logits -= 1.2 * torch.arange(1, 20_033).log()
-    greedy = SamplingParams(temperature=0)
-    for tau in (0.5, 1.0):
-        tokens, scores = draft_children(
-            logits, greedy, None, positions=range(100), choice=0, tau=tau, branch=4
-        )
-        expected = (logits / tau).log_softmax(-1).topk(4)
-        assert torch.equal(tokens, expected.indices)
-        torch.testing.assert_close(scores, expected.values, atol=0.05, rtol=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.sampling.blocks import (
+from engine.sampling.large_vocabularies.blocks import (
     BLOCK,
     Matrix,
     Rows,

@@ -1,0 +1,9 @@
+"""Logits to choose from."""
+
+import torch
+from torch import Tensor
+
+
+def random_logits(rows: int, vocabulary: int, spread: float = 2.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, vocabulary, generator=generator) * spread
