@@ -1,8 +1,10 @@
-"""How long draft steps and passes take by their number of rows, learned as they run."""
+"""How long steps take: timed at start-up, and learned by their number of rows as they run."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import ceil, log2
+from math import ceil, inf, log2
 
 SMOOTHING = 0.15  # weight of the newest step
 OUTLIER = 3.0  # a step longer than this many times the expected counts as so many
@@ -14,6 +16,19 @@ LINK_SMOOTHING = 0.2  # weight of the newest pass in the time in which weights t
 def smoothed(known: float, newest: float, weight: float) -> float:
     """Return the exponential average `known` after one more figure of this weight."""
     return known + weight * (newest - known)
+
+
+def time_runs(step: Callable[[], object], runs: int, seconds: float = inf) -> list[float]:
+    """Return the seconds of each of some runs of `step`.
+
+    No run begins once `seconds` have passed since the first one began.
+    """
+    taken: list[float] = []
+    first = time.perf_counter()
+    while len(taken) < runs and (began := time.perf_counter()) - first < seconds:
+        step()
+        taken.append(time.perf_counter() - began)
+    return taken
 
 
 class StepTimes:

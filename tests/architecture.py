@@ -5,6 +5,7 @@ by hand.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -91,6 +92,17 @@ SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/planning/probe.py", "layer_types", "a copy of transformers' configuration"),
     ("engine/malloc.py", "argtypes", "ctypes has no other way"),
     ("engine/malloc.py", "restype", "ctypes has no other way"),
+)
+
+# Questions that `engine.streaming.device.Device` answers, and who may ask them all the same.
+DEVICE_QUESTION = re.compile(r"\bdevice\.type\b|\bis_cuda\b|\btorch\.cuda\.")
+MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
+    ("engine.streaming.device", "it is the device"),
+    ("engine.streaming.*_link", "the file of a device"),
+    ("engine.streaming.cuda_*", "a part of the CUDA device"),
+    ("engine.weights.formats.*", "kernels are other functions on a CPU"),
+    ("engine.sampling.*", "few numbers are computed faster by numpy on a CPU"),
+    ("engine.drafting.model.substitutes", "one kernel repacks its weights on a CPU"),
 )
 
 TOP_LEVEL = ("engine", "server", "tests", "configs", "benchmarks")
@@ -312,6 +324,17 @@ def _is_made_of_self(value: ast.expr) -> bool:
         ["self"],
         ["cls"],
     )
+
+
+def device_questions(root: Path) -> list[str]:
+    """Lines of the engine that branch on the device outside of `MAY_ASK_FOR_THE_DEVICE`."""
+    return [
+        f"{path.relative_to(root)}:{number}: let engine.streaming.device.Device answer that"
+        for name, path in modules(root, "engine").items()
+        if not any(fnmatchcase(name, who) for who, _ in MAY_ASK_FOR_THE_DEVICE)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if DEVICE_QUESTION.search(line)
+    ]
 
 
 def long_files(root: Path) -> list[str]:

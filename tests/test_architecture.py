@@ -18,6 +18,7 @@ RULES: tuple[Rule, ...] = (
     rules.scattered_imports,
     rules.import_time_imports,
     rules.foreign_attributes,
+    rules.device_questions,
     rules.long_files,
     rules.long_functions,
 )
@@ -112,6 +113,8 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
             "def f(self, a): setattr(a, 'b', 1)",
         )
     ),
+    (rules.device_questions, {"engine/kv/a.py": "x.device.type"}, "a.py:1"),
+    (rules.device_questions, {"engine/kv/a.py": "\ny = x.is_cuda"}, "a.py:2"),
     (rules.long_files, {"engine/spec.py": LONG_FILE}, "401 lines"),
     (rules.long_functions, {"server/http/app.py": LONG_FUNCTION}, "f has 61 lines"),
 )

@@ -13,7 +13,6 @@ from math import inf, log
 from engine.drafting.forcing import force, prune
 from engine.drafting.growth import Bounds, Growth, Node
 from engine.drafting.lookups.bets import Lookup
-from engine.drafting.model.ahead_stream import Aside, InTurn
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
 from engine.drafting.tree import DraftTree
@@ -21,6 +20,7 @@ from engine.messages import PREDICTION
 from engine.model.decoder import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
+from engine.streaming.ahead_stream import Aside
 
 LOOKUP_ROWS = 32  # of each look-up beside a model: they cost host time
 LEAST_AHEAD = log(0.002)  # a path less likely than this is not drafted ahead
@@ -53,7 +53,7 @@ class Drafting:
         """`aside` is where drafting ahead runs; None: in turn with all else."""
         self.policy = policy
         self.figures = Figures()
-        self.aside: Aside = aside or InTurn()
+        self.aside = aside or Aside()
         self._model = model
         self._lookups = lookups
         self._bounds = bounds

@@ -25,6 +25,7 @@ from engine.kv.cache import KVCache
 from engine.messages import ReportProgress
 from engine.model.decoder import Decoder
 from engine.spec import ModelSpec
+from engine.streaming.device import Device
 from engine.streaming.ring import LayerStream
 from engine.weights.layout import UnitReader
 
@@ -47,7 +48,7 @@ class DraftContext:
     spec: ModelSpec
     config: Any  # the target's configuration
     dtype: torch.dtype
-    device: torch.device
+    device: Device
     units: UnitReader  # the target's units
     identity: str  # what the target's weights are: source, revision and precision
     tokenizer: Any  # the target's

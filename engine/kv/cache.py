@@ -109,7 +109,7 @@ class KVCache:
         What is launched next on the current stream sees the pages that came from the host.
         """
         self._host.wait(table.arrival)
-        return table.slots(self.pool.device)
+        return table.slots(self.pool.device.torch_device)
 
     def keep(self, table: PageTable, rows: Sequence[int]) -> None:
         """Append scratch rows (ascending, counted from the end of the prefix) to the prefix.

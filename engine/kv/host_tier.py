@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from itertools import islice
 
 from engine.kv.page_pool import PagePool
-from engine.kv.page_store import open_store
 
 
 class HostTier:
     """Host pages and the order in which they are dropped, and the state of copies.
 
-    Each copy has a ticket (`engine/kv/page_store.py`). The last one that reads or writes a page of
-    the device is remembered until `claim`, so that nobody uses the page before it is through.
+    Each copy has a ticket (`engine/streaming/page_store.py`). The last one that reads or writes a
+    page of the device is remembered until `claim`, so that no one uses the page before it is done.
     """
 
     def __init__(self, pool: PagePool, num_pages: int) -> None:
@@ -25,7 +24,7 @@ class HostTier:
         self._first = pool.num_pages
         self._free = list(range(self._first + num_pages - 1, self._first - 1, -1))
         self._stored: OrderedDict[int, None] = OrderedDict()  # the next to be dropped first
-        self._store = open_store(pool.pages, num_pages)
+        self._store = pool.device.page_store(pool.pages, num_pages)
         self._tickets = [0] * pool.num_pages  # of the last copy out of or into each device page
 
     @property

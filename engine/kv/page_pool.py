@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.streaming.device import Device
 
 PAGE = 64  # token slots of a page
 
@@ -28,12 +29,12 @@ class PagePool:
         num_kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
-        device: torch.device,
+        device: Device,
     ) -> None:
         shape = (2 * num_layers, num_pages * PAGE, num_kv_heads, head_dim)
         try:
             # Zeros, not empty: a masked slot is multiplied by weight zero, and 0 x NaN is NaN.
-            self.memory = torch.zeros(shape, dtype=dtype, device=device)
+            self.memory = torch.zeros(shape, dtype=dtype, device=device.torch_device)
         except RuntimeError as error:  # both allocators' refusals
             raise ModelError(
                 f"{device} has no room for {num_pages * PAGE} tokens of KV ({error}). "
@@ -67,7 +68,9 @@ class PagePool:
 
         The targets are slices of pages, which cost a sixth of an index over all layers.
         """
-        rows = self.memory.index_select(1, source_slots.to(self.device, non_blocking=True))
+        rows = self.memory.index_select(
+            1, source_slots.to(self.device.torch_device, non_blocking=True)
+        )
         done = 0
         while done < rows.shape[1]:
             number, offset = divmod(start + done, PAGE)

@@ -29,9 +29,9 @@ class Rates:
     tflops: float
 
 
-def rates(is_cuda: bool) -> Rates:
+def rates(has_own_memory: bool) -> Rates:
     """Those of a card, or of a CPU."""
-    if is_cuda:
+    if has_own_memory:
         return Rates(DEVICE_GBPS, DEVICE_TFLOPS)
     return Rates(HOST_DEVICE_GBPS, HOST_DEVICE_TFLOPS)
 
@@ -48,7 +48,7 @@ def complete(
     times: Times, demand: Demand, plan: Plan, *, ram_gbps: float, disk_gbps: float
 ) -> Speeds:
     """The speeds that a forecast needs: measured ones, assumed where there are none."""
-    own = rates(plan.memory.is_cuda)
+    own = rates(plan.memory.has_own_memory)
     draft = times.draft
     is_separate = demand.draft_kv_bytes_per_token > 0  # a model of its own
     if draft is None or is_separate:

@@ -39,7 +39,7 @@ def changes(
     away = [nbytes for nbytes, tier in units if tier != "resident"]
     if away:
         yield _more_device(spec, machine)
-    if "disk" in plan.tiers and (machine.memory.is_cuda or spec.stream.simulate_gbps):
+    if "disk" in plan.tiers and (machine.memory.has_own_memory or spec.stream.simulate_gbps):
         yield _more_ram(spec, machine, sum(away) + plan.making_bytes)
     if "ram" in plan.tiers:
         faster = replace(machine, ram_gbps=2 * machine.ram_gbps)
@@ -68,7 +68,7 @@ def _more_device(spec: ModelSpec, machine: Machine) -> Change:
     now = machine.device_memory
     more = next((size * GIB for size in CARDS if size * GIB > now * 1.05), 2 * now) - now
     memory = replace(machine.memory, device=machine.memory.device + more)
-    if not memory.is_cuda:
+    if not memory.has_own_memory:
         memory = replace(memory, ram=memory.ram + more)
     limits = replace(spec.memory, device=None if spec.memory.device is None else now + more)
     text = f"memory.device: {_gib(now)} -> {_gib(now + more)}"

@@ -1,7 +1,7 @@
-"""How many bytes a pass needs besides weights and KV, and what loading needs for a while.
+"""How many bytes a pass needs besides weights and KV, and how many loading needs temporarily.
 
-Formulas of what the decoder, the attention and the sampler hold at once; benchmarks/plan_memory.py
-compares their sum with what a process really takes.
+These are formulas of what the decoder, the attention and the sampler hold at once;
+benchmarks/plan_memory.py compares their sum with what a process really takes.
 """
 
 from collections.abc import Sequence, Set
@@ -19,7 +19,7 @@ _FLOAT32, _FLOAT64 = 4, 8
 
 @dataclass(frozen=True)
 class Demand:
-    """What the model and its draft would like to take; sizes in bytes."""
+    """What the model and its draft need; sizes in bytes."""
 
     unit_bytes: Sequence[int]  # those of the layers, then the head
     layers: Sequence[LayerUnits]  # which units are each layer's
@@ -47,42 +47,44 @@ class Demand:
     substitute_bytes: Sequence[int] = ()
 
     def draft_bytes(self, resident: Set[int]) -> int:
-        """Device bytes of the draft's weights; resident units serve their own substitutes."""
+        """Return the device bytes of the draft's weights.
+
+        Resident units need no substitutes.
+        """
         spared = sum(self.substitute_bytes[i] for i in resident) if self.substitute_bytes else 0
         return self.draft_weight_bytes - spared
 
     def net_bytes(self, unit: int) -> int:
-        """Device bytes that a resident unit takes beyond its substitute's."""
+        """Return the device bytes that a resident unit takes beyond its substitute's."""
         return self.unit_bytes[unit] - (self.substitute_bytes[unit] if self.substitute_bytes else 0)
 
     @property
     def page_bytes(self) -> int:
-        """Device bytes of one KV page, the draft's own cache included."""
+        """Return the device bytes of one KV page, the draft's own cache included."""
         return self.kv_bytes_per_token * PAGE
 
     @property
     def host_page_bytes(self) -> int:
-        """Bytes of one idle page in host memory: only the target's KV moves there."""
+        """Return the bytes of one idle page in host memory: only the target's KV moves there."""
         return (self.kv_bytes_per_token - self.draft_kv_bytes_per_token) * PAGE
 
     @property
     def sequence_rows(self) -> int:
-        """Scratch slots of one sequence."""
+        """Return the number of scratch slots of one sequence."""
         return self.scratch_rows + self.draft_rows
 
 
 def pass_rows(demand: Demand, max_sequences: int) -> int:
-    """Rows of a pass at most: the longest prompt at once, and the trees of all sequences."""
+    """Return the most rows of a pass: the longest prompt at once, or the trees of all sequences."""
     rows = max(demand.context_length, max_sequences * demand.scratch_rows)
     return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
 
 
 def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
-    """Hidden states of a pass, one tile inside a layer, one block of logits, attention.
+    """Return the bytes of hidden states, one tile in a layer, one block of logits, and attention.
 
     No sequence is longer than `longest` tokens, nor than the context. The parts of a pass come one
-    after another, but freed blocks of one size are not always of use
-    to the next part: they are added up.
+    after another, but blocks that one part freed may not fit the next: so they are added up.
     """
     return (
         _hidden_bytes(demand, max_rows)
@@ -93,7 +95,7 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
 
 
 def _hidden_bytes(demand: Demand, max_rows: int) -> int:
-    """The rows' hidden states, their rope, and the final norm, which is over all rows at once."""
+    """Return the bytes of the hidden states, of rope, and of the final norm over all rows."""
     norm = demand.item_bytes + 2 * _FLOAT32  # the state, its float32 copy and that one's square
     # Rows whose experts come in slices wait with a copy of theirs and one of the result.
     sliced = 4 * demand.item_bytes if any(layer.slices for layer in demand.layers) else 0
@@ -102,7 +104,7 @@ def _hidden_bytes(demand: Demand, max_rows: int) -> int:
 
 
 def _attention_bytes(demand: Demand, length: int) -> int:
-    """One tile's scores in float64, thrice, and the keys and values it reads."""
+    """Return the bytes of one tile's scores in float64, thrice, and of its keys and values."""
     group = demand.num_heads // demand.num_kv_heads
     of_one_head = group * TILE * length
     at_once = min(max(SCORES // of_one_head, 1), demand.num_kv_heads)
@@ -119,7 +121,7 @@ def making_bytes(layouts: Sequence[UnitLayout]) -> int:
 
 
 def size_text(num_bytes: float) -> str:
-    """Bytes for people, in powers of two: "7.2 GiB"."""
+    """Format bytes in powers of two: "7.2 GiB"."""
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"

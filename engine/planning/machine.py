@@ -1,65 +1,42 @@
-"""What the machine has: devices and memory, cgroup limits included."""
+"""How much memory there is to take, cgroup limits included."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
 from engine.planning.footprint import size_text
 from engine.planning.plan import Memory, Plan
+from engine.streaming.device import Device
 
 DEVICE_SHARE = 0.95  # of the free device memory: what fragments is lost
 RAM_SHARE = 0.9  # of the free RAM: other programs grow too
 CPU_DEVICE_SHARE = 0.8  # of the free RAM, where it is the device: the page cache serves as well
 
-LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is others'
-
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of this name, or the first GPU, or the CPU. Raises `ModelError`."""
-    if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"device: {name!r} is no device; use auto, cpu or cuda:0") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ModelError(f"device: {name!r} is not supported; use auto, cpu or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"device: {name!r} is not there ({torch.cuda.device_count()} GPUs seen by this torch). "
-            "Use auto or cpu, or install a CUDA build of torch."
-        )
-    return device
-
-
-def available_memory(device: torch.device) -> Memory:
-    """Bytes that may be taken on the device and in RAM now, and what is taken already."""
+def available_memory(device: Device) -> Memory:
+    """Return the bytes that may be taken now on the device and in RAM, and what is taken."""
     give_back_freed()
     ram = int(free_ram() * RAM_SHARE)
     runtime = resident_bytes()
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        own = total - free - torch.cuda.memory_reserved(device)  # and what others hold
-        taken = min(own, LARGEST_CONTEXT)
-        return Memory(int(free * DEVICE_SHARE), ram, True, taken, runtime)
-    return Memory(int(free_ram() * CPU_DEVICE_SHARE), ram, False, 0, runtime)
+    own = device.own_memory()
+    if own is None:
+        return Memory(int(free_ram() * CPU_DEVICE_SHARE), ram, False, 0, runtime)
+    return Memory(int(own.free * DEVICE_SHARE), ram, True, own.runtime, runtime)
 
 
 def check_free(plan: Plan) -> None:
     """Raise `ModelError` when the RAM that was there at planning is not there any more.
 
-    Asked before large allocations: a refusal can be read, an out-of-memory kill cannot.
+    It is called before large allocations: a refusal can be read, an out-of-memory kill cannot.
     """
     give_back_freed()  # of planning itself: probes, and what methods read
     needed = plan.host_bytes - plan.memory.host_runtime - plan.embedding_bytes
-    if not plan.memory.is_cuda:
+    if not plan.memory.has_own_memory:
         needed += plan.device_bytes
     free = free_ram()
     if needed > free:
@@ -70,13 +47,13 @@ def check_free(plan: Plan) -> None:
 
 
 def resident_bytes() -> int:
-    """RAM that this process holds, the pages of its libraries among it."""
+    """Return the RAM that this process holds, the pages of its libraries among it."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_ram() -> int:
-    """RAM that this process could take now, its memory cgroups included."""
+    """Return the RAM that this process could take now, within its memory cgroups."""
     return min([_free_ram(), *_free_in_cgroups()])
 
 
@@ -88,7 +65,7 @@ def _free_ram() -> int:
 
 
 def _free_in_cgroups() -> Iterator[int]:
-    """What this process's memory cgroup and each above it leave; page cache counts as free."""
+    """Yield what this process's memory cgroup and each above it leave; page cache is free."""
     for line in OWN_CGROUPS.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":
@@ -98,7 +75,10 @@ def _free_in_cgroups() -> Iterator[int]:
 
 
 def _free_up_from(mount: Path, path: str, limit: str, anonymous: str) -> Iterator[int]:
-    """`path` may be the host's name of a group that a container sees as the mount itself."""
+    """Yield what the groups from `path` up to the mount leave.
+
+    `path` may be the host's name of a group that a container sees as the mount itself.
+    """
     group = mount / path.lstrip("/")
     for folder in [group, *group.parents]:
         if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":

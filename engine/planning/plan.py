@@ -1,8 +1,8 @@
-"""What lives where: residents, ring, KV pages, draft, within the memory there is.
+"""The plan: where units, KV pages and the draft are kept, within the memory there is.
 
-Order of claims on the device: what nothing runs without (activations, ring, the draft), then KV
-pages, then resident units, spread evenly through the depth so that the ring never starves. Host
-memory holds the units that wait in RAM, then, of what is left, idle KV pages.
+The device's memory goes first to what everything needs (activations, ring, the draft), then to KV
+pages, then to resident units, spread evenly through the depth so that the link is never idle for
+long. Host memory holds the units that wait in RAM and, in a part of the rest, idle KV pages.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.kv.page_store import STAGING_BYTES
 from engine.planning.footprint import Demand as Demand
 from engine.planning.footprint import activation_bytes, pass_rows, size_text
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS
+from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
 
 DEFAULT_SEQUENCES = 8
@@ -23,28 +23,28 @@ DEFAULT_SLOTS = 3  # one in use, one ready, one on its way
 FEWEST_SLOTS = 2  # one in use, one on its way
 KV_SHARE = 0.125  # of the device limit, at most, unless everything fits; idle KV has the host's
 HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
-HOST_CONTEXTS = 2  # idle pages at most: so many full contexts for each sequence
+HOST_CONTEXTS = 2  # of idle pages at most, for each sequence
 DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while one drains
 SEQUENCE_PAGES = 2  # of a sequence at least: its tokens, and a tree that shrank for lack of pages
 SHORTEST_CONTEXT = 256  # tokens of KV below which serving makes no sense
 
 
 class DoesNotFit(ModelError):
-    """The model cannot be served within the limits; the message says what is missing."""
+    """The model cannot be served within the limits; the message says how much is missing."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is, in bytes. Without CUDA, `device` is a part of `ram`, not beside it."""
+    """The memory of a machine, in bytes; `device` is a part of `ram` unless it has its own."""
 
     device: int
     ram: int
-    is_cuda: bool
-    device_runtime: int = 0  # CUDA: what the driver and the libraries hold; not in `device`
+    has_own_memory: bool  # the device's, beside the RAM
+    device_runtime: int = 0  # what the driver and the libraries hold of the device; not in `device`
     host_runtime: int = 0  # the process before it holds any weights; not in `ram`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The decision; sizes in bytes."""
 
@@ -59,24 +59,26 @@ class Plan:
     draft_bytes: int
     activation_bytes: int
     other_bytes: int  # norms; expanded 4-bit weights
-    host_pages: int  # KV pages in host memory, for what is idle
-    host_kv_bytes: int
-    slab_bytes: int  # units that wait in RAM
-    staging_bytes: int  # between disk and device
+    host_pages: int = 0  # KV pages in host memory, for what is idle
+    host_kv_bytes: int = 0
+    slab_bytes: int = 0  # units that wait in RAM
+    staging_bytes: int = 0  # between disk and device
     embedding_bytes: int  # mapped from the checkpoint
     making_bytes: int  # more than the rest that loading takes for a while
     memory: Memory  # what it was made for
 
     @property
     def device_bytes(self) -> int:
-        """What the device holds at most; on CUDA its runtime included."""
+        """Return what the device holds at most, its runtime included."""
         taken = self.resident_bytes + self.ring_bytes + self.kv_bytes + self.draft_bytes
         return taken + self.activation_bytes + self.other_bytes + self.memory.device_runtime
 
     @property
     def host_bytes(self) -> int:
-        """What the process holds at most in host memory, its runtime included; without CUDA, what
-        counts as the device's comes on top."""
+        """Return what the process holds at most in host memory, its runtime included.
+
+        If the device has no memory of its own, `device_bytes` come on top.
+        """
         taken = self.slab_bytes + self.staging_bytes + self.host_kv_bytes + self.embedding_bytes
         return taken + self.making_bytes + self.memory.host_runtime
 
@@ -100,7 +102,7 @@ class Plan:
 
 
 def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
-    """Decide. Raises `DoesNotFit` that says what is missing."""
+    """Decide what is kept where. Raises `DoesNotFit` that says how much is missing."""
     for most_pages in _most_pages(spec, demand, memory):
         with suppress(DoesNotFit):
             plan = _decide(spec, demand, memory, most_pages)
@@ -112,9 +114,10 @@ def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
 
 
 def _most_pages(spec: ModelSpec, demand: Demand, memory: Memory) -> Iterator[int]:
-    """Limits of the KV pages to try, falling: attention over a long context takes memory too.
+    """Yield limits of the KV pages to try, in descending order.
 
-    No sequence will be longer than the KV there is, so a lower limit leaves more for weights.
+    Attention over a long context takes memory too, and no sequence will be longer than the KV there
+    is: so a lower limit leaves more for weights.
     """
     yield _wanted_pages(demand, spec.max_sequences or DEFAULT_SEQUENCES)
     pages = int(device_limit(spec, memory) * KV_SHARE) // demand.page_bytes
@@ -124,7 +127,7 @@ def _most_pages(spec: ModelSpec, demand: Demand, memory: Memory) -> Iterator[int
 
 
 def _decide(spec: ModelSpec, demand: Demand, memory: Memory, most_pages: int) -> Plan:
-    """The plan with no more than so many KV pages."""
+    """Return the plan with at most `most_pages` KV pages."""
     max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
     limit = device_limit(spec, memory)
     wanted_pages = min(_wanted_pages(demand, max_sequences), most_pages)
@@ -156,21 +159,21 @@ def _decide(spec: ModelSpec, demand: Demand, memory: Memory, most_pages: int) ->
 
 
 def device_limit(spec: ModelSpec, memory: Memory) -> int:
-    """Bytes the plan may use of the device: what was asked for, and no more than there is.
+    """Return the bytes the plan may use of the device: what was asked for, if there is as much.
 
-    On CUDA the runtime's own share is part of what was asked for. Without it, who asks for more
-    than the share of the RAM that is taken unasked gets it.
+    In a device's own memory, the runtime's share is part of what was asked for. In RAM, more may be
+    asked for than is taken by default.
     """
     if spec.memory.device is None:
         return memory.device
-    if not memory.is_cuda:
+    if not memory.has_own_memory:
         return min(spec.memory.device, memory.ram)
     return min(spec.memory.device - memory.device_runtime, memory.device)
 
 
 @dataclass(frozen=True)
 class _Fixed:
-    """What the device must hold whatever is resident."""
+    """What the device must hold, whichever units are resident; in bytes."""
 
     activations: int
     other: int
@@ -190,15 +193,13 @@ def _plan(
     slots: int,
     wanted_pages: int,
 ) -> Plan:
-    """Give what is left of the device to KV pages, then plan the host's memory."""
+    """Give the rest of the device to KV pages, then plan the host's memory."""
     units = demand.unit_bytes
     resident_bytes = sum(units[i] for i in resident)
     ring = _ring_bytes(units, resident, slots)
     draft = demand.draft_bytes(resident)
     left = limit - fixed.total - draft - ring - resident_bytes
     pages = min(wanted_pages, left // demand.page_bytes)
-    if pages < _fewest_pages(demand):
-        raise DoesNotFit(_refusal(demand, limit, fixed, draft, resident_bytes, ring, slots, left))
     most = spec.max_sequences or DEFAULT_SEQUENCES
     if spec.max_sequences is None:
         most = min(most, max(pages // SEQUENCE_PAGES, 1))
@@ -214,43 +215,34 @@ def _plan(
         draft_bytes=draft,
         activation_bytes=fixed.activations,
         other_bytes=fixed.other,
-        host_pages=0,
-        host_kv_bytes=0,
-        slab_bytes=0,
-        staging_bytes=0,
         embedding_bytes=demand.embedding_bytes,
         making_bytes=_making_bytes(demand, memory, fixed.activations),
         memory=memory,
     )
+    if pages < _fewest_pages(demand):
+        raise DoesNotFit(_refusal(demand, limit, on_device, left))
     return _with_host(spec, demand, memory, on_device)
 
 
-def _refusal(
-    demand: Demand,
-    limit: int,
-    fixed: _Fixed,
-    draft: int,
-    resident: int,
-    ring: int,
-    slots: int,
-    left: int,
-) -> str:
+def _refusal(demand: Demand, limit: int, plan: Plan, left: int) -> str:
+    """Say what the plan needs of the device, whose KV has only `left` bytes."""
     fewest = _fewest_pages(demand)
     missing = fewest * demand.page_bytes - left
     return (
         f"memory.device: {size_text(limit)} is {size_text(missing)} too little. Needed: "
-        f"activations {size_text(fixed.activations + fixed.other)}, "
-        f"draft {size_text(draft)}, ring of {slots} slots {size_text(ring)}, "
-        f"resident units {size_text(resident)}, KV of at least "
+        f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
+        f"draft {size_text(plan.draft_bytes)}, "
+        f"ring of {plan.slots} slots {size_text(plan.ring_bytes)}, "
+        f"resident units {size_text(plan.resident_bytes)}, KV of at least "
         f"{fewest * PAGE} tokens {size_text(fewest * demand.page_bytes)}. "
         "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
     )
 
 
 def _with_host(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan) -> Plan:
-    """The plan with the tiers of what travels, staging and idle pages in host memory."""
+    """Return the plan with what host memory holds: streamed units, staging and idle pages."""
     room = memory.ram if spec.memory.ram is None else min(spec.memory.ram, memory.ram)
-    if not memory.is_cuda:  # the device's share and the host's are one memory
+    if not memory.has_own_memory:  # the device's share and the host's are one memory
         room = min(room, memory.ram - plan.device_bytes)
         if room < 0:
             raise DoesNotFit(
@@ -276,7 +268,7 @@ def _with_host(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan) -> P
 def _tiers(
     spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, room: int
 ) -> tuple[Tier, ...]:
-    """Where each unit waits that does not stay on the device."""
+    """Return where each unit waits that does not stay on the device."""
     units = demand.unit_bytes
     away = [i for i, tier in enumerate(plan.tiers) if tier != "resident"]
     total = sum(units[i] for i in away) + _loading_bytes(units, plan.tiers, memory)
@@ -287,8 +279,8 @@ def _tiers(
         )
     asked = spec.stream.tier
     if asked == "disk" or (
-        # Without a device of its own the RAM is the device: what does not fit there is on disk.
-        asked != "ram" and not memory.is_cuda and spec.stream.simulate_gbps is None
+        # Here the device computes in RAM: what does not fit there is on disk.
+        asked != "ram" and not memory.has_own_memory and spec.stream.simulate_gbps is None
     ):
         return plan.tiers
     waiting = set(away)
@@ -298,7 +290,7 @@ def _tiers(
 
 
 def _most_that_fit(demand: Demand, away: Sequence[int], room: int) -> set[int]:
-    """The units of as many layers as fit, spread evenly among those that travel."""
+    """Return the units of as many layers as fit, spread evenly among the streamed ones."""
     units, travels = demand.unit_bytes, set(away)
     layers = [layer for layer in demand.layers if travels.issuperset(layer.units)]
     for count in range(len(layers), 0, -1):
@@ -309,58 +301,63 @@ def _most_that_fit(demand: Demand, away: Sequence[int], room: int) -> set[int]:
 
 
 def _staging_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) -> int:
-    """Pinned buffers on the way to CUDA: from the disk in service, else of residents at load.
+    """Return the bytes of pinned buffers on the way to the device.
 
-    Packed units, which the disk tier's are, come in pieces.
+    They serve the disk tier, whose packed units come in pieces, else the loading of residents.
     """
-    if memory.is_cuda and "disk" in tiers:
+    if memory.has_own_memory and "disk" in tiers:
         return DISK_STAGING
     return _loading_bytes(units, tiers, memory)
 
 
 def _loading_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) -> int:
-    """Pinned buffers for whole units that are read from the checkpoint onto a CUDA device."""
+    """Return the bytes of pinned buffers for whole units read from the checkpoint."""
     loaded = [units[i] for i, tier in enumerate(tiers) if tier == "resident"]
-    return min(READERS, len(loaded)) * max(loaded, default=0) if memory.is_cuda else 0
+    return min(READERS, len(loaded)) * max(loaded, default=0) if memory.has_own_memory else 0
 
 
 def _copying_bytes(demand: Demand, memory: Memory) -> int:
-    """Device memory that idle KV pages pass through on their way to the host."""
-    return max(STAGING_BYTES, demand.host_page_bytes) if memory.is_cuda else 0
+    """Return the device memory that idle KV pages pass through on their way to the host."""
+    return max(STAGING_BYTES, demand.host_page_bytes) if memory.has_own_memory else 0
 
 
 def _host_pages(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, room: int) -> int:
-    """Pages for idle KV: a bounded share of what is left.
+    """Return the number of host pages for idle KV: a bounded share of `room`.
 
-    Without a device of its own there is nothing to gain, unless `memory.ram` sets RAM aside.
+    Where the device computes in RAM there is nothing to gain, unless `memory.ram` reserves RAM.
     """
-    if not memory.is_cuda and spec.memory.ram is None:
+    if not memory.has_own_memory and spec.memory.ram is None:
         return 0
     most = HOST_CONTEXTS * plan.max_sequences * -(-demand.context_length // PAGE)
     return max(min(most, int(room * HOST_KV_SHARE) // demand.host_page_bytes), 0)
 
 
 def _making_bytes(demand: Demand, memory: Memory, activations: int) -> int:
-    """Host memory that making the draft needs beyond what serving takes later: no row of the
-    embedding is touched by then and, without CUDA, no pass has run."""
-    later = demand.embedding_bytes + (0 if memory.is_cuda else activations)
+    """Return the host memory that making the draft needs beyond what serving takes later.
+
+    By then no row of the embedding was touched and, where the device computes in RAM, no pass ran.
+    """
+    later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
     return max(demand.making_bytes - later, 0)
 
 
 def _wanted_pages(demand: Demand, max_sequences: int) -> int:
-    """Pages for the most sequences at full length, each with its scratch."""
+    """Return the pages for the most sequences at full length, each with its scratch."""
     full = -(-(demand.context_length + demand.sequence_rows) // PAGE)
     return max(max_sequences * full, _fewest_pages(demand))
 
 
 def _fewest_pages(demand: Demand) -> int:
-    """One short sequence with its scratch, and one page to grow."""
+    """Return the pages for one short sequence with its scratch, and one page to grow."""
     tokens = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
     return -(-tokens // PAGE) + 1
 
 
 def _slots(demand: Demand, room: int) -> int:
-    """As many ring slots as run best, or as fit `room` together with what they make resident."""
+    """Return the number of ring slots that is fastest, or fewer to fit `room`.
+
+    What has to be resident because of them counts too.
+    """
     units = demand.unit_bytes
     best = min(DEFAULT_SLOTS, len(units))
     resident = _large_head(units, best)
@@ -369,9 +366,9 @@ def _slots(demand: Demand, room: int) -> int:
 
 
 def _large_head(units: Sequence[int], slots: int) -> set[int]:
-    """The head, where it is so much larger than the rest that every slot would grow for it.
+    """Return the head if it is so much larger than the other units that it should be resident.
 
-    Resident, it takes no more of the device than that, and does not travel.
+    Every slot would have to be as large. Resident, it takes no more of the device than that.
     """
     head, rest = units[-1], max(units[:-1])
     return {len(units) - 1} if head + slots * rest <= slots * head else set()
@@ -382,12 +379,12 @@ def _ring_bytes(units: Sequence[int], resident: Set[int], slots: int) -> int:
 
 
 def _residents(demand: Demand, left: int) -> set[int]:
-    """The units of as many layers as fit, spread evenly."""
+    """Return the units of as many layers as fit, spread evenly."""
     layer = max(sum(demand.net_bytes(i) for i in layer.units) for layer in demand.layers)
     return _spread(demand.layers, min(max(left, 0) // max(layer, 1), len(demand.layers)))
 
 
 def _spread(layers: Sequence[LayerUnits], count: int) -> set[int]:
-    """The units of `count` layers, as evenly apart as can be."""
+    """Return the units of `count` layers, as evenly apart as possible."""
     chosen = [layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count)]
     return {unit for layer in chosen for unit in layer.units}

@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from engine.drafting.growth import Bounds
 from engine.drafting.method import DraftContext, DraftNeeds, prepare
 from engine.drafting.methods import specexec, subspec
@@ -19,9 +17,10 @@ from engine.planning.changes import Machine, changes
 from engine.planning.choice import Scheme, best_scheme, make_scheme
 from engine.planning.footprint import Demand
 from engine.planning.forecast import USERS, Speeds
-from engine.planning.machine import available_memory, choose_device
+from engine.planning.machine import available_memory
 from engine.planning.plan import Memory, Plan
 from engine.spec import TILE, ModelSpec
+from engine.streaming.device import Device, choose_device
 from engine.weights.family import is_mixture, kv_shape
 from engine.weights.hub import Located, locate
 from engine.weights.outline import Outline, UnreadUnits
@@ -83,7 +82,7 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
     return Preview(
         model_id=spec.id,
         model_type=blueprint.config.model_type,
-        device="cuda" if machine.memory.is_cuda else "cpu",
+        device="cuda" if planner.device is None else planner.device.kind,
         has_weights=planner.located.has_weights,
         scheme=scheme,
         gains=_gains(planner, scheme),
@@ -103,11 +102,12 @@ class _Planner:
         if what_if.ram is not None:
             spec = replace(spec, memory=replace(spec.memory, ram=None))
         self.spec = spec
+        self.device = choose_device(spec.device) if what_if.device_memory is None else None
         self.machine = self._machine()
         self._described: dict[object, tuple[Blueprint, Outline]] = {}
         self.times = assumed.Times()
-        if what_if.device_memory is None:
-            self.times = _measure(self.describe(spec)[0], choose_device(spec.device))
+        if self.device is not None:
+            self.times = _measure(self.describe(spec)[0], self.device)
 
     def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
         """The spec's own draft; where it names none, the one forecast to be fastest.
@@ -142,12 +142,13 @@ class _Planner:
             device = int(asked.device_memory * assumed.DEVICE_SHARE) - runtime
             memory = Memory(device, asked.ram or assumed.RAM, True, runtime, assumed.HOST_RUNTIME)
             return Machine(memory, asked.device_memory, ram_gbps, assumed.DISK_GBPS)
-        memory = available_memory(choose_device(spec.device))
+        assert self.device is not None, "no other machine was asked about"
+        memory = available_memory(self.device)
         if asked.ram is not None:
-            device = memory.device if memory.is_cuda else min(memory.device, asked.ram)
+            device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
             memory = replace(memory, ram=asked.ram, device=device)
         # Without a device of its own the disk is the way weights travel.
-        disk = assumed.DISK_GBPS if memory.is_cuda else asked.link_gbps or assumed.DISK_GBPS
+        disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
         return Machine(memory, spec.memory.device or memory.device, ram_gbps, disk)
 
     def _draft(
@@ -157,7 +158,7 @@ class _Planner:
             spec=spec,
             config=blueprint.config,
             dtype=blueprint.dtype,
-            device=torch.device("cpu"),
+            device=choose_device("cpu"),
             units=UnreadUnits(outline),
             identity="",
             tokenizer=None,
@@ -203,7 +204,7 @@ def _specexec_needs(spec: ModelSpec, blueprint: Blueprint, budget: int) -> Draft
     )
 
 
-def _measure(blueprint: Blueprint, device: torch.device) -> assumed.Times:
+def _measure(blueprint: Blueprint, device: Device) -> assumed.Times:
     """What this machine does with the model."""
     measured = probe.pass_times(blueprint, device)
     passes = None if measured is None else measured.rows
@@ -228,14 +229,14 @@ def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
 def _assumptions(planner: _Planner, scheme: Scheme) -> tuple[Assumption, ...]:
     """What the forecast rests on, in the order of its weight."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
-    rates = assumed.rates(machine.memory.is_cuda)
+    rates = assumed.rates(machine.memory.has_own_memory)
     told = []
     tiers = scheme.plan.tiers
     if "ram" in tiers:
         source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else ""
         told.append(("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source))
     if "disk" in tiers:
-        source = "as asked" if asked.link_gbps and not machine.memory.is_cuda else ""
+        source = "as asked" if asked.link_gbps and not machine.memory.has_own_memory else ""
         told.append(("disk", f"{machine.disk_gbps:g} GB/s", source))
     timed = planner.times.passes.expect(TILE) if planner.times.passes is not None else None
     if timed is not None:

@@ -1,6 +1,6 @@
-"""What the machine does with this model, measured before anything is loaded: about a second.
+"""How fast the machine computes this model, measured before it is loaded, in about a second.
 
-One layer stands for all: they are alike, and the time of a pass is theirs and the head's.
+One layer is measured for all: they are alike, and a pass takes their time and the head's.
 """
 
 import copy
@@ -24,16 +24,17 @@ from engine.model.library import build_on_meta
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.spec import TILE
+from engine.streaming.device import Device
 from engine.streaming.pinned import Slab, allocate_pages
 from engine.streaming.ring import Idle
-from engine.timing import StepTimes
+from engine.timing import StepTimes, time_runs
 from engine.weights.family import kv_shape
 from engine.weights.formats.linear import linear, stored_tensors
 from engine.weights.outline import Outline
 
 LARGEST_LAYER = 512 << 20  # bytes; a larger one is not made only to be measured
 ROWS = (64, 128, 256, 512)  # of the passes that are timed
-CONTEXT = 4096  # tokens that the rows of one more pass see, to time attention by
+CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
 SECONDS = 0.6  # of timing passes, at most; then fewer sizes are known
 RUNS = 3  # of one size, the fastest counts: others share the machine
 COPIED_BYTES = 128 << 20
@@ -44,21 +45,21 @@ _FILL = 0x3C  # in every byte: a small number in bfloat16 as in float32
 
 @dataclass(frozen=True)
 class Measured:
-    """What a pass takes, weights being there."""
+    """How long a pass takes when it does not wait for weights."""
 
-    rows: StepTimes  # seconds by rows, without what attention takes where contexts are long
+    rows: StepTimes  # seconds by rows, without attention over long contexts
     pair_seconds: float  # of attention, for each pair of a row and a token that it sees
 
 
-def pass_times(blueprint: Blueprint, device: torch.device) -> Measured | None:
-    """Time passes of the model's first layer; None where a layer is too large to try."""
+def pass_times(blueprint: Blueprint, device: Device) -> Measured | None:
+    """Time passes of the model's first layer; return None if a layer is too large to try."""
     try:
         return _measure(blueprint, device)
     finally:
         gc.collect()  # model and decoder refer to each other: they hold the layer until then
 
 
-def _measure(blueprint: Blueprint, device: torch.device) -> Measured | None:
+def _measure(blueprint: Blueprint, device: Device) -> Measured | None:
     with torch.inference_mode():
         config = one_layer(blueprint.config)
         model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)
@@ -69,7 +70,7 @@ def _measure(blueprint: Blueprint, device: torch.device) -> Measured | None:
             model,
             _Filled(outline, device),
             _other_tensors(model, outline),
-            device=device,
+            device=device.torch_device,
             strict=blueprint.strict,
             tile=FAST_TILE,
         )
@@ -77,7 +78,7 @@ def _measure(blueprint: Blueprint, device: torch.device) -> Measured | None:
 
 
 def one_layer(config: Any) -> Any:
-    """The configuration of the same model with one layer."""
+    """Return the configuration of the same model with one layer."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):
@@ -85,28 +86,27 @@ def one_layer(config: Any) -> Any:
     return config
 
 
-def _time_passes(
-    decoder: Decoder, config: Any, blueprint: Blueprint, device: torch.device
-) -> Measured:
+def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: Device) -> Measured:
     shape = kv_shape(config)
     pages = (CONTEXT + ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
     pool = PagePool(shape.num_layers, pages, shape.num_kv_heads, shape.head_dim, dtype, device)
-    slots = PageTable(pages=list(range(pages))).slots(device)
+    slots = PageTable(pages=list(range(pages))).slots(device.torch_device)
     times = StepTimes()
 
     def forward(rows: int, context: int = 0) -> Callable[[], Tensor]:
         where = range(context, context + rows)
-        positions = torch.tensor(where, device=device)
+        positions = torch.tensor(where, device=device.torch_device)
         segment = Segment(0, rows, context, slots[: where.stop], positions, None, Event())
         batch = Batch(pool, (segment,), range(rows), decoder.strict)
         return partial(decoder.forward, [0] * rows, where, batch)
 
-    if device.type == "cpu":
-        settle_threads(forward(ROWS[0]))
+    if not device.is_asynchronous:  # the threads of this process compute
+        settle_threads(forward(ROWS[0]), device)
     until = time.perf_counter() + SECONDS
     with decoder.head() as head:
-        state = torch.full((TILE, blueprint.hidden_size), 0.01, dtype=dtype, device=device)
+        shape_of_state = (TILE, blueprint.hidden_size)
+        state = torch.full(shape_of_state, 0.01, dtype=dtype, device=device.torch_device)
         of_head = fastest(lambda: head(state), device)
     short = fastest(forward(ROWS[0]), device)
     attention = fastest(forward(ROWS[0], CONTEXT), device) - short
@@ -118,25 +118,24 @@ def _time_passes(
     return Measured(times, layers * max(attention, 0.0) / (ROWS[0] * CONTEXT))
 
 
-def settle_threads(step: Callable[[], object]) -> None:
-    """From here on compute with the number of threads that is fastest for this step.
+def settle_threads(step: Callable[[], object], device: Device) -> None:
+    """Set the number of threads of torch to the one that is fastest for this step.
 
-    All that the user allows, or half as many, again and again, while that is faster: to wake a
-    thread may cost more than it then computes (a small model on two cores: 1.5 times as fast with
-    one).
+    It begins with all that the user allows and halves them while that is faster: to wake a thread
+    may cost more than it then computes (a small model on two cores: 1.5 times as fast with one).
     """
-    threads, cpu = torch.get_num_threads(), torch.device("cpu")
-    best = fastest(step, cpu)
+    threads = torch.get_num_threads()
+    best = fastest(step, device)
     while threads > 1:
         torch.set_num_threads(threads // 2)
-        seconds = fastest(step, cpu)
+        seconds = fastest(step, device)
         if seconds >= best:
             torch.set_num_threads(threads)
             return
         threads, best = threads // 2, seconds
 
 
-def substitute_times(blueprint: Blueprint, device: torch.device, width: int) -> StepTimes:
+def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
     """Seconds of a SubSpec draft step by rows, from one 4-bit product: in proportion to weights.
 
     torch's own kernel is timed; another, where one is chosen later, is no slower.
@@ -148,58 +147,54 @@ def substitute_times(blueprint: Blueprint, device: torch.device, width: int) -> 
     shapes = [(m.out_features, m.in_features) for m in linears]
     out_features, in_features = max(shapes, key=lambda shape: shape[0] * shape[1])
     out_features = min(out_features, max(PROBE_WEIGHTS // in_features // 64, 1) * 64)
-    fields = {
-        name: torch.zeros(shape, dtype=dtype)
-        for name, (dtype, shape) in stored_tensors(
-            "weight", (torch.bfloat16, (out_features, in_features)), GROUP, device, "int4"
-        ).items()
-    }
+    here = device.torch_device
+    spec = (torch.bfloat16, (out_features, in_features))
+    stored = stored_tensors("weight", spec, GROUP, here, "int4")
+    fields = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in stored.items()}
     times = StepTimes()
     with torch.inference_mode():
-        product = linear(fields, "", device)
+        product = linear(fields, "", here)
         for rows in sorted({1, width, 8 * width}):
-            inputs = torch.full((rows, in_features), 0.01, dtype=torch.bfloat16, device=device)
+            inputs = torch.full((rows, in_features), 0.01, dtype=torch.bfloat16, device=here)
             seconds = fastest(partial(product, inputs), device)
             share = sum(a * b for a, b in shapes) / (out_features * in_features)
             times.observe(rows, share * seconds)
     return times
 
 
-def copy_gbps(device: torch.device) -> float:
-    """Of one large copy from RAM to the device, 1e9 bytes a second: pinned where it can be."""
+def copy_gbps(device: Device) -> float:
+    """Return the speed of one large copy from RAM to the device, 1e9 bytes a second.
+
+    The RAM is pinned where it can be.
+    """
     slab = Slab(COPIED_BYTES)
-    if device.type == "cuda":
-        slab.pin(device)
-    there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)
+    slab.pin(device.pin)
+    there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device.torch_device)
     seconds = fastest(lambda: there.copy_(slab.memory, non_blocking=True), device)
-    if device.type == "cuda":
-        slab.unpin(device)
+    slab.unpin()
     return COPIED_BYTES / seconds / 1e9
 
 
-def fastest(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some runs; the first, which warms up, is not counted."""
-    best = float("inf")
-    for run in range(RUNS + 1):
-        began = time.perf_counter()
+def fastest(step: Callable[[], object], device: Device) -> float:
+    """Return the seconds of the fastest of some runs; the first one warms up and does not count."""
+
+    def run() -> None:
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken = time.perf_counter() - began
-        if run:
-            best = min(best, taken)
-        elif taken > SECONDS / 2:  # slow enough that warming up is not what was measured
-            return taken
-    return best
+        device.synchronize()
+
+    (first,) = time_runs(run, 1)
+    if first > SECONDS / 2:  # slow enough that warming up is not what was measured
+        return first
+    return min(time_runs(run, RUNS))
 
 
 class _Filled:
-    """Weights of a layer and a head that stay, all alike."""
+    """Weights of a layer and a head that stay on the device; all values are equal."""
 
-    def __init__(self, outline: Outline, device: torch.device) -> None:
+    def __init__(self, outline: Outline, device: Device) -> None:
         self._views = []
         for layout in outline.layouts:
-            slab = allocate_pages(layout.nbytes).fill_(_FILL).to(device)
+            slab = allocate_pages(layout.nbytes).fill_(_FILL).to(device.torch_device)
             self._views.append(layout.views(slab))
 
     def unit(
@@ -209,7 +204,7 @@ class _Filled:
 
 
 def _other_tensors(model: Any, outline: Outline) -> dict[str, Tensor]:
-    """Embedding and norms; all rows of the embedding are one row of memory."""
+    """Return the embedding and the norms; all rows of the embedding share one row of memory."""
     tensors = {}
     for name, (dtype, shape) in outline.other_tensors.items():
         first = torch.full((1, *shape[1:]), 0.01, dtype=dtype)

@@ -12,11 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from engine.drafting.model.ahead_stream import use_compute_stream
 from engine.drafting.tree import DraftTree
 from engine.messages import Generate, ModelInfo, PassStats, ReportProgress
 from engine.model.decoder import PassCancelled
-from engine.planning.machine import choose_device
 from engine.runtime.audit import Auditor
 from engine.runtime.choices import Logits
 from engine.runtime.clock import Clock, timed
@@ -65,7 +63,7 @@ class Engine:
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_start)
         self.clock = Clock(loaded, self._scheduler)
         # Choices are made a tree at a time where the host would wait for each (`choose_tree`).
-        self._at_once = loaded.decoder.device.type == "cuda"
+        self._at_once = loaded.device.is_asynchronous
 
     @classmethod
     def load(
@@ -81,7 +79,6 @@ class Engine:
             on_border: called before each unit and each tile of a pass.
             on_start: called with a request's id when its first pass begins.
         """
-        use_compute_stream(choose_device(spec.device))
         with torch.inference_mode():
             return cls(load(spec, progress, on_border), on_start)
 

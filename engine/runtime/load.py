@@ -11,7 +11,6 @@ from engine.drafting.drafter import Drafting
 from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import Lookup
 from engine.drafting.method import DraftContext, DraftMethod, Target, all_lookups, prepare
-from engine.drafting.model.ahead_stream import open_aside
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.kv.cache import KVCache
@@ -28,6 +27,7 @@ from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.grammar.grammar import Grammars
 from engine.sequences.sequence import Limits
 from engine.spec import TILE, ModelSpec
+from engine.streaming.device import Device
 from engine.streaming.ring import LayerStream
 from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
 from engine.text.stop import StopRules
@@ -47,6 +47,7 @@ class Loaded:
     info: ModelInfo
     limits: Limits
     plan: Plan
+    device: Device
     decoder: Decoder
     stream: LayerStream
     cache: KVCache
@@ -81,6 +82,7 @@ def load(
     `on_border` is called by the loaded model before each unit and each tile of a pass.
     """
     files = TargetFiles(spec, progress)
+    files.device.use_compute_stream()
     if files.config.model_type not in TESTED:
         log.warning("family %s is not among the tested ones", files.config.model_type)
     if what := files.expanded:
@@ -108,6 +110,7 @@ def load(
         info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
         limits=limits,
         plan=plan,
+        device=files.device,
         decoder=decoder,
         stream=stream,
         cache=cache,
@@ -156,7 +159,7 @@ def _drafting(
         predicted = (own for own in all_lookups() if own.name == PREDICTION)
         lookups = [draft, *(own for own in predicted if own.name != draft.name)]
     policy = TreePolicy(Calibration(), passes, tuned=wanted.tuned)
-    aside = open_aside(files.device)
+    aside = files.device.ahead_stream()
     return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead, aside=aside)
 
 
@@ -180,7 +183,7 @@ def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[DraftMethod, 
         times = Times(passes, probe.substitute_times(files, files.device, SUBSTITUTE_ROWS))
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
-        ram_gbps = probe.copy_gbps(files.device) if files.device.type == "cuda" else DISK_GBPS
+        ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
     speeds = partial(complete, times, ram_gbps=ram_gbps, disk_gbps=DISK_GBPS)
     memory = available_memory(files.device)
 

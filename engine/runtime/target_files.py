@@ -13,10 +13,10 @@ from engine.messages import ModelInfo, ReportProgress
 from engine.model.decoder import Decoder, Weights
 from engine.model.resident import Expanded, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
-from engine.planning.machine import choose_device
 from engine.planning.plan import Plan
 from engine.sequences.sequence import Limits
 from engine.spec import ModelSpec, Numerics
+from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import packed
 from engine.streaming.ring import LayerStream
 from engine.text.tokenizer import read_tokenizer
@@ -32,7 +32,7 @@ class TargetFiles(Blueprint):
 
     def __init__(self, spec: ModelSpec, progress: ReportProgress) -> None:
         self.progress = progress
-        self.device = choose_device(spec.device)
+        self.device = choose_device(spec.device, spec.stream.simulate_gbps)
         source = resolve(spec.target.source, spec.target.revision, progress)
         super().__init__(spec, source.folder)
         self._revision = source.identity
@@ -84,19 +84,18 @@ class TargetFiles(Blueprint):
             plan.tiers,
             device=self.device,
             slots=max(plan.slots, 1),  # a ring without units has none anyway
-            simulate_gbps=self.spec.stream.simulate_gbps,
             progress=self.progress,
         )
 
     def decoder(self, stream: LayerStream, on_border: Callable[[], None]) -> Decoder:
         weights: Weights = stream
         if expanded_bytes(self.units, self.dtype):
-            weights = Expanded(stream, self.units, self.device, self.dtype)
+            weights = Expanded(stream, self.units, self.device.torch_device, self.dtype)
         return Decoder(
             self.model,
             weights,
             self.tensors,
-            device=self.device,
+            device=self.device.torch_device,
             strict=self.strict,
             tile=FAST_TILE,
             layers=self.units.layers,

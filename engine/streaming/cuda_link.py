@@ -1,8 +1,8 @@
 """`device: cuda`: large asynchronous copies on a stream of their own.
 
-Three orders are kept here. A copy into a slot waits, on the device, for the work that was using
-the slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer
-waits until the copy out of it is done (`drained`). The host never waits for the device except in
+Events keep three orders. A copy into a slot waits, on the device, for the work that was using the
+slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer waits
+until the copy out of it is done (`drained`). The host never waits for the device except in
 `Arrival.result`, which keeps it at most as many units ahead as there are slots.
 """
 
@@ -14,44 +14,151 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.streaming.cuda_pages import CudaPageStore
+from engine.streaming.cuda_streams import AheadStream, CudaCapture
+from engine.streaming.device import KERNEL_RUNS, Device, OwnMemory
 from engine.streaming.disk import PIECE_BYTES, cut, read_piece, unit_pieces
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
-from engine.streaming.pinned import Slab, copy_bytes
+from engine.streaming.page_store import PageStore
+from engine.streaming.pinned import Slab, Unpin, copy_bytes
 from engine.streaming.workers import Batch, Workers
 from engine.weights.layout import UnitReader
 
 logger = logging.getLogger(__name__)
 
 BUFFERS_PER_THREAD = 2  # one is filled while the other drains
+LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is others'
+HEAD_START = 5_000_000  # cycles that a device sleeps: longer than the launches take
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
+_SUCCESS = 0
+
+
+class CudaDevice(Device):
+    """A CUDA GPU: it has memory of its own, streams and graphs."""
+
+    is_asynchronous = True
+
+    def open_link(
+        self, reader: UnitReader, meters: Meters, readers: int, staged: Sequence[int], copiers: int
+    ) -> "CudaLink":
+        return CudaLink(self, reader, meters, readers, staged, copiers)
+
+    def own_memory(self) -> OwnMemory:
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        taken = total - free - torch.cuda.memory_reserved(self.torch_device)
+        return OwnMemory(free, min(taken, LARGEST_CONTEXT))  # other programs' are part of `taken`
+
+    def pin(self, memory: Tensor) -> Unpin | None:
+        """Pin host memory by `cudaHostRegister`.
+
+        torch's own pinned allocator rounds sizes up to powers of two.
+        """
+        cudart = torch.cuda.cudart()
+        address, nbytes = memory.data_ptr(), memory.nbytes
+        if self._call(lambda: cudart.cudaHostRegister(address, nbytes, _PORTABLE)) != _SUCCESS:
+            return None
+
+        def unpin() -> None:
+            code = self._call(lambda: cudart.cudaHostUnregister(address))
+            assert code == _SUCCESS, f"cudaHostUnregister failed with CUDA error {code}"
+
+        return unpin
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
+
+    def kernel_seconds(self, step: Callable[[], object]) -> list[float]:
+        """Return the seconds of some runs of a step by the device's own clock.
+
+        Draft steps are CUDA graphs, so that launches cost nothing there: here all are launched
+        while the device sleeps, and run without a gap.
+        """
+        with torch.cuda.device(self.torch_device):
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(KERNEL_RUNS + 1)]
+            torch.cuda._sleep(HEAD_START)
+            events[0].record()
+            for event in events[1:]:
+                step()
+                event.record()
+            events[-1].synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
+
+    def page_store(self, pool: Tensor, num_places: int) -> PageStore:
+        if not num_places:
+            return super().page_store(pool, num_places)
+        return CudaPageStore(pool, num_places, self)
+
+    def ahead_stream(self) -> AheadStream:
+        return AheadStream(self.torch_device)
+
+    def capture(self) -> CudaCapture:
+        return CudaCapture(self.torch_device)
+
+    def use_compute_stream(self) -> None:
+        before = torch.cuda.current_stream(self.torch_device)
+        if before.priority < 0:
+            return  # the thread has one
+        stream = torch.cuda.Stream(self.torch_device, priority=-1)
+        stream.wait_stream(before)
+        torch.cuda.set_stream(stream)
+
+    def _call(self, function: Callable[[], int]) -> int:
+        """Return the CUDA error code of a call made on a thread of its own.
+
+        CUDA remembers a refused call per thread and torch would raise it at that thread's next
+        kernel launch, whatever that is; a thread that ends takes it away.
+        """
+        codes: list[int] = []
+
+        def run() -> None:
+            with torch.cuda.device(self.torch_device):
+                codes.append(int(function()))
+
+        thread = threading.Thread(target=run, name="weights-pin", daemon=True)
+        thread.start()
+        thread.join()
+        assert codes, "the CUDA call raised instead of returning its error code"
+        return codes[0]
+
+
+def open_device(device: torch.device) -> CudaDevice:
+    """Return the device. Raises `ModelError` when this machine does not have it."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise ModelError(
+            f"device: {str(device)!r} is not there ({count} GPUs seen by this torch). "
+            "Use auto or cpu, or install a CUDA build of torch."
+        )
+    return CudaDevice(device)
 
 
 class CudaLink:
-    """Pinned slabs go straight to the device; all else goes through pinned buffers, in pieces.
+    """Copies pinned slabs straight to the device, all else in pieces through pinned buffers.
 
-    `readers` threads read from the disk the units that have a slab, and those of `staged`;
-    `copiers` threads copy slabs that could not be pinned.
+    `readers` threads read slabs and the units of `staged` from the disk; `copiers` threads copy
+    slabs that could not be pinned.
     """
 
     def __init__(
         self,
+        device: CudaDevice,
         reader: UnitReader,
         meters: Meters,
-        *,
-        device: torch.device,
         readers: int,
-        copiers: int,
         staged: Sequence[int],
+        copiers: int,
     ) -> None:
         self.device = device
         self.meters = meters
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device.torch_device)
         self._reader = reader
         self._pin_lock = threading.Lock()
         self._pinning_refused = False
@@ -65,7 +172,7 @@ class CudaLink:
     def slot(self, nbytes: int) -> "CudaSlot":
         try:
             with torch.inference_mode(False):
-                memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+                memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device.torch_device)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{self.device} has no room for {nbytes / 2**20:.0f} MiB of weights ({error}). "
@@ -88,7 +195,7 @@ class CudaLink:
     def send(self, unit: int, slab: Slab, slot: "CudaSlot") -> Arrival:
         """Fill a slot from RAM: one copy if the slab is pinned, else piece by piece."""
         source = slab.memory[: self._nbytes(unit)]
-        if slab.pinned:
+        if slab.is_pinned:
             with slot.filling():
                 slot.copy(0, source)
             return _Direct(slot, source.nbytes)
@@ -98,6 +205,10 @@ class CudaLink:
 
         pieces = cut(source.nbytes)
         return self._stage(pieces, fill, slot, self._copied_into, self._copiers, self.meters.ram)
+
+    def compute_stream(self) -> torch.cuda.Stream:
+        """Return the stream that the calling thread computes on."""
+        return torch.cuda.current_stream(self.device.torch_device)
 
     def close(self) -> None:
         self._readers.close()
@@ -115,7 +226,7 @@ class CudaLink:
         workers: Workers,
         meter: Meter,
     ) -> Arrival:
-        """Threads fill buffers and launch the copies out of them."""
+        """Let threads fill buffers and launch the copies out of them."""
 
         def job(piece: range) -> None:
             with staging.buffer() as (memory, drained):
@@ -128,10 +239,10 @@ class CudaLink:
 
     @contextmanager
     def _pinning(self, slab: Slab) -> Iterator[None]:
-        """The block fills the slab; if it succeeds, the slab is pinned."""
+        """Enter a block that fills the slab; if it succeeds, the slab is pinned."""
         yield
-        with self._pin_lock:  # several readers: the refusal is told once
-            if not self._pinning_refused and not slab.pin(self.device):
+        with self._pin_lock:  # several readers: one warning is enough
+            if not self._pinning_refused and not slab.pin(self.device.pin):
                 self._pinning_refused = True
                 logger.warning(
                     "The system refused to pin more RAM: the remaining units travel through a "
@@ -167,11 +278,11 @@ class CudaSlot:
         return self.link.send(unit, slab, self)
 
     def release(self) -> None:
-        self._free.record(torch.cuda.current_stream(self.link.device))
+        self._free.record(self.link.compute_stream())
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """The block launches the copies of a unit: after the work that was using the slot."""
+        """Enter a block that launches the copies of a unit, after the work that used the slot."""
         stream = self.link.stream
         stream.wait_event(self._free)
         self.began.record(stream)
@@ -181,7 +292,7 @@ class CudaSlot:
             self.ready.record(stream)
 
     def copy(self, first: int, part: Tensor, drained: "torch.cuda.Event | None" = None) -> None:
-        """Launch the copy of `part` to byte `first`, and record when it has been read."""
+        """Launch the copy of `part` to byte `first`; record in `drained` when it has been read."""
         stream = self.link.stream
         with torch.cuda.stream(stream):
             self.memory[first : first + part.nbytes].copy_(part, non_blocking=True)
@@ -190,7 +301,7 @@ class CudaSlot:
 
 
 class _Direct:
-    """The copy is launched; the device says when it is through and how long it took."""
+    """A copy that is launched; the device's clock times it."""
 
     def __init__(self, slot: CudaSlot, nbytes: int) -> None:
         self._slot = slot
@@ -209,7 +320,7 @@ class _Direct:
 
 
 class _Staged:
-    """A thread launches the copy when it has the bytes."""
+    """A copy that a thread launches when it has the bytes."""
 
     def __init__(self, launched: Batch, slot: CudaSlot) -> None:
         self._launched = launched
@@ -227,26 +338,25 @@ class _Staged:
 
 
 def _wait(slot: CudaSlot) -> None:
-    """The host waits, so that it does not run ahead of the ring; so does what it launches next."""
+    """Wait on the host, so that it does not run ahead of the ring, and before what it launches."""
     slot.ready.synchronize()
-    torch.cuda.current_stream(slot.link.device).wait_event(slot.ready)
+    slot.link.compute_stream().wait_event(slot.ready)
 
 
 class _Staging:
-    """Pinned buffers that are borrowed, filled, copied out of, and refilled."""
+    """Pinned buffers; each is borrowed, filled, copied from and refilled."""
 
-    def __init__(self, count: int, nbytes: int, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, count: int, nbytes: int, device: CudaDevice) -> None:
         self._slabs = [Slab(nbytes) for _ in range(count)]
         self._waiting: SimpleQueue[tuple[Slab, torch.cuda.Event]] = SimpleQueue()
-        if not all(slab.pin(device) for slab in self._slabs):
+        if not all(slab.pin(device.pin) for slab in self._slabs):
             logger.warning("The system refused to pin the staging buffers: copies will be slow.")
         for slab in self._slabs:
             self._waiting.put((slab, torch.cuda.Event(blocking=True)))
 
     @contextmanager
     def buffer(self) -> Iterator[tuple[Tensor, torch.cuda.Event]]:
-        """A buffer no copy reads any more, and the event to record after the copy out of it."""
+        """Borrow a buffer that no copy reads, and the event to record after the copy out of it."""
         slab, drained = self._waiting.get()
         try:
             drained.synchronize()
@@ -256,5 +366,5 @@ class _Staging:
 
     def close(self) -> None:
         for slab in self._slabs:
-            slab.unpin(self._device)
+            slab.unpin()
         self._slabs = []

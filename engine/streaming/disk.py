@@ -1,7 +1,7 @@
 """Reading units from a disk: in pieces by several threads, directly or through the page cache.
 
-A unit's file is whole pages, so direct reads (O_DIRECT) may fill a slot without a copy and
-without pushing other pages out of memory. Where the page cache is faster, it serves.
+A unit's file is whole pages, so direct reads (O_DIRECT) may fill a slot without a copy and without
+evicting other pages from memory. Where the page cache is faster, reads go through it.
 """
 
 import logging
@@ -19,18 +19,19 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.streaming.workers import Workers
+from engine.timing import time_runs
 from engine.weights.layout import PAGE_BYTES, UnitReader
 from engine.weights.safetensors import read_exactly
 
 logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 8 * 2**20  # of one read; a packed unit's checksums are of pieces of this size
+PIECE_BYTES = 8 * 2**20  # of one read, and of one checksum of a packed unit
 READERS = 4  # threads that read from the disk
-SMALLEST = 64 * 2**20  # bytes below which no way of reading is worth a measurement
+SMALLEST = 64 * 2**20  # bytes; reading less is not worth a measurement
 TRIAL_S = 0.3  # no round of the measurement begins later
 TRIAL_ROUNDS = 4
-TRIAL_PIECES = 2  # of a thread, in a round
-PREFERENCE = 0.75  # direct reads take a tenth of the processor's time, and no memory
+TRIAL_PIECES = 2  # that each thread reads in a round
+PREFERENCE = 0.75  # direct reads may be slower: they take a tenth of the CPU time, and no memory
 
 
 @runtime_checkable
@@ -38,17 +39,17 @@ class PieceReader(UnitReader, Protocol):
     """A `UnitReader` whose units may be read by several threads at once."""
 
     def pieces(self, index: int) -> Sequence[range]:
-        """The unit's bytes, cut; each piece begins at a whole page."""
+        """Return the unit's bytes in pieces; each begins at a whole page."""
 
     def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
         """Fill `memory` (uint8, host, `len(piece)` bytes). Raises as `UnitReader.read` does."""
 
     def prepare(self, indices: Sequence[int]) -> None:
-        """These units will be read again and again: find out how that is fastest."""
+        """Find out how these units, which will be read again and again, are read fastest."""
 
 
 def unit_pieces(reader: UnitReader, index: int) -> Sequence[range]:
-    """The pieces to read a unit in: one, where the reader knows no better."""
+    """Return the pieces to read a unit in: one, unless the reader reads in pieces."""
     if isinstance(reader, PieceReader):
         return reader.pieces(index)
     return [range(reader.layouts[index].nbytes)]
@@ -63,13 +64,13 @@ def read_piece(reader: UnitReader, index: int, piece: range, memory: Tensor) -> 
 
 
 def cut(nbytes: int) -> list[range]:
-    """Pieces of `PIECE_BYTES`, at least one; the last is what is left."""
+    """Return pieces of `PIECE_BYTES`, at least one; the last one is the rest."""
     firsts = range(0, max(nbytes, 1), PIECE_BYTES)
     return [range(first, min(first + PIECE_BYTES, nbytes)) for first in firsts]
 
 
 def open_file(path: Path, descriptors: list[int], flags: int = 0) -> int:
-    """Open for reading and add to `descriptors`. Raises `ModelError`."""
+    """Open a file for reading and add it to `descriptors`. Raises `ModelError`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     except OSError as error:
@@ -93,7 +94,7 @@ class UnitFile:
         return os.fstat(self._cached).st_size
 
     def open_direct(self) -> bool:
-        """Make direct reads possible; False where the file system refuses them."""
+        """Make direct reads possible; return False if the file system refuses them."""
         if self._direct is None and hasattr(os, "O_DIRECT"):
             with suppress(ModelError):  # tmpfs, some overlays
                 self._direct = open_file(self.path, self._descriptors, os.O_DIRECT)
@@ -104,9 +105,9 @@ class UnitFile:
         self.is_direct = True
 
     def read(self, memory: Tensor, offset: int, *, direct: bool | None = None) -> None:
-        """Fill `memory` (uint8) from `offset`; `direct` None: as `is_direct` says.
+        """Fill `memory` (uint8) from `offset`. Raises `ModelError` that names the file.
 
-        Raises `ModelError` that names the file.
+        `direct` says whether to read past the page cache; None means as `is_direct` says.
         """
         array: Any = memory.numpy()
         flat = memoryview(array)
@@ -116,7 +117,7 @@ class UnitFile:
         read_exactly(self._cached, flat[done:], offset + done, self.path)
 
     def is_cached(self) -> bool:
-        """Whether the page in the file's middle is in the page cache; nothing is read for it."""
+        """Return whether the page in the file's middle is in the page cache, without a read."""
         page = bytearray(PAGE_BYTES)
         middle = self.nbytes // 2 // PAGE_BYTES * PAGE_BYTES
         try:
@@ -129,7 +130,10 @@ class UnitFile:
         os.posix_fadvise(self._cached, piece.start, len(piece), os.POSIX_FADV_DONTNEED)
 
     def _read_direct(self, flat: memoryview, offset: int) -> int:
-        """Bytes read; the page cache's read goes on from there, and tells what was wrong."""
+        """Return how many bytes were read directly.
+
+        The caller reads the rest through the page cache, which raises what was wrong.
+        """
         done = 0
         while self._direct is not None and done < len(flat) and done % PAGE_BYTES == 0:
             try:
@@ -143,11 +147,11 @@ class UnitFile:
 
 
 def direct_is_faster(files: Sequence[UnitFile]) -> bool:
-    """Whether reading these files again and again is faster past the page cache.
+    """Return whether reading these files again and again is faster past the page cache.
 
-    If all of them are in it, they fit, and nothing beats that. Else pieces are read both ways in
-    turn, not cached before, by as many threads as later, and the best rounds are compared: others
-    only ever slow a disk down. Takes about `TRIAL_S`.
+    If all of them are in the cache, they fit, and nothing is faster. Else uncached pieces are read
+    both ways in turn, by as many threads as later. The best rounds are compared, since other
+    programs only ever slow a disk down. Takes about `TRIAL_S`.
     """
     files = [file for file in files if file.nbytes]
     if sum(file.nbytes for file in files) < SMALLEST:
@@ -157,13 +161,13 @@ def direct_is_faster(files: Sequence[UnitFile]) -> bool:
     places = [(file, piece) for file in files for piece in cut(file.nbytes)]
     count = READERS * TRIAL_PIECES
     memory = torch.frombuffer(mmap.mmap(-1, READERS * PIECE_BYTES), dtype=torch.uint8)
-    memory.fill_(1)  # the first touch of a page is no reader's fault
+    memory.fill_(1)  # the first touch of a page is not part of reading
     workers = Workers("weights-trial", READERS)
     paces: dict[bool, list[float]] = {True: [], False: []}
     try:
         began = time.perf_counter()
         for number in range(TRIAL_ROUNDS):
-            for direct in (True, False):  # one behind the other, as in a pass
+            for direct in (True, False):  # in the order of a pass
                 first = (2 * number + direct) * (len(places) - count) // (2 * TRIAL_ROUNDS)
                 run = places[first : first + count]
                 paces[direct].append(_trial(run, memory, workers, direct=direct))
@@ -180,12 +184,11 @@ _Place = tuple[UnitFile, range]
 
 
 def _trial(places: Sequence[_Place], memory: Tensor, workers: Workers, *, direct: bool) -> float:
-    """GB/s of reading the places, all at once."""
+    """Return the GB/s at which the places are read, all at once."""
     jobs: list[Callable[[], None]] = []
     for number, (file, piece) in enumerate(places):
         file.evict(piece)
         part = memory[number % READERS * PIECE_BYTES :][: len(piece)]
         jobs.append(partial(file.read, part, piece.start, direct=direct))
-    began = time.perf_counter()
-    workers.submit(*jobs).result()
-    return sum(len(piece) for _, piece in places) / (time.perf_counter() - began) / 1e9
+    (seconds,) = time_runs(lambda: workers.submit(*jobs).result(), 1)
+    return sum(len(piece) for _, piece in places) / seconds / 1e9

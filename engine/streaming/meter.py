@@ -1,4 +1,4 @@
-"""What travelled over a link and how long that took; how long the walker may be away meanwhile."""
+"""What a link carried and how long that took, and how much idle time that leaves the walker."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ class Traffic:
 
     @property
     def gbps(self) -> float:
-        """Gigabytes (1e9) a second while the link was busy; 0 if nothing was carried."""
+        """Return gigabytes (1e9) a second while the link was busy; 0 if nothing was carried."""
         return self.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
 
 
@@ -40,7 +40,7 @@ class LinkStats:
 
     @property
     def busy_seconds(self) -> float:
-        """Sum over the links: RAM and disk carry at the same time where both are used."""
+        """Return the sum over both links, which may carry at the same time."""
         return self.ram.seconds + self.disk.seconds
 
 
@@ -59,7 +59,7 @@ class Meter:
 
     @contextmanager
     def carrying(self, nbytes: int) -> Iterator[None]:
-        """The block is a transfer; its bytes count unless it raises."""
+        """Enter a block that is a transfer; its bytes count unless it raises."""
         self.begin(self.clock())
         arrived = 0
         try:
@@ -69,21 +69,21 @@ class Meter:
             self.end(self.clock(), arrived)
 
     def begin(self, at: float) -> None:
-        """A transfer begins at this time of the clock."""
+        """Count a transfer that begins at this time of the clock."""
         with self._lock:
             if self._under_way == 0:
                 self._counted_until = at
             self._under_way += 1
 
     def end(self, at: float, nbytes: int) -> None:
-        """A transfer of so many bytes is over."""
+        """Count the end of a transfer of `nbytes`."""
         with self._lock:
             self._under_way -= 1
             self._count(at - self._counted_until, nbytes)
             self._counted_until = self.ended = at
 
     def credit(self, seconds: float, nbytes: int) -> None:
-        """Count a transfer timed elsewhere, by the device's own clock."""
+        """Count a transfer that the device's own clock timed."""
         with self._lock:
             self._count(seconds, nbytes)
             self.ended = self.clock()
@@ -107,7 +107,7 @@ class Meter:
 
 
 class Smoothed:
-    """A running mean in which old figures fade."""
+    """An exponential average, which is None before the first figure."""
 
     def __init__(self) -> None:
         self.value: float | None = None  # None before the first figure
@@ -120,15 +120,16 @@ class Smoothed:
 def time_away(
     now: float, due: Sequence[float], later: Sequence[float], compute: float | None
 ) -> float:
-    """Seconds for which nothing is lost if the walker does something else; 0 if it must stay.
+    """Return for how many seconds the walker may do something else at no loss; 0 if it must wait.
 
-    `due` are the times at which the unit it waits for, and those asked for behind it, arrive;
-    `later` the link's seconds for each travelling unit of the pass behind the one waited for;
-    `compute` the walker's own seconds for one of them (None: not known yet).
+    Two things bound them. When everything that was asked for has arrived, the link is idle until a
+    slot is free, which takes the compute of the unit in it. And the pass ends no later only if the
+    walker can catch up, by computing faster than the link carries.
 
-    Two things bound it. When all that was asked for has arrived, the link stands still until a
-    slot is free: that takes the compute of the unit in it. And the pass ends no later only if the
-    walker can make up for its absence, by computing faster than the link carries.
+    Args:
+        due: when the unit that the walker waits for arrives, then those asked for after it.
+        later: the link's seconds for each streamed unit of the pass after the one waited for.
+        compute: the walker's own seconds for one of them; None if they are not known yet.
     """
     if compute is None:
         return max(0.0, due[0] - now)

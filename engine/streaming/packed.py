@@ -1,4 +1,4 @@
-"""Units in files of their own: what the disk tier reads, and where quantized copies are kept.
+"""Packed units, one file each: what the disk tier reads, and how quantized copies are kept.
 
 A checkpoint's tensors of one layer lie scattered over shards, unaligned. Packed, a unit is one
 file with the slab's own layout, filled by one large positional read. The index is written last
@@ -34,12 +34,12 @@ PARTIAL = ".partial"  # suffix of a folder that is being packed
 class PackedUnits:
     """A `PieceReader` over a packed folder.
 
-    The checksum of a piece is compared when it is first read after opening, and not again: later
+    The checksum of a piece is compared only when it is first read after opening, so that later
     passes read at the disk's speed (zlib.crc32 does about 2 GB/s a thread, while other threads
-    read). While the object lives, it holds a shared lock on the index, so that pruning leaves the
-    folder alone.
+    read). While the object lives, it holds a shared lock on the index, so that pruning does not
+    remove the folder.
 
-    Raises `ModelError` when the folder is no complete packing or was packed under another key.
+    Raises `ModelError` when the folder is not completely packed or was packed under another key.
     """
 
     def __init__(self, folder: Path, key: str | None = None) -> None:
@@ -71,7 +71,7 @@ class PackedUnits:
         return self._layouts
 
     def read(self, index: int, slab: Tensor) -> None:
-        """Fill `slab` with unit `index`; callable from any thread."""
+        """Fill `slab` with unit `index`; any thread may call it."""
         for piece in self.pieces(index):
             self.read_piece(index, piece, slab[piece.start : piece.stop])
 
@@ -90,14 +90,14 @@ class PackedUnits:
             self._verified[index][number] = True
 
     def prepare(self, indices: Sequence[int]) -> None:
-        """Read these units directly, if that is faster; measured, in less than a second."""
+        """Read these units directly if that is measured to be faster; takes under a second."""
         files = [self._files[index] for index in indices]
         if direct_is_faster(files):
             for file in files:
                 file.use_direct()
 
     def close(self) -> None:
-        """Close the files and give up the lock."""
+        """Close the files and release the lock."""
         self._finalizer()
 
     def _open_index(self) -> dict[str, Any]:
@@ -125,8 +125,8 @@ class PackedUnits:
 def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -> PackedUnits:
     """Write every unit of `reader` into `folder` and open it; `key` is stored in the index.
 
-    The folder appears whole or not at all; if another process was faster, its result is opened.
-    Raises `ModelError` when the disk is too small, or what the reader raises.
+    The folder appears whole or not at all. If another process was faster, its result is opened.
+    Raises `ModelError` when the disk is too small, and what the reader raises.
     """
     total = packed_bytes(reader)
     try:
@@ -147,7 +147,7 @@ def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -
 
 
 def packed_bytes(reader: UnitReader) -> int:
-    """Bytes of the files that `pack` writes, without the index."""
+    """Return the bytes of the files that `pack` writes, without the index."""
     return sum(layout.nbytes for layout in reader.layouts)
 
 
@@ -156,7 +156,7 @@ def unit_name(index: int) -> str:
 
 
 def remove_stale(root: Path) -> None:
-    """Remove what killed packings left behind: partial folders that nobody holds a lock on."""
+    """Remove what killed processes left behind: partial folders that are not locked."""
     for partial in root.glob(f".*{PARTIAL}"):
         with lock(partial) as free:
             if free:
@@ -165,7 +165,7 @@ def remove_stale(root: Path) -> None:
 
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
-    """Try for an exclusive lock on a file or folder; whether it was free. What is gone is free."""
+    """Try to lock a file or folder; give True if it was not locked, or does not exist."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def lock(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def _partial(folder: Path) -> Iterator[Path]:
-    """A locked temporary folder beside `folder`; gone afterwards unless it was renamed."""
+    """Make a locked temporary folder beside `folder`; remove it unless it was renamed."""
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     partial = made.with_suffix(made.suffix + PARTIAL)
     with lock(made):  # held before the name says partial, or `remove_stale` might take it

@@ -1,4 +1,4 @@
-"""The cache of packed models: where entries lie, how much room they may take, who goes first.
+"""The cache of packed models: where its entries are, how many bytes they take, which go first.
 
 An entry is keyed by what its bytes depend on: the source's identity, the precision, the layout
 version. `UNDERSTUDY_CACHE` names the folder; else it is `understudy` in the user's cache folder.
@@ -37,7 +37,7 @@ class CacheEntry:
 
 
 def cache_root() -> Path:
-    """The folder of all entries; it may not exist yet."""
+    """Return the folder of all entries; it may not exist yet."""
     if own := os.environ.get("UNDERSTUDY_CACHE"):
         return Path(own).expanduser()
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -47,11 +47,11 @@ def cache_root() -> Path:
 def packed(
     reader: UnitReader, model: str, identity: str, limit: int | None, progress: ReportProgress
 ) -> PackedUnits:
-    """The units of `reader` from the cache, packed first if they are not there.
+    """Return the units of `reader` from the cache; pack them first if they are not there.
 
-    `identity` tells source, revision, precision and kind of device apart. `limit` bounds the bytes
-    of all entries: the least recently used go to make room. Raises `ModelError` when there is not
-    enough room.
+    `identity` distinguishes source, revision, precision and kind of device. `limit` bounds the
+    bytes of all entries: those used least recently are removed. Raises `ModelError` when there is
+    not enough room.
     """
     key = _key(model, identity)
     folder = _folder(model, key)
@@ -63,12 +63,12 @@ def packed(
 
 
 def is_cached(model: str, identity: str) -> bool:
-    """Whether `packed` would find an entry; whether that is whole shows when it is opened."""
+    """Return whether there is an entry; whether it is whole shows when it is opened."""
     return (_folder(model, _key(model, identity)) / INDEX).is_file()
 
 
 def entries() -> list[CacheEntry]:
-    """All entries, the least recently used first."""
+    """Return all entries, the least recently used first."""
     found = [_entry(index) for index in cache_root().glob(f"*/{INDEX}")]
     return sorted((entry for entry in found if entry), key=lambda entry: entry.last_used)
 
@@ -92,7 +92,7 @@ def _folder(model: str, key: str) -> Path:
 
 
 def _open(folder: Path, key: str, reader: UnitReader) -> PackedUnits | None:
-    """The entry, if it is whole and laid out as the reader is; a damaged one is removed."""
+    """Return the entry if it is whole and laid out as the reader is; remove it otherwise."""
     if not folder.exists():
         return None
     try:
@@ -135,7 +135,7 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
 
 
 def _entry(index: Path) -> CacheEntry | None:
-    """None if it vanished or is not readable: another process may be removing it."""
+    """Return an entry; None if another process removed it or it cannot be read."""
     try:
         key = json.loads(index.read_text(encoding="utf-8"))["key"]
         nbytes = sum(path.stat().st_size for path in index.parent.iterdir())

@@ -1,11 +1,7 @@
-"""Host memory for weights and idle KV: whole pages, which CUDA may pin and copy at full speed."""
-
-# mypy: disallow-untyped-calls=False
-# torch.cuda declares no types for streams, events and cudart.
+"""Host memory for weights and idle KV: whole pages, which a device may pin and copy fast."""
 
 import ctypes
 import mmap
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,12 +11,12 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.weights.layout import PAGE_BYTES, round_up
 
-_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
-_SUCCESS = 0
+Unpin = Callable[[], None]  # gives pinned pages back to the system's paging
+Pin = Callable[[Tensor], Unpin | None]  # pins memory; None where that is refused
 
 
 def allocate_pages(nbytes: int, purpose: str = "weights") -> Tensor:
-    """Zeroed uint8 memory of at least one page, page-aligned, in huge pages where there are any.
+    """Allocate zeroed, page-aligned uint8 memory of at least one page, in huge pages if possible.
 
     Raises `ModelError`, which names the `purpose`, when the system refuses it.
     """
@@ -50,46 +46,23 @@ def copy_bytes(destination: Tensor, source: Tensor) -> None:
 
 
 class Slab:
-    """Host memory of one unit, a staging buffer or idle KV; `pinned` once `pin` succeeded."""
+    """Host memory of one unit, a staging buffer or idle KV; a device may pin it."""
 
     def __init__(self, nbytes: int, purpose: str = "weights") -> None:
         self.memory = allocate_pages(nbytes, purpose)
-        self.pinned = False
+        self._unpin: Unpin | None = None
 
-    def pin(self, device: torch.device) -> bool:
-        """Pin the memory, so that `device` reads it directly; False if the system refuses.
+    @property
+    def is_pinned(self) -> bool:
+        return self._unpin is not None
 
-        torch's own pinned allocator rounds sizes up to powers of two, hence `cudaHostRegister`.
-        """
-        cudart = torch.cuda.cudart()
-        address, nbytes = self.memory.data_ptr(), self.memory.nbytes
-        code = _call(device, lambda: int(cudart.cudaHostRegister(address, nbytes, _PORTABLE)))
-        self.pinned = code == _SUCCESS
-        return self.pinned
+    def pin(self, pin: Pin) -> bool:
+        """Pin the memory by a device's `pin`; return False if that is refused."""
+        self._unpin = pin(self.memory)
+        return self.is_pinned
 
-    def unpin(self, device: torch.device) -> None:
+    def unpin(self) -> None:
         """Give the pages back to the system's paging; no copy may be under way."""
-        if self.pinned:
-            cudart, address = torch.cuda.cudart(), self.memory.data_ptr()
-            code = _call(device, lambda: int(cudart.cudaHostUnregister(address)))
-            assert code == _SUCCESS, f"cudaHostUnregister failed with CUDA error {code}"
-            self.pinned = False
-
-
-def _call(device: torch.device, function: Callable[[], int]) -> int:
-    """The CUDA error code of a call made on a thread of its own.
-
-    CUDA remembers a refused call per thread and torch would raise it at that thread's next kernel
-    launch, whatever that is; a thread that ends takes it away.
-    """
-    codes: list[int] = []
-
-    def run() -> None:
-        with torch.cuda.device(device):
-            codes.append(function())
-
-    thread = threading.Thread(target=run, name="weights-pin", daemon=True)
-    thread.start()
-    thread.join()
-    assert codes, "the CUDA call raised instead of returning its error code"
-    return codes[0]
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None

@@ -1,11 +1,11 @@
-"""Walks a model's units in order, again and again, through a ring of device slots filled ahead.
+"""The weight stream: a model's units in order, again and again, through prefetched device slots.
 
     with stream.unit(i) as weights:
         ...
 
-Units that are not resident travel: when the block of one is left, its slot is filled with the
-next unit that has none, across the border into the next pass. The ring is kept by the thread
-that walks; how a slot is filled is the link's business (`engine.streaming.link`).
+Units that are not resident are streamed: when the block of one is left, its slot is filled with
+the next streamed unit that has no slot yet, those of the next pass included. The thread that walks
+keeps the ring; the device's link fills the slots (`engine.streaming.link`).
 """
 
 import time
@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from engine.errors import ModelError
 from engine.messages import ReportProgress
 from engine.spec import Tier
-from engine.streaming.cuda_link import CudaLink
+from engine.streaming.device import Device
 from engine.streaming.disk import READERS, PieceReader
-from engine.streaming.host_link import HostLink
-from engine.streaming.link import Arrival, Link, Meters, Slot
+from engine.streaming.link import Arrival, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, Smoothed, time_away
 from engine.streaming.pinned import Slab
 from engine.weights.layout import UnitReader
@@ -50,12 +48,13 @@ class _Load:
 class LayerStream:
     """Gives each unit's weights while a block runs; one thread walks.
 
-    `tiers[i]` says where unit i waits: on the device, in RAM, or on disk. `slots` device slots of
-    the largest travelling unit's size are allocated once. Constructing loads all that is resident
-    or in RAM and tells `progress` after each unit. On `device: cpu`, `simulate_gbps` (1e9 bytes a
-    second) is the pretended bandwidth between RAM and slots.
+    Constructing it loads the units that are resident or wait in RAM. It raises `ModelError` when
+    weights cannot be read or memory is refused.
 
-    Raises `ModelError` when weights cannot be read or memory is refused.
+    Args:
+        tiers: where each unit waits: on the device, in RAM, or on disk.
+        slots: how many device slots of the largest streamed unit's size to allocate.
+        progress: called after each unit that was loaded.
     """
 
     def __init__(
@@ -63,29 +62,22 @@ class LayerStream:
         reader: UnitReader,
         tiers: Sequence[Tier],
         *,
-        device: torch.device,
+        device: Device,
         slots: int,
-        simulate_gbps: float | None = None,
         progress: ReportProgress | None = None,
     ) -> None:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"a ring of {slots} slots"
-        assert device.type in ("cpu", "cuda"), f"no link to {device}"
-        if simulate_gbps is not None and device.type != "cpu":
-            raise ModelError(
-                f"stream.simulate_gbps is {simulate_gbps}, but {device} has a link of its own: "
-                "remove it, or set device to cpu."
-            )
         self._layouts = reader.layouts
         self._tiers = tuple(tiers)
         self._device = device
         self._ring = [unit for unit, tier in enumerate(tiers) if tier != "resident"]
         self._meters = Meters()
         self._loads: deque[_Load] = deque()
-        self._next = 0  # the unit to be asked for
+        self._next = 0  # the unit that must be asked for next
         self._ahead = 0  # ring position of the load to be started next
         self._inside = False
-        self._computing: float | None = None  # since when, without a wait for a unit of this pass
+        self._computing: float | None = None  # when the walker got the last unit of this pass
         self._compute = Smoothed()  # the walker's seconds from one travelling unit to the next
         self._stall_seconds = 0.0
         self._idle_seconds = 0.0
@@ -93,31 +85,26 @@ class LayerStream:
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # of `_views_in`
         with ExitStack() as stack:
             self._resident, self._slabs = self._place(reader, stack, progress)
-            slots = min(slots, len(self._ring))
-            self._prepare(reader)
-            link = self._open_link(
-                reader,
-                self._meters,
-                "disk",
-                READERS if "disk" in tiers else 0,
-                pageable=self._make_room_for_staging(),
-                simulate_gbps=simulate_gbps,
-            )
+            staged = self._units_in("disk")
+            if staged and isinstance(reader, PieceReader):  # after all that is read only once
+                reader.prepare(staged)
+            readers = READERS if staged else 0
+            copiers = COPIERS if self._make_room_for_staging() else 0
+            link = device.open_link(reader, self._meters, readers, staged, copiers)
             stack.enter_context(closing(link))
             size = max((self._layouts[unit].nbytes for unit in self._ring), default=0)
-            for _ in range(slots):
+            for _ in range(min(slots, len(self._ring))):
                 self._start(link.slot(size))
             self._opened: ExitStack | None = stack.pop_all()
 
     @contextmanager
     def unit(self, index: int, idle: Idle | None = None) -> Iterator[dict[str, Tensor]]:
-        """Unit `index`, in a device slot: its tensors by name, valid inside the block.
+        """Give the tensors of unit `index` by name; they are valid inside the block.
 
-        While the weights are on their way, `idle` is called with the seconds for which the walker
-        may be away at no loss, 0 if that is not known; again, as long as it says that it did
-        something and time is left. Leaving the block frees the slot without waiting for the
-        device. Raises `ModelError` when the unit could not be read: then `seek` before asking
-        again.
+        While the weights are on their way, `idle` is called with the seconds it may take without
+        slowing the pass down, 0 if that is not known. It is called again while it returns True and
+        time is left. Leaving the block frees the slot without waiting for the device. Raises
+        `ModelError` when the unit could not be read: then call `seek` before the next unit.
         """
         assert self._opened is not None, f"unit {index} asked for after close"
         assert not self._inside, f"unit {index} asked for inside another unit's block"
@@ -142,10 +129,10 @@ class LayerStream:
                 self._start(load.slot)
 
     def seek(self, index: int = 0) -> None:
-        """After a cancelled or failed pass: unit `index` is asked for next.
+        """Continue with unit `index` after a cancelled or failed pass.
 
-        What was read ahead and is still wanted stays; for the rest, this waits until nothing
-        writes into its slots any more.
+        Units that were prefetched and are still wanted stay in their slots. For the others, this
+        waits until nothing writes into their slots any more.
         """
         assert self._opened is not None, "seek after close"
         assert not self._inside, "seek inside a unit's block"
@@ -166,13 +153,13 @@ class LayerStream:
             self._start(slot)
 
     def is_resident(self, index: int) -> bool:
-        """Whether the unit stays on the device: then its views never change."""
+        """Return whether the unit stays on the device, so that its views never change."""
         return self._tiers[index] == "resident"
 
     def resident(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a unit that stays on the device, outside of any walk; not to be written.
+        """Return the tensors of a unit that stays on the device. They must not be written to.
 
-        They are the memory that `unit` gives; whoever holds them keeps it.
+        They are the memory that `unit` gives, and keep it alive.
         """
         return self._layouts[index].views(self._resident[index])
 
@@ -194,11 +181,11 @@ class LayerStream:
         self._stall_seconds, self._units, self._idle_seconds = 0.0, 0, 0.0
 
     def measure_link(self, seconds: float = 1.0) -> float:
-        """What the ring's link carries, in GB/s (1e9); 0 if nothing travels. Before serving.
+        """Return the link's bandwidth in GB/s (1e9); 0 if nothing is streamed.
 
-        Walks without computing, for about so long or `MEASURED_PASSES`, at least one unit that
-        travels; then the first unit is next and `stats` begin at zero. Raises `ModelError` when a
-        unit could not be read.
+        Walks without computing, for about `seconds` or for `MEASURED_PASSES`, but at least one
+        streamed unit. The meters time the transfers themselves, which overlap. Afterwards the first
+        unit is next and `stats` begin at zero. Raises `ModelError` when a unit could not be read.
         """
         if not self._ring:
             return 0.0
@@ -219,7 +206,7 @@ class LayerStream:
         return stats.bytes / taken / 1e9 if taken else 0.0
 
     def close(self) -> None:
-        """Wait for transfers begun, end the threads, unpin the RAM. May be called again."""
+        """Wait for started transfers, end the threads, unpin the RAM. May be called again."""
         if self._opened is None:
             return
         opened, self._opened = self._opened, None
@@ -231,7 +218,7 @@ class LayerStream:
         self._slabs.clear()
 
     def _views_in(self, memory: Tensor, index: int) -> dict[str, Tensor]:
-        """The tensors of a unit in a slot: made once, since every pass asks for them."""
+        """Return the tensors of a unit in a slot; they are made once for all passes."""
         views = self._views.get((memory.data_ptr(), index))
         if views is None:
             views = self._layouts[index].views(memory)
@@ -239,7 +226,7 @@ class LayerStream:
         return views
 
     def _await(self, load: _Load, idle: Idle | None) -> None:
-        """Until the load has arrived, with what `idle` does meanwhile."""
+        """Wait until the load has arrived; `idle` uses the time."""
         began = time.perf_counter()
         if self._computing is not None and load.position > 0:  # not across the border of passes
             self._compute.observe(began - self._computing)
@@ -263,7 +250,7 @@ class LayerStream:
             did = idle(seconds) and seconds > 0
 
     def _time_away(self, load: _Load) -> float:
-        """How long the walker may stay away instead of waiting for the load, the next one."""
+        """Return how long the walker may do something else instead of waiting for the next load."""
         now = time.perf_counter()
         free = {meter: meter.ended for meter in (self._meters.ram, self._meters.disk)}
         due: list[float] = []
@@ -277,7 +264,7 @@ class LayerStream:
         return time_away(now, due, later, self._compute.value)
 
     def _takes(self, unit: int) -> float:
-        """Seconds of its link that a unit takes; 0 before anything was carried."""
+        """Return the seconds that a unit takes on its link; 0 before anything was carried."""
         return self._layouts[unit].nbytes * self._meter(unit).seconds_per_byte
 
     def _meter(self, unit: int) -> Meter:
@@ -285,11 +272,18 @@ class LayerStream:
 
     def _finish(self, load: _Load) -> None:
         load.failed = True  # whatever is raised: seek starts it again
-        try:
-            load.arrival.result()
-        except OSError as error:
-            raise _unreadable(self._layouts[load.unit].name, error) from error
+        self._wait(load.arrival, load.unit)
         load.failed = False
+
+    def _wait(self, arrival: Arrival, unit: int) -> None:
+        """Wait for the weights of a unit. Raises `ModelError` that names it."""
+        try:
+            arrival.result()
+        except OSError as error:
+            raise ModelError(
+                f"{self._layouts[unit].name}: its weights could not be read ({error}). Check the "
+                "disk and the model's files."
+            ) from error
 
     def _start(self, slot: Slot) -> None:
         """Fill a free slot with the ring's next unit."""
@@ -301,76 +295,43 @@ class LayerStream:
         self._loads.append(_Load(position, unit, slot, arrival, asked))
 
     def _drop(self, loads: Sequence[_Load]) -> list[Slot]:
-        """Give up loads; returns their slots when nothing writes into them any more."""
+        """Cancel loads; return their slots when nothing writes into them any more."""
         for load in loads:
             load.arrival.cancel()
         for load in loads:
-            with suppress(Exception):  # whatever a dropped load met concerns no pass
+            with suppress(Exception):  # no pass waits for a dropped load: its failure has no reader
                 load.arrival.result()
         return [load.slot for load in loads]
 
     def _place(
         self, reader: UnitReader, stack: ExitStack, progress: ReportProgress | None
     ) -> tuple[dict[int, Tensor], dict[int, Slab]]:
-        """Load what is resident onto the device and what waits in RAM into slabs."""
+        """Load resident units onto the device, and units that wait in RAM into slabs."""
         resident: dict[int, Tensor] = {}
         slabs: dict[int, Slab] = {}
         arrivals: dict[int, Arrival] = {}
-        with closing(self._open_link(reader, Meters(), "resident", READERS)) as link:
+        staged = self._units_in("resident")
+        with closing(self._device.open_link(reader, Meters(), READERS, staged, 0)) as link:
             for unit, tier in enumerate(self._tiers):
                 if tier == "resident":
                     slot = link.slot(self._layouts[unit].nbytes)
                     resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
                 elif tier == "ram":
                     slabs[unit], arrivals[unit] = link.slab(unit)
-                    stack.callback(slabs[unit].unpin, self._device)
+                    stack.callback(slabs[unit].unpin)
             for done, (unit, arrival) in enumerate(arrivals.items(), 1):
-                try:
-                    arrival.result()
-                except OSError as error:
-                    raise _unreadable(self._layouts[unit].name, error) from error
+                self._wait(arrival, unit)
                 if progress is not None:
                     progress("weights", done, len(arrivals))
         return resident, slabs
 
-    def _prepare(self, reader: UnitReader) -> None:
-        """Find out how the disk is read fastest: not before what is loaded once has been."""
-        streamed = [unit for unit, tier in enumerate(self._tiers) if tier == "disk"]
-        if streamed and isinstance(reader, PieceReader):
-            reader.prepare(streamed)
-
     def _make_room_for_staging(self) -> bool:
-        """Whether some slabs are not pinned; then one gives its share to the staging buffers."""
-        pinned = [slab for slab in self._slabs.values() if slab.pinned]
+        """Return whether some slabs are not pinned; if so, unpin one for the staging buffers."""
+        pinned = [slab for slab in self._slabs.values() if slab.is_pinned]
         refused = len(pinned) < len(self._slabs)
         if refused and pinned:
-            pinned[-1].unpin(self._device)
+            pinned[-1].unpin()
         return refused
 
-    def _open_link(
-        self,
-        reader: UnitReader,
-        meters: Meters,
-        staged: Tier,
-        readers: int,
-        *,
-        pageable: bool = False,
-        simulate_gbps: float | None = None,
-    ) -> Link:
-        """`staged` units are read into slots; `pageable`: some slabs could not be pinned."""
-        if self._device.type == "cpu":
-            return HostLink(reader, meters, readers=readers, simulate_gbps=simulate_gbps)
-        return CudaLink(
-            reader,
-            meters,
-            device=self._device,
-            readers=readers,
-            copiers=COPIERS if pageable else 0,
-            staged=[unit for unit, tier in enumerate(self._tiers) if tier == staged],
-        )
-
-
-def _unreadable(name: str, error: OSError) -> ModelError:
-    return ModelError(
-        f"{name}: its weights could not be read ({error}). Check the disk and the model's files."
-    )
+    def _units_in(self, tier: Tier) -> list[int]:
+        return [unit for unit, own in enumerate(self._tiers) if own == tier]

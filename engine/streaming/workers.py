@@ -10,10 +10,10 @@ Job = Callable[[], None]
 
 
 class Batch:
-    """Jobs that belong together: over when none of them runs or will run.
+    """Jobs that belong together. The batch is over when none of them runs or will run.
 
-    When one fails, those not begun are given up. `around` is entered by the thread that begins
-    first and left by the one that ends last; it sees the first failure.
+    When one fails, those that have not begun are cancelled. The thread that begins first enters
+    `around`, and the one that ends last leaves it, with the first failure.
     """
 
     def __init__(self, count: int, around: AbstractContextManager[object]) -> None:
@@ -27,11 +27,11 @@ class Batch:
         self._error: BaseException | None = None
 
     def done(self) -> bool:
-        """Whether `result` would return, or raise, at once."""
+        """Return whether `result` would return, or raise, at once."""
         return self._over.is_set()
 
     def result(self) -> None:
-        """Wait until it is over. Raises the first failure, or `CancelledError`."""
+        """Wait until the batch is over. Raises the first failure, or `CancelledError`."""
         self._over.wait()
         if self._error is not None:
             raise self._error
@@ -39,26 +39,28 @@ class Batch:
             raise CancelledError
 
     def cancel(self) -> bool:
-        """Give up the jobs that have not begun; False if all have."""
+        """Cancel the jobs that have not begun; return False if all have."""
         with self._lock:
             if self._waiting:
                 self._cancelled, self._waiting = True, 0
-            self._settle()
+            self._finish_if_over()
             return self._cancelled
 
     def run(self, job: Job) -> None:
-        """Run one of the jobs, unless they were given up."""
+        """Run one of the jobs, unless they were cancelled."""
         if not self._begin():
             return
         error: BaseException | None = None
         try:
             job()
-        except BaseException as raised:  # this is the thread's door: the waiter raises it
+        except (
+            BaseException
+        ) as raised:  # the outermost handler of this thread: the waiter raises it
             error = raised
         with self._lock:
             self._running -= 1
             self._fail(error)
-            self._settle()
+            self._finish_if_over()
 
     def _begin(self) -> bool:
         with self._lock:
@@ -71,7 +73,7 @@ class Batch:
                 except BaseException as error:
                     self._around = nullcontext()
                     self._fail(error)
-                    self._settle()
+                    self._finish_if_over()
                     return False
             self._waiting -= 1
             self._running += 1
@@ -82,8 +84,8 @@ class Batch:
             self._error = self._error or error
             self._waiting = 0
 
-    def _settle(self) -> None:
-        """Leave `around` and wake the waiter, if this was the end."""
+    def _finish_if_over(self) -> None:
+        """Leave `around` and wake the waiter, if the batch is over."""
         if self._waiting or self._running or self._over.is_set():
             return
         try:
@@ -97,7 +99,7 @@ class Batch:
 
 
 class Workers:
-    """Jobs begin in the order they were submitted.
+    """Threads that run jobs in the order in which they were submitted.
 
     Unlike `ThreadPoolExecutor`'s, the threads are daemons: a read that hangs on a dead disk never
     keeps the process alive.
@@ -113,7 +115,7 @@ class Workers:
             thread.start()
 
     def submit(self, *jobs: Job, around: AbstractContextManager[object] | None = None) -> Batch:
-        """At least one job; any threads run them, also at the same time."""
+        """Queue at least one job; any threads run them, also at the same time."""
         assert self._threads, "no threads: none were planned for this kind of work, or closed"
         assert jobs, "nothing to do"
         batch = Batch(len(jobs), around or nullcontext())
@@ -122,7 +124,10 @@ class Workers:
         return batch
 
     def close(self) -> None:
-        """Cancel the jobs not begun, wait for the others, end the threads. May be called again."""
+        """Cancel jobs that have not begun, wait for the others, end the threads.
+
+        It may be called again.
+        """
         while True:
             try:
                 waiting = self._jobs.get_nowait()

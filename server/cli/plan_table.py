@@ -29,10 +29,9 @@ def show(found: "Preview", console: Console) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(overflow="fold")
-    is_cuda = found.device == "cuda"
     table.add_row(f"On the device ({found.device})", size_text(plan.device_bytes), "")
     _add(table, device_rows(found))
-    table.add_row("In host memory", size_text(plan.host_bytes), _beside(is_cuda))
+    table.add_row("In host memory", size_text(plan.host_bytes), _beside(plan))
     _add(table, host_rows(plan))
     table.add_section()
     _add(table, speed_rows(found))
@@ -109,6 +108,8 @@ def as_json(found: "Preview") -> str:
     values: dict[str, Any] = asdict(found)
     scheme = values.pop("scheme")
     plan = scheme["plan"]
+    names = {"has_own_memory": "is_cuda"}  # what the format calls it
+    plan["memory"] = {names.get(key, key): value for key, value in plan["memory"].items()}
     plan["device_bytes"] = found.scheme.plan.device_bytes
     plan["host_bytes"] = found.scheme.plan.host_bytes
     plan["tiers"] = dict(Counter(found.scheme.plan.tiers))
@@ -125,8 +126,10 @@ def as_json(found: "Preview") -> str:
     )
 
 
-def _beside(is_cuda: bool) -> str:
-    return "" if is_cuda else "the device's share comes on top: it is the same RAM"
+def _beside(plan: "Plan") -> str:
+    return (
+        "" if plan.memory.has_own_memory else "the device's share comes on top: it is the same RAM"
+    )
 
 
 def _sizes(rows: list[tuple[str, int, str]]) -> list[Row]:

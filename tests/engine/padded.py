@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.growth import Bounds, Growth, Node
-from engine.drafting.model.cuda_graphs import Bucket, Capture, GraphedSteps, Work
+from engine.drafting.model.cuda_graphs import Bucket, GraphedSteps
 from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import Bound, DraftModel
 from engine.kv.cache import KVCache
@@ -18,6 +18,7 @@ from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
 from engine.model.resident import bind_resident
 from engine.spec import TILE
+from engine.streaming.device import Capture, Device, Work
 from engine.weights.family import kv_shape, read_config
 from engine.weights.units import CheckpointUnits
 from tests.engine.models import VOCAB
@@ -63,13 +64,13 @@ class Compared(GraphedSteps):
         return found
 
 
-def draft_of(folder: Path, device: torch.device) -> DraftModel:
+def draft_of(folder: Path, device: Device) -> DraftModel:
     """A separate draft model in float32, as SpecExec's."""
     config, dtype = read_config(folder), torch.float32
     model = build_on_meta(config, dtype, strict=False)
     units = CheckpointUnits(folder, model, dtype)
-    bind_resident(model, units, device, dtype, lambda *_: None)
-    decoder = Decoder(model, Bound(), units.other(), device=device, strict=False)
+    bind_resident(model, units, device.torch_device, dtype, lambda *_: None)
+    decoder = Decoder(model, Bound(), units.other(), device=device.torch_device, strict=False)
     shape = kv_shape(config)
     pool = PagePool(shape.num_layers, 40, shape.num_kv_heads, shape.head_dim, dtype, device)
     cache = KVCache(pool)

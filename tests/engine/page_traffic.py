@@ -16,12 +16,14 @@ from torch import Tensor
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.device import Device
 
 LAYERS, HEADS, DIM = 2, 1, 2
-CPU = torch.device("cpu")
+CPU = CpuDevice()
 
 
-def small_cache(num_pages: int, host_pages: int = 0, device: torch.device = CPU) -> KVCache:
+def small_cache(num_pages: int, host_pages: int = 0, device: Device = CPU) -> KVCache:
     pool = PagePool(LAYERS, num_pages, HEADS, DIM, torch.float32, device)
     return KVCache(pool, host_pages=host_pages)
 

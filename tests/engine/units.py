@@ -100,12 +100,12 @@ class PiecedUnits(NumberedUnits):
         self.begun.release()
         self.under_way[index] += 1
         try:
-            if place in self.piece_gates:
-                assert self.piece_gates[place].acquire(timeout=30), f"gate of {place} stays shut"
+            if gate := self.piece_gates.get(place):
+                assert gate.acquire(timeout=30), f"gate of {place} stays shut"
             time.sleep(random.uniform(0, self.jitter))
-            if self.piece_faults.get(place):
+            if faults := self.piece_faults.get(place):  # the test may clear them meanwhile
                 memory.fill_(255)
-                raise self.piece_faults[place].pop(0)
+                raise faults.pop(0)
             memory.copy_(self._slab(index)[piece.start : piece.stop])
         finally:
             self.under_way[index] -= 1

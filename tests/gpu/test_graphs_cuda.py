@@ -1,6 +1,6 @@
 """Draft steps as CUDA graphs compute what plain steps do, and serve the same answers.
 
-Without a device the padded step is tested in tests/engine/test_cuda_graphs.py.
+Without a device the padded step is tested in tests/engine/drafting/model/test_cuda_graphs.py.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from engine.drafting.growth import Growth
 from engine.drafting.model import cuda_graphs
-from engine.drafting.model.cuda_graphs import CudaCapture, GraphedSteps, Work, graphed_steps
+from engine.drafting.model.cuda_graphs import GraphedSteps, graphed_steps
 from engine.spec import DraftSpec, MemorySpec
+from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.device import Work
 from tests.engine.models import PLAIN, SMALL, alone, checkpoint, exact, load, prompt, request, run
 from tests.engine.padded import Compared, draft_of, grow
 from tests.engine.sequence_makers import make_sequence
@@ -23,15 +25,16 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 CUDA = torch.device("cuda", 0)
+GPU = CudaDevice(CUDA)
 MEMORY = MemorySpec(device=1 << 30)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "qwen3", "mistral"])
 def test_a_replayed_step_computes_what_a_step_does(family: str) -> None:
-    model = draft_of(checkpoint(family), CUDA)
+    model = draft_of(checkpoint(family), GPU)
     assert model.graphs is not None
-    steps = Compared(model, CudaCapture(CUDA), tolerance=1e-3)
+    steps = Compared(model, GPU.capture(), tolerance=1e-3)
     growths = [Growth(make_sequence(prompt(length, length)), 40) for length in (20, 300)]
     grow(model, growths[:1], 5)
     grow(model, growths[1:], 2)
@@ -43,14 +46,14 @@ def test_a_replayed_step_computes_what_a_step_does(family: str) -> None:
 
 @torch.inference_mode()
 def test_length_dependent_rope_has_no_graphs() -> None:
-    model = draft_of(checkpoint("phi3_longrope"), CUDA)
+    model = draft_of(checkpoint("phi3_longrope"), GPU)
     assert model.graphs is None
 
 
 @torch.inference_mode()
 def test_graphs_replay_on_whatever_stream_is_current() -> None:
-    model = draft_of(checkpoint("llama"), CUDA)
-    Compared(model, CudaCapture(CUDA), tolerance=1e-3)
+    model = draft_of(checkpoint("llama"), GPU)
+    Compared(model, GPU.capture(), tolerance=1e-3)
     growth = Growth(make_sequence(prompt(20)), 40)
     grow(model, [growth], 2)
     aside = torch.cuda.Stream(CUDA)
@@ -64,7 +67,7 @@ def test_graphs_replay_on_whatever_stream_is_current() -> None:
 @torch.inference_mode()
 def test_graphs_that_make_room_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
-    model = draft_of(checkpoint("llama"), CUDA)
+    model = draft_of(checkpoint("llama"), GPU)
     steps = model.graphs
     assert steps is not None
 
@@ -84,8 +87,8 @@ def test_graphs_that_make_room_give_their_memory_back(monkeypatch: pytest.Monkey
 
 @torch.inference_mode()
 def test_work_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixture) -> None:
-    model = draft_of(checkpoint("llama"), CUDA)
-    capture = CudaCapture(CUDA)
+    model = draft_of(checkpoint("llama"), GPU)
+    capture = GPU.capture()
 
     def waits_for_the_device(work: Work) -> Work:
         def run() -> Tensor:
@@ -101,7 +104,7 @@ def test_work_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixt
     assert model.graphs.num_captured == 1
     assert [r for r in caplog.records if "without a CUDA graph" in r.message]
     assert torch.cuda.current_stream(CUDA) == caller
-    model.graphs = graphed_steps(model.decoder, model.caches.cache.pool)
+    model.graphs = graphed_steps(model.decoder, model.caches.cache.pool, capture)
     grow(model, [Growth(make_sequence(prompt(20)), 40)], 5)  # the device is as it was
     torch.cuda.synchronize(CUDA)
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.drafting.model.kernel_choice import fastest_kernel
+from engine.streaming.cuda_link import CudaDevice
 from engine.weights.formats import int4
-from engine.weights.formats.linear import fastest_kernel, substitute, supports
+from engine.weights.formats.linear import substitute, supports
 
 pytestmark = [
     pytest.mark.gpu,
@@ -82,4 +84,4 @@ def test_a_product_can_be_captured() -> None:
 
 
 def test_a_kernel_is_chosen_by_its_time_on_the_device() -> None:
-    assert fastest_kernel([(3584, 3584), (512, 3584)], 6, CUDA) in ("int4", "nf4")
+    assert fastest_kernel([(3584, 3584), (512, 3584)], 6, CudaDevice(CUDA)) in ("int4", "nf4")

@@ -12,10 +12,11 @@ import random
 import pytest
 import torch
 
-from engine.kv import page_store
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
+from engine.streaming import page_store
+from engine.streaming.cuda_link import CudaDevice
 from tests.engine.page_traffic import Traffic, check_pages, run, small_cache, wrong
 
 pytestmark = [
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 CUDA = torch.device("cuda", 0)
+GPU = CudaDevice(CUDA)
 CYCLES = 2_000_000  # about a millisecond
 
 
@@ -37,9 +39,9 @@ def late(cycles: int = CYCLES) -> None:
 def test_no_history_changes_what_is_stored(
     monkeypatch: pytest.MonkeyPatch, seed: int, host_pages: int, staged: int
 ) -> None:
-    page_bytes = small_cache(1, device=CUDA).pool.memory.nbytes
+    page_bytes = small_cache(1, device=GPU).pool.memory.nbytes
     monkeypatch.setattr(page_store, "STAGING_BYTES", staged * page_bytes)
-    cache = small_cache(16, host_pages, CUDA)
+    cache = small_cache(16, host_pages, GPU)
     traffic, chance = Traffic(cache, seed), random.Random(seed)
     for step in range(120):
         late(chance.choice([0, 0, CYCLES // 10, CYCLES]))
@@ -53,7 +55,7 @@ def test_no_history_changes_what_is_stored(
 
 
 def test_a_stream_that_drafts_sees_the_pages_that_came_back() -> None:
-    cache = small_cache(6, 20, CUDA)
+    cache = small_cache(6, 20, GPU)
     tokens = [7] * (4 * PAGE + 1)
     table = cache.open(tokens)
     assert run(cache, table, tokens)
@@ -75,7 +77,7 @@ def test_a_stream_that_drafts_sees_the_pages_that_came_back() -> None:
 
 
 def test_neither_way_makes_the_host_wait() -> None:
-    cache = small_cache(4, 8, CUDA)
+    cache = small_cache(4, 8, GPU)
     tokens = [3] * (3 * PAGE + 1)
     table = cache.open(tokens)
     assert run(cache, table, tokens)
@@ -99,7 +101,7 @@ def test_neither_way_makes_the_host_wait() -> None:
 
 def test_pages_of_a_real_models_size_keep_every_bit() -> None:
     """28 layers of 4 heads of 128, as in a 7B model: staging holds fewer pages than are moved."""
-    cache = KVCache(PagePool(28, 24, 4, 128, torch.bfloat16, CUDA), host_pages=48)
+    cache = KVCache(PagePool(28, 24, 4, 128, torch.bfloat16, GPU), host_pages=48)
     filled = PageTable()
     tokens = list(range(20 * PAGE + 1))
     assert cache.reserve(filled, len(tokens))
@@ -128,7 +130,7 @@ def test_pages_of_a_real_models_size_keep_every_bit() -> None:
 def test_memory_comes_back() -> None:
     torch.cuda.synchronize(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
-    cache = small_cache(8, 100, CUDA)
+    cache = small_cache(8, 100, GPU)
     traffic = Traffic(cache, seed=9)
     for _ in range(60):
         traffic.step()

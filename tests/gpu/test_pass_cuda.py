@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.drafting.model.ahead_stream import AheadStream, use_compute_stream
 from engine.kv.page_pool import PAGE
 from engine.messages import SamplingParams
 from engine.sampling.choose import choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
 from engine.spec import DraftSpec, MemorySpec
+from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.cuda_streams import AheadStream
 from tests.engine.models import (
     PLAIN,
     SMALL,
@@ -107,7 +108,7 @@ def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
 
 
 def test_a_draft_waits_for_no_kernel_of_the_pass() -> None:
-    use_compute_stream(CUDA)
+    CudaDevice(CUDA).use_compute_stream()
     aside, ended = AheadStream(CUDA), torch.cuda.Event()
     numbers = torch.arange(1000, device=CUDA)
     numbers.sum().item()
@@ -122,7 +123,7 @@ def test_a_draft_waits_for_no_kernel_of_the_pass() -> None:
 
 
 def test_the_pass_has_the_higher_priority() -> None:
-    use_compute_stream(CUDA)
+    CudaDevice(CUDA).use_compute_stream()
     aside = AheadStream(CUDA)
     assert torch.cuda.current_stream(CUDA).priority < aside._stream.priority
 

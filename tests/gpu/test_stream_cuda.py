@@ -1,6 +1,6 @@
 """The ring's orders on a real device: sleeping kernels make one side late, checksums tell.
 
-The same is asked of a fake device in tests/engine/test_cuda_link.py.
+The same is asked of a fake device in tests/engine/streaming/test_cuda_link.py.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.spec import Tier
+from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.ring import LayerStream
 from tests.engine.units import NumberedUnits, PiecedUnits
 
@@ -73,7 +74,7 @@ def walk(
 
 
 def open_stream(units: NumberedUnits, tiers: Sequence[Tier], slots: int) -> LayerStream:
-    return LayerStream(units, tiers, device=CUDA, slots=slots)
+    return LayerStream(units, tiers, device=CudaDevice(CUDA), slots=slots)
 
 
 @pytest.mark.parametrize(("rows", "cycles"), [(SMALL, CYCLES), (LARGE, 0), (LARGE, CYCLES)])

@@ -62,7 +62,7 @@ class SpecExec:
             )
 
     def build(self, target: Target) -> DraftModel:
-        device = self.context.device
+        device = self.context.device.torch_device
         bind_resident(self.model, self.units, device, self.context.dtype, self.context.progress)
         decoder = Decoder(
             self.model,
@@ -81,11 +81,13 @@ class SpecExec:
             shape.num_kv_heads,
             shape.head_dim,
             self.context.dtype,
-            device,
+            self.context.device,
         )
         cache = KVCache(pool, prefix_cache=self.context.spec.prefix_cache)
         caches = OwnCache(cache, decoder.is_long)
-        return DraftModel("specexec", decoder, caches, self.bounds, self.context.vocab_size)
+        capture = self.context.device.capture()
+        vocab_size = self.context.vocab_size
+        return DraftModel("specexec", decoder, caches, self.bounds, vocab_size, capture)
 
 
 def prepare(context: DraftContext) -> SpecExec:

@@ -17,6 +17,7 @@ from engine.drafting.growth import Bounds
 from engine.drafting.method import DraftContext, DraftNeeds, Target
 from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.drafting.model.kernel_choice import fastest_kernel
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
     form,
@@ -32,12 +33,7 @@ from engine.model.library import bind, build_on_meta
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import is_cached, packed
 from engine.weights.family import is_mixture
-from engine.weights.formats.linear import (
-    Kernel,
-    available_kernels,
-    fastest_kernel,
-    substitute_bytes,
-)
+from engine.weights.formats.linear import Kernel, available_kernels, substitute_bytes
 from engine.weights.layout import UnitReader
 
 log = logging.getLogger(__name__)
@@ -78,15 +74,18 @@ class SubSpec:
         for index in shared:
             bind(modules[index], stream.resident(index))
         model.set_output_embeddings(modules[-1])
-        decoder = Decoder(model, Bound(), target.tensors, device=context.device, strict=False)
+        decoder = Decoder(
+            model, Bound(), target.tensors, device=context.device.torch_device, strict=False
+        )
         cache = SharedCache(target.cache)
-        return DraftModel("subspec", decoder, cache, self.bounds, context.vocab_size)
+        capture = context.device.capture()
+        return DraftModel("subspec", decoder, cache, self.bounds, context.vocab_size, capture)
 
     def _substitute(
         self, modules: list[nn.Module], shared: Collection[int], reader: UnitReader
     ) -> None:
         """Put substitutes in place of all modules that are not shared."""
-        context = self.context
+        context, device = self.context, self.context.device.torch_device
         with closing(self._packed(reader, modules)) as units:
             gc.collect()
             give_back_freed()  # what quantizing took, on a first start: loading needs the room
@@ -95,7 +94,7 @@ class SubSpec:
                 if index not in shared:
                     units.read(index, slab)
                     fields = layout.views(slab)
-                    modules[index] = substitute_unit(modules[index], fields, context.device)
+                    modules[index] = substitute_unit(modules[index], fields, device)
                     settle(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
         give_back_freed()  # holes of packing's sizes: serving would take its own beside them
@@ -110,7 +109,7 @@ class SubSpec:
             [linear_paths(module) for module in modules],
             group=self.group,
             kernel=kernel,
-            device=context.device,
+            device=context.device.torch_device,
             dtype=context.dtype,
         )
         return packed(
@@ -122,7 +121,7 @@ class SubSpec:
         )
 
     def _identity(self, kernel: Kernel) -> str:
-        return f"{self.context.identity}\n{form(kernel, self.group, self.context.device)}"
+        return f"{self.context.identity}\n{form(kernel, self.group, self.context.device.kind)}"
 
     def _kernel(self, layer: nn.Module) -> Kernel:
         """The 4-bit product that is fastest here for a draft step's rows.

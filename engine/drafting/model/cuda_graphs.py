@@ -1,20 +1,18 @@
-"""Draft steps as CUDA graphs: a thousand small kernels launched as one.
+"""Draft steps as CUDA graphs, which launch a thousand small kernels as one.
 
 A draft step is bound by its launches, not by its arithmetic. A graph launches them all at once but
 has fixed shapes and addresses, so a step is padded to a bucket of rows and of visible KV slots, its
 inputs are copied to where the graph expects them, and one graph serves every step of a bucket.
 
-Rows of several sequences ride one padded step: it knows one list of slots that are read and a mask
-of who sees what. Padding repeats the last row, which writes the same values to the same slot again,
-and reads that row's slot where the mask hides it: so a step touches no memory but its own.
+Rows of several sequences share one padded step, with one list of the slots that are read and a
+mask of which row attends to which slot. Padding repeats the last row, which writes the same values
+to the same slot again, and reads that row's slot where the mask hides it: so a step uses only its
+own memory.
 """
-
-# mypy: disallow-untyped-calls=False
-# torch.cuda declares no types for streams and graphs.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
 
@@ -26,15 +24,13 @@ from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.spec import TILE
+from engine.streaming.device import Capture, Work
 
 log = logging.getLogger(__name__)
 
 LEAST_KV = 256  # visible slots of the smallest bucket
-MOST_KV = 1 << 15  # behind so many slots attention takes longer than the launches
-MOST_GRAPHS = 24  # kept at a time; each holds a few MiB of kernels and its inputs
-
-Work = Callable[[], Tensor]
-Capture = Callable[[Work], Work]  # work, and the same work replayed into the same tensor
+MOST_KV = 1 << 15  # with more slots attention takes longer than the launches
+MOST_GRAPHS = 24  # at a time; each holds a few MiB of kernels and its inputs
 
 
 @dataclass(frozen=True)
@@ -46,14 +42,14 @@ class Bucket:
 
     @classmethod
     def of(cls, batch: Batch) -> "Bucket | None":
-        """The smallest that holds the batch; None for a long prompt or a very long context."""
+        """Return the smallest that holds the batch; None for a very long prompt or context."""
         rows = _power(len(batch.rows), 1)
         kv = _power(sum(s.start + s.scratch for s in batch.segments), LEAST_KV)
         return cls(rows, kv) if rows <= TILE and kv <= MOST_KV else None
 
 
 class PaddedStep:
-    """A step of the draft over inputs that stay where they are."""
+    """A step of the draft over inputs whose addresses do not change."""
 
     def __init__(self, decoder: Decoder, pool: PagePool, bucket: Bucket) -> None:
         rows, kv = bucket.rows, bucket.kv
@@ -69,7 +65,7 @@ class PaddedStep:
         self._batch = Batch(pool, (segment,), range(rows), strict=False)
 
     def fill(self, hidden: Tensor, segments: Sequence[Segment]) -> None:
-        """Take in the embedded rows [n, D] of these segments, which fit the bucket."""
+        """Copy the embedded rows [n, D] of these segments, which fit the bucket, to the inputs."""
         rows = len(hidden)
         self._hidden[0, :rows].copy_(hidden, non_blocking=True)
         self._mask.fill_(False)
@@ -85,7 +81,7 @@ class PaddedStep:
         self._mask[rows:] = self._mask[rows - 1]
 
     def run(self) -> Tensor:
-        """Logits [rows of the bucket, V]; the first rows are those of `fill`."""
+        """Compute logits [rows of the bucket, V]; the first rows are those of `fill`."""
         # A layer overwrites its input.
         positions = self._positions[None, self._kv :]
         hidden = self._decoder.run(self._hidden.clone(), positions, self._batch)
@@ -93,7 +89,7 @@ class PaddedStep:
             return head(hidden)
 
     def _place(self, segment: Segment, first: int) -> None:
-        """A segment's slots, positions and mask; what it sees begins at column `first`."""
+        """Fill in a segment's slots, positions and mask; its slots begin at column `first`."""
         before = segment.start + segment.scratch
         seen = slice(first, first + before)
         scratch = slice(first + segment.start, first + before)
@@ -115,11 +111,11 @@ class PaddedStep:
 
 
 class GraphedSteps:
-    """The graphs of one draft model, captured when a bucket is first met."""
+    """The graphs of one draft model, captured when a bucket is first needed."""
 
     def __init__(self, decoder: Decoder, pool: PagePool, capture: Capture) -> None:
-        """The model's rope does not depend on length: see `graphed_steps`."""
-        self.num_captured = 0  # since the start; a step that captured tells nothing of its time
+        """Make graphs for a model whose rope does not depend on length (`graphed_steps`)."""
+        self.num_captured = 0  # since the start; the time of a step that captured is not typical
         self._decoder = decoder
         self._pool = pool
         self._capture = capture
@@ -127,9 +123,9 @@ class GraphedSteps:
         self._graphs: OrderedDict[Bucket, tuple[PaddedStep, Work]] = OrderedDict()
 
     def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
-        """Logits [R, V] of a batch's rows, until the next call; None: run it as any other.
+        """Return logits [R, V] of a batch's rows; None if it must run as a plain step.
 
-        As in a plain step, the rows' KV is in their slots then.
+        They are valid until the next call. As in a plain step, the rows' KV is then in their slots.
         """
         bucket = Bucket.of(batch)
         if bucket is None:
@@ -164,52 +160,16 @@ class GraphedSteps:
         return logits[: len(hidden)]
 
 
-class CudaCapture:
-    """Captures work on a stream of its own; all graphs share one memory pool.
+def graphed_steps(decoder: Decoder, pool: PagePool, capture: Capture | None) -> GraphedSteps | None:
+    """Return graphs for the draft steps of this decoder; None if it has none.
 
-    They may: never do two of them run at a time, and what one leaves behind for later (its result)
-    is outside of the pool. Their kernels keep the priority of that stream, which is the lowest.
+    Rope frequencies that depend on the length are chosen anew for each step, which no graph can do.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._results: dict[torch.Size, Tensor] = {}  # one is read before the next is written
-
-    def __call__(self, work: Work) -> Work:
-        """Run the work once, then record it. Raises `RuntimeError` for what cannot be captured."""
-        caller = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(caller)
-        graph = torch.cuda.CUDAGraph()
-        # The outer block restores the caller's stream where a failed capture does not.
-        with torch.cuda.stream(self._stream):
-            logits = work()  # what libraries set up at their first call cannot be captured
-            result = self._results.setdefault(logits.shape, torch.empty_like(logits))
-            # Other threads read weights and pin memory meanwhile: that is none of its business.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                result.copy_(work())
-        caller.wait_stream(self._stream)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return result
-
-        return replay
-
-
-def graphed_steps(decoder: Decoder, pool: PagePool) -> GraphedSteps | None:
-    """Graphs for the draft steps of this decoder; None where there are none.
-
-    Rope frequencies that depend on the length are chosen anew for each step: those run plainly.
-    """
-    if decoder.device.type != "cuda" or decoder.strict or decoder.original_length is not None:
+    if capture is None or decoder.strict or decoder.original_length is not None:
         return None
-    return GraphedSteps(decoder, pool, CudaCapture(decoder.device))
+    return GraphedSteps(decoder, pool, capture)
 
 
 def _power(count: int, least: int) -> int:
-    """The smallest power of two that is not below either."""
+    """Return the smallest power of two that is not below either."""
     return max(least, 1 << (count - 1).bit_length() if count > 1 else 1)

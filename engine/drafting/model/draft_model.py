@@ -29,6 +29,7 @@ from engine.model.segment import Segment
 from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
+from engine.streaming.device import Capture
 from engine.streaming.ring import Idle
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
@@ -60,15 +61,24 @@ class DraftModel:
     """Runs nodes of growing trees, wherever the weights came from."""
 
     def __init__(
-        self, name: str, decoder: Decoder, caches: DraftCache, bounds: Bounds, vocab_size: int
+        self,
+        name: str,
+        decoder: Decoder,
+        caches: DraftCache,
+        bounds: Bounds,
+        vocab_size: int,
+        capture: Capture | None = None,
     ) -> None:
-        """Take a model; `vocab_size` is the target's, whose padding may differ from the draft's."""
+        """Take a model; `vocab_size` is the target's, whose padding may differ from the draft's.
+
+        `capture` records its steps as graphs, where the device has them.
+        """
         self.name = name
         self.decoder = decoder
         self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
-        self.graphs = graphed_steps(decoder, caches.cache.pool)
+        self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
         self._scratch: dict[Sequence, Scratch] = {}
         self._under_way: DraftStep | None = None
 

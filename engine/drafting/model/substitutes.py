@@ -1,6 +1,6 @@
-"""SubSpec's substitutes as units: quantized from the target's own, kept packed, made into modules.
+"""SubSpec's substitutes as units: quantized from the target's units, cached, made into modules.
 
-What is kept is the form before any kernel's own packing: reading it back costs a copy and that
+The cache holds the form before any kernel's own packing: reading it back costs a copy and that
 packing, not the quantizing.
 """
 
@@ -23,10 +23,12 @@ FORM_VERSION = 1  # of what `store` writes; raised when a weight is quantized di
 class SubstituteUnits:
     """A `UnitReader` that reads the target's units and quantizes their linear weights.
 
-    `linears` are the paths of each unit's linear layers ("" for a unit that is one itself), `dtype`
-    is what packed weights of the target are expanded to. Weights that `kernel` cannot take on
-    `device`, biases and norms are kept as they are. It works in host memory: nothing was planned
-    for it on the device.
+    Weights that `kernel` cannot take on `device`, biases and norms are kept as they are. It works
+    in host memory: no device memory was planned for it.
+
+    Args:
+        linears: the paths of each unit's linear layers ("" for a unit that is one itself).
+        dtype: what packed weights of the target are expanded to.
     """
 
     def __init__(
@@ -68,25 +70,25 @@ class SubstituteUnits:
 
 
 def host_slab(nbytes: int) -> Tensor:
-    """Memory that the system gets back when it is let go, as the heap's is not (engine.malloc)."""
+    """Allocate memory that the system gets back when it is freed, unlike the heap's."""
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
 
 
-def form(kernel: Kernel, group: int, device: torch.device) -> str:
-    """What the bytes of substitutes depend on besides the target's weights."""
+def form(kernel: Kernel, group: int, device_kind: str) -> str:
+    """Return what the bytes of substitutes depend on besides the target's weights."""
     block = group if kernel == "int4" else BLOCK
-    return f"substitutes {FORM_VERSION} {kernel} {block} {device.type}"
+    return f"substitutes {FORM_VERSION} {kernel} {block} {device_kind}"
 
 
 def linear_paths(module: nn.Module) -> list[str]:
-    """Paths of the linear layers inside a unit's module; [""] for one that is linear itself."""
+    """Return the paths of the linear layers in a unit's module; [""] if it is linear itself."""
     return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
 
 
 def substitute_unit(
     module: nn.Module, fields: Mapping[str, Tensor], device: torch.device
 ) -> nn.Module:
-    """The twin of a unit on `device`: `module` with other linear layers, or what replaces it.
+    """Return the substitute of a unit on `device`: `module` with its linear layers replaced.
 
     `fields` are a unit of `SubstituteUnits`; they are copied, so the slab may be used again.
     """
@@ -103,12 +105,13 @@ def substitute_unit(
 
 
 def settle(module: nn.Module) -> None:
-    """Let a unit's substitutes take the room they will keep.
+    """Run each NF4 product of a unit once, so that it takes the memory it will keep.
 
-    On a CPU bitsandbytes repacks a weight in its first product. Made here, unit after unit, what
-    that leaves free goes back to the system: up to twice the draft's bytes (measured).
+    bitsandbytes repacks a weight in its first product. After each unit, what that leaves free
+    goes back to the system: up to twice the draft's bytes (measured).
     """
     for part in module.modules():
+        # Only its CPU kernel repacks; the one of CUDA multiplies with the weight as it is.
         if isinstance(part, Nf4Linear) and not part.inner.weight.is_cuda:
             part(torch.zeros(1, part.inner.in_features, dtype=torch.bfloat16))
             give_back_freed()

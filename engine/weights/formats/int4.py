@@ -85,7 +85,7 @@ def supports(in_features: int, out_features: int, group: int, device: torch.devi
     """Return whether the device's kernel takes a weight of this shape."""
     if in_features % group:
         return False
-    if device.type == "cpu":
+    if device.type == "cpu":  # torch has a kernel of its own for each device
         return out_features % _CPU_ROW_MULTIPLE == 0
     if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
         return False
@@ -115,7 +115,7 @@ class Int4Linear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Map [..., in] to [..., out] in the dtype of `rows`."""
         flat = rows.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
-        if flat.device.type == "cpu":
+        if flat.device.type == "cpu":  # the same product is another function of torch there
             kernel = torch._weight_int4pack_mm_for_cpu
         else:
             kernel = torch._weight_int4pack_mm
@@ -141,7 +141,7 @@ def _unpair(pairs: Tensor) -> Tensor:
 def _pack(pairs: Tensor) -> Tensor:
     """Return the codes [out, in / 2] in the kernel's own order, which depends on the device."""
     in_features = pairs.shape[1] * 2
-    if pairs.device.type == "cpu":
+    if pairs.device.type == "cpu":  # its kernel reads another order, made by another function
         rows = max(_CPU_BLOCK, _CHUNK_WEIGHTS // in_features // _CPU_BLOCK * _CPU_BLOCK)
         convert = torch._convert_weight_to_int4pack_for_cpu
         return torch.cat([convert(_unpair(part).int(), 1) for part in torch.split(pairs, rows)])

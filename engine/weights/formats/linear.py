@@ -1,16 +1,9 @@
 """4-bit linear layers that a draft uses in place of the target's dense ones (SubSpec).
 
-Which of the two 4-bit kernels is faster depends on the machine and on the rows of a draft step, so
-it is measured. Where a kernel does not take a shape, the layer stays dense.
+Where a kernel does not take a shape, the layer stays dense.
 """
 
-# mypy: disallow-untyped-calls=False
-# torch.cuda declares no types for events and sleeps.
-
-import statistics
-import time
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -21,12 +14,6 @@ from engine.weights.layout import TensorSpec, UnitLayout
 from engine.weights.packing import dense_tensors
 
 Kernel = Literal["int4", "nf4"]
-
-_PROBE_SECONDS = 0.1  # of measuring for each kernel, at most
-# A larger weight is measured by a slice of its rows, large enough to keep the device busy.
-_PROBE_WEIGHTS = {"cpu": 1 << 22, "cuda": 1 << 24}
-_RUNS = 9
-_HEAD_START = 5_000_000  # cycles that a device sleeps, longer than the launches take
 
 
 def stored_tensors(
@@ -138,72 +125,6 @@ def _matrix_bytes(out_features: int, in_features: int, group: int, item_bytes: i
         for kernel, size in sizes.items()
         if kernel == "int4" or nf4.is_available()
     )
-
-
-def fastest_kernel(
-    shapes: Sequence[tuple[int, int]], rows: int, device: torch.device, group: int = 32
-) -> Kernel:
-    """Return the kernel that is fastest for weights of `shapes` [(out, in)] and `rows` rows.
-
-    This takes some tenths of a second at most. A kernel that takes fewer of the shapes loses.
-    """
-    kernels: tuple[Kernel, Kernel] = ("int4", "nf4")
-    taken = {
-        kernel: [s for s in shapes if supports(s[1], s[0], group, device, kernel)]
-        for kernel in kernels
-    }
-    if len(taken["int4"]) != len(taken["nf4"]):
-        return max(kernels, key=lambda kernel: len(taken[kernel]))
-    if not taken["int4"]:
-        return "int4"  # nothing can be substituted; either name will do
-    out_features, in_features = max(taken["int4"], key=lambda shape: shape[0] * shape[1])
-    weight = _probe_weight(out_features, in_features, device)
-    inputs = torch.randn(rows, in_features, device=device, dtype=torch.bfloat16)
-    times = {
-        kernel: _median_seconds(substitute(weight, None, group, device, kernel), inputs)
-        for kernel in kernels
-    }
-    return min(kernels, key=lambda kernel: times[kernel])
-
-
-def _probe_weight(out_features: int, in_features: int, device: torch.device) -> Tensor:
-    most = _PROBE_WEIGHTS[device.type]
-    rows = min(out_features, max(64, most // in_features // 64 * 64))
-    return torch.randn(rows, in_features, device=device, dtype=torch.bfloat16)
-
-
-def _median_seconds(layer: nn.Module, inputs: Tensor) -> float:
-    """Return the median time of a call, without the first, which builds and packs kernels."""
-    layer(inputs)
-    return statistics.median((_device_seconds if inputs.is_cuda else _host_seconds)(layer, inputs))
-
-
-def _host_seconds(layer: nn.Module, inputs: Tensor) -> list[float]:
-    """Return the seconds of each call, until enough runs are made or the time is up."""
-    seconds: list[float] = []
-    start = time.perf_counter()
-    while len(seconds) < _RUNS and time.perf_counter() - start < _PROBE_SECONDS:
-        begin = time.perf_counter()
-        layer(inputs)
-        seconds.append(time.perf_counter() - begin)
-    return seconds
-
-
-def _device_seconds(layer: nn.Module, inputs: Tensor) -> list[float]:
-    """Return the seconds of each call on the device alone.
-
-    Draft steps are CUDA graphs, whose launches cost nothing. So here all calls are launched while
-    the device sleeps, and then run without a gap.
-    """
-    with torch.cuda.device(inputs.device):
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(_RUNS + 1)]
-        torch.cuda._sleep(_HEAD_START)
-        events[0].record()
-        for event in events[1:]:
-            layer(inputs)
-            event.record()
-        events[-1].synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
 
 
 def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -89,12 +89,12 @@ def dequantize(packed: Tensor, absmax: Tensor, out: Tensor) -> None:
     block = columns // absmax.shape[-1]
     dense = out.view(-1, columns)
     codes, scales = packed.view(-1, columns // 2), absmax.view(-1, absmax.shape[-1])
-    if out.device.type != "cpu":
+    if out.device.type != "cpu":  # a CPU has no kernel with `out`
         functional.dequantize_4bit(
             codes.view(-1, 1), absmax=scales.view(-1), out=dense, blocksize=block, quant_type="nf4"
         )
         return
-    for rows in _chunks(dense.shape[0], columns):  # there is no `out` kernel for CPU
+    for rows in _chunks(dense.shape[0], columns):
         state = functional.QuantState(
             scales[rows].view(-1),
             shape=dense[rows].shape,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from engine.kv.page_pool import PAGE
+from engine.streaming.page_store import PageStore
 from tests.engine.kv_tokens import fill, finished, new_cache, store, stored
 from tests.engine.models import prompt
 from tests.engine.page_traffic import Traffic, check_pages, small_cache
@@ -109,7 +110,7 @@ def test_salts_are_kept_apart_in_host_memory_too() -> None:
     assert cache.open(tokens, salt=1).length == 2 * PAGE
 
 
-class SlowStore:
+class SlowStore(PageStore):
     """A store whose copies take until `arrive`; it moves nothing."""
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch, attend
 from engine.model.padded import MOST_ROWS, pad
 from engine.model.segment import Segment
+from engine.streaming.cpu_link import CpuDevice
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ def segments(shapes: Sequence[tuple[int, int, int, bool]]) -> list[Segment]:
 def attended(rows: Sequence[Segment], inputs: Sequence[Tensor], window: int | None) -> Tensor:
     """Attention of these segments in one batch, over a cache with a past: [1, T, H, D]."""
     torch.manual_seed(1)
-    pool = PagePool(1, 16, KV_HEADS, DIM, torch.float32, CPU)
+    pool = PagePool(1, 16, KV_HEADS, DIM, torch.float32, CpuDevice())
     pool.write(0, torch.arange(1024), *(torch.randn(1024, KV_HEADS, DIM) for _ in range(2)))
     total = sum(own.count for own in rows)
     batch = Batch(pool, tuple(rows), range(rows[0].first, rows[0].first + total), strict=False)

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine.errors import ModelError
 from engine.planning import machine
-from engine.planning.machine import CPU_DEVICE_SHARE, RAM_SHARE, available_memory, choose_device
+from engine.planning.machine import CPU_DEVICE_SHARE, RAM_SHARE, available_memory
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.device import choose_device
 
-CPU = torch.device("cpu")
+CPU = CpuDevice()
 MIB = 1 << 20
 
 
@@ -56,7 +57,7 @@ def test_a_groups_limit_counts_less_what_cannot_be_given_up(cgroups: Path, versi
     found = available_memory(CPU)
     assert found.ram == int(30 * MIB * RAM_SHARE)
     assert found.device == int(30 * MIB * CPU_DEVICE_SHARE)
-    assert not found.is_cuda
+    assert not found.has_own_memory
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(50, 40), (40, 50)])
@@ -90,4 +91,4 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 
 
 def test_the_cpu_is_a_device() -> None:
-    assert choose_device("cpu") == CPU
+    assert choose_device("cpu").torch_device == CPU.torch_device

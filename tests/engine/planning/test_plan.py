@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.kv.page_store import STAGING_BYTES
 from engine.model.attention import SCORES
 from engine.planning.footprint import LARGEST_PASS, Demand
 from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, DoesNotFit, Memory, Plan, make_plan
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
+from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits, whole_layers
 
 MIB = 1 << 20
@@ -46,14 +46,14 @@ def plan(
     device: int,
     *,
     ram: int = 1 << 40,
-    is_cuda: bool = True,
+    has_own_memory: bool = True,
     demand: Demand = DEMAND,
     stream: dict[str, Any] | None = None,
     **spec: Any,
 ) -> Plan:
     """The plan for so many bytes on the device and in RAM."""
     wanted = ModelSpec("m", TargetSpec("m"), stream=StreamSpec(**(stream or {})), **spec)
-    return make_plan(wanted, demand, Memory(device, ram, is_cuda))
+    return make_plan(wanted, demand, Memory(device, ram, has_own_memory))
 
 
 def residents(found: Plan) -> list[int]:
@@ -170,7 +170,7 @@ def test_a_large_head_counts_when_the_slots_are_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ram", "is_cuda", "gbps", "tier"),
+    ("ram", "has_own_memory", "gbps", "tier"),
     [
         (ALL, True, None, "ram"),
         (10 * ALL, False, None, "disk"),  # the RAM is the device, and is taken
@@ -179,9 +179,9 @@ def test_a_large_head_counts_when_the_slots_are_chosen() -> None:
     ],
 )
 def test_units_wait_in_ram_if_they_fit_there(
-    ram: int, is_cuda: bool, gbps: float | None, tier: str
+    ram: int, has_own_memory: bool, gbps: float | None, tier: str
 ) -> None:
-    found = plan(5 * LAYER, ram=ram, is_cuda=is_cuda, stream={"simulate_gbps": gbps})
+    found = plan(5 * LAYER, ram=ram, has_own_memory=has_own_memory, stream={"simulate_gbps": gbps})
     assert set(found.tiers) - {"resident"} == {tier}
 
 
@@ -195,7 +195,7 @@ def test_what_does_not_fit_the_ram_is_on_disk_spread_evenly() -> None:
 
 
 def test_without_a_gpu_device_and_host_share_one_memory() -> None:
-    asked: dict[str, Any] = {"is_cuda": False, "stream": {"tier": "ram", "slots": 2}}
+    asked: dict[str, Any] = {"has_own_memory": False, "stream": {"tier": "ram", "slots": 2}}
     small = MemorySpec(device=3 * LAYER)
     with pytest.raises(DoesNotFit, match=r"memory\.ram"):
         plan(3 * LAYER, ram=ALL + 2 * LAYER, memory=small, **asked)
@@ -205,7 +205,7 @@ def test_without_a_gpu_device_and_host_share_one_memory() -> None:
 
 def test_more_than_the_machines_ram_is_not_planned_for_the_device() -> None:
     with pytest.raises(DoesNotFit, match=r"more than the RAM there is"):
-        plan(ALL + KV + ROOM, ram=ALL, is_cuda=False, stream={"tier": "resident"})
+        plan(ALL + KV + ROOM, ram=ALL, has_own_memory=False, stream={"tier": "resident"})
 
 
 def test_idle_pages_take_a_bounded_share_of_the_ram_that_is_left() -> None:
@@ -226,8 +226,8 @@ def test_idle_pages_of_a_draft_with_its_own_cache_hold_the_targets_kv_only() -> 
 
 
 def test_without_a_gpu_idle_pages_need_ram_set_aside() -> None:
-    assert plan(5 * LAYER, is_cuda=False).host_pages == 0
-    assert plan(5 * LAYER, is_cuda=False, memory=MemorySpec(ram=ALL)).host_pages > 0
+    assert plan(5 * LAYER, has_own_memory=False).host_pages == 0
+    assert plan(5 * LAYER, has_own_memory=False, memory=MemorySpec(ram=ALL)).host_pages > 0
 
 
 def test_residents_spare_their_substitutes() -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from engine.planning import probe
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.device import Device
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +30,12 @@ def _threads() -> Iterator[None]:
 def test_a_step_has_the_threads_with_which_it_is_fastest(
     seconds: dict[int, float], settled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fastest(step: Callable[[], object], device: torch.device) -> float:
+    def fastest(step: Callable[[], object], device: Device) -> float:
         step()
         return seconds[torch.get_num_threads()]
 
     tried: list[int] = []
     monkeypatch.setattr(probe, "fastest", fastest)
-    probe.settle_threads(lambda: tried.append(torch.get_num_threads()))
+    probe.settle_threads(lambda: tried.append(torch.get_num_threads()), CpuDevice())
     assert torch.get_num_threads() == settled
     assert tried[0] == 8 and all(a == 2 * b for a, b in itertools.pairwise(tried))

@@ -15,6 +15,7 @@ from engine.model.segment import Segment
 from engine.runtime.passes import Pass, assemble
 from engine.sequences.scheduler import Turn
 from engine.sequences.sequence import Limits, Sequence
+from engine.streaming.cpu_link import CpuDevice
 from tests.engine.models import PLAIN, checkpoint, load
 from tests.engine.sequence_makers import LIMITS, make_sequence
 
@@ -39,7 +40,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture
 def cache() -> KVCache:
-    return KVCache(PagePool(1, 32, 1, 4, torch.float32, torch.device("cpu")))
+    return KVCache(PagePool(1, 32, 1, 4, torch.float32, CpuDevice()))
 
 
 def stored(
@@ -183,7 +184,7 @@ def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
         config.num_key_value_heads,
         config.head_dim,
         torch.float32,
-        torch.device("cpu"),
+        CpuDevice(),
     )
     cache = KVCache(pool)
     prefix = [3, 40, 50, 60]

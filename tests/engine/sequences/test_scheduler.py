@@ -13,6 +13,7 @@ from engine.kv.page_pool import PAGE, PagePool
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
+from engine.streaming.cpu_link import CpuDevice
 from engine.timing import PassTimes
 from tests.engine.models import prompt
 from tests.engine.sequence_makers import LIMITS, choice_of, make_request, make_sequence
@@ -24,7 +25,7 @@ class Desk:
     """A scheduler, who left its pages, and passes that a model would run."""
 
     def __init__(self, pages: int = 64, **bounds: Any) -> None:
-        self.cache = KVCache(PagePool(1, pages, 1, 4, torch.float32, torch.device("cpu")))
+        self.cache = KVCache(PagePool(1, pages, 1, 4, torch.float32, CpuDevice()))
         self.released: list[Sequence] = []
         self.passes = PassTimes(granularity=64)
         limits: dict[str, Any] = {"max_sequences": 8, "max_rows": 4096}

@@ -6,11 +6,12 @@ from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
 from engine.messages import Speculation
 from engine.sequences.sequence import Sequence, Status
+from engine.streaming.cpu_link import CpuDevice
 from tests.engine.sequence_makers import LIMITS, choice_of, make_request, make_sequence
 
 
 def test_a_sequence_waits_runs_pauses_runs_again_and_leaves() -> None:
-    cache = KVCache(PagePool(1, 8, 1, 4, torch.float32, torch.device("cpu")))
+    cache = KVCache(PagePool(1, 8, 1, 4, torch.float32, CpuDevice()))
     sequence = make_sequence([3, 4, 5])
     seen: list[tuple[Status, bool]] = []
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.spec import Tier
+from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.ring import LayerStream
 from tests.engine.fake_cuda import FakeDevice, install
 from tests.engine.units import NumberedUnits, PiecedUnits
 
-CUDA = torch.device("cuda:0")
+CUDA = CudaDevice(torch.device("cuda:0"))
 MS = 1e-3
 MIXTURES: tuple[tuple[Tier, ...], ...] = (
     ("ram",) * 6,
@@ -201,7 +202,7 @@ def test_a_full_device_says_what_to_lower(
 
 def test_a_real_link_cannot_be_simulated() -> None:
     with pytest.raises(ModelError, match=r"simulate_gbps is 2\.0, but cuda:0 has a link"):
-        LayerStream(NumberedUnits(1), ["ram"], device=CUDA, slots=1, simulate_gbps=2.0)
+        CUDA.simulating(2.0)
 
 
 def test_a_failed_load_unpins_after_the_last_copy(device: FakeDevice) -> None:

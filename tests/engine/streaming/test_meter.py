@@ -2,8 +2,8 @@
 
 import pytest
 
+from engine.streaming.cpu_link import SimulatedLink
 from engine.streaming.meter import LinkStats, Meter, Traffic
-from engine.streaming.simulated_link import SimulatedLink
 
 
 class Clock:

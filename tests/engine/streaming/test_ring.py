@@ -15,11 +15,12 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.spec import Tier
+from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.ring import Idle, LayerStream
 from engine.weights.layout import PAGE_BYTES
 from tests.engine.units import NumberedUnits
 
-CPU = torch.device("cpu")
+CPU = CpuDevice()
 TIERS: tuple[Tier, ...] = ("resident", "ram", "disk")
 
 
@@ -30,7 +31,8 @@ def opened(
     slots: int = 2,
     simulate_gbps: float | None = None,
 ) -> Iterator[LayerStream]:
-    stream = LayerStream(units, tiers, device=CPU, slots=slots, simulate_gbps=simulate_gbps)
+    device = CpuDevice(simulate_gbps=simulate_gbps)
+    stream = LayerStream(units, tiers, device=device, slots=slots)
     with closing(stream):
         yield stream
 

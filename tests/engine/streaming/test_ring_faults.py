@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming import disk
+from engine.streaming.cpu_link import CpuDevice, SimulatedLink
 from engine.streaming.packed import PackedUnits, pack, unit_name
 from engine.streaming.ring import Idle, LayerStream
-from engine.streaming.simulated_link import SimulatedLink
 from tests.engine.units import NumberedUnits, PiecedUnits
 
-CPU = torch.device("cpu")
+CPU = CpuDevice()
 
 
 @contextmanager
@@ -216,7 +215,7 @@ def test_a_link_that_slows_down_is_expected_to_be_slow(monkeypatch: pytest.Monke
         told.append(seconds)
         return False
 
-    stream = LayerStream(units, ["ram"] * 4, device=CPU, slots=2, simulate_gbps=1e-3)
+    stream = LayerStream(units, ["ram"] * 4, device=CpuDevice(simulate_gbps=1e-3), slots=2)
     with closing(stream):
         walk(stream, units)
         monkeypatch.setattr(SimulatedLink, "carry", slowly)
@@ -233,7 +232,7 @@ def test_idle_is_called_again_while_it_does_something_and_time_is_left() -> None
     units = NumberedUnits(6, rows=2000)
     calls: list[int] = []
     with closing(
-        LayerStream(units, ["ram"] * 6, device=CPU, slots=2, simulate_gbps=2e-3)
+        LayerStream(units, ["ram"] * 6, device=CpuDevice(simulate_gbps=2e-3), slots=2)
     ) as stream:
         walk(stream, units)
         stream.reset_stats()
@@ -300,7 +299,9 @@ def test_measuring_leaves_the_ring_as_it_was(tiers: list[Tier], slots: int) -> N
 def test_the_simulated_bandwidth_is_not_exceeded() -> None:
     units = NumberedUnits(4, rows=2000)
     tiers: list[Tier] = ["ram"] * 4
-    with closing(LayerStream(units, tiers, device=CPU, slots=3, simulate_gbps=0.01)) as stream:
+    with closing(
+        LayerStream(units, tiers, device=CpuDevice(simulate_gbps=0.01), slots=3)
+    ) as stream:
         assert 0 < stream.measure_link() <= 0.01 * (1 + 1e-6)
 
 

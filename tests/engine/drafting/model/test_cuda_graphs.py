@@ -13,12 +13,17 @@ from torch import Tensor
 
 from engine.drafting.growth import Growth
 from engine.drafting.model import cuda_graphs
-from engine.drafting.model.cuda_graphs import Bucket, CudaCapture, PaddedStep, Work, graphed_steps
+from engine.drafting.model.cuda_graphs import Bucket, PaddedStep, graphed_steps
 from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
 from engine.model.segment import Segment
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec
+from engine.streaming import cuda_link
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.cuda_streams import CudaCapture
+from engine.streaming.device import Device, Work
 from engine.timing import StepTimes
 from tests.engine.models import PLAIN, SMALL, SUBSPEC, alone, checkpoint, exact, load, prompt
 from tests.engine.models import request as asked_for
@@ -26,7 +31,8 @@ from tests.engine.models import run as serve
 from tests.engine.padded import Compared, draft_of, grow, uncaptured
 from tests.engine.sequence_makers import make_sequence
 
-CPU = torch.device("cpu")
+CPU = CpuDevice()
+CUDA = CudaDevice(torch.device("cuda:0"))
 FAMILIES = ("llama", "gemma2", "gpt_oss", "phi3")
 
 
@@ -140,21 +146,19 @@ def test_after_a_failed_capture_steps_run_plainly(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("device", "strict", "original", "made"),
     [
-        ("cuda:0", False, None, True),
-        ("cuda:0", True, None, False),
-        ("cuda:0", False, 4096, False),
-        ("cpu", False, None, False),
+        (CUDA, False, None, True),
+        (CUDA, True, None, False),
+        (CUDA, False, 4096, False),
+        (CPU, False, None, False),
     ],
 )
 def test_where_there_are_graphs(
-    monkeypatch: pytest.MonkeyPatch, device: str, strict: bool, original: int | None, made: bool
+    monkeypatch: pytest.MonkeyPatch, device: Device, strict: bool, original: int | None, made: bool
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "CudaCapture", lambda device: uncaptured)
-    decoder: Any = SimpleNamespace(
-        device=torch.device(device), strict=strict, original_length=original
-    )
+    monkeypatch.setattr(cuda_link, "CudaCapture", lambda device: uncaptured)
+    decoder: Any = SimpleNamespace(strict=strict, original_length=original)
     pool: Any = None
-    assert (graphed_steps(decoder, pool) is not None) == made
+    assert (graphed_steps(decoder, pool, device.capture()) is not None) == made
 
 
 def padded(engine: Engine) -> Compared:

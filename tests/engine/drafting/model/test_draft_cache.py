@@ -10,13 +10,14 @@ from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
 from engine.sequences.sequence import Sequence
+from engine.streaming.cpu_link import CpuDevice
 from tests.engine.models import prompt
 from tests.engine.page_traffic import check_pages
 from tests.engine.sequence_makers import make_sequence
 
 
 def pool(num_pages: int = 8) -> KVCache:
-    return KVCache(PagePool(1, num_pages, 1, 4, torch.float32, torch.device("cpu")))
+    return KVCache(PagePool(1, num_pages, 1, 4, torch.float32, CpuDevice()))
 
 
 def caches(num_pages: int = 8, border: int = 10_000) -> OwnCache:

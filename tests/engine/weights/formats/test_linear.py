@@ -15,7 +15,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from engine.errors import ModelError
 from engine.weights import packing
 from engine.weights.formats import int4, mxfp4, nf4
-from engine.weights.formats.linear import fastest_kernel, substitute, substitute_bytes
+from engine.weights.formats.linear import substitute, substitute_bytes
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import save_tiny
 
@@ -392,27 +392,6 @@ def test_substitutes_of_a_llama_compute_what_their_dense_values_do(
         found = model(ids).logits
     assert {"int4": int4.Int4Linear, "nf4": nf4.Nf4Linear}[kernel] in map(type, twins.values())
     assert relative_error(found, expected) < 0.03  # bfloat16 activations
-
-
-def test_the_kernel_that_takes_more_shapes_is_chosen() -> None:
-    assert fastest_kernel([(16, 96), (16, 32)], 4, CPU) == "int4"  # nf4 takes neither
-    assert fastest_kernel([(128, 128)], 4, CPU) in ("int4", "nf4")
-
-
-def test_without_bitsandbytes_int4_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nf4, "is_available", lambda: False)
-    assert fastest_kernel([(128, 128)], 4, CPU) == "int4"
-
-
-def test_the_faster_kernel_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"Int4Linear": 2.0, "Nf4Linear": 1.0}
-    monkeypatch.setattr(
-        "engine.weights.formats.linear._median_seconds",
-        lambda layer, inputs: seconds[type(layer).__name__],
-    )
-    assert fastest_kernel([(128, 128)], 4, CPU) == "nf4"
-    seconds["Nf4Linear"] = 3.0
-    assert fastest_kernel([(128, 128)], 4, CPU) == "int4"
 
 
 @pytest.mark.parametrize("group", [32, 64])

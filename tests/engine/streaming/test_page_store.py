@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kv import page_store
-from engine.kv.page_store import CudaPageStore, HostPageStore, num_staging_pages, open_store
+from engine.streaming import page_store
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.cuda_pages import CudaPageStore
+from engine.streaming.page_store import num_staging_pages
 from tests.engine import fake_cuda
 from tests.engine.fake_cuda import DeviceTensor, FakeDevice, install
 
@@ -59,7 +62,7 @@ def numbered_pool(pages: int = PAGES) -> Tensor:
 def test_pages_come_back_to_wherever_they_are_wanted() -> None:
     pool = numbered_pool()
     before = pool.clone()
-    store = HostPageStore(pool, PLACES)
+    store = CpuDevice().page_store(pool, PLACES)
     assert store.done(store.save([1, 4, 2], [3, 0, 2]))
     pool[:, [1, 2, 4]] = -1.0
     assert store.done(store.load([0, 2], [5, 1]))
@@ -72,7 +75,7 @@ def test_pages_come_back_to_wherever_they_are_wanted() -> None:
 def test_a_place_may_be_saved_to_as_soon_as_its_page_was_asked_back() -> None:
     pool = numbered_pool()
     before = pool.clone()
-    store = HostPageStore(pool, 1)
+    store = CpuDevice().page_store(pool, 1)
     store.save([0], [0])
     store.load([0], [1])
     store.save([2], [0])
@@ -81,7 +84,7 @@ def test_a_place_may_be_saved_to_as_soon_as_its_page_was_asked_back() -> None:
 
 
 def test_a_store_without_places_is_no_error() -> None:
-    with closing(open_store(numbered_pool(), 0)) as store:
+    with closing(CpuDevice().page_store(numbered_pool(), 0)) as store:
         store.wait(0)
         assert store.done(0)
 
@@ -99,7 +102,7 @@ class Orders:
         self.device = device
         self.random = random.Random(seed)
         self.pool = torch.empty(ROWS, PAGES, WIDTH, device=CUDA)
-        self.store = CudaPageStore(self.pool, PLACES, CUDA)
+        self.store = CudaPageStore(self.pool, PLACES, CudaDevice(CUDA))
         self.plain = self.pool.as_subclass(Tensor)
         self.in_pages: list[int | None] = [None] * PAGES
         self.in_places: list[int | None] = [None] * PLACES

@@ -1,13 +1,14 @@
 """How long a 4-bit product takes is measured on the device, not with the host's launches."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.weights.formats import linear
+from engine.streaming.cuda_link import CudaDevice
 
 
 class Device:
@@ -53,6 +54,6 @@ class Device:
 def test_calls_are_timed_behind_a_sleeping_device(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
     layer = device.layer(3.0, 1.0, *[2.0] * 7)
-    seconds = linear._device_seconds(layer, torch.zeros(1, 1))
+    seconds = CudaDevice(torch.device("cuda:0")).kernel_seconds(partial(layer, torch.zeros(1, 1)))
     assert seconds == pytest.approx([0.003, 0.001, *[0.002] * 7])
     assert device.launched == ["sleep", "event", *["call", "event"] * 9, "wait"]

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine.drafting.model.ahead_stream import AheadStream, InTurn, open_aside, use_compute_stream
+from engine.streaming.ahead_stream import Aside
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.cuda_streams import AheadStream
 from tests.engine.fake_cuda import WAIT, FakeDevice, current_stream, install
 
-CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -145,11 +148,12 @@ def test_many_passes_in_random_order(device: FakeDevice) -> None:
 
 
 def test_a_cpu_has_one_order() -> None:
-    aside = open_aside(CPU)
-    assert isinstance(aside, InTurn)
+    device = CpuDevice()
+    aside = device.ahead_stream()
+    assert type(aside) is Aside
     with aside.passing(), aside.drafting():
         aside.join()
-    use_compute_stream(CPU)
+    device.use_compute_stream()
 
 
 def test_the_pass_computes_above_what_is_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +171,8 @@ def test_the_pass_computes_above_what_is_drafted_ahead(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "Event", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", current.append)
-    use_compute_stream(CUDA)
-    use_compute_stream(CUDA)  # another model, loaded by the same thread
+    CudaDevice(CUDA).use_compute_stream()
+    CudaDevice(CUDA).use_compute_stream()  # another model, loaded by the same thread
     AheadStream(CUDA)
     _, compute, ahead = made
     assert current == [default, compute]

@@ -1,0 +1,84 @@
+"""What a device is to the engine: how one is found, and that one file makes another one."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine.streaming
+from engine.spec import Tier
+from engine.streaming import link
+from engine.streaming.cpu_link import CpuDevice
+from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.device import Device, choose_device
+from engine.streaming.ring import LayerStream
+from tests.engine.units import NumberedUnits
+from tests.examples import added, example_in, write_files
+
+
+@pytest.fixture
+def documented(tmp_path: Path) -> Iterator[Device]:
+    """The device of the example in the docstring of `engine.streaming.link`, as a file there."""
+    write_files(tmp_path, {"engine/streaming/xpu_link.py": example_in(link.__doc__)})
+    with added(tmp_path, engine.streaming):
+        yield choose_device("xpu:0")
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_the_documented_device_streams_every_unit(documented: Device, slots: int) -> None:
+    assert type(documented).__name__ == "MemcpyDevice"
+    units = NumberedUnits(6)
+    tiers: list[Tier] = ["resident", "ram", "disk", "ram", "disk", "resident"]
+    with closing(LayerStream(units, tiers, device=documented, slots=slots)) as stream:
+        assert stream.measure_link() > 0
+        for _ in range(3):
+            for index in range(6):
+                with stream.unit(index) as weights:
+                    units.check(index, weights)
+        ram, disk = ([1, 3], [2, 4])
+        assert stream.stats.ram.bytes >= 3 * sum(units.layouts[i].nbytes for i in ram)
+        assert stream.stats.disk.bytes >= 3 * sum(units.layouts[i].nbytes for i in disk)
+
+
+def test_the_documented_device_has_defaults_for_the_rest(documented: Device) -> None:
+    assert (documented.kind, str(documented)) == ("xpu", "xpu:0")
+    assert not documented.is_asynchronous and not documented.has_own_memory
+    assert documented.capture() is None
+    assert documented.pin(torch.zeros(1)) is None
+    assert len(documented.kernel_seconds(documented.synchronize)) > 1
+    with documented.ahead_stream().passing():
+        documented.use_compute_stream()
+
+
+def test_without_an_accelerator_the_cpu_is_chosen() -> None:
+    if not torch.cuda.is_available():
+        assert isinstance(choose_device(None), CpuDevice)
+    assert isinstance(choose_device("cpu"), CpuDevice)
+    assert isinstance(choose_device("cpu", simulate_gbps=1.0), CpuDevice)
+
+
+def test_the_first_accelerator_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = choose_device(None)
+    assert isinstance(found, CudaDevice)
+    assert found.torch_device == torch.device("cuda:0")
+    assert found.is_asynchronous
+
+
+@pytest.mark.parametrize(("held", "runtime"), [(300, 300), (5000, 1024)])
+def test_what_others_hold_is_not_the_runtimes(
+    monkeypatch: pytest.MonkeyPatch, held: int, runtime: int
+) -> None:
+    """A runtime is never larger than a context: more is what other programs hold."""
+    mib, free, cached = 1 << 20, 2000, 50
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (free * mib, (free + held + cached) * mib)
+    )
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: cached * mib)
+    device = CudaDevice(torch.device("cuda:0"))
+    assert device.has_own_memory
+    assert device.own_memory().free == free * mib
+    assert device.own_memory().runtime == runtime * mib
