@@ -62,13 +62,13 @@ class Replay:
     _random: dict[Sequence, random.Random] = field(default_factory=dict)
 
     def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
-        script = self.scripts.get(sequence.request.message.request_id)
+        script = self.scripts.get(sequence.request_id)
         if script is None:
             return None
         at = len(sequence.tokens)
         if tuple(sequence.tokens) != script.tokens[:at]:
             raise ModelError(
-                f"replay: {sequence.request.message.request_id} departs from its recording: record "
+                f"replay: {sequence.request_id} departs from its recording: record "
                 "it anew, with the same weights and strict numerics"
             )
         right = script.tokens[at : at + min(self._depth(sequence, script), depth, rows - 1)]

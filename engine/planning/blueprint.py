@@ -7,7 +7,7 @@ import torch
 
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
-from engine.model.decoder import build_on_meta
+from engine.model.library import build_on_meta
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec

@@ -1,6 +1,7 @@
 """Loading a model: from a specification to everything a step needs."""
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,8 +73,13 @@ class Loaded:
         )
 
 
-def load(spec: ModelSpec, progress: ReportProgress) -> Loaded:
-    """Load a model within its limits. Raises `ModelError` that says what is wrong and where."""
+def load(
+    spec: ModelSpec, progress: ReportProgress, on_border: Callable[[], None] = lambda: None
+) -> Loaded:
+    """Load a model within its limits. Raises `ModelError` that says what is wrong and where.
+
+    `on_border` is called by the loaded model before each unit and each tile of a pass.
+    """
     files = TargetFiles(spec, progress)
     files.device.use_compute_stream()
     if files.config.model_type not in TESTED:
@@ -90,7 +96,7 @@ def load(spec: ModelSpec, progress: ReportProgress) -> Loaded:
     stream = files.stream(plan, reader)
     with ExitStack() as stack:
         stack.callback(stream.close)
-        decoder = files.decoder(stream)
+        decoder = files.decoder(stream, on_border)
         cache = files.kv_cache(plan)
         stack.callback(cache.release)
         draft = build(Target(files.tensors, reader, stream, decoder, cache))
@@ -152,7 +158,8 @@ def _drafting(
         predicted = (own for own in all_lookups() if own.name == PREDICTION)
         lookups = [draft, *(own for own in predicted if own.name != draft.name)]
     policy = TreePolicy(Calibration(), passes, tuned=wanted.tuned)
-    return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead)
+    aside = files.device.ahead_stream()
+    return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead, aside=aside)
 
 
 def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, Scheme]:

@@ -138,7 +138,7 @@ class Prediction:
         self._pointers: dict[Sequence, _Pointer] = {}
 
     def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
-        text = sequence.request.message.prediction
+        text = sequence.prediction
         if not text:
             return None
         pointer = self._pointers.get(sequence)

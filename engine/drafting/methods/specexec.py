@@ -6,7 +6,7 @@ from engine.drafting.tree import Bounds
 
 def needs(context: PlanContext) -> DraftNeeds:
     """Return what the draft model takes, by its config.json alone."""
-    from engine.model.decoder import build_on_meta
+    from engine.model.library import build_on_meta
     from engine.weights.family import kv_shape, read_config
     from engine.weights.hub import locate
     from engine.weights.outline import Outline

@@ -26,7 +26,8 @@ from engine.drafting.model.substitutes import (
     substitute_unit,
 )
 from engine.malloc import give_back_freed
-from engine.model.decoder import Decoder, bind, build_on_meta
+from engine.model.decoder import Decoder
+from engine.model.library import bind, build_on_meta
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import is_cached, packed
 from engine.weights.formats.linear import Kernel, available_kernels

@@ -10,7 +10,8 @@ from engine.drafting.model.draft_model import PROMPT_TILE, Bound, DraftModel
 from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
-from engine.model.decoder import Decoder, build_on_meta
+from engine.model.decoder import Decoder
+from engine.model.library import build_on_meta
 from engine.model.resident import bind_resident
 from engine.text.tokenizer import read_tokenizer
 from engine.weights.family import kv_shape, read_config
@@ -60,9 +61,9 @@ class SeparateDraft:
             device=device,
             strict=False,
             tile=PROMPT_TILE,
+            # To read a long prompt may take the draft longer than the watchdog allows silence.
+            on_border=target.decoder.on_border,
         )
-        # To read a long prompt may take the draft longer than the watchdog allows silence.
-        decoder.on_border = lambda: target.decoder.on_border()
         shape = kv_shape(self.config)
         pool = PagePool(
             shape.num_layers,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.drafting.model.substitutes import SubstituteUnits, linear_paths, substitute_unit
 from engine.errors import ModelError
-from engine.model.decoder import build_on_meta
+from engine.model.library import build_on_meta
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.streaming import packed_cache
