@@ -20,8 +20,11 @@ def _words(value: object) -> object:
 
 
 # as browsers write it: no path and no slash at the end, else it never matches
-Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+|file://)$")]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_words)]
+# names only: without keys every IP address is allowed, and ports do not count
+HostName = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9._-]+)$")]
+HostNames = Annotated[tuple[HostName, ...], BeforeValidator(_words)]
 
 
 class Settings(Section):
@@ -40,6 +43,7 @@ class Settings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     api_key_file: Path | None = None
     cors_origins: Origins = ()  # pages of these may ask from a browser; "*": of all
+    allowed_hosts: HostNames = ()  # without keys: further names of this server; "*": any
     insecure: bool = False  # allow a host other than loopback without keys
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import pkgutil
+import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fastapi import FastAPI
@@ -14,9 +15,10 @@ from server.config.settings import Settings
 from server.http import routes
 from server.http.api import Api
 from server.http.auth import ApiKeys, RequireKey
-from server.http.cors import Cors
+from server.http.cors import Cors, RefusePages
 from server.http.failures import Failures
 from server.http.measure import Measure
+from server.http.origins import PagePolicy
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
@@ -37,7 +39,7 @@ def create_app(
 
     Args:
         engine_factory: makes the engine of a model; tests give a fake.
-        keys: without any, every request is allowed.
+        keys: without any, every request is allowed, but for those of foreign web pages.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
@@ -56,7 +58,11 @@ def create_app(
     app = App(shared, apis, has_keys=bool(keys), lifespan=lifespan)
     failures.install(app)
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
-    if settings.cors_origins:
+    if not keys:
+        policy = PagePolicy(settings.allowed_hosts, settings.cors_origins, socket.gethostname())
+        app.add_middleware(Cors, origins=None)
+        app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
+    elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.ended)
     app.add_middleware(RequestId)

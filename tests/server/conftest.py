@@ -61,7 +61,7 @@ async def client_of(app: FastAPI, **kwargs: Any) -> AsyncIterator[httpx.AsyncCli
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://server", **kwargs) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", **kwargs) as client,
     ):
         yield client
 

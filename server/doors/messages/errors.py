@@ -5,6 +5,7 @@ from server.schemas.message_answers import MessageErrorBody
 
 KINDS = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     503: "overloaded_error",

@@ -62,6 +62,13 @@ def test_command_line_over_environment_over_file(write: Write, tmp_path: Path) -
     assert settings.strict_model is False
 
 
+def test_hosts_and_origins_of_pages() -> None:
+    env = {"UNDERSTUDY_ALLOWED_HOSTS": "llm.example.com, *", "UNDERSTUDY_CORS_ORIGINS": "file://"}
+    settings = load_settings([], env, {})
+    assert settings.allowed_hosts == ("llm.example.com", "*")
+    assert settings.cors_origins == ("file://",)
+
+
 def test_without_anything_the_defaults_hold(tmp_path: Path) -> None:
     assert load_settings([tmp_path], {}, {}) == Settings()
 
@@ -93,6 +100,8 @@ def test_a_key_file_lies_beside_the_settings_file(write: Write, tmp_path: Path) 
         ("port: 1", {}, {"port": -1}, ["--port", "-1"]),
         ("cors_origins: [http://a/]", {}, {}, ["cors_origins.0", "'http://a/'"]),
         ("", {"UNDERSTUDY_CORS_ORIGINS": "http://a,b"}, {}, ["UNDERSTUDY_CORS_ORIGINS", "'b'"]),
+        ("allowed_hosts: [a:8000]", {}, {}, ["allowed_hosts.0", "'a:8000'"]),
+        ("", {"UNDERSTUDY_ALLOWED_HOSTS": "a,http://b"}, {}, ["ALLOWED_HOSTS", "'http://b'"]),
         ("- a", {}, {}, ["understudy.yaml", "list"]),
         ("a: [", {}, {}, ["understudy.yaml", "cannot be read"]),
     ],

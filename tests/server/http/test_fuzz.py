@@ -36,5 +36,5 @@ async def test_no_body_whatever_makes_a_5xx(
     transport: httpx.ASGITransport, wrong: tuple[str, Any]
 ) -> None:
     path, body = wrong
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         check(path, body, await client.post(path, json=body))

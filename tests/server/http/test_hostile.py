@@ -72,7 +72,9 @@ async def test_a_client_that_leaves_within_its_body_leaves_no_traceback(
         async with serving(make_app()) as url:
             port = httpx.URL(url).port
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            writer.write(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+            )
             await writer.drain()
             writer.close()
             await writer.wait_closed()
@@ -82,7 +84,7 @@ async def test_a_client_that_leaves_within_its_body_leaves_no_traceback(
     assert "Traceback" not in caplog.text
 
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 SHORT = 0.3  # seconds of patience
 
@@ -132,7 +134,7 @@ async def test_a_body_that_comes_byte_by_byte_is_a_408_too(make_app: MakeApp) ->
 
 async def test_empty_lines_keep_no_connection(make_app: MakeApp) -> None:
     async with serving(make_app(), SHORT) as url, raw_connection(url) as (reader, writer):
-        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         rest = asyncio.create_task(reader.read())
         while not rest.done():
@@ -147,7 +149,7 @@ def slow_client(url: str, body: object) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", httpx.URL(url).port or 0))
     data = json.dumps(body).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     sock.sendall(head % len(data) + data)
     sock.setblocking(False)
     return sock
@@ -197,7 +199,9 @@ async def test_idle_connections_and_pipelining_change_nothing_for_others(
             assert (await complete(client)).status_code == 200
         reader, writer = idle[0]
         writer.write(
-            HEAD + b"Content-Length: 2\r\n\r\n{}" + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+            HEAD
+            + b"Content-Length: 2\r\n\r\n{}"
+            + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
         answers = b""
         while b'"status":"ok"' not in answers:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
 import pytest
 
 from server.config.files import ConfigError
@@ -109,13 +108,13 @@ async def test_health_alone_is_open(make_app: MakeApp, path: str) -> None:
         assert refused.headers["www-authenticate"] == "Bearer"
 
 
-async def test_browsers_of_other_origins_are_told_nothing_by_default(
-    client: httpx.AsyncClient,
-) -> None:
-    response = await client.options("/v1/chat/completions", headers=PREFLIGHT)
-    assert error_of(response, 405)["code"] == "method_not_allowed"
-    response = await chat(client)
-    assert not [name for name in response.headers if name.startswith("access-control")]
+async def test_with_keys_browsers_are_told_nothing_by_default(make_app: MakeApp) -> None:
+    async with client_of(make_app(keys=("alpha",)), headers=bearer("alpha")) as client:
+        response = await client.options("/v1/chat/completions", headers=PREFLIGHT)
+        assert error_of(response, 405)["code"] == "method_not_allowed"
+        response = await chat(client)
+        assert response.status_code == 200
+        assert not [name for name in response.headers if name.startswith("access-control")]
 
 
 async def test_a_configured_origin_may_ask_with_keys_set(make_app: MakeApp) -> None:
@@ -123,6 +122,7 @@ async def test_a_configured_origin_may_ask_with_keys_set(make_app: MakeApp) -> N
         preflight = await client.options("/v1/chat/completions", headers=PREFLIGHT)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == ORIGIN
+        assert preflight.headers["access-control-allow-private-network"] == "true"
         assert "POST" in preflight.headers["access-control-allow-methods"]
         assert "authorization" in preflight.headers["access-control-allow-headers"]
         assert preflight.headers["x-request-id"]
@@ -137,11 +137,14 @@ async def test_a_configured_origin_may_ask_with_keys_set(make_app: MakeApp) -> N
 
 
 async def test_other_origins_are_refused_in_the_one_shape(make_app: MakeApp) -> None:
-    async with client_of(make_app(cors_origins=[ORIGIN])) as client:
+    app = make_app(keys=("alpha",), cors_origins=[ORIGIN])
+    async with client_of(app, headers=bearer("alpha")) as client:
         other = PREFLIGHT | {"origin": "http://elsewhere.example"}
         response = await client.options("/v1/chat/completions", headers=other)
         assert error_of(response, 400)["code"] == "cors_refused"
         client.headers["origin"] = other["origin"]
-        assert "access-control-allow-origin" not in (await chat(client)).headers
+        answer = await chat(client)
+        assert answer.status_code == 200  # the key alone counts
+        assert "access-control-allow-origin" not in answer.headers
         # no preflight: an ordinary request
         assert error_of(await client.options("/health"), 405)["code"] == "method_not_allowed"

@@ -1,0 +1,197 @@
+"""Which web pages may use a server that has no keys, decided from the head of a request. Pure.
+
+A browser sends requests to this machine for any page that its user opens. Three things give such a
+request away: a Host that is not a name of this server (DNS rebinding: the page's own name leads to
+this machine), an Origin that is not allowed, and `Sec-Fetch-Site: cross-site` where the browser
+sends no Origin. A page can set none of these headers itself.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+
+from server.errors import ApiError
+from server.http.auth import OPEN_PATHS
+
+ANY = "*"
+DOCKER_HOST = "host.docker.internal"  # what containers call the machine that they run on
+# Schemes of desktop and mobile programs. No page that is loaded from the web can have them.
+PROGRAM_SCHEMES = frozenset({"app", "tauri", "vscode-webview", "vscode-file", "capacitor"})
+NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
+LITERAL = r"\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]"  # an IPv6 address, perhaps with its zone
+AUTHORITY = re.compile(rf"({LITERAL}|{NAME})(?::[0-9]*)?")
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s,/]*)")
+SHOWN = 80  # characters of a refused header that are told back
+KEYS_TURN_IT_OFF = "Requests are not checked in this way when API keys are set."
+
+
+class PagePolicy:
+    """Decides whether a request may reach a route of a server without keys.
+
+    Args:
+        allowed_hosts: the setting; further names of this server, "*" for any.
+        cors_origins: the setting; origins of pages that may ask, "*" for any.
+        machine: the name of this machine.
+    """
+
+    def __init__(
+        self, allowed_hosts: Iterable[str], cors_origins: Iterable[str], machine: str
+    ) -> None:
+        allowed = [host.lower().removesuffix(".") for host in allowed_hosts]
+        name = machine.lower().removesuffix(".")
+        short = name.partition(".")[0]
+        self._hosts = frozenset({*allowed, DOCKER_HOST, name, short, f"{short}.local"})
+        self._origins = frozenset(origin.lower() for origin in cors_origins)
+
+    def refusal(self, method: str, path: str, headers: Headers) -> ApiError | None:
+        """Return the error that answers a request, None where the request may go on."""
+        hosts = headers.getlist("host")
+        own = host_of(hosts[0]) if len(hosts) == 1 else None
+        if hosts and not self._is_own_host(own):
+            own = None
+            if path not in OPEN_PATHS:
+                return _foreign_host(", ".join(hosts))
+        origins = headers.getlist("origin")
+        if not origins:
+            if self._is_hidden_page(method, headers):
+                return _hidden_page()
+            return None
+        if len(origins) > 1 or not self._is_allowed_origin(origins[0], own):
+            return _foreign_origin(", ".join(origins))
+        if _has_body(headers) and not _is_json(headers):
+            return _not_json(origins[0])
+        return None
+
+    def _is_own_host(self, host: str | None) -> bool:
+        if ANY in self._hosts:
+            return True
+        return host is not None and (
+            host in self._hosts or _is_localhost(host) or _address(host) is not None
+        )
+
+    def _is_allowed_origin(self, origin: str, own: str | None) -> bool:
+        """Return whether pages of `origin` may ask; `own` is the host that the request is for.
+
+        Ports do not count: proxies often leave them out of Host, and whoever serves another port of
+        this machine could reach this one without a browser.
+        """
+        origin = origin.lower()
+        if ANY in self._origins or origin in self._origins:
+            return True
+        match = ORIGIN.fullmatch(origin)
+        if match is None:
+            return False
+        scheme, authority = match.groups()
+        if scheme in PROGRAM_SCHEMES:
+            return True
+        host = host_of(authority)
+        return (
+            scheme in ("http", "https") and host is not None and (host == own or _is_loopback(host))
+        )
+
+    def _is_hidden_page(self, method: str, headers: Headers) -> bool:
+        """Return whether a page of elsewhere asks without an Origin, as an image or script does.
+
+        Following a link to this server is no such request: the page cannot read what comes.
+        """
+        if ANY in self._origins:
+            return False
+        sites = [site.strip().lower() for site in headers.getlist("sec-fetch-site")]
+        mode = headers.get("sec-fetch-mode", "").strip().lower()
+        is_navigation = method in ("GET", "HEAD") and mode == "navigate"
+        return "cross-site" in sites and not is_navigation
+
+
+def host_of(authority: str) -> str | None:
+    """Return the host of `host:port` as browsers write it, None where it has another form.
+
+    A name is in lower case and without its last dot, an IPv6 address without brackets.
+    """
+    match = AUTHORITY.fullmatch(authority)
+    if match is None:
+        return None
+    host: str = match[1]
+    if host.startswith("["):
+        address = _address(host[1:-1])
+        return str(address) if isinstance(address, ipaddress.IPv6Address) else None
+    return host.lower().removesuffix(".")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that `host` is. Names and unusual spellings (octal, 127.1) are none."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_localhost(host: str) -> bool:
+    return host == "localhost" or host.endswith(".localhost")
+
+
+def _is_loopback(host: str) -> bool:
+    if _is_localhost(host):
+        return True
+    address = _address(host)
+    # Python before 3.13 does not look into IPv4 addresses that are written as IPv6
+    inner = getattr(address, "ipv4_mapped", None) or address
+    return inner is not None and inner.is_loopback
+
+
+def _has_body(headers: Headers) -> bool:
+    lengths = headers.getlist("content-length")
+    return "transfer-encoding" in headers or any(length.strip() != "0" for length in lengths)
+
+
+def _is_json(headers: Headers) -> bool:
+    """Return whether the body is declared as JSON, for which browsers ask first (preflight)."""
+    kinds = headers.getlist("content-type")
+    return bool(kinds) and all(
+        kind.partition(";")[0].strip().lower() == "application/json" for kind in kinds
+    )
+
+
+def _shown(value: str) -> str:
+    return ascii(value if len(value) <= SHOWN else value[:SHOWN] + "...")
+
+
+def _foreign_host(host: str) -> ApiError:
+    return ApiError(
+        f"The Host {_shown(host)} is not a name of this server. If it is one, put it into "
+        'allowed_hosts in understudy.yaml ("*" allows any, for a reverse proxy that checks it). '
+        f"{KEYS_TURN_IT_OFF}",
+        code="host_not_allowed",
+        status=403,
+    )
+
+
+def _foreign_origin(origin: str) -> ApiError:
+    return ApiError(
+        f"Pages of the origin {_shown(origin)} may not use this server. If they should, put it "
+        f"into cors_origins in understudy.yaml. {KEYS_TURN_IT_OFF}",
+        code="origin_not_allowed",
+        status=403,
+    )
+
+
+def _hidden_page() -> ApiError:
+    return ApiError(
+        "A page of another site may not load this URL as an image, a script or the like. If it "
+        "should use this server, put its origin into cors_origins in understudy.yaml and use "
+        f'fetch(), which names the origin ("*" allows all pages). {KEYS_TURN_IT_OFF}',
+        code="cross_site_request",
+        status=403,
+    )
+
+
+def _not_json(origin: str) -> ApiError:
+    return ApiError(
+        "A web page must send the body as 'Content-Type: application/json'. Other types are taken "
+        "from pages only when API keys are set (api_key_file in understudy.yaml).",
+        code="content_type_not_allowed",
+        status=403,
+        # the origin is allowed, so the page may read this
+        headers={"Access-Control-Allow-Origin": origin, "Vary": "Origin"},
+    )
