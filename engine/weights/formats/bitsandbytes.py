@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
@@ -23,26 +24,6 @@ from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsup
 
 _STATE = "quant_state.bitsandbytes__nf4"
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _STATE)
-
-# bitsandbytes.functional.create_normal_map, as float32
-_CODE = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
 
 
 def detect(quantization: QuantizationConfig) -> bool:
@@ -143,12 +124,12 @@ def _absmax(
 
 
 def _expand(packed: Tensor, absmax: Tensor, out: Tensor, block: int) -> None:
-    """Expand a weight of any shape, also one whose blocks run across rows."""
-    code = torch.tensor(_CODE)
+    """Expand a weight of any shape, also one whose blocks run across rows: one row a block."""
+    blocks = torch.empty(absmax.numel(), block, dtype=out.dtype)
     flat = packed.view(-1)
-    values = torch.stack([code[(flat >> 4).int()], code[(flat & 15).int()]], dim=-1).view(-1)
-    scales = absmax.view(-1).repeat_interleave(block)[: out.numel()]
-    out.copy_(values[: out.numel()].mul_(scales).view(out.shape))
+    whole = F.pad(flat, (0, blocks.numel() // 2 - flat.numel()))
+    nf4.dequantize(whole.view(len(blocks), -1), absmax.view(-1, 1), blocks)
+    out.copy_(blocks.view(-1)[: out.numel()].view(out.shape))
 
 
 def _parse_state(raw: Tensor, name: str) -> dict[str, Any]:
