@@ -21,7 +21,7 @@ from engine.errors import ModelError
 from engine.messages import ReportProgress
 from engine.spec import Tier
 from engine.streaming.device import Device
-from engine.streaming.disk import READERS, PieceReader
+from engine.streaming.disk import READERS
 from engine.streaming.link import Arrival, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, Smoothed, time_away
 from engine.streaming.pinned import Slab
@@ -85,7 +85,7 @@ class LayerStream:
         with ExitStack() as stack:
             self._resident, self._slabs = self._place(reader, stack, progress)
             staged = self._units_in("disk")
-            if staged and isinstance(reader, PieceReader):  # after all that is read only once
+            if staged:  # after all that is read only once
                 reader.prepare(staged)
             readers = READERS if staged else 0
             copiers = COPIERS if self._make_room_for_staging() else 0
