@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +65,7 @@ class UnitFile:
 
         `direct` says whether to read past the page cache; None means as `is_direct` says.
         """
-        array: Any = memory.numpy()
-        flat = memoryview(array)
+        flat = memory.numpy().data
         aligned = (memory.data_ptr() | offset | len(flat)) % PAGE_BYTES == 0
         direct = self.is_direct if direct is None else direct
         done = self._read_direct(flat, offset) if direct and aligned else 0

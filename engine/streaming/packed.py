@@ -77,7 +77,7 @@ class PackedUnits(UnitReader):
         file, number = self._files[index], piece.start // PIECE_BYTES
         file.read(memory, piece.start)
         if not self._verified[index][number]:
-            if _checksum(memory) != self._checksums[index][number]:
+            if zlib.crc32(memory.numpy().data) != self._checksums[index][number]:
                 raise ModelError(
                     f"{file.path}: wrong checksum: the file was damaged. Remove {self.folder}; it "
                     "is packed again at the next start"
@@ -200,10 +200,9 @@ def _write_units(
     done = 0
     for index, layout in enumerate(reader.layouts):
         reader.read(index, slab)
-        flat: Any = slab[: layout.nbytes].numpy()
-        memory = memoryview(flat)
-        _write(partial / unit_name(index), memory)
-        sums = [_checksum(slab[piece.start : piece.stop]) for piece in cut(layout.nbytes)]
+        memory = slab.numpy().data
+        _write(partial / unit_name(index), memory[: layout.nbytes])
+        sums = [zlib.crc32(memory[piece.start : piece.stop]) for piece in cut(layout.nbytes)]
         units.append({**_format_layout(layout), "crc32": sums})
         done += layout.nbytes
         progress("packing", done, total)
@@ -218,11 +217,6 @@ def _write(path: Path, memory: memoryview) -> None:
         file.write(memory)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _checksum(memory: Tensor) -> int:
-    array: Any = memory.numpy()
-    return zlib.crc32(array)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -53,9 +53,7 @@ class Batch:
         error: BaseException | None = None
         try:
             job()
-        except (
-            BaseException
-        ) as raised:  # the outermost handler of this thread: the waiter raises it
+        except BaseException as raised:  # this thread's outermost handler: the waiter raises it
             error = raised
         with self._lock:
             self._running -= 1

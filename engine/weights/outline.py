@@ -135,9 +135,7 @@ class UnreadUnits(UnitReader):
 
 
 def _lay_out(name: str, parts: Sequence[Part]) -> UnitLayout:
-    tensors: dict[str, TensorSpec] = {}
-    for part in parts:
-        tensors |= part.tensors()
+    tensors = {field: spec for part in parts for field, spec in part.tensors().items()}
     return lay_out(name, tensors)
 
 

@@ -85,8 +85,7 @@ class Checkpoint:
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
         """Fill `out` (CPU, contiguous, `stored.nbytes` bytes) with the stored bytes."""
-        flat: Any = out.view(-1).view(torch.uint8).numpy()
-        memory = memoryview(flat)
+        memory = out.view(-1).view(torch.uint8).numpy().data
         assert len(memory) == stored.nbytes, (stored, len(memory))
         read_exactly(self._descriptors[stored.file], memory, stored.offset, stored.file)
 
