@@ -12,6 +12,7 @@ until the copy out of it is done (`drained`). The host never waits for the devic
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -116,17 +117,13 @@ class CudaDevice(Device):
         CUDA remembers a refused call per thread and torch would raise it at that thread's next
         kernel launch, whatever that is; a thread that ends takes it away.
         """
-        codes: list[int] = []
 
-        def run() -> None:
+        def run() -> int:
             with torch.cuda.device(self.torch_device):
-                codes.append(int(function()))
+                return int(function())
 
-        thread = threading.Thread(target=run, name="weights-pin", daemon=True)
-        thread.start()
-        thread.join()
-        assert codes, "the CUDA call raised instead of returning its error code"
-        return codes[0]
+        with ThreadPoolExecutor(1, "weights-pin") as thread:
+            return thread.submit(run).result()
 
 
 def open_device(device: torch.device) -> CudaDevice:

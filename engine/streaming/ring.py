@@ -238,7 +238,9 @@ class LayerStream:
             waits = time.perf_counter()
             self._idle_seconds += waits - began
             waited = not load.arrival.done()
-            self._finish(load)
+            load.failed = True  # whatever is raised: seek starts it again
+            self._wait(load.arrival, load.unit)
+            load.failed = False
         finally:
             self._computing = time.perf_counter()
         if waited:
@@ -270,11 +272,6 @@ class LayerStream:
 
     def _meter(self, unit: int) -> Meter:
         return self._meters.ram if self._tiers[unit] == "ram" else self._meters.disk
-
-    def _finish(self, load: _Load) -> None:
-        load.failed = True  # whatever is raised: seek starts it again
-        self._wait(load.arrival, load.unit)
-        load.failed = False
 
     def _wait(self, arrival: Arrival, unit: int) -> None:
         """Wait for the weights of a unit. Raises `ModelError` that names it."""

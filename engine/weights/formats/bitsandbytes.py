@@ -57,40 +57,29 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
 
 def _source(checkpoint: Checkpoint, weight: str) -> Source:
     """Return the source of one weight, given its name."""
-    parts = {
-        part: checkpoint.tensors[f"{weight}.{part}"]
-        for part in _STATISTICS
-        if f"{weight}.{part}" in checkpoint.tensors
-    }
-    name = f"{weight}.{_STATE}"
-    if weight not in checkpoint.tensors or "absmax" not in parts:
+    tensors, name = checkpoint.tensors, f"{weight}.{_STATE}"
+    stored = {part: tensors.get(f"{weight}.{part}") for part in _STATISTICS}
+    parts = {part: tensor for part, tensor in stored.items() if tensor is not None}
+    if weight not in tensors or "absmax" not in parts:
         raise ModelError(f"{parts[_STATE].file}: {name} is there, but not its weight and absmax")
-    codes = checkpoint.tensors[weight]
+    codes = tensors[weight]
     state = _parse_state(checkpoint.load(parts[_STATE]), name)
     nested = {"nested_blocksize", "nested_offset"} <= state.keys()
     if "nested_absmax" in parts and not (nested and "nested_quant_map" in parts):
         raise ModelError(f"{codes.file}: {name}: incomplete double quantization of {weight}")
     shape, block = tuple(state["shape"]), state["blocksize"]
-    _check_sizes(codes, parts["absmax"], shape, block)
+    weights, blocks = (torch.Size(size).numel() for size in (shape, parts["absmax"].shape))
+    if (weights + 1) // 2 != codes.nbytes or -(-weights // block) != blocks:
+        raise ModelError(
+            f"{codes.file}: {codes.name} has {codes.nbytes} bytes and {blocks} blocks, not "
+            f"those of {weights} weights in blocks of {block}. Download it again"
+        )
     return Source(
         shape=shape,
         fill=partial(_fill, checkpoint, codes, parts, state),
         parts=(codes, *parts.values()),
         packed=nf4.packed_fields(shape, block) if len(shape) == 2 else {},
     )
-
-
-def _check_sizes(
-    codes: StoredTensor, absmax: StoredTensor, shape: tuple[int, ...], block: int
-) -> None:
-    """Raise `ModelError` unless codes and maxima are those of a weight of this shape."""
-    weights = torch.Size(shape).numel()
-    blocks = torch.Size(absmax.shape).numel()
-    if (weights + 1) // 2 != codes.nbytes or -(-weights // block) != blocks:
-        raise ModelError(
-            f"{codes.file}: {codes.name} has {codes.nbytes} bytes and {blocks} blocks, not "
-            f"those of {weights} weights in blocks of {block}. Download it again"
-        )
 
 
 def _fill(
