@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import engine.drafting.model.draft_model
-import engine.runtime.engine
+import engine.runtime.verify
 from benchmarks.random_model import Shape
 from benchmarks.runs import (
     DEMO,
@@ -129,7 +129,7 @@ def watched(served: Session) -> Iterator[Stopwatch]:
     drafting.propose = watch.wrap("propose", drafting.propose)
     places: tuple[tuple[Any, str], ...] = (
         (engine.drafting.model.draft_model, "draft_children"),
-        (engine.runtime.engine, "choose_ahead"),
+        (engine.runtime.verify, "choose_ahead"),
     )
     originals = [getattr(owner, name) for owner, name in places]
     for (owner, name), call in zip(places, originals, strict=True):

@@ -5,7 +5,6 @@ any rate of tokens on any machine.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -20,7 +19,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import StepEngine, serve
+from engine.process.worker import OnBorder, OnStart, StepEngine, serve
 from engine.spec import ModelSpec
 
 WORD = " word"  # the text of every token
@@ -44,8 +43,6 @@ class PacedEngine:
     max_sequences: int
     info: ModelInfo = field(init=False)
     last_pass: PassStats | None = None
-    on_unit: Callable[[int], None] | None = None
-    on_start: Callable[[str], None] | None = None  # its tokens tell that a request runs
     auditor: None = None  # there is no text to check
     _lengths: dict[str, int] = field(default_factory=dict)  # tokens emitted
     _messages: dict[str, Generate] = field(default_factory=dict)
@@ -113,7 +110,10 @@ class PacedEngine:
 def main(connection: Connection, spec: ModelSpec, beat: Beat) -> None:
     """Entry of the engine's process, in place of `engine.process.worker.main`."""
 
-    def load(spec: ModelSpec, progress: ReportProgress) -> StepEngine:
+    def load(
+        spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+    ) -> StepEngine:
+        """Its tokens tell that a request runs."""
         return PacedEngine(beat, spec.max_sequences or 1)
 
     serve(connection, spec, load)

@@ -81,6 +81,31 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.commands", "engine.planning.preview"),
     ("server.cli.plan_table", "engine.*"),
     ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
+    ("server.config.model_file", "engine.drafting.method"),  # and what their files state
+)
+
+# (who, which name of a drafting method it may write as a string, because)
+METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
+    ("engine.messages", "none", "what a request says that wants no draft"),
+    ("engine.messages", "prediction", "a source of tokens that clients are told of"),
+    ("engine.process.admission", "prediction", "a field of a request"),
+    ("server.schemas.*", "none", "a value of `tool_choice` and `reasoning_effort`"),
+    ("server.doors.messages.request", "none", "a value of `tool_choice`"),
+    ("server.chat.prompt", "none", "a value of `reasoning_effort`"),
+    ("server.chat.tools", "none", "a value of `tool_choice`"),
+    ("server.parsing.selection", "none", "a value of `parsers.reasoning`"),
+    ("server.config.registry", "none", "an empty list in a message"),
+)
+
+# (file, attribute, why it may be set from outside of its object)
+SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
+    ("engine/model/library.py", "*", "the one file that changes transformers' modules"),
+    ("engine/weights/formats/*.py", "weight", "a module of torch or bitsandbytes, made there"),
+    ("engine/weights/formats/*.py", "bias", "a module of torch, made there"),
+    ("engine/planning/probe.py", "num_hidden_layers", "a copy of transformers' configuration"),
+    ("engine/planning/probe.py", "layer_types", "a copy of transformers' configuration"),
+    ("engine/malloc.py", "argtypes", "ctypes has no other way"),
+    ("engine/malloc.py", "restype", "ctypes has no other way"),
 )
 
 # Questions that `engine.streaming.device.Device` answers, and who may ask them all the same.
@@ -248,6 +273,93 @@ def import_time_imports(root: Path) -> list[str]:
                     where = f"{path.relative_to(root)}:{node.lineno}"
                     wrong.append(f"{where}: import {names[0]} inside the function that uses it")
     return wrong
+
+
+def named_methods(root: Path) -> list[str]:
+    """Places outside its own file that name a drafting method: as a string, or by an import."""
+    folder = "engine.drafting.methods"
+    names = {path.stem for path in (root / folder.replace(".", "/")).glob("[!_]*.py")}
+    own = {f"{folder}.{name}" for name in names}
+    wrong = [
+        f"{found.where}: imports {found.imported}; its facts are in engine.drafting.method.facts_of"
+        for found in imports(root, "engine") + imports(root, "server")
+        if found.imported in own and found.importer != found.imported
+    ]
+    for module, path in (modules(root, "engine") | modules(root, "server")).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Constant) and node.value in names):
+                continue
+            excused = any(
+                fnmatchcase(module, who) and name == node.value for who, name, _ in METHODS_NAMED
+            )
+            if module != f"{folder}.{node.value}" and not excused:
+                wrong.append(f"{path.relative_to(root)}:{node.lineno}: names {node.value!r}")
+    return wrong
+
+
+def foreign_attributes(root: Path) -> list[str]:
+    """Attributes of other objects that are set after their construction.
+
+    `ast` sees names, not types. Allowed are `self` and `cls`, what a function made of them (a copy,
+    a new instance), and the fields of dataclasses of the same file: a record belongs to the file
+    that declares it. Whatever else is set is listed in `SET_FROM_OUTSIDE`.
+    """
+    wrong = []
+    for package in ("engine", "server"):
+        for path in modules(root, package).values():
+            file, tree = str(path.relative_to(root)), ast.parse(path.read_text(encoding="utf-8"))
+            fields = _record_fields(tree)
+            for name, line in sorted(_attributes_set(tree, frozenset()), key=lambda set_: set_[1]):
+                listed = any(
+                    fnmatchcase(file, where) and fnmatchcase(name, what)
+                    for where, what, _ in SET_FROM_OUTSIDE
+                )
+                if name not in fields and not listed:
+                    wrong.append(f"{file}:{line}: {name} is set on another object")
+    return wrong
+
+
+def _record_fields(tree: ast.Module) -> set[str]:
+    """Fields of the dataclasses of a file."""
+    return {
+        statement.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+def _attributes_set(node: ast.AST, own: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """Attributes set or deleted on objects that are not among the `own` names, with their lines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        own |= {"self", "cls"} | {
+            target.id
+            for made in ast.walk(node)
+            if isinstance(made, ast.Assign) and _is_made_of_self(made.value)
+            for target in made.targets
+            if isinstance(target, ast.Name)
+        }
+    target: ast.expr | None = None
+    if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+        target, name = node.value, node.attr
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr")):
+        target, name = node.args[0], ast.unparse(node.args[1]).strip("'")
+    if target is not None and not (isinstance(target, ast.Name) and target.id in own):
+        yield name, target.lineno
+    for child in ast.iter_child_nodes(node):
+        yield from _attributes_set(child, own)
+
+
+def _is_made_of_self(value: ast.expr) -> bool:
+    """Whether this is `cls(...)`, or a call whose one argument is `self` or `cls`: a copy, say."""
+    if not isinstance(value, ast.Call):
+        return False
+    return ast.unparse(value.func) == "cls" or [ast.unparse(a) for a in value.args] in (
+        ["self"],
+        ["cls"],
+    )
 
 
 def device_questions(root: Path) -> list[str]:

@@ -17,6 +17,8 @@ RULES: tuple[Rule, ...] = (
     rules.deep_imports,
     rules.scattered_imports,
     rules.import_time_imports,
+    rules.named_methods,
+    rules.foreign_attributes,
     rules.device_questions,
     rules.long_files,
     rules.long_functions,
@@ -102,6 +104,23 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
         "engine.weights.formats.linear, engine.weights.formats.nf4",
     ),
     (rules.import_time_imports, {"engine/nf4.py": "import bitsandbytes as bnb"}, "nf4.py:1"),
+    (rules.named_methods, {"engine/planning/a.py": 'is_b = method == "b"'}, "a.py:1: names 'b'"),
+    (rules.named_methods, {"server/config/a.py": 'def f():\n    return {"b": 1}'}, "a.py:2"),
+    (
+        rules.named_methods,
+        {"engine/planning/a.py": "from engine.drafting.methods import b"},
+        "imports engine.drafting.methods.b",
+    ),
+    *(
+        (rules.foreign_attributes, {"engine/kv/a.py": f"class A:\n    {text}"}, "a.py:2: b is set")
+        for text in (
+            "def f(self, a): a.b = 1",
+            "def f(self, a): self.a.b += 1",
+            "def f(self, a): a.c, (a.b, *_) = self.g()",
+            "def f(self, a): del a.b",
+            "def f(self, a): setattr(a, 'b', 1)",
+        )
+    ),
     (rules.device_questions, {"engine/kv/a.py": "x.device.type"}, "a.py:1"),
     (rules.device_questions, {"engine/kv/a.py": "\ny = x.is_cuda"}, "a.py:2"),
     (rules.long_files, {"engine/spec.py": LONG_FILE}, "401 lines"),
@@ -127,3 +146,16 @@ def write(root: Path, name: str, text: str) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def test_records_of_a_file_and_what_is_made_of_self_may_be_filled_in(tmp_path: Path) -> None:
+    text = (
+        "@dataclass\nclass R:\n    b: int\n"
+        "class A:\n"
+        "    def f(self, r): r.b = self.b = 1\n"
+        "    def g(self):\n        twin = copy.copy(self)\n        twin.c = 1\n"
+    )
+    write(tmp_path, "engine/kv/a.py", text)
+    assert rules.foreign_attributes(tmp_path) == []
+    write(tmp_path, "engine/kv/a.py", text.replace("@dataclass\n", ""))
+    assert len(rules.foreign_attributes(tmp_path)) == 1

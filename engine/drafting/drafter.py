@@ -5,17 +5,18 @@ One growth a sequence lasts from its first draft to its end. `propose` grows it 
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from math import inf, log
 
 from engine.drafting.forcing import force, prune
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.lookups.bets import Lookup
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
-from engine.drafting.tree import DraftTree
-from engine.messages import PREDICTION
+from engine.drafting.tree import Bounds, DraftTree
+from engine.messages import NO_DRAFT, PREDICTION
 from engine.model.decoder import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
@@ -32,8 +33,8 @@ class Figures:
 
     ahead_seconds: float = 0.0
     undrafted: int = 0  # sequences that got a bare root because a draft would not pay
-    drafted: dict[str, int] = field(default_factory=dict)  # source -> rows checked
-    accepted: dict[str, int] = field(default_factory=dict)  # source -> rows accepted
+    drafted: Counter[str] = field(default_factory=Counter)  # source -> rows checked
+    accepted: Counter[str] = field(default_factory=Counter)  # source -> rows accepted
 
 
 class Drafting:
@@ -47,10 +48,12 @@ class Drafting:
         policy: TreePolicy,
         *,
         ahead: bool,
+        aside: Aside | None = None,
     ) -> None:
+        """`aside` is where drafting ahead runs; None: in turn with all else."""
         self.policy = policy
         self.figures = Figures()
-        self.aside = Aside()  # where drafting ahead runs
+        self.aside = aside or Aside()
         self._model = model
         self._lookups = lookups
         self._bounds = bounds
@@ -60,7 +63,7 @@ class Drafting:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """What a request may ask for by name, beside "auto" and "none"."""
+        """Return what a request may ask for by name, beside "auto" and `NO_DRAFT`."""
         names = [lookup.name for lookup in self._lookups if lookup.name != PREDICTION]
         return (*([self._model.name] if self._model else []), *names)
 
@@ -102,29 +105,30 @@ class Drafting:
         began = time.perf_counter()
         if model.under_way is None:
             model.begin(self._choose_ahead(seconds * model.num_stretches))
-        try:
-            with self.aside.drafting():
-                came_forward = model.go_on(began + seconds, self.policy.calibration)
-        except PassCancelled:  # all of these left meanwhile; the pass may serve others
-            model.give_up()
-            return False
-        self.figures.ahead_seconds += time.perf_counter() - began
-        return came_forward
+        return self._go_on(model, began, began + seconds)
 
     def settle(self) -> None:
         """The pass waits for no more weights: end the step under way, or give it up."""
+        self.aside.join()
         model = self._model
         if model is None or model.under_way is None:
             return
         began = time.perf_counter()
         if 2 * model.under_way.resumable.num_run < model.num_stretches:
             model.give_up()
-            return
+        else:
+            self._go_on(model, began, inf)
+
+    def _go_on(self, model: DraftModel, began: float, until: float) -> bool:
+        """Run the step under way until that time. Return True if it made progress."""
         try:
-            model.go_on(inf, self.policy.calibration)
-        except PassCancelled:
+            with self.aside.drafting():
+                return model.go_on(until, self.policy.calibration)
+        except PassCancelled:  # all of its clients left meanwhile; the pass may serve others
             model.give_up()
-        self.figures.ahead_seconds += time.perf_counter() - began
+            return False
+        finally:
+            self.figures.ahead_seconds += time.perf_counter() - began
 
     def _choose_ahead(self, seconds: float) -> Step:
         """The likeliest nodes below the trees of the pass, as many as one step runs in time."""
@@ -137,6 +141,11 @@ class Drafting:
                     offered.append((growth, nodes))
         return self.policy.choose_ahead(offered, seconds)
 
+    def take_figures(self) -> Figures:
+        """Return what drafting did since the last call."""
+        figures, self.figures = self.figures, Figures()
+        return figures
+
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
         """The target's logits at rows of which the first fed these tokens."""
         for lookup in self._lookups:
@@ -144,12 +153,8 @@ class Drafting:
 
     def commit(self, sequence: Sequence, tree: DraftTree, rows: Seq[int]) -> None:
         """These rows of the tree were accepted, from the root down; the tokens are emitted."""
-        figures = self.figures
-        for source in tree.sources[1:]:
-            figures.drafted[source] = figures.drafted.get(source, 0) + 1
-        for row in rows[1:]:
-            source = tree.sources[row]
-            figures.accepted[source] = figures.accepted.get(source, 0) + 1
+        self.figures.drafted.update(tree.sources[1:])
+        self.figures.accepted.update(tree.sources[row] for row in rows[1:])
         growth = self._growths.get(sequence)
         if growth is None:
             return
@@ -181,7 +186,7 @@ class Drafting:
             growth = None
         if growth is None:
             self._drop(sequence)
-            most = sequence.request.message.speculation.max_rows
+            most = sequence.speculation.max_rows
             budget = self._bounds.budget if most is None else min(self._bounds.budget, most)
             growth = self._growths[sequence] = Growth(sequence, budget)
         return growth
@@ -196,7 +201,7 @@ class Drafting:
 
     def _look_up(self, growth: Growth) -> None:
         sequence = growth.sequence
-        wanted = sequence.request.message.speculation.method
+        wanted = sequence.speculation.method
         for lookup in self._lookups:
             if wanted in (None, lookup.name, self._model and self._model.name):
                 depth = min(self._bounds.depth, sequence.max_draft_depth)
@@ -206,8 +211,8 @@ class Drafting:
 
     def _may_force(self, growth: Growth) -> bool:
         """Whether the tokens that its grammar forces join its tree."""
-        wanted = growth.sequence.request.message.speculation.method
-        return growth.sequence.constraint is not None and growth.budget > 1 and wanted != "none"
+        wanted = growth.sequence.speculation.method
+        return growth.sequence.constraint is not None and growth.budget > 1 and wanted != NO_DRAFT
 
     def _ranked(self, growth: Growth, rows: int) -> list[Node]:
         """The best nodes; behind likely leaves stands what the grammar forces."""
@@ -220,16 +225,16 @@ class Drafting:
 
     def _wants_draft(self, growth: Growth) -> bool:
         """Whether there was anything to draft, and the request did not say no."""
-        wanted = growth.sequence.request.message.speculation.method
+        wanted = growth.sequence.speculation.method
         drafts = self._model is not None or bool(self._lookups)
-        return drafts and wanted != "none" and growth.last > growth.root.position
+        return drafts and wanted != NO_DRAFT and growth.last > growth.root.position
 
     def _may_draft(self, growth: Growth) -> bool:
         """Whether the model drafts for it."""
-        request = growth.sequence.request
-        if self._model is None or request.cancelled.is_set() or growth.budget == 1:
+        sequence = growth.sequence
+        if self._model is None or sequence.is_cancelled or growth.budget == 1:
             return False
-        return request.message.speculation.method in (None, self._model.name)
+        return sequence.speculation.method in (None, self._model.name)
 
     def _grow(self, growths: Seq[Growth], fixed_rows: int) -> float:
         """Run the draft model step by step; the seconds that took."""

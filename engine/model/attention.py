@@ -17,6 +17,7 @@ from engine.kv.page_pool import PagePool
 from engine.model.padded import Padded, pad
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Segment
+from engine.streaming.ring import Idle
 
 ATTENTION = "understudy"
 SCORES = 1 << 22  # scores computed at a time: bounds memory for long contexts
@@ -31,6 +32,7 @@ class Batch:
     rows: range
     strict: bool
     resumable: ResumableForward | None = None  # of a forward that may be left
+    idle: Idle | None = None  # called while the forward waits for weights: see `LayerStream.unit`
 
     def tile(self, first: int, last: int) -> "Batch":
         if range(first, last) == self.rows:

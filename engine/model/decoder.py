@@ -1,9 +1,8 @@
 """transformers' own model, its layers fed by a weight stream, its rows cut into tiles.
 
-The model is built on the `meta` device and keeps its own `forward`: embedding scale, rope, soft
-caps and logit scales stay the library's business. Each entry of its layer list is replaced by a
-`StreamedLayer` that borrows the weights once, runs the inner layer over all rows in tiles
-(layer-major: a prompt of any length crosses the link once), and gives them back.
+Each entry of its layer list is replaced by a `StreamedLayer` that borrows the weights once, runs
+the inner layer over all rows in tiles (layer-major: a prompt of any length crosses the link once),
+and gives them back.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from engine.model.attention import ATTENTION, Batch, attend
-from engine.model.experts import EXPERTS, DeferredExperts, add_experts, apply_experts
-from engine.model.rope import LengthGroupedRotary, original_length
+from engine.model.attention import Batch
+from engine.model.experts import DeferredExperts, add_experts
+from engine.model.library import Binder, defer_experts, place, replace_modules
+from engine.model.rope import mark_long, original_length
 from engine.spec import TILE
+from engine.streaming.ring import Idle
 from engine.weights.layout import LayerUnits, whole_layers
 
 
@@ -30,7 +29,10 @@ class PassCancelled(Exception):
 class Weights(Protocol):
     """Where a decoder borrows its units: those of the layers in order, then the head."""
 
-    def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]: ...
+    def unit(
+        self, index: int, idle: Idle | None = None
+    ) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Borrow a unit for a block; `idle` may be called while its weights are on their way."""
 
 
 class StreamedLayer(nn.Module):
@@ -52,8 +54,7 @@ class StreamedLayer(nn.Module):
         self.on_border = on_border
         self.experts: DeferredExperts | None = None
         if units.slices:
-            self.experts = DeferredExperts(inner.get_submodule(units.experts))
-            inner.set_submodule(units.experts, self.experts)
+            self.experts = defer_experts(inner, units.experts)
             self._expert_binder = Binder(self.experts.inner)
         self._binder = Binder(inner)
 
@@ -90,7 +91,7 @@ class StreamedLayer(nn.Module):
         return hidden
 
     def _run_tiles(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> None:
-        with self.weights.unit(self.units.first) as views:
+        with self.weights.unit(self.units.first, batch.idle) as views:
             if not batch.alive():
                 raise PassCancelled
             self._binder.bind(views)
@@ -102,7 +103,7 @@ class StreamedLayer(nn.Module):
                 part = batch.tile(first, last)
                 if part.alive():
                     if self.experts is not None:
-                        self.experts.first = first
+                        self.experts.begin_tile(first)
                     own = arguments
                     if rows > tile:
                         own = {k: _slice(v, first, last, rows) for k, v in arguments.items()}
@@ -117,45 +118,13 @@ class StreamedLayer(nn.Module):
         prefix = f"{self.units.experts}."
         for unit, held in zip(self.units.units[1:], self.units.slices, strict=True):
             self.on_border()
-            with self.weights.unit(unit) as views:
+            with self.weights.unit(unit, batch.idle) as views:
                 if not batch.alive():
                     raise PassCancelled
                 own = {name.removeprefix(prefix): view for name, view in views.items()}
                 self._expert_binder.bind(own)
                 add_experts(experts.inner, held, experts.routed, out, tile)
         return out
-
-
-class Binder:
-    """Points a module's parameters and buffers at tensors, pass after pass.
-
-    Where each of them is kept is looked up once, and borrowed weights are not wrapped into
-    parameters: both would take more of a pass's host time than the choice of its tokens.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._holders: dict[str, tuple[dict[str, Any], str]] = {}
-
-    def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors named by their path."""
-        for path, tensor in tensors.items():
-            holder, name = self._holders.get(path) or self._find(path)
-            holder[name] = tensor
-
-    def _find(self, path: str) -> tuple[dict[str, Any], str]:
-        owner, _, name = path.rpartition(".")
-        module = self._module.get_submodule(owner)
-        holder: dict[str, Any] = module._parameters
-        if name in module._buffers:
-            holder = module._buffers
-        self._holders[path] = holder, name
-        return holder, name
-
-
-def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Point a module's parameters and buffers at these tensors, named by their path, for good."""
-    Binder(module).bind({p: nn.Parameter(t, requires_grad=False) for p, t in tensors.items()})
 
 
 def _slice(argument: Any, first: int, last: int, rows: int) -> Any:
@@ -166,29 +135,6 @@ def _slice(argument: Any, first: int, last: int, rows: int) -> Any:
     if isinstance(argument, tuple):
         return tuple(_slice(item, first, last, rows) for item in argument)
     return argument
-
-
-class _PassThrough(nn.Module):
-    """Stands in for the decoder when the model's own forward computes the head alone."""
-
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
-
-
-def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
-    """The library's causal model of this configuration, without weights."""
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations.moe import ExpertsInterface
-
-    AttentionInterface.register(ATTENTION, attend)
-    ExpertsInterface.register(EXPERTS, apply_experts)
-    auto: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config, dtype=dtype)
-    model.config._attn_implementation = ATTENTION
-    if strict:
-        model.config._experts_implementation = EXPERTS
-    return model.eval()
 
 
 class Decoder:
@@ -204,63 +150,42 @@ class Decoder:
         strict: bool,
         tile: int | None = None,
         layers: Sequence[LayerUnits] | None = None,
+        on_border: Callable[[], None] = lambda: None,
     ) -> None:
-        """`tensors` are the model's tensors outside layers and head, by full name.
+        """Build the decoder over a model that has no weights yet.
 
-        The embedding stays on the host, where its rows are gathered; the rest goes to `device`.
-        `layers` tell which units are each layer's; None: each is one.
+        Args:
+            tensors: the model's tensors outside layers and head, by full name.
+            layers: which units are each layer's; None: each is one.
+            on_border: called before each unit and each tile.
         """
         self.model = model
         self.weights = weights
         self.device = device
         self.strict = strict
         self.tile = TILE if strict else tile
-        self.on_border: Callable[[], None] = lambda: None  # called at each unit and tile
+        self.on_border = on_border
         self.original_length = original_length(model.config)
         self.decoder = model.get_decoder()
         self.output = model.get_output_embeddings()
+        self.embedding = model.get_input_embeddings()
         self._output_binder = Binder(self.output)
-        self._place(tensors)
+        place(model, tensors, device)
         modules = self.decoder.layers
         layers = layers or whole_layers(len(modules))
-        for index, (inner, units) in enumerate(zip(modules, layers, strict=True)):
-            modules[index] = StreamedLayer(inner, units, weights, self.tile, self._border)
+        streamed = [
+            StreamedLayer(inner, units, weights, self.tile, on_border)
+            for inner, units in zip(modules, layers, strict=True)
+        ]
         self.head_unit = layers[-1].units.stop
-        if self.original_length is not None:
-            self.decoder.rotary_emb = LengthGroupedRotary(
-                self.decoder.rotary_emb, self.original_length
-            )
-        setattr(model, model.base_model_prefix, _PassThrough())
-
-    def _place(self, tensors: Mapping[str, Tensor]) -> None:
-        model, embedding = self.model, self.model.get_input_embeddings()
-        for module in model.modules():
-            if module._non_persistent_buffers_set:
-                on_host = module is embedding
-                for name in module._non_persistent_buffers_set:
-                    buffer = module._buffers[name]
-                    where = torch.device("cpu") if on_host else self.device
-                    module._buffers[name] = torch.empty_like(buffer, device=where)
-                model._init_weights(module)
-        names = {id(p): n for n, p in model.named_parameters()}
-        host_name = names[id(embedding.weight)]
-        bind(
-            model,
-            {n: t if n == host_name else t.to(self.device) for n, t in tensors.items()},
-        )
-        self.embedding = embedding
-
-    def _border(self) -> None:
-        self.on_border()
+        replace_modules(model, streamed, self.original_length)
 
     def is_long(self, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens uses the long rope frequencies."""
         return self.original_length is not None and num_tokens > self.original_length
 
-    def forward(
-        self, tokens: Sequence[int], positions: Sequence[int], long: Sequence[bool], batch: Batch
-    ) -> Tensor:
-        """Hidden states [R, D] of all rows, R padded to whole tiles under strict numerics.
+    def forward(self, tokens: Sequence[int], positions: Sequence[int], batch: Batch) -> Tensor:
+        """Return the hidden states [R, D] of all rows, R padded to tiles under strict numerics.
 
         Raises `PassCancelled` when every sequence of the batch was cancelled.
         """
@@ -268,9 +193,8 @@ class Decoder:
         hidden = self.embed([*tokens, *[0] * padding])
         # Pageable memory has been read when the call returns: nobody waits for the device.
         position_ids = torch.tensor([[*positions, *[0] * padding]])
-        if isinstance(self.decoder.rotary_emb, LengthGroupedRotary):
-            flags = torch.tensor([*long, *[False] * padding])
-            self.decoder.rotary_emb.long_rows = flags.to(self.device, non_blocking=True)
+        if self.original_length is not None:
+            mark_long(position_ids, batch.segments)
         return self.run(
             hidden[None].to(self.device, non_blocking=True),
             position_ids.to(self.device, non_blocking=True),
@@ -296,10 +220,13 @@ class Decoder:
         return output.last_hidden_state[0]  # type: ignore[no-any-return]  # the model is Any
 
     @contextmanager
-    def head(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Borrow the head: a function from hidden [rows <= 64, D] to logits [rows, V]."""
+    def head(self, idle: Idle | None = None) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Borrow the head: a function from hidden [rows <= 64, D] to logits [rows, V].
+
+        `idle` may be called while its weights are on their way, as `Batch.idle`.
+        """
         self.on_border()
-        with self.weights.unit(self.head_unit) as views:
+        with self.weights.unit(self.head_unit, idle) as views:
             self._output_binder.bind(views)
             yield self._logits
 

@@ -72,9 +72,9 @@ class DeferredExperts(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.first = 0  # the row of the pass that the next call's rows begin with
         self.routed: Routed | None = None
         self._rows = 0
+        self._first = 0  # the row of the pass that the next call's rows begin with
 
     @contextmanager
     def deferring(self, rows: int) -> Iterator[None]:
@@ -85,6 +85,10 @@ class DeferredExperts(nn.Module):
         finally:
             self.routed = None
 
+    def begin_tile(self, first: int) -> None:
+        """The next call's rows begin with row `first` of the pass."""
+        self._first = first
+
     def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Keep the rows of a tile, as `apply_experts` gets them; zeros like `hidden`."""
         if self.routed is None:
@@ -93,7 +97,7 @@ class DeferredExperts(nn.Module):
                 top_k_index.new_full((self._rows, *top_k_index.shape[1:]), -1),
                 top_k_weights.new_zeros(self._rows, *top_k_weights.shape[1:]),
             )
-        tile = slice(self.first, self.first + len(hidden))
+        tile = slice(self._first, self._first + len(hidden))
         self.routed.hidden[tile] = hidden
         self.routed.index[tile] = top_k_index
         self.routed.weights[tile] = top_k_weights

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.messages import ReportProgress
-from engine.model.decoder import Weights, bind
+from engine.model.decoder import Weights
+from engine.model.library import bind
+from engine.streaming.ring import Idle
 from engine.weights.layout import UnitReader
 from engine.weights.packing import dense_layout, expand
 
@@ -57,8 +59,8 @@ class Expanded:
         self._scratch = torch.empty(nbytes, dtype=torch.uint8, device=device)
 
     @contextmanager
-    def unit(self, index: int) -> Iterator[Mapping[str, Tensor]]:
-        with self._packed.unit(index) as views:
+    def unit(self, index: int, idle: Idle | None = None) -> Iterator[Mapping[str, Tensor]]:
+        with self._packed.unit(index, idle) as views:
             yield expand(views, self._dense[index].views(self._scratch))
 
 

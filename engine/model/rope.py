@@ -6,13 +6,18 @@ each row the one of its own sequence. A sequence that crosses the original lengt
 its KV is computed anew, as `generate` does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelError
+from engine.model.segment import Segment
+
+# Added to the position of a row that uses the long frequencies: positions are all that the
+# library's forward hands to its rotary embedding.
+LONG = 1 << 40
 
 
 def original_length(config: Any) -> int | None:
@@ -43,23 +48,31 @@ def _is_per_layer(parameters: Mapping[str, Any]) -> bool:
     return bool(parameters) and all(isinstance(value, Mapping) for value in parameters.values())
 
 
+def mark_long(position_ids: Tensor, segments: Iterable[Segment]) -> None:
+    """Add `LONG` to the positions [1, R] of rows that use the long frequencies."""
+    for segment in segments:
+        if segment.is_long:
+            position_ids[:, segment.first : segment.first + segment.count] += LONG
+
+
 class LengthGroupedRotary(nn.Module):
-    """Wraps a longrope module; `long_rows` is set by the decoder before each forward."""
+    """Wraps a longrope module; which rows use the long frequencies is told by `mark_long`."""
 
     def __init__(self, inner: nn.Module, length: int) -> None:
         super().__init__()
         self.inner = inner
         self.length = length
-        self.long_rows: Tensor = torch.zeros(0, dtype=torch.bool)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """position_ids [1, R] -> cos and sin [1, R, head dim]."""
+        """position_ids [1, R], marked -> cos and sin [1, R, head dim]."""
+        is_long = position_ids >= LONG
+        position_ids = position_ids % LONG
         # The library looks at the largest position: one more that lies behind the border selects
         # the long set, and positions cut off at the border (their rows are not used) the short.
         border = position_ids.new_full((1, 1), self.length)
         long_cos, long_sin = self.inner(x, torch.cat([position_ids, border], dim=1))
         short_cos, short_sin = self.inner(x, position_ids.clamp(max=self.length - 1))
-        rows = self.long_rows[None, :, None]
+        rows = is_long[:, :, None]
         cos = torch.where(rows, long_cos[:, :-1], short_cos)
         sin = torch.where(rows, long_sin[:, :-1], short_sin)
         return cos, sin

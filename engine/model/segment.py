@@ -24,6 +24,7 @@ class Segment:
     positions: Tensor
     mask: Tensor | None
     cancelled: Event
+    is_long: bool = False  # whether its rows use the long rope frequencies
 
     @property
     def scratch(self) -> int:

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
 from engine.model.attention import Batch
-from engine.model.decoder import Decoder, build_on_meta
+from engine.model.decoder import Decoder
+from engine.model.library import build_on_meta
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.spec import TILE
 from engine.streaming.device import Device
 from engine.streaming.pinned import Slab, allocate_pages
+from engine.streaming.ring import Idle
 from engine.timing import StepTimes, time_runs
 from engine.weights.family import kv_shape
 from engine.weights.formats.linear import linear, stored_tensors
@@ -97,7 +99,7 @@ def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: De
         positions = torch.tensor(where, device=device.torch_device)
         segment = Segment(0, rows, context, slots[: where.stop], positions, None, Event())
         batch = Batch(pool, (segment,), range(rows), decoder.strict)
-        return partial(decoder.forward, [0] * rows, where, [False] * rows, batch)
+        return partial(decoder.forward, [0] * rows, where, batch)
 
     if not device.is_asynchronous:  # the threads of this process compute
         settle_threads(forward(ROWS[0]), device)
@@ -134,7 +136,8 @@ def settle_threads(step: Callable[[], object], device: Device) -> None:
 
 
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
-    """Seconds of a SubSpec draft step by rows, from one 4-bit product: in proportion to weights.
+    """Return the seconds of a draft step by rows, where 4-bit copies of the target's layers draft:
+    from one product, in proportion to weights.
 
     torch's own kernel is timed; another, where one is chosen later, is no slower.
     """
@@ -195,7 +198,9 @@ class _Filled:
             slab = allocate_pages(layout.nbytes).fill_(_FILL).to(device.torch_device)
             self._views.append(layout.views(slab))
 
-    def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]:
+    def unit(
+        self, index: int, idle: Idle | None = None
+    ) -> AbstractContextManager[Mapping[str, Tensor]]:
         return nullcontext(self._views[index])
 
 

@@ -53,8 +53,6 @@ class StepEngine(Protocol):
 
     info: ModelInfo
     last_pass: PassStats | None
-    on_unit: Callable[[int], None] | None
-    on_start: Callable[[str], None] | None
 
     @property
     def auditor(self) -> "Audits | None": ...
@@ -74,7 +72,9 @@ class Audits(Protocol):
     def run(self) -> Audited | None: ...
 
 
-Load = Callable[[ModelSpec, ReportProgress], StepEngine]
+OnBorder = Callable[[], None]  # the engine is about to run another part of a pass
+OnStart = Callable[[str], None]  # the first pass of the request of this id begins
+Load = Callable[[ModelSpec, ReportProgress, OnBorder, OnStart], StepEngine]
 
 
 def main(connection: Connection, spec: ModelSpec) -> None:
@@ -104,16 +104,23 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
 
 def _load_or_tell(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
     try:
-        return load(spec, _LoadReport(outbox).report)
+        return load(
+            spec,
+            _LoadReport(outbox).report,
+            _Heart(outbox).beat,
+            lambda request_id: outbox.send(Started(request_id)),
+        )
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)
 
 
-def _load_engine(spec: ModelSpec, progress: ReportProgress) -> StepEngine:
+def _load_engine(
+    spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+) -> StepEngine:
     from engine.runtime.engine import Engine  # torch and transformers: only in this process
 
-    return Engine.load(spec, progress)
+    return Engine.load(spec, progress, on_border, on_start)
 
 
 class _Outbox:
@@ -140,11 +147,14 @@ class _Inbox:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self.engine: StepEngine | None = None
-        self.audits: Audits | None = None
+        self._engine: StepEngine | None = None  # until it is loaded
         self._connection = connection
         self._messages: SimpleQueue[Inbound] = SimpleQueue()
         Thread(target=self._receive, name="pipe reader", daemon=True).start()
+
+    def attach(self, engine: StepEngine) -> None:
+        """From now on an abort and the end of a check reach this engine at once."""
+        self._engine = engine
 
     def take(self, *, wait: bool) -> Iterator[Inbound]:
         """All messages that are there; with `wait` at least one."""
@@ -161,12 +171,13 @@ class _Inbox:
                 message: Inbound = self._connection.recv()
             except (EOFError, OSError):
                 _exit(EXIT_ORPHANED)
-            if isinstance(message, Abort) and self.engine is not None:
-                self.engine.abort(message.request_id)
+            if isinstance(message, Abort) and self._engine is not None:
+                self._engine.abort(message.request_id)
             # Queued as well: the engine may not have been given the request yet.
             self._messages.put(message)
-            if isinstance(message, Generate | Shutdown) and self.audits is not None:
-                self.audits.preempt()  # after the put: the main thread may be about to look
+            audits = None if self._engine is None else self._engine.auditor
+            if isinstance(message, Generate | Shutdown) and audits is not None:
+                audits.preempt()  # after the put: the main thread may be about to look
 
 
 class _Service:
@@ -181,9 +192,7 @@ class _Service:
         self._reported: PassStats | None = None
 
     def run(self) -> None:
-        self._engine.on_unit = _Heart(self._outbox).beat
-        self._engine.on_start = lambda request_id: self._outbox.send(Started(request_id))
-        self._inbox.engine, self._inbox.audits = self._engine, self._audits
+        self._inbox.attach(self._engine)
         self._outbox.send(Ready(self._engine.info))
         while self._take_messages():
             if self._engine.has_work():
@@ -255,7 +264,7 @@ class _Heart:
         self._units = 0
         self._next = 0.0
 
-    def beat(self, _unit: int) -> None:
+    def beat(self) -> None:
         self._units += 1
         now = time.monotonic()
         if now >= self._next:

@@ -79,7 +79,7 @@ class Auditor:
 
         The draw is a hash of the choice's name: the same in every run.
         """
-        name = f"{sequence.request.message.request_id}/{sequence.choice}"
+        name = f"{sequence.request_id}/{sequence.choice}"
         drawn = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
         if drawn < self._share * 2**64:
             self._waiting.append(sequence)
@@ -108,14 +108,14 @@ class Auditor:
             return None
         except ModelError as error:
             self._rewind()
-            log.warning("audit of %s dropped: %s", sequence.request.message.request_id, error)
+            log.warning("audit of %s dropped: %s", sequence.request_id, error)
             return None
         finally:
             self._preempted.clear()
         if audited is not None and audited.mismatches:
             log.warning(
                 "audit of %s, choice %d: %d of %d tokens are not what plain decoding chooses",
-                sequence.request.message.request_id,
+                sequence.request_id,
                 sequence.choice,
                 audited.mismatches,
                 audited.positions,
@@ -123,7 +123,7 @@ class Auditor:
         return audited
 
     def _check(self, sequence: Sequence) -> Audited | None:
-        counts = TokenCounts(sequence.request.message.prompt)
+        counts = TokenCounts(sequence.tokens[: sequence.num_prompt])
         constraint = sequence.request.constraint
         constraint = None if constraint is None else constraint.copy()
         mismatches = 0
@@ -169,13 +169,10 @@ class Auditor:
             positions=torch.arange(rows.start, rows.stop, device=self._decoder.device),
             mask=None,
             cancelled=self._preempted,
+            is_long=is_long,
         )
-        return self._decoder.forward(
-            sequence.tokens[rows.start : rows.stop],
-            rows,
-            [is_long] * len(rows),
-            Batch(self._cache.pool, (segment,), range(len(rows)), self._decoder.strict),
-        )
+        batch = Batch(self._cache.pool, (segment,), range(len(rows)), self._decoder.strict)
+        return self._decoder.forward(sequence.tokens[rows.start : rows.stop], rows, batch)
 
     def _agrees(
         self,
@@ -225,7 +222,7 @@ def _spans(sequence: Sequence) -> Iterator[tuple[range, bool]]:
     A sequence that crosses the border of a length-dependent rope has all its KV computed anew.
     """
     first, end = sequence.num_prompt, len(sequence.tokens)
-    original = sequence.request.limits.original_length
+    original = sequence.original_length
     border = end if original is None else min(max(original + 1, first), end)
     for positions, is_long in ((range(first, border), False), (range(border, end), True)):
         if positions:

@@ -11,6 +11,8 @@ from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.sequences.scheduler import Turn
+from engine.sequences.sequence import Sequence
+from engine.streaming.ring import Idle
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class Entry:
     tree: DraftTree | None  # None: the prompt goes on in a later pass
     first: int  # its first row in the pass
     chain: int  # rows of pending tokens before the tree
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.turn.sequence
 
     @property
     def root(self) -> int:
@@ -39,7 +45,6 @@ class Pass:
     entries: tuple[Entry, ...]
     tokens: list[int]
     positions: list[int]
-    long: list[bool]  # whether the row's sequence uses the long rope frequencies
     batch: Batch
 
     @property
@@ -49,15 +54,19 @@ class Pass:
 
 
 def assemble(
-    turns: Seq[Turn], trees: Seq[DraftTree | None], cache: KVCache, decoder: Decoder
+    turns: Seq[Turn],
+    trees: Seq[DraftTree | None],
+    cache: KVCache,
+    decoder: Decoder,
+    idle: Idle | None = None,
 ) -> Pass:
-    """Lay the rows of all turns side by side. A tree stands behind its sequence's pending tokens.
+    """Lay the rows of all turns side by side. A tree comes after its sequence's pending tokens.
 
     Only a root has pending tokens before it: a sequence that drafts has none, its root is all.
+    `idle` is called while the pass waits for weights.
     """
     tokens: list[int] = []
     positions: list[int] = []
-    long: list[bool] = []
     entries: list[Entry] = []
     segments: list[Segment] = []
     for turn, tree in zip(turns, trees, strict=True):
@@ -76,12 +85,12 @@ def assemble(
                 slots=cache.slots(sequence.pages)[: start + len(own)],
                 positions=torch.tensor(where, device=decoder.device),
                 mask=tree.mask().to(decoder.device) if tree and len(tree.tokens) > 1 else None,
-                cancelled=sequence.request.cancelled,
+                cancelled=sequence.cancelled,
+                is_long=sequence.is_long,
             )
         )
         entries.append(Entry(turn, tree, len(tokens), chain))
         tokens += own
         positions += where
-        long += [sequence.is_long] * len(own)
-    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict)
-    return Pass(tuple(entries), tokens, positions, long, batch)
+    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict, idle=idle)
+    return Pass(tuple(entries), tokens, positions, batch)

@@ -17,7 +17,7 @@ def score_prompt(entry: Entry, logits: Logits, on_block: Callable[[], None]) -> 
     Called before the entry's rows are kept. `on_block` is called after each block of logits: the
     head takes a while for a long prompt. A client that leaves ends it early.
     """
-    sequence = entry.turn.sequence
+    sequence = entry.sequence
     top = sequence.params.prompt_logprobs
     if top is None:
         return
@@ -26,7 +26,7 @@ def score_prompt(entry: Entry, logits: Logits, on_block: Callable[[], None]) -> 
     for rows in logits.parts(range(sequence.num_scored - 1 + shift, last + shift)):
         own = logits.span(rows)
         on_block()
-        if sequence.request.cancelled.is_set():
+        if sequence.is_cancelled:
             return
         tokens = [sequence.tokens[row - shift + 1] for row in rows]
         sequence.score(rows_logprobs(own, tokens, top))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -86,7 +87,7 @@ class TargetFiles(Blueprint):
             progress=self.progress,
         )
 
-    def decoder(self, stream: LayerStream) -> Decoder:
+    def decoder(self, stream: LayerStream, on_border: Callable[[], None]) -> Decoder:
         weights: Weights = stream
         if expanded_bytes(self.units, self.dtype):
             weights = Expanded(stream, self.units, self.device.torch_device, self.dtype)
@@ -98,6 +99,7 @@ class TargetFiles(Blueprint):
             strict=self.strict,
             tile=FAST_TILE,
             layers=self.units.layers,
+            on_border=on_border,
         )
 
     def kv_cache(self, plan: Plan) -> KVCache:

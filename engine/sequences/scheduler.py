@@ -14,7 +14,8 @@ from math import inf
 
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
-from engine.sequences.sequence import Sequence
+from engine.kv.page_table import PageTable
+from engine.sequences.sequence import Sequence, Status
 from engine.spec import TILE
 from engine.timing import PassTimes
 
@@ -122,40 +123,41 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence behind those of the same key."""
-        self._waiting.setdefault(sequence.request.message.key, deque()).append(sequence)
+        self._waiting.setdefault(sequence.key, deque()).append(sequence)
 
-    def adopt(self, sequence: Sequence) -> None:
-        """Take a fork of a running sequence: beside it if there is room, else it waits first."""
-        if sequence.table is not None and len(self.running) < self.max_sequences:
+    def adopt(self, sequence: Sequence, table: PageTable | None) -> None:
+        """Take a fork of a running sequence with its pages, None if there were too few.
+
+        It runs if there is room; else it waits in front of all others.
+        """
+        if table is not None and len(self.running) < self.max_sequences:
+            sequence.run(table)
             self.running.append(sequence)
-        else:
-            if sequence.table is not None:
-                self._drop_pages(sequence)
-            self.paused.append(sequence)
-
-    def finish(self, sequence: Sequence) -> None:
-        """A running sequence ended."""
-        self.running.remove(sequence)
-        self._drop_pages(sequence)
+            return
+        if table is not None:
+            self.cache.close(table, sequence.tokens)
+        sequence.pause()
+        self.paused.append(sequence)
 
     def drop_cancelled(self) -> list[Sequence]:
         """Forget the sequences of clients that left."""
-        gone = [s for s in self.all() if s.request.cancelled.is_set()]
+        gone = [s for s in self.all() if s.is_cancelled]
         for sequence in gone:
             self.remove(sequence)
         return gone
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence wherever it is."""
-        if sequence in self.running:
-            self.finish(sequence)
-        elif sequence in self.paused:
+        """Forget a sequence that has ended, whatever its status."""
+        if sequence.status is Status.RUNNING:
+            self._stop(sequence)
+        elif sequence.status is Status.PAUSED:
             self.paused.remove(sequence)
-        else:
-            key = sequence.request.message.key
-            self._waiting[key].remove(sequence)
-            if not self._waiting[key]:
-                del self._waiting[key]
+        elif sequence.status is Status.WAITING:
+            line = self._waiting[sequence.key]
+            line.remove(sequence)
+            if not line:
+                del self._waiting[sequence.key]
+        sequence.leave()
 
     def schedule(self) -> list[Turn]:
         """The turns of the next pass; empty when nobody can run."""
@@ -170,24 +172,25 @@ class Scheduler:
     def _make_room(self) -> None:
         """Every decoding sequence gets its one row, if need be at the cost of the youngest."""
         for sequence in list(self.running):
-            if sequence in self.running and not self._grow(sequence):
+            if sequence.status is Status.RUNNING and not self._grow(sequence):
                 self.reclaim()
-            while sequence in self.running and not self._grow(sequence):
+            while sequence.status is Status.RUNNING and not self._grow(sequence):
                 youngest = self.running[-1]
-                log.info("%s paused: no free KV pages", youngest.request.message.request_id)
+                log.info("%s paused: no free KV pages", youngest.request_id)
                 self._pause(youngest)
 
     def _grow(self, sequence: Sequence) -> bool:
         return self.cache.reserve(sequence.pages, sequence.num_pending)
 
     def _pause(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._drop_pages(sequence)
+        self._stop(sequence)
         self.paused.appendleft(sequence)
 
-    def _drop_pages(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: Sequence) -> None:
+        """Take a running sequence out of the passes, and its pages back."""
+        self.running.remove(sequence)
         self.cache.close(sequence.pages, sequence.tokens)
-        sequence.table = None
+        sequence.pause()
         self.release(sequence)
 
     def _admit(self) -> None:
@@ -227,9 +230,7 @@ class Scheduler:
         table = self.cache.open(known, salt)
         granted = self.cache.reserve(table, len(sequence.tokens) - table.length)
         assert granted, "the pages it needs are free"
-        sequence.table = table
-        if sequence.num_cached is None:
-            sequence.num_cached = table.length
+        sequence.run(table)
         return True
 
     def _turns(self) -> list[Turn]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from enum import Enum
 from threading import Event
 
 from engine.kv.page_table import PageTable
@@ -11,7 +12,6 @@ from engine.messages import (
     TARGET,
     Generate,
     Origin,
-    SamplingParams,
     Stats,
     TokenLogprob,
     Tokens,
@@ -39,57 +39,84 @@ class Request:
     constraint: Constraint | None = None  # before the first token
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
-    num_unfinished: int = field(init=False)
+    num_ended: int = 0  # of its choices
 
-    def __post_init__(self) -> None:
-        self.num_unfinished = self.message.n
+    @property
+    def request_id(self) -> str:
+        return self.message.request_id
+
+    def end_choice(self) -> bool:
+        """Count a choice that has ended. Return True if it was the last one."""
+        self.num_ended += 1
+        return self.num_ended == self.message.n
 
 
-@dataclass(eq=False)
+class Status(Enum):
+    """Where a sequence is on its way through the scheduler."""
+
+    WAITING = "waiting"  # for its first pass
+    RUNNING = "running"  # it owns KV pages and takes part in passes
+    PAUSED = "paused"  # it ran, gave its pages back, and goes on before any waiting one
+    FINISHED = "finished"  # its answer is complete, its client left, or its pass failed
+
+
 class Sequence:
-    """One choice of a request: token ids, stop rules, KV pages, figures."""
+    """One choice of a request: token ids, stop rules, KV pages, figures.
 
-    request: Request
-    choice: int
-    rules: StopRules
-    tokens: list[int] = field(init=False)  # prompt, then what was emitted
-    constraint: Constraint | None = field(init=False)
-    table: PageTable | None = None  # None while waiting or paused
-    counts: TokenCounts = field(init=False)
-    finish: str | None = None
-    stop_reason: str | int | None = None
-    num_cached: int | None = None  # prompt tokens found in the cache at first admission
-    passes: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    prediction_checked: int = 0  # rows that the request's prediction drafted
-    prediction_accepted: int = 0  # tokens emitted from such rows
-    first_token_at: float | None = None
-    num_scored: int = field(init=False)  # prompt tokens whose log-probability is known or unwanted
+    It answers for its request: who asked, what was asked for, and whether the client has left.
+    """
 
-    _num_reported: int = field(init=False)
-    _text: str = ""  # since the last report, like what follows
-    _logprobs: list[TokenLogprob] = field(default_factory=list)
-    _origins: list[Origin] = field(default_factory=list)
-    _prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    def __init__(
+        self,
+        request: Request,
+        choice: int,
+        rules: StopRules,
+        num_cached: int | None = None,
+        passes: int = 0,
+    ) -> None:
+        """Begin with the prompt; a fork has the cached tokens and passes of its first choice."""
+        message = request.message
+        self.request = request
+        self.request_id = request.request_id
+        self.key = message.key  # whose request it is, for round robin
+        self.params = message.params
+        self.speculation = message.speculation
+        self.prediction = message.prediction
+        self.cancelled = request.cancelled  # set when the client has left, from another thread
+        self.original_length = request.limits.original_length
+        self.choice = choice
+        self.rules = rules
+        self.constraint = request.constraint and request.constraint.copy()
 
-    def __post_init__(self) -> None:
-        self.tokens = list(self.request.message.prompt)
-        constraint = self.request.constraint
-        self.constraint = None if constraint is None else constraint.copy()
+        self.status = Status.WAITING
+        self.table: PageTable | None = None  # of a running sequence
+        self.tokens = list(message.prompt)  # and what was emitted
+        self.num_prompt = len(message.prompt)
         self.counts = TokenCounts(self.tokens)
-        self._num_reported = self.num_scored = len(self.tokens)
-        if self.choice == 0 and self.params.prompt_logprobs is not None:
+        self.finish: str | None = None
+        self.stop_reason: str | int | None = None
+        self.num_scored = self.num_prompt  # tokens whose log-probability is known or unwanted
+
+        self.num_cached = num_cached  # prompt tokens found in the cache at first admission
+        self.passes = passes
+        self.drafted = 0
+        self.accepted = 0
+        self.prediction_checked = 0  # rows that the request's prediction drafted
+        self.prediction_accepted = 0  # tokens emitted from such rows
+        self.first_token_at: float | None = None
+
+        self._num_reported = self.num_prompt
+        self._text = ""  # since the last report, like what follows
+        self._logprobs: list[TokenLogprob] = []
+        self._origins: list[Origin] = []
+        self._prompt_logprobs: list[TokenLogprob | None] = []
+        if choice == 0 and self.params.prompt_logprobs is not None:
             self._prompt_logprobs.append(None)  # no row tells of the first token
             self.num_scored = 1
 
     @property
-    def params(self) -> SamplingParams:
-        return self.request.message.params
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.request.message.prompt)
+    def is_cancelled(self) -> bool:
+        return self.cancelled.is_set()
 
     @property
     def pages(self) -> PageTable:
@@ -122,8 +149,7 @@ class Sequence:
     @property
     def is_long(self) -> bool:
         """Whether the long rope frequencies hold at this length."""
-        original = self.request.limits.original_length
-        return original is not None and len(self.tokens) > original
+        return self.original_length is not None and len(self.tokens) > self.original_length
 
     @property
     def max_new_tokens(self) -> int:
@@ -143,9 +169,8 @@ class Sequence:
         Rows behind the border of a length-dependent rope would need other KV: none are drafted.
         """
         depth = self.max_new_tokens - 1
-        original = self.request.limits.original_length
-        if original is not None and not self.is_long:
-            depth = min(depth, original - len(self.tokens))
+        if self.original_length is not None and not self.is_long:
+            depth = min(depth, self.original_length - len(self.tokens))
         return max(depth, 0)
 
     def is_terminal(self, token: int) -> bool:
@@ -165,6 +190,34 @@ class Sequence:
         if position - self.num_prompt >= self.params.min_tokens:
             return tuple(eos) if self.constraint is not None and self.params.ignore_eos else ()
         return (*eos, *self.params.stop_token_ids)
+
+    def run(self, table: PageTable) -> None:
+        """Take part in passes from now on, with these pages."""
+        self.status, self.table = Status.RUNNING, table
+        if self.num_cached is None:
+            self.num_cached = table.length
+
+    def pause(self) -> None:
+        """Take no part in passes until there is room again. The pages are given back."""
+        self.status, self.table = Status.PAUSED, None
+
+    def leave(self) -> None:
+        """Take part in no pass any more. The pages are given back."""
+        self.status, self.table = Status.FINISHED, None
+
+    def count_pass(self) -> None:
+        """Count a pass that ran rows of this sequence."""
+        self.passes += 1
+
+    def count_drafted(self, rows: int, accepted: int, predicted: int) -> None:
+        """Count the rows of a verified tree: drafted, accepted, and out of the prediction."""
+        self.drafted += rows
+        self.accepted += accepted
+        self.prediction_checked += predicted
+
+    def end_at_limit(self) -> None:
+        """End without a token: only the prompt was to be scored."""
+        self.finish = "length"
 
     def score(self, logprobs: Seq[TokenLogprob]) -> None:
         """Take the log-probabilities of the prompt's next tokens."""
@@ -199,7 +252,7 @@ class Sequence:
     def report(self) -> Tokens:
         """What was emitted since the last report."""
         tokens = Tokens(
-            request_id=self.request.message.request_id,
+            request_id=self.request_id,
             choice=self.choice,
             ids=tuple(self.tokens[self._num_reported :]),
             text=self._text,

@@ -60,6 +60,10 @@ class UnitFile:
                 self._direct = open_file(self.path, self._opened, os.O_DIRECT)
         return self._direct is not None
 
+    def use_direct(self) -> None:
+        """Read past the page cache from now on."""
+        self.is_direct = True
+
     def read(self, memory: Tensor, offset: int, *, direct: bool | None = None) -> None:
         """Fill `memory` (uint8) from `offset`. Raises `ModelError` that names the file.
 

@@ -89,7 +89,7 @@ class PackedUnits(UnitReader):
         files = [self._files[index] for index in indices]
         if direct_is_faster(files):
             for file in files:
-                file.is_direct = True
+                file.use_direct()
 
     def close(self) -> None:
         """Close the files and release the lock."""

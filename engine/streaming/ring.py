@@ -30,6 +30,8 @@ from engine.weights.layout import UnitReader
 COPIERS = 2  # threads that copy RAM which could not be pinned
 MEASURED_PASSES = 3  # of `measure_link`, at most: a small model is soon known
 
+Idle = Callable[[float], bool]  # seconds the walker may be away -> whether it did something
+
 
 @dataclass
 class _Load:
@@ -66,7 +68,6 @@ class LayerStream:
     ) -> None:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"a ring of {slots} slots"
-        self.idle: Callable[[float], bool] | None = None  # see `unit`
         self._layouts = reader.layouts
         self._tiers = tuple(tiers)
         self._device = device
@@ -97,7 +98,7 @@ class LayerStream:
             self._opened: ExitStack | None = stack.pop_all()
 
     @contextmanager
-    def unit(self, index: int) -> Iterator[dict[str, Tensor]]:
+    def unit(self, index: int, idle: Idle | None = None) -> Iterator[dict[str, Tensor]]:
         """Give the tensors of unit `index` by name; they are valid inside the block.
 
         While the weights are on their way, `idle` is called with the seconds it may take without
@@ -113,7 +114,7 @@ class LayerStream:
         )
         load = None if self.is_resident(index) else self._loads[0]
         if load is not None:
-            self._await(load)
+            self._await(load, idle)
         memory = self._resident[index] if load is None else load.slot.memory
         self._next = (index + 1) % len(self._tiers)
         self._units += 1
@@ -188,7 +189,6 @@ class LayerStream:
         """
         if not self._ring:
             return 0.0
-        idle, self.idle = self.idle, None
         self.reset_stats()
         until = time.perf_counter() + seconds
         try:
@@ -199,7 +199,6 @@ class LayerStream:
                     break
             stats = self.stats
         finally:
-            self.idle = idle
             self.seek(0)
             self.reset_stats()
             self._compute = Smoothed()  # nothing was computed
@@ -226,15 +225,15 @@ class LayerStream:
             self._views[memory.data_ptr(), index] = views
         return views
 
-    def _await(self, load: _Load) -> None:
+    def _await(self, load: _Load, idle: Idle | None) -> None:
         """Wait until the load has arrived; `idle` uses the time."""
         began = time.perf_counter()
         if self._computing is not None and load.position > 0:  # not across the border of passes
             self._compute.observe(began - self._computing)
         self._computing = None
         try:
-            if self.idle is not None and not load.arrival.done():
-                self._give_time(self.idle, load)
+            if idle is not None and not load.arrival.done():
+                self._give_time(idle, load)
             waits = time.perf_counter()
             self._idle_seconds += waits - began
             waited = not load.arrival.done()
@@ -246,7 +245,7 @@ class LayerStream:
         if waited:
             self._stall_seconds += self._computing - waits
 
-    def _give_time(self, idle: Callable[[float], bool], load: _Load) -> None:
+    def _give_time(self, idle: Idle, load: _Load) -> None:
         did = True
         while did and not load.arrival.done():
             seconds = self._time_away(load)

@@ -19,7 +19,7 @@ ANSWER = tuple(10 + i % 50 for i in range(400))
 def replayed(script: Script, *, max_tokens: int, rows: int = 16) -> list[int]:
     """Tokens that each pass emits while a target follows the script."""
     sequence = make_sequence(list(PROMPT), max_tokens=max_tokens)
-    replay = Replay({sequence.request.message.request_id: script}, vocab_size=128)
+    replay = Replay({sequence.request_id: script}, vocab_size=128)
     sequence.emit(ANSWER[0])
     emitted = []
     while sequence.max_new_tokens > 0:
@@ -34,7 +34,7 @@ def replayed(script: Script, *, max_tokens: int, rows: int = 16) -> list[int]:
 def _advance(sequence: Sequence, tree: DraftTree, script: Script) -> int:
     at = len(sequence.tokens)
 
-    def emit(token: int) -> bool:
+    def emit(_row: int, token: int) -> bool:
         sequence.emit(token)
         return sequence.max_new_tokens == 0
 
@@ -63,7 +63,7 @@ def test_a_request_without_a_script_gets_no_tree() -> None:
 
 def test_a_target_that_departs_from_the_recording_is_told() -> None:
     sequence = make_sequence(list(PROMPT))
-    name = sequence.request.message.request_id
+    name = sequence.request_id
     sequence.emit(ANSWER[0] + 1)
     with pytest.raises(ModelError, match="departs from its recording"):
         Replay({name: Script(PROMPT + ANSWER, 4)}, 128).propose(sequence, 4, 16)

@@ -53,7 +53,7 @@ def check_idle(made: Engine) -> None:
         for kept in ("_pasts", "_pointers"):
             assert not getattr(lookup, kept, None), (lookup.name, kept)
         assert not getattr(getattr(lookup, "_gambler", None), "_asked", None), lookup.name
-    assert not made._requests and made._scheduler.num_waiting == 0
+    assert not made._requests._by_id and made._scheduler.num_waiting == 0
     assert not list(made._scheduler.all())
 
 

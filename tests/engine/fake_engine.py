@@ -6,7 +6,6 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +21,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import serve
+from engine.process.worker import OnBorder, OnStart, serve
 from engine.spec import ModelSpec, TargetSpec
 
 VOCAB_SIZE = 1000
@@ -99,7 +98,7 @@ class FakeAudits:
 class FakeEngine:
     """Implements `engine.process.worker.StepEngine`."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, on_border: OnBorder, on_start: OnStart) -> None:
         self.info = ModelInfo(
             model_id=spec.id,
             vocab_size=VOCAB_SIZE,
@@ -114,17 +113,19 @@ class FakeEngine:
         )
         self.auditor = FakeAudits()
         self.last_pass: PassStats | None = None
-        self.on_unit: Callable[[int], None] | None = None
-        self.on_start: Callable[[str], None] | None = None
+        self._on_border = on_border
+        self._on_start = on_start
         self._requests: dict[str, _Request] = {}
         self._aborted: list[str] = []
 
     @classmethod
-    def load(cls, spec: ModelSpec, progress: ReportProgress) -> "FakeEngine":
+    def load(
+        cls, spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+    ) -> "FakeEngine":
         progress("loading", 0, 2)
         _misbehave_at_load(spec)
         progress("loading", 2, 2)
-        return cls(spec)
+        return cls(spec, on_border, on_start)
 
     def add(self, request: Generate) -> None:
         if request.prompt[0] == REFUSE:
@@ -158,8 +159,7 @@ class FakeEngine:
 
     def _run(self, request: _Request) -> list[Tokens | Failed]:
         if not any(request.emitted):
-            assert self.on_start is not None
-            self.on_start(request.message.request_id)
+            self._on_start(request.message.request_id)
         self._obey(request)
         if request.aborted.is_set():
             self._aborted.append(request.message.request_id)
@@ -188,8 +188,7 @@ class FakeEngine:
             self._walk_unit()
 
     def _walk_unit(self) -> None:
-        assert self.on_unit is not None
-        self.on_unit(0)
+        self._on_border()
 
     def _emit(self, request: _Request, choice: int) -> Tokens | None:
         """The next token of a choice; choice k ends k tokens before the first."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,8 +18,7 @@ def answering(
     prompt: Seq[int], emitted: Seq[int] = (), prediction: Seq[int] = (), **arguments: Any
 ) -> Sequence:
     """A sequence that has emitted so much; keyword arguments as for `make_sequence`."""
-    sequence = make_sequence(prompt, **arguments)
-    sequence.request.message = replace(sequence.request.message, prediction=tuple(prediction))
+    sequence = make_sequence(prompt, prediction=prediction, **arguments)
     sequence.tokens += emitted
     return sequence
 

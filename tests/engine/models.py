@@ -1,11 +1,12 @@
 """Engines over tiny checkpoints, and what requests get from them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -26,8 +27,27 @@ SUBSPEC = DraftSpec("subspec", **SMALL)
 _SCRATCH = TemporaryDirectory(prefix="understudy-models-")  # gone when the tests are
 
 _loaded: list[Engine] = []
+_hooks: "WeakKeyDictionary[Engine, Hooks]" = WeakKeyDictionary()
 
 Answers = dict[tuple[str, int], "Answer"]
+
+
+@dataclass
+class Hooks:
+    """What a test does while an engine runs: at each border, whose number it gets; at a start."""
+
+    on_unit: Callable[[int], None] | None = None
+    on_start: Callable[[str], None] | None = None
+    borders: int = 0
+
+    def border(self) -> None:
+        self.borders += 1
+        if self.on_unit is not None:
+            self.on_unit(self.borders)
+
+    def start(self, request_id: str) -> None:
+        if self.on_start is not None:
+            self.on_start(request_id)
 
 
 @dataclass
@@ -95,9 +115,17 @@ def model_spec(folder: Path, draft: DraftSpec, **changes: Any) -> ModelSpec:
 
 def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
     """An engine that lives until the test's end (see conftest.py)."""
-    engine = Engine.load(model_spec(folder, draft, **changes), lambda what, done, total: None)
+    own = Hooks()
+    spec = model_spec(folder, draft, **changes)
+    engine = Engine.load(spec, lambda what, done, total: None, own.border, own.start)
     _loaded.append(engine)
+    _hooks[engine] = own
     return engine
+
+
+def hooks(engine: Engine) -> Hooks:
+    """What happens at the borders of an engine that `load` made."""
+    return _hooks[engine]
 
 
 def close_all() -> None:
@@ -143,10 +171,10 @@ def draft_ahead(engine: Engine, steps: int = 3) -> None:
     stream: Any = engine._loaded.stream
     own = stream.unit
 
-    def unit(index: int) -> Any:
+    def unit(index: int, idle: Any = None) -> Any:
         for _ in range(steps):
             engine._drafting.ahead(1e9)
-        return own(index)
+        return own(index, idle)
 
     stream.unit = unit
 

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from engine.drafting.calibration import Calibration
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.model.cuda_graphs import Bucket, GraphedSteps
 from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
-from engine.model.decoder import Decoder, build_on_meta
+from engine.model.decoder import Decoder
+from engine.model.library import build_on_meta
 from engine.model.resident import bind_resident
 from engine.spec import TILE
 from engine.streaming.device import Capture, Device, Work
@@ -44,7 +46,7 @@ class Compared(GraphedSteps):
         pool, decoder = self._pool.memory, self._decoder
         positions = [int(p) for s in batch.segments for p in s.positions[s.scratch :]]
         before = pool.clone()
-        hidden = decoder.forward(tokens, positions, [False] * len(tokens), batch)
+        hidden = decoder.forward(tokens, positions, batch)
         with decoder.head() as head:
             want = torch.cat([head(block) for block in torch.split(hidden, TILE)])
         stored = pool.clone()

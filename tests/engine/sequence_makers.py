@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from engine.messages import Generate, SamplingParams
+from engine.messages import AUTO, Generate, SamplingParams, Speculation
 from engine.sequences.sequence import Limits, Request, Sequence
 from engine.text.detokenize import Detokenizer
 from engine.text.stop import StopRules
@@ -22,9 +22,13 @@ def make_request(
     key: str = "",
     n: int = 1,
     limits: Limits = LIMITS,
+    speculation: Speculation = AUTO,
+    prediction: Seq[int] = (),
     **params: Any,
 ) -> Request:
-    return Request(Generate(name, tuple(prompt), SamplingParams(**params), n, key), limits)
+    own = SamplingParams(**params)
+    message = Generate(name, tuple(prompt), own, n, key, speculation, tuple(prediction))
+    return Request(message, limits)
 
 
 def make_sequence(prompt: Seq[int], **arguments: Any) -> Sequence:

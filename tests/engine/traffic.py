@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
-from engine.drafting.growth import Bounds
-from engine.drafting.tree import DraftTree
+from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.messages import Failed, Generate, Speculation, Tokens
@@ -19,7 +18,7 @@ from engine.sequences.sequence import Sequence as Running
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
-from tests.engine.models import VOCAB, Answer, Answers, checkpoint, load
+from tests.engine.models import VOCAB, Answer, Answers, checkpoint, hooks, load
 from tests.engine.models import request as make_request
 from tests.engine.models import run as serve
 
@@ -177,7 +176,7 @@ class Guesses:
         self._chance = chance
 
     def propose(self, sequence: Running, depth: int, rows: int) -> DraftTree:
-        answer = self._want[(sequence.request.message.request_id, sequence.choice)].ids
+        answer = self._want[(sequence.request_id, sequence.choice)].ids
         rest = answer[len(sequence.tokens) - sequence.num_prompt :]
         tokens, parents, depths = [sequence.tokens[-1]], [-1], [0]
         right = 0  # the row down to which all is right
@@ -272,23 +271,23 @@ class Traffic:
         own = stream.unit
         if self.chance.random() < self.what.abort:
             at = self.chance.randint(0, 8)
-            self.engine.on_unit = self._leaving(at)
+            hooks(self.engine).on_unit = self._leaving(at)
             if at == 0:
-                self.engine.on_unit(0)
+                hooks(self.engine).border()
         broken = self.chance.randrange(4) if self.chance.random() < self.what.fail else None
 
-        def unit(index: int) -> Any:
+        def unit(index: int, idle: Any = None) -> Any:
             """As the stream does while the weights are on their way, it lets the engine draft."""
             while self.chance.random() < self.what.ahead:
                 self.ahead += self.engine._drafting.ahead(1e9)
-            return _fail() if index == broken else own(index)
+            return _fail() if index == broken else own(index, idle)
 
         stream.unit = unit
         try:
             yield
         finally:
             stream.unit = own
-            self.engine.on_unit = None
+            hooks(self.engine).on_unit = None
 
     def _leaving(self, at: int) -> Callable[[int], None]:
         """Some clients leave at the border number `at` from now."""
@@ -302,7 +301,7 @@ class Traffic:
             seen[0] += 1
             if seen[0] >= at:
                 for name in going:
-                    if name in self.engine._requests:
+                    if name in self.engine._requests._by_id:
                         self.left.add(name)
                         self.engine.abort(name)
 

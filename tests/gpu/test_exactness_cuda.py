@@ -10,7 +10,18 @@ import torch
 
 from engine.spec import DraftSpec, MemorySpec, StreamSpec
 from tests.engine.checkpoints import FAMILIES
-from tests.engine.models import PLAIN, SMALL, alone, checkpoint, exact, load, prompt, request, run
+from tests.engine.models import (
+    PLAIN,
+    SMALL,
+    alone,
+    checkpoint,
+    exact,
+    hooks,
+    load,
+    prompt,
+    request,
+    run,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,9 +83,9 @@ def test_aborted_requests_give_their_pages_back() -> None:
     want = exact(run(engine, asked()))
     for message in asked():
         engine.add(message)
-    engine.on_unit = lambda count: engine.abort("long")
+    hooks(engine).on_unit = lambda count: engine.abort("long")
     engine.step()
-    engine.on_unit = None
+    hooks(engine).on_unit = None
     for message in asked():
         engine.abort(message.request_id)
     engine.step()

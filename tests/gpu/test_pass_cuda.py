@@ -25,6 +25,7 @@ from tests.engine.models import (
     alone,
     checkpoint,
     exact,
+    hooks,
     load,
     prompt,
     request,
@@ -99,7 +100,7 @@ def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
             ahead += drafting.ahead(1.0)
             inside = False
 
-    engine.on_unit = draft
+    hooks(engine).on_unit = draft
     for attempt in ("cold", "prefix cached"):
         assert exact(run(engine, some)) == want, attempt
     assert ahead > 10

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.forcing import to_guess
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.drafting.model.guess import draft_children
+from engine.drafting.tree import Bounds
 from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
@@ -30,6 +31,7 @@ from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
 from engine.streaming.device import Capture
+from engine.streaming.ring import Idle
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
 NEGLIGIBLE = -9.0  # nats: a less probable child is not worth a node
@@ -38,7 +40,9 @@ NEGLIGIBLE = -9.0  # nats: a less probable child is not worth a node
 class Bound:
     """The weights of a model that stay bound to its modules: there is nothing to load."""
 
-    def unit(self, index: int) -> AbstractContextManager[Mapping[str, Tensor]]:
+    def unit(
+        self, index: int, idle: Idle | None = None
+    ) -> AbstractContextManager[Mapping[str, Tensor]]:
         return nullcontext({})
 
 
@@ -49,7 +53,6 @@ class DraftStep:
     chosen: list[tuple[Growth, list[Node]]]
     tokens: list[int]
     positions: list[int]
-    long: list[bool]
     wanted: list[int]  # rows of nodes: those that need logits
     batch: Batch
     resumable: ResumableForward
@@ -248,28 +251,26 @@ class DraftModel:
             return None
         tokens: list[int] = []
         positions: list[int] = []
-        long: list[bool] = []
         segments: list[Segment] = []
         wanted: list[int] = []
         for growth, nodes in ready:
             own_tokens, own_positions, segment = self._segment(growth, nodes, len(tokens))
             tokens += own_tokens
             positions += own_positions
-            long += [self.decoder.is_long(len(growth.sequence.tokens))] * len(own_tokens)
             segments.append(segment)
             wanted += range(len(tokens) - len(nodes), len(tokens))
         rows, resumable = range(len(tokens)), ResumableForward()
         batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
         own = self.decoder.embedding.num_embeddings
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
-        return DraftStep(ready, known, positions, long, wanted, batch, resumable)
+        return DraftStep(ready, known, positions, wanted, batch, resumable)
 
     def _forward(self, step: "DraftStep") -> Tensor:
         """Return the logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
         tokens, wanted = step.tokens, step.wanted
         logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
         if logits is None:
-            hidden = self.decoder.forward(tokens, step.positions, step.long, step.batch)
+            hidden = self.decoder.forward(tokens, step.positions, step.batch)
             rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
             with self.decoder.head() as head:
                 blocks = [head(block) for block in torch.split(rows, TILE)]
@@ -278,7 +279,7 @@ class DraftModel:
             logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
         for growth, nodes in step.chosen:
             # Tiles of clients that left may have been skipped: their slots hold anything.
-            if nodes[0] is growth.root and not growth.sequence.request.cancelled.is_set():
+            if nodes[0] is growth.root and not growth.sequence.is_cancelled:
                 self.caches.keep_pending(growth.sequence)
         missing = self.vocab_size - logits.shape[1]
         if missing:
@@ -310,7 +311,8 @@ class DraftModel:
             slots=torch.cat([prefix, scratch.to(device, non_blocking=True)]),
             positions=depths.to(device, non_blocking=True),
             mask=None if mask is None else mask.to(device, non_blocking=True),
-            cancelled=sequence.request.cancelled,
+            cancelled=sequence.cancelled,
+            is_long=self.decoder.is_long(len(sequence.tokens)),
         )
         tokens = [sequence.tokens[position] for position in pending]
         return [*tokens, *(node.token for node in nodes)], positions, segment

@@ -9,9 +9,9 @@ import pytest
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.policy import TreePolicy
-from engine.drafting.tree import DraftTree
+from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import Generate, PassStats, Speculation, Tokens
 from engine.runtime.engine import Engine
 from engine.sampling.large_vocabularies.blocks import Matrix
@@ -28,6 +28,7 @@ from tests.engine.models import (
     draft_ahead,
     draft_model,
     exact,
+    hooks,
     load,
     prompt,
     request,
@@ -63,10 +64,8 @@ def looking_up(*lookups: Fixed, tuned: bool = False, **bounds: int) -> Drafting:
 
 
 def asking(method: str | None = None, max_rows: int | None = None, **params: Any) -> Sequence:
-    sequence = make_sequence([5, 6, 7], ignore_eos=True, **params)
-    message = replace(sequence.request.message, speculation=Speculation(method, max_rows))
-    sequence.request.message = message
-    return sequence
+    speculation = Speculation(method, max_rows)
+    return make_sequence([5, 6, 7], ignore_eos=True, speculation=speculation, **params)
 
 
 def proposed(drafting: Drafting, sequence: Sequence, room: int = 99) -> DraftTree:
@@ -377,9 +376,9 @@ def left_in_a_pass(engine: Engine) -> list[bool]:
             engine.abort("b")
             said.append(engine._drafting.ahead(1e9))
 
-    engine.on_unit = leave
+    hooks(engine).on_unit = leave
     engine.step()
-    engine.on_unit = None
+    hooks(engine).on_unit = None
     return said
 
 

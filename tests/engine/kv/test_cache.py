@@ -178,8 +178,7 @@ def stored_prefixes(engine: Engine) -> dict[str, tuple[list[int], torch.Tensor, 
     for sequence in engine._scheduler.running:
         slots = engine._cache.slots(sequence.pages)[: sequence.pages.length]
         tokens = sequence.tokens[: sequence.pages.length]
-        name = sequence.request.message.request_id
-        found[name] = (
+        found[sequence.request_id] = (
             tokens,
             engine._cache.pool.keys[:, slots],
             engine._cache.pool.values[:, slots],

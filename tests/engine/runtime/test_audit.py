@@ -14,7 +14,7 @@ from engine.runtime.engine import Engine
 from engine.sampling.logit_rules import TokenCounts
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Request, Sequence
-from tests.engine.models import PLAIN, SUBSPEC, checkpoint, load, prompt, request, run
+from tests.engine.models import PLAIN, SUBSPEC, checkpoint, hooks, load, prompt, request, run
 from tests.engine.sequence_makers import make_sequence
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ def auditor_of(engine: Engine, share: float = 1.0, max_rows: int = 4096) -> Audi
         loaded.decoder,
         loaded.cache,
         max_rows=max_rows,
-        rewind=lambda: loaded.stream.seek(0),
+        rewind=loaded.stream.seek,
     )
 
 
@@ -186,7 +186,7 @@ def test_a_newcomer_ends_a_check_at_the_next_border_and_it_is_tried_again(
         if borders == border:
             auditor.preempt()
 
-    engine.on_unit = count
+    hooks(engine).on_unit = count
     assert audit(auditor, sequence) is None
     assert borders == border, "no layer was run after it"
     assert auditor.pending
@@ -280,7 +280,7 @@ def test_the_number_that_wait_is_bound(engine: Engine) -> None:
     auditor = auditor_of(engine)
     for number in range(MOST_WAITING + 5):
         auditor.offer(make_sequence([3, 4], name=f"r{number}"))
-    waiting = [sequence.request.message.request_id for sequence in auditor._waiting]
+    waiting = [sequence.request_id for sequence in auditor._waiting]
     assert len(waiting) == MOST_WAITING
     assert waiting[-1] == f"r{MOST_WAITING + 4}"
 

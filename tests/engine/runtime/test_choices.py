@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import engine.runtime.choices
-import engine.runtime.engine
+import engine.runtime.verify
 from engine.runtime.choices import Logits, choose_ahead, choose_tree
 from engine.sampling.choose import choose
 from engine.spec import TILE, DraftSpec
@@ -68,7 +68,7 @@ def test_nothing_is_chosen_ahead_where_paths_matter(monkeypatch: pytest.MonkeyPa
         calls += 1
         return choose_ahead(*arguments, **named)
 
-    monkeypatch.setattr(engine.runtime.engine, "choose_ahead", count)
+    monkeypatch.setattr(engine.runtime.verify, "choose_ahead", count)
     served = load(checkpoint("llama"), DraftSpec("subspec", **SMALL))
     served._at_once = True
     run(served, asked(AT_ONCE))

@@ -183,7 +183,7 @@ def test_a_grammar_that_cannot_be_followed_is_refused(source: str, reason: str) 
     with pytest.raises(RequestError, match=reason) as refused:
         engine.add(request("r", ids("go"), grammar=source))
     assert refused.value.code == "invalid_grammar"
-    assert not engine.has_work() and not engine._requests
+    assert not engine.has_work() and not engine._requests._by_id
 
 
 def test_forced_tokens_need_no_draft() -> None:

@@ -26,6 +26,7 @@ from tests.engine.models import (
     draft_model,
     drain,
     exact,
+    hooks,
     load,
     prompt,
     request,
@@ -67,11 +68,11 @@ def test_an_abort_takes_effect_at_the_next_layer_border(engine: Engine, unit: in
         if len(seen) == unit + 1:
             engine.abort("r")
 
-    engine.on_unit = border
+    hooks(engine).on_unit = border
     engine.step()
     assert len(seen) == unit + 1, "nothing ran behind the border"
     assert engine.step() == [] and not engine.has_work()
-    engine.on_unit = None
+    hooks(engine).on_unit = None
     again = run(engine, [request("next", prompt(70), max_tokens=8)])
     assert again[("next", 0)].finish == "length"
 
@@ -85,9 +86,9 @@ def test_all_clients_gone_in_mid_pass_leaves_a_clean_engine(engine: Engine) -> N
         for i in range(3):
             engine.abort(f"gone{i}")
 
-    engine.on_unit = leave
+    hooks(engine).on_unit = leave
     engine.step()
-    engine.on_unit = None
+    hooks(engine).on_unit = None
     assert run(engine, [request("a", prompt(40), max_tokens=12)])[("a", 0)].exact == want.exact
 
 
@@ -100,7 +101,7 @@ def test_an_abort_inside_the_draft_leaves_no_unfinished_pages_to_share() -> None
     engine.add(request("leaves", prompt(200), max_tokens=30))
     engine.add(request("stays", prompt(70, 1), max_tokens=30))
     engine.step()
-    engine.on_unit = lambda _: engine.abort("leaves")
+    hooks(engine).on_unit = lambda _: engine.abort("leaves")
     drain(engine)
     with torch.inference_mode():
         assert model.caches.cache.open(prompt(200)).length == 0
@@ -113,7 +114,7 @@ def test_a_draft_that_reads_a_prompt_tells_of_progress() -> None:
     engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
     engine.add(request("r", prompt(40), max_tokens=30))
     seen: list[int] = []
-    engine.on_unit = seen.append
+    hooks(engine).on_unit = seen.append
     engine.step()
     assert len(seen) == units, "the prompt is not drafted for"
     engine.step()
@@ -123,12 +124,12 @@ def test_a_draft_that_reads_a_prompt_tells_of_progress() -> None:
 
 def test_a_request_is_told_to_run_when_its_first_pass_begins(engine: Engine) -> None:
     started: list[str] = []
-    engine.on_start = started.append
+    hooks(engine).on_start = started.append
     engine.add(request("r", prompt(5), max_tokens=4))
-    engine.on_unit = lambda _: started.append("a layer")
+    hooks(engine).on_unit = lambda _: started.append("a layer")
     engine.step()
     assert started[:2] == ["r", "a layer"]
-    engine.on_unit = None
+    hooks(engine).on_unit = None
     run(engine, [])
     assert started.count("r") == 1
 
@@ -162,10 +163,10 @@ class BrokenOnce:
         self._stream, self._unit = stream, stream.unit
         stream.unit = self._fail
 
-    def _fail(self, index: int) -> Any:
+    def _fail(self, index: int, idle: Any = None) -> Any:
         if index == 1:
             raise ModelError("model.layers.1: its weights could not be read")
-        return self._unit(index)
+        return self._unit(index, idle)
 
     def restore(self) -> None:
         self._stream.unit = self._unit

@@ -14,7 +14,7 @@ from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.runtime.passes import Pass, assemble
 from engine.sequences.scheduler import Turn
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import Limits, Sequence
 from engine.streaming.cpu_link import CpuDevice
 from tests.engine.models import PLAIN, checkpoint, load
 from tests.engine.sequence_makers import LIMITS, make_sequence
@@ -43,12 +43,14 @@ def cache() -> KVCache:
     return KVCache(PagePool(1, 32, 1, 4, torch.float32, CpuDevice()))
 
 
-def stored(cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16) -> Sequence:
+def stored(
+    cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16, limits: Limits = LIMITS
+) -> Sequence:
     """A running sequence of which so many tokens are stored, with room for so many rows."""
-    sequence = make_sequence(tokens)
-    sequence.table = cache.open([])
-    assert cache.reserve(sequence.table, stored + rows)
-    cache.keep(sequence.table, range(stored))
+    sequence = make_sequence(tokens, limits=limits)
+    sequence.run(cache.open([]))
+    assert cache.reserve(sequence.pages, stored + rows)
+    cache.keep(sequence.pages, range(stored))
     return sequence
 
 
@@ -76,7 +78,7 @@ def test_a_tree_stands_behind_the_stored_prefix(cache: KVCache, decoder: Decoder
     assert (segment.first, segment.count, segment.start, segment.scratch) == (0, 6, 4, 0)
     assert segment.positions.tolist() == walk.positions
     assert segment.slots.tolist() == cache.slots(sequence.pages)[:10].tolist()
-    assert segment.cancelled is sequence.request.cancelled
+    assert segment.cancelled is sequence.cancelled
 
 
 def test_a_row_of_a_tree_sees_the_prefix_and_its_ancestors(
@@ -151,12 +153,13 @@ def test_sequences_lie_side_by_side_each_with_its_own_rows(
 def test_rows_know_which_side_of_the_ropes_border_they_are_on(
     cache: KVCache, decoder: Decoder
 ) -> None:
-    short, long = stored(cache, [3, 7], 1), stored(cache, [3, 4, 5], 0)
-    for sequence in (short, long):
-        sequence.request.limits = replace(LIMITS, original_length=2)
+    limits = replace(LIMITS, original_length=2)
+    short, long = (
+        stored(cache, own, kept, limits=limits) for own, kept in (([3, 7], 1), ([3, 4, 5], 0))
+    )
     turns = [Turn(short, 1, 16), Turn(long, 3, 1)]
     walk = assemble(turns, [TREE, DraftTree.root(5)], cache, decoder)
-    assert walk.long == [False] * 6 + [True] * 3
+    assert [(s.is_long, s.count) for s in walk.batch.segments] == [(False, 6), (True, 3)]
 
 
 def test_a_tree_behind_pending_tokens_is_a_mistake(cache: KVCache, decoder: Decoder) -> None:
@@ -188,7 +191,7 @@ def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
 
     def hidden(turns: Seq[Turn], trees: Seq[DraftTree | None]) -> torch.Tensor:
         walk = assemble(turns, trees, cache, decoder)
-        found = decoder.forward(walk.tokens, walk.positions, walk.long, walk.batch)
+        found = decoder.forward(walk.tokens, walk.positions, walk.batch)
         with decoder.head():  # the walk goes on to the head, as every pass does
             return found.clone()
 

@@ -19,6 +19,7 @@ from tests.engine.models import (
     alone,
     checkpoint,
     exact,
+    hooks,
     load,
     prompt,
     request,
@@ -128,7 +129,7 @@ def test_a_client_that_leaves_while_its_prompt_goes_through_the_head_ends_that()
     engine = load(checkpoint("llama"), PLAIN)
     want = run(engine, [request("before", prompt(9))])[("before", 0)]
     borders: list[int] = []
-    engine.on_unit = borders.append
+    hooks(engine).on_unit = borders.append
     run(engine, [request("r", prompt(500), **SCORED)])
     in_layers, blocks = len(borders) - 8, 8  # the last block holds the last rows
 
@@ -138,12 +139,12 @@ def test_a_client_that_leaves_while_its_prompt_goes_through_the_head_ends_that()
             engine.abort("gone")
 
     borders.clear()
-    engine.on_unit = leave
+    hooks(engine).on_unit = leave
     engine.add(request("gone", prompt(500), **SCORED))
     assert engine.step() == []
     assert len(borders) == in_layers + 2 < in_layers + blocks
     assert engine.step() == [] and not engine.has_work()
-    engine.on_unit = None
+    hooks(engine).on_unit = None
     assert run(engine, [request("next", prompt(9))])[("next", 0)].exact == want.exact
 
 

@@ -26,6 +26,7 @@ from tests.engine.models import (
     checkpoint,
     drain,
     exact,
+    hooks,
     load,
     model_spec,
     prompt,
@@ -170,11 +171,11 @@ def test_an_abort_takes_effect_at_the_next_slice(
         if len(seen) == border + 1:
             made.abort("r")
 
-    made.on_unit = leave
+    hooks(made).on_unit = leave
     made.step()
     assert len(seen) == last + 1, "nothing ran behind the border"
     assert made.step() == [] and not made.has_work()
-    made.on_unit = None
+    hooks(made).on_unit = None
     assert not any(layer.experts.routed for layer in layers(made) if layer.experts is not None)
     again = run(made, [request("next", prompt(70), max_tokens=8)])
     assert again[("next", 0)].finish == "length"
@@ -187,7 +188,7 @@ def test_an_abort_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> No
     want = run(made, [stays])[("stays", 0)].ids
     made.add(request("goes", prompt(150), max_tokens=10))
     made.add(stays)
-    made.on_unit = lambda _: made.abort("goes")
+    hooks(made).on_unit = lambda _: made.abort("goes")
     assert drain(made)[("stays", 0)].ids == want
     made.close()
 

@@ -55,7 +55,7 @@ def test_nothing_is_walked_after_a_stop(last: int, tokens: tuple[int, ...]) -> N
         asked.append(row)
         return choices[row]
 
-    def stop(token: int) -> bool:
+    def stop(_row: int, token: int) -> bool:
         offered.append(token)
         return token == last
 

@@ -68,12 +68,12 @@ class Desk:
 
 
 def names(sequences: Seq[Sequence]) -> list[str]:
-    return [sequence.request.message.request_id for sequence in sequences]
+    return [sequence.request_id for sequence in sequences]
 
 
 def ran(turns: Seq[Turn]) -> dict[str, tuple[int, int]]:
     """Request -> (chain, room)."""
-    return {t.sequence.request.message.request_id: (t.chain, t.room) for t in turns}
+    return {t.sequence.request_id: (t.chain, t.room) for t in turns}
 
 
 def test_nobody_runs_in_an_empty_house() -> None:
@@ -87,7 +87,7 @@ def test_first_come_first_served() -> None:
     desk.step()
     assert desk.running == ["a", "b"]
     assert desk.scheduler.num_waiting == 2
-    desk.scheduler.finish(desk.scheduler.running[0])
+    desk.scheduler.remove(desk.scheduler.running[0])
     desk.step()
     assert desk.running == ["b", "c"]
 
@@ -99,7 +99,7 @@ def test_keys_take_turns_however_much_one_of_them_asks() -> None:
     served = []
     while desk.step():
         served += desk.running
-        desk.scheduler.finish(desk.scheduler.running[0])
+        desk.scheduler.remove(desk.scheduler.running[0])
     assert served == ["a1", "b1", "c1", "a2", "c2", "a3"]
 
 
@@ -109,7 +109,7 @@ def test_a_key_that_comes_back_stands_behind_the_others() -> None:
     desk.add("b1", key="b")
     desk.step()
     desk.add("a2", key="a")
-    desk.scheduler.finish(desk.scheduler.running[0])
+    desk.scheduler.remove(desk.scheduler.running[0])
     desk.step()
     assert desk.running == ["b1"]
 
@@ -150,7 +150,7 @@ def test_a_stored_prefix_is_not_run_again() -> None:
     desk = Desk()
     first = desk.add("r", 200)
     desk.step()
-    desk.scheduler.finish(first)
+    desk.scheduler.remove(first)
     again = desk.add("r", 200)
     assert ran(desk.step()) == {"r": (1, 1)}, "its last token must give logits"
     assert again.num_cached == 199
@@ -161,7 +161,7 @@ def test_a_second_turn_runs_the_new_tokens_and_the_last_one_of_the_answer() -> N
     first = desk.add("r", 200)
     for _ in range(10):
         desk.step()
-    desk.scheduler.finish(first)
+    desk.scheduler.remove(first)
     sequence = make_sequence([*first.tokens, *prompt(30, 9)], name="again")
     desk.scheduler.add(sequence)
     assert ran(desk.step()) == {"again": (31, 1)}
@@ -186,7 +186,7 @@ def test_scratch_is_given_back_after_each_pass() -> None:
     desk.add("b", 100)
     desk.step()
     desk.step()
-    desk.scheduler.finish(first)
+    desk.scheduler.remove(first)
     assert ran(desk.step()) == {"b": (1, 9 * PAGE - 101)}
 
 
@@ -228,14 +228,14 @@ def test_who_must_wait_holds_no_page_of_the_prefix_that_is_stored_for_it() -> No
     desk = Desk(pages=6)
     first = desk.add("r", 3 * PAGE + 1)
     desk.step()
-    desk.scheduler.finish(first)
+    desk.scheduler.remove(first)
     desk.add("other", 3 * PAGE)
     desk.step()
     again = desk.add("r", 3 * PAGE + 1)
     desk.step()
     assert desk.running == ["other"] and desk.scheduler.num_waiting == 1
     desk.scheduler.remove(again)
-    desk.scheduler.finish(desk.scheduler.running[0])
+    desk.scheduler.remove(desk.scheduler.running[0])
     assert desk.cache.num_free_pages == 6
 
 
@@ -264,7 +264,7 @@ def test_the_paused_go_on_before_any_that_wait_and_run_their_tokens_again() -> N
     desk.add("d", 5)
     desk.step()
     assert desk.paused == ["c"] and desk.scheduler.num_waiting == 2
-    desk.scheduler.finish(oldest)
+    desk.scheduler.remove(oldest)
     turns = ran(desk.step())
     assert desk.running == ["b", "c"] and desk.scheduler.num_waiting == 1
     assert turns["c"] == (TILE, 0), "beside a decoding one, in chunks"
@@ -277,7 +277,7 @@ def test_of_several_paused_the_oldest_goes_on_first() -> None:
     while len(desk.paused) < 2:
         desk.step()
     assert desk.running == ["a"] and desk.paused == ["b", "c"]
-    desk.scheduler.finish(oldest)
+    desk.scheduler.remove(oldest)
     desk.step()
     assert desk.running == ["b"]
 
@@ -339,7 +339,7 @@ def test_the_cancelled_vanish_wherever_they_are() -> None:
     desk.scheduler.drop_cancelled()
     assert desk.scheduler.num_waiting == 0
     assert names([turn.sequence for turn in desk.step()]) == ["b"]
-    desk.scheduler.finish(desk.scheduler.running[0])
+    desk.scheduler.remove(desk.scheduler.running[0])
     assert desk.cache.num_free_pages == 6 and desk.step() == []
 
 
@@ -360,8 +360,7 @@ def with_forks(desk: Desk, count: int) -> tuple[Sequence, list[Sequence]]:
     forks = [choice_of(request, number + 1) for number in range(count)]
     for fork in forks:
         fork.tokens.append(NEXT)
-        fork.table = desk.cache.fork(first.pages)
-        desk.scheduler.adopt(fork)
+        desk.scheduler.adopt(fork, desk.cache.fork(first.pages))
     return first, forks
 
 
@@ -381,7 +380,7 @@ def test_a_fork_beyond_the_most_sequences_waits_first_and_holds_no_pages() -> No
     assert desk.scheduler.running == [first, forks[0]]
     assert list(desk.scheduler.paused) == forks[1:]
     assert all(fork.table is None for fork in forks[1:])
-    desk.scheduler.finish(first)
+    desk.scheduler.remove(first)
     turns = desk.step()
     assert desk.scheduler.running == [forks[0], forks[1]]
     assert turns[1].chain == 1, "its prompt is still stored"
@@ -443,9 +442,9 @@ def test_everybody_is_served_to_the_end_and_no_page_is_lost(
         assert len(turns) <= most
         assert sum(turn.chain for turn in turns) <= 256
         for sequence in list(desk.scheduler.running):
-            number = int(sequence.request.message.request_id)
+            number = int(sequence.request_id)
             if len(sequence.tokens) >= wanted[sequence]:
-                desk.scheduler.finish(sequence)
+                desk.scheduler.remove(sequence)
             elif number in leaves and steps > number:
                 sequence.request.cancelled.set()
         desk.scheduler.drop_cancelled()

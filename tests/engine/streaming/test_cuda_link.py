@@ -148,8 +148,7 @@ def test_leaving_a_block_does_not_wait_and_the_host_runs_at_most_slots_ahead(
             held.release()  # the first unit's work is done: its slot may be filled again
             return False
 
-        stream.idle = idle
-        with stream.unit(slots) as weights:
+        with stream.unit(slots, idle) as weights:
             assert waiting.is_set(), "the host ran ahead of the ring"
             assert finished.acquire(blocking=False)
             launch(device, units, slots, weights)

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming.cpu_link import CpuDevice
-from engine.streaming.ring import LayerStream
+from engine.streaming.ring import Idle, LayerStream
 from engine.weights.layout import PAGE_BYTES
 from tests.engine.units import NumberedUnits
 
@@ -37,10 +37,16 @@ def opened(
         yield stream
 
 
-def walk(stream: LayerStream, units: NumberedUnits, first: int = 0, compute: float = 0.0) -> None:
+def walk(
+    stream: LayerStream,
+    units: NumberedUnits,
+    first: int = 0,
+    compute: float = 0.0,
+    idle: Idle | None = None,
+) -> None:
     """The rest of a pass: each unit is right when its block begins and when it ends."""
     for index in range(first, len(units.layouts)):
-        with stream.unit(index) as weights:
+        with stream.unit(index, idle) as weights:
             units.check(index, weights)
             time.sleep(random.uniform(0, compute))
             units.check(index, weights)
@@ -122,8 +128,7 @@ def test_waits_for_a_slow_read_and_tells_idle(slots: int) -> None:
                 units.gates[index].release()
                 return False
 
-            stream.idle = idle
-            with stream.unit(index) as weights:
+            with stream.unit(index, idle) as weights:
                 units.check(index, weights)
         assert waited == list(range(8))
         assert stream.stats.units == 8
@@ -142,16 +147,14 @@ def test_idle_expects_the_measured_time_of_a_unit() -> None:
             told.append(seconds)
             return False
 
-        stream.idle = idle
-        walk(stream, units)
+        walk(stream, units, idle=idle)
         assert 0 < max(told) <= stream.stats.busy_seconds
 
 
 def test_idle_is_not_told_when_the_unit_is_there() -> None:
     units = NumberedUnits(2)
     with opened(units, ["resident", "resident"]) as stream:
-        stream.idle = lambda seconds: pytest.fail("nothing to wait for")
-        walk(stream, units)
+        walk(stream, units, idle=lambda seconds: pytest.fail("nothing to wait for"))
         assert stream.stats.stall_seconds == 0
 
 

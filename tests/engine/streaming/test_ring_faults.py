@@ -17,7 +17,7 @@ from engine.spec import Tier
 from engine.streaming import disk
 from engine.streaming.cpu_link import CpuDevice, SimulatedLink
 from engine.streaming.packed import PackedUnits, pack, unit_name
-from engine.streaming.ring import LayerStream
+from engine.streaming.ring import Idle, LayerStream
 from tests.engine.units import NumberedUnits, PiecedUnits
 
 CPU = CpuDevice()
@@ -32,9 +32,15 @@ def opened(
         yield stream
 
 
-def walk(stream: LayerStream, units: NumberedUnits, first: int = 0, last: int = 99) -> None:
+def walk(
+    stream: LayerStream,
+    units: NumberedUnits,
+    first: int = 0,
+    last: int = 99,
+    idle: Idle | None = None,
+) -> None:
     for index in range(first, min(last, len(units.layouts))):
-        with stream.unit(index) as weights:
+        with stream.unit(index, idle) as weights:
             units.check(index, weights)
 
 
@@ -102,9 +108,7 @@ def test_a_disk_that_stalls_delays_and_changes_nothing() -> None:
             return False
 
         walk(stream, units, 0, 3)  # unit 3 may have been asked for before the gate
-        stream.idle = idle
-        walk(stream, units, 3)
-        stream.idle = None
+        walk(stream, units, 3, idle=idle)
         for _ in range(4):
             gate.release()
         walk(stream, units)
@@ -217,8 +221,7 @@ def test_a_link_that_slows_down_is_expected_to_be_slow(monkeypatch: pytest.Monke
         monkeypatch.setattr(SimulatedLink, "carry", slowly)
         walk(stream, units)
         walk(stream, units)
-        stream.idle = idle
-        walk(stream, units)
+        walk(stream, units, idle=idle)
     assert max(told) > takes / 2
 
 
@@ -238,8 +241,7 @@ def test_idle_is_called_again_while_it_does_something_and_time_is_left() -> None
             calls.append(1)
             return len(calls) % 4 != 0  # three steps, then nothing fits
 
-        stream.idle = step
-        walk(stream, units)
+        walk(stream, units, idle=step)
         stats = stream.stats
         assert len(calls) > 6, "more than once a unit"
         assert stats.idle_seconds > 0
@@ -258,8 +260,7 @@ def test_idle_is_over_when_the_unit_has_arrived() -> None:
             done.append(True)
             return True
 
-        stream.idle = step
-        with stream.unit(0) as weights:
+        with stream.unit(0, step) as weights:
             units.check(0, weights)
         assert done == [True]
         units.gates.clear()
@@ -273,11 +274,9 @@ def test_what_idle_raises_leaves_the_stream_usable() -> None:
         raise KeyError("the last client left")
 
     with opened(units, 2) as stream:
-        stream.idle = cancelled
-        with pytest.raises(KeyError), stream.unit(0):
+        with pytest.raises(KeyError), stream.unit(0, cancelled):
             pass
         units.gates[0].release()
-        stream.idle = None
         stream.seek(0)
         units.gates.clear()
         walk(stream, units)
@@ -291,10 +290,8 @@ def test_what_idle_raises_leaves_the_stream_usable() -> None:
 def test_measuring_leaves_the_ring_as_it_was(tiers: list[Tier], slots: int) -> None:
     units = PiecedUnits(4)
     with opened(units, slots, tiers) as stream:
-        stream.idle = lambda seconds: pytest.fail("nobody drafts while the link is measured")
         assert stream.measure_link() > 0
         assert (stream.stats.units, stream.stats.stall_seconds) == (0, 0.0)
-        stream.idle = None
         walk(stream, units)
         walk(stream, units)
 

@@ -161,9 +161,9 @@ def test_a_released_sequences_pages_are_free_and_found_again() -> None:
 def test_a_shared_cache_is_the_sequences_own() -> None:
     cache, sequence = pool(), make_sequence(prompt(9))
     shared = SharedCache(cache)
-    sequence.table = cache.open(sequence.tokens)
+    sequence.run(cache.open(sequence.tokens))
     assert shared.prefix(sequence) is sequence.table
     shared.keep_pending(sequence)
     shared.accept(sequence, [1, 2])
     shared.release(sequence)
-    assert sequence.table.length == 0, "the target's own rows are kept by the engine"
+    assert sequence.pages.length == 0, "the target's own rows are kept by the engine"

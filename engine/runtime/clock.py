@@ -1,0 +1,96 @@
+"""Where the time of a step goes, and what is learned and reported of it."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from engine.messages import Failed, PassStats, Tokens
+from engine.runtime.load import Loaded
+from engine.runtime.passes import Pass
+from engine.sequences.scheduler import Scheduler, Turn
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class Clock:
+    """Measures the steps of one engine, one after another."""
+
+    def __init__(self, loaded: Loaded, scheduler: Scheduler) -> None:
+        self._loaded = loaded
+        self._scheduler = scheduler
+        self._seconds: dict[str, float] = defaultdict(float)  # by phase, of this step
+        self._start = 0.0
+        self._before = loaded.stream.stats
+        self._is_decoding = False
+
+    def start(self, turns: Seq[Turn]) -> None:
+        """A step with these turns begins."""
+        self._seconds.clear()
+        self._before = self._loaded.stream.stats
+        self._is_decoding = any(turn.is_decoding for turn in turns)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block, or of a function, as part of a phase of the step.
+
+        The phases are "draft", "verify" and "head", which is a part of "verify".
+        """
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - began
+
+    def finish(self, rows: Pass, events: Seq[Tokens | Failed]) -> PassStats:
+        """Learn from the step how long passes take, and return its figures."""
+        stats, before = self._loaded.stream.stats, self._before
+        policy, figures = self._loaded.drafting.policy, self._loaded.drafting.take_figures()
+        draft, ahead = self._seconds["draft"], figures.ahead_seconds
+        seconds = time.perf_counter() - self._start - draft
+        stall = stats.stall_seconds - before.stall_seconds
+        compute = max(seconds - stall - ahead, 0.0)
+        link = stats.busy_seconds - before.busy_seconds
+        link_bytes = stats.bytes - before.bytes
+        num_rows, prompt_rows = len(rows.tokens), sum(entry.chain for entry in rows.entries)
+        accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
+        policy.passes.observe(num_rows, compute, link, rows.num_pairs)
+        if not prompt_rows:
+            policy.observe(len(rows.entries), accepted, draft + seconds)
+        self._scheduler.cap.observe(
+            seconds, with_prompt=prompt_rows > 0, decoding=self._is_decoding
+        )
+        return PassStats(
+            rows=num_rows,
+            sequences=len(rows.entries),
+            accepted=accepted,
+            draft_ms=draft * 1e3,
+            pass_ms=seconds * 1e3,
+            link_gbps=link_bytes / seconds / 1e9,
+            free_pages=self._loaded.cache.num_free_pages,
+            waiting=self._scheduler.num_waiting,
+            prompt_rows=prompt_rows,
+            drafted_by=tuple(figures.drafted.items()),
+            accepted_by=tuple(figures.accepted.items()),
+            ahead_ms=ahead * 1e3,
+            copy_stall_ms=stall * 1e3,
+            host_ms=max(self._seconds["verify"] - self._seconds["head"], 0.0) * 1e3,
+            link_bytes=link_bytes,
+            undrafted=figures.undrafted,
+        )
+
+
+def timed(phase: str) -> Callable[[Method], Method]:
+    """Count the time of a method as part of a phase of the clock that its object has."""
+
+    def decorate(method: Method) -> Method:
+        def run(self: Any, *arguments: Any) -> Any:
+            with self.clock.phase(phase):
+                return method(self, *arguments)
+
+        return cast(Method, run)
+
+    return decorate
