@@ -41,14 +41,6 @@ class Resolved:
     identity: str  # the commit, or a fingerprint of a local folder: changes when the files do
 
 
-@dataclass(frozen=True)
-class Located:
-    """Where a model's config.json is, and whether its weights lie beside it."""
-
-    folder: Path
-    has_weights: bool
-
-
 def resolve(source: str, revision: str | None, progress: ReportProgress) -> Resolved:
     """Return the local files of a model: `source` if it is a folder, else the hub's snapshot.
 
@@ -65,13 +57,12 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
     return Resolved(folder, _identity(folder))
 
 
-def locate(source: str, revision: str | None) -> Located:
-    """Return where a model's config.json is; if nothing of the model is here, fetch that file.
+def locate(source: str, revision: str | None) -> Path:
+    """Return the folder of a model's config.json; if nothing of the model is here, fetch it.
 
     Raises `ModelError` when there is none.
     """
-    folder = _find(source, revision, partial(_config_folder, source, revision))
-    return Located(folder, has_weights(folder))
+    return _find(source, revision, partial(_config_folder, source, revision))
 
 
 def has_weights(folder: Path) -> bool:
