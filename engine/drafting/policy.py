@@ -166,7 +166,7 @@ class TreePolicy:
             return len(masses)
         totals = [0.0, *accumulate(masses)]
         free = self.passes.padded(fixed) - fixed
-        counts = [*range(free, len(masses), self.passes.granularity), len(masses)]
+        counts: list[int] = [*range(free, len(masses), self.passes.granularity), len(masses)]
 
         def merit(count: int) -> float:
             tokens = num_trees + totals[count]
