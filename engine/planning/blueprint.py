@@ -52,12 +52,11 @@ class Blueprint:
         """Return what the target of these units and a draft of these needs would like to take."""
         config, shape = self.config, kv_shape(self.config)
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
-        expanded = expanded_bytes(UnreadUnits(outline), self.dtype)
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
             layers=outline.layers,
-            expanded_bytes=expanded,
+            expanded_bytes=expanded_bytes(UnreadUnits(outline), self.dtype),
             other_device_bytes=sum(sizes) - embedding,
             hidden_size=self.hidden_size,
             widest=max(self.hidden_size, getattr(config, "intermediate_size", None) or 0),
@@ -65,23 +64,16 @@ class Blueprint:
             vocab_size=self.vocab_size,
             item_bytes=self.dtype.itemsize,
             kv_bytes_per_token=shape.bytes_per_token(self.dtype) + needs.kv_bytes_per_token,
-            draft_weight_bytes=needs.weight_bytes,
-            scratch_rows=needs.scratch_rows,
-            draft_rows=needs.draft_rows,
-            draft_kv_bytes_per_token=needs.kv_bytes_per_token,
+            draft=needs,
             context_length=self.context_length,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             tile=TILE if self.strict else FAST_TILE,
             embedding_bytes=embedding,
-            making_bytes=needs.making_bytes,
             dense_bytes=sum(
                 dense_layout(unit, self.dtype).nbytes or unit.nbytes for unit in outline.layouts
             ),
             active_share=active_share(config),
-            is_self_drafted=bool(needs.substitute_bytes),
-            # Resident units that are expanded for the time of a pass have nothing to share.
-            substitute_bytes=() if expanded else needs.substitute_bytes,
         )
 
     def _context_length(self) -> int:

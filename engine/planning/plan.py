@@ -195,7 +195,7 @@ class _Planner:
         fits = everything + wanted_pages * demand.page_bytes <= left
         if stream.tier == "resident" or (not streams and fits):
             return all_units, 0
-        least = demand.draft_weight_bytes + self.fewest_pages * demand.page_bytes
+        least = demand.draft.weight_bytes + self.fewest_pages * demand.page_bytes
         slots = stream.slots or self._slots(left - least)
         resident = self._large_head(slots)
         if stream.resident is not None:
@@ -242,7 +242,7 @@ class _Planner:
         ran.
         """
         later = self.demand.embedding_bytes + (0 if self.memory.has_own_memory else activations)
-        return max(self.demand.making_bytes - later, 0)
+        return max(self.demand.draft.making_bytes - later, 0)
 
     def _refusal(self, plan: Plan, left: int) -> str:
         """Say what the plan needs of the device, whose KV has only `left` bytes."""

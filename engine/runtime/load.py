@@ -114,8 +114,8 @@ def load(
         stream=stream,
         cache=cache,
         drafting=drafting,
-        scratch_rows=scheme.demand.scratch_rows,
-        draft_rows=scheme.demand.draft_rows,
+        scratch_rows=scheme.demand.draft.scratch_rows,
+        draft_rows=scheme.demand.draft.draft_rows,
         tokens=token_bytes(files.tokenizer.backend_tokenizer),
         grammars=Grammars(
             files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
