@@ -9,10 +9,11 @@ from engine.drafting.method import DraftNeeds, MethodFacts, PlanContext, candida
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
 from engine.planning import probe
+from engine.planning.assumed import Machine, complete
 from engine.planning.blueprint import Blueprint
 from engine.planning.footprint import Demand
-from engine.planning.forecast import Forecast, Speeds, make_forecast
-from engine.planning.plan import Memory, Plan, make_plan
+from engine.planning.forecast import Forecast, make_forecast
+from engine.planning.plan import Plan, make_plan
 from engine.spec import ModelSpec
 from engine.streaming.device import Device
 from engine.timing import StepTimes
@@ -37,15 +38,14 @@ def make_scheme(
     spec: ModelSpec,
     blueprint: Blueprint,
     outline: Outline,
-    memory: Memory,
-    speeds: Callable[[Demand, Plan], Speeds],
+    machine: Machine,
     users: int,
 ) -> Scheme:
     """Plan and forecast with this method. Raises `ModelError` when it does not fit."""
     facts = facts_of(method, spec.draft)
     demand = blueprint.demand(outline, _needs(facts, spec, blueprint, outline))
-    plan = make_plan(spec, demand, memory)
-    forecast = make_forecast(plan, demand, facts, speeds(demand, plan), users)
+    plan = make_plan(spec, demand, machine.memory)
+    forecast = make_forecast(plan, demand, facts, complete(machine, demand, plan), users)
     return Scheme(plan, demand, method, facts.bounds, forecast)
 
 

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
@@ -17,7 +16,7 @@ from engine.kv.cache import KVCache
 from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
 from engine.model.decoder import Decoder
 from engine.planning import probe
-from engine.planning.assumed import DISK_GBPS, Times, complete
+from engine.planning.assumed import DISK_GBPS, Machine
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free
@@ -167,12 +166,12 @@ def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, S
     prepared: dict[str, BuildDraft] = {}
     spec, outline = files.spec, files.units.outline
     is_open = spec.draft.method is None
-    times = Times(passes, measured_draft(files, outline, files.device) if is_open else None)
+    draft = measured_draft(files, outline, files.device) if is_open else None
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
-    speeds = partial(complete, times, ram_gbps=ram_gbps, disk_gbps=DISK_GBPS)
     memory = available_memory(files.device)
+    machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft)
 
     def scheme(name: str) -> Scheme:
         prepared[name] = prepare(
@@ -188,7 +187,7 @@ def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, S
                 progress=files.progress,
             )
         )
-        return make_scheme(name, spec, files, outline, memory, speeds, USERS)
+        return make_scheme(name, spec, files, outline, machine, USERS)
 
     best = best_scheme(spec, scheme)
     return prepared[best.method], best
