@@ -1,9 +1,8 @@
 """Speeds of a machine that is not here: what `understudy plan` takes for granted, and says so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from engine.planning.footprint import LARGEST_PASS, Demand
-from engine.planning.forecast import Speeds
 from engine.planning.plan import Memory, Plan
 from engine.spec import TILE
 from engine.timing import StepTimes
@@ -31,14 +30,15 @@ CPU = Rates(gbps=15.0, tflops=0.4)  # of few cores
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for. Times that were not measured are None: they are assumed."""
+    """What a plan is made for. Times that are not known yet are empty: see `complete`."""
 
     memory: Memory
     ram_gbps: float  # from RAM to the device, 1e9 bytes a second
     disk_gbps: float
-    device_memory: int = 0  # bytes of the whole card (of the RAM that stands for one), if it counts
-    passes: StepTimes | None = None  # of a pass by rows, weights being there
-    draft: StepTimes | None = None  # of a step of low-bit copies of the target's layers, by rows
+    device_memory: int = 0  # bytes of the whole card; of the RAM that stands for one
+    passes: StepTimes = field(default_factory=StepTimes)  # of a pass by rows, weights being there
+    # Of one draft step by rows; measured for low-bit copies of the target's layers only.
+    draft: StepTimes = field(default_factory=StepTimes)
 
     @property
     def rates(self) -> Rates:
@@ -46,16 +46,16 @@ class Machine:
         return CARD if self.memory.has_own_memory else CPU
 
 
-def complete(machine: Machine, demand: Demand, plan: Plan) -> Speeds:
-    """Return the speeds that a forecast needs: measured ones, assumed where there are none."""
-    own = machine.rates
-    draft = machine.draft if demand.is_self_drafted else None
-    if draft is None:
+def complete(machine: Machine, demand: Demand, plan: Plan) -> Machine:
+    """Return the machine with the times that a forecast needs: assumed where none is measured."""
+    passes, draft = machine.passes, machine.draft
+    if passes.expect(1) is None:
+        passes = pass_times(demand, machine.rates)
+    if draft.expect(1) is None or not demand.is_self_drafted:
         # Resident units serve a draft of the target's own layers too.
         shared = plan.resident_bytes if demand.is_self_drafted else 0
-        draft = draft_times(plan.draft_bytes + shared, len(demand.layers), own)
-    passes = machine.passes or pass_times(demand, own)
-    return Speeds(machine.ram_gbps, machine.disk_gbps, passes, draft)
+        draft = draft_times(plan.draft_bytes + shared, len(demand.layers), machine.rates)
+    return replace(machine, passes=passes, draft=draft)
 
 
 def pass_times(demand: Demand, own: Rates) -> StepTimes:

@@ -15,6 +15,7 @@ from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
 from engine.weights.stored_format import plan_packed
+from engine.weights.units import CheckpointUnits
 
 SLICE_BYTES = 256 << 20  # a layer above this moves in slices, where its family can
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
@@ -47,6 +48,11 @@ class Blueprint:
         """Return the units that the configuration alone determines."""
         quantize, stored = self.spec.target.quantize, plan_packed(self.model)
         return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
+
+    def checkpoint_units(self) -> CheckpointUnits:
+        """Return the units of the checkpoint in the folder."""
+        quantize, slices = self.spec.target.quantize, self.slice_bytes
+        return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
 
     def demand(self, outline: Outline, needs: DraftNeeds) -> Demand:
         """Return what the target of these units and a draft of these needs would like to take."""

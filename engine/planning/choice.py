@@ -82,11 +82,11 @@ def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
     return max(schemes, key=lambda own: own.forecast.tokens_per_second)
 
 
-def measured_draft(blueprint: Blueprint, outline: Outline, device: Device) -> StepTimes | None:
-    """Time a draft step of low-bit copies of the target's layers, where a candidate has them."""
+def measured_draft(blueprint: Blueprint, outline: Outline, device: Device) -> StepTimes:
+    """Time a draft step of low-bit copies of the target's layers, if a candidate has them."""
     for method in candidates():
         facts = facts_of(method)
         with suppress(ModelError):
             if _needs(facts, blueprint.spec, blueprint, outline).substitute_bytes:
                 return probe.substitute_times(blueprint, device, facts.bounds.width)
-    return None
+    return StepTimes()

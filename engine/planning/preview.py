@@ -20,7 +20,6 @@ from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
 from engine.weights.hub import Located, locate
 from engine.weights.outline import Outline
-from engine.weights.units import CheckpointUnits
 
 LEAST_GAIN = 1.02  # below it a change is not worth telling
 
@@ -140,13 +139,12 @@ class _Planner:
         # Without a device of its own the disk is the way weights travel.
         disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
         blueprint, outline = self.describe(spec)
-        measured = probe.pass_times(blueprint, self.device)
         return Machine(
             memory,
             ram_gbps,
             disk,
             device_memory=spec.memory.device or memory.device,
-            passes=None if measured is None else measured.rows,
+            passes=probe.pass_times(blueprint, self.device).rows,
             draft=measured_draft(blueprint, outline, self.device),
         )
 
@@ -155,10 +153,7 @@ def outline_of(blueprint: Blueprint, located: Located) -> Outline:
     """The units of the checkpoint where it is there, else as the configuration tells."""
     if not located.has_weights:
         return blueprint.outline()
-    quantize, slices = blueprint.spec.target.quantize, blueprint.slice_bytes
-    units = CheckpointUnits(
-        located.folder, blueprint.model, blueprint.dtype, quantize, slice_bytes=slices
-    )
+    units = blueprint.checkpoint_units()
     units.close()
     return units.outline
 
@@ -185,14 +180,13 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
         is_asked = asked.link_gbps and not machine.memory.has_own_memory
         source = "as asked" if is_asked else "assumed"
         yield Assumption("disk", f"{machine.disk_gbps:g} GB/s", source)
-    timed = machine.passes.expect(TILE) if machine.passes is not None else None
-    if timed is not None:
+    if (timed := machine.passes.expect(TILE)) is not None:
         figure = f"{timed * 1e3:.0f} ms"
         yield Assumption(f"compute of {TILE} rows", figure, "measured on one layer")
     else:
         yield Assumption("device memory", f"{machine.rates.gbps:g} GB/s")
         yield Assumption("products", f"{machine.rates.tflops:g} TFLOP/s")
-    if scheme.demand.is_self_drafted and machine.draft is not None:
+    if scheme.demand.is_self_drafted and machine.draft.expect(1) is not None:
         figure = f"{forecast.draft_step_seconds * 1e3:.1f} ms"
         yield Assumption("draft step", figure, "measured")
     yield Assumption("tokens a pass", f"{forecast.tokens_per_pass:.1f} by {scheme.method}")

@@ -87,7 +87,7 @@ def load(
         total = sum(layout.nbytes for layout in files.units.layouts)
         log.info("%s: %s are expanded when read, %.1f GB in all", spec.id, what, total / 1e9)
     measured = probe.pass_times(files, files.device)
-    build, scheme = _choose(files, measured.rows if measured is not None else None)
+    build, scheme = _choose(files, measured.rows)
     plan = scheme.plan
     log.info("%s: %s", spec.id, plan)
     reader = files.reader(plan)
@@ -124,7 +124,7 @@ def load(
 
 
 def _pass_times(
-    files: TargetFiles, measured: probe.Measured | None, scheme: Scheme, link_gbps: float
+    files: TargetFiles, measured: probe.Measured, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
     """What a pass takes by rows, as far as it is known before the first."""
     units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
@@ -133,11 +133,11 @@ def _pass_times(
     passes = PassTimes(
         TILE if files.strict else FAST_ROWS,
         ahead=sum(travelling[: scheme.plan.slots]) / travels if travels else 0.0,
-        pair_seconds=measured.pair_seconds if measured is not None else 0.0,
+        pair_seconds=measured.pair_seconds,
     )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
     for rows in probe.ROWS:
-        seconds = measured.rows.expect(rows) if measured is not None else None
+        seconds = measured.rows.expect(rows)
         if seconds is not None:
             passes.observe(rows, seconds, link_seconds)
     return passes
@@ -161,12 +161,12 @@ def _drafting(
     return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead, aside=aside)
 
 
-def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, Scheme]:
+def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
     """Return who drafts, prepared, and with which plan."""
     prepared: dict[str, BuildDraft] = {}
     spec, outline = files.spec, files.units.outline
     is_open = spec.draft.method is None
-    draft = measured_draft(files, outline, files.device) if is_open else None
+    draft = measured_draft(files, outline, files.device) if is_open else StepTimes()
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS

@@ -24,7 +24,6 @@ from engine.weights.family import kv_shape
 from engine.weights.hub import resolve
 from engine.weights.layout import UnitReader
 from engine.weights.stored_format import stored_format
-from engine.weights.units import CheckpointUnits
 
 
 class TargetFiles(Blueprint):
@@ -37,13 +36,7 @@ class TargetFiles(Blueprint):
         super().__init__(spec, source.folder)
         self._revision = source.identity
         self.tokenizer = read_tokenizer(self.folder)
-        self.units = CheckpointUnits(
-            self.folder,
-            self.model,
-            self.dtype,
-            spec.target.quantize,
-            slice_bytes=self.slice_bytes,
-        )
+        self.units = self.checkpoint_units()
         self.tensors = self.units.other()
 
     @property
