@@ -31,11 +31,6 @@ class _Rate:
     seconds: float = 0.0
     cycles: int = 0
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        self.tokens = FADING * self.tokens + tokens
-        self.seconds = FADING * self.seconds + seconds
-        self.cycles += 1
-
 
 class TreePolicy:
     """Decides for all sequences of a cycle together; knows times, not tokens."""
@@ -50,7 +45,10 @@ class TreePolicy:
 
     def observe(self, num_trees: int, tokens: int, seconds: float) -> None:
         """A cycle of so many sequences, none in its prompt, emitted so many tokens."""
-        self._rates[num_trees].observe(tokens, seconds)
+        rate = self._rates[num_trees]
+        rate.tokens = FADING * rate.tokens + tokens
+        rate.seconds = FADING * rate.seconds + seconds
+        rate.cycles += 1
 
     def choose_step(
         self,
@@ -73,26 +71,14 @@ class TreePolicy:
             nodes = growth.pop(width, depth, growth.floor)
             if nodes:
                 offered.append((growth, nodes))
-        return _best(offered, self._worth(growths, offered, elapsed, fixed_rows, undrafted))
-
-    def _worth(
-        self,
-        growths: Seq[Growth],
-        offered: Step,
-        elapsed: float,
-        fixed_rows: int,
-        undrafted: int,
-    ) -> int:
-        """Return how many of the offered nodes to run, the best first."""
         num_trees = len(growths) + undrafted
         expected = sum(growth.expected for growth in growths) + undrafted
         rows = sum(min(len(growth), growth.budget) for growth in growths)
         rows += fixed_rows + undrafted
         context = sum(g.root.position for g in growths) / max(len(growths), 1)
-        total = sum(len(nodes) for _, nodes in offered)
         known = self.passes.expect(rows) is not None and self.draft.expect(1) is not None
-        if not self.tuned or not total or not known:
-            return total
+        if not self.tuned or not offered or not known:
+            return offered
         masses = [0.0, *accumulate(_chances(offered))]
 
         def merit(count: int) -> float:
@@ -101,14 +87,14 @@ class TreePolicy:
             tokens = expected + self.calibration.mass * masses[count]
             return self._merit(tokens, rows, elapsed + step, context, num_trees)
 
-        best = max(range(total + 1), key=merit)
+        best = max(range(len(masses)), key=merit)
         if best:
             self._cycles_undrafted = 0
         elif elapsed == 0:
             self._cycles_undrafted += 1
             if self._cycles_undrafted % EXPLORE == 0:
-                return total
-        return best
+                return offered
+        return _best(offered, best)
 
     def _merit(
         self, expected: float, rows: int, elapsed: float, context: float, num_trees: int
@@ -145,34 +131,22 @@ class TreePolicy:
         compete for the rows: those go where most tokens are expected. `context` is how many tokens
         one sees, on average.
         """
+        fixed = fixed_rows + len(ranked)
         below = sorted((-chance, i) for i, chances in enumerate(ranked) for chance in chances[1:])
-        below = below[: max(max_rows - fixed_rows - len(ranked), 0)]
-        masses = [-cost for cost, _ in below]
-        count = self._rows_worth(masses, len(ranked), elapsed, fixed_rows, context)
+        below = below[: max(max_rows - fixed, 0)]
+        count = len(below)
+        if self.tuned and self.passes.expect(fixed) is not None:
+            masses = [0.0, *accumulate(-cost for cost, _ in below)]
+            free = self.passes.padded(fixed) - fixed  # rows that fill up a tile are free
+
+            def merit(count: int) -> float:
+                expected = len(ranked) + masses[count]
+                return self._merit(expected, fixed + count, elapsed, context, len(ranked))
+
+            full_tiles = range(free, len(below), self.passes.granularity)
+            count = max([*full_tiles, len(below)], key=merit)
         counts = Counter(i for _, i in below[:count])
         return [1 + counts[i] for i in range(len(ranked))]
-
-    def _rows_worth(
-        self,
-        masses: Seq[float],
-        num_trees: int,
-        elapsed: float,
-        fixed_rows: int,
-        context: float,
-    ) -> int:
-        """How many rows below the roots pay; rows that fill up a tile are free."""
-        fixed = fixed_rows + num_trees
-        if not self.tuned or self.passes.expect(fixed) is None:
-            return len(masses)
-        totals = [0.0, *accumulate(masses)]
-        free = self.passes.padded(fixed) - fixed
-        counts: list[int] = [*range(free, len(masses), self.passes.granularity), len(masses)]
-
-        def merit(count: int) -> float:
-            tokens = num_trees + totals[count]
-            return self._merit(tokens, fixed + count, elapsed, context, num_trees)
-
-        return max(counts, key=merit)
 
 
 def _chances(offered: Step) -> list[float]:

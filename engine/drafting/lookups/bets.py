@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Hashable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import count
 from math import log
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
@@ -105,7 +106,7 @@ class _Growing(Generic[State]):
         self.states = [state]
         self.bets: dict[int, Seq[Bet]] = {}
         self._candidates: list[tuple[float, int, int, int]] = []  # -chance, number, parent, token
-        self._num_candidates = 0
+        self._numbers = count()
 
     def can_expand(self, row: int) -> bool:
         ends = row > 0 and self.sequence.is_terminal(self.tokens[row])
@@ -117,9 +118,8 @@ class _Growing(Generic[State]):
         path = self.chances[row]
         for token, chance in rates.chances(bets):
             if path * chance >= LEAST:
-                candidate = (-path * chance, self._num_candidates, row, token)
+                candidate = (-path * chance, next(self._numbers), row, token)
                 heapq.heappush(self._candidates, candidate)
-                self._num_candidates += 1
 
     def take(self) -> tuple[int, int] | None:
         """The best candidate becomes a row: its parent and token. None if there is none."""
@@ -149,15 +149,6 @@ class _Asked:
     start: int  # where in the sequence the first level would stand
     tree: DraftTree
     bets: Mapping[int, Seq[Bet]]  # row -> bets on its children
-
-    def settle(self, emitted: Seq[int], rates: Rates) -> None:
-        """Count the bets on the way that the sequence went."""
-        row: int | None = 0
-        for token in emitted:
-            if row is None:
-                return
-            rates.settle(self.bets.get(row, ()), token)
-            row = self.tree.children(row).get(token)
 
 
 class Gambler(Generic[State]):
@@ -200,10 +191,17 @@ class Gambler(Generic[State]):
         return tree
 
     def _learn(self, sequence: Sequence) -> None:
-        """Settle the bets of the last tree by what was emitted since."""
+        """Count the bets of the last tree on the way that the sequence went since."""
         asked = self._asked.pop(sequence, None)
-        if asked is not None:
-            asked.settle(sequence.tokens[asked.start :], self.rates)
+        if asked is None:
+            return
+        row = 0
+        for token in sequence.tokens[asked.start :]:
+            self.rates.settle(asked.bets.get(row, ()), token)
+            children = asked.tree.children(row)
+            if token not in children:
+                return
+            row = children[token]
 
     def release(self, sequence: Sequence) -> None:
         self._asked.pop(sequence, None)

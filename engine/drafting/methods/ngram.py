@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.drafting.lookups.bets import Bet, Gambler
 from engine.drafting.lookups.suffixes import Match, Suffixes, bets_on
-from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.method import MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 
 if TYPE_CHECKING:
@@ -78,7 +78,3 @@ class Ngram:
 
 def lookup() -> Ngram:
     return Ngram()
-
-
-def prepare(context: DraftContext) -> BuildDraft:
-    return lambda target: lookup()
