@@ -1,5 +1,6 @@
 """A model as its config.json describes it: what a plan needs to know, without any weights."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
+from engine.weights.hub import has_weights
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
 from engine.weights.stored_format import plan_packed
@@ -44,8 +46,13 @@ class Blueprint:
         """The largest unit, where the family's layers can move in slices."""
         return SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
+    @cached_property
     def outline(self) -> Outline:
-        """Return the units that the configuration alone determines."""
+        """The units of the checkpoint if it is there, else those that config.json alone tells."""
+        if has_weights(self.folder):
+            units = self.checkpoint_units()
+            units.close()
+            return units.outline
         quantize, stored = self.spec.target.quantize, plan_packed(self.model)
         return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
 
@@ -54,9 +61,9 @@ class Blueprint:
         quantize, slices = self.spec.target.quantize, self.slice_bytes
         return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
 
-    def demand(self, outline: Outline, needs: DraftNeeds) -> Demand:
-        """Return what the target of these units and a draft of these needs would like to take."""
-        config, shape = self.config, kv_shape(self.config)
+    def demand(self, needs: DraftNeeds) -> Demand:
+        """Return what the target and a draft of these needs would like to take."""
+        config, shape, outline = self.config, kv_shape(self.config), self.outline
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
         return Demand(

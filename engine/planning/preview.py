@@ -18,8 +18,7 @@ from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
-from engine.weights.hub import Located, locate
-from engine.weights.outline import Outline
+from engine.weights.hub import locate
 
 LEAST_GAIN = 1.02  # below it a change is not worth telling
 
@@ -71,12 +70,10 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
     cannot be served at all or its config.json cannot be had.
     """
     planner = _Planner(spec, what_if)
-    machine = planner.machine
-    scheme = planner.best(planner.spec, machine)
-    blueprint, _ = planner.describe(planner.spec)
+    scheme = planner.best(planner.spec, planner.machine)
     return Preview(
         model_id=spec.id,
-        model_type=blueprint.config.model_type,
+        model_type=planner.describe(planner.spec).config.model_type,
         device="cuda" if planner.device is None else planner.device.kind,
         has_weights=planner.located.has_weights,
         scheme=scheme,
@@ -98,7 +95,7 @@ class _Planner:
             spec = replace(spec, memory=replace(spec.memory, ram=None))
         self.spec = spec
         self.device = choose_device(spec.device) if what_if.device_memory is None else None
-        self._described: dict[object, tuple[Blueprint, Outline]] = {}
+        self._described: dict[object, Blueprint] = {}
         self.machine = self._machine()
 
     def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
@@ -106,20 +103,19 @@ class _Planner:
 
         Raises `ModelError` when nothing fits.
         """
-        blueprint, outline = self.describe(spec)
+        blueprint = self.describe(spec)
 
         def scheme(method: str) -> Scheme:
             users = self.what_if.users
-            return make_scheme(method, spec, blueprint, outline, machine, users)
+            return make_scheme(method, spec, blueprint, machine, users)
 
         return best_scheme(spec, scheme)
 
-    def describe(self, spec: ModelSpec) -> tuple[Blueprint, Outline]:
-        """The model with this spec's precision and context, and its units."""
+    def describe(self, spec: ModelSpec) -> Blueprint:
+        """Return the model with this spec's precision and context."""
         key = (spec.target, spec.context_length)
         if key not in self._described:
-            blueprint = Blueprint(spec, self.located.folder)
-            self._described[key] = blueprint, outline_of(blueprint, self.located)
+            self._described[key] = Blueprint(spec, self.located.folder)
         return self._described[key]
 
     def _machine(self) -> Machine:
@@ -138,24 +134,15 @@ class _Planner:
             memory = replace(memory, ram=asked.ram, device=device)
         # Without a device of its own the disk is the way weights travel.
         disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
-        blueprint, outline = self.describe(spec)
+        blueprint = self.describe(spec)
         return Machine(
             memory,
             ram_gbps,
             disk,
             device_memory=spec.memory.device or memory.device,
             passes=probe.pass_times(blueprint, self.device).rows,
-            draft=measured_draft(blueprint, outline, self.device),
+            draft=measured_draft(blueprint, self.device),
         )
-
-
-def outline_of(blueprint: Blueprint, located: Located) -> Outline:
-    """The units of the checkpoint where it is there, else as the configuration tells."""
-    if not located.has_weights:
-        return blueprint.outline()
-    units = blueprint.checkpoint_units()
-    units.close()
-    return units.outline
 
 
 def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:

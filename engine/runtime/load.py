@@ -164,9 +164,9 @@ def _drafting(
 def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
     """Return who drafts, prepared, and with which plan."""
     prepared: dict[str, BuildDraft] = {}
-    spec, outline = files.spec, files.units.outline
+    spec = files.spec
     is_open = spec.draft.method is None
-    draft = measured_draft(files, outline, files.device) if is_open else StepTimes()
+    draft = measured_draft(files, files.device) if is_open else StepTimes()
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
@@ -187,7 +187,7 @@ def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
                 progress=files.progress,
             )
         )
-        return make_scheme(name, spec, files, outline, machine, USERS)
+        return make_scheme(name, spec, files, machine, USERS)
 
     best = best_scheme(spec, scheme)
     return prepared[best.method], best

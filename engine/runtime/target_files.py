@@ -37,6 +37,7 @@ class TargetFiles(Blueprint):
         self._revision = source.identity
         self.tokenizer = read_tokenizer(self.folder)
         self.units = self.checkpoint_units()
+        self.outline = self.units.outline
         self.tensors = self.units.other()
 
     @property
