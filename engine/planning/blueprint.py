@@ -40,11 +40,8 @@ class Blueprint:
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
-
-    @property
-    def slice_bytes(self) -> int | None:
-        """The largest unit, where the family's layers can move in slices."""
-        return SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
+        # The largest unit, where the family's layers can move in slices.
+        self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
     @cached_property
     def outline(self) -> Outline:

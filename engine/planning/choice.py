@@ -33,11 +33,7 @@ class Scheme:
 
 
 def make_scheme(
-    method: str,
-    spec: ModelSpec,
-    blueprint: Blueprint,
-    machine: Machine,
-    users: int,
+    method: str, spec: ModelSpec, blueprint: Blueprint, machine: Machine, users: int
 ) -> Scheme:
     """Plan and forecast with this method. Raises `ModelError` when it does not fit."""
     facts = facts_of(method, spec.draft)

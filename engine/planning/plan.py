@@ -163,6 +163,9 @@ class _Planner:
         most = self.max_sequences
         if self.spec.max_sequences is None:
             most = min(most, max(pages // SEQUENCE_PAGES, 1))
+        # When the draft is made, no row of the embedding was touched yet and, where the device
+        # computes in RAM, no pass ran: what these take later is free to make it.
+        later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
         on_device = Plan(
             tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
             slots=slots,
@@ -176,7 +179,7 @@ class _Planner:
             activation_bytes=activations,
             other_bytes=other,
             embedding_bytes=demand.embedding_bytes,
-            making_bytes=self._making_bytes(activations),
+            making_bytes=max(demand.draft.making_bytes - later, 0),
             memory=memory,
         )
         if pages < self.fewest_pages:
@@ -235,15 +238,6 @@ class _Planner:
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
 
-    def _making_bytes(self, activations: int) -> int:
-        """Return the host memory that making the draft needs beyond what serving takes later.
-
-        By then no row of the embedding was touched and, where the device computes in RAM, no pass
-        ran.
-        """
-        later = self.demand.embedding_bytes + (0 if self.memory.has_own_memory else activations)
-        return max(self.demand.draft.making_bytes - later, 0)
-
     def _refusal(self, plan: Plan, left: int) -> str:
         """Say what the plan needs of the device, whose KV has only `left` bytes."""
         kv = self.fewest_pages * self.demand.page_bytes
@@ -269,7 +263,10 @@ class _Planner:
                     f"{size_text(-room)} more than the RAM there is. Lower memory.device."
                 )
         room = max(room - plan.making_bytes, 0)
-        loading = self._loading_bytes(plan.tiers)
+        # Pinned buffers for whole units that are read from the checkpoint.
+        loaded = [self.units[i] for i, tier in enumerate(plan.tiers) if tier == "resident"]
+        buffers = min(READERS, len(loaded)) if memory.has_own_memory else 0
+        loading = buffers * max(loaded, default=0)
         tiers = self._tiers(plan.tiers, room, loading)
         slabs = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # The disk tier's packed units come in pieces; else only loading needs pinned buffers.
@@ -283,12 +280,6 @@ class _Planner:
             host_pages=pages,
             host_kv_bytes=pages * self.demand.host_page_bytes,
         )
-
-    def _loading_bytes(self, tiers: Sequence[Tier]) -> int:
-        """Return the bytes of pinned buffers for whole units read from the checkpoint."""
-        loaded = [self.units[i] for i, tier in enumerate(tiers) if tier == "resident"]
-        buffers = min(READERS, len(loaded)) if self.memory.has_own_memory else 0
-        return buffers * max(loaded, default=0)
 
     def _tiers(self, tiers: tuple[Tier, ...], room: int, loading: int) -> tuple[Tier, ...]:
         """Return where each unit waits that does not stay on the device.

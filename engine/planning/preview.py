@@ -6,6 +6,7 @@ Nothing is loaded: config.json is enough. Where the checkpoint is there, its own
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from engine.errors import ModelError
 from engine.planning import assumed, probe
@@ -103,12 +104,8 @@ class _Planner:
 
         Raises `ModelError` when nothing fits.
         """
-        blueprint = self.describe(spec)
-
-        def scheme(method: str) -> Scheme:
-            users = self.what_if.users
-            return make_scheme(method, spec, blueprint, machine, users)
-
+        blueprint, users = self.describe(spec), self.what_if.users
+        scheme = partial(make_scheme, spec=spec, blueprint=blueprint, machine=machine, users=users)
         return best_scheme(spec, scheme)
 
     def describe(self, spec: ModelSpec) -> Blueprint:
