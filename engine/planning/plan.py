@@ -160,9 +160,7 @@ class _Planner:
         draft = demand.draft_bytes(resident)
         left -= draft + ring + resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
-        most = self.max_sequences
-        if self.spec.max_sequences is None:
-            most = min(most, max(pages // SEQUENCE_PAGES, 1))
+        most = self.spec.max_sequences or min(DEFAULT_SEQUENCES, max(pages // SEQUENCE_PAGES, 1))
         # When the draft is made, no row of the embedding was touched yet and, where the device
         # computes in RAM, no pass ran: what these take later is free to make it.
         later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)

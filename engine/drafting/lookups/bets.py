@@ -159,10 +159,7 @@ class Gambler(Generic[State]):
     """
 
     def __init__(
-        self,
-        source: str,
-        bets: Callable[[State], Seq[Bet]],
-        follow: Callable[[State, int], State],
+        self, source: str, bets: Callable[[State], Seq[Bet]], follow: Callable[[State, int], State]
     ) -> None:
         self.rates = Rates()
         self._source = source
@@ -174,8 +171,7 @@ class Gambler(Generic[State]):
         """The best `rows` rows, the root among them; None if there is no bet worth a row."""
         self._learn(sequence)
         growing = _Growing(sequence, state, depth)
-        row = 0
-        while row + 1 < rows:
+        for row in range(rows - 1):
             if growing.can_expand(row):
                 growing.expand(row, self._bets(growing.states[row]), self.rates)
             taken = growing.take()
@@ -183,8 +179,7 @@ class Gambler(Generic[State]):
                 break
             parent, token = taken
             growing.states.append(self._follow(growing.states[parent], token))
-            row += 1
-        if row == 0:
+        if len(growing.tokens) == 1:
             return None
         tree = growing.tree(self._source)
         self._asked[sequence] = _Asked(growing.start, tree, growing.bets)

@@ -85,8 +85,7 @@ class Recycling:
         """One bet for each successor: its chance, given that no better one was right."""
         if self._matrix is None:
             return []
-        bets = []
-        left = 1.0
+        bets, left = [], 1.0
         successors, chances = (of_all[token].tolist() for of_all in self._matrix)
         for successor, chance in zip(successors, chances, strict=True):
             if not chance >= LEAST:  # also where a logit was not a number
