@@ -106,9 +106,8 @@ def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
     for most_pages in planner.page_limits():
         with suppress(DoesNotFit):
             plan = planner.decide(most_pages)
-            if set(plan.tiers) == {"resident"}:
-                return plan
-            if plan.num_pages * PAGE >= min(demand.context_length, most_pages * PAGE):
+            enough = min(demand.context_length, most_pages * PAGE)
+            if set(plan.tiers) == {"resident"} or plan.num_pages * PAGE >= enough:
                 return plan
     return planner.decide(planner.fewest_pages)
 

@@ -19,7 +19,7 @@ from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
-from engine.weights.hub import locate
+from engine.weights.hub import has_weights, locate
 
 LEAST_GAIN = 1.02  # below it a change is not worth telling
 
@@ -76,7 +76,7 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
         model_id=spec.id,
         model_type=planner.describe(planner.spec).config.model_type,
         device="cuda" if planner.device is None else planner.device.kind,
-        has_weights=planner.located.has_weights,
+        has_weights=has_weights(planner.folder),
         scheme=scheme,
         gains=_gains(planner, scheme),
         assumptions=tuple(_assumptions(planner, scheme)),
@@ -88,7 +88,7 @@ class _Planner:
 
     def __init__(self, spec: ModelSpec, what_if: WhatIf) -> None:
         self.what_if = what_if
-        self.located = locate(spec.target.source, spec.target.revision)
+        self.folder = locate(spec.target.source, spec.target.revision)
         if what_if.device_memory is not None:  # a card that need not be here
             stream = replace(spec.stream, simulate_gbps=None)
             spec = replace(spec, memory=replace(spec.memory, device=None), stream=stream)
@@ -112,7 +112,7 @@ class _Planner:
         """Return the model with this spec's precision and context."""
         key = (spec.target, spec.context_length)
         if key not in self._described:
-            self._described[key] = Blueprint(spec, self.located.folder)
+            self._described[key] = Blueprint(spec, self.folder)
         return self._described[key]
 
     def _machine(self) -> Machine:

@@ -37,8 +37,7 @@ class _Branch:
 
     def token_at(self, place: int) -> int:
         """A match may run on into what it drafted itself: so a loop goes on as long as wanted."""
-        inside = place < len(self.text)
-        return self.text[place] if inside else self.path[place - len(self.text)]
+        return self.text[place] if place < len(self.text) else self.path[place - len(self.text)]
 
     def bets(self) -> list[Bet]:
         return bets_on(self.matches, self.token_at, PRIORS)
