@@ -64,11 +64,9 @@ def pad(segments: Sequence[Segment]) -> Padded | None:
         positions[index, : segment.start] = numbers[: segment.start]
         positions[index, segment.start : length] = segment.positions
         own = visible[index, : segment.count, :length]
-        if segment.mask is None:  # a chain sees all before it
-            own[:] = numbers[:length] < numbers[length - segment.count : length, None] + 1
-        else:
-            own[:, : segment.start] = True
-            own[:, segment.start :] = segment.mask
+        own[:, : segment.start] = True
+        seen = segment.seen_by(range(segment.count))
+        own[:, segment.start :] = True if seen is None else seen
         visible[index, segment.count :] = visible[index, 0]
         rows += range(segment.first, segment.first + segment.count)
         rows += [segment.first] * (count - segment.count)

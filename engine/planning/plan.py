@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.planning.footprint import Demand as Demand
-from engine.planning.footprint import activation_bytes, pass_rows, size_text
+from engine.planning.footprint import Demand as Demand, activation_bytes, pass_rows, size_text
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS
 from engine.streaming.page_store import STAGING_BYTES

@@ -153,10 +153,8 @@ class Scheduler:
         elif sequence.status is Status.PAUSED:
             self.paused.remove(sequence)
         elif sequence.status is Status.WAITING:
-            line = self._waiting[sequence.key]
-            line.remove(sequence)
-            if not line:
-                del self._waiting[sequence.key]
+            self._waiting[sequence.key].remove(sequence)
+            self._forget_empty(sequence.key)
         sequence.leave()
 
     def schedule(self) -> list[Turn]:
@@ -194,26 +192,19 @@ class Scheduler:
         self.release(sequence)
 
     def _admit(self) -> None:
-        while len(self.running) < self.max_sequences:
-            sequence = self._next()
-            if sequence is None or not self._open(sequence):
+        while len(self.running) < self.max_sequences and self.num_waiting:
+            line = self.paused or next(iter(self._waiting.values()))
+            if not self._open(line[0]):
                 return
-            self._take_next()
+            sequence = line.popleft()
             self.running.append(sequence)
+            if line is not self.paused:
+                self._waiting.move_to_end(sequence.key)
+                self._forget_empty(sequence.key)
 
-    def _next(self) -> Sequence | None:
-        if self.paused:
-            return self.paused[0]
-        return next(iter(self._waiting.values()))[0] if self._waiting else None
-
-    def _take_next(self) -> None:
-        if self.paused:
-            self.paused.popleft()
-            return
-        key, line = next(iter(self._waiting.items()))
-        line.popleft()
-        self._waiting.move_to_end(key)
-        if not line:
+    def _forget_empty(self, key: str) -> None:
+        """Forget a key's line once nobody waits in it."""
+        if not self._waiting[key]:
             del self._waiting[key]
 
     def _open(self, sequence: Sequence) -> bool:

@@ -6,8 +6,7 @@ while they are made, so that a row's score is an honest log-probability.
 """
 
 import heapq
-from collections.abc import Callable, Hashable, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Hashable, Mapping, Sequence as Seq
 from dataclasses import dataclass
 from math import log
 from typing import Generic, NamedTuple, Protocol, TypeVar

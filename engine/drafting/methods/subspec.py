@@ -7,8 +7,7 @@ scratch slots.
 
 import gc
 import logging
-from collections.abc import Collection
-from collections.abc import Sequence as Seq
+from collections.abc import Collection, Sequence as Seq
 from contextlib import closing
 
 from torch import nn

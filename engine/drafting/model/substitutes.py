@@ -43,20 +43,16 @@ class SubstituteUnits:
     ) -> None:
         self._units = units
         self._dtype = dtype
-        self._layouts: list[UnitLayout] = []
+        self.layouts: list[UnitLayout] = []
         for layout, paths in zip(units.layouts, linears, strict=True):
-            weights = {_weight(path) for path in paths}
+            weights = {f"{path}.weight" if path else "weight" for path in paths}
             tensors: dict[str, TensorSpec] = {}
             for name, spec in dense_tensors(layout, dtype).items():
                 if name in weights:
                     tensors |= stored_tensors(name, spec, group, device, kernel)
                 else:
                     tensors[name] = spec
-            self._layouts.append(lay_out(layout.name, tensors))
-
-    @property
-    def layouts(self) -> Sequence[UnitLayout]:
-        return self._layouts
+            self.layouts.append(lay_out(layout.name, tensors))
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab` with unit `index`; the same weights give the same bytes."""
@@ -64,7 +60,7 @@ class SubstituteUnits:
         dense = dense_layout(layout, self._dtype)
         own, expanded = host_slab(layout.nbytes), host_slab(dense.nbytes)
         self._units.read(index, own)
-        fields = self._layouts[index].views(slab)
+        fields = self.layouts[index].views(slab)
         for name, tensor in expand(layout.views(own), dense.views(expanded)).items():
             store(tensor, name, fields)
 
@@ -115,7 +111,3 @@ def settle(module: nn.Module) -> None:
         if isinstance(part, Nf4Linear) and not part.inner.weight.is_cuda:
             part(torch.zeros(1, part.inner.in_features, dtype=torch.bfloat16))
             give_back_freed()
-
-
-def _weight(path: str) -> str:
-    return f"{path}.weight" if path else "weight"

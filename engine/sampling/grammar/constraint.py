@@ -4,8 +4,7 @@ Where rules collide the grammar goes first; then the limit of tokens, by which t
 complete; then `min_tokens` and `ignore_eos`, which delay its end; then penalties and logit bias.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence as Seq
 
 import numpy as np
 import torch

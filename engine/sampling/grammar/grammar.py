@@ -4,8 +4,7 @@ Masks hold tokens as the tokenizer would cut the text: where only one text may f
 are forced. The state of a grammar depends on nothing but the answer's tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterable, Iterator, Sequence as Seq
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
