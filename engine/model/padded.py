@@ -71,17 +71,15 @@ def pad(segments: Sequence[Segment]) -> Padded | None:
         rows += range(segment.first, segment.first + segment.count)
         rows += [segment.first] * (count - segment.count)
         places += range(index * count, index * count + segment.count)
-    taken = torch.tensor(rows, device=device)
-    written = [segment.slots[len(segment.slots) - segment.count :] for segment in segments]
-    own_positions = torch.cat([s.positions[len(s.positions) - s.count :] for s in segments])
+    own_positions = torch.cat([s.positions[s.scratch :] for s in segments])
     where = torch.tensor(places, device=device)
     queries = torch.zeros(len(segments) * count, dtype=torch.int64, device=device)
     queries[where] = own_positions
     return Padded(
-        rows=taken,
+        rows=torch.tensor(rows, device=device),
         places=where,
         slots=slots.view(-1),
-        own_slots=torch.cat(written),
+        own_slots=torch.cat([s.slots[s.start + s.scratch :] for s in segments]),
         visible=visible,
         positions=positions,
         own_positions=queries.view(len(segments), count),

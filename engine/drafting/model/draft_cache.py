@@ -65,10 +65,8 @@ class OwnCache:
     def prefix(self, sequence: Sequence) -> PageTable | None:
         table = self._tables.get(sequence)
         salt = int(self._is_long(len(sequence.tokens)))
-        if table is not None and table.salt != salt:
-            self.cache.close(table, sequence.tokens)
-            table = None
-        if table is None:
+        if table is None or table.salt != salt:
+            self.release(sequence)
             table = self._tables[sequence] = self.cache.open(sequence.tokens, salt)
         pending = len(sequence.tokens) - 1 - table.length
         return table if self.cache.reserve(table, max(pending, 0)) else None
