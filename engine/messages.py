@@ -15,6 +15,8 @@ ReportProgress = Callable[[str, int, int], None]  # what, done, total (bytes, or
 TARGET = "target"  # no draft had proposed it
 PREDICTION = "prediction"  # the request itself had predicted it
 
+NO_DRAFT = "none"  # what a request says that wants no draft; also the method that proposes nothing
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -54,7 +56,7 @@ class SamplingParams:
 class Speculation:
     """How a request wants to be drafted for; it changes its speed, never its text."""
 
-    method: str | None = None  # None: the model's own; "none", or a method that costs no draft time
+    method: str | None = None  # None: the model's own; else NO_DRAFT, or one without draft time
     max_rows: int | None = None  # rows of its trees, the root among them
 
 
@@ -102,7 +104,7 @@ class ModelInfo:
     plan: str  # one line: what lives where
     num_pages: int = 0  # of the KV pool
     link_gbps: float = 0.0  # what the link was measured to carry, 1e9 bytes a second; 0: none
-    draft_methods: tuple[str, ...] = ()  # what a request may ask for, beside "auto" and "none"
+    draft_methods: tuple[str, ...] = ()  # what a request may ask for by name, beside "auto"
 
 
 @dataclass(frozen=True)

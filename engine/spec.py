@@ -30,13 +30,11 @@ class TargetSpec:
 class DraftSpec:
     """Who proposes tokens, and the upper bounds of its tree."""
 
-    method: str | None = (
-        None  # a file of engine/drafting/methods; None: subspec if it fits, else ngram
-    )
-    source: str | None = None  # specexec: hub id or folder of the draft model
+    method: str | None = None  # a file of engine/drafting/methods; None: the one forecast fastest
+    source: str | None = None  # hub id or folder of a draft model, where the method takes one
     revision: str | None = None
-    bits: Literal[4] = 4  # subspec: precision of the substitutes
-    group: Literal[32, 64] = 32  # subspec: weights that share one scale
+    bits: Literal[4] = 4  # precision of low-bit copies of the target's layers
+    group: Literal[32, 64] = 32  # their weights that share one scale
     depth: int | None = None  # levels below the root
     width: int | None = None  # rows of one draft step
     branch: int | None = None  # children of one row

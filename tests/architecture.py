@@ -81,6 +81,20 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.commands", "engine.planning.preview"),
     ("server.cli.plan_table", "engine.*"),
     ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
+    ("server.config.model_file", "engine.drafting.method"),  # and what their files state
+)
+
+# (who, which name of a drafting method it may write as a string, because)
+METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
+    ("engine.messages", "none", "what a request says that wants no draft"),
+    ("engine.messages", "prediction", "a source of tokens that clients are told of"),
+    ("engine.process.admission", "prediction", "a field of a request"),
+    ("server.schemas.*", "none", "a value of `tool_choice` and `reasoning_effort`"),
+    ("server.doors.messages.request", "none", "a value of `tool_choice`"),
+    ("server.chat.prompt", "none", "a value of `reasoning_effort`"),
+    ("server.chat.tools", "none", "a value of `tool_choice`"),
+    ("server.parsing.selection", "none", "a value of `parsers.reasoning`"),
+    ("server.config.registry", "none", "an empty list in a message"),
 )
 
 # (file, attribute, why it may be set from outside of its object)
@@ -258,6 +272,28 @@ def import_time_imports(root: Path) -> list[str]:
                 if any(name.split(".")[0] in IN_ONE_FILE_ONLY for name in names):
                     where = f"{path.relative_to(root)}:{node.lineno}"
                     wrong.append(f"{where}: import {names[0]} inside the function that uses it")
+    return wrong
+
+
+def named_methods(root: Path) -> list[str]:
+    """Places outside its own file that name a drafting method: as a string, or by an import."""
+    folder = "engine.drafting.methods"
+    names = {path.stem for path in (root / folder.replace(".", "/")).glob("[!_]*.py")}
+    own = {f"{folder}.{name}" for name in names}
+    wrong = [
+        f"{found.where}: imports {found.imported}; its facts are in engine.drafting.method.facts_of"
+        for found in imports(root, "engine") + imports(root, "server")
+        if found.imported in own and found.importer != found.imported
+    ]
+    for module, path in (modules(root, "engine") | modules(root, "server")).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Constant) and node.value in names):
+                continue
+            excused = any(
+                fnmatchcase(module, who) and name == node.value for who, name, _ in METHODS_NAMED
+            )
+            if module != f"{folder}.{node.value}" and not excused:
+                wrong.append(f"{path.relative_to(root)}:{node.lineno}: names {node.value!r}")
     return wrong
 
 

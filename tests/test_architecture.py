@@ -17,6 +17,7 @@ RULES: tuple[Rule, ...] = (
     rules.deep_imports,
     rules.scattered_imports,
     rules.import_time_imports,
+    rules.named_methods,
     rules.foreign_attributes,
     rules.device_questions,
     rules.long_files,
@@ -103,6 +104,13 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
         "engine.weights.formats.linear, engine.weights.formats.nf4",
     ),
     (rules.import_time_imports, {"engine/nf4.py": "import bitsandbytes as bnb"}, "nf4.py:1"),
+    (rules.named_methods, {"engine/planning/a.py": 'is_b = method == "b"'}, "a.py:1: names 'b'"),
+    (rules.named_methods, {"server/config/a.py": 'def f():\n    return {"b": 1}'}, "a.py:2"),
+    (
+        rules.named_methods,
+        {"engine/planning/a.py": "from engine.drafting.methods import b"},
+        "imports engine.drafting.methods.b",
+    ),
     *(
         (rules.foreign_attributes, {"engine/kv/a.py": f"class A:\n    {text}"}, "a.py:2: b is set")
         for text in (

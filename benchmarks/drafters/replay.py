@@ -11,15 +11,18 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from engine.drafting.growth import Bounds
-from engine.drafting.method import DraftContext, LookupMethod
-from engine.drafting.tree import DraftTree
+from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
 RIGHT, WRONG = -0.01, -1.0  # a row's score behind its parent: the order in which rows are kept
-DEFAULT = Bounds(depth=64, width=1, branch=1, budget=64)
+FACTS = MethodFacts(
+    bounds=Bounds(depth=64, width=1, branch=1, budget=64),
+    keys=frozenset({"source"}),
+    required={"source": "a file of scripts"},
+)
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,9 @@ def _tree(root: int, right: Seq[int], wrong: Seq[int], source: str) -> DraftTree
     )
 
 
-def prepare(context: DraftContext) -> LookupMethod:
+def prepare(context: DraftContext) -> BuildDraft:
     source = context.spec.draft.source
     if source is None:
         raise ModelError("draft.source: method replay needs a file of scripts")
     replay = Replay(read_scripts(Path(source)), context.vocab_size)
-    return LookupMethod(replay, context.bounds(DEFAULT))
+    return lambda target: replay

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from math import inf, log
 
 from engine.drafting.forcing import force, prune
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.lookups.bets import Lookup
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
-from engine.drafting.tree import DraftTree
-from engine.messages import PREDICTION
+from engine.drafting.tree import Bounds, DraftTree
+from engine.messages import NO_DRAFT, PREDICTION
 from engine.model.decoder import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
@@ -63,7 +63,7 @@ class Drafting:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """What a request may ask for by name, beside "auto" and "none"."""
+        """Return what a request may ask for by name, beside "auto" and `NO_DRAFT`."""
         names = [lookup.name for lookup in self._lookups if lookup.name != PREDICTION]
         return (*([self._model.name] if self._model else []), *names)
 
@@ -212,7 +212,7 @@ class Drafting:
     def _may_force(self, growth: Growth) -> bool:
         """Whether the tokens that its grammar forces join its tree."""
         wanted = growth.sequence.speculation.method
-        return growth.sequence.constraint is not None and growth.budget > 1 and wanted != "none"
+        return growth.sequence.constraint is not None and growth.budget > 1 and wanted != NO_DRAFT
 
     def _ranked(self, growth: Growth, rows: int) -> list[Node]:
         """The best nodes; behind likely leaves stands what the grammar forces."""
@@ -227,7 +227,7 @@ class Drafting:
         """Whether there was anything to draft, and the request did not say no."""
         wanted = growth.sequence.speculation.method
         drafts = self._model is not None or bool(self._lookups)
-        return drafts and wanted != "none" and growth.last > growth.root.position
+        return drafts and wanted != NO_DRAFT and growth.last > growth.root.position
 
     def _may_draft(self, growth: Growth) -> bool:
         """Whether the model drafts for it."""

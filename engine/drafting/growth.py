@@ -24,21 +24,6 @@ from engine.messages import PREDICTION
 from engine.sequences.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """How far a tree may grow."""
-
-    depth: int  # levels below the root, and steps of the draft
-    width: int  # rows of one draft step
-    branch: int  # children of one row
-    budget: int  # rows of the finished tree, the root among them
-
-    @property
-    def draft_rows(self) -> int:
-        """Rows the draft may run for one tree."""
-        return 1 + (self.depth - 1) * self.width
-
-
 @dataclass(eq=False, slots=True)
 class Node:
     """A drafted token."""
@@ -176,10 +161,9 @@ class Growth:
         """The paths of another draft's tree, which stands on the same root."""
         nodes = [self.root]
         for row in range(1, len(tree)):
-            parent = tree.parents[row]
+            parent, source = tree.parents[row], tree.sources[row]
             belief = min(tree.scores[row] - tree.scores[parent], 0.0)
-            gain = calibration.gain(tree.sources[row], belief)
-            source = tree.sources[row]
+            gain = calibration.gain(source, belief)
             nodes.append(self.add(nodes[parent], tree.tokens[row], belief, gain, source))
 
     def ranked(self, rows: int, depth: int) -> list[Node]:

@@ -1,69 +1,108 @@
-"""What a drafting method is to the engine, and how methods are found.
+"""What a drafting method is to the engine, and how methods are found by name.
 
 A method drafts by a model, which costs time and memory, or by look-up, which costs neither and
-joins the trees of models too (`engine.drafting.drafter`).
+joins the trees of models too (`engine.drafting.drafter`). `engine/drafting/methods/__init__.py` has
+a complete example.
 
-Loading goes in two steps, since the plan stands between them: `prepare` (in the method's file)
-reads what it needs to know and says what it will take of the device's memory; `build` makes the
-drafter once the target stands.
+Loading goes in three steps: `prepare` (in the method's file) checks that everything is there; the
+method's facts say what it takes of the device's memory, and the plan follows from that; what
+`prepare` returned makes the drafter once the target is loaded.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
-from pkgutil import iter_modules
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-import engine.drafting.methods
-from engine.drafting.growth import Bounds
-from engine.drafting.lookups.bets import Lookup
-from engine.drafting.model.draft_model import DraftModel
+from engine.drafting.methods import available
+from engine.drafting.tree import Bounds
 from engine.errors import ModelError
-from engine.kv.cache import KVCache
 from engine.messages import ReportProgress
-from engine.model.decoder import Decoder
-from engine.spec import ModelSpec
-from engine.streaming.device import Device
-from engine.streaming.ring import LayerStream
-from engine.weights.layout import UnitReader
+from engine.spec import DraftSpec, ModelSpec
+
+if TYPE_CHECKING:  # a method's file imports this module, and the front end reads that file
+    import torch
+    from torch import Tensor
+
+    from engine.drafting.lookups.bets import Lookup
+    from engine.drafting.model.draft_model import DraftModel
+    from engine.kv.cache import KVCache
+    from engine.model.decoder import Decoder
+    from engine.streaming.device import Device
+    from engine.streaming.ring import LayerStream
+    from engine.weights.layout import UnitLayout, UnitReader
+
+
+@dataclass(frozen=True)
+class PlanContext:
+    """What is known when a draft is planned: the target's config.json is enough."""
+
+    draft: DraftSpec
+    bounds: Bounds  # of this method's trees
+    config: Any  # the target's configuration
+    dtype: torch.dtype  # of the target's activations
+    layouts: Sequence[UnitLayout]  # the target's units
 
 
 @dataclass(frozen=True)
 class DraftNeeds:
-    """What a method takes of the device's memory."""
+    """What a method takes of memory."""
 
-    tree_rows: int  # most rows of one tree
     scratch_rows: int  # most scratch slots of the target's cache one tree needs
     draft_rows: int = 0  # slots of the target's cache for the draft's own rows, per sequence
-    weight_bytes: int = 0
+    weight_bytes: int = 0  # on the device
     kv_bytes_per_token: int = 0  # a cache of its own, with as many slots as the target's
+    making_bytes: int = 0  # of host memory while the draft is made
+    # Where the draft is a low-bit copy of the target's layers: of `weight_bytes`, what each unit's
+    # copy takes. A unit that is resident serves the draft too and needs no copy.
+    substitute_bytes: Sequence[int] = ()
+
+
+def tree_alone(context: PlanContext) -> DraftNeeds:
+    """Return the needs of a method that has no weights: its tree's rows ride the target's pass."""
+    return DraftNeeds(scratch_rows=context.bounds.budget)
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """Everything that is known of a drafting method before it is prepared.
+
+    The plan, the forecast, `draft: auto` and the checks of a model's YAML follow from it. `needs`
+    raises `ModelError` for a target that the method cannot serve.
+    """
+
+    bounds: Bounds  # of its trees, where the YAML has no numbers
+    # Expected share of a tree's levels that hold the token which the target chooses. The forecast
+    # assumes it; the draft's own calibration tells the truth once it runs.
+    agreement: float = 0.0
+    costs_draft_time: bool = False  # whether a level of the tree takes a step on the device
+    proposes: bool = True  # False: plain decoding, one token a pass, whatever bounds are asked for
+    is_candidate: bool = False  # whether `draft: auto` considers it
+    needs: Callable[[PlanContext], DraftNeeds] = tree_alone
+    keys: frozenset[str] = frozenset()  # of the YAML's `draft`: those that only some methods use
+    required: Mapping[str, str] = field(default_factory=dict)  # keys it needs -> what each one is
 
 
 @dataclass(frozen=True)
 class DraftContext:
     """What is known when a method prepares itself."""
 
+    method: str
     spec: ModelSpec
     config: Any  # the target's configuration
     dtype: torch.dtype
     device: Device
-    units: UnitReader  # the target's units
     identity: str  # what the target's weights are: source, revision and precision
     tokenizer: Any  # the target's
     vocab_size: int  # rows of the target's embedding
     progress: ReportProgress
 
-    def bounds(self, default: Bounds) -> Bounds:
-        """The tree's bounds: the YAML's numbers where there are some, else the method's."""
-        draft = self.spec.draft
-        return Bounds(
-            depth=draft.depth or default.depth,
-            width=draft.width or default.width,
-            branch=draft.branch or default.branch,
-            budget=draft.budget or default.budget,
-        )
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds of the trees."""
+        return facts_of(self.method, self.spec.draft).bounds
 
 
 @dataclass(frozen=True)
@@ -77,50 +116,41 @@ class Target:
     cache: KVCache
 
 
-class DraftMethod(Protocol):
-    """A prepared method, which waits for the target."""
-
-    @property
-    def needs(self) -> DraftNeeds: ...
-
-    @property
-    def bounds(self) -> Bounds: ...
-
-    def build(self, target: Target) -> DraftModel | Lookup | None:
-        """What drafts: a model, a look-up, or nothing."""
+# Makes what drafts, once the target is loaded: a model, a look-up, or nothing.
+BuildDraft = Callable[[Target], "DraftModel | Lookup | None"]
 
 
-@dataclass(frozen=True)
-class LookupMethod:
-    """A look-up as a method of its own: it takes nothing of the device."""
+def facts_of(method: str, draft: DraftSpec | None = None) -> MethodFacts:
+    """Return what is known of a method; its bounds are the numbers of `draft` where it has some.
 
-    lookup: Lookup
-    bounds: Bounds
-
-    @property
-    def needs(self) -> DraftNeeds:
-        return DraftNeeds(tree_rows=self.bounds.budget, scratch_rows=self.bounds.budget)
-
-    def build(self, target: Target) -> Lookup:
-        return self.lookup
-
-
-def available() -> list[str]:
-    """The names of all drafting methods."""
-    return sorted(module.name for module in iter_modules(engine.drafting.methods.__path__))
-
-
-def prepare(method: str, context: DraftContext) -> DraftMethod:
-    """The method of this name. Raises `ModelError` for an unknown one."""
+    Raises `ModelError` for a name that no method has.
+    """
     if method not in available():
         raise ModelError(
             f"draft.method: there is no method {method!r}; known: {', '.join(available())}"
         )
-    return _module(method).prepare(context)  # type: ignore[no-any-return]  # found by name
+    facts: MethodFacts = _module(method).FACTS
+    if draft is None or not facts.proposes:
+        return facts
+    asked = {bound.name: getattr(draft, bound.name) for bound in fields(Bounds)}
+    return replace(facts, bounds=replace(facts.bounds, **{k: v for k, v in asked.items() if v}))
+
+
+def candidates() -> list[str]:
+    """Return the methods that `draft: auto` considers; those without draft time come first."""
+    found = [name for name in available() if facts_of(name).is_candidate]
+    return sorted(found, key=lambda name: facts_of(name).costs_draft_time)
+
+
+def prepare(context: DraftContext) -> BuildDraft:
+    """Prepare the method that the context names. Raises `ModelError` for an unknown one."""
+    facts_of(context.method)
+    build: BuildDraft = _module(context.method).prepare(context)
+    return build
 
 
 def all_lookups() -> list[Lookup]:
-    """One of each look-up: the methods whose file has a function `lookup`."""
+    """Return one of each look-up: the methods whose file has a function `lookup`."""
     modules = [_module(name) for name in available()]
     return [module.lookup() for module in modules if hasattr(module, "lookup")]
 

@@ -96,9 +96,7 @@ class TreePolicy:
         seconds = self.passes.expect_cycle(rows, elapsed, context)
         if not self.tuned or not total or seconds is None or self.draft.expect(1) is None:
             return total
-        chances = sorted(
-            (growth.probability(node) for growth, nodes in offered for node in nodes), reverse=True
-        )
+        chances = sorted((g.probability(n) for g, nodes in offered for n in nodes), reverse=True)
         best, best_merit = 0, self._merit(expected, seconds, num_trees)
         for count, mass in enumerate(accumulate(chances), 1):
             step = self.draft.expect(count)
@@ -190,9 +188,7 @@ class TreePolicy:
 
 def _best(offered: Step, count: int) -> Step:
     """The `count` most probable of the offered nodes; the others go back."""
-    chances = sorted(
-        (growth.probability(node) for growth, nodes in offered for node in nodes), reverse=True
-    )
+    chances = sorted((g.probability(n) for g, nodes in offered for n in nodes), reverse=True)
     if count == len(chances):
         return offered
     least = chances[count - 1] if count else 2.0

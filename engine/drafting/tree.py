@@ -4,16 +4,32 @@ SpecInfer (arXiv 2305.09781, section 3): guesses that share a prefix share its r
 lets every row see its own ancestors only.
 """
 
-import heapq
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from engine.messages import TARGET
+
+if TYPE_CHECKING:  # a method's file imports this module, and the front end reads that file
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far a tree may grow."""
+
+    depth: int  # levels below the root, and steps of the draft
+    width: int  # rows of one draft step
+    branch: int  # children of one row
+    budget: int  # rows of the finished tree, the root among them
+
+    @property
+    def draft_rows(self) -> int:
+        """Rows the draft may run for one tree."""
+        return 1 + (self.depth - 1) * self.width
 
 
 @dataclass(frozen=True)
@@ -45,14 +61,14 @@ class DraftTree:
         assert len(edges) == rows, "two children of one parent share a token"
 
     @classmethod
-    def root(cls, token: int) -> "DraftTree":
+    def root(cls, token: int) -> DraftTree:
         """The tree that guesses nothing: plain decoding."""
         return cls((token,), (-1,), (0,), (0.0,), ("",))
 
     @classmethod
     def chain(
         cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = ""
-    ) -> "DraftTree":
+    ) -> DraftTree:
         """One guess: `tokens[0]` is the last emitted token. Without scores all are 0."""
         rows = range(len(tokens))
         return cls(
@@ -67,7 +83,10 @@ class DraftTree:
         return len(self.tokens)
 
     def mask(self) -> Tensor:
-        """[N, N] bool: row i sees its ancestors and itself."""
+        """Return who sees whom, [N, N] bool: row i sees its ancestors and itself."""
+        import numpy as np
+        import torch
+
         sees = np.eye(len(self), dtype=np.bool_)
         for row, parent in enumerate(self.parents[1:], 1):
             sees[row] |= sees[parent]
@@ -90,25 +109,7 @@ class DraftTree:
             row = self.parents[row]
         return rows[::-1]
 
-    def limit(self, max_depth: int, max_rows: int) -> "DraftTree":
-        """The best-scored part: at most `max_rows` (at least the root), none below `max_depth`.
-
-        Takes the best row whose parent is in, again and again; equal scores go to the older row.
-        The rows keep their order.
-        """
-        if len(self) <= max_rows and max(self.depths) <= max_depth:
-            return self
-        kept: list[int] = []
-        frontier = [(-self.scores[0], 0)]
-        while frontier and len(kept) < max(max_rows, 1):
-            _, row = heapq.heappop(frontier)
-            kept.append(row)
-            if self.depths[row] < max_depth:
-                for child in self.children(row).values():
-                    heapq.heappush(frontier, (-self.scores[child], child))
-        return self.only(sorted(kept))
-
-    def only(self, rows: Sequence[int]) -> "DraftTree":
+    def only(self, rows: Sequence[int]) -> DraftTree:
         """The tree of these rows, in their order: the root, and with each its parent."""
         new_row = {row: new for new, row in enumerate(rows)} | {-1: -1}
         return DraftTree(
@@ -117,31 +118,6 @@ class DraftTree:
             depths=tuple(self.depths[row] for row in rows),
             scores=tuple(self.scores[row] for row in rows),
             sources=tuple(self.sources[row] for row in rows),
-        )
-
-    def merge(self, other: "DraftTree") -> "DraftTree":
-        """All paths of both trees, which share their root token. Rows of self come first.
-
-        A row found in both has the better of its two scores and the source of self.
-        """
-        assert self.tokens[0] == other.tokens[0], "trees to merge have the same root"
-        tokens, parents, depths = list(self.tokens), list(self.parents), list(self.depths)
-        scores, sources = list(self.scores), list(self.sources)
-        row_of = {(p, t): row for row, (p, t) in enumerate(zip(parents, tokens, strict=True))}
-        merged = [0] * len(other)  # row of other -> row here
-        for row in range(1, len(other)):
-            edge = merged[other.parents[row]], other.tokens[row]
-            if edge not in row_of:
-                row_of[edge] = len(tokens)
-                parents.append(edge[0])
-                tokens.append(edge[1])
-                depths.append(other.depths[row])
-                scores.append(other.scores[row])
-                sources.append(other.sources[row])
-            merged[row] = row_of[edge]
-            scores[merged[row]] = max(scores[merged[row]], other.scores[row])
-        return DraftTree(
-            tuple(tokens), tuple(parents), tuple(depths), tuple(scores), tuple(sources)
         )
 
     @cached_property

@@ -41,7 +41,7 @@ class Times:
     """What was measured; None: assumed."""
 
     passes: StepTimes | None = None  # by rows, weights being there
-    draft: StepTimes | None = None  # one step of SubSpec's draft, by rows
+    draft: StepTimes | None = None  # one step of low-bit copies of the target's layers, by rows
 
 
 def complete(
@@ -49,11 +49,10 @@ def complete(
 ) -> Speeds:
     """The speeds that a forecast needs: measured ones, assumed where there are none."""
     own = rates(plan.memory.has_own_memory)
-    draft = times.draft
-    is_separate = demand.draft_kv_bytes_per_token > 0  # a model of its own
-    if draft is None or is_separate:
-        # Resident units serve SubSpec's draft too.
-        shared = 0 if is_separate else plan.resident_bytes
+    draft = times.draft if demand.is_self_drafted else None
+    if draft is None:
+        # Resident units serve a draft of the target's own layers too.
+        shared = plan.resident_bytes if demand.is_self_drafted else 0
         draft = draft_times(plan.draft_bytes + shared, len(demand.layers), own)
     return Speeds(ram_gbps, disk_gbps, times.passes or pass_times(demand, own), draft)
 

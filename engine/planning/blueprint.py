@@ -9,10 +9,9 @@ from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.library import build_on_meta
 from engine.model.resident import expanded_bytes
-from engine.planning.footprint import Demand, making_bytes
+from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
-from engine.weights.formats.linear import substitute_bytes
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
 from engine.weights.stored_format import plan_packed
@@ -49,15 +48,11 @@ class Blueprint:
         quantize, stored = self.spec.target.quantize, plan_packed(self.model)
         return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
 
-    def demand(self, outline: Outline, method: str, needs: DraftNeeds) -> Demand:
-        """What the target of these units and a draft of these needs would like to take."""
+    def demand(self, outline: Outline, needs: DraftNeeds) -> Demand:
+        """Return what the target of these units and a draft of these needs would like to take."""
         config, shape = self.config, kv_shape(self.config)
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
         expanded = expanded_bytes(UnreadUnits(outline), self.dtype)
-        # Resident units that are expanded for the time of a pass have nothing to share.
-        shares = method == "subspec" and not expanded
-        group = self.spec.draft.group
-        substitutes = [substitute_bytes(u, group) for u in outline.layouts] if shares else ()
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
@@ -79,12 +74,14 @@ class Blueprint:
             head_dim=shape.head_dim,
             tile=TILE if self.strict else FAST_TILE,
             embedding_bytes=embedding,
-            making_bytes=making_bytes(outline.layouts) if method == "subspec" else 0,
+            making_bytes=needs.making_bytes,
             dense_bytes=sum(
                 dense_layout(unit, self.dtype).nbytes or unit.nbytes for unit in outline.layouts
             ),
             active_share=active_share(config),
-            substitute_bytes=substitutes,
+            is_self_drafted=bool(needs.substitute_bytes),
+            # Resident units that are expanded for the time of a pass have nothing to share.
+            substitute_bytes=() if expanded else needs.substitute_bytes,
         )
 
     def _context_length(self) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from engine.drafting.method import facts_of
+from engine.drafting.methods import available
 from engine.planning.footprint import Demand
 from engine.planning.plan import Memory, Plan
 from engine.spec import ModelSpec
@@ -53,8 +55,9 @@ def changes(
         text = "target.quantize: nf4 (4-bit weights: other tokens than the full model's)"
         quantized = replace(spec.target, quantize="nf4")
         yield Change(text, replace(spec, target=quantized), machine)
-    for other in ("subspec", "ngram", "none"):
-        if other != method:
+    for other in available():
+        facts = facts_of(other)
+        if other != method and (facts.is_candidate or not facts.proposes):
             draft = replace(spec.draft, method=other, source=None, revision=None)
             yield Change(f"draft.method: {method} -> {other}", replace(spec, draft=draft), machine)
     context = demand.context_length

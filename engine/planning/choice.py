@@ -1,18 +1,22 @@
-"""Who drafts: the method the model's file names, else the one forecast to be fastest."""
+"""Which method drafts: the one that the model's file names, else the one forecast to be fastest."""
 
 import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from engine.drafting.growth import Bounds
+from engine.drafting.method import DraftNeeds, MethodFacts, PlanContext, candidates, facts_of
+from engine.drafting.tree import Bounds
 from engine.errors import ModelError
+from engine.planning import probe
+from engine.planning.blueprint import Blueprint
 from engine.planning.footprint import Demand
-from engine.planning.forecast import Forecast, Speeds, Tree, make_forecast
+from engine.planning.forecast import Forecast, Speeds, make_forecast
 from engine.planning.plan import Memory, Plan, make_plan
 from engine.spec import ModelSpec
-from engine.weights.family import is_mixture
+from engine.streaming.device import Device
+from engine.timing import StepTimes
+from engine.weights.outline import Outline
 
 log = logging.getLogger(__name__)
 
@@ -24,41 +28,65 @@ class Scheme:
     plan: Plan
     demand: Demand
     method: str
+    bounds: Bounds
     forecast: Forecast
 
 
 def make_scheme(
-    spec: ModelSpec,
-    demand: Demand,
-    memory: Memory,
     method: str,
-    bounds: Bounds,
+    spec: ModelSpec,
+    blueprint: Blueprint,
+    outline: Outline,
+    memory: Memory,
     speeds: Callable[[Demand, Plan], Speeds],
     users: int,
 ) -> Scheme:
     """Plan and forecast with this method. Raises `ModelError` when it does not fit."""
+    facts = facts_of(method, spec.draft)
+    demand = blueprint.demand(outline, _needs(facts, spec, blueprint, outline))
     plan = make_plan(spec, demand, memory)
-    tree = Tree(method, bounds.depth, bounds.width, bounds.budget)
-    forecast = make_forecast(plan, demand, tree, speeds(demand, plan), users)
-    return Scheme(plan, demand, method, forecast)
+    forecast = make_forecast(plan, demand, facts, speeds(demand, plan), users)
+    return Scheme(plan, demand, method, facts.bounds, forecast)
 
 
-def best_scheme(spec: ModelSpec, config: Any, scheme: Callable[[str], Scheme]) -> Scheme:
-    """The best of the schemes; `scheme` makes that of a method. Raises `ModelError` when nothing
-    fits.
+def _needs(
+    facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint, outline: Outline
+) -> DraftNeeds:
+    bounds, config = facts.bounds, blueprint.config
+    return facts.needs(PlanContext(spec.draft, bounds, config, blueprint.dtype, outline.layouts))
 
-    The bytes of substitutes could hold resident layers instead: whether they pay is a question of
+
+def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
+    """Return the best of the schemes; `scheme` makes that of a method. Raises `ModelError` when
+    nothing fits.
+
+    The bytes of a draft could hold resident layers instead: whether it pays is a question of
     tokens a second, and only the forecast of both plans answers it.
     """
     if spec.draft.method is not None:
         return scheme(spec.draft.method)
-    schemes = [scheme("ngram")]
-    if not is_mixture(config):
-        with suppress(ModelError):  # its substitutes do not fit
-            schemes.append(scheme("subspec"))
+    schemes: list[Scheme] = []
+    refusals: list[ModelError] = []
+    for method in candidates():
+        try:
+            schemes.append(scheme(method))
+        except ModelError as error:  # the draft does not fit, or cannot serve this family
+            refusals.append(error)
+    if not schemes:
+        raise refusals[0]
     for own in schemes:
         speed, tokens = own.forecast.tokens_per_second, own.forecast.tokens_per_pass
         log.info(
             "draft %s: %.1f tokens/s forecast, if a pass emits %.1f", own.method, speed, tokens
         )
     return max(schemes, key=lambda own: own.forecast.tokens_per_second)
+
+
+def measured_draft(blueprint: Blueprint, outline: Outline, device: Device) -> StepTimes | None:
+    """Time a draft step of low-bit copies of the target's layers, where a candidate has them."""
+    for method in candidates():
+        facts = facts_of(method)
+        with suppress(ModelError):
+            if _needs(facts, blueprint.spec, blueprint, outline).substitute_bytes:
+                return probe.substitute_times(blueprint, device, facts.bounds.width)
+    return None

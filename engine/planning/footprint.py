@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from engine.kv.page_pool import PAGE
 from engine.model.attention import SCORES
 from engine.spec import TILE
-from engine.weights.layout import LayerUnits, UnitLayout
+from engine.weights.layout import LayerUnits
 
 LARGEST_PASS = 8192  # rows; a longer prompt takes more passes
-MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 _FLOAT32, _FLOAT64 = 4, 8
 
 
@@ -43,6 +42,7 @@ class Demand:
     making_bytes: int = 0  # of host memory while the draft is made
     dense_bytes: int = 0  # of all units when what is packed in them is expanded
     active_share: float = 1.0  # of the weights, what one token uses
+    is_self_drafted: bool = False  # low-bit copies of the target's own layers draft
     # Of `draft_weight_bytes`, for each unit: the part that a resident unit makes needless.
     substitute_bytes: Sequence[int] = ()
 
@@ -111,13 +111,6 @@ def _attention_bytes(demand: Demand, length: int) -> int:
     gathered = 2 * length * demand.num_kv_heads * demand.head_dim * demand.item_bytes
     widened = 2 * length * at_once * demand.head_dim * _FLOAT64
     return 3 * at_once * of_one_head * _FLOAT64 + gathered + widened
-
-
-def making_bytes(layouts: Sequence[UnitLayout]) -> int:
-    """Host memory that making a unit's substitute needs for a while: the unit itself and,
-    a quarter of it, the substitute as it is written, copied and packed
-    (engine.drafting.model.substitutes)."""
-    return max(layout.nbytes for layout in layouts) * 7 // 4 + MAKING_TEMPORARIES
 
 
 def size_text(num_bytes: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
+from engine.drafting.method import MethodFacts
 from engine.planning.footprint import Demand
 from engine.planning.plan import Plan
 from engine.spec import TILE
@@ -18,30 +19,6 @@ PROMPT = 1000  # tokens, of the prompt whose first token is forecast
 USERS = 8  # of the second forecast
 HOST_SECONDS = 0.004  # of a pass, outside layers, norm and head
 ROWS_PER_LEVEL = 2  # of a tree, for each level it is deep
-
-# Share of levels at which a tree holds the token that the target chooses. Assumed: the draft's own
-# calibration tells the truth once it runs.
-AGREEMENT = {"subspec": 0.94, "specexec": 0.87, "recycling": 0.5, "ngram": 0.3, "none": 0.0}
-FREE = frozenset({"recycling", "ngram", "none"})  # methods whose draft takes no time on the device
-
-
-@dataclass(frozen=True)
-class Tree:
-    """How a method drafts, at most."""
-
-    method: str
-    depth: int
-    width: int  # rows of one draft step
-    budget: int  # rows of the tree
-
-    def rows(self, depth: int) -> int:
-        """Rows of a tree so deep that ride a pass."""
-        return min(1 + ROWS_PER_LEVEL * depth, self.budget)
-
-    def emitted(self, depth: int) -> float:
-        """Tokens a pass with a tree so deep emits: accepted ones and the bonus token."""
-        agreement = AGREEMENT.get(self.method, 0.0)
-        return sum(agreement**level for level in range(depth + 1))
 
 
 @dataclass(frozen=True)
@@ -84,13 +61,13 @@ class _Cycle:
 
 
 def make_forecast(
-    plan: Plan, demand: Demand, tree: Tree, speeds: Speeds, users: int = USERS
+    plan: Plan, demand: Demand, draft: MethodFacts, speeds: Speeds, users: int = USERS
 ) -> Forecast:
-    """What `plan` would run at, for one user and for `users`."""
+    """Return what `plan` would run at with this draft, for one user and for `users`."""
     link = link_seconds(plan, demand, speeds)
     users = min(users, plan.max_sequences)
-    alone = max(_cycles(tree, speeds, link, 1), key=lambda cycle: cycle.rate(1))
-    shared = max(_cycles(tree, speeds, link, users), key=lambda cycle: cycle.rate(users))
+    alone = max(_cycles(draft, speeds, link, 1), key=lambda cycle: cycle.rate(1))
+    shared = max(_cycles(draft, speeds, link, users), key=lambda cycle: cycle.rate(users))
     prompt = min(PROMPT, demand.context_length)
     full, rest = divmod(prompt, plan.max_rows)
     passes = [plan.max_rows] * full + [rest] * (rest > 0)
@@ -104,7 +81,7 @@ def make_forecast(
         link_seconds=link,
         pass_seconds=alone.walk,
         draft_seconds=alone.draft,
-        draft_step_seconds=_step(tree, speeds, 1),
+        draft_step_seconds=_step(draft, speeds, 1),
     )
 
 
@@ -117,19 +94,21 @@ def link_seconds(plan: Plan, demand: Demand, speeds: Speeds) -> float:
     return ram / (speeds.ram_gbps * 1e9) + disk / (speeds.disk_gbps * 1e9)
 
 
-def _cycles(tree: Tree, speeds: Speeds, link: float, users: int) -> Iterator[_Cycle]:
+def _cycles(draft: MethodFacts, speeds: Speeds, link: float, users: int) -> Iterator[_Cycle]:
     """A cycle for each depth of the trees."""
-    step = _step(tree, speeds, users)
-    for depth in range(tree.depth + 1 if tree.method != "none" else 1):
-        walk = max(link, _compute(speeds, users * tree.rows(depth)))
-        yield _Cycle(depth, tree.emitted(depth), depth * step, walk)
+    step = _step(draft, speeds, users)
+    for depth in range(draft.bounds.depth + 1):
+        rows = min(1 + ROWS_PER_LEVEL * depth, draft.bounds.budget)
+        walk = max(link, _compute(speeds, users * rows))
+        emitted = sum(draft.agreement**level for level in range(depth + 1))  # and the bonus token
+        yield _Cycle(depth, emitted, depth * step, walk)
 
 
-def _step(tree: Tree, speeds: Speeds, users: int) -> float:
+def _step(draft: MethodFacts, speeds: Speeds, users: int) -> float:
     """Seconds of one draft step for all of them."""
-    if tree.method in FREE:
+    if not draft.costs_draft_time:
         return 0.0
-    return speeds.draft.expect(users * tree.width) or 0.0
+    return speeds.draft.expect(users * draft.bounds.width) or 0.0
 
 
 def _compute(speeds: Speeds, rows: int) -> float:

@@ -7,23 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from engine.drafting.growth import Bounds
-from engine.drafting.method import DraftContext, DraftNeeds, prepare
-from engine.drafting.methods import specexec, subspec
 from engine.errors import ModelError
 from engine.planning import assumed, probe
 from engine.planning.blueprint import Blueprint
 from engine.planning.changes import Machine, changes
-from engine.planning.choice import Scheme, best_scheme, make_scheme
-from engine.planning.footprint import Demand
-from engine.planning.forecast import USERS, Speeds
+from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
+from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory
-from engine.planning.plan import Memory, Plan
+from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device, choose_device
-from engine.weights.family import is_mixture, kv_shape
 from engine.weights.hub import Located, locate
-from engine.weights.outline import Outline, UnreadUnits
+from engine.weights.outline import Outline
 from engine.weights.units import CheckpointUnits
 
 LEAST_GAIN = 1.02  # below it a change is not worth telling
@@ -107,7 +102,7 @@ class _Planner:
         self._described: dict[object, tuple[Blueprint, Outline]] = {}
         self.times = assumed.Times()
         if self.device is not None:
-            self.times = _measure(self.describe(spec)[0], self.device)
+            self.times = _measure(*self.describe(spec), self.device)
 
     def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
         """The spec's own draft; where it names none, the one forecast to be fastest.
@@ -115,15 +110,15 @@ class _Planner:
         Raises `ModelError` when nothing fits.
         """
         blueprint, outline = self.describe(spec)
+        speeds = partial(
+            assumed.complete, self.times, ram_gbps=machine.ram_gbps, disk_gbps=machine.disk_gbps
+        )
 
         def scheme(method: str) -> Scheme:
-            needs, bounds = self._draft(spec, method, blueprint, outline)
-            demand = blueprint.demand(outline, method, needs)
-            speeds = partial(self._speeds, machine)
             users = self.what_if.users
-            return make_scheme(spec, demand, machine.memory, method, bounds, speeds, users)
+            return make_scheme(method, spec, blueprint, outline, machine.memory, speeds, users)
 
-        return best_scheme(spec, blueprint.config, scheme)
+        return best_scheme(spec, scheme)
 
     def describe(self, spec: ModelSpec) -> tuple[Blueprint, Outline]:
         """The model with this spec's precision and context, and its units."""
@@ -151,32 +146,6 @@ class _Planner:
         disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
         return Machine(memory, spec.memory.device or memory.device, ram_gbps, disk)
 
-    def _draft(
-        self, spec: ModelSpec, method: str, blueprint: Blueprint, outline: Outline
-    ) -> tuple[DraftNeeds, Bounds]:
-        context = DraftContext(
-            spec=spec,
-            config=blueprint.config,
-            dtype=blueprint.dtype,
-            device=choose_device("cpu"),
-            units=UnreadUnits(outline),
-            identity="",
-            tokenizer=None,
-            vocab_size=blueprint.vocab_size,
-            progress=lambda what, done, total: None,
-        )
-        if method == "specexec":
-            bounds = context.bounds(specexec.DEFAULT)
-            needs = _specexec_needs(spec, blueprint, bounds.budget)
-        else:
-            prepared = prepare(method, context)
-            needs, bounds = prepared.needs, prepared.bounds
-        return needs, bounds
-
-    def _speeds(self, machine: Machine, demand: Demand, plan: Plan) -> Speeds:
-        ram, disk = machine.ram_gbps, machine.disk_gbps
-        return assumed.complete(self.times, demand, plan, ram_gbps=ram, disk_gbps=disk)
-
 
 def outline_of(blueprint: Blueprint, located: Located) -> Outline:
     """The units of the checkpoint where it is there, else as the configuration tells."""
@@ -190,28 +159,11 @@ def outline_of(blueprint: Blueprint, located: Located) -> Outline:
     return units.outline
 
 
-def _specexec_needs(spec: ModelSpec, blueprint: Blueprint, budget: int) -> DraftNeeds:
-    """What the draft model takes, by its config.json alone."""
-    assert spec.draft.source is not None, "the file was checked"
-    located = locate(spec.draft.source, spec.draft.revision)
-    target = replace(spec.target, dtype=None, quantize=None)
-    draft = Blueprint(replace(spec, target=target, context_length=None), located.folder)
-    return DraftNeeds(
-        tree_rows=budget,
-        scratch_rows=budget,
-        weight_bytes=sum(layout.nbytes for layout in draft.outline().layouts),
-        kv_bytes_per_token=kv_shape(draft.config).bytes_per_token(blueprint.dtype),
-    )
-
-
-def _measure(blueprint: Blueprint, device: Device) -> assumed.Times:
-    """What this machine does with the model."""
+def _measure(blueprint: Blueprint, outline: Outline, device: Device) -> assumed.Times:
+    """Return what this machine does with the model."""
     measured = probe.pass_times(blueprint, device)
     passes = None if measured is None else measured.rows
-    if is_mixture(blueprint.config):
-        return assumed.Times(passes)
-    draft = probe.substitute_times(blueprint, device, subspec.DEFAULT.width)
-    return assumed.Times(passes, draft)
+    return assumed.Times(passes, measured_draft(blueprint, outline, device))
 
 
 def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
@@ -245,7 +197,7 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> tuple[Assumption, ...]:
     else:
         told.append(("device memory", f"{rates.gbps:g} GB/s", ""))
         told.append(("products", f"{rates.tflops:g} TFLOP/s", ""))
-    if scheme.method == "subspec" and planner.times.draft is not None:
+    if scheme.demand.is_self_drafted and planner.times.draft is not None:
         told.append(("draft step", f"{forecast.draft_step_seconds * 1e3:.1f} ms", "measured"))
     told.append(("tokens a pass", f"{forecast.tokens_per_pass:.1f} by {scheme.method}", ""))
     return tuple(Assumption(what, figure, source or "assumed") for what, figure, source in told)

@@ -136,7 +136,8 @@ def settle_threads(step: Callable[[], object], device: Device) -> None:
 
 
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
-    """Seconds of a SubSpec draft step by rows, from one 4-bit product: in proportion to weights.
+    """Return the seconds of a draft step by rows, where 4-bit copies of the target's layers draft:
+    from one product, in proportion to weights.
 
     torch's own kernel is timed; another, where one is chosen later, is no slower.
     """

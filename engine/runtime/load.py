@@ -8,17 +8,17 @@ from functools import partial
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
-from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import Lookup
-from engine.drafting.method import DraftContext, DraftMethod, Target, all_lookups, prepare
+from engine.drafting.method import BuildDraft, DraftContext, Target, all_lookups, prepare
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
+from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
 from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
 from engine.model.decoder import Decoder
 from engine.planning import probe
 from engine.planning.assumed import DISK_GBPS, Times, complete
-from engine.planning.choice import Scheme, best_scheme, make_scheme
+from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free
 from engine.planning.plan import Plan
@@ -32,12 +32,11 @@ from engine.streaming.ring import LayerStream
 from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
 from engine.text.stop import StopRules
 from engine.timing import PassTimes, StepTimes
-from engine.weights.family import TESTED, is_mixture
+from engine.weights.family import TESTED
 
 log = logging.getLogger(__name__)
 
 FAST_ROWS = 16  # fast numerics: rows that take as long as one
-SUBSTITUTE_ROWS = 6  # of a draft step that is timed to choose a method
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def load(
         total = sum(layout.nbytes for layout in files.units.layouts)
         log.info("%s: %s are expanded when read, %.1f GB in all", spec.id, what, total / 1e9)
     measured = probe.pass_times(files, files.device)
-    method, scheme = _choose(files, measured.rows if measured is not None else None)
+    build, scheme = _choose(files, measured.rows if measured is not None else None)
     plan = scheme.plan
     log.info("%s: %s", spec.id, plan)
     reader = files.reader(plan)
@@ -100,10 +99,10 @@ def load(
         decoder = files.decoder(stream, on_border)
         cache = files.kv_cache(plan)
         stack.callback(cache.release)
-        draft = method.build(Target(files.tensors, reader, stream, decoder, cache))
+        draft = build(Target(files.tensors, reader, stream, decoder, cache))
         link_gbps = stream.measure_link()
         passes = _pass_times(files, measured, scheme, link_gbps)
-        drafting = _drafting(files, draft, method.bounds, passes)
+        drafting = _drafting(files, draft, scheme.bounds, passes)
         stack.pop_all()
     limits = files.limits(plan, decoder)
     return Loaded(
@@ -115,8 +114,8 @@ def load(
         stream=stream,
         cache=cache,
         drafting=drafting,
-        scratch_rows=method.needs.scratch_rows,
-        draft_rows=method.needs.draft_rows,
+        scratch_rows=scheme.demand.scratch_rows,
+        draft_rows=scheme.demand.draft_rows,
         tokens=token_bytes(files.tokenizer.backend_tokenizer),
         grammars=Grammars(
             files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
@@ -163,24 +162,12 @@ def _drafting(
     return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead, aside=aside)
 
 
-def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[DraftMethod, Scheme]:
-    """Who drafts, and with which plan."""
-    prepared: dict[str, DraftMethod] = {}
-    context = DraftContext(
-        spec=files.spec,
-        config=files.config,
-        dtype=files.dtype,
-        device=files.device,
-        units=files.units,
-        identity=files.identity,
-        tokenizer=files.tokenizer,
-        vocab_size=files.vocab_size,
-        progress=files.progress,
-    )
-    spec = files.spec
-    times = Times(passes)
-    if spec.draft.method is None and not is_mixture(files.config):
-        times = Times(passes, probe.substitute_times(files, files.device, SUBSTITUTE_ROWS))
+def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, Scheme]:
+    """Return who drafts, prepared, and with which plan."""
+    prepared: dict[str, BuildDraft] = {}
+    spec, outline = files.spec, files.units.outline
+    is_open = spec.draft.method is None
+    times = Times(passes, measured_draft(files, outline, files.device) if is_open else None)
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
@@ -188,9 +175,20 @@ def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[DraftMethod, 
     memory = available_memory(files.device)
 
     def scheme(name: str) -> Scheme:
-        method = prepared[name] = prepare(name, context)
-        demand = files.demand(files.units.outline, name, method.needs)
-        return make_scheme(spec, demand, memory, name, method.bounds, speeds, USERS)
+        prepared[name] = prepare(
+            DraftContext(
+                method=name,
+                spec=spec,
+                config=files.config,
+                dtype=files.dtype,
+                device=files.device,
+                identity=files.identity,
+                tokenizer=files.tokenizer,
+                vocab_size=files.vocab_size,
+                progress=files.progress,
+            )
+        )
+        return make_scheme(name, spec, files, outline, memory, speeds, USERS)
 
-    best = best_scheme(spec, files.config, scheme)
+    best = best_scheme(spec, scheme)
     return prepared[best.method], best

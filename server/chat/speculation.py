@@ -1,6 +1,6 @@
 """How a request wants to be drafted for: checked against what the loaded model has."""
 
-from engine.messages import ModelInfo, Speculation
+from engine.messages import NO_DRAFT, ModelInfo, Speculation
 from server.errors import ApiError
 from server.schemas.fields import SpeculationOptions
 
@@ -10,7 +10,7 @@ def speculation_of(asked: SpeculationOptions | None, info: ModelInfo) -> Specula
     if asked is None:
         return Speculation()
     method = None if asked.method == "auto" else asked.method
-    available = ("auto", "none", *(name for name in info.draft_methods if name != "none"))
+    available = ("auto", NO_DRAFT, *(name for name in info.draft_methods if name != NO_DRAFT))
     if method is not None and method not in available:
         raise ApiError(
             f"'speculation.method' is {method!r}, which the model {info.model_id!r} has not "

@@ -1,6 +1,5 @@
 """One model's YAML file, checked: `configs/models/<id>.yaml`."""
 
-import pkgutil
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from engine.drafting import methods
+from engine.drafting.method import facts_of
+from engine.drafting.methods import available
 from engine.spec import (
     DraftSpec,
     MemorySpec,
@@ -37,9 +37,8 @@ def _device(value: str | None) -> str | None:
 
 
 def _method(value: str | None) -> str | None:
-    known = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
-    if value is not None and value not in known:
-        raise ValueError(f"the drafting methods are auto, {', '.join(known)}")
+    if value is not None and value not in available():
+        raise ValueError(f"the drafting methods are auto, {', '.join(available())}")
     return value
 
 
@@ -66,11 +65,15 @@ class DraftSection(Section):
     budget: Auto[Positive] = None
 
     @model_validator(mode="after")
-    def _source_goes_with_specexec(self) -> Self:
-        if self.method == "specexec" and not self.source:
-            raise ValueError("method specexec needs `source`: the draft model's hub id or folder")
-        if self.method != "specexec" and (self.source or self.revision):
-            raise ValueError("`source` and `revision` go with method specexec only")
+    def _keys_go_with_the_method(self) -> Self:
+        facts = facts_of(self.method) if self.method is not None else None
+        for key, meaning in facts.required.items() if facts is not None else ():
+            if not getattr(self, key):
+                raise ValueError(f"method {self.method} needs `{key}`: {meaning}")
+        takes_source = facts is not None and "source" in facts.keys
+        if not takes_source and (self.source or self.revision):
+            takers = [name for name in available() if "source" in facts_of(name).keys]
+            raise ValueError(f"`source` and `revision` go with method {', '.join(takers)} only")
         return self
 
 

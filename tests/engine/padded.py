@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from engine.drafting.calibration import Calibration
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.model.cuda_graphs import Bucket, GraphedSteps
 from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
-from engine.drafting.growth import Bounds
-from engine.drafting.tree import DraftTree
+from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.messages import Failed, Generate, Speculation, Tokens

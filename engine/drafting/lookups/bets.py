@@ -5,15 +5,19 @@ logits, in what the client expects) and bets on them. How often bets of a kind c
 while they are made, so that a row's score is an honest log-probability.
 """
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Callable, Hashable, Mapping, Sequence as Seq
 from dataclasses import dataclass
 from math import log
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from engine.drafting.tree import DraftTree
-from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence
+
+if TYPE_CHECKING:  # a method's file imports this module, and the front end reads that file
+    from engine.sampling.large_vocabularies.blocks import Matrix
+    from engine.sequences.sequence import Sequence
 
 PRIOR_WEIGHT = 4.0  # trials that what is believed beforehand counts for
 MEMORY = 128.0  # trials that are remembered: older ones fade

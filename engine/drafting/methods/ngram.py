@@ -4,17 +4,24 @@ Prompt lookup decoding (Saxena, 2023): find the latest places where the last n t
 propose what came next. All places found go into one tree; the longer the match, the surer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import Bet, Gambler
 from engine.drafting.lookups.suffixes import Match, Suffixes, bets_on
-from engine.drafting.method import DraftContext, LookupMethod
-from engine.drafting.tree import DraftTree
-from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence
+from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.tree import Bounds, DraftTree
 
+if TYPE_CHECKING:
+    from engine.sampling.large_vocabularies.blocks import Matrix
+    from engine.sequences.sequence import Sequence
+
+FACTS = MethodFacts(
+    bounds=Bounds(depth=24, width=1, branch=1, budget=32), agreement=0.3, is_candidate=True
+)
 PLACES = 4  # looked at for each length of an n-gram
 # Kind of match -> how often it is believed to go on alike, until that is learned.
 PRIORS = {1: 0.41, 2: 0.51, 3: 0.64, 4: 0.8, 5: 0.85, 6: 0.9, 7: 0.95}
@@ -36,7 +43,7 @@ class _Branch:
     def bets(self) -> list[Bet]:
         return bets_on(self.matches, self.token_at, PRIORS)
 
-    def follow(self, token: int) -> "_Branch":
+    def follow(self, token: int) -> _Branch:
         matches = tuple(
             Match(place + 1, length + 1)
             for place, length in self.matches
@@ -73,5 +80,5 @@ def lookup() -> Ngram:
     return Ngram()
 
 
-def prepare(context: DraftContext) -> LookupMethod:
-    return LookupMethod(Ngram(), context.bounds(Bounds(depth=24, width=1, branch=1, budget=32)))
+def prepare(context: DraftContext) -> BuildDraft:
+    return lambda target: lookup()

@@ -5,17 +5,24 @@ is set again by the answer's last tokens (the longest match, near where it was l
 match there are guesses: tokens were replaced, inserted or left out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import Bet, Gambler
 from engine.drafting.lookups.suffixes import LONGEST, Match, Suffixes, bets_on
-from engine.drafting.method import DraftContext, LookupMethod
-from engine.drafting.tree import DraftTree
+from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import PREDICTION
-from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence
+
+if TYPE_CHECKING:
+    from engine.sampling.large_vocabularies.blocks import Matrix
+    from engine.sequences.sequence import Sequence
+
+# No agreement is expected: most requests predict nothing.
+FACTS = MethodFacts(bounds=Bounds(depth=48, width=1, branch=1, budget=64))
 
 PLACES = 64  # looked at for each length of an n-gram when the pointer is lost
 ELSEWHERE = 2  # other places that are kept as alternates
@@ -27,13 +34,8 @@ LOST = 16  # tokens without a match after which nothing is guessed any more
 # Kinds of guesses, beside matches by length (`Match.kind`): as lengths that no match has.
 REPLACED, INSERTED, LONGER, SHORTER, SKIPPED = 0, -1, -2, -3, -4
 # Kind -> how often it is believed to go on alike, until that is learned.
-PRIORS = dict(
-    zip(
-        (1, 2, 3, 4, 5, 6, 7, REPLACED, INSERTED, LONGER, SHORTER, SKIPPED),
-        (0.4, 0.6, 0.75, 0.85, 0.9, 0.95, 0.97, 0.4, 0.25, 0.1, 0.1, 0.15),
-        strict=True,
-    )
-)
+PRIORS = {1: 0.4, 2: 0.6, 3: 0.75, 4: 0.85, 5: 0.9, 6: 0.95, 7: 0.97}
+PRIORS |= {REPLACED: 0.4, INSERTED: 0.25, LONGER: 0.1, SHORTER: 0.1, SKIPPED: 0.15}
 
 
 @dataclass
@@ -117,7 +119,7 @@ class _Branch:
     def bets(self) -> list[Bet]:
         return bets_on(self.matches, self.token_at, PRIORS)
 
-    def follow(self, token: int) -> "_Branch":
+    def follow(self, token: int) -> _Branch:
         matches = tuple(
             Match(place + 1, max(length, 0) + 1)
             for place, length in self.matches
@@ -159,7 +161,5 @@ def lookup() -> Prediction:
     return Prediction()
 
 
-def prepare(context: DraftContext) -> LookupMethod:
-    return LookupMethod(
-        Prediction(), context.bounds(Bounds(depth=48, width=1, branch=1, budget=64))
-    )
+def prepare(context: DraftContext) -> BuildDraft:
+    return lambda target: lookup()

@@ -6,18 +6,23 @@ A tree is grown out of the matrix, best first. The paper's tree has a fixed shap
 probabilities are kept beside the tokens and shape it. One matrix serves all sequences.
 """
 
+from __future__ import annotations
+
 from bisect import bisect
 from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from engine.drafting.growth import Bounds
 from engine.drafting.lookups.bets import LEAST, Bet, Gambler
-from engine.drafting.method import DraftContext, LookupMethod
-from engine.drafting.tree import DraftTree
-from engine.sampling.large_vocabularies.blocks import Matrix, Rows, all_blocks, best_blocks
-from engine.sequences.sequence import Sequence
+from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.tree import Bounds, DraftTree
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.sampling.large_vocabularies.blocks import Matrix, Rows
+    from engine.sequences.sequence import Sequence
+
+FACTS = MethodFacts(bounds=Bounds(depth=8, width=1, branch=1, budget=64), agreement=0.5)
 
 SUCCESSORS = 8  # kept for each token
 ROWS = 32  # of one block of a pass that are looked at: its first are the likeliest
@@ -56,6 +61,8 @@ class Recycling:
         if not rows:
             return
         if self._successors is None:
+            import torch
+
             shape = logits.size, min(SUCCESSORS, logits.size)
             self._successors = torch.full(shape, -1, dtype=torch.int32)
             self._chances = torch.zeros(shape)
@@ -66,6 +73,8 @@ class Recycling:
         """Take the last pass into the matrix."""
         if self._fresh is None:
             return
+        import torch
+
         tokens, successors, logprobs = self._fresh
         assert self._successors is not None and self._chances is not None
         where = torch.tensor(tokens)
@@ -99,6 +108,8 @@ def _best(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
     probabilities are normalised over these blocks alone: a little large, but a softmax over all
     of a vocabulary costs more than everything else here.
     """
+    from engine.sampling.large_vocabularies.blocks import all_blocks, best_blocks
+
     few = best_blocks(rows, count) if rows.num_blocks > count else all_blocks(rows)
     best = few.values.topk(count)
     return few.ids.gather(1, best.indices), best.values - few.values.logsumexp(-1, keepdim=True)
@@ -108,5 +119,5 @@ def lookup() -> Recycling:
     return Recycling()
 
 
-def prepare(context: DraftContext) -> LookupMethod:
-    return LookupMethod(Recycling(), context.bounds(Bounds(depth=8, width=1, branch=1, budget=64)))
+def prepare(context: DraftContext) -> BuildDraft:
+    return lambda target: lookup()

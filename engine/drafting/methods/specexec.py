@@ -1,94 +1,39 @@
-"""SpecExec: a small model of the same vocabulary writes a large tree.
+"""SpecExec: a small model of the same vocabulary writes a large tree (arXiv 2406.02532)."""
 
-SpecExec (arXiv 2406.02532). The draft has a paged KV cache of its own. Before it drafts, it runs
-every verified token it has not seen (the bonus token, an accepted leaf, a prompt), so its cache
-has no holes.
-"""
-
-from engine.drafting.growth import Bounds
-from engine.drafting.method import DraftContext, DraftNeeds, Target
-from engine.drafting.model.draft_cache import OwnCache
-from engine.drafting.model.draft_model import PROMPT_TILE, Bound, DraftModel
-from engine.errors import ModelError
-from engine.kv.cache import KVCache
-from engine.kv.page_pool import PagePool
-from engine.model.decoder import Decoder
-from engine.model.library import build_on_meta
-from engine.model.resident import bind_resident
-from engine.text.tokenizer import read_tokenizer
-from engine.weights.family import kv_shape, read_config
-from engine.weights.hub import resolve
-from engine.weights.units import CheckpointUnits
-
-SHARED = 0.9  # of the target's tokens must be the draft's too
-DEFAULT = Bounds(depth=24, width=32, branch=8, budget=512)
+from engine.drafting.method import BuildDraft, DraftContext, DraftNeeds, MethodFacts, PlanContext
+from engine.drafting.tree import Bounds
 
 
-class SpecExec:
-    """The prepared draft model: its files are there and its vocabulary is the target's."""
+def needs(context: PlanContext) -> DraftNeeds:
+    """Return what the draft model takes, by its config.json alone."""
+    from engine.model.library import build_on_meta
+    from engine.weights.family import kv_shape, read_config
+    from engine.weights.hub import locate
+    from engine.weights.outline import Outline
+    from engine.weights.stored_format import plan_packed
 
-    def __init__(self, context: DraftContext) -> None:
-        draft = context.spec.draft
-        if draft.source is None:
-            raise ModelError(
-                "draft.source: method specexec needs a draft model (a hub id or a folder)"
-            )
-        self.context = context
-        self.bounds = context.bounds(DEFAULT)
-        self.folder = resolve(draft.source, draft.revision, context.progress).folder
-        self.config = read_config(self.folder)
-        self._check_vocabulary()
-        self.model = build_on_meta(self.config, context.dtype, strict=False)
-        self.units = CheckpointUnits(self.folder, self.model, context.dtype)
-        shape = kv_shape(self.config)
-        self.needs = DraftNeeds(
-            tree_rows=self.bounds.budget,
-            scratch_rows=self.bounds.budget,
-            weight_bytes=sum(layout.nbytes for layout in self.units.layouts),
-            kv_bytes_per_token=shape.bytes_per_token(context.dtype),
-        )
-
-    def _check_vocabulary(self) -> None:
-        """The same text must have the same ids; one may lack a few special tokens of the other."""
-        target = self.context.tokenizer.get_vocab()
-        draft = read_tokenizer(self.folder).get_vocab()
-        shared = target.keys() & draft.keys()
-        differing = sum(target[token] != draft[token] for token in shared)
-        if differing or len(shared) < SHARED * len(target):
-            raise ModelError(
-                f"draft.source: {self.context.spec.draft.source} has another vocabulary than the "
-                f"target: {len(shared)} of the target's {len(target)} tokens, {differing} of them "
-                "with other ids. Use a draft of the same family, or draft.method subspec or ngram."
-            )
-
-    def build(self, target: Target) -> DraftModel:
-        device = self.context.device.torch_device
-        bind_resident(self.model, self.units, device, self.context.dtype, self.context.progress)
-        decoder = Decoder(
-            self.model,
-            Bound(),
-            self.units.other(),
-            device=device,
-            strict=False,
-            tile=PROMPT_TILE,
-            # To read a long prompt may take the draft longer than the watchdog allows silence.
-            on_border=target.decoder.on_border,
-        )
-        shape = kv_shape(self.config)
-        pool = PagePool(
-            shape.num_layers,
-            target.cache.num_pages,
-            shape.num_kv_heads,
-            shape.head_dim,
-            self.context.dtype,
-            self.context.device,
-        )
-        cache = KVCache(pool, prefix_cache=self.context.spec.prefix_cache)
-        caches = OwnCache(cache, decoder.is_long)
-        capture = self.context.device.capture()
-        vocab_size = self.context.vocab_size
-        return DraftModel("specexec", decoder, caches, self.bounds, vocab_size, capture)
+    assert context.draft.source is not None, "the file was checked"
+    config = read_config(locate(context.draft.source, context.draft.revision).folder)
+    model = build_on_meta(config, context.dtype, strict=False)
+    outline = Outline(model, context.dtype, None, plan_packed(model), slice_bytes=None)
+    return DraftNeeds(
+        scratch_rows=context.bounds.budget,
+        weight_bytes=sum(layout.nbytes for layout in outline.layouts),
+        kv_bytes_per_token=kv_shape(config).bytes_per_token(context.dtype),
+    )
 
 
-def prepare(context: DraftContext) -> SpecExec:
-    return SpecExec(context)
+FACTS = MethodFacts(
+    bounds=Bounds(depth=24, width=32, branch=8, budget=512),
+    agreement=0.87,
+    costs_draft_time=True,
+    needs=needs,
+    keys=frozenset({"source", "revision"}),
+    required={"source": "the draft model's hub id or folder"},
+)
+
+
+def prepare(context: DraftContext) -> BuildDraft:
+    from engine.drafting.model.separate_draft import SeparateDraft
+
+    return SeparateDraft(context).build

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.forcing import to_guess
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.drafting.model.guess import draft_children
+from engine.drafting.tree import Bounds
 from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder

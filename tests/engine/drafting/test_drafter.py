@@ -9,9 +9,9 @@ import pytest
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
-from engine.drafting.growth import Bounds, Growth, Node
+from engine.drafting.growth import Growth, Node
 from engine.drafting.policy import TreePolicy
-from engine.drafting.tree import DraftTree
+from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import Generate, PassStats, Speculation, Tokens
 from engine.runtime.engine import Engine
 from engine.sampling.large_vocabularies.blocks import Matrix

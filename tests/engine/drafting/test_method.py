@@ -1,40 +1,162 @@
-"""Methods are found by their file's name, and the README's example is one."""
+"""Methods are found by their file's name, and what the file states is all that is known of one."""
 
-import re
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import engine.drafting.methods
-from engine.drafting.method import available
-from engine.spec import DraftSpec
-from tests.engine.models import PLAIN, alone, checkpoint, exact, load, prompt, request, run
+from engine.drafting import methods
+from engine.drafting.method import candidates, facts_of
+from engine.drafting.methods import available
+from engine.messages import NO_DRAFT
+from engine.planning.preview import WhatIf, preview
+from engine.spec import DraftSpec, StreamSpec
+from server.cli import main
+from server.config import files
+from tests.engine.models import (
+    PLAIN,
+    SUBSPEC,
+    alone,
+    checkpoint,
+    exact,
+    load,
+    model_spec,
+    prompt,
+    request,
+    run,
+)
+from tests.examples import added, example_in, write_files
 
 README = Path(__file__).parents[3] / "README.md"
-IMPORTS = """
-from engine.drafting.method import DraftContext, LookupMethod
-from engine.drafting.growth import Bounds
-from engine.drafting.tree import DraftTree
+EXAMPLE = "repeat"
+CARD = WhatIf(device_memory=1 << 30, link_gbps=0.001)
+
+# A draft of weights of its own, on the target's KV.
+HEADS = """
+from engine.drafting.method import DraftNeeds, MethodFacts
+from engine.drafting.tree import Bounds
+
+FACTS = MethodFacts(
+    bounds=Bounds(depth=3, width=1, branch=1, budget=4),
+    agreement=0.5,
+    costs_draft_time=True,
+    is_candidate=True,
+    needs=lambda context: DraftNeeds(scratch_rows=context.bounds.budget, weight_bytes=5 << 20),
+)
 """
+
+
+@contextmanager
+def adding(folder: Path, name: str = EXAMPLE, text: str | None = None) -> Iterator[None]:
+    """Have a method's file, the docstring's example if not told otherwise, beside the others."""
+    text = example_in(methods.__doc__) if text is None else text
+    write_files(folder, {f"engine/drafting/methods/{name}.py": text})
+    with added(folder, methods):
+        yield
+
+
+def surer() -> str:
+    """The example, if the target agreed with it nearly always."""
+    return example_in(methods.__doc__).replace("agreement=0.1", "agreement=0.9")
 
 
 def test_the_methods_are_the_files() -> None:
     assert available() == ["ngram", "none", "prediction", "recycling", "specexec", "subspec"]
 
 
-def test_the_readmes_method_works_by_adding_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (example,) = [block for block in blocks if "def prepare" in block]
-    (tmp_path / "repeat.py").write_text(IMPORTS + example)
-    monkeypatch.setattr(
-        engine.drafting.methods, "__path__", [*engine.drafting.methods.__path__, str(tmp_path)]
+def test_the_readme_points_to_the_example() -> None:
+    section = README.read_text().split("## Add a drafting method")[1].split("\n## ")[0]
+    assert "`engine/drafting/methods/__init__.py`" in section
+
+
+def test_one_method_proposes_nothing_and_has_the_name_that_requests_use() -> None:
+    assert [name for name in available() if not facts_of(name).proposes] == [NO_DRAFT]
+
+
+def test_what_is_stated_of_methods_is_read_without_torch() -> None:
+    script = (
+        "import sys, importlib, engine.drafting.methods as methods\n"
+        "for name in methods.available():\n"
+        "    importlib.import_module(f'engine.drafting.methods.{name}')\n"
+        "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
-    assert "repeat" in available()
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=README.parent)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_example_serves_by_adding_its_file(tmp_path: Path) -> None:
     asked = [request("g", prompt(8)), request("s", prompt(9), temperature=1.0, seed=1)]
     want = alone(load(checkpoint("llama"), PLAIN), asked)
-    got = run(load(checkpoint("llama"), DraftSpec("repeat")), asked)
+    with adding(tmp_path):
+        assert EXAMPLE in available()
+        got = run(load(checkpoint("llama"), DraftSpec(EXAMPLE)), asked)
     assert exact(got) == exact(want)
     stats = got[("g", 0)].stats
     assert stats is not None and stats.drafted > 0
+
+
+def test_the_example_joins_the_trees_of_a_draft_model(tmp_path: Path) -> None:
+    with adding(tmp_path):
+        engine = load(checkpoint("llama"), SUBSPEC)
+    assert EXAMPLE in engine.info.draft_methods
+
+
+def test_the_example_is_checked_and_planned_as_the_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(files, "packaged_folder", lambda: tmp_path / "packaged")
+
+    def plan(draft: str) -> tuple[int, str, str]:
+        text = f"target: {{source: {checkpoint('llama')}}}\ndraft: {draft}\n"
+        write_files(tmp_path, {"configs/models/mine.yaml": text})
+        code = main.main(["plan", "mine", "--json", "--device-memory", "1GiB"])
+        return code, *capsys.readouterr()
+
+    with adding(tmp_path):
+        code, out, _ = plan(f"{{method: {EXAMPLE}}}")
+        refused, _, error = plan(f"{{method: {EXAMPLE}, source: a/b}}")
+    found: dict[str, Any] = json.loads(out)
+    assert (code, found["draft"], found["plan"]["draft_bytes"]) == (0, EXAMPLE, 0)
+    assert found["forecast"]["tokens_per_pass"] == pytest.approx(1.1)
+    assert found["forecast"]["draft_seconds"] == 0
+    assert found["assumptions"][-1]["figure"] == f"1.1 by {EXAMPLE}"
+    assert refused != 0 and "go with method specexec only" in error
+
+
+def test_auto_considers_the_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mixture = model_spec(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram"))
+    with adding(tmp_path / "as it is"), caplog.at_level(logging.INFO, "engine.planning.choice"):
+        assert candidates() == ["ngram", EXAMPLE, "subspec"]
+        assert preview(mixture, CARD).scheme.method == "ngram"
+    assert any(message.startswith(f"draft {EXAMPLE}:") for message in caplog.messages)
+    with adding(tmp_path / "surer", text=surer()):
+        assert preview(mixture, CARD).scheme.method == EXAMPLE
+        served = load(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram", slots=2))
+    assert EXAMPLE in served.info.draft_methods
+
+
+def test_a_change_to_the_example_is_advised_where_it_helps_most(tmp_path: Path) -> None:
+    spec = model_spec(checkpoint("mixtral"), PLAIN, stream=StreamSpec(tier="ram"))
+    with adding(tmp_path, text=surer()):
+        gains = {gain.change: gain.factor for gain in preview(spec, CARD).gains}
+    assert gains[f"draft.method: none -> {EXAMPLE}"] > gains["draft.method: none -> ngram"] > 1
+
+
+def test_what_a_new_draft_model_takes_is_planned(tmp_path: Path) -> None:
+    spec = model_spec(checkpoint("llama"), DraftSpec("heads", depth=2), stream=StreamSpec("ram"))
+    with adding(tmp_path, "heads", HEADS):
+        scheme = preview(spec, CARD).scheme
+    assert scheme.plan.draft_bytes == 5 << 20
+    assert (scheme.bounds.depth, scheme.bounds.budget) == (2, 4)
+    assert scheme.demand.scratch_rows == 4 and not scheme.demand.substitute_bytes
+    assert scheme.forecast.tokens_per_pass == pytest.approx(1.75)
+    assert scheme.forecast.draft_step_seconds > 0

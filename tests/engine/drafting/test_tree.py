@@ -10,9 +10,9 @@ from engine.drafting.tree import DraftTree
 
 
 @st.composite
-def trees(draw: st.DrawFn, root: int = 0) -> DraftTree:
+def trees(draw: st.DrawFn) -> DraftTree:
     """Random trees whose scores fall along every path."""
-    tokens, parents, depths, scores = [root], [-1], [0], [0.0]
+    tokens, parents, depths, scores = [0], [-1], [0], [0.0]
     for _ in range(draw(st.integers(0, 24))):
         parent = draw(st.integers(0, len(tokens) - 1))
         token = draw(st.integers(0, 5))
@@ -24,13 +24,6 @@ def trees(draw: st.DrawFn, root: int = 0) -> DraftTree:
     return DraftTree(
         tuple(tokens), tuple(parents), tuple(depths), tuple(scores), ("",) * len(tokens)
     )
-
-
-def paths(tree: DraftTree) -> dict[tuple[int, ...], float]:
-    """Tokens from the root down -> score, one entry a row."""
-    return {
-        tuple(tree.tokens[r] for r in tree.path(row)): tree.scores[row] for row in range(len(tree))
-    }
 
 
 def test_a_root_is_a_tree_of_one_row() -> None:
@@ -66,36 +59,6 @@ def test_children_are_found_by_their_token(tree: DraftTree) -> None:
     assert found == {(tree.parents[r], tree.tokens[r], r) for r in range(1, len(tree))}
 
 
-@given(trees(), st.integers(0, 6), st.integers(0, 20))
-def test_a_limited_tree_holds_the_best_rows(tree: DraftTree, depth: int, rows: int) -> None:
-    limited = tree.limit(depth, rows)
-    everything, kept = paths(tree), paths(limited)
-    assert kept.items() <= everything.items()
-    assert max(limited.depths) <= depth
-    allowed = sorted((s for p, s in everything.items() if len(p) <= depth + 1), reverse=True)
-    # Scores fall along paths, so the best rows are connected: none better was left out.
-    assert sorted(kept.values(), reverse=True) == allowed[: max(rows, 1)]
-
-
-def test_a_limited_tree_stays_connected_even_if_a_child_outscores_its_parent() -> None:
-    tree = DraftTree((1, 2, 3, 4), (-1, 0, 1, 0), (0, 1, 2, 1), (0.0, -9.0, -1.0, -5.0), ("",) * 4)
-    assert tree.limit(9, 3).tokens == (1, 2, 4)
-    assert tree.limit(9, 2).tokens == (1, 4)
-
-
-@given(trees(root=3), trees(root=3))
-def test_a_merged_tree_holds_the_paths_of_both(left: DraftTree, right: DraftTree) -> None:
-    merged, one, two = left.merge(right), paths(left), paths(right)
-    best = {p: max(one.get(p, -99.0), two.get(p, -99.0)) for p in one.keys() | two.keys()}
-    assert paths(merged) == best
-    assert merged.tokens[: len(left)] == left.tokens
-
-
-def test_trees_of_different_roots_do_not_merge() -> None:
-    with pytest.raises(AssertionError, match="same root"):
-        DraftTree.root(1).merge(DraftTree.root(2))
-
-
 @pytest.mark.parametrize(
     ("tokens", "parents", "depths", "message"),
     [
@@ -121,4 +84,3 @@ def test_a_tree_of_a_thousand_rows_masks_like_a_small_one() -> None:
         depths.append(depths[parent] + 1)
     tree = DraftTree(tuple(range(1024)), parents, tuple(depths), (0.0,) * 1024, ("",) * 1024)
     assert tree.mask().sum(1).tolist() == [depth + 1 for depth in depths]
-    assert len(tree.limit(5, 100)) == 100

@@ -70,7 +70,9 @@ def load(*arguments: Any, **changes: Any) -> Engine:
 def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
     """The kernels that win when they are measured, one after another; what is left was not."""
     winners: list[Kernel] = []
-    monkeypatch.setattr("engine.drafting.methods.subspec.fastest_kernel", lambda *_: winners.pop(0))
+    monkeypatch.setattr(
+        "engine.drafting.model.self_draft.fastest_kernel", lambda *_: winners.pop(0)
+    )
     return winners
 
 
@@ -365,7 +367,7 @@ def test_a_target_quantized_at_load_is_quantized_once(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(nf4, "quantize", counted)
     monkeypatch.setattr(nf4, "QUANTIZATION", replace(nf4.QUANTIZATION, quantize=counted))
-    monkeypatch.setattr("engine.drafting.methods.subspec.fastest_kernel", lambda *_: "int4")
+    monkeypatch.setattr("engine.drafting.model.self_draft.fastest_kernel", lambda *_: "int4")
     load(folder, SUBSPEC, target=TargetSpec(str(folder), quantize="nf4"))
     packed = CheckpointUnits(
         folder,

@@ -1,0 +1,127 @@
+"""Low-bit copies of the target's own layers as the draft, on the target's KV cache.
+
+Every streamed layer has a 4-bit substitute on the device; resident layers serve both. The draft
+reads the exact KV of the verified prefix and writes its own into scratch slots.
+"""
+
+import gc
+import logging
+from collections.abc import Collection, Sequence as Seq
+from contextlib import closing
+from dataclasses import dataclass
+
+from torch import nn
+
+from engine.drafting.method import DraftContext, Target
+from engine.drafting.model.draft_cache import SharedCache
+from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.drafting.model.kernel_choice import fastest_kernel
+from engine.drafting.model.substitutes import (
+    SubstituteUnits,
+    form,
+    host_slab,
+    linear_paths,
+    settle,
+    substitute_unit,
+)
+from engine.malloc import give_back_freed
+from engine.model.decoder import Decoder
+from engine.model.library import bind, build_on_meta
+from engine.streaming.packed import PackedUnits
+from engine.streaming.packed_cache import is_cached, packed
+from engine.weights.formats.linear import Kernel, available_kernels
+from engine.weights.layout import UnitReader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SelfDraft:
+    """The prepared method: nothing is quantized yet."""
+
+    context: DraftContext
+
+    def build(self, target: Target) -> DraftModel:
+        """Units that are resident serve both; the others get their substitutes."""
+        context, stream = self.context, target.stream
+        model = build_on_meta(context.config, context.dtype, strict=False)
+        modules = [*model.get_decoder().layers, model.get_output_embeddings()]  # one unit each
+        # Resident units that are expanded for the time of a pass have nothing to share.
+        shares = target.decoder.weights is stream
+        shared = [i for i in range(len(modules)) if shares and stream.is_resident(i)]
+        if len(shared) < len(modules):
+            self._substitute(modules, shared, target.reader)
+        for index in shared:
+            bind(modules[index], stream.resident(index))
+        model.set_output_embeddings(modules[-1])
+        decoder = Decoder(
+            model, Bound(), target.tensors, device=context.device.torch_device, strict=False
+        )
+        cache = SharedCache(target.cache)
+        return DraftModel(
+            context.method,
+            decoder,
+            cache,
+            context.bounds,
+            context.vocab_size,
+            context.device.capture(),
+        )
+
+    def _substitute(
+        self, modules: list[nn.Module], shared: Collection[int], reader: UnitReader
+    ) -> None:
+        """Put substitutes in place of all modules that are not shared."""
+        context, device = self.context, self.context.device.torch_device
+        with closing(self._packed(reader, modules)) as units:
+            gc.collect()
+            give_back_freed()  # what quantizing took, on a first start: loading needs the room
+            slab = host_slab(max(layout.nbytes for layout in units.layouts))
+            for index, layout in enumerate(units.layouts):
+                if index not in shared:
+                    units.read(index, slab)
+                    fields = layout.views(slab)
+                    modules[index] = substitute_unit(modules[index], fields, device)
+                    settle(modules[index])
+                context.progress("loading the substitutes", index + 1, len(modules))
+        give_back_freed()  # holes of packing's sizes: serving would take its own beside them
+
+    def _packed(self, reader: UnitReader, modules: Seq[nn.Module]) -> PackedUnits:
+        """All substitutes from the cache; on the first start they are made."""
+        context = self.context
+        kernel = self._kernel(modules[0])
+        log.info("substitutes use the %s product", kernel)
+        units = SubstituteUnits(
+            reader,
+            [linear_paths(module) for module in modules],
+            group=context.spec.draft.group,
+            kernel=kernel,
+            device=context.device.torch_device,
+            dtype=context.dtype,
+        )
+        return packed(
+            units,
+            context.spec.id,
+            self._identity(kernel),
+            context.spec.memory.cache,
+            lambda _, done, total: context.progress("making the substitutes", done, total),
+        )
+
+    def _identity(self, kernel: Kernel) -> str:
+        context = self.context
+        return f"{context.identity}\n{form(kernel, context.spec.draft.group, context.device.kind)}"
+
+    def _kernel(self, layer: nn.Module) -> Kernel:
+        """The 4-bit product that is fastest here for a draft step's rows.
+
+        It is measured once for each kind of device; then the cached substitutes tell. Measured
+        anew, products of nearly equal speed would win in turn on a busy machine, and each winner
+        would be made and take its room.
+        """
+        for kernel in available_kernels():
+            if is_cached(self.context.spec.id, self._identity(kernel)):
+                return kernel
+        linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+        shapes = [(linear.out_features, linear.in_features) for linear in linears]
+        return fastest_kernel(
+            shapes, self.context.bounds.width, self.context.device, self.context.spec.draft.group
+        )

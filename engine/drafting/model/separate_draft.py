@@ -1,0 +1,86 @@
+"""A separate, smaller model of the target's vocabulary as the draft.
+
+The draft has a paged KV cache of its own. Before it drafts, it runs every verified token it has not
+seen (the bonus token, an accepted leaf, a prompt), so its cache has no holes.
+"""
+
+from engine.drafting.method import DraftContext, Target, candidates
+from engine.drafting.model.draft_cache import OwnCache
+from engine.drafting.model.draft_model import PROMPT_TILE, Bound, DraftModel
+from engine.errors import ModelError
+from engine.kv.cache import KVCache
+from engine.kv.page_pool import PagePool
+from engine.model.decoder import Decoder
+from engine.model.library import build_on_meta
+from engine.model.resident import bind_resident
+from engine.text.tokenizer import read_tokenizer
+from engine.weights.family import kv_shape, read_config
+from engine.weights.hub import resolve
+from engine.weights.units import CheckpointUnits
+
+SHARED = 0.9  # of the target's tokens must be the draft's too
+
+
+class SeparateDraft:
+    """The prepared draft model: its files are there and its vocabulary is the target's."""
+
+    def __init__(self, context: DraftContext) -> None:
+        draft = context.spec.draft
+        if draft.source is None:
+            raise ModelError(
+                f"draft.source: method {context.method} needs a draft model (a hub id or a folder)"
+            )
+        self.context = context
+        self.folder = resolve(draft.source, draft.revision, context.progress).folder
+        self.config = read_config(self.folder)
+        self._check_vocabulary()
+        self.model = build_on_meta(self.config, context.dtype, strict=False)
+        self.units = CheckpointUnits(self.folder, self.model, context.dtype)
+
+    def _check_vocabulary(self) -> None:
+        """The same text must have the same ids; one may lack a few special tokens of the other."""
+        target = self.context.tokenizer.get_vocab()
+        draft = read_tokenizer(self.folder).get_vocab()
+        shared = target.keys() & draft.keys()
+        differing = sum(target[token] != draft[token] for token in shared)
+        if differing or len(shared) < SHARED * len(target):
+            others = " or ".join(reversed(candidates()))
+            raise ModelError(
+                f"draft.source: {self.context.spec.draft.source} has another vocabulary than the "
+                f"target: {len(shared)} of the target's {len(target)} tokens, {differing} of them "
+                f"with other ids. Use a draft of the same family, or draft.method {others}."
+            )
+
+    def build(self, target: Target) -> DraftModel:
+        device = self.context.device.torch_device
+        bind_resident(self.model, self.units, device, self.context.dtype, self.context.progress)
+        decoder = Decoder(
+            self.model,
+            Bound(),
+            self.units.other(),
+            device=device,
+            strict=False,
+            tile=PROMPT_TILE,
+            # To read a long prompt may take the draft longer than the watchdog allows silence.
+            on_border=target.decoder.on_border,
+        )
+        shape = kv_shape(self.config)
+        pool = PagePool(
+            shape.num_layers,
+            target.cache.num_pages,
+            shape.num_kv_heads,
+            shape.head_dim,
+            self.context.dtype,
+            self.context.device,
+        )
+        cache = KVCache(pool, prefix_cache=self.context.spec.prefix_cache)
+        caches = OwnCache(cache, decoder.is_long)
+        context = self.context
+        return DraftModel(
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            context.device.capture(),
+        )
