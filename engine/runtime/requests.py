@@ -99,5 +99,5 @@ class Requests:
                 self._scheduler.remove(sequence)
         for request in failed:
             request.cancelled.set()  # its other choices of this pass are not walked
-            self._by_id.pop(request.request_id, None)
-        return [Failed(request.request_id, message, code) for request in failed]
+            self._by_id.pop(request.message.request_id, None)
+        return [Failed(request.message.request_id, message, code) for request in failed]

@@ -104,14 +104,7 @@ class TargetFiles(Blueprint):
 
     def kv_cache(self, plan: Plan) -> KVCache:
         shape = kv_shape(self.config)
-        pool = PagePool(
-            shape.num_layers,
-            plan.num_pages,
-            shape.num_kv_heads,
-            shape.head_dim,
-            self.dtype,
-            self.device,
-        )
+        pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
         return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
 
     def limits(self, plan: Plan, decoder: Decoder) -> Limits:

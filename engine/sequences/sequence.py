@@ -33,10 +33,6 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     num_ended: int = 0  # of its choices
 
-    @property
-    def request_id(self) -> str:
-        return self.message.request_id
-
     def end_choice(self) -> bool:
         """Count a choice that has ended. Return True if it was the last one."""
         self.num_ended += 1
@@ -69,7 +65,7 @@ class Sequence:
         """Begin with the prompt; a fork has the cached tokens and passes of its first choice."""
         message = request.message
         self.request = request
-        self.request_id = request.request_id
+        self.request_id = message.request_id
         self.key = message.key  # whose request it is, for round robin
         self.params = message.params
         self.speculation = message.speculation

@@ -57,14 +57,9 @@ class SelfDraft:
         decoder = Decoder(
             model, Bound(), target.tensors, device=context.device.torch_device, strict=False
         )
-        cache = SharedCache(target.cache)
+        caches, capture = SharedCache(target.cache), context.device.capture()
         return DraftModel(
-            context.method,
-            decoder,
-            cache,
-            context.bounds,
-            context.vocab_size,
-            context.device.capture(),
+            context.method, decoder, caches, context.bounds, context.vocab_size, capture
         )
 
     def _substitute(
