@@ -91,14 +91,16 @@ def attend(
             value[0, :, tile].transpose(0, 1),
         )
         keys, values = batch.pool.read(layer, segment.slots[: before + rows.stop])
-        visible, own = _visible(segment, rows, sliding_window), query[0, :, tile]
-        if batch.strict or softcap is not None or s_aux is not None:
-            attended = _attend_by_heads(
-                own, keys, values, visible, scaling, softcap, sinks=s_aux, strict=batch.strict
-            )
-        else:
-            keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-            attended = _attend_fused(own[None], keys, values, visible, scaling)[0]
+        attended = _attend_rows(
+            query[0, :, tile],
+            keys,
+            values,
+            _visible(segment, rows, sliding_window),
+            scaling=scaling,
+            softcap=softcap,
+            sinks=s_aux,
+            strict=batch.strict,
+        )
         out[0, tile] = attended.transpose(0, 1)
     return out, None
 
@@ -154,22 +156,25 @@ def _attend_fused(
     )
 
 
-def _attend_by_heads(
+def _attend_rows(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     visible: Tensor | None,
+    *,
     scaling: float,
     softcap: float | None,
-    *,
     sinks: Tensor | None,
     strict: bool,
 ) -> Tensor:
-    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D], some heads at a time.
+    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D].
 
     Strict numerics compute in float64: sums then agree, whatever their order, to far below the
     model's own precision, so the rounded result does not depend on batch, tree or cache.
     """
+    if not strict and softcap is None and sinks is None:
+        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+        return _attend_fused(query[None], keys, values, visible, scaling)[0]
     heads, rows, _ = query.shape
     kv_heads = keys.shape[1]
     group = heads // kv_heads
@@ -179,20 +184,41 @@ def _attend_by_heads(
     for first in range(0, kv_heads, at_once):
         kv = slice(first, first + at_once)
         own = slice(first * group, (first + at_once) * group)
-        queries, own_keys = query[own].to(precision), keys[:, kv].to(precision)
-        # Heads that share keys sit side by side: [Hkv, H / Hkv * rows, D].
-        side_by_side = own_keys.shape[1], group * rows, -1
-        scores = queries.reshape(side_by_side) @ own_keys.permute(1, 2, 0)
-        scores = scores.view(len(queries), rows, -1) * scaling
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -torch.inf)
-        if sinks is not None:
-            column = sinks[own, None, None].to(precision).expand(-1, rows, 1)
-            weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
-        else:
-            weights = scores.softmax(dim=-1)
-        own_values = values[:, kv].to(precision).transpose(0, 1)
-        out[own] = (weights.reshape(side_by_side) @ own_values).view(len(queries), rows, -1)
+        out[own] = _attend_heads(
+            query[own].to(precision),
+            keys[:, kv],
+            values[:, kv],
+            visible,
+            scaling,
+            softcap,
+            None if sinks is None else sinks[own],
+        )
     return out
+
+
+def _attend_heads(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D], in the query's precision."""
+    heads, rows, _ = query.shape
+    # Heads that share keys sit side by side: [Hkv, H / Hkv * rows, D].
+    side_by_side = keys.shape[1], heads // keys.shape[1] * rows, -1
+    scores = query.reshape(side_by_side) @ keys.to(query.dtype).permute(1, 2, 0)
+    scores = scores.view(heads, rows, -1) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    if sinks is not None:
+        column = sinks[:, None, None].to(query.dtype).expand(heads, rows, 1)
+        weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    attended = weights.reshape(side_by_side) @ values.to(query.dtype).transpose(0, 1)
+    return attended.view(heads, rows, -1)

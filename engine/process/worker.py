@@ -260,13 +260,11 @@ class _Service:
             self._outbox.send(*results, figures)
 
     def _count(self, result: Tokens | Failed) -> None:
-        left = self._unfinished.get(result.request_id, 0)
         if isinstance(result, Tokens) and result.finish is None:
             return
-        if isinstance(result, Failed) or left <= 1:
-            self._unfinished.pop(result.request_id, None)
-        else:
-            self._unfinished[result.request_id] = left - 1
+        left = self._unfinished.pop(result.request_id, 0) - 1
+        if isinstance(result, Tokens) and left > 0:
+            self._unfinished[result.request_id] = left
 
 
 def _exit(code: int) -> NoReturn:
