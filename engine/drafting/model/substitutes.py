@@ -20,8 +20,8 @@ from engine.weights.packing import dense_layout, dense_tensors, expand
 FORM_VERSION = 1  # of what `store` writes; raised when a weight is quantized differently
 
 
-class SubstituteUnits:
-    """A `UnitReader` that reads the target's units and quantizes their linear weights.
+class SubstituteUnits(UnitReader):
+    """Reads the target's units and quantizes their linear weights.
 
     Weights that `kernel` cannot take on `device`, biases and norms are kept as they are. It works
     in host memory: no device memory was planned for it.
@@ -43,7 +43,7 @@ class SubstituteUnits:
     ) -> None:
         self._units = units
         self._dtype = dtype
-        self.layouts: list[UnitLayout] = []
+        layouts: list[UnitLayout] = []
         for layout, paths in zip(units.layouts, linears, strict=True):
             weights = {f"{path}.weight" if path else "weight" for path in paths}
             tensors: dict[str, TensorSpec] = {}
@@ -52,7 +52,8 @@ class SubstituteUnits:
                     tensors |= stored_tensors(name, spec, group, device, kernel)
                 else:
                     tensors[name] = spec
-            self.layouts.append(lay_out(layout.name, tensors))
+            layouts.append(lay_out(layout.name, tensors))
+        self.layouts = layouts
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab` with unit `index`; the same weights give the same bytes."""
