@@ -83,10 +83,9 @@ def _measure(blueprint: Blueprint, device: Device) -> Measured:
 
 
 def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: Device) -> Measured:
-    shape = kv_shape(config)
     pages = (CONTEXT + ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
-    pool = PagePool(shape.num_layers, pages, shape.num_kv_heads, shape.head_dim, dtype, device)
+    pool = PagePool.of_shape(kv_shape(config), pages, dtype, device)
     slots = PageTable(pages=list(range(pages))).slots(device.torch_device)
     times = StepTimes()
 

@@ -13,6 +13,7 @@ from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE
 from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
 from engine.model.decoder import Decoder
 from engine.planning import probe
@@ -103,7 +104,11 @@ def load(
         passes = _pass_times(files, measured, scheme, link_gbps)
         drafting = _drafting(files, draft, scheme.bounds, passes)
         stack.pop_all()
-    limits = files.limits(plan, decoder)
+    limits = Limits(
+        max_tokens=min(files.context_length, plan.num_pages * PAGE),
+        eos_token_ids=files.eos_token_ids,
+        original_length=decoder.original_length,
+    )
     return Loaded(
         info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
         limits=limits,

@@ -8,8 +8,7 @@ while they are made, so that a row's score is an honest log-probability.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Hashable, Mapping, Sequence as Seq
 from dataclasses import dataclass
 from itertools import count
 from math import log
