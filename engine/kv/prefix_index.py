@@ -122,9 +122,5 @@ class PrefixIndex:
 
 
 def _num_agreeing(one: Tokens, other: Tokens) -> int:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -6,6 +6,7 @@ Nothing is loaded: config.json is enough. Where the checkpoint is there, its own
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from engine.errors import ModelError
 from engine.planning import assumed, probe
@@ -17,7 +18,7 @@ from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device, choose_device
-from engine.weights.hub import Located, locate
+from engine.weights.hub import has_weights, locate
 from engine.weights.outline import Outline
 from engine.weights.units import CheckpointUnits
 
@@ -78,7 +79,7 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
         model_id=spec.id,
         model_type=blueprint.config.model_type,
         device="cuda" if planner.device is None else planner.device.kind,
-        has_weights=planner.located.has_weights,
+        has_weights=has_weights(planner.folder),
         scheme=scheme,
         gains=_gains(planner, scheme),
         assumptions=_assumptions(planner, scheme),
@@ -90,7 +91,7 @@ class _Planner:
 
     def __init__(self, spec: ModelSpec, what_if: WhatIf) -> None:
         self.what_if = what_if
-        self.located = locate(spec.target.source, spec.target.revision)
+        self.folder = locate(spec.target.source, spec.target.revision)
         if what_if.device_memory is not None:  # a card that need not be here
             stream = replace(spec.stream, simulate_gbps=None)
             spec = replace(spec, memory=replace(spec.memory, device=None), stream=stream)
@@ -124,8 +125,8 @@ class _Planner:
         """The model with this spec's precision and context, and its units."""
         key = (spec.target, spec.context_length)
         if key not in self._described:
-            blueprint = Blueprint(spec, self.located.folder)
-            self._described[key] = blueprint, outline_of(blueprint, self.located)
+            blueprint = Blueprint(spec, self.folder)
+            self._described[key] = blueprint, outline_of(blueprint, self.folder)
         return self._described[key]
 
     def _machine(self) -> Machine:
@@ -147,14 +148,12 @@ class _Planner:
         return Machine(memory, spec.memory.device or memory.device, ram_gbps, disk)
 
 
-def outline_of(blueprint: Blueprint, located: Located) -> Outline:
+def outline_of(blueprint: Blueprint, folder: Path) -> Outline:
     """The units of the checkpoint where it is there, else as the configuration tells."""
-    if not located.has_weights:
+    if not has_weights(folder):
         return blueprint.outline()
     quantize, slices = blueprint.spec.target.quantize, blueprint.slice_bytes
-    units = CheckpointUnits(
-        located.folder, blueprint.model, blueprint.dtype, quantize, slice_bytes=slices
-    )
+    units = CheckpointUnits(folder, blueprint.model, blueprint.dtype, quantize, slice_bytes=slices)
     units.close()
     return units.outline
 

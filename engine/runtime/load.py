@@ -29,7 +29,7 @@ from engine.sequences.sequence import Limits
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device
 from engine.streaming.ring import LayerStream
-from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
+from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
 from engine.timing import PassTimes, StepTimes
 from engine.weights.family import TESTED
@@ -116,7 +116,7 @@ def load(
         drafting=drafting,
         scratch_rows=scheme.demand.scratch_rows,
         draft_rows=scheme.demand.draft_rows,
-        tokens=token_bytes(files.tokenizer.backend_tokenizer),
+        tokens=TokenBytes(files.tokenizer.backend_tokenizer),
         grammars=Grammars(
             files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
         ),

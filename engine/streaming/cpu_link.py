@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from engine.streaming.device import Device
-from engine.streaming.disk import read_piece, unit_pieces
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
 from engine.streaming.pinned import Slab, allocate_pages, copy_bytes
@@ -61,8 +60,8 @@ class CpuLink:
 
     def read(self, unit: int, memory: Tensor) -> Batch:
         """Fill `memory` from the reader, in pieces that threads take in order."""
-        pieces = unit_pieces(self._reader, unit)
-        jobs = [partial(self._read, unit, piece, memory) for piece in pieces]
+        pieces = {p: memory[p.start : p.stop] for p in self._reader.pieces(unit)}
+        jobs = [partial(self._reader.read_piece, unit, *piece) for piece in pieces.items()]
         return self._readers.submit(*jobs, around=self._meters.disk.carrying(self._nbytes(unit)))
 
     def send(self, unit: int, source: Tensor, memory: Tensor) -> Batch:
@@ -76,9 +75,6 @@ class CpuLink:
     def close(self) -> None:
         self._readers.close()
         self._copier.close()
-
-    def _read(self, unit: int, piece: range, memory: Tensor) -> None:
-        read_piece(self._reader, unit, piece, memory[piece.start : piece.stop])
 
     def _nbytes(self, unit: int) -> int:
         return self._reader.layouts[unit].nbytes

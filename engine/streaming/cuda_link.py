@@ -12,6 +12,7 @@ until the copy out of it is done (`drained`). The host never waits for the devic
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -24,7 +25,7 @@ from engine.errors import ModelError
 from engine.streaming.cuda_pages import CudaPageStore
 from engine.streaming.cuda_streams import AheadStream, CudaCapture
 from engine.streaming.device import KERNEL_RUNS, Device, OwnMemory
-from engine.streaming.disk import PIECE_BYTES, cut, read_piece, unit_pieces
+from engine.streaming.disk import PIECE_BYTES, cut
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
 from engine.streaming.page_store import PageStore
@@ -116,17 +117,13 @@ class CudaDevice(Device):
         CUDA remembers a refused call per thread and torch would raise it at that thread's next
         kernel launch, whatever that is; a thread that ends takes it away.
         """
-        codes: list[int] = []
 
-        def run() -> None:
+        def run() -> int:
             with torch.cuda.device(self.torch_device):
-                codes.append(int(function()))
+                return int(function())
 
-        thread = threading.Thread(target=run, name="weights-pin", daemon=True)
-        thread.start()
-        thread.join()
-        assert codes, "the CUDA call raised instead of returning its error code"
-        return codes[0]
+        with ThreadPoolExecutor(1, "weights-pin") as thread:
+            return thread.submit(run).result()
 
 
 def open_device(device: torch.device) -> CudaDevice:
@@ -164,7 +161,7 @@ class CudaLink:
         self._pinning_refused = False
         self._readers = Workers("weights-read", readers)
         self._copiers = Workers("weights-copy", copiers)
-        largest = max((len(p) for unit in staged for p in unit_pieces(reader, unit)), default=0)
+        largest = max((len(p) for unit in staged for p in reader.pieces(unit)), default=0)
         each = BUFFERS_PER_THREAD if largest <= PIECE_BYTES else 1  # whole units are too large
         self._read_into = _Staging(readers * each if staged else 0, largest, device)
         self._copied_into = _Staging(copiers * BUFFERS_PER_THREAD, PIECE_BYTES, device)
@@ -182,14 +179,14 @@ class CudaLink:
 
     def slab(self, unit: int) -> tuple[Slab, Arrival]:
         slab = Slab(self._nbytes(unit))
-        pieces = {p: slab.memory[p.start : p.stop] for p in unit_pieces(self._reader, unit)}
-        jobs = [partial(read_piece, self._reader, unit, *piece) for piece in pieces.items()]
+        pieces = {p: slab.memory[p.start : p.stop] for p in self._reader.pieces(unit)}
+        jobs = [partial(self._reader.read_piece, unit, *piece) for piece in pieces.items()]
         return slab, self._readers.submit(*jobs, around=self._pinning(slab))
 
     def read(self, unit: int, slot: "CudaSlot") -> Arrival:
         """Fill a slot from the disk."""
-        pieces = unit_pieces(self._reader, unit)
-        fill = partial(read_piece, self._reader, unit)
+        pieces = self._reader.pieces(unit)
+        fill = partial(self._reader.read_piece, unit)
         return self._stage(pieces, fill, slot, self._read_into, self._readers, self.meters.disk)
 
     def send(self, unit: int, slab: Slab, slot: "CudaSlot") -> Arrival:

@@ -77,9 +77,8 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         # The outer block restores the caller's stream where a failed capture does not.
         with torch.cuda.stream(self._stream):
-            logits = (
-                work()
-            )  # libraries set themselves up in their first call, which cannot be captured
+            # Libraries set themselves up in their first call, which cannot be captured.
+            logits = work()
             result = self._results.setdefault(logits.shape, torch.empty_like(logits))
             # "thread_local": other threads may read weights and pin memory meanwhile.
             with torch.cuda.graph(

@@ -9,10 +9,9 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,8 +19,8 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.streaming.workers import Workers
 from engine.timing import time_runs
-from engine.weights.layout import PAGE_BYTES, UnitReader
-from engine.weights.safetensors import read_exactly
+from engine.weights.layout import PAGE_BYTES
+from engine.weights.safetensors import open_file, read_exactly
 
 logger = logging.getLogger(__name__)
 
@@ -34,58 +33,19 @@ TRIAL_PIECES = 2  # that each thread reads in a round
 PREFERENCE = 0.75  # direct reads may be slower: they take a tenth of the CPU time, and no memory
 
 
-@runtime_checkable
-class PieceReader(UnitReader, Protocol):
-    """A `UnitReader` whose units may be read by several threads at once."""
-
-    def pieces(self, index: int) -> Sequence[range]:
-        """Return the unit's bytes in pieces; each begins at a whole page."""
-
-    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
-        """Fill `memory` (uint8, host, `len(piece)` bytes). Raises as `UnitReader.read` does."""
-
-    def prepare(self, indices: Sequence[int]) -> None:
-        """Find out how these units, which will be read again and again, are read fastest."""
-
-
-def unit_pieces(reader: UnitReader, index: int) -> Sequence[range]:
-    """Return the pieces to read a unit in: one, unless the reader reads in pieces."""
-    if isinstance(reader, PieceReader):
-        return reader.pieces(index)
-    return [range(reader.layouts[index].nbytes)]
-
-
-def read_piece(reader: UnitReader, index: int, piece: range, memory: Tensor) -> None:
-    """Fill `memory` (uint8, `len(piece)` bytes) with one of `unit_pieces`."""
-    if isinstance(reader, PieceReader):
-        reader.read_piece(index, piece, memory)
-    else:
-        reader.read(index, memory)
-
-
 def cut(nbytes: int) -> list[range]:
     """Return pieces of `PIECE_BYTES`, at least one; the last one is the rest."""
     firsts = range(0, max(nbytes, 1), PIECE_BYTES)
     return [range(first, min(first + PIECE_BYTES, nbytes)) for first in firsts]
 
 
-def open_file(path: Path, descriptors: list[int], flags: int = 0) -> int:
-    """Open a file for reading and add it to `descriptors`. Raises `ModelError`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
-    descriptors.append(descriptor)
-    return descriptor
-
-
 class UnitFile:
-    """An open file of whole pages, read from any thread; its owner closes `descriptors`."""
+    """An open file of whole pages, read from any thread, until its owner closes `opened`."""
 
-    def __init__(self, path: Path, descriptors: list[int]) -> None:
+    def __init__(self, path: Path, opened: ExitStack) -> None:
         self.path = path
-        self._descriptors = descriptors
-        self._cached = open_file(path, descriptors)
+        self._opened = opened
+        self._cached = open_file(path, opened)
         self._direct: int | None = None
         self.is_direct = False  # whether reads go past the page cache, where borders allow
 
@@ -97,7 +57,7 @@ class UnitFile:
         """Make direct reads possible; return False if the file system refuses them."""
         if self._direct is None and hasattr(os, "O_DIRECT"):
             with suppress(ModelError):  # tmpfs, some overlays
-                self._direct = open_file(self.path, self._descriptors, os.O_DIRECT)
+                self._direct = open_file(self.path, self._opened, os.O_DIRECT)
         return self._direct is not None
 
     def use_direct(self) -> None:
@@ -109,8 +69,7 @@ class UnitFile:
 
         `direct` says whether to read past the page cache; None means as `is_direct` says.
         """
-        array: Any = memory.numpy()
-        flat = memoryview(array)
+        flat = memory.numpy().data
         aligned = (memory.data_ptr() | offset | len(flat)) % PAGE_BYTES == 0
         direct = self.is_direct if direct is None else direct
         done = self._read_direct(flat, offset) if direct and aligned else 0
@@ -162,9 +121,8 @@ def direct_is_faster(files: Sequence[UnitFile]) -> bool:
     count = READERS * TRIAL_PIECES
     memory = torch.frombuffer(mmap.mmap(-1, READERS * PIECE_BYTES), dtype=torch.uint8)
     memory.fill_(1)  # the first touch of a page is not part of reading
-    workers = Workers("weights-trial", READERS)
     paces: dict[bool, list[float]] = {True: [], False: []}
-    try:
+    with closing(Workers("weights-trial", READERS)) as workers:
         began = time.perf_counter()
         for number in range(TRIAL_ROUNDS):
             for direct in (True, False):  # in the order of a pass
@@ -173,17 +131,14 @@ def direct_is_faster(files: Sequence[UnitFile]) -> bool:
                 paces[direct].append(_trial(run, memory, workers, direct=direct))
             if time.perf_counter() - began > TRIAL_S:
                 break
-    finally:
-        workers.close()
     directly, cached = max(paces[True]), max(paces[False])
     logger.info("disk: %.2f GB/s directly, %.2f through the page cache", directly, cached)
     return directly >= PREFERENCE * cached
 
 
-_Place = tuple[UnitFile, range]
-
-
-def _trial(places: Sequence[_Place], memory: Tensor, workers: Workers, *, direct: bool) -> float:
+def _trial(
+    places: Sequence[tuple[UnitFile, range]], memory: Tensor, workers: Workers, *, direct: bool
+) -> float:
     """Return the GB/s at which the places are read, all at once."""
     jobs: list[Callable[[], None]] = []
     for number, (file, piece) in enumerate(places):

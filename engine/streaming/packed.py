@@ -14,7 +14,7 @@ import tempfile
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,17 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.messages import ReportProgress
-from engine.streaming.disk import PIECE_BYTES, UnitFile, cut, direct_is_faster, open_file
+from engine.streaming.disk import PIECE_BYTES, UnitFile, cut, direct_is_faster
 from engine.weights.layout import Field, UnitLayout, UnitReader
+from engine.weights.safetensors import open_file
 
 LAYOUT_VERSION = 2  # of index.json, slabs and pieces; older entries are packed again
 INDEX = "index.json"
 PARTIAL = ".partial"  # suffix of a folder that is being packed
 
 
-class PackedUnits:
-    """A `PieceReader` over a packed folder.
+class PackedUnits(UnitReader):
+    """Reads the units of a packed folder, in pieces.
 
     The checksum of a piece is compared only when it is first read after opening, so that later
     passes read at the disk's speed (zlib.crc32 does about 2 GB/s a thread, while other threads
@@ -44,20 +45,18 @@ class PackedUnits:
 
     def __init__(self, folder: Path, key: str | None = None) -> None:
         self.folder = folder
-        self._descriptors: list[int] = []
-        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
+        self._opened = ExitStack()
+        self._finalizer = weakref.finalize(self, self._opened.close)
         try:
             index = self._open_index()
             self.key: str = index["key"]
             if index["version"] != LAYOUT_VERSION or (key is not None and self.key != key):
                 raise ModelError(f"{folder / INDEX}: packed for another model or version")
-            self._layouts = [_parse_layout(unit) for unit in index["units"]]
+            self.layouts = [_parse_layout(unit) for unit in index["units"]]
             self._checksums = [list(map(int, unit["crc32"])) for unit in index["units"]]
             self._check()
-            self._files = [
-                UnitFile(folder / unit_name(i), self._descriptors)
-                for i in range(len(self._layouts))
-            ]
+            units = range(len(self.layouts))
+            self._files = [UnitFile(folder / unit_name(unit), self._opened) for unit in units]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.close()
             raise ModelError(f"{folder / INDEX}: corrupt ({error!r}). Remove the folder") from error
@@ -66,23 +65,19 @@ class PackedUnits:
             raise
         self._verified = [[False] * len(sums) for sums in self._checksums]
 
-    @property
-    def layouts(self) -> Sequence[UnitLayout]:
-        return self._layouts
-
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab` with unit `index`; any thread may call it."""
         for piece in self.pieces(index):
             self.read_piece(index, piece, slab[piece.start : piece.stop])
 
     def pieces(self, index: int) -> Sequence[range]:
-        return cut(self._layouts[index].nbytes)
+        return cut(self.layouts[index].nbytes)
 
     def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
         file, number = self._files[index], piece.start // PIECE_BYTES
         file.read(memory, piece.start)
         if not self._verified[index][number]:
-            if _checksum(memory) != self._checksums[index][number]:
+            if zlib.crc32(memory.numpy().data) != self._checksums[index][number]:
                 raise ModelError(
                     f"{file.path}: wrong checksum: the file was damaged. Remove {self.folder}; it "
                     "is packed again at the next start"
@@ -101,7 +96,7 @@ class PackedUnits:
         self._finalizer()
 
     def _open_index(self) -> dict[str, Any]:
-        descriptor = open_file(self.folder / INDEX, self._descriptors)
+        descriptor = open_file(self.folder / INDEX, self._opened)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         with suppress(OSError):  # a cache that only others may write to still serves
             os.utime(self.folder / INDEX)  # when the entry was last used
@@ -112,7 +107,7 @@ class PackedUnits:
         return index
 
     def _check(self) -> None:
-        for number, layout in enumerate(self._layouts):
+        for number, layout in enumerate(self.layouts):
             if len(self._checksums[number]) != len(cut(layout.nbytes)):
                 raise ValueError(f"{layout.name}: not one checksum for each piece")
             path = self.folder / unit_name(number)
@@ -205,10 +200,9 @@ def _write_units(
     done = 0
     for index, layout in enumerate(reader.layouts):
         reader.read(index, slab)
-        flat: Any = slab[: layout.nbytes].numpy()
-        memory = memoryview(flat)
-        _write(partial / unit_name(index), memory)
-        sums = [_checksum(slab[piece.start : piece.stop]) for piece in cut(layout.nbytes)]
+        memory = slab.numpy().data
+        _write(partial / unit_name(index), memory[: layout.nbytes])
+        sums = [zlib.crc32(memory[piece.start : piece.stop]) for piece in cut(layout.nbytes)]
         units.append({**_format_layout(layout), "crc32": sums})
         done += layout.nbytes
         progress("packing", done, total)
@@ -223,11 +217,6 @@ def _write(path: Path, memory: memoryview) -> None:
         file.write(memory)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _checksum(memory: Tensor) -> int:
-    array: Any = memory.numpy()
-    return zlib.crc32(array)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -261,8 +250,3 @@ def _parse_layout(unit: dict[str, Any]) -> UnitLayout:
         for name, dtype, shape, offset in unit["fields"]
     )
     return UnitLayout(unit["name"], fields, unit["nbytes"])
-
-
-def _close_all(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())

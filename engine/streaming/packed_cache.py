@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,16 +94,11 @@ def _folder(model: str, key: str) -> Path:
 
 def _open(folder: Path, key: str, reader: UnitReader) -> PackedUnits | None:
     """Return the entry if it is whole and laid out as the reader is; remove it otherwise."""
-    if not folder.exists():
-        return None
-    try:
+    with suppress(ModelError):
         units = PackedUnits(folder, key)
-    except ModelError:
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    if list(units.layouts) == list(reader.layouts):
-        return units
-    units.close()
+        if list(units.layouts) == list(reader.layouts):
+            return units
+        units.close()
     shutil.rmtree(folder, ignore_errors=True)
     return None
 
@@ -122,11 +118,9 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
     for entry in kept:
         if used + needed <= limit:
             return
-        try:
+        with suppress(ModelError):  # in use
             remove(entry)
-        except ModelError:
-            continue  # in use
-        used -= entry.nbytes
+            used -= entry.nbytes
     if used + needed > limit:
         raise ModelError(
             f"memory.cache: {limit / 1e9:.2f} GB, of which {used / 1e9:.2f} GB are in use by "

@@ -21,7 +21,7 @@ from engine.errors import ModelError
 from engine.messages import ReportProgress
 from engine.spec import Tier
 from engine.streaming.device import Device
-from engine.streaming.disk import READERS, PieceReader
+from engine.streaming.disk import READERS
 from engine.streaming.link import Arrival, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, Smoothed, time_away
 from engine.streaming.pinned import Slab
@@ -86,7 +86,7 @@ class LayerStream:
         with ExitStack() as stack:
             self._resident, self._slabs = self._place(reader, stack, progress)
             staged = self._units_in("disk")
-            if staged and isinstance(reader, PieceReader):  # after all that is read only once
+            if staged:  # after all that is read only once
                 reader.prepare(staged)
             readers = READERS if staged else 0
             copiers = COPIERS if self._make_room_for_staging() else 0
@@ -237,7 +237,9 @@ class LayerStream:
             waits = time.perf_counter()
             self._idle_seconds += waits - began
             waited = not load.arrival.done()
-            self._finish(load)
+            load.failed = True  # whatever is raised: seek starts it again
+            self._wait(load.arrival, load.unit)
+            load.failed = False
         finally:
             self._computing = time.perf_counter()
         if waited:
@@ -269,11 +271,6 @@ class LayerStream:
 
     def _meter(self, unit: int) -> Meter:
         return self._meters.ram if self._tiers[unit] == "ram" else self._meters.disk
-
-    def _finish(self, load: _Load) -> None:
-        load.failed = True  # whatever is raised: seek starts it again
-        self._wait(load.arrival, load.unit)
-        load.failed = False
 
     def _wait(self, arrival: Arrival, unit: int) -> None:
         """Wait for the weights of a unit. Raises `ModelError` that names it."""

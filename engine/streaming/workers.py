@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import Empty, SimpleQueue
 
 Job = Callable[[], None]
@@ -53,9 +53,7 @@ class Batch:
         error: BaseException | None = None
         try:
             job()
-        except (
-            BaseException
-        ) as raised:  # the outermost handler of this thread: the waiter raises it
+        except BaseException as raised:  # this thread's outermost handler: the waiter raises it
             error = raised
         with self._lock:
             self._running -= 1
@@ -128,12 +126,8 @@ class Workers:
 
         It may be called again.
         """
-        while True:
-            try:
-                waiting = self._jobs.get_nowait()
-            except Empty:
-                break
-            if waiting is not None:
+        with suppress(Empty):
+            while waiting := self._jobs.get_nowait():
                 waiting[0].cancel()
         for _ in self._threads:
             self._jobs.put(None)

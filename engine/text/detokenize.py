@@ -8,6 +8,7 @@ invalid. Bytes make the text independent of how ids were grouped into passes.
 import codecs
 import copy
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,19 +18,20 @@ from engine.errors import ModelError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+
 
 class TokenBytes:
-    """The bytes that each token adds to an answer, `token_bytes[id]`.
+    """The bytes that each token adds to an answer, `tokens[id]`.
 
-    Joined over an answer they are its text in UTF-8. A special token adds nothing (unless kept),
+    Joined over an answer they are its text in UTF-8. A special token adds nothing (see `showing`),
     and so does an id behind the tokenizer's vocabulary, which padded embeddings allow. An answer
     continues its prompt: the blank of a leading `▁` is kept, also at the first token.
 
-    `keep_special` gives special tokens their own spelling, for formats that mark tool calls or
-    channels with them. Raises `ModelError` for a tokenizer whose decoder is not known.
+    Raises `ModelError` for a tokenizer whose decoder is not known.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", *, keep_special: bool = False) -> None:
+    def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
         self._decoder = _Decoder(tokenizer)
         self._special = {
@@ -37,7 +39,6 @@ class TokenBytes:
             for token, added in tokenizer.get_added_tokens_decoder().items()
             if added.special
         }
-        self._keep_special = keep_special
         self._known: dict[int, bytes] = {}
 
     def __getitem__(self, token: int) -> bytes:
@@ -72,23 +73,16 @@ class TokenBytes:
 
     def _spell(self, token: int) -> bytes:
         if token in self._special:
-            return self._special[token].encode() if self._keep_special else b""
+            return b""
         piece = self._tokenizer.id_to_token(token)
         return b"" if piece is None else self._decoder.decode(piece)
-
-
-def token_bytes(tokenizer: "Tokenizer", *, keep_special: bool = False) -> TokenBytes:
-    """The bytes of each token of a tokenizer; made once and shared by all detokenizers."""
-    return TokenBytes(tokenizer, keep_special=keep_special)
 
 
 class Detokenizer:
     """The text of one answer: what is complete UTF-8 comes out of `push`, the rest of `finish`."""
 
-    def __init__(self, tokenizer: "Tokenizer | TokenBytes") -> None:
-        if not isinstance(tokenizer, TokenBytes):
-            tokenizer = TokenBytes(tokenizer)
-        self._bytes = tokenizer
+    def __init__(self, tokens: TokenBytes) -> None:
+        self._bytes = tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
@@ -117,8 +111,8 @@ class _Decoder:
             byte_of = _byte_level_alphabet()
             if all(character in byte_of for character in piece):
                 return bytes(byte_of[character] for character in piece)
-        elif self._byte_fallback and (byte := _byte_token(piece)) is not None:
-            return byte
+        elif self._byte_fallback and (byte := _BYTE_TOKEN.fullmatch(piece)):
+            return bytes.fromhex(byte[1])
         for old, new in self._replacements:
             piece = piece.replace(old, new)
         return piece.encode("utf-8", errors="replace")
@@ -148,16 +142,6 @@ def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     if decoder["type"] != "Sequence":
         return [decoder]
     return [step for inner in decoder["decoders"] for step in _steps(inner)]
-
-
-def _byte_token(piece: str) -> bytes | None:
-    """The byte of a `<0xNN>` token."""
-    if len(piece) != 6 or not piece.startswith("<0x") or piece[5] != ">":
-        return None
-    try:
-        return bytes.fromhex(piece[3:5])
-    except ValueError:
-        return None
 
 
 @cache

@@ -46,7 +46,7 @@ class StopRules:
         self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._min_tokens = params.min_tokens
         self._max_tokens = max_tokens
-        self._strings = [_StopString(stop) for stop in dict.fromkeys(params.stop) if stop]
+        self._strings = [stop for stop in dict.fromkeys(params.stop) if stop]
         self._detokenizer = detokenizer
         self._held = ""  # the longest end of the text that may become a stop string
         self._finished = False
@@ -84,46 +84,28 @@ class StopRules:
         return Verdict(shown + self._held, finish, reason)
 
     def _scan(self, text: str) -> tuple[str, str | None]:
-        """Text that is safe to show once `text` has arrived, and the stop string it completes."""
+        """Return what may be shown once `text` has arrived, and the stop string that it completes.
+
+        A stop string counts only if it ends in the new text, behind what was held back.
+        """
         if not self._strings:
             return text, None
-        text_from_hold = self._held + text
-        for end, character in enumerate(text, start=len(self._held) + 1):
-            complete = [s.pattern for s in self._strings if s.feed(character)]
-            if complete and self.num_tokens > self._min_tokens:
-                stop = max(complete, key=len)
-                return text_from_hold[: end - len(stop)], stop
-        border = len(text_from_hold) - max(s.matched for s in self._strings)
-        self._held = text_from_hold[border:]
-        return text_from_hold[:border], None
+        known, text = len(self._held), self._held + text
+        if self.num_tokens > self._min_tokens:
+            found = ((text.find(s, max(known - len(s) + 1, 0)), len(s), s) for s in self._strings)
+            ends = [(first + size, -size, stop) for first, size, stop in found if first >= 0]
+            if ends:
+                end, _, stop = min(ends)
+                return text[: end - len(stop)], stop
+        border = len(text) - max(_num_begun(text, stop) for stop in self._strings)
+        self._held = text[border:]
+        return text[:border], None
 
 
-class _StopString:
-    """Looks for one string in a stream of characters (Knuth, Morris, Pratt 1977)."""
+def _num_begun(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text begin a stop string, but are not all of it.
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
-        self.matched = 0  # characters at the end of the stream that begin the pattern
-        self._shorter = _borders(pattern)
-
-    def feed(self, character: str) -> bool:
-        """Whether this character completes the pattern."""
-        while self.matched and self.pattern[self.matched] != character:
-            self.matched = self._shorter[self.matched]
-        if self.pattern[self.matched] == character:
-            self.matched += 1
-        if self.matched < len(self.pattern):
-            return False
-        self.matched = self._shorter[self.matched]
-        return True
-
-
-def _borders(pattern: str) -> list[int]:
-    """For each length: the longest proper prefix of pattern[:length] that is also its suffix."""
-    borders = [0, 0]
-    for length in range(1, len(pattern)):
-        border = borders[length]
-        while border and pattern[border] != pattern[length]:
-            border = borders[border]
-        borders.append(border + (pattern[border] == pattern[length]))
-    return borders
+    What is tried in vain is not held back, so over an answer there are few tries for a character.
+    """
+    tries = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((count for count in tries if text.endswith(stop[:count])), 0)

@@ -9,24 +9,15 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from engine.errors import ModelError
@@ -39,7 +30,7 @@ _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "*.gguf", "*/*", "consolidated*.s
 _SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
 _REPORT_SECONDS = 0.5
 # The root error of the HTTP package that the installed release is built on (httpx, httpx2).
-_HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__bases__[0])
+_HTTP_ERROR = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
 
 
 @dataclass(frozen=True)
@@ -50,14 +41,6 @@ class Resolved:
     identity: str  # the commit, or a fingerprint of a local folder: changes when the files do
 
 
-@dataclass(frozen=True)
-class Located:
-    """Where a model's config.json is, and whether its weights lie beside it."""
-
-    folder: Path
-    has_weights: bool
-
-
 def resolve(source: str, revision: str | None, progress: ReportProgress) -> Resolved:
     """Return the local files of a model: `source` if it is a folder, else the hub's snapshot.
 
@@ -65,11 +48,7 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
     Raises `ModelError` when the repository or revision is not found or gated, the hub cannot be
     reached, the disk is too small, or the model has no safetensors weights.
     """
-    folder = _local_folder(source)
-    if folder is None:
-        with _hub_errors_explained(source, revision):
-            folder = _snapshot(source, revision, progress)
-    _check_config(folder)
+    folder = _find(source, revision, partial(_snapshot, source, revision, progress))
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{folder}: no *.safetensors file. Only safetensors weights are read: convert other "
@@ -78,17 +57,12 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
     return Resolved(folder, _identity(folder))
 
 
-def locate(source: str, revision: str | None) -> Located:
-    """Return where a model's config.json is; if nothing of the model is here, fetch that file.
+def locate(source: str, revision: str | None) -> Path:
+    """Return the folder of a model's config.json; if nothing of the model is here, fetch it.
 
     Raises `ModelError` when there is none.
     """
-    folder = _local_folder(source)
-    if folder is None:
-        with _hub_errors_explained(source, revision):
-            folder = _config_folder(source, revision)
-    _check_config(folder)
-    return Located(folder, has_weights(folder))
+    return _find(source, revision, partial(_config_folder, source, revision))
 
 
 def has_weights(folder: Path) -> bool:
@@ -103,6 +77,22 @@ def has_weights(folder: Path) -> bool:
     return all((folder / name).is_file() for name in files)
 
 
+def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:
+    """Return the folder that `source` is or that `fetch` gets from the hub, with a config.json.
+
+    The hub's errors become `ModelError`s that say what to do.
+    """
+    folder = _local_folder(source)
+    if folder is None:
+        try:
+            folder = fetch()
+        except (OSError, errors.HFValidationError, _HTTP_ERROR) as error:
+            raise ModelError(_explanation(error, source, revision)) from error
+    if not (folder / _CONFIG).is_file():
+        raise ModelError(f"{folder}: {_CONFIG} is missing: this is no model folder")
+    return folder
+
+
 def _local_folder(source: str) -> Path | None:
     """Return the folder that `source` is, None if it is the name of a repository."""
     folder = Path(source).expanduser()
@@ -111,11 +101,6 @@ def _local_folder(source: str) -> Path | None:
     if folder.is_absolute() or source.startswith((".", "~")):
         raise ModelError(f"{source}: there is no such folder")
     return None
-
-
-def _check_config(folder: Path) -> None:
-    if not (folder / _CONFIG).is_file():
-        raise ModelError(f"{folder}: {_CONFIG} is missing: this is no model folder")
 
 
 def _identity(folder: Path) -> str:
@@ -136,7 +121,7 @@ def _config_folder(source: str, revision: str | None) -> Path:
     if not isinstance(path, str):
         try:
             path = huggingface_hub.hf_hub_download(source, _CONFIG, revision=revision)
-        except LocalEntryNotFoundError as error:
+        except errors.LocalEntryNotFoundError as error:
             raise ModelError(
                 f"{source}: its {_CONFIG} is not cached, and the hub cannot be reached. Check the "
                 "network and HF_HUB_OFFLINE, or give a folder with a config.json"
@@ -148,7 +133,7 @@ def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Pa
     try:
         # The wanted files, their sizes, and whether they are cached.
         files: list[Any] = _download(source, revision, dry_run=True)
-    except DryRunError as error:  # the hub cannot be asked: what is cached must do
+    except errors.DryRunError as error:  # the hub cannot be asked: what is cached must do
         return _cached(source, revision, error.__cause__)
     if not any(file.filename.endswith(".safetensors") for file in files):
         raise ModelError(
@@ -177,14 +162,14 @@ def _download(source: str, revision: str | None, **how: Any) -> Any:
 def _cached(source: str, revision: str | None, cause: BaseException | None) -> Path:
     try:
         return Path(_download(source, revision, local_files_only=True))
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         # It is neither cached nor reachable: the message says why it could not be reached.
-        if isinstance(cause, OfflineModeIsEnabled):
+        if isinstance(cause, errors.OfflineModeIsEnabled):
             raise ModelError(
                 f"{source}: not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
                 "download it. Unset HF_HUB_OFFLINE once, or give a local folder"
             ) from error
-        if isinstance(cause, HfHubHTTPError):
+        if isinstance(cause, errors.HfHubHTTPError):
             raise cause from error
         raise ModelError(
             f"{source}: not in {constants.HF_HUB_CACHE}, and the hub cannot be reached ({cause}). "
@@ -202,36 +187,27 @@ def _check_space(source: str, cache: Path, missing: int) -> None:
         )
 
 
-@contextmanager
-def _hub_errors_explained(source: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's errors into `ModelError`s that say what to do."""
-    try:
-        yield
-    except (OSError, HFValidationError, _HTTP_ERROR) as error:
-        raise ModelError(_explanation(error, source, revision)) from error
-
-
 def _explanation(error: Exception, source: str, revision: str | None) -> str:
     """Return what went wrong on the hub and what to do; derived classes of errors come first."""
     place = f"{source}@{revision}" if revision else source
     match error:
-        case HFValidationError():
+        case errors.HFValidationError():
             return f"{source!r} is neither a folder nor a hub id (owner/name)"
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return (
                 f"{place}: the repository is gated. Accept its terms on huggingface.co/{source}, "
                 "then set HF_TOKEN to a token of that account"
             )
-        case RevisionNotFoundError():
+        case errors.RevisionNotFoundError():
             return f"{source}: has no revision {revision!r}"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             return (
                 f"{place}: neither a local folder nor a repository of the hub that can be seen. "
                 "Check the name; a private one needs HF_TOKEN"
             )
         case _ if isinstance(error, _HTTP_ERROR):
             return f"{place}: the hub answers: {error}. Try again later"
-        case LocalEntryNotFoundError():
+        case errors.LocalEntryNotFoundError():
             return f"{place}: the download broke off: {error}. Try again"
     is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     hint = "the disk is full" if is_full else str(error)
@@ -269,8 +245,6 @@ def _size(folder: Path) -> int:
     """Return the bytes of a folder's files, 0 if it is not there; files may vanish meanwhile."""
     total = 0
     for path in folder.glob("*"):
-        try:
+        with suppress(FileNotFoundError):
             total += path.stat().st_size
-        except FileNotFoundError:
-            continue
     return total

@@ -6,7 +6,6 @@ the same in RAM, in a device slot, and in a packed file on disk, so a unit moves
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -67,18 +66,32 @@ def whole_layers(num_layers: int) -> tuple[LayerUnits, ...]:
     return tuple(LayerUnits(index) for index in range(num_layers))
 
 
-class UnitReader(Protocol):
-    """Fills slabs with weights: from the checkpoint itself or from packed files."""
+class UnitReader:
+    """Fills slabs with weights: from the checkpoint itself or from packed files.
 
-    @property
-    def layouts(self) -> Sequence[UnitLayout]:
-        """The layout of each unit."""
+    A subclass sets `layouts` and implements `read`. One whose units may be read by several threads
+    at once overrides the other methods too.
+    """
+
+    layouts: Sequence[UnitLayout]  # of each unit
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab[:layouts[index].nbytes]` (uint8, host memory). Called from any thread.
 
         Raises `ModelError` that names the file when the bytes cannot be read or are wrong.
         """
+        raise NotImplementedError
+
+    def pieces(self, index: int) -> Sequence[range]:
+        """Return the unit's bytes in pieces; each begins at a whole page."""
+        return [range(self.layouts[index].nbytes)]
+
+    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
+        """Fill `memory` (uint8, host, `len(piece)` bytes) with one of `pieces`, as `read` does."""
+        self.read(index, memory)
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        """Find out how these units, which will be read again and again, are read fastest."""
 
 
 def lay_out(name: str, tensors: Mapping[str, TensorSpec]) -> UnitLayout:

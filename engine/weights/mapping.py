@@ -58,7 +58,7 @@ def find_sources(
             sources[target] = source
     _refuse_unexpected(model, unexpected)
     for target, group in groups.items():
-        converter = names.converter(next(iter(group)))
+        converter = names.by_pattern[next(iter(group))]
         if not _only_merges(converter):
             raise ModelError(
                 f"{checkpoint.folder}: {target} is stored in a form that must be computed "
@@ -91,7 +91,7 @@ class _Names:
         transforms = get_model_conversion_mapping(model)
         self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
-        self._by_pattern = {p: c for c in self._converters for p in c.source_patterns}
+        self.by_pattern = {p: c for c in self._converters for p in c.source_patterns}
         self._prefix = model.base_model_prefix
         self._state = model.state_dict()
 
@@ -103,10 +103,6 @@ class _Names:
         if name not in self._state and stored in self._state:
             name, pattern = rename_source_key(stored, [], [], self._prefix, self._state)
         return name, pattern
-
-    def converter(self, pattern: str) -> WeightConverter:
-        """Return the library's converter for names that match the pattern."""
-        return self._by_pattern[pattern]
 
 
 def _only_merges(converter: WeightConverter) -> bool:

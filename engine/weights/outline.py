@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
-from engine.weights.layout import Fields, LayerUnits, TensorSpec, UnitLayout, lay_out
+from engine.weights.layout import Fields, LayerUnits, TensorSpec, UnitLayout, UnitReader, lay_out
 from engine.weights.stored_format import Quantization, quantization
 
 
@@ -123,15 +123,11 @@ class Outline:
         self.parts.append(tuple(parts))
 
 
-class UnreadUnits:
-    """A `UnitReader` of a model that is planned and not loaded: sizes without bytes."""
+class UnreadUnits(UnitReader):
+    """The units of a model that is planned and not loaded: sizes without bytes."""
 
     def __init__(self, outline: Outline) -> None:
-        self.outline = outline
-
-    @property
-    def layouts(self) -> Sequence[UnitLayout]:
-        return self.outline.layouts
+        self.layouts = outline.layouts
 
     def read(self, index: int, slab: Tensor) -> None:
         """Raises `ModelError`: there is nothing to read."""
@@ -139,9 +135,7 @@ class UnreadUnits:
 
 
 def _lay_out(name: str, parts: Sequence[Part]) -> UnitLayout:
-    tensors: dict[str, TensorSpec] = {}
-    for part in parts:
-        tensors |= part.tensors()
+    tensors = {field: spec for part in parts for field, spec in part.tensors().items()}
     return lay_out(name, tensors)
 
 

@@ -11,6 +11,7 @@ import os
 import struct
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,17 +74,10 @@ class Checkpoint:
         self.folder = folder
         self._descriptors: dict[Path, int] = {}
         self._maps: dict[Path, mmap.mmap] = {}
-        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
-        try:
-            self.tensors: Mapping[str, StoredTensor] = self._read_headers()
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The open files."""
-        return tuple(self._descriptors)
+        with ExitStack() as opened:
+            opened.callback(self._descriptors.clear)
+            self.tensors: Mapping[str, StoredTensor] = self._read_headers(opened)
+            self._finalizer = weakref.finalize(self, opened.pop_all().close)
 
     def close(self) -> None:
         """Close the files. Tensors that `mapped` returned stay valid."""
@@ -91,8 +85,7 @@ class Checkpoint:
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
         """Fill `out` (CPU, contiguous, `stored.nbytes` bytes) with the stored bytes."""
-        flat: Any = out.view(-1).view(torch.uint8).numpy()
-        memory = memoryview(flat)
+        memory = out.view(-1).view(torch.uint8).numpy().data
         assert len(memory) == stored.nbytes, (stored, len(memory))
         read_exactly(self._descriptors[stored.file], memory, stored.offset, stored.file)
 
@@ -117,12 +110,18 @@ class Checkpoint:
         )
         return flat.view(stored.shape)
 
-    def _read_headers(self) -> dict[str, StoredTensor]:
+    def _read_headers(self, opened: ExitStack) -> dict[str, StoredTensor]:
         placed = self._read_index()
         names = sorted(set(placed.values())) if placed else [SINGLE_NAME]
         tensors: dict[str, StoredTensor] = {}
         for name in names:
-            for stored in self._open(self.folder / name):
+            path = self.folder / name
+            if not path.exists():
+                raise ModelError(
+                    f"{path}: the index names this file, but it is not there. Download it again"
+                )
+            self._descriptors[path] = open_file(path, opened)
+            for stored in _read_header(path, self._descriptors[path]):
                 if stored.name in tensors:
                     other = tensors[stored.name].file.name
                     raise ModelError(f"{self.folder}: {stored.name} is in both {other} and {name}")
@@ -167,17 +166,15 @@ class Checkpoint:
                 f"{tensors[strays[0]].file.name} holds. Download the checkpoint again"
             )
 
-    def _open(self, path: Path) -> list[StoredTensor]:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise ModelError(
-                f"{path}: the index names this file, but it is not there. Download it again"
-            ) from error
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
-        self._descriptors[path] = descriptor
-        return _read_header(path, descriptor)
+
+def open_file(path: Path, opened: ExitStack, flags: int = 0) -> int:
+    """Open a file for reading, to be closed with `opened`. Raises `ModelError`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path) -> None:
@@ -196,11 +193,6 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path) -
                 "expected. The file was truncated: fetch or pack it again"
             )
         done += count
-
-
-def _close_all(descriptors: dict[Path, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])
 
 
 def _read_header(path: Path, descriptor: int) -> list[StoredTensor]:

@@ -1,30 +1,20 @@
 """The units of a model, read from its checkpoint."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from engine.weights.layout import LayerUnits, UnitLayout
+from engine.weights.layout import UnitReader
 from engine.weights.mapping import find_sources
 from engine.weights.outline import Outline, Part, wanted_tensors
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Source, excerpt, quantized
 
 
-@dataclass(frozen=True)
-class _Filled:
-    """A source and the fields of the unit that it fills."""
-
-    source: Source
-    fields: tuple[str, ...]
-
-
-class CheckpointUnits:
-    """A `UnitReader` over a folder of safetensors files.
+class CheckpointUnits(UnitReader):
+    """Reads the units of a folder of safetensors files.
 
     `model` is the empty model that the folder's config.json describes. Its units and the other
     arguments are those of `Outline`; embedding, norms, routers and head are never quantized, and
@@ -46,26 +36,18 @@ class CheckpointUnits:
         self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
         stored = {name: source.packed for name, source in self._sources.items()}
         self.outline = Outline(model, dtype, quantize, stored, slice_bytes)
-        self._filled = [
-            tuple(_Filled(self._source(part), tuple(part.tensors())) for part in parts)
+        self.layouts = self.outline.layouts
+        self.layers = self.outline.layers  # the head's unit comes after those of all layers
+        self._filled = [  # by each unit: its sources, and the fields that each of them fills
+            [(self._source(part), tuple(part.tensors())) for part in parts]
             for parts in self.outline.parts
         ]
-
-    @property
-    def layouts(self) -> Sequence[UnitLayout]:
-        """The layout of each unit."""
-        return self.outline.layouts
-
-    @property
-    def layers(self) -> Sequence[LayerUnits]:
-        """The units of each layer; that of the head comes after them all."""
-        return self.outline.layers
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab` with unit `index`, straight from the file where dtypes agree."""
         views = self.layouts[index].views(slab)
-        for filled in self._filled[index]:
-            filled.source.fill(*(views[field] for field in filled.fields))
+        for source, fields in self._filled[index]:
+            source.fill(*(views[field] for field in fields))
 
     def other(self) -> dict[str, Tensor]:
         """Return the tensors of no unit (embedding, final norm) by their full names.

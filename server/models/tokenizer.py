@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from engine.text.detokenize import TokenBytes, token_bytes
+from engine.text.detokenize import TokenBytes
 from server.errors import ApiError
 
 RESERVED_TEMPLATE_ARGUMENTS = frozenset(
@@ -147,4 +147,4 @@ def load_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
     inner = read_tokenizer(Path(path))
     inner.backend_tokenizer.no_truncation()
     inner.backend_tokenizer.no_padding()
-    return Tokenizer(inner, token_bytes(inner.backend_tokenizer), chat_template)
+    return Tokenizer(inner, TokenBytes(inner.backend_tokenizer), chat_template)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine.messages import AUTO, Generate, SamplingParams, Speculation
 from engine.sequences.sequence import Limits, Request, Sequence
-from engine.text.detokenize import Detokenizer
+from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
 
 EOS = 1
@@ -47,9 +47,9 @@ def choice_of(request: Request, choice: int = 0) -> Sequence:
 
 
 @cache
-def _bytes() -> Tokenizer:
+def _bytes() -> TokenBytes:
     """One token for each byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    return TokenBytes(tokenizer)

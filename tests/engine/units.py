@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from engine.weights.layout import PAGE_BYTES, UnitLayout, lay_out
+from engine.weights.layout import PAGE_BYTES, UnitLayout, UnitReader, lay_out
 
 
 def layout(index: int, rows: int) -> UnitLayout:
@@ -24,7 +24,7 @@ def layout(index: int, rows: int) -> UnitLayout:
     )
 
 
-class NumberedUnits:
+class NumberedUnits(UnitReader):
     """Unit i holds what `expected(i)` says. `faults[i]` are raised by the next reads of unit i.
 
     With `gates`, a read of unit i waits for `gates[i]`. `jitter` spreads reads over time.

@@ -14,6 +14,7 @@ from engine.drafting.model.kernel_choice import fastest_kernel
 from engine.streaming.cuda_link import CudaDevice
 from engine.weights.formats import int4
 from engine.weights.formats.linear import substitute, supports
+from tests.engine import int4_codes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +44,7 @@ def test_products_are_those_of_the_dense_weight(
     assert supports(in_features, out_features, group, CUDA, "int4")
     layer = substitute(weight, bias, group, CUDA, "int4")
     assert isinstance(layer, int4.Int4Linear)
-    dense = int4.quantize(weight, group).dense(torch.float32).to(CUDA)
+    dense = int4_codes.quantize(weight, group).dense().to(CUDA)
     for rows in ROWS:
         inputs = torch.randn(1, rows, in_features, device=CUDA).bfloat16()
         want = inputs.float() @ dense.T + bias.to(CUDA).float()
@@ -55,7 +56,7 @@ def test_products_are_those_of_the_dense_weight(
 
 def test_codes_are_the_same_on_both_devices() -> None:
     weight = weight_of(256, 512)
-    here, there = int4.quantize(weight, 32), int4.quantize(weight.to(CUDA), 32)
+    here, there = int4_codes.quantize(weight, 32), int4_codes.quantize(weight.to(CUDA), 32)
     assert torch.equal(here.scales_and_zeros, there.scales_and_zeros.cpu())
     assert (here.codes.int() - there.codes.cpu().int()).abs().max() <= 1
     assert (here.codes != there.codes.cpu()).float().mean() < 1e-3

@@ -29,7 +29,7 @@ from engine.process.admission import check_request
 from engine.process.client import EngineCallbacks, EngineClient, State
 from engine.process.token_stream import Mail, TokenStream
 from engine.spec import ModelSpec
-from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
+from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
 from server.models.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 def spelling() -> TokenBytes:
-    return token_bytes(transformers_tokenizer().backend_tokenizer)
+    return TokenBytes(transformers_tokenizer().backend_tokenizer)
 
 
 def load_fake_tokenizer(path: str, chat_template: str | None) -> Tokenizer:

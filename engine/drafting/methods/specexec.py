@@ -13,7 +13,7 @@ def needs(context: PlanContext) -> DraftNeeds:
     from engine.weights.stored_format import plan_packed
 
     assert context.draft.source is not None, "the file was checked"
-    config = read_config(locate(context.draft.source, context.draft.revision).folder)
+    config = read_config(locate(context.draft.source, context.draft.revision))
     model = build_on_meta(config, context.dtype, strict=False)
     outline = Outline(model, context.dtype, None, plan_packed(model), slice_bytes=None)
     return DraftNeeds(

@@ -20,8 +20,8 @@ from engine.weights.packing import dense_layout, dense_tensors, expand
 FORM_VERSION = 1  # of what `store` writes; raised when a weight is quantized differently
 
 
-class SubstituteUnits:
-    """A `UnitReader` that reads the target's units and quantizes their linear weights.
+class SubstituteUnits(UnitReader):
+    """Reads the target's units and quantizes their linear weights.
 
     Weights that `kernel` cannot take on `device`, biases and norms are kept as they are. It works
     in host memory: no device memory was planned for it.
@@ -43,7 +43,7 @@ class SubstituteUnits:
     ) -> None:
         self._units = units
         self._dtype = dtype
-        self._layouts: list[UnitLayout] = []
+        layouts: list[UnitLayout] = []
         for layout, paths in zip(units.layouts, linears, strict=True):
             weights = {_weight(path) for path in paths}
             tensors: dict[str, TensorSpec] = {}
@@ -52,11 +52,8 @@ class SubstituteUnits:
                     tensors |= stored_tensors(name, spec, group, device, kernel)
                 else:
                     tensors[name] = spec
-            self._layouts.append(lay_out(layout.name, tensors))
-
-    @property
-    def layouts(self) -> Sequence[UnitLayout]:
-        return self._layouts
+            layouts.append(lay_out(layout.name, tensors))
+        self.layouts = layouts
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab` with unit `index`; the same weights give the same bytes."""
@@ -64,7 +61,7 @@ class SubstituteUnits:
         dense = dense_layout(layout, self._dtype)
         own, expanded = host_slab(layout.nbytes), host_slab(dense.nbytes)
         self._units.read(index, own)
-        fields = self._layouts[index].views(slab)
+        fields = self.layouts[index].views(slab)
         for name, tensor in expand(layout.views(own), dense.views(expanded)).items():
             store(tensor, name, fields)
 

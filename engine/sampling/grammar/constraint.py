@@ -4,8 +4,7 @@ Where rules collide the grammar goes first; then the limit of tokens, by which t
 complete; then `min_tokens` and `ignore_eos`, which delay its end; then penalties and logit bias.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,21 +27,21 @@ class Constraint:
         """Return the same constraint before the first token."""
         return Constraint(self.grammar.copy())
 
-    def allowed(self, banned: Seq[int]) -> Mask:
+    def allowed(self, banned: Sequence[int]) -> Mask:
         """Return the tokens that may come next, banned ones only if there are no others.
 
         Raises `RequestError`.
         """
         return _without(self.grammar.allowed(), banned)
 
-    def allowed_after(self, path: Seq[int], banned: Seq[int]) -> Mask | None:
+    def allowed_after(self, path: Sequence[int], banned: Sequence[int]) -> Mask | None:
         """Return the same after drafted tokens; None if they do not match or nothing may follow."""
         with self.grammar.trial(path) as matches:
             mask = self.grammar.mask() if matches else None
         return None if mask is None else _without(mask, banned)
 
     def first_closable(
-        self, token: int, room: int, banned: Seq[int], choose: Callable[[Tensor], int]
+        self, token: int, room: int, banned: Sequence[int], choose: Callable[[Tensor], int]
     ) -> int:
         """Return the chosen token, or the best other one that leaves room to end the answer.
 
@@ -73,12 +72,12 @@ class Constraint:
         return self.grammar.is_complete()
 
 
-def to_tensor(masks: Seq[Mask]) -> Tensor:
+def to_tensor(masks: Sequence[Mask]) -> Tensor:
     """Return the masks of several rows as a tensor, [R, V] bool."""
     return torch.from_numpy(np.stack(masks))
 
 
-def _without(mask: Mask, banned: Seq[int]) -> Mask:
+def _without(mask: Mask, banned: Sequence[int]) -> Mask:
     if not banned:
         return mask
     others = mask.copy()

@@ -4,8 +4,7 @@ Masks hold tokens as the tokenizer would cut the text: where only one text may f
 are forced. The state of a grammar depends on nothing but the answer's tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -147,7 +146,7 @@ class Grammar:
         return mask
 
     @contextmanager
-    def trial(self, path: Seq[int] = ()) -> Iterator[bool]:
+    def trial(self, path: Sequence[int] = ()) -> Iterator[bool]:
         """Follow a path until the end of the block, and yield True if it matches. May be nested."""
         before = self._num_tried
         try:
@@ -160,7 +159,7 @@ class Grammar:
                 self._matcher = self._start.deep_copy()
                 self._matcher.consume_tokens(self._tokens)
 
-    def attempt(self, path: Seq[int]) -> bool:
+    def attempt(self, path: Sequence[int]) -> bool:
         """Inside a trial, follow a path as far as it matches. Return True if all of it does."""
         taken = self._matcher.try_consume_tokens(list(path)) if path else 0
         self._num_tried += taken
@@ -177,7 +176,7 @@ class Grammar:
         """Return the tokens of the only text that may follow, as far as there is only one."""
         return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
 
-    def matches(self, path: Seq[int]) -> bool:
+    def matches(self, path: Sequence[int]) -> bool:
         """Return True if a path may follow, however it is cut into tokens."""
         return self._matcher.validate_tokens(list(path)) == len(path)
 

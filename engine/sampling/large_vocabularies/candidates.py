@@ -30,10 +30,8 @@ from engine.sampling.large_vocabularies.rare_noise import find_rare
 from engine.sampling.noise import gumbel_of, uniform
 
 PROBED = 8  # blocks whose noise is drawn first: their best bounds what the others need
-SELECTED = (
-    64,
-    truncation.NUCLEUS,
-)  # best tokens, and blocks, looked at before the whole row is sorted
+# Best tokens, and blocks, looked at before the whole row is sorted.
+SELECTED = (64, truncation.NUCLEUS)
 FEWER = 4  # a selection must be that many times smaller than the row to pay
 ROUNDING = 1e-5  # relative, of sums of exponentials in float32
 
@@ -150,22 +148,20 @@ def _floor_in_selection(
     are the best values of all blocks.
     """
     values, lowest = selection.values, truncation.counted_floor(selection.values, params)
+    is_counted = truncation.is_counted(params)
     is_exact = lowest > selection.rest
     if params.top_p < 1:
-        if truncation.is_counted(params):
+        if is_counted:
             values = values.masked_fill(values < lowest, -torch.inf)
         least = truncation.sum_of_exponentials(values)
-        most = (
-            least if truncation.is_counted(params) else least + _most_outside(selection.rest, best)
-        )
+        most = least if is_counted else least + _most_outside(selection.rest, best)
         bounds = torch.cat([most * (1 + ROUNDING), least * (1 - ROUNDING)], -1)
         ranked = values.topk(min(count, values.shape[-1])).values
         mass = ranked.double().exp().cumsum(-1)
-        floors, is_short = truncation.nucleus_floor(
-            ranked, mass, (params.top_p * bounds)[..., None]
-        )
+        needed = (params.top_p * bounds)[..., None]
+        floors, is_short = truncation.nucleus_floor(ranked, mass, needed)
         lowest, higher = floors[:, :1], floors[:, 1:]
-        if not truncation.is_counted(params):
+        if not is_counted:
             is_exact = lowest > selection.rest
         is_exact = is_exact & ~is_short[:, :1] & (lowest == higher)
     return truncation.finite(lowest), is_exact

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
@@ -23,26 +24,6 @@ from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsup
 
 _STATE = "quant_state.bitsandbytes__nf4"
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _STATE)
-
-# bitsandbytes.functional.create_normal_map, as float32
-_CODE = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
 
 
 def detect(quantization: QuantizationConfig) -> bool:
@@ -76,40 +57,29 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
 
 def _source(checkpoint: Checkpoint, weight: str) -> Source:
     """Return the source of one weight, given its name."""
-    parts = {
-        part: checkpoint.tensors[f"{weight}.{part}"]
-        for part in _STATISTICS
-        if f"{weight}.{part}" in checkpoint.tensors
-    }
-    name = f"{weight}.{_STATE}"
-    if weight not in checkpoint.tensors or "absmax" not in parts:
+    tensors, name = checkpoint.tensors, f"{weight}.{_STATE}"
+    stored = {part: tensors.get(f"{weight}.{part}") for part in _STATISTICS}
+    parts = {part: tensor for part, tensor in stored.items() if tensor is not None}
+    if weight not in tensors or "absmax" not in parts:
         raise ModelError(f"{parts[_STATE].file}: {name} is there, but not its weight and absmax")
-    codes = checkpoint.tensors[weight]
+    codes = tensors[weight]
     state = _parse_state(checkpoint.load(parts[_STATE]), name)
     nested = {"nested_blocksize", "nested_offset"} <= state.keys()
     if "nested_absmax" in parts and not (nested and "nested_quant_map" in parts):
         raise ModelError(f"{codes.file}: {name}: incomplete double quantization of {weight}")
     shape, block = tuple(state["shape"]), state["blocksize"]
-    _check_sizes(codes, parts["absmax"], shape, block)
+    weights, blocks = (torch.Size(size).numel() for size in (shape, parts["absmax"].shape))
+    if (weights + 1) // 2 != codes.nbytes or -(-weights // block) != blocks:
+        raise ModelError(
+            f"{codes.file}: {codes.name} has {codes.nbytes} bytes and {blocks} blocks, not "
+            f"those of {weights} weights in blocks of {block}. Download it again"
+        )
     return Source(
         shape=shape,
         fill=partial(_fill, checkpoint, codes, parts, state),
         parts=(codes, *parts.values()),
         packed=nf4.packed_fields(shape, block) if len(shape) == 2 else {},
     )
-
-
-def _check_sizes(
-    codes: StoredTensor, absmax: StoredTensor, shape: tuple[int, ...], block: int
-) -> None:
-    """Raise `ModelError` unless codes and maxima are those of a weight of this shape."""
-    weights = torch.Size(shape).numel()
-    blocks = torch.Size(absmax.shape).numel()
-    if (weights + 1) // 2 != codes.nbytes or -(-weights // block) != blocks:
-        raise ModelError(
-            f"{codes.file}: {codes.name} has {codes.nbytes} bytes and {blocks} blocks, not "
-            f"those of {weights} weights in blocks of {block}. Download it again"
-        )
 
 
 def _fill(
@@ -143,12 +113,12 @@ def _absmax(
 
 
 def _expand(packed: Tensor, absmax: Tensor, out: Tensor, block: int) -> None:
-    """Expand a weight of any shape, also one whose blocks run across rows."""
-    code = torch.tensor(_CODE)
+    """Expand a weight of any shape, also one whose blocks run across rows: one row a block."""
+    blocks = torch.empty(absmax.numel(), block, dtype=out.dtype)
     flat = packed.view(-1)
-    values = torch.stack([code[(flat >> 4).int()], code[(flat & 15).int()]], dim=-1).view(-1)
-    scales = absmax.view(-1).repeat_interleave(block)[: out.numel()]
-    out.copy_(values[: out.numel()].mul_(scales).view(out.shape))
+    whole = F.pad(flat, (0, blocks.numel() // 2 - flat.numel()))
+    nf4.dequantize(whole.view(len(blocks), -1), absmax.view(-1, 1), blocks)
+    out.copy_(blocks.view(-1)[: out.numel()].view(out.shape))
 
 
 def _parse_state(raw: Tensor, name: str) -> dict[str, Any]:

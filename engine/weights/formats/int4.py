@@ -4,10 +4,10 @@ Each group has a scale and a zero point (bfloat16). On normal weights the relati
 asymmetric groups of 32 is .078, of symmetric ones .086 to .097, of asymmetric groups of 64 .090.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
+
+from engine.weights.layout import TensorSpec
 
 PACKED = ".int4"  # field suffix: uint8 [out, in / 2], the first code of a byte in its high half
 SCALES = ".scales_and_zeros"  # field suffix: bfloat16 [in / group, out, 2]
@@ -22,43 +22,14 @@ _CUDA_CAPABILITY = (8, 0)  # the kernel needs bfloat16 tensor cores
 _CUDA_INNER_TILES = (8, 4, 2)  # tiles of 16 inputs that one load takes (16, 8, 4 bytes)
 
 
-@dataclass(frozen=True)
-class Int4Codes:
-    """A quantized weight [out, in]: codes 0..15, and each group's scale and zero point."""
-
-    pairs: Tensor  # [out, in / 2] uint8, two codes to a byte, the first in its high half
-    scales_and_zeros: Tensor  # [in / group, out, 2] bfloat16, as the kernels want it
-
-    @property
-    def group(self) -> int:
-        """The number of weights that share a scale."""
-        return self.pairs.shape[1] * 2 // self.scales_and_zeros.shape[0]
-
-    @property
-    def codes(self) -> Tensor:
-        """The codes [out, in], uint8, one to a byte."""
-        return _unpair(self.pairs)
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight that the kernels multiply with, [out, in]."""
-        scale, zero = self.scales_and_zeros.float().unbind(-1)  # [in / group, out]
-        codes = self.codes
-        grouped = codes.float().view(len(codes), -1, self.group) - _CENTRE
-        dense = grouped * scale.T.unsqueeze(-1) + zero.T.unsqueeze(-1)
-        return dense.view(codes.shape).to(dtype)
-
-
-def quantize(weight: Tensor, group: int) -> Int4Codes:
-    """Quantize a float weight [out, in], in a multiple of `group`, on the weight's device."""
+def quantize(weight: Tensor, pairs: Tensor, scales_and_zeros: Tensor) -> None:
+    """Quantize a float weight [out, in] into the two fields of `packed_tensors`."""
     out_features, in_features = weight.shape
-    pairs, scales_and_zeros = (
-        torch.empty(shape, dtype=dtype, device=weight.device)
-        for dtype, shape in packed_tensors("", (out_features, in_features), group).values()
-    )
+    num_groups = len(scales_and_zeros)
     step = max(1, _CHUNK_WEIGHTS // in_features)
     for begin in range(0, out_features, step):
         rows = slice(begin, begin + step)
-        grouped = weight[rows].float().view(-1, in_features // group, group)
+        grouped = weight[rows].float().view(-1, num_groups, in_features // num_groups)
         low, high = grouped.aminmax(dim=-1)
         # Scale and zero are rounded first to what is stored, so that the codes fit them.
         scale = ((high - low) / (_LEVELS - 1)).clamp_(min=_TINY).bfloat16()
@@ -67,12 +38,9 @@ def quantize(weight: Tensor, group: int) -> Int4Codes:
         codes = levels.round_().add_(_CENTRE).clamp_(0, _LEVELS - 1).flatten(1).byte()
         pairs[rows] = (codes[:, ::2] << 4) | codes[:, 1::2]
         scales_and_zeros[:, rows] = torch.stack([scale, zero], dim=-1).transpose(0, 1)
-    return Int4Codes(pairs, scales_and_zeros)
 
 
-def packed_tensors(
-    name: str, shape: tuple[int, ...], group: int
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def packed_tensors(name: str, shape: tuple[int, ...], group: int) -> dict[str, TensorSpec]:
     """Return the two fields that stand for the dense weight `name` of `shape`, on any device."""
     out_features, in_features = shape
     return {
@@ -103,13 +71,13 @@ class Int4Linear(nn.Module):
     scales_and_zeros: Tensor
     bias: Tensor | None
 
-    def __init__(self, quantized: Int4Codes, bias: Tensor | None) -> None:
+    def __init__(self, pairs: Tensor, scales_and_zeros: Tensor, bias: Tensor | None) -> None:
+        """`pairs` and `scales_and_zeros` as in `packed_tensors`, `bias` [out], on the device."""
         super().__init__()
-        out_features, half = quantized.pairs.shape
-        self.out_features, self.in_features = out_features, half * 2
-        self.group = quantized.group
-        self.register_buffer("weight", _pack(quantized.pairs))
-        self.register_buffer("scales_and_zeros", quantized.scales_and_zeros)
+        self.out_features, self.in_features = pairs.shape[0], pairs.shape[1] * 2
+        self.group = self.in_features // len(scales_and_zeros)
+        self.register_buffer("weight", _pack(pairs))
+        self.register_buffer("scales_and_zeros", scales_and_zeros)
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -123,11 +91,6 @@ class Int4Linear(nn.Module):
         if self.bias is not None:
             result = result + self.bias
         return result.view(*rows.shape[:-1], self.out_features).to(rows.dtype)
-
-
-def packed_nbytes(in_features: int, out_features: int, group: int) -> int:
-    """Return the device bytes of one quantized weight, without its bias."""
-    return out_features * in_features // 2 + out_features * (in_features // group) * 2 * 2
 
 
 def _inner_tiles(in_features: int) -> int | None:

@@ -43,10 +43,7 @@ def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
     elif name + nf4.PACKED in fields:
         nf4.quantize(tensor, fields[name + nf4.PACKED], fields[name + nf4.ABSMAX])
     else:
-        scales_and_zeros = fields[name + int4.SCALES]
-        quantized = int4.quantize(tensor, tensor.shape[1] // len(scales_and_zeros))
-        fields[name + int4.PACKED].copy_(quantized.pairs)
-        scales_and_zeros.copy_(quantized.scales_and_zeros)
+        int4.quantize(tensor, fields[name + int4.PACKED], fields[name + int4.SCALES])
 
 
 def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.Module:
@@ -60,11 +57,13 @@ def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.
     }
     bias = own.get("bias")
     if "weight" in own:
-        return _dense(own["weight"], bias)
+        rows, columns = own["weight"].shape
+        layer = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+        layer.requires_grad_(False).load_state_dict(own, assign=True)
+        return layer
     if "weight" + nf4.PACKED in own:
         return nf4.Nf4Linear(own["weight" + nf4.PACKED], own["weight" + nf4.ABSMAX], bias)
-    pairs, scales_and_zeros = own["weight" + int4.PACKED], own["weight" + int4.SCALES]
-    return int4.Int4Linear(int4.Int4Codes(pairs, scales_and_zeros), bias)
+    return int4.Int4Linear(own["weight" + int4.PACKED], own["weight" + int4.SCALES], bias)
 
 
 def substitute(
@@ -106,31 +105,15 @@ def substitute_bytes(layout: UnitLayout, group: int) -> int:
     unit that travels packed is substituted from its dense form.
     """
     total = 0
-    for dtype, shape in dense_tensors(layout, torch.bfloat16).values():
+    for spec in dense_tensors(layout, torch.bfloat16).values():
+        dtype, shape = spec
+        forms = [{"": spec}]
         if len(shape) == 2 and dtype.is_floating_point:
-            total += _matrix_bytes(*shape, group, dtype.itemsize)
-        else:
-            total += torch.Size(shape).numel() * dtype.itemsize
+            cpu = torch.device("cpu")
+            forms = [stored_tensors("", spec, group, cpu, own) for own in available_kernels()]
+        total += max(_nbytes(form) for form in forms)
     return total
 
 
-def _matrix_bytes(out_features: int, in_features: int, group: int, item_bytes: int) -> int:
-    dense = out_features * in_features * item_bytes
-    sizes: dict[Kernel, int] = {
-        "int4": int4.packed_nbytes(in_features, out_features, group),
-        "nf4": nf4.packed_nbytes(in_features, out_features),
-    }
-    return max(
-        size if supports(in_features, out_features, group, torch.device("cpu"), kernel) else dense
-        for kernel, size in sizes.items()
-        if kernel == "int4" or nf4.is_available()
-    )
-
-
-def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    out_features, in_features = weight.shape
-    layer = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=False)
-    return layer
+def _nbytes(fields: Mapping[str, TensorSpec]) -> int:
+    return sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values())

@@ -63,23 +63,18 @@ def packed_fields(shape: tuple[int, ...], block: int = BLOCK) -> Fields:
     return packed_tensors("", shape, block) if is_whole else {}
 
 
-def packed_nbytes(in_features: int, out_features: int) -> int:
-    """Return the bytes of one weight's codes and maxima."""
-    return out_features * (in_features // 2 + in_features // BLOCK * 4)
-
-
 def quantize(weight: Tensor, packed: Tensor, absmax: Tensor) -> None:
     """Quantize `weight` [..., in] (float) into `packed` and `absmax` of `packed_tensors`."""
     functional = _bitsandbytes().functional
     columns = weight.shape[-1]
     dense = weight.reshape(-1, columns)
     codes, scales = packed.view(-1, columns // 2), absmax.view(-1, columns // BLOCK)
-    for rows in _chunks(dense.shape[0], columns):
+    for rows, own_codes, own_scales in _pieces(dense, codes, scales):
         code, state = functional.quantize_4bit(
-            dense[rows].contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False
+            rows.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False
         )
-        codes[rows] = code.view(-1, columns // 2)
-        scales[rows] = state.absmax.view(-1, columns // BLOCK)
+        own_codes.copy_(code.view(own_codes.shape))
+        own_scales.copy_(state.absmax.view(own_scales.shape))
 
 
 def dequantize(packed: Tensor, absmax: Tensor, out: Tensor) -> None:
@@ -94,15 +89,15 @@ def dequantize(packed: Tensor, absmax: Tensor, out: Tensor) -> None:
             codes.view(-1, 1), absmax=scales.view(-1), out=dense, blocksize=block, quant_type="nf4"
         )
         return
-    for rows in _chunks(dense.shape[0], columns):
+    for rows, own_codes, own_scales in _pieces(dense, codes, scales):
         state = functional.QuantState(
-            scales[rows].view(-1),
-            shape=dense[rows].shape,
+            own_scales.view(-1),
+            shape=rows.shape,
             dtype=out.dtype,
             blocksize=block,
             quant_type="nf4",
         )
-        dense[rows] = functional.dequantize_4bit(codes[rows].view(-1, 1), state)
+        rows.copy_(functional.dequantize_4bit(own_codes.view(-1, 1), state))
 
 
 class Nf4Linear(nn.Module):
@@ -149,10 +144,10 @@ class Nf4Linear(nn.Module):
         return result.to(rows.dtype)
 
 
-def _chunks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_WEIGHTS // columns)
-    for begin in range(0, rows, step):
-        yield slice(begin, min(begin + step, rows))
+def _pieces(dense: Tensor, *packed: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield some rows at a time of a dense weight and of its fields."""
+    step = max(1, _CHUNK_WEIGHTS // dense.shape[-1])
+    return zip(*(torch.split(tensor, step) for tensor in (dense, *packed)), strict=True)
 
 
 PACKING = Packing(

@@ -12,7 +12,7 @@ from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.planning.preview import outline_of
 from engine.spec import ModelSpec, TargetSpec
-from engine.weights.hub import Located, has_weights, locate
+from engine.weights.hub import has_weights, locate
 from engine.weights.outline import UnreadUnits
 from tests.engine.checkpoints import FAMILIES, save_tiny
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
@@ -26,7 +26,7 @@ def both(folder: Path, alone: Path, **target: Any) -> tuple[Any, Any]:
     for place in (folder, alone):
         blueprint = Blueprint(ModelSpec("m", TargetSpec(str(place), **target)), place)
         located = locate(str(place), None)
-        assert located.has_weights == (place == folder)
+        assert has_weights(located) == (place == folder)
         found.append(outline_of(blueprint, located))
     return found[0], found[1]
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_with_a_missing_shard_counts_as_not_there(tmp_path: Path) -
     assert len(shards) > 1
     shards[-1].unlink()
     assert not has_weights(tmp_path)
-    assert locate(str(tmp_path), None) == Located(tmp_path.resolve(), False)
+    assert locate(str(tmp_path), None) == tmp_path.resolve()
 
 
 @pytest.mark.parametrize(

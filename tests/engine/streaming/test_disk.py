@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from engine.streaming.disk import (
     UnitFile,
     cut,
     direct_is_faster,
-    read_piece,
-    unit_pieces,
 )
 from engine.streaming.pinned import allocate_pages
 from engine.weights.layout import PAGE_BYTES
@@ -37,7 +36,7 @@ def content() -> Tensor:
 def file(tmp_path: Path, content: Tensor) -> UnitFile:
     path = tmp_path / "0.unit"
     path.write_bytes(bytes(content.tolist()))
-    opened = UnitFile(path, [])
+    opened = UnitFile(path, ExitStack())
     opened.is_direct = opened.open_direct()
     return opened
 
@@ -54,11 +53,11 @@ def test_pieces_cover_a_unit_without_gaps() -> None:
 
 def test_a_reader_without_pieces_is_read_whole() -> None:
     whole, pieced = NumberedUnits(1), PiecedUnits(1)
-    assert unit_pieces(whole, 0) == [range(whole.layouts[0].nbytes)]
+    assert whole.pieces(0) == [range(whole.layouts[0].nbytes)]
     memory = allocate_pages(whole.layouts[0].nbytes)
-    read_piece(whole, 0, unit_pieces(whole, 0)[0], memory)
+    whole.read_piece(0, whole.pieces(0)[0], memory)
     whole.check(0, whole.layouts[0].views(memory))
-    assert len(unit_pieces(pieced, 0)) > 1
+    assert len(pieced.pieces(0)) > 1
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -102,7 +101,7 @@ def test_a_file_system_that_refuses_direct_files_is_read_through_the_page_cache(
     path.write_bytes(bytes(content.tolist()))
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(disk, "SMALLEST", 0)
-    file = UnitFile(path, [])
+    file = UnitFile(path, ExitStack())
     assert not file.open_direct()
     assert not direct_is_faster([file])
     memory = allocate_pages(PAGES * PAGE_BYTES)
@@ -158,7 +157,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[UnitFile]:
     monkeypatch.setattr(disk, "SMALLEST", 8 * PAGE_BYTES)
     for number in range(3):
         (tmp_path / f"{number}.unit").write_bytes(bytes(PAGES * PAGE_BYTES))
-    return [UnitFile(tmp_path / f"{number}.unit", []) for number in range(3)]
+    return [UnitFile(tmp_path / f"{number}.unit", ExitStack()) for number in range(3)]
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, direct: float, cached: float, warm: int) -> list[bool]:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,27 +14,23 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.streaming.packed import INDEX, PackedUnits, pack, packed_bytes, unit_name
 from engine.streaming.packed_cache import CacheEntry, cache_root, entries, is_cached, packed, remove
-from engine.weights.layout import UnitLayout, lay_out
+from engine.weights.layout import UnitReader, lay_out
 
 
-class RandomUnits:
+class RandomUnits(UnitReader):
     """A reader of random bytes; the same seed gives the same bytes."""
 
     def __init__(self, seed: int = 0, units: int = 4, fail_at: int | None = None) -> None:
         self.seed = seed
         self.fail_at = fail_at
         shapes = {"a.weight": (torch.bfloat16, (5, 7)), "b": (torch.uint8, (2, 3, 3000))}
-        self._layouts = [lay_out(f"model.layers.{i}", shapes) for i in range(units)]
-
-    @property
-    def layouts(self) -> Sequence[UnitLayout]:
-        return self._layouts
+        self.layouts = [lay_out(f"model.layers.{i}", shapes) for i in range(units)]
 
     def read(self, index: int, slab: Tensor) -> None:
         if index == self.fail_at:
             raise ModelError("shard 7: damaged")
         generator = torch.Generator().manual_seed(self.seed * 1000 + index)
-        for view in self._layouts[index].views(slab).values():
+        for view in self.layouts[index].views(slab).values():
             data = torch.randint(0, 256, (view.nbytes,), dtype=torch.uint8, generator=generator)
             view.view(-1).view(torch.uint8).copy_(data)
 

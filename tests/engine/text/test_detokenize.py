@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from engine.errors import ModelError
-from engine.text.detokenize import Detokenizer, TokenBytes, token_bytes
+from engine.text.detokenize import Detokenizer, TokenBytes
 from tests.engine.small_tokenizers import ADDED, SPECIAL, byte_level, id_of, sentencepiece
 
 Build = Callable[[], Tokenizer]
@@ -33,7 +33,7 @@ def streamed(tokens: TokenBytes, groups: list[list[int]]) -> str:
 def test_text_comes_back_whole_token_by_token(build: Build) -> None:
     tokenizer = build()
     ids = ids_of(tokenizer, HARD)
-    tokens = token_bytes(tokenizer)
+    tokens = TokenBytes(tokenizer)
     assert any(tokens.text(token) == "\ufffd" for token in ids), "characters of several tokens"
     assert streamed(tokens, [[token] for token in ids]) == HARD
 
@@ -43,7 +43,7 @@ def test_text_comes_back_whole_token_by_token(build: Build) -> None:
 @given(data=st.data())
 def test_text_does_not_depend_on_how_ids_are_grouped(build: Build, data: st.DataObject) -> None:
     tokenizer = build()
-    tokens = token_bytes(tokenizer)
+    tokens = TokenBytes(tokenizer)
     ids = data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=40))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
     borders = [0, *cuts, len(ids)]
@@ -58,7 +58,7 @@ def test_text_does_not_depend_on_how_ids_are_grouped(build: Build, data: st.Data
 def test_bytes_joined_are_the_utf8_of_the_text(build: Build, text: str) -> None:
     tokenizer = build()
     text = text.replace("▁", "_")  # sentencepiece's own mark cannot be told from a blank
-    tokens = token_bytes(tokenizer)
+    tokens = TokenBytes(tokenizer)
     assert b"".join(tokens[token] for token in ids_of(tokenizer, text)) == text.encode()
 
 
@@ -66,7 +66,7 @@ def test_bytes_joined_are_the_utf8_of_the_text(build: Build, text: str) -> None:
 def test_ordinary_text_equals_the_librarys_decode_after_a_first_word(build: Build) -> None:
     tokenizer = build()
     ids = ids_of(tokenizer, "The dog" + HARD)
-    assert streamed(token_bytes(tokenizer), [ids]) == tokenizer.decode(ids)
+    assert streamed(TokenBytes(tokenizer), [ids]) == tokenizer.decode(ids)
 
 
 @each_tokenizer
@@ -74,7 +74,7 @@ def test_an_unfinished_character_is_held_back_until_complete(build: Build) -> No
     tokenizer = build()
     ids = ids_of(tokenizer, "👩")
     assert len(ids) == 4
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = Detokenizer(TokenBytes(tokenizer))
     assert [detokenizer.push([token]) for token in ids] == ["", "", "", "👩"]
     assert detokenizer.finish() == ""
 
@@ -83,7 +83,7 @@ def test_an_unfinished_character_is_held_back_until_complete(build: Build) -> No
 def test_an_unfinished_character_at_the_end_becomes_one_replacement_character(build: Build) -> None:
     tokenizer = build()
     cut = ids_of(tokenizer, "ok👩")[:-1]
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = Detokenizer(TokenBytes(tokenizer))
     assert detokenizer.push(cut) == "ok"
     assert detokenizer.finish() == "\ufffd"
 
@@ -92,14 +92,14 @@ def test_one_invalid_byte_does_not_spoil_the_characters_around_it() -> None:
     tokenizer = sentencepiece()
     byte = id_of(tokenizer, "<0xFF>")
     ids = [*ids_of(tokenizer, "é"), byte, *ids_of(tokenizer, "é")]
-    assert streamed(token_bytes(tokenizer), [ids]) == "é\ufffdé"
+    assert streamed(TokenBytes(tokenizer), [ids]) == "é\ufffdé"
     assert tokenizer.decode(ids) == "\ufffd" * 5, "why the library's decoder is not used"
 
 
 def test_the_blank_before_an_answers_first_word_is_kept() -> None:
     tokenizer = sentencepiece()
     fox = id_of(tokenizer, "▁fox")
-    assert Detokenizer(tokenizer).push([fox]) == " fox"
+    assert Detokenizer(TokenBytes(tokenizer)).push([fox]) == " fox"
     assert tokenizer.decode([fox]) == "fox"
 
 
@@ -107,19 +107,19 @@ def test_the_blank_before_an_answers_first_word_is_kept() -> None:
 def test_special_tokens_are_skipped_but_named_on_their_own(build: Build) -> None:
     tokenizer = build()
     special = id_of(tokenizer, SPECIAL[0])
-    tokens = token_bytes(tokenizer)
+    tokens = TokenBytes(tokenizer)
     assert tokens[special] == b""
     assert tokens.text(special) == SPECIAL[0]
     around = [*ids_of(tokenizer, "fox"), special, *ids_of(tokenizer, "dog")]
     assert streamed(tokens, [around]) == "foxdog"
-    assert streamed(token_bytes(tokenizer, keep_special=True), [around]) == f"fox{SPECIAL[0]}dog"
+    assert streamed(tokens.showing({special}), [around]) == f"fox{SPECIAL[0]}dog"
 
 
 @each_tokenizer
 def test_single_special_tokens_can_be_shown(build: Build) -> None:
     tokenizer = build()
     shown, hidden = (id_of(tokenizer, special) for special in SPECIAL)
-    tokens = token_bytes(tokenizer)
+    tokens = TokenBytes(tokenizer)
     view = tokens.showing([shown])
     around = [*ids_of(tokenizer, "fox"), shown, hidden, *ids_of(tokenizer, "dog")]
     assert streamed(view, [around]) == f"fox{SPECIAL[0]}dog"
@@ -132,26 +132,26 @@ def test_single_special_tokens_can_be_shown(build: Build) -> None:
 @each_tokenizer
 def test_added_tokens_that_are_not_special_are_text(build: Build) -> None:
     tokenizer = build()
-    assert Detokenizer(tokenizer).push([id_of(tokenizer, ADDED)]) == ADDED
+    assert Detokenizer(TokenBytes(tokenizer)).push([id_of(tokenizer, ADDED)]) == ADDED
 
 
 @each_tokenizer
 def test_ids_behind_the_vocabulary_add_nothing(build: Build) -> None:
-    tokens = token_bytes(build())
+    tokens = TokenBytes(build())
     assert tokens[len(tokens) + 5] == b""
     assert tokens.text(len(tokens) + 5) == ""
 
 
 def test_a_partial_character_is_shown_as_a_replacement_character() -> None:
     tokenizer = byte_level()
-    tokens = token_bytes(tokenizer)
+    tokens = TokenBytes(tokenizer)
     first = ids_of(tokenizer, "👩")[0]
     assert tokens[first] == b"\xf0"
     assert tokens.text(first) == "\ufffd"
 
 
 def test_all_256_bytes_have_a_byte_level_token() -> None:
-    assert {spelled for spelled in token_bytes(byte_level()) if len(spelled) == 1} == {
+    assert {spelled for spelled in TokenBytes(byte_level()) if len(spelled) == 1} == {
         bytes([byte]) for byte in range(256)
     }
 
@@ -159,13 +159,13 @@ def test_all_256_bytes_have_a_byte_level_token() -> None:
 def test_a_byte_level_added_token_outside_the_byte_alphabet_is_literal() -> None:
     tokenizer = Tokenizer.from_str(byte_level().to_str())
     tokenizer.add_tokens(["two words 日本"])
-    assert token_bytes(tokenizer)[id_of(tokenizer, "two words 日本")] == ("two words 日本".encode())
+    assert TokenBytes(tokenizer)[id_of(tokenizer, "two words 日本")] == ("two words 日本".encode())
 
 
 def test_a_metaspace_decoder_is_known() -> None:
     tokenizer = Tokenizer(models.WordLevel({"▁a": 0, "b": 1}, unk_token="b"))
     tokenizer.decoder = decoders.Metaspace()
-    assert Detokenizer(tokenizer).push([0, 1, 0]) == " ab a"
+    assert Detokenizer(TokenBytes(tokenizer)).push([0, 1, 0]) == " ab a"
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.CTC(), decoders.WordPiece()])
@@ -182,4 +182,4 @@ def test_the_demo_models_tokenizer_is_known() -> None:
     path = Path(__file__).parents[3] / "configs" / "demo" / "target" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     ids = ids_of(tokenizer, HARD)
-    assert streamed(token_bytes(tokenizer), [[token] for token in ids]) == HARD
+    assert streamed(TokenBytes(tokenizer), [[token] for token in ids]) == HARD

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.messages import SamplingParams
-from engine.text.detokenize import Detokenizer, token_bytes
+from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules, Verdict
 from tests.engine.small_tokenizers import SPECIAL, byte_level, id_of, sentencepiece
 
@@ -20,7 +20,7 @@ def ids_of(text: str) -> list[int]:
 
 def spelled(text: str) -> list[int]:
     """One token for each byte."""
-    tokens = list(token_bytes(byte_level()))
+    tokens = list(TokenBytes(byte_level()))
     return [tokens.index(bytes([byte])) for byte in text.encode()]
 
 
@@ -29,7 +29,7 @@ def rules(max_tokens: int = 1000, **params: Any) -> StopRules:
         SamplingParams(**params),
         eos_token_ids=[EOS],
         max_tokens=max_tokens,
-        detokenizer=Detokenizer(byte_level()),
+        detokenizer=Detokenizer(TokenBytes(byte_level())),
     )
 
 
@@ -55,8 +55,8 @@ def test_a_stop_string_that_spans_tokens_is_never_shown() -> None:
 
 
 def test_a_stop_string_inside_one_token_cuts_the_token() -> None:
-    token = next(i for i, b in enumerate(token_bytes(byte_level())) if len(b) >= 3)
-    word = token_bytes(byte_level())[token].decode()
+    token = next(i for i, b in enumerate(TokenBytes(byte_level())) if len(b) >= 3)
+    word = TokenBytes(byte_level())[token].decode()
     verdict = rules(stop=(word[1:-1],)).push(token)
     assert verdict == Verdict(word[0], "stop", word[1:-1])
 
@@ -184,7 +184,7 @@ def test_sentencepiece_byte_tokens_stop_too() -> None:
         SamplingParams(stop=("語",)),
         eos_token_ids=[],
         max_tokens=100,
-        detokenizer=Detokenizer(tokenizer),
+        detokenizer=Detokenizer(TokenBytes(tokenizer)),
     )
     text, last, _ = run(rule, tokenizer.encode("fox 日本語です", add_special_tokens=False).ids)
     assert (text, last.stop_reason) == ("fox 日本", "語")

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from engine.messages import Origin, TokenLogprob, Tokens
-from engine.text.detokenize import Detokenizer, token_bytes
+from engine.text.detokenize import Detokenizer, TokenBytes
 from server.chat.reply import Reply
 from server.parsing.parser import Chain
 from server.parsing.selection import known_formats
 
 DEMO = Tokenizer.from_file(str(Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"))
-BYTES = token_bytes(DEMO)
+BYTES = TokenBytes(DEMO)
 END = 2  # <|im_end|>
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": "né 🙂"}}\n</tool_call>'
 TEXTS = [

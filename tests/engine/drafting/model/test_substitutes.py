@@ -23,7 +23,7 @@ from engine.weights.family import read_config
 from engine.weights.formats import int4, nf4
 from engine.weights.formats.linear import Kernel, linear, substitute
 from engine.weights.units import CheckpointUnits
-from tests.engine import models
+from tests.engine import int4_codes, models
 from tests.engine.checkpoints import save_tiny
 from tests.engine.models import (
     PLAIN,
@@ -292,7 +292,7 @@ def test_codes_are_kept_two_to_a_byte() -> None:
     pairs = read(units, 0)[f"mlp.up_proj.weight{int4.PACKED}"]
     weight = read(target, 0)["mlp.up_proj.weight"]
     assert pairs.shape == (weight.shape[0], weight.shape[1] // 2)
-    codes = int4.quantize(weight, 32).codes
+    codes = int4_codes.quantize(weight, 32).codes
     assert torch.equal(pairs[:, 0], codes[:, 0] * 16 + codes[:, 1])
     assert torch.equal(pairs[:, -1], codes[:, -2] * 16 + codes[:, -1])
 

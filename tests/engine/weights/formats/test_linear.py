@@ -17,6 +17,7 @@ from engine.weights import packing
 from engine.weights.formats import int4, mxfp4, nf4
 from engine.weights.formats.linear import substitute, substitute_bytes
 from engine.weights.units import CheckpointUnits
+from tests.engine import int4_codes
 from tests.engine.checkpoints import save_tiny
 
 CPU = torch.device("cpu")
@@ -288,33 +289,35 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(("group", "bound"), [(32, 0.080), (64, 0.092)])
 def test_int4_error_on_normal_weights(group: int, bound: float) -> None:
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-    quantized = int4.quantize(weight, group)
-    assert 0.05 < relative_error(quantized.dense(torch.float32), weight) < bound
+    quantized = int4_codes.quantize(weight, group)
+    assert 0.05 < relative_error(quantized.dense(), weight) < bound
 
 
 def test_int4_of_constant_and_one_sided_weights() -> None:
     """Groups of equal weights have no range; groups far from zero need their zero point."""
     weight = torch.cat([torch.zeros(16, 64), torch.full((16, 64), 3.0), torch.rand(16, 64) + 5])
-    dense = int4.quantize(weight, 32).dense(torch.float32)
+    dense = int4_codes.quantize(weight, 32).dense()
     assert torch.equal(dense[:32], weight[:32])
     assert (dense[32:] - weight[32:]).abs().max() < 1 / 15
 
 
 def test_int4_is_quantized_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(50, 64)
-    whole = int4.quantize(weight, 32)
+    whole = int4_codes.quantize(weight, 32)
     monkeypatch.setattr(int4, "_CHUNK_WEIGHTS", 7 * 64)
-    pieces = int4.quantize(weight, 32)
+    pieces = int4_codes.quantize(weight, 32)
     assert torch.equal(whole.codes, pieces.codes)
     assert torch.equal(whole.scales_and_zeros, pieces.scales_and_zeros)
 
 
 @pytest.mark.parametrize("rows", [16, 64, 80, 256, 304])
 def test_int4_is_packed_in_pieces_alike(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantized = int4.quantize(torch.randn(rows, 64), 32)
+    quantized = int4_codes.quantize(torch.randn(rows, 64), 32)
     whole = torch._convert_weight_to_int4pack_for_cpu(quantized.codes.int(), 1)
     monkeypatch.setattr(int4, "_CHUNK_WEIGHTS", 130 * 64)
-    assert torch.equal(int4.Int4Linear(quantized, None).weight, whole)
+    assert torch.equal(
+        int4.Int4Linear(quantized.pairs, quantized.scales_and_zeros, None).weight, whole
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -326,8 +329,9 @@ def test_int4_linear_multiplies_the_quantized_weight(
     torch.manual_seed(0)
     weight, bias = torch.randn(128, 256, dtype=dtype), torch.randn(128, dtype=dtype)
     inputs = torch.randn(1, rows, 256, dtype=dtype)
-    layer = int4.Int4Linear(int4.quantize(weight, group), bias)
-    dense = int4.quantize(weight, group).dense(torch.float32)
+    quantized = int4_codes.quantize(weight, group)
+    layer = int4.Int4Linear(quantized.pairs, quantized.scales_and_zeros, bias)
+    dense = quantized.dense()
     exact = inputs.float() @ dense.T + bias.float()
     found = layer(inputs)
     assert found.dtype == dtype and found.shape == (1, rows, 128)
@@ -381,7 +385,7 @@ def test_substitutes_of_a_llama_compute_what_their_dense_values_do(
             weight = layer.weight.detach().clone()
             twins[path] = substitute(weight, layer.bias, 32, CPU, kernel)
             if isinstance(twins[path], int4.Int4Linear):
-                layer.weight.data = int4.quantize(weight, 32).dense(torch.float32)
+                layer.weight.data = int4_codes.quantize(weight, 32).dense()
             elif isinstance(twins[path], nf4.Nf4Linear):
                 layer.weight.data = bitsandbytes_values(weight)
     ids = torch.arange(5, 25).unsqueeze(0)
