@@ -6,8 +6,7 @@ of their shape cost and add exactly zero (`benchmarks.grow`), so that a 4-bit co
 A sure draft's tree is a chain; `Filler` adds rows that are never right.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterator, Sequence as Seq
 from pathlib import Path
 
 import torch

@@ -35,6 +35,18 @@ class Beat:
     burst: int
 
 
+class NoAudits:
+    """Implements `engine.process.worker.Audits`: there is no text to check."""
+
+    pending = False
+
+    def preempt(self) -> None:
+        pass
+
+    def run(self) -> None:
+        pass
+
+
 @dataclass
 class PacedEngine:
     """What `engine.process.worker` asks of an engine; see `engine.runtime.engine.Engine`."""
@@ -43,7 +55,7 @@ class PacedEngine:
     max_sequences: int
     info: ModelInfo = field(init=False)
     last_pass: PassStats | None = None
-    auditor: None = None  # there is no text to check
+    auditor: NoAudits = field(default_factory=NoAudits)
     _lengths: dict[str, int] = field(default_factory=dict)  # tokens emitted
     _messages: dict[str, Generate] = field(default_factory=dict)
     _due: float = 0.0  # when the next pass ends

@@ -20,8 +20,7 @@ from typing import Any
 
 from benchmarks.command import parser, show
 from benchmarks.http_streams import Stream, ask_all, front_end, rate
-from benchmarks.paced_engine import Beat, PacedEngine
-from benchmarks.paced_engine import main as paced_main
+from benchmarks.paced_engine import Beat, PacedEngine, main as paced_main
 from benchmarks.report_format import Bar, Figures, Plot, Table
 from benchmarks.runs import (
     DEMO,

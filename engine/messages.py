@@ -192,9 +192,7 @@ class Tokens:
     ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
-    prompt_logprobs: tuple[
-        TokenLogprob | None, ...
-    ] = ()  # once, one a prompt token; the first None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # once, one a token; the first None
     origins: tuple[Origin, ...] = ()  # one an id
     finish: str | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import ceil, inf, log2
+from math import inf
 
 SMOOTHING = 0.15  # weight of the newest step
 OUTLIER = 3.0  # a step longer than this many times the expected counts as so many
@@ -39,11 +39,9 @@ class StepTimes:
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
-        bucket, rows = _bucket(rows), max(rows, 1)
-        if bucket not in self._known:
-            self._known[bucket] = rows, seconds
-            return
-        usual, known = self._known[bucket]
+        rows = max(rows, 1)
+        bucket = 1 << (rows - 1).bit_length()
+        usual, known = self._known.get(bucket, (rows, seconds))
         seconds = min(seconds, OUTLIER * known)
         self._known[bucket] = (
             smoothed(usual, rows, SMOOTHING),
@@ -71,10 +69,6 @@ class StepTimes:
         above = next((i for i, (of, _) in enumerate(known) if of >= at), len(known) - 1)
         (low, quick), (high, slow) = known[above - 1], known[above]
         return quick + (slow - quick) * (at - low) / (high - low)
-
-
-def _bucket(rows: int) -> int:
-    return int(2 ** ceil(log2(max(rows, 1))))
 
 
 @dataclass

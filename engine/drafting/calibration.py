@@ -32,14 +32,10 @@ class _Bin:
     hits: float = 0.0
 
     def add(self, belief: float, hit: bool) -> None:
-        if self.trials >= MEMORY:
-            keep = 1 - 1 / MEMORY
-            self.trials *= keep
-            self.believed *= keep
-            self.hits *= keep
-        self.trials += 1
-        self.believed += belief
-        self.hits += hit
+        keep = 1 - 1 / MEMORY if self.trials >= MEMORY else 1.0
+        self.trials = keep * self.trials + 1
+        self.believed = keep * self.believed + belief
+        self.hits = keep * self.hits + hit
 
     def correct(self, belief: float) -> float:
         """Probability for a belief of this bin."""

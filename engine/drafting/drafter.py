@@ -182,9 +182,7 @@ class Drafting:
 
     def _growth(self, sequence: Sequence) -> Growth:
         growth = self._growths.get(sequence)
-        if growth is not None and self._model is not None and not self._model.continues(growth):
-            growth = None
-        if growth is None:
+        if growth is None or (self._model is not None and not self._model.continues(growth)):
             self._drop(sequence)
             most = sequence.speculation.max_rows
             budget = self._bounds.budget if most is None else min(self._bounds.budget, most)

@@ -10,8 +10,7 @@ drafted while the weights travelled, is the start of the next tree.
 """
 
 import heapq
-from collections.abc import Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterator, Sequence as Seq
 from dataclasses import dataclass, field
 from math import exp, inf
 
@@ -194,16 +193,12 @@ class Growth:
 
     def path(self, node: Node) -> list[int]:
         """Drafted tokens from below the root down to this node."""
-        return [step.token for step in self.lineage(node)[1:]]
-
-    def lineage(self, node: Node) -> list[Node]:
-        """The nodes from the root down to this one, both included."""
-        nodes = [node]
+        tokens = []
         while node is not self.root:
             assert node.parent is not None, "a node outside of its tree"
+            tokens.append(node.token)
             node = node.parent
-            nodes.append(node)
-        return nodes[::-1]
+        return tokens[::-1]
 
     def follow(self, tokens: Seq[int]) -> list[Node]:
         """The nodes of what was emitted, the root first, as far as it was drafted."""

@@ -4,9 +4,9 @@ A method drafts by a model, which costs time and memory, or by look-up, which co
 joins the trees of models too (`engine.drafting.drafter`). `engine/drafting/methods/__init__.py` has
 a complete example.
 
-Loading goes in three steps: `prepare` (in the method's file) checks that everything is there; the
-method's facts say what it takes of the device's memory, and the plan follows from that; what
-`prepare` returned makes the drafter once the target is loaded.
+Loading goes in three steps: `prepare` (in the file of a method that has no `lookup`) checks that
+everything is there; the method's facts say what it takes of the device's memory, and the plan
+follows from that; what `prepare` returned makes the drafter once the target is loaded.
 """
 
 from __future__ import annotations
@@ -145,7 +145,10 @@ def candidates() -> list[str]:
 def prepare(context: DraftContext) -> BuildDraft:
     """Prepare the method that the context names. Raises `ModelError` for an unknown one."""
     facts_of(context.method)
-    build: BuildDraft = _module(context.method).prepare(context)
+    module = _module(context.method)
+    if hasattr(module, "lookup"):  # the loaded target is of no use to it
+        return lambda target: module.lookup()
+    build: BuildDraft = module.prepare(context)
     return build
 
 

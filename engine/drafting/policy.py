@@ -7,12 +7,10 @@ fractional programming"; renewal reward). One more thing to do, of dE expected t
 seconds, is worth it where dE > r dT. Until r is known a cycle makes the most of its own E / T.
 """
 
-import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.growth import Growth, Node
@@ -33,11 +31,6 @@ class _Rate:
     seconds: float = 0.0
     cycles: int = 0
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        self.tokens = FADING * self.tokens + tokens
-        self.seconds = FADING * self.seconds + seconds
-        self.cycles += 1
-
 
 class TreePolicy:
     """Decides for all sequences of a cycle together; knows times, not tokens."""
@@ -52,7 +45,10 @@ class TreePolicy:
 
     def observe(self, num_trees: int, tokens: int, seconds: float) -> None:
         """A cycle of so many sequences, none in its prompt, emitted so many tokens."""
-        self._rates[num_trees].observe(tokens, seconds)
+        rate = self._rates[num_trees]
+        rate.tokens = FADING * rate.tokens + tokens
+        rate.seconds = FADING * rate.seconds + seconds
+        rate.cycles += 1
 
     def choose_step(
         self,
@@ -75,47 +71,40 @@ class TreePolicy:
             nodes = growth.pop(width, depth, growth.floor)
             if nodes:
                 offered.append((growth, nodes))
-        count = self._worth(growths, offered, elapsed, fixed_rows, undrafted)
-        return _best(offered, count)
-
-    def _worth(
-        self,
-        growths: Seq[Growth],
-        offered: Step,
-        elapsed: float,
-        fixed_rows: int,
-        undrafted: int,
-    ) -> int:
-        """How many of the offered nodes to run, the best first."""
-        total = sum(len(nodes) for _, nodes in offered)
         num_trees = len(growths) + undrafted
         expected = sum(growth.expected for growth in growths) + undrafted
         rows = sum(min(len(growth), growth.budget) for growth in growths)
         rows += fixed_rows + undrafted
         context = sum(g.root.position for g in growths) / max(len(growths), 1)
-        seconds = self.passes.expect_cycle(rows, elapsed, context)
-        if not self.tuned or not total or seconds is None or self.draft.expect(1) is None:
-            return total
-        chances = sorted((g.probability(n) for g, nodes in offered for n in nodes), reverse=True)
-        best, best_merit = 0, self._merit(expected, seconds, num_trees)
-        for count, mass in enumerate(accumulate(chances), 1):
-            step = self.draft.expect(count)
+        known = self.passes.expect(rows) is not None and self.draft.expect(1) is not None
+        if not self.tuned or not offered or not known:
+            return offered
+        masses = [0.0, *accumulate(_chances(offered))]
+
+        def merit(count: int) -> float:
+            step = self.draft.expect(count) if count else 0.0
             assert step is not None, "one step was timed"
-            seconds = self.passes.expect_cycle(rows, elapsed + step, context)
-            assert seconds is not None, "a pass was timed"
-            merit = self._merit(expected + self.calibration.mass * mass, seconds, num_trees)
-            if merit > best_merit:
-                best, best_merit = count, merit
+            tokens = expected + self.calibration.mass * masses[count]
+            return self._merit(tokens, rows, elapsed + step, context, num_trees)
+
+        best = max(range(len(masses)), key=merit)
         if best:
             self._cycles_undrafted = 0
         elif elapsed == 0:
             self._cycles_undrafted += 1
             if self._cycles_undrafted % EXPLORE == 0:
-                return total
-        return best
+                return offered
+        return _best(offered, best)
 
-    def _merit(self, expected: float, seconds: float, num_trees: int) -> float:
-        """What a cycle of so many expected tokens and seconds is worth, beside its other forms."""
+    def _merit(
+        self, expected: float, rows: int, elapsed: float, context: float, num_trees: int
+    ) -> float:
+        """Return the worth of a cycle, to compare it with other forms of the same cycle.
+
+        It drafts for `elapsed` seconds, then a pass of `rows` emits `expected` tokens.
+        """
+        seconds = self.passes.expect_cycle(rows, elapsed, context)
+        assert seconds is not None, "a pass was timed"
         rate = self._rates[num_trees]
         if rate.cycles < LEARNED:
             return expected / seconds
@@ -142,53 +131,32 @@ class TreePolicy:
         compete for the rows: those go where most tokens are expected. `context` is how many tokens
         one sees, on average.
         """
-        counts = [1] * len(ranked)
-        heap = [(-chances[1], i) for i, chances in enumerate(ranked) if len(chances) > 1]
-        heapq.heapify(heap)
-        order: list[int] = []  # the tree of each row below the roots, best first
-        masses: list[float] = []
-        room = max_rows - fixed_rows - len(ranked)
-        while heap and len(order) < room:
-            cost, i = heapq.heappop(heap)
-            order.append(i)
-            masses.append(-cost)
-            counts[i] += 1
-            if counts[i] < len(ranked[i]):
-                heapq.heappush(heap, (-ranked[i][counts[i]], i))
-        for i in order[self._rows_worth(masses, len(ranked), elapsed, fixed_rows, context) :]:
-            counts[i] -= 1
-        return counts
+        fixed = fixed_rows + len(ranked)
+        below = sorted((-chance, i) for i, chances in enumerate(ranked) for chance in chances[1:])
+        below = below[: max(max_rows - fixed, 0)]
+        count = len(below)
+        if self.tuned and self.passes.expect(fixed) is not None:
+            masses = [0.0, *accumulate(-cost for cost, _ in below)]
+            free = self.passes.padded(fixed) - fixed  # rows that fill up a tile are free
 
-    def _rows_worth(
-        self,
-        masses: Seq[float],
-        num_trees: int,
-        elapsed: float,
-        fixed_rows: int,
-        context: float,
-    ) -> int:
-        """How many rows below the roots pay; rows that fill up a tile are free."""
-        fixed = fixed_rows + num_trees
-        if not self.tuned or self.passes.expect(fixed) is None:
-            return len(masses)
-        totals = [0.0, *accumulate(masses)]
-        best, best_merit = 0, -inf
-        free = self.passes.padded(fixed) - fixed
-        while True:
-            count = min(free, len(masses))
-            seconds = self.passes.expect_cycle(fixed + count, elapsed, context)
-            assert seconds is not None, "a pass was timed"
-            merit = self._merit(num_trees + totals[count], seconds, num_trees)
-            if merit > best_merit:
-                best, best_merit = count, merit
-            if count == len(masses):
-                return best
-            free += self.passes.granularity
+            def merit(count: int) -> float:
+                expected = len(ranked) + masses[count]
+                return self._merit(expected, fixed + count, elapsed, context, len(ranked))
+
+            full_tiles = range(free, len(below), self.passes.granularity)
+            count = max([*full_tiles, len(below)], key=merit)
+        counts = Counter(i for _, i in below[:count])
+        return [1 + counts[i] for i in range(len(ranked))]
+
+
+def _chances(offered: Step) -> list[float]:
+    """Return the probabilities of the offered nodes, the largest first."""
+    return sorted((g.probability(n) for g, nodes in offered for n in nodes), reverse=True)
 
 
 def _best(offered: Step, count: int) -> Step:
     """The `count` most probable of the offered nodes; the others go back."""
-    chances = sorted((g.probability(n) for g, nodes in offered for n in nodes), reverse=True)
+    chances = _chances(offered)
     if count == len(chances):
         return offered
     least = chances[count - 1] if count else 2.0

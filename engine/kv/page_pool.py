@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.streaming.device import Device
+from engine.weights.family import KVShape
 
 PAGE = 64  # token slots of a page
 
@@ -43,6 +44,14 @@ class PagePool:
         self.keys, self.values = self.memory[:num_layers], self.memory[num_layers:]
         self.num_pages = num_pages
         self.device = device
+
+    @classmethod
+    def of_shape(
+        cls, shape: KVShape, num_pages: int, dtype: torch.dtype, device: Device
+    ) -> "PagePool":
+        """Make a pool for a model whose KV has this shape."""
+        heads, head_dim = shape.num_kv_heads, shape.head_dim
+        return cls(shape.num_layers, num_pages, heads, head_dim, dtype, device)
 
     @property
     def pages(self) -> Tensor:

@@ -4,7 +4,6 @@ Registered with transformers' `AttentionInterface`, so every family's own layer 
 rows are travels in the `batch` keyword argument, never through a global.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -52,13 +51,6 @@ class Batch:
         whole = sum(segment.count for segment in self.segments) == len(self.rows)
         return pad(self.segments) if whole and not self.strict else None
 
-    def parts(self) -> Iterator[tuple[Segment, range]]:
-        """The segments of this tile, each with its own rows that lie in it."""
-        for segment in self.segments:
-            first = max(self.rows.start - segment.first, 0)
-            last = min(self.rows.stop - segment.first, segment.count)
-            yield segment, range(first, last)
-
 
 def attend(
     module: nn.Module,
@@ -86,12 +78,12 @@ def attend(
         mask = batch.padded.mask(sliding_window)
         return _attend_padded(batch, batch.padded, layer, query, key, value, mask, scaling), None
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
-    for segment, rows in batch.parts():
+    for segment in batch.segments:
+        first = max(batch.rows.start - segment.first, 0)
+        rows = range(first, min(batch.rows.stop - segment.first, segment.count))  # in this tile
+        offset = segment.first - batch.rows.start
+        tile = slice(offset + rows.start, offset + rows.stop)
         before = segment.start + segment.scratch
-        tile = slice(
-            segment.first + rows.start - batch.rows.start,
-            segment.first + rows.stop - batch.rows.start,
-        )
         batch.pool.write(
             layer,
             segment.slots[before + rows.start : before + rows.stop],
@@ -99,7 +91,7 @@ def attend(
             value[0, :, tile].transpose(0, 1),
         )
         keys, values = batch.pool.read(layer, segment.slots[: before + rows.stop])
-        out[0, tile] = _attend_rows(
+        attended = _attend_rows(
             query[0, :, tile],
             keys,
             values,
@@ -109,6 +101,7 @@ def attend(
             sinks=s_aux,
             strict=batch.strict,
         )
+        out[0, tile] = attended.transpose(0, 1)
     return out, None
 
 
@@ -130,37 +123,37 @@ def _attend_padded(
         for stored in batch.pool.read(layer, padded.slots)
     )
     queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])
-    attended = F.scaled_dot_product_attention(
-        queries.transpose(1, 2),
-        keys,
-        values,
-        attn_mask=mask,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    attended = _attend_fused(queries.transpose(1, 2), keys, values, mask, scaling)
     return attended.transpose(1, 2).flatten(0, 1)[padded.places][None]
 
 
 def _visible(segment: Segment, rows: range, window: int | None) -> Tensor | None:
     """Which keys each row sees, [rows, keys] bool; None: all of them."""
-    device = segment.slots.device
-    end = segment.scratch + rows.stop
-    if segment.mask is not None:
-        own = segment.mask[rows.start : rows.stop, :end]
-    elif len(rows) == 1:
-        own = None
-    else:
-        row_numbers = torch.arange(rows.start, rows.stop, device=device) + segment.scratch
-        own = torch.arange(end, device=device) <= row_numbers[:, None]
+    own = segment.seen_by(rows)
+    if own is not None:
+        own = F.pad(own, (segment.start, 0), value=True)
     if window is None:
-        if own is None:
-            return None
-        return F.pad(own, (segment.start, 0), value=True)
-    prefix = torch.arange(segment.start, device=device)
+        return own
+    end = segment.scratch + rows.stop
+    prefix = torch.arange(segment.start, device=segment.slots.device)
     positions = torch.cat([prefix, segment.positions[:end]])
     queries = segment.positions[segment.scratch + rows.start : end]
     near = queries[:, None] - positions < window
-    return near if own is None else near & F.pad(own, (segment.start, 0), value=True)
+    return near if own is None else near & own
+
+
+def _attend_fused(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, scaling: float
+) -> Tensor:
+    """query [B, H, rows, D], keys and values [B, Hkv, n, D] -> [B, H, rows, D]."""
+    return F.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=visible,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
 
 
 def _attend_rows(
@@ -174,40 +167,32 @@ def _attend_rows(
     sinks: Tensor | None,
     strict: bool,
 ) -> Tensor:
-    """query [H, rows, D], keys and values [n, Hkv, D] -> [rows, H, D].
+    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D].
 
     Strict numerics compute in float64: sums then agree, whatever their order, to far below the
     model's own precision, so the rounded result does not depend on batch, tree or cache.
     """
+    if not strict and softcap is None and sinks is None:
+        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+        return _attend_fused(query[None], keys, values, visible, scaling)[0]
     heads, rows, _ = query.shape
     kv_heads = keys.shape[1]
-    if not strict and softcap is None and sinks is None:
-        attended = F.scaled_dot_product_attention(
-            query[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            attn_mask=visible,
-            scale=scaling,
-            enable_gqa=heads != kv_heads,
-        )
-        return attended[0].transpose(0, 1)
-    precision = torch.float64 if strict else torch.float32
     group = heads // kv_heads
+    precision = torch.float64 if strict else torch.float32
     at_once = max(SCORES // (group * rows * len(keys)), 1)
-    out = query.new_empty(rows, heads, values.shape[2])
+    out = query.new_empty(heads, rows, values.shape[2])
     for first in range(0, kv_heads, at_once):
         kv = slice(first, first + at_once)
         own = slice(first * group, (first + at_once) * group)
-        attended = _attend_heads(
+        out[own] = _attend_heads(
             query[own].to(precision),
-            keys[:, kv].to(precision),
-            values[:, kv].to(precision),
+            keys[:, kv],
+            values[:, kv],
             visible,
             scaling,
             softcap,
-            None if sinks is None else sinks[own].to(precision),
+            None if sinks is None else sinks[own],
         )
-        out[:, own] = attended.transpose(0, 1).to(query.dtype)
     return out
 
 
@@ -220,20 +205,20 @@ def _attend_heads(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D], all of one precision."""
+    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D], in the query's precision."""
     heads, rows, _ = query.shape
-    kv_heads = keys.shape[1]
     # Heads that share keys sit side by side: [Hkv, H / Hkv * rows, D].
-    scores = query.reshape(kv_heads, heads // kv_heads * rows, -1) @ keys.permute(1, 2, 0)
+    side_by_side = keys.shape[1], heads // keys.shape[1] * rows, -1
+    scores = query.reshape(side_by_side) @ keys.to(query.dtype).permute(1, 2, 0)
     scores = scores.view(heads, rows, -1) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
     if sinks is not None:
-        column = sinks[:, None, None].expand(heads, rows, 1)
+        column = sinks[:, None, None].to(query.dtype).expand(heads, rows, 1)
         weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
     else:
         weights = scores.softmax(dim=-1)
-    weights = weights.reshape(kv_heads, heads // kv_heads * rows, -1)
-    return (weights @ values.transpose(0, 1)).view(heads, rows, -1)
+    attended = weights.reshape(side_by_side) @ values.to(query.dtype).transpose(0, 1)
+    return attended.view(heads, rows, -1)

@@ -7,6 +7,7 @@ and gives them back.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -70,16 +71,9 @@ class StreamedLayer(nn.Module):
 
         Raises `PassCancelled`, and `OutOfTime` where the batch is resumable.
         """
-        resumable = batch.resumable
-        if resumable is None:
+        if batch.resumable is None:
             return self._run(hidden, batch, arguments)
-        if resumable.has_run():
-            assert resumable.hidden is not None
-            return resumable.hidden
-        resumable.enter()
-        hidden = self._run(hidden, batch, arguments)
-        resumable.leave(hidden)
-        return hidden
+        return batch.resumable.run(partial(self._run, hidden, batch, arguments))
 
     def _run(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> Tensor:
         if self.experts is None:

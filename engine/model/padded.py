@@ -64,26 +64,22 @@ def pad(segments: Sequence[Segment]) -> Padded | None:
         positions[index, : segment.start] = numbers[: segment.start]
         positions[index, segment.start : length] = segment.positions
         own = visible[index, : segment.count, :length]
-        if segment.mask is None:  # a chain sees all before it
-            own[:] = numbers[:length] < numbers[length - segment.count : length, None] + 1
-        else:
-            own[:, : segment.start] = True
-            own[:, segment.start :] = segment.mask
+        own[:, : segment.start] = True
+        seen = segment.seen_by(range(segment.count))
+        own[:, segment.start :] = True if seen is None else seen
         visible[index, segment.count :] = visible[index, 0]
         rows += range(segment.first, segment.first + segment.count)
         rows += [segment.first] * (count - segment.count)
         places += range(index * count, index * count + segment.count)
-    taken = torch.tensor(rows, device=device)
-    written = [segment.slots[len(segment.slots) - segment.count :] for segment in segments]
-    own_positions = torch.cat([s.positions[len(s.positions) - s.count :] for s in segments])
+    own_positions = torch.cat([s.positions[s.scratch :] for s in segments])
     where = torch.tensor(places, device=device)
     queries = torch.zeros(len(segments) * count, dtype=torch.int64, device=device)
     queries[where] = own_positions
     return Padded(
-        rows=taken,
+        rows=torch.tensor(rows, device=device),
         places=where,
         slots=slots.view(-1),
-        own_slots=torch.cat(written),
+        own_slots=torch.cat([s.slots[s.start + s.scratch :] for s in segments]),
         visible=visible,
         positions=positions,
         own_positions=queries.view(len(segments), count),

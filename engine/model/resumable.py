@@ -1,6 +1,7 @@
 """A forward that may be left at a layer border and gone on with later."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -24,25 +25,24 @@ class ResumableForward:
     hidden: Tensor | None = None  # behind the layers that have run
     layer_seconds: float = 0.0  # of the slowest of them
     _reached: int = 0  # by the present stretch
-    _entered: float = 0.0
 
     def go_on(self, until: float) -> None:
         """A new stretch begins."""
         self.until, self._reached = until, 0
 
-    def has_run(self) -> bool:
-        """Whether the layer that asks has run; called once by each, in order."""
+    def run(self, layer: Callable[[], Tensor]) -> Tensor:
+        """Run the next layer, or return what is known if it has run. Raises `OutOfTime`.
+
+        It is called once by each layer, in order, in every stretch.
+        """
         self._reached += 1
-        return self._reached <= self.num_run
-
-    def enter(self) -> None:
-        """A layer is about to run. Raises `OutOfTime`."""
-        self._entered = time.perf_counter()
-        if self._entered + self.layer_seconds > self.until:
+        if self._reached <= self.num_run:
+            assert self.hidden is not None
+            return self.hidden
+        began = time.perf_counter()
+        if began + self.layer_seconds > self.until:
             raise OutOfTime
-
-    def leave(self, hidden: Tensor) -> None:
-        """The layer has run."""
-        self.hidden = hidden
+        self.hidden = layer()
         self.num_run += 1
-        self.layer_seconds = max(self.layer_seconds, time.perf_counter() - self._entered)
+        self.layer_seconds = max(self.layer_seconds, time.perf_counter() - began)
+        return self.hidden

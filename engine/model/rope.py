@@ -26,9 +26,9 @@ def original_length(config: Any) -> int | None:
     Raises `ModelError` for a rope type whose frequencies change with every length.
     """
     parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    layers = parameters.values() if _is_per_layer(parameters) else [parameters]
+    is_per_layer = all(isinstance(value, Mapping) for value in parameters.values())
     lengths = set()
-    for rope in layers:
+    for rope in parameters.values() if is_per_layer else [parameters]:
         kind = rope.get("rope_type", "default")
         if kind == "dynamic":
             raise ModelError(
@@ -42,10 +42,6 @@ def original_length(config: Any) -> int | None:
             "rope_parameters: layers with different original lengths are not supported"
         )
     return lengths.pop() if lengths else None
-
-
-def _is_per_layer(parameters: Mapping[str, Any]) -> bool:
-    return bool(parameters) and all(isinstance(value, Mapping) for value in parameters.values())
 
 
 def mark_long(position_ids: Tensor, segments: Iterable[Segment]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from threading import Event
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,16 @@ class Segment:
     @property
     def scratch(self) -> int:
         return len(self.positions) - self.count
+
+    def seen_by(self, rows: range) -> Tensor | None:
+        """Return which of the slots after the prefix some rows see, up to their own last one.
+
+        The mask is [rows, scratch + rows.stop] bool; None: each row sees all of them.
+        """
+        end = self.scratch + rows.stop
+        if self.mask is not None:
+            return self.mask[rows.start : rows.stop, :end]
+        if len(rows) == 1:
+            return None
+        numbers = torch.arange(end, device=self.slots.device)
+        return numbers <= numbers[self.scratch + rows.start :, None]

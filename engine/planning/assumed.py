@@ -1,19 +1,14 @@
 """Speeds of a machine that is not here: what `understudy plan` takes for granted, and says so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from engine.planning.footprint import LARGEST_PASS, Demand
-from engine.planning.forecast import Speeds
-from engine.planning.plan import Plan
+from engine.planning.plan import Memory, Plan
 from engine.spec import TILE
 from engine.timing import StepTimes
 
 LINK_GBPS = 25.0  # pinned RAM to a card, PCIe 4.0 x16
 DISK_GBPS = 3.0  # an NVMe disk, direct reads
-DEVICE_GBPS = 500.0  # the card's own memory
-DEVICE_TFLOPS = 40.0  # dense products in bfloat16, sustained
-HOST_DEVICE_GBPS = 15.0  # the same two of a CPU of few cores
-HOST_DEVICE_TFLOPS = 0.4
 LAUNCH_SECONDS = 2e-5  # of a layer's kernels in a draft step
 DEVICE_RUNTIME = 600 << 20  # CUDA's context, its libraries and their workspaces
 HOST_RUNTIME = 900 << 20  # the engine's process on a CUDA machine
@@ -25,36 +20,42 @@ DEVICE_SHARE = 0.97  # of a card's memory: the driver's own part is not the user
 class Rates:
     """Speed of a device."""
 
-    gbps: float
-    tflops: float
+    gbps: float  # of its own memory
+    tflops: float  # of dense products in bfloat16, sustained
 
 
-def rates(has_own_memory: bool) -> Rates:
-    """Those of a card, or of a CPU."""
-    if has_own_memory:
-        return Rates(DEVICE_GBPS, DEVICE_TFLOPS)
-    return Rates(HOST_DEVICE_GBPS, HOST_DEVICE_TFLOPS)
+CARD = Rates(gbps=500.0, tflops=40.0)
+CPU = Rates(gbps=15.0, tflops=0.4)  # of few cores
 
 
 @dataclass(frozen=True)
-class Times:
-    """What was measured; None: assumed."""
+class Machine:
+    """What a plan is made for. Times that are not known yet are empty: see `complete`."""
 
-    passes: StepTimes | None = None  # by rows, weights being there
-    draft: StepTimes | None = None  # one step of low-bit copies of the target's layers, by rows
+    memory: Memory
+    ram_gbps: float  # from RAM to the device, 1e9 bytes a second
+    disk_gbps: float
+    device_memory: int = 0  # bytes of the whole card; of the RAM that stands for one
+    passes: StepTimes = field(default_factory=StepTimes)  # of a pass by rows, weights being there
+    # Of one draft step by rows; measured for low-bit copies of the target's layers only.
+    draft: StepTimes = field(default_factory=StepTimes)
+
+    @property
+    def rates(self) -> Rates:
+        """Return the assumed speed of the device."""
+        return CARD if self.memory.has_own_memory else CPU
 
 
-def complete(
-    times: Times, demand: Demand, plan: Plan, *, ram_gbps: float, disk_gbps: float
-) -> Speeds:
-    """The speeds that a forecast needs: measured ones, assumed where there are none."""
-    own = rates(plan.memory.has_own_memory)
-    draft = times.draft if demand.is_self_drafted else None
-    if draft is None:
+def complete(machine: Machine, demand: Demand, plan: Plan) -> Machine:
+    """Return the machine with the times that a forecast needs: assumed where none is measured."""
+    passes, draft = machine.passes, machine.draft
+    if passes.expect(1) is None:
+        passes = pass_times(demand, machine.rates)
+    if draft.expect(1) is None or not demand.is_self_drafted:
         # Resident units serve a draft of the target's own layers too.
         shared = plan.resident_bytes if demand.is_self_drafted else 0
-        draft = draft_times(plan.draft_bytes + shared, len(demand.layers), own)
-    return Speeds(ram_gbps, disk_gbps, times.passes or pass_times(demand, own), draft)
+        draft = draft_times(plan.draft_bytes + shared, len(demand.layers), machine.rates)
+    return replace(machine, passes=passes, draft=draft)
 
 
 def pass_times(demand: Demand, own: Rates) -> StepTimes:

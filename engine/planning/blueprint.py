@@ -1,5 +1,6 @@
 """A model as its config.json describes it: what a plan needs to know, without any weights."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
+from engine.weights.hub import has_weights
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
 from engine.weights.stored_format import plan_packed
+from engine.weights.units import CheckpointUnits
 
 SLICE_BYTES = 256 << 20  # a layer above this moves in slices, where its family can
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
@@ -37,27 +40,33 @@ class Blueprint:
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
+        # The largest unit, where the family's layers can move in slices.
+        self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
-    @property
-    def slice_bytes(self) -> int | None:
-        """The largest unit, where the family's layers can move in slices."""
-        return SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
-
+    @cached_property
     def outline(self) -> Outline:
-        """Return the units that the configuration alone determines."""
+        """The units of the checkpoint if it is there, else those that config.json alone tells."""
+        if has_weights(self.folder):
+            units = self.checkpoint_units()
+            units.close()
+            return units.outline
         quantize, stored = self.spec.target.quantize, plan_packed(self.model)
         return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
 
-    def demand(self, outline: Outline, needs: DraftNeeds) -> Demand:
-        """Return what the target of these units and a draft of these needs would like to take."""
-        config, shape = self.config, kv_shape(self.config)
+    def checkpoint_units(self) -> CheckpointUnits:
+        """Return the units of the checkpoint in the folder."""
+        quantize, slices = self.spec.target.quantize, self.slice_bytes
+        return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
+
+    def demand(self, needs: DraftNeeds) -> Demand:
+        """Return what the target and a draft of these needs would like to take."""
+        config, shape, outline = self.config, kv_shape(self.config), self.outline
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
-        expanded = expanded_bytes(UnreadUnits(outline), self.dtype)
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
             layers=outline.layers,
-            expanded_bytes=expanded,
+            expanded_bytes=expanded_bytes(UnreadUnits(outline), self.dtype),
             other_device_bytes=sum(sizes) - embedding,
             hidden_size=self.hidden_size,
             widest=max(self.hidden_size, getattr(config, "intermediate_size", None) or 0),
@@ -65,23 +74,16 @@ class Blueprint:
             vocab_size=self.vocab_size,
             item_bytes=self.dtype.itemsize,
             kv_bytes_per_token=shape.bytes_per_token(self.dtype) + needs.kv_bytes_per_token,
-            draft_weight_bytes=needs.weight_bytes,
-            scratch_rows=needs.scratch_rows,
-            draft_rows=needs.draft_rows,
-            draft_kv_bytes_per_token=needs.kv_bytes_per_token,
+            draft=needs,
             context_length=self.context_length,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             tile=TILE if self.strict else FAST_TILE,
             embedding_bytes=embedding,
-            making_bytes=needs.making_bytes,
             dense_bytes=sum(
                 dense_layout(unit, self.dtype).nbytes or unit.nbytes for unit in outline.layouts
             ),
             active_share=active_share(config),
-            is_self_drafted=bool(needs.substitute_bytes),
-            # Resident units that are expanded for the time of a pass have nothing to share.
-            substitute_bytes=() if expanded else needs.substitute_bytes,
         )
 
     def _context_length(self) -> int:

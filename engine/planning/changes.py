@@ -5,23 +5,14 @@ from dataclasses import dataclass, replace
 
 from engine.drafting.method import facts_of
 from engine.drafting.methods import available
+from engine.planning.assumed import Machine
 from engine.planning.footprint import Demand
-from engine.planning.plan import Memory, Plan
+from engine.planning.plan import Plan
 from engine.spec import ModelSpec
 
 GIB = 1 << 30
 SHORT_CONTEXT = 2048  # tokens; nobody wants less
 CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192)  # GiB
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan is made for."""
-
-    memory: Memory
-    device_memory: int  # bytes of the whole card; of the RAM that stands for one
-    ram_gbps: float
-    disk_gbps: float
 
 
 @dataclass(frozen=True)

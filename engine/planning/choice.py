@@ -9,14 +9,14 @@ from engine.drafting.method import DraftNeeds, MethodFacts, PlanContext, candida
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
 from engine.planning import probe
+from engine.planning.assumed import Machine, complete
 from engine.planning.blueprint import Blueprint
 from engine.planning.footprint import Demand
-from engine.planning.forecast import Forecast, Speeds, make_forecast
-from engine.planning.plan import Memory, Plan, make_plan
+from engine.planning.forecast import Forecast, make_forecast
+from engine.planning.plan import Plan, make_plan
 from engine.spec import ModelSpec
 from engine.streaming.device import Device
 from engine.timing import StepTimes
-from engine.weights.outline import Outline
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +33,19 @@ class Scheme:
 
 
 def make_scheme(
-    method: str,
-    spec: ModelSpec,
-    blueprint: Blueprint,
-    outline: Outline,
-    memory: Memory,
-    speeds: Callable[[Demand, Plan], Speeds],
-    users: int,
+    method: str, spec: ModelSpec, blueprint: Blueprint, machine: Machine, users: int
 ) -> Scheme:
     """Plan and forecast with this method. Raises `ModelError` when it does not fit."""
     facts = facts_of(method, spec.draft)
-    demand = blueprint.demand(outline, _needs(facts, spec, blueprint, outline))
-    plan = make_plan(spec, demand, memory)
-    forecast = make_forecast(plan, demand, facts, speeds(demand, plan), users)
+    demand = blueprint.demand(_needs(facts, spec, blueprint))
+    plan = make_plan(spec, demand, machine.memory)
+    forecast = make_forecast(plan, demand, facts, complete(machine, demand, plan), users)
     return Scheme(plan, demand, method, facts.bounds, forecast)
 
 
-def _needs(
-    facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint, outline: Outline
-) -> DraftNeeds:
-    bounds, config = facts.bounds, blueprint.config
-    return facts.needs(PlanContext(spec.draft, bounds, config, blueprint.dtype, outline.layouts))
+def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint) -> DraftNeeds:
+    config, layouts = blueprint.config, blueprint.outline.layouts
+    return facts.needs(PlanContext(spec.draft, facts.bounds, config, blueprint.dtype, layouts))
 
 
 def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
@@ -82,11 +74,11 @@ def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
     return max(schemes, key=lambda own: own.forecast.tokens_per_second)
 
 
-def measured_draft(blueprint: Blueprint, outline: Outline, device: Device) -> StepTimes | None:
-    """Time a draft step of low-bit copies of the target's layers, where a candidate has them."""
+def measured_draft(blueprint: Blueprint, device: Device) -> StepTimes:
+    """Time a draft step of low-bit copies of the target's layers, if a candidate has them."""
     for method in candidates():
         facts = facts_of(method)
         with suppress(ModelError):
-            if _needs(facts, blueprint.spec, blueprint, outline).substitute_bytes:
+            if _needs(facts, blueprint.spec, blueprint).substitute_bytes:
                 return probe.substitute_times(blueprint, device, facts.bounds.width)
-    return None
+    return StepTimes()

@@ -7,6 +7,7 @@ benchmarks/plan_memory.py compares their sum with what a process really takes.
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from engine.drafting.method import DraftNeeds
 from engine.kv.page_pool import PAGE
 from engine.model.attention import SCORES
 from engine.spec import TILE
@@ -30,33 +31,36 @@ class Demand:
     vocab_size: int
     item_bytes: int  # of one activation
     kv_bytes_per_token: int  # target and draft together
-    draft_weight_bytes: int
-    scratch_rows: int  # of the target's cache, for one sequence's tree
+    draft: DraftNeeds
     context_length: int
-    draft_rows: int = 0  # of the target's cache, for the rows one sequence's draft runs
-    draft_kv_bytes_per_token: int = 0  # of `kv_bytes_per_token`: the draft's own cache
     num_kv_heads: int = 1
     head_dim: int = 0
     tile: int = TILE  # rows that run through a layer at a time
     embedding_bytes: int = 0  # mapped into host memory
-    making_bytes: int = 0  # of host memory while the draft is made
     dense_bytes: int = 0  # of all units when what is packed in them is expanded
     active_share: float = 1.0  # of the weights, what one token uses
-    is_self_drafted: bool = False  # low-bit copies of the target's own layers draft
-    # Of `draft_weight_bytes`, for each unit: the part that a resident unit makes needless.
-    substitute_bytes: Sequence[int] = ()
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights.
 
         Resident units need no substitutes.
         """
-        spared = sum(self.substitute_bytes[i] for i in resident) if self.substitute_bytes else 0
-        return self.draft_weight_bytes - spared
+        return self.draft.weight_bytes - sum(self._spared_bytes(unit) for unit in resident)
 
     def net_bytes(self, unit: int) -> int:
         """Return the device bytes that a resident unit takes beyond its substitute's."""
-        return self.unit_bytes[unit] - (self.substitute_bytes[unit] if self.substitute_bytes else 0)
+        return self.unit_bytes[unit] - self._spared_bytes(unit)
+
+    def _spared_bytes(self, unit: int) -> int:
+        """Return the bytes of the substitute that a unit makes needless by being resident."""
+        # Units that are expanded for the time of a pass have nothing to share.
+        shares = self.is_self_drafted and not self.expanded_bytes
+        return self.draft.substitute_bytes[unit] if shares else 0
+
+    @property
+    def is_self_drafted(self) -> bool:
+        """Return whether low-bit copies of the target's own layers draft."""
+        return bool(self.draft.substitute_bytes)
 
     @property
     def page_bytes(self) -> int:
@@ -66,17 +70,17 @@ class Demand:
     @property
     def host_page_bytes(self) -> int:
         """Return the bytes of one idle page in host memory: only the target's KV moves there."""
-        return (self.kv_bytes_per_token - self.draft_kv_bytes_per_token) * PAGE
+        return (self.kv_bytes_per_token - self.draft.kv_bytes_per_token) * PAGE
 
     @property
     def sequence_rows(self) -> int:
         """Return the number of scratch slots of one sequence."""
-        return self.scratch_rows + self.draft_rows
+        return self.draft.scratch_rows + self.draft.draft_rows
 
 
 def pass_rows(demand: Demand, max_sequences: int) -> int:
     """Return the most rows of a pass: the longest prompt at once, or the trees of all sequences."""
-    rows = max(demand.context_length, max_sequences * demand.scratch_rows)
+    rows = max(demand.context_length, max_sequences * demand.draft.scratch_rows)
     return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
 
 
@@ -90,7 +94,7 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes
         + 2 * TILE * demand.vocab_size * _FLOAT64
-        + _attention_bytes(demand, min(demand.context_length + demand.scratch_rows, longest))
+        + _attention_bytes(demand, min(demand.context_length + demand.draft.scratch_rows, longest))
     )
 
 

@@ -5,14 +5,13 @@ pages, then to resident units, spread evenly through the depth so that the link 
 long. Host memory holds the units that wait in RAM and, in a part of the rest, idle KV pages.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.planning.footprint import Demand as Demand
-from engine.planning.footprint import activation_bytes, pass_rows, size_text
+from engine.planning.footprint import Demand, activation_bytes, pass_rows, size_text
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS
 from engine.streaming.page_store import STAGING_BYTES
@@ -103,62 +102,220 @@ class Plan:
 
 def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
     """Decide what is kept where. Raises `DoesNotFit` that says how much is missing."""
-    for most_pages in _most_pages(spec, demand, memory):
+    planner = _Planner(spec, demand, memory)
+    for most_pages in planner.page_limits():
         with suppress(DoesNotFit):
-            plan = _decide(spec, demand, memory, most_pages)
-            if set(plan.tiers) == {"resident"}:
+            plan = planner.decide(most_pages)
+            enough = min(demand.context_length, most_pages * PAGE)
+            if set(plan.tiers) == {"resident"} or plan.num_pages * PAGE >= enough:
                 return plan
-            if plan.num_pages * PAGE >= min(demand.context_length, most_pages * PAGE):
-                return plan
-    return _decide(spec, demand, memory, _fewest_pages(demand))
+    return planner.decide(planner.fewest_pages)
 
 
-def _most_pages(spec: ModelSpec, demand: Demand, memory: Memory) -> Iterator[int]:
-    """Yield limits of the KV pages to try, in descending order.
+class _Planner:
+    """Plans one model and its draft for one memory."""
 
-    Attention over a long context takes memory too, and no sequence will be longer than the KV there
-    is: so a lower limit leaves more for weights.
-    """
-    yield _wanted_pages(demand, spec.max_sequences or DEFAULT_SEQUENCES)
-    pages = int(device_limit(spec, memory) * KV_SHARE) // demand.page_bytes
-    while pages > _fewest_pages(demand):
-        yield pages
-        pages //= 2
+    def __init__(self, spec: ModelSpec, demand: Demand, memory: Memory) -> None:
+        self.spec = spec
+        self.demand = demand
+        self.memory = memory
+        self.units = demand.unit_bytes
+        self.limit = _device_limit(spec, memory)
+        self.max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
+        # Of one short sequence with its scratch, and one page to grow.
+        shortest = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
+        self.fewest_pages = -(-shortest // PAGE) + 1
+        # Of the most sequences at full length, each with its scratch.
+        full = -(-(demand.context_length + demand.sequence_rows) // PAGE)
+        self.wanted_pages = max(self.max_sequences * full, self.fewest_pages)
+
+    def page_limits(self) -> Iterator[int]:
+        """Yield limits of the KV pages to try, in descending order.
+
+        Attention over a long context takes memory too, and no sequence will be longer than the KV
+        there is: so a lower limit leaves more for weights.
+        """
+        yield self.wanted_pages
+        pages = int(self.limit * KV_SHARE) // self.demand.page_bytes
+        while pages > self.fewest_pages:
+            yield pages
+            pages //= 2
+
+    def decide(self, most_pages: int) -> Plan:
+        """Return the plan with at most `most_pages` KV pages.
+
+        What the units, the ring and the draft leave of the device goes to KV pages.
+        """
+        demand, memory = self.demand, self.memory
+        wanted_pages = min(self.wanted_pages, most_pages)
+        rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
+        activations = activation_bytes(demand, rows, wanted_pages * PAGE)
+        other = demand.other_device_bytes + demand.expanded_bytes
+        if memory.has_own_memory:  # idle KV pages pass through it on their way to the host
+            other += max(STAGING_BYTES, demand.host_page_bytes)
+        left = self.limit - activations - other
+        resident, slots = self._residents(left, wanted_pages)
+        resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
+        draft = demand.draft_bytes(resident)
+        left -= draft + ring + resident_bytes
+        pages = min(wanted_pages, left // demand.page_bytes)
+        most = self.spec.max_sequences or min(DEFAULT_SEQUENCES, max(pages // SEQUENCE_PAGES, 1))
+        # When the draft is made, no row of the embedding was touched yet and, where the device
+        # computes in RAM, no pass ran: what these take later is free to make it.
+        later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
+        on_device = Plan(
+            tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
+            slots=slots,
+            num_pages=pages,
+            max_sequences=most,
+            max_rows=min(pass_rows(demand, most), pages * PAGE),
+            resident_bytes=resident_bytes,
+            ring_bytes=ring,
+            kv_bytes=pages * demand.page_bytes,
+            draft_bytes=draft,
+            activation_bytes=activations,
+            other_bytes=other,
+            embedding_bytes=demand.embedding_bytes,
+            making_bytes=max(demand.draft.making_bytes - later, 0),
+            memory=memory,
+        )
+        if pages < self.fewest_pages:
+            raise DoesNotFit(self._refusal(on_device, left))
+        return self._with_host(on_device)
+
+    def _residents(self, left: int, wanted_pages: int) -> tuple[set[int], int]:
+        """Return the resident units and the number of ring slots for the others.
+
+        `left` bytes of the device are for units, ring, draft and KV.
+        """
+        demand, stream, layers = self.demand, self.spec.stream, self.demand.layers
+        all_units = set(range(len(self.units)))
+        streams = stream.tier not in (None, "resident") or stream.resident is not None
+        everything = self._bytes(all_units) + demand.draft_bytes(all_units)
+        fits = everything + wanted_pages * demand.page_bytes <= left
+        if stream.tier == "resident" or (not streams and fits):
+            return all_units, 0
+        least = demand.draft.weight_bytes + self.fewest_pages * demand.page_bytes
+        slots = stream.slots or self._slots(left - least)
+        resident = self._large_head(slots)
+        if stream.resident is not None:
+            return resident | _spread(layers, min(stream.resident, len(layers))), slots
+        if stream.tier is not None:  # the user asked for all of it to stream
+            return resident, slots
+        share = max(int(self.limit * KV_SHARE) // demand.page_bytes, self.fewest_pages)
+        left -= min(wanted_pages, share) * demand.page_bytes + demand.draft_bytes(resident)
+        left -= self._ring_bytes(resident, slots) + self._bytes(resident)
+        largest = max(sum(demand.net_bytes(i) for i in layer.units) for layer in layers)
+        count = min(max(left, 0) // max(largest, 1), len(layers))
+        return resident | _spread(layers, count), slots
+
+    def _slots(self, room: int) -> int:
+        """Return the number of ring slots that is fastest, or fewer to fit `room`.
+
+        What has to be resident because of them counts too.
+        """
+        best = min(DEFAULT_SLOTS, len(self.units))
+        resident = self._large_head(best)
+        needed = self._ring_bytes(resident, best)
+        needed += sum(self.demand.net_bytes(i) for i in resident)
+        return best if needed <= room else min(FEWEST_SLOTS, len(self.units))
+
+    def _large_head(self, slots: int) -> set[int]:
+        """Return the head if it is so much larger than the other units that it should be resident.
+
+        Every slot would have to be as large. Resident, it takes no more of the device than that.
+        """
+        head, rest = self.units[-1], max(self.units[:-1])
+        return {len(self.units) - 1} if head + slots * rest <= slots * head else set()
+
+    def _ring_bytes(self, resident: Set[int], slots: int) -> int:
+        travelling = (nbytes for i, nbytes in enumerate(self.units) if i not in resident)
+        return slots * max(travelling, default=0)
+
+    def _bytes(self, units: Iterable[int]) -> int:
+        return sum(self.units[i] for i in units)
+
+    def _refusal(self, plan: Plan, left: int) -> str:
+        """Say what the plan needs of the device, whose KV has only `left` bytes."""
+        kv = self.fewest_pages * self.demand.page_bytes
+        return (
+            f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
+            f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
+            f"draft {size_text(plan.draft_bytes)}, "
+            f"ring of {plan.slots} slots {size_text(plan.ring_bytes)}, "
+            f"resident units {size_text(plan.resident_bytes)}, KV of at least "
+            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}. "
+            "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
+        )
+
+    def _with_host(self, plan: Plan) -> Plan:
+        """Return the plan with what host memory holds: streamed units, staging and idle pages."""
+        memory, limit = self.memory, self.spec.memory.ram
+        room = memory.ram if limit is None else min(limit, memory.ram)
+        if not memory.has_own_memory:  # the device's share and the host's are one memory
+            room = min(room, memory.ram - plan.device_bytes)
+            if room < 0:
+                raise DoesNotFit(
+                    f"memory.device: {size_text(plan.device_bytes)} are planned, "
+                    f"{size_text(-room)} more than the RAM there is. Lower memory.device."
+                )
+        room = max(room - plan.making_bytes, 0)
+        # Pinned buffers for whole units that are read from the checkpoint.
+        loaded = [self.units[i] for i, tier in enumerate(plan.tiers) if tier == "resident"]
+        buffers = min(READERS, len(loaded)) if memory.has_own_memory else 0
+        loading = buffers * max(loaded, default=0)
+        tiers = self._tiers(plan.tiers, room, loading)
+        slabs = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
+        # The disk tier's packed units come in pieces; else only loading needs pinned buffers.
+        staging = DISK_STAGING if memory.has_own_memory and "disk" in tiers else loading
+        pages = self._host_pages(plan.max_sequences, room - slabs - staging)
+        return replace(
+            plan,
+            tiers=tiers,
+            slab_bytes=slabs,
+            staging_bytes=staging,
+            host_pages=pages,
+            host_kv_bytes=pages * self.demand.host_page_bytes,
+        )
+
+    def _tiers(self, tiers: tuple[Tier, ...], room: int, loading: int) -> tuple[Tier, ...]:
+        """Return where each unit waits that does not stay on the device.
+
+        `tiers` has all of them on disk; loading takes `loading` bytes of `room` for a while.
+        """
+        asked = self.spec.stream.tier
+        away = {i for i, tier in enumerate(tiers) if tier != "resident"}
+        total = self._bytes(away) + loading
+        if asked == "ram" and total > room:
+            raise DoesNotFit(
+                f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
+                "streamed units. Raise it, or set stream.tier to disk."
+            )
+        # Where the device computes in RAM, what does not fit there is on disk.
+        has_ram_tier = self.memory.has_own_memory or self.spec.stream.simulate_gbps is not None
+        if asked == "disk" or (asked != "ram" and not has_ram_tier):
+            return tiers
+        waiting = away if total <= room else self._most_that_fit(away, room - DISK_STAGING)
+        return tuple("ram" if i in waiting else tier for i, tier in enumerate(tiers))
+
+    def _most_that_fit(self, away: Set[int], room: int) -> set[int]:
+        """Return the units of as many layers as fit, spread evenly among the streamed ones."""
+        layers = [layer for layer in self.demand.layers if away >= set(layer.units)]
+        spreads = (_spread(layers, count) for count in range(len(layers), 0, -1))
+        return next((chosen for chosen in spreads if self._bytes(chosen) <= room), set())
+
+    def _host_pages(self, max_sequences: int, room: int) -> int:
+        """Return the number of host pages for idle KV: a bounded share of `room`.
+
+        Where the device computes in RAM there is nothing to gain, unless `memory.ram` reserves RAM.
+        """
+        if not self.memory.has_own_memory and self.spec.memory.ram is None:
+            return 0
+        most = HOST_CONTEXTS * max_sequences * -(-self.demand.context_length // PAGE)
+        return max(min(most, int(room * HOST_KV_SHARE) // self.demand.host_page_bytes), 0)
 
 
-def _decide(spec: ModelSpec, demand: Demand, memory: Memory, most_pages: int) -> Plan:
-    """Return the plan with at most `most_pages` KV pages."""
-    max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
-    limit = device_limit(spec, memory)
-    wanted_pages = min(_wanted_pages(demand, max_sequences), most_pages)
-    rows = min(pass_rows(demand, max_sequences), most_pages * PAGE)
-    fixed = _Fixed(
-        activation_bytes(demand, rows, wanted_pages * PAGE),
-        demand.other_device_bytes + demand.expanded_bytes + _copying_bytes(demand, memory),
-    )
-    page_bytes, units = demand.page_bytes, demand.unit_bytes
-    all_units = set(range(len(units)))
-
-    streams = spec.stream.tier not in (None, "resident") or spec.stream.resident is not None
-    everything = fixed.total + sum(units) + demand.draft_bytes(all_units)
-    fits = everything + page_bytes * wanted_pages <= limit
-    if spec.stream.tier == "resident" or (not streams and fits):
-        return _plan(spec, demand, memory, limit, fixed, all_units, 0, wanted_pages)
-
-    room = limit - fixed.total - demand.draft_weight_bytes - page_bytes * _fewest_pages(demand)
-    slots = spec.stream.slots or _slots(demand, room)
-    resident = _large_head(units, slots)
-    pages = min(wanted_pages, max(int(limit * KV_SHARE) // page_bytes, _fewest_pages(demand)))
-    taken = _ring_bytes(units, resident, slots) + sum(units[i] for i in resident)
-    taken += demand.draft_bytes(resident) + pages * page_bytes
-    if spec.stream.resident is not None:
-        resident |= _spread(demand.layers, min(spec.stream.resident, len(demand.layers)))
-    elif spec.stream.tier is None:  # else the user asked for all of it to stream
-        resident |= _residents(demand, limit - fixed.total - taken)
-    return _plan(spec, demand, memory, limit, fixed, resident, slots, wanted_pages)
-
-
-def device_limit(spec: ModelSpec, memory: Memory) -> int:
+def _device_limit(spec: ModelSpec, memory: Memory) -> int:
     """Return the bytes the plan may use of the device: what was asked for, if there is as much.
 
     In a device's own memory, the runtime's share is part of what was asked for. In RAM, more may be
@@ -169,219 +326,6 @@ def device_limit(spec: ModelSpec, memory: Memory) -> int:
     if not memory.has_own_memory:
         return min(spec.memory.device, memory.ram)
     return min(spec.memory.device - memory.device_runtime, memory.device)
-
-
-@dataclass(frozen=True)
-class _Fixed:
-    """What the device must hold, whichever units are resident; in bytes."""
-
-    activations: int
-    other: int
-
-    @property
-    def total(self) -> int:
-        return self.activations + self.other
-
-
-def _plan(
-    spec: ModelSpec,
-    demand: Demand,
-    memory: Memory,
-    limit: int,
-    fixed: _Fixed,
-    resident: set[int],
-    slots: int,
-    wanted_pages: int,
-) -> Plan:
-    """Give the rest of the device to KV pages, then plan the host's memory."""
-    units = demand.unit_bytes
-    resident_bytes = sum(units[i] for i in resident)
-    ring = _ring_bytes(units, resident, slots)
-    draft = demand.draft_bytes(resident)
-    left = limit - fixed.total - draft - ring - resident_bytes
-    pages = min(wanted_pages, left // demand.page_bytes)
-    most = spec.max_sequences or DEFAULT_SEQUENCES
-    if spec.max_sequences is None:
-        most = min(most, max(pages // SEQUENCE_PAGES, 1))
-    on_device = Plan(
-        tiers=tuple("resident" if i in resident else "disk" for i in range(len(units))),
-        slots=slots,
-        num_pages=pages,
-        max_sequences=most,
-        max_rows=min(pass_rows(demand, most), pages * PAGE),
-        resident_bytes=resident_bytes,
-        ring_bytes=ring,
-        kv_bytes=pages * demand.page_bytes,
-        draft_bytes=draft,
-        activation_bytes=fixed.activations,
-        other_bytes=fixed.other,
-        embedding_bytes=demand.embedding_bytes,
-        making_bytes=_making_bytes(demand, memory, fixed.activations),
-        memory=memory,
-    )
-    if pages < _fewest_pages(demand):
-        raise DoesNotFit(_refusal(demand, limit, on_device, left))
-    return _with_host(spec, demand, memory, on_device)
-
-
-def _refusal(demand: Demand, limit: int, plan: Plan, left: int) -> str:
-    """Say what the plan needs of the device, whose KV has only `left` bytes."""
-    fewest = _fewest_pages(demand)
-    missing = fewest * demand.page_bytes - left
-    return (
-        f"memory.device: {size_text(limit)} is {size_text(missing)} too little. Needed: "
-        f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
-        f"draft {size_text(plan.draft_bytes)}, "
-        f"ring of {plan.slots} slots {size_text(plan.ring_bytes)}, "
-        f"resident units {size_text(plan.resident_bytes)}, KV of at least "
-        f"{fewest * PAGE} tokens {size_text(fewest * demand.page_bytes)}. "
-        "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
-    )
-
-
-def _with_host(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan) -> Plan:
-    """Return the plan with what host memory holds: streamed units, staging and idle pages."""
-    room = memory.ram if spec.memory.ram is None else min(spec.memory.ram, memory.ram)
-    if not memory.has_own_memory:  # the device's share and the host's are one memory
-        room = min(room, memory.ram - plan.device_bytes)
-        if room < 0:
-            raise DoesNotFit(
-                f"memory.device: {size_text(plan.device_bytes)} are planned, "
-                f"{size_text(-room)} more than the RAM there is. Lower memory.device."
-            )
-    room = max(room - plan.making_bytes, 0)
-    tiers = _tiers(spec, demand, memory, plan, room)
-    units = demand.unit_bytes
-    slabs = sum(units[i] for i, tier in enumerate(tiers) if tier == "ram")
-    staging = _staging_bytes(units, tiers, memory)
-    pages = _host_pages(spec, demand, memory, plan, room - slabs - staging)
-    return replace(
-        plan,
-        tiers=tiers,
-        slab_bytes=slabs,
-        staging_bytes=staging,
-        host_pages=pages,
-        host_kv_bytes=pages * demand.host_page_bytes,
-    )
-
-
-def _tiers(
-    spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, room: int
-) -> tuple[Tier, ...]:
-    """Return where each unit waits that does not stay on the device."""
-    units = demand.unit_bytes
-    away = [i for i, tier in enumerate(plan.tiers) if tier != "resident"]
-    total = sum(units[i] for i in away) + _loading_bytes(units, plan.tiers, memory)
-    if spec.stream.tier == "ram" and total > room:
-        raise DoesNotFit(
-            f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
-            "streamed units. Raise it, or set stream.tier to disk."
-        )
-    asked = spec.stream.tier
-    if asked == "disk" or (
-        # Here the device computes in RAM: what does not fit there is on disk.
-        asked != "ram" and not memory.has_own_memory and spec.stream.simulate_gbps is None
-    ):
-        return plan.tiers
-    waiting = set(away)
-    if total > room:
-        waiting = _most_that_fit(demand, away, room - DISK_STAGING)
-    return tuple("ram" if i in waiting else tier for i, tier in enumerate(plan.tiers))
-
-
-def _most_that_fit(demand: Demand, away: Sequence[int], room: int) -> set[int]:
-    """Return the units of as many layers as fit, spread evenly among the streamed ones."""
-    units, travels = demand.unit_bytes, set(away)
-    layers = [layer for layer in demand.layers if travels.issuperset(layer.units)]
-    for count in range(len(layers), 0, -1):
-        chosen = _spread(layers, count)
-        if sum(units[i] for i in chosen) <= room:
-            return chosen
-    return set()
-
-
-def _staging_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) -> int:
-    """Return the bytes of pinned buffers on the way to the device.
-
-    They serve the disk tier, whose packed units come in pieces, else the loading of residents.
-    """
-    if memory.has_own_memory and "disk" in tiers:
-        return DISK_STAGING
-    return _loading_bytes(units, tiers, memory)
-
-
-def _loading_bytes(units: Sequence[int], tiers: Sequence[Tier], memory: Memory) -> int:
-    """Return the bytes of pinned buffers for whole units read from the checkpoint."""
-    loaded = [units[i] for i, tier in enumerate(tiers) if tier == "resident"]
-    return min(READERS, len(loaded)) * max(loaded, default=0) if memory.has_own_memory else 0
-
-
-def _copying_bytes(demand: Demand, memory: Memory) -> int:
-    """Return the device memory that idle KV pages pass through on their way to the host."""
-    return max(STAGING_BYTES, demand.host_page_bytes) if memory.has_own_memory else 0
-
-
-def _host_pages(spec: ModelSpec, demand: Demand, memory: Memory, plan: Plan, room: int) -> int:
-    """Return the number of host pages for idle KV: a bounded share of `room`.
-
-    Where the device computes in RAM there is nothing to gain, unless `memory.ram` reserves RAM.
-    """
-    if not memory.has_own_memory and spec.memory.ram is None:
-        return 0
-    most = HOST_CONTEXTS * plan.max_sequences * -(-demand.context_length // PAGE)
-    return max(min(most, int(room * HOST_KV_SHARE) // demand.host_page_bytes), 0)
-
-
-def _making_bytes(demand: Demand, memory: Memory, activations: int) -> int:
-    """Return the host memory that making the draft needs beyond what serving takes later.
-
-    By then no row of the embedding was touched and, where the device computes in RAM, no pass ran.
-    """
-    later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
-    return max(demand.making_bytes - later, 0)
-
-
-def _wanted_pages(demand: Demand, max_sequences: int) -> int:
-    """Return the pages for the most sequences at full length, each with its scratch."""
-    full = -(-(demand.context_length + demand.sequence_rows) // PAGE)
-    return max(max_sequences * full, _fewest_pages(demand))
-
-
-def _fewest_pages(demand: Demand) -> int:
-    """Return the pages for one short sequence with its scratch, and one page to grow."""
-    tokens = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
-    return -(-tokens // PAGE) + 1
-
-
-def _slots(demand: Demand, room: int) -> int:
-    """Return the number of ring slots that is fastest, or fewer to fit `room`.
-
-    What has to be resident because of them counts too.
-    """
-    units = demand.unit_bytes
-    best = min(DEFAULT_SLOTS, len(units))
-    resident = _large_head(units, best)
-    needed = _ring_bytes(units, resident, best) + sum(demand.net_bytes(i) for i in resident)
-    return best if needed <= room else min(FEWEST_SLOTS, len(units))
-
-
-def _large_head(units: Sequence[int], slots: int) -> set[int]:
-    """Return the head if it is so much larger than the other units that it should be resident.
-
-    Every slot would have to be as large. Resident, it takes no more of the device than that.
-    """
-    head, rest = units[-1], max(units[:-1])
-    return {len(units) - 1} if head + slots * rest <= slots * head else set()
-
-
-def _ring_bytes(units: Sequence[int], resident: Set[int], slots: int) -> int:
-    return slots * max((units[i] for i in range(len(units)) if i not in resident), default=0)
-
-
-def _residents(demand: Demand, left: int) -> set[int]:
-    """Return the units of as many layers as fit, spread evenly."""
-    layer = max(sum(demand.net_bytes(i) for i in layer.units) for layer in demand.layers)
-    return _spread(demand.layers, min(max(left, 0) // max(layer, 1), len(demand.layers)))
 
 
 def _spread(layers: Sequence[LayerUnits], count: int) -> set[int]:

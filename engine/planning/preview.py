@@ -3,24 +3,23 @@
 Nothing is loaded: config.json is enough. Where the checkpoint is there, its own sizes are used.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from engine.errors import ModelError
 from engine.planning import assumed, probe
+from engine.planning.assumed import Machine
 from engine.planning.blueprint import Blueprint
-from engine.planning.changes import Machine, changes
+from engine.planning.changes import changes
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
-from engine.streaming.device import Device, choose_device
+from engine.streaming.device import choose_device
 from engine.weights.hub import has_weights, locate
-from engine.weights.outline import Outline
-from engine.weights.units import CheckpointUnits
 
 LEAST_GAIN = 1.02  # below it a change is not worth telling
 
@@ -49,7 +48,7 @@ class Assumption:
 
     what: str
     figure: str
-    source: str  # "measured ...", "as asked" or "assumed"
+    source: str = "assumed"  # or "measured ...", "as asked"
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,15 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
     cannot be served at all or its config.json cannot be had.
     """
     planner = _Planner(spec, what_if)
-    machine = planner.machine
-    scheme = planner.best(planner.spec, machine)
-    blueprint, _ = planner.describe(planner.spec)
+    scheme = planner.best(planner.spec, planner.machine)
     return Preview(
         model_id=spec.id,
-        model_type=blueprint.config.model_type,
+        model_type=planner.describe(planner.spec).config.model_type,
         device="cuda" if planner.device is None else planner.device.kind,
         has_weights=has_weights(planner.folder),
         scheme=scheme,
         gains=_gains(planner, scheme),
-        assumptions=_assumptions(planner, scheme),
+        assumptions=tuple(_assumptions(planner, scheme)),
     )
 
 
@@ -99,34 +96,23 @@ class _Planner:
             spec = replace(spec, memory=replace(spec.memory, ram=None))
         self.spec = spec
         self.device = choose_device(spec.device) if what_if.device_memory is None else None
+        self._described: dict[object, Blueprint] = {}
         self.machine = self._machine()
-        self._described: dict[object, tuple[Blueprint, Outline]] = {}
-        self.times = assumed.Times()
-        if self.device is not None:
-            self.times = _measure(*self.describe(spec), self.device)
 
     def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
         """The spec's own draft; where it names none, the one forecast to be fastest.
 
         Raises `ModelError` when nothing fits.
         """
-        blueprint, outline = self.describe(spec)
-        speeds = partial(
-            assumed.complete, self.times, ram_gbps=machine.ram_gbps, disk_gbps=machine.disk_gbps
-        )
-
-        def scheme(method: str) -> Scheme:
-            users = self.what_if.users
-            return make_scheme(method, spec, blueprint, outline, machine.memory, speeds, users)
-
+        blueprint, users = self.describe(spec), self.what_if.users
+        scheme = partial(make_scheme, spec=spec, blueprint=blueprint, machine=machine, users=users)
         return best_scheme(spec, scheme)
 
-    def describe(self, spec: ModelSpec) -> tuple[Blueprint, Outline]:
-        """The model with this spec's precision and context, and its units."""
+    def describe(self, spec: ModelSpec) -> Blueprint:
+        """Return the model with this spec's precision and context."""
         key = (spec.target, spec.context_length)
         if key not in self._described:
-            blueprint = Blueprint(spec, self.folder)
-            self._described[key] = blueprint, outline_of(blueprint, self.folder)
+            self._described[key] = Blueprint(spec, self.folder)
         return self._described[key]
 
     def _machine(self) -> Machine:
@@ -137,7 +123,7 @@ class _Planner:
             runtime = assumed.DEVICE_RUNTIME
             device = int(asked.device_memory * assumed.DEVICE_SHARE) - runtime
             memory = Memory(device, asked.ram or assumed.RAM, True, runtime, assumed.HOST_RUNTIME)
-            return Machine(memory, asked.device_memory, ram_gbps, assumed.DISK_GBPS)
+            return Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
         assert self.device is not None, "no other machine was asked about"
         memory = available_memory(self.device)
         if asked.ram is not None:
@@ -145,58 +131,46 @@ class _Planner:
             memory = replace(memory, ram=asked.ram, device=device)
         # Without a device of its own the disk is the way weights travel.
         disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
-        return Machine(memory, spec.memory.device or memory.device, ram_gbps, disk)
-
-
-def outline_of(blueprint: Blueprint, folder: Path) -> Outline:
-    """The units of the checkpoint where it is there, else as the configuration tells."""
-    if not has_weights(folder):
-        return blueprint.outline()
-    quantize, slices = blueprint.spec.target.quantize, blueprint.slice_bytes
-    units = CheckpointUnits(folder, blueprint.model, blueprint.dtype, quantize, slice_bytes=slices)
-    units.close()
-    return units.outline
-
-
-def _measure(blueprint: Blueprint, outline: Outline, device: Device) -> assumed.Times:
-    """Return what this machine does with the model."""
-    measured = probe.pass_times(blueprint, device)
-    passes = None if measured is None else measured.rows
-    return assumed.Times(passes, measured_draft(blueprint, outline, device))
+        blueprint = self.describe(spec)
+        return Machine(
+            memory,
+            ram_gbps,
+            disk,
+            device_memory=spec.memory.device or memory.device,
+            passes=probe.pass_times(blueprint, self.device).rows,
+            draft=measured_draft(blueprint, self.device),
+        )
 
 
 def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
     """What each change would bring, the best first."""
-    now = scheme.forecast.tokens_per_second
-    found = []
+    now, gains = scheme.forecast.tokens_per_second, []
     for change in changes(planner.spec, planner.machine, scheme.plan, scheme.demand, scheme.method):
         with suppress(ModelError):  # it would not fit, or the family does not take it
             changed = planner.best(change.spec, change.machine)
-            found.append(Gain(change.text, changed.forecast.tokens_per_second / now))
-    found.sort(key=lambda gain: gain.factor, reverse=True)
-    return tuple(gain for gain in found if gain.factor >= LEAST_GAIN)
+            gain = Gain(change.text, changed.forecast.tokens_per_second / now)
+            if gain.factor >= LEAST_GAIN:
+                gains.append(gain)
+    return tuple(sorted(gains, key=lambda gain: gain.factor, reverse=True))
 
 
-def _assumptions(planner: _Planner, scheme: Scheme) -> tuple[Assumption, ...]:
-    """What the forecast rests on, in the order of its weight."""
+def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
+    """Yield what the forecast rests on, in the order of its weight."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
-    rates = assumed.rates(machine.memory.has_own_memory)
-    told = []
-    tiers = scheme.plan.tiers
-    if "ram" in tiers:
-        source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else ""
-        told.append(("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source))
-    if "disk" in tiers:
-        source = "as asked" if asked.link_gbps and not machine.memory.has_own_memory else ""
-        told.append(("disk", f"{machine.disk_gbps:g} GB/s", source))
-    timed = planner.times.passes.expect(TILE) if planner.times.passes is not None else None
-    if timed is not None:
+    if "ram" in scheme.plan.tiers:
+        source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else "assumed"
+        yield Assumption("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source)
+    if "disk" in scheme.plan.tiers:
+        is_asked = asked.link_gbps and not machine.memory.has_own_memory
+        source = "as asked" if is_asked else "assumed"
+        yield Assumption("disk", f"{machine.disk_gbps:g} GB/s", source)
+    if (timed := machine.passes.expect(TILE)) is not None:
         figure = f"{timed * 1e3:.0f} ms"
-        told.append((f"compute of {TILE} rows", figure, "measured on one layer"))
+        yield Assumption(f"compute of {TILE} rows", figure, "measured on one layer")
     else:
-        told.append(("device memory", f"{rates.gbps:g} GB/s", ""))
-        told.append(("products", f"{rates.tflops:g} TFLOP/s", ""))
-    if scheme.demand.is_self_drafted and planner.times.draft is not None:
-        told.append(("draft step", f"{forecast.draft_step_seconds * 1e3:.1f} ms", "measured"))
-    told.append(("tokens a pass", f"{forecast.tokens_per_pass:.1f} by {scheme.method}", ""))
-    return tuple(Assumption(what, figure, source or "assumed") for what, figure, source in told)
+        yield Assumption("device memory", f"{machine.rates.gbps:g} GB/s")
+        yield Assumption("products", f"{machine.rates.tflops:g} TFLOP/s")
+    if scheme.demand.is_self_drafted and machine.draft.expect(1) is not None:
+        figure = f"{forecast.draft_step_seconds * 1e3:.1f} ms"
+        yield Assumption("draft step", figure, "measured")
+    yield Assumption("tokens a pass", f"{forecast.tokens_per_pass:.1f} by {scheme.method}")

@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
 from typing import Any
@@ -45,27 +45,32 @@ _FILL = 0x3C  # in every byte: a small number in bfloat16 as in float32
 
 @dataclass(frozen=True)
 class Measured:
-    """How long a pass takes when it does not wait for weights."""
+    """How long a pass takes when it does not wait for weights; empty if it was not timed."""
 
-    rows: StepTimes  # seconds by rows, without attention over long contexts
-    pair_seconds: float  # of attention, for each pair of a row and a token that it sees
+    rows: StepTimes = field(
+        default_factory=StepTimes
+    )  # seconds by rows, without attention over long contexts
+    pair_seconds: float = 0.0  # of attention, for each pair of a row and a token that it sees
 
 
-def pass_times(blueprint: Blueprint, device: Device) -> Measured | None:
-    """Time passes of the model's first layer; return None if a layer is too large to try."""
+def pass_times(blueprint: Blueprint, device: Device) -> Measured:
+    """Time passes of the model's first layer, unless a layer is too large to try."""
     try:
         return _measure(blueprint, device)
     finally:
         gc.collect()  # model and decoder refer to each other: they hold the layer until then
 
 
-def _measure(blueprint: Blueprint, device: Device) -> Measured | None:
+def _measure(blueprint: Blueprint, device: Device) -> Measured:
     with torch.inference_mode():
-        config = one_layer(blueprint.config)
+        config = copy.deepcopy(blueprint.config)
+        config.num_hidden_layers = 1
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:1]
         model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
         if max(layout.nbytes for layout in outline.layouts) > LARGEST_LAYER:
-            return None
+            return Measured()
         decoder = Decoder(
             model,
             _Filled(outline, device),
@@ -77,20 +82,10 @@ def _measure(blueprint: Blueprint, device: Device) -> Measured | None:
         return _time_passes(decoder, config, blueprint, device)
 
 
-def one_layer(config: Any) -> Any:
-    """Return the configuration of the same model with one layer."""
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = 1
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
-    return config
-
-
 def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: Device) -> Measured:
-    shape = kv_shape(config)
     pages = (CONTEXT + ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
-    pool = PagePool(shape.num_layers, pages, shape.num_kv_heads, shape.head_dim, dtype, device)
+    pool = PagePool.of_shape(kv_shape(config), pages, dtype, device)
     slots = PageTable(pages=list(range(pages))).slots(device.torch_device)
     times = StepTimes()
 
@@ -193,10 +188,10 @@ class _Filled:
     """Weights of a layer and a head that stay on the device; all values are equal."""
 
     def __init__(self, outline: Outline, device: Device) -> None:
-        self._views = []
-        for layout in outline.layouts:
-            slab = allocate_pages(layout.nbytes).fill_(_FILL).to(device.torch_device)
-            self._views.append(layout.views(slab))
+        self._views = [
+            layout.views(allocate_pages(layout.nbytes).fill_(_FILL).to(device.torch_device))
+            for layout in outline.layouts
+        ]
 
     def unit(
         self, index: int, idle: Idle | None = None
@@ -206,8 +201,7 @@ class _Filled:
 
 def _other_tensors(model: Any, outline: Outline) -> dict[str, Tensor]:
     """Return the embedding and the norms; all rows of the embedding share one row of memory."""
-    tensors = {}
-    for name, (dtype, shape) in outline.other_tensors.items():
-        first = torch.full((1, *shape[1:]), 0.01, dtype=dtype)
-        tensors[name] = first.expand(shape)
-    return tensors
+    return {
+        name: torch.full((1, *shape[1:]), 0.01, dtype=dtype).expand(shape)
+        for name, (dtype, shape) in outline.other_tensors.items()
+    }

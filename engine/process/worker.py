@@ -55,7 +55,7 @@ class StepEngine(Protocol):
     last_pass: PassStats | None
 
     @property
-    def auditor(self) -> "Audits | None": ...
+    def auditor(self) -> "Audits": ...
     def add(self, request: Generate) -> None: ...
     def abort(self, request_id: str) -> None: ...
     def step(self) -> Sequence[Tokens | Failed]: ...
@@ -104,12 +104,7 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
 
 def _load_or_tell(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
     try:
-        return load(
-            spec,
-            _LoadReport(outbox).report,
-            _Heart(outbox).beat,
-            lambda request_id: outbox.send(Started(request_id)),
-        )
+        return load(spec, outbox.report, outbox.beat, outbox.start)
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)
@@ -129,6 +124,29 @@ class _Outbox:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = Lock()
+        self._step_of_load = ""
+        self._next_report = 0.0
+        self._num_units = 0
+        self._next_beat = 0.0
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Send the progress of the load, at most ten times a second for each kind of step."""
+        now = time.monotonic()
+        if what != self._step_of_load or done == total or now >= self._next_report:
+            self._step_of_load, self._next_report = what, now + PROGRESS_S
+            self.send(Progress(what, done, total))
+
+    def beat(self) -> None:
+        """Count a unit, and send that there is progress inside a pass, at most once a second."""
+        self._num_units += 1
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + HEARTBEAT_S
+            self.send(Heartbeat(self._num_units))
+
+    def start(self, request_id: str) -> None:
+        """Send that the first pass of a request begins."""
+        self.send(Started(request_id))
 
     def send(self, *messages: Outbound) -> None:
         if not messages:
@@ -175,9 +193,9 @@ class _Inbox:
                 self._engine.abort(message.request_id)
             # Queued as well: the engine may not have been given the request yet.
             self._messages.put(message)
-            audits = None if self._engine is None else self._engine.auditor
-            if isinstance(message, Generate | Shutdown) and audits is not None:
-                audits.preempt()  # after the put: the main thread may be about to look
+            if isinstance(message, Generate | Shutdown) and self._engine is not None:
+                # After the put: the main thread may be about to look.
+                self._engine.auditor.preempt()
 
 
 class _Service:
@@ -185,7 +203,6 @@ class _Service:
 
     def __init__(self, engine: StepEngine, inbox: _Inbox, outbox: _Outbox) -> None:
         self._engine = engine
-        self._audits: Audits | None = engine.auditor
         self._inbox = inbox
         self._outbox = outbox
         self._unfinished: dict[str, int] = {}  # request id -> choices still running
@@ -197,16 +214,11 @@ class _Service:
         while self._take_messages():
             if self._engine.has_work():
                 self._step()
-            elif self._audits is not None and self._audits.pending:
-                audited = self._audits.run()
+            elif self._engine.auditor.pending:
+                audited = self._engine.auditor.run()
                 if audited is not None:
                     self._outbox.send(audited)
         self._engine.close()
-
-    @property
-    def _is_idle(self) -> bool:
-        waits = self._audits is not None and self._audits.pending
-        return not (self._engine.has_work() or waits)
 
     def fail_running(self, error: BaseException) -> None:
         reason = "".join(traceback.format_exception_only(error)).strip()
@@ -215,7 +227,8 @@ class _Service:
 
     def _take_messages(self) -> bool:
         """False once the engine is told to end."""
-        for message in self._inbox.take(wait=self._is_idle):
+        is_idle = not (self._engine.has_work() or self._engine.auditor.pending)
+        for message in self._inbox.take(wait=is_idle):
             match message:
                 case Generate():
                     self._add(message)
@@ -247,45 +260,11 @@ class _Service:
             self._outbox.send(*results, figures)
 
     def _count(self, result: Tokens | Failed) -> None:
-        left = self._unfinished.get(result.request_id, 0)
         if isinstance(result, Tokens) and result.finish is None:
             return
-        if isinstance(result, Failed) or left <= 1:
-            self._unfinished.pop(result.request_id, None)
-        else:
-            self._unfinished[result.request_id] = left - 1
-
-
-class _Heart:
-    """Tells of progress inside a pass, at most once a second."""
-
-    def __init__(self, outbox: _Outbox) -> None:
-        self._outbox = outbox
-        self._units = 0
-        self._next = 0.0
-
-    def beat(self) -> None:
-        self._units += 1
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + HEARTBEAT_S
-            self._outbox.send(Heartbeat(self._units))
-
-
-class _LoadReport:
-    """Tells of the load, at most ten times a second for each kind of step."""
-
-    def __init__(self, outbox: _Outbox) -> None:
-        self._outbox = outbox
-        self._what = ""
-        self._next = 0.0
-
-    def report(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what != self._what or done == total or now >= self._next:
-            self._what = what
-            self._next = now + PROGRESS_S
-            self._outbox.send(Progress(what, done, total))
+        left = self._unfinished.pop(result.request_id, 0) - 1
+        if isinstance(result, Tokens) and left > 0:
+            self._unfinished[result.request_id] = left
 
 
 def _exit(code: int) -> NoReturn:

@@ -8,30 +8,29 @@ token they had changed comes to light as a mismatch.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from math import exp
 from threading import Event
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.kv.cache import KVCache
 from engine.kv.page_table import PageTable
 from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
-from engine.model.decoder import Decoder, PassCancelled
+from engine.model.decoder import PassCancelled
 from engine.model.segment import Segment
-from engine.runtime.choices import settle
+from engine.runtime.choices import Logits, settle
+from engine.runtime.load import Loaded
 from engine.sampling.choose import choose
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.logit_rules import TokenCounts, is_greedy, warp
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Sequence
-from engine.spec import TILE
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +45,11 @@ class Auditor:
     One thread calls `offer` and `run`; `preempt` may come from any other.
     """
 
-    def __init__(
-        self,
-        share: float,
-        decoder: Decoder,
-        cache: KVCache,
-        *,
-        max_rows: int,
-        rewind: Callable[[], None],
-    ) -> None:
-        """`share` (0 to 1) of the answers are kept; `max_rows` bounds a pass.
-
-        `rewind` is called after a check that was left early: the weights are asked for from the
-        first unit again.
-        """
-        self._share = share
-        self._decoder = decoder
-        self._cache = cache
-        self._max_rows = max_rows
-        self._rewind = rewind
-        self._tolerance = TOLERANCES[decoder.embedding.weight.dtype]
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._decoder = loaded.decoder
+        self._cache = loaded.cache
+        self._tolerance = TOLERANCES[loaded.decoder.embedding.weight.dtype]
         self._waiting: deque[Sequence] = deque(maxlen=MOST_WAITING)
         self._preempted = Event()
 
@@ -81,7 +65,7 @@ class Auditor:
         """
         name = f"{sequence.request_id}/{sequence.choice}"
         drawn = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
-        if drawn < self._share * 2**64:
+        if drawn < self._loaded.audit * 2**64:
             self._waiting.append(sequence)
 
     def preempt(self) -> None:
@@ -103,11 +87,11 @@ class Auditor:
         try:
             audited = self._check(sequence)
         except PassCancelled:
-            self._rewind()
+            self._loaded.stream.seek()
             self._waiting.appendleft(sequence)
             return None
         except ModelError as error:
-            self._rewind()
+            self._loaded.stream.seek()
             log.warning("audit of %s dropped: %s", sequence.request_id, error)
             return None
         finally:
@@ -124,8 +108,7 @@ class Auditor:
 
     def _check(self, sequence: Sequence) -> Audited | None:
         counts = TokenCounts(sequence.tokens[: sequence.num_prompt])
-        constraint = sequence.request.constraint
-        constraint = None if constraint is None else constraint.copy()
+        constraint = sequence.request.constraint and sequence.request.constraint.copy()
         mismatches = 0
         for positions, is_long in _spans(sequence):
             table = PageTable()
@@ -145,19 +128,16 @@ class Auditor:
         self, sequence: Sequence, table: PageTable, positions: range, is_long: bool
     ) -> Iterator[tuple[int, Tensor]]:
         """The positions of the answer in order, each with the logits [V] of the row before it."""
-        rows = positions.stop - 1
-        for start in range(0, rows, self._max_rows):
-            stop = min(start + self._max_rows, rows)
+        rows, most = positions.stop - 1, self._loaded.plan.max_rows
+        for start in range(0, rows, most):
+            stop = min(start + most, rows)
             hidden = self._forward(sequence, table, range(start, stop), is_long)
             with self._decoder.head() as head:
-                wanted = range(max(positions.start - 1, start), stop)
-                for first in range(wanted.start, stop, TILE):
-                    last = min(first + TILE, stop)
-                    block = head(hidden[first - start : last - start])
-                    for row in range(first, last):
-                        if self._preempted.is_set():
-                            raise PassCancelled
-                        yield row + 1, block[row - first]
+                logits = Logits(hidden, head)
+                for row in range(max(positions.start - 1, start), stop):
+                    if self._preempted.is_set():
+                        raise PassCancelled
+                    yield row + 1, logits.row(row - start)
 
     def _forward(self, sequence: Sequence, table: PageTable, rows: range, is_long: bool) -> Tensor:
         """Hidden states [>= rows, D] of a chain of the sequence's tokens."""
@@ -188,8 +168,9 @@ class Auditor:
         allowed = None
         if constraint is not None:
             allowed, banned = to_tensor([constraint.allowed(banned)]), ()
-        where: dict[str, Any] = {"position": position, "choice": choice}
-        chosen = choose(logits, params, counts, **where, banned=banned, allowed=allowed)
+        chosen = choose(
+            logits, params, counts, position=position, choice=choice, banned=banned, allowed=allowed
+        )
         settled = chosen
         if constraint is not None:
             settled = settle(sequence, chosen, logits, constraint, counts, position)
@@ -202,13 +183,12 @@ class Auditor:
         tolerance = self._tolerance / params.temperature
         # The rules that cut tokens off have borders, which rounding moves too.
         uncut = replace(params, top_k=0, top_p=1.0, min_p=0.0)
-        limits: dict[str, Any] = {"banned": [banned], "allowed": allowed}
-        scores = warp(logits[None], uncut, counts, **limits)[0].double()
+        warped = partial(warp, logits[None], counts=counts, banned=[banned], allowed=allowed)
+        scores = warped(params=uncut)[0].double()
         if is_greedy(sequence.params):
             return bool(scores[token] + tolerance >= scores.max())
         surely, possibly = (
-            scores >= _floor(logits, params, counts, limits, scores, slack)
-            for slack in (-tolerance, tolerance)
+            scores >= _floor(scores, params, slack, warped) for slack in (-tolerance, tolerance)
         )
         tokens = torch.arange(len(scores), device=scores.device)
         noisy = scores + gumbel(params.seed, choice, position, tokens)
@@ -230,16 +210,11 @@ def _spans(sequence: Sequence) -> Iterator[tuple[range, bool]]:
 
 
 def _floor(
-    logits: Tensor,
-    params: SamplingParams,
-    counts: TokenCounts,
-    limits: Mapping[str, Any],
-    scores: Tensor,
-    slack: float,
+    scores: Tensor, params: SamplingParams, slack: float, warped: Callable[..., Tensor]
 ) -> Tensor:
-    """The lowest of `scores` [V] that top-k, top-p and min-p keep, moved down by `slack` nats.
+    """Return the lowest of `scores` [V] that top-k, top-p and min-p keep, less `slack` nats.
 
-    `limits` are what `warp` is told of banned and allowed tokens.
+    `warped(params=...)` gives the logits [1, V] under other parameters.
     """
     moved = replace(
         params,
@@ -247,5 +222,5 @@ def _floor(
         top_p=min(max(params.top_p + slack / 2, 1e-6), 1.0) if params.top_p < 1 else 1.0,
         min_p=min(params.min_p * exp(-slack), 1.0),
     )
-    kept = warp(logits[None], moved, counts, **limits)[0] > -torch.inf
+    kept = warped(params=moved)[0] > -torch.inf
     return scores[kept].min() - slack

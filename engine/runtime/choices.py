@@ -7,8 +7,7 @@ tree's choices are made at once, and only the token ids come to the host.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence as Seq
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ class Logits:
         self,
         hidden: Tensor,
         head: Callable[[Tensor], Tensor],
-        show: Callable[[int, Matrix], None],
+        show: Callable[[int, Matrix], None] = lambda first, block: None,
     ) -> None:
         """`show(first, logits)` sees every block, which begins with row `first` of the pass."""
         self._hidden = hidden
@@ -91,16 +90,7 @@ def choose_tree(
     chosen = []
     for rows in logits.parts(range(root, root + len(depths))):
         positions = [len(sequence.tokens) + depths[row - root] for row in rows]
-        chosen.append(
-            choose_rows(
-                logits.rows(rows),
-                params,
-                None,
-                positions=positions,
-                choice=sequence.choice,
-                banned=[sequence.banned(position) for position in positions],
-            )
-        )
+        chosen.append(_choose(sequence, logits.rows(rows), positions))
     return torch.cat(chosen).tolist()  # the one time that the host waits for this tree
 
 
@@ -120,16 +110,24 @@ def choose_ahead(
         masks = _allowed(sequence, sequence.constraint, tree, rows)
         rows, allowed = list(masks), to_tensor(list(masks.values()))
     positions = [_position(sequence, tree, row, own) for own in rows]
-    chosen = choose_rows(
-        logits.rows([root + own for own in rows]),
-        params,
+    chosen = _choose(sequence, logits.rows([root + own for own in rows]), positions, allowed)
+    return dict(zip(rows, chosen.tolist(), strict=True))
+
+
+def _choose(
+    sequence: Sequence, logits: Rows, positions: Seq[int], allowed: Tensor | None = None
+) -> Tensor:
+    """Return the target's choices [R] at these positions, among the `allowed` tokens [R, V]."""
+    banned = None if allowed is not None else [sequence.banned(own) for own in positions]
+    return choose_rows(
+        logits,
+        sequence.params,
         sequence.counts,
         positions=positions,
         choice=sequence.choice,
-        banned=[sequence.banned(position) for position in positions] if allowed is None else None,
+        banned=banned,
         allowed=allowed,
     )
-    return dict(zip(rows, chosen.tolist(), strict=True))
 
 
 def _position(sequence: Sequence, tree: DraftTree, row: int, below: int) -> int:

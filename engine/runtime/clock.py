@@ -2,17 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterator, Sequence as Seq
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
 
 from engine.messages import Failed, PassStats, Tokens
 from engine.runtime.load import Loaded
 from engine.runtime.passes import Pass
 from engine.sequences.scheduler import Scheduler, Turn
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Clock:
@@ -81,16 +77,3 @@ class Clock:
             link_bytes=link_bytes,
             undrafted=figures.undrafted,
         )
-
-
-def timed(phase: str) -> Callable[[Method], Method]:
-    """Count the time of a method as part of a phase of the clock that its object has."""
-
-    def decorate(method: Method) -> Method:
-        def run(self: Any, *arguments: Any) -> Any:
-            with self.clock.phase(phase):
-                return method(self, *arguments)
-
-        return cast(Method, run)
-
-    return decorate

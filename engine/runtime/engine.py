@@ -5,8 +5,7 @@ One pass serves every running sequence; it is the only time weights move. SpecEx
 trees and prompts in one forward, and each tree walked by the target's own choices.
 """
 
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence as Seq
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +16,7 @@ from engine.messages import Generate, ModelInfo, PassStats, ReportProgress
 from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.choices import Logits
-from engine.runtime.clock import Clock, timed
+from engine.runtime.clock import Clock
 from engine.runtime.load import Loaded, load
 from engine.runtime.passes import Entry, Pass, assemble
 from engine.runtime.requests import Events, Requests
@@ -51,15 +50,7 @@ class Engine:
             num_reclaimable=loaded.drafting.num_pages,
             passes=loaded.drafting.policy.passes,
         )
-        self.auditor: Auditor | None = None
-        if loaded.audit:
-            self.auditor = Auditor(
-                loaded.audit,
-                loaded.decoder,
-                loaded.cache,
-                max_rows=loaded.plan.max_rows,
-                rewind=loaded.stream.seek,
-            )
+        self.auditor = Auditor(loaded)
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_start)
         self.clock = Clock(loaded, self._scheduler)
         # Choices are made a tree at a time where the host would wait for each (`choose_tree`).
@@ -108,15 +99,16 @@ class Engine:
         self._requests.start(turns)
         with self._requests.surviving([turn.sequence for turn in turns], events):
             self.clock.start(turns)
-            trees = self._draft(turns)
+            with self.clock.phase("draft"):
+                trees = self._draft(turns)
             rows = assemble(turns, trees, self._cache, self._decoder, idle=self._drafting.ahead)
             with self._drafting.aside.passing():
                 hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
-                events += self._verify(rows, hidden)
+                with self.clock.phase("verify"):
+                    events += self._verify(rows, hidden)
             self.last_pass = self.clock.finish(rows, events)
         return events
 
-    @timed("draft")
     def _draft(self, turns: Seq[Turn]) -> list[DraftTree | None]:
         """Return a tree for each turn: a bare root after a prompt, None within a prompt."""
         drafting = [turn for turn in turns if turn.is_decoding]
@@ -130,7 +122,6 @@ class Engine:
         trees |= dict(zip(drafting, proposed, strict=True))
         return [trees.get(turn) for turn in turns]
 
-    @timed("verify")
     def _verify(self, rows: Pass, hidden: Tensor) -> Events:
         """Walk every tree with the target's logits; keep and emit what was accepted."""
         if not rows.batch.alive():

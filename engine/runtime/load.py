@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
@@ -14,10 +13,11 @@ from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
+from engine.kv.page_pool import PAGE
 from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
 from engine.model.decoder import Decoder
 from engine.planning import probe
-from engine.planning.assumed import DISK_GBPS, Times, complete
+from engine.planning.assumed import DISK_GBPS, Machine
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free
@@ -88,7 +88,7 @@ def load(
         total = sum(layout.nbytes for layout in files.units.layouts)
         log.info("%s: %s are expanded when read, %.1f GB in all", spec.id, what, total / 1e9)
     measured = probe.pass_times(files, files.device)
-    build, scheme = _choose(files, measured.rows if measured is not None else None)
+    build, scheme = _choose(files, measured.rows)
     plan = scheme.plan
     log.info("%s: %s", spec.id, plan)
     reader = files.reader(plan)
@@ -104,7 +104,11 @@ def load(
         passes = _pass_times(files, measured, scheme, link_gbps)
         drafting = _drafting(files, draft, scheme.bounds, passes)
         stack.pop_all()
-    limits = files.limits(plan, decoder)
+    limits = Limits(
+        max_tokens=min(files.context_length, plan.num_pages * PAGE),
+        eos_token_ids=files.eos_token_ids,
+        original_length=decoder.original_length,
+    )
     return Loaded(
         info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
         limits=limits,
@@ -114,8 +118,8 @@ def load(
         stream=stream,
         cache=cache,
         drafting=drafting,
-        scratch_rows=scheme.demand.scratch_rows,
-        draft_rows=scheme.demand.draft_rows,
+        scratch_rows=scheme.demand.draft.scratch_rows,
+        draft_rows=scheme.demand.draft.draft_rows,
         tokens=TokenBytes(files.tokenizer.backend_tokenizer),
         grammars=Grammars(
             files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
@@ -125,7 +129,7 @@ def load(
 
 
 def _pass_times(
-    files: TargetFiles, measured: probe.Measured | None, scheme: Scheme, link_gbps: float
+    files: TargetFiles, measured: probe.Measured, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
     """What a pass takes by rows, as far as it is known before the first."""
     units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
@@ -134,11 +138,11 @@ def _pass_times(
     passes = PassTimes(
         TILE if files.strict else FAST_ROWS,
         ahead=sum(travelling[: scheme.plan.slots]) / travels if travels else 0.0,
-        pair_seconds=measured.pair_seconds if measured is not None else 0.0,
+        pair_seconds=measured.pair_seconds,
     )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
     for rows in probe.ROWS:
-        seconds = measured.rows.expect(rows) if measured is not None else None
+        seconds = measured.rows.expect(rows)
         if seconds is not None:
             passes.observe(rows, seconds, link_seconds)
     return passes
@@ -162,17 +166,17 @@ def _drafting(
     return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead, aside=aside)
 
 
-def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, Scheme]:
+def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
     """Return who drafts, prepared, and with which plan."""
     prepared: dict[str, BuildDraft] = {}
-    spec, outline = files.spec, files.units.outline
+    spec = files.spec
     is_open = spec.draft.method is None
-    times = Times(passes, measured_draft(files, outline, files.device) if is_open else None)
+    draft = measured_draft(files, files.device) if is_open else StepTimes()
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
-    speeds = partial(complete, times, ram_gbps=ram_gbps, disk_gbps=DISK_GBPS)
     memory = available_memory(files.device)
+    machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft)
 
     def scheme(name: str) -> Scheme:
         prepared[name] = prepare(
@@ -188,7 +192,7 @@ def _choose(files: TargetFiles, passes: StepTimes | None) -> tuple[BuildDraft, S
                 progress=files.progress,
             )
         )
-        return make_scheme(name, spec, files, outline, memory, speeds, USERS)
+        return make_scheme(name, spec, files, machine, USERS)
 
     best = best_scheme(spec, scheme)
     return prepared[best.method], best

@@ -19,14 +19,10 @@ from engine.streaming.ring import Idle
 class Entry:
     """One sequence's place in a pass."""
 
-    turn: Turn
+    sequence: Sequence
     tree: DraftTree | None  # None: the prompt goes on in a later pass
     first: int  # its first row in the pass
     chain: int  # rows of pending tokens before the tree
-
-    @property
-    def sequence(self) -> Sequence:
-        return self.turn.sequence
 
     @property
     def root(self) -> int:
@@ -89,7 +85,7 @@ def assemble(
                 is_long=sequence.is_long,
             )
         )
-        entries.append(Entry(turn, tree, len(tokens), chain))
+        entries.append(Entry(sequence, tree, len(tokens), chain))
         tokens += own
         positions += where
     batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict, idle=idle)

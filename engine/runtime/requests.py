@@ -1,7 +1,6 @@
 """The requests that an engine has accepted: how they begin, end and fail."""
 
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence as Seq
 from contextlib import contextmanager
 
 from engine.errors import ModelError, RequestError
@@ -22,7 +21,7 @@ class Requests:
         self,
         loaded: Loaded,
         scheduler: Scheduler,
-        auditor: Auditor | None,
+        auditor: Auditor,
         on_start: Callable[[str], None],
     ) -> None:
         """`on_start` is called with the id of each request that takes part in its first pass."""
@@ -72,8 +71,7 @@ class Requests:
 
     def end(self, sequence: Sequence) -> None:
         """A choice has been answered to the end."""
-        if self._auditor is not None:
-            self._auditor.offer(sequence)
+        self._auditor.offer(sequence)
         if sequence.request.end_choice():
             del self._by_id[sequence.request_id]
 
@@ -101,5 +99,5 @@ class Requests:
                 self._scheduler.remove(sequence)
         for request in failed:
             request.cancelled.set()  # its other choices of this pass are not walked
-            self._by_id.pop(request.request_id, None)
-        return [Failed(request.request_id, message, code) for request in failed]
+            self._by_id.pop(request.message.request_id, None)
+        return [Failed(request.message.request_id, message, code) for request in failed]

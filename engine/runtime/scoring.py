@@ -22,7 +22,7 @@ def score_prompt(entry: Entry, logits: Logits, on_block: Callable[[], None]) -> 
     if top is None:
         return
     shift = entry.first - sequence.pages.length  # from a place in the sequence to a row of the pass
-    last = min(sequence.pages.length + entry.turn.chain, sequence.num_prompt - 1)
+    last = min(sequence.pages.length + entry.chain, sequence.num_prompt - 1)
     for rows in logits.parts(range(sequence.num_scored - 1 + shift, last + shift)):
         own = logits.span(rows)
         on_block()

@@ -14,7 +14,6 @@ from engine.model.decoder import Decoder, Weights
 from engine.model.resident import Expanded, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.plan import Plan
-from engine.sequences.sequence import Limits
 from engine.spec import ModelSpec, Numerics
 from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import packed
@@ -24,7 +23,6 @@ from engine.weights.family import kv_shape
 from engine.weights.hub import resolve
 from engine.weights.layout import UnitReader
 from engine.weights.stored_format import stored_format
-from engine.weights.units import CheckpointUnits
 
 
 class TargetFiles(Blueprint):
@@ -37,13 +35,8 @@ class TargetFiles(Blueprint):
         super().__init__(spec, source.folder)
         self._revision = source.identity
         self.tokenizer = read_tokenizer(self.folder)
-        self.units = CheckpointUnits(
-            self.folder,
-            self.model,
-            self.dtype,
-            spec.target.quantize,
-            slice_bytes=self.slice_bytes,
-        )
+        self.units = self.checkpoint_units()
+        self.outline = self.units.outline
         self.tensors = self.units.other()
 
     @property
@@ -104,22 +97,8 @@ class TargetFiles(Blueprint):
 
     def kv_cache(self, plan: Plan) -> KVCache:
         shape = kv_shape(self.config)
-        pool = PagePool(
-            shape.num_layers,
-            plan.num_pages,
-            shape.num_kv_heads,
-            shape.head_dim,
-            self.dtype,
-            self.device,
-        )
+        pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
         return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
-
-    def limits(self, plan: Plan, decoder: Decoder) -> Limits:
-        return Limits(
-            max_tokens=min(self.context_length, plan.num_pages * PAGE),
-            eos_token_ids=self.eos_token_ids,
-            original_length=decoder.original_length,
-        )
 
     def info(self, plan: Plan, link_gbps: float) -> ModelInfo:
         numerics: Numerics = "strict" if self.strict else "fast"

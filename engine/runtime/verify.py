@@ -7,7 +7,6 @@ is what plain decoding would have emitted.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from engine.drafting.tree import DraftTree
 from engine.messages import PREDICTION
@@ -16,37 +15,22 @@ from engine.sampling.logprobs import model_logprobs
 from engine.sequences.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Accepted:
-    """The rows walked, the root included, and the token the target chose at each of them.
-
-    `tokens[i]` was chosen at `rows[i]`, so `tokens[:-1]` are the tokens of `rows[1:]`, and
-    `tokens[-1]` is the bonus token, which no row holds.
-    """
-
-    rows: tuple[int, ...]
-    tokens: tuple[int, ...]
-
-
 def verify(
-    tree: DraftTree,
-    choose: Callable[[int], int],
-    stop: Callable[[int, int], bool] = lambda row, token: False,
-) -> Accepted:
-    """Walk the tree by the target's choices.
+    tree: DraftTree, choose: Callable[[int], int], emit: Callable[[int, int], bool]
+) -> list[int]:
+    """Walk the tree by the target's choices, and return the rows walked, the root first.
 
     `choose(row)` gives the token after a row; it is called on visited rows only, in ascending
-    order, once each. Nothing is walked after a token for which `stop(row, token)` holds: it is the
-    last one.
+    order, once each. `emit(row, token)` is called with each choice: the token of the next row
+    walked, or the bonus token, which no row holds. Where it returns True the token is the last one.
     """
-    rows, tokens = [0], [choose(0)]
-    while not stop(rows[-1], tokens[-1]):
-        child = tree.children(rows[-1]).get(tokens[-1])
+    rows = [0]
+    while not emit(rows[-1], token := choose(rows[-1])):
+        child = tree.children(rows[-1]).get(token)
         if child is None:
             break
         rows.append(child)
-        tokens.append(choose(child))
-    return Accepted(tuple(rows), tuple(tokens))
+    return rows
 
 
 def emit_accepted(
@@ -78,10 +62,10 @@ def emit_accepted(
             logprob = model_logprobs(logits.row(root + row), token, params.logprobs)
         return sequence.emit(token, logprob, *tree.origin(row, token))
 
-    accepted = verify(tree, choose, emit)
+    rows = verify(tree, choose, emit)
     sequence.count_drafted(
         rows=len(tree) - 1,
-        accepted=len(accepted.rows) - 1,
+        accepted=len(rows) - 1,
         predicted=tree.sources.count(PREDICTION),
     )
-    return list(accepted.rows)
+    return rows

@@ -17,7 +17,7 @@ from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
 from engine.sequences.sequence import Sequence, Status
 from engine.spec import TILE
-from engine.timing import PassTimes
+from engine.timing import PassTimes, smoothed
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,11 @@ class PromptCap:
         self._passes = passes
         self._largest = largest
         self._share = 1.0
-        self._plain_seconds: float | None = None
+        self._plain_seconds = 0.0  # smoothed, of a pass without prompt rows; 0 before the first
 
     def rows(self, beside: int, context: int = 0) -> int:
         """Prompt rows, behind so many tokens, for a pass that has `beside` rows without them."""
-        allowed = AIM * (self._passes.expect(beside) or 0.0)
-        if self._plain_seconds is not None:
-            allowed = AIM * self._plain_seconds
+        allowed = AIM * (self._plain_seconds or self._passes.expect(beside) or 0.0)
         rows = TILE
         while rows < self._largest:
             pairs = 2 * rows * (context + rows)
@@ -68,9 +66,8 @@ class PromptCap:
     def observe(self, seconds: float, *, with_prompt: bool, decoding: bool) -> None:
         """A pass took so long."""
         if decoding and not with_prompt:
-            old = self._plain_seconds
-            self._plain_seconds = seconds if old is None else 0.8 * old + 0.2 * seconds
-        elif decoding and self._plain_seconds is not None:
+            self._plain_seconds = smoothed(self._plain_seconds or seconds, seconds, 0.2)
+        elif decoding and self._plain_seconds:
             if seconds > LONGER * self._plain_seconds:
                 self._share = max(self._share / 2, 1 / 64)
             else:
@@ -153,10 +150,8 @@ class Scheduler:
         elif sequence.status is Status.PAUSED:
             self.paused.remove(sequence)
         elif sequence.status is Status.WAITING:
-            line = self._waiting[sequence.key]
-            line.remove(sequence)
-            if not line:
-                del self._waiting[sequence.key]
+            self._waiting[sequence.key].remove(sequence)
+            self._forget_empty(sequence.key)
         sequence.leave()
 
     def schedule(self) -> list[Turn]:
@@ -194,26 +189,19 @@ class Scheduler:
         self.release(sequence)
 
     def _admit(self) -> None:
-        while len(self.running) < self.max_sequences:
-            sequence = self._next()
-            if sequence is None or not self._open(sequence):
+        while len(self.running) < self.max_sequences and self.num_waiting:
+            line = self.paused or next(iter(self._waiting.values()))
+            if not self._open(line[0]):
                 return
-            self._take_next()
+            sequence = line.popleft()
             self.running.append(sequence)
+            if line is not self.paused:
+                self._waiting.move_to_end(sequence.key)
+                self._forget_empty(sequence.key)
 
-    def _next(self) -> Sequence | None:
-        if self.paused:
-            return self.paused[0]
-        return next(iter(self._waiting.values()))[0] if self._waiting else None
-
-    def _take_next(self) -> None:
-        if self.paused:
-            self.paused.popleft()
-            return
-        key, line = next(iter(self._waiting.items()))
-        line.popleft()
-        self._waiting.move_to_end(key)
-        if not line:
+    def _forget_empty(self, key: str) -> None:
+        """Forget a key's line once nobody waits in it."""
+        if not self._waiting[key]:
             del self._waiting[key]
 
     def _open(self, sequence: Sequence) -> bool:

@@ -7,15 +7,7 @@ from enum import Enum
 from threading import Event
 
 from engine.kv.page_table import PageTable
-from engine.messages import (
-    PREDICTION,
-    TARGET,
-    Generate,
-    Origin,
-    Stats,
-    TokenLogprob,
-    Tokens,
-)
+from engine.messages import PREDICTION, TARGET, Generate, Origin, Stats, TokenLogprob, Tokens
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.logit_rules import TokenCounts
 from engine.text.stop import StopRules
@@ -40,10 +32,6 @@ class Request:
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
     num_ended: int = 0  # of its choices
-
-    @property
-    def request_id(self) -> str:
-        return self.message.request_id
 
     def end_choice(self) -> bool:
         """Count a choice that has ended. Return True if it was the last one."""
@@ -77,7 +65,7 @@ class Sequence:
         """Begin with the prompt; a fork has the cached tokens and passes of its first choice."""
         message = request.message
         self.request = request
-        self.request_id = request.request_id
+        self.request_id = message.request_id
         self.key = message.key  # whose request it is, for round robin
         self.params = message.params
         self.speculation = message.speculation

@@ -38,8 +38,7 @@ def _advance(sequence: Sequence, tree: DraftTree, script: Script) -> int:
         sequence.emit(token)
         return sequence.max_new_tokens == 0
 
-    accepted = verify(tree, lambda row: script.tokens[at + tree.depths[row]], emit)
-    return len(accepted.tokens)
+    return len(verify(tree, lambda row: script.tokens[at + tree.depths[row]], emit))
 
 
 @pytest.mark.parametrize("mean", [1, 4, 8])

@@ -7,8 +7,7 @@ import pytest
 
 from benchmarks import serve
 from benchmarks.http_streams import Stream, ask_all, front_end, rate
-from benchmarks.paced_engine import Beat, PacedEngine
-from benchmarks.paced_engine import main as paced_main
+from benchmarks.paced_engine import Beat, PacedEngine, main as paced_main
 from benchmarks.runs import GREEDY, request
 from engine.errors import EngineError
 from engine.messages import Tokens

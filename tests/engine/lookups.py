@@ -1,7 +1,6 @@
 """Look-ups against a target that writes a given text, and what must hold for all their trees."""
 
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence as Seq
 from functools import partial
 from typing import Any
 
@@ -72,8 +71,8 @@ def writing(
         check(found, sequence, depth, rows, lookup.name)
         tree = found or DraftTree.root(sequence.tokens[-1])
         wanted = [*text[done:], *(-1,) * (max(tree.depths) + 1)]
-        walked = verify(tree, partial(_chosen, tree, wanted))
-        tokens = [token for token in walked.tokens if token >= 0]
+        walked = verify(tree, partial(_chosen, tree, wanted), lambda row, token: False)
+        tokens = [token for row in walked if (token := _chosen(tree, wanted, row)) >= 0]
         sequence.tokens += tokens
         after(tree, wanted)
         yield len(tokens)

@@ -18,9 +18,16 @@ from engine.sequences.sequence import Sequence as Running
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
-from tests.engine.models import VOCAB, Answer, Answers, checkpoint, hooks, load
-from tests.engine.models import request as make_request
-from tests.engine.models import run as serve
+from tests.engine.models import (
+    VOCAB,
+    Answer,
+    Answers,
+    checkpoint,
+    hooks,
+    load,
+    request as make_request,
+    run as serve,
+)
 
 FAMILIES = ["llama", "mistral_window", "phi3_longrope", "gemma2", "gpt_oss"]
 MODELS = ["specexec", "subspec", "merged"]  # good ones

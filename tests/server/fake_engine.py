@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import AddedToken, Tokenizer as RawTokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import EngineDied, EngineError, QueueFull

@@ -8,9 +8,9 @@ while they are made, so that a row's score is an honest log-probability.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Hashable, Mapping, Sequence as Seq
 from dataclasses import dataclass
+from itertools import count
 from math import log
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
@@ -105,7 +105,7 @@ class _Growing(Generic[State]):
         self.states = [state]
         self.bets: dict[int, Seq[Bet]] = {}
         self._candidates: list[tuple[float, int, int, int]] = []  # -chance, number, parent, token
-        self._num_candidates = 0
+        self._numbers = count()
 
     def can_expand(self, row: int) -> bool:
         ends = row > 0 and self.sequence.is_terminal(self.tokens[row])
@@ -117,9 +117,8 @@ class _Growing(Generic[State]):
         path = self.chances[row]
         for token, chance in rates.chances(bets):
             if path * chance >= LEAST:
-                candidate = (-path * chance, self._num_candidates, row, token)
+                candidate = (-path * chance, next(self._numbers), row, token)
                 heapq.heappush(self._candidates, candidate)
-                self._num_candidates += 1
 
     def take(self) -> tuple[int, int] | None:
         """The best candidate becomes a row: its parent and token. None if there is none."""
@@ -150,15 +149,6 @@ class _Asked:
     tree: DraftTree
     bets: Mapping[int, Seq[Bet]]  # row -> bets on its children
 
-    def settle(self, emitted: Seq[int], rates: Rates) -> None:
-        """Count the bets on the way that the sequence went."""
-        row: int | None = 0
-        for token in emitted:
-            if row is None:
-                return
-            rates.settle(self.bets.get(row, ()), token)
-            row = self.tree.children(row).get(token)
-
 
 class Gambler(Generic[State]):
     """Grows trees best first out of bets, and learns from what was emitted what bets are worth.
@@ -168,10 +158,7 @@ class Gambler(Generic[State]):
     """
 
     def __init__(
-        self,
-        source: str,
-        bets: Callable[[State], Seq[Bet]],
-        follow: Callable[[State, int], State],
+        self, source: str, bets: Callable[[State], Seq[Bet]], follow: Callable[[State, int], State]
     ) -> None:
         self.rates = Rates()
         self._source = source
@@ -183,8 +170,7 @@ class Gambler(Generic[State]):
         """The best `rows` rows, the root among them; None if there is no bet worth a row."""
         self._learn(sequence)
         growing = _Growing(sequence, state, depth)
-        row = 0
-        while row + 1 < rows:
+        for row in range(rows - 1):
             if growing.can_expand(row):
                 growing.expand(row, self._bets(growing.states[row]), self.rates)
             taken = growing.take()
@@ -192,18 +178,24 @@ class Gambler(Generic[State]):
                 break
             parent, token = taken
             growing.states.append(self._follow(growing.states[parent], token))
-            row += 1
-        if row == 0:
+        if len(growing.tokens) == 1:
             return None
         tree = growing.tree(self._source)
         self._asked[sequence] = _Asked(growing.start, tree, growing.bets)
         return tree
 
     def _learn(self, sequence: Sequence) -> None:
-        """Settle the bets of the last tree by what was emitted since."""
+        """Count the bets of the last tree on the way that the sequence went since."""
         asked = self._asked.pop(sequence, None)
-        if asked is not None:
-            asked.settle(sequence.tokens[asked.start :], self.rates)
+        if asked is None:
+            return
+        row = 0
+        for token in sequence.tokens[asked.start :]:
+            self.rates.settle(asked.bets.get(row, ()), token)
+            children = asked.tree.children(row)
+            if token not in children:
+                return
+            row = children[token]
 
     def release(self, sequence: Sequence) -> None:
         self._asked.pop(sequence, None)

@@ -1,8 +1,7 @@
 """Where the last tokens of a sequence occurred in a text, and bets on what came next there."""
 
 from array import array
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Mapping, Sequence as Seq
 from itertools import groupby
 from typing import NamedTuple
 

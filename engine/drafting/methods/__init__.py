@@ -1,16 +1,16 @@
 '''Drafting methods, one file each: add a file, get a method.
 
 The name in a model's YAML (`draft.method`) is the file's name; nothing is registered by hand. A
-file has `FACTS`, read by plans, checks and `draft: auto`, and `prepare`, which makes what drafts.
-The front end reads the facts too: a file imports torch, and whatever imports torch, only inside
-functions. A file with a function `lookup` also joins the trees of every draft model, at no draft
-time.
+file has `FACTS`, read by plans, checks and `draft: auto`, and a function that makes what drafts:
+`lookup` for a look-up, which also joins the trees of every draft model at no draft time, else
+`prepare`. The front end reads the facts too: a file imports torch, and whatever imports torch, only
+inside functions.
 
 The complete example is a look-up that expects the last token once more, `repeat.py`:
 
     """Repetition: the last token may come once more."""
 
-    from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+    from engine.drafting.method import MethodFacts
     from engine.drafting.tree import Bounds, DraftTree
 
     FACTS = MethodFacts(
@@ -37,10 +37,6 @@ The complete example is a look-up that expects the last token once more, `repeat
 
     def lookup() -> Repeat:
         return Repeat()
-
-
-    def prepare(context: DraftContext) -> BuildDraft:
-        return lambda target: lookup()  # the loaded target is of no use to it
 
 `ngram.py` is a short real look-up. `specexec.py` and `subspec.py` draft by a model: their `needs`
 say what it takes of the device, and their `prepare` returns what makes a `DraftModel`.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.drafting.lookups.bets import Bet, Gambler
 from engine.drafting.lookups.suffixes import Match, Suffixes, bets_on
-from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.method import MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ class _Branch:
 
     def token_at(self, place: int) -> int:
         """A match may run on into what it drafted itself: so a loop goes on as long as wanted."""
-        inside = place < len(self.text)
-        return self.text[place] if inside else self.path[place - len(self.text)]
+        return self.text[place] if place < len(self.text) else self.path[place - len(self.text)]
 
     def bets(self) -> list[Bet]:
         return bets_on(self.matches, self.token_at, PRIORS)
@@ -78,7 +77,3 @@ class Ngram:
 
 def lookup() -> Ngram:
     return Ngram()
-
-
-def prepare(context: DraftContext) -> BuildDraft:
-    return lambda target: lookup()

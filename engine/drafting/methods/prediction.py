@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.drafting.lookups.bets import Bet, Gambler
 from engine.drafting.lookups.suffixes import LONGEST, Match, Suffixes, bets_on
-from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.method import MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import PREDICTION
 
@@ -159,7 +159,3 @@ class Prediction:
 
 def lookup() -> Prediction:
     return Prediction()
-
-
-def prepare(context: DraftContext) -> BuildDraft:
-    return lambda target: lookup()

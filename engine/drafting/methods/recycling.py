@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 from engine.drafting.lookups.bets import LEAST, Bet, Gambler
-from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
+from engine.drafting.method import MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Recycling:
 
     def __init__(self) -> None:
         self._gambler = Gambler(self.name, self._bets, lambda _, token: token)
-        # [V, SUCCESSORS], on the host; allocated by the first pass, which knows V.
-        self._successors: Tensor | None = None
-        self._chances: Tensor | None = None
+        # Successors and their chances, [V, SUCCESSORS], on the host; allocated by the first pass,
+        # which knows V.
+        self._matrix: tuple[Tensor, Tensor] | None = None
         # Of the last pass: tokens, their successors and log-probabilities, on the device.
         self._fresh: tuple[list[int], Tensor, Tensor] | None = None
 
@@ -60,36 +60,34 @@ class Recycling:
                 break
         if not rows:
             return
-        if self._successors is None:
+        count = min(SUCCESSORS, logits.size)
+        if self._matrix is None:
             import torch
 
-            shape = logits.size, min(SUCCESSORS, logits.size)
-            self._successors = torch.full(shape, -1, dtype=torch.int32)
-            self._chances = torch.zeros(shape)
-        looked_at = logits.rows(list(rows.values()))
-        self._fresh = (list(rows), *_best(looked_at, min(SUCCESSORS, logits.size)))
+            shape = logits.size, count
+            self._matrix = torch.full(shape, -1, dtype=torch.int32), torch.zeros(shape)
+        self._fresh = (list(rows), *_best(logits.rows(list(rows.values())), count))
 
     def _store(self) -> None:
         """Take the last pass into the matrix."""
-        if self._fresh is None:
+        if self._fresh is None or self._matrix is None:
             return
         import torch
 
-        tokens, successors, logprobs = self._fresh
-        assert self._successors is not None and self._chances is not None
+        tokens, best, logprobs = self._fresh
+        successors, chances = self._matrix
         where = torch.tensor(tokens)
-        self._successors[where] = successors.to("cpu", torch.int32)
-        self._chances[where] = TRUST * logprobs.to("cpu", torch.float32).exp()
+        successors[where] = best.to("cpu", torch.int32)
+        chances[where] = TRUST * logprobs.to("cpu", torch.float32).exp()
         self._fresh = None
 
     def _bets(self, token: int) -> list[Bet]:
         """One bet for each successor: its chance, given that no better one was right."""
-        if self._successors is None or self._chances is None:
+        if self._matrix is None:
             return []
-        bets = []
-        left = 1.0
-        chances = self._chances[token].tolist()
-        for successor, chance in zip(self._successors[token].tolist(), chances, strict=True):
+        bets, left = [], 1.0
+        successors, chances = (of_all[token].tolist() for of_all in self._matrix)
+        for successor, chance in zip(successors, chances, strict=True):
             if not chance >= LEAST:  # also where a logit was not a number
                 break
             rate = chance / left
@@ -117,7 +115,3 @@ def _best(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
 
 def lookup() -> Recycling:
     return Recycling()
-
-
-def prepare(context: DraftContext) -> BuildDraft:
-    return lambda target: lookup()

@@ -100,14 +100,13 @@ class PaddedStep:
         self._positions[first : scratch.start] = self._numbers[: segment.start]
         self._positions[scratch] = segment.positions[: segment.scratch]
         self._positions[own] = segment.positions[segment.scratch :]
-        self._mask[rows, first : scratch.start] = True
-        if segment.mask is None:  # a chain
-            self._mask[rows, scratch] = True
-            numbers = self._numbers[: segment.count]
-            self._mask[rows, own] = numbers <= numbers[:, None]
+        self._mask[rows, seen] = True
+        mask = segment.seen_by(range(segment.count))
+        if mask is None:
+            self._mask[rows, own] = True
         else:
-            self._mask[rows, scratch] = segment.mask[:, : segment.scratch]
-            self._mask[rows, own] = segment.mask[:, segment.scratch :]
+            self._mask[rows, scratch] = mask[:, : segment.scratch]
+            self._mask[rows, own] = mask[:, segment.scratch :]
 
 
 class GraphedSteps:

@@ -1,7 +1,6 @@
 """Where a draft model keeps its keys and values: the prefix it drafts after, and scratch slots."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence as Seq
 from typing import Protocol
 
 import torch
@@ -66,10 +65,8 @@ class OwnCache:
     def prefix(self, sequence: Sequence) -> PageTable | None:
         table = self._tables.get(sequence)
         salt = int(self._is_long(len(sequence.tokens)))
-        if table is not None and table.salt != salt:
-            self.cache.close(table, sequence.tokens)
-            table = None
-        if table is None:
+        if table is None or table.salt != salt:
+            self.release(sequence)
             table = self._tables[sequence] = self.cache.open(sequence.tokens, salt)
         pending = len(sequence.tokens) - 1 - table.length
         return table if self.cache.reserve(table, max(pending, 0)) else None
@@ -106,15 +103,14 @@ class Scratch:
     def num_pages(self) -> int:
         return len(self._table.pages)
 
-    def take(self, count: int) -> list[int]:
-        """Return `count` slots, or fewer when the pool has no page left."""
-        while len(self._free) < count and self._table.capacity + PAGE <= self._most:
-            pages = len(self._table.pages)
-            if not self._cache.reserve(self._table, self._table.capacity + 1):
-                break
-            for page in self._table.pages[pages:]:
-                self._free += range((page + 1) * PAGE - 1, page * PAGE - 1, -1)
-        return [self._free.pop() for _ in range(min(count, len(self._free)))]
+    def take(self) -> int | None:
+        """Return a slot, or None when the pool has no page left."""
+        capacity = self._table.capacity
+        may_grow = not self._free and capacity + PAGE <= self._most
+        if may_grow and self._cache.reserve(self._table, capacity + 1):
+            page = self._table.pages[-1]
+            self._free += range((page + 1) * PAGE - 1, page * PAGE - 1, -1)
+        return self._free.pop() if self._free else None
 
     def give_back(self, slots: Seq[int]) -> None:
         """Let slots be taken again."""

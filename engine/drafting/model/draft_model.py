@@ -5,8 +5,7 @@ Drafted rows live in scratch slots, and each sees the prefix and its own ancesto
 pass writes elsewhere, so a tree can go on growing and its branches outlive a pass.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Mapping, Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import exp, inf
@@ -81,7 +80,7 @@ class DraftModel:
         self.vocab_size = vocab_size
         self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
         self._scratch: dict[Sequence, Scratch] = {}
-        self._under_way: DraftStep | None = None
+        self.under_way: DraftStep | None = None  # begun and not finished
 
     @property
     def num_captured(self) -> int:
@@ -109,23 +108,18 @@ class DraftModel:
         return len(step.tokens)
 
     @property
-    def under_way(self) -> "DraftStep | None":
-        """The step that was begun and is not finished, or None."""
-        return self._under_way
-
-    @property
     def num_stretches(self) -> int:
         """The number of pieces a step may be run in; one where steps are CUDA graphs."""
         return len(self.decoder.decoder.layers) if self.graphs is None else 1
 
     def begin(self, chosen: Seq[tuple[Growth, list[Node]]]) -> None:
         """Start a draft step that can be run in several pieces."""
-        assert self._under_way is None, "one step at a time"
-        self._under_way = self._prepare(chosen)
+        assert self.under_way is None, "one step at a time"
+        self.under_way = self._prepare(chosen)
 
     def go_on(self, until: float, calibration: Calibration) -> bool:
         """Run the step under way until a time (time.perf_counter). Return True if it progressed."""
-        step = self._under_way
+        step = self.under_way
         if step is None:
             return False
         before = step.resumable.num_run
@@ -134,13 +128,13 @@ class DraftModel:
             logits = self._forward(step)
         except OutOfTime:
             return step.resumable.num_run > before
-        self._under_way = None
+        self.under_way = None
         self._extend(step, logits, calibration)
         return True
 
     def give_up(self) -> None:
         """Drop the step under way and put its nodes back on their frontiers."""
-        step, self._under_way = self._under_way, None
+        step, self.under_way = self.under_way, None
         if step is None:
             return
         for growth, nodes in step.chosen:
@@ -195,19 +189,18 @@ class DraftModel:
         for node in nodes:
             if node.parent is not None and node.parent.slot is None:
                 continue  # there was no room for its parent
-            slots = scratch.take(1)
-            if not slots:
+            slot = scratch.take()
+            if slot is None:
                 break
-            growth.run(node, slots[0])
+            growth.run(node, slot)
             placed.append(node)
         return placed
 
-    def _extend(self, step: "DraftStep", logits: Tensor, calibration: Calibration) -> None:
+    def _extend(self, step: DraftStep, logits: Tensor, calibration: Calibration) -> None:
         """Add the best children of all nodes that were run; logits [nodes, V]."""
-        first = 0
-        for growth, nodes in step.chosen:
-            self._add_children(growth, nodes, logits[first : first + len(nodes)], calibration)
-            first += len(nodes)
+        parts = torch.split(logits, [len(nodes) for _, nodes in step.chosen])
+        for (growth, nodes), own in zip(step.chosen, parts, strict=True):
+            self._add_children(growth, nodes, own, calibration)
 
     def _add_children(
         self, growth: Growth, nodes: list[Node], logits: Tensor, calibration: Calibration
@@ -220,9 +213,9 @@ class DraftModel:
         if len(rows) < len(nodes):
             nodes, logits = [nodes[row] for row in rows], logits[rows]
         positions = [node.position + 1 for node in nodes]
-        paths = None
-        if is_path_dependent(sequence.params):
-            paths = [growth.path(node) for node in nodes]
+        is_path = is_path_dependent(sequence.params)
+        paths = [growth.path(node) for node in nodes] if is_path else None
+        banned = None if allowed is not None else [sequence.banned(own) for own in positions]
         tokens, beliefs = draft_children(
             logits,
             sequence.params,
@@ -230,9 +223,7 @@ class DraftModel:
             positions=positions,
             choice=sequence.choice,
             paths=paths,
-            banned=[sequence.banned(position) for position in positions]
-            if allowed is None
-            else None,
+            banned=banned,
             allowed=allowed,
             tau=calibration.tau(sequence.params),
             branch=self.bounds.branch,
@@ -244,7 +235,7 @@ class DraftModel:
                 if gain > NEGLIGIBLE or node.children.get(token):
                     growth.add(node, token, belief, gain, self.name)
 
-    def _prepare(self, chosen: Seq[tuple[Growth, list[Node]]]) -> "DraftStep | None":
+    def _prepare(self, chosen: Seq[tuple[Growth, list[Node]]]) -> DraftStep | None:
         """Prepare a step of the nodes that there is room for; None if there is no room."""
         ready = [(growth, own) for growth, nodes in chosen if (own := self._placed(growth, nodes))]
         if not ready:
@@ -265,7 +256,7 @@ class DraftModel:
         known = [token if token < own else 0 for token in tokens]  # padding of the target's
         return DraftStep(ready, known, positions, wanted, batch, resumable)
 
-    def _forward(self, step: "DraftStep") -> Tensor:
+    def _forward(self, step: DraftStep) -> Tensor:
         """Return the logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
         tokens, wanted = step.tokens, step.wanted
         logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)

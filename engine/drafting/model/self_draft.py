@@ -6,8 +6,7 @@ reads the exact KV of the verified prefix and writes its own into scratch slots.
 
 import gc
 import logging
-from collections.abc import Collection
-from collections.abc import Sequence as Seq
+from collections.abc import Collection, Sequence as Seq
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -58,14 +57,9 @@ class SelfDraft:
         decoder = Decoder(
             model, Bound(), target.tensors, device=context.device.torch_device, strict=False
         )
-        cache = SharedCache(target.cache)
+        caches, capture = SharedCache(target.cache), context.device.capture()
         return DraftModel(
-            context.method,
-            decoder,
-            cache,
-            context.bounds,
-            context.vocab_size,
-            context.device.capture(),
+            context.method, decoder, caches, context.bounds, context.vocab_size, capture
         )
 
     def _substitute(

@@ -52,8 +52,8 @@ class SeparateDraft:
             )
 
     def build(self, target: Target) -> DraftModel:
-        device = self.context.device.torch_device
-        bind_resident(self.model, self.units, device, self.context.dtype, self.context.progress)
+        context, device = self.context, self.context.device.torch_device
+        bind_resident(self.model, self.units, device, context.dtype, context.progress)
         decoder = Decoder(
             self.model,
             Bound(),
@@ -64,23 +64,10 @@ class SeparateDraft:
             # To read a long prompt may take the draft longer than the watchdog allows silence.
             on_border=target.decoder.on_border,
         )
-        shape = kv_shape(self.config)
-        pool = PagePool(
-            shape.num_layers,
-            target.cache.num_pages,
-            shape.num_kv_heads,
-            shape.head_dim,
-            self.context.dtype,
-            self.context.device,
-        )
-        cache = KVCache(pool, prefix_cache=self.context.spec.prefix_cache)
-        caches = OwnCache(cache, decoder.is_long)
-        context = self.context
+        shape, num_pages = kv_shape(self.config), target.cache.num_pages
+        pool = PagePool.of_shape(shape, num_pages, context.dtype, context.device)
+        cache = KVCache(pool, prefix_cache=context.spec.prefix_cache)
+        caches, capture = OwnCache(cache, decoder.is_long), context.device.capture()
         return DraftModel(
-            context.method,
-            decoder,
-            caches,
-            context.bounds,
-            context.vocab_size,
-            context.device.capture(),
+            context.method, decoder, caches, context.bounds, context.vocab_size, capture
         )

@@ -45,7 +45,7 @@ class SubstituteUnits(UnitReader):
         self._dtype = dtype
         layouts: list[UnitLayout] = []
         for layout, paths in zip(units.layouts, linears, strict=True):
-            weights = {_weight(path) for path in paths}
+            weights = {f"{path}.weight" if path else "weight" for path in paths}
             tensors: dict[str, TensorSpec] = {}
             for name, spec in dense_tensors(layout, dtype).items():
                 if name in weights:
@@ -112,7 +112,3 @@ def settle(module: nn.Module) -> None:
         if isinstance(part, Nf4Linear) and not part.inner.weight.is_cuda:
             part(torch.zeros(1, part.inner.in_features, dtype=torch.bfloat16))
             give_back_freed()
-
-
-def _weight(path: str) -> str:
-    return f"{path}.weight" if path else "weight"

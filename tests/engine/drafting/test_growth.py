@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from engine.drafting.calibration import SUREST, Calibration
 from engine.drafting.growth import Growth, Node

@@ -157,6 +157,6 @@ def test_what_a_new_draft_model_takes_is_planned(tmp_path: Path) -> None:
         scheme = preview(spec, CARD).scheme
     assert scheme.plan.draft_bytes == 5 << 20
     assert (scheme.bounds.depth, scheme.bounds.budget) == (2, 4)
-    assert scheme.demand.scratch_rows == 4 and not scheme.demand.substitute_bytes
+    assert scheme.demand.draft.scratch_rows == 4 and not scheme.demand.draft.substitute_bytes
     assert scheme.forecast.tokens_per_pass == pytest.approx(1.75)
     assert scheme.forecast.draft_step_seconds > 0

@@ -10,7 +10,6 @@ import torch
 import engine.planning.blueprint
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
-from engine.planning.preview import outline_of
 from engine.spec import ModelSpec, TargetSpec
 from engine.weights.hub import has_weights, locate
 from engine.weights.outline import UnreadUnits
@@ -27,7 +26,7 @@ def both(folder: Path, alone: Path, **target: Any) -> tuple[Any, Any]:
         blueprint = Blueprint(ModelSpec("m", TargetSpec(str(place), **target)), place)
         located = locate(str(place), None)
         assert has_weights(located) == (place == folder)
-        found.append(outline_of(blueprint, located))
+        found.append(blueprint.outline)
     return found[0], found[1]
 
 

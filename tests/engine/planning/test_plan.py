@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
+from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.model.attention import SCORES
@@ -25,6 +25,7 @@ ROOM = 3 * MIB + STAGING_BYTES  # for the activations of so small a model, and i
 ALL = LAYERS * LAYER + HEAD
 KV = 8 * 16 * MIB  # of eight sequences at full length
 
+NO_DRAFT = DraftNeeds(scratch_rows=0)
 DEMAND = Demand(
     unit_bytes=[LAYER] * LAYERS + [HEAD],
     layers=whole_layers(LAYERS),
@@ -36,8 +37,7 @@ DEMAND = Demand(
     vocab_size=1,
     item_bytes=1,
     kv_bytes_per_token=MIB // PAGE,
-    draft_weight_bytes=0,
-    scratch_rows=0,
+    draft=NO_DRAFT,
     context_length=CONTEXT,
 )
 
@@ -132,7 +132,7 @@ def test_the_ring_makes_do_with_two_slots_where_three_do_not_fit() -> None:
     fewest = 5 * MIB  # KV of the shortest context, and a page to grow
     assert plan(3 * LAYER + fewest + ROOM).slots == 3
     assert plan(3 * LAYER).slots == 2
-    trees = replace(DEMAND, scratch_rows=1024)  # 21 MiB of KV at least
+    trees = replace(DEMAND, draft=DraftNeeds(scratch_rows=1024))  # 21 MiB of KV at least
     assert plan(3 * LAYER + fewest + ROOM, demand=trees).slots == 2
     assert plan(2 * LAYER + fewest + ROOM).slots == 2
     with pytest.raises(ModelError, match="ring of 3 slots"):
@@ -220,7 +220,8 @@ def test_idle_pages_take_a_bounded_share_of_the_ram_that_is_left() -> None:
 
 
 def test_idle_pages_of_a_draft_with_its_own_cache_hold_the_targets_kv_only() -> None:
-    drafted = replace(DEMAND, draft_kv_bytes_per_token=DEMAND.kv_bytes_per_token // 2)
+    own_cache = replace(NO_DRAFT, kv_bytes_per_token=DEMAND.kv_bytes_per_token // 2)
+    drafted = replace(DEMAND, draft=own_cache)
     found = plan(5 * LAYER, demand=drafted)
     assert found.host_pages and found.host_kv_bytes == found.host_pages * MIB // 2
 
@@ -232,17 +233,18 @@ def test_without_a_gpu_idle_pages_need_ram_set_aside() -> None:
 
 def test_residents_spare_their_substitutes() -> None:
     quarter = [LAYER // 4] * LAYERS + [HEAD // 4]
-    drafted = replace(DEMAND, draft_weight_bytes=ALL // 4, substitute_bytes=quarter)
+    separate = replace(NO_DRAFT, weight_bytes=ALL // 4)
+    drafted = replace(DEMAND, draft=replace(separate, substitute_bytes=quarter))
     device = 9 * LAYER + KV + ROOM
     found = plan(device, demand=drafted)
     assert found.draft_bytes == sum(quarter[i] for i in range(11) if i not in residents(found))
     assert found.device_bytes <= device
-    whole = replace(DEMAND, draft_weight_bytes=ALL // 4)
+    whole = replace(DEMAND, draft=separate)
     assert len(residents(found)) > len(residents(plan(device, demand=whole)))
 
 
 def test_the_rows_a_draft_runs_are_scratch_too() -> None:
-    found = plan(10 * ALL, demand=replace(DEMAND, scratch_rows=60, draft_rows=40))
+    found = plan(10 * ALL, demand=replace(DEMAND, draft=DraftNeeds(scratch_rows=60, draft_rows=40)))
     assert found.num_pages == 8 * 18, "1,124 tokens a sequence"
 
 
@@ -298,7 +300,8 @@ def test_a_refusal_says_how_much_more_would_do() -> None:
 def test_a_draft_takes_its_memory_from_the_residents() -> None:
     device = 7 * LAYER + KV + ROOM
     without = plan(device)
-    drafted = plan(device, demand=replace(DEMAND, draft_weight_bytes=2 * LAYER))
+    large = replace(NO_DRAFT, weight_bytes=2 * LAYER)
+    drafted = plan(device, demand=replace(DEMAND, draft=large))
     assert len(residents(without)) - len(residents(drafted)) == 2
     assert (without.draft_bytes, drafted.draft_bytes) == (0, 2 * LAYER)
 
@@ -331,7 +334,7 @@ def test_activations_leave_the_kv_less(changes: dict[str, Any], mib: int) -> Non
 
 
 def test_scratch_of_the_trees_is_part_of_the_kv() -> None:
-    found = plan(10 * ALL, demand=replace(DEMAND, scratch_rows=100))
+    found = plan(10 * ALL, demand=replace(DEMAND, draft=DraftNeeds(scratch_rows=100)))
     assert found.num_pages == 8 * 18, "1,124 tokens a sequence"
 
 
@@ -351,13 +354,13 @@ def test_a_pass_has_no_more_rows_than_a_sequence_or_the_largest_pass(
 
 
 def test_a_pass_has_room_for_the_trees_of_all_sequences() -> None:
-    bushy = replace(DEMAND, scratch_rows=512)
+    bushy = replace(DEMAND, draft=DraftNeeds(scratch_rows=512))
     assert plan(1 << 50, demand=bushy, max_sequences=4).max_rows == 2048
     assert plan(1 << 50, demand=bushy, max_sequences=99).max_rows == LARGEST_PASS
 
 
 def test_activations_are_counted_for_the_largest_pass_there_can_be() -> None:
-    wide = replace(DEMAND, hidden_size=8192, scratch_rows=512)
+    wide = replace(DEMAND, hidden_size=8192, draft=DraftNeeds(scratch_rows=512))
     streamed: dict[str, Any] = {"stream": {"tier": "disk", "slots": 3}}
     few = plan(1 << 40, demand=wide, max_sequences=2, **streamed)
     many = plan(1 << 40, demand=wide, max_sequences=4, **streamed)
@@ -376,7 +379,8 @@ def test_a_short_cache_bounds_the_pass() -> None:
 
 
 def test_one_line_says_what_lives_where() -> None:
-    text = str(plan(6 * LAYER + KV + ROOM, demand=replace(DEMAND, draft_weight_bytes=LAYER)))
+    drafted = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=LAYER))
+    text = str(plan(6 * LAYER + KV + ROOM, demand=drafted))
     assert text == (
         "2 of 11 units resident (200.0 MiB), 9 streamed from ram, ring of 3 slots (300.0 MiB), "
         "KV of 8192 tokens (128.0 MiB), idle KV of 16384 tokens (256.0 MiB), draft 100.0 MiB"
@@ -411,10 +415,9 @@ def test_no_plan_takes_more_than_there_is_or_less_than_is_needed(
         DEMAND,
         unit_bytes=[size * MIB for size in [*layers, head]],
         layers=whole_layers(len(layers)),
-        draft_weight_bytes=draft * MIB,
+        draft=DraftNeeds(scratch_rows=scratch, weight_bytes=draft * MIB),
         kv_bytes_per_token=kv,
         context_length=context,
-        scratch_rows=scratch,
     )
     wanted = {"slots": slots, "resident": resident}
     try:

@@ -27,8 +27,7 @@ from engine.messages import (
     Shutdown,
     Tokens,
 )
-from engine.process import client as client_module
-from engine.process import watchdog
+from engine.process import client as client_module, watchdog
 from engine.process.child import Child, explain_exit
 from engine.process.client import EngineCallbacks, EngineClient
 from engine.process.watchdog import Watchdog

@@ -40,14 +40,8 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 
 
 def auditor_of(engine: Engine, share: float = 1.0, max_rows: int = 4096) -> Auditor:
-    loaded = engine._loaded
-    return Auditor(
-        share,
-        loaded.decoder,
-        loaded.cache,
-        max_rows=max_rows,
-        rewind=loaded.stream.seek,
-    )
+    plan = replace(engine._loaded.plan, max_rows=max_rows)
+    return Auditor(replace(engine._loaded, audit=share, plan=plan))
 
 
 def finished(engine: Engine, message: Generate, ids: list[int], choice: int = 0) -> Sequence:

@@ -143,7 +143,7 @@ def test_sequences_lie_side_by_side_each_with_its_own_rows(
         (9, 8, PAGE),
     ]
     assert [entry.root for entry in walk.entries[:2]] == [0, 8]
-    assert [entry.turn for entry in walk.entries] == turns
+    assert [entry.sequence for entry in walk.entries] == [drafting, prompting, reading]
     assert walk.batch.rows == range(17)
     assert walk.batch.strict is decoder.strict
     written = [s.slots[s.start :].tolist() for s in walk.batch.segments]

@@ -9,9 +9,11 @@ from torch import Tensor
 
 import engine.planning.blueprint
 import engine.weights.safetensors
+from engine.drafting.method import DraftNeeds
 from engine.messages import Generate
 from engine.model.decoder import StreamedLayer
-from engine.planning.plan import Demand, Memory, make_plan
+from engine.planning.footprint import Demand
+from engine.planning.plan import Memory, make_plan
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.weights.layout import LayerUnits
@@ -325,8 +327,7 @@ def demand(layers: tuple[LayerUnits, ...], unit_bytes: list[int]) -> Demand:
         vocab_size=16,
         item_bytes=4,
         kv_bytes_per_token=1024,
-        draft_weight_bytes=0,
-        scratch_rows=0,
+        draft=DraftNeeds(scratch_rows=0),
         context_length=512,
     )
 

@@ -1,11 +1,12 @@
 """Verification by tables, and against plain decoding on random trees."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 
 from engine.drafting.tree import DraftTree
-from engine.runtime.verify import Accepted, verify
+from engine.runtime.verify import verify
 
 #   0(10) -- 1(11) -- 3(13) -- 5(15)
 #        \         \- 4(14)
@@ -17,6 +18,21 @@ TREE = DraftTree(
     scores=(0.0,) * 6,
     sources=("",) * 6,
 )
+
+
+def walk(
+    tree: DraftTree,
+    choose: Callable[[int], int],
+    stop: Callable[[int, int], bool] = lambda row, token: False,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The rows that are walked, and the tokens emitted at them."""
+    tokens: list[int] = []
+
+    def emit(row: int, token: int) -> bool:
+        tokens.append(token)
+        return stop(row, token)
+
+    return tuple(verify(tree, choose, emit)), tuple(tokens)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +47,7 @@ TREE = DraftTree(
 def test_the_walk_follows_the_choices(
     choices: dict[int, int], rows: tuple[int, ...], tokens: tuple[int, ...]
 ) -> None:
-    assert verify(TREE, choices.__getitem__) == Accepted(rows, tokens)
+    assert walk(TREE, choices.__getitem__) == (rows, tokens)
 
 
 def test_choices_are_made_on_visited_rows_only_once_and_in_order() -> None:
@@ -41,7 +57,7 @@ def test_choices_are_made_on_visited_rows_only_once_and_in_order() -> None:
         asked.append(row)
         return {0: 11, 1: 13, 3: 0}[row]
 
-    verify(TREE, choose)
+    walk(TREE, choose)
     assert asked == [0, 1, 3]
 
 
@@ -59,14 +75,14 @@ def test_nothing_is_walked_after_a_stop(last: int, tokens: tuple[int, ...]) -> N
         offered.append(token)
         return token == last
 
-    accepted = verify(TREE, choose, stop)
-    assert accepted.tokens == tokens
-    assert asked == list(accepted.rows)
+    rows, walked = walk(TREE, choose, stop)
+    assert walked == tokens
+    assert asked == list(rows)
     assert offered == list(tokens)  # each emitted token once: emitting may happen there
 
 
 def test_a_root_alone_emits_one_token() -> None:
-    assert verify(DraftTree.root(4), lambda row: 5) == Accepted((0,), (5,))
+    assert walk(DraftTree.root(4), lambda row: 5) == ((0,), (5,))
 
 
 def test_any_tree_emits_what_plain_decoding_emits() -> None:
@@ -83,14 +99,14 @@ def test_any_tree_emits_what_plain_decoding_emits() -> None:
         def choose(row: int, tree: DraftTree = tree, prefix: tuple[int, int] = prefix) -> int:
             return decode(prefix + tuple(tree.tokens[r] for r in tree.path(row)))
 
-        accepted = verify(tree, choose)
+        rows, tokens = walk(tree, choose)
         expected: tuple[int, ...] = (*prefix, tree.tokens[0])
-        for token in accepted.tokens:
+        for token in tokens:
             assert token == decode(expected)
             expected = (*expected, token)
-        assert tree.path(accepted.rows[-1]) == list(accepted.rows)
-        assert [tree.tokens[row] for row in accepted.rows[1:]] == list(accepted.tokens[:-1])
-        assert accepted.tokens[-1] not in tree.children(accepted.rows[-1])
+        assert tree.path(rows[-1]) == list(rows)
+        assert [tree.tokens[row] for row in rows[1:]] == list(tokens[:-1])
+        assert tokens[-1] not in tree.children(rows[-1])
 
 
 def random_tree(rng: random.Random, rows: int) -> DraftTree:

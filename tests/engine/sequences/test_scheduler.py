@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.config.registry import ModelEntry, read_entry
-from server.parsing import format as example
-from server.parsing import formats
+from server.parsing import format as example, formats
 from server.parsing.parser import merge
 from server.parsing.selection import format_names, formats_of, known_formats
 from tests.examples import added, example_in, write_files

@@ -4,8 +4,7 @@ import json
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from server.parsing.json_object import JsonObject, NotJson
 from server.parsing.parser import Chain, Parser, Piece, merge

@@ -4,8 +4,7 @@ from collections.abc import Sequence as Seq
 from math import exp, isclose, log
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from engine.drafting.lookups.bets import LEAST, MEMORY, SURE, Bet, Gambler, Rates
 from engine.drafting.lookups.suffixes import LENGTHS, LONGEST, Match, Suffixes, bets_on

@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from engine.drafting.methods.ngram import PLACES, Ngram
 from engine.sequences.sequence import Sequence

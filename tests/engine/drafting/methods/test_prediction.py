@@ -5,8 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from engine.drafting.methods.prediction import LOST, Prediction
 from engine.spec import DraftSpec

@@ -5,8 +5,7 @@ from collections.abc import Sequence as Seq
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from engine.drafting.methods.recycling import SUCCESSORS, Recycling, _best

@@ -25,9 +25,18 @@ from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.cuda_streams import CudaCapture
 from engine.streaming.device import Device, Work
 from engine.timing import StepTimes
-from tests.engine.models import PLAIN, SMALL, SUBSPEC, alone, checkpoint, exact, load, prompt
-from tests.engine.models import request as asked_for
-from tests.engine.models import run as serve
+from tests.engine.models import (
+    PLAIN,
+    SMALL,
+    SUBSPEC,
+    alone,
+    checkpoint,
+    exact,
+    load,
+    prompt,
+    request as asked_for,
+    run as serve,
+)
 from tests.engine.padded import Compared, draft_of, grow, uncaptured
 from tests.engine.sequence_makers import make_sequence
 

@@ -42,6 +42,11 @@ def prefix(own: OwnCache, sequence: Sequence) -> PageTable:
     return table
 
 
+def take(scratch: Scratch, count: int) -> list[int]:
+    """So many slots, or fewer where there is no room."""
+    return [slot for _ in range(count) if (slot := scratch.take()) is not None]
+
+
 def run_pending(own: OwnCache, sequence: Sequence) -> PageTable:
     """What a step with a root does: all tokens but the last are run behind the prefix."""
     table = prefix(own, sequence)
@@ -55,11 +60,11 @@ def run_pending(own: OwnCache, sequence: Sequence) -> PageTable:
 def test_scratch_slots_are_taken_once_and_can_be_given_back() -> None:
     cache = pool()
     scratch = Scratch(cache, most=4 * PAGE)
-    first, second = scratch.take(3), scratch.take(PAGE)
+    first, second = take(scratch, 3), take(scratch, PAGE)
     assert len({*first, *second}) == 3 + PAGE
     assert cache.num_free_pages == 6
     scratch.give_back(first)
-    assert set(scratch.take(PAGE)) >= set(first), "before another page is taken"
+    assert set(take(scratch, PAGE)) >= set(first), "before another page is taken"
     assert cache.num_free_pages == 6
     scratch.close()
     assert cache.num_free_pages == 8
@@ -71,8 +76,8 @@ def test_scratch_slots_are_taken_once_and_can_be_given_back() -> None:
 def test_scratch_gives_fewer_slots_where_there_is_no_room(pages: int, most: int, can: int) -> None:
     cache = pool(pages)
     scratch = Scratch(cache, most)
-    assert len(set(scratch.take(10 * PAGE))) == can * PAGE
-    assert scratch.take(1) == []
+    assert len(set(take(scratch, 10 * PAGE))) == can * PAGE
+    assert scratch.take() is None
     assert cache.num_free_pages == pages - can
     scratch.close()
     assert cache.num_free_pages == pages
@@ -83,7 +88,7 @@ def test_scratch_slots_are_no_sequences() -> None:
     table = cache.open(prompt(100))
     assert cache.reserve(table, 100)
     scratch = Scratch(cache, most=2 * PAGE)
-    assert not {slot // PAGE for slot in scratch.take(2 * PAGE)} & set(table.pages)
+    assert not {slot // PAGE for slot in take(scratch, 2 * PAGE)} & set(table.pages)
     check_pages(cache, [table, scratch._table])
 
 
@@ -99,7 +104,7 @@ def test_accepted_rows_move_from_scratch_behind_the_prefix() -> None:
     own, sequence = caches(), make_sequence(prompt(63))
     table = run_pending(own, sequence)
     scratch = Scratch(own.cache, most=PAGE)
-    slots = scratch.take(5)
+    slots = take(scratch, 5)
     write(own.cache, slots, [sequence.tokens[-1], 100, 101, 102, 103])
     sequence.tokens += [101, 103, 7]  # the target took two of the drafted tokens, and a bonus
     own.accept(sequence, [slots[0], slots[2], slots[4]])
@@ -113,7 +118,7 @@ def test_without_room_accepted_tokens_are_run_again() -> None:
     own, sequence = caches(num_pages=2), make_sequence(prompt(65))
     table = run_pending(own, sequence)
     scratch = Scratch(own.cache, most=PAGE)
-    slots = scratch.take(2)
+    slots = take(scratch, 2)
     assert own.cache.num_free_pages == 0
     sequence.tokens += [5, 6]
     own.accept(sequence, slots)
