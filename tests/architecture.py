@@ -115,6 +115,7 @@ MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
     ("engine.streaming.*_link", "the file of a device"),
     ("engine.streaming.cuda_*", "a part of the CUDA device"),
     ("engine.weights.formats.*", "kernels are other functions on a CPU"),
+    ("engine.model.elementwise", "only a CPU's threads share an operation by its elements"),
     ("engine.sampling.*", "few numbers are computed faster by numpy on a CPU"),
     ("engine.drafting.model.substitutes", "one kernel repacks its weights on a CPU"),
 )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.model.elementwise import apply_in_blocks
 from engine.spec import TILE
 
 EXPERTS = "understudy"
@@ -106,7 +107,14 @@ class DeferredExperts(nn.Module):
 
 def _apply_expert(experts: Any, expert: int, x: Tensor) -> Tensor:
     gate_up = _product(experts, "gate_up_proj", expert, x)
-    return _product(experts, "down_proj", expert, experts._apply_gate(gate_up))
+    return _product(experts, "down_proj", expert, apply_gate(experts, gate_up))
+
+
+def apply_gate(experts: Any, gate_up: Tensor) -> Tensor:
+    """gate and up [rows, 2I] -> [rows, I], by the library's own function."""
+    if experts.is_concatenated:  # it calls an activation module, which chooses its pieces itself
+        return experts._apply_gate(gate_up)  # type: ignore[no-any-return]  # experts is Any
+    return apply_in_blocks(experts._apply_gate, gate_up, inputs=2)
 
 
 def _product(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:

@@ -3,20 +3,27 @@
 A model is built on the `meta` device and keeps its own `forward`: embedding scale, rope, soft caps
 and logit scales stay the library's business. It finds our attention and experts by their registered
 names, its layers, rotary embedding and decoder replaced by ours, and its parameters bound to
-tensors of ours.
+tensors of ours. Under strict numerics its activation functions run in pieces that we choose.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.activations import ACT2CLS
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from engine.model.attention import ATTENTION, attend
+from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
 from engine.model.rope import LengthGroupedRotary
+
+# The classes of all activation functions that a configuration can name.
+_NAMED: Mapping[str, Any] = ACT2CLS
+_ACTIVATIONS = tuple(c[0] if isinstance(c, tuple) else c for c in _NAMED.values())
 
 
 def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
@@ -32,7 +39,14 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
     model.config._attn_implementation = ATTENTION
     if strict:
         model.config._experts_implementation = EXPERTS
+        for activation in activations(model):
+            activation.forward = partial(apply_in_blocks, activation.forward)
     return model.eval()
+
+
+def activations(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model that are activation functions."""
+    return [module for module in model.modules() if isinstance(module, _ACTIVATIONS)]
 
 
 def place(model: Any, tensors: Mapping[str, Tensor], device: torch.device) -> None:
