@@ -137,7 +137,7 @@ class Engine:
                 if entry.tree is None:
                     self._keep(entry, [])
                     continue
-                with self._requests.surviving([sequence], events):
+                with self._requests.refusing(sequence, events):
                     events += self._emit(entry, entry.tree, logits)
         return events
 

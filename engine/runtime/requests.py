@@ -77,10 +77,10 @@ class Requests:
 
     @contextmanager
     def surviving(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
-        """End the block where it fails; the engine goes on with its next pass.
+        """End the pass in the block where it fails; the engine goes on with its next pass.
 
-        The requests of these sequences fail where weights cannot be read and where a grammar can
-        be followed no further. A pass whose clients have all left just ends.
+        The requests of these sequences fail where weights cannot be read. A pass whose clients
+        have all left just ends.
         """
         try:
             yield
@@ -89,8 +89,14 @@ class Requests:
         except ModelError as error:
             self._loaded.stream.seek()
             events += self._fail(sequences, str(error), "weights_unreadable")
+
+    @contextmanager
+    def refusing(self, sequence: Sequence, events: Events) -> Iterator[None]:
+        """Fail only this sequence's request where its grammar can be followed no further."""
+        try:
+            yield
         except RequestError as error:
-            events += self._fail(sequences, str(error), error.code or "invalid_request")
+            events += self._fail([sequence], str(error), error.code or "invalid_request")
 
     def _fail(self, sequences: Seq[Sequence], message: str, code: str) -> list[Failed]:
         failed = dict.fromkeys(sequence.request for sequence in sequences)  # ordered, each once
