@@ -35,7 +35,7 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
     ExpertsInterface.register(EXPERTS, apply_experts)
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config, dtype=dtype)
+        model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     model.config._attn_implementation = ATTENTION
     if strict:
         model.config._experts_implementation = EXPERTS

@@ -4,6 +4,7 @@ Draft trees need attention in every layer: a layer with a recurrent state (linea
 convolution) has one state per sequence, not one per branch. Such families are refused by name.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,37 @@ class KVShape:
 
 
 def read_config(folder: Path) -> Any:
-    """Return the model's configuration. Raises `ModelError` if its family cannot be served."""
+    """Return the model's configuration. Raises `ModelError` if its family cannot be served.
+
+    Code of a model repository is never run. Where the library knows the family, its own code is
+    used, also if the repository has code as well.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        if (name := repository_code(folder / "config.json")) is not None:
+            raise ModelError(
+                f"{folder}/config.json: transformers does not know the model_type {name!r}, and "
+                "code of a model repository (auto_map) is never run. Use a checkpoint of a family "
+                "that transformers knows"
+            ) from error
         raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
     check_family(config)
     return config
+
+
+def repository_code(path: Path) -> str | None:
+    """Return what a file of a model repository says of itself if it names code of the repository.
+
+    That is its model_type or tokenizer_class. None if it names no code or cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or not values.get("auto_map"):
+        return None
+    return str(values.get("model_type") or values.get("tokenizer_class"))
 
 
 def check_family(config: Any) -> None:
