@@ -72,7 +72,7 @@ def has_weights(folder: Path) -> bool:
         return any(folder.glob("*.safetensors"))
     try:
         files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: corrupt ({error!r}). Download it again") from error
     return all((folder / name).is_file() for name in files)
 

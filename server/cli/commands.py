@@ -45,7 +45,7 @@ def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
     if spec.draft.source is not None:
         wanted.append((spec.draft.source, spec.draft.revision))
     for source, revision in wanted:
-        console.line(f"{source} is at {hub.resolve(source, revision, report)}")
+        console.line(f"{source} is at {hub.resolve(source, revision, report).folder}")
     return 0
 
 

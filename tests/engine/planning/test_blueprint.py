@@ -93,6 +93,16 @@ def test_a_checkpoint_with_a_missing_shard_counts_as_not_there(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}']
+)
+def test_a_corrupt_index_is_told(text: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ModelError, match=r"index\.json: corrupt.*Download it again"):
+        has_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("source", "told"),
     [("/no/such/folder", "no such folder"), ("some/model", "not cached"), (".", "config.json")],
 )

@@ -142,15 +142,15 @@ def test_pull_downloads_target_and_draft(
     )
     asked = []
 
-    def resolve(source: str, revision: str | None, progress: object) -> Path:
+    def resolve(source: str, revision: str | None, progress: object) -> hub.Resolved:
         asked.append((source, revision))
-        return home / source
+        return hub.Resolved(home / source, "identity")
 
     monkeypatch.setattr(hub, "resolve", resolve)
     assert main.main(["pull", "mine"]) == 0
     assert main.main(["pull", "some/other"]) == 0
     assert asked == [("a/b", "r1"), ("c/d", None), ("some/other", None)]
-    assert str(home / "a/b") in capsys.readouterr().err
+    assert f"a/b is at {home / 'a/b'}\n" in capsys.readouterr().err
 
 
 def test_pull_of_what_is_not_there_fails(capsys: Capture) -> None:
