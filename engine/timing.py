@@ -96,16 +96,16 @@ class PassTimes:
         self.link_seconds = smoothed(known, link_seconds, LINK_SMOOTHING)
 
     def expect(self, rows: int, pairs: float = 0.0) -> float | None:
-        """Seconds of a pass of so many rows and pairs; None before the first."""
+        """Return the expected seconds of a pass with `rows` and `pairs`; None before the first."""
         compute = self._compute(rows, pairs)
         return None if compute is None else max(compute, self.link_seconds)
 
     def expect_cycle(self, rows: int, elapsed: float, context: float = 0.0) -> float | None:
-        """Seconds of drafting, `elapsed`, and the pass behind it; None before the first.
+        """Return the expected seconds of drafting and the pass after it; None before the first.
 
-        Each row sees `context` tokens. While the draft computes, the link fills the ring with the
-        pass's first units: until that is full, drafting costs a pass that waits for its weights
-        nothing.
+        `elapsed` are the seconds spent on drafting. Each row sees `context` tokens. While the draft
+        computes, the link fills the ring with the pass's first units: until the ring is full,
+        drafting does not delay a pass that waits for its weights.
         """
         compute = self._compute(rows, rows * context)
         if compute is None:

@@ -183,12 +183,12 @@ def package_of(module: str) -> str | None:
 
 
 def unplaced(root: Path) -> list[str]:
-    """Folders of the engine and the front end that `PACKAGES` does not name."""
+    """Folders with code in the engine and the front end that `PACKAGES` does not name."""
     return [
-        f"{path.parent.relative_to(root)}: give it a place in PACKAGES (tests/architecture.py)"
+        f"{folder.relative_to(root)}: give it a place in PACKAGES (tests/architecture.py)"
         for top in ("engine", "server")
-        for path in sorted((root / top).glob("*/__init__.py"))
-        if f"{top}.{path.parent.name}" not in PACKAGES
+        for folder in sorted({path.parent for path in (root / top).glob("*/*.py")})
+        if f"{top}.{folder.name}" not in PACKAGES
     ]
 
 

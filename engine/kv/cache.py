@@ -125,7 +125,7 @@ class KVCache:
         table.extend_prefix(len(rows))
 
     def keep_from(self, table: PageTable, source_slots: Tensor) -> None:
-        """Append to the prefix what these slots of the pool hold, whoever owns them.
+        """Append a copy of these slots of the pool to the prefix; any sequence may own the slots.
 
         `source_slots` [rows] int64 is in the order of the tokens; the table has room for them. The
         copy reads what the current stream wrote, so a stream that drafts must have been waited for.

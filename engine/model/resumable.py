@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class OutOfTime(Exception):
-    """The forward was left; called again with the same `ResumableForward`, it goes on there."""
+    """Raised to leave a forward at a layer border: the same `ResumableForward` continues it."""
 
 
 @dataclass

@@ -52,7 +52,7 @@ def mark_long(position_ids: Tensor, segments: Iterable[Segment]) -> None:
 
 
 class LengthGroupedRotary(nn.Module):
-    """Wraps a longrope module; which rows use the long frequencies is told by `mark_long`."""
+    """Wraps a longrope module. `mark_long` marks the rows that use the long frequencies."""
 
     def __init__(self, inner: nn.Module, length: int) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ class Clock:
         self._is_decoding = False
 
     def start(self, turns: Seq[Turn]) -> None:
-        """A step with these turns begins."""
+        """Start to measure a step with these turns."""
         self._seconds.clear()
         self._before = self._loaded.stream.stats
         self._is_decoding = any(turn.is_decoding for turn in turns)

@@ -63,21 +63,21 @@ class Requests:
                 self._on_start(turn.sequence.request_id)
 
     def fork(self, sequence: Sequence) -> Iterator[Sequence]:
-        """The other choices of a request whose first one has run the prompt."""
+        """Yield the other choices of a request whose first choice has run the prompt."""
         message = sequence.request.message
         for choice in range(1, message.n):
             rules = self._loaded.stop_rules(message)
             yield Sequence(sequence.request, choice, rules, sequence.num_cached, sequence.passes)
 
     def end(self, sequence: Sequence) -> None:
-        """A choice has been answered to the end."""
+        """Take a finished choice off its request; the request ends with its last choice."""
         self._auditor.offer(sequence)
         if sequence.request.end_choice():
             del self._by_id[sequence.request_id]
 
     @contextmanager
     def surviving(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
-        """End the pass in the block where it fails; the engine goes on with its next pass.
+        """Catch what ends the pass in the block, so that the engine can run its next pass.
 
         The requests of these sequences fail where weights cannot be read. A pass whose clients
         have all left just ends.

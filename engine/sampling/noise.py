@@ -57,6 +57,7 @@ def uniform(streams: Tensor, tokens: Tensor) -> Tensor:
 
 def bits(streams: Tensor, tokens: Tensor) -> Tensor:
     """Return 64 random bits, as int64: the token-th output of each stream. The two broadcast."""
+    # numpy reads a CPU's memory only; its operations on few numbers cost half of a tensor's.
     if streams.device.type == "cpu" and 0 < tokens.numel() <= FEW and tokens.dim():
         return torch.from_numpy(_bits_on_host(streams.numpy(), tokens.numpy()))
     return _mix((tokens + 1).mul_(_signed(GAMMA)) + streams)

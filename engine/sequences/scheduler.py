@@ -200,7 +200,7 @@ class Scheduler:
                 self._forget_empty(sequence.key)
 
     def _forget_empty(self, key: str) -> None:
-        """Forget a key's line once nobody waits in it."""
+        """Remove the queue of a key when it is empty."""
         if not self._waiting[key]:
             del self._waiting[key]
 

@@ -45,7 +45,7 @@ class Device:
     `open_device(torch.device) -> Device`, which raises `ModelError` when the device is not there.
     """
 
-    # Whether work is launched, and whoever reads a result waits for it.
+    # Whether calls only launch work, so that reading a result waits for the device.
     is_asynchronous = False
 
     def __init__(self, torch_device: torch.device) -> None:

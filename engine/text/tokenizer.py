@@ -16,7 +16,7 @@ def read_tokenizer(folder: Path) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if (name := repository_code(folder / "tokenizer_config.json")) is not None:
             raise ModelError(
                 f"{folder}/tokenizer_config.json: transformers does not know the tokenizer_class "

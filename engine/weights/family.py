@@ -57,7 +57,7 @@ def read_config(folder: Path) -> Any:
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if (name := repository_code(folder / "config.json")) is not None:
             raise ModelError(
                 f"{folder}/config.json: transformers does not know the model_type {name!r}, and "
@@ -76,7 +76,7 @@ def repository_code(path: Path) -> str | None:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or not values.get("auto_map"):
         return None

@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
         self._models = models
 
     def end(self) -> None:
-        """Have the server end as it does when it is told to by a signal."""
+        """Stop the server in the same way as a signal does."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -45,7 +45,7 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
 
 
 def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
-    """Return the packed fields of the linear weights, but for those of skipped modules."""
+    """Return the packed fields of the linear weights, except in modules that are skipped."""
     skipped = quantization.get("llm_int8_skip_modules") or ["lm_head"]
     return {
         f"{path}.weight": nf4.packed_fields(tuple(module.weight.shape))

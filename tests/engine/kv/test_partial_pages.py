@@ -35,7 +35,7 @@ def opened(
 
 
 def crowd_out(cache: KVCache) -> None:
-    """A sequence of nobody's tokens takes every free page, and goes."""
+    """Open a sequence of other tokens that takes every free page, and close it."""
     table = PageTable()
     assert cache.reserve(table, cache.num_free_pages * PAGE)
     cache.close(table)

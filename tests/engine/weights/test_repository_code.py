@@ -82,7 +82,9 @@ def test_a_known_family_is_read_by_the_librarys_own_code(tmp_path: Path) -> None
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "own"}', '{"auto_map": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"model_type": "own"}', '{"auto_map": {}}', "[" * 100_000]
+)
 def test_an_unusable_config_without_code_is_refused_for_what_it_is(
     text: str, tmp_path: Path
 ) -> None:

@@ -43,7 +43,7 @@ def prefix(own: OwnCache, sequence: Sequence) -> PageTable:
 
 
 def take(scratch: Scratch, count: int) -> list[int]:
-    """So many slots, or fewer where there is no room."""
+    """Take `count` slots, or fewer where there is no room."""
     return [slot for _ in range(count) if (slot := scratch.take()) is not None]
 
 
