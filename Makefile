@@ -37,7 +37,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 serve: $(VENV)/.installed ## install into .venv and serve the built-in demo model
-	$(BIN)/understudy serve $(ARGS)
+	@trap : INT; $(BIN)/understudy serve $(ARGS) || [ $$? -eq 130 ] # Ctrl-C is no error
 
 test: $(VENV)/.installed-test ## format, lint, types and tests
 	@$(MAKE) --no-print-directory lint types unit count

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from server.config.registry import Registry
 from server.config.settings import Settings
 from server.http.api import Api
+from server.http.in_flight import InFlight
 from server.http.openapi import document
 from server.metrics.prometheus import Metrics
 from server.models.lending import Models
@@ -22,6 +23,7 @@ class AppState:
     registry: Registry
     models: Models
     metrics: Metrics
+    in_flight: InFlight
 
 
 class App(FastAPI):
