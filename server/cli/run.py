@@ -16,7 +16,7 @@ def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
     console = Console()
     try:
         if args.command == "serve":
-            signals.is_server = True
+            signals.expect_server()
             from server.cli.serve import (
                 serve,  # the web stack, which the other commands do not need
             )

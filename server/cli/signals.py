@@ -23,12 +23,11 @@ class EndSignals:
     to stop by the first signal, and ended at once by the second.
 
     Attributes:
-        is_server: the command is a server: it ends with 0 when a supervisor ends it.
         first: the signal that asked a running server to stop.
     """
 
     def __init__(self) -> None:
-        self.is_server = False
+        self._is_server = False
         self.first: signal.Signals | None = None
         self._ask: Callable[[], None] | None = None
         self._kill_children: Callable[[], None] = lambda: None
@@ -43,6 +42,10 @@ class EndSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def expect_server(self) -> None:
+        """Let a supervisor's signal end with 0, even before the server runs."""
+        self._is_server = True
 
     def ask_first(self, ask: Callable[[], None], kill_children: Callable[[], None]) -> None:
         """From now on call `ask` at the first signal, and `kill_children` before the end."""
@@ -60,5 +63,5 @@ class EndSignals:
             return
         with contextlib.suppress(OSError):  # the terminal is gone
             os.write(STDERR, b"\nStopped at once.\n")  # sys.stderr may be in the middle of a line
-        is_orderly = self.is_server and self.first is None and number != signal.SIGINT
+        is_orderly = self._is_server and self.first is None and number != signal.SIGINT
         self.end(0 if is_orderly else 128 + number)
