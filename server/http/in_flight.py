@@ -1,6 +1,7 @@
 """Requests in progress, and which requests are still answered while the server stops."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,16 +51,13 @@ class InFlight:
             if not request.is_received:
                 request.task.cancel()
 
-    async def all_ended(self, timeout: float) -> bool:
-        """Wait until every request has been answered; return False after `timeout` seconds."""
-        try:
+    async def all_ended(self, timeout: float) -> None:
+        """Wait until every request has been answered, at most `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._requests:
                     self._changed.clear()
                     await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def add(self, request: Tracked) -> None:
         self._requests.add(request)
