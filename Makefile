@@ -42,7 +42,7 @@ serve: $(VENV)/.installed ## install into .venv and serve the built-in demo mode
 test: $(VENV)/.installed-test ## format, lint, types and tests
 	@$(MAKE) --no-print-directory lint types unit count
 
-test-slow: $(VENV)/.installed-test ## what takes longer: every command and snippet of the documentation
+test-slow: $(VENV)/.installed-test ## what takes longer or needs curl and chromium: snippets of the documentation, web pages
 	$(PYTEST) $(BIN)/pytest -q -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/.installed-test
