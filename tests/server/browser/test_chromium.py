@@ -30,12 +30,13 @@ class Recorder:
         self._statuses = statuses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        (by,) = parse_qs(scope.get("query_string", b"").decode()).get("by", [""])
+
         async def noting(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):
-                self._statuses[by[0]] = message.get("status", 101)
+                self._statuses[by] = message.get("status", 101)
             await send(message)
 
-        by = parse_qs(scope.get("query_string", b"").decode()).get("by")
         await self._app(scope, receive, noting if by else send)
 
 
