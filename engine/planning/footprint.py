@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from engine.drafting.method import DraftNeeds
 from engine.kv.page_pool import PAGE
-from engine.model.attention import SCORES
+from engine.model.attention import MAX_SCORES
 from engine.spec import TILE
 from engine.weights.layout import LayerUnits
 
@@ -111,7 +111,7 @@ def _attention_bytes(demand: Demand, length: int) -> int:
     """Return the bytes of one tile's scores in float64, thrice, and of its keys and values."""
     group = demand.num_heads // demand.num_kv_heads
     of_one_head = group * TILE * length
-    at_once = min(max(SCORES // of_one_head, 1), demand.num_kv_heads)
+    at_once = min(max(MAX_SCORES // of_one_head, 1), demand.num_kv_heads)
     gathered = 2 * length * demand.num_kv_heads * demand.head_dim * demand.item_bytes
     widened = 2 * length * at_once * demand.head_dim * _FLOAT64
     return 3 * at_once * of_one_head * _FLOAT64 + gathered + widened

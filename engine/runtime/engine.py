@@ -124,7 +124,7 @@ class Engine:
 
     def _verify(self, rows: Pass, hidden: Tensor) -> Events:
         """Walk every tree with the target's logits; keep and emit what was accepted."""
-        if not rows.batch.alive():
+        if not rows.batch.has_live_rows():
             raise PassCancelled
         events: Events = []
         with self._logits(rows, hidden) as logits:

@@ -123,7 +123,7 @@ class DraftModel:
         if step is None:
             return False
         before = step.resumable.num_run
-        step.resumable.go_on(until)
+        step.resumable.resume(until)
         try:
             logits = self._forward(step)
         except OutOfTime:

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.model.attention import SCORES
+from engine.model.attention import MAX_SCORES
 from engine.planning.footprint import LARGEST_PASS, Demand
 from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, DoesNotFit, Memory, Plan, make_plan
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
@@ -322,7 +322,7 @@ def test_whatever_else_lives_on_the_device_is_counted(name: str) -> None:
         ({"widest": 65537}, 64 * 4 * 65536 // MIB),
         ({"vocab_size": 32769}, 2 * 64 * 32768 * 8 // MIB),
         ({"num_heads": 17, "num_kv_heads": 17}, 3 * 8 * 64 * CONTEXT * 16 // MIB),
-        ({"num_heads": 640, "num_kv_heads": 640}, 3 * 8 * (SCORES - 64 * CONTEXT) // MIB),
+        ({"num_heads": 640, "num_kv_heads": 640}, 3 * 8 * (MAX_SCORES - 64 * CONTEXT) // MIB),
     ],
 )
 def test_activations_leave_the_kv_less(changes: dict[str, Any], mib: int) -> None:
