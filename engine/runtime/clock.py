@@ -56,7 +56,7 @@ class Clock:
         policy.passes.observe(num_rows, compute, link, rows.num_pairs)
         if not prompt_rows:
             policy.observe(len(rows.entries), accepted, draft + seconds)
-        self._scheduler.cap.observe(
+        self._scheduler.prefill_budget.observe(
             seconds, with_prompt=prompt_rows > 0, decoding=self._is_decoding
         )
         return PassStats(

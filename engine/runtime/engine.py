@@ -163,9 +163,9 @@ class Engine:
             emit_accepted(fork, tree, entry.root, logits, at_once=self._at_once)
             events.append(fork.report())
             if fork.finish is None:
-                self._scheduler.adopt(fork, self._cache.fork(sequence.pages))
+                self._scheduler.add_fork(fork, self._cache.fork(sequence.pages))
             else:
-                fork.leave()
+                fork.mark_finished()
                 self._requests.end(fork)
         if sequence.finish is not None:
             self._scheduler.remove(sequence)
