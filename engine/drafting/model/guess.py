@@ -18,8 +18,8 @@ from engine.sampling.large_vocabularies.blocks import BLOCK, Rows, best_blocks
 from engine.sampling.large_vocabularies.candidates import Candidates
 from engine.sampling.large_vocabularies.rare_noise import find_rare
 from engine.sampling.logit_rules import TokenCounts, is_greedy, penalize
-from engine.sampling.noise import gumbel_of, streams_of, uniform
-from engine.sampling.truncation import counted_floor, is_counted, nucleus_floor
+from engine.sampling.noise import gumbel_from_uniform, make_streams, uniform
+from engine.sampling.truncation import has_min_p_or_top_k, min_p_top_k_floor, nucleus_floor
 
 CANDIDATES = (64, 1024)  # best tokens of a row, and of one whose nucleus needs more
 SELECTED = 64  # blocks in which a row's best tokens are looked for
@@ -51,13 +51,13 @@ def draft_children(
     Args:
         logits: the draft's logits [R, V].
         tau: how far the target's log-probabilities are from the draft's; less is surer.
-        paths, banned, allowed: those of `warp`.
+        paths, banned, allowed: those of `sampling_logprobs`.
     """
     rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
     branch = min(branch, rows.size)
     if is_greedy(params):
         return _best_tokens(rows, branch, tau)
-    streams = streams_of(params.seed, choice, positions, rows.best.device)
+    streams = make_streams(params.seed, choice, positions, rows.best.device)
     count = max(CANDIDATES[0], branch, min(params.top_k, CANDIDATES[-1]))
     tokens, scores = _children(rows, params, streams, tau, branch, count)
     return tokens, scores.to(rows.best.dtype)
@@ -103,7 +103,7 @@ def _children(
     """
     ids, log_probs = _best_tokens(rows, count, params.temperature)
     log_probs, outside, is_short = _truncate(log_probs, params)
-    noisy = gumbel_of(uniform(streams[:, None], ids)).add_(log_probs)
+    noisy = gumbel_from_uniform(uniform(streams[:, None], ids)).add_(log_probs)
     tokens, scores = _ranked(ids, noisy, tau, branch)
     if not outside.any():
         return tokens, scores
@@ -130,7 +130,7 @@ def _truncate(log_probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
     Also return, both [R, 1], the mass of all tokens that are not among the best and might be drawn,
     and where top-p would keep some of them.
     """
-    if is_counted(params):
+    if has_min_p_or_top_k(params):
         log_probs, outside = _truncate_by_count(log_probs, params)
         if params.top_p < 1:
             mass = log_probs.exp().cumsum(-1)
@@ -151,7 +151,7 @@ def _truncate_by_count(log_probs: Tensor, params: SamplingParams) -> tuple[Tenso
     Return log-probabilities [R, K] and the mass of the other tokens [R, 1], which sum up to one.
     """
     outside = (1 - log_probs.exp().sum(-1, keepdim=True)).clamp_(min=0)
-    lowest = counted_floor(log_probs, params, best=log_probs[:, :1], is_sorted=True)
+    lowest = min_p_top_k_floor(log_probs, params, best=log_probs[:, :1], is_sorted=True)
     if 0 < params.top_k <= log_probs.shape[-1]:
         outside.zero_()
     outside.masked_fill_(lowest > log_probs[:, -1:], 0.0)

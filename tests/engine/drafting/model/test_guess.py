@@ -7,7 +7,7 @@ from engine.drafting.model.guess import draft_children
 from engine.messages import SamplingParams
 from engine.sampling.choose import choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
-from engine.sampling.logit_rules import warp
+from engine.sampling.logit_rules import sampling_logprobs
 from engine.sampling.noise import gumbel
 from tests.engine.logits import random_logits
 
@@ -16,7 +16,7 @@ def test_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
     logits, positions = random_logits(6, 500), [4, 5, 5, 6, 900, 0]
     for tau in (0.3, 1.0):
         params = SamplingParams(seed=5, temperature=0.9)
-        dense = warp(logits, params, None) + gumbel(
+        dense = sampling_logprobs(logits, params, None) + gumbel(
             5, 1, torch.tensor(positions)[:, None], torch.arange(500)
         )
         tokens, scores = draft_children(
@@ -49,7 +49,7 @@ def test_children_may_come_from_far_below_the_drafts_best() -> None:
     tokens, scores = draft_children(
         logits, params, None, positions=range(20), choice=0, tau=0.5, branch=4
     )
-    dense = warp(logits, params, None) + gumbel(
+    dense = sampling_logprobs(logits, params, None) + gumbel(
         11, 0, torch.arange(20)[:, None], torch.arange(4_000)
     )
     assert tokens.tolist() == dense.topk(4).indices.tolist()
