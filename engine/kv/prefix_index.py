@@ -4,8 +4,8 @@ The pages of a sequence form a chain, in which each page is the parent of the ne
 page is the serial number of its parent and the page's own tokens. Keys are compared exactly, so
 there are no hash collisions. The pages of one parent are sorted by their tokens, so that the page
 with the longest common prefix is found by bisection, however many users continue the same system
-prompt. The tokens of a page are never a proper prefix of those of another page of the same parent:
-the longer page serves both.
+prompt. The tokens of a page are never a proper prefix of another page's tokens if both have the
+same parent: the longer page serves both.
 """
 
 from bisect import bisect_left, insort
@@ -118,12 +118,14 @@ class PrefixIndex:
             yield siblings, bisect_left(siblings, tokens)
 
     def _insert(self, key: tuple[int, Tokens], page: int) -> None:
+        """Store a page under its key and add its tokens to the sorted list of its parent."""
         parent, tokens = key
         self._pages[key] = page
         self._keys[page] = key
         insort(self._siblings.setdefault((parent, page >= self._first_host_page), []), tokens)
 
     def _remove_key(self, page: int) -> tuple[int, Tokens]:
+        """Remove a page from the sorted list of its parent, and return its key."""
         parent, tokens = self._keys.pop(page)
         place = parent, page >= self._first_host_page
         siblings = self._siblings[place]

@@ -92,6 +92,7 @@ class StreamedLayer(nn.Module):
         return hidden
 
     def _run_tiles(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> None:
+        """Borrow the layer's first unit and run the layer over all tiles that have live rows."""
         with self.weights.unit(self.units.first, batch.idle) as views:
             if not batch.has_live_rows():
                 raise PassCancelled
@@ -255,6 +256,7 @@ class Decoder:
             yield self._logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [rows, V] of hidden states [rows, D], with the head's weights bound."""
         rows = len(hidden)
         if self.strict:
             hidden = F.pad(hidden, (0, 0, 0, TILE - rows))

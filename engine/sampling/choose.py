@@ -11,7 +11,7 @@ With a vocabulary of 150,000 tokens, computing this formula directly takes more 
 everything else. `find_candidates` (`large_vocabularies/candidates.py`) leaves out tokens that
 cannot be the argmax: those that truncation removes, and those whose noise is too small to exceed a
 sum that is already known. It also leaves out the normalizing constant of each row, which does not
-change the argmax. So the chosen tokens are exactly those of the formula.
+change the argmax. So the result equals that of the formula.
 
 In shapes, V is the vocabulary size and R the number of rows.
 """

@@ -131,7 +131,7 @@ def penalize(
     """Return the logits [R, V] after penalties, logit bias and bans, in float32 or float64.
 
     If nothing changes, this returns `logits` itself, in its own type, so the result must not be
-    written to. The arguments are those of `sampling_logprobs`.
+    written to. For the arguments see `sampling_logprobs`.
     """
     if not is_penalized(params, banned, allowed):
         return logits
@@ -164,7 +164,7 @@ def _penalize_tokens(
 
     The repetition penalty is that of CTRL (arXiv 1909.05858, section 4.1), except that negative
     logits are multiplied, as in all common implementations. The presence and frequency penalties
-    are those of OpenAI's API.
+    are defined as in OpenAI's API.
 
     Args:
         rows: the logits [n, V] to write to.

@@ -5,7 +5,7 @@ their distribution (the Gumbel-max trick; Maddison et al., arXiv 1411.0030). Sin
 only on its key, draft and target add the same noise at the same position, and an answer does not
 depend on what was drafted or batched with it.
 
-The random bits are those of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, "Fast splittable
+The random bits are outputs of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, "Fast splittable
 pseudorandom number generators"). The stream of a position starts at a state that is mixed from
 seed, choice and position, and the bits of token t are output t of that stream. Bits and uniform
 numbers use only operations that are exact on every device; tests compare them with fixed values.

@@ -53,7 +53,7 @@ def write(cache: KVCache, slots: Tensor, values: Tensor) -> None:
 
 
 def count_wrong(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> Tensor:
-    """Return how many stored numbers are not those of the tokens, [] on the device."""
+    """Return how many stored numbers differ from the expected ones, [] on the device."""
     slots = cache.slots(table)[: table.length]
     want = expected_values(tokens[: table.length]).to(slots.device).view(-1, 1, 1)
     total = torch.zeros((), dtype=torch.int64, device=slots.device)

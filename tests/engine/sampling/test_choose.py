@@ -168,7 +168,7 @@ def test_top_p_keeps_the_same_tokens_as_a_sorted_reference() -> None:
     for seed, (size, top_p, spread) in enumerate(
         [(50, 0.1, 1.0), (50, 0.999, 1.0), (3_000, 0.5, 3.0), (3_000, 0.9, 0.1), (3_000, 0.7, 0.0)]
     ):
-        logits = random_logits(5, size, spread, seed)
+        logits = random_logits(rows=5, vocabulary=size, spread=spread, seed=seed)
         log_probs = sampling_logprobs(logits, SamplingParams(top_p=top_p), None)
         for row, values in zip(log_probs, logits, strict=True):
             if spread:
