@@ -286,7 +286,7 @@ class KVCache:
         return pages
 
     def _take_free(self, count: int) -> list[int]:
-        """Return `count` free pages, evicting idle ones. Running copies may still use them."""
+        """Return `count` free pages, evicting idle ones if needed. Copies may still use them."""
         if count > len(self._free):
             self._evict(count - len(self._free))
         pages = [self._free.pop() for _ in range(count)]

@@ -45,7 +45,7 @@ def draft_children(
     """Return the tokens the target most likely chooses, and their scores, [R, branch] each.
 
     The best tokens of each row go first. A score is the log-probability that the target chooses the
-    token: `log_softmax((warped log-probabilities + noise of the position) / tau)`, without noise
+    token: `log_softmax((log-probabilities + noise of the position) / tau)`, without noise
     for greedy parameters. Rows that have fewer tokens are filled up with scores of -inf.
 
     Args:
