@@ -58,11 +58,11 @@ def test_a_step_in_stretches_is_the_step_in_one_go(clock: "count[int]") -> None:
         if not in_stretches:
             assert model.step(chosen, Calibration()) == 1
         else:
-            model.begin(chosen)
+            model.begin_step(chosen)
             stretches = 0
-            while model.under_way is not None:
+            while model.unfinished is not None:
                 # Time for one layer more: this look, the layer's two, and its own second.
-                assert model.go_on(next(clock) + 2.5, Calibration())
+                assert model.continue_step(next(clock) + 2.5, Calibration())
                 stretches += 1
                 assert stretches <= 4
             assert stretches > 1, "three layers at one a stretch"
@@ -73,19 +73,19 @@ def test_a_step_in_stretches_is_the_step_in_one_go(clock: "count[int]") -> None:
 def test_a_step_given_up_leaves_its_nodes_to_be_run_later(clock: "count[int]") -> None:
     made, sequence = rooted()
     model, growth = draft_model(made), Growth(sequence, 24)
-    model.begin([(growth, growth.pop(1, 4))])
+    model.begin_step([(growth, growth.pop(1, 4))])
     assert len(growth.ran) == 1
-    model.give_up()
-    assert model.under_way is None and not growth.ran
+    model.drop_step()
+    assert model.unfinished is None and not growth.ran
     assert growth.pop(1, 4) == [growth.root]
 
 
 def test_a_sequence_that_leaves_takes_its_step_under_way_with_it(clock: "count[int]") -> None:
     made, sequence = rooted()
     drafting: Drafting = made._drafting
-    drafting._growth(sequence)
-    assert not drafting.ahead(0.0), "no layer was timed to fit"
+    drafting._get_growth(sequence)
+    assert not drafting.draft_ahead(0.0), "no layer was timed to fit"
     model = draft_model(made)
-    model.begin([(drafting._growths[sequence], drafting._growths[sequence].pop(1, 4))])
+    model.begin_step([(drafting._growths[sequence], drafting._growths[sequence].pop(1, 4))])
     drafting.release(sequence)
-    assert model.under_way is None and not drafting._growths
+    assert model.unfinished is None and not drafting._growths
