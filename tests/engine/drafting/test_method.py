@@ -33,7 +33,7 @@ from tests.engine.models import (
 )
 from tests.examples import added, example_in, write_files
 
-README = Path(__file__).parents[3] / "README.md"
+ROOT = Path(__file__).parents[3]
 EXAMPLE = "repeat"
 CARD = WhatIf(device_memory=1 << 30, link_gbps=0.001)
 
@@ -70,9 +70,9 @@ def test_each_file_is_a_method() -> None:
     assert available() == ["ngram", "none", "prediction", "recycling", "specexec", "subspec"]
 
 
-def test_the_readme_points_to_the_example() -> None:
-    section = README.read_text().split("## Add a drafting method")[1].split("\n## ")[0]
-    assert "`engine/drafting/methods/__init__.py`" in section
+def test_extending_md_points_to_the_example() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert "| a drafting method | `engine/drafting/methods/` | docstring of that package |" in text
 
 
 def test_only_the_method_named_none_has_no_drafts() -> None:
@@ -87,7 +87,7 @@ def test_the_facts_of_all_methods_are_read_without_torch() -> None:
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=README.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
