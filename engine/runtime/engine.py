@@ -101,7 +101,9 @@ class Engine:
             self.clock.start(turns)
             with self.clock.phase("draft"):
                 trees = self._draft(turns)
-            rows = assemble(turns, trees, self._cache, self._decoder, idle=self._drafting.ahead)
+            rows = assemble(
+                turns, trees, self._cache, self._decoder, idle=self._drafting.draft_ahead
+            )
             with self._drafting.aside.passing():
                 hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
                 with self.clock.phase("verify"):
@@ -148,8 +150,8 @@ class Engine:
         def observe(first: int, block: Matrix) -> None:
             self._drafting.observe(rows.tokens[first : first + len(block.values)], block)
 
-        with self._decoder.head(self._drafting.ahead) as head:
-            self._drafting.settle()  # nothing is drafted ahead from here on
+        with self._decoder.head(self._drafting.draft_ahead) as head:
+            self._drafting.finish_ahead()  # nothing is drafted ahead from here on
             yield Logits(hidden, self.clock.phase("head")(head), observe)
 
     def _emit(self, entry: Entry, tree: DraftTree, logits: Logits) -> Events:

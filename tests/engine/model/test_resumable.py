@@ -58,11 +58,11 @@ def test_a_draft_step_in_pieces_equals_the_step_in_one_piece(clock: "count[int]"
         if not in_pieces:
             assert model.step(chosen, Calibration()) == 1
         else:
-            model.begin(chosen)
+            model.begin_step(chosen)
             pieces = 0
-            while model.under_way is not None:
+            while model.unfinished is not None:
                 # Enough for one more layer: the clock is read here and twice for the layer.
-                assert model.go_on(next(clock) + 2.5, Calibration())
+                assert model.continue_step(next(clock) + 2.5, Calibration())
                 pieces += 1
                 assert pieces <= 4
             assert pieces > 1, "three layers, one in each piece"
@@ -73,19 +73,19 @@ def test_a_draft_step_in_pieces_equals_the_step_in_one_piece(clock: "count[int]"
 def test_a_dropped_step_puts_its_nodes_back_on_the_frontier(clock: "count[int]") -> None:
     engine, sequence = engine_after_prompt()
     model, growth = draft_model(engine), Growth(sequence, 24)
-    model.begin([(growth, growth.pop(1, 4))])
+    model.begin_step([(growth, growth.pop(1, 4))])
     assert len(growth.ran) == 1
-    model.give_up()
-    assert model.under_way is None and not growth.ran
+    model.drop_step()
+    assert model.unfinished is None and not growth.ran
     assert growth.pop(1, 4) == [growth.root]
 
 
 def test_releasing_a_sequence_drops_its_unfinished_step(clock: "count[int]") -> None:
     engine, sequence = engine_after_prompt()
     drafting: Drafting = engine._drafting
-    drafting._growth(sequence)
-    assert not drafting.ahead(0.0), "there is no time for a layer"
+    drafting._get_growth(sequence)
+    assert not drafting.draft_ahead(0.0), "there is no time for a layer"
     model = draft_model(engine)
-    model.begin([(drafting._growths[sequence], drafting._growths[sequence].pop(1, 4))])
+    model.begin_step([(drafting._growths[sequence], drafting._growths[sequence].pop(1, 4))])
     drafting.release(sequence)
-    assert model.under_way is None and not drafting._growths
+    assert model.unfinished is None and not drafting._growths

@@ -1,4 +1,4 @@
-"""The draft's children and scores, against looking at all tokens."""
+"""The draft's children and scores, against those computed over all tokens."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
         torch.testing.assert_close(scores.exp(), expected, rtol=1e-4, atol=1e-12)
 
 
-def test_greedy_scores_are_sharpened_logits() -> None:
+def test_greedy_scores_are_a_softmax_of_logits_over_tau() -> None:
     logits = random_logits(3, 50)
     tokens, scores = draft_children(
         logits,
@@ -58,7 +58,7 @@ def test_children_may_come_from_far_below_the_drafts_best() -> None:
     assert ranks.max() > 1_000
 
 
-def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
+def test_rows_with_few_tokens_are_filled_up_with_scores_of_minus_inf() -> None:
     logits = random_logits(2, 30)
     params, banned = SamplingParams(top_k=3), [[], [int(logits[1].argmax())]]
     tokens, scores = draft_children(
@@ -85,7 +85,7 @@ def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
 def test_a_draft_with_the_targets_logits_finds_the_targets_choice(
     params: SamplingParams, spread: float, slope: float
 ) -> None:
-    """Though it looks at few tokens: hits must not fall because a guess is cheap."""
+    """The hit rate must not fall because the draft examines few tokens of a row."""
     rows, size = 150, 20_032
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(rows, size, generator=generator) * spread
@@ -102,7 +102,7 @@ def test_a_draft_with_the_targets_logits_finds_the_targets_choice(
         assert all(len(own.unique()) == len(own) for own in likely)
 
 
-def test_draft_scores_of_a_long_row_are_nearly_those_of_all_its_tokens() -> None:
+def test_scores_of_a_long_row_are_close_to_those_over_all_tokens() -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(100, 20_032, generator=generator) * 2
     logits -= 1.2 * torch.arange(1, 20_033).log()
