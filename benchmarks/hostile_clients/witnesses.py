@@ -33,6 +33,7 @@ from benchmarks.report_format import Bar, Figures, Table
 MB = 1_000_000
 CLIENT_TIMEOUT = 10.0  # the server's setting: clients that stall are dropped within a run
 PROGRESS_SECONDS = 10.0
+PAGES_APART = 4  # between two runs of one request, whose last trees may differ in depth
 IDLE_SECONDS = 60.0  # what the server may take to drop what hostile clients left behind
 MOST_FRONT_END_BYTES = 6_000 * MB  # the server is killed: the machine must survive
 
@@ -107,7 +108,7 @@ async def _witnesses(
 ) -> None:
     """Let all witnesses ask, and tell now and then how it goes."""
     port = demo.address.port
-    watching = asyncio.create_task(_watch(demo, seed, seen, options.seconds))
+    watching = asyncio.create_task(_watch(demo, seed, seen, options))
     try:
         await asyncio.gather(
             *(
@@ -119,20 +120,22 @@ async def _witnesses(
         watching.cancel()
 
 
-async def _watch(demo: ServedDemo, seed: int, seen: Witnessed, seconds: float) -> None:
+async def _watch(demo: ServedDemo, seed: int, seen: Witnessed, options: argparse.Namespace) -> None:
     """Print progress, and kill a server that would take the machine's memory."""
     began = told = time.monotonic()
     while True:
         await asyncio.sleep(0.1)
-        if demo.memory.read().front_end > MOST_FRONT_END_BYTES:
+        memory = demo.memory.read().front_end
+        if memory > MOST_FRONT_END_BYTES:
             seen.fail("the front end took more than 6 GB and was killed")
             demo.kill()
         if time.monotonic() - told >= PROGRESS_SECONDS:
             told = time.monotonic()
-            left = max(0.0, seconds - (told - began))
+            seeds_after = options.first_seed + options.seeds - seed - 1
+            left = max(0.0, options.seconds - (told - began)) + seeds_after * options.seconds
             _tell(
-                f"seed {seed}: {left:.0f} s left, {seen.asked} asked, {seen.altered} altered, "
-                f"{seen.lost} lost, front end {demo.memory.read().front_end / MB:.0f} MB"
+                f"seed {seed}: {left:.0f} s left in all, {seen.asked} asked, "
+                f"{seen.altered} altered, {seen.lost} lost, front end {memory / MB:.0f} MB"
             )
 
 
@@ -151,11 +154,11 @@ def _faults(address: Address, quiet_pages: float) -> list[str]:
         held = {
             "requests in the engine": address.metric("understudy_requests_in_engine"),
             "requests that wait": address.metric("understudy_waiting"),
-            "KV pages": pages_of_one_request(address) - quiet_pages,
+            "KV pages": pages_of_one_request(address) - quiet_pages - PAGES_APART,
         }
     except (OSError, Lost) as error:
         return [f"the server does not answer: {error}"]
-    return [f"{count:.0f} {what} of an idle server" for what, count in held.items() if count]
+    return [f"{count:.0f} {what} of an idle server" for what, count in held.items() if count > 0]
 
 
 def pages_of_one_request(address: Address) -> float:
