@@ -16,6 +16,7 @@ hide what the next shape takes.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -155,7 +156,11 @@ def in_figures(costs: Sequence[Cost]) -> Figures:
     return Figures(
         name="hostile_clients.connection",
         title="What one hostile connection costs the server and others",
-        values={"shapes": len(attacks), "missed": sum(bool(cost.faults) for cost in attacks)},
+        values={
+            "shapes": len(attacks),
+            "missed": sum(bool(cost.faults) for cost in attacks),
+            "load_average": os.getloadavg()[0],  # others on this machine delay answers too
+        },
         tables=[Table("Each shape", COLUMNS, [_row(cost) for cost in costs])],
         bars=[
             Bar(

@@ -253,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--first-seed", type=int, default=1, help="to repeat one seed")
     parser.add_argument("--hostile", type=int, default=24, help="hostile clients at once")
-    parser.add_argument("--witnesses", type=int, default=4, help="well-behaved clients at once")
+    parser.add_argument("--witnesses", type=int, default=8, help="well-behaved clients at once")
     return parser
 
 
