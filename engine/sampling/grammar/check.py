@@ -49,7 +49,7 @@ def check_grammar(source: str) -> str | None:
 
 def _end_with_parent() -> None:
     """Have the kernel end this process with the one that waits for it."""
-    if sys.platform == "linux":  # elsewhere it may outlive its parent by `TIMEOUT_SECONDS`
+    if sys.platform == "linux":  # elsewhere it may outlive its parent
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
 
