@@ -31,7 +31,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu format install lint-docker count clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -42,6 +42,9 @@ serve: $(VENV)/.installed ## install into .venv and serve the built-in demo mode
 test: $(VENV)/.installed-test ## format, lint, types and tests
 	@$(MAKE) --no-print-directory lint types unit count
 
+test-slow: $(VENV)/.installed-test ## what takes longer or needs curl and chromium: snippets of the documentation, web pages
+	$(PYTEST) $(BIN)/pytest -q -n 2 -m slow $(ARGS)
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
@@ -50,7 +53,7 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy $(CHECKED)
 
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu" --ignore tests/clients $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu and not slow" --ignore tests/clients $(ARGS)
 
 test-gpu: $(VENV)/.installed-test ## the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
