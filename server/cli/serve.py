@@ -25,7 +25,7 @@ from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry,
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
-from server.http.protocol import patient_protocol
+from server.http.protocol import bounded_protocol
 from server.http.state import AppState
 
 END_POLL_S = 0.02
@@ -209,7 +209,7 @@ def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
     """How HTTP is spoken: with clients that send and take what they must within a time."""
     return uvicorn.Config(
         app,
-        http=patient_protocol(client_timeout),
+        http=bounded_protocol(client_timeout),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=LAST_S,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from server.config.registry import Registry
 from server.config.settings import Settings
@@ -52,6 +54,13 @@ class App(FastAPI):
             for prefix in api.prefixes:
                 is_shown = prefix == api.prefixes[0]
                 self.include_router(api.router, prefix=prefix, include_in_schema=is_shown)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. WebSockets are refused before anything else: no route takes one."""
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
