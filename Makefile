@@ -39,8 +39,12 @@ help: ## this list
 serve: $(VENV)/.installed ## install into .venv and serve the built-in demo model
 	@trap : INT; $(BIN)/understudy serve $(ARGS) || [ $$? -eq 130 ] # Ctrl-C is no error
 
+# Types are checked beside the tests; what was found is shown after them.
 test: $(VENV)/.installed-test ## format, lint, types and tests
-	@$(MAKE) --no-print-directory lint types unit count
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going unit build/types.txt; \
+	  status=$$?; cat build/types.txt; exit $$status
+	@$(MAKE) --no-print-directory count
 
 test-slow: $(VENV)/.installed-test ## what takes longer or needs curl and chromium: snippets of the documentation, web pages
 	$(PYTEST) $(BIN)/pytest -q -n 2 -m slow $(ARGS)
@@ -52,8 +56,13 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy $(CHECKED)
 
+.PHONY: build/types.txt
+build/types.txt:
+	@mkdir -p build
+	@$(MAKE) --no-print-directory types > $@ 2>&1
+
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu and not slow" --ignore tests/clients $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q -n 2 --dist worksteal -m "not gpu and not slow" --ignore tests/clients $(ARGS)
 
 test-gpu: $(VENV)/.installed-test ## the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)

@@ -1,5 +1,6 @@
-"""Settings every test runs under: quiet threads, no network."""
+"""Settings every test runs under: quiet threads, no network, cheap garbage collection."""
 
+import gc
 import os
 from tempfile import TemporaryDirectory
 
@@ -11,3 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Packed weights go where they vanish with the test run.
 _CACHE = TemporaryDirectory(prefix="understudy-tests-")
 os.environ["UNDERSTUDY_CACHE"] = _CACHE.name
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the imported modules from garbage collection.
+
+    Each load of a model collects garbage, which took longer than the rest of loading a tiny one,
+    because torch and transformers alone are more than a million objects.
+    """
+    gc.collect()
+    gc.freeze()

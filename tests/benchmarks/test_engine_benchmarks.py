@@ -48,6 +48,7 @@ def test_forgotten_requests_leave_an_idle_engine() -> None:
         assert drive(served, [request("a", [5], replace(GREEDY, max_tokens=1))]).num_tokens == 1
 
 
+@pytest.mark.slow
 def test_tuning_judges_each_text_against_the_best_of_the_grid() -> None:
     kinds = tuning.texts(1, 3)
     figures = tuning.measure(TARGET, kinds, [(1, 1), (2, 2)], rounds=1, over_draft=1.0)
@@ -80,6 +81,7 @@ def test_gaps_are_counted_from_the_stream_s_last_tokens(monkeypatch: pytest.Monk
     assert found.passes >= 1
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_dry_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_rate_needs_tokens() -> None:
     assert Run(began=1.0, ended=3.0).tokens_per_second == 0.0
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_needs_no_web_stack() -> None:
     web = "{'fastapi', 'pydantic', 'uvicorn', 'starlette', 'httpx', 'server', 'matplotlib'}"
     code = f"import sys, benchmarks.gpu; print(sorted({web} & set(sys.modules)))"
