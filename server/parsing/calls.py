@@ -224,7 +224,7 @@ class CallReader(Reader):
             self._call = None
 
     def _leave_call(self) -> Iterator[Piece]:
-        """Stop reading the call at hand, and yield it as text unless it was certain already."""
+        """Stop reading the current call, and yield it as text unless it was certain already."""
         text, self._call = self._call_text, None
         if not self._is_certain:
             yield from self._show(text)

@@ -16,7 +16,7 @@ START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
 RECIPIENT = re.compile(r"to=functions\.([a-zA-Z0-9_-]{1,64})")
 ANALYSIS = re.compile(r"<\|channel\|>\s*analysis")
-LONGEST_HEAD = 256  # characters; a longer one is text of a model that does not know the format
+LONGEST_HEAD = 256  # characters; a longer head is text of a model that does not use the format
 
 
 class HarmonyReader(Reader):
