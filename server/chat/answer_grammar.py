@@ -75,7 +75,7 @@ def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:
     try:
         checked(grammar, "tools")
     except ApiError:
-        used = {tool.function.name for tool in use.tools}  # to compare tools themselves takes long
+        used = {tool.function.name for tool in use.tools}  # comparing whole tools would be slow
         for index, tool in enumerate(tools):
             if tool.function.name in used:
                 schema = json_grammar(use.schema(tool))
