@@ -137,7 +137,7 @@ def passages_grammar(
     token or `trigger` in it, makes a passage obligatory, so text must not contain it by chance.
 
     Without `free_text`, an answer consists of passages. Without `at_least_one`, it may instead be
-    empty, or text if any of the last three arguments about text is given.
+    text if one of `text`, `text_begin` and `text_not_begin` is given, and else empty.
 
     Args:
         kinds: the kinds of passages.
