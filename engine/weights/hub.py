@@ -5,7 +5,6 @@
 
 import errno
 import hashlib
-import json
 import re
 import shutil
 import threading
@@ -63,18 +62,6 @@ def locate(source: str, revision: str | None) -> Path:
     Raises `ModelError` when there is none.
     """
     return _find(source, revision, partial(_config_folder, source, revision))
-
-
-def has_weights(folder: Path) -> bool:
-    """Return whether all safetensors files are there that the index, if there is one, names."""
-    index = folder / constants.SAFETENSORS_INDEX_FILE
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: corrupt ({error!r}). Download it again") from error
-    return all((folder / name).is_file() for name in files)
 
 
 def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:

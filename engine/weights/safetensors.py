@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.weights.shards import INDEX_NAME, SINGLE_NAME, read_index
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 _DTYPES = {
@@ -111,8 +110,8 @@ class Checkpoint:
         return flat.view(stored.shape)
 
     def _read_headers(self, opened: ExitStack) -> dict[str, StoredTensor]:
-        placed = self._read_index()
-        names = sorted(set(placed.values())) if placed else [SINGLE_NAME]
+        placed = read_index(self.folder)
+        names = sorted(set(placed.values())) or [SINGLE_NAME]
         tensors: dict[str, StoredTensor] = {}
         for name in names:
             path = self.folder / name
@@ -128,29 +127,6 @@ class Checkpoint:
                 tensors[stored.name] = stored
         self._check_index(placed, tensors)
         return tensors
-
-    def _read_index(self) -> dict[str, str]:
-        """Return each tensor's file name; none where the checkpoint is one file without index."""
-        path = self.folder / INDEX_NAME
-        if not path.exists():
-            if (self.folder / SINGLE_NAME).exists():
-                return {}
-            raise ModelError(
-                f"{self.folder}: neither {SINGLE_NAME} nor {INDEX_NAME} is there. Only safetensors "
-                "checkpoints are read: convert other formats with save_pretrained"
-            )
-        try:
-            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"{path}: not a safetensors index ({error}). Download it again"
-            ) from error
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{path}: weight_map is empty or no object. Download it again")
-        for tensor, file in weight_map.items():
-            if not isinstance(file, str) or os.path.basename(file) != file:
-                raise ModelError(f"{path}: {tensor} is said to be in {file!r}, not a file name")
-        return dict(weight_map)
 
     def _check_index(self, placed: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
         path = self.folder / INDEX_NAME

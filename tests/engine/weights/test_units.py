@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engine.errors import ModelError
-from engine.weights.safetensors import INDEX_NAME, Checkpoint, StoredTensor
+from engine.weights.safetensors import Checkpoint, StoredTensor
+from engine.weights.shards import INDEX_NAME
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import FAMILIES, save_tiny
 
@@ -293,7 +294,7 @@ def only_pickles(folder: Path) -> None:
         (index_without_entry, f"index.json has no entry for {NORM}"),
         (index_with_wrong_file, f"says that {NORM} is in .* does not hold it"),
         (index_outside_the_folder, "'../other.safetensors', not a file name"),
-        (corrupt_index, "index.json: not a safetensors index"),
+        (corrupt_index, "index.json: corrupt"),
         (only_pickles, "Only safetensors"),
     ],
 )
