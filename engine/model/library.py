@@ -20,6 +20,7 @@ from engine.model.attention import ATTENTION, attend
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
 from engine.model.rope import LengthGroupedRotary
+from engine.weights.safetensors import OtherTensor, StoredRows
 
 # The classes of all activation functions that a configuration can name.
 _NAMED: Mapping[str, Any] = ACT2CLS
@@ -49,10 +50,13 @@ def activations(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _ACTIVATIONS)]
 
 
-def place(model: Any, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+def place(
+    model: Any, tensors: Mapping[str, OtherTensor], device: torch.device
+) -> StoredRows | None:
     """Bind all tensors outside of layers and head, by full name, and compute the model's buffers.
 
-    The embedding stays on the host, where its rows are gathered; the rest goes to `device`.
+    The embedding stays on the host, where its rows are gathered; the rest goes to `device`. Return
+    the embedding's rows if they stay in their file: then its weight is bound for each forward.
     """
     embedding = model.get_input_embeddings()
     for module in model.modules():
@@ -63,7 +67,17 @@ def place(model: Any, tensors: Mapping[str, Tensor], device: torch.device) -> No
             model._init_weights(module)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     on_host = names[id(embedding.weight)]
-    bind(model, {n: t if n == on_host else t.to(device) for n, t in tensors.items()})
+    rows = tensors[on_host]
+    whole = {
+        n: t.load() if isinstance(t, StoredRows) else t for n, t in tensors.items() if n != on_host
+    }
+    placed = {name: tensor.to(device) for name, tensor in whole.items()}
+    if not isinstance(rows, StoredRows):
+        bind(model, placed | {on_host: rows})
+        return None
+    bind(model, placed)
+    embedding.padding_idx = None  # of a row of the whole matrix; it matters to training alone
+    return rows
 
 
 def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: int | None) -> None:
