@@ -175,7 +175,7 @@ class PackedUnits(UnitReader):
         try:
             file.read(memory, piece.start)
         except ModelError as error:
-            if self._source is None:
+            if self._source is None or not self._index.is_open:
                 raise
             return str(error)
         if not self._verified[index][number]:

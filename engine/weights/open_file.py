@@ -27,9 +27,13 @@ class OpenFile:
     @property
     def descriptor(self) -> int:
         """The descriptor, for one system call. Raises `ModelError` after `close`."""
-        if not self._finalizer.alive:
+        if not self.is_open:
             raise ModelError(f"{self.path}: read after it was closed")
         return self._descriptor
+
+    @property
+    def is_open(self) -> bool:
+        return self._finalizer.alive
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from engine.messages import Audited, ModelInfo, PassStats
+from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
 
@@ -134,14 +134,26 @@ class _Engines:
         self._mismatches = _counter(
             registry, "audit_mismatches", "Checked tokens that plain decoding did not emit", "model"
         )
+        self._checked = _counter(
+            registry, "recheck_bytes", "Packed weights whose checksums were compared again", "model"
+        )
+        self._damaged = _counter(
+            registry,
+            "damaged_units",
+            "Damage found in packed weights: repaired by packing a unit again, or not",
+            "model",
+            "repaired",
+        )
         self._restarts = _counter(
             registry, "engine_restarts", "Engine processes that died and were replaced", "model"
         )
 
     def loaded(self, model: str) -> None:
         """A model was loaded: its audits and restarts are 0 from now on, rather than unknown."""
-        for series in (self._positions, self._mismatches, self._restarts):
+        for series in (self._positions, self._mismatches, self._restarts, self._checked):
             series.labels(model)
+        for repaired in ("yes", "no"):
+            self._damaged.labels(model, repaired)
 
     def passed(self, model: str, stats: PassStats) -> None:
         """A pass is over."""
@@ -165,6 +177,12 @@ class _Engines:
         """A finished answer was checked."""
         self._positions.labels(model).inc(audited.positions)
         self._mismatches.labels(model).inc(audited.mismatches)
+
+    def checked(self, model: str, checked: WeightsChecked) -> None:
+        """Count what became known of packed weights."""
+        self._checked.labels(model).inc(checked.nbytes)
+        self._damaged.labels(model, "yes").inc(checked.repaired)
+        self._damaged.labels(model, "no").inc(checked.unrepaired)
 
     def restarted(self, model: str) -> None:
         """An engine's process died, and is started again."""
