@@ -35,7 +35,7 @@ def check_free(plan: Plan) -> None:
     It is called before large allocations: a refusal can be read, an out-of-memory kill cannot.
     """
     give_back_freed()  # of planning itself: probes, and what methods read
-    needed = plan.host_bytes - plan.memory.host_runtime - plan.embedding_bytes
+    needed = plan.host_bytes - plan.memory.host_runtime
     if not plan.memory.has_own_memory:
         needed += plan.device_bytes
     free = free_ram()

@@ -62,7 +62,7 @@ class Plan:
     host_kv_bytes: int = 0
     slab_bytes: int = 0  # units that wait in RAM
     staging_bytes: int = 0  # between disk and device
-    embedding_bytes: int  # mapped from the checkpoint
+    embedding_bytes: int  # in the page cache: its rows are read from the checkpoint
     making_bytes: int  # more than the rest that loading takes for a while
     memory: Memory  # what it was made for
 
@@ -78,7 +78,7 @@ class Plan:
 
         If the device has no memory of its own, `device_bytes` come on top.
         """
-        taken = self.slab_bytes + self.staging_bytes + self.host_kv_bytes + self.embedding_bytes
+        taken = self.slab_bytes + self.staging_bytes + self.host_kv_bytes
         return taken + self.making_bytes + self.memory.host_runtime
 
     def __str__(self) -> str:
@@ -160,9 +160,8 @@ class _Planner:
         left -= draft + ring + resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
         most = self.spec.max_sequences or min(DEFAULT_SEQUENCES, max(pages // SEQUENCE_PAGES, 1))
-        # When the draft is made, no row of the embedding was touched yet and, where the device
-        # computes in RAM, no pass ran: what these take later is free to make it.
-        later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
+        # Where the device computes in RAM, what a pass takes is free while the draft is made.
+        later = 0 if memory.has_own_memory else activations
         on_device = Plan(
             tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
             slots=slots,

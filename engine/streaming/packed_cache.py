@@ -2,6 +2,8 @@
 
 An entry is keyed by what its bytes depend on: the source's identity, the precision, the layout
 version. `UNDERSTUDY_CACHE` names the folder; else it is `understudy` in the user's cache folder.
+Entries are readable for their owner alone. Whoever else may write to the folder could put other
+weights into it, checksums and all: it has to be as trusted as the checkpoint.
 """
 
 import hashlib
@@ -79,6 +81,11 @@ def remove(entry: CacheEntry) -> None:
         if not free:
             raise ModelError(f"{entry.path}: in use by a running engine. Stop it first")
         remove_folder(entry.path)
+
+
+def remove_leftovers() -> None:
+    """Delete what packings left behind that were killed."""
+    remove_stale(cache_root())
 
 
 def _key(model: str, identity: str) -> str:
