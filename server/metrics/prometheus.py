@@ -16,7 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from engine.messages import Audited, ModelInfo, PassStats
+from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
 
@@ -134,14 +134,26 @@ class _Engines:
         self._mismatches = _counter(
             registry, "audit_mismatches", "Checked tokens that plain decoding did not emit", "model"
         )
+        self._checked = _counter(
+            registry, "recheck_bytes", "Packed weights whose checksums were compared again", "model"
+        )
+        self._damaged = _counter(
+            registry,
+            "damaged_units",
+            "Damage found in packed weights: repaired by packing a unit again, or not",
+            "model",
+            "repaired",
+        )
         self._restarts = _counter(
             registry, "engine_restarts", "Engine processes that died and were replaced", "model"
         )
 
     def begin(self, model: str) -> None:
-        """Set the audits and restarts of a loaded model to 0, so that they are not missing."""
-        for series in (self._positions, self._mismatches, self._restarts):
+        """Make the rare events of a loaded model appear as 0 instead of missing."""
+        for series in (self._positions, self._mismatches, self._restarts, self._checked):
             series.labels(model)
+        for repaired in ("yes", "no"):
+            self._damaged.labels(model, repaired)
 
     def count_pass(self, model: str, stats: PassStats) -> None:
         """Count a pass that has ended."""
@@ -165,6 +177,12 @@ class _Engines:
         """Count the audit of a finished answer."""
         self._positions.labels(model).inc(audited.positions)
         self._mismatches.labels(model).inc(audited.mismatches)
+
+    def count_weights_check(self, model: str, checked: WeightsChecked) -> None:
+        """Count the bytes of a check of packed weights, and the damage that was found."""
+        self._checked.labels(model).inc(checked.nbytes)
+        self._damaged.labels(model, "yes").inc(checked.repaired)
+        self._damaged.labels(model, "no").inc(checked.unrepaired)
 
     def count_restart(self, model: str) -> None:
         """Count an engine process that died and is replaced."""

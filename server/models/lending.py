@@ -233,7 +233,11 @@ class Models:
             entry.spec,
             max_queue=self._settings.max_queue,
             callbacks=EngineCallbacks(
-                self._progress, statistics.passed, statistics.audited, statistics.restarted
+                self._progress,
+                statistics.passed,
+                statistics.audited,
+                statistics.checked,
+                statistics.restarted,
             ),
         )
         try:

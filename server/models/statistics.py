@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from engine.messages import Audited, ModelInfo, PassStats
+from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
 from server.metrics.prometheus import Metrics
 
 log = logging.getLogger("understudy")
@@ -52,6 +52,14 @@ class EngineStatistics:
             audited.mismatches,
             audited.positions,
         )
+
+    def checked(self, checked: WeightsChecked) -> None:
+        """Count and log what became known of packed weights."""
+        self._metrics.count_weights_check(self._model, checked)
+        if checked.repaired:
+            log.warning("%s: %d damaged units packed again", self._model, checked.repaired)
+        if checked.unrepaired:
+            log.error("%s: damaged units that cannot be packed again", self._model)
 
     def restarted(self) -> None:
         """The engine's process died, and is started again."""

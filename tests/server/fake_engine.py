@@ -147,6 +147,7 @@ class FakeEngine:
     ) -> None:
         self.on_pass = callbacks.on_pass
         self.on_audit = callbacks.on_audit
+        self.on_check = callbacks.on_check
         self.on_restart = callbacks.on_restart
         self.spec = spec
         self.script = script

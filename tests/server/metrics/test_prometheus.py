@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDied, ModelError, PassFailed
-from engine.messages import Audited, PassStats
+from engine.messages import Audited, PassStats, WeightsChecked
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, serving
 from tests.server.fake_engine import FakeEngines
 
@@ -212,6 +212,22 @@ async def test_passes_are_counted_by_kind_source_and_cause(
         for labels, value in values.items():
             assert series(name, model="main", **dict(labels)) == value, (name, labels)
     assert series("waiting", **{"for": "pass"}) == 3
+
+
+async def test_damaged_weights_are_counted_from_0(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await chat(client)
+    series = await scrape(client)
+    assert series("recheck_bytes_total", model="main") == 0
+    for repaired in ("yes", "no"):
+        assert series("damaged_units_total", model="main", repaired=repaired) == 0
+    engines.engine.on_check(WeightsChecked(8192, 2, 0))
+    engines.engine.on_check(WeightsChecked(4096, 0, 1))
+    series = await scrape(client)
+    assert series("recheck_bytes_total", model="main") == 12288
+    assert series("damaged_units_total", model="main", repaired="yes") == 2
+    assert series("damaged_units_total", model="main", repaired="no") == 1
 
 
 async def test_audits_and_restarts_are_counted_from_0(
