@@ -22,6 +22,8 @@ PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # On a busy machine spinning OpenMP threads stall each other.
 QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
 PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Tests that follow each other share servers and models, and stay in one process.
+SPREAD := -n 2 --dist worksteal
 
 # Called where an environment is made, so that one made by another interpreter keeps working.
 define check-python
@@ -46,8 +48,8 @@ test: $(VENV)/.installed-test ## format, lint, types and tests
 	  status=$$?; cat build/types.txt; exit $$status
 	@$(MAKE) --no-print-directory count
 
-test-slow: $(VENV)/.installed-test ## what takes longer or needs curl and chromium: snippets of the documentation, web pages
-	$(PYTEST) $(BIN)/pytest -q -n 2 -m slow $(ARGS)
+test-slow: $(VENV)/.installed-test ## what takes longer or needs curl and chromium: snippets of the documentation, web pages, benchmarks
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m slow $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check $(CHECKED)
@@ -62,7 +64,7 @@ build/types.txt:
 	@$(MAKE) --no-print-directory types > $@ 2>&1
 
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q -n 2 --dist worksteal -m "not gpu and not slow" --ignore tests/clients $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow" --ignore tests/clients $(ARGS)
 
 test-gpu: $(VENV)/.installed-test ## the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
@@ -73,7 +75,7 @@ test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.ins
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
 test-oldest: $(OLDEST_VENV)/.installed ## the engine's tests with the oldest transformers allowed
-	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q -n 2 tests/engine $(ARGS)
+	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q $(SPREAD) tests/engine $(ARGS)
 
 bench: $(VENV)/.installed-bench ## measure and write docs/benchmarks.md (15 minutes)
 	$(BIN)/python -m benchmarks.report $(ARGS)
