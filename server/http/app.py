@@ -1,4 +1,4 @@
-"""The application factory."""
+"""The application factory: middleware, routes and shared state are put together here."""
 
 import contextlib
 import importlib
@@ -36,11 +36,11 @@ def create_app(
     tokenizer_loader: TokenizerLoader = load_tokenizer,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> App:
-    """Return the ASGI application. Models are loaded by the first request that wants them.
+    """Return the ASGI application. The first request that names a model loads it.
 
     Args:
         engine_factory: makes the engine of a model; tests give a fake.
-        keys: without any, every request is allowed, but for those of foreign web pages.
+        keys: without any, every request is allowed, except those of foreign web pages.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
@@ -81,7 +81,7 @@ def find_apis() -> list[Api]:
 
 
 def measured_routes(apis: Sequence[Api]) -> dict[str, str]:
-    """Return the paths at which text is generated, and what /metrics calls each."""
+    """Return the paths that generate text, and the name of each in /metrics."""
     return {
         f"{prefix}{path}": path
         for api in apis

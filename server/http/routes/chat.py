@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""The route POST /v1/chat/completions of the OpenAI API."""
 
 import functools
 from typing import Annotated
@@ -21,6 +21,6 @@ api = Api()
 async def create_chat_completion(
     request: Request, body: Annotated[ChatRequest, Depends(body_of(ChatRequest))]
 ) -> Response:
-    """Continue a conversation."""
+    """Answer the last message of a conversation."""
     fold = functools.partial(fold_chat, logprobs=bool(body.logprobs))
     return await respond(request, body, chat_chunks, fold)

@@ -1,4 +1,4 @@
-"""POST /v1/completions."""
+"""The route POST /v1/completions of the OpenAI API."""
 
 from typing import Annotated
 
@@ -22,9 +22,9 @@ api = Api()
 async def create_completion(
     request: Request, body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))]
 ) -> Response:
-    """Continue texts or token ids."""
+    """Continue one or several texts, given as strings or token ids."""
     most = state_of(request).settings.max_queue
-    if len(body.prompts) > most:  # each is queued by itself: it would never be accepted
+    if len(body.prompts) > most:  # each is queued separately, so that not all could be accepted
         message = f"'prompt' has {len(body.prompts)} prompts; this server takes at most {most}."
         raise ApiError(message, code="invalid_value", param="prompt")
     return await respond(request, body, text_chunks, fold_text)

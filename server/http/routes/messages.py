@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+"""The routes POST /v1/messages and /v1/messages/count_tokens of Anthropic's API."""
 
 from typing import Annotated
 
@@ -27,7 +27,7 @@ api = Api(error=MessageErrorBody, error_body=message_error)
 async def create_message(
     request: Request, body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))]
 ) -> Response:
-    """Continue a conversation."""
+    """Answer the last message of a conversation."""
     chat = await chat_of(body, chat_fields, NAMES)
     return await respond_in(request, chat, MessageWriter(request.state.request_id), NAMES)
 
@@ -36,7 +36,7 @@ async def create_message(
 async def count_tokens(
     request: Request, body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))]
 ) -> Response:
-    """How many tokens a request's prompt has."""
+    """Count the tokens of a request's prompt."""
     chat = await chat_of(body, chat_fields, NAMES)
 
     def work(model: LoadedModel) -> CountedTokens:

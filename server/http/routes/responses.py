@@ -1,4 +1,4 @@
-"""POST /v1/responses, and the count of its tokens."""
+"""The routes POST /v1/responses and /v1/responses/input_tokens of the OpenAI API."""
 
 import functools
 from typing import Annotated
@@ -22,14 +22,14 @@ Body = Annotated[ResponseRequest, Depends(body_of(ResponseRequest))]
 
 @api.post("/responses", ResponseRequest, response_answers.Response, response_answers.ResponseEvent)
 async def create_response(request: Request, body: Body) -> Response:
-    """Continue a conversation that is all in the request: nothing is stored."""
+    """Continue a conversation that the request holds whole. The server stores nothing."""
     chat = await chat_of(body, chat_fields, NAMES)
     return await respond_in(request, chat, ResponseWriter(body), NAMES)
 
 
 @api.post("/responses/input_tokens", ResponseRequest, InputTokens)
 async def count_input_tokens(request: Request, body: Body) -> Response:
-    """How many tokens a request's prompt has."""
+    """Count the tokens of a request's prompt."""
     chat = await chat_of(body, chat_fields, NAMES)
     work = functools.partial(input_tokens, chat)
     return await respond_with_tokenizer(request, chat.model, work, NAMES)

@@ -1,4 +1,4 @@
-"""Waiting, leaving and failing: keep-alive comments, disconnects, errors inside streams."""
+"""Keep-alive comments, clients that disconnect, and errors inside streams."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ async def test_a_stream_that_waits_gets_comments(make_app: MakeApp, engines: Fak
     assert events("\n".join(rest))[-1] == "[DONE]"
 
 
-async def test_the_official_client_waits_through_comments(
+async def test_the_official_client_ignores_comments(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.load_gate = asyncio.Event()
@@ -49,7 +49,7 @@ async def test_the_official_client_waits_through_comments(
 
 
 @pytest.mark.parametrize("error_after", [0, 2])
-async def test_an_error_after_the_stream_began_ends_it_without_done(
+async def test_an_error_in_a_stream_ends_it_without_done(
     make_app: MakeApp, engines: FakeEngines, error_after: int
 ) -> None:
     engines.script.error = EngineDied("the engine is gone", "engine_stalled")
@@ -90,7 +90,7 @@ async def test_the_official_client_raises_for_an_error_event(
                 pass
 
 
-async def test_a_whole_answer_that_breaks_is_an_error(
+async def test_a_whole_answer_that_fails_is_an_error(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.error, engines.script.error_after = EngineDied("gone"), 2
@@ -157,7 +157,7 @@ async def test_a_finished_stream_is_not_counted_as_left(
     assert engines.engine.closed_requests == []
 
 
-async def test_queue_full_is_said_before_the_stream_opens(
+async def test_a_full_queue_is_reported_before_the_stream_opens(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.gate = asyncio.Event()
@@ -175,14 +175,14 @@ async def test_queue_full_is_said_before_the_stream_opens(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_server_that_is_told_to_end_tells_who_still_waits(
+async def test_a_server_that_stops_ends_its_requests_with_an_error(
     make_app: MakeApp, engines: FakeEngines, stream: bool
 ) -> None:
     engines.script.pause = asyncio.Event()
     app = make_app(shutdown_timeout=0)
     config = uvicorn.Config(app, log_config=None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(config, app.shared, tell=lambda _: None)
+        server = Server(config, app.shared, announce=lambda _: None)
         running = asyncio.create_task(server._serve([listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(20):
