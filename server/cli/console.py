@@ -24,10 +24,11 @@ class Console:
         self._last: tuple[str, int] | None = None
 
     def line(self, text: str) -> None:
-        """Print a text on a new line, in place of an open line of progress."""
+        """Print a text of one or more lines, in place of an open line of progress."""
         lead = "\r\x1b[K" if self._is_line_open else ""
         self._is_line_open = False
-        self._write(f"{lead}{text}\n")
+        shown = "\n".join(map(printable, text.split("\n")))
+        self._write(f"{lead}{shown}\n")
 
     def progress(self, step: Progress) -> None:
         """Show a step of a load: in place on a terminal, as a line every ten percent in a file."""
@@ -36,7 +37,8 @@ class Console:
         if key == self._last:
             return
         self._last = key
-        text = f"  {step.what} {percent:3d} %" if step.total else f"  {step.what}"
+        what = printable(step.what)
+        text = f"  {what} {percent:3d} %" if step.total else f"  {what}"
         if not self._is_terminal:
             self.line(text)
             return
@@ -68,6 +70,15 @@ class _LogLines(logging.Handler):
             self.handleError(record)
 
 
+def printable(text: str) -> str:
+    """Return a text in which every character that a terminal might interpret is escaped.
+
+    Names of files and models are untrusted: control characters in them could overwrite the screen,
+    and marks of writing direction could display another name.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def size_text(nbytes: int) -> str:
     """Return a number of bytes as text, such as "7.2 GB"."""
     size = float(nbytes)
@@ -80,9 +91,10 @@ def size_text(nbytes: int) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the text of a table, whose columns are as wide as their widest cell."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    shown = [[printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
+        for row in shown
     ]
     return "\n".join(lines)
