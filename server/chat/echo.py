@@ -1,6 +1,7 @@
 """A completion's prompt as it is shown before the answer. Pure."""
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.text.detokenize import TokenBytes
@@ -11,7 +12,7 @@ class Echo:
     """What is shown of a prompt: its text and, where it is scored, the tokens it was made of."""
 
     text: str = ""
-    ids: tuple[int, ...] = ()
+    ids: Sequence[int] = ()
 
     def offsets(self, spelling: TokenBytes) -> list[int]:
         """Where in the text each token begins, in characters.

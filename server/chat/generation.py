@@ -15,13 +15,13 @@ class Job:
     """What one HTTP request asks of the engine."""
 
     id: str  # the answer's id
-    prompts: Sequence[tuple[int, ...]]
+    prompts: Sequence[Sequence[int]]
     params: SamplingParams
     n: int = 1  # choices shown per prompt
     best_of: int = 0  # choices generated per prompt, when more than n
     key: str = ""
     speculation: Speculation = AUTO
-    prediction: tuple[int, ...] = ()  # tokens that the client expects
+    prediction: Sequence[int] = ()  # tokens that the client expects
 
     @property
     def num_choices(self) -> int:

@@ -16,6 +16,7 @@ from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.structured import StructuredOutputs
+from server.text.stages import Stage, doing
 
 # One way to write each JSON text, the one that models have seen most: there is no white space for
 # a model to lose itself in, and more of the answer is forced.
@@ -84,7 +85,8 @@ def _structured(form: StructuredOutputs | None) -> str:
 
 def checked(grammar: str, param: str) -> str:
     """The same grammar, if it compiles. Raises `ApiError` 400 with the reason."""
-    reason = fault(grammar)
+    with doing(Stage.GRAMMAR):
+        reason = fault(grammar)
     if reason is not None:
         raise _refused(reason, param)
     return grammar
