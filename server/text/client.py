@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("understudy.text")
 
+SLOW_S = 1.0  # after which a call makes room for others
 IDLE_S = 10.0  # after which a worker that is not kept is ended
 RESTART_WAIT_S = 20.0  # how long a call waits for a host that is started again
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0  # between the death of a host and the next
@@ -65,12 +66,44 @@ class _Worker:
 
 
 @dataclass
+class _Seat:
+    """A call that runs."""
+
+    worker: _Worker | None = None
+    is_slow: bool = False
+
+
+@dataclass
 class _Pool:
     """The workers of one lane."""
 
     lane: Lane
     slots: asyncio.Semaphore
     idle: list[_Worker] = field(default_factory=list)
+    num_slow: int = 0
+
+    @contextlib.asynccontextmanager
+    async def seat(self) -> AsyncGenerator[_Seat, None]:
+        """Wait for a slot, and hold it until the block ends or has become slow."""
+        await self.slots.acquire()
+        seat = _Seat()
+        timer = asyncio.get_running_loop().call_later(SLOW_S, self._become_slow, seat)
+        try:
+            yield seat
+        finally:
+            timer.cancel()
+            if seat.is_slow:
+                self.num_slow -= 1
+            else:
+                self.slots.release()
+
+    def _become_slow(self, seat: _Seat) -> None:
+        """Let others go before a call that takes long, while there are not too many of them."""
+        if self.num_slow < self.lane.slow_workers and seat.worker is not None:
+            self.num_slow += 1
+            seat.is_slow = True
+            self.slots.release()
+            seat.worker.host.give_way(seat.worker.number)
 
 
 class TextProcess:
@@ -102,7 +135,7 @@ class TextProcess:
         """Load the tokenizer of a folder. Raises `ModelError` when it cannot be used."""
         self.renew()
         assert self._host is not None, "it was renewed"
-        facts = await self._host.load(folder, chat_template)
+        facts = await self._host.load(folder, chat_template, self._pools[0].lane)
         self._model = (folder, chat_template)
         self._drop_idle()  # they have no tokenizer
         return facts
@@ -140,12 +173,12 @@ class TextProcess:
     async def _run(self, call: Call, raw: bytes) -> Any:
         message = frames.frame(call, raw)
         pool = next(pool for pool in self._pools if len(raw) <= pool.lane.most_bytes)
-        async with pool.slots:
+        async with pool.seat() as seat:
             for _ in range(2):
-                worker = await self._take(pool)
+                worker = seat.worker = await self._take(pool)
                 reply = await self._ask(worker, message)
                 if reply is not None:
-                    return await self._result(pool, worker, reply)
+                    return await self._result(pool, worker, reply, seat.is_slow)
                 ended = await worker.host.ended(worker.number)
                 _close(worker)
                 if self._closed:
@@ -203,18 +236,21 @@ class TextProcess:
             _close(worker)
             raise
 
-    async def _result(self, pool: _Pool, worker: _Worker, reply: frames.Frame) -> Any:
+    async def _result(
+        self, pool: _Pool, worker: _Worker, reply: frames.Frame, is_slow: bool
+    ) -> Any:
         answer: Answer = await frames.unpickled(reply)
-        self._give_back(pool, worker, answer)
+        self._give_back(pool, worker, answer, is_slow)
         if answer.error is not None:
             raise answer.error
         if answer.bug:
             raise RuntimeError(f"A call failed in the text process:\n{answer.bug}")
         return reply.raw or answer.value
 
-    def _give_back(self, pool: _Pool, worker: _Worker, answer: Answer) -> None:
+    def _give_back(self, pool: _Pool, worker: _Worker, answer: Answer, is_slow: bool) -> None:
         is_current = worker.host is self._host
-        if answer.is_last or not is_current or worker.has_tokenizer != (self._model is not None):
+        has_tokenizer = worker.has_tokenizer == (self._model is not None)
+        if answer.is_last or is_slow or not is_current or not has_tokenizer:
             _close(worker)
             return
         pool.idle.append(worker)
@@ -243,7 +279,7 @@ class TextProcess:
         self._drop_idle()
         self._host = Host(self._modules)
         if self._model is not None:
-            self._host.load(*self._model).add_done_callback(_log_failure)
+            self._host.load(*self._model, self._pools[0].lane).add_done_callback(_log_failure)
         self._up.set()
         watching = asyncio.create_task(self._watch(self._host), name="text host's end")
         self._watching.add(watching)

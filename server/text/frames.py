@@ -39,7 +39,8 @@ def send(connection: socket.socket, message: Frame, fds: Sequence[int] = ()) -> 
         socket.send_fds(connection, [head[: _HEAD.size]], fds)
         head = head[_HEAD.size :]
     connection.sendall(head)
-    connection.sendall(message.raw)
+    if message.raw:  # the other end may be content with the rest, and closed
+        connection.sendall(message.raw)
 
 
 def receive(connection: socket.socket) -> tuple[Frame, list[int]] | None:

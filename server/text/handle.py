@@ -13,6 +13,7 @@ from server.text.limits import LOAD, Lane
 from server.text.messages import (
     Ended,
     Fork,
+    GiveWay,
     Kill,
     Load,
     Loaded,
@@ -73,14 +74,18 @@ class Host:
         """Wait until the process has ended."""
         await asyncio.wait([self._reading])
 
-    def load(self, folder: str, chat_template: str | None) -> "asyncio.Future[TextFacts]":
+    def load(
+        self, folder: str, chat_template: str | None, trial: Lane
+    ) -> "asyncio.Future[TextFacts]":
         """Load a tokenizer; workers that are forked from now on have it.
+
+        The chat template must be compiled within the limits of `trial`.
 
         The future raises `ModelError` when it cannot be loaded.
         """
         self._loading = asyncio.get_running_loop().create_future()
         self._folder = folder
-        self._send(Load(folder, chat_template))
+        self._send(Load(folder, chat_template, trial))
         return self._loading
 
     async def fork(
@@ -99,6 +104,10 @@ class Host:
             ours.close()
             self.kill(number)
             raise
+
+    def give_way(self, number: int) -> None:
+        """Let whatever else runs go before a worker."""
+        self._send(GiveWay(number))
 
     def kill(self, number: int) -> None:
         """End a worker whose answer nobody waits for."""
@@ -129,7 +138,9 @@ class Host:
             self._process.kill()
             await asyncio.wait([self._reading])
 
-    def _send(self, message: Load | Fork | Kill | Retire, fds: Sequence[int] = ()) -> None:
+    def _send(
+        self, message: Load | Fork | GiveWay | Kill | Retire, fds: Sequence[int] = ()
+    ) -> None:
         try:
             frames.send(self._control, frames.frame(message), fds)
         except BlockingIOError:  # room for hundreds of messages is full: the host hangs

@@ -19,10 +19,11 @@ from typing import NoReturn
 
 from engine.errors import ModelError
 from server.text import frames, stages, worker
-from server.text.limits import LANES, LOAD, MB, Lane, bound_memory, bound_time, unbound_memory
+from server.text.limits import LOAD, MB, Lane, bound_memory, bound_time, bounded
 from server.text.messages import (
     Ended,
     Fork,
+    GiveWay,
     Kill,
     Load,
     Loaded,
@@ -43,6 +44,7 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "RUST_BACKTRACE": "0",
 }
+LOWEST_PRIORITY = 19
 EXIT_CRASHED = 70  # EX_SOFTWARE: the traceback is on stderr
 LONGEST_REASON = 500  # characters
 
@@ -88,19 +90,25 @@ class _Host:
                 message, fds = received
                 self._obey(message.message, fds)
 
-    def _obey(self, message: Load | Fork | Kill | Retire, fds: Sequence[int]) -> None:
+    def _obey(self, message: Load | Fork | GiveWay | Kill | Retire, fds: Sequence[int]) -> None:
         match message:
-            case Load(folder, chat_template):
-                self._load(folder, chat_template)
+            case Load():
+                self._load(message)
             case Fork(number, lane):
                 with socket.socket(fileno=fds[0]) as connection:
                     self._fork(number, lane, connection)
             case Kill(number):
-                for pid, child in self._children.items():
-                    if child.number == number:
-                        os.kill(pid, signal.SIGKILL)  # not reaped yet, so it is still ours
+                for pid in self._pids(number):
+                    os.kill(pid, signal.SIGKILL)
+            case GiveWay(number):
+                for pid in self._pids(number):
+                    os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
             case Retire():
                 os._exit(0)
+
+    def _pids(self, number: int) -> list[int]:
+        """Return the process of a worker, if it is not reaped yet: then it may be another's."""
+        return [pid for pid, child in self._children.items() if child.number == number]
 
     def _end(self) -> NoReturn:
         for pid in self._children:
@@ -127,13 +135,13 @@ class _Host:
             child.stage.close()
             self._send(Ended(child.number, os.waitstatus_to_exitcode(status), stage))
 
-    def _load(self, folder: str, chat_template: str | None) -> None:
+    def _load(self, order: Load) -> None:
         self._tokenizer = None
-        bound_memory(LOAD.memory)
-        bound_time(LOAD.seconds)
+        folder, chat_template = order.folder, order.chat_template
         try:
-            tokenizer = load_tokenizer(folder, chat_template)
-            facts = TextFacts(tokenizer.bytes, tokenizer.template)
+            with bounded(LOAD):
+                tokenizer = load_tokenizer(folder, chat_template)
+                facts = TextFacts(tokenizer.bytes, tokenizer.template)
         except ModelError as error:
             self._send(NotLoaded(str(error)))
             return
@@ -141,10 +149,7 @@ class _Host:
             size = f"{LOAD.memory // MB} MiB"
             self._send(NotLoaded(f"{folder}: loading its tokenizer takes more memory than {size}"))
             return
-        finally:
-            bound_time(0)
-            unbound_memory()
-        reason = refusal(tokenizer.compile_template, LANES[0])
+        reason = refusal(tokenizer.compile_template, order.trial)
         if reason is not None:
             where = template_file(folder, chat_template)
             message = (
@@ -153,7 +158,10 @@ class _Host:
             )
             self._send(NotLoaded(message))
             return
-        tokenizer.compile_template()  # again in this process: workers share what is compiled
+        with bounded(
+            order.trial
+        ):  # as in the trial: what is folded into the template stays the same
+            tokenizer.compile_template()  # again in this process: workers share what is compiled
         self._tokenizer = tokenizer
         _share_memory()
         self._send(Loaded(facts))

@@ -2,6 +2,8 @@
 
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class Lane:
     Args:
         most_bytes: the largest body.
         workers: how many run at once. Others wait in turn.
+        slow_workers: how many may run beside them that have run for a second.
         kept: idle workers that are not ended.
         seconds: of the processor, for one call.
         memory: bytes that a worker may take beside what it had when it was forked.
@@ -31,6 +34,7 @@ class Lane:
 
     most_bytes: float
     workers: int
+    slow_workers: int
     kept: int
     seconds: float
     memory: int
@@ -40,12 +44,13 @@ class Lane:
 # core): the limits hold for any text that fits a context, and end only what is out of all
 # proportion. A chat's own work takes milliseconds.
 LANES = (
-    Lane(most_bytes=LARGE_BODY, workers=4, kept=1, seconds=10, memory=512 * MB),
-    Lane(most_bytes=2 * MB, workers=2, kept=0, seconds=20, memory=512 * MB),
-    Lane(most_bytes=float("inf"), workers=1, kept=0, seconds=40, memory=1024 * MB),
+    Lane(most_bytes=LARGE_BODY, workers=4, slow_workers=8, kept=1, seconds=10, memory=512 * MB),
+    Lane(most_bytes=2 * MB, workers=2, slow_workers=2, kept=0, seconds=20, memory=512 * MB),
+    Lane(most_bytes=float("inf"), workers=1, slow_workers=0, kept=0, seconds=40, memory=1024 * MB),
 )
 
-LOAD = Lane(most_bytes=0, workers=1, kept=0, seconds=60, memory=2048 * MB)  # of a tokenizer
+# The load of a tokenizer; of those in use, the largest takes 3 s.
+LOAD = Lane(most_bytes=0, workers=1, slow_workers=0, kept=0, seconds=60, memory=2048 * MB)
 
 _WHAT = {
     Stage.READING: ("Reading this request", "request_too_complex", None),
@@ -73,10 +78,17 @@ def bound_memory(nbytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
-def unbound_memory() -> None:
-    """Take back `bound_memory`."""
+@contextmanager
+def bounded(lane: Lane) -> Iterator[None]:
+    """Bound the memory and the time of the block."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    bound_memory(lane.memory)
+    bound_time(lane.seconds)
+    try:
+        yield
+    finally:
+        bound_time(0)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def private_bytes() -> int:

@@ -24,6 +24,7 @@ class Load:
 
     folder: str
     chat_template: str | None  # in place of the folder's
+    trial: Lane  # the limits within which the chat template must be compiled
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Fork:
 
     number: int
     lane: Lane
+
+
+@dataclass(frozen=True)
+class GiveWay:
+    """Front end to host: this worker takes long; whatever else runs goes first."""
+
+    number: int
 
 
 @dataclass(frozen=True)

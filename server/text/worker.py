@@ -1,5 +1,6 @@
 """A worker: forked by the host, it runs one call at a time under limits until its pipe ends."""
 
+import contextlib
 import signal
 import socket
 import traceback
@@ -30,14 +31,15 @@ def serve(connection: socket.socket, lane: Lane, tokenizer: Tokenizer | None) ->
     bound_memory(lane.memory)
     at_first = private_bytes()
     is_last = False
-    while not is_last and (received := frames.receive(connection)) is not None:
-        message, _ = received
-        bound_time(lane.seconds)
-        answer = run(message.message, message.raw, tokenizer, lane)
-        is_last = private_bytes() - at_first > MOST_GROWTH
-        reply = _framed(answer, is_last, lane)
-        bound_time(0)
-        frames.send(connection, reply)
+    with contextlib.suppress(OSError):  # the front end is gone, or waits no more
+        while not is_last and (received := frames.receive(connection)) is not None:
+            message, _ = received
+            bound_time(lane.seconds)
+            answer = run(message.message, message.raw, tokenizer, lane)
+            is_last = private_bytes() - at_first > MOST_GROWTH
+            reply = _framed(answer, is_last, lane)
+            bound_time(0)
+            frames.send(connection, reply)
 
 
 def run(call: Call, raw: bytes, tokenizer: Tokenizer | None, lane: Lane) -> Answer:
