@@ -109,6 +109,7 @@ SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/planning/probe.py", "layer_types", "a copy of transformers' configuration"),
     ("engine/malloc.py", "argtypes", "ctypes has no other way"),
     ("engine/malloc.py", "restype", "ctypes has no other way"),
+    ("server/http/protocol.py", "disconnected", "of uvicorn's request, as its protocol does"),
 )
 
 # Questions that `engine.streaming.device.Device` answers, and who may ask them all the same.

@@ -1,1 +1,1 @@
-"""Draft trees: who proposes tokens, and how many are worth their time."""
+"""Draft trees: the methods that propose tokens, and how many rows are worth their time."""

@@ -1,7 +1,8 @@
-"""Writes the draft trees of all sequences: look-ups first, then a model, as far as it pays.
+"""Drafts trees for all sequences: with look-ups first, then with a model as far as that pays.
 
-One growth a sequence lasts from its first draft to its end. `propose` grows it before a pass,
-`ahead` while the pass waits for weights, `commit` moves its root to what the target chose.
+A sequence has one growth, which lasts from its first draft to its end. `propose` grows it before a
+pass and `commit` moves its root to the token that the target chose last. Drafting ahead is running
+steps of the draft model while a pass waits for its weights: `draft_ahead`.
 """
 
 import time
@@ -12,7 +13,7 @@ from math import inf, log
 
 from engine.drafting.forcing import force, prune
 from engine.drafting.growth import Growth, Node
-from engine.drafting.lookups.bets import Lookup
+from engine.drafting.lookups.lookup import Lookup
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
 from engine.drafting.tree import Bounds, DraftTree
@@ -22,23 +23,23 @@ from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 from engine.streaming.ahead_stream import Aside
 
-LOOKUP_ROWS = 32  # of each look-up beside a model: they cost host time
-LEAST_AHEAD = log(0.002)  # a path less likely than this is not drafted ahead
-LEAST_FORCED = 0.05  # and behind one less likely nobody asks what its grammar forces
+LOOKUP_ROWS = 32  # of each look-up's tree beside a draft model: they take time on the host
+MIN_AHEAD_SCORE = log(0.002)  # a path less probable than this is not drafted ahead
+MIN_FORCED_PROBABILITY = 0.05  # after a leaf less probable, forced tokens are not looked for
 
 
 @dataclass
-class Figures:
-    """What drafting did since the last pass's report."""
+class DraftStats:
+    """Counts of drafting since the last pass's report."""
 
     ahead_seconds: float = 0.0
-    undrafted: int = 0  # sequences that got a bare root because a draft would not pay
+    undrafted: int = 0  # sequences that got a root alone because a draft would not pay
     drafted: Counter[str] = field(default_factory=Counter)  # source -> rows checked
     accepted: Counter[str] = field(default_factory=Counter)  # source -> rows accepted
 
 
 class Drafting:
-    """All drafts of one engine. What it proposes never changes what is emitted."""
+    """All drafts of one engine. They affect the speed, never the emitted tokens."""
 
     def __init__(
         self,
@@ -47,124 +48,151 @@ class Drafting:
         bounds: Bounds,
         policy: TreePolicy,
         *,
-        ahead: bool,
+        can_draft_ahead: bool,
         aside: Aside | None = None,
     ) -> None:
-        """`aside` is where drafting ahead runs; None: in turn with all else."""
+        """Take the drafts of an engine.
+
+        Args:
+            model: the draft model; None if only look-ups draft.
+            bounds: the largest size of a tree.
+            can_draft_ahead: whether the model drafts while a pass waits for weights.
+            aside: where drafting ahead runs. None: on the stream of everything else.
+        """
         self.policy = policy
-        self.figures = Figures()
+        self.stats = DraftStats()
         self.aside = aside or Aside()
         self._model = model
         self._lookups = lookups
         self._bounds = bounds
-        self._ahead = ahead and model is not None
+        self._can_draft_ahead = can_draft_ahead and model is not None
         self._lookup_rows = bounds.budget if model is None else LOOKUP_ROWS
         self._growths: dict[Sequence, Growth] = {}
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Return what a request may ask for by name, beside "auto" and `NO_DRAFT`."""
+        """Return the methods that a request may name, beside "auto" and `NO_DRAFT`."""
         names = [lookup.name for lookup in self._lookups if lookup.name != PREDICTION]
         return (*([self._model.name] if self._model else []), *names)
 
     def propose(
         self, sequences: Seq[Sequence], rooms: Seq[int], fixed_rows: int, max_rows: int
     ) -> list[DraftTree]:
-        """A tree for each decoding sequence, of at most `rooms[i]` rows; row 0 is its last token.
+        """Return a draft tree for each decoding sequence.
 
-        The pass has `fixed_rows` rows beside them, and at most `max_rows` in all.
+        Args:
+            rooms: the most rows of each tree, its root included.
+            fixed_rows: the prompt rows of the pass.
+            max_rows: the most rows of the pass.
         """
-        self.settle()
-        growths = [self._growth(sequence) for sequence in sequences]
+        self.finish_ahead()
+        growths = [self._get_growth(sequence) for sequence in sequences]
         for growth in growths:
             self._look_up(growth)
-            if self._may_force(growth):
+            if self._can_force(growth):
                 force(growth, growth.root)
         elapsed = self._grow(growths, fixed_rows)
         ranked = [
-            self._ranked(growth, min(room, growth.budget))
+            self._rank_nodes(growth, min(room, growth.budget))
             for growth, room in zip(growths, rooms, strict=True)
         ]
-        chances = [[g.probability(n) for n in r] for g, r in zip(growths, ranked, strict=True)]
+        probabilities = [
+            [g.probability(n) for n in r] for g, r in zip(growths, ranked, strict=True)
+        ]
         context = sum(g.root.position for g in growths) / max(len(growths), 1)
-        counts = self.policy.allot(chances, elapsed, fixed_rows, max_rows, context)
-        self.figures.undrafted += sum(
-            count == 1 and room > 1 and self._wants_draft(growth)
+        counts = self.policy.allot_rows(
+            probabilities,
+            elapsed=elapsed,
+            fixed_rows=fixed_rows,
+            max_rows=max_rows,
+            context=context,
+        )
+        self.stats.undrafted += sum(
+            count == 1 and room > 1 and self._is_draftable(growth)
             for count, room, growth in zip(counts, rooms, growths, strict=True)
         )
         return [g.tree(r[:n]) for g, r, n in zip(growths, ranked, counts, strict=True)]
 
-    def ahead(self, seconds: float) -> bool:
-        """Draft below the trees of the pass under way for so long; whether there was time to.
+    def draft_ahead(self, seconds: float) -> bool:
+        """Use up to `seconds` of idle time in a pass to extend its trees.
 
-        A step may be left at a layer border and gone on with at the next call.
+        Return True if a step made progress. A step may stop after a layer and continue at the next
+        call.
         """
         model = self._model
-        if not self._ahead or model is None:
+        if not self._can_draft_ahead or model is None:
             return False
         began = time.perf_counter()
-        if model.under_way is None:
-            model.begin(self._choose_ahead(seconds * model.num_stretches))
-        return self._go_on(model, began, began + seconds)
+        if model.unfinished is None:
+            model.begin_step(self._choose_step_ahead(seconds * model.num_pieces))
+        return self._continue_step(model, began, began + seconds)
 
-    def settle(self) -> None:
-        """The pass waits for no more weights: end the step under way, or give it up."""
+    def finish_ahead(self) -> None:
+        """Finish or drop the unfinished step: the pass waits for no more weights.
+
+        A step is finished if at least half of it was run.
+        """
         self.aside.join()
         model = self._model
-        if model is None or model.under_way is None:
+        if model is None or model.unfinished is None:
             return
         began = time.perf_counter()
-        if 2 * model.under_way.resumable.num_run < model.num_stretches:
-            model.give_up()
+        if 2 * model.unfinished.resumable.num_run < model.num_pieces:
+            model.drop_step()
         else:
-            self._go_on(model, began, inf)
+            self._continue_step(model, began, inf)
 
-    def _go_on(self, model: DraftModel, began: float, until: float) -> bool:
-        """Run the step under way until that time. Return True if it made progress."""
+    def _continue_step(self, model: DraftModel, began: float, until: float) -> bool:
+        """Run the unfinished step until a time of perf_counter. Return True if it progressed."""
         try:
             with self.aside.drafting():
-                return model.go_on(until, self.policy.calibration)
-        except PassCancelled:  # all of its clients left meanwhile; the pass may serve others
-            model.give_up()
+                return model.continue_step(until, self.policy.calibration)
+        except PassCancelled:  # all clients of the step left; the pass may serve others
+            model.drop_step()
             return False
         finally:
-            self.figures.ahead_seconds += time.perf_counter() - began
+            self.stats.ahead_seconds += time.perf_counter() - began
 
-    def _choose_ahead(self, seconds: float) -> Step:
-        """The likeliest nodes below the trees of the pass, as many as one step runs in time."""
-        depth = 2 * self._bounds.depth + 1  # a whole tree below a bonus token below this one
+    def _choose_step_ahead(self, seconds: float) -> Step:
+        """Return the most probable nodes that one step is expected to run within `seconds`."""
+        depth = 2 * self._bounds.depth + 1  # of this tree, a bonus token and a whole tree below it
         offered = []
         for growth in self._growths.values():
-            if self._may_draft(growth):
-                nodes = growth.pop(self._bounds.width, depth, LEAST_AHEAD)
+            if self._can_draft(growth):
+                nodes = growth.pop(self._bounds.width, depth, MIN_AHEAD_SCORE)
                 if nodes:
                     offered.append((growth, nodes))
-        return self.policy.choose_ahead(offered, seconds)
+        return self.policy.choose_step_ahead(offered, seconds)
 
-    def take_figures(self) -> Figures:
-        """Return what drafting did since the last call."""
-        figures, self.figures = self.figures, Figures()
-        return figures
+    def take_stats(self) -> DraftStats:
+        """Return the counts since the last call and reset them."""
+        stats, self.stats = self.stats, DraftStats()
+        return stats
 
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
-        """The target's logits at rows of which the first fed these tokens."""
+        """Give all look-ups the target's logits at rows of a pass; the first rows fed `tokens`."""
         for lookup in self._lookups:
             lookup.observe(tokens, logits)
 
     def commit(self, sequence: Sequence, tree: DraftTree, rows: Seq[int]) -> None:
-        """These rows of the tree were accepted, from the root down; the tokens are emitted."""
-        self.figures.drafted.update(tree.sources[1:])
-        self.figures.accepted.update(tree.sources[row] for row in rows[1:])
+        """Learn from a pass and move the root of the sequence's growth to its last token.
+
+        Args:
+            tree: the verified tree.
+            rows: its accepted rows, from the root down. Their tokens are emitted already.
+        """
+        self.stats.drafted.update(tree.sources[1:])
+        self.stats.accepted.update(tree.sources[row] for row in rows[1:])
         growth = self._growths.get(sequence)
         if growth is None:
             return
         emitted = sequence.tokens[growth.root.position + 1 :]
         path = growth.follow(emitted)
-        self._learn(growth, path, emitted)
-        self._move(growth, path, emitted)
+        self._learn_from(growth, path, emitted)
+        self._move_root(growth, path, emitted)
 
     def release(self, sequence: Sequence) -> None:
-        """The sequence ended or was paused: forget what is kept for it."""
+        """Forget what is kept for a sequence that ended or was paused."""
         self._drop(sequence)
         if self._model is not None:
             self._model.release(sequence)
@@ -172,17 +200,18 @@ class Drafting:
             lookup.release(sequence)
 
     def num_pages(self) -> int:
-        """Pages of the target's cache that drafts hold and `reclaim` would give back."""
+        """Return the pages of the target's KV cache that drafts hold and `reclaim` would free."""
         return 0 if self._model is None else self._model.num_shared_pages
 
     def reclaim(self) -> None:
-        """Pages are short: give back what was drafted ahead."""
+        """Free the pages of all drafts, because sequences need them."""
         for sequence in list(self._growths):
             self._drop(sequence)
 
-    def _growth(self, sequence: Sequence) -> Growth:
+    def _get_growth(self, sequence: Sequence) -> Growth:
+        """Return the sequence's growth, or a new one if there is none or its KV is gone."""
         growth = self._growths.get(sequence)
-        if growth is None or (self._model is not None and not self._model.continues(growth)):
+        if growth is None or (self._model is not None and not self._model.can_continue(growth)):
             self._drop(sequence)
             most = sequence.speculation.max_rows
             budget = self._bounds.budget if most is None else min(self._bounds.budget, most)
@@ -190,14 +219,18 @@ class Drafting:
         return growth
 
     def _drop(self, sequence: Sequence) -> None:
+        """Forget the sequence's growth and free the scratch pages of the draft model for it."""
         model, growth = self._model, self._growths.pop(sequence, None)
         if model is None:
             return
-        if model.under_way is not None and any(own is growth for own, _ in model.under_way.chosen):
-            model.give_up()
-        model.shrink(sequence)
+        if model.unfinished is not None and any(
+            own is growth for own, _ in model.unfinished.chosen
+        ):
+            model.drop_step()
+        model.close_scratch(sequence)
 
     def _look_up(self, growth: Growth) -> None:
+        """Add the trees of all look-ups that the request allows to the growth."""
         sequence = growth.sequence
         wanted = sequence.speculation.method
         for lookup in self._lookups:
@@ -207,85 +240,88 @@ class Drafting:
                 if tree is not None:
                     growth.insert(prune(tree, sequence), self.policy.calibration)
 
-    def _may_force(self, growth: Growth) -> bool:
-        """Whether the tokens that its grammar forces join its tree."""
+    def _can_force(self, growth: Growth) -> bool:
+        """Return True if the tokens that the grammar forces may join the tree."""
         wanted = growth.sequence.speculation.method
         return growth.sequence.constraint is not None and growth.budget > 1 and wanted != NO_DRAFT
 
-    def _ranked(self, growth: Growth, rows: int) -> list[Node]:
-        """The best nodes; behind likely leaves stands what the grammar forces."""
+    def _rank_nodes(self, growth: Growth, rows: int) -> list[Node]:
+        """Return the best nodes, after adding the tokens that a grammar forces to likely leaves."""
         nodes = growth.ranked(rows, self._bounds.depth)
-        if not self._may_force(growth):
+        if not self._can_force(growth):
             return nodes
-        leaves = [n for n in nodes if not n.children and growth.probability(n) >= LEAST_FORCED]
+        leaves = [
+            n for n in nodes if not n.children and growth.probability(n) >= MIN_FORCED_PROBABILITY
+        ]
         longer = [force(growth, leaf) for leaf in leaves]
         return growth.ranked(rows, self._bounds.depth) if any(longer) else nodes
 
-    def _wants_draft(self, growth: Growth) -> bool:
-        """Whether there was anything to draft, and the request did not say no."""
+    def _is_draftable(self, growth: Growth) -> bool:
+        """Return True if a draft was possible and the request does not rule it out."""
         wanted = growth.sequence.speculation.method
         drafts = self._model is not None or bool(self._lookups)
-        return drafts and wanted != NO_DRAFT and growth.last > growth.root.position
+        return drafts and wanted != NO_DRAFT and growth.last_position > growth.root.position
 
-    def _may_draft(self, growth: Growth) -> bool:
-        """Whether the model drafts for it."""
+    def _can_draft(self, growth: Growth) -> bool:
+        """Return True if the draft model may run nodes of this growth."""
         sequence = growth.sequence
         if self._model is None or sequence.is_cancelled or growth.budget == 1:
             return False
         return sequence.speculation.method in (None, self._model.name)
 
     def _grow(self, growths: Seq[Growth], fixed_rows: int) -> float:
-        """Run the draft model step by step; the seconds that took."""
-        drafting = [growth for growth in growths if self._may_draft(growth)]
+        """Run steps of the draft model while they pay, and return the seconds that they took."""
+        drafting = [growth for growth in growths if self._can_draft(growth)]
         began, elapsed = time.perf_counter(), 0.0
         for _ in range(self._bounds.depth if drafting else 0):
             step = self.policy.choose_step(
                 drafting,
-                self._bounds.width,
-                self._bounds.depth,
-                elapsed,
-                fixed_rows,
+                width=self._bounds.width,
+                depth=self._bounds.depth,
+                elapsed=elapsed,
+                fixed_rows=fixed_rows,
                 undrafted=len(growths) - len(drafting),
             )
-            if not step or not self._step(step):
+            if not step or not self._run_step(step):
                 break
             elapsed = time.perf_counter() - began
         return elapsed
 
-    def _step(self, step: Seq[tuple[Growth, list[Node]]]) -> int:
+    def _run_step(self, step: Seq[tuple[Growth, list[Node]]]) -> int:
+        """Run a draft step, time it, and return the number of its rows."""
         assert self._model is not None
         began = time.perf_counter()
         nodes = sum(len(chosen) for _, chosen in step)
         captured = self._model.num_captured
         rows = self._model.step(step, self.policy.calibration)
-        # Neither a prompt's rows nor the making of a graph would tell anything of a step's time.
+        # Steps with prompt rows, or that captured a CUDA graph, take longer than usual steps.
         if rows == nodes and self._model.num_captured == captured:
             self.policy.draft.observe(rows, time.perf_counter() - began)
         return rows
 
-    def _learn(self, growth: Growth, path: Seq[Node], emitted: Seq[int]) -> None:
-        """Compare what was believed of every node reached with what the target took."""
+    def _learn_from(self, growth: Growth, path: Seq[Node], emitted: Seq[int]) -> None:
+        """Calibrate the drafts by which children of each reached node the target took."""
         calibration = self.policy.calibration
         model = self._model.name if self._model is not None else None
         for node, token in zip(path, emitted, strict=False):
             for child in node.children.values():
-                for source, belief in child.beliefs.items():
-                    calibration.observe(source, belief, hit=child.token == token)
-            own = [child for child in node.children.values() if model in child.beliefs]
+                for source, logprob in child.logprobs.items():
+                    calibration.observe(source, logprob, hit=child.token == token)
+            own = [child for child in node.children.values() if model in child.logprobs]
             if model is not None and own:
-                first = max(own, key=lambda child: child.beliefs[model])
-                params, belief = growth.sequence.params, first.beliefs[model]
-                calibration.observe_first(params, belief, hit=first.token == token)
+                first = max(own, key=lambda child: child.logprobs[model])
+                params, logprob = growth.sequence.params, first.logprobs[model]
+                calibration.observe_first(params, logprob, hit=first.token == token)
 
-    def _move(self, growth: Growth, path: Seq[Node], emitted: Seq[int]) -> None:
-        """Root the growth at the bonus token, or forget it if that was not drafted."""
+    def _move_root(self, growth: Growth, path: Seq[Node], emitted: Seq[int]) -> None:
+        """Make the bonus token the root, or drop the growth if that token was not drafted."""
         sequence = growth.sequence
-        lives = len(path) == len(emitted) + 1 and sequence.finish is None
+        is_drafted = len(path) == len(emitted) + 1 and sequence.finish is None
         if self._model is not None:
-            self._model.accept(growth, path[:-1] if lives else path)
-        if not lives:
+            self._model.accept(growth, path[:-1] if is_drafted else path)
+        if not is_drafted:
             self._drop(sequence)
             return
         freed = growth.reroot(path[-1])
         if self._model is not None:
-            self._model.free(sequence, freed)
+            self._model.free_slots(sequence, freed)

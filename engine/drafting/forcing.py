@@ -1,4 +1,4 @@
-"""What a grammar does for draft trees: rows it forbids are cut, tokens it forces cost no draft."""
+"""Grammars and draft trees: cut rows that a grammar forbids, add tokens that it forces."""
 
 from collections.abc import Sequence as Seq
 
@@ -10,11 +10,11 @@ from engine.sampling.grammar.constraint import to_tensor
 from engine.sequences.sequence import Sequence
 
 SOURCE = "grammar"
-SURE = -1e-6  # gain of a forced token: scores fall along a path, so that parents come first
+FORCED_GAIN = -1e-6  # below 0, so that scores fall along a path and parents come first
 
 
 def prune(tree: DraftTree, sequence: Sequence) -> DraftTree:
-    """The rows that a sequence's grammar leaves possible."""
+    """Return the tree without the rows that the sequence's grammar forbids."""
     if sequence.constraint is None:
         return tree
     grammar, kept = sequence.constraint.grammar, {0}
@@ -27,22 +27,26 @@ def prune(tree: DraftTree, sequence: Sequence) -> DraftTree:
 
 
 def force(growth: Growth, node: Node) -> bool:
-    """Add what alone may follow a node, as sure as the node itself; whether there is anything."""
+    """Add the tokens that the grammar forces after a node. Return True if there are any.
+
+    They form a chain with nearly the score of the node, because no other tokens can follow it.
+    """
     constraint = growth.sequence.constraint
     if constraint is None:
         return False
     with constraint.grammar.trial(growth.path(node)) as matches:
         tokens = constraint.grammar.forced() if matches else []
-    for token in tokens[: growth.last - node.position]:
-        node = growth.add(node, token, SURE, SURE, SOURCE)
+    for token in tokens[: growth.last_position - node.position]:
+        node = growth.add(node, token, FORCED_GAIN, FORCED_GAIN, SOURCE)
     return bool(tokens)
 
 
-def to_guess(growth: Growth, nodes: Seq[Node]) -> tuple[list[int], Tensor | None]:
-    """Which of these nodes a draft has to guess behind, and what it may guess there [n, V].
+def select_undetermined(growth: Growth, nodes: Seq[Node]) -> tuple[list[int], Tensor | None]:
+    """Return the indices of the nodes whose next token a draft has to guess, and a mask for them.
 
-    None without a grammar: it guesses behind all of them. Where one text alone may follow, that is
-    added; where nothing may, there is nothing to guess.
+    The mask [n, V] has the tokens that the grammar allows after each of these n nodes. Without a
+    grammar all nodes are returned, and no mask. A node after which the grammar forces tokens is
+    left out and gets them as descendants; a node that nothing may follow is left out as well.
     """
     sequence = growth.sequence
     if sequence.constraint is None:

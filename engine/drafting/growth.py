@@ -1,11 +1,11 @@
-"""A draft tree while it grows, and from one pass to the next.
+"""A growth: the draft tree of one sequence while it grows, within a pass and across passes.
 
-SpecExec (arXiv 2406.02532, section 4, algorithm 2): the tree of the most probable continuations
-is a shortest-path search, where an edge weighs minus the log of the draft's probability. Each step
-runs the best nodes that were not run yet through the draft and adds their best children; since
-scores only fall along a path, the best nodes at the end are a tree.
+SpecExec (arXiv 2406.02532, section 4, algorithm 2): finding the tree of the most probable
+continuations is a shortest-path search in which an edge weighs minus the log of the draft's
+probability. Each step runs the best nodes that were not run yet through the draft and adds their
+best children. Scores only fall along a path, so the best nodes at the end form a tree.
 
-A growth outlives its pass. What the target accepted moves the root down; the branch below it,
+A growth outlives its pass. The accepted tokens move its root down; the branch below the new root,
 drafted while the weights travelled, is the start of the next tree.
 """
 
@@ -26,25 +26,25 @@ from engine.sequences.sequence import Sequence
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A drafted token."""
+    """A drafted token in a growth, or its root."""
 
     token: int
     position: int  # in the sequence
     parent: "Node | None"
-    source: str  # which draft proposed it first; the request's prediction goes before all
+    source: str  # the draft that proposed it first, or the request's prediction where that did too
     score: float  # log-probability of the path down to it, calibrated
-    # Which drafts proposed it -> their log-probability of it behind its parent.
-    beliefs: dict[str, float] = field(default_factory=dict)
+    # Each draft that proposed it -> the log-probability that this draft gave it after its parent.
+    logprobs: dict[str, float] = field(default_factory=dict)
     children: dict[int, "Node"] = field(default_factory=dict)  # by token
     slot: int | None = None  # of its KV in the draft's scratch, once the draft ran it
-    seen: int = 0  # a bit for each of `Growth.ran` that is on its path, itself included
+    path_bits: int = 0  # bit i is set if `Growth.ran[i]` is on its path, itself included
 
 
 class Growth:
-    """One sequence's tree. Nodes that the draft could still run are its frontier.
+    """The growing tree of one sequence. Its frontier are the nodes that the draft could still run.
 
-    `budget` bounds the rows of a finished tree, so what scores worse than its last is not worth
-    running.
+    `budget` bounds the rows of a finished tree. A node whose score is below that of the last such
+    row is not worth running.
     """
 
     def __init__(self, sequence: Sequence, budget: int) -> None:
@@ -52,44 +52,45 @@ class Growth:
         self.budget = budget
         position = len(sequence.tokens) - 1
         self.root = Node(sequence.tokens[-1], position, None, "", 0.0)
-        self.last = position + sequence.max_draft_depth  # position behind which nothing is emitted
-        self.ran: list[Node] = []
+        self.last_position = position + sequence.max_draft_depth  # deepest row that can be emitted
+        self.ran: list[Node] = []  # the nodes that the draft has run, in order
         self._num_nodes = 0
         self._frontier: list[tuple[float, int, Node]] = []  # (minus score, age, node)
-        self._best: list[float] = []  # scores of the best nodes below the root, worst first
-        self._mass = 0.0
-        self._offer(self.root)
+        self._best: list[float] = []  # heap: scores of the best `budget - 1` nodes below the root
+        self._mass = 0.0  # the sum of their probabilities
+        self._push(self.root)
 
     def __len__(self) -> int:
-        """Rows of the tree as it stands, at most `budget`."""
+        """Return the rows that a tree would have now, at most `budget`."""
         return 1 + len(self._best)
 
     @property
     def num_levels(self) -> int:
-        """Levels that the draft has run, the root's among them: its steps, seen from the root."""
+        """Return the number of levels that the draft has run, the root's included."""
         deepest = max((node.position for node in self.ran), default=self.root.position - 1)
         return deepest - self.root.position + 1
 
     @property
     def expected(self) -> float:
-        """Tokens a pass is expected to emit with the best `budget` rows as the tree."""
+        """Return the tokens that a pass is expected to emit with the best `budget` rows."""
         return 1.0 + self._mass
 
     def probability(self, node: Node) -> float:
-        """That the target's own path leads through this node."""
+        """Return the probability that the target's own continuation contains this node."""
         return exp(node.score - self.root.score)
 
     def pop(self, count: int, depth: int, floor: float = -inf) -> list[Node]:
-        """The best nodes of the frontier, at most `count`, above level `depth`; parents first.
+        """Take at most `count` nodes above level `depth` from the frontier, the best first.
 
-        None scores below `floor` (relative to the root). They are off the frontier until put back.
+        Parents come before their children. No node scores below `floor`, which is relative to the
+        root. A taken node is off the frontier until it is put back.
         """
         chosen: list[Node] = []
         too_deep: list[Node] = []
         while self._frontier and len(chosen) < count:
             cost, _, node = heapq.heappop(self._frontier)
             if node.slot is not None or -cost != node.score:
-                continue  # run since, or offered again with a better score
+                continue  # it was run since, or is there again with a better score
             if node.score - self.root.score < floor:
                 too_deep.append(node)
                 break
@@ -99,75 +100,86 @@ class Growth:
         return chosen
 
     def put_back(self, nodes: Seq[Node]) -> None:
-        """These nodes were not run after all."""
+        """Return nodes to the frontier that were taken from it and not run."""
         for node in nodes:
-            self._offer(node)
+            self._push(node)
 
     @property
     def floor(self) -> float:
-        """The score below which a node's children could not enter the tree."""
+        """Return the score, relative to the root, below which no node can enter the tree."""
         if len(self._best) < self.budget - 1:
             return -inf
-        return self._best[0] if self._best else inf  # a budget of one is the root's
+        return self._best[0] if self._best else inf  # a budget of one row leaves the root alone
 
-    def run(self, node: Node, slot: int) -> None:
-        """The draft ran this node; its KV is in this slot."""
+    def mark_run(self, node: Node, slot: int) -> None:
+        """Record that the draft runs this node and stores its KV in this scratch slot."""
         node.slot = slot
-        self._see(node)
+        self._append_run(node)
 
-    def take_back(self, nodes: Seq[Node]) -> list[int]:
-        """The nodes run last were not run after all; their scratch slots."""
+    def undo_run(self, nodes: Seq[Node]) -> list[int]:
+        """Record that the nodes run last were not run after all, and return their scratch slots."""
         slots = [node.slot for node in nodes if node.slot is not None]
         assert len(slots) == len(nodes) and self.ran[-len(nodes) :] == list(nodes)
         del self.ran[-len(nodes) :]
         for node in nodes:
-            node.slot, node.seen = None, 0
-            self._offer(node)
+            node.slot, node.path_bits = None, 0
+            self._push(node)
         return slots
 
     def visible(self, nodes: Seq[Node]) -> tuple[list[Node], Tensor | None]:
-        """The nodes run before these and on their paths, and who sees whom.
+        """Return the earlier nodes on the paths of `nodes`, and the attention mask.
 
-        `nodes` are those run last. The mask is [nodes, earlier + nodes]; None for a lone root,
-        which sees all before it.
+        `nodes` are those run last. The mask is [nodes, earlier + nodes], bool. It is None for a
+        root alone, which attends to all tokens before it.
         """
         if len(nodes) == 1 and nodes[0] is self.root:
             return [], None
         width = len(self.ran) // 8 + 1
-        packed = b"".join(node.seen.to_bytes(width, "little") for node in nodes)
+        packed = b"".join(node.path_bits.to_bytes(width, "little") for node in nodes)
         bits = np.frombuffer(packed, np.uint8).reshape(len(nodes), width)
-        sees = np.unpackbits(bits, axis=1, bitorder="little").view(np.bool_)
-        columns = np.flatnonzero(sees.any(axis=0))
+        mask = np.unpackbits(bits, axis=1, bitorder="little").view(np.bool_)
+        columns = np.flatnonzero(mask.any(axis=0))
         earlier = [self.ran[column] for column in columns[: -len(nodes)]]
-        return earlier, torch.from_numpy(sees[:, columns])
+        return earlier, torch.from_numpy(mask[:, columns])
 
-    def add(self, parent: Node, token: int, belief: float, gain: float, source: str) -> Node:
-        """A child of a node; one that is there already keeps the better of its scores."""
+    def add(self, parent: Node, token: int, logprob: float, gain: float, source: str) -> Node:
+        """Add a child to a node and return it. A child that exists keeps the better score.
+
+        Args:
+            logprob: the log-probability that the draft gave the token after its parent.
+            gain: the same, calibrated: the child's score is the parent's plus this.
+            source: the draft that proposes the token.
+        """
         child = parent.children.get(token)
         score = parent.score + gain
         if child is None:
             child = Node(token, parent.position + 1, parent, source, score)
             parent.children[token] = child
-            self._count(child)
-            self._offer(child)
+            self._add_to_best(child)
+            self._push(child)
         elif score > child.score:
-            self._raise(child, score - child.score)
-        child.beliefs[source] = belief
+            self._raise_scores(child, score - child.score)
+        child.logprobs[source] = logprob
         if source == PREDICTION:
-            child.source = source  # clients are told what came of theirs, whoever else had it too
+            child.source = source  # usage counts its accepted tokens, also if others proposed them
         return child
 
     def insert(self, tree: DraftTree, calibration: Calibration) -> None:
-        """The paths of another draft's tree, which stands on the same root."""
+        """Add all paths of another draft's tree with the same root."""
         nodes = [self.root]
         for row in range(1, len(tree)):
             parent, source = tree.parents[row], tree.sources[row]
-            belief = min(tree.scores[row] - tree.scores[parent], 0.0)
-            gain = calibration.gain(source, belief)
-            nodes.append(self.add(nodes[parent], tree.tokens[row], belief, gain, source))
+            logprob = min(tree.scores[row] - tree.scores[parent], 0.0)
+            gain = calibration.calibrate(source, logprob)
+            nodes.append(self.add(nodes[parent], tree.tokens[row], logprob, gain, source))
 
     def ranked(self, rows: int, depth: int) -> list[Node]:
-        """The best nodes, the root first, at most so many rows and levels; scores fall."""
+        """Return the best nodes by falling score, the root first.
+
+        Args:
+            rows: the most nodes to return; the root is returned in any case.
+            depth: the most levels below the root.
+        """
         order: list[Node] = []
         heap = [(0.0, 0, self.root)]
         pushed = 1
@@ -181,7 +193,7 @@ class Growth:
         return order
 
     def tree(self, nodes: Seq[Node]) -> DraftTree:
-        """A tree of these nodes, each behind its parent, the root first."""
+        """Return the tree of these nodes: the root first, and each after its parent."""
         row_of = {id(node): row for row, node in enumerate(nodes)}
         return DraftTree(
             tokens=tuple(node.token for node in nodes),
@@ -192,7 +204,7 @@ class Growth:
         )
 
     def path(self, node: Node) -> list[int]:
-        """Drafted tokens from below the root down to this node."""
+        """Return the drafted tokens from below the root down to this node."""
         tokens = []
         while node is not self.root:
             assert node.parent is not None, "a node outside of its tree"
@@ -201,7 +213,7 @@ class Growth:
         return tokens[::-1]
 
     def follow(self, tokens: Seq[int]) -> list[Node]:
-        """The nodes of what was emitted, the root first, as far as it was drafted."""
+        """Return the root and the nodes of the emitted tokens below it, as far as they exist."""
         nodes = [self.root]
         for token in tokens:
             child = nodes[-1].children.get(token)
@@ -211,7 +223,7 @@ class Growth:
         return nodes
 
     def reroot(self, root: Node) -> list[int]:
-        """Go on below this node; gives the scratch slots that nobody needs any more."""
+        """Make a node the root, drop all nodes not below it, and return their scratch slots."""
         self.root = root
         root.parent = None
         self._frontier.clear()
@@ -221,20 +233,20 @@ class Growth:
         for node in self._walk(root):
             below.add(id(node))
             if node is not root:
-                self._count(node)
+                self._add_to_best(node)
             if node.slot is None:
-                self._offer(node)
+                self._push(node)
         freed = [n.slot for n in self.ran if id(n) not in below and n.slot is not None]
         kept = [n for n in self.ran if id(n) in below]
         self.ran = []
         for node in kept:
-            self._see(node)
+            self._append_run(node)
         return freed
 
-    def _see(self, node: Node) -> None:
-        """Number a node among those that were run; its parent has its number."""
-        above = node.parent.seen if node.parent is not None else 0
-        node.seen = above | 1 << len(self.ran)
+    def _append_run(self, node: Node) -> None:
+        """Add a node to `ran` and set its path bits. A parent must have been added before."""
+        above = node.parent.path_bits if node.parent is not None else 0
+        node.path_bits = above | 1 << len(self.ran)
         self.ran.append(node)
 
     def _walk(self, root: Node) -> Iterator[Node]:
@@ -244,15 +256,15 @@ class Growth:
             yield node
             waiting += node.children.values()
 
-    def _offer(self, node: Node) -> None:
-        """To the frontier, if what follows the node could be emitted."""
+    def _push(self, node: Node) -> None:
+        """Add a node to the frontier, if a token after it could be emitted."""
         ends = node is not self.root and self.sequence.is_terminal(node.token)
-        if node.position < self.last and not ends:
+        if node.position < self.last_position and not ends:
             self._num_nodes += 1
             heapq.heappush(self._frontier, (-node.score, self._num_nodes, node))
 
-    def _count(self, node: Node) -> None:
-        """Take a node below the root into the best ones."""
+    def _add_to_best(self, node: Node) -> None:
+        """Count a node below the root among the best ones, if it is one."""
         score = node.score - self.root.score
         if len(self._best) < self.budget - 1:
             heapq.heappush(self._best, score)
@@ -260,20 +272,20 @@ class Growth:
         elif self._best:
             self._mass += exp(score) - exp(heapq.heappushpop(self._best, score))
 
-    def _discount(self, node: Node) -> None:
-        """Take a node out of the best ones, if it is there."""
+    def _remove_from_best(self, node: Node) -> None:
+        """Remove a node from the best ones, if it is among them."""
         score = node.score - self.root.score
         if self._best and score >= self._best[0]:
             self._best.remove(score)
             heapq.heapify(self._best)
             self._mass -= exp(score)
 
-    def _raise(self, node: Node, by: float) -> None:
-        """A better score for a node and all that is below it."""
+    def _raise_scores(self, node: Node, by: float) -> None:
+        """Raise the scores of a node and of all nodes below it."""
         for other in self._walk(node):
-            self._discount(other)
+            self._remove_from_best(other)
             score = other.score
             other.score += by
-            self._count(other)
-            if other.slot is None and other.score > score:  # rounding may leave it as offered
-                self._offer(other)
+            self._add_to_best(other)
+            if other.slot is None and other.score > score:  # rounding may leave the score as it was
+                self._push(other)

@@ -1,10 +1,11 @@
-"""How much to draft: a step or a row pays while it raises tokens over time.
+"""How much to draft: a draft step or a row pays while it raises the tokens per second.
 
-A cycle drafts, then walks a pass; it emits E tokens in T seconds. Cycles follow each other, some
-over text that is easy to foresee: all tokens over all seconds are most where each cycle makes the
-most of E - r T, r being the tokens a second of the cycles of late (Dinkelbach 1967, "On nonlinear
-fractional programming"; renewal reward). One more thing to do, of dE expected tokens and dT
-seconds, is worth it where dE > r dT. Until r is known a cycle makes the most of its own E / T.
+A cycle is drafting and the pass after it; it emits E tokens in T seconds. Some cycles are over text
+that is easy to predict, others are not. The tokens of all cycles over their seconds are highest
+where each cycle maximizes E - r T, where r is the rate of recent cycles in tokens a second
+(Dinkelbach 1967, "On nonlinear fractional programming"; renewal reward). A further step or row of
+dE expected tokens and dT seconds is worth it where dE > r dT. Until r is known, a cycle maximizes
+its own E / T.
 """
 
 from collections import Counter, defaultdict
@@ -16,16 +17,16 @@ from engine.drafting.calibration import Calibration
 from engine.drafting.growth import Growth, Node
 from engine.timing import PassTimes, StepTimes
 
-FADING = 0.9  # of what earlier cycles count, with each later one
-LEARNED = 4  # cycles after which their rate is believed
-EXPLORE = 32  # cycles without a draft, before one is drafted to see whether it pays by now
+DECAY = 0.9  # factor on the weight of earlier cycles with each later one
+MIN_CYCLES = 4  # cycles after which their rate is used
+EXPLORE_EVERY = 32  # cycles without a draft step until one is run to learn whether it pays by now
 
 Step = list[tuple[Growth, list[Node]]]
 
 
 @dataclass
 class _Rate:
-    """Tokens a second of the cycles of late: of both, sums in which old cycles fade."""
+    """The tokens and the seconds of recent cycles, both as sums in which old cycles fade."""
 
     tokens: float = 0.0
     seconds: float = 0.0
@@ -33,21 +34,30 @@ class _Rate:
 
 
 class TreePolicy:
-    """Decides for all sequences of a cycle together; knows times, not tokens."""
+    """Decides how many nodes the draft model runs and how many rows a pass verifies.
 
-    def __init__(self, calibration: Calibration, passes: PassTimes, *, tuned: bool) -> None:
+    It decides for all sequences of a cycle together, by measured times and expected tokens.
+    """
+
+    def __init__(self, calibration: Calibration, passes: PassTimes, *, is_tuned: bool) -> None:
         self.calibration = calibration
         self.passes = passes
         self.draft = StepTimes()
-        self.tuned = tuned
-        self._rates: defaultdict[int, _Rate] = defaultdict(_Rate)  # by the sequences of a cycle
+        self.is_tuned = is_tuned
+        self._rates: defaultdict[int, _Rate] = defaultdict(_Rate)  # by a cycle's sequences
         self._cycles_undrafted = 0
 
-    def observe(self, num_trees: int, tokens: int, seconds: float) -> None:
-        """A cycle of so many sequences, none in its prompt, emitted so many tokens."""
+    def observe_cycle(self, num_trees: int, tokens: int, seconds: float) -> None:
+        """Record a finished cycle without prompt rows, to learn the rate of recent cycles.
+
+        Args:
+            num_trees: the number of sequences, which all were decoding.
+            tokens: the tokens emitted by all of them.
+            seconds: the time of drafting and the pass.
+        """
         rate = self._rates[num_trees]
-        rate.tokens = FADING * rate.tokens + tokens
-        rate.seconds = FADING * rate.seconds + seconds
+        rate.tokens = DECAY * rate.tokens + tokens
+        rate.seconds = DECAY * rate.seconds + seconds
         rate.cycles += 1
 
     def choose_step(
@@ -59,65 +69,78 @@ class TreePolicy:
         fixed_rows: int,
         undrafted: int = 0,
     ) -> Step:
-        """The nodes that the next draft step runs; none where it would not pay.
+        """Return the nodes that the next draft step should run; none where a step would not pay.
 
-        `elapsed` are the seconds drafted in this cycle, `fixed_rows` the rows of prompts,
-        `undrafted` the sequences beside these for which no step is run.
+        Args:
+            width: the most nodes of one growth.
+            depth: the level from which on no node is run.
+            elapsed: the seconds spent on drafting in this cycle so far.
+            fixed_rows: the prompt rows of the pass.
+            undrafted: sequences of the pass for which the draft model runs no step.
         """
-        offered: Step = []
+        candidates: Step = []
         for growth in growths:
-            if not self.tuned and growth.num_levels >= depth:
-                continue  # its steps were made ahead
+            if not self.is_tuned and growth.num_levels >= depth:
+                continue  # its steps were run ahead, during the last pass
             nodes = growth.pop(width, depth, growth.floor)
             if nodes:
-                offered.append((growth, nodes))
+                candidates.append((growth, nodes))
         num_trees = len(growths) + undrafted
         expected = sum(growth.expected for growth in growths) + undrafted
         rows = sum(min(len(growth), growth.budget) for growth in growths)
         rows += fixed_rows + undrafted
         context = sum(g.root.position for g in growths) / max(len(growths), 1)
-        known = self.passes.expect(rows) is not None and self.draft.expect(1) is not None
-        if not self.tuned or not offered or not known:
-            return offered
-        masses = [0.0, *accumulate(_chances(offered))]
+        is_timed = self.passes.expect(rows) is not None and self.draft.expect(1) is not None
+        if not self.is_tuned or not candidates or not is_timed:
+            return candidates
+        masses = [0.0, *accumulate(_probabilities(candidates))]
 
-        def merit(count: int) -> float:
+        def value_of(count: int) -> float:
             step = self.draft.expect(count) if count else 0.0
             assert step is not None, "one step was timed"
-            tokens = expected + self.calibration.mass * masses[count]
-            return self._merit(tokens, rows, elapsed + step, context, num_trees)
+            return self._cycle_value(
+                expected=expected + self.calibration.mass * masses[count],
+                rows=rows,
+                elapsed=elapsed + step,
+                context=context,
+                num_trees=num_trees,
+            )
 
-        best = max(range(len(masses)), key=merit)
+        best = max(range(len(masses)), key=value_of)
         if best:
             self._cycles_undrafted = 0
         elif elapsed == 0:
             self._cycles_undrafted += 1
-            if self._cycles_undrafted % EXPLORE == 0:
-                return offered
-        return _best(offered, best)
+            if self._cycles_undrafted % EXPLORE_EVERY == 0:
+                return candidates
+        return _select_best(candidates, best)
 
-    def _merit(
+    def _cycle_value(
         self, expected: float, rows: int, elapsed: float, context: float, num_trees: int
     ) -> float:
-        """Return the worth of a cycle, to compare it with other forms of the same cycle.
+        """Return what a cycle is worth. The value ranks alternatives of one cycle only.
 
-        It drafts for `elapsed` seconds, then a pass of `rows` emits `expected` tokens.
+        The cycle drafts for `elapsed` seconds, then a pass of `rows` rows emits `expected` tokens.
         """
         seconds = self.passes.expect_cycle(rows, elapsed, context)
         assert seconds is not None, "a pass was timed"
         rate = self._rates[num_trees]
-        if rate.cycles < LEARNED:
+        if rate.cycles < MIN_CYCLES:
             return expected / seconds
         return expected - rate.tokens / rate.seconds * seconds
 
-    def choose_ahead(self, offered: Step, seconds: float) -> Step:
-        """The offered nodes that one step runs in so many seconds; none where it may not fit."""
-        count = sum(len(nodes) for _, nodes in offered)
+    def choose_step_ahead(self, candidates: Step, seconds: float) -> Step:
+        """Return the most probable candidates that one step is expected to run within `seconds`.
+
+        Their number is halved until the step fits; the others are put back. None are returned
+        where nothing fits or no step was timed yet.
+        """
+        count = sum(len(nodes) for _, nodes in candidates)
         while count and (self.draft.expect(count) or seconds) >= seconds:
             count //= 2
-        return _best(offered, count)
+        return _select_best(candidates, count)
 
-    def allot(
+    def allot_rows(
         self,
         ranked: Seq[Seq[float]],
         elapsed: float,
@@ -125,43 +148,53 @@ class TreePolicy:
         max_rows: int,
         context: float = 0.0,
     ) -> list[int]:
-        """How many rows of each tree ride the pass, its root among them.
+        """Return how many rows of each tree the pass should verify, its root included.
 
-        `ranked[i]` are the probabilities of tree i's rows, falling, the root's 1 first. All trees
-        compete for the rows: those go where most tokens are expected. `context` is how many tokens
-        one sees, on average.
+        All trees compete for the rows, which go where most tokens are expected.
+
+        Args:
+            ranked: for each tree the falling probabilities of its rows; the root's, 1, is first.
+            elapsed: the seconds spent on drafting in this cycle.
+            fixed_rows: the prompt rows of the pass.
+            max_rows: the most rows of the pass.
+            context: the tokens that a row attends to, on average.
         """
         fixed = fixed_rows + len(ranked)
-        below = sorted((-chance, i) for i, chances in enumerate(ranked) for chance in chances[1:])
+        below = sorted((-probability, i) for i, own in enumerate(ranked) for probability in own[1:])
         below = below[: max(max_rows - fixed, 0)]
         count = len(below)
-        if self.tuned and self.passes.expect(fixed) is not None:
+        if self.is_tuned and self.passes.expect(fixed) is not None:
             masses = [0.0, *accumulate(-cost for cost, _ in below)]
-            free = self.passes.padded(fixed) - fixed  # rows that fill up a tile are free
+            free = self.passes.padded(fixed) - fixed  # rows that fill up a tile take no more time
 
-            def merit(count: int) -> float:
-                expected = len(ranked) + masses[count]
-                return self._merit(expected, fixed + count, elapsed, context, len(ranked))
+            def value_of(count: int) -> float:
+                return self._cycle_value(
+                    expected=len(ranked) + masses[count],
+                    rows=fixed + count,
+                    elapsed=elapsed,
+                    context=context,
+                    num_trees=len(ranked),
+                )
 
             full_tiles = range(free, len(below), self.passes.granularity)
-            count = max([*full_tiles, len(below)], key=merit)
+            count = max([*full_tiles, len(below)], key=value_of)
         counts = Counter(i for _, i in below[:count])
         return [1 + counts[i] for i in range(len(ranked))]
 
 
-def _chances(offered: Step) -> list[float]:
-    """Return the probabilities of the offered nodes, the largest first."""
-    return sorted((g.probability(n) for g, nodes in offered for n in nodes), reverse=True)
+def _probabilities(candidates: Step) -> list[float]:
+    """Return the probabilities of all candidates, the largest first."""
+    return sorted((g.probability(n) for g, nodes in candidates for n in nodes), reverse=True)
 
 
-def _best(offered: Step, count: int) -> Step:
-    """The `count` most probable of the offered nodes; the others go back."""
-    chances = _chances(offered)
-    if count == len(chances):
-        return offered
-    least = chances[count - 1] if count else 2.0
+def _select_best(candidates: Step, count: int) -> Step:
+    """Return the `count` most probable candidates, and put the others back."""
+    probabilities = _probabilities(candidates)
+    if count == len(probabilities):
+        return candidates
+    least = probabilities[count - 1] if count else 2.0
     chosen: Step = []
-    for growth, nodes in offered:
+    for growth, nodes in candidates:
         own = [node for node in nodes if growth.probability(node) >= least]
         growth.put_back(nodes[len(own) :])
         if own:

@@ -1,7 +1,7 @@
-"""The draft tree: guesses of one sequence that a single pass of the target checks together.
+"""The draft tree: proposed continuations of one sequence that one pass of the target verifies.
 
-SpecInfer (arXiv 2305.09781, section 3): guesses that share a prefix share its rows, and a mask
-lets every row see its own ancestors only.
+SpecInfer (arXiv 2305.09781, section 3): continuations that share a prefix share its rows, and a
+mask lets each row attend to its own ancestors only.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ if TYPE_CHECKING:  # a method's file imports this module, and the front end read
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far a tree may grow."""
+    """The largest size of a draft tree."""
 
-    depth: int  # levels below the root, and steps of the draft
-    width: int  # rows of one draft step
+    depth: int  # levels below the root, and so steps of the draft model
+    width: int  # rows of one step of the draft model
     branch: int  # children of one row
-    budget: int  # rows of the finished tree, the root among them
+    budget: int  # rows of the finished tree, the root included
 
     @property
     def draft_rows(self) -> int:
-        """Rows the draft may run for one tree."""
+        """Return the most rows that the draft model runs for one tree."""
         return 1 + (self.depth - 1) * self.width
 
 
 @dataclass(frozen=True)
 class DraftTree:
-    """Drafted tokens of one sequence, one row each.
+    """A tree of drafted tokens for one sequence, one row for each token.
 
-    Row 0 is the last emitted token. A parent always precedes its children, and no two children of
-    a parent share a token. Scores are log-probabilities of the path down to the row, so they fall
-    from parent to child; row 0 has 0.
+    Row 0, the root, is the last emitted token. A parent precedes its children, and no two children
+    of a parent have the same token. A score is the log-probability of the path down to its row, so
+    scores fall from parent to child; row 0 has the score 0.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]  # -1 for row 0
     depths: tuple[int, ...]  # 0 for row 0
     scores: tuple[float, ...]
-    sources: tuple[str, ...]  # which draft a row came from; "" for row 0
+    sources: tuple[str, ...]  # the name of the draft that proposed a row; "" for row 0
 
     def __post_init__(self) -> None:
         rows = len(self.tokens)
@@ -62,14 +62,17 @@ class DraftTree:
 
     @classmethod
     def root(cls, token: int) -> DraftTree:
-        """The tree that guesses nothing: plain decoding."""
+        """Return a tree of the last emitted token alone, as plain decoding uses it."""
         return cls((token,), (-1,), (0,), (0.0,), ("",))
 
     @classmethod
     def chain(
         cls, tokens: Sequence[int], scores: Sequence[float] | None = None, source: str = ""
     ) -> DraftTree:
-        """One guess: `tokens[0]` is the last emitted token. Without scores all are 0."""
+        """Return a tree of one path. `tokens[0]` is the last emitted token.
+
+        Without `scores` all scores are 0.
+        """
         rows = range(len(tokens))
         return cls(
             tokens=tuple(tokens),
@@ -83,26 +86,29 @@ class DraftTree:
         return len(self.tokens)
 
     def mask(self) -> Tensor:
-        """Return who sees whom, [N, N] bool: row i sees its ancestors and itself."""
+        """Return the attention mask, [N, N] bool: row i attends to its ancestors and itself."""
         import numpy as np
         import torch
 
-        sees = np.eye(len(self), dtype=np.bool_)
+        mask = np.eye(len(self), dtype=np.bool_)
         for row, parent in enumerate(self.parents[1:], 1):
-            sees[row] |= sees[parent]
-        return torch.from_numpy(sees)
+            mask[row] |= mask[parent]
+        return torch.from_numpy(mask)
 
     def children(self, row: int) -> Mapping[int, int]:
-        """The children of a row: token -> row."""
+        """Return the children of a row as a mapping from token to row."""
         return self._children[row]
 
     def origin(self, row: int, token: int) -> tuple[str, int]:
-        """The source and level of a token that the target chose at a row."""
+        """Return the source and level of a token that the target chose at a row.
+
+        The source is `TARGET` and the level 0 for a token that was not drafted there.
+        """
         child = self.children(row).get(token)
         return (TARGET, 0) if child is None else (self.sources[child], self.depths[child])
 
     def path(self, row: int) -> list[int]:
-        """The rows from the root down to this one, both included."""
+        """Return the rows from the root down to this one, both included."""
         rows = []
         while row >= 0:
             rows.append(row)
@@ -110,7 +116,11 @@ class DraftTree:
         return rows[::-1]
 
     def only(self, rows: Sequence[int]) -> DraftTree:
-        """The tree of these rows, in their order: the root, and with each its parent."""
+        """Return the tree of these rows, in their order.
+
+        Args:
+            rows: the root first, and no row before its parent.
+        """
         new_row = {row: new for new, row in enumerate(rows)} | {-1: -1}
         return DraftTree(
             tokens=tuple(self.tokens[row] for row in rows),

@@ -1,1 +1,1 @@
-"""The KV cache: pages on the device, prefixes that are found again, idle pages on the host."""
+"""The KV cache: pages in device memory, an index of stored prefixes, idle pages in host memory."""

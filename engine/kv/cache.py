@@ -5,15 +5,17 @@ memory. `KVCache` owns both: it hands pages to sequences, counts references, and
 prefixes by their tokens.
 
 A sequence holds a `PageTable`. A pass or a draft writes into the slots after the table's prefix
-(scratch); `keep` compacts the accepted rows, which makes them part of the prefix.
+(scratch slots). `keep` moves the accepted rows to the first of these slots and counts them as part
+of the prefix.
 
-Full pages are immutable and indexed by the tokens that led to them, so that a later prompt with the
-same beginning shares them. The last, partial page of a finished sequence is indexed too: a new
-prompt gets a copy of the rows it has in common with such a page, so the next turn of a chat runs
-only what is new. Pages that no sequence refers to stay indexed (idle) until their room is needed.
-Then the least recently used ones move to host memory, and are dropped from there. The end of a
-prefix always leaves before its beginning, so that whatever is stored can be found: the parent of a
-device page is on the device, and no page outlives its parent.
+Full pages are immutable and indexed by their own tokens and all tokens before them, so that a later
+prompt with the same first tokens shares them. The last, partial page of a finished sequence is
+indexed too: a new prompt gets a copy of the rows it has in common with such a page, so the next
+turn of a chat runs only its new tokens. Pages that no sequence refers to are called idle. They stay
+indexed until their memory is needed. Then the least recently used ones move to host memory, and
+later they are dropped from there. The last page of a prefix is always evicted before the pages
+ahead of it, because a page is found by way of its parent: the parent of a device page is on the
+device, and no page is stored longer than its parent.
 """
 
 from collections import OrderedDict
@@ -29,12 +31,13 @@ from engine.kv.prefix_index import PrefixIndex
 
 
 class KVCache:
-    """Hands the pages of a pool to sequences.
+    """The owner of a pool's pages: it gives pages to sequences and finds stored prefixes.
 
     Args:
         pool: the device memory.
-        prefix_cache: False if no sequence shall share pages with a later one.
-        host_pages: idle pages to keep in host memory besides, until `release`.
+        prefix_cache: whether later sequences may share the pages of earlier ones.
+        host_pages: how many idle pages to keep in host memory, which is allocated here and freed
+            by `release`.
     """
 
     def __init__(self, pool: PagePool, *, prefix_cache: bool = True, host_pages: int = 0) -> None:
@@ -42,25 +45,26 @@ class KVCache:
         self.num_pages = pool.num_pages
         self._prefix_cache = prefix_cache
         self._host = HostTier(pool, host_pages)
-        self._index = PrefixIndex(PAGE, pool.num_pages)  # of device and host pages
+        self._index = PrefixIndex(PAGE, pool.num_pages)  # holds device and host pages
         self._free = list(range(pool.num_pages - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # indexed, unreferenced; oldest first
         self._references = [0] * pool.num_pages
 
     @property
     def num_free_pages(self) -> int:
-        """Pages that can be had now: unused ones, and idle ones."""
+        """The number of pages that can be given to a sequence now: unused and idle ones."""
         return len(self._free) + len(self._idle)
 
     @property
     def num_host_pages(self) -> int:
-        """Idle pages in host memory."""
+        """The number of idle pages that are stored in host memory."""
         return self._host.num_stored
 
     def num_pages_to_open(self, tokens: Sequence[int], salt: int = 0) -> int:
-        """Return how many free pages a sequence takes that begins with these tokens.
+        """Return how many free pages `open` and `reserve` take for a sequence of these tokens.
 
-        A page shared with a running sequence costs none; one in host memory costs a device page.
+        A page that a running sequence uses can be shared and costs none. An idle page counts, and
+        so does a page in host memory, which has to be loaded into a free device page.
         """
         shared = sum(
             page < self.num_pages and self._references[page] > 0
@@ -71,31 +75,41 @@ class KVCache:
     def open(self, tokens: Sequence[int], salt: int = 0) -> PageTable:
         """Return a table for a sequence with these tokens, sharing the longest stored prefix.
 
-        The last token is never taken from the cache: its row must give logits. Pages in host memory
-        come back, as many as there are free pages; on CUDA their copies are then still under way
-        (see `is_ready`). After the full pages, the rows in common with another page are copied.
+        The last token is never taken from the cache: its row must run to give logits. Pages in host
+        memory are loaded, as many as there are free device pages. On CUDA these copies are still
+        running when this returns (see `is_ready`). Where no full page matches any further, the
+        rows that another page has in common with the tokens are copied.
         """
         found = list(self._index.walk(tokens, -salt))
         parent = self._index.serial(found[-1]) if found else -salt
         rest = tuple(tokens[len(found) * PAGE : len(tokens) - 1][:PAGE])
-        if similar := self._index.longest(parent, rest):
-            self._touch(similar[0])  # it is the last that makes room for those that come back
+        if similar := self._index.find_longest_match(parent, rest):
+            self._touch(similar[0])  # so that the pages loaded below evict it last
         pages = [page for page in found if page < self.num_pages]
-        arrival = self._share(pages)
-        loaded, ticket = self._bring_back(found[len(pages) :])
+        shared_ticket = self._add_references(pages)
+        loaded, ticket = self._load_from_host(found[len(pages) :])
         pages += loaded
         full = len(pages)
-        table = PageTable(salt, pages, full * PAGE, full, max(arrival, ticket))
-        if self.num_free_pages and (similar := self._index.longest(parent, rest)):
+        table = PageTable(
+            salt=salt,
+            pages=pages,
+            length=full * PAGE,
+            num_published=full,
+            ready_ticket=max(shared_ticket, ticket),
+        )
+        if self.num_free_pages and (similar := self._index.find_longest_match(parent, rest)):
             self._copy_page(table, *similar)
         return table
 
     def is_ready(self, table: PageTable) -> bool:
-        """Return False while pages come from the host: a pass over them would wait for those."""
-        return self._host.is_done(table.arrival)
+        """Return False while pages of the table are copied from the host: a pass would wait."""
+        return self._host.is_done(table.ready_ticket)
 
     def reserve(self, table: PageTable, rows: int) -> bool:
-        """Make room for `rows` scratch slots after the prefix. Return False when pages run out."""
+        """Allocate pages for `rows` scratch slots after the prefix.
+
+        Return False, and change nothing, if there are too few free pages.
+        """
         missing = -(-(table.length + rows) // PAGE) - len(table.pages)
         if missing > self.num_free_pages:
             return False
@@ -106,18 +120,22 @@ class KVCache:
     def slots(self, table: PageTable) -> Tensor:
         """Return the slot numbers of the sequence in order, [capacity] int64 on the device.
 
-        What is launched next on the current stream sees the pages that came from the host.
+        Make the current stream wait for copies from the host, so that kernels launched after this
+        call read complete pages.
         """
-        self._host.wait(table.arrival)
+        self._host.wait(table.ready_ticket)
         return table.slots(self.pool.device.torch_device)
 
     def keep(self, table: PageTable, rows: Sequence[int]) -> None:
-        """Append scratch rows (ascending, counted from the end of the prefix) to the prefix.
+        """Append accepted scratch rows to the prefix and move them next to each other.
 
-        Kernels are issued in order on one stream, so the copy comes after the pass that wrote the
-        rows and before the next one that reads them.
+        Kernels are launched in order on one stream, so the copy runs after the pass that wrote the
+        rows and before the next pass that reads them.
+
+        Args:
+            rows: ascending numbers of scratch rows; row 0 is the first slot after the prefix.
         """
-        in_place = sum(row == place for place, row in enumerate(rows))  # the first ones
+        in_place = sum(row == place for place, row in enumerate(rows))  # leading rows: no copy
         moved = [table.length + row for row in rows[in_place:]]
         if moved:
             slots = [table.pages[i // PAGE] * PAGE + i % PAGE for i in moved]
@@ -125,80 +143,108 @@ class KVCache:
         table.extend_prefix(len(rows))
 
     def keep_from(self, table: PageTable, source_slots: Tensor) -> None:
-        """Append a copy of these slots of the pool to the prefix; any sequence may own the slots.
+        """Append copies of any slots of the pool to the prefix, whichever sequence owns them.
 
-        `source_slots` [rows] int64 is in the order of the tokens; the table has room for them. The
-        copy reads what the current stream wrote, so a stream that drafts must have been waited for.
+        The copy runs on the current stream. If another stream wrote the slots, the caller has to
+        wait for that stream first.
+
+        Args:
+            table: a table that has room for the rows (`reserve`).
+            source_slots: slot numbers in the order of the tokens, [rows] int64.
         """
         assert table.length + len(source_slots) <= table.capacity, "no room: reserve first"
         self.pool.copy_rows(source_slots, table.pages, table.length)
         table.extend_prefix(len(source_slots))
 
     def publish(self, table: PageTable, tokens: Sequence[int]) -> None:
-        """Index the pages that verified tokens have filled; `tokens` is the whole sequence."""
+        """Index the pages that the prefix has filled, so that later sequences can share them.
+
+        Args:
+            tokens: all tokens of the sequence, from its first one on.
+        """
         while self._prefix_cache and (table.num_published + 1) * PAGE <= table.length:
             self._publish_page(table, tokens)
             table.publish_next()
 
     def fork(self, table: PageTable) -> PageTable | None:
-        """Return a second table of the same prefix, or None without a page for its partial one."""
+        """Return a second table with the same prefix, for another choice of the same request.
+
+        Full pages are shared, and a partial last page is copied. Return None if there is no free
+        page for that copy.
+        """
         full, rest = divmod(table.length, PAGE)
         if rest and self.num_free_pages == 0:
             return None
         pages = table.pages[:full]
-        arrival = self._share(pages)
-        twin = PageTable(table.salt, pages, table.length, table.num_published, arrival)
+        ticket = self._add_references(pages)
+        forked = PageTable(
+            salt=table.salt,
+            pages=pages,
+            length=table.length,
+            num_published=table.num_published,
+            ready_ticket=ticket,
+        )
         if rest:
-            twin.append(self._allocate(1))
-            self._host.wait(table.arrival)
-            self.pool.copy_page(table.pages[full], twin.pages[full], rest)
-        return twin
+            forked.append(self._allocate(1))
+            self._host.wait(table.ready_ticket)
+            self.pool.copy_page(table.pages[full], forked.pages[full], rest)
+        return forked
 
     def trim(self, table: PageTable) -> None:
-        """Give back the scratch pages that the prefix does not reach."""
-        self._drop(table.cut_scratch())
+        """Free the scratch pages that come after the last page of the prefix."""
+        self._drop_references(table.cut_scratch())
 
     def close(self, table: PageTable, tokens: Sequence[int] = ()) -> None:
-        """Give all pages of a sequence back; indexed ones can be found until room is needed.
+        """Free all pages of a sequence. Indexed ones become idle and can still be found.
 
-        With `tokens`, the whole sequence, the partial last page of the prefix is indexed too.
+        Args:
+            tokens: all tokens of the sequence. If given, the partial last page of its prefix is
+                indexed too.
         """
         if tokens and self._prefix_cache and table.num_published * PAGE < table.length:
-            self._publish_page(table, tokens)  # the others were when they became full
-        self._drop(table.clear())
+            self._publish_page(table, tokens)  # `publish` has indexed the full pages
+        self._drop_references(table.clear())
 
     def release(self) -> None:
-        """Unpin the host pages once the copies are through. The cache is not used afterwards."""
+        """Wait for running copies and unpin the host memory. Do not use the cache afterwards."""
         self._host.close()
 
     def _publish_page(self, table: PageTable, tokens: Sequence[int]) -> None:
-        """Index a table's first page that is not indexed, unless its content is stored already."""
+        """Index the first page of a table that is not indexed yet.
+
+        If a page with the same content is stored already, a full page is replaced by that one, and
+        a partial page is not indexed a second time.
+        """
         number = table.num_published
         page, first = table.pages[number], number * PAGE
         parent = self._index.serial(table.pages[number - 1]) if number else -table.salt
-        own = tuple(tokens[first : min(first + PAGE, table.length)])
-        twin = self._index.covering(parent, own)
-        if twin is None:
-            if (shorter := self._index.beginning(parent, own)) is not None:
+        page_tokens = tuple(tokens[first : min(first + PAGE, table.length)])
+        stored = self._index.find_covering(parent, page_tokens)
+        if stored is None:
+            if (shorter := self._index.find_prefix(parent, page_tokens)) is not None:
                 self._discard(shorter)
-            self._index.add(parent, own, page)
-        elif twin >= self.num_pages and self._index.tokens(twin) == own:
-            self._index.rename(twin, page)  # computed again although the host has it
-            self._host.free([twin])
-        elif len(own) < PAGE:
-            self._touch(twin)
-        elif twin != page:
-            table.replace(number, twin, self._share([twin]))
-            self._drop([page])
+            self._index.add(parent, page_tokens, page)
+        elif stored >= self.num_pages and self._index.tokens(stored) == page_tokens:
+            # The page was computed again although host memory has a copy: this one replaces it.
+            self._index.rename(stored, page)
+            self._host.free([stored])
+        elif len(page_tokens) < PAGE:
+            self._touch(stored)
+        elif stored != page:
+            table.replace(number, stored, self._add_references([stored]))
+            self._drop_references([page])
 
     def _touch(self, page: int) -> None:
-        """Note that an indexed page was used. Its parents are used next, so they stay younger."""
+        """Mark an indexed page as the most recently used one.
+
+        Callers mark its parents after it, so that the parents are evicted later.
+        """
         if page in self._idle:
             self._idle.move_to_end(page)
         self._host.touch(page)
 
     def _discard(self, page: int) -> None:
-        """Forget a page that no sequence refers to, and free its room."""
+        """Remove a page that no sequence refers to from the index, and free its memory."""
         self._index.remove(page)
         if page < self.num_pages:
             del self._idle[page]
@@ -206,18 +252,19 @@ class KVCache:
         else:
             self._host.free([page])
 
-    def _share(self, pages: Sequence[int]) -> int:
-        """Refer to pages once more. Return the ticket after which all of them may be read."""
+    def _add_references(self, pages: Sequence[int]) -> int:
+        """Count one more reference to each page. Return the ticket to wait for before reading."""
         for page in pages:
             self._idle.pop(page, None)
             self._references[page] += 1
         return max(map(self._host.ticket, pages), default=0)
 
     def _copy_page(self, table: PageTable, source: int, count: int) -> None:
-        """Add a page of its own to a table, with the first `count` slots of a page just touched.
+        """Add a new page to a table and copy the first `count` slots of page `source` into it.
 
-        If `source` is the only free page it becomes the table's: making room moves it to the host
-        or forgets it, and its content is still there.
+        `source` may be the only free page. Then the table gets that page itself: it has been
+        evicted, but its content is unchanged. The caller has marked `source` as most recently used,
+        so it is evicted last.
         """
         if source < self.num_pages:
             (page,) = self._allocate(1)
@@ -225,21 +272,21 @@ class KVCache:
             self._host.wait(self._host.ticket(source))
             self.pool.copy_page(source, page, count)
         else:
-            self._host.hold([source])  # the page that makes room must not push it out
-            (page,) = self._take(1)
+            self._host.hold([source])  # evicting a page to the host must not drop it
+            (page,) = self._take_free(1)
             self._host.put_back(source)
             ticket = self._host.load([source], [page])
         table.append([page], ticket)
         table.extend_prefix(count)
 
     def _allocate(self, count: int) -> list[int]:
-        """Take free pages for what is launched next on the current stream to write."""
-        pages = self._take(count)
+        """Return `count` free pages that kernels launched next on the current stream may write."""
+        pages = self._take_free(count)
         self._host.claim(pages)
         return pages
 
-    def _take(self, count: int) -> list[int]:
-        """Take free pages; a copy may still be reading or writing them."""
+    def _take_free(self, count: int) -> list[int]:
+        """Return `count` free pages, evicting idle ones if needed. Copies may still use them."""
         if count > len(self._free):
             self._evict(count - len(self._free))
         pages = [self._free.pop() for _ in range(count)]
@@ -248,7 +295,11 @@ class KVCache:
         return pages
 
     def _evict(self, count: int) -> None:
-        """Free the idle pages used least recently; the host keeps as many of them as it can."""
+        """Free the `count` least recently used idle pages.
+
+        As many of them as fit, the most recently used ones, are copied to host memory. If host
+        memory is full, its own least recently used pages are dropped for them.
+        """
         leaving = [self._idle.popitem(last=False)[0] for _ in range(count)]
         num_forgotten = max(count - self._host.num_free - self._host.num_stored, 0)
         saved = leaving[num_forgotten:]
@@ -259,22 +310,23 @@ class KVCache:
                 self._index.rename(page, place)
         self._free += leaving
 
-    def _bring_back(self, stored: Sequence[int]) -> tuple[list[int], int]:
-        """Load host pages, from the first on, as many as there are free pages.
+    def _load_from_host(self, stored: Sequence[int]) -> tuple[list[int], int]:
+        """Load host pages into free device pages, from the first on, as many as there are.
 
-        Return the device pages, and the ticket after which all of them may be read.
+        Return the device pages, and the ticket to wait for before reading them.
         """
         for page in reversed(stored):
-            self._host.touch(page)  # just used, and the end before the beginning
-        coming = list(stored[: self.num_free_pages])
-        self._host.hold(coming)  # the pages that make room must not push them out
+            self._host.touch(page)  # the first page last, so that it is dropped last
+        remaining = list(stored[: self.num_free_pages])
+        self._host.hold(remaining)  # pages evicted to the host must not drop them
         loaded: list[int] = []
         ticket = 0
-        while coming:
-            # No more at once than have room to trade places: then nothing is forgotten.
+        while remaining:
+            # Taking device pages may evict others to the host. With no more pages at a time than
+            # both sides have free, no stored page is dropped, and each round frees host pages.
             room = max(len(self._free) + self._host.num_free, 1)
-            sources, coming = coming[:room], coming[room:]
-            pages = self._take(len(sources))
+            sources, remaining = remaining[:room], remaining[room:]
+            pages = self._take_free(len(sources))
             ticket = self._host.load(sources, pages)
             for source, page in zip(sources, pages, strict=True):
                 self._index.rename(source, page)
@@ -282,8 +334,8 @@ class KVCache:
             loaded += pages
         return loaded, ticket
 
-    def _drop(self, pages: Sequence[int]) -> None:
-        """Refer to pages once less; those without a reference become idle or free."""
+    def _drop_references(self, pages: Sequence[int]) -> None:
+        """Count one reference less to each page. Pages without one become idle or free."""
         for page in pages:
             self._references[page] -= 1
             assert self._references[page] >= 0

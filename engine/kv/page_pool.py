@@ -1,7 +1,8 @@
 """The device memory of the KV cache, in pages of 64 token slots.
 
-Slot s lies in page s // PAGE, and no page ever moves. This file reads, writes and copies slots;
-which sequence owns a page is decided in `engine/kv/cache.py`.
+A slot holds the keys and values of one token in all layers. Slot s is in page s // PAGE, and pages
+never move. This file reads, writes and copies slots; `engine/kv/cache.py` decides which sequence
+owns a page.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from engine.errors import ModelError
 from engine.streaming.device import Device
 from engine.weights.family import KVShape
 
-PAGE = 64  # token slots of a page
+PAGE = 64  # token slots per page
 
 
 class PagePool:
-    """Keys and values of all layers, [L, slots, kv heads, head dim] each.
+    """The memory for keys and values of all layers, [L, slots, kv heads, head dim] each.
 
-    All memory is written once at construction, so that memory that was planned is really there.
-    Raises `ModelError` when the device refuses it.
+    The constructor writes all of the memory once, because some systems allocate memory only when it
+    is written. It raises `ModelError` if the device has too little.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class PagePool:
         try:
             # Zeros, not empty: a masked slot is multiplied by weight zero, and 0 x NaN is NaN.
             self.memory = torch.zeros(shape, dtype=dtype, device=device.torch_device)
-        except RuntimeError as error:  # both allocators' refusals
+        except RuntimeError as error:  # what the allocators of CPU and CUDA raise
             raise ModelError(
                 f"{device} has no room for {num_pages * PAGE} tokens of KV ({error}). "
                 "Lower memory.device or context_length."
@@ -49,33 +50,46 @@ class PagePool:
     def of_shape(
         cls, shape: KVShape, num_pages: int, dtype: torch.dtype, device: Device
     ) -> "PagePool":
-        """Make a pool for a model whose KV has this shape."""
+        """Return a new pool of `num_pages` pages for a model whose KV has this shape."""
         heads, head_dim = shape.num_kv_heads, shape.head_dim
-        return cls(shape.num_layers, num_pages, heads, head_dim, dtype, device)
+        return cls(
+            num_layers=shape.num_layers,
+            num_pages=num_pages,
+            num_kv_heads=heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            device=device,
+        )
 
     @property
     def pages(self) -> Tensor:
-        """The whole memory as [2 L, pages, values of one page and layer]."""
+        """A view of the whole memory, [2 L, pages, values of one page in one layer]."""
         return self.memory.view(len(self.memory), self.num_pages, -1)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [rows, kv heads, head dim] of one layer."""
+        """Write keys and values of one layer, [rows, kv heads, head dim] each, to these slots."""
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values of one layer at these slots, [rows, kv heads, head dim] each."""
+        """Return copies of one layer's keys and values, [slots, kv heads, head dim] each."""
         return self.keys[layer].index_select(0, slots), self.values[layer].index_select(0, slots)
 
     def copy_page(self, source: int, target: int, count: int) -> None:
-        """Copy the first `count` slots of page `source` to page `target`."""
+        """Copy the first `count` slots of page `source` to page `target`, in all layers."""
         old, new = source * PAGE, target * PAGE
         self.memory[:, new : new + count] = self.memory[:, old : old + count]
 
     def copy_rows(self, source_slots: Tensor, pages: Sequence[int], start: int) -> None:
-        """Copy slots of the pool to the slots from `start` on of a sequence that has these pages.
+        """Copy slots into the pages of a sequence, in all layers.
 
-        The targets are slices of pages, which cost a sixth of an index over all layers.
+        The targets are written as slices of pages: indexing them in all layers took six times as
+        long.
+
+        Args:
+            source_slots: numbers of the slots to copy, [rows] int64.
+            pages: the pages of the sequence, in order.
+            start: the first slot of the sequence to write; the others follow it.
         """
         rows = self.memory.index_select(
             1, source_slots.to(self.device.torch_device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Which pages hold the keys and values of one sequence."""
+"""The page table of a sequence: which pages hold its keys and values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,54 +11,54 @@ from engine.kv.page_pool import PAGE
 
 @dataclass
 class PageTable:
-    """The pages of one sequence: its slot j is `pages[j // PAGE] * PAGE + j % PAGE`.
+    """The pages of one sequence, in order: its slot j is `pages[j // PAGE] * PAGE + j % PAGE`.
 
-    The first `length` slots, the prefix, hold the KV of verified tokens; those after them are
-    scratch. Only `KVCache` changes a table, since it counts the references to each page.
+    The first `length` slots, the prefix, hold the KV of verified tokens. The slots after them are
+    scratch slots. Only `KVCache` changes a table, since it counts the references to each page.
     """
 
-    salt: int = 0  # sequences of different salts share no page (rope length groups)
+    salt: int = 0  # sequences with different salts share no page (see `engine/model/rope.py`)
     pages: list[int] = field(default_factory=list)
     length: int = 0  # verified tokens stored
     num_published: int = 0  # leading pages that are immutable and indexed
-    arrival: int = 0  # the ticket of the last copy that one of the pages waits for (`HostTier`)
+    ready_ticket: int = 0  # of the last copy into one of the pages (see `HostTier`)
     _slots: Tensor | None = None
 
     @property
     def capacity(self) -> int:
-        """Slots of all pages."""
+        """The number of slots in all pages of the table."""
         return len(self.pages) * PAGE
 
     def slots(self, device: torch.device) -> Tensor:
-        """Return the numbers of all slots in order, [capacity] int64 on the device."""
+        """Return the pool's numbers of all slots in order, [capacity] int64 on the device."""
         if self._slots is None:
             pages = torch.tensor(self.pages, dtype=torch.int64)
             slots = (pages[:, None] * PAGE + torch.arange(PAGE)).view(-1)
             self._slots = slots.to(device, non_blocking=True)
         return self._slots
 
-    def append(self, pages: Sequence[int], arrival: int = 0) -> None:
-        """Add pages at the end, whose content is there after the copy of ticket `arrival`."""
+    def append(self, pages: Sequence[int], ready_ticket: int = 0) -> None:
+        """Add pages at the end. Their content is complete after the copy `ready_ticket`."""
         self.pages += pages
-        self.arrival = max(self.arrival, arrival)
+        self.ready_ticket = max(self.ready_ticket, ready_ticket)
         self._slots = None
 
-    def replace(self, number: int, page: int, arrival: int) -> None:
-        """Let another page of the same content stand at place `number`."""
+    def replace(self, number: int, page: int, ready_ticket: int) -> None:
+        """Replace the page at index `number` by another page with the same content."""
         self.pages[number] = page
-        self.arrival = max(self.arrival, arrival)
+        self.ready_ticket = max(self.ready_ticket, ready_ticket)
         self._slots = None
 
     def extend_prefix(self, rows: int) -> None:
-        """Count the next `rows` slots as verified."""
+        """Add the next `rows` slots, whose tokens are verified, to the prefix."""
         self.length += rows
 
     def publish_next(self) -> None:
-        """Count one more leading page as immutable and indexed."""
+        """Mark one more leading page as immutable and indexed."""
         self.num_published += 1
 
     def cut_scratch(self) -> list[int]:
-        """Remove and return the pages that the prefix does not reach, the last one first."""
+        """Remove and return the pages after the last page of the prefix, the last one first."""
         first = -(-self.length // PAGE)
         removed = self.pages[first:]
         if removed:
@@ -68,5 +68,5 @@ class PageTable:
 
     def clear(self) -> list[int]:
         """Remove and return all pages, the last one first."""
-        self.length = self.num_published = self.arrival = 0
+        self.length = self.num_published = self.ready_ticket = 0
         return self.cut_scratch()

@@ -1,1 +1,1 @@
-"""transformers' own model, with streamed weights, tiles of rows and paged attention."""
+"""Models of transformers, run with streamed weights, tiles of rows and paged attention."""

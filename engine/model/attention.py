@@ -1,7 +1,8 @@
-"""Attention over the rows of many sequences, each against its own KV pages.
+"""Paged attention: the rows of many sequences, each against the KV pages of its own sequence.
 
-Registered with transformers' `AttentionInterface`, so every family's own layer calls it. What the
-rows are travels in the `batch` keyword argument, never through a global.
+`attend` is registered with transformers' `AttentionInterface`, so the layers of every model family
+call it. The description of the rows (`Batch`) is passed in the `batch` keyword argument, never
+through a global.
 """
 
 from dataclasses import dataclass, replace
@@ -13,43 +14,55 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.kv.page_pool import PagePool
-from engine.model.padded import Padded, pad
+from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Segment
 from engine.streaming.ring import Idle
 
 ATTENTION = "understudy"
-SCORES = 1 << 22  # scores computed at a time: bounds memory for long contexts
+MAX_SCORES = 1 << 22  # attention scores computed at a time: limits memory for long contexts
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of a pass; `rows` narrows it to the tile at hand."""
+    """The rows of a pass, or of the tile that a layer is running.
+
+    Args:
+        pool: the KV cache's memory.
+        segments: the rows of each sequence, which may reach beyond this batch's rows.
+        rows: the numbers of this batch's rows in the pass.
+        strict: whether results must not depend on the other rows (strict numerics).
+        resumable: the state of a forward that may be interrupted; None if this one may not.
+        idle: called while the forward waits for weights (see `LayerStream.unit`).
+    """
 
     pool: PagePool
     segments: tuple[Segment, ...]
     rows: range
     strict: bool
-    resumable: ResumableForward | None = None  # of a forward that may be left
-    idle: Idle | None = None  # called while the forward waits for weights: see `LayerStream.unit`
+    resumable: ResumableForward | None = None
+    idle: Idle | None = None
 
-    def tile(self, first: int, last: int) -> "Batch":
+    def select_tile(self, first: int, last: int) -> "Batch":
+        """Return the batch of rows `first` to `last` - 1, with the segments that have such rows."""
         if range(first, last) == self.rows:
             return self
-        live = tuple(s for s in self.segments if s.first < last and first < s.first + s.count)
-        return replace(self, segments=live, rows=range(first, last))
+        segments = tuple(s for s in self.segments if s.first < last and first < s.first + s.count)
+        return replace(self, segments=segments, rows=range(first, last))
 
-    def alive(self) -> bool:
+    def has_live_rows(self) -> bool:
+        """Return True if the client of at least one segment has not left."""
         return any(not s.cancelled.is_set() for s in self.segments)
 
     @cached_property
-    def padded(self) -> Padded | None:
-        """All rows for one attention product; None where each sequence has one of its own.
+    def padded(self) -> PaddedBatch | None:
+        """The rows padded for one attention product; None if each sequence has its own product.
 
-        Under strict numerics each has: a product's rounding may depend on its shape.
+        Strict numerics need one product per sequence: the rounding of a product may depend on its
+        shape.
         """
         whole = sum(segment.count for segment in self.segments) == len(self.rows)
-        return pad(self.segments) if whole and not self.strict else None
+        return pad_segments(self.segments) if whole and not self.strict else None
 
 
 def attend(
@@ -67,10 +80,18 @@ def attend(
     batch: Batch,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, T, D], key and value [1, Hkv, T, D] of a tile of T rows -> [1, T, H, D].
+    """Return the attention output [1, T, H, D] of a tile of T rows.
 
-    Keys and values go into the cache first, so that a row sees its ancestors of the same tile.
-    Rows that pad the tile belong to no segment and come out as zeros.
+    Keys and values are written to the KV cache first, so that a row can attend to its ancestors in
+    the same tile. Rows that only pad the tile belong to no segment; their output is zero.
+
+    Args:
+        query: [1, H, T, D].
+        key, value: [1, Hkv, T, D].
+        sliding_window: a row sees keys at less than this distance in positions; None: all.
+        softcap: the bound of scores that are capped by tanh (Gemma 2), if any.
+        s_aux: attention sinks [H] (gpt-oss), if any.
+        batch: the rows of the tile, and what they see.
     """
     assert attention_mask is None and dropout == 0.0
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor
@@ -95,7 +116,7 @@ def attend(
             query[0, :, tile],
             keys,
             values,
-            _visible(segment, rows, sliding_window),
+            _visibility_mask(segment, rows, sliding_window),
             scaling=scaling,
             softcap=softcap,
             sinks=s_aux,
@@ -107,7 +128,7 @@ def attend(
 
 def _attend_padded(
     batch: Batch,
-    padded: Padded,
+    padded: PaddedBatch,
     layer: int,
     query: Tensor,
     key: Tensor,
@@ -115,7 +136,11 @@ def _attend_padded(
     mask: Tensor,
     scaling: float,
 ) -> Tensor:
-    """query [1, H, T, D], key and value [1, Hkv, T, D] of a whole batch -> [1, T, H, D]."""
+    """Return the attention output [1, T, H, D] of a whole batch, computed by one product.
+
+    `query` is [1, H, T, D], `key` and `value` are [1, Hkv, T, D], and `mask` is [B, 1, r, n] as
+    `PaddedBatch.mask` returns it.
+    """
     batch.pool.write(layer, padded.own_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     count, _, rows, slots = mask.shape
     keys, values = (
@@ -127,8 +152,8 @@ def _attend_padded(
     return attended.transpose(1, 2).flatten(0, 1)[padded.places][None]
 
 
-def _visible(segment: Segment, rows: range, window: int | None) -> Tensor | None:
-    """Which keys each row sees, [rows, keys] bool; None: all of them."""
+def _visibility_mask(segment: Segment, rows: range, window: int | None) -> Tensor | None:
+    """Return which keys each row sees, [rows, keys] bool, or None if it sees all of them."""
     own = segment.seen_by(rows)
     if own is not None:
         own = F.pad(own, (segment.start, 0), value=True)
@@ -145,7 +170,10 @@ def _visible(segment: Segment, rows: range, window: int | None) -> Tensor | None
 def _attend_fused(
     query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, scaling: float
 ) -> Tensor:
-    """query [B, H, rows, D], keys and values [B, Hkv, n, D] -> [B, H, rows, D]."""
+    """Return the attention output [B, H, rows, D], computed by PyTorch's fused kernel.
+
+    `query` is [B, H, rows, D], and `keys` and `values` are [B, Hkv, n, D].
+    """
     return F.scaled_dot_product_attention(
         query,
         keys,
@@ -167,10 +195,11 @@ def _attend_rows(
     sinks: Tensor | None,
     strict: bool,
 ) -> Tensor:
-    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D].
+    """Return the attention output [H, rows, D] of the rows of one sequence.
 
-    Strict numerics compute in float64: sums then agree, whatever their order, to far below the
-    model's own precision, so the rounded result does not depend on batch, tree or cache.
+    Under strict numerics it is computed in float64. Then sums in different orders differ by far
+    less than the precision of the model, so the rounded result does not depend on the batch, the
+    tree or the cache. `query` is [H, rows, D], and `keys` and `values` are [n, Hkv, D].
     """
     if not strict and softcap is None and sinks is None:
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
@@ -179,7 +208,7 @@ def _attend_rows(
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     precision = torch.float64 if strict else torch.float32
-    at_once = max(SCORES // (group * rows * len(keys)), 1)
+    at_once = max(MAX_SCORES // (group * rows * len(keys)), 1)
     out = query.new_empty(heads, rows, values.shape[2])
     for first in range(0, kv_heads, at_once):
         kv = slice(first, first + at_once)
@@ -205,11 +234,14 @@ def _attend_heads(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """query [H, rows, D], keys and values [n, Hkv, D] -> [H, rows, D], in the query's precision."""
+    """Return the attention output [H, rows, D], computed in the type of `query`.
+
+    `query` is [H, rows, D], `keys` and `values` are [n, Hkv, D], and `sinks` is [H].
+    """
     heads, rows, _ = query.shape
-    # Heads that share keys sit side by side: [Hkv, H / Hkv * rows, D].
-    side_by_side = keys.shape[1], heads // keys.shape[1] * rows, -1
-    scores = query.reshape(side_by_side) @ keys.to(query.dtype).permute(1, 2, 0)
+    # Query heads that share keys are in one product: [Hkv, H / Hkv * rows, D].
+    grouped = keys.shape[1], heads // keys.shape[1] * rows, -1
+    scores = query.reshape(grouped) @ keys.to(query.dtype).permute(1, 2, 0)
     scores = scores.view(heads, rows, -1) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -220,5 +252,5 @@ def _attend_heads(
         weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
     else:
         weights = scores.softmax(dim=-1)
-    attended = weights.reshape(side_by_side) @ values.to(query.dtype).transpose(0, 1)
+    attended = weights.reshape(grouped) @ values.to(query.dtype).transpose(0, 1)
     return attended.view(heads, rows, -1)

@@ -1,8 +1,8 @@
-"""transformers' own model, its layers fed by a weight stream, its rows cut into tiles.
+"""A transformers model whose layers borrow streamed weights and run their rows in tiles.
 
-Each entry of its layer list is replaced by a `StreamedLayer` that borrows the weights once, runs
-the inner layer over all rows in tiles (layer-major: a prompt of any length crosses the link once),
-and gives them back.
+Each layer of the model is replaced by a `StreamedLayer`. It borrows the weights once per pass, runs
+the original layer over all rows of the pass, tile by tile, and returns the weights. So the weights
+cross the link once for a prompt of any length.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from engine.model.attention import Batch
 from engine.model.experts import DeferredExperts, add_experts
-from engine.model.library import Binder, defer_experts, place, replace_modules
+from engine.model.library import Binder, defer_experts, place_tensors, replace_modules
 from engine.model.rope import mark_long, original_length
 from engine.spec import TILE
 from engine.streaming.ring import Idle
@@ -24,20 +24,23 @@ from engine.weights.layout import LayerUnits, whole_layers
 
 
 class PassCancelled(Exception):
-    """No live row is left: the pass unwinds at the layer border."""
+    """The exception that ends a pass between two layers when all its clients have left."""
 
 
 class Weights(Protocol):
-    """Where a decoder borrows its units: those of the layers in order, then the head."""
+    """A lender of weights to a decoder: the units of its layers in order, then the head."""
 
     def unit(
         self, index: int, idle: Idle | None = None
     ) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """Borrow a unit for a block; `idle` may be called while its weights are on their way."""
+        """Return a context manager that lends the tensors of a unit, by name.
+
+        `idle` may be called while the weights are being copied.
+        """
 
 
 class StreamedLayer(nn.Module):
-    """A layer whose weights are there only while it runs."""
+    """A layer that borrows its weights from a weight stream while it runs."""
 
     def __init__(
         self,
@@ -67,9 +70,13 @@ class StreamedLayer(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, hidden: Tensor, *, batch: Batch, **arguments: Any) -> Tensor:
-        """hidden [1, R, D], overwritten tile by tile: a row's layer needs no other row's hidden.
+        """Run the layer over `hidden` [1, R, D], which is overwritten and returned.
 
-        Raises `PassCancelled`, and `OutOfTime` where the batch is resumable.
+        Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
+        sees other rows by their keys and values in the KV cache.
+
+        Raises `PassCancelled` if all clients have left, and `OutOfTime` if the batch is resumable
+        and its deadline is too near.
         """
         if batch.resumable is None:
             return self._run(hidden, batch, arguments)
@@ -79,14 +86,15 @@ class StreamedLayer(nn.Module):
         if self.experts is None:
             self._run_tiles(hidden, batch, arguments)
         else:
-            with self.experts.deferring(hidden.shape[1]):
+            with self.experts.defer_rows(hidden.shape[1]):
                 self._run_tiles(hidden, batch, arguments)
                 hidden[0] += self._run_slices(self.experts, batch)
         return hidden
 
     def _run_tiles(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> None:
+        """Borrow the layer's first unit and run the layer over all tiles that have live rows."""
         with self.weights.unit(self.units.first, batch.idle) as views:
-            if not batch.alive():
+            if not batch.has_live_rows():
                 raise PassCancelled
             self._binder.bind(views)
             rows = hidden.shape[1]
@@ -94,45 +102,49 @@ class StreamedLayer(nn.Module):
             for first in range(0, rows, tile):
                 self.on_border()
                 last = min(first + tile, rows)
-                part = batch.tile(first, last)
-                if part.alive():
+                part = batch.select_tile(first, last)
+                if part.has_live_rows():
                     if self.experts is not None:
                         self.experts.begin_tile(first)
                     own = arguments
                     if rows > tile:
-                        own = {k: _slice(v, first, last, rows) for k, v in arguments.items()}
+                        own = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
                     hidden[:, first:last] = self.inner(hidden[:, first:last], batch=part, **own)
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
-        """What the experts make of the rows that wait for them, [R, D]."""
+        """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""
         if experts.routed is None:
             raise PassCancelled  # every tile was skipped
         out = torch.zeros_like(experts.routed.hidden)
         tile = None if batch.strict else self.tile or len(out)
         prefix = f"{self.units.experts}."
-        for unit, held in zip(self.units.units[1:], self.units.slices, strict=True):
+        for unit, expert_ids in zip(self.units.units[1:], self.units.slices, strict=True):
             self.on_border()
             with self.weights.unit(unit, batch.idle) as views:
-                if not batch.alive():
+                if not batch.has_live_rows():
                     raise PassCancelled
-                own = {name.removeprefix(prefix): view for name, view in views.items()}
-                self._expert_binder.bind(own)
-                add_experts(experts.inner, held, experts.routed, out, tile)
+                tensors = {name.removeprefix(prefix): view for name, view in views.items()}
+                self._expert_binder.bind(tensors)
+                add_experts(experts.inner, expert_ids, experts.routed, out, tile)
         return out
 
 
-def _slice(argument: Any, first: int, last: int, rows: int) -> Any:
-    """Cut an argument to the tile's rows if it is shaped by rows ([1, R, ...])."""
+def _slice_rows(argument: Any, first: int, last: int, rows: int) -> Any:
+    """Return the part of a layer argument for rows `first` to `last` - 1.
+
+    Tensors of shape [1, R, ...] are sliced, also inside tuples. Other arguments are returned as
+    they are.
+    """
     if isinstance(argument, Tensor):
         shaped = argument.dim() >= 2 and argument.shape[0] == 1 and argument.shape[1] == rows
         return argument[:, first:last] if shaped else argument
     if isinstance(argument, tuple):
-        return tuple(_slice(item, first, last, rows) for item in argument)
+        return tuple(_slice_rows(item, first, last, rows) for item in argument)
     return argument
 
 
 class Decoder:
-    """Runs rows through all layers, and the head over the rows that need logits."""
+    """A model that runs rows through its layers and computes logits of the rows that need them."""
 
     def __init__(
         self,
@@ -149,8 +161,14 @@ class Decoder:
         """Build the decoder over a model that has no weights yet.
 
         Args:
-            tensors: the model's tensors outside layers and head, by full name.
-            layers: which units are each layer's; None: each is one.
+            model: the model as `build_on_meta` returns it; its layers are replaced.
+            weights: lends the units of the layers and the head.
+            tensors: the model's tensors outside of layers and head, by full name.
+            device: where layers and head run.
+            strict: whether a row's result must not depend on the other rows (strict numerics).
+            tile: the number of rows that run through a layer at a time; None: all of them. Strict
+                numerics always use `TILE`.
+            layers: the units of each layer; None: each layer is one unit.
             on_border: called before each unit and each tile.
         """
         self.model = model
@@ -164,7 +182,7 @@ class Decoder:
         self.output = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
         self._output_binder = Binder(self.output)
-        place(model, tensors, device)
+        place_tensors(model, tensors, device)
         modules = self.decoder.layers
         layers = layers or whole_layers(len(modules))
         streamed = [
@@ -175,17 +193,24 @@ class Decoder:
         replace_modules(model, streamed, self.original_length)
 
     def is_long(self, num_tokens: int) -> bool:
-        """Whether a sequence of so many tokens uses the long rope frequencies."""
+        """Return True if a sequence of `num_tokens` tokens uses the long rope frequencies."""
         return self.original_length is not None and num_tokens > self.original_length
 
     def forward(self, tokens: Sequence[int], positions: Sequence[int], batch: Batch) -> Tensor:
-        """Return the hidden states [R, D] of all rows, R padded to tiles under strict numerics.
+        """Return the hidden states [R, D] of all rows after the last layer.
 
-        Raises `PassCancelled` when every sequence of the batch was cancelled.
+        Under strict numerics the rows are padded to a multiple of `TILE`, and so is R.
+
+        Args:
+            tokens, positions: the token id of each row and its position in its sequence.
+            batch: what the rows see.
+
+        Raises `PassCancelled` if the client of every sequence has left.
         """
         padding = -len(tokens) % TILE if self.strict else 0
         hidden = self.embed([*tokens, *[0] * padding])
-        # Pageable memory has been read when the call returns: nobody waits for the device.
+        # The copy of pageable memory has read it when the call returns, so a non-blocking copy from
+        # these temporary tensors is safe, and the host does not wait for the device.
         position_ids = torch.tensor([[*positions, *[0] * padding]])
         if self.original_length is not None:
             mark_long(position_ids, batch.segments)
@@ -196,13 +221,18 @@ class Decoder:
         )
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
-        """The embedded rows [R, D], on the host, where the embedding stays."""
+        """Return the embeddings [R, D] of tokens, on the host, where the embedding table stays."""
         return self.embedding(torch.tensor(tokens))  # type: ignore[no-any-return]  # the model is Any
 
     def run(self, hidden: Tensor, position_ids: Tensor, batch: Batch) -> Tensor:
-        """Hidden states [R, D] from embedded rows [1, R, D], overwritten, at positions [1, R].
+        """Return the hidden states [R, D] of embedded rows after the last layer.
 
-        Both are on the device. Raises `PassCancelled` as `forward` does.
+        Args:
+            hidden: the embedded rows [1, R, D], on the device; they are overwritten.
+            position_ids: the positions [1, R], on the device.
+            batch: what the rows see.
+
+        Raises `PassCancelled` as `forward` does.
         """
         output = self.decoder(
             inputs_embeds=hidden.contiguous(),
@@ -215,9 +245,10 @@ class Decoder:
 
     @contextmanager
     def head(self, idle: Idle | None = None) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Borrow the head: a function from hidden [rows <= 64, D] to logits [rows, V].
+        """Borrow the head's weights and yield a function that computes logits.
 
-        `idle` may be called while its weights are on their way, as `Batch.idle`.
+        The function returns the logits [rows, V] of hidden states [rows, D], at most 64 rows at a
+        time. `idle` may be called while the weights are being copied.
         """
         self.on_border()
         with self.weights.unit(self.head_unit, idle) as views:
@@ -225,6 +256,7 @@ class Decoder:
             yield self._logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [rows, V] of hidden states [rows, D], with the head's weights bound."""
         rows = len(hidden)
         if self.strict:
             hidden = F.pad(hidden, (0, 0, 0, TILE - rows))

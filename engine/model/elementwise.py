@@ -1,10 +1,10 @@
 """Elementwise functions whose result for a row does not depend on the row's place in the tile.
 
-On the CPU torch cuts an elementwise operation into equal pieces, one for each thread. The elements
-that a piece has beyond whole vector blocks run through a scalar function. For silu, sigmoid,
-softplus and the tanh form of gelu that function rounds otherwise than the vector one: for 2 to 22 %
-of float32 values, and of the 65,280 finite bfloat16 values for 4 (gelu). Here every piece has whole
-blocks, so no element meets the scalar function.
+On the CPU, PyTorch splits an elementwise operation into equal pieces, one for each thread. The last
+elements of a piece, which do not fill a vector block, are computed by a scalar function. For silu,
+sigmoid, softplus and the tanh form of gelu, that function rounds differently from the vector
+function: for 2 to 22 % of float32 values, and for 4 of the 65,280 finite bfloat16 values (gelu).
+Here every piece consists of whole blocks, so the scalar function is never used.
 """
 
 from collections.abc import Callable
@@ -14,25 +14,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# torch makes min(threads, ceil(elements / PIECE)) pieces (its GRAIN_SIZE); of gelu, where there are
-# more than 16,384 elements, as many as there are threads.
+# PyTorch makes min(threads, ceil(elements / PIECE)) pieces (its GRAIN_SIZE). For gelu with more
+# than 16,384 elements, it makes one piece per thread.
 PIECE = 32768
-# A multiple of what one step of torch's vector loop takes: 64 bfloat16 values with AVX-512.
+# A multiple of the elements that one step of PyTorch's vector loop takes: 64 bfloat16 values with
+# AVX-512.
 BLOCK = 64
 
 
 def apply_in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, *, inputs: int = 1) -> Tensor:
-    """Return `function(x)`, computed in pieces of whole blocks where the CPU computes it.
+    """Return `function(x)` [..., W], computed in pieces of whole blocks if `x` is on the CPU.
 
     Args:
+        function: computes each element of its result from `inputs` neighbouring elements of the
+            last dimension of its argument.
         x: [..., W * inputs].
-        function: makes each element of [..., W] from `inputs` neighbours of the last dimension.
+        inputs: the number of input elements for each output element.
     """
     if x.device.type != "cpu":
         return function(x)
     size = x.numel() // inputs
     padding = _size_in_blocks(size, torch.get_num_threads()) - size
-    # Rows that do not adjoin in memory are computed one by one: each must have whole blocks.
+    # Rows that are not contiguous in memory are computed one by one: each must have whole blocks.
     rows_have_blocks = x.stride(-1) == 1 and x.shape[-1] % (BLOCK * inputs) == 0
     if not padding and (rows_have_blocks or x.is_contiguous()):
         return function(x)
@@ -41,7 +44,7 @@ def apply_in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, *, inputs: 
 
 
 def _size_in_blocks(size: int, threads: int) -> int:
-    """Return the number of elements, `size` or more, all of whose pieces have whole blocks."""
+    """Return the smallest number from `size` on for which all pieces consist of whole blocks."""
     while True:
         pieces = min(threads, ceil(size / PIECE))
         missing = -size % (BLOCK * lcm(pieces, threads))

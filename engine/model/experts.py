@@ -1,11 +1,11 @@
-"""Mixture-of-experts products that do not depend on the batch, nor on when the experts are there.
+"""Mixture-of-experts layers whose results depend neither on the batch nor on the weight slices.
 
-The library's grouped product rounds differently with the number of rows an expert gets (probed:
-2 of 14 rows bit-equal). Here every expert's product has exactly `TILE` rows, the last ones padded,
-and a row adds its experts in ascending order.
+The grouped product of transformers rounds differently with the number of rows that an expert gets
+(in a measurement, 2 of 14 rows were bit-equal). Here each product of an expert has exactly `TILE`
+rows, padded if necessary, and the results of a row's experts are added in ascending order.
 
-The experts of a large layer arrive in slices, behind the layer itself: `DeferredExperts` keeps the
-rows they will be needed for.
+The experts of a very large layer are streamed in slices, after the rest of the layer.
+`DeferredExperts` stores the rows that they have to process.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ EXPERTS = "understudy"
 
 
 @dataclass(frozen=True)
-class Routed:
-    """Rows and the experts they go to; -1 is no expert."""
+class RoutedRows:
+    """Rows and the experts that each is routed to, k per row; -1 means no expert."""
 
     hidden: Tensor  # [rows, D]
     index: Tensor  # [rows, k]
@@ -35,26 +35,33 @@ class Routed:
 def apply_experts(
     experts: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """hidden [rows, D], index and weights [rows, k] -> [rows, D].
+    """Return the weighted sum of each row's experts, [rows, D].
 
-    `experts` is the library's fused module: `gate_up_proj` [E, 2I, D] and `down_proj` [E, D, I],
-    or both transposed, with or without biases; its own `_apply_gate` is kept.
+    Args:
+        experts: the fused module of transformers, with `gate_up_proj` [E, 2I, D] and `down_proj`
+            [E, D, I], or both transposed, with or without biases. Its own `_apply_gate` is used.
+        hidden: [rows, D].
+        top_k_index, top_k_weights: the experts of each row and their weights, [rows, k].
     """
     out = torch.zeros_like(hidden)
-    routed = Routed(hidden, top_k_index, top_k_weights)
+    routed = RoutedRows(hidden, top_k_index, top_k_weights)
     add_experts(experts, range(experts.num_experts), routed, out)
     return out
 
 
 def add_experts(
-    experts: Any, held: range, routed: Routed, out: Tensor, tile: int | None = None
+    experts: Any, expert_ids: range, routed: RoutedRows, out: Tensor, tile: int | None = None
 ) -> None:
-    """Add to `out` [rows, D] what the experts `held` make of their rows, in ascending order.
+    """Add the weighted results of some experts to `out`, in ascending order of the experts.
 
-    The tensors of `experts` begin with expert `held.start`. Without a `tile`, products have exactly
-    `TILE` rows; with one, at most `tile`.
+    Args:
+        experts: the fused module; its tensors begin with expert `expert_ids.start`.
+        expert_ids: the experts whose tensors are loaded.
+        routed: the rows of the pass and their experts.
+        out: the sums so far, [rows, D].
+        tile: the most rows of a product; None: each product has exactly `TILE` rows.
     """
-    for expert in sorted(set(routed.index.flatten().tolist()).intersection(held)):
+    for expert in sorted(set(routed.index.flatten().tolist()).intersection(expert_ids)):
         rows, place = torch.where(routed.index == expert)
         step = tile or TILE
         for first in range(0, len(rows), step):
@@ -62,24 +69,30 @@ def add_experts(
             x = routed.hidden[part]
             if tile is None:
                 x = F.pad(x, (0, 0, 0, TILE - len(x)))
-            result = _apply_expert(experts, expert - held.start, x)[: len(part)]
+            result = _apply_expert(experts, expert - expert_ids.start, x)[: len(part)]
             weight = routed.weights[part, place[first : first + step], None]
             out[part] += (result * weight).to(out.dtype)
 
 
 class DeferredExperts(nn.Module):
-    """Stands where a layer's experts are and gives zeros: their rows wait for them in `routed`."""
+    """A replacement for a layer's experts that returns zeros and stores the rows in `routed`.
+
+    `add_experts` computes the results later, when the weights of the experts have been loaded.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.routed: Routed | None = None
+        self.routed: RoutedRows | None = None
         self._rows = 0
-        self._first = 0  # the row of the pass that the next call's rows begin with
+        self._first = 0  # the pass's row that the next call begins with
 
     @contextmanager
-    def deferring(self, rows: int) -> Iterator[None]:
-        """While the layer runs over a pass of so many rows and then over its slices."""
+    def defer_rows(self, rows: int) -> Iterator[None]:
+        """Store the rows of a pass with `rows` rows until the end of the block.
+
+        The layer and then the slices of its experts run within the block.
+        """
         self._rows = rows
         try:
             yield
@@ -87,13 +100,13 @@ class DeferredExperts(nn.Module):
             self.routed = None
 
     def begin_tile(self, first: int) -> None:
-        """The next call's rows begin with row `first` of the pass."""
+        """Set the pass's row, `first`, that the next call's rows begin with."""
         self._first = first
 
     def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Keep the rows of a tile, as `apply_experts` gets them; zeros like `hidden`."""
+        """Store the rows of a tile and return zeros [rows, D]. Arguments: see `apply_experts`."""
         if self.routed is None:
-            self.routed = Routed(
+            self.routed = RoutedRows(
                 hidden.new_zeros(self._rows, *hidden.shape[1:]),
                 top_k_index.new_full((self._rows, *top_k_index.shape[1:]), -1),
                 top_k_weights.new_zeros(self._rows, *top_k_weights.shape[1:]),
@@ -106,18 +119,21 @@ class DeferredExperts(nn.Module):
 
 
 def _apply_expert(experts: Any, expert: int, x: Tensor) -> Tensor:
-    gate_up = _product(experts, "gate_up_proj", expert, x)
-    return _product(experts, "down_proj", expert, apply_gate(experts, gate_up))
+    gate_up = _multiply(experts, "gate_up_proj", expert, x)
+    return _multiply(experts, "down_proj", expert, apply_gate(experts, gate_up))
 
 
 def apply_gate(experts: Any, gate_up: Tensor) -> Tensor:
-    """gate and up [rows, 2I] -> [rows, I], by the library's own function."""
-    if experts.is_concatenated:  # it calls an activation module, which chooses its pieces itself
+    """Return the gated activation [rows, I] of gate and up projections [rows, 2I].
+
+    It is computed by the module's own `_apply_gate`.
+    """
+    if experts.is_concatenated:  # its activation module runs in whole blocks
         return experts._apply_gate(gate_up)  # type: ignore[no-any-return]  # experts is Any
     return apply_in_blocks(experts._apply_gate, gate_up, inputs=2)
 
 
-def _product(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:
+def _multiply(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:
     weight = getattr(experts, name)[expert]
     y = x @ weight if experts.is_transposed else F.linear(x, weight)
     if experts.has_bias:

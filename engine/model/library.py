@@ -1,9 +1,10 @@
-"""All that is set on transformers' own modules; apart from this its models are used as they are.
+"""Everything that is changed in the models of transformers; the rest of them is used unchanged.
 
-A model is built on the `meta` device and keeps its own `forward`: embedding scale, rope, soft caps
-and logit scales stay the library's business. It finds our attention and experts by their registered
-names, its layers, rotary embedding and decoder replaced by ours, and its parameters bound to
-tensors of ours. Under strict numerics its activation functions run in pieces that we choose.
+A model is built on the `meta` device and keeps its own `forward`, so transformers handles embedding
+scale, rope, soft caps and logit scales. Attention and experts are registered under names that the
+model's configuration selects. Layers, decoder and, for some models, the rotary embedding are
+replaced by modules of this package, and parameters are bound to our tensors. Under strict numerics,
+activation functions run in pieces of whole blocks (`elementwise.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,21 @@ from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
 from engine.model.rope import LengthGroupedRotary
 
-# The classes of all activation functions that a configuration can name.
-_NAMED: Mapping[str, Any] = ACT2CLS
-_ACTIVATIONS = tuple(c[0] if isinstance(c, tuple) else c for c in _NAMED.values())
+# Classes of all activation functions that a configuration can name; some entries are (class, ...).
+_NAMED_ACTIVATIONS: Mapping[str, Any] = ACT2CLS
+_ACTIVATION_CLASSES = tuple(
+    c[0] if isinstance(c, tuple) else c for c in _NAMED_ACTIVATIONS.values()
+)
 
 
 def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
-    """Return the library's causal model of this configuration, without weights."""
+    """Return transformers' causal language model for a configuration, without weights.
+
+    Args:
+        config: the configuration that transformers read from the model's folder.
+        dtype: the type of the parameters.
+        strict: whether results must not depend on the batch (strict numerics).
+    """
     from transformers import AutoModelForCausalLM
     from transformers.integrations.moe import ExpertsInterface
 
@@ -39,20 +48,24 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
     model.config._attn_implementation = ATTENTION
     if strict:
         model.config._experts_implementation = EXPERTS
-        for activation in activations(model):
+        for activation in find_activations(model):
             activation.forward = partial(apply_in_blocks, activation.forward)
     return model.eval()
 
 
-def activations(model: nn.Module) -> list[nn.Module]:
-    """Return the modules of a model that are activation functions."""
-    return [module for module in model.modules() if isinstance(module, _ACTIVATIONS)]
+def find_activations(model: nn.Module) -> list[nn.Module]:
+    """Return all modules of a model that are activation functions."""
+    return [module for module in model.modules() if isinstance(module, _ACTIVATION_CLASSES)]
 
 
-def place(model: Any, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Bind all tensors outside of layers and head, by full name, and compute the model's buffers.
+def place_tensors(model: Any, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Bind the tensors outside of layers and head, and compute the model's own buffers.
 
-    The embedding stays on the host, where its rows are gathered; the rest goes to `device`.
+    The embedding table stays on the host, where rows are looked up. Everything else is copied to
+    `device`.
+
+    Args:
+        tensors: the tensors by their full names in the model.
     """
     embedding = model.get_input_embeddings()
     for module in model.modules():
@@ -67,10 +80,10 @@ def place(model: Any, tensors: Mapping[str, Tensor], device: torch.device) -> No
 
 
 def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: int | None) -> None:
-    """Put these layers in place of the decoder's, and a rotary embedding that knows lengths.
+    """Replace the decoder's layers and, where `original_length` is set, its rotary embedding.
 
-    Afterwards the decoder (`model.get_decoder()`, asked for before) runs the layers, and the
-    model's own forward computes the head alone.
+    Afterwards a call of the decoder runs the new layers, and a call of the model computes only the
+    head: it no longer calls the decoder. Call `model.get_decoder()` before this function.
     """
     decoder = model.get_decoder()
     for index, layer in enumerate(layers):
@@ -81,17 +94,17 @@ def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: in
 
 
 def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
-    """Replace a layer's experts by some that keep their rows until the weights have arrived."""
+    """Replace the experts at `path` in a layer by `DeferredExperts`, and return these."""
     experts = DeferredExperts(layer.get_submodule(path))
     layer.set_submodule(path, experts)
     return experts
 
 
 class Binder:
-    """Points a module's parameters and buffers at tensors, pass after pass.
+    """An object that binds a module's parameters and buffers to new tensors in each pass.
 
-    Where each of them is kept is looked up once, and borrowed weights are not wrapped into
-    parameters: both would take more of a pass's host time than the choice of its tokens.
+    It looks up once where the module stores each tensor, and does not wrap borrowed tensors in
+    `nn.Parameter`. Doing both in each pass would take more host time than choosing its tokens.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -99,7 +112,7 @@ class Binder:
         self._holders: dict[str, tuple[dict[str, Any], str]] = {}
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors named by their path."""
+        """Bind parameters and buffers of the module to tensors, given by their paths in it."""
         for path, tensor in tensors.items():
             holder, name = self._holders.get(path) or self._find(path)
             holder[name] = tensor
@@ -115,12 +128,12 @@ class Binder:
 
 
 def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Point a module's parameters and buffers at these tensors, named by their path, for good."""
+    """Bind a module's parameters and buffers permanently to tensors, given by their paths in it."""
     Binder(module).bind({p: nn.Parameter(t, requires_grad=False) for p, t in tensors.items()})
 
 
 class _PassThrough(nn.Module):
-    """Stands in for the decoder when the model's own forward computes the head alone."""
+    """A replacement for the decoder, so that the model's own forward computes only the head."""
 
     def forward(self, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
         return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)

@@ -1,7 +1,7 @@
-"""Short rows of several sequences in one attention product: each padded to the longest.
+"""Padding of several sequences to the longest one, so that one attention product serves all.
 
-One product of all sequences costs a few launches; one for each sequence costs as many times more,
-and a draft's steps are made of little else.
+One product for all sequences takes a few kernel launches. One product for each sequence takes that
+many launches for each, and launches are most of the time of a draft's steps.
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,33 @@ from torch import Tensor
 
 from engine.model.segment import Segment
 
-MOST_ROWS = 64  # of one sequence: longer ones keep the device busy by themselves
-MOST_WASTE = 2.0  # slots read, padding among them, over those that are wanted
+MAX_SEGMENT_ROWS = 64  # more rows of one sequence keep the device busy without padding
+MAX_PADDING_RATIO = 2.0  # slots that are read, with padding, over slots that are needed
 
 
 @dataclass(frozen=True)
-class Padded:
-    """B sequences of a batch, r rows each that see n slots each, padding included.
+class PaddedBatch:
+    """The index tensors for one attention product over B sequences.
 
-    Padding rows repeat a sequence's first row, padding slots its first slot, which no row sees.
+    Each sequence has r rows that see n slots, padding included. Padding rows repeat the first row
+    of a sequence. Padding slots repeat its first slot, and no row sees them.
     """
 
-    rows: Tensor  # [B * r] int64: which of the batch's rows
-    places: Tensor  # [rows of the batch] int64: where each row's result is among B * r
-    slots: Tensor  # [B * n] int64, read
-    own_slots: Tensor  # [rows of the batch] int64, written
+    rows: Tensor  # [B * r] int64: numbers of rows of the batch
+    places: Tensor  # [rows of the batch] int64: the index of each row's result among B * r
+    slots: Tensor  # [B * n] int64: the slots to read
+    own_slots: Tensor  # [rows of the batch] int64: the slots to write
     visible: Tensor  # [B, r, n] bool
-    positions: Tensor  # [B, n] int64, depths in the sequence
-    own_positions: Tensor  # [B, r] int64
+    positions: Tensor  # [B, n] int64: the position of each slot's token in its sequence
+    own_positions: Tensor  # [B, r] int64: the position of each row in its sequence
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> Tensor:
-        """Which slots each row sees, [B, 1, r, n] bool; a sliding window counts depth."""
+        """Return which slots each row sees, [B, 1, r, n] bool.
+
+        With a sliding window, a row sees slots at less than `window` positions' distance. Masks are
+        computed once for each window.
+        """
         mask = self._masks.get(window)
         if mask is None:
             mask = self.visible
@@ -44,11 +49,17 @@ class Padded:
         return mask
 
 
-def pad(segments: Sequence[Segment]) -> Padded | None:
-    """The whole rows of a batch's segments; None where they are few, long or too unequal."""
+def pad_segments(segments: Sequence[Segment]) -> PaddedBatch | None:
+    """Return all rows of the segments, padded for one attention product.
+
+    Return None where separate products are better: for a single segment, for a segment of more than
+    `MAX_SEGMENT_ROWS` rows, and where the slots would exceed `MAX_PADDING_RATIO`.
+    """
     lengths = [len(segment.slots) for segment in segments]
     count, most = max(segment.count for segment in segments), max(lengths)
-    if len(segments) == 1 or count > MOST_ROWS or len(segments) * most > MOST_WASTE * sum(lengths):
+    if len(segments) == 1 or count > MAX_SEGMENT_ROWS:
+        return None
+    if len(segments) * most > MAX_PADDING_RATIO * sum(lengths):
         return None
     device = segments[0].slots.device
     shape = len(segments), most
@@ -75,7 +86,7 @@ def pad(segments: Sequence[Segment]) -> Padded | None:
     where = torch.tensor(places, device=device)
     queries = torch.zeros(len(segments) * count, dtype=torch.int64, device=device)
     queries[where] = own_positions
-    return Padded(
+    return PaddedBatch(
         rows=torch.tensor(rows, device=device),
         places=where,
         slots=slots.view(-1),

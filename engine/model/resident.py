@@ -1,4 +1,4 @@
-"""Units that stay on the device, as a draft's do, and dense views of packed units."""
+"""Weights that stay on the device, such as a draft model's, and expansion of packed weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,32 +22,36 @@ def bind_resident(
     dtype: torch.dtype,
     progress: ReportProgress,
 ) -> None:
-    """Load all units of a model onto the device and bind them to its modules."""
+    """Load all layers and the head of a model onto the device, and bind them to its modules.
+
+    `progress` is called after each unit with the bytes loaded so far and the bytes of all units.
+    """
     modules = [*model.get_decoder().layers, model.get_output_embeddings()]
     total = sum(layout.nbytes for layout in reader.layouts)
     done = 0
     for index, (module, layout) in enumerate(zip(modules, reader.layouts, strict=True)):
-        bind(module, _dense(reader, index, device, dtype))
+        bind(module, _load_dense(reader, index, device, dtype))
         done += layout.nbytes
         progress("loading the draft", done, total)
 
 
-def _dense(
+def _load_dense(
     reader: UnitReader, index: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return one unit's dense tensors on the device, in memory of their own."""
+    """Return the dense tensors of one unit, by name, in newly allocated device memory."""
     layout = reader.layouts[index]
-    slab = torch.empty(layout.nbytes, dtype=torch.uint8)
-    reader.read(index, slab)
-    views = layout.views(slab.to(device))
+    buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
+    reader.read(index, buffer)
+    views = layout.views(buffer.to(device))
     dense = dense_layout(layout, dtype)
     return expand(views, dense.views(torch.empty(dense.nbytes, dtype=torch.uint8, device=device)))
 
 
-class Expanded:
-    """Weights whose packed tensors are expanded into one scratch slab while a unit is borrowed.
+class ExpandedWeights:
+    """Weights that are stored packed and expanded into a scratch buffer while they are borrowed.
 
-    The layer sees dense weights only, so it stays the library's own.
+    One buffer serves all units, since only one is borrowed at a time. Layers get dense tensors, so
+    they need no code for packed formats.
     """
 
     def __init__(
@@ -65,5 +69,5 @@ class Expanded:
 
 
 def expanded_bytes(reader: UnitReader, dtype: torch.dtype) -> int:
-    """Return the bytes of the scratch slab of `Expanded`, 0 where nothing is packed."""
+    """Return the bytes of the scratch buffer of `ExpandedWeights`; 0 if no tensor is packed."""
     return max(dense_layout(layout, dtype).nbytes for layout in reader.layouts)

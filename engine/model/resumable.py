@@ -1,4 +1,4 @@
-"""A forward that may be left at a layer border and gone on with later."""
+"""A forward pass that can be interrupted between two layers and resumed later."""
 
 import time
 from collections.abc import Callable
@@ -9,38 +9,39 @@ from torch import Tensor
 
 
 class OutOfTime(Exception):
-    """Raised to leave a forward at a layer border: the same `ResumableForward` continues it."""
+    """The exception that interrupts a forward pass; its `ResumableForward` can resume it."""
 
 
 @dataclass
 class ResumableForward:
-    """How far a forward has come. It travels with the batch; layers tell it of themselves.
+    """The state of a forward pass that may run in several pieces. It is part of the batch.
 
-    The model's own forward is called again for each stretch: what comes before its layers is
-    computed anew, layers that have run give what is behind the last of them.
+    The model's own forward is called once for each piece. It computes everything before its layers
+    again. Layers that have run already return the stored hidden states instead of running.
     """
 
-    until: float = inf  # time.perf_counter; the next layer must end before
-    num_run: int = 0
-    hidden: Tensor | None = None  # behind the layers that have run
-    layer_seconds: float = 0.0  # of the slowest of them
-    _reached: int = 0  # by the present stretch
+    deadline: float = inf  # time.perf_counter before which the next layer must end
+    num_run: int = 0  # layers that have run
+    hidden: Tensor | None = None  # the output of the last layer that has run
+    layer_seconds: float = 0.0  # of the slowest layer so far
+    _num_reached: int = 0  # layers called in the current piece
 
-    def go_on(self, until: float) -> None:
-        """A new stretch begins."""
-        self.until, self._reached = until, 0
+    def resume(self, deadline: float) -> None:
+        """Begin a new piece, whose layers must end before `deadline` (time.perf_counter)."""
+        self.deadline, self._num_reached = deadline, 0
 
     def run(self, layer: Callable[[], Tensor]) -> Tensor:
-        """Run the next layer, or return what is known if it has run. Raises `OutOfTime`.
+        """Run a layer and return its output, or return the stored output if it has run before.
 
-        It is called once by each layer, in order, in every stretch.
+        Each layer calls this once in every piece, in order. Raises `OutOfTime` if the layer would
+        not end before the deadline, judged by the slowest layer so far.
         """
-        self._reached += 1
-        if self._reached <= self.num_run:
+        self._num_reached += 1
+        if self._num_reached <= self.num_run:
             assert self.hidden is not None
             return self.hidden
         began = time.perf_counter()
-        if began + self.layer_seconds > self.until:
+        if began + self.layer_seconds > self.deadline:
             raise OutOfTime
         self.hidden = layer()
         self.num_run += 1

@@ -1,9 +1,10 @@
-"""Rotary embeddings whose frequencies depend on the length of the sequence.
+"""Rotary embeddings whose frequencies depend on the length of the sequence (longrope).
 
-The library picks the frequencies by the largest position of the whole forward, so a long sequence
-would change the logits of a short neighbour. `LengthGroupedRotary` asks for both sets and gives
-each row the one of its own sequence. A sequence that crosses the original length changes set, so
-its KV is computed anew, as `generate` does.
+Such models have one set of frequencies for sequences up to the original length, and another for
+longer ones. transformers selects the set by the largest position in the whole batch, so a long
+sequence would change the logits of a short one beside it. `LengthGroupedRotary` computes both sets
+and gives each row that of its own sequence. When a sequence grows beyond the original length, its
+set changes, and all its KV is computed again, as `generate` of transformers does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 from engine.errors import ModelError
 from engine.model.segment import Segment
 
-# Added to the position of a row that uses the long frequencies: positions are all that the
-# library's forward hands to its rotary embedding.
-LONG = 1 << 40
+# Added to the position of a row that uses the long frequencies. Positions have to carry this mark,
+# since transformers passes nothing else about the rows to the rotary embedding.
+LONG_OFFSET = 1 << 40
 
 
 def original_length(config: Any) -> int | None:
-    """Tokens up to which the short frequencies hold; None where frequencies never change.
+    """Return the number of tokens up to which the short frequencies apply.
 
-    Raises `ModelError` for a rope type whose frequencies change with every length.
+    Return None if the frequencies of a model never change. Raises `ModelError` for a rope type
+    whose frequencies change with every length, and for layers with different original lengths.
     """
     parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     is_per_layer = all(isinstance(value, Mapping) for value in parameters.values())
@@ -33,7 +35,7 @@ def original_length(config: Any) -> int | None:
         if kind == "dynamic":
             raise ModelError(
                 "rope_parameters.rope_type 'dynamic' is not supported: its frequencies change with "
-                "every token, so no KV could be kept. Use one with yarn, llama3 or longrope."
+                "every token, so no KV could be kept. Use a model with yarn, llama3 or longrope."
             )
         if kind == "longrope":
             lengths.add(int(rope["original_max_position_embeddings"]))
@@ -45,14 +47,17 @@ def original_length(config: Any) -> int | None:
 
 
 def mark_long(position_ids: Tensor, segments: Iterable[Segment]) -> None:
-    """Add `LONG` to the positions [1, R] of rows that use the long frequencies."""
+    """Add `LONG_OFFSET` to the positions [1, R] of rows that use the long frequencies."""
     for segment in segments:
         if segment.is_long:
-            position_ids[:, segment.first : segment.first + segment.count] += LONG
+            position_ids[:, segment.first : segment.first + segment.count] += LONG_OFFSET
 
 
 class LengthGroupedRotary(nn.Module):
-    """Wraps a longrope module. `mark_long` marks the rows that use the long frequencies."""
+    """A wrapper around a longrope module that selects the frequencies row by row.
+
+    `mark_long` marks the rows that use the long frequencies.
+    """
 
     def __init__(self, inner: nn.Module, length: int) -> None:
         super().__init__()
@@ -60,13 +65,14 @@ class LengthGroupedRotary(nn.Module):
         self.length = length
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """position_ids [1, R], marked -> cos and sin [1, R, head dim]."""
-        is_long = position_ids >= LONG
-        position_ids = position_ids % LONG
-        # The library looks at the largest position: one more that lies behind the border selects
-        # the long set, and positions cut off at the border (their rows are not used) the short.
-        border = position_ids.new_full((1, 1), self.length)
-        long_cos, long_sin = self.inner(x, torch.cat([position_ids, border], dim=1))
+        """Return cos and sin, [1, R, head dim] each, for positions [1, R] marked by `mark_long`."""
+        is_long = position_ids >= LONG_OFFSET
+        position_ids = position_ids % LONG_OFFSET
+        # transformers looks at the largest position. One more position beyond the original length
+        # selects the long set. Positions clamped to the original length select the short set; the
+        # rows that this changes are not used.
+        first_long = position_ids.new_full((1, 1), self.length)
+        long_cos, long_sin = self.inner(x, torch.cat([position_ids, first_long], dim=1))
         short_cos, short_sin = self.inner(x, position_ids.clamp(max=self.length - 1))
         rows = is_long[:, :, None]
         cos = torch.where(rows, long_cos[:, :-1], short_cos)

@@ -1,4 +1,4 @@
-"""One sequence's rows in a pass."""
+"""The description of one sequence's rows in a pass."""
 
 from dataclasses import dataclass
 from threading import Event
@@ -9,32 +9,43 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segment:
-    """Where one sequence's rows are, and what they see.
+    """The rows of one sequence in a pass, and what each of them sees.
 
-    The sequence's slots are, in order: `start` tokens of the stored prefix, which every row sees;
-    scratch rows written by earlier passes of the draft; the rows of this pass. `mask` [count,
-    scratch + count] tells which of the latter two a row sees; None means a chain (each row sees
-    all before it). `positions` [scratch + count] are depths in the sequence, not slots: a sliding
-    window counts them.
+    The slots of the sequence are, in this order: the stored prefix, which every row sees; scratch
+    rows that earlier steps of a draft have written; and the rows of this pass.
+
+    Args:
+        first: the number of the sequence's first row in the pass.
+        count: the number of its rows.
+        start: the number of tokens in the stored prefix.
+        slots: numbers of slots in the KV cache, [start + scratch + count] int64.
+        positions: positions in the sequence of the scratch rows and of this pass's rows,
+            [scratch + count] int64. Sliding windows count them. Rows of a tree at the same depth
+            have the same position.
+        mask: which scratch rows and rows of this pass each row sees, [count, scratch + count] bool;
+            None if each row sees all rows before it and itself (a chain).
+        cancelled: set when the client has left.
+        is_long: whether the rows use the long rope frequencies (`rope.py`).
     """
 
-    first: int  # its first row in the pass
-    count: int  # how many rows
+    first: int
+    count: int
     start: int
-    slots: Tensor  # [start + scratch + count] int64
+    slots: Tensor
     positions: Tensor
     mask: Tensor | None
     cancelled: Event
-    is_long: bool = False  # whether its rows use the long rope frequencies
+    is_long: bool = False
 
     @property
     def scratch(self) -> int:
+        """The number of scratch rows written by earlier steps of a draft."""
         return len(self.positions) - self.count
 
     def seen_by(self, rows: range) -> Tensor | None:
-        """Return which of the slots after the prefix some rows see, up to their own last one.
+        """Return which slots after the prefix some rows see, [rows, scratch + rows.stop] bool.
 
-        The mask is [rows, scratch + rows.stop] bool; None: each row sees all of them.
+        Slots after the last of these rows are left out. Return None if each row sees all of them.
         """
         end = self.scratch + rows.stop
         if self.mask is not None:

@@ -1,1 +1,1 @@
-"""The memory plan: what lives where, and how fast it will be."""
+"""The memory plan: where weights and KV are kept, and the speed to expect from it."""

@@ -1,4 +1,4 @@
-"""A model as its config.json describes it: what a plan needs to know, without any weights."""
+"""A model as its config.json describes it, which is all that a plan needs to know of the model."""
 
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,13 @@ from engine.weights.packing import dense_layout
 from engine.weights.stored_format import plan_packed
 from engine.weights.units import CheckpointUnits
 
-SLICE_BYTES = 256 << 20  # a layer above this moves in slices, where its family can
+SLICE_BYTES = 256 << 20  # a larger layer moves in slices, if its family supports that
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Blueprint:
-    """A model as its config.json tells it: without weights, on the `meta` device.
+    """A model as its config.json describes it: without weights, on the `meta` device.
 
     Raises `ModelError` for a model that cannot be served.
     """
@@ -40,12 +40,12 @@ class Blueprint:
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
-        # The largest unit, where the family's layers can move in slices.
+        # The largest unit in bytes, where the family's layers can move in slices.
         self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
     @cached_property
     def outline(self) -> Outline:
-        """The units of the checkpoint if it is there, else those that config.json alone tells."""
+        """Return the outline of the checkpoint if it is there, else one made from config.json."""
         if has_weights(self.folder):
             units = self.checkpoint_units()
             units.close()
@@ -59,7 +59,7 @@ class Blueprint:
         return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
 
     def demand(self, needs: DraftNeeds) -> Demand:
-        """Return what the target and a draft of these needs would like to take."""
+        """Return what the target and a draft of these needs take, before a plan limits it."""
         config, shape, outline = self.config, kv_shape(self.config), self.outline
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
@@ -98,7 +98,10 @@ class Blueprint:
 
 
 def active_share(config: Any) -> float:
-    """What one token uses of the weights; of a mixture roughly, nearly all of it being experts."""
+    """Return the share of the weights that one token uses.
+
+    For a mixture of experts it is the share of the experts, which are nearly all of the weights.
+    """
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     return float(config.num_experts_per_tok / experts) if experts else 1.0
 

@@ -1,4 +1,4 @@
-"""Single changes of a machine or a model's file that may make it faster."""
+"""Single changes of a machine or of a model's file that may make a model faster."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ from engine.planning.plan import Plan
 from engine.spec import ModelSpec
 
 GIB = 1 << 30
-SHORT_CONTEXT = 2048  # tokens; nobody wants less
-CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192)  # GiB
+SHORT_CONTEXT = 2048  # tokens; no shorter context is advised
+CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192)  # GiB of memory
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is different."""
+    """One change, with the model's specification and the machine after it."""
 
     text: str  # "memory.device: 8 GiB -> 12 GiB"
     spec: ModelSpec
@@ -27,7 +27,7 @@ class Change:
 def changes(
     spec: ModelSpec, machine: Machine, plan: Plan, demand: Demand, method: str
 ) -> Iterator[Change]:
-    """Changes worth trying, given what the plan is now."""
+    """Yield the changes worth trying, given the present plan and drafting method."""
     units = zip(demand.unit_bytes, plan.tiers, strict=True)
     away = [nbytes for nbytes, tier in units if tier != "resident"]
     if away:
@@ -48,7 +48,7 @@ def changes(
         yield Change(text, replace(spec, target=quantized), machine)
     for other in available():
         facts = facts_of(other)
-        if other != method and (facts.is_candidate or not facts.proposes):
+        if other != method and (facts.is_candidate or not facts.has_drafts):
             draft = replace(spec.draft, method=other, source=None, revision=None)
             yield Change(f"draft.method: {method} -> {other}", replace(spec, draft=draft), machine)
     context = demand.context_length
@@ -58,7 +58,7 @@ def changes(
 
 
 def _more_device(spec: ModelSpec, machine: Machine) -> Change:
-    """The next larger card; without CUDA, as much more RAM."""
+    """Return the change to the next larger card; without CUDA, to as much more RAM."""
     now = machine.device_memory
     more = next((size * GIB for size in CARDS if size * GIB > now * 1.05), 2 * now) - now
     memory = replace(machine.memory, device=machine.memory.device + more)
@@ -71,7 +71,7 @@ def _more_device(spec: ModelSpec, machine: Machine) -> Change:
 
 
 def _more_ram(spec: ModelSpec, machine: Machine, needed: int) -> Change:
-    """As much RAM as holds all that travels."""
+    """Return the change to as much RAM as the streamed weights need, in steps of 8 GiB."""
     step = 8 * GIB
     ram = -(-needed // step) * step
     text = f"memory.ram: {_gib(machine.memory.ram)} -> {_gib(ram)}"

@@ -1,4 +1,4 @@
-"""Which method drafts: the one that the model's file names, else the one forecast to be fastest."""
+"""The choice of the drafting method: the one the model's file names, else the fastest forecast."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from engine.drafting.method import DraftNeeds, MethodFacts, PlanContext, candida
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
 from engine.planning import probe
-from engine.planning.assumed import Machine, complete
+from engine.planning.assumed import Machine, complete_times
 from engine.planning.blueprint import Blueprint
 from engine.planning.footprint import Demand
 from engine.planning.forecast import Forecast, make_forecast
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to serve a model: its plan, who drafts, and what that would run at."""
+    """One way to serve a model: its drafting method, its memory plan and the forecast speed."""
 
     plan: Plan
     demand: Demand
@@ -35,11 +35,14 @@ class Scheme:
 def make_scheme(
     method: str, spec: ModelSpec, blueprint: Blueprint, machine: Machine, users: int
 ) -> Scheme:
-    """Plan and forecast with this method. Raises `ModelError` when it does not fit."""
+    """Return the plan and the forecast with this drafting method.
+
+    Raises `ModelError` where the model does not fit, or the method cannot serve it.
+    """
     facts = facts_of(method, spec.draft)
     demand = blueprint.demand(_needs(facts, spec, blueprint))
     plan = make_plan(spec, demand, machine.memory)
-    forecast = make_forecast(plan, demand, facts, complete(machine, demand, plan), users)
+    forecast = make_forecast(plan, demand, facts, complete_times(machine, demand, plan), users)
     return Scheme(plan, demand, method, facts.bounds, forecast)
 
 
@@ -49,11 +52,13 @@ def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint) -> DraftNe
 
 
 def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
-    """Return the best of the schemes; `scheme` makes that of a method. Raises `ModelError` when
-    nothing fits.
+    """Return the scheme of the method in the model's file, else the one forecast to be fastest.
 
-    The bytes of a draft could hold resident layers instead: whether it pays is a question of
-    tokens a second, and only the forecast of both plans answers it.
+    The memory of a draft could hold resident layers instead. Only the forecasts of both plans show
+    which gives more tokens a second. Raises `ModelError` where no scheme fits.
+
+    Args:
+        scheme: makes the scheme of a method, or raises `ModelError`.
     """
     if spec.draft.method is not None:
         return scheme(spec.draft.method)
@@ -66,16 +71,22 @@ def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
             refusals.append(error)
     if not schemes:
         raise refusals[0]
-    for own in schemes:
-        speed, tokens = own.forecast.tokens_per_second, own.forecast.tokens_per_pass
+    for made in schemes:
+        speed, tokens = made.forecast.tokens_per_second, made.forecast.tokens_per_pass
         log.info(
-            "draft %s: %.1f tokens/s forecast, if a pass emits %.1f", own.method, speed, tokens
+            "draft %s: forecast %.1f tokens/s, if a pass emits %.1f tokens",
+            made.method,
+            speed,
+            tokens,
         )
-    return max(schemes, key=lambda own: own.forecast.tokens_per_second)
+    return max(schemes, key=lambda made: made.forecast.tokens_per_second)
 
 
 def measured_draft(blueprint: Blueprint, device: Device) -> StepTimes:
-    """Time a draft step of low-bit copies of the target's layers, if a candidate has them."""
+    """Return the measured times of a draft step, by rows, of low-bit copies of the target's layers.
+
+    They are empty if no method that `draft: auto` considers has such copies.
+    """
     for method in candidates():
         facts = facts_of(method)
         with suppress(ModelError):

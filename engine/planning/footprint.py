@@ -1,7 +1,7 @@
-"""How many bytes a pass needs besides weights and KV, and how many loading needs temporarily.
+"""The bytes that a model, its draft and the activations of a pass need.
 
-These are formulas of what the decoder, the attention and the sampler hold at once;
-benchmarks/plan_memory.py compares their sum with what a process really takes.
+The formulas for activations follow what the decoder, the attention and the sampler hold at once;
+benchmarks/plan_memory.py compares their sum with the memory that a process takes.
 """
 
 from collections.abc import Sequence, Set
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 from engine.drafting.method import DraftNeeds
 from engine.kv.page_pool import PAGE
-from engine.model.attention import SCORES
+from engine.model.attention import MAX_SCORES
 from engine.spec import TILE
 from engine.weights.layout import LayerUnits
 
-LARGEST_PASS = 8192  # rows; a longer prompt takes more passes
+LARGEST_PASS = 8192  # rows; a longer prompt takes several passes
 _FLOAT32, _FLOAT64 = 4, 8
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the model and its draft need; sizes in bytes."""
+    """The sizes of a model and its draft, in bytes where not stated otherwise."""
 
-    unit_bytes: Sequence[int]  # those of the layers, then the head
-    layers: Sequence[LayerUnits]  # which units are each layer's
+    unit_bytes: Sequence[int]  # of the layers' units, then of the head
+    layers: Sequence[LayerUnits]  # the units of each layer
     expanded_bytes: int  # one unit's dense weights where weights travel packed; else 0
-    other_device_bytes: int  # tensors outside layers and head that live on the device
+    other_device_bytes: int  # tensors outside layers and head that are kept on the device
     hidden_size: int
-    widest: int  # the widest activation of a layer, per row
+    widest: int  # elements of the widest activation of a layer, per row
     num_heads: int
     vocab_size: int
     item_bytes: int  # of one activation
@@ -37,29 +37,26 @@ class Demand:
     head_dim: int = 0
     tile: int = TILE  # rows that run through a layer at a time
     embedding_bytes: int = 0  # mapped into host memory
-    dense_bytes: int = 0  # of all units when what is packed in them is expanded
-    active_share: float = 1.0  # of the weights, what one token uses
+    dense_bytes: int = 0  # of all units after packed weights are expanded
+    active_share: float = 1.0  # of the weights that one token uses
 
     def draft_bytes(self, resident: Set[int]) -> int:
-        """Return the device bytes of the draft's weights.
-
-        Resident units need no substitutes.
-        """
+        """Return the device bytes of the draft's weights. Resident units need no substitutes."""
         return self.draft.weight_bytes - sum(self._spared_bytes(unit) for unit in resident)
 
     def net_bytes(self, unit: int) -> int:
-        """Return the device bytes that a resident unit takes beyond its substitute's."""
+        """Return the device bytes that a resident unit takes more than its substitute would."""
         return self.unit_bytes[unit] - self._spared_bytes(unit)
 
     def _spared_bytes(self, unit: int) -> int:
-        """Return the bytes of the substitute that a unit makes needless by being resident."""
-        # Units that are expanded for the time of a pass have nothing to share.
+        """Return the bytes of the substitute that is not needed if this unit is resident."""
+        # Units that are packed and expanded during a pass cannot be shared.
         shares = self.is_self_drafted and not self.expanded_bytes
         return self.draft.substitute_bytes[unit] if shares else 0
 
     @property
     def is_self_drafted(self) -> bool:
-        """Return whether low-bit copies of the target's own layers draft."""
+        """Return True if low-bit copies of the target's own layers draft."""
         return bool(self.draft.substitute_bytes)
 
     @property
@@ -74,21 +71,27 @@ class Demand:
 
     @property
     def sequence_rows(self) -> int:
-        """Return the number of scratch slots of one sequence."""
+        """Return the number of scratch slots of one sequence in the target's KV cache."""
         return self.draft.scratch_rows + self.draft.draft_rows
 
 
 def pass_rows(demand: Demand, max_sequences: int) -> int:
-    """Return the most rows of a pass: the longest prompt at once, or the trees of all sequences."""
+    """Return the most rows of a pass: of the longest prompt, or of the trees of all sequences.
+
+    It is a multiple of the page size, and at most `LARGEST_PASS`.
+    """
     rows = max(demand.context_length, max_sequences * demand.draft.scratch_rows)
     return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
 
 
 def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
-    """Return the bytes of hidden states, one tile in a layer, one block of logits, and attention.
+    """Return the bytes of a pass's hidden states, a tile in a layer, a block of logits, attention.
 
-    No sequence is longer than `longest` tokens, nor than the context. The parts of a pass come one
-    after another, but blocks that one part freed may not fit the next: so they are added up.
+    These parts of a pass run one after another, but memory that one part freed may not fit the
+    next: so they are added up.
+
+    Args:
+        longest: the most tokens of a sequence that the KV cache holds.
     """
     return (
         _hidden_bytes(demand, max_rows)
@@ -100,25 +103,25 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
 
 def _hidden_bytes(demand: Demand, max_rows: int) -> int:
     """Return the bytes of the hidden states, of rope, and of the final norm over all rows."""
-    norm = demand.item_bytes + 2 * _FLOAT32  # the state, its float32 copy and that one's square
-    # Rows whose experts come in slices wait with a copy of theirs and one of the result.
+    norm = demand.item_bytes + 2 * _FLOAT32  # the state, its float32 copy and the copy's square
+    # Where experts come in slices, rows also hold a copy of their state and one of the result.
     sliced = 4 * demand.item_bytes if any(layer.slices for layer in demand.layers) else 0
-    rope = 4 * demand.head_dim * _FLOAT32  # angles, cosines, sines, and their like in float32
+    rope = 4 * demand.head_dim * _FLOAT32  # angles, cosines, sines and temporaries of their size
     return max_rows * (max(norm, sliced) * demand.hidden_size + rope)
 
 
 def _attention_bytes(demand: Demand, length: int) -> int:
-    """Return the bytes of one tile's scores in float64, thrice, and of its keys and values."""
+    """Return the bytes of one tile's scores in float64, three times, and of its keys and values."""
     group = demand.num_heads // demand.num_kv_heads
     of_one_head = group * TILE * length
-    at_once = min(max(SCORES // of_one_head, 1), demand.num_kv_heads)
+    at_once = min(max(MAX_SCORES // of_one_head, 1), demand.num_kv_heads)
     gathered = 2 * length * demand.num_kv_heads * demand.head_dim * demand.item_bytes
     widened = 2 * length * at_once * demand.head_dim * _FLOAT64
     return 3 * at_once * of_one_head * _FLOAT64 + gathered + widened
 
 
 def size_text(num_bytes: float) -> str:
-    """Format bytes in powers of two: "7.2 GiB"."""
+    """Return a number of bytes as text in binary units, such as "7.2 GiB"."""
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"

@@ -1,8 +1,9 @@
-"""What a plan would run at: tokens a second, and the time to the first token.
+"""The forecast of a plan: tokens a second, and the time to the first token.
 
-Speed of one sequence = A / (draft time + max(W / B, compute) + host time): A tokens a pass, W
-bytes that travel, B the link's bandwidth. Times are measured or assumed, and so is how often the
-target agrees with a draft: forecasts are for choosing, and say what they rest on.
+The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
+tokens a pass emits, W the bytes that travel and B the link's bandwidth. Times are measured or
+assumed, and how often the target agrees with a draft is assumed. A forecast is made to compare
+plans; `understudy plan` lists its assumptions.
 """
 
 from collections.abc import Iterator
@@ -15,47 +16,49 @@ from engine.planning.footprint import Demand
 from engine.planning.plan import Plan
 from engine.spec import TILE
 
-PROMPT = 1000  # tokens, of the prompt whose first token is forecast
-USERS = 8  # of the second forecast
+PROMPT = 1000  # tokens of the prompt for which the time to the first token is forecast
+USERS = 8  # of the forecast for several users
 HOST_SECONDS = 0.004  # of a pass, outside layers, norm and head
-ROWS_PER_LEVEL = 2  # of a tree, for each level it is deep
+ROWS_PER_LEVEL = 2  # of a tree, for each level of its depth
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a plan would run at."""
+    """The speed to expect of a plan."""
 
     tokens_per_second: float  # of one user
-    users: int  # of the next figure: as many as were asked about, or run at once
-    tokens_per_second_all: float  # of all of them together
+    users: int  # of the next figure: as many as asked about, but no more than run at once
+    tokens_per_second_all: float  # of all these users together
     first_token_seconds: float  # after a prompt of PROMPT tokens, or of the context if that is less
     tokens_per_pass: float  # of one user
-    depth: int  # of the tree that pays best for one user
+    depth: int  # of the tree that is fastest for one user
     link_seconds: float  # in which a pass's weights travel
-    pass_seconds: float  # with one user's tree: compute or link
+    pass_seconds: float  # with one user's tree: the longer of compute and link
     draft_seconds: float  # before that pass
     draft_step_seconds: float  # one step for one user
 
 
 @dataclass(frozen=True)
 class _Cycle:
-    """One draft and one pass."""
+    """Drafting a tree and the pass after it."""
 
     depth: int
     emitted: float  # tokens of one user
-    draft: float
-    walk: float
+    draft_seconds: float
+    pass_seconds: float
 
     def rate(self, users: int) -> float:
-        return users * self.emitted / (self.draft + self.walk + HOST_SECONDS)
+        """Return the tokens a second of all users together."""
+        return users * self.emitted / (self.draft_seconds + self.pass_seconds + HOST_SECONDS)
 
 
 def make_forecast(
     plan: Plan, demand: Demand, draft: MethodFacts, machine: Machine, users: int = USERS
 ) -> Forecast:
-    """Return what `plan` would run at with this draft, for one user and for `users`.
+    """Return the speed to expect of `plan` with this draft, for one user and for `users`.
 
-    All times of the machine are known: see `assumed.complete`.
+    Args:
+        machine: with all times filled in (`assumed.complete_times`).
     """
     link = link_seconds(plan, demand, machine)
     users = min(users, plan.max_sequences)
@@ -72,15 +75,18 @@ def make_forecast(
         tokens_per_pass=alone.emitted,
         depth=alone.depth,
         link_seconds=link,
-        pass_seconds=alone.walk,
-        draft_seconds=alone.draft,
+        pass_seconds=alone.pass_seconds,
+        draft_seconds=alone.draft_seconds,
         draft_step_seconds=_step(draft, machine, 1),
     )
 
 
 def link_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
-    """In which the weights of a pass travel. What is on disk is read ahead only as far as the ring
-    reaches: the two ways are counted one after the other."""
+    """Return the seconds in which the weights of a pass travel.
+
+    Units on disk are read ahead only as far as the ring reaches, so the times from RAM and from
+    disk are added up.
+    """
     units = list(zip(plan.tiers, demand.unit_bytes, strict=True))
     ram = sum(nbytes for tier, nbytes in units if tier == "ram")
     disk = sum(nbytes for tier, nbytes in units if tier == "disk")
@@ -88,22 +94,22 @@ def link_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
 
 
 def _cycles(draft: MethodFacts, machine: Machine, link: float, users: int) -> Iterator[_Cycle]:
-    """A cycle for each depth of the trees."""
+    """Yield the cycle of each depth that a tree can have, 0 included."""
     step = _step(draft, machine, users)
     for depth in range(draft.bounds.depth + 1):
         rows = min(1 + ROWS_PER_LEVEL * depth, draft.bounds.budget)
-        walk = max(link, _compute(machine, users * rows))
-        emitted = sum(draft.agreement**level for level in range(depth + 1))  # and the bonus token
-        yield _Cycle(depth, emitted, depth * step, walk)
+        pass_seconds = max(link, _compute(machine, users * rows))
+        emitted = sum(draft.agreement**level for level in range(depth + 1))  # 0: the bonus token
+        yield _Cycle(depth, emitted, draft_seconds=depth * step, pass_seconds=pass_seconds)
 
 
 def _step(draft: MethodFacts, machine: Machine, users: int) -> float:
-    """Seconds of one draft step for all of them."""
-    if not draft.costs_draft_time:
+    """Return the seconds of one draft step for all users; 0 for a look-up."""
+    if not draft.has_draft_steps:
         return 0.0
     return machine.draft.expect(users * draft.bounds.width) or 0.0
 
 
 def _compute(machine: Machine, rows: int) -> float:
-    """Seconds of a pass's layers; rows are computed in whole tiles."""
+    """Return the seconds of a pass without waiting for weights; rows are computed in tiles."""
     return machine.passes.expect(ceil(rows / TILE) * TILE) or 0.0

@@ -1,4 +1,4 @@
-"""How much memory there is to take, cgroup limits included."""
+"""The memory that a plan may use on this machine, within the limits of cgroups."""
 
 import os
 from collections.abc import Iterator
@@ -10,31 +10,38 @@ from engine.planning.footprint import size_text
 from engine.planning.plan import Memory, Plan
 from engine.streaming.device import Device
 
-DEVICE_SHARE = 0.95  # of the free device memory: what fragments is lost
-RAM_SHARE = 0.9  # of the free RAM: other programs grow too
-CPU_DEVICE_SHARE = 0.8  # of the free RAM, where it is the device: the page cache serves as well
+DEVICE_SHARE = 0.95  # of the free device memory: the rest is for fragmentation
+RAM_SHARE = 0.9  # of the free RAM: the rest is for other programs
+CPU_DEVICE_SHARE = 0.8  # of the free RAM where it is the device: the page cache needs some too
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_memory(device: Device) -> Memory:
-    """Return the bytes that may be taken now on the device and in RAM, and what is taken."""
+    """Return the memory that a plan may use now on the device and in RAM."""
     give_back_freed()
     ram = int(free_ram() * RAM_SHARE)
     runtime = resident_bytes()
     own = device.own_memory()
     if own is None:
-        return Memory(int(free_ram() * CPU_DEVICE_SHARE), ram, False, 0, runtime)
-    return Memory(int(own.free * DEVICE_SHARE), ram, True, own.runtime, runtime)
+        device_bytes = int(free_ram() * CPU_DEVICE_SHARE)
+        return Memory(device_bytes, ram, has_own_memory=False, host_runtime=runtime)
+    return Memory(
+        int(own.free * DEVICE_SHARE),
+        ram,
+        has_own_memory=True,
+        device_runtime=own.runtime,
+        host_runtime=runtime,
+    )
 
 
 def check_free(plan: Plan) -> None:
-    """Raise `ModelError` when the RAM that was there at planning is not there any more.
+    """Raise `ModelError` if the RAM that was free at planning is not free any more.
 
-    It is called before large allocations: a refusal can be read, an out-of-memory kill cannot.
+    It is called before large allocations, because an out-of-memory kill would leave no message.
     """
-    give_back_freed()  # of planning itself: probes, and what methods read
+    give_back_freed()  # memory of planning itself: of probes, and of what methods read
     needed = plan.host_bytes - plan.memory.host_runtime - plan.embedding_bytes
     if not plan.memory.has_own_memory:
         needed += plan.device_bytes
@@ -42,18 +49,18 @@ def check_free(plan: Plan) -> None:
     if needed > free:
         raise ModelError(
             f"{size_text(needed)} of RAM are planned, but only {size_text(free)} are free by now: "
-            "another program took the rest. End it, or lower memory.device or memory.ram."
+            "another program uses the rest. End it, or lower memory.device or memory.ram."
         )
 
 
 def resident_bytes() -> int:
-    """Return the RAM that this process holds, the pages of its libraries among it."""
+    """Return the bytes of RAM that this process holds, the pages of its libraries included."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_ram() -> int:
-    """Return the RAM that this process could take now, within its memory cgroups."""
+    """Return the bytes of RAM that this process could take now, within its memory cgroups."""
     return min([_free_ram(), *_free_in_cgroups()])
 
 
@@ -61,11 +68,14 @@ def _free_ram() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise ModelError("/proc/meminfo does not tell the available memory; set memory.ram")
+    raise ModelError("/proc/meminfo has no MemAvailable: use Linux 3.14 or newer")
 
 
 def _free_in_cgroups() -> Iterator[int]:
-    """Yield what this process's memory cgroup and each above it leave; page cache is free."""
+    """Yield the bytes left in this process's memory cgroup and each above it.
+
+    The page cache counts as free.
+    """
     for line in OWN_CGROUPS.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":
@@ -75,9 +85,13 @@ def _free_in_cgroups() -> Iterator[int]:
 
 
 def _free_up_from(mount: Path, path: str, limit: str, anonymous: str) -> Iterator[int]:
-    """Yield what the groups from `path` up to the mount leave.
+    """Yield the bytes left in each group with a limit, from `path` up to the mount.
 
     `path` may be the host's name of a group that a container sees as the mount itself.
+
+    Args:
+        limit: the file of a group's limit.
+        anonymous: the key of its memory.stat for memory that cannot be given up.
     """
     group = mount / path.lstrip("/")
     for folder in [group, *group.parents]:

@@ -1,8 +1,8 @@
-"""The plan: where units, KV pages and the draft are kept, within the memory there is.
+"""The plan: where units, KV pages and the draft are kept, within the available memory.
 
-The device's memory goes first to what everything needs (activations, ring, the draft), then to KV
+Device memory goes first to what every plan needs (activations, the ring, the draft), then to KV
 pages, then to resident units, spread evenly through the depth so that the link is never idle for
-long. Host memory holds the units that wait in RAM and, in a part of the rest, idle KV pages.
+long. Host memory holds the units of the ram tier and, in a part of the rest, idle KV pages.
 """
 
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -18,14 +18,14 @@ from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
 
 DEFAULT_SEQUENCES = 8
-DEFAULT_SLOTS = 3  # one in use, one ready, one on its way
-FEWEST_SLOTS = 2  # one in use, one on its way
-KV_SHARE = 0.125  # of the device limit, at most, unless everything fits; idle KV has the host's
+DEFAULT_SLOTS = 3  # one in use, one filled, one being filled
+FEWEST_SLOTS = 2  # one in use, one being filled
+KV_SHARE = 0.125  # of the device limit for KV pages at most, unless all weights fit too
 HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
-HOST_CONTEXTS = 2  # of idle pages at most, for each sequence
-DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while one drains
-SEQUENCE_PAGES = 2  # of a sequence at least: its tokens, and a tree that shrank for lack of pages
-SHORTEST_CONTEXT = 256  # tokens of KV below which serving makes no sense
+HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequence
+DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while another is copied
+SEQUENCE_PAGES = 2  # of a sequence at least: one for its tokens, one for a small tree
+SHORTEST_CONTEXT = 256  # tokens: with less KV than that, a model is not served
 
 
 class DoesNotFit(ModelError):
@@ -39,13 +39,13 @@ class Memory:
     device: int
     ram: int
     has_own_memory: bool  # the device's, beside the RAM
-    device_runtime: int = 0  # what the driver and the libraries hold of the device; not in `device`
-    host_runtime: int = 0  # the process before it holds any weights; not in `ram`
+    device_runtime: int = 0  # held on the device by driver and libraries; not part of `device`
+    host_runtime: int = 0  # held by the process before it loads weights; not part of `ram`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The decision; sizes in bytes."""
+    """Where everything is kept, and in which sizes. Sizes are in bytes."""
 
     tiers: tuple[Tier, ...]
     slots: int
@@ -58,23 +58,23 @@ class Plan:
     draft_bytes: int
     activation_bytes: int
     other_bytes: int  # norms; expanded 4-bit weights
-    host_pages: int = 0  # KV pages in host memory, for what is idle
+    host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
-    slab_bytes: int = 0  # units that wait in RAM
-    staging_bytes: int = 0  # between disk and device
+    slab_bytes: int = 0  # units of the ram tier
+    staging_bytes: int = 0  # pinned buffers between disk and device
     embedding_bytes: int  # mapped from the checkpoint
-    making_bytes: int  # more than the rest that loading takes for a while
-    memory: Memory  # what it was made for
+    making_bytes: int  # taken for a while during loading, beyond the rest
+    memory: Memory  # of the machine that the plan is made for
 
     @property
     def device_bytes(self) -> int:
-        """Return what the device holds at most, its runtime included."""
+        """Return the most bytes that the device holds, its runtime included."""
         taken = self.resident_bytes + self.ring_bytes + self.kv_bytes + self.draft_bytes
         return taken + self.activation_bytes + self.other_bytes + self.memory.device_runtime
 
     @property
     def host_bytes(self) -> int:
-        """Return what the process holds at most in host memory, its runtime included.
+        """Return the most bytes that the process holds in host memory, its runtime included.
 
         If the device has no memory of its own, `device_bytes` come on top.
         """
@@ -82,6 +82,7 @@ class Plan:
         return taken + self.making_bytes + self.memory.host_runtime
 
     def __str__(self) -> str:
+        """Return the plan as one line for the log."""
         resident = self.tiers.count("resident")
         away = sorted({tier for tier in self.tiers if tier != "resident"})
         parts = [f"{resident} of {len(self.tiers)} units resident"]
@@ -101,7 +102,7 @@ class Plan:
 
 
 def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
-    """Decide what is kept where. Raises `DoesNotFit` that says how much is missing."""
+    """Return the plan for a model. Raises `DoesNotFit` that says how much memory is missing."""
     planner = _Planner(spec, demand, memory)
     for most_pages in planner.page_limits():
         with suppress(DoesNotFit):
@@ -113,7 +114,7 @@ def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
 
 
 class _Planner:
-    """Plans one model and its draft for one memory."""
+    """A planner for one model and its draft within one machine's memory."""
 
     def __init__(self, spec: ModelSpec, demand: Demand, memory: Memory) -> None:
         self.spec = spec
@@ -122,18 +123,18 @@ class _Planner:
         self.units = demand.unit_bytes
         self.limit = _device_limit(spec, memory)
         self.max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
-        # Of one short sequence with its scratch, and one page to grow.
+        # For one short sequence with its scratch, and one page to grow.
         shortest = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
         self.fewest_pages = -(-shortest // PAGE) + 1
-        # Of the most sequences at full length, each with its scratch.
+        # For the most sequences at full length, each with its scratch.
         full = -(-(demand.context_length + demand.sequence_rows) // PAGE)
         self.wanted_pages = max(self.max_sequences * full, self.fewest_pages)
 
     def page_limits(self) -> Iterator[int]:
         """Yield limits of the KV pages to try, in descending order.
 
-        Attention over a long context takes memory too, and no sequence will be longer than the KV
-        there is: so a lower limit leaves more for weights.
+        Attention over a long context takes memory too, and no sequence becomes longer than the KV
+        pages hold: so a lower limit leaves more for weights.
         """
         yield self.wanted_pages
         pages = int(self.limit * KV_SHARE) // self.demand.page_bytes
@@ -144,14 +145,14 @@ class _Planner:
     def decide(self, most_pages: int) -> Plan:
         """Return the plan with at most `most_pages` KV pages.
 
-        What the units, the ring and the draft leave of the device goes to KV pages.
+        KV pages get the device memory that units, ring and draft leave. Raises `DoesNotFit`.
         """
         demand, memory = self.demand, self.memory
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
         activations = activation_bytes(demand, rows, wanted_pages * PAGE)
         other = demand.other_device_bytes + demand.expanded_bytes
-        if memory.has_own_memory:  # idle KV pages pass through it on their way to the host
+        if memory.has_own_memory:  # a buffer for idle KV pages on their way to the host
             other += max(STAGING_BYTES, demand.host_page_bytes)
         left = self.limit - activations - other
         resident, slots = self._residents(left, wanted_pages)
@@ -160,8 +161,8 @@ class _Planner:
         left -= draft + ring + resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
         most = self.spec.max_sequences or min(DEFAULT_SEQUENCES, max(pages // SEQUENCE_PAGES, 1))
-        # When the draft is made, no row of the embedding was touched yet and, where the device
-        # computes in RAM, no pass ran: what these take later is free to make it.
+        # While the draft is made, no row of the embedding was read yet and, where the device
+        # computes in RAM, no pass ran: the memory that these take later is still free.
         later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
         on_device = Plan(
             tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
@@ -212,7 +213,7 @@ class _Planner:
     def _slots(self, room: int) -> int:
         """Return the number of ring slots that is fastest, or fewer to fit `room`.
 
-        What has to be resident because of them counts too.
+        A head that these slots make resident counts too.
         """
         best = min(DEFAULT_SLOTS, len(self.units))
         resident = self._large_head(best)
@@ -221,9 +222,9 @@ class _Planner:
         return best if needed <= room else min(FEWEST_SLOTS, len(self.units))
 
     def _large_head(self, slots: int) -> set[int]:
-        """Return the head if it is so much larger than the other units that it should be resident.
+        """Return the head's unit if making it resident takes no more of the device, else no unit.
 
-        Every slot would have to be as large. Resident, it takes no more of the device than that.
+        A head that travels makes every slot as large as itself.
         """
         head, rest = self.units[-1], max(self.units[:-1])
         return {len(self.units) - 1} if head + slots * rest <= slots * head else set()
@@ -236,7 +237,7 @@ class _Planner:
         return sum(self.units[i] for i in units)
 
     def _refusal(self, plan: Plan, left: int) -> str:
-        """Say what the plan needs of the device, whose KV has only `left` bytes."""
+        """Return the error text for a plan that leaves only `left` bytes of the device to KV."""
         kv = self.fewest_pages * self.demand.page_bytes
         return (
             f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
@@ -249,7 +250,10 @@ class _Planner:
         )
 
     def _with_host(self, plan: Plan) -> Plan:
-        """Return the plan with what host memory holds: streamed units, staging and idle pages."""
+        """Return the plan with the contents of host memory: streamed units, staging, idle pages.
+
+        Raises `DoesNotFit`.
+        """
         memory, limit = self.memory, self.spec.memory.ram
         room = memory.ram if limit is None else min(limit, memory.ram)
         if not memory.has_own_memory:  # the device's share and the host's are one memory
@@ -266,7 +270,7 @@ class _Planner:
         loading = buffers * max(loaded, default=0)
         tiers = self._tiers(plan.tiers, room, loading)
         slabs = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
-        # The disk tier's packed units come in pieces; else only loading needs pinned buffers.
+        # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.
         staging = DISK_STAGING if memory.has_own_memory and "disk" in tiers else loading
         pages = self._host_pages(plan.max_sequences, room - slabs - staging)
         return replace(
@@ -279,9 +283,14 @@ class _Planner:
         )
 
     def _tiers(self, tiers: tuple[Tier, ...], room: int, loading: int) -> tuple[Tier, ...]:
-        """Return where each unit waits that does not stay on the device.
+        """Return the tier of each unit, with units that fit in RAM moved from disk to ram.
 
-        `tiers` has all of them on disk; loading takes `loading` bytes of `room` for a while.
+        Raises `DoesNotFit` where the specification asks for RAM and they do not fit.
+
+        Args:
+            tiers: the tiers with all streamed units on disk.
+            room: bytes of host memory for units.
+            loading: bytes of `room` that loading takes for a while.
         """
         asked = self.spec.stream.tier
         away = {i for i, tier in enumerate(tiers) if tier != "resident"}
@@ -291,7 +300,7 @@ class _Planner:
                 f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
                 "streamed units. Raise it, or set stream.tier to disk."
             )
-        # Where the device computes in RAM, what does not fit there is on disk.
+        # Where the device computes in RAM, all streamed units are on disk.
         has_ram_tier = self.memory.has_own_memory or self.spec.stream.simulate_gbps is not None
         if asked == "disk" or (asked != "ram" and not has_ram_tier):
             return tiers
@@ -305,9 +314,9 @@ class _Planner:
         return next((chosen for chosen in spreads if self._bytes(chosen) <= room), set())
 
     def _host_pages(self, max_sequences: int, room: int) -> int:
-        """Return the number of host pages for idle KV: a bounded share of `room`.
+        """Return the number of host pages for idle KV: a bounded share of `room` bytes.
 
-        Where the device computes in RAM there is nothing to gain, unless `memory.ram` reserves RAM.
+        It is 0 where the device computes in RAM, unless `memory.ram` reserves RAM for them.
         """
         if not self.memory.has_own_memory and self.spec.memory.ram is None:
             return 0
@@ -316,10 +325,10 @@ class _Planner:
 
 
 def _device_limit(spec: ModelSpec, memory: Memory) -> int:
-    """Return the bytes the plan may use of the device: what was asked for, if there is as much.
+    """Return the bytes of the device that a plan may use: memory.device, if there is as much.
 
-    In a device's own memory, the runtime's share is part of what was asked for. In RAM, more may be
-    asked for than is taken by default.
+    In a device's own memory, memory.device includes the runtime. In RAM it may be more than the
+    share that is used by default.
     """
     if spec.memory.device is None:
         return memory.device

@@ -1,6 +1,6 @@
-"""`understudy plan`: what would live where, how fast it would run, and what would help most.
+"""`understudy plan`: the memory plan, the speed to expect, and the changes that would help most.
 
-Nothing is loaded: config.json is enough. Where the checkpoint is there, its own sizes are used.
+No weights are loaded: config.json is enough. Where the checkpoint is there, its sizes are used.
 """
 
 from collections.abc import Iterator
@@ -21,22 +21,22 @@ from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
 from engine.weights.hub import has_weights, locate
 
-LEAST_GAIN = 1.02  # below it a change is not worth telling
+LEAST_GAIN = 1.02  # factor in tokens a second: a change that brings less is not shown
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A machine to plan for instead of this one; None: this one's."""
+    """A machine to plan for. None stands for the value of the machine that runs the command."""
 
     device_memory: int | None = None  # bytes of a CUDA card
     ram: int | None = None  # bytes
-    link_gbps: float | None = None  # the way weights travel, 1e9 bytes a second
-    users: int = USERS  # of the second forecast
+    link_gbps: float | None = None  # speed of the link that weights travel, 1e9 bytes a second
+    users: int = USERS  # of the forecast for several users
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A change of one thing, and what it would bring."""
+    """A single change and the speed that it would bring."""
 
     change: str  # "memory.device: 8 GiB -> 12 GiB"
     factor: float  # times the tokens a second of one user
@@ -44,7 +44,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Assumption:
-    """A figure that the forecast rests on."""
+    """A figure that the forecast depends on, and where it comes from."""
 
     what: str
     figure: str
@@ -53,19 +53,19 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Preview:
-    """What `understudy plan` shows."""
+    """The results that `understudy plan` shows."""
 
     model_id: str
     model_type: str
     device: str  # "cuda" or "cpu"
-    has_weights: bool  # whether the checkpoint was there, or its config.json alone
+    has_weights: bool  # whether the checkpoint was there, not its config.json alone
     scheme: Scheme
     gains: tuple[Gain, ...]  # the best first
     assumptions: tuple[Assumption, ...]
 
 
 def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
-    """Plan without loading.
+    """Return the plan and the forecast of a model without loading it.
 
     Raises `DoesNotFit` when the model cannot be served within the limits, and `ModelError` when it
     cannot be served at all or its config.json cannot be had.
@@ -84,12 +84,12 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
 
 
 class _Planner:
-    """Plans one model for one machine, and for changes of either."""
+    """A planner for one model on one machine, and for changes of either."""
 
     def __init__(self, spec: ModelSpec, what_if: WhatIf) -> None:
         self.what_if = what_if
         self.folder = locate(spec.target.source, spec.target.revision)
-        if what_if.device_memory is not None:  # a card that need not be here
+        if what_if.device_memory is not None:  # a card that this machine may not have
             stream = replace(spec.stream, simulate_gbps=None)
             spec = replace(spec, memory=replace(spec.memory, device=None), stream=stream)
         if what_if.ram is not None:
@@ -100,9 +100,9 @@ class _Planner:
         self.machine = self._machine()
 
     def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
-        """The spec's own draft; where it names none, the one forecast to be fastest.
+        """Return the scheme of the spec's drafting method, or the fastest where it names none.
 
-        Raises `ModelError` when nothing fits.
+        Raises `ModelError` where no scheme fits.
         """
         blueprint, users = self.describe(spec), self.what_if.users
         scheme = partial(make_scheme, spec=spec, blueprint=blueprint, machine=machine, users=users)
@@ -116,13 +116,19 @@ class _Planner:
         return self._described[key]
 
     def _machine(self) -> Machine:
-        """This one, or the one that is asked about."""
+        """Return this machine, measured, or the assumed machine that is asked about."""
         asked, spec = self.what_if, self.spec
         ram_gbps = asked.link_gbps or spec.stream.simulate_gbps or assumed.LINK_GBPS
         if asked.device_memory is not None:
             runtime = assumed.DEVICE_RUNTIME
             device = int(asked.device_memory * assumed.DEVICE_SHARE) - runtime
-            memory = Memory(device, asked.ram or assumed.RAM, True, runtime, assumed.HOST_RUNTIME)
+            memory = Memory(
+                device,
+                asked.ram or assumed.RAM,
+                has_own_memory=True,
+                device_runtime=runtime,
+                host_runtime=assumed.HOST_RUNTIME,
+            )
             return Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
         assert self.device is not None, "no other machine was asked about"
         memory = available_memory(self.device)
@@ -143,7 +149,7 @@ class _Planner:
 
 
 def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
-    """What each change would bring, the best first."""
+    """Return the changes that would make the model faster, the best first."""
     now, gains = scheme.forecast.tokens_per_second, []
     for change in changes(planner.spec, planner.machine, scheme.plan, scheme.demand, scheme.method):
         with suppress(ModelError):  # it would not fit, or the family does not take it
@@ -155,7 +161,7 @@ def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
 
 
 def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
-    """Yield what the forecast rests on, in the order of its weight."""
+    """Yield the figures that the forecast depends on, the most important first."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
     if "ram" in scheme.plan.tiers:
         source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else "assumed"
@@ -168,8 +174,8 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
         figure = f"{timed * 1e3:.0f} ms"
         yield Assumption(f"compute of {TILE} rows", figure, "measured on one layer")
     else:
-        yield Assumption("device memory", f"{machine.rates.gbps:g} GB/s")
-        yield Assumption("products", f"{machine.rates.tflops:g} TFLOP/s")
+        yield Assumption("device memory", f"{machine.device_speed.gbps:g} GB/s")
+        yield Assumption("products", f"{machine.device_speed.tflops:g} TFLOP/s")
     if scheme.demand.is_self_drafted and machine.draft.expect(1) is not None:
         figure = f"{forecast.draft_step_seconds * 1e3:.1f} ms"
         yield Assumption("draft step", figure, "measured")

@@ -1,6 +1,7 @@
-"""How fast the machine computes this model, measured before it is loaded, in about a second.
+"""Measurements of how fast the machine computes a model, in about a second before it is loaded.
 
-One layer is measured for all: they are alike, and a pass takes their time and the head's.
+Only the first layer and the head are timed, because layers are alike: a pass takes the time of a
+layer for each of them, and the head's.
 """
 
 import copy
@@ -32,36 +33,36 @@ from engine.weights.family import kv_shape
 from engine.weights.formats.linear import linear, stored_tensors
 from engine.weights.outline import Outline
 
-LARGEST_LAYER = 512 << 20  # bytes; a larger one is not made only to be measured
+LARGEST_LAYER = 512 << 20  # bytes; a larger layer is not allocated only to be timed
 ROWS = (64, 128, 256, 512)  # of the passes that are timed
 CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
-SECONDS = 0.6  # of timing passes, at most; then fewer sizes are known
-RUNS = 3  # of one size, the fastest counts: others share the machine
+SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
+RUNS = 3  # of one size: the fastest counts, because other processes use the machine too
 COPIED_BYTES = 128 << 20
-PROBE_WEIGHTS = 16 << 20  # of a 4-bit product: a larger one is timed by a slice
-GROUP = 32
-_FILL = 0x3C  # in every byte: a small number in bfloat16 as in float32
+PROBE_WEIGHTS = 16 << 20  # weights of a 4-bit product; a larger one is timed by a slice
+GROUP = 32  # weights that share a scale
+_FILL = 0x3C  # every byte of the weights: a small number in bfloat16 as in float32
 
 
 @dataclass(frozen=True)
-class Measured:
-    """How long a pass takes when it does not wait for weights; empty if it was not timed."""
+class MeasuredPass:
+    """The times of a pass that does not wait for weights; empty if none was timed."""
 
-    rows: StepTimes = field(
-        default_factory=StepTimes
-    )  # seconds by rows, without attention over long contexts
-    pair_seconds: float = 0.0  # of attention, for each pair of a row and a token that it sees
+    # Seconds by rows, without attention over long contexts.
+    rows: StepTimes = field(default_factory=StepTimes)
+    # Seconds of attention for each pair of a row and a token that it attends to.
+    pair_seconds: float = 0.0
 
 
-def pass_times(blueprint: Blueprint, device: Device) -> Measured:
-    """Time passes of the model's first layer, unless a layer is too large to try."""
+def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
+    """Return the measured times of a pass, empty if a layer is too large to be allocated now."""
     try:
         return _measure(blueprint, device)
     finally:
-        gc.collect()  # model and decoder refer to each other: they hold the layer until then
+        gc.collect()  # model and decoder refer to each other and would hold the layer's memory
 
 
-def _measure(blueprint: Blueprint, device: Device) -> Measured:
+def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
     with torch.inference_mode():
         config = copy.deepcopy(blueprint.config)
         config.num_hidden_layers = 1
@@ -70,10 +71,10 @@ def _measure(blueprint: Blueprint, device: Device) -> Measured:
         model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
         if max(layout.nbytes for layout in outline.layouts) > LARGEST_LAYER:
-            return Measured()
+            return MeasuredPass()
         decoder = Decoder(
             model,
-            _Filled(outline, device),
+            _ConstantWeights(outline, device),
             _other_tensors(model, outline),
             device=device.torch_device,
             strict=blueprint.strict,
@@ -82,7 +83,9 @@ def _measure(blueprint: Blueprint, device: Device) -> Measured:
         return _time_passes(decoder, config, blueprint, device)
 
 
-def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: Device) -> Measured:
+def _time_passes(
+    decoder: Decoder, config: Any, blueprint: Blueprint, device: Device
+) -> MeasuredPass:
     pages = (CONTEXT + ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
     pool = PagePool.of_shape(kv_shape(config), pages, dtype, device)
@@ -92,12 +95,20 @@ def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: De
     def forward(rows: int, context: int = 0) -> Callable[[], Tensor]:
         where = range(context, context + rows)
         positions = torch.tensor(where, device=device.torch_device)
-        segment = Segment(0, rows, context, slots[: where.stop], positions, None, Event())
+        segment = Segment(
+            first=0,
+            count=rows,
+            start=context,
+            slots=slots[: where.stop],
+            positions=positions,
+            mask=None,
+            cancelled=Event(),
+        )
         batch = Batch(pool, (segment,), range(rows), decoder.strict)
         return partial(decoder.forward, [0] * rows, where, batch)
 
-    if not device.is_asynchronous:  # the threads of this process compute
-        settle_threads(forward(ROWS[0]), device)
+    if not device.is_asynchronous:  # the threads of this process do the computing
+        choose_threads(forward(ROWS[0]), device)
     until = time.perf_counter() + SECONDS
     with decoder.head() as head:
         shape_of_state = (TILE, blueprint.hidden_size)
@@ -110,14 +121,14 @@ def _time_passes(decoder: Decoder, config: Any, blueprint: Blueprint, device: De
         if time.perf_counter() > until:
             break
         times.observe(rows, layers * fastest(forward(rows), device) + of_head)
-    return Measured(times, layers * max(attention, 0.0) / (ROWS[0] * CONTEXT))
+    return MeasuredPass(times, layers * max(attention, 0.0) / (ROWS[0] * CONTEXT))
 
 
-def settle_threads(step: Callable[[], object], device: Device) -> None:
-    """Set the number of threads of torch to the one that is fastest for this step.
+def choose_threads(step: Callable[[], object], device: Device) -> None:
+    """Set the number of torch's threads to the one with which this step is fastest.
 
-    It begins with all that the user allows and halves them while that is faster: to wake a thread
-    may cost more than it then computes (a small model on two cores: 1.5 times as fast with one).
+    It begins with the present number and halves it while that is faster. To wake a thread may take
+    longer than the work it saves (a small model on two cores: 1.5 times as fast with one thread).
     """
     threads = torch.get_num_threads()
     best = fastest(step, device)
@@ -131,10 +142,13 @@ def settle_threads(step: Callable[[], object], device: Device) -> None:
 
 
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
-    """Return the seconds of a draft step by rows, where 4-bit copies of the target's layers draft:
-    from one product, in proportion to weights.
+    """Return the times of a draft step, by rows, of 4-bit copies of the target's layers.
 
-    torch's own kernel is timed; another, where one is chosen later, is no slower.
+    One product is timed and scaled to all weights. It uses torch's own kernel; if another kernel is
+    chosen later, it is no slower.
+
+    Args:
+        width: the rows of a draft step of one sequence.
     """
     untyped: Any = blueprint.model
     layers = untyped.get_decoder().layers
@@ -159,33 +173,36 @@ def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTi
 
 
 def copy_gbps(device: Device) -> float:
-    """Return the speed of one large copy from RAM to the device, 1e9 bytes a second.
+    """Return the speed of one large copy from RAM to the device, in 1e9 bytes a second.
 
-    The RAM is pinned where it can be.
+    The RAM is pinned if the system allows it.
     """
     slab = Slab(COPIED_BYTES)
     slab.pin(device.pin)
-    there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device.torch_device)
-    seconds = fastest(lambda: there.copy_(slab.memory, non_blocking=True), device)
+    copied = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device.torch_device)
+    seconds = fastest(lambda: copied.copy_(slab.memory, non_blocking=True), device)
     slab.unpin()
     return COPIED_BYTES / seconds / 1e9
 
 
 def fastest(step: Callable[[], object], device: Device) -> float:
-    """Return the seconds of the fastest of some runs; the first one warms up and does not count."""
+    """Return the seconds of the fastest of some runs, without the first, which warms up.
+
+    A step so slow that the warm-up does not matter runs only once.
+    """
 
     def run() -> None:
         step()
         device.synchronize()
 
     (first,) = time_runs(run, 1)
-    if first > SECONDS / 2:  # slow enough that warming up is not what was measured
+    if first > SECONDS / 2:  # so slow that the warm-up is a small part of it
         return first
     return min(time_runs(run, RUNS))
 
 
-class _Filled:
-    """Weights of a layer and a head that stay on the device; all values are equal."""
+class _ConstantWeights:
+    """The weights of a layer and a head on the device, all values equal."""
 
     def __init__(self, outline: Outline, device: Device) -> None:
         self._views = [
@@ -196,11 +213,12 @@ class _Filled:
     def unit(
         self, index: int, idle: Idle | None = None
     ) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Return the tensors of a unit, which need not be loaded."""
         return nullcontext(self._views[index])
 
 
 def _other_tensors(model: Any, outline: Outline) -> dict[str, Tensor]:
-    """Return the embedding and the norms; all rows of the embedding share one row of memory."""
+    """Return embedding and norms by name; all rows of the embedding share one row of memory."""
     return {
         name: torch.full((1, *shape[1:]), 0.01, dtype=dtype).expand(shape)
         for name, (dtype, shape) in outline.other_tensors.items()

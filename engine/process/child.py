@@ -1,6 +1,7 @@
 """One engine process as the front end sees it: spawned, talked to, watched, ended."""
 
 import asyncio
+import atexit
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from multiprocessing.connection import Connection
 
 from engine.messages import Inbound, Outbound
 from engine.process.pipe import PipeReader, PipeWriter
+from engine.process.signals import group_signals_blocked
 from engine.spec import ModelSpec
 
 Target = Callable[[Connection, ModelSpec], None]
@@ -34,13 +36,15 @@ class Child:
             target=target, args=(theirs, spec), name=f"engine {spec.id}", daemon=True
         )
         try:
-            with _environment(CHILD_ENVIRONMENT):
+            with _environment(CHILD_ENVIRONMENT), group_signals_blocked():
                 self._process.start()
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()  # or its end of file would never come
+        # multiprocessing's own end would wait for ever: its SIGTERM is ignored.
+        atexit.register(self.kill)
         self._connection = ours
         self._reader = PipeReader(ours)
         self._writer = PipeWriter(ours)
@@ -69,9 +73,6 @@ class Child:
         """Have the process write the stacks of its threads to stderr. Only once it is loaded."""
         self._signal(signal.SIGUSR1)
 
-    def terminate(self) -> None:
-        self._signal(signal.SIGTERM)
-
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
 
@@ -95,6 +96,7 @@ class Child:
         self._connection.close()
         self._process.close()
         self._closed = True
+        atexit.unregister(self.kill)
 
     def _read(self) -> None:
         for messages in self._reader.read():

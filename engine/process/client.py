@@ -41,7 +41,7 @@ SETTLED = ("ready", "failed", "closed")
 
 DUMP_S = 1.0  # for the stacks of a stalled process to reach stderr
 EXIT_CODE_S = 1.0  # how long the waiters' bad news may wait for the reason
-SHUTDOWN_S = 5.0  # for each of: in good order, terminated, killed
+SHUTDOWN_S = 5.0  # for the process to end in good order, else it is killed
 
 
 @dataclass
@@ -106,7 +106,9 @@ class EngineClient:
         self._settled = asyncio.Event()  # ready, failed or closed
         self._closing = asyncio.Event()
         self._failure: ModelError | EngineDied | None = None
+        self._refusal: str | None = None  # why no request is taken any more
         self._ready_at: float | None = None
+        self._has_served = False  # whether the process at hand has completed a pass
         self._stalled = ""  # why the process at hand is being ended
 
     @property
@@ -141,7 +143,7 @@ class EngineClient:
         """
         try:
             async with asyncio.timeout(timeout):
-                while self.state not in SETTLED:
+                while self.state not in SETTLED and self._refusal is None:
                     await self._settled.wait()
         except TimeoutError:
             raise TimeoutError(
@@ -169,8 +171,8 @@ class EngineClient:
         cannot be served as asked, `QueueFull`. Iterating raises `RequestError`, `PassFailed` or
         `EngineDied`.
         """
-        if self.state != "ready" or self.info is None or self._child is None:
-            raise EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
+        if self.state != "ready" or self.info is None or self._child is None or self._refusal:
+            raise self._not_ready()
         message = Generate(
             request_id, tuple(prompt), params, n, key, speculation, tuple(prediction)
         )
@@ -187,12 +189,22 @@ class EngineClient:
         self._watch()
         return TokenStream(mail, lambda: self._abort(request_id))
 
+    def drain(self, reason: str) -> None:
+        """Refuse new and waiting requests with this reason; the others may run until `close`."""
+        self._refusal = reason
+        for request_id, request in list(self._running.items()):
+            if request.is_waiting:
+                self._abort(request_id)
+                request.mail.put_nowait(EngineDied(reason, "engine_closed"))
+        self._settled.set()  # who waits for a restart looks again
+
     async def close(self) -> None:
-        """End the process: asked to, then terminated, then killed. Running requests are told."""
+        """End the process: asked to, then killed. Running requests are told."""
         running, was_ready = list(self._running), self.state == "ready"
         self._enter("closed")
         self._closing.set()
-        self._fail_running("The model was unloaded while the request was running.", "engine_closed")
+        reason = self._refusal or "The model was unloaded while the request was running."
+        self._fail_running(reason, "engine_closed")
         if self._check is not None:
             self._check.cancel()
         if self._supervisor is None:
@@ -210,10 +222,7 @@ class EngineClient:
                 child.send(Abort(request_id))
             child.send(Shutdown())
             await asyncio.wait({supervisor}, timeout=SHUTDOWN_S)
-        for harder in (child.terminate, child.kill):
-            if not supervisor.done():
-                harder()
-                await asyncio.wait({supervisor}, timeout=SHUTDOWN_S)
+        child.kill()
 
     def _enter(self, state: State) -> None:
         self.state = state
@@ -227,7 +236,12 @@ class EngineClient:
             return self.info
         if self.state == "failed" and self._failure is not None:
             raise self._failure.with_traceback(None)
-        raise EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
+        raise self._not_ready()
+
+    def _not_ready(self) -> EngineDied:
+        if self._refusal is not None:
+            return EngineDied(self._refusal, "engine_closed")
+        return EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
 
     # -- supervision
 
@@ -243,8 +257,9 @@ class EngineClient:
             if self._failure is not None:
                 self._enter("failed")
                 return
-            served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
-            delay = backoff.delay(served_s)
+            now = time.monotonic()
+            served_s = now - (self._ready_at or now)
+            delay = backoff.delay(now, served_s, has_served=self._has_served)
             log.error("%s: %s It is started again in %.1f s.", self._spec.id, died, delay)
             self._callbacks.on_restart()
             with contextlib.suppress(TimeoutError):
@@ -253,6 +268,7 @@ class EngineClient:
     async def _run_child(self) -> str:
         """One process from its start to its end; returns why it ended."""
         self._ready_at = None
+        self._has_served = False
         self._stalled = ""
         self._watchdog = Watchdog(time.monotonic())
         try:
@@ -286,6 +302,7 @@ class EngineClient:
             case Failed():
                 self._fail(message)
             case PassStats():
+                self._has_served = True
                 self._watchdog.passed((message.draft_ms + message.pass_ms) / 1e3)
                 self._callbacks.on_pass(message)
             case Audited():

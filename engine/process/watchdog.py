@@ -14,7 +14,10 @@ LATE_S = 5.0  # a look that comes so late was held up by what holds up the proce
 RECENT_PASSES = 32
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LONGEST_S = 30.0
+BACKOFF_SERVED_S = 1.0  # the longest after a process that had completed a pass
 GOOD_SERVICE_S = 60.0  # after which the backoff starts anew
+MANY_RESTARTS = 3  # within `RESTARTS_S`: passes that were completed count no more
+RESTARTS_S = 60.0
 DEADLY_DEATHS = 2
 SUSPICION_S = 600.0
 MOST_SUSPECTS = 1024
@@ -61,15 +64,29 @@ class Watchdog:
 
 
 class Backoff:
-    """How long to wait before the process is started again: 0.5 s, doubling up to 30 s."""
+    """How long to wait before the process is started again: 0.5 s, doubling up to 30 s.
+
+    At most 1 s after a process that had completed a pass, unless this is the third restart within
+    a minute.
+    """
 
     def __init__(self) -> None:
         self._next_s = BACKOFF_FIRST_S
+        self._restarts: deque[float] = deque(maxlen=MANY_RESTARTS)
 
-    def delay(self, served_s: float) -> float:
-        """Seconds to wait after a process that has served this long; a minute starts anew."""
+    def delay(self, now: float, served_s: float, *, has_served: bool) -> float:
+        """Return the seconds to wait after a process that was ready for `served_s` seconds.
+
+        Args:
+            has_served: whether it had completed a pass.
+        """
+        self._restarts.append(now)
+        is_full = len(self._restarts) == MANY_RESTARTS
+        are_many = is_full and now - self._restarts[0] < RESTARTS_S
         if served_s >= GOOD_SERVICE_S:
             self._next_s = BACKOFF_FIRST_S
+        elif has_served and not are_many:
+            self._next_s = min(self._next_s, BACKOFF_SERVED_S)
         delay = self._next_s
         self._next_s = min(2 * delay, BACKOFF_LONGEST_S)
         return delay

@@ -39,6 +39,7 @@ from engine.messages import (
     Started,
     Tokens,
 )
+from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
 
 EXIT_CRASHED = 70  # EX_SOFTWARE: an unexpected exception, its traceback is on stderr
@@ -84,7 +85,7 @@ def main(connection: Connection, spec: ModelSpec) -> None:
 
 def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
     """Load an engine with `load` and run it; returns after `Shutdown`, else exits the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: parent decides
+    ignore_group_signals()
     if sys.stderr is not None:
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)

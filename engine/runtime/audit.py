@@ -28,7 +28,7 @@ from engine.runtime.choices import Logits, settle
 from engine.runtime.load import Loaded
 from engine.sampling.choose import choose
 from engine.sampling.grammar.constraint import Constraint, to_tensor
-from engine.sampling.logit_rules import TokenCounts, is_greedy, warp
+from engine.sampling.logit_rules import TokenCounts, is_greedy, sampling_logprobs
 from engine.sampling.noise import gumbel
 from engine.sequences.sequence import Sequence
 
@@ -183,7 +183,9 @@ class Auditor:
         tolerance = self._tolerance / params.temperature
         # The rules that cut tokens off have borders, which rounding moves too.
         uncut = replace(params, top_k=0, top_p=1.0, min_p=0.0)
-        warped = partial(warp, logits[None], counts=counts, banned=[banned], allowed=allowed)
+        warped = partial(
+            sampling_logprobs, logits[None], counts=counts, banned=[banned], allowed=allowed
+        )
         scores = warped(params=uncut)[0].double()
         if is_greedy(sequence.params):
             return bool(scores[token] + tolerance >= scores.max())

@@ -44,8 +44,8 @@ class Clock:
     def finish(self, rows: Pass, events: Seq[Tokens | Failed]) -> PassStats:
         """Learn from the step how long passes take, and return its figures."""
         stats, before = self._loaded.stream.stats, self._before
-        policy, figures = self._loaded.drafting.policy, self._loaded.drafting.take_figures()
-        draft, ahead = self._seconds["draft"], figures.ahead_seconds
+        policy, draft_stats = self._loaded.drafting.policy, self._loaded.drafting.take_stats()
+        draft, ahead = self._seconds["draft"], draft_stats.ahead_seconds
         seconds = time.perf_counter() - self._start - draft
         stall = stats.stall_seconds - before.stall_seconds
         compute = max(seconds - stall - ahead, 0.0)
@@ -55,8 +55,8 @@ class Clock:
         accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
         policy.passes.observe(num_rows, compute, link, rows.num_pairs)
         if not prompt_rows:
-            policy.observe(len(rows.entries), accepted, draft + seconds)
-        self._scheduler.cap.observe(
+            policy.observe_cycle(len(rows.entries), accepted, draft + seconds)
+        self._scheduler.prefill_budget.observe(
             seconds, with_prompt=prompt_rows > 0, decoding=self._is_decoding
         )
         return PassStats(
@@ -69,11 +69,11 @@ class Clock:
             free_pages=self._loaded.cache.num_free_pages,
             waiting=self._scheduler.num_waiting,
             prompt_rows=prompt_rows,
-            drafted_by=tuple(figures.drafted.items()),
-            accepted_by=tuple(figures.accepted.items()),
+            drafted_by=tuple(draft_stats.drafted.items()),
+            accepted_by=tuple(draft_stats.accepted.items()),
             ahead_ms=ahead * 1e3,
             copy_stall_ms=stall * 1e3,
             host_ms=max(self._seconds["verify"] - self._seconds["head"], 0.0) * 1e3,
             link_bytes=link_bytes,
-            undrafted=figures.undrafted,
+            undrafted=draft_stats.undrafted,
         )

@@ -101,7 +101,9 @@ class Engine:
             self.clock.start(turns)
             with self.clock.phase("draft"):
                 trees = self._draft(turns)
-            rows = assemble(turns, trees, self._cache, self._decoder, idle=self._drafting.ahead)
+            rows = assemble(
+                turns, trees, self._cache, self._decoder, idle=self._drafting.draft_ahead
+            )
             with self._drafting.aside.passing():
                 hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
                 with self.clock.phase("verify"):
@@ -124,7 +126,7 @@ class Engine:
 
     def _verify(self, rows: Pass, hidden: Tensor) -> Events:
         """Walk every tree with the target's logits; keep and emit what was accepted."""
-        if not rows.batch.alive():
+        if not rows.batch.has_live_rows():
             raise PassCancelled
         events: Events = []
         with self._logits(rows, hidden) as logits:
@@ -148,8 +150,8 @@ class Engine:
         def observe(first: int, block: Matrix) -> None:
             self._drafting.observe(rows.tokens[first : first + len(block.values)], block)
 
-        with self._decoder.head(self._drafting.ahead) as head:
-            self._drafting.settle()  # nothing is drafted ahead from here on
+        with self._decoder.head(self._drafting.draft_ahead) as head:
+            self._drafting.finish_ahead()  # nothing is drafted ahead from here on
             yield Logits(hidden, self.clock.phase("head")(head), observe)
 
     def _emit(self, entry: Entry, tree: DraftTree, logits: Logits) -> Events:
@@ -163,9 +165,9 @@ class Engine:
             emit_accepted(fork, tree, entry.root, logits, at_once=self._at_once)
             events.append(fork.report())
             if fork.finish is None:
-                self._scheduler.adopt(fork, self._cache.fork(sequence.pages))
+                self._scheduler.add_fork(fork, self._cache.fork(sequence.pages))
             else:
-                fork.leave()
+                fork.mark_finished()
                 self._requests.end(fork)
         if sequence.finish is not None:
             self._scheduler.remove(sequence)

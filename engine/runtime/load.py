@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
-from engine.drafting.lookups.bets import Lookup
-from engine.drafting.method import BuildDraft, DraftContext, Target, all_lookups, prepare
+from engine.drafting.lookups.lookup import Lookup
+from engine.drafting.method import BuildDraft, DraftContext, LoadedTarget, all_lookups, prepare
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import Bounds
@@ -99,7 +99,7 @@ def load(
         decoder = files.decoder(stream, on_border)
         cache = files.kv_cache(plan)
         stack.callback(cache.release)
-        draft = build(Target(files.tensors, reader, stream, decoder, cache))
+        draft = build(LoadedTarget(files.tensors, reader, stream, decoder, cache))
         link_gbps = stream.measure_link()
         passes = _pass_times(files, measured, scheme, link_gbps)
         drafting = _drafting(files, draft, scheme.bounds, passes)
@@ -129,7 +129,7 @@ def load(
 
 
 def _pass_times(
-    files: TargetFiles, measured: probe.Measured, scheme: Scheme, link_gbps: float
+    files: TargetFiles, measured: probe.MeasuredPass, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
     """What a pass takes by rows, as far as it is known before the first."""
     units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
@@ -161,9 +161,9 @@ def _drafting(
         # What a request predicts joins even where another look-up was asked for by name.
         predicted = (own for own in all_lookups() if own.name == PREDICTION)
         lookups = [draft, *(own for own in predicted if own.name != draft.name)]
-    policy = TreePolicy(Calibration(), passes, tuned=wanted.tuned)
+    policy = TreePolicy(Calibration(), passes, is_tuned=wanted.tuned)
     aside = files.device.ahead_stream()
-    return Drafting(model, lookups, bounds, policy, ahead=wanted.ahead, aside=aside)
+    return Drafting(model, lookups, bounds, policy, can_draft_ahead=wanted.ahead, aside=aside)
 
 
 def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:

@@ -11,7 +11,7 @@ from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
 from engine.model.decoder import Decoder, Weights
-from engine.model.resident import Expanded, expanded_bytes
+from engine.model.resident import ExpandedWeights, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.plan import Plan
 from engine.spec import ModelSpec, Numerics
@@ -83,7 +83,7 @@ class TargetFiles(Blueprint):
     def decoder(self, stream: LayerStream, on_border: Callable[[], None]) -> Decoder:
         weights: Weights = stream
         if expanded_bytes(self.units, self.dtype):
-            weights = Expanded(stream, self.units, self.device.torch_device, self.dtype)
+            weights = ExpandedWeights(stream, self.units, self.device.torch_device, self.dtype)
         return Decoder(
             self.model,
             weights,

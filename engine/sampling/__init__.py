@@ -1,1 +1,1 @@
-"""The target's exact choice of a token: logit rules, truncation and keyed noise."""
+"""The exact choice of the next token: logit rules, truncation, and noise keyed by position."""

@@ -1,17 +1,19 @@
 """The target's exact choice of the next token.
 
-    token = argmax(warp(logits) + noise(seed, choice, position))
+    token = argmax(sampling_logprobs(logits) + noise(seed, choice, position))
 
-`warp` (`logit_rules.py`) turns logits into the log-probabilities that tokens are drawn with. Adding
-Gumbel noise (`noise.py`) makes the best token a sample of them. The noise is a function of seed,
-choice, position and token, so a choice depends on nothing else in the batch. At temperature 0 there
-is no noise.
+`sampling_logprobs` (`logit_rules.py`) turns logits into the log-probabilities that tokens are drawn
+with. With Gumbel noise added (`noise.py`), the argmax is a sample of that distribution. The noise
+is a function of seed, choice, position and token, so a chosen token does not depend on the other
+rows of the batch. At temperature 0 there is no noise.
 
-At a vocabulary of 150,000 tokens, computing that line as it stands takes the host longer than all
-its other work. `find_candidates` (`large_vocabularies/candidates.py`) leaves out the tokens that
-cannot win: those that the rules cut, and those that no noise at hand lifts above a sum already
-seen. It also leaves out the constant of each row that turns values into log-probabilities, which
-moves no argmax. So the tokens are the same. V vocabulary, R rows.
+With a vocabulary of 150,000 tokens, computing this formula directly takes more host time than
+everything else. `find_candidates` (`large_vocabularies/candidates.py`) leaves out tokens that
+cannot be the argmax: those that truncation removes, and those whose noise is too small to exceed a
+sum that is already known. It also leaves out the normalizing constant of each row, which does not
+change the argmax. So the result equals that of the formula.
+
+In shapes, V is the vocabulary size and R the number of rows.
 """
 
 from collections.abc import Sequence
@@ -20,10 +22,10 @@ import torch
 from torch import Tensor
 
 from engine.messages import SamplingParams
-from engine.sampling.large_vocabularies.blocks import Rows, first_best
+from engine.sampling.large_vocabularies.blocks import Rows, argmax_of_rows
 from engine.sampling.large_vocabularies.candidates import Candidates, find_candidates
 from engine.sampling.logit_rules import TokenCounts, is_greedy, is_penalized, penalize
-from engine.sampling.noise import streams_of
+from engine.sampling.noise import make_streams
 
 
 def choose_rows(
@@ -37,17 +39,23 @@ def choose_rows(
     banned: Sequence[Sequence[int]] | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """Return the token at each of these absolute positions, int64 [R], on the logits' device.
+    """Return the chosen token of each row, int64 [R], on the device of the logits.
 
-    There is one row of the target's logits for each position; the lowest id wins a tie. `paths`,
-    `banned` and `allowed` are those of `warp`; `paths` matter only to path-dependent parameters.
+    If several tokens are equally good, the one with the lowest id is chosen.
+
+    Args:
+        logits: the target's logits, one row for each position.
+        counts: the token counts of the sequence; needed only for penalties.
+        positions: the absolute position of each row's token in the sequence.
+        choice: the number of the sequence among its request's choices.
+        paths, banned, allowed: as for `sampling_logprobs`; `paths` are needed only for penalties.
     """
     if is_penalized(params, banned, allowed):
         raw = logits.whole()[:, : logits.size]
         logits = Rows.of(penalize(raw, params, counts, paths, banned, allowed))
     if is_greedy(params):
-        return first_best(logits)
-    streams = streams_of(params.seed, choice, positions, logits.best.device)
+        return argmax_of_rows(logits)
+    streams = make_streams(params.seed, choice, positions, logits.best.device)
     candidates = find_candidates(logits, params, streams)
     return _best_of_each_row(candidates, candidates.noisy(streams), len(logits))
 
@@ -63,7 +71,7 @@ def choose(
     banned: Sequence[int] = (),
     allowed: Tensor | None = None,
 ) -> int:
-    """Return what `choose_rows` gives for one row of logits [V]; `allowed` is [1, V]."""
+    """Return the choice of `choose_rows` for one row of logits [V]; `allowed` is [1, V]."""
     chosen = choose_rows(
         Rows.of(logits[None]),
         params,
@@ -78,7 +86,7 @@ def choose(
 
 
 def _best_of_each_row(candidates: Candidates, noisy: Tensor, num_rows: int) -> Tensor:
-    """Return the token [num_rows] with the best noisy value; 0 for a row without candidates."""
+    """Return each row's candidate with the best noisy value, [num_rows]; 0 if there is none."""
     if num_rows == 1 and len(noisy):
         return candidates.tokens[noisy.argmax(keepdim=True)]
     best = noisy.new_full((num_rows,), -torch.inf)

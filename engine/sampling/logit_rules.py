@@ -1,6 +1,6 @@
 """The distribution that tokens are drawn from: penalties, bias, bans, temperature, truncation.
 
-`warp` is the definition of that distribution. V vocabulary, R rows.
+`sampling_logprobs` defines it. In shapes, V is the vocabulary size and R the number of rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from engine.messages import SamplingParams
 from engine.sampling.large_vocabularies.blocks import whole_blocks
-from engine.sampling.truncation import floor, is_truncated
+from engine.sampling.truncation import is_truncated, truncation_floor
 
-COLDEST = 1e-5  # a temperature below this is 0: logits divided by it would overflow
+MIN_TEMPERATURE = 1e-5  # lower temperatures count as 0: logits divided by them would overflow
 
-_ROOM = 256  # columns that a table has free at first
+_SPARE_COLUMNS = 256  # free columns of a new table
 
 
 class TokenCounts:
-    """The tokens of a sequence as the penalties count them: its prompt, and its answer so far.
+    """The token counts of a sequence that penalties need: its prompt, and its answer so far.
 
-    Kept sparse: a vocabulary-sized count per sequence would cost more than the tokens themselves.
+    They are stored sparsely: one count per vocabulary entry would take more memory than the tokens.
     """
 
     def __init__(self, prompt: Iterable[int]) -> None:
@@ -30,18 +30,18 @@ class TokenCounts:
 
     def add(self, token: int) -> None:
         """Count one emitted token."""
-        often = self._output[token] = self._output.get(token, 0) + 1
+        count = self._output[token] = self._output.get(token, 0) + 1
         if self._table is not None:
-            self._table.set(token, often)
+            self._table.set(token, count)
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """Return the distinct tokens, int64, and how often each occurs in the answer."""
+        """Return all distinct tokens, int64, and the number of times each is in the answer."""
         if self._table is None:
             self._table = _Table(dict.fromkeys(self._prompt, 0) | self._output)
         return self._table.columns()
 
-    def along(self, path: Sequence[int]) -> dict[int, int]:
-        """Return how often each token of `path` occurs in the answer followed by the path."""
+    def count_path(self, path: Sequence[int]) -> dict[int, int]:
+        """Return, for each token of `path`, its count in the answer followed by the path."""
         counts: dict[int, int] = {}
         for token in path:
             counts[token] = counts.get(token, self._output.get(token, 0)) + 1
@@ -49,31 +49,31 @@ class TokenCounts:
 
 
 class _Table:
-    """Token counts as tensors, one column for each token, with room to grow."""
+    """Token counts as tensors with one column per token and spare columns for new tokens."""
 
     def __init__(self, counts: dict[int, int]) -> None:
         self._column = {token: column for column, token in enumerate(counts)}
-        self._ids = torch.tensor([*counts, *[0] * _ROOM])
-        self._often = torch.tensor([*counts.values(), *[0] * _ROOM])
+        self._ids = torch.tensor([*counts, *[0] * _SPARE_COLUMNS])
+        self._counts = torch.tensor([*counts.values(), *[0] * _SPARE_COLUMNS])
 
     def columns(self) -> tuple[Tensor, Tensor]:
-        return self._ids[: len(self._column)], self._often[: len(self._column)]
+        return self._ids[: len(self._column)], self._counts[: len(self._column)]
 
-    def set(self, token: int, often: int) -> None:
+    def set(self, token: int, count: int) -> None:
         column = self._column.setdefault(token, len(self._column))
         if column == len(self._ids):
             self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
-            self._often = torch.cat([self._often, torch.zeros_like(self._often)])
-        self._ids[column], self._often[column] = token, often
+            self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
+        self._ids[column], self._counts[column] = token, count
 
 
 def is_greedy(params: SamplingParams) -> bool:
-    """Return True if the best token is always chosen."""
-    return params.temperature < COLDEST or params.top_k == 1 or params.top_p <= 0
+    """Return True if these parameters always choose the token with the best logit."""
+    return params.temperature < MIN_TEMPERATURE or params.top_k == 1 or params.top_p <= 0
 
 
 def is_path_dependent(params: SamplingParams) -> bool:
-    """Return True if the tokens before a position change its logits."""
+    """Return True if a row's logits depend on the tokens before it, that is, with penalties."""
     return (
         params.repetition_penalty != 1
         or params.presence_penalty != 0
@@ -81,7 +81,7 @@ def is_path_dependent(params: SamplingParams) -> bool:
     )
 
 
-def warp(
+def sampling_logprobs(
     logits: Tensor,
     params: SamplingParams,
     counts: TokenCounts | None,
@@ -92,28 +92,30 @@ def warp(
 ) -> Tensor:
     """Return the log-probabilities [R, V] that tokens are drawn with; excluded tokens have -inf.
 
-    The rules apply in this order: repetition penalty (prompt and answer), presence and frequency
-    penalty (answer), logit bias, bans; temperature, min-p, top-k, top-p. The result is float32, or
-    float64 for such logits. Greedy parameters have no distribution.
+    The rules are applied in this order: repetition penalty (of prompt and answer), presence and
+    frequency penalty (of the answer), logit bias, bans, temperature, min-p, top-k, top-p. The
+    result is float32, or float64 for float64 logits. The parameters must not be greedy.
 
     Args:
-        paths: for each row, the tokens between the last emitted one and the row.
+        logits: [R, V].
+        counts: the token counts of the sequence; needed only for penalties.
+        paths: for each row, the drafted tokens between the last emitted token and the row.
         banned: for each row, the tokens that must not be chosen.
-        allowed: the tokens that may be chosen, [R, V] bool.
+        allowed: the tokens that may be chosen, [R, V] bool; None: all of them.
     """
-    assert not is_greedy(params), "the best token needs no distribution"
+    assert not is_greedy(params), "greedy parameters have no distribution"
     rows = whole_blocks(penalize(logits, params, counts, paths, banned, allowed))
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     values = (rows - rows.amax(-1, keepdim=True)).div_(params.temperature)
     if is_truncated(params):
-        values = values.masked_fill(values < floor(values, params), -torch.inf)
+        values = values.masked_fill(values < truncation_floor(values, params), -torch.inf)
     return values.log_softmax(-1)[:, : logits.shape[-1]]
 
 
 def is_penalized(
     params: SamplingParams, banned: Sequence[Sequence[int]] | None, allowed: Tensor | None
 ) -> bool:
-    """Return True if `penalize` changes anything."""
+    """Return True if `penalize` changes any logits with these arguments."""
     is_barred = allowed is not None or any(map(len, banned or ()))
     return is_barred or is_path_dependent(params) or bool(params.logit_bias)
 
@@ -128,21 +130,22 @@ def penalize(
 ) -> Tensor:
     """Return the logits [R, V] after penalties, logit bias and bans, in float32 or float64.
 
-    Where nothing changes these are `logits` themselves, of any type: do not write to the result.
+    If nothing changes, this returns `logits` itself, in its own type, so the result must not be
+    written to. For the arguments see `sampling_logprobs`.
     """
     if not is_penalized(params, banned, allowed):
         return logits
     rows = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-    if is_path_dependent(params):  # penalties start from raw logits: the last write is right
+    if is_path_dependent(params):  # computed from raw logits: later writes replace earlier ones
         assert counts is not None, "penalties need the sequence's counts"
-        ids, often = counts.table()
-        if params.repetition_penalty == 1:  # a prompt's tokens are as they were
-            ids, often = ids[often > 0], often[often > 0]
-        _penalize_tokens(rows, logits, ids, often, params)
+        ids, count = counts.table()
+        if params.repetition_penalty == 1:  # then tokens of the prompt do not change
+            ids, count = ids[count > 0], count[count > 0]
+        _penalize_tokens(rows, logits, ids, count, params)
         for row, path in enumerate(paths or ()):
-            if along := counts.along(path):
-                ids, often = torch.tensor([*along]), torch.tensor([*along.values()])
-                _penalize_tokens(rows[row, None], logits[row, None], ids, often, params)
+            if along := counts.count_path(path):
+                ids, count = torch.tensor([*along]), torch.tensor([*along.values()])
+                _penalize_tokens(rows[row, None], logits[row, None], ids, count, params)
     if params.logit_bias:
         biased, bias = zip(*params.logit_bias, strict=True)
         rows[:, biased] += torch.tensor(bias, dtype=rows.dtype, device=rows.device)
@@ -155,15 +158,20 @@ def penalize(
 
 
 def _penalize_tokens(
-    rows: Tensor, raw: Tensor, ids: Tensor, often: Tensor, params: SamplingParams
+    rows: Tensor, raw: Tensor, ids: Tensor, count: Tensor, params: SamplingParams
 ) -> None:
-    """Write the penalized logits of tokens `ids`, which occur `often` times in the answer.
+    """Write the penalized logits of tokens `ids`, which occur `count` times in the answer.
 
-    Repetition: CTRL (arXiv 1909.05858, section 4.1), with negative logits multiplied as in every
-    implementation since. Presence and frequency: as OpenAI's API defines them.
+    The repetition penalty is that of CTRL (arXiv 1909.05858, section 4.1), except that negative
+    logits are multiplied, as in all common implementations. The presence and frequency penalties
+    are defined as in OpenAI's API.
+
+    Args:
+        rows: the logits [n, V] to write to.
+        raw: the logits [n, V] before penalties.
     """
     ids = ids.to(rows.device)
-    counts = often.to(rows.device, rows.dtype)
+    counts = count.to(rows.device, rows.dtype)
     values = raw[:, ids].to(rows.dtype)
     penalty = params.repetition_penalty
     values = torch.where(values > 0, values / penalty, values * penalty)

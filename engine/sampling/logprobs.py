@@ -1,6 +1,7 @@
-"""The model's own log-probabilities, which clients may ask for.
+"""The model's own log-probabilities, which clients may request.
 
-They come before temperature, penalties and truncation. V vocabulary, R rows.
+They are computed before temperature, penalties and truncation. In shapes, V is the vocabulary size
+and R the number of rows.
 """
 
 from collections.abc import Sequence
@@ -10,19 +11,22 @@ from torch import Tensor
 
 from engine.messages import TokenLogprob
 
-LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot hold
+LOWEST_LOGPROB = -9999.0  # replaces minus infinity, which JSON cannot represent
 
 
 def model_logprobs(logits: Tensor, token: int, top: int) -> TokenLogprob:
-    """Return what `rows_logprobs` gives for one row of logits [V]."""
+    """Return the log-probabilities that `rows_logprobs` returns for one row of logits [V]."""
     return rows_logprobs(logits[None], [token], top)[0]
 
 
 def rows_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
     """Return the log-probabilities of each row's token and of the row's `top` best tokens.
 
-    `logits` [R, V] are the model's. Results are never below -9999.0; the lower id goes first in a
-    tie.
+    No result is below -9999.0. Of tokens with equal log-probabilities, the lower id goes first.
+
+    Args:
+        logits: the model's logits [R, V].
+        tokens: one token for each row.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_probs = logits.to(dtype).log_softmax(-1).clamp_(min=LOWEST_LOGPROB)

@@ -1,16 +1,16 @@
-"""Gumbel noise keyed by (seed, choice, position, token): random access, no generator state.
+"""Gumbel noise that is a function of (seed, choice, position, token), without generator state.
 
-The token at a position is the argmax of log-probabilities plus this noise, which makes it a sample
-of them (the Gumbel-max trick; Maddison et al., arXiv 1411.0030). Since the noise depends on
-nothing but its key, draft and target meet the same noise at the same position, and an answer does
-not depend on what else was drafted or batched.
+The token at a position is the argmax of log-probabilities plus this noise, which is a sample of
+their distribution (the Gumbel-max trick; Maddison et al., arXiv 1411.0030). Since the noise depends
+only on its key, draft and target add the same noise at the same position, and an answer does not
+depend on what was drafted or batched with it.
 
-The random bits are those of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, "Fast splittable
-pseudorandom number generators"): the stream of a position starts at a state mixed from seed,
-choice and position; a token's bits are the token-th output of that stream. Integer operations
-only, so bits and uniforms are the same on every device, and a golden vector holds them. The
-float64 logarithms of two devices may differ in the last place; that could change a choice only
-where two tokens differ by less than that, about once in 1e13.
+The random bits are outputs of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, "Fast splittable
+pseudorandom number generators"). The stream of a position starts at a state that is mixed from
+seed, choice and position, and the bits of token t are output t of that stream. Bits and uniform
+numbers use only operations that are exact on every device; tests compare them with fixed values.
+The float64 logarithms of two devices may differ in the last bit. This could change a chosen token
+only if the values of two tokens differ by less than that, about once in 1e13 choices.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from torch import Tensor
 
 Int64s = NDArray[np.int64]
 
-GUMBEL_MAX = 36.75  # above -log(-log(1 - 2**-53)), the largest value there is
+GUMBEL_MAX = 36.75  # just above -log(-log(1 - 2**-53)), the largest possible value
 
-FEW = 2**14  # up to that many numbers are drawn by numpy on the host
+MAX_HOST_NUMBERS = 2**14  # up to this many numbers are computed with numpy on the host
 
 GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's constants
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -35,36 +35,36 @@ _MASK = 2**64 - 1
 def gumbel(seed: int, choice: int, position: int | Tensor, tokens: Tensor) -> Tensor:
     """Return standard Gumbel noise, float64.
 
-    `tokens` and `position` are int64 and broadcast: positions [R, 1] with tokens [V] give [R, V];
-    positions [K] with tokens [K] give [K], one key each. Seed and choice are any integers.
+    `position` and `tokens` are int64 and broadcast: positions [R, 1] with tokens [V] give noise
+    [R, V], and positions [K] with tokens [K] give noise [K]. Seed and choice are any integers.
     """
     positions = torch.as_tensor(position, dtype=torch.int64, device=tokens.device)
-    return gumbel_of(uniform(stream(seed, choice, positions), tokens))
+    return gumbel_from_uniform(uniform(stream(seed, choice, positions), tokens))
 
 
-def gumbel_of(drawn: Tensor) -> Tensor:
-    """Return the Gumbel noise of uniform numbers, float64. A larger number gives more noise."""
+def gumbel_from_uniform(drawn: Tensor) -> Tensor:
+    """Return the Gumbel noise of uniform numbers, float64; it increases with the number."""
     return drawn.log().neg_().log_().neg_()
 
 
 def uniform(streams: Tensor, tokens: Tensor) -> Tensor:
     """Return uniform numbers strictly inside (0, 1), float64.
 
-    They are multiples of 2**-53, with 2**-54 for 0. `streams` and `tokens` broadcast.
+    They are multiples of 2**-53, with 2**-54 in place of 0. `streams` and `tokens` broadcast.
     """
     return _shift_right(bits(streams, tokens), 11).double().clamp_(min=0.5).mul_(2.0**-53)
 
 
 def bits(streams: Tensor, tokens: Tensor) -> Tensor:
-    """Return 64 random bits, as int64: the token-th output of each stream. The two broadcast."""
-    # numpy reads a CPU's memory only; its operations on few numbers cost half of a tensor's.
-    if streams.device.type == "cpu" and 0 < tokens.numel() <= FEW and tokens.dim():
+    """Return 64 random bits as int64: output `token` of each stream. The arguments broadcast."""
+    # numpy can only read CPU memory. Its operations on few numbers take half the time of torch's.
+    if streams.device.type == "cpu" and 0 < tokens.numel() <= MAX_HOST_NUMBERS and tokens.dim():
         return torch.from_numpy(_bits_on_host(streams.numpy(), tokens.numpy()))
     return _mix((tokens + 1).mul_(_signed(GAMMA)) + streams)
 
 
 def _bits_on_host(streams: Int64s, tokens: Int64s) -> Int64s:
-    """Return `bits` by way of numpy, whose operations on few numbers cost half of a tensor's."""
+    """Compute `bits` with numpy, which takes half of torch's time for few numbers."""
     state = tokens.view(np.uint64) + 1
     state *= GAMMA
     state = state + streams.view(np.uint64)
@@ -76,21 +76,24 @@ def _bits_on_host(streams: Int64s, tokens: Int64s) -> Int64s:
     return state.view(np.int64)
 
 
-def streams_of(seed: int, choice: int, positions: Sequence[int], device: torch.device) -> Tensor:
-    """Return `stream` of a list: a few Python integers cost less than a tensor's operations."""
+def make_streams(seed: int, choice: int, positions: Sequence[int], device: torch.device) -> Tensor:
+    """Return the states at which the streams of these positions start, int64 [R].
+
+    The result equals that of `stream`, but for a few positions Python integers are faster.
+    """
     of_choice = _output(_output(seed, 0), choice)
     states = [_signed(_output(of_choice, position)) for position in positions]
     return torch.tensor(states, dtype=torch.int64, device=device)
 
 
 def stream(seed: int, choice: int, positions: Tensor) -> Tensor:
-    """Return the states at which the streams of positions (int64) start: int64, shaped alike."""
+    """Return the states at which the streams of positions start, int64 like `positions`."""
     of_choice = _signed(_output(_output(seed, 0), choice))
     return _mix((positions + 1).mul_(_signed(GAMMA)).add_(of_choice))
 
 
 def _output(state: int, index: int) -> int:
-    """Return output `index` of the SplitMix64 stream that starts at `state`, as an integer."""
+    """Return output `index` of the SplitMix64 stream that starts at `state`."""
     state = (state + (index + 1) * GAMMA) & _MASK
     state = ((state ^ (state >> 30)) * MIX_1) & _MASK
     state = ((state ^ (state >> 27)) * MIX_2) & _MASK
@@ -105,11 +108,11 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _shift_right(value: Tensor, count: int) -> Tensor:
-    """Shift logically: the shift of int64 itself copies the sign bit into the gap."""
+    """Shift right and fill with zeros. The `>>` of int64 would fill with the sign bit."""
     return (value >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _signed(value: int) -> int:
-    """Return the int64 with the same 64 bits."""
+    """Return the signed 64-bit integer with the same low 64 bits."""
     value &= _MASK
     return value - 2**64 if value >= 2**63 else value

@@ -1,1 +1,1 @@
-"""Requests in flight: their sequences, and the scheduler that picks who runs."""
+"""Requests in progress: their sequences, and the scheduler that selects which of them run."""

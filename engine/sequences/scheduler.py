@@ -1,9 +1,10 @@
-"""Who runs in the next pass, and with how many rows.
+"""The scheduler: which sequences run in the next pass, and with how many rows.
 
-First come first served, round robin per key. Prompts and trees ride the same pass. A sequence
-owns all pages its pending tokens need from its admission on; what is left of the pool is scratch
-for trees. When pages run out: trees shrink, then the youngest sequence pauses (its pages are
-dropped; its tokens are run again in one pass later, so its text does not change).
+Sequences are admitted in order of arrival, round robin over the keys of their requests. Prompts and
+draft trees run in the same pass. From its admission on, a sequence owns all pages that its pending
+tokens need; the other pages of the pool are used as scratch for trees. When pages run out, trees
+get fewer rows. If that is not enough, the youngest sequence is paused: its pages are freed, and its
+tokens are run again later, so its text does not change.
 """
 
 import logging
@@ -21,40 +22,52 @@ from engine.timing import PassTimes, smoothed
 
 log = logging.getLogger(__name__)
 
-LONGER = 1.25  # a pass with prompt rows may last this much longer than one without
-AIM = 1.12  # and is planned to: times vary
+MAX_SLOWDOWN = 1.25  # the longest pass with prompt rows, relative to a pass without
+PLANNED_SLOWDOWN = 1.12  # the relative length that is planned for; lower, since times vary
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one sequence does in a pass."""
+    """One sequence's part of a pass.
+
+    Args:
+        sequence: the sequence that runs.
+        chain: the number of pending tokens to run, in order. The last pending token is the root of
+            the sequence's tree.
+        room: the most rows of the tree, the root included; 0 if the prompt does not end in this
+            pass.
+    """
 
     sequence: Sequence
-    chain: int  # pending tokens to run, in order; the last pending one is the tree's root
-    room: int  # rows its tree may have; 0: the prompt does not end in this pass
+    chain: int
+    room: int
 
     @property
     def is_decoding(self) -> bool:
-        """Whether a draft may be made for it."""
+        """Whether the sequence may have a draft in this pass."""
         return self.chain == 1 and self.sequence.is_decoding
 
 
-class PromptCap:
-    """How many prompt rows ride beside decoding sequences: what the weights' travel hides.
+class PrefillBudget:
+    """The number of prompt rows that may join a pass with decoding sequences.
 
-    The times of passes say how many rows fit. Where they were wrong, the share of these rows that
-    is taken halves when a pass was too long, and recovers.
+    As long as a pass waits for weights anyway, prompt rows cost no time. The expected times of
+    passes say how many rows that is. If a pass takes too long all the same, the share of these rows
+    that is used is halved; after passes that are short enough it grows again.
     """
 
     def __init__(self, passes: PassTimes, largest: int) -> None:
         self._passes = passes
         self._largest = largest
         self._share = 1.0
-        self._plain_seconds = 0.0  # smoothed, of a pass without prompt rows; 0 before the first
+        self._plain_seconds = 0.0  # smoothed time of a pass without prompts; 0: none yet
 
     def rows(self, beside: int, context: int = 0) -> int:
-        """Prompt rows, behind so many tokens, for a pass that has `beside` rows without them."""
-        allowed = AIM * (self._plain_seconds or self._passes.expect(beside) or 0.0)
+        """Return how many prompt tokens may join a pass that has `beside` other rows.
+
+        `context` is the number of cached tokens that the prompt rows see.
+        """
+        allowed = PLANNED_SLOWDOWN * (self._plain_seconds or self._passes.expect(beside) or 0.0)
         rows = TILE
         while rows < self._largest:
             pairs = 2 * rows * (context + rows)
@@ -64,18 +77,23 @@ class PromptCap:
         return max(int(rows * self._share), TILE)
 
     def observe(self, seconds: float, *, with_prompt: bool, decoding: bool) -> None:
-        """A pass took so long."""
+        """Record the duration of a finished pass and adapt the share of prompt rows.
+
+        Args:
+            with_prompt: whether the pass had prompt rows.
+            decoding: whether it had decoding sequences.
+        """
         if decoding and not with_prompt:
             self._plain_seconds = smoothed(self._plain_seconds or seconds, seconds, 0.2)
         elif decoding and self._plain_seconds:
-            if seconds > LONGER * self._plain_seconds:
+            if seconds > MAX_SLOWDOWN * self._plain_seconds:
                 self._share = max(self._share / 2, 1 / 64)
             else:
                 self._share = min(self._share * 1.25, 1.0)
 
 
 class Scheduler:
-    """Waiting, running and paused sequences of one engine."""
+    """The waiting, running and paused sequences of one engine."""
 
     def __init__(
         self,
@@ -90,10 +108,18 @@ class Scheduler:
         num_reclaimable: Callable[[], int],
         passes: PassTimes,
     ) -> None:
-        """`max_rows` bounds a pass, `scratch_rows` a tree, `draft_rows` what its draft stores here.
+        """Create a scheduler without sequences.
 
-        `release` tells who left the pages; `reclaim` gives back the `num_reclaimable` pages that
-        drafts hold; `passes` knows how long passes take.
+        Args:
+            max_sequences: the most running sequences.
+            max_rows: the most rows of a pass.
+            scratch_rows: the most rows of a tree.
+            draft_rows: the most scratch rows that a tree's draft stores in this cache; 0 if it has
+                a cache of its own, or none.
+            release: called with each sequence that stops running, after its pages were freed.
+            reclaim: frees the scratch pages that drafts hold in this cache.
+            num_reclaimable: returns how many pages `reclaim` would free.
+            passes: the expected times of passes.
         """
         self.cache = cache
         self.max_sequences = max_sequences
@@ -103,29 +129,35 @@ class Scheduler:
         self.release = release
         self.reclaim = reclaim
         self.num_reclaimable = num_reclaimable
-        self.cap = PromptCap(passes, max_rows)
+        self.prefill_budget = PrefillBudget(passes, max_rows)
         self.running: list[Sequence] = []  # oldest first
-        self.paused: deque[Sequence] = deque()  # they were running: before any waiting one
+        self.paused: deque[Sequence] = deque()  # resumed before any waiting one is admitted
         self._waiting: OrderedDict[str, deque[Sequence]] = OrderedDict()
 
     @property
     def num_waiting(self) -> int:
+        """The number of waiting and paused sequences."""
         return len(self.paused) + sum(map(len, self._waiting.values()))
 
     def all(self) -> Iterator[Sequence]:
+        """Yield all sequences: the running, then the paused, then the waiting ones."""
         yield from self.running
         yield from self.paused
-        for line in self._waiting.values():
-            yield from line
+        for queue in self._waiting.values():
+            yield from queue
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence behind those of the same key."""
+        """Append a new sequence to the queue of its key."""
         self._waiting.setdefault(sequence.key, deque()).append(sequence)
 
-    def adopt(self, sequence: Sequence, table: PageTable | None) -> None:
-        """Take a fork of a running sequence with its pages, None if there were too few.
+    def add_fork(self, sequence: Sequence, table: PageTable | None) -> None:
+        """Add a fork of a running sequence.
 
-        It runs if there is room; else it waits in front of all others.
+        It runs at once if it has pages and fewer than `max_sequences` run. Otherwise it is paused,
+        and resumes when there is room, before waiting sequences.
+
+        Args:
+            table: the pages of the fork; None if there were too few free pages for them.
         """
         if table is not None and len(self.running) < self.max_sequences:
             sequence.run(table)
@@ -137,44 +169,50 @@ class Scheduler:
         self.paused.append(sequence)
 
     def drop_cancelled(self) -> list[Sequence]:
-        """Forget the sequences of clients that left."""
-        gone = [s for s in self.all() if s.is_cancelled]
-        for sequence in gone:
+        """Remove and return the sequences whose clients have left."""
+        cancelled = [s for s in self.all() if s.is_cancelled]
+        for sequence in cancelled:
             self.remove(sequence)
-        return gone
+        return cancelled
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that has ended, whatever its status."""
+        """Remove a sequence, whatever its status, and mark it as finished."""
         if sequence.status is Status.RUNNING:
             self._stop(sequence)
         elif sequence.status is Status.PAUSED:
             self.paused.remove(sequence)
         elif sequence.status is Status.WAITING:
             self._waiting[sequence.key].remove(sequence)
-            self._forget_empty(sequence.key)
-        sequence.leave()
+            self._remove_empty_queue(sequence.key)
+        sequence.mark_finished()
 
     def schedule(self) -> list[Turn]:
-        """The turns of the next pass; empty when nobody can run."""
-        for sequence in reversed(self.running.copy()):  # of those paused, the oldest goes on first
+        """Return the turns of the next pass. The list is empty if no sequence can run."""
+        # In reverse order: of several that are paused here, the oldest is then resumed first.
+        for sequence in reversed(self.running.copy()):
             self.cache.trim(sequence.pages)
             if sequence.is_long != bool(sequence.pages.salt):
-                self._pause(sequence)  # it crossed the rope's border: all its KV is other now
+                # It has grown beyond the original length of the rope: its KV has to be recomputed.
+                self._pause(sequence)
         self._make_room()
         self._admit()
-        return self._turns()
+        return self._plan_turns()
 
     def _make_room(self) -> None:
-        """Every decoding sequence gets its one row, if need be at the cost of the youngest."""
+        """Reserve pages for the pending tokens of all running sequences.
+
+        If there are too few, reclaim the drafts' scratch pages, then pause the youngest sequences.
+        """
         for sequence in list(self.running):
-            if sequence.status is Status.RUNNING and not self._grow(sequence):
+            if sequence.status is Status.RUNNING and not self._reserve_pending(sequence):
                 self.reclaim()
-            while sequence.status is Status.RUNNING and not self._grow(sequence):
+            while sequence.status is Status.RUNNING and not self._reserve_pending(sequence):
                 youngest = self.running[-1]
-                log.info("%s paused: no free KV pages", youngest.request_id)
+                log.info("Request %s is paused: no KV pages are free", youngest.request_id)
                 self._pause(youngest)
 
-    def _grow(self, sequence: Sequence) -> bool:
+    def _reserve_pending(self, sequence: Sequence) -> bool:
+        """Reserve pages for a sequence's pending tokens. Return False if too few are free."""
         return self.cache.reserve(sequence.pages, sequence.num_pending)
 
     def _pause(self, sequence: Sequence) -> None:
@@ -182,30 +220,34 @@ class Scheduler:
         self.paused.appendleft(sequence)
 
     def _stop(self, sequence: Sequence) -> None:
-        """Take a running sequence out of the passes, and its pages back."""
+        """Stop a running sequence and free its pages. Its status becomes paused."""
         self.running.remove(sequence)
         self.cache.close(sequence.pages, sequence.tokens)
         sequence.pause()
         self.release(sequence)
 
     def _admit(self) -> None:
+        """Start paused and waiting sequences, in order, until one does not get its pages."""
         while len(self.running) < self.max_sequences and self.num_waiting:
-            line = self.paused or next(iter(self._waiting.values()))
-            if not self._open(line[0]):
+            queue = self.paused or next(iter(self._waiting.values()))
+            if not self._try_admit(queue[0]):
                 return
-            sequence = line.popleft()
+            sequence = queue.popleft()
             self.running.append(sequence)
-            if line is not self.paused:
+            if queue is not self.paused:
                 self._waiting.move_to_end(sequence.key)
-                self._forget_empty(sequence.key)
+                self._remove_empty_queue(sequence.key)
 
-    def _forget_empty(self, key: str) -> None:
+    def _remove_empty_queue(self, key: str) -> None:
         """Remove the queue of a key when it is empty."""
         if not self._waiting[key]:
             del self._waiting[key]
 
-    def _open(self, sequence: Sequence) -> bool:
-        """Give a sequence its pages, leaving one to grow for each that runs."""
+    def _try_admit(self, sequence: Sequence) -> bool:
+        """Give a sequence the pages for all its tokens, and return True if it can run.
+
+        One free page is left for each running sequence, so that it can grow.
+        """
         salt, spare = int(sequence.is_long), len(self.running)
         known = sequence.reusable
         missing = self.cache.num_pages_to_open(known, salt) + spare
@@ -221,18 +263,19 @@ class Scheduler:
         sequence.run(table)
         return True
 
-    def _turns(self) -> list[Turn]:
-        """Trees share the free pages; prompts get what the trees must leave them of the rows."""
-        # Who waits for pages from host memory lets the others go first.
+    def _plan_turns(self) -> list[Turn]:
+        """Return the turns of a pass: trees share the free pages, prompts the remaining rows."""
+        # Sequences whose pages are still being loaded from the host run in a later pass, unless
+        # there are no others.
         arrived = [s for s in self.running if self.cache.is_ready(s.pages)] or self.running
         decoding = [s for s in arrived if s.is_decoding]
         prompts = [s for s in arrived if not s.is_decoding]
-        turns = [self._tree_turn(s, len(decoding) - i) for i, s in enumerate(decoding)]
+        turns = [self._plan_tree(s, len(decoding) - i) for i, s in enumerate(decoding)]
         rows = self.max_rows - len(decoding)
         if decoding:
             beside = sum(min(turn.room, TILE) for turn in turns)
             context = max((prompt.pages.length for prompt in prompts), default=0)
-            rows = min(self.cap.rows(beside, context), max(rows, TILE))
+            rows = min(self.prefill_budget.rows(beside, context), max(rows, TILE))
         for sequence in prompts:
             chain = min(sequence.num_pending, rows)
             if chain <= 0:
@@ -241,10 +284,14 @@ class Scheduler:
             turns.append(Turn(sequence, chain, room=int(chain == sequence.num_pending)))
         return turns
 
-    def _tree_turn(self, sequence: Sequence, sharing: int) -> Turn:
-        """A decoding sequence's rows: its share of the free pages, at most `scratch_rows`.
+    def _plan_tree(self, sequence: Sequence, sharing: int) -> Turn:
+        """Return a decoding sequence's turn, with its share of the free pages for its tree.
 
-        Half of the share is left to a draft whose own rows need pages too.
+        The tree gets at most `scratch_rows` rows. If its draft stores rows in this cache too, half
+        of the share is left for them.
+
+        Args:
+            sharing: the number of sequences that share the free pages, this one included.
         """
         share = self.cache.num_free_pages // sharing
         if self.draft_rows:

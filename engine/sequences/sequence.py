@@ -1,4 +1,4 @@
-"""Requests and their sequences: the state of what is being answered, and its questions."""
+"""Requests and their sequences: the state of the answers that are being generated."""
 
 import time
 from collections.abc import Sequence as Seq
@@ -15,23 +15,26 @@ from engine.text.stop import StopRules
 
 @dataclass(frozen=True)
 class Limits:
-    """What the loaded model sets for every sequence."""
+    """Limits that the loaded model sets for every sequence."""
 
-    max_tokens: int  # the longest prompt plus answer
+    max_tokens: int  # of prompt and answer together
     eos_token_ids: frozenset[int]
-    original_length: int | None  # tokens where the rope's frequencies change, else None
+    original_length: int | None  # length where rope frequencies change (longrope)
 
 
 @dataclass(eq=False)
 class Request:
-    """What a client asked for. `cancelled` is set from the thread that reads the pipe."""
+    """A client's request, shared by the sequences of all its choices.
+
+    `cancelled` is set when the client has left, from the thread that reads the pipe.
+    """
 
     message: Generate
     limits: Limits
-    constraint: Constraint | None = None  # before the first token
+    constraint: Constraint | None = None  # its state before the first token
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
-    num_ended: int = 0  # of its choices
+    num_ended: int = 0  # choices that have ended
 
     def end_choice(self) -> bool:
         """Count a choice that has ended. Return True if it was the last one."""
@@ -40,18 +43,18 @@ class Request:
 
 
 class Status(Enum):
-    """Where a sequence is on its way through the scheduler."""
+    """The status of a sequence in the scheduler."""
 
-    WAITING = "waiting"  # for its first pass
+    WAITING = "waiting"  # it has not run yet
     RUNNING = "running"  # it owns KV pages and takes part in passes
-    PAUSED = "paused"  # it ran, gave its pages back, and goes on before any waiting one
+    PAUSED = "paused"  # it has no pages at present, and resumes before waiting ones
     FINISHED = "finished"  # its answer is complete, its client left, or its pass failed
 
 
 class Sequence:
-    """One choice of a request: token ids, stop rules, KV pages, figures.
+    """One choice of a request: its token ids, stop rules, KV pages and statistics.
 
-    It answers for its request: who asked, what was asked for, and whether the client has left.
+    The request's parameters, its key and whether its client has left can be read from it too.
     """
 
     def __init__(
@@ -62,99 +65,112 @@ class Sequence:
         num_cached: int | None = None,
         passes: int = 0,
     ) -> None:
-        """Begin with the prompt; a fork has the cached tokens and passes of its first choice."""
+        """Create a sequence that consists of the prompt.
+
+        Args:
+            request: the request that this is a choice of.
+            choice: its number among the request's choices.
+            rules: decides when the choice ends.
+            num_cached: prompt tokens found in the prefix cache; None before the first admission.
+                A fork has the number of its first choice.
+            passes: passes so far; a fork has the number of its first choice.
+        """
         message = request.message
         self.request = request
         self.request_id = message.request_id
-        self.key = message.key  # whose request it is, for round robin
+        self.key = message.key  # keys are served round robin
         self.params = message.params
         self.speculation = message.speculation
         self.prediction = message.prediction
-        self.cancelled = request.cancelled  # set when the client has left, from another thread
+        self.cancelled = request.cancelled
         self.original_length = request.limits.original_length
         self.choice = choice
         self.rules = rules
         self.constraint = request.constraint and request.constraint.copy()
 
         self.status = Status.WAITING
-        self.table: PageTable | None = None  # of a running sequence
-        self.tokens = list(message.prompt)  # and what was emitted
+        self.table: PageTable | None = None  # None unless the sequence runs
+        self.tokens = list(message.prompt)  # the prompt and all emitted tokens
         self.num_prompt = len(message.prompt)
         self.counts = TokenCounts(self.tokens)
         self.finish: str | None = None
         self.stop_reason: str | int | None = None
-        self.num_scored = self.num_prompt  # tokens whose log-probability is known or unwanted
+        self.num_scored = self.num_prompt  # tokens whose log-probabilities are known or unneeded
 
-        self.num_cached = num_cached  # prompt tokens found in the cache at first admission
+        self.num_cached = num_cached
         self.passes = passes
         self.drafted = 0
         self.accepted = 0
-        self.prediction_checked = 0  # rows that the request's prediction drafted
-        self.prediction_accepted = 0  # tokens emitted from such rows
+        self.prediction_checked = 0  # verified rows that came from the request's prediction
+        self.prediction_accepted = 0  # emitted tokens that came from it
         self.first_token_at: float | None = None
 
         self._num_reported = self.num_prompt
-        self._text = ""  # since the last report, like what follows
+        # Text and other results since the last report.
+        self._text = ""
         self._logprobs: list[TokenLogprob] = []
         self._origins: list[Origin] = []
         self._prompt_logprobs: list[TokenLogprob | None] = []
         if choice == 0 and self.params.prompt_logprobs is not None:
-            self._prompt_logprobs.append(None)  # no row tells of the first token
+            self._prompt_logprobs.append(None)  # no row predicts the first token
             self.num_scored = 1
 
     @property
     def is_cancelled(self) -> bool:
+        """Whether the client has left."""
         return self.cancelled.is_set()
 
     @property
     def pages(self) -> PageTable:
-        """The page table of a running sequence."""
+        """The page table of this sequence, which must be running."""
         assert self.table is not None, "the sequence is not running"
         return self.table
 
     @property
     def num_pending(self) -> int:
-        """Tokens whose KV is not stored; the last of them is the root of the next tree."""
+        """The number of tokens whose KV is not stored; the last of them roots the next tree."""
         return len(self.tokens) - self.pages.length
 
     @property
     def reusable(self) -> Seq[int]:
-        """The tokens whose rows may be taken from the prefix cache: all but the last one's.
+        """The leading tokens whose KV may be taken from the prefix cache.
 
-        Rows whose logits are still to score the prompt have to run.
+        `KVCache.open` never takes the last one. If log-probabilities of the prompt are requested,
+        the rows that give them have to run, so only tokens with known log-probabilities count.
         """
         return self.tokens if self.num_scored == self.num_prompt else self.tokens[: self.num_scored]
 
     @property
     def is_decoding(self) -> bool:
-        """Whether it drafts: its prompt has been answered, and all but the last token is stored.
+        """Whether the sequence may have a draft: only its last token is pending, and was emitted.
 
-        The row that ends a prompt is walked by all choices of the request, which go on from the
-        same KV: it gets no draft, however little of the prompt is left to run.
+        The last row of a prompt gets no draft: all choices of the request choose their first token
+        at this row and continue from the same KV.
         """
         return self.num_pending == 1 and len(self.tokens) > self.num_prompt
 
     @property
     def is_long(self) -> bool:
-        """Whether the long rope frequencies hold at this length."""
+        """Whether the sequence is long enough for the long rope frequencies."""
         return self.original_length is not None and len(self.tokens) > self.original_length
 
     @property
     def max_new_tokens(self) -> int:
-        """How many tokens may still be emitted."""
+        """The number of tokens that may still be emitted."""
         return self.num_left(len(self.tokens))
 
     def num_left(self, length: int) -> int:
-        """How many tokens may be emitted behind the first `length`, the prompt's among them."""
+        """Return how many tokens may follow the first `length` tokens of prompt and answer."""
         longest = self.request.limits.max_tokens - length
         wanted = self.params.max_tokens
         return longest if wanted is None else min(longest, wanted - (length - self.num_prompt))
 
     @property
     def max_draft_depth(self) -> int:
-        """Levels of a tree that could be emitted: a pass emits one token more than its depth.
+        """The deepest level of a draft tree that can still be emitted.
 
-        Rows behind the border of a length-dependent rope would need other KV: none are drafted.
+        A pass emits one token more than the depth of its tree. A tree ends at the original length
+        of a length-dependent rope, since rows beyond it need KV with other frequencies.
         """
         depth = self.max_new_tokens - 1
         if self.original_length is not None and not self.is_long:
@@ -162,17 +178,18 @@ class Sequence:
         return max(depth, 0)
 
     def is_terminal(self, token: int) -> bool:
-        """Whether emitting this token would end the sequence."""
+        """Return True if emitting this token would end the sequence."""
         if token in self.params.stop_token_ids:
             return True
         ignored = self.params.ignore_eos and self.constraint is None
         return not ignored and token in self.request.limits.eos_token_ids
 
     def banned(self, position: int) -> Seq[int]:
-        """Tokens that must not be chosen at an absolute position (`min_tokens`).
+        """Return the tokens that must not be chosen at an absolute position.
 
-        An end-of-sequence token always ends an answer that is held to a grammar; where it is to be
-        ignored, it is not chosen.
+        Tokens that end the answer are banned for its first `min_tokens` tokens. An end-of-sequence
+        token always ends an answer that has a grammar; so with `ignore_eos`, it is always banned
+        there.
         """
         eos = self.request.limits.eos_token_ids
         if position - self.num_prompt >= self.params.min_tokens:
@@ -180,17 +197,17 @@ class Sequence:
         return (*eos, *self.params.stop_token_ids)
 
     def run(self, table: PageTable) -> None:
-        """Take part in passes from now on, with these pages."""
+        """Set the status to running, with these pages."""
         self.status, self.table = Status.RUNNING, table
         if self.num_cached is None:
             self.num_cached = table.length
 
     def pause(self) -> None:
-        """Take no part in passes until there is room again. The pages are given back."""
+        """Set the status to paused. The caller has freed the pages."""
         self.status, self.table = Status.PAUSED, None
 
-    def leave(self) -> None:
-        """Take part in no pass any more. The pages are given back."""
+    def mark_finished(self) -> None:
+        """Set the status to finished. The caller has freed the pages."""
         self.status, self.table = Status.FINISHED, None
 
     def count_pass(self) -> None:
@@ -198,17 +215,23 @@ class Sequence:
         self.passes += 1
 
     def count_drafted(self, rows: int, accepted: int, predicted: int) -> None:
-        """Count the rows of a verified tree: drafted, accepted, and out of the prediction."""
+        """Add the rows of a verified tree to the statistics.
+
+        Args:
+            rows: drafted rows.
+            accepted: drafted rows that were accepted.
+            predicted: drafted rows that came from the request's prediction.
+        """
         self.drafted += rows
         self.accepted += accepted
         self.prediction_checked += predicted
 
     def end_at_limit(self) -> None:
-        """End without a token: only the prompt was to be scored."""
+        """Finish without emitting a token, for a request that only scores its prompt."""
         self.finish = "length"
 
     def score(self, logprobs: Seq[TokenLogprob]) -> None:
-        """Take the log-probabilities of the prompt's next tokens."""
+        """Append the log-probabilities of the next tokens of the prompt."""
         self._prompt_logprobs += logprobs
         self.num_scored += len(logprobs)
 
@@ -219,26 +242,30 @@ class Sequence:
         source: str = TARGET,
         depth: int = 0,
     ) -> bool:
-        """Append a token the target chose, with its `DraftTree.origin`; whether it is the last.
+        """Append a token that the target chose. Return True if it ends the sequence.
 
-        Raises `RequestError` where the sequence's grammar can be followed no further.
+        Args:
+            logprob: its log-probabilities, if the request asks for them.
+            source, depth: where it was drafted, as `DraftTree.origin` returns it.
+
+        Raises `RequestError` if the grammar is too complex to be followed any further.
         """
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
         self.tokens.append(token)
         self.counts.add(token)
         complete = self.constraint is not None and self.constraint.emit(token)
-        verdict = self.rules.push(token, last=complete)
-        self._text += verdict.text
+        result = self.rules.push(token, last=complete)
+        self._text += result.text
         if logprob is not None:
             self._logprobs.append(logprob)
         self._origins.append(Origin(source, depth, self.passes))
         self.prediction_accepted += source == PREDICTION
-        self.finish, self.stop_reason = verdict.finish, verdict.stop_reason
-        return verdict.finish is not None
+        self.finish, self.stop_reason = result.finish, result.stop_reason
+        return result.finish is not None
 
     def report(self) -> Tokens:
-        """What was emitted since the last report."""
+        """Return everything emitted since the last report, as a message for the front end."""
         tokens = Tokens(
             request_id=self.request_id,
             choice=self.choice,
@@ -257,6 +284,7 @@ class Sequence:
         return tokens
 
     def stats(self) -> Stats:
+        """Return the statistics of this sequence up to now. Times are in milliseconds."""
         now = time.monotonic()
         first = self.first_token_at if self.first_token_at is not None else now
         return Stats(

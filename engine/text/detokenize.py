@@ -1,8 +1,8 @@
-"""From token ids to text, a few ids at a time.
+"""Detokenization: from token ids to text, a few ids at a time.
 
-Works on the exact bytes of each token, which the library's own `DecodeStream` does not give: it
-cannot flush an unfinished character, and it spoils a whole run of byte tokens when one of them is
-invalid. Bytes make the text independent of how ids were grouped into passes.
+This works on the exact bytes of each token, so that the text does not depend on how many ids arrive
+at a time. `DecodeStream` of the tokenizers library does not do that: it cannot flush an incomplete
+character, and one invalid byte token spoils the whole run of byte tokens around it.
 """
 
 import codecs
@@ -22,18 +22,19 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
-    """The bytes that each token adds to an answer, `tokens[id]`.
+    """The bytes that each token of a vocabulary adds to an answer: `tokens[id]`.
 
-    Joined over an answer they are its text in UTF-8. A special token adds nothing (see `showing`),
-    and so does an id behind the tokenizer's vocabulary, which padded embeddings allow. An answer
-    continues its prompt: the blank of a leading `▁` is kept, also at the first token.
+    The bytes of all tokens of an answer, joined, are its text in UTF-8. Special tokens add nothing
+    (but see `showing`), nor do ids beyond the tokenizer's vocabulary, which models with padded
+    embeddings can choose. An answer continues its prompt, so the space of a leading `▁` is kept
+    even at the first token.
 
-    Raises `ModelError` for a tokenizer whose decoder is not known.
+    The constructor raises `ModelError` for a tokenizer whose decoder is not supported.
     """
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer: Tokenizer | None = tokenizer
-        self._decoder = _Decoder(tokenizer)
+        self._decoder = _TokenDecoder(tokenizer)
         self._size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self._special = {
             token: added.content
@@ -46,22 +47,28 @@ class TokenBytes:
     def __getitem__(self, token: int) -> bytes:
         known = self._shown.get(token) or self._known.get(token)
         if known is None:
-            known = self._known[token] = self._spell(token)
+            known = self._known[token] = self._decode_token(token)
         return known
 
     def __len__(self) -> int:
-        """The size of the tokenizer's vocabulary, added tokens included."""
+        """Return the size of the tokenizer's vocabulary, added tokens included."""
         return self._size
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[token] for token in range(len(self)))
 
     def text(self, token: int) -> str:
-        """How a token is shown by itself (logprobs): special ones by name, cut characters as �."""
+        """Return the text of a single token, as logprobs show it.
+
+        Special tokens are shown by their names, and parts of a character as U+FFFD.
+        """
         return self._special.get(token) or self[token].decode("utf-8", errors="replace")
 
     def showing(self, tokens: Collection[int]) -> "TokenBytes":
-        """The same, but with the spelling of these special tokens; no tokens: itself."""
+        """Return a copy in which these special tokens add their spelling to the text.
+
+        Without tokens, return this object itself.
+        """
         if not tokens:
             return self
         shown = copy.copy(self)
@@ -73,16 +80,19 @@ class TokenBytes:
         assert self._tokenizer is not None, "it is spelled out already"
         spelled = copy.copy(self)
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
-        spelled._known = {token: self._spell(token) for token in sorted(ids)}
+        spelled._known = {token: self._decode_token(token) for token in sorted(ids)}
         spelled._tokenizer = None
         return spelled
 
     def special_token(self, spelling: str) -> int | None:
-        """The id of a special token; None for what is none, or is part of the text anyway."""
+        """Return the id of the special token with this spelling; None if there is none.
+
+        Added tokens that are not special are part of the text anyway, and have no id here.
+        """
         found = (token for token, content in self._special.items() if content == spelling)
         return next(found, None)
 
-    def _spell(self, token: int) -> bytes:
+    def _decode_token(self, token: int) -> bytes:
         if token in self._special:
             return b""
         piece = None if self._tokenizer is None else self._tokenizer.id_to_token(token)
@@ -90,56 +100,61 @@ class TokenBytes:
 
 
 class Detokenizer:
-    """The text of one answer: what is complete UTF-8 comes out of `push`, the rest of `finish`."""
+    """A converter of one answer's token ids to text, which never returns part of a character."""
 
     def __init__(self, tokens: TokenBytes) -> None:
         self._bytes = tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that these ids complete; an unfinished character is held back."""
+        """Return the text that these ids add; an incomplete last character is withheld."""
         return self._utf8.decode(b"".join(self._bytes[token] for token in ids))
 
     def finish(self) -> str:
-        """The rest: bytes that never became a character are shown as U+FFFD."""
+        """Return the withheld rest of the text, in which incomplete characters are U+FFFD."""
         return self._utf8.decode(b"", final=True)
 
 
-class _Decoder:
-    """What the tokenizer's decoder does to one token that is not the first of a text."""
+class _TokenDecoder:
+    """The tokenizer's decoder, applied to one token that is not the first of a text.
+
+    Raises `ModelError` if the decoder has a step that is not supported.
+    """
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         decoder = tokenizer.decoder
         state = None if decoder is None else json.loads(decoder.__getstate__())
         self._replacements: list[tuple[str, str]] = []
-        self._byte_level = False
-        self._byte_fallback = False
+        self._is_byte_level = False
+        self._has_byte_fallback = False
         for step in _steps(state):
-            self._read(step)
+            self._add_step(step)
 
     def decode(self, piece: str) -> bytes:
-        if self._byte_level:
+        """Return the bytes of a token that the vocabulary lists as `piece`."""
+        if self._is_byte_level:
             byte_of = _byte_level_alphabet()
             if all(character in byte_of for character in piece):
                 return bytes(byte_of[character] for character in piece)
-        elif self._byte_fallback and (byte := _BYTE_TOKEN.fullmatch(piece)):
+        elif self._has_byte_fallback and (byte := _BYTE_TOKEN.fullmatch(piece)):
             return bytes.fromhex(byte[1])
         for old, new in self._replacements:
             piece = piece.replace(old, new)
         return piece.encode("utf-8", errors="replace")
 
-    def _read(self, step: dict[str, Any]) -> None:
+    def _add_step(self, step: dict[str, Any]) -> None:
+        """Take over one step of the tokenizer's decoder. Raises `ModelError` if unsupported."""
         match step:
             case {"type": "ByteLevel"}:
-                self._byte_level = True
+                self._is_byte_level = True
             case {"type": "ByteFallback"}:
-                self._byte_fallback = True
+                self._has_byte_fallback = True
             case {"type": "Metaspace", "replacement": str(mark)}:
                 self._replacements.append((mark, " "))
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
                 self._replacements.append((old, new))
             case {"type": "Fuse" | "Strip"}:
-                pass  # Strip takes the blank at the start of a text: an answer never starts one
+                pass  # Strip removes a space at the start of a text, where no answer begins
             case _:
                 raise ModelError(
                     f"tokenizer.json: decoder {step.get('type', 'null')} is not supported; "
@@ -148,6 +163,7 @@ class _Decoder:
 
 
 def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the steps of a decoder as tokenizer.json describes it, nested sequences flattened."""
     if decoder is None:
         return [{}]
     if decoder["type"] != "Sequence":
@@ -157,7 +173,10 @@ def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 @cache
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable character of each byte, inverted (`bytes_to_unicode` in its encoder.py)."""
+    """Return the byte for each printable character that GPT-2's tokenizer writes for a byte.
+
+    It is the inverse of `bytes_to_unicode` in GPT-2's encoder.py.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}

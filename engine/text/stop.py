@@ -1,4 +1,4 @@
-"""When an answer ends, and which of its text may be shown before that is known."""
+"""Stop rules: when an answer ends, and which part of its text may be shown before that."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from engine.text.detokenize import Detokenizer
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one token did: text that is now safe to show, and whether the choice ends with it."""
+class StopResult:
+    """The effect of one token: text that may be shown now, and whether it ends the choice."""
 
     text: str
     finish: Literal["stop", "length"] | None = None
@@ -18,19 +18,22 @@ class Verdict:
 
 
 class StopRules:
-    """The stop rules of one choice, fed token by token.
+    """The stop rules of one choice, which check its tokens one by one.
 
-    - A stop string ends the choice with the token that completes it. It is never part of the text,
-      however it was cut into tokens. Of several, the one complete first wins; of those complete at
-      the same character, the longest.
-    - An end-of-sequence or stop token ends it; its own text is not shown.
-    - None of these holds for the first `params.min_tokens` tokens; a stop string completed there
-      is plain text.
-    - The last token of a complete answer ends it with "stop", however many there were.
-    - Token number `max_tokens` ends it with "length", unless it also completes a stop.
+    - A stop string ends the choice at the token that completes it. The string is never part of the
+      text, even if it spans several tokens. If several are completed, the one that is complete
+      first counts; of those complete at the same character, the longest.
+    - An end-of-sequence token or stop token ends the choice. Its own text is not shown.
+    - Neither applies to the first `params.min_tokens` tokens. A stop string that is completed there
+      is ordinary text.
+    - The token that completes an answer with a grammar ends the choice with "stop".
+    - Token number `max_tokens` ends the choice with "length", unless another rule ends it there.
 
-    `max_tokens` is what the context leaves, `params.max_tokens` included; where it is 0, nothing
-    is pushed.
+    Args:
+        eos_token_ids: the model's end-of-sequence tokens.
+        max_tokens: the most tokens of the choice, by the context length and `params.max_tokens`;
+            if it is 0, no token may be pushed.
+        detokenizer: turns the tokens into text.
     """
 
     def __init__(
@@ -48,14 +51,15 @@ class StopRules:
         self._max_tokens = max_tokens
         self._strings = [stop for stop in dict.fromkeys(params.stop) if stop]
         self._detokenizer = detokenizer
-        self._held = ""  # the longest end of the text that may become a stop string
+        self._withheld = ""  # the end of the text that may become a stop string
         self._finished = False
         self.num_tokens = 0
 
-    def push(self, token: int, *, last: bool = False) -> Verdict:
-        """Take the next emitted token; `last`: the answer is complete with it, and so ends.
+    def push(self, token: int, *, last: bool = False) -> StopResult:
+        """Check the next emitted token. After a result with `finish`, no token may be pushed.
 
-        After a verdict with `finish` nothing may be pushed.
+        Args:
+            last: whether the token completes the answer, which then ends.
         """
         assert not self._finished, "the choice has ended"
         self.num_tokens += 1
@@ -72,40 +76,42 @@ class StopRules:
         shown, stop = self._scan(text)
         if stop is not None:
             self._finished = True
-            return Verdict(shown, "stop", stop)
-        return Verdict(shown)
+            return StopResult(shown, "stop", stop)
+        return StopResult(shown)
 
-    def _end(self, text: str, finish: Literal["stop", "length"], reason: int | None) -> Verdict:
-        """The last verdict: nothing is held back any more, unless it completes a stop string."""
+    def _end(self, text: str, finish: Literal["stop", "length"], reason: int | None) -> StopResult:
+        """Return the last result, with all withheld text unless a stop string is completed."""
         self._finished = True
         shown, stop = self._scan(text + self._detokenizer.finish())
         if stop is not None:
-            return Verdict(shown, "stop", stop)
-        return Verdict(shown + self._held, finish, reason)
+            return StopResult(shown, "stop", stop)
+        return StopResult(shown + self._withheld, finish, reason)
 
     def _scan(self, text: str) -> tuple[str, str | None]:
-        """Return what may be shown once `text` has arrived, and the stop string that it completes.
+        """Add new text. Return the text that may be shown now, and a completed stop string if any.
 
-        A stop string counts only if it ends in the new text, behind what was held back.
+        A stop string counts only if it ends within the new text. One that was completed within the
+        first `min_tokens` tokens ends before it.
         """
         if not self._strings:
             return text, None
-        known, text = len(self._held), self._held + text
+        known, text = len(self._withheld), self._withheld + text
         if self.num_tokens > self._min_tokens:
             found = ((text.find(s, max(known - len(s) + 1, 0)), len(s), s) for s in self._strings)
             ends = [(first + size, -size, stop) for first, size, stop in found if first >= 0]
             if ends:
                 end, _, stop = min(ends)
                 return text[: end - len(stop)], stop
-        border = len(text) - max(_num_begun(text, stop) for stop in self._strings)
-        self._held = text[border:]
-        return text[:border], None
+        split = len(text) - max(_partial_match_length(text, stop) for stop in self._strings)
+        self._withheld = text[split:]
+        return text[:split], None
 
 
-def _num_begun(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text begin a stop string, but are not all of it.
+def _partial_match_length(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text may be the start of a stop string.
 
-    What is tried in vain is not held back, so over an answer there are few tries for a character.
+    Lengths are tried from the longest on. Text without a match is not withheld, so each character
+    of an answer takes part in few tries.
     """
     tries = range(min(len(text), len(stop) - 1), 0, -1)
     return next((count for count in tries if text.endswith(stop[:count])), 0)

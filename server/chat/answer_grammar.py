@@ -69,8 +69,9 @@ def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:
     try:
         checked(grammar, "tools")
     except ApiError:
+        used = {tool.function.name for tool in use.tools}  # to compare tools themselves takes long
         for index, tool in enumerate(tools):
-            if tool in use.tools:
+            if tool.function.name in used:
                 schema = json_grammar(use.schema(tool))
                 checked(schema, f"tools.{index}.function.parameters")
         raise

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from engine.errors import RequestError
-from engine.sampling.grammar.check import fault
+from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
@@ -86,7 +86,7 @@ def _structured(form: StructuredOutputs | None) -> str:
 def checked(grammar: str, param: str) -> str:
     """The same grammar, if it compiles. Raises `ApiError` 400 with the reason."""
     with doing(Stage.GRAMMAR):
-        reason = fault(grammar)
+        reason = check_grammar(grammar)
     if reason is not None:
         raise _refused(reason, param)
     return grammar

@@ -1,5 +1,6 @@
 """What the command line shows: log lines, and one line of progress that is written over."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,10 @@ STEP = 10  # percent between two lines of progress where nothing can be written 
 
 
 class Console:
-    """Writes to the terminal; safe to call from the threads that download."""
+    """Writes to the terminal; safe to call from the threads that download.
+
+    A terminal that is gone breaks nothing.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -23,7 +27,7 @@ class Console:
         """A line of its own."""
         lead = "\r\x1b[K" if self._open else ""
         self._open = False
-        print(f"{lead}{text}", file=self._stream, flush=True)
+        self._write(f"{lead}{text}\n")
 
     def progress(self, step: Progress) -> None:
         """A step of a load: on a terminal in place, in a file every ten percent."""
@@ -36,9 +40,13 @@ class Console:
         if not self._rewrites:
             self.line(text)
             return
-        self._stream.write(f"\r\x1b[K{text}")
-        self._stream.flush()
+        self._write(f"\r\x1b[K{text}")
         self._open = True
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
 
     def take_logs(self, level: str) -> None:
         """Show the server's log from `level` up, and of other packages what is wrong."""
@@ -56,7 +64,7 @@ class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._console.line(self.format(record))
-        except (OSError, ValueError):  # the terminal is gone, which must not break a request
+        except ValueError:  # the stream is closed, which must not break a request
             self.handleError(record)
 
 

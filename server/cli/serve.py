@@ -2,11 +2,16 @@
 
 import argparse
 import asyncio
+import contextlib
 import errno
+import functools
 import resource
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,34 +19,78 @@ from fastapi import FastAPI
 from engine.errors import EngineError
 from engine.messages import ModelInfo
 from server.cli.console import Console
+from server.cli.signals import INTERRUPTED, EndSignals
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
-from server.http.protocol import patient_protocol
-from server.http.state import App
-from server.models.lending import Models
+from server.http.protocol import bounded_protocol
+from server.http.state import AppState
 
-SHUTDOWN_S = 5  # for the answers of requests that ran when the server was told to end
+END_POLL_S = 0.02
+LAST_S = 1  # for the engine's end and for answers on their way, when no request runs any more
 OPEN_FILES = 16_384  # most of them connections
 KEEP_CONNECTION_S = 75  # an idle connection; longer than clients and proxies keep theirs
 
 
 class Server(uvicorn.Server):
-    """Ends the engine before the connections: running requests are told, not cut off."""
+    """Stops in good order: running requests may finish within a time, and are told after it.
 
-    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+    Until then the port stays open: new requests are refused with an answer, and whoever watches the
+    server still sees it.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, shared: AppState, tell: Callable[[str], None]
+    ) -> None:
         super().__init__(config)
-        self._models = models
+        self._shared = shared
+        self._tell = tell
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals to `server.cli.signals`."""
+        yield
 
     def end(self) -> None:
-        """Stop the server in the same way as a signal does."""
+        """Ask the server to stop. Signal handlers may call it."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._models.close()
+        in_flight, models = self._shared.in_flight, self._shared.models
+        timeout = self._shared.settings.shutdown_timeout
+        was_loading = models.is_loading
+        in_flight.stop()
+        models.drain()
+        self._tell(stopping_text(in_flight.num_running, timeout, was_loading=was_loading))
+        await in_flight.all_ended(timeout)
+        for server in self.servers:
+            server.close()
+        closing = asyncio.create_task(models.close())
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # once it has been answered
+        ended = asyncio.create_task(self._connections_end())
+        await asyncio.wait({closing, ended}, timeout=LAST_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its client takes nothing
+        await asyncio.wait({ended}, timeout=LAST_S)
+        self.force_exit = not (closing.done() and ended.done())
         await super().shutdown(sockets)
+
+    async def _connections_end(self) -> None:
+        while self.server_state.connections or self.server_state.tasks:
+            await asyncio.sleep(END_POLL_S)
+
+
+def stopping_text(num_running: int, timeout: float, *, was_loading: bool) -> str:
+    """Say what a server waits for that was asked to stop."""
+    if not num_running:
+        return "Stopping; a model was still being loaded." if was_loading else "Stopping."
+    running = "1 request is running" if num_running == 1 else f"{num_running} requests are running"
+    if not timeout:
+        return f"Stopping; {running} and cannot finish."
+    return f"{running}; stopping in at most {timeout:g} s. Ctrl-C again stops at once."
 
 
 def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
@@ -67,7 +116,9 @@ def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
             )
 
 
-def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+def serve(
+    args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
+) -> int:
     """Run the server until it is told to end; returns the exit code."""
     explicit = asked_folder(args.config, env)
     folders = search_path(explicit, Path.cwd(), env)
@@ -92,40 +143,53 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     config = http_config(app, settings.client_timeout)
     allow_connections()
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        try:
-            server = Server(config, app.shared.models)
-            return runner.run(_run(app, server, listener, entry, keys, console))
-        except KeyboardInterrupt:
-            return 0
+        server = Server(config, app.shared, console.line)
+        signals.ask_first(server.end, kill_children)
+        loading = app.shared.models.preload(entry)
+        greeting = functools.partial(banner, entry, listener, keys)
+        code = runner.run(_run(server, listener, loading, signals, console, greeting))
+        if signals.first is not None:
+            signals.end(code)  # threads that tokenize or compile a grammar are not waited for
+        return code
 
 
 async def _run(
-    app: App,
     server: Server,
     listener: socket.socket,
-    entry: ModelEntry,
-    keys: ApiKeys,
+    load: Coroutine[Any, Any, ModelInfo],
+    signals: EndSignals,
     console: Console,
+    greeting: Callable[[ModelInfo], str],
 ) -> int:
+    """Load the model and serve until told to stop; return the exit code."""
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(app.shared.models.preload(entry))
+    loading = asyncio.create_task(load)
+    code = 0
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            console.line(banner(entry, loading.result(), listener, keys))
-        await serving
+            console.line(greeting(loading.result()))
     except EngineError as error:
-        console.line(f"understudy: error: {error}")
-        server.end()
+        code = INTERRUPTED if signals.first is signal.SIGINT else 0
+        if signals.first is None:
+            console.line(f"understudy: error: {error}")
+            server.end()
+            code = 1
+    try:
         await serving
-        return 1
-    finally:  # told to end while loading
+    finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-    return 0
+    return code
 
 
-def banner(entry: ModelEntry, info: ModelInfo, listener: socket.socket, keys: ApiKeys) -> str:
+def kill_children() -> None:
+    """Kill the processes that this one started."""
+    for child in active_children():
+        child.kill()
+
+
+def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: ModelInfo) -> str:
     """What is served, where, and how to try it."""
     address, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(address, address)
@@ -145,10 +209,10 @@ def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
     """How HTTP is spoken: with clients that send and take what they must within a time."""
     return uvicorn.Config(
         app,
-        http=patient_protocol(client_timeout),
+        http=bounded_protocol(client_timeout),
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_graceful_shutdown=LAST_S,
         timeout_keep_alive=KEEP_CONNECTION_S,
         server_header=False,
     )

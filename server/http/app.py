@@ -17,6 +17,7 @@ from server.http.api import Api
 from server.http.auth import ApiKeys, RequireKey
 from server.http.cors import Cors, RefusePages
 from server.http.failures import Failures
+from server.http.in_flight import InFlight, TrackRequests
 from server.http.measure import Measure
 from server.http.origins import PagePolicy
 from server.http.request_id import RequestId
@@ -67,9 +68,11 @@ def create_app(
 
     apis = find_apis()
     failures = Failures(apis)
-    shared = AppState(settings, registry, lent, metrics)
+    in_flight = InFlight()
+    shared = AppState(settings, registry, lent, metrics, in_flight)
     app = App(shared, apis, has_keys=bool(keys), lifespan=lifespan)
     failures.install(app)
+    app.add_middleware(TrackRequests, in_flight=in_flight, refuse=failures.response)
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
     if not keys:
         policy = PagePolicy(settings.allowed_hosts, settings.cors_origins, socket.gethostname())

@@ -11,8 +11,10 @@ from server.chat.received import Received, received
 from server.errors import ApiError
 from server.http.state import state_of
 from server.schemas.fields import Body
+from server.schemas.scan import BodyScan
 
 SLOWEST_BODY = 4096  # bytes a second, on the whole
+SCANNED = 64 * 1024  # bytes of a body, at most 5 ms, between which other requests have their turn
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -30,15 +32,16 @@ def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, Receiv
 
 
 async def read_body(request: Request, limit: int, timeout: float) -> bytes:
-    """The whole body.
+    """Return the whole body.
 
-    Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes, 400 when the client
-    leaves before its end, 408 when nothing comes for `timeout` seconds, or so little that these
-    and `SLOWEST_BODY` do not account for the time.
+    Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes, 400 as soon as it exceeds
+    the bounds of `BodyScan` and when the client leaves before its end, 408 when nothing comes for
+    `timeout` seconds, or so little that these and `SLOWEST_BODY` do not account for the time.
     """
     declared = request.headers.get("content-length", "0")
     too_large = declared.isdigit() and int(declared) > limit
     raw = bytearray()
+    scan = BodyScan()
     if not too_large:
         try:
             async with asyncio.timeout(timeout) as patience:
@@ -50,6 +53,7 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
                     if len(raw) > limit:
                         too_large = True
                         break
+                    await _scan_in_turns(scan, chunk)
         except TimeoutError:
             message = (
                 f"The request body came too slowly: {len(raw)} bytes, and then no more in time."
@@ -63,3 +67,11 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
         message = f"The request body exceeds the limit of {limit} bytes."
         raise ApiError(message, code="request_too_large", status=413)
     return bytes(raw)
+
+
+async def _scan_in_turns(scan: BodyScan, chunk: bytes) -> None:
+    """Scan a chunk, with a turn for other requests after each large piece of it."""
+    scan.feed(chunk[:SCANNED])
+    for start in range(SCANNED, len(chunk), SCANNED):
+        await asyncio.sleep(0)
+        scan.feed(chunk[start : start + SCANNED])

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from server.config.registry import Registry
 from server.config.settings import Settings
 from server.http.api import Api
+from server.http.in_flight import InFlight
 from server.http.openapi import document
 from server.metrics.prometheus import Metrics
 from server.models.lending import Models
@@ -22,6 +25,7 @@ class AppState:
     registry: Registry
     models: Models
     metrics: Metrics
+    in_flight: InFlight
 
 
 class App(FastAPI):
@@ -50,6 +54,13 @@ class App(FastAPI):
             for prefix in api.prefixes:
                 is_shown = prefix == api.prefixes[0]
                 self.include_router(api.router, prefix=prefix, include_in_schema=is_shown)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. WebSockets are refused before anything else: no route takes one."""
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

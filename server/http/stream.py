@@ -24,7 +24,6 @@ from server.errors import ApiError, as_api_error
 from server.http.failures import log_failure
 from server.metrics.wait_status import Wait
 
-FAREWELL_S = 2.0  # for the event that tells of the server's end
 CLIENT_GONE = 499  # nginx's status for the log; nobody reads the answer
 
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
@@ -209,7 +208,6 @@ class _Events(EventSourceResponse):
             ping=pace.keepalive,
             sep="\n",
             ping_message_factory=functools.partial(_comment, pace.wait),
-            shutdown_grace_period=FAREWELL_S,
         )
         self._first = first
         self._chunks = chunks

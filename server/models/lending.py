@@ -133,17 +133,30 @@ class Models:
         async with self._lend(entry, wait, self._settings.load_timeout) as model:
             yield model
 
-    async def close(self) -> None:
-        """End the engine; whoever waits is told."""
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is being loaded or swapped in."""
+        return self._swap is not None
+
+    def drain(self) -> None:
+        """Refuse new and waiting requests and give up a load; running requests may finish."""
         self._closed = True
         if self._swap is not None:
             self._swap.cancel()
-            await asyncio.wait([self._swap])
         self._refuse(list(self._waiters), EngineDied(SHUTTING_DOWN, "engine_closed"))
         if self._current is not None:
-            await self._current.engine.close()
+            self._current.engine.drain(SHUTTING_DOWN)
+
+    async def close(self) -> None:
+        """End the engine; whoever waits or runs is told."""
+        self.drain()
+        if self._swap is not None:
+            await asyncio.wait([self._swap])
+        closing = [self.text.close()]
+        if self._current is not None:
+            closing.append(self._current.engine.close())
             self._current = None
-        await self.text.close()
+        await asyncio.gather(*closing)
 
     @contextlib.asynccontextmanager
     async def _lend(

@@ -14,6 +14,7 @@ from server.schemas.fields import (
     fault,
     unsupported,
 )
+from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
 from server.schemas.structured import ResponseFormat, StructuredOutputs
 from server.schemas.tools import AllowedToolsChoice, NamedTool, ToolChoice, Tools
 
@@ -28,7 +29,9 @@ class Prediction(Body):
 class ChatRequest(GenerationBody):
     """A conversation to continue."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ]
     max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
     max_tokens: Annotated[Int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -45,9 +48,9 @@ class ChatRequest(GenerationBody):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     # known to OpenAI's clients, refused when set
-    functions: list[JsonObject] | None = None
+    functions: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS)] | None = None
     function_call: str | JsonObject | None = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
     audio: JsonObject | None = None
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from server.schemas.fields import Body, Content, ContentOf, TextPart, fault, only
+from server.schemas.limits import MAX_MESSAGES
 
 
 class SystemMessage(Body):
@@ -54,7 +55,10 @@ class AssistantMessage(Body):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # another name of it
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
+    tool_calls: (
+        Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+        | None
+    ) = None
     function_call: CalledFunction | None = None  # what tool_calls was before
 
     @model_validator(mode="after")

@@ -5,13 +5,13 @@ from typing import Annotated, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.schemas.fields import GenerationBody, Int, fault, unsupported
+from server.schemas.limits import MAX_IDS, MAX_PROMPTS
 from server.schemas.structured import StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
-MAX_PROMPTS = 2048
 
 TokenId = Annotated[Int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 def _element(value: object) -> str:

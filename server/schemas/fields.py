@@ -14,6 +14,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from server.schemas.limits import (
+    MAX_BIASES,
+    MAX_MESSAGES,
+    MAX_STOP_IDS,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    MAX_VALUES,
+)
+
 
 class Body(BaseModel):
     """Strict types; unknown fields are ignored, as clients of many servers expect."""
@@ -47,7 +56,6 @@ def unsupported(field: str, value: object) -> None:
 
 
 LARGEST_INT = 2**64 - 1  # the largest seed: whatever is larger would only be long in messages
-LONGEST_STOP = 4096  # characters
 
 
 def _whole(value: object) -> object:
@@ -60,7 +68,8 @@ def _whole(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_whole)]
 Seed = Annotated[Int, Field(ge=-(2**63), lt=2**64)]
-StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
 
 
 def _shape(value: object) -> str:
@@ -87,7 +96,10 @@ class SpeculationOptions(Body):
 
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]],
-    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),  # checked below
+    Field(
+        max_length=MAX_BIASES,
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}},  # checked below
+    ),
 ]
 
 
@@ -115,9 +127,10 @@ class GenerationBody(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[Int, Field(ge=0)] | None = None
-    stop_token_ids: Annotated[list[Annotated[Int, Field(ge=0)]], Field(fail_fast=True)] | None = (
-        None
-    )
+    stop_token_ids: (
+        Annotated[list[Annotated[Int, Field(ge=0)]], Field(max_length=MAX_STOP_IDS, fail_fast=True)]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -170,8 +183,10 @@ Part = Annotated[TextPart, BeforeValidator(_text_only)]
 PartT = TypeVar("PartT")
 ContentOf = Annotated[
     Annotated[str, Tag("str")]
-    | Annotated[list[PartT], Field(min_length=1, fail_fast=True), Tag("list")],
+    | Annotated[
+        list[PartT], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), Tag("list")
+    ],
     Discriminator(_shape),
 ]
 Content = ContentOf[Part]
-JsonObject = dict[str, Any]
+JsonObject = Annotated[dict[str, Any], Field(max_length=MAX_VALUES)]  # `scan` bounds its depth

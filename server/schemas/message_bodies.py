@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.schemas.fields import Body, GenerationBody, Int, JsonObject, StopString, fault, only
+from server.schemas.fields import Body, GenerationBody, Int, JsonObject, StopStrings, fault, only
+from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 
 class TextBlock(Body):
@@ -35,7 +36,8 @@ def _text_or_blocks(value: object) -> str:
 
 
 TextBlocks = Annotated[
-    list[Annotated[TextBlock, only("Content blocks", "text")]], Field(fail_fast=True)
+    list[Annotated[TextBlock, only("Content blocks", "text")]],
+    Field(max_length=MAX_MESSAGES, fail_fast=True),
 ]
 Text = Annotated[
     Annotated[str, Tag("text")] | Annotated[TextBlocks, Tag("blocks")],
@@ -66,7 +68,11 @@ class UserTurn(Body):
     role: Literal["user"]
     content: Annotated[
         Annotated[str, Tag("text")]
-        | Annotated[list[UserBlock], Field(min_length=1, fail_fast=True), Tag("blocks")],
+        | Annotated[
+            list[UserBlock],
+            Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+            Tag("blocks"),
+        ],
         Discriminator(_text_or_blocks),
     ]
 
@@ -75,7 +81,9 @@ class AssistantTurn(Body):
     role: Literal["assistant"]
     content: Annotated[
         Annotated[str, Tag("text")]
-        | Annotated[list[AssistantBlock], Field(fail_fast=True), Tag("blocks")],
+        | Annotated[
+            list[AssistantBlock], Field(max_length=MAX_MESSAGES, fail_fast=True), Tag("blocks")
+        ],
         Discriminator(_text_or_blocks),
     ]
 
@@ -133,10 +141,13 @@ class Metadata(Body):
 class CountTokensRequest(GenerationBody):
     """A conversation, as it would be continued."""
 
-    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     system: Text | None = None
     tools: (
-        Annotated[list[Annotated[MessageTool, only("Tools", "custom")]], Field(fail_fast=True)]
+        Annotated[
+            list[Annotated[MessageTool, only("Tools", "custom")]],
+            Field(max_length=MAX_TOOLS, fail_fast=True),
+        ]
         | None
     ) = None
     tool_choice: ToolChoice | None = None
@@ -150,5 +161,5 @@ class MessagesRequest(CountTokensRequest):
 
     max_tokens: Annotated[Int, Field(ge=1)]
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop_sequences: list[StopString] | None = None
+    stop_sequences: StopStrings | None = None
     metadata: Metadata | None = None

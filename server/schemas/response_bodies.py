@@ -21,6 +21,7 @@ from server.schemas.fields import (
     only,
     unsupported,
 )
+from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
 
 
 class ItemPart(Body):
@@ -32,7 +33,7 @@ class ItemPart(Body):
 
 _PART_TYPES = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
 Part = Annotated[ItemPart, only("Content parts", *_PART_TYPES)]
-Parts = Annotated[list[Part], Field(fail_fast=True)]
+Parts = Annotated[list[Part], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 def _text_or_parts(value: object) -> str:
@@ -84,7 +85,7 @@ Item = Annotated[
     only("Items", "message", "function_call", "function_call_output", "reasoning"),
     BeforeValidator(_message_if_untyped),
 ]
-Items = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 Input = Annotated[
     Annotated[str, Tag("text")] | Annotated[Items, Tag("items")],
     Discriminator(lambda value: "items" if isinstance(value, list) else "text"),
@@ -113,7 +114,8 @@ class AllowedTools(Body):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[
-        list[Annotated[FunctionChoice, only("Tools", "function")]], Field(min_length=1)
+        list[Annotated[FunctionChoice, only("Tools", "function")]],
+        Field(min_length=1, max_length=MAX_TOOLS),
     ]
 
 
@@ -155,15 +157,15 @@ class ResponseRequest(GenerationBody):
 
     input: Input
     instructions: str | None = None
-    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
-    include: list[str] | None = None
-    metadata: dict[str, str] | None = None
+    include: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=MAX_NAMES)] | None = None
     user: str | None = None
     chat_template_kwargs: JsonObject | None = None  # an extension
     # known to OpenAI's clients, refused when set

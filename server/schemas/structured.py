@@ -6,13 +6,12 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.fields import Body, JsonObject, fault
-
-DEEPEST = 64  # levels of a schema: what reads it recurses
+from server.schemas.limits import MAX_CHOICES, MAX_DEPTH
 
 
 def _not_too_deep(value: JsonObject) -> JsonObject:
     level: list[Any] = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for outer in level
@@ -21,7 +20,7 @@ def _not_too_deep(value: JsonObject) -> JsonObject:
         ]
         if not level:
             return value
-    message = f"The schema has more than {DEEPEST} levels"
+    message = f"The schema has more than {MAX_DEPTH} levels"
     raise PydanticCustomError("invalid_value", "{message}", {"message": message})
 
 
@@ -62,7 +61,9 @@ class StructuredOutputs(Body):
 
     json_: JsonSchema | None = Field(None, alias="json")
     regex: Text | None = None
-    choice: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
+    choice: (
+        Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] | None
+    ) = None
     grammar: Text | None = None  # in the syntax of Lark, or llama.cpp's (GBNF)
 
     @model_validator(mode="after")

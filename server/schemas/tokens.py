@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from server.schemas.fields import Body, Int, JsonObject, fault
+from server.schemas.limits import MAX_IDS, MAX_MESSAGES
 
 TokenId = Annotated[Int, Field(ge=0)]
 
@@ -22,7 +23,7 @@ class TokenizeRequest(Body):
     model: str | None = None
     content: str | None = None
     prompt: str | None = None
-    messages: list[JsonObject] | None = None
+    messages: Annotated[list[JsonObject], Field(max_length=MAX_MESSAGES)] | None = None
     add_special: bool | None = None  # of `content`: false unless set
     add_special_tokens: bool | None = None  # of `prompt`: true unless set
     with_pieces: bool | None = None
@@ -54,7 +55,7 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]
 
 
 class Piece(TypedDict):

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.schemas.fields import Body, fault
+from server.schemas.limits import MAX_TOOLS
 from server.schemas.structured import JsonSchema
-
-MAX_TOOLS = 128
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 

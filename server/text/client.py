@@ -135,7 +135,8 @@ class TextProcess:
         """Load the tokenizer of a folder. Raises `ModelError` when it cannot be used."""
         self.renew()
         assert self._host is not None, "it was renewed"
-        facts = await self._host.load(folder, chat_template, self._pools[0].lane)
+        loading = self._host.load(folder, chat_template, self._pools[0].lane)
+        facts = await asyncio.shield(loading)  # it goes on in the host, whoever waits for it
         self._model = (folder, chat_template)
         self._drop_idle()  # they have no tokenizer
         return facts

@@ -84,6 +84,7 @@ class Host:
         The future raises `ModelError` when it cannot be loaded.
         """
         self._loading = asyncio.get_running_loop().create_future()
+        self._loading.add_done_callback(_retrieve)
         self._folder = folder
         self._send(Load(folder, chat_template, trial))
         return self._loading
@@ -125,18 +126,24 @@ class Host:
         """Have the process end; its workers finish what they are doing."""
         self._retired = True
         self._send(Retire())
-        if self._loading is not None and not self._loading.done():
-            self._process.kill()  # it would not read that before it has loaded
+        self._kill_if_busy()
 
     async def close(self) -> None:
         """End the process and its workers, and wait for it."""
         self._retired = True
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
+        self._kill_if_busy()
         await asyncio.wait([self._reading], timeout=END_S)
         if not self._reading.done():
             self._process.kill()
             await asyncio.wait([self._reading])
+
+    def _kill_if_busy(self) -> None:
+        """Kill a host that imports or loads: it reads nothing meanwhile, and has no worker yet."""
+        is_loading = self._loading is not None and not self._loading.done()
+        if self.exit_code is None and (is_loading or not self._ready.is_set()):
+            self._process.kill()
 
     def _send(
         self, message: Load | Fork | GiveWay | Kill | Retire, fds: Sequence[int] = ()
@@ -193,3 +200,9 @@ class Host:
             return f"{self._folder}: loading its tokenizer took more than {LOAD.seconds:g} s"
         how = f"the process that loads it ended ({self.exit_code})"
         return f"{self._folder}: its tokenizer could not be loaded: {how}"
+
+
+def _retrieve(loading: "asyncio.Future[TextFacts]") -> None:
+    """Take notice of how a load ended that nobody waits for any more."""
+    if not loading.cancelled():
+        loading.exception()

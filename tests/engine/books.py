@@ -52,7 +52,7 @@ def check_idle(made: Engine) -> None:
     for lookup in drafting._lookups:
         for kept in ("_pasts", "_pointers"):
             assert not getattr(lookup, kept, None), (lookup.name, kept)
-        assert not getattr(getattr(lookup, "_gambler", None), "_asked", None), lookup.name
+        assert not getattr(getattr(lookup, "_search", None), "_proposed", None), lookup.name
     assert not made._requests._by_id and made._scheduler.num_waiting == 0
     assert not list(made._scheduler.all())
 
@@ -76,7 +76,7 @@ def check_growth(growth: Growth) -> None:
     nodes = list(growth._walk(growth.root))
     assert growth.root.parent is None
     for node in nodes:
-        assert node is growth.root or node.position <= growth.last
+        assert node is growth.root or node.position <= growth.last_position
         for token, child in node.children.items():
             assert child.token == token and child.parent is node
             assert child.position == node.position + 1

@@ -1,4 +1,4 @@
-"""A tiny checkpoint whose tokens can write JSON, and grammars and random schemas for it."""
+"""A tiny checkpoint whose tokens can spell JSON, with grammars and random schemas for it."""
 
 import json
 import random
@@ -33,7 +33,7 @@ MERGES = (
     ("a", "b"),
     ("ab", "c"),
     ("e", "r"),
-)  # with what they make, fewer tokens than the model has rows: the others are padding
+)  # there are fewer tokens than rows of the embedding: the others are padding
 
 FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
@@ -79,7 +79,7 @@ def lark(*rules: str) -> str:
 
 
 def random_schema(chance: random.Random, depth: int = 0) -> dict[str, Any]:
-    """A schema of nested objects and arrays, with the keywords that clients use."""
+    """Return a schema of nested objects and arrays, with the keywords that clients use."""
     kinds = ["string", "pattern", "integer", "number", "boolean", "enum", "const", "null", "format"]
     if depth < 3:
         kinds += ["object", "object", "array", "anyOf", "ref"]

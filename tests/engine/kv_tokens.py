@@ -1,4 +1,4 @@
-"""A small KV cache whose rows tell the token that they were stored for."""
+"""A small KV cache for tests, in which the KV of a token is the token id itself."""
 
 import torch
 
@@ -10,11 +10,19 @@ from tests.engine.page_traffic import CPU
 
 
 def new_cache(num_pages: int = 8, host_pages: int = 0) -> KVCache:
-    return KVCache(PagePool(2, num_pages, 1, 4, torch.float32, CPU), host_pages=host_pages)
+    pool = PagePool(
+        num_layers=2,
+        num_pages=num_pages,
+        num_kv_heads=1,
+        head_dim=4,
+        dtype=torch.float32,
+        device=CPU,
+    )
+    return KVCache(pool, host_pages=host_pages)
 
 
-def store(cache: KVCache, table: PageTable, tokens: list[int]) -> None:
-    """Write KV that tells the token, keep it and publish it, as a pass over a chain does."""
+def store_tokens(cache: KVCache, table: PageTable, tokens: list[int]) -> None:
+    """Write token ids as KV, keep the rows and publish them, as a pass over a prompt does."""
     rows = len(tokens) - table.length
     assert cache.reserve(table, rows)
     slots = cache.slots(table)[table.length : len(tokens)]
@@ -30,21 +38,22 @@ def store(cache: KVCache, table: PageTable, tokens: list[int]) -> None:
     cache.publish(table, tokens)
 
 
-def stored(cache: KVCache, table: PageTable) -> list[int]:
+def stored_tokens(cache: KVCache, table: PageTable) -> list[int]:
+    """Return the tokens whose KV the prefix of a table holds."""
     keys, values = cache.pool.read(1, cache.slots(table)[: table.length])
     assert torch.equal(keys, values)
     return keys[:, 0, 0].int().tolist()
 
 
-def fill(cache: KVCache, seed: int, pages: int) -> None:
-    """Another sequence comes, needs so many pages, and goes; none of them is indexed."""
+def fill_pages(cache: KVCache, seed: int, pages: int) -> None:
+    """Reserve this many pages for another sequence and free them without indexing any."""
     table = cache.open(prompt(9, seed))
     assert cache.reserve(table, pages * PAGE)
     cache.close(table)
 
 
-def finished(cache: KVCache, tokens: list[int], salt: int = 0) -> None:
-    """A sequence that ran and ended: its full pages are idle."""
+def run_and_close(cache: KVCache, tokens: list[int], salt: int = 0) -> None:
+    """Run a sequence and close it, so that its full pages are idle."""
     table = cache.open(tokens, salt)
-    store(cache, table, tokens)
+    store_tokens(cache, table, tokens)
     cache.close(table)

@@ -1,4 +1,4 @@
-"""Logits to choose from."""
+"""Random logits for tests of choosing tokens."""
 
 import torch
 from torch import Tensor

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence as Seq
 from functools import partial
 from typing import Any
 
-from engine.drafting.lookups.bets import Lookup
+from engine.drafting.lookups.lookup import Lookup
 from engine.drafting.tree import DraftTree
 from engine.runtime.verify import verify
 from engine.sequences.sequence import Sequence

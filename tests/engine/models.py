@@ -173,7 +173,7 @@ def draft_ahead(engine: Engine, steps: int = 3) -> None:
 
     def unit(index: int, idle: Any = None) -> Any:
         for _ in range(steps):
-            engine._drafting.ahead(1e9)
+            engine._drafting.draft_ahead(1e9)
         return own(index, idle)
 
     stream.unit = unit

@@ -10,7 +10,7 @@ from engine.drafting.calibration import Calibration
 from engine.drafting.growth import Growth, Node
 from engine.drafting.model.cuda_graphs import Bucket, GraphedSteps
 from engine.drafting.model.draft_cache import OwnCache
-from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.drafting.model.draft_model import BoundWeights, DraftModel
 from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
@@ -71,7 +71,9 @@ def draft_of(folder: Path, device: Device) -> DraftModel:
     model = build_on_meta(config, dtype, strict=False)
     units = CheckpointUnits(folder, model, dtype)
     bind_resident(model, units, device.torch_device, dtype, lambda *_: None)
-    decoder = Decoder(model, Bound(), units.other(), device=device.torch_device, strict=False)
+    decoder = Decoder(
+        model, BoundWeights(), units.other(), device=device.torch_device, strict=False
+    )
     shape = kv_shape(config)
     pool = PagePool(shape.num_layers, 40, shape.num_kv_heads, shape.head_dim, dtype, device)
     cache = KVCache(pool)

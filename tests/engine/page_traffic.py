@@ -1,7 +1,8 @@
-"""Random traffic over a KV cache, beside a model that knows what every slot must hold.
+"""Random traffic over a KV cache, with a reference for the content of each slot.
 
-The value of a token's KV tells its whole prefix and its layer, so a page that comes back to the
-wrong place, or is shared by the wrong prefix, shows. Used by tests/engine/kv and tests/gpu.
+The value stored for a token depends on all tokens up to it and on the layer. So a page that is
+loaded to the wrong place, or shared by the wrong prefix, is noticed. Used by tests/engine/kv and
+tests/gpu.
 """
 
 import random
@@ -24,30 +25,37 @@ CPU = CpuDevice()
 
 
 def small_cache(num_pages: int, host_pages: int = 0, device: Device = CPU) -> KVCache:
-    pool = PagePool(LAYERS, num_pages, HEADS, DIM, torch.float32, device)
+    pool = PagePool(
+        num_layers=LAYERS,
+        num_pages=num_pages,
+        num_kv_heads=HEADS,
+        head_dim=DIM,
+        dtype=torch.float32,
+        device=device,
+    )
     return KVCache(pool, host_pages=host_pages)
 
 
-def marks(tokens: Sequence[int], first: int = 0) -> Tensor:
-    """What the KV of `tokens[first:]` says, [rows]: a number for each prefix, exact in float32."""
-    mark, found = 1, []
+def expected_values(tokens: Sequence[int], first: int = 0) -> Tensor:
+    """Return the value stored for each of `tokens[first:]`, [rows], exact in float32."""
+    value, found = 1, []
     for token in tokens:
-        mark = (mark * 31 + token + 7) % 2**22
-        found.append(mark)
+        value = (value * 31 + token + 7) % 2**22
+        found.append(value)
     return torch.tensor(found[first:], dtype=torch.float32)
 
 
 def write(cache: KVCache, slots: Tensor, values: Tensor) -> None:
-    """Store one number a row: in the keys plus the layer, in the values negated."""
+    """Write `value + layer` into the keys of each row, and the negated number into its values."""
     rows = values.to(slots.device).view(-1, 1, 1).expand(-1, HEADS, DIM)
     for layer in range(LAYERS):
         cache.pool.write(layer, slots, rows + layer, -(rows + layer))
 
 
-def wrong(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> Tensor:
-    """How many stored numbers are not those of the tokens, [] on the device."""
+def count_wrong(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> Tensor:
+    """Return how many stored numbers differ from the expected ones, [] on the device."""
     slots = cache.slots(table)[: table.length]
-    want = marks(tokens[: table.length]).to(slots.device).view(-1, 1, 1)
+    want = expected_values(tokens[: table.length]).to(slots.device).view(-1, 1, 1)
     total = torch.zeros((), dtype=torch.int64, device=slots.device)
     for layer in range(LAYERS):
         keys, values = cache.pool.read(layer, slots)
@@ -55,26 +63,26 @@ def wrong(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> Tensor:
     return total
 
 
-def run(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> bool:
-    """Store what the table lacks of the tokens, as a pass over a prompt; False: no room."""
+def run_prompt(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> bool:
+    """Store the missing tokens of a table, as a pass over a prompt. Return False without room."""
     rows = len(tokens) - table.length
     if not cache.reserve(table, rows):
         return False
     slots = cache.slots(table)[table.length : len(tokens)]
-    write(cache, slots, marks(tokens, table.length))
+    write(cache, slots, expected_values(tokens, table.length))
     cache.keep(table, range(rows))
     return True
 
 
-def num_agreeing(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the longest common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @dataclass
-class Live:
-    """A sequence, running (with a table) or paused."""
+class LiveSequence:
+    """A sequence that is running (it has a table) or paused."""
 
     tokens: list[int]
     salt: int
@@ -82,17 +90,17 @@ class Live:
 
 
 class Traffic:
-    """Sequences that come, grow, fork, pause and go; `step` does one thing at random."""
+    """Sequences that are opened, extended, forked, paused and closed at random by `step`."""
 
     def __init__(
         self, cache: KVCache, seed: int, *, texts: int = 5, all_kept: bool = False
     ) -> None:
-        """`all_kept`: the host has room for everything, so whatever was stored is found."""
+        """Set `all_kept` if the host has room for all pages: then all stored tokens are found."""
         self.cache = cache
         self.random = random.Random(seed)
-        self.sequences: list[Live] = []
+        self.sequences: list[LiveSequence] = []
         self.wrong: list[Tensor] = []
-        self.stored: set[tuple[int, tuple[int, ...]]] = set()  # salt, and what can be found
+        self.stored: set[tuple[int, tuple[int, ...]]] = set()  # (salt, stored tokens)
         self._all_kept = all_kept
         self._texts = [[self.random.randrange(9) for _ in range(6 * PAGE)] for _ in range(texts)]
         self._things: list[tuple[int, Callable[[], None]]] = [
@@ -109,7 +117,7 @@ class Traffic:
         self.random.choices(things, weights)[0]()
 
     def arrive(self) -> None:
-        """A new sequence or a paused one: it opens what is stored and runs the rest."""
+        """Open a new or a paused sequence, and run the tokens that are not stored."""
         paused = [s for s in self.sequences if s.table is None]
         if paused:
             live = self.random.choice(paused)
@@ -117,7 +125,7 @@ class Traffic:
             text = self.random.choice(self._texts)
             own = [self.random.randrange(9) for _ in range(self.random.randrange(1, PAGE))]
             salt = int(self.random.random() < 0.1)
-            live = Live(text[: self.random.randrange(len(text))] + own, salt)
+            live = LiveSequence(text[: self.random.randrange(len(text))] + own, salt)
             self.sequences.append(live)
         cost = self.cache.num_pages_to_open(live.tokens, live.salt)
         free = self.cache.num_free_pages
@@ -126,17 +134,19 @@ class Traffic:
         assert live.table.length <= longest < len(live.tokens)
         if self._all_kept and cost <= free:
             assert live.table.length == longest
-        self.look(live)
-        granted = run(self.cache, live.table, live.tokens)
+        self.queue_check(live)
+        granted = run_prompt(self.cache, live.table, live.tokens)
         assert granted == (cost <= free)
         if granted:
-            assert self.cache.num_free_pages >= free - cost  # more where it ran what is stored
+            assert (
+                self.cache.num_free_pages >= free - cost
+            )  # more if it ran tokens that were stored
             self._publish(live)
         else:
             self._leave(live)
 
     def decode(self) -> None:
-        """A pass over a tree: some of its rows are right and kept, the others are noise."""
+        """Run a tree: some of its rows are correct and kept, the others hold wrong values."""
         if (live := self._running()) is None:
             return
         assert live.table is not None
@@ -147,14 +157,14 @@ class Traffic:
         kept = sorted(self.random.sample(range(rows), self.random.randrange(rows + 1)))
         tokens = live.tokens + [self.random.randrange(9) for _ in kept]
         values = torch.full((rows,), -1.0)
-        values[kept] = marks(tokens, len(live.tokens))
+        values[kept] = expected_values(tokens, len(live.tokens))
         start = live.table.length
         write(self.cache, self.cache.slots(live.table)[start : start + rows], values)
         self.cache.keep(live.table, kept)
         self._grew(live, tokens)
 
     def accept_from_elsewhere(self) -> None:
-        """Rows that were drafted in another table's slots, in any order, join the prefix."""
+        """Append rows that were written into another table's slots in any order."""
         if (live := self._running()) is None:
             return
         assert live.table is not None
@@ -163,7 +173,7 @@ class Traffic:
             tokens = live.tokens + [self.random.randrange(9) for _ in range(count)]
             order = self.random.sample(range(count), count)
             slots = self.cache.slots(scratch)[torch.tensor(order)]
-            write(self.cache, slots, marks(tokens, len(live.tokens)))
+            write(self.cache, slots, expected_values(tokens, len(live.tokens)))
             self.cache.keep_from(live.table, slots)
             self._grew(live, tokens)
         self.cache.close(scratch)
@@ -172,9 +182,9 @@ class Traffic:
         if (live := self._running()) is None:
             return
         assert live.table is not None
-        twin = self.cache.fork(live.table)
-        if twin is not None:
-            self.sequences.append(Live(list(live.tokens), live.salt, twin))
+        forked = self.cache.fork(live.table)
+        if forked is not None:
+            self.sequences.append(LiveSequence(list(live.tokens), live.salt, forked))
 
     def pause(self) -> None:
         if (live := self._running()) is not None:
@@ -190,38 +200,38 @@ class Traffic:
             self._leave(live)
         self.sequences.clear()
 
-    def look(self, live: Live) -> None:
-        """Compare what is stored with what should be; on the device, nobody waits."""
+    def queue_check(self, live: LiveSequence) -> None:
+        """Compare stored and expected values on the device. `check` reads the result later."""
         assert live.table is not None
-        self.wrong.append(wrong(self.cache, live.table, live.tokens))
+        self.wrong.append(count_wrong(self.cache, live.table, live.tokens))
 
-    def look_at_all(self) -> None:
+    def queue_all_checks(self) -> None:
         for live in self.sequences:
             if live.table is not None:
-                self.look(live)
+                self.queue_check(live)
 
     def check(self) -> None:
-        """Everything looked at so far was right; pages balance."""
+        """Check that all compared values were right and that each page has one place."""
         assert not self.wrong or int(torch.stack(self.wrong).sum()) == 0
         self.wrong.clear()
         check_pages(self.cache, [s.table for s in self.sequences if s.table is not None])
 
-    def longest_stored(self, live: Live) -> int:
-        """Tokens, without the last, of the longest beginning that was ever stored."""
+    def longest_stored(self, live: LiveSequence) -> int:
+        """Return the length of the longest prefix, without the last token, ever stored."""
         wanted = live.tokens[:-1]
         own = [tokens for salt, tokens in self.stored if salt == live.salt]
-        return max((num_agreeing(tokens, wanted) for tokens in own), default=0)
+        return max((common_length(tokens, wanted) for tokens in own), default=0)
 
-    def _publish(self, live: Live) -> None:
+    def _publish(self, live: LiveSequence) -> None:
         assert live.table is not None
         self.cache.publish(live.table, live.tokens)
         self._store(live, live.table.length // PAGE * PAGE)
-        self.look(live)
+        self.queue_check(live)
 
-    def _store(self, live: Live, length: int) -> None:
+    def _store(self, live: LiveSequence, length: int) -> None:
         self.stored.add((live.salt, tuple(live.tokens[:length])))
 
-    def _grew(self, live: Live, tokens: list[int]) -> None:
+    def _grew(self, live: LiveSequence, tokens: list[int]) -> None:
         assert live.table is not None
         live.tokens = tokens
         self._publish(live)
@@ -231,8 +241,8 @@ class Traffic:
             self._leave(live)
             self.sequences.remove(live)
 
-    def _leave(self, live: Live) -> None:
-        """Nearly all leave their partial page behind."""
+    def _leave(self, live: LiveSequence) -> None:
+        """Close a sequence, in 9 of 10 cases such that its partial page is indexed."""
         if live.table is not None and self.random.random() < 0.9:
             self._store(live, live.table.length)
             self.cache.close(live.table, live.tokens)
@@ -240,13 +250,13 @@ class Traffic:
             self.cache.close(live.table)
         live.table = None
 
-    def _running(self) -> Live | None:
+    def _running(self) -> LiveSequence | None:
         running = [s for s in self.sequences if s.table is not None]
         return self.random.choice(running) if running else None
 
 
 def check_pages(cache: KVCache, tables: Sequence[PageTable]) -> None:
-    """Every page is free, idle, owned or stored; whatever is indexed can be found."""
+    """Check that each page is free, idle, owned or stored, and that indexed pages can be found."""
     owners = Counter(page for table in tables for page in table.pages)
     assert [owners[page] for page in range(cache.num_pages)] == cache._references
     assert sorted([*owners, *cache._free, *cache._idle]) == list(range(cache.num_pages))
@@ -259,7 +269,7 @@ def check_pages(cache: KVCache, tables: Sequence[PageTable]) -> None:
 
 
 def check_index(cache: KVCache, owners: Counter[int]) -> None:
-    """Whatever is indexed can be found, and is stored once."""
+    """Check that each indexed page can be found, and that its content is stored once."""
     index = cache._index
     indexed = set(index._keys)
     assert {page: key for key, page in index._pages.items()} == index._keys
@@ -271,16 +281,16 @@ def check_index(cache: KVCache, owners: Counter[int]) -> None:
     for page, (parent, tokens) in index._keys.items():
         siblings.setdefault((parent, page >= cache.num_pages), []).append(tokens)
         assert 0 < len(tokens) <= PAGE
-        assert len(tokens) == PAGE or not owners[page], "who runs writes behind it"
+        assert len(tokens) == PAGE or not owners[page], "its owner writes to the rest of it"
         if parent > 0:
             assert parent in page_of, "an unreachable page holds memory"
             before = page_of[parent]
             assert len(index.tokens(before)) == PAGE, "tokens are missing in between"
             assert before < cache.num_pages or page >= cache.num_pages, "a parent on the host"
             if before in ages:
-                assert ages[page] < ages[before], "the beginning would go before the end"
+                assert ages[page] < ages[before], "a parent would be evicted before its child"
     assert {place: sorted(own) for place, own in siblings.items()} == index._siblings
     for parent in {parent for parent, _ in siblings}:
         below = sorted(siblings.get((parent, False), []) + siblings.get((parent, True), []))
         for one, other in pairwise(below):
-            assert other[: len(one)] != one, "a page holds what another begins with"
+            assert other[: len(one)] != one, "the tokens of a page are a prefix of another page"

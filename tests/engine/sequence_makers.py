@@ -1,4 +1,4 @@
-"""Sequences without a model, for the parts of a step that only look at tokens."""
+"""Sequences without a model, for tests of code that reads only their tokens."""
 
 from collections.abc import Sequence as Seq
 from functools import cache
@@ -27,12 +27,20 @@ def make_request(
     **params: Any,
 ) -> Request:
     own = SamplingParams(**params)
-    message = Generate(name, tuple(prompt), own, n, key, speculation, tuple(prediction))
+    message = Generate(
+        request_id=name,
+        prompt=tuple(prompt),
+        params=own,
+        n=n,
+        key=key,
+        speculation=speculation,
+        prediction=tuple(prediction),
+    )
     return Request(message, limits)
 
 
 def make_sequence(prompt: Seq[int], **arguments: Any) -> Sequence:
-    """The first choice of a new request; keyword arguments as for `make_request`."""
+    """Return the first choice of a new request. Keyword arguments are those of `make_request`."""
     return choice_of(make_request(prompt, **arguments))
 
 
@@ -48,7 +56,7 @@ def choice_of(request: Request, choice: int = 0) -> Sequence:
 
 @cache
 def _bytes() -> TokenBytes:
-    """One token for each byte."""
+    """Return a vocabulary with one token for each byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Tiny trained tokenizers of the two families that causal models use."""
+"""Tiny trained tokenizers of the two kinds that causal language models use."""
 
 import json
 from functools import cache
@@ -20,12 +20,12 @@ TEXT = [
     "日本語のテキストも少し。日本語。 Привет, мир! Привет.",
 ]
 SPECIAL = ["<|end|>", "<|start|>"]
-ADDED = "<think>"  # added, but text like any other
+ADDED = "<think>"  # an added token that is ordinary text
 
 
 @cache
 def byte_level() -> Tokenizer:
-    """GPT-2's scheme: every byte has a printable character, merges run over those."""
+    """Return a tokenizer as GPT-2's: each byte is a printable character, and these are merged."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,7 +40,7 @@ def byte_level() -> Tokenizer:
 
 @cache
 def sentencepiece() -> Tokenizer:
-    """Llama 2's scheme: ▁ for blanks, `<0xNN>` for bytes of characters that are not known."""
+    """Return a tokenizer as Llama 2's: ▁ for spaces, `<0xNN>` for bytes of unknown characters."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]

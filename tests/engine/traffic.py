@@ -286,7 +286,7 @@ class Traffic:
         def unit(index: int, idle: Any = None) -> Any:
             """As the stream does while the weights are on their way, it lets the engine draft."""
             while self.chance.random() < self.what.ahead:
-                self.ahead += self.engine._drafting.ahead(1e9)
+                self.ahead += self.engine._drafting.draft_ahead(1e9)
             return _fail() if index == broken else own(index, idle)
 
         stream.unit = unit

@@ -66,7 +66,7 @@ def test_graphs_replay_on_whatever_stream_is_current() -> None:
 
 @torch.inference_mode()
 def test_graphs_that_make_room_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     model = draft_of(checkpoint("llama"), GPU)
     steps = model.graphs
     assert steps is not None

@@ -17,7 +17,7 @@ from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
 from engine.streaming import page_store
 from engine.streaming.cuda_link import CudaDevice
-from tests.engine.page_traffic import Traffic, check_pages, run, small_cache, wrong
+from tests.engine.page_traffic import Traffic, check_pages, count_wrong, run_prompt, small_cache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,12 +42,12 @@ def test_no_history_changes_what_is_stored(
     page_bytes = small_cache(1, device=GPU).pool.memory.nbytes
     monkeypatch.setattr(page_store, "STAGING_BYTES", staged * page_bytes)
     cache = small_cache(16, host_pages, GPU)
-    traffic, chance = Traffic(cache, seed), random.Random(seed)
+    traffic, rng = Traffic(cache, seed), random.Random(seed)
     for step in range(120):
-        late(chance.choice([0, 0, CYCLES // 10, CYCLES]))
+        late(rng.choice([0, 0, CYCLES // 10, CYCLES]))
         traffic.step()
         if step % 10 == 0:
-            traffic.look_at_all()
+            traffic.queue_all_checks()
     traffic.check()  # the first time that the host waits
     traffic.finish_all()
     check_pages(cache, [])
@@ -58,7 +58,7 @@ def test_a_stream_that_drafts_sees_the_pages_that_came_back() -> None:
     cache = small_cache(6, 20, GPU)
     tokens = [7] * (4 * PAGE + 1)
     table = cache.open(tokens)
-    assert run(cache, table, tokens)
+    assert run_prompt(cache, table, tokens)
     cache.publish(table, tokens)
     cache.close(table)
     other = cache.open([1])
@@ -69,7 +69,7 @@ def test_a_stream_that_drafts_sees_the_pages_that_came_back() -> None:
     table = cache.open(tokens)
     assert table.length == 4 * PAGE
     with torch.cuda.stream(torch.cuda.Stream(CUDA)):
-        bad = wrong(cache, table, tokens)
+        bad = count_wrong(cache, table, tokens)
     torch.cuda.synchronize(CUDA)
     assert int(bad) == 0
     assert cache.is_ready(table)
@@ -80,7 +80,7 @@ def test_neither_way_makes_the_host_wait() -> None:
     cache = small_cache(4, 8, GPU)
     tokens = [3] * (3 * PAGE + 1)
     table = cache.open(tokens)
-    assert run(cache, table, tokens)
+    assert run_prompt(cache, table, tokens)
     cache.publish(table, tokens)
     slept = torch.cuda.Event()
     torch.cuda.synchronize(CUDA)
@@ -94,7 +94,7 @@ def test_neither_way_makes_the_host_wait() -> None:
     assert table.length == 3 * PAGE and not cache.is_ready(table)
     cache.slots(table)
     assert not slept.query(), "the host waited for the device"
-    assert int(wrong(cache, table, tokens)) == 0
+    assert int(count_wrong(cache, table, tokens)) == 0
     assert cache.is_ready(table)
     cache.release()
 

@@ -97,7 +97,7 @@ def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
         if not inside:  # a draft has borders too
             inside = True
             torch.cuda._sleep(CYCLES // 100)  # the layer's kernels are late
-            ahead += drafting.ahead(1.0)
+            ahead += drafting.draft_ahead(1.0)
             inside = False
 
     hooks(engine).on_unit = draft

@@ -8,7 +8,7 @@ from engine.messages import SamplingParams
 from engine.sampling.choose import choose, choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
 from engine.sampling.large_vocabularies.rare_noise import find_rare
-from engine.sampling.logit_rules import TokenCounts, warp
+from engine.sampling.logit_rules import TokenCounts, sampling_logprobs
 from engine.sampling.logprobs import model_logprobs
 from engine.sampling.noise import bits, gumbel, stream, uniform
 
@@ -109,7 +109,9 @@ def test_children_are_equal_on_both_devices(params: SamplingParams) -> None:
 def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     logits = logits_of(7).to(CUDA)
     params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.001)
-    together = [warp(logits[row, None], params, None)[0] for row in range(7)]
+    together = [sampling_logprobs(logits[row, None], params, None)[0] for row in range(7)]
     for row in range(7):
-        assert torch.equal(warp(logits[row, None].clone(), params, None)[0], together[row])
+        assert torch.equal(
+            sampling_logprobs(logits[row, None].clone(), params, None)[0], together[row]
+        )
         assert model_logprobs(logits[row], row, 5) == model_logprobs(logits[row].clone(), row, 5)

@@ -161,6 +161,7 @@ class FakeEngine:
         self.request_closed = asyncio.Event()
         self.load_started = asyncio.Event()
         self.restarted = asyncio.Event()
+        self.refusal = ""
 
     @property
     def num_outstanding(self) -> int:
@@ -195,14 +196,22 @@ class FakeEngine:
     async def ready(self, timeout: float) -> ModelInfo:
         async with asyncio.timeout(timeout):
             await self.restarted.wait()
+        if self.refusal:
+            raise EngineDied(self.refusal, "engine_closed")
         assert self.info is not None
         return self.info
+
+    def drain(self, reason: str) -> None:
+        self.refusal = reason
+        for request_id in self.waiting:
+            self.mails[request_id].put_nowait(EngineDied(reason, "engine_closed"))
+        self.restarted.set()
 
     async def close(self) -> None:
         self.state = "closed"
         for request_id, mail in self.mails.items():
             if request_id in self.running:
-                mail.put_nowait(EngineDied("unloaded", "engine_closed"))
+                mail.put_nowait(EngineDied(self.refusal or "unloaded", "engine_closed"))
 
     def generate(
         self,
@@ -216,8 +225,8 @@ class FakeEngine:
         *,
         on_start: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
-        if self.state != "ready" or self.info is None:
-            raise EngineDied(f"not ready ({self.state})")
+        if self.state != "ready" or self.info is None or self.refusal:
+            raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
         if self.script.refuse is not None:
             raise self.script.refuse
         message = Generate(

@@ -1,1 +1,1 @@
-"""What drafts that only look something up have in common."""
+"""What all look-ups share: the protocol, the search for the best tree, and the n-gram index."""

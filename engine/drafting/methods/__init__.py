@@ -1,14 +1,14 @@
-'''Drafting methods, one file each: add a file, get a method.
+'''Drafting methods, one file each: adding a file adds a method.
 
 The name in a model's YAML (`draft.method`) is the file's name; nothing is registered by hand. A
-file has `FACTS`, read by plans, checks and `draft: auto`, and a function that makes what drafts:
-`lookup` for a look-up, which also joins the trees of every draft model at no draft time, else
-`prepare`. The front end reads the facts too: a file imports torch, and whatever imports torch, only
-inside functions.
+file defines `FACTS`, which plans, checks and `draft: auto` read, and one function: `lookup`, which
+returns a look-up that also joins the trees of every draft model and takes no draft time, or else
+`prepare`, which returns a function that builds the draft. The front end reads the facts too, so a
+file imports torch, and modules that import torch, only inside functions.
 
 The complete example is a look-up that expects the last token once more, `repeat.py`:
 
-    """Repetition: the last token may come once more."""
+    """Repetition: guess that the last token comes once more."""
 
     from engine.drafting.method import MethodFacts
     from engine.drafting.tree import Bounds, DraftTree
@@ -21,6 +21,8 @@ The complete example is a look-up that expects the last token once more, `repeat
 
 
     class Repeat:
+        """A look-up that guesses the last token again."""
+
         name = "repeat"
 
         def propose(self, sequence, depth, rows) -> DraftTree | None:
@@ -29,17 +31,17 @@ The complete example is a look-up that expects the last token once more, `repeat
             return DraftTree.chain([sequence.tokens[-1]] * 2, [0.0, -1.0], self.name)
 
         def observe(self, tokens, logits) -> None:
-            """The target's logits at the rows of a pass: this method learns nothing of them."""
+            """Ignore the target's logits at the rows of a pass."""
 
         def release(self, sequence) -> None:
-            """The sequence ended: this method keeps nothing of it."""
+            """Do nothing: no state is kept for a sequence."""
 
 
     def lookup() -> Repeat:
         return Repeat()
 
-`ngram.py` is a short real look-up. `specexec.py` and `subspec.py` draft by a model: their `needs`
-say what it takes of the device, and their `prepare` returns what makes a `DraftModel`.
+`ngram.py` is a short real look-up. `specexec.py` and `subspec.py` draft with a model: their `needs`
+returns the memory that it takes, and their `prepare` returns a function that builds a `DraftModel`.
 '''
 
 from pkgutil import iter_modules

@@ -1,7 +1,7 @@
-"""N-gram look-up: what followed the same tokens earlier in this sequence may follow again.
+"""N-gram look-up: propose what followed the same tokens earlier in this sequence.
 
 Prompt lookup decoding (Saxena, 2023): find the latest places where the last n tokens occurred, and
-propose what came next. All places found go into one tree; the longer the match, the surer.
+propose what came next. All places found go into one tree; longer matches get better scores.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.drafting.lookups.bets import Bet, Gambler
-from engine.drafting.lookups.suffixes import Match, Suffixes, bets_on
+from engine.drafting.lookups.lookup import BestFirstSearch, Guess
+from engine.drafting.lookups.ngram_index import Match, NgramIndex, guess_from_matches
 from engine.drafting.method import MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 
@@ -22,27 +22,31 @@ if TYPE_CHECKING:
 FACTS = MethodFacts(
     bounds=Bounds(depth=24, width=1, branch=1, budget=32), agreement=0.3, is_candidate=True
 )
-PLACES = 4  # looked at for each length of an n-gram
-# Kind of match -> how often it is believed to go on alike, until that is learned.
+PLACES = 4  # examined for each length of an n-gram
+# Kind of match -> the hit rate assumed until one is learned.
 PRIORS = {1: 0.41, 2: 0.51, 3: 0.64, 4: 0.8, 5: 0.85, 6: 0.9, 7: 0.95}
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """The matches that a drafted path agrees with."""
+    """A drafted path and the matches that agree with it so far."""
 
     text: Seq[int]
     matches: tuple[Match, ...]
     path: tuple[int, ...] = ()
 
     def token_at(self, place: int) -> int:
-        """A match may run on into what it drafted itself: so a loop goes on as long as wanted."""
+        """Return the token at a place of the text followed by the path.
+
+        A match may run into the path that it drafted itself, so a loop continues to any depth.
+        """
         return self.text[place] if place < len(self.text) else self.path[place - len(self.text)]
 
-    def bets(self) -> list[Bet]:
-        return bets_on(self.matches, self.token_at, PRIORS)
+    def guesses(self) -> list[Guess]:
+        return guess_from_matches(self.matches, self.token_at, PRIORS)
 
     def follow(self, token: int) -> _Branch:
+        """Return the branch with this token added, and the matches that continue with it."""
         matches = tuple(
             Match(place + 1, length + 1)
             for place, length in self.matches
@@ -52,28 +56,31 @@ class _Branch:
 
 
 class Ngram:
-    """Bets on the sequence's own past."""
+    """A look-up in the sequence's own past."""
 
     name = "ngram"
 
     def __init__(self) -> None:
-        self._gambler = Gambler(self.name, _Branch.bets, _Branch.follow)
-        self._pasts: dict[Sequence, Suffixes] = {}
+        self._search = BestFirstSearch(self.name, _Branch.guesses, _Branch.follow)
+        self._pasts: dict[Sequence, NgramIndex] = {}
 
     def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+        """Return a tree of what followed the earlier occurrences of the last tokens."""
         tokens = sequence.tokens
-        past = self._pasts.setdefault(sequence, Suffixes())
+        past = self._pasts.setdefault(sequence, NgramIndex())
         past.update(tokens)
         branch = _Branch(tokens, tuple(past.matches(tokens, tokens, PLACES)))
-        return self._gambler.grow(sequence, branch, depth, rows)
+        return self._search.grow(sequence, branch, depth, rows)
 
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
-        """The tokens themselves tell all there is to remember."""
+        """Ignore the logits: the sequence's tokens are all that is needed."""
 
     def release(self, sequence: Sequence) -> None:
+        """Forget the index and the last tree of a sequence."""
         self._pasts.pop(sequence, None)
-        self._gambler.release(sequence)
+        self._search.release(sequence)
 
 
 def lookup() -> Ngram:
+    """Return a look-up without any history."""
     return Ngram()

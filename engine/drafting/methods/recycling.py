@@ -1,9 +1,9 @@
-"""Token Recycling: what the target itself ranked highest after a token may come after it again.
+"""Token Recycling: propose the tokens that the target ranked highest after each token before.
 
-Token Recycling (arXiv 2408.08696, section 3): a matrix holds each token's likeliest successors, as
-the target's logits had them when it was last fed; every pass renews the rows of the tokens it fed.
-A tree is grown out of the matrix, best first. The paper's tree has a fixed shape; here the
-probabilities are kept beside the tokens and shape it. One matrix serves all sequences.
+Token Recycling (arXiv 2408.08696, section 3): a matrix holds the most probable successors of each
+token, by the target's logits when the token was last fed; every pass renews the rows of the tokens
+that it fed. Trees are grown from the matrix, best first. The paper's tree has a fixed shape; here
+the probabilities are kept beside the tokens and shape it. One matrix serves all sequences.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
-from engine.drafting.lookups.bets import LEAST, Bet, Gambler
+from engine.drafting.lookups.lookup import MIN_PROBABILITY, BestFirstSearch, Guess
 from engine.drafting.method import MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 
@@ -25,32 +25,34 @@ if TYPE_CHECKING:
 FACTS = MethodFacts(bounds=Bounds(depth=8, width=1, branch=1, budget=64), agreement=0.5)
 
 SUCCESSORS = 8  # kept for each token
-ROWS = 32  # of one block of a pass that are looked at: its first are the likeliest
-TRUST = 0.6  # believed chance of a successor, over the probability in the matrix
-KINDS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.57)  # bets between two share their rate
+ROWS = 32  # of each block of a pass, those that are examined: the first are the most probable
+PRIOR_SHARE = 0.6  # assumed hit rate of a successor, as a share of its probability by the logits
+KINDS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.57)  # rates between two are of one kind
 
 
 class Recycling:
-    """Bets on each token's last known successors."""
+    """A look-up of each token's last known successors."""
 
     name = "recycling"
 
     def __init__(self) -> None:
-        self._gambler = Gambler(self.name, self._bets, lambda _, token: token)
-        # Successors and their chances, [V, SUCCESSORS], on the host; allocated by the first pass,
-        # which knows V.
+        self._search = BestFirstSearch(self.name, self._guesses, lambda _, token: token)
+        # Successors and their assumed hit rates, [V, SUCCESSORS] each, on the host. Allocated in
+        # the first pass, when the vocabulary size V is known.
         self._matrix: tuple[Tensor, Tensor] | None = None
         # Of the last pass: tokens, their successors and log-probabilities, on the device.
         self._fresh: tuple[list[int], Tensor, Tensor] | None = None
 
     def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+        """Return a tree of the known successors below the sequence's last token."""
         self._store()
-        return self._gambler.grow(sequence, sequence.tokens[-1], depth, rows)
+        return self._search.grow(sequence, sequence.tokens[-1], depth, rows)
 
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
-        """Nothing waits here for the device: the figures come over with the next tree.
+        """Remember the best tokens at these rows as the successors of the tokens they fed.
 
-        A token that several rows fed is remembered by the first of them, the likeliest branch.
+        Of several rows that fed the same token the first counts: it is on the most probable branch.
+        The results stay on the device until the next tree needs them, so that nothing waits here.
         """
         self._store()
         rows: dict[int, int] = {}
@@ -69,42 +71,43 @@ class Recycling:
         self._fresh = (list(rows), *_best(logits.rows(list(rows.values())), count))
 
     def _store(self) -> None:
-        """Take the last pass into the matrix."""
+        """Copy the last pass's successors to the matrix."""
         if self._fresh is None or self._matrix is None:
             return
         import torch
 
         tokens, best, logprobs = self._fresh
-        successors, chances = self._matrix
+        successors, probabilities = self._matrix
         where = torch.tensor(tokens)
         successors[where] = best.to("cpu", torch.int32)
-        chances[where] = TRUST * logprobs.to("cpu", torch.float32).exp()
+        probabilities[where] = PRIOR_SHARE * logprobs.to("cpu", torch.float32).exp()
         self._fresh = None
 
-    def _bets(self, token: int) -> list[Bet]:
-        """One bet for each successor: its chance, given that no better one was right."""
+    def _guesses(self, token: int) -> list[Guess]:
+        """Return a guess for each successor; its prior assumes that all better ones were wrong."""
         if self._matrix is None:
             return []
-        bets, left = [], 1.0
-        successors, chances = (of_all[token].tolist() for of_all in self._matrix)
-        for successor, chance in zip(successors, chances, strict=True):
-            if not chance >= LEAST:  # also where a logit was not a number
+        guesses, left = [], 1.0
+        successors, probabilities = (of_all[token].tolist() for of_all in self._matrix)
+        for successor, probability in zip(successors, probabilities, strict=True):
+            if not probability >= MIN_PROBABILITY:  # also where a logit was not a number
                 break
-            rate = chance / left
-            bets.append(Bet(bisect(KINDS, rate), rate, {successor: 1.0}))
-            left -= chance
-        return bets
+            rate = probability / left
+            guesses.append(Guess(bisect(KINDS, rate), rate, {successor: 1.0}))
+            left -= probability
+        return guesses
 
     def release(self, sequence: Sequence) -> None:
-        self._gambler.release(sequence)
+        """Forget the last tree of a sequence. The matrix is kept."""
+        self._search.release(sequence)
 
 
 def _best(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
-    """The best tokens of R rows and their log-probabilities, both [R, count], best first.
+    """Return the best tokens of R rows and their log-probabilities, both [R, count], best first.
 
-    The best are in the blocks with the largest maxima, so that only these are ranked. The
-    probabilities are normalised over these blocks alone: a little large, but a softmax over all
-    of a vocabulary costs more than everything else here.
+    The best tokens are in the blocks with the largest maxima, so only these are ranked. The
+    probabilities are normalized over these blocks alone and so a little too large: a softmax over
+    the whole vocabulary would take longer than everything else here.
     """
     from engine.sampling.large_vocabularies.blocks import all_blocks, best_blocks
 
@@ -114,4 +117,5 @@ def _best(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
 
 
 def lookup() -> Recycling:
+    """Return a look-up that has observed no logits yet."""
     return Recycling()

@@ -1,11 +1,11 @@
-"""SpecExec: a small model of the same vocabulary writes a large tree (arXiv 2406.02532)."""
+"""SpecExec: a small model of the same vocabulary drafts a large tree (arXiv 2406.02532)."""
 
 from engine.drafting.method import BuildDraft, DraftContext, DraftNeeds, MethodFacts, PlanContext
 from engine.drafting.tree import Bounds
 
 
 def needs(context: PlanContext) -> DraftNeeds:
-    """Return what the draft model takes, by its config.json alone."""
+    """Return the memory that the draft model takes. Its config.json is enough."""
     from engine.model.library import build_on_meta
     from engine.weights.family import kv_shape, read_config
     from engine.weights.hub import locate
@@ -26,7 +26,7 @@ def needs(context: PlanContext) -> DraftNeeds:
 FACTS = MethodFacts(
     bounds=Bounds(depth=24, width=32, branch=8, budget=512),
     agreement=0.87,
-    costs_draft_time=True,
+    has_draft_steps=True,
     needs=needs,
     keys=frozenset({"source", "revision"}),
     required={"source": "the draft model's hub id or folder"},
@@ -34,6 +34,7 @@ FACTS = MethodFacts(
 
 
 def prepare(context: DraftContext) -> BuildDraft:
+    """Check the draft model's files and vocabulary, and return the function that loads it."""
     from engine.drafting.model.separate_draft import SeparateDraft
 
     return SeparateDraft(context).build

@@ -1,4 +1,4 @@
-"""SubSpec: low-bit copies of the target's own layers write the tree (arXiv 2509.18344)."""
+"""SubSpec: low-bit copies of the target's own layers draft the tree (arXiv 2509.18344)."""
 
 from engine.drafting.method import BuildDraft, DraftContext, DraftNeeds, MethodFacts, PlanContext
 from engine.drafting.tree import Bounds
@@ -8,8 +8,11 @@ MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 
 
 def needs(context: PlanContext) -> DraftNeeds:
-    """Return what the copies take. Making one needs host memory for a while: the unit itself and,
-    a quarter of it, the copy as it is written, copied and packed."""
+    """Return the memory that the copies take. Raises `ModelError` for mixtures of experts.
+
+    Making a copy needs host memory for a while: the unit itself and three times a quarter of it,
+    for the copy as it is written, as it is copied and as it is packed.
+    """
     from engine.weights.family import is_mixture
     from engine.weights.formats.linear import substitute_bytes
 
@@ -33,7 +36,7 @@ def needs(context: PlanContext) -> DraftNeeds:
 FACTS = MethodFacts(
     bounds=Bounds(depth=48, width=6, branch=6, budget=256),
     agreement=0.94,
-    costs_draft_time=True,
+    has_draft_steps=True,
     is_candidate=True,
     needs=needs,
     keys=frozenset({"bits", "group"}),
@@ -41,6 +44,7 @@ FACTS = MethodFacts(
 
 
 def prepare(context: DraftContext) -> BuildDraft:
+    """Return the function that makes or reads the copies and builds the draft."""
     from engine.drafting.model.self_draft import SelfDraft
 
     return SelfDraft(context).build

@@ -1,1 +1,1 @@
-"""Drafts that are models: their forward steps, KV caches and 4-bit weights."""
+"""Draft models: their forward steps, their KV caches and their 4-bit weights."""

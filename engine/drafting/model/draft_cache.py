@@ -1,4 +1,4 @@
-"""Where a draft model keeps its keys and values: the prefix it drafts after, and scratch slots."""
+"""The KV cache of a draft model: each sequence's prefix, and scratch slots for drafted rows."""
 
 from collections.abc import Callable, Sequence as Seq
 from typing import Protocol
@@ -15,19 +15,22 @@ class DraftCache(Protocol):
     """The keys and values that a draft model reads and writes."""
 
     cache: KVCache
-    is_shared: bool  # with the target
+    is_shared: bool  # whether it is the target's own cache
 
     def prefix(self, sequence: Sequence) -> PageTable | None:
-        """Return the stored prefix, with room after it for all tokens but the last, or None."""
+        """Return the stored prefix of a sequence, or None if there is no room.
+
+        Its pages have room for all tokens of the sequence but the last.
+        """
 
     def keep_pending(self, sequence: Sequence) -> None:
-        """Add all tokens but the last, which were run after the prefix, to the prefix."""
+        """Add the tokens that were run after the prefix to it: all tokens but the last."""
 
     def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
-        """Add the next tokens to the prefix; these slots of the pool hold their KV."""
+        """Add the next tokens to the prefix. These slots of the pool hold their KV."""
 
     def release(self, sequence: Sequence) -> None:
-        """Give the pages back: the sequence ended or was paused."""
+        """Free the pages of a sequence that ended or was paused."""
 
 
 class SharedCache:
@@ -39,30 +42,37 @@ class SharedCache:
         self.cache = cache
 
     def prefix(self, sequence: Sequence) -> PageTable | None:
+        """Return the target's own prefix of the sequence."""
         return sequence.pages
 
     def keep_pending(self, sequence: Sequence) -> None:
-        """Do nothing: only the last token is pending."""
+        """Do nothing: the target's pass has stored all tokens but the last."""
 
     def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
-        """Do nothing: the target's own rows are kept."""
+        """Do nothing: the target's pass stores exact KV of the accepted tokens."""
 
     def release(self, sequence: Sequence) -> None:
-        """Do nothing: the engine gives the pages back."""
+        """Do nothing: the engine frees the sequence's pages."""
 
 
 class OwnCache:
-    """A separate draft model's cache, with prefix reuse of its own."""
+    """The cache of a separate draft model, with a prefix index of its own."""
 
     is_shared = False
 
     def __init__(self, cache: KVCache, is_long: Callable[[int], bool]) -> None:
-        """Take a cache; `is_long` tells if the draft's rope has other frequencies at a length."""
+        """Take a cache.
+
+        Args:
+            is_long: returns True for a number of tokens at which the draft's rope has its other
+                frequencies.
+        """
         self.cache = cache
         self._is_long = is_long
         self._tables: dict[Sequence, PageTable] = {}
 
     def prefix(self, sequence: Sequence) -> PageTable | None:
+        """Return the sequence's table in this cache, opened anew where the rope changed."""
         table = self._tables.get(sequence)
         salt = int(self._is_long(len(sequence.tokens)))
         if table is None or table.salt != salt:
@@ -72,28 +82,30 @@ class OwnCache:
         return table if self.cache.reserve(table, max(pending, 0)) else None
 
     def keep_pending(self, sequence: Sequence) -> None:
+        """Add the tokens that were run after the prefix to it, and let other prompts find them."""
         table = self._tables[sequence]
         self.cache.keep(table, range(len(sequence.tokens) - 1 - table.length))
         self.cache.publish(table, sequence.tokens)
 
     def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
+        """Copy the KV of accepted rows to the prefix. Without room the tokens are run again."""
         table = self._tables.get(sequence)
-        # Without room the tokens are run again.
         if slots and table is not None and self.cache.reserve(table, len(slots)):
             self.cache.keep_from(table, torch.tensor(slots))
             self.cache.publish(table, sequence.tokens)
 
     def release(self, sequence: Sequence) -> None:
+        """Close the sequence's table. Its tokens can still be found by other prompts."""
         table = self._tables.pop(sequence, None)
         if table is not None:
             self.cache.close(table, sequence.tokens)
 
 
 class Scratch:
-    """Slots for the drafted rows of one sequence, in pages that no prefix uses."""
+    """Slots for the KV of one sequence's drafted rows, in pages that no prefix uses."""
 
     def __init__(self, cache: KVCache, most: int) -> None:
-        """Take at most `most` slots at a time."""
+        """Make an empty set of slots in `cache` that grows to at most `most` slots."""
         self._cache = cache
         self._most = most
         self._table = PageTable()
@@ -104,7 +116,7 @@ class Scratch:
         return len(self._table.pages)
 
     def take(self) -> int | None:
-        """Return a slot, or None when the pool has no page left."""
+        """Return a free slot, or None where the limit is reached or the pool has no page left."""
         capacity = self._table.capacity
         may_grow = not self._free and capacity + PAGE <= self._most
         if may_grow and self._cache.reserve(self._table, capacity + 1):
@@ -113,10 +125,10 @@ class Scratch:
         return self._free.pop() if self._free else None
 
     def give_back(self, slots: Seq[int]) -> None:
-        """Let slots be taken again."""
+        """Make slots free, so that they can be taken again."""
         self._free += slots
 
     def close(self) -> None:
-        """Give all pages back to the pool."""
+        """Free all slots and give their pages back to the pool."""
         self._free.clear()
         self._cache.close(self._table)

@@ -1,8 +1,8 @@
-"""A resident model that grows draft trees, over a KV cache of its own or the target's.
+"""A model on the device that grows draft trees, with a KV cache of its own or the target's.
 
-The methods whose draft is a model share it: SubSpec's substitutes and SpecExec's separate model.
-Drafted rows live in scratch slots, and each sees the prefix and its own ancestors. The target's
-pass writes elsewhere, so a tree can go on growing and its branches outlive a pass.
+SubSpec and SpecExec share it: only the weights and the cache differ. The KV of drafted rows is in
+scratch slots, and each row attends to the prefix and its own ancestors. The target's pass writes
+other slots, so a tree can grow during a pass and its branches outlive the pass.
 """
 
 from collections.abc import Mapping, Sequence as Seq
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.drafting.calibration import Calibration
-from engine.drafting.forcing import to_guess
+from engine.drafting.forcing import select_undetermined
 from engine.drafting.growth import Growth, Node
 from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
@@ -33,32 +33,33 @@ from engine.streaming.device import Capture
 from engine.streaming.ring import Idle
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
-NEGLIGIBLE = -9.0  # nats: a less probable child is not worth a node
+NEGLIGIBLE = -9.0  # log-probability: a child below it is not worth a node
 
 
-class Bound:
-    """The weights of a model that stay bound to its modules: there is nothing to load."""
+class BoundWeights:
+    """The weights of a model whose modules hold them all the time, so that none are streamed."""
 
     def unit(
         self, index: int, idle: Idle | None = None
     ) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Return an empty unit: the module has its weights already."""
         return nullcontext({})
 
 
 @dataclass(frozen=True)
 class DraftStep:
-    """Nodes of some trees that are run in one batch."""
+    """The nodes of some trees that are run in one batch, and pending tokens before their roots."""
 
     chosen: list[tuple[Growth, list[Node]]]
     tokens: list[int]
     positions: list[int]
-    wanted: list[int]  # rows of nodes: those that need logits
+    logit_rows: list[int]  # the rows of nodes, which need logits
     batch: Batch
     resumable: ResumableForward
 
 
 class DraftModel:
-    """Runs nodes of growing trees, wherever the weights came from."""
+    """A model that runs the nodes of growths and adds their best children."""
 
     def __init__(
         self,
@@ -69,9 +70,13 @@ class DraftModel:
         vocab_size: int,
         capture: Capture | None = None,
     ) -> None:
-        """Take a model; `vocab_size` is the target's, whose padding may differ from the draft's.
+        """Take a model whose weights are on the device.
 
-        `capture` records its steps as graphs, where the device has them.
+        Args:
+            name: the method's name, which is the source of the drafted rows.
+            bounds: the largest size of a tree.
+            vocab_size: of the target. Its padding may differ from the draft's.
+            capture: records steps as CUDA graphs; None where the device has none.
         """
         self.name = name
         self.decoder = decoder
@@ -80,16 +85,16 @@ class DraftModel:
         self.vocab_size = vocab_size
         self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
         self._scratch: dict[Sequence, Scratch] = {}
-        self.under_way: DraftStep | None = None  # begun and not finished
+        self.unfinished: DraftStep | None = None  # begun and not finished
 
     @property
     def num_captured(self) -> int:
-        """Steps that took longer because a CUDA graph was captured."""
+        """Return the number of steps that took longer because they captured a CUDA graph."""
         return 0 if self.graphs is None else self.graphs.num_captured
 
     @property
     def num_shared_pages(self) -> int:
-        """Scratch pages taken from the target's own cache."""
+        """Return the number of scratch pages that belong to the target's own cache."""
         if not self.caches.is_shared:
             return 0
         return sum(scratch.num_pages for scratch in self._scratch.values())
@@ -97,9 +102,9 @@ class DraftModel:
     def step(self, chosen: Seq[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
         """Run these nodes in one batch, add their children, and return the number of rows run.
 
-        A root takes along every token that the cache does not hold yet (a prompt, the bonus token,
-        an accepted leaf), so that the draft's KV has no holes. Nodes for which there is no room
-        stay off the frontier.
+        With a root, all tokens before it that the cache lacks are run too (a prompt, the bonus
+        token, an accepted leaf), so that the draft's KV has no holes. Nodes for which there is no
+        room are not run and stay off the frontier.
         """
         step = self._prepare(chosen)
         if step is None:
@@ -108,40 +113,40 @@ class DraftModel:
         return len(step.tokens)
 
     @property
-    def num_stretches(self) -> int:
-        """The number of pieces a step may be run in; one where steps are CUDA graphs."""
+    def num_pieces(self) -> int:
+        """Return the number of pieces in which a step can run; 1 where steps are CUDA graphs."""
         return len(self.decoder.decoder.layers) if self.graphs is None else 1
 
-    def begin(self, chosen: Seq[tuple[Growth, list[Node]]]) -> None:
+    def begin_step(self, chosen: Seq[tuple[Growth, list[Node]]]) -> None:
         """Start a draft step that can be run in several pieces."""
-        assert self.under_way is None, "one step at a time"
-        self.under_way = self._prepare(chosen)
+        assert self.unfinished is None, "one step at a time"
+        self.unfinished = self._prepare(chosen)
 
-    def go_on(self, until: float, calibration: Calibration) -> bool:
-        """Run the step under way until a time (time.perf_counter). Return True if it progressed."""
-        step = self.under_way
+    def continue_step(self, until: float, calibration: Calibration) -> bool:
+        """Run the unfinished step until a time of perf_counter. Return True if it progressed."""
+        step = self.unfinished
         if step is None:
             return False
         before = step.resumable.num_run
-        step.resumable.go_on(until)
+        step.resumable.resume(until)
         try:
             logits = self._forward(step)
         except OutOfTime:
             return step.resumable.num_run > before
-        self.under_way = None
+        self.unfinished = None
         self._extend(step, logits, calibration)
         return True
 
-    def give_up(self) -> None:
-        """Drop the step under way and put its nodes back on their frontiers."""
-        step, self.under_way = self.under_way, None
+    def drop_step(self) -> None:
+        """Drop the unfinished step and put its nodes back on their frontiers."""
+        step, self.unfinished = self.unfinished, None
         if step is None:
             return
         for growth, nodes in step.chosen:
-            self.free(growth.sequence, growth.take_back(nodes))
+            self.free_slots(growth.sequence, growth.undo_run(nodes))
 
-    def continues(self, growth: Growth) -> bool:
-        """Return True if all KV that the rows of the growth see is still there."""
+    def can_continue(self, growth: Growth) -> bool:
+        """Return True if all KV that rows of the growth attend to is still there."""
         if growth.root.slot is None:
             return True
         table = self.caches.prefix(growth.sequence)
@@ -152,28 +157,32 @@ class DraftModel:
         slots: list[int] = []
         for node in path:
             if node.slot is None:
-                break  # the draft never ran it: it does with the next bonus token
+                break  # the draft never ran it; it runs it before the next bonus token
             slots.append(node.slot)
         self.caches.accept(growth.sequence, slots)
 
-    def free(self, sequence: Sequence, slots: Seq[int]) -> None:
-        """Free the scratch slots of rows that are not needed any more."""
+    def free_slots(self, sequence: Sequence, slots: Seq[int]) -> None:
+        """Free the scratch slots of a sequence's rows that are not needed any more."""
         if slots:
             self._scratch[sequence].give_back(slots)
 
-    def shrink(self, sequence: Sequence) -> None:
-        """Give the scratch pages of a sequence back, whose growth is gone."""
+    def close_scratch(self, sequence: Sequence) -> None:
+        """Free the scratch pages of a sequence whose growth was dropped."""
         scratch = self._scratch.pop(sequence, None)
         if scratch is not None:
             scratch.close()
 
     def release(self, sequence: Sequence) -> None:
-        """Give all pages of a sequence back: it ended or was paused."""
-        self.shrink(sequence)
+        """Free all pages of a sequence that ended or was paused."""
+        self.close_scratch(sequence)
         self.caches.release(sequence)
 
-    def _placed(self, growth: Growth, nodes: list[Node]) -> list[Node]:
-        """Give nodes scratch slots, parents first, and return those for which there was room."""
+    def _place(self, growth: Growth, nodes: list[Node]) -> list[Node]:
+        """Give nodes scratch slots, and return the nodes for which there was room.
+
+        Args:
+            nodes: parents before their children.
+        """
         sequence = growth.sequence
         table = self.caches.prefix(sequence)
         if table is None:
@@ -183,7 +192,7 @@ class DraftModel:
             nodes = nodes[:1]
         scratch = self._scratch.get(sequence)
         if scratch is None:
-            most = 2 * self.bounds.draft_rows + PAGE  # this tree's, and what is drafted ahead
+            most = 2 * self.bounds.draft_rows + PAGE  # for this tree and what is drafted ahead
             scratch = self._scratch[sequence] = Scratch(self.caches.cache, most)
         placed: list[Node] = []
         for node in nodes:
@@ -192,12 +201,12 @@ class DraftModel:
             slot = scratch.take()
             if slot is None:
                 break
-            growth.run(node, slot)
+            growth.mark_run(node, slot)
             placed.append(node)
         return placed
 
     def _extend(self, step: DraftStep, logits: Tensor, calibration: Calibration) -> None:
-        """Add the best children of all nodes that were run; logits [nodes, V]."""
+        """Add the best children of all nodes of a step, by the logits [nodes, V] at their rows."""
         parts = torch.split(logits, [len(nodes) for _, nodes in step.chosen])
         for (growth, nodes), own in zip(step.chosen, parts, strict=True):
             self._add_children(growth, nodes, own, calibration)
@@ -205,9 +214,9 @@ class DraftModel:
     def _add_children(
         self, growth: Growth, nodes: list[Node], logits: Tensor, calibration: Calibration
     ) -> None:
-        """Add the best children of one tree's nodes; logits [nodes, V]."""
+        """Add the best children of one growth's nodes, by the logits [nodes, V] at their rows."""
         sequence = growth.sequence
-        rows, allowed = to_guess(growth, nodes)
+        rows, allowed = select_undetermined(growth, nodes)
         if not rows:
             return
         if len(rows) < len(nodes):
@@ -216,7 +225,7 @@ class DraftModel:
         is_path = is_path_dependent(sequence.params)
         paths = [growth.path(node) for node in nodes] if is_path else None
         banned = None if allowed is not None else [sequence.banned(own) for own in positions]
-        tokens, beliefs = draft_children(
+        tokens, logprobs = draft_children(
             logits,
             sequence.params,
             sequence.counts,
@@ -228,16 +237,16 @@ class DraftModel:
             tau=calibration.tau(sequence.params),
             branch=self.bounds.branch,
         )
-        for node, own, scores in zip(nodes, tokens.tolist(), beliefs.tolist(), strict=True):
-            gains = [calibration.gain(self.name, s) if s > -inf else -inf for s in scores]
+        for node, own, scores in zip(nodes, tokens.tolist(), logprobs.tolist(), strict=True):
+            gains = [calibration.calibrate(self.name, s) if s > -inf else -inf for s in scores]
             calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
-            for token, belief, gain in zip(own, scores, gains, strict=True):
+            for token, logprob, gain in zip(own, scores, gains, strict=True):
                 if gain > NEGLIGIBLE or node.children.get(token):
-                    growth.add(node, token, belief, gain, self.name)
+                    growth.add(node, token, logprob, gain, self.name)
 
     def _prepare(self, chosen: Seq[tuple[Growth, list[Node]]]) -> DraftStep | None:
-        """Prepare a step of the nodes that there is room for; None if there is no room."""
-        ready = [(growth, own) for growth, nodes in chosen if (own := self._placed(growth, nodes))]
+        """Return a step of the nodes for which there is room; None if there is none."""
+        ready = [(growth, own) for growth, nodes in chosen if (own := self._place(growth, nodes))]
         if not ready:
             return None
         tokens: list[int] = []
@@ -253,12 +262,15 @@ class DraftModel:
         rows, resumable = range(len(tokens)), ResumableForward()
         batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
         own = self.decoder.embedding.num_embeddings
-        known = [token if token < own else 0 for token in tokens]  # padding of the target's
+        known = [token if token < own else 0 for token in tokens]  # others are the target's padding
         return DraftStep(ready, known, positions, wanted, batch, resumable)
 
     def _forward(self, step: DraftStep) -> Tensor:
-        """Return the logits [nodes, V] of the nodes of a step. Raises `OutOfTime`."""
-        tokens, wanted = step.tokens, step.wanted
+        """Return the logits [nodes, V] at the rows of a step's nodes.
+
+        Raises `OutOfTime` where the step's time is over before its last layer.
+        """
+        tokens, wanted = step.tokens, step.logit_rows
         logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
         if logits is None:
             hidden = self.decoder.forward(tokens, step.positions, step.batch)
@@ -269,20 +281,23 @@ class DraftModel:
         elif len(wanted) < len(tokens):
             logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
         for growth, nodes in step.chosen:
-            # Tiles of clients that left may have been skipped: their slots hold anything.
+            # Tiles of a cancelled sequence may have been skipped, so its slots are undefined.
             if nodes[0] is growth.root and not growth.sequence.is_cancelled:
                 self.caches.keep_pending(growth.sequence)
         missing = self.vocab_size - logits.shape[1]
         if missing:
-            logits = F.pad(logits, (0, missing), value=-torch.inf)  # cuts where it is negative
+            logits = F.pad(logits, (0, missing), value=-torch.inf)  # cuts where `missing` < 0
         return logits
 
     def _segment(
         self, growth: Growth, nodes: list[Node], first: int
     ) -> tuple[list[int], list[int], Segment]:
-        """Return tokens and positions of one tree's rows, and what they see.
+        """Return the tokens and positions of one growth's rows, and their segment of the batch.
 
         The rows are the pending tokens before a root, then the nodes.
+
+        Args:
+            first: the batch row of the first of them.
         """
         sequence = growth.sequence
         table = self.caches.prefix(sequence)

@@ -1,10 +1,10 @@
-"""The draft's guess of which tokens the target will choose, and how sure it is of each.
+"""The draft model's guess of which tokens the target chooses, with the probability of each.
 
-The target adds the same noise to its log-probabilities at the same position, so the token that wins
-with the draft's log-probabilities most likely wins with the target's. A wrong guess costs time but
-changes no text, so it may be cheap: few tokens of a row are looked at, the best one is missed in a
-share of at most `MISSED` of rows, and the sum that normalizes a row is estimated. V vocabulary, R
-rows, K best tokens of a row.
+The target adds the same noise to its log-probabilities at the same position, so the token that is
+best with the draft's log-probabilities is most likely best with the target's. A wrong guess costs
+time but changes no output, so the guess may be approximate: few tokens of a row are examined, the
+best one is missed in at most a share `MISSED` of rows, and the sum that normalizes a row is
+estimated. In shapes V is the vocabulary size, R the rows and K the examined tokens of a row.
 """
 
 import math
@@ -18,15 +18,15 @@ from engine.sampling.large_vocabularies.blocks import BLOCK, Rows, best_blocks
 from engine.sampling.large_vocabularies.candidates import Candidates
 from engine.sampling.large_vocabularies.rare_noise import find_rare
 from engine.sampling.logit_rules import TokenCounts, is_greedy, penalize
-from engine.sampling.noise import gumbel_of, streams_of, uniform
-from engine.sampling.truncation import counted_floor, is_counted, nucleus_floor
+from engine.sampling.noise import gumbel_from_uniform, make_streams, uniform
+from engine.sampling.truncation import has_min_p_or_top_k, min_p_top_k_floor, nucleus_floor
 
-CANDIDATES = (64, 1024)  # best tokens of a row, and of one whose nucleus needs more
-SELECTED = 64  # blocks in which a row's best tokens are looked for
-FEW = 4 * SELECTED  # a row of fewer blocks is looked through as a whole
-SUMMED = 8  # one in so many of the other blocks is summed to estimate a row's normalizer
-ROUNDING = 1e-4  # of log-probabilities that were computed in two ways
-MISSED = 0.003  # highest chance that a token not looked at would have been a row's best
+CANDIDATES = (64, 1024)  # best tokens of a row that are examined; where its nucleus needs more
+SELECTED = 64  # blocks in which a row's best tokens are searched
+FEW = 4 * SELECTED  # a row of fewer blocks is examined as a whole
+SUMMED = 8  # every 8th of the other blocks is summed to estimate a row's normalizer
+ROUNDING = 1e-4  # difference of log-probabilities that were computed in two ways
+MISSED = 0.003  # highest probability that a token not examined would have been a row's best
 
 
 def draft_children(
@@ -44,20 +44,23 @@ def draft_children(
 ) -> tuple[Tensor, Tensor]:
     """Return the tokens the target most likely chooses, and their scores, [R, branch] each.
 
-    The best tokens of each row go first. A score is the log-probability that the target chooses the
-    token: `log_softmax((warped log-probabilities + noise of the position) / tau)`, without noise
-    for greedy parameters. Rows that have fewer tokens are filled up with scores of -inf.
+    The best tokens of each row come first. A score is the log-probability that the target chooses
+    the token: `log_softmax((log-probabilities + noise of the position) / tau)`, without
+    noise for greedy parameters. Rows that have fewer tokens are filled up with scores of -inf.
 
     Args:
         logits: the draft's logits [R, V].
-        tau: how far the target's log-probabilities are from the draft's; less is surer.
-        paths, banned, allowed: those of `warp`.
+        positions: the position in the sequence of each row's next token.
+        choice: the number of the sequence among the choices of its request.
+        tau: temperature of the scores; a lower one gives the best token a higher probability.
+        branch: the most tokens of a row.
+        paths, banned, allowed: those of `sampling_logprobs`.
     """
     rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
     branch = min(branch, rows.size)
     if is_greedy(params):
         return _best_tokens(rows, branch, tau)
-    streams = streams_of(params.seed, choice, positions, rows.best.device)
+    streams = make_streams(params.seed, choice, positions, rows.best.device)
     count = max(CANDIDATES[0], branch, min(params.top_k, CANDIDATES[-1]))
     tokens, scores = _children(rows, params, streams, tau, branch, count)
     return tokens, scores.to(rows.best.dtype)
@@ -66,7 +69,8 @@ def draft_children(
 def _best_tokens(rows: Rows, count: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the `count` best tokens of logits, best first, and their log-probabilities, [R, K].
 
-    The sum of a long row is exact for its best blocks, and estimated from a part of the others.
+    The sum that normalizes a long row is exact for its best blocks and estimated from a part of the
+    others.
     """
     if rows.num_blocks < FEW:
         whole = rows.whole()
@@ -98,12 +102,13 @@ def _children(
 ) -> tuple[Tensor, Tensor]:
     """Return the children of penalized rows and their scores, both [R, branch].
 
-    Each row's `count` best tokens are looked at. A row whose nucleus needs more is looked at again
-    with more tokens; a row where any other token may well win, with all tokens of enough noise.
+    The `count` best tokens of each row are examined. A row whose nucleus needs more is examined
+    again with more tokens, and a row in which another token is likely enough to be the best, with
+    all tokens whose noise is high enough.
     """
     ids, log_probs = _best_tokens(rows, count, params.temperature)
     log_probs, outside, is_short = _truncate(log_probs, params)
-    noisy = gumbel_of(uniform(streams[:, None], ids)).add_(log_probs)
+    noisy = gumbel_from_uniform(uniform(streams[:, None], ids)).add_(log_probs)
     tokens, scores = _ranked(ids, noisy, tau, branch)
     if not outside.any():
         return tokens, scores
@@ -112,7 +117,7 @@ def _children(
         if len(again := is_short[:, 0].nonzero()[:, 0]):
             more = _children(rows.only(again), params, streams[again], tau, branch, CANDIDATES[-1])
             tokens[again], scores[again] = more
-    # The best noisy value outside is Gumbel noise around the logarithm of the mass there.
+    # The best noisy value of the other tokens is Gumbel noise around the logarithm of their mass.
     missed = outside * noisy.amax(-1, keepdim=True).neg_().exp_()
     wide = (missed > MISSED)[:, 0].nonzero()[:, 0]
     if len(wide):
@@ -127,10 +132,10 @@ def _children(
 def _truncate(log_probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
     """Apply min-p, top-k and top-p to the best tokens of each row, log-probabilities [R, K].
 
-    Also return, both [R, 1], the mass of all tokens that are not among the best and might be drawn,
-    and where top-p would keep some of them.
+    Return the truncated log-probabilities [R, K]; the mass [R, 1] of the tokens that are not among
+    the best and might be drawn; and [R, 1], bool, the rows in which top-p keeps some of those.
     """
-    if is_counted(params):
+    if has_min_p_or_top_k(params):
         log_probs, outside = _truncate_by_count(log_probs, params)
         if params.top_p < 1:
             mass = log_probs.exp().cumsum(-1)
@@ -148,10 +153,11 @@ def _truncate(log_probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
 def _truncate_by_count(log_probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Apply min-p and top-k alone.
 
-    Return log-probabilities [R, K] and the mass of the other tokens [R, 1], which sum up to one.
+    Return log-probabilities [R, K] and the mass of the other tokens [R, 1]. A row's probabilities
+    and its mass add up to 1.
     """
     outside = (1 - log_probs.exp().sum(-1, keepdim=True)).clamp_(min=0)
-    lowest = counted_floor(log_probs, params, best=log_probs[:, :1], is_sorted=True)
+    lowest = min_p_top_k_floor(log_probs, params, best=log_probs[:, :1], is_sorted=True)
     if 0 < params.top_k <= log_probs.shape[-1]:
         outside.zero_()
     outside.masked_fill_(lowest > log_probs[:, -1:], 0.0)
@@ -163,10 +169,13 @@ def _truncate_by_count(log_probs: Tensor, params: SamplingParams) -> tuple[Tenso
 def _rare(
     rows: Rows, params: SamplingParams, streams: Tensor, best: Tensor, noisy: Tensor, branch: int
 ) -> tuple[Candidates, Tensor]:
-    """Return the tokens that noise may lift among a row's `branch` best, and the least sum [R, 1].
+    """Return the tokens that noise may lift among a row's `branch` best, and a bound [R, 1].
 
-    `best` [R, 1] is the log-probability of a row's best token, and `noisy` [R, K] the noisy values
-    of its best tokens.
+    The bound is the lowest noisy value of these tokens.
+
+    Args:
+        best: the log-probability of each row's best token, [R, 1].
+        noisy: the noisy values of each row's best tokens, [R, K].
     """
     least = noisy.topk(branch).values[:, -1:] - ROUNDING
     # With all tokens as candidates e**-x of a row are above x on average.
@@ -183,10 +192,10 @@ def _rare(
 def _join(
     rare: Candidates, streams: Tensor, ids: Tensor, noisy: Tensor, least: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return candidates of rows, ids and noisy values [R, C]; -inf where a row has fewer.
+    """Return the candidates of all rows: ids and noisy values, both [R, C].
 
-    They are the tokens of `rare` above `least` [R, 1], and those of `ids` [R, K] below it, whose
-    values are `noisy`.
+    They are the tokens of `rare` whose value is at least `least` [R, 1], and the tokens `ids`
+    [R, K], with values `noisy`, that are below it. Values are -inf where a row has fewer.
     """
     counts = rare.rows.bincount(minlength=len(ids))
     column = torch.arange(len(rare.rows), device=ids.device)
@@ -202,6 +211,6 @@ def _join(
 
 
 def _ranked(ids: Tensor, noisy: Tensor, tau: float, branch: int) -> tuple[Tensor, Tensor]:
-    """Return the best `branch` of candidates [R, C], and their scores among all of them."""
+    """Return the `branch` best of the candidates [R, C], and their scores among all of these."""
     best = (noisy / tau).log_softmax(-1).topk(branch)
     return ids.gather(-1, best.indices), best.values

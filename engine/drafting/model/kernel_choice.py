@@ -1,4 +1,4 @@
-"""Which of the two 4-bit kernels is faster: it depends on the machine and a step's rows."""
+"""The choice of the faster 4-bit kernel, which depends on the machine and a step's rows."""
 
 import statistics
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ def fastest_kernel(
 ) -> Kernel:
     """Return the kernel that is fastest over weights of `shapes` [(out, in)] for `rows` rows.
 
-    Takes some tenths of a second at most. A kernel that takes fewer of the shapes loses.
+    A kernel that supports fewer of the shapes is not chosen. Measuring takes some tenths of a
+    second at most.
     """
     kernels: tuple[Kernel, Kernel] = ("int4", "nf4")
     taken = {

@@ -1,7 +1,7 @@
 """Low-bit copies of the target's own layers as the draft, on the target's KV cache.
 
-Every streamed layer has a 4-bit substitute on the device; resident layers serve both. The draft
-reads the exact KV of the verified prefix and writes its own into scratch slots.
+Every streamed layer has a 4-bit substitute on the device; target and draft share resident layers.
+The draft reads the exact KV of the verified prefix and writes its own into scratch slots.
 """
 
 import gc
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from engine.drafting.method import DraftContext, Target
+from engine.drafting.method import DraftContext, LoadedTarget
 from engine.drafting.model.draft_cache import SharedCache
-from engine.drafting.model.draft_model import Bound, DraftModel
+from engine.drafting.model.draft_model import BoundWeights, DraftModel
 from engine.drafting.model.kernel_choice import fastest_kernel
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
-    form,
+    describe_form,
     host_slab,
     linear_paths,
-    settle,
     substitute_unit,
+    warm_up_products,
 )
 from engine.malloc import give_back_freed
 from engine.model.decoder import Decoder
@@ -37,16 +37,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SelfDraft:
-    """The prepared method: nothing is quantized yet."""
+    """The prepared SubSpec method. Nothing is quantized before `build`."""
 
     context: DraftContext
 
-    def build(self, target: Target) -> DraftModel:
-        """Units that are resident serve both; the others get their substitutes."""
+    def build(self, target: LoadedTarget) -> DraftModel:
+        """Build a model of the target's resident units and of substitutes for all others."""
         context, stream = self.context, target.stream
         model = build_on_meta(context.config, context.dtype, strict=False)
         modules = [*model.get_decoder().layers, model.get_output_embeddings()]  # one unit each
-        # Resident units that are expanded for the time of a pass have nothing to share.
+        # Resident units that are packed and expanded during a pass cannot be shared.
         shares = target.decoder.weights is stream
         shared = [i for i in range(len(modules)) if shares and stream.is_resident(i)]
         if len(shared) < len(modules):
@@ -55,7 +55,7 @@ class SelfDraft:
             bind(modules[index], stream.resident(index))
         model.set_output_embeddings(modules[-1])
         decoder = Decoder(
-            model, Bound(), target.tensors, device=context.device.torch_device, strict=False
+            model, BoundWeights(), target.tensors, device=context.device.torch_device, strict=False
         )
         caches, capture = SharedCache(target.cache), context.device.capture()
         return DraftModel(
@@ -65,23 +65,23 @@ class SelfDraft:
     def _substitute(
         self, modules: list[nn.Module], shared: Collection[int], reader: UnitReader
     ) -> None:
-        """Put substitutes in place of all modules that are not shared."""
+        """Replace all modules that are not shared by their substitutes, in place."""
         context, device = self.context, self.context.device.torch_device
         with closing(self._packed(reader, modules)) as units:
             gc.collect()
-            give_back_freed()  # what quantizing took, on a first start: loading needs the room
+            give_back_freed()  # the memory that quantizing took on a first start: loading needs it
             slab = host_slab(max(layout.nbytes for layout in units.layouts))
             for index, layout in enumerate(units.layouts):
                 if index not in shared:
                     units.read(index, slab)
                     fields = layout.views(slab)
                     modules[index] = substitute_unit(modules[index], fields, device)
-                    settle(modules[index])
+                    warm_up_products(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
-        give_back_freed()  # holes of packing's sizes: serving would take its own beside them
+        give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
 
     def _packed(self, reader: UnitReader, modules: Seq[nn.Module]) -> PackedUnits:
-        """All substitutes from the cache; on the first start they are made."""
+        """Return all substitutes from the cache of packed weights, and make them if it has none."""
         context = self.context
         kernel = self._kernel(modules[0])
         log.info("substitutes use the %s product", kernel)
@@ -102,15 +102,17 @@ class SelfDraft:
         )
 
     def _identity(self, kernel: Kernel) -> str:
+        """Return the identity of the substitutes' cache entry: their weights and their form."""
         context = self.context
-        return f"{context.identity}\n{form(kernel, context.spec.draft.group, context.device.kind)}"
+        form = describe_form(kernel, context.spec.draft.group, context.device.kind)
+        return f"{context.identity}\n{form}"
 
     def _kernel(self, layer: nn.Module) -> Kernel:
-        """The 4-bit product that is fastest here for a draft step's rows.
+        """Return the 4-bit kernel that is fastest here for the rows of a draft step.
 
-        It is measured once for each kind of device; then the cached substitutes tell. Measured
-        anew, products of nearly equal speed would win in turn on a busy machine, and each winner
-        would be made and take its room.
+        It is measured once for each kind of device; later the kernel of the cached substitutes is
+        used. If it were measured again, kernels of nearly equal speed would alternate on a busy
+        machine, and substitutes for each would be made and take space in the cache.
         """
         for kernel in available_kernels():
             if is_cached(self.context.spec.id, self._identity(kernel)):

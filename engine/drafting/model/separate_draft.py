@@ -1,12 +1,12 @@
 """A separate, smaller model of the target's vocabulary as the draft.
 
-The draft has a paged KV cache of its own. Before it drafts, it runs every verified token it has not
-seen (the bonus token, an accepted leaf, a prompt), so its cache has no holes.
+The draft has a paged KV cache of its own. Before it drafts, it runs every verified token that its
+cache lacks (the bonus token, an accepted leaf, a prompt), so the cache has no holes.
 """
 
-from engine.drafting.method import DraftContext, Target, candidates
+from engine.drafting.method import DraftContext, LoadedTarget, candidates
 from engine.drafting.model.draft_cache import OwnCache
-from engine.drafting.model.draft_model import PROMPT_TILE, Bound, DraftModel
+from engine.drafting.model.draft_model import PROMPT_TILE, BoundWeights, DraftModel
 from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
@@ -18,11 +18,14 @@ from engine.weights.family import kv_shape, read_config
 from engine.weights.hub import resolve
 from engine.weights.units import CheckpointUnits
 
-SHARED = 0.9  # of the target's tokens must be the draft's too
+SHARED = 0.9  # the draft must have at least this share of the target's tokens
 
 
 class SeparateDraft:
-    """The prepared draft model: its files are there and its vocabulary is the target's."""
+    """A draft model whose files are there and whose vocabulary fits the target's.
+
+    Raises `ModelError` where that is not so. The weights are loaded by `build`.
+    """
 
     def __init__(self, context: DraftContext) -> None:
         draft = context.spec.draft
@@ -38,7 +41,10 @@ class SeparateDraft:
         self.units = CheckpointUnits(self.folder, self.model, context.dtype)
 
     def _check_vocabulary(self) -> None:
-        """The same text must have the same ids; one may lack a few special tokens of the other."""
+        """Raise `ModelError` unless the same text has the same ids in both models.
+
+        One of them may lack a few special tokens of the other.
+        """
         target = self.context.tokenizer.get_vocab()
         draft = read_tokenizer(self.folder).get_vocab()
         shared = target.keys() & draft.keys()
@@ -47,21 +53,22 @@ class SeparateDraft:
             others = " or ".join(reversed(candidates()))
             raise ModelError(
                 f"draft.source: {self.context.spec.draft.source} has another vocabulary than the "
-                f"target: {len(shared)} of the target's {len(target)} tokens, {differing} of them "
-                f"with other ids. Use a draft of the same family, or draft.method {others}."
+                f"target: it has {len(shared)} of the target's {len(target)} tokens, {differing} "
+                f"of them with other ids. Use a draft of the same family, or draft.method {others}."
             )
 
-    def build(self, target: Target) -> DraftModel:
+    def build(self, target: LoadedTarget) -> DraftModel:
+        """Load the draft model to the device, with a KV cache as large as the target's."""
         context, device = self.context, self.context.device.torch_device
         bind_resident(self.model, self.units, device, context.dtype, context.progress)
         decoder = Decoder(
             self.model,
-            Bound(),
+            BoundWeights(),
             self.units.other(),
             device=device,
             strict=False,
             tile=PROMPT_TILE,
-            # To read a long prompt may take the draft longer than the watchdog allows silence.
+            # Prefill of a long prompt may take longer than the watchdog waits for a sign of life.
             on_border=target.decoder.on_border,
         )
         shape, num_pages = kv_shape(self.config), target.cache.num_pages

@@ -1,7 +1,7 @@
-"""SubSpec's substitutes as units: quantized from the target's units, cached, made into modules.
+"""SubSpec's substitutes: units quantized from the target's units, cached, and made into modules.
 
-The cache holds the form before any kernel's own packing: reading it back costs a copy and that
-packing, not the quantizing.
+The cache holds them before any kernel's own packing: reading them back takes a copy and that
+packing, but no quantizing.
 """
 
 import mmap
@@ -21,14 +21,18 @@ FORM_VERSION = 1  # of what `store` writes; raised when a weight is quantized di
 
 
 class SubstituteUnits(UnitReader):
-    """Reads the target's units and quantizes their linear weights.
+    """A reader of the target's units that quantizes their linear weights.
 
-    Weights that `kernel` cannot take on `device`, biases and norms are kept as they are. It works
-    in host memory: no device memory was planned for it.
+    Biases, norms and weights that `kernel` does not support on `device` are kept as they are. It
+    works in host memory, because no device memory is planned for it.
 
     Args:
+        units: the target's units.
         linears: the paths of each unit's linear layers ("" for a unit that is one itself).
-        dtype: what packed weights of the target are expanded to.
+        group: weights that share a scale, for the int4 kernel.
+        kernel: the product that the substitutes are for.
+        device: where they will compute.
+        dtype: the type to which packed weights of the target are expanded.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class SubstituteUnits(UnitReader):
         self.layouts = layouts
 
     def read(self, index: int, slab: Tensor) -> None:
-        """Fill `slab` with unit `index`; the same weights give the same bytes."""
+        """Fill `slab` with unit `index`. The same weights always give the same bytes."""
         layout = self._units.layouts[index]
         dense = dense_layout(layout, self._dtype)
         own, expanded = host_slab(layout.nbytes), host_slab(dense.nbytes)
@@ -67,12 +71,12 @@ class SubstituteUnits(UnitReader):
 
 
 def host_slab(nbytes: int) -> Tensor:
-    """Allocate memory that the system gets back when it is freed, unlike the heap's."""
+    """Return `nbytes` of memory that goes back to the system when freed, unlike the heap's."""
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
 
 
-def form(kernel: Kernel, group: int, device_kind: str) -> str:
-    """Return what the bytes of substitutes depend on besides the target's weights."""
+def describe_form(kernel: Kernel, group: int, device_kind: str) -> str:
+    """Return a text that names all that substitutes depend on besides the target's weights."""
     block = group if kernel == "int4" else BLOCK
     return f"substitutes {FORM_VERSION} {kernel} {block} {device_kind}"
 
@@ -87,28 +91,29 @@ def substitute_unit(
 ) -> nn.Module:
     """Return the substitute of a unit on `device`: `module` with its linear layers replaced.
 
-    `fields` are a unit of `SubstituteUnits`; they are copied, so the slab may be used again.
+    `fields` are the tensors of a unit of `SubstituteUnits`. They are copied, so their slab may be
+    used again.
     """
     paths = linear_paths(module)
     for path in paths:
-        twin = linear(fields, path, device)
+        replacement = linear(fields, path, device)
         if not path:
-            return twin
-        module.set_submodule(path, twin)
+            return replacement
+        module.set_submodule(path, replacement)
     taken = tuple(f"{path}." for path in paths)
     rest = {n: t.to(device, copy=True) for n, t in fields.items() if not n.startswith(taken)}
     bind(module, rest)
     return module
 
 
-def settle(module: nn.Module) -> None:
-    """Run each NF4 product of a unit once, so that it takes the memory it will keep.
+def warm_up_products(module: nn.Module) -> None:
+    """Run each NF4 product of a unit once, so that its weight gets its final form now.
 
-    bitsandbytes repacks a weight in its first product. After each unit, what that leaves free
-    goes back to the system: up to twice the draft's bytes (measured).
+    bitsandbytes repacks a weight in its first product. The memory that this frees goes back to the
+    system after each layer: over all units it is up to twice the draft's bytes (measured).
     """
     for part in module.modules():
-        # Only its CPU kernel repacks; the one of CUDA multiplies with the weight as it is.
+        # Only the CPU kernel repacks; the CUDA kernel multiplies with the weight as it is.
         if isinstance(part, Nf4Linear) and not part.inner.weight.is_cuda:
             part(torch.zeros(1, part.inner.in_features, dtype=torch.bfloat16))
             give_back_freed()

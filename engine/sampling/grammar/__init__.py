@@ -1,1 +1,1 @@
-"""Answers held to a grammar: token masks, and closing before a token limit."""
+"""Grammar-constrained answers: masks of allowed tokens, and completion before a token limit."""

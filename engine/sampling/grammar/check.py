@@ -1,43 +1,63 @@
-"""Check whether a grammar compiles, in a process of its own if it might crash the process.
+"""A check whether a grammar compiles, in a separate process if compiling might crash.
 
-llguidance recurses along rules and references, so a chain of some thousand of them overflows the
-stack. A grammar that compiles here, with half of the stack, compiles in the engine too.
+llguidance recurses along rules and references, so a chain of some thousands of them overflows the
+stack and ends the process. A grammar that compiles here, with half of the stack, compiles in the
+engine too.
 """
 
+import ctypes
+import signal
 import subprocess
 import sys
 from functools import lru_cache
 from threading import Thread, stack_size
 
-from engine.sampling.grammar.grammar import fault_of
+from engine.sampling.grammar.grammar import compile_error
 
-LONGEST = 256 << 10  # characters of a grammar
-HARMLESS = 8 << 10  # characters in which nothing can be nested deep enough
-STACK = 4 << 20  # bytes: the main thread of a process has twice as many
-SECONDS = 10.0
+MAX_CHARACTERS = 256 << 10  # of a grammar
+SAFE_CHARACTERS = 8 << 10  # shorter grammars cannot be nested deeply enough to crash
+STACK_BYTES = 4 << 20  # the main thread of a process has twice as many
+TIMEOUT_SECONDS = 10.0
+_SET_PARENT_DEATH_SIGNAL = 1  # from linux/prctl.h
 
 
 @lru_cache(maxsize=64)
-def fault(source: str) -> str | None:
-    """Return why a grammar cannot be used; None if it compiles. Call it in a thread."""
-    if len(source) > LONGEST:
-        return f"it has {len(source)} characters; {LONGEST} are the most"
-    if len(source) <= HARMLESS:
-        return fault_of(source)
+def check_grammar(source: str) -> str | None:
+    """Return the reason why a grammar cannot be used, or None if it compiles.
+
+    This may take up to `TIMEOUT_SECONDS`, so call it in a thread.
+    """
+    if len(source) > MAX_CHARACTERS:
+        return f"it has {len(source)} characters; at most {MAX_CHARACTERS} are allowed"
+    if len(source) <= SAFE_CHARACTERS:
+        return compile_error(source)
     command = [sys.executable, "-m", "engine.sampling.grammar.check"]
     try:
-        done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=SECONDS)
+        done = subprocess.run(
+            command,
+            input=source.encode(),
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+            process_group=0,  # a terminal's Ctrl-C would look like a grammar that cannot be used
+        )
     except subprocess.TimeoutExpired:
-        return f"it was not compiled within {SECONDS:.0f} seconds"
+        return f"it did not compile within {TIMEOUT_SECONDS:.0f} seconds"
     if done.returncode:
         return "it is nested too deeply"
     return done.stdout.decode() or None
 
 
+def _end_with_parent() -> None:
+    """Have the kernel end this process with the one that waits for it."""
+    if sys.platform == "linux":  # elsewhere it may outlive its parent
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+
+
 def _main() -> None:
+    _end_with_parent()
     source = sys.stdin.buffer.read().decode()
-    stack_size(STACK)
-    thread = Thread(target=lambda: print(fault_of(source) or "", end=""))
+    stack_size(STACK_BYTES)
+    thread = Thread(target=lambda: print(compile_error(source) or "", end=""))
     thread.start()
     thread.join()
 

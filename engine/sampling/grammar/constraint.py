@@ -1,7 +1,8 @@
-"""The tokens an answer may continue with, so that it matches its grammar and ends in time.
+"""The tokens with which an answer may continue, so that it matches its grammar and ends in time.
 
-Where rules collide the grammar goes first; then the limit of tokens, by which the answer has to be
-complete; then `min_tokens` and `ignore_eos`, which delay its end; then penalties and logit bias.
+If rules conflict, the grammar has the highest priority; then the token limit, before which the
+answer has to be complete; then `min_tokens` and `ignore_eos`, which delay its end; and then
+penalties and logit bias.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,48 +11,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.sampling.grammar.closing import Closing
+from engine.sampling.grammar.closing import ClosingPath
 from engine.sampling.grammar.grammar import Grammar, Mask
 
-TRIES = 8  # tokens, the best first, for which it is checked whether the answer can be completed
+MAX_TRIES = 8  # tokens, the best first, that are checked for whether the answer can be completed
 
 
 class Constraint:
-    """One answer's grammar, and the way to the answer's end."""
+    """The grammar of one answer, with the tokens that would complete the answer."""
 
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
-        self._closing = Closing(grammar)
+        self._closing = ClosingPath(grammar)
 
     def copy(self) -> "Constraint":
         """Return the same constraint before the first token."""
         return Constraint(self.grammar.copy())
 
     def allowed(self, banned: Sequence[int]) -> Mask:
-        """Return the tokens that may come next, banned ones only if there are no others.
+        """Return the mask of tokens that may come next; banned ones only if there are no others.
 
-        Raises `RequestError`.
+        Raises `RequestError` if the grammar is too complex to be followed.
         """
-        return _without(self.grammar.allowed(), banned)
+        return _remove_banned(self.grammar.allowed(), banned)
 
     def allowed_after(self, path: Sequence[int], banned: Sequence[int]) -> Mask | None:
-        """Return the same after drafted tokens; None if they do not match or nothing may follow."""
+        """Return the mask of tokens that may follow drafted tokens.
+
+        Return None if the drafted tokens do not match the grammar, or if no token may follow them.
+        """
         with self.grammar.trial(path) as matches:
             mask = self.grammar.mask() if matches else None
-        return None if mask is None else _without(mask, banned)
+        return None if mask is None else _remove_banned(mask, banned)
 
     def first_closable(
         self, token: int, room: int, banned: Sequence[int], choose: Callable[[Tensor], int]
     ) -> int:
-        """Return the chosen token, or the best other one that leaves room to end the answer.
+        """Return `token`, or the best other token after which the answer can be completed.
 
         Args:
+            token: the target's choice.
             room: how many tokens may follow it.
-            choose: returns the best token of a mask [1, V].
+            banned: tokens that may be chosen only if the grammar allows no others.
+            choose: returns the target's choice among the tokens of a mask [1, V].
         """
         mask: Mask | None = None
-        for _ in range(TRIES):
-            if self._closing.fits(token, room):
+        for _ in range(MAX_TRIES):
+            if self._closing.can_close_after(token, room):
                 return token
             if mask is None:
                 mask = self.allowed(banned).copy()
@@ -59,15 +65,15 @@ class Constraint:
             if not mask.any():
                 break
             token = choose(to_tensor([mask]))
-        assert self._closing.way, "a token that does not fit leaves a way that does"
-        return self._closing.way[0]
+        assert self._closing.tokens, "if a token does not fit, closing tokens are known"
+        return self._closing.tokens[0]
 
     def emit(self, token: int) -> bool:
-        """Take a token that was allowed. Return True if it completes the answer.
+        """Consume an allowed token. Return True if it completes the answer.
 
-        Raises `RequestError` where the grammar turns out too complex to be followed.
+        Raises `RequestError` if the grammar is too complex to be followed.
         """
-        self._closing.move(token)
+        self._closing.advance(token)
         self.grammar.consume(token)
         return self.grammar.is_complete()
 
@@ -77,7 +83,8 @@ def to_tensor(masks: Sequence[Mask]) -> Tensor:
     return torch.from_numpy(np.stack(masks))
 
 
-def _without(mask: Mask, banned: Sequence[int]) -> Mask:
+def _remove_banned(mask: Mask, banned: Sequence[int]) -> Mask:
+    """Return the mask without banned tokens, or the mask itself if it has no others."""
     if not banned:
         return mask
     others = mask.copy()

@@ -1,7 +1,7 @@
-"""Grammars: which tokens may come next in an answer. Only this file uses llguidance, the parser.
+"""Grammars: which tokens may come next in an answer. Only this file uses the parser, llguidance.
 
-Masks hold tokens as the tokenizer would cut the text: where only one text may follow, its tokens
-are forced. The state of a grammar depends on nothing but the answer's tokens.
+Masks allow only the tokens into which the tokenizer would split the text: where only one text may
+follow, its tokens are forced. The state of a grammar depends only on the tokens of the answer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]  # [V]: the tokens that are allowed
 
-LONGEST_REASON = 500  # characters
+MAX_REASON_CHARACTERS = 500  # characters
 
 
-def fault_of(source: str) -> str | None:
-    """Return why a grammar cannot be used; None if it compiles.
+def compile_error(source: str) -> str | None:
+    """Return the reason why a grammar cannot be used, or None if it compiles.
 
-    This takes up to some tenths of a second, mostly without the interpreter's lock, so call it in a
-    thread. Names of special tokens are not looked up, since no tokenizer is known here.
+    This takes up to some tenths of a second, mostly without holding the GIL, so call it in a
+    thread. Names of special tokens are not checked, since there is no tokenizer here.
     """
     from llguidance import LLMatcher
 
@@ -36,21 +36,24 @@ def fault_of(source: str) -> str | None:
 
 
 def regex_to_lark(regex: str) -> str:
-    """Return the Lark grammar of the texts that a regular expression matches as a whole."""
+    """Return a Lark grammar of all texts that a regular expression matches entirely."""
     from llguidance import regex_to_lark
 
     return f"start: /{regex_to_lark(regex, '')}/"
 
 
 def to_lark(grammar: str) -> str:
-    """Return a grammar of Lark's or llama.cpp's syntax (GBNF) in Lark's. Raises ValueError."""
+    """Return a grammar in Lark syntax, converted from llama.cpp's GBNF if necessary.
+
+    Raises `ValueError` if it is neither.
+    """
     from llguidance import grammar_from
 
     return grammar_from("grammar", grammar)
 
 
 def _limits() -> "LLParserLimits":
-    """Return bounds: tenths of a second to compile, some 20 ms for a mask, 50 MB in all."""
+    """Return the parser's limits: tenths of a second to compile, about 20 ms per mask, 50 MB."""
     from llguidance import LLParserLimits
 
     return LLParserLimits(
@@ -64,18 +67,24 @@ def _limits() -> "LLParserLimits":
 
 
 class Grammars:
-    """Compiles grammars for the tokens of one model."""
+    """A compiler of grammars for the tokens of one model."""
 
     def __init__(
         self, tokenizer_json: Callable[[], str], vocab_size: int, eos_token_ids: Iterable[int]
     ) -> None:
-        """Take the size V of the logits; `tokenizer_json` is called on first use."""
+        """Create a compiler without loading the tokenizer.
+
+        Args:
+            tokenizer_json: returns the content of tokenizer.json; called on first use.
+            vocab_size: the size V of the logits.
+        """
         self.vocab_size = vocab_size
         self.eos_token_ids = tuple(sorted(eos_token_ids))
         self._tokenizer_json = tokenizer_json
 
     @cached_property
     def tokenizer(self) -> "LLTokenizer":
+        """The tokenizer in llguidance's form. Raises `ValueError` if it is not supported."""
         from llguidance import LLTokenizer
 
         eos = list(self.eos_token_ids)
@@ -83,13 +92,17 @@ class Grammars:
 
     @cached_property
     def ranks(self) -> tuple[TokenRanks, ...]:
-        """The orders in which tokens are tried to end a text."""
+        """The orders in which tokens are tried when a text has to be ended."""
         special, spelling = self.tokenizer.is_special_token, self.tokenizer.decode_bytes
         tokens = range(self.vocab_size)
         return token_ranks([b"" if special(token) else spelling([token]) for token in tokens])
 
     def compile(self, source: str) -> "Grammar":
-        """Return the grammar before its first token. Raises `RequestError` `invalid_grammar`."""
+        """Return a compiled grammar, before its first token.
+
+        Raises `RequestError` with the code `invalid_grammar` if it does not compile or matches no
+        text, and with `unsupported_parameter` if the model's tokenizer cannot be used.
+        """
         from llguidance import LLMatcher
 
         try:
@@ -99,7 +112,7 @@ class Grammars:
             raise RequestError(reason, "unsupported_parameter") from error
         matcher = LLMatcher(tokenizer, source, log_level=0, limits=_limits())
         if matcher.is_error():
-            raise RequestError(_shortened(matcher.get_error()), "invalid_grammar")
+            raise RequestError(_shorten(matcher.get_error()), "invalid_grammar")
         matcher.compute_bitmask()
         if matcher.is_error():
             raise RequestError("The grammar matches no text.", "invalid_grammar")
@@ -107,10 +120,10 @@ class Grammars:
 
 
 class Grammar:
-    """A grammar after the tokens of one answer.
+    """A grammar in the state after the tokens of one answer.
 
-    Drafted tokens are tried in a `trial`, which cannot change the answer: if a trial breaks a bound
-    of the parser, the state is built anew from the answer's tokens.
+    Drafted tokens are tried in a `trial`, which cannot affect the answer: if a trial exceeds a
+    limit of the parser, the state is computed again from the tokens of the answer.
     """
 
     def __init__(self, grammars: Grammars, start: "LLMatcher") -> None:
@@ -121,7 +134,7 @@ class Grammar:
         self._num_tried = 0
 
     def copy(self) -> "Grammar":
-        """Return the same grammar before the first token."""
+        """Return a copy of the grammar in the state before the first token."""
         return Grammar(self.grammars, self._start)
 
     def is_complete(self) -> bool:
@@ -133,13 +146,19 @@ class Grammar:
         return self._matcher.is_accepting() and not self._matcher.is_error()
 
     def consume(self, token: int) -> None:
-        """Take the answer's next token. Raises `RequestError` if a bound of the parser breaks."""
+        """Consume the answer's next token.
+
+        Raises `RequestError` if a limit of the parser is exceeded.
+        """
         self._matcher.consume_token(token)
         self._tokens.append(token)
         self._raise_error()
 
     def allowed(self) -> Mask:
-        """Return the tokens that may come next, end-of-sequence too. Raises `RequestError`."""
+        """Return the mask of tokens that may come next, end-of-sequence tokens included.
+
+        Raises `RequestError` if a limit of the parser is exceeded.
+        """
         mask = self.mask()
         self._raise_error()
         assert mask is not None
@@ -147,7 +166,10 @@ class Grammar:
 
     @contextmanager
     def trial(self, path: Sequence[int] = ()) -> Iterator[bool]:
-        """Follow a path until the end of the block, and yield True if it matches. May be nested."""
+        """Consume a path until the end of the block, and yield True if it matches.
+
+        Trials can be nested.
+        """
         before = self._num_tried
         try:
             yield self.attempt(path)
@@ -160,15 +182,18 @@ class Grammar:
                 self._matcher.consume_tokens(self._tokens)
 
     def attempt(self, path: Sequence[int]) -> bool:
-        """Inside a trial, follow a path as far as it matches. Return True if all of it does."""
+        """Inside a trial, consume a path as far as it matches. Return True if all of it does."""
         taken = self._matcher.try_consume_tokens(list(path)) if path else 0
         self._num_tried += taken
         return taken == len(path) and not self._matcher.is_error()
 
     def mask(self) -> Mask | None:
-        """Return the tokens that may come next; None if nothing may, or a bound is broken."""
+        """Return the mask of tokens that may come next.
+
+        Return None if no token may follow, or if a limit of the parser is exceeded.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_stopped():  # an error too
+        if self._matcher.is_stopped():  # also after an error
             return None
         return np.unpackbits(bits, count=self.grammars.vocab_size, bitorder="little").view(np.bool_)
 
@@ -177,14 +202,15 @@ class Grammar:
         return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
 
     def matches(self, path: Sequence[int]) -> bool:
-        """Return True if a path may follow, however it is cut into tokens."""
+        """Return True if a path may follow, whether or not the tokenizer would split it so."""
         return self._matcher.validate_tokens(list(path)) == len(path)
 
     def _raise_error(self) -> None:
         if self._matcher.is_error():
-            reason = _shortened(self._matcher.get_error())
+            reason = _shorten(self._matcher.get_error())
             raise RequestError(f"The grammar cannot be followed: {reason}", "invalid_grammar")
 
 
-def _shortened(reason: str) -> str:
-    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
+def _shorten(reason: str) -> str:
+    is_short = len(reason) <= MAX_REASON_CHARACTERS
+    return reason if is_short else f"{reason[:MAX_REASON_CHARACTERS]}..."

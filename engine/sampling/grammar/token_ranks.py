@@ -1,8 +1,8 @@
-"""The order in which tokens are tried to bring a text to its end.
+"""The order in which tokens are tried when a text has to be ended soon.
 
-It is a guess by spelling alone. Closing brackets and quotes end what is open, separators lead to
-the next thing that is required, and what opens something makes a text longer. Inside a quoted text
-brackets end nothing.
+The order is a heuristic that looks only at the spelling of a token. Closing brackets and quotes end
+an open structure, separators lead to the next required part, and opening brackets make a text
+longer. Inside a quoted string, brackets end nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ _SEPARATORS = frozenset(b",: ")
 _STRUCTURE = _BRACKETS | _QUOTES | _SEPARATORS
 _TERMINATORS = frozenset(b".!?;\n ")
 
-LAST = 99
+LAST_RANK = 99
 
 
 class TokenRanks:
-    """A preference among the tokens of a vocabulary.
+    """An order of the tokens of a vocabulary.
 
     Args:
-        spellings: the bytes of each token, empty for special ones. Those come first: a grammar
-            allows them only where it names them.
-        plain: the rank of a token that ends nothing, by its spelling; lower goes first.
-        eager: whether a token that ends something and goes on to the next is better than one that
-            only ends it. It is where something has to follow.
+        spellings: the bytes of each token; empty for special tokens. These go first, since a
+            grammar allows them only where it names them.
+        plain: returns the rank of a token that ends nothing, by its spelling; lower ranks go first.
+        eager: whether tokens that end something and also begin the next part go before tokens that
+            only end something. This is better where something has to follow.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class TokenRanks:
         )
 
     def best(self, mask: NDArray[np.bool_]) -> int:
-        """Return the preferred token of a mask [V]."""
+        """Return the token of a mask [V] that is first in the order."""
         in_text = (mask & self._brackets).any() and (mask & self._letters).any()
         order = self._inside if in_text else self._outside
         return int(order[mask[order].argmax()])
 
 
 def token_ranks(spellings: Sequence[bytes]) -> tuple[TokenRanks, ...]:
-    """Return several preferences: where one never finds the end, another may."""
+    """Return several orders: where one of them never reaches the end, another one may."""
     kinds = ((_terminators, False), (_longest, True), (_shortest, True))
     return tuple(TokenRanks(spellings, plain, eager) for plain, eager in kinds)
 
@@ -61,7 +61,7 @@ def _rank(
     eager: bool,
     spelling: bytes,
 ) -> tuple[int, int]:
-    """Return the rank of a token; one that begins with a byte of `ends` ends something."""
+    """Return the rank of a token. A token that begins with a byte of `ends` ends something."""
     if not spelling:
         return 0, 0
     characters = frozenset(spelling)
@@ -69,24 +69,27 @@ def _rank(
         return 1, -len(spelling)
     if spelling in _EMPTY:
         return 2, 0
-    if spelling == b'"':  # opens a text: shorter than a number or a word, or longer
-        return (LAST, 0) if plain is _shortest else (3, 0)
+    if spelling == b'"':  # an opening quote: a string may be shorter than a number, or longer
+        return (LAST_RANK, 0) if plain is _shortest else (3, 0)
     if characters <= _STRUCTURE and spelling[0] in _SEPARATORS and spelling.strip():
         return 4, -len(spelling)
     return plain(spelling)
 
 
 def _terminators(spelling: bytes) -> tuple[int, int]:
+    """Rank tokens of sentence ends first, then as `_longest`."""
     if frozenset(spelling) <= _TERMINATORS and spelling.strip():
         return 5, -len(spelling)
     return _longest(spelling)
 
 
 def _longest(spelling: bytes) -> tuple[int, int]:
+    """Rank a zero first, then long words and numbers before short ones, then other tokens."""
     if spelling == b"0":
         return 6, 0
-    return (7, -len(spelling)) if spelling.isalnum() else (LAST, len(spelling))
+    return (7, -len(spelling)) if spelling.isalnum() else (LAST_RANK, len(spelling))
 
 
 def _shortest(spelling: bytes) -> tuple[int, int]:
+    """Rank words before other tokens, and short ones before long ones."""
     return (7, len(spelling)) if spelling.isalpha() else (8, len(spelling))

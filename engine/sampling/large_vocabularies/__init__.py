@@ -1,1 +1,1 @@
-"""Choosing a token without looking at all of a large vocabulary, for the host's time alone."""
+"""Choosing a token without searching all of a large vocabulary, to save time on the host."""

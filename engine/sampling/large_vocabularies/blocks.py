@@ -1,9 +1,11 @@
-"""The best values of long rows, found by way of the best value of each block.
+"""The best values of long rows, found by means of the best value of each block.
 
-Looking through a whole vocabulary for a few tokens costs more than everything else that a choice
-takes. The n best values of a row lie in the n blocks whose own best values are the highest, so only
-these blocks are sorted. M rows of a matrix, R rows of interest, V values a row in whole blocks, N
-blocks.
+Sorting a whole vocabulary to find a few tokens takes longer than everything else in choosing a
+token. The n best values of a row are in the n blocks with the highest best values, so only these
+blocks are searched.
+
+In shapes, M is the number of rows of a matrix, R the number of selected rows, V the number of
+values per row, padded to whole blocks, and N the number of blocks per row.
 """
 
 from collections.abc import Sequence
@@ -13,25 +15,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 64  # values
+BLOCK = 64  # values per block
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a matrix [M, V], and the best value of each of their blocks.
+    """Selected rows of a matrix [M, V], with the best value of each of their blocks.
 
-    float16 and bfloat16 values stay as they are until they are looked at. All results have the type
-    of `best`.
+    float16 and bfloat16 values are converted only when they are read. All results have the type of
+    `best`.
     """
 
     values: Tensor  # [M, V]
-    where: Tensor  # [R] int64: which rows
+    where: Tensor  # [R] int64: numbers of the selected rows
     best: Tensor  # [R, N] float32 or float64
-    size: int  # values of a row before it was lengthened to whole blocks
+    size: int  # values per row without padding
 
     @classmethod
     def of(cls, rows: Tensor) -> "Rows":
-        """Return all rows of a tensor [R, any size]."""
+        """Return the selection of all rows of a tensor [R, any size]."""
         return Matrix(rows).rows(range(len(rows)))
 
     def __len__(self) -> int:
@@ -39,36 +41,36 @@ class Rows:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of a row."""
+        """The number of blocks per row."""
         return self.best.shape[-1]
 
     def only(self, rows: Tensor) -> "Rows":
-        """Return the rows selected by a boolean mask [R] or by their numbers."""
+        """Return the rows selected by a boolean mask [R] or by their numbers among the R rows."""
         return replace(self, where=self.where[rows], best=self.best[rows])
 
     def whole(self) -> Tensor:
-        """Return a copy of the rows [R, V]."""
+        """Return a copy of the selected rows, [R, V]."""
         return self.values[self.where].to(self.best.dtype)
 
     def every(self, step: int) -> Tensor:
-        """Return each row's blocks 0, step, 2 step, ...: [R, n, BLOCK]."""
+        """Return blocks 0, step, 2 step, ... of each selected row, [R, n, BLOCK]."""
         some = self.values.view(len(self.values), -1, BLOCK)[:, ::step]
         return some[self.where].to(self.best.dtype)
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return single values; `rows` are numbers among the R rows."""
+        """Return single values of the selected rows; `rows` are numbers among the R rows."""
         return self.values[self.where[rows], columns].to(self.best.dtype)
 
 
 class Matrix:
-    """A matrix of which some rows are looked at, one after another.
+    """A matrix from which rows are selected, mostly in ascending order.
 
-    The best values of a row's blocks are computed once. Rows are asked for in ascending order, more
-    or less: all rows up to the last one asked for are computed.
+    The best values of each block are computed once: selecting a row computes them for all rows up
+    to that one.
     """
 
     def __init__(self, rows: Tensor) -> None:
-        """Take rows [M, any size], which are lengthened to whole blocks by minus infinity."""
+        """Take rows [M, any size], which are padded to whole blocks with minus infinity."""
         self.size = rows.shape[-1]
         self.values = whole_blocks(rows)
         shape = len(rows), self.values.shape[-1] // BLOCK
@@ -77,7 +79,7 @@ class Matrix:
         self._num_computed = 0
 
     def rows(self, where: Sequence[int]) -> Rows:
-        """Return the rows of these numbers, at least one."""
+        """Return a selection of rows, given by at least one row number."""
         last = max(where) + 1
         if last > self._num_computed:
             part = slice(self._num_computed, last)
@@ -89,15 +91,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Selection:
-    """Some blocks of each row, side by side in their old order."""
+    """Some blocks of each row, in their original order."""
 
     values: Tensor  # [R, n * BLOCK]
-    ids: Tensor  # [R, n * BLOCK] int64: the place of each value in its row
-    rest: Tensor  # [R, 1] the best value outside of the selection; minus infinity if there is none
+    ids: Tensor  # [R, n * BLOCK] int64: the index of each value in its row
+    rest: Tensor  # [R, 1] the best value of the other blocks; minus infinity without any
 
 
 def whole_blocks(rows: Tensor) -> Tensor:
-    """Return rows lengthened to whole blocks by minus infinity; the same tensor if they are."""
+    """Return rows padded to whole blocks with minus infinity; `rows` itself if they are whole."""
     missing = -rows.shape[-1] % BLOCK
     return F.pad(rows, (0, missing), value=-torch.inf) if missing else rows
 
@@ -107,21 +109,24 @@ def best_of_blocks(rows: Tensor) -> Tensor:
     return rows.view(len(rows), -1, BLOCK).amax(-1)
 
 
-def first_best(rows: Rows) -> Tensor:
-    """Return the place [R] of each row's best value, the first of several: a faster `argmax`."""
+def argmax_of_rows(rows: Rows) -> Tensor:
+    """Return the index [R] of each row's best value, the first if there are several.
+
+    This is faster than `argmax`, since it searches one block of each row.
+    """
     block = rows.best.argmax(-1)
     inside = rows.values.view(len(rows.values), -1, BLOCK)[rows.where, block]
     return block * BLOCK + inside.argmax(-1)
 
 
 def best_blocks(rows: Rows, count: int) -> Selection:
-    """Return the `count` blocks of each row, of more than that, whose best values are the highest.
+    """Return the `count` blocks of each row with the highest best values.
 
-    Every value above `rest` is in the selection.
+    Every value above `rest` of the result is selected. Rows must have more than `count` blocks.
     """
     highest = rows.best.topk(count + 1)
     blocks = highest.indices[:, :-1].sort(-1).values
-    # One copy of whole blocks: a gather goes value by value.
+    # This copies whole blocks; `gather` would copy single values.
     places = blocks + rows.where[:, None] * rows.num_blocks
     values = rows.values.reshape(-1, BLOCK).index_select(0, places.flatten())
     ids = blocks[..., None] * BLOCK + torch.arange(BLOCK, device=values.device)
@@ -130,7 +135,7 @@ def best_blocks(rows: Rows, count: int) -> Selection:
 
 
 def all_blocks(rows: Rows) -> Selection:
-    """Return all blocks of each row."""
+    """Return a selection of all blocks of each row."""
     values = rows.whole()
     ids = torch.arange(values.shape[-1], device=values.device).expand(len(rows), -1)
     return Selection(values, ids, torch.full_like(values[:, :1], -torch.inf))

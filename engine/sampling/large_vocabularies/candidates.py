@@ -1,15 +1,16 @@
-"""The tokens of a row that can win a choice: few, found without looking at the others.
+"""Candidates: the few tokens of a row that can be chosen, found without searching all tokens.
 
-A choice is the argmax of log-probabilities plus noise (`engine/sampling/choose.py`). The tokens
-left out here cannot be that argmax, so the choice among the candidates is the choice among all:
+The chosen token is the argmax of log-probabilities plus noise (`engine/sampling/choose.py`). Tokens
+that are left out here cannot be that argmax, so the argmax of the candidates is that of all tokens:
 
-- Where top-k, top-p or min-p cut the row, only the tokens that they keep can win. The bound that
-  they set is computed from a row's best blocks, and taken only if it is provably that of the whole
-  row. If it is not, more blocks are looked at, in the end all.
-- Where nothing is cut, a few blocks are looked at first. Their best noisy value is a bound that the
-  best token of any other block reaches only with enough noise, and such noise is rare.
+- With top-k, top-p or min-p, only the tokens that these keep can be chosen. The lowest value that
+  they keep is computed from a row's best blocks, and used only if it is provably that of the whole
+  row. Otherwise more blocks are searched, and finally all of them.
+- Without these, a few blocks are searched first. A token of another block needs a certain amount of
+  noise to exceed the best noisy value found there, and so much noise is rare.
 
-R rows, V tokens in whole blocks, N blocks (`blocks.py`).
+In shapes, R is the number of rows, V the number of tokens, padded to whole blocks, and N the number
+of blocks (`blocks.py`).
 """
 
 from dataclasses import dataclass, replace
@@ -27,18 +28,18 @@ from engine.sampling.large_vocabularies.blocks import (
     best_blocks,
 )
 from engine.sampling.large_vocabularies.rare_noise import find_rare
-from engine.sampling.noise import gumbel_of, uniform
+from engine.sampling.noise import gumbel_from_uniform, uniform
 
-PROBED = 8  # blocks whose noise is drawn first: their best bounds what the others need
-# Best tokens, and blocks, looked at before the whole row is sorted.
-SELECTED = (64, truncation.NUCLEUS)
-FEWER = 4  # a selection must be that many times smaller than the row to pay
-ROUNDING = 1e-5  # relative, of sums of exponentials in float32
+PROBED_BLOCKS = 8  # blocks searched first; their best noisy value bounds the noise others need
+# How many best blocks, and tokens of them, are tried before the whole row is sorted.
+SELECTION_SIZES = (64, truncation.MAX_NUCLEUS)
+MIN_REDUCTION = 4  # a selection less than this many times smaller than the row saves no time
+ROUNDING = 1e-5  # relative error of sums of exponentials in float32
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Tokens of several rows, one entry each; those of a row in ascending order."""
+    """Candidates of several rows, one entry per token; tokens of a row are in ascending order."""
 
     rows: Tensor  # int64
     tokens: Tensor  # int64
@@ -46,20 +47,22 @@ class Candidates:
 
     def noisy(self, streams: Tensor) -> Tensor:
         """Return the values plus the noise of each row's stream, float64."""
-        return gumbel_of(uniform(streams[self.rows], self.tokens)).add_(self.values)
+        return gumbel_from_uniform(uniform(streams[self.rows], self.tokens)).add_(self.values)
 
 
 def find_candidates(logits: Rows, params: SamplingParams, streams: Tensor) -> Candidates:
-    """Return the tokens of each row that can win, given the noise of its stream."""
+    """Return the tokens of each row that can be chosen, given the noise stream of each row, [R]."""
     rows = _ScaledRows.of(logits, params.temperature)
-    return _kept(rows, params) if truncation.is_truncated(params) else _within_reach(rows, streams)
+    if truncation.is_truncated(params):
+        return _candidates_above_floor(rows, params)
+    return _candidates_by_noise(rows, streams)
 
 
 @dataclass(frozen=True)
 class _ScaledRows:
-    """Rows whose values are (logit - the row's best) / temperature.
+    """Rows whose values are (logit - the row's best logit) / temperature.
 
-    These are the log-probabilities but for a constant of each row, on which no choice depends.
+    They are log-probabilities up to a constant of each row, which does not change the argmax.
     """
 
     logits: Rows
@@ -73,8 +76,8 @@ class _ScaledRows:
         return cls(logits, top, (logits.best - top).div_(temperature), temperature)
 
     def select(self, count: int) -> Selection:
-        """Return the `count` best blocks of each row, or all of a row that has few more."""
-        if self.logits.num_blocks < FEWER * count:
+        """Return the `count` best blocks of each row, or all blocks if that saves no time."""
+        if self.logits.num_blocks < MIN_REDUCTION * count:
             return self.all()
         return self._scale(best_blocks(self.logits, count))
 
@@ -98,20 +101,20 @@ class _ScaledRows:
         return replace(selection, rest=(selection.rest - self.top).div_(self.temperature))
 
 
-def _within_reach(rows: _ScaledRows, streams: Tensor) -> Candidates:
-    """Return the tokens of each row that the noise may lift to the row's best."""
-    probed = rows.select(PROBED)
-    noisy = gumbel_of(uniform(streams[:, None], probed.ids)).add_(probed.values)
+def _candidates_by_noise(rows: _ScaledRows, streams: Tensor) -> Candidates:
+    """Return the tokens of each row whose value plus noise may be the best one of the row."""
+    probed = rows.select(PROBED_BLOCKS)
+    noisy = gumbel_from_uniform(uniform(streams[:, None], probed.ids)).add_(probed.values)
     needed = noisy.amax(-1, keepdim=True) - rows.best
     found, tokens = find_rare(streams, rows.logits.num_blocks * BLOCK, needed)
     return Candidates(found, tokens, rows.at(found, tokens))
 
 
-def _kept(rows: _ScaledRows, params: SamplingParams) -> Candidates:
-    """Return the tokens that min-p, top-k and top-p keep: those at or above `floor`."""
+def _candidates_above_floor(rows: _ScaledRows, params: SamplingParams) -> Candidates:
+    """Return the tokens that min-p, top-k and top-p keep: those not below `truncation_floor`."""
     found: list[Candidates] = []
     numbers = torch.arange(len(rows.logits), device=rows.best.device)
-    for count in (count for count in SELECTED if count > params.top_k):
+    for count in (count for count in SELECTION_SIZES if count > params.top_k):
         selection = rows.select(count)
         lowest, is_exact = _floor_in_selection(selection, rows.best, params, count)
         found.append(_at_least(selection, lowest.masked_fill(~is_exact, torch.inf), numbers))
@@ -121,7 +124,7 @@ def _kept(rows: _ScaledRows, params: SamplingParams) -> Candidates:
         rows, numbers = rows.only(left), numbers[left]
     else:
         selection = rows.all()
-        lowest = truncation.floor(selection.values, params)
+        lowest = truncation.truncation_floor(selection.values, params)
         found.append(_at_least(selection, lowest, numbers))
     if len(found) == 1:
         return found[0]
@@ -133,7 +136,10 @@ def _kept(rows: _ScaledRows, params: SamplingParams) -> Candidates:
 
 
 def _at_least(selection: Selection, lowest: Tensor, numbers: Tensor) -> Candidates:
-    """Return the selected tokens with values of at least `lowest` [R, 1]."""
+    """Return the selected tokens with values of at least `lowest` [R, 1].
+
+    `numbers` [R] are the numbers of the rows that the result names.
+    """
     row, column = (selection.values >= lowest).nonzero(as_tuple=True)
     return Candidates(numbers[row], selection.ids[row, column], selection.values[row, column])
 
@@ -141,33 +147,38 @@ def _at_least(selection: Selection, lowest: Tensor, numbers: Tensor) -> Candidat
 def _floor_in_selection(
     selection: Selection, best: Tensor, params: SamplingParams, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Return `floor` [R, 1] as the selected best blocks of rows have it, and whether it is exact.
+    """Return `truncation_floor` [R, 1] computed from the selected blocks, and whether it is exact.
 
-    It is exact, [R, 1] bool, if it is that of the whole row: then every token above it is selected,
-    and it would be the same whatever the exponentials of the other tokens sum up to. `best` [R, N]
-    are the best values of all blocks.
+    It is exact, [R, 1] bool, if it equals that of the whole row. This holds if all tokens above it
+    are selected, and if the lowest and the highest possible sum of all exponentials give the same
+    floor.
+
+    Args:
+        selection: the best blocks of each row.
+        best: the best value of every block, [R, N].
+        count: how many of the best tokens to use for top-p.
     """
-    values, lowest = selection.values, truncation.counted_floor(selection.values, params)
-    is_counted = truncation.is_counted(params)
+    values, lowest = selection.values, truncation.min_p_top_k_floor(selection.values, params)
+    has_min_p_or_top_k = truncation.has_min_p_or_top_k(params)
     is_exact = lowest > selection.rest
     if params.top_p < 1:
-        if is_counted:
+        if has_min_p_or_top_k:
             values = values.masked_fill(values < lowest, -torch.inf)
         least = truncation.sum_of_exponentials(values)
-        most = least if is_counted else least + _most_outside(selection.rest, best)
+        most = least if has_min_p_or_top_k else least + _max_sum_outside(selection.rest, best)
         bounds = torch.cat([most * (1 + ROUNDING), least * (1 - ROUNDING)], -1)
         ranked = values.topk(min(count, values.shape[-1])).values
         mass = ranked.double().exp().cumsum(-1)
         needed = (params.top_p * bounds)[..., None]
         floors, is_short = truncation.nucleus_floor(ranked, mass, needed)
         lowest, higher = floors[:, :1], floors[:, 1:]
-        if not is_counted:
+        if not has_min_p_or_top_k:
             is_exact = lowest > selection.rest
         is_exact = is_exact & ~is_short[:, :1] & (lowest == higher)
-    return truncation.finite(lowest), is_exact
+    return truncation.make_finite(lowest), is_exact
 
 
-def _most_outside(rest: Tensor, best: Tensor) -> Tensor:
-    """Return what the exponentials of the blocks not selected sum up to at most, [R, 1]."""
+def _max_sum_outside(rest: Tensor, best: Tensor) -> Tensor:
+    """Return an upper bound [R, 1] of the sum of exponentials of all blocks not selected."""
     outside = best.clamp(min=truncation.NEGLIGIBLE).exp_().mul_(best <= rest)
     return outside.sum(-1, keepdim=True, dtype=torch.float64) * BLOCK

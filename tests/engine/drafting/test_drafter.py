@@ -1,4 +1,4 @@
-"""Drafts over many passes: drafted ahead, merged, asked for by name, forgotten, accounted for."""
+"""Drafts over many passes: drafting ahead, several drafts at once, choice by name, counts."""
 
 import math
 from collections.abc import Sequence as Seq
@@ -38,7 +38,7 @@ from tests.engine.sequence_makers import make_sequence
 
 
 class Fixed:
-    """A look-up that always proposes this chain."""
+    """A look-up that always proposes the same chain."""
 
     def __init__(self, name: str, *tokens: int) -> None:
         self.name = name
@@ -51,19 +51,21 @@ class Fixed:
         return DraftTree.chain(tokens, scores, self.name) if len(tokens) > 1 else None
 
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
-        """Nothing is learned."""
+        """Do nothing: this look-up learns nothing."""
 
     def release(self, sequence: Sequence) -> None:
         self.released.append(sequence)
 
 
 def looking_up(*lookups: Fixed, tuned: bool = False, **bounds: int) -> Drafting:
+    """Return the drafting of an engine that has only these look-ups."""
     own = {"depth": 8, "width": 1, "branch": 1, "budget": 16, **bounds}
-    policy = TreePolicy(Calibration(), PassTimes(64), tuned=tuned)
-    return Drafting(None, lookups, Bounds(**own), policy, ahead=True)
+    policy = TreePolicy(Calibration(), PassTimes(64), is_tuned=tuned)
+    return Drafting(None, lookups, Bounds(**own), policy, can_draft_ahead=True)
 
 
 def asking(method: str | None = None, max_rows: int | None = None, **params: Any) -> Sequence:
+    """Return a sequence whose request asks for a drafting method and a bound of rows."""
     speculation = Speculation(method, max_rows)
     return make_sequence([5, 6, 7], ignore_eos=True, speculation=speculation, **params)
 
@@ -74,7 +76,7 @@ def proposed(drafting: Drafting, sequence: Sequence, room: int = 99) -> DraftTre
 
 
 def emit(drafting: Drafting, sequence: Sequence, tree: DraftTree, *tokens: int) -> None:
-    """A pass: the target takes the rows of all these tokens but the last."""
+    """Commit a pass that emitted these tokens: accepted rows of the tree and a bonus token."""
     rows = [0]
     for token in tokens[:-1]:
         rows.append(tree.children(rows[-1])[token])
@@ -92,9 +94,7 @@ def emit(drafting: Drafting, sequence: Sequence, tree: DraftTree, *tokens: int) 
         ("no such method", set()),
     ],
 )
-def test_a_request_is_drafted_for_by_whom_it_asks_for(
-    method: str | None, sources: set[str]
-) -> None:
+def test_a_request_gets_the_drafts_that_it_names(method: str | None, sources: set[str]) -> None:
     drafting = looking_up(Fixed("a", 10, 11), Fixed("b", 20))
     tree = proposed(drafting, asking(method))
     assert set(tree.sources[1:]) == sources
@@ -106,10 +106,10 @@ def test_a_request_bounds_the_rows_of_its_trees(most: int | None) -> None:
     drafting = looking_up(Fixed("a", 10, 11, 12, 13, 14))
     sequence = asking(max_rows=most)
     assert len(proposed(drafting, sequence)) == (most or 6)
-    assert len(proposed(drafting, asking(), room=3)) == 3, "nor has the pass more room"
+    assert len(proposed(drafting, asking(), room=3)) == 3, "the pass has no more room"
 
 
-def test_more_rows_than_the_model_file_allows_are_not_to_be_had() -> None:
+def test_a_request_cannot_raise_the_bounds_of_the_model_file() -> None:
     drafting = looking_up(Fixed("a", 10, 11, 12, 13), budget=3)
     assert len(proposed(drafting, asking(max_rows=500))) == 3
 
@@ -123,7 +123,7 @@ def test_the_rest_of_an_accepted_tree_is_the_start_of_the_next() -> None:
     assert tree.sources == ("", "a", "a")
 
 
-def test_a_tree_that_the_answer_left_is_forgotten() -> None:
+def test_a_tree_that_the_answer_left_is_dropped() -> None:
     drafting, sequence = looking_up(Fixed("a", 10, 11, 12, 13)), asking()
     emit(drafting, sequence, proposed(drafting, sequence), 10, 99)
     assert not drafting._growths
@@ -131,25 +131,27 @@ def test_a_tree_that_the_answer_left_is_forgotten() -> None:
     assert proposed(drafting, sequence).tokens == (99,)
 
 
-def test_what_ended_is_forgotten_by_all() -> None:
+def test_a_released_sequence_is_forgotten_by_all_drafts() -> None:
     own = Fixed("a", 10)
     drafting, sequence = looking_up(own), asking()
     proposed(drafting, sequence)
     drafting.release(sequence)
     assert not drafting._growths and own.released == [sequence]
     drafting.reclaim()
-    assert drafting.ahead(1e9) is False, "nobody is left, and look-ups have nothing to do"
+    assert drafting.draft_ahead(1e9) is False, (
+        "no sequence is left, and look-ups do not draft ahead"
+    )
 
 
-def test_rows_are_counted_by_the_draft_they_came_from() -> None:
+def test_rows_are_counted_by_the_draft_that_proposed_them() -> None:
     drafting, sequence = looking_up(Fixed("a", 10, 11), Fixed("b", 10, 20, 21)), asking()
     tree = proposed(drafting, sequence)
     emit(drafting, sequence, tree, 10, 20, 99)
-    assert drafting.figures.drafted == {"a": 2, "b": 2}, "a shared row is of the first"
-    assert drafting.figures.accepted == {"a": 1, "b": 1}
+    assert drafting.stats.drafted == {"a": 2, "b": 2}, "a shared row counts for the first"
+    assert drafting.stats.accepted == {"a": 1, "b": 1}
 
 
-def test_each_draft_learns_what_its_own_guesses_were_worth() -> None:
+def test_each_draft_is_calibrated_by_its_own_rows() -> None:
     drafting = looking_up(Fixed("a", 10, 11), Fixed("b", 10, 20))
     for _ in range(200):
         sequence = asking()
@@ -157,35 +159,38 @@ def test_each_draft_learns_what_its_own_guesses_were_worth() -> None:
     rates = drafting.policy.calibration.hit_rates()
     assert rates == pytest.approx({"a": 0.5, "b": 1.0})
     tree = proposed(drafting, asking())
-    assert tree.tokens == (7, 10, 20, 11), "what proved right is trusted more"
+    assert tree.tokens == (7, 10, 20, 11), "a draft with a higher hit rate gets better scores"
 
 
-def test_what_was_never_reached_teaches_nothing() -> None:
+def test_rows_that_were_not_reached_are_not_counted() -> None:
     drafting, sequence = looking_up(Fixed("a", 10, 11, 12)), asking()
     emit(drafting, sequence, proposed(drafting, sequence), 99)
     assert sum(b.trials for b in drafting.policy.calibration._bins["a"]) == 1
 
 
 @pytest.mark.parametrize("room", [1, 99])
-def test_a_bare_root_that_could_have_had_rows_is_counted(room: int) -> None:
-    """Two tiles would take far longer than one; the root's tile is full of prompt rows."""
+def test_a_root_alone_is_counted_if_a_draft_was_possible(room: int) -> None:
+    """Two tiles take far longer than one, and prompt rows and the root fill one tile."""
     drafting = looking_up(Fixed("a", 10), tuned=True)
     for rows, seconds in ((64, 0.001), (128, 9.0)):
         drafting.policy.passes.observe(rows, seconds, 0.0)
     (tree,) = drafting.propose([asking()], [room], 63, 999)
-    assert len(tree) == 1 and drafting.figures.undrafted == int(room > 1)
+    assert len(tree) == 1 and drafting.stats.undrafted == int(room > 1)
     drafting.propose([asking(max_tokens=1)], [room], 63, 999)
-    assert drafting.figures.undrafted == int(room > 1), "behind its last token nothing can stand"
+    assert drafting.stats.undrafted == int(room > 1), "no draft is possible for a last token"
 
 
 class Watched:
-    """An engine whose draft is the target itself, drafting so far ahead; what it does is noted."""
+    """An engine with a request whose draft steps and trees are recorded.
+
+    It runs up to `ahead` draft steps ahead whenever it waits for a unit.
+    """
 
     def __init__(self, draft: DraftSpec, ahead: int, asked: Generate) -> None:
         self.engine = load(checkpoint("llama"), draft)
-        self.steps: list[list[Node]] = []  # nodes that the model ran, in all
-        self.trees: list[tuple[DraftTree, int]] = []  # and the steps made to propose each
-        self.roots: list[bool] = []  # whether the root of each had run before
+        self.steps: list[list[Node]] = []  # the nodes of each step before a pass
+        self.trees: list[tuple[DraftTree, int]] = []  # each with the steps run to propose it
+        self.roots: list[bool] = []  # for each tree whether its root was run before
         self._watch()
         if ahead:
             draft_ahead(self.engine, ahead)
@@ -211,7 +216,7 @@ class Watched:
         model.step, drafting.propose = stepping, proposing
 
     def finish(self) -> tuple[list[int], list[PassStats]]:
-        """Tokens and what each pass told."""
+        """Serve the request, and return its tokens and the statistics of each pass."""
         tokens: list[int] = []
         stats: list[PassStats] = []
         while self.engine.has_work():
@@ -231,23 +236,23 @@ def specexec(seed: int = 0, **changes: Any) -> DraftSpec:
 
 
 def never_pays(watched: Watched) -> None:
-    """As far as times tell, no draft step is worth its time."""
+    """Set and freeze times by which no draft step is worth its time."""
     policy: Any = watched.engine._drafting.policy
     policy.draft = StepTimes()
     policy.draft.observe(1, 9e9)
     policy.passes.observe(64, 1e-9, 0.0)
     policy.draft.observe = policy.passes.observe = lambda *_: None
-    policy.choose_ahead = lambda offered, seconds: offered
+    policy.choose_step_ahead = lambda candidates, seconds: candidates
 
 
 CHAIN: dict[str, Any] = {"depth": 3, "width": 1, "branch": 1, "budget": 4}
 
 
-def test_a_subtree_drafted_ahead_is_the_next_tree_and_costs_no_draft_step(
+def test_a_subtree_drafted_ahead_is_the_next_tree_without_a_draft_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The draft is the target: all rows are right, and the bonus token was drafted in the pass."""
-    monkeypatch.setattr("engine.drafting.drafter.LEAST_AHEAD", -math.inf)
+    """The draft is the target itself, so all rows are accepted and bonus tokens are drafted."""
+    monkeypatch.setattr("engine.drafting.drafter.MIN_AHEAD_SCORE", -math.inf)
     asked = request("r", prompt(9), max_tokens=30)
     watched = Watched(specexec(**CHAIN, tuned=True), ahead=3, asked=asked)
     watched.engine._drafting._lookups = []
@@ -260,13 +265,13 @@ def test_a_subtree_drafted_ahead_is_the_next_tree_and_costs_no_draft_step(
         (len(tree), cost, known)
         for (tree, cost), known in zip(others, watched.roots[1:], strict=True)
     ]
-    assert all(own == (4, 0, True) for own in inside[:-1]), "whole trees, at no cost"
+    assert all(own == (4, 0, True) for own in inside[:-1]), "whole trees without a step"
     assert stats[-2].accepted == 4
     ran = [id(node) for nodes in watched.steps for node in nodes]
     assert len(ran) == len(set(ran)), "no node is run twice"
 
 
-def test_drafting_ahead_saves_the_steps_before_the_pass() -> None:
+def test_drafting_ahead_saves_steps_before_the_pass() -> None:
     asked = request("r", prompt(9), max_tokens=40)
     costs = {}
     for ahead in (0, 3):
@@ -277,7 +282,7 @@ def test_drafting_ahead_saves_the_steps_before_the_pass() -> None:
     assert max(costs[3]) < 3
 
 
-def test_without_ahead_nothing_is_drafted_in_a_pass() -> None:
+def test_with_ahead_false_nothing_is_drafted_in_a_pass() -> None:
     asked = request("r", prompt(9), max_tokens=20)
     watched = Watched(specexec(ahead=False), ahead=3, asked=asked)
     _, stats = watched.finish()
@@ -285,8 +290,8 @@ def test_without_ahead_nothing_is_drafted_in_a_pass() -> None:
     assert all(own.ahead_ms == 0 for own in stats)
 
 
-def test_a_miss_forgets_what_was_drafted_ahead() -> None:
-    """Another model's guesses: hardly any bonus token was drafted."""
+def test_a_miss_drops_what_was_drafted_ahead() -> None:
+    """The draft is another model, so hardly any bonus token was drafted."""
     asked = request("r", prompt(9), max_tokens=20)
     watched = Watched(specexec(seed=9, **CHAIN), ahead=3, asked=asked)
     watched.engine._drafting._lookups = []
@@ -324,7 +329,7 @@ def test_a_request_chooses_its_draft_and_its_rows(
     assert found >= sources and (drafts or found <= sources)
 
 
-def test_a_pass_tells_what_was_drafted_and_accepted_by_whom() -> None:
+def test_a_pass_reports_drafted_and_accepted_rows_by_source() -> None:
     asked = request("r", [3, 4, 5, 6] * 6, max_tokens=20)
     watched = Watched(SUBSPEC, 2, asked)
     tokens, stats = watched.finish()
@@ -350,7 +355,7 @@ def test_a_prediction_joins_a_models_tree() -> None:
 
 
 @pytest.mark.parametrize("draft", [SUBSPEC, specexec()], ids=["subspec", "specexec"])
-def test_pages_drafted_ahead_are_given_back_when_others_need_them(draft: DraftSpec) -> None:
+def test_reclaim_frees_the_pages_that_were_drafted_ahead(draft: DraftSpec) -> None:
     engine = load(checkpoint("llama"), draft)
     draft_ahead(engine)
     engine.add(request("r", prompt(9), max_tokens=30))
@@ -366,23 +371,23 @@ def test_pages_drafted_ahead_are_given_back_when_others_need_them(draft: DraftSp
     check_idle(engine)
 
 
-def left_in_a_pass(engine: Engine) -> list[bool]:
-    """What drafting ahead said after all clients had left, in the middle of a pass."""
-    said: list[bool] = []
+def draft_ahead_after_aborts(engine: Engine) -> list[bool]:
+    """Return what `draft_ahead` returned after all requests were aborted within a pass."""
+    returned: list[bool] = []
 
     def leave(_: int) -> None:
-        if not said:
+        if not returned:
             engine.abort("a")
             engine.abort("b")
-            said.append(engine._drafting.ahead(1e9))
+            returned.append(engine._drafting.draft_ahead(1e9))
 
     hooks(engine).on_unit = leave
     engine.step()
     hooks(engine).on_unit = None
-    return said
+    return returned
 
 
-def test_clients_that_leave_are_not_drafted_for() -> None:
+def test_cancelled_requests_are_not_drafted_for() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     engine._drafting.policy.draft.observe(1, 1e-6)
     asked = [request(name, prompt(9, i), max_tokens=30) for i, name in enumerate("ab")]
@@ -390,14 +395,14 @@ def test_clients_that_leave_are_not_drafted_for() -> None:
         engine.add(message)
     engine.step()
     engine.step()
-    assert left_in_a_pass(engine) == [False]
+    assert draft_ahead_after_aborts(engine) == [False]
     assert engine.step() == [] and not engine.has_work()
     check_idle(engine)
     assert exact(run(engine, asked)) == exact(alone(load(checkpoint("llama"), PLAIN), asked))
 
 
-def test_the_draft_learns_of_its_own_first_guess_where_a_look_up_had_it_too() -> None:
-    """Otherwise its second guess would pass for the first, and tau would rise without reason."""
+def test_tau_follows_the_models_best_child_also_if_a_look_up_proposed_it() -> None:
+    """Otherwise its second-best child would count as the best, and tau would rise wrongly."""
     asked = request("r", prompt(9), max_tokens=30, seed=1, temperature=1.0)
     want = alone(load(checkpoint("llama"), PLAIN), [asked])[("r", 0)].ids
     watched = Watched(specexec(), 0, replace(asked, prediction=tuple(want)))

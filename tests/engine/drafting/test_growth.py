@@ -1,4 +1,4 @@
-"""Best-first growth against slow, plain definitions, on score tables in place of a model."""
+"""Best-first growth against slow definitions, with tables of scores in place of a model."""
 
 import math
 import random
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from engine.drafting.calibration import SUREST, Calibration
+from engine.drafting.calibration import MAX_PROBABILITY, Calibration
 from engine.drafting.growth import Growth, Node
 from engine.drafting.tree import DraftTree
 from tests.engine.books import check_growth
@@ -20,7 +20,7 @@ Path = tuple[int, ...]
 
 
 class Table:
-    """The children of every path: what a draft would say, drawn from a seed."""
+    """A stand-in for a draft model: the children of every path, drawn from a seed."""
 
     def __init__(self, seed: int, branch: int) -> None:
         self.seed = seed
@@ -28,18 +28,22 @@ class Table:
         self.steps: list[list[Path]] = []  # paths that were run, one list a step
 
     def children(self, path: Path) -> list[tuple[int, float]]:
-        """The best tokens behind a path with their log scores, best first."""
+        """Return the best tokens after a path and their log-probabilities, the best first."""
         generator = torch.Generator().manual_seed(hash((self.seed, *path)) % (1 << 62))
         logits = torch.randn(VOCAB, generator=generator, dtype=torch.float64) * 2
         scores, tokens = logits.log_softmax(0).topk(self.branch)
         return list(zip(tokens.tolist(), scores.tolist(), strict=True))
 
     def step(self, growth: Growth, width: int, depth: int, start: Path = ()) -> bool:
-        """One step of a draft; `start` are the tokens down to the root. Whether there was any."""
+        """Run one draft step. Return True if there were nodes to run.
+
+        Args:
+            start: the tokens from the table's first root down to the growth's root.
+        """
         nodes = growth.pop(width, depth, growth.floor)
         self.steps.append([tuple(growth.path(node)) for node in nodes])
         for node in nodes:
-            growth.run(node, len(growth.ran))
+            growth.mark_run(node, len(growth.ran))
             for token, score in self.children((*start, *growth.path(node))):
                 growth.add(node, token, score, score, "model")
         return bool(nodes)
@@ -61,7 +65,7 @@ def finished(growth: Growth, rows: int, depth: int) -> DraftTree:
 
 
 def paths(tree: DraftTree) -> dict[Path, float]:
-    """Tokens below the root -> score."""
+    """Return the scores of a tree's rows by the tokens below the root."""
     return {
         tuple(tree.tokens[r] for r in tree.path(row)[1:]): tree.scores[row]
         for row in range(len(tree))
@@ -69,7 +73,7 @@ def paths(tree: DraftTree) -> dict[Path, float]:
 
 
 def every_path(table: Table, depth: int) -> dict[Path, float]:
-    """The whole tree down to a depth: paths -> score."""
+    """Return the scores of all paths down to a depth."""
     found: dict[Path, float] = {(): 0.0}
     level: dict[Path, float] = {(): 0.0}
     for _ in range(depth):
@@ -96,7 +100,7 @@ def approximately(scored: dict[Path, float]) -> dict[Path, object]:
     branch=st.integers(1, 4),
     budget=st.integers(1, 60),
 )
-def test_wide_enough_steps_find_the_best_tree_there_is(
+def test_wide_enough_steps_find_the_best_tree(
     seed: int, depth: int, branch: int, budget: int
 ) -> None:
     table = Table(seed, branch)
@@ -113,10 +117,10 @@ def test_wide_enough_steps_find_the_best_tree_there_is(
     branch=st.integers(1, 4),
     budget=st.integers(2, 40),
 )
-def test_each_step_runs_the_best_that_were_not_run(
+def test_each_step_runs_the_best_nodes_that_were_not_run(
     seed: int, depth: int, width: int, branch: int, budget: int
 ) -> None:
-    """SpecExec's algorithm, written down naively; budget only ends it early."""
+    """The expected nodes are found naively by SpecExec's algorithm; a budget may end it early."""
     table = Table(seed, branch)
     growth = table.grow(new_growth(budget), width, depth, steps=depth)
     known: dict[Path, float] = {(): 0.0}
@@ -130,7 +134,7 @@ def test_each_step_runs_the_best_that_were_not_run(
             for token, gain in table.children(path):
                 known[(*path, token)] = known[path] + gain
     assert paths(finished(growth, budget, depth)) == approximately(best(known, budget))
-    if len(table.steps) < depth:  # it ended early: nobody left could have entered
+    if len(table.steps) < depth:  # it ended early: no other path could enter the tree
         left = {p for p in known if p not in ran and len(p) < depth}
         assert not left & best(known, budget).keys()
 
@@ -141,56 +145,60 @@ def test_each_step_runs_the_best_that_were_not_run(
     rows=st.integers(0, 40),
     depth=st.integers(0, 5),
 )
-def test_a_tree_keeps_to_its_rows_and_levels(seed: int, budget: int, rows: int, depth: int) -> None:
+def test_a_tree_keeps_its_bounds_of_rows_and_levels(
+    seed: int, budget: int, rows: int, depth: int
+) -> None:
     growth = Table(seed, branch=3).grow(new_growth(budget), width=3, depth=5, steps=5)
-    tree = finished(growth, rows, depth)  # DraftTree itself refuses a child before its parent
+    tree = finished(
+        growth, rows, depth
+    )  # DraftTree itself refuses a child that precedes its parent
     assert tree.tokens[0] == 7 and tree.scores[0] == 0.0
     assert len(tree) <= max(rows, 1) and max(tree.depths) <= depth
     assert list(tree.scores) == sorted(tree.scores, reverse=True)
     assert tree.sources == ("", *("model",) * (len(tree) - 1))
 
 
-def look_up(chance: random.Random, growth: Growth) -> DraftTree:
-    """A random tree of another draft, on the growth's root."""
+def look_up(rng: random.Random, growth: Growth) -> DraftTree:
+    """Return a random tree of another draft with the growth's root."""
     tokens, parents, depths, scores = [growth.root.token], [-1], [0], [0.0]
-    for _ in range(chance.randrange(1, 12)):
-        parent, token = chance.randrange(len(tokens)), chance.randrange(VOCAB)
+    for _ in range(rng.randrange(1, 12)):
+        parent, token = rng.randrange(len(tokens)), rng.randrange(VOCAB)
         ends = parent > 0 and growth.sequence.is_terminal(tokens[parent])
-        ends = ends or growth.root.position + depths[parent] >= growth.last
+        ends = ends or growth.root.position + depths[parent] >= growth.last_position
         if not ends and (parent, token) not in zip(parents, tokens, strict=True):
             tokens.append(token)
             parents.append(parent)
             depths.append(depths[parent] + 1)
-            scores.append(scores[parent] - chance.choice([0.01, 0.5, 0.5, 3.0]))
+            scores.append(scores[parent] - rng.choice([0.01, 0.5, 0.5, 3.0]))
     sources = ("", *("lookup",) * (len(tokens) - 1))
     return DraftTree(tuple(tokens), tuple(parents), tuple(depths), tuple(scores), sources)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_happens_to_a_growth_its_sums_stay_right(seed: int) -> None:
-    """Steps, look-ups that raise scores, new roots; all counted anew by `check_growth`."""
-    chance = random.Random(seed)
-    table = Table(seed, branch=chance.choice([1, 3, 5]))
+def test_the_sums_of_a_growth_stay_right_after_any_operations(seed: int) -> None:
+    """The operations are steps, look-ups that raise scores, and new roots."""
+    rng = random.Random(seed)
+    table = Table(seed, branch=rng.choice([1, 3, 5]))
     sequence = make_sequence([5, 6, 7], max_tokens=30)
-    growth = Growth(sequence, budget=chance.choice([1, 2, 5, 20]))
+    growth = Growth(sequence, budget=rng.choice([1, 2, 5, 20]))
     start: Path = ()
     slots = 0
     for _ in range(40):
-        match chance.choice(["step", "ahead", "look up", "reroot"]):
+        match rng.choice(["step", "ahead", "look up", "reroot"]):
             case "step" | "ahead":
-                nodes = growth.pop(chance.randrange(1, 5), 6, chance.choice([-9.0, growth.floor]))
-                kept = nodes[: chance.randrange(len(nodes) + 1)]
+                nodes = growth.pop(rng.randrange(1, 5), 6, rng.choice([-9.0, growth.floor]))
+                kept = nodes[: rng.randrange(len(nodes) + 1)]
                 growth.put_back(nodes[len(kept) :])
                 for node in kept:
-                    growth.run(node, slots)
+                    growth.mark_run(node, slots)
                     slots += 1
                     for token, score in table.children((*start, *growth.path(node))):
                         growth.add(node, token, score, score, "model")
             case "look up":
-                growth.insert(look_up(chance, growth), Calibration())
+                growth.insert(look_up(rng, growth), Calibration())
             case "reroot":
                 nodes = growth.ranked(50, 3)
-                root = chance.choice(nodes)
+                root = rng.choice(nodes)
                 start = (*start, *growth.path(root))
                 sequence.tokens += growth.path(root)
                 before = {n.slot for n in growth.ran}
@@ -200,7 +208,7 @@ def test_whatever_happens_to_a_growth_its_sums_stay_right(seed: int) -> None:
         check_growth(growth)
 
 
-def test_a_new_root_frees_exactly_the_slots_that_are_not_below_it() -> None:
+def test_a_new_root_frees_exactly_the_slots_of_nodes_not_below_it() -> None:
     growth = Table(3, branch=3).grow(new_growth(100), width=4, depth=4, steps=4)
     nodes = {tuple(growth.path(node)): node for node in growth.ran}
     root = nodes[next(path for path in nodes if len(path) == 1)]
@@ -209,8 +217,8 @@ def test_a_new_root_frees_exactly_the_slots_that_are_not_below_it() -> None:
     assert {n.slot for n in growth.ran} == below
 
 
-def test_what_grew_below_a_new_root_is_the_start_of_the_next_tree() -> None:
-    """The same nodes, their scores counted from the new root, and the same frontier."""
+def test_the_branch_below_a_new_root_is_the_start_of_the_next_tree() -> None:
+    """Nodes and frontier stay, and scores count from the new root."""
     table = Table(5, branch=2)
     growth = table.grow(new_growth(1000), width=100, depth=3, steps=3)
     first = growth.ranked(2, 1)[1]
@@ -231,19 +239,19 @@ def test_a_node_too_deep_for_one_tree_is_run_for_the_next() -> None:
     assert len(growth.path(node)) == 1
 
 
-def test_popped_nodes_are_gone_until_they_are_put_back() -> None:
+def test_popped_nodes_are_off_the_frontier_until_put_back() -> None:
     growth = Table(2, branch=5).grow(new_growth(100), width=1, depth=9, steps=1)
     popped = growth.pop(3, 9)
     rest = growth.pop(9, 9)
     assert len(popped) == 3 and len(rest) == 2 and not growth.pop(1, 9)
     growth.put_back([*rest, *popped[::-1]])
-    assert growth.pop(9, 9) == [*popped, *rest], "best first again"
+    assert growth.pop(9, 9) == [*popped, *rest], "the best first again"
 
 
 def test_nothing_below_the_floor_is_run() -> None:
     growth = new_growth(3)
     (root,) = growth.pop(1, 9, growth.floor)
-    growth.run(root, 0)
+    growth.mark_run(root, 0)
     for token, score in ((3, -1.0), (4, -2.0), (5, -4.0)):
         growth.add(root, token, score, score, "model")
     assert growth.floor == -2.0
@@ -251,7 +259,7 @@ def test_nothing_below_the_floor_is_run() -> None:
     assert [node.token for node in growth.pop(9, 9)] == [5]
 
 
-def test_a_budget_of_one_row_is_the_roots_and_no_draft_is_run_for_it() -> None:
+def test_with_a_budget_of_one_row_no_node_is_run() -> None:
     growth = new_growth(1)
     assert growth.pop(9, 9, growth.floor) == []
     growth.insert(DraftTree.chain([7, 3], [0.0, -1.0], "lookup"), Calibration())
@@ -260,31 +268,31 @@ def test_a_budget_of_one_row_is_the_roots_and_no_draft_is_run_for_it() -> None:
 
 
 def chain(*steps: tuple[int, float], source: str = "lookup") -> DraftTree:
-    """A chain on token 7: (token, its log-probability behind the one before)."""
+    """Return a chain below token 7 of pairs (token, its log-probability after the one before)."""
     scores = [0.0]
     for _, gain in steps:
         scores.append(scores[-1] + gain)
     return DraftTree.chain([7, *(token for token, _ in steps)], scores, source)
 
 
-def test_a_look_up_raises_what_is_there_and_all_below_it() -> None:
+def test_a_look_up_raises_an_existing_node_and_all_below_it() -> None:
     growth = new_growth(10)
     growth.insert(chain((3, -2.0), (4, -1.0), source="a"), Calibration())
     growth.insert(chain((3, -0.5), source="b"), Calibration())
     growth.insert(chain((3, -1.5), (5, -0.1), source="c"), Calibration())
     tree = finished(growth, 10, 9)
     assert paths(tree) == approximately({(): 0, (3,): -0.5, (3, 5): -0.6, (3, 4): -1.5})
-    assert tree.sources == ("", "a", "c", "a"), "a row is of the draft that proposed it first"
+    assert tree.sources == ("", "a", "c", "a"), "the source is the draft that proposed a row first"
     (node,) = growth.root.children.values()
-    assert node.beliefs == approximately_by_source({"a": -2.0, "b": -0.5, "c": -1.5})
+    assert node.logprobs == approximately_by_source({"a": -2.0, "b": -0.5, "c": -1.5})
     check_growth(growth)
 
 
-def approximately_by_source(beliefs: dict[str, float]) -> dict[str, object]:
-    return {source: pytest.approx(belief) for source, belief in beliefs.items()}
+def approximately_by_source(logprobs: dict[str, float]) -> dict[str, object]:
+    return {source: pytest.approx(logprob) for source, logprob in logprobs.items()}
 
 
-def test_a_raised_node_goes_before_others_and_is_offered_once() -> None:
+def test_a_raised_node_is_popped_once_by_its_new_score() -> None:
     growth = new_growth(10)
     growth.insert(chain((3, -2.0)), Calibration())
     growth.insert(chain((4, -1.0)), Calibration())
@@ -292,7 +300,7 @@ def test_a_raised_node_goes_before_others_and_is_offered_once() -> None:
     assert [node.token for node in growth.pop(9, 9)] == [7, 3, 4]
 
 
-def test_a_raise_that_rounding_swallows_offers_no_node_twice() -> None:
+def test_a_raise_lost_to_rounding_adds_no_node_to_the_frontier_twice() -> None:
     growth = new_growth(10)
     child = growth.add(growth.root, 3, -0.5, -0.5, "a")
     growth.add(child, 4, -0.7, -0.7, "a")
@@ -303,40 +311,40 @@ def test_a_raise_that_rounding_swallows_offers_no_node_twice() -> None:
     check_growth(growth)
 
 
-def test_a_draft_runs_the_rows_of_look_ups_parents_first() -> None:
-    """They are all on the frontier at once."""
+def test_nodes_of_look_ups_are_popped_parents_first() -> None:
+    """All nodes of a look-up are on the frontier at once."""
     growth = new_growth(10)
     growth.insert(chain((3, -0.1), (4, -0.1), (5, -0.1)), Calibration())
     assert [node.token for node in growth.pop(9, 9)] == [7, 3, 4, 5]
 
 
-def test_beliefs_of_other_drafts_count_for_what_they_proved_to_be_worth() -> None:
+def test_inserted_scores_are_calibrated_by_source() -> None:
     calibration = Calibration()
     for _ in range(1000):
-        calibration.observe("liar", math.log(0.7), hit=False)
-        calibration.observe("modest", math.log(0.3), hit=True)
+        calibration.observe("overconfident", math.log(0.7), hit=False)
+        calibration.observe("underconfident", math.log(0.3), hit=True)
     growth = new_growth(10)
-    growth.insert(chain((3, math.log(0.7)), source="liar"), calibration)
-    growth.insert(chain((4, math.log(0.3)), source="modest"), calibration)
+    growth.insert(chain((3, math.log(0.7)), source="overconfident"), calibration)
+    growth.insert(chain((4, math.log(0.3)), source="underconfident"), calibration)
     tree = finished(growth, 10, 9)
     assert tree.tokens == (7, 4, 3)
     assert tree.scores[1] > math.log(0.9) and tree.scores[2] < math.log(0.05)
 
 
-def test_scores_fall_along_a_path_however_sure_a_draft_is() -> None:
+def test_scores_fall_along_a_path_even_of_certain_tokens() -> None:
     growth = new_growth(10)
     growth.insert(chain((3, 0.0), (4, 0.0), (5, 0.0)), Calibration())
     tree = finished(growth, 10, 9)
     assert tree.tokens == (7, 3, 4, 5)
-    assert tree.scores == pytest.approx([n * math.log(SUREST) for n in range(4)])
+    assert tree.scores == pytest.approx([n * math.log(MAX_PROBABILITY) for n in range(4)])
 
 
 def run_all(growth: Growth, children: dict[Path, Seq[int]]) -> list[Path]:
-    """Run whatever can be run; children as written down. Paths in the order they ran."""
+    """Run all nodes with these children by path, and return the paths in the order they ran."""
     ran: list[Path] = []
     while nodes := growth.pop(1, 100):
         path = tuple(growth.path(nodes[0]))
-        growth.run(nodes[0], len(ran))
+        growth.mark_run(nodes[0], len(ran))
         ran.append(path)
         for token in children.get(path, ()):
             growth.add(nodes[0], token, -0.1, -0.1, "model")
@@ -351,7 +359,7 @@ def run_all(growth: Growth, children: dict[Path, Seq[int]]) -> list[Path]:
         ({"ignore_eos": True, "stop_token_ids": (EOS,)}, False),
     ],
 )
-def test_what_ends_the_sequence_is_proposed_but_not_expanded(
+def test_a_token_that_ends_the_sequence_is_proposed_but_not_expanded(
     params: dict[str, Any], expanded: bool
 ) -> None:
     growth = new_growth(20, **params)
@@ -361,8 +369,8 @@ def test_what_ends_the_sequence_is_proposed_but_not_expanded(
     assert (EOS,) in found and ((EOS, 5) in found) is expanded
 
 
-def test_a_root_that_would_end_a_sequence_is_expanded_all_the_same() -> None:
-    """`min_tokens` or a choice: it was emitted and did not end it, or stands in the prompt."""
+def test_a_root_that_could_end_the_sequence_is_expanded() -> None:
+    """The token is in the prompt, or was emitted and did not end the sequence (`min_tokens`)."""
     growth = Growth(make_sequence([5, EOS]), 10)
     assert growth.pop(1, 9) == [growth.root]
     growth.reroot(growth.add(growth.root, EOS, -0.1, -0.1, "model"))
@@ -370,8 +378,8 @@ def test_a_root_that_would_end_a_sequence_is_expanded_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3])
-def test_no_level_is_drafted_that_could_not_be_emitted(left: int) -> None:
-    """The last token of an answer comes from the deepest row; also after a new root."""
+def test_no_level_is_drafted_that_cannot_be_emitted(left: int) -> None:
+    """The deepest row emits the last token of an answer, also after a new root."""
     growth = Table(1, branch=2).grow(new_growth(100, max_tokens=left + 1), width=9, depth=9)
     assert max(finished(growth, 100, 9).depths) == left
     if left > 1:
@@ -381,14 +389,14 @@ def test_no_level_is_drafted_that_could_not_be_emitted(left: int) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_no_row_stands_behind_the_ropes_border(left: int) -> None:
+def test_no_row_is_drafted_across_the_rope_border(left: int) -> None:
     limits = LIMITS.__class__(LIMITS.max_tokens, LIMITS.eos_token_ids, original_length=3 + left)
     growth = Table(2, branch=2).grow(new_growth(100, limits=limits), width=9, depth=4)
     assert max(finished(growth, 100, 9).depths) == left
     assert len(growth.ran) == left
 
 
-def test_what_was_emitted_is_followed_as_far_as_it_was_drafted() -> None:
+def test_emitted_tokens_are_followed_as_far_as_they_were_drafted() -> None:
     growth = new_growth(10)
     growth.insert(chain((3, -0.1), (4, -0.1)), Calibration())
 

@@ -1,4 +1,4 @@
-"""Methods are found by their file's name, and what the file states is all that is known of one."""
+"""Methods are found by their file's name, and the facts in the file decide how they are used."""
 
 import json
 import logging
@@ -33,11 +33,11 @@ from tests.engine.models import (
 )
 from tests.examples import added, example_in, write_files
 
-README = Path(__file__).parents[3] / "README.md"
+ROOT = Path(__file__).parents[3]
 EXAMPLE = "repeat"
 CARD = WhatIf(device_memory=1 << 30, link_gbps=0.001)
 
-# A draft of weights of its own, on the target's KV.
+# A draft with weights of its own, which uses the target's KV cache.
 HEADS = """
 from engine.drafting.method import DraftNeeds, MethodFacts
 from engine.drafting.tree import Bounds
@@ -45,7 +45,7 @@ from engine.drafting.tree import Bounds
 FACTS = MethodFacts(
     bounds=Bounds(depth=3, width=1, branch=1, budget=4),
     agreement=0.5,
-    costs_draft_time=True,
+    has_draft_steps=True,
     is_candidate=True,
     needs=lambda context: DraftNeeds(scratch_rows=context.bounds.budget, weight_bytes=5 << 20),
 )
@@ -54,32 +54,32 @@ FACTS = MethodFacts(
 
 @contextmanager
 def adding(folder: Path, name: str = EXAMPLE, text: str | None = None) -> Iterator[None]:
-    """Have a method's file, the docstring's example if not told otherwise, beside the others."""
+    """Add a method's file for the time of a block: `text`, or else the docstring's example."""
     text = example_in(methods.__doc__) if text is None else text
     write_files(folder, {f"engine/drafting/methods/{name}.py": text})
     with added(folder, methods):
         yield
 
 
-def surer() -> str:
-    """The example, if the target agreed with it nearly always."""
+def with_high_agreement() -> str:
+    """Return the example with facts that say the target agrees nearly always."""
     return example_in(methods.__doc__).replace("agreement=0.1", "agreement=0.9")
 
 
-def test_the_methods_are_the_files() -> None:
+def test_each_file_is_a_method() -> None:
     assert available() == ["ngram", "none", "prediction", "recycling", "specexec", "subspec"]
 
 
-def test_the_readme_points_to_the_example() -> None:
-    section = README.read_text().split("## Add a drafting method")[1].split("\n## ")[0]
-    assert "`engine/drafting/methods/__init__.py`" in section
+def test_extending_md_points_to_the_example() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert "| a drafting method | `engine/drafting/methods/` | docstring of that package |" in text
 
 
-def test_one_method_proposes_nothing_and_has_the_name_that_requests_use() -> None:
-    assert [name for name in available() if not facts_of(name).proposes] == [NO_DRAFT]
+def test_only_the_method_named_none_has_no_drafts() -> None:
+    assert [name for name in available() if not facts_of(name).has_drafts] == [NO_DRAFT]
 
 
-def test_what_is_stated_of_methods_is_read_without_torch() -> None:
+def test_the_facts_of_all_methods_are_read_without_torch() -> None:
     script = (
         "import sys, importlib, engine.drafting.methods as methods\n"
         "for name in methods.available():\n"
@@ -87,11 +87,11 @@ def test_what_is_stated_of_methods_is_read_without_torch() -> None:
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=README.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_the_example_serves_by_adding_its_file(tmp_path: Path) -> None:
+def test_the_example_serves_once_its_file_is_added(tmp_path: Path) -> None:
     asked = [request("g", prompt(8)), request("s", prompt(9), temperature=1.0, seed=1)]
     want = alone(load(checkpoint("llama"), PLAIN), asked)
     with adding(tmp_path):
@@ -108,7 +108,7 @@ def test_the_example_joins_the_trees_of_a_draft_model(tmp_path: Path) -> None:
     assert EXAMPLE in engine.info.draft_methods
 
 
-def test_the_example_is_checked_and_planned_as_the_others_are(
+def test_the_example_is_checked_and_planned_like_other_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -134,24 +134,24 @@ def test_the_example_is_checked_and_planned_as_the_others_are(
 
 def test_auto_considers_the_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mixture = model_spec(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram"))
-    with adding(tmp_path / "as it is"), caplog.at_level(logging.INFO, "engine.planning.choice"):
+    with adding(tmp_path / "unchanged"), caplog.at_level(logging.INFO, "engine.planning.choice"):
         assert candidates() == ["ngram", EXAMPLE, "subspec"]
         assert preview(mixture, CARD).scheme.method == "ngram"
     assert any(message.startswith(f"draft {EXAMPLE}:") for message in caplog.messages)
-    with adding(tmp_path / "surer", text=surer()):
+    with adding(tmp_path / "high agreement", text=with_high_agreement()):
         assert preview(mixture, CARD).scheme.method == EXAMPLE
         served = load(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram", slots=2))
     assert EXAMPLE in served.info.draft_methods
 
 
-def test_a_change_to_the_example_is_advised_where_it_helps_most(tmp_path: Path) -> None:
+def test_a_change_to_the_example_is_advised_if_it_helps_most(tmp_path: Path) -> None:
     spec = model_spec(checkpoint("mixtral"), PLAIN, stream=StreamSpec(tier="ram"))
-    with adding(tmp_path, text=surer()):
+    with adding(tmp_path, text=with_high_agreement()):
         gains = {gain.change: gain.factor for gain in preview(spec, CARD).gains}
     assert gains[f"draft.method: none -> {EXAMPLE}"] > gains["draft.method: none -> ngram"] > 1
 
 
-def test_what_a_new_draft_model_takes_is_planned(tmp_path: Path) -> None:
+def test_the_needs_of_a_new_draft_model_are_planned(tmp_path: Path) -> None:
     spec = model_spec(checkpoint("llama"), DraftSpec("heads", depth=2), stream=StreamSpec("ram"))
     with adding(tmp_path, "heads", HEADS):
         scheme = preview(spec, CARD).scheme

@@ -1,4 +1,4 @@
-"""The draft tree against slow, plain definitions."""
+"""The draft tree, against slow and simple definitions of its parts."""
 
 import random
 
@@ -11,7 +11,7 @@ from engine.drafting.tree import DraftTree
 
 @st.composite
 def trees(draw: st.DrawFn) -> DraftTree:
-    """Random trees whose scores fall along every path."""
+    """Draw random trees whose scores never rise along a path."""
     tokens, parents, depths, scores = [0], [-1], [0], [0.0]
     for _ in range(draw(st.integers(0, 24))):
         parent = draw(st.integers(0, len(tokens) - 1))
@@ -42,7 +42,7 @@ def test_a_chain_starts_with_the_last_emitted_token() -> None:
 
 
 @given(trees())
-def test_a_row_sees_its_ancestors_and_itself(tree: DraftTree) -> None:
+def test_a_row_attends_to_its_ancestors_and_itself(tree: DraftTree) -> None:
     mask = tree.mask()
     assert mask.dtype == torch.bool
     for row in range(len(tree)):
@@ -69,14 +69,14 @@ def test_children_are_found_by_their_token(tree: DraftTree) -> None:
         ((1, 2), (0, 0), (0, 1), "row 0"),
     ],
 )
-def test_what_is_no_tree_is_refused(
+def test_an_invalid_tree_is_refused(
     tokens: tuple[int, ...], parents: tuple[int, ...], depths: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(AssertionError, match=message):
         DraftTree(tokens, parents, depths, (0.0,) * len(tokens), ("",) * len(tokens))
 
 
-def test_a_tree_of_a_thousand_rows_masks_like_a_small_one() -> None:
+def test_the_mask_of_a_tree_of_a_thousand_rows_is_right() -> None:
     rng = random.Random(0)
     parents = (-1, *(rng.randrange(row) for row in range(1, 1024)))
     depths = [0]

@@ -1,4 +1,4 @@
-"""Rows of several sequences in one attention product: what each has alone."""
+"""Tests of padded attention: several sequences in one product give what each gives alone."""
 
 from collections.abc import Sequence
 from threading import Event
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch, attend
-from engine.model.padded import MOST_ROWS, pad
+from engine.model.padded import MAX_SEGMENT_ROWS, pad_segments
 from engine.model.segment import Segment
 from engine.streaming.cpu_link import CpuDevice
 
@@ -24,7 +24,7 @@ class Layer(nn.Module):
 def segment(
     first: int, slots: Tensor, start: int, scratch: int, count: int, *, chain: bool
 ) -> Segment:
-    """Rows that see a prefix and some of the scratch rows before them; a tree of one level."""
+    """Return rows that see a prefix and some scratch rows: a chain, or a tree of one level."""
     own = slots[: start + scratch + count]
     if chain:
         mask, positions = None, torch.arange(start, start + scratch + count)
@@ -32,25 +32,44 @@ def segment(
         mask = torch.rand(count, scratch + count) < 0.5
         mask[:, scratch:] = torch.eye(count, dtype=torch.bool)
         positions = torch.cat([torch.arange(start, start + scratch), torch.full((count,), start)])
-    return Segment(first, count, start, own, positions, mask, Event())
+    return Segment(
+        first=first,
+        count=count,
+        start=start,
+        slots=own,
+        positions=positions,
+        mask=mask,
+        cancelled=Event(),
+    )
 
 
 def segments(shapes: Sequence[tuple[int, int, int, bool]]) -> list[Segment]:
-    """(start, scratch, count, chain) of each sequence; slots of all differ."""
+    """Return segments of these shapes (start, scratch, count, chain), with distinct slots."""
     order = torch.randperm(1024)
     made: list[Segment] = []
     first = taken = 0
     for start, scratch, count, chain in shapes:
         slots = order[taken : taken + start + scratch + count]
-        made.append(segment(first, slots, start, scratch, count, chain=chain))
+        made.append(
+            segment(
+                first=first, slots=slots, start=start, scratch=scratch, count=count, chain=chain
+            )
+        )
         first, taken = first + count, taken + len(slots)
     return made
 
 
 def attended(rows: Sequence[Segment], inputs: Sequence[Tensor], window: int | None) -> Tensor:
-    """Attention of these segments in one batch, over a cache with a past: [1, T, H, D]."""
+    """Return the attention output [1, T, H, D] of one batch, over a cache of random values."""
     torch.manual_seed(1)
-    pool = PagePool(1, 16, KV_HEADS, DIM, torch.float32, CpuDevice())
+    pool = PagePool(
+        num_layers=1,
+        num_pages=16,
+        num_kv_heads=KV_HEADS,
+        head_dim=DIM,
+        dtype=torch.float32,
+        device=CpuDevice(),
+    )
     pool.write(0, torch.arange(1024), *(torch.randn(1024, KV_HEADS, DIM) for _ in range(2)))
     total = sum(own.count for own in rows)
     batch = Batch(pool, tuple(rows), range(rows[0].first, rows[0].first + total), strict=False)
@@ -72,7 +91,7 @@ def attended(rows: Sequence[Segment], inputs: Sequence[Tensor], window: int | No
         [(0, 0, 4, True), (0, 2, 3, False)],  # nothing stored yet
     ],
 )
-def test_each_sequence_sees_what_it_sees_alone(
+def test_a_padded_product_equals_separate_products(
     shapes: list[tuple[int, int, int, bool]], window: int | None
 ) -> None:
     torch.manual_seed(0)
@@ -88,11 +107,11 @@ def test_each_sequence_sees_what_it_sees_alone(
     "shapes",
     [
         [(20, 0, 4, True)],
-        [(20, 0, MOST_ROWS + 1, True), (20, 0, 4, True)],
+        [(20, 0, MAX_SEGMENT_ROWS + 1, True), (20, 0, 4, True)],
         [(400, 0, 1, True), (4, 0, 1, True), (4, 0, 1, True)],
     ],
 )
-def test_one_long_or_very_unequal_sequences_have_products_of_their_own(
+def test_single_long_or_very_unequal_sequences_are_not_padded(
     shapes: list[tuple[int, int, int, bool]],
 ) -> None:
-    assert pad(segments(shapes)) is None
+    assert pad_segments(segments(shapes)) is None

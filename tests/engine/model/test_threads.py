@@ -1,4 +1,4 @@
-"""A row's bits do not depend on its place in the tile, on any number of threads."""
+"""Tests that a row's result does not depend on its place in the tile, for any thread count."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 
 from engine.model.experts import apply_gate
-from engine.model.library import activations, build_on_meta
+from engine.model.library import build_on_meta, find_activations
 from engine.spec import TILE
 from tests.engine.checkpoints import FAMILIES, tiny_config, tiny_model
 from tests.engine.models import PLAIN, VOCAB, add_tokenizer, exact, load, prompt, request, run
@@ -21,11 +21,11 @@ Function = Callable[[Tensor], Tensor]
 
 THREADS = [1, 2, 3, 4, 6, 8]
 DTYPES = [torch.float32, torch.bfloat16]
-# Of an MLP: those of real models, and some that no vector block divides, one row of which may be
-# more than a piece.
+# Widths of an MLP: those of real models, and some that are no multiple of a vector block. One row
+# may be longer than a piece.
 WIDTHS = [1, 7, 33, 96, 511, 513, 896, 1400, 1537, 2880, 4864, 5001, 18944, 33333]
 
-# What else layers compute element by element or row by row, by the library's own modules.
+# Other functions that layers of transformers compute element by element or row by row.
 OTHERS: dict[str, Function] = {
     "rope": lambda x: torch.cat([x.float().cos(), x.float().sin()], dim=-1),
     "norm": lambda x: x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6),
@@ -44,8 +44,8 @@ def _threads() -> Iterator[None]:
 
 
 @cache
-def telling_values(function: Function, dtype: torch.dtype) -> Tensor:
-    """Return values for which the scalar function and the vector one differ, if there are any."""
+def differing_values(function: Function, dtype: torch.dtype) -> Tensor:
+    """Return values for which scalar and vector function differ; all values if none do."""
     torch.set_num_threads(1)
     if dtype == torch.bfloat16:
         bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
@@ -65,8 +65,8 @@ def tile_of_one_row(row: Tensor) -> Tensor:
     return row.expand(TILE, -1).contiguous()
 
 
-def number_of_moved_rows(function: Function, tile: Tensor) -> int:
-    """Return how many of the tile's rows, all equal, have another result than the first."""
+def number_of_differing_rows(function: Function, tile: Tensor) -> int:
+    """Return how many rows of a tile of equal rows have another result than the first row."""
     result = function(tile)
     return int((result != result[:1]).any(dim=-1).sum())
 
@@ -78,38 +78,36 @@ def strict_model(family: str, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_activation_does_not_depend_on_a_rows_place(family: str, dtype: torch.dtype) -> None:
-    of_model = activations(strict_model(family, dtype))
-    assert of_model or family == "gpt_oss"  # whose gate has a test of its own
+    of_model = find_activations(strict_model(family, dtype))
+    assert of_model or family == "gpt_oss"  # its gate has its own test
     for activation in of_model[:1]:
         plain = type(activation)()
-        values = telling_values(plain.forward, dtype)
+        values = differing_values(plain.forward, dtype)
         for width in WIDTHS:
             row = values[torch.arange(2 * width) % len(values)]
             tile = tile_of_one_row(row)
             for threads in THREADS:
                 torch.set_num_threads(threads)
-                # As a product of its own, and as the first half of a fused one.
+                # A separate tensor, and the first half of a fused product.
                 for part in (tile[:, :width].contiguous(), tile[:, :width]):
                     case = (width, threads, part.is_contiguous())
-                    assert number_of_moved_rows(activation, part) == 0, case
+                    assert number_of_differing_rows(activation, part) == 0, case
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
-def test_the_gate_of_an_expert_does_not_depend_on_a_rows_place(
-    family: str, dtype: torch.dtype
-) -> None:
+def test_an_experts_gate_does_not_depend_on_a_rows_place(family: str, dtype: torch.dtype) -> None:
     experts = strict_model(family, dtype).get_submodule("model.layers.0.mlp.experts")
     inner = torch.sigmoid if family == "gpt_oss" else F.silu
-    values = telling_values(inner, dtype)
+    values = differing_values(inner, dtype)
     if family == "gpt_oss":
         values = values / experts.alpha
     for width in WIDTHS:
         tile = tile_of_one_row(values[torch.arange(2 * width) % len(values)])
         for threads in THREADS:
             torch.set_num_threads(threads)
-            moved = number_of_moved_rows(lambda x: apply_gate(experts, x), tile)
-            assert moved == 0, (width, threads)
+            differing = number_of_differing_rows(lambda x: apply_gate(experts, x), tile)
+            assert differing == 0, (width, threads)
             whole = apply_gate(experts, tile)
             assert whole.shape == (TILE, width)
             assert torch.allclose(whole, experts._apply_gate(tile), rtol=1e-5)
@@ -117,7 +115,7 @@ def test_the_gate_of_an_expert_does_not_depend_on_a_rows_place(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_librarys_other_functions_do_not_depend_on_a_rows_place(
+def test_other_functions_of_layers_do_not_depend_on_a_rows_place(
     name: str, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -125,7 +123,7 @@ def test_the_librarys_other_functions_do_not_depend_on_a_rows_place(
         tile = tile_of_one_row((torch.randn(width, generator=generator) * 3).to(dtype))
         for threads in THREADS:
             torch.set_num_threads(threads)
-            assert number_of_moved_rows(OTHERS[name], tile) == 0, (width, threads)
+            assert number_of_differing_rows(OTHERS[name], tile) == 0, (width, threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -138,19 +136,19 @@ def test_a_product_does_not_depend_on_a_rows_place(
     tile = tile_of_one_row(torch.randn(inputs, generator=generator).to(dtype))
     for threads in THREADS:
         torch.set_num_threads(threads)
-        assert number_of_moved_rows(lambda x: F.linear(x, weight), tile) == 0, threads
+        assert number_of_differing_rows(lambda x: F.linear(x, weight), tile) == 0, threads
 
 
 def test_activations_keep_their_values() -> None:
-    activation, plain = activations(strict_model("llama", torch.float32))[0], F.silu
+    activation, plain = find_activations(strict_model("llama", torch.float32))[0], F.silu
     x = torch.randn(TILE, 4864, generator=torch.Generator().manual_seed(3))
-    for threads in (1, 2, 4):  # whose pieces have whole blocks anyway
+    for threads in (1, 2, 4):  # with these, PyTorch's own pieces consist of whole blocks
         torch.set_num_threads(threads)
         assert torch.equal(activation(x), plain(x))
     torch.set_num_threads(1)
     want = plain(x)
     torch.set_num_threads(3)
-    assert not torch.equal(plain(x), want)  # what torch does by itself
+    assert not torch.equal(plain(x), want)  # PyTorch without our pieces
     assert torch.equal(activation(x), want)
 
 
@@ -171,17 +169,17 @@ def wide_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def test_an_answer_beside_others_equals_the_same_alone_on_three_threads(tmp_path: Path) -> None:
+def test_on_three_threads_an_answer_does_not_depend_on_other_requests(tmp_path: Path) -> None:
     folder = wide_checkpoint(tmp_path)
     requests = [
         request(f"{n}", prompt(11 + 7 * n, n), max_tokens=12, logprobs=2, prompt_logprobs=1)
         for n in range(4)
     ]
     engine = load(folder, PLAIN)
-    torch.set_num_threads(3)  # after loading, which settles on a number of its own
+    torch.set_num_threads(3)  # after loading, which sets its own number
     together = exact(run(engine, requests))
     for own in requests:
-        # A new engine for each: nothing of the other requests is in the prefix cache.
+        # Each has a new engine, so that the prefix cache holds nothing of the other requests.
         engine = load(folder, PLAIN)
         torch.set_num_threads(3)
         assert exact(run(engine, [own])) == {(own.request_id, 0): together[own.request_id, 0]}

@@ -1,4 +1,4 @@
-"""A model planned from its config.json alone has the units that its checkpoint has."""
+"""A model that is planned from its config.json alone has the same units as its checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_
 
 
 def both(folder: Path, alone: Path, **target: Any) -> tuple[Any, Any]:
-    """The outline by the checkpoint, and by a copy of its config.json."""
+    """Return the outline of a checkpoint and the one of a copy of its config.json."""
     alone.mkdir()
     shutil.copy(folder / "config.json", alone)
     found = []
@@ -43,7 +43,7 @@ def test_every_familys_units_are_known_from_its_configuration(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_tied_head_is_a_unit_all_the_same(tied: bool, tmp_path: Path) -> None:
+def test_a_tied_head_is_a_unit_of_its_own(tied: bool, tmp_path: Path) -> None:
     save_tiny("llama", tmp_path / "whole", tied=tied)
     read, planned = both(tmp_path / "whole", tmp_path / "alone")
     assert planned.layouts == read.layouts
@@ -51,7 +51,7 @@ def test_a_tied_head_is_a_unit_all_the_same(tied: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
-def test_slices_of_experts_are_known_too(
+def test_slices_of_experts_are_known_from_the_configuration(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.planning.blueprint, "SLICE_BYTES", 1)
@@ -61,7 +61,7 @@ def test_slices_of_experts_are_known_too(
     assert planned.layouts == read.layouts and planned.layers == read.layers
 
 
-def test_what_is_stored_in_nf4_is_told_by_quantization_config(tmp_path: Path) -> None:
+def test_nf4_weights_are_known_from_the_quantization_config(tmp_path: Path) -> None:
     save_tiny("qwen2", tmp_path / "whole", layers=2, max_shard_size="1GB")
     quantize_checkpoint(tmp_path / "whole", nested=True)
     read, planned = both(tmp_path / "whole", tmp_path / "alone")
@@ -69,7 +69,7 @@ def test_what_is_stored_in_nf4_is_told_by_quantization_config(tmp_path: Path) ->
     assert any(field.name.endswith(".nf4") for field in planned.layouts[0].fields)
 
 
-def test_what_is_stored_in_mxfp4_is_planned_expanded(tmp_path: Path) -> None:
+def test_mxfp4_weights_are_planned_expanded(tmp_path: Path) -> None:
     mxfp4_checkpoint(tmp_path / "whole")
     read, planned = both(tmp_path / "whole", tmp_path / "alone")
     assert planned.layouts == read.layouts
@@ -95,7 +95,7 @@ def test_a_checkpoint_with_a_missing_shard_counts_as_not_there(tmp_path: Path) -
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}']
 )
-def test_a_corrupt_index_is_told(text: str, tmp_path: Path) -> None:
+def test_a_corrupt_index_is_refused_by_name(text: str, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text)
     with pytest.raises(ModelError, match=r"index\.json: corrupt.*Download it again"):
@@ -103,12 +103,12 @@ def test_a_corrupt_index_is_told(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [("/no/such/folder", "no such folder"), ("some/model", "not cached"), (".", "config.json")],
 )
-def test_a_model_without_a_configuration_is_told(
-    source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_without_a_configuration_is_refused(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         locate(source, None)

@@ -1,4 +1,4 @@
-"""Which method drafts where the file names none."""
+"""The choice of the drafting method."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -13,7 +13,7 @@ AUTO = ModelSpec("m", TargetSpec("m"))
 
 
 def scheme(method: str, speeds: dict[str, float]) -> Scheme:
-    """A scheme of this forecast; a method without one is refused."""
+    """Return a scheme with this forecast speed. Raises `ModelError` for a method without one."""
     if method not in speeds:
         raise ModelError(f"no {method}")
     forecast = SimpleNamespace(tokens_per_second=speeds[method], tokens_per_pass=1.0)
@@ -25,7 +25,10 @@ def scheme(method: str, speeds: dict[str, float]) -> Scheme:
     [
         ({"ngram": 1.0, "subspec": 2.0}, "subspec"),
         ({"ngram": 2.0, "subspec": 1.0}, "ngram"),
-        ({"ngram": 1.0, "subspec": 1.0}, "ngram"),  # it takes nothing of the device
+        (
+            {"ngram": 1.0, "subspec": 1.0},
+            "ngram",
+        ),  # of equal ones the first, which takes no device memory
         ({"ngram": 1.0}, "ngram"),
         ({"subspec": 1.0}, "subspec"),
         ({"ngram": 1.0, "recycling": 9.0}, "ngram"),  # not a candidate
@@ -44,6 +47,6 @@ def test_a_named_method_is_the_only_one_that_is_tried() -> None:
     )
 
 
-def test_where_nothing_fits_the_cheapest_methods_refusal_is_told() -> None:
+def test_if_nothing_fits_the_first_candidates_error_is_raised() -> None:
     with pytest.raises(ModelError, match="no ngram"):
         best_scheme(AUTO, lambda method: scheme(method, {}))

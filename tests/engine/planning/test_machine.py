@@ -1,4 +1,4 @@
-"""How much memory there is to take: the machine's, and what each memory cgroup leaves."""
+"""The memory that a plan may use: the machine's free memory, and the limits of cgroups."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty tree of cgroups, in which no limit holds."""
+    """A folder in place of the cgroups of this machine, without any limit."""
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
     (tmp_path / "cgroup").mkdir()
@@ -25,7 +25,7 @@ def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def own(cgroups: Path, text: str) -> None:
-    """What the kernel says this process is in."""
+    """Set the cgroups that the kernel reports for this process."""
     (cgroups.parent / "own").write_text(text)
 
 
@@ -50,7 +50,7 @@ def test_without_limits_the_free_ram_counts(cgroups: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_groups_limit_counts_less_what_cannot_be_given_up(cgroups: Path, version: int) -> None:
+def test_a_groups_limit_counts_without_its_anonymous_memory(cgroups: Path, version: int) -> None:
     mount = cgroups if version == 2 else cgroups / "memory"
     group(mount / "mine", limit=40 * MIB, used=10 * MIB, version=version)
     own(cgroups, "0::/mine\n" if version == 2 else "9:cpu:/\n4:memory:/mine\n0::/\n")
@@ -85,7 +85,7 @@ def test_a_group_without_a_limit_limits_nothing(cgroups: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tpu", "mps", "cuda:99", "cuda:x"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+def test_a_missing_device_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=f"device: '{name}'"):
         choose_device(name)
 

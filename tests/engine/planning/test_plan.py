@@ -1,4 +1,4 @@
-"""Demand and memory in, plan out: what stays, what travels, what is refused and with what words."""
+"""Plans for a demand and a memory: resident units, tiers, slots, KV pages, and refusals."""
 
 import re
 from dataclasses import replace
@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.model.attention import SCORES
+from engine.model.attention import MAX_SCORES
 from engine.planning.footprint import LARGEST_PASS, Demand
 from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, DoesNotFit, Memory, Plan, make_plan
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
@@ -21,7 +21,7 @@ from engine.weights.layout import LayerUnits, whole_layers
 MIB = 1 << 20
 LAYERS, LAYER, HEAD = 10, 100 * MIB, 50 * MIB
 CONTEXT = 1024  # 16 pages of 1 MiB
-ROOM = 3 * MIB + STAGING_BYTES  # for the activations of so small a model, and idle KV's way out
+ROOM = 3 * MIB + STAGING_BYTES  # for activations, and for staging idle KV pages
 ALL = LAYERS * LAYER + HEAD
 KV = 8 * 16 * MIB  # of eight sequences at full length
 
@@ -51,7 +51,7 @@ def plan(
     stream: dict[str, Any] | None = None,
     **spec: Any,
 ) -> Plan:
-    """The plan for so many bytes on the device and in RAM."""
+    """Return the plan for `device` bytes on the device and `ram` bytes of RAM."""
     wanted = ModelSpec("m", TargetSpec("m"), stream=StreamSpec(**(stream or {})), **spec)
     return make_plan(wanted, demand, Memory(device, ram, has_own_memory))
 
@@ -60,14 +60,14 @@ def residents(found: Plan) -> list[int]:
     return [unit for unit, tier in enumerate(found.tiers) if tier == "resident"]
 
 
-def test_what_fits_stays_on_the_device_as_a_whole() -> None:
+def test_a_model_that_fits_is_resident_as_a_whole() -> None:
     found = plan(ALL + KV + ROOM)
     assert set(found.tiers) == {"resident"}
     assert (found.slots, found.ring_bytes, found.resident_bytes) == (0, 0, ALL)
     assert found.num_pages == 8 * 16 and found.kv_bytes == KV
 
 
-def test_a_little_less_streams_what_does_not_fit_and_keeps_the_kv() -> None:
+def test_with_a_little_less_memory_some_units_stream_and_kv_stays() -> None:
     found = plan(ALL + KV)
     assert found.slots == 3 and found.ring_bytes == 3 * LAYER
     assert residents(found) and len(residents(found)) == (ALL - 3 * LAYER - ROOM) // LAYER
@@ -85,13 +85,13 @@ def test_residents_are_spread_evenly_through_the_depth(count: int) -> None:
 
 
 @pytest.mark.parametrize("tier", ["ram", "disk"])
-def test_a_tier_that_was_asked_for_holds_all_units_whatever_would_fit(tier: str) -> None:
+def test_a_tier_that_is_asked_for_holds_all_units(tier: str) -> None:
     found = plan(10 * ALL, stream={"tier": tier})
     assert set(found.tiers) == {tier}
     assert found.resident_bytes == 0
 
 
-def test_all_resident_is_refused_where_it_does_not_fit() -> None:
+def test_tier_resident_is_refused_if_it_does_not_fit() -> None:
     assert set(plan(ALL + KV + ROOM, stream={"tier": "resident"}).tiers) == {"resident"}
     with pytest.raises(ModelError, match=r"resident units 1\.0 GiB"):
         plan(ALL, stream={"tier": "resident"})
@@ -117,7 +117,7 @@ def test_a_layer_in_slices_is_resident_as_a_whole_or_not_at_all() -> None:
     assert residents(asked) == [8, 9, 10, 11]
 
 
-def test_residents_that_were_asked_for_are_not_fewer_because_they_do_not_fit() -> None:
+def test_a_number_of_residents_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ModelError, match=r"resident units 800\.0 MiB"):
         plan(8 * LAYER, stream={"resident": 8})
 
@@ -128,8 +128,8 @@ def test_the_ring_has_as_many_slots_as_asked_for(slots: int) -> None:
     assert (found.slots, found.ring_bytes) == (slots, slots * LAYER)
 
 
-def test_the_ring_makes_do_with_two_slots_where_three_do_not_fit() -> None:
-    fewest = 5 * MIB  # KV of the shortest context, and a page to grow
+def test_the_ring_has_two_slots_if_three_do_not_fit() -> None:
+    fewest = 5 * MIB  # KV of the shortest context and a page to grow
     assert plan(3 * LAYER + fewest + ROOM).slots == 3
     assert plan(3 * LAYER).slots == 2
     trees = replace(DEMAND, draft=DraftNeeds(scratch_rows=1024))  # 21 MiB of KV at least
@@ -145,7 +145,7 @@ def test_a_model_of_few_units_has_no_more_slots_than_units() -> None:
 
 
 @pytest.mark.parametrize("tier", [None, "disk"])
-def test_a_head_that_would_make_every_slot_larger_stays(tier: str | None) -> None:
+def test_a_head_that_would_make_every_slot_larger_is_resident(tier: str | None) -> None:
     large = replace(DEMAND, unit_bytes=[LAYER] * LAYERS + [3 * LAYER])
     found = plan(7 * LAYER + KV + ROOM, demand=large, stream={"tier": tier})
     assert found.tiers[-1] == "resident"
@@ -173,19 +173,19 @@ def test_a_large_head_counts_when_the_slots_are_chosen() -> None:
     ("ram", "has_own_memory", "gbps", "tier"),
     [
         (ALL, True, None, "ram"),
-        (10 * ALL, False, None, "disk"),  # the RAM is the device, and is taken
+        (10 * ALL, False, None, "disk"),  # the device's memory is in RAM, so there is no ram tier
         (10 * ALL, False, 1.0, "ram"),
         (ALL // 2, False, 1.0, "disk"),
     ],
 )
-def test_units_wait_in_ram_if_they_fit_there(
+def test_units_are_in_the_ram_tier_if_they_fit(
     ram: int, has_own_memory: bool, gbps: float | None, tier: str
 ) -> None:
     found = plan(5 * LAYER, ram=ram, has_own_memory=has_own_memory, stream={"simulate_gbps": gbps})
     assert set(found.tiers) - {"resident"} == {tier}
 
 
-def test_what_does_not_fit_the_ram_is_on_disk_spread_evenly() -> None:
+def test_units_that_do_not_fit_the_ram_are_on_disk_spread_evenly() -> None:
     found = plan(5 * LAYER, ram=ALL // 2 + DISK_STAGING, stream={"tier": None})
     waiting = [unit for unit, tier in enumerate(found.tiers) if tier == "ram"]
     assert len(waiting) == 5 and found.slab_bytes == 5 * LAYER
@@ -214,7 +214,7 @@ def test_idle_pages_take_a_bounded_share_of_the_ram_that_is_left() -> None:
     assert found.host_pages == left // 4 // MIB
     assert found.host_kv_bytes == found.host_pages * MIB
     plenty = plan(5 * LAYER, ram=100 * ALL)
-    assert plenty.host_pages == 2 * plenty.max_sequences * 16, "two full contexts a sequence"
+    assert plenty.host_pages == 2 * plenty.max_sequences * 16, "two full contexts for each sequence"
     limited = plan(5 * LAYER, ram=100 * ALL, memory=MemorySpec(ram=ALL))
     assert limited.slab_bytes + limited.staging_bytes + limited.host_kv_bytes <= ALL
 
@@ -231,7 +231,7 @@ def test_without_a_gpu_idle_pages_need_ram_set_aside() -> None:
     assert plan(5 * LAYER, has_own_memory=False, memory=MemorySpec(ram=ALL)).host_pages > 0
 
 
-def test_residents_spare_their_substitutes() -> None:
+def test_resident_units_need_no_substitutes() -> None:
     quarter = [LAYER // 4] * LAYERS + [HEAD // 4]
     separate = replace(NO_DRAFT, weight_bytes=ALL // 4)
     drafted = replace(DEMAND, draft=replace(separate, substitute_bytes=quarter))
@@ -243,12 +243,12 @@ def test_residents_spare_their_substitutes() -> None:
     assert len(residents(found)) > len(residents(plan(device, demand=whole)))
 
 
-def test_the_rows_a_draft_runs_are_scratch_too() -> None:
+def test_rows_that_a_draft_runs_are_scratch_too() -> None:
     found = plan(10 * ALL, demand=replace(DEMAND, draft=DraftNeeds(scratch_rows=60, draft_rows=40)))
     assert found.num_pages == 8 * 18, "1,124 tokens a sequence"
 
 
-def test_short_kv_leaves_what_long_attention_would_take_to_weights() -> None:
+def test_with_short_kv_memory_of_long_attention_goes_to_weights() -> None:
     long = replace(DEMAND, context_length=100 * CONTEXT, num_heads=64, num_kv_heads=1)
     found = plan(6 * LAYER, demand=long)
     assert found.num_pages * PAGE < long.context_length
@@ -256,14 +256,14 @@ def test_short_kv_leaves_what_long_attention_would_take_to_weights() -> None:
     assert found.device_bytes <= 6 * LAYER
 
 
-def test_cudas_own_share_is_part_of_what_was_asked_for() -> None:
+def test_the_cuda_runtime_is_part_of_memory_device() -> None:
     spec = ModelSpec("m", TargetSpec("m"), memory=MemorySpec(device=8 * LAYER))
     memory = Memory(1 << 40, 1 << 40, True, device_runtime=2 * LAYER)
     assert make_plan(spec, DEMAND, memory).device_bytes <= 8 * LAYER
 
 
-def test_only_what_travels_counts_towards_the_ram() -> None:
-    found = plan(5 * LAYER + KV + ROOM, ram=ALL)  # two travel through staging buffers at load
+def test_only_streamed_units_count_towards_the_ram() -> None:
+    found = plan(5 * LAYER + KV + ROOM, ram=ALL)  # two units pass through staging buffers at load
     assert len(residents(found)) == 2
     assert set(found.tiers) == {"resident", "ram"}
     assert found.host_bytes == ALL and found.host_pages == 0, "nothing is left for idle KV"
@@ -283,21 +283,21 @@ def test_limits_of_the_file_bound_what_the_machine_has() -> None:
         plan(LAYER, memory=MemorySpec(device=10 * ALL))
 
 
-def test_a_refusal_says_how_much_more_would_do() -> None:
+def test_a_refusal_says_how_much_memory_is_missing() -> None:
     small = 2 * LAYER
     with pytest.raises(ModelError) as refusal:
         plan(small)
-    told = re.search(r"device: 200\.0 MiB is (\d+\.\d) MiB too little", str(refusal.value))
-    assert told is not None
+    stated = re.search(r"device: 200\.0 MiB is (\d+\.\d) MiB too little", str(refusal.value))
+    assert stated is not None
     assert "ring of 2 slots 200.0 MiB" in str(refusal.value)
     assert f"KV of at least {5 * PAGE} tokens 5.0 MiB" in str(refusal.value)
-    missing = float(told[1])
+    missing = float(stated[1])
     assert plan(small + int((missing + 0.1) * MIB)).slots == 2
     with pytest.raises(ModelError):
         plan(small + int((missing - 0.1) * MIB))
 
 
-def test_a_draft_takes_its_memory_from_the_residents() -> None:
+def test_a_draft_takes_its_memory_from_resident_units() -> None:
     device = 7 * LAYER + KV + ROOM
     without = plan(device)
     large = replace(NO_DRAFT, weight_bytes=2 * LAYER)
@@ -307,7 +307,7 @@ def test_a_draft_takes_its_memory_from_the_residents() -> None:
 
 
 @pytest.mark.parametrize("name", ["expanded_bytes", "other_device_bytes"])
-def test_whatever_else_lives_on_the_device_is_counted(name: str) -> None:
+def test_other_tensors_on_the_device_are_counted(name: str) -> None:
     device = 7 * LAYER + KV + ROOM
     changes: dict[str, Any] = {name: LAYER}
     assert len(residents(plan(device, demand=replace(DEMAND, **changes)))) == 3
@@ -316,16 +316,16 @@ def test_whatever_else_lives_on_the_device_is_counted(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "mib"),
     [
-        ({"hidden_size": 8193}, 9 * 1024 * 8192 // MIB),  # a byte, and the norm's float32 twice
+        ({"hidden_size": 8193}, 9 * 1024 * 8192 // MIB),  # one byte and two float32 of the norm
         ({"hidden_size": 4097, "item_bytes": 2}, 10 * 1024 * 4096 // MIB),
         ({"head_dim": 1024}, 16 * 1024 * 1024 // MIB + 2 * 1024 * 1024 * 9 // MIB),
         ({"widest": 65537}, 64 * 4 * 65536 // MIB),
         ({"vocab_size": 32769}, 2 * 64 * 32768 * 8 // MIB),
         ({"num_heads": 17, "num_kv_heads": 17}, 3 * 8 * 64 * CONTEXT * 16 // MIB),
-        ({"num_heads": 640, "num_kv_heads": 640}, 3 * 8 * (SCORES - 64 * CONTEXT) // MIB),
+        ({"num_heads": 640, "num_kv_heads": 640}, 3 * 8 * (MAX_SCORES - 64 * CONTEXT) // MIB),
     ],
 )
-def test_activations_leave_the_kv_less(changes: dict[str, Any], mib: int) -> None:
+def test_activations_leave_less_to_the_kv(changes: dict[str, Any], mib: int) -> None:
     asked: dict[str, Any] = {"stream": {"tier": "disk", "slots": 3}}
     device = 3 * LAYER + KV + STAGING_BYTES
     base = plan(device, **asked)
@@ -338,7 +338,7 @@ def test_scratch_of_the_trees_is_part_of_the_kv() -> None:
     assert found.num_pages == 8 * 18, "1,124 tokens a sequence"
 
 
-def test_fewer_sequences_want_fewer_pages() -> None:
+def test_fewer_sequences_need_fewer_pages() -> None:
     found = plan(10 * ALL, max_sequences=2)
     assert (found.max_sequences, found.num_pages) == (2, 32)
 
@@ -346,9 +346,7 @@ def test_fewer_sequences_want_fewer_pages() -> None:
 @pytest.mark.parametrize(
     ("context", "rows"), [(100, 128), (1000, 1024), (1024, 1024), (200_000, LARGEST_PASS)]
 )
-def test_a_pass_has_no_more_rows_than_a_sequence_or_the_largest_pass(
-    context: int, rows: int
-) -> None:
+def test_a_pass_is_bounded_by_the_context_and_the_largest_pass(context: int, rows: int) -> None:
     found = plan(1 << 50, demand=replace(DEMAND, context_length=context), max_sequences=1)
     assert found.max_rows == rows
 
@@ -359,7 +357,7 @@ def test_a_pass_has_room_for_the_trees_of_all_sequences() -> None:
     assert plan(1 << 50, demand=bushy, max_sequences=99).max_rows == LARGEST_PASS
 
 
-def test_activations_are_counted_for_the_largest_pass_there_can_be() -> None:
+def test_activations_are_counted_for_the_largest_possible_pass() -> None:
     wide = replace(DEMAND, hidden_size=8192, draft=DraftNeeds(scratch_rows=512))
     streamed: dict[str, Any] = {"stream": {"tier": "disk", "slots": 3}}
     few = plan(1 << 40, demand=wide, max_sequences=2, **streamed)
@@ -378,7 +376,7 @@ def test_a_short_cache_bounds_the_pass() -> None:
     assert found.max_rows == found.num_pages * PAGE < CONTEXT
 
 
-def test_one_line_says_what_lives_where() -> None:
+def test_a_plan_is_printed_on_one_line() -> None:
     drafted = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=LAYER))
     text = str(plan(6 * LAYER + KV + ROOM, demand=drafted))
     assert text == (
@@ -399,7 +397,7 @@ def test_one_line_says_what_lives_where() -> None:
     resident=st.none() | st.integers(0, 40),
     device=st.integers(1, 20_000),
 )
-def test_no_plan_takes_more_than_there_is_or_less_than_is_needed(
+def test_a_plan_takes_no_more_than_there_is_and_no_less_than_needed(
     layers: list[int],
     head: int,
     draft: int,

@@ -1,4 +1,4 @@
-"""What is measured before a model is loaded."""
+"""Measurements before a model is loaded: the number of threads."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ def _threads() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("seconds", "settled"),
     [
-        ({8: 1.0, 4: 2.0, 2: 0.5, 1: 0.1}, 8),  # halving is stopped where it does not help
+        ({8: 1.0, 4: 2.0, 2: 0.5, 1: 0.1}, 8),  # halving stops as soon as it is not faster
         ({8: 1.0, 4: 0.9, 2: 0.9, 1: 0.1}, 4),
         ({8: 1.0, 4: 0.9, 2: 0.8, 1: 0.7}, 1),
     ],
 )
-def test_a_step_has_the_threads_with_which_it_is_fastest(
+def test_the_fastest_number_of_threads_is_chosen(
     seconds: dict[int, float], settled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fastest(step: Callable[[], object], device: Device) -> float:
@@ -36,6 +36,6 @@ def test_a_step_has_the_threads_with_which_it_is_fastest(
 
     tried: list[int] = []
     monkeypatch.setattr(probe, "fastest", fastest)
-    probe.settle_threads(lambda: tried.append(torch.get_num_threads()), CpuDevice())
+    probe.choose_threads(lambda: tried.append(torch.get_num_threads()), CpuDevice())
     assert torch.get_num_threads() == settled
     assert tried[0] == 8 and all(a == 2 * b for a, b in itertools.pairwise(tried))

@@ -1,5 +1,7 @@
 """When a silent process is given up, how long until the next try, and who is refused."""
 
+import pytest
+
 from engine.process.watchdog import Backoff, Suspects, Watchdog
 
 
@@ -51,16 +53,35 @@ def test_old_passes_are_forgotten() -> None:
 
 def test_backoff_doubles_up_to_thirty_seconds() -> None:
     backoff = Backoff()
-    assert [backoff.delay(served_s=1.0) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    delays = [backoff.delay(now, served_s=1.0, has_served=False) for now in range(8)]
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
 def test_backoff_starts_anew_after_a_minute_of_service() -> None:
     backoff = Backoff()
-    for _ in range(5):
-        backoff.delay(served_s=0.0)
-    assert backoff.delay(served_s=59.0) == 16.0
-    assert backoff.delay(served_s=60.0) == 0.5
-    assert backoff.delay(served_s=0.0) == 1.0
+    for now in range(5):
+        backoff.delay(now, served_s=0.0, has_served=False)
+    assert backoff.delay(64.0, served_s=59.0, has_served=False) == 16.0
+    assert backoff.delay(125.0, served_s=60.0, has_served=False) == 0.5
+    assert backoff.delay(126.0, served_s=0.0, has_served=False) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("deaths", "delays"),
+    [
+        # (when, whether a pass had been completed)
+        ([(0, True), (10, True)], [0.5, 1]),
+        ([(0, True), (10, True), (59, True), (59.9, True)], [0.5, 1, 2, 4]),
+        ([(0, True), (10, True), (60, True), (69.9, True)], [0.5, 1, 1, 2]),
+        ([(70 * i, True) for i in range(6)], [0.5, 1, 1, 1, 1, 1]),
+        ([(0, False), (1, False), (2, False), (70, True), (71, False)], [0.5, 1, 2, 1, 2]),
+    ],
+)
+def test_a_process_that_served_is_started_again_within_a_second(
+    deaths: list[tuple[float, bool]], delays: list[float]
+) -> None:
+    backoff = Backoff()
+    assert [backoff.delay(now, served_s=5.0, has_served=has) for now, has in deaths] == delays
 
 
 def test_a_request_that_saw_two_deaths_is_refused() -> None:

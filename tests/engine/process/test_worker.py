@@ -7,9 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -50,56 +48,15 @@ from tests.engine.fake_engine import (
     UNLOADABLE,
     fake_spec,
 )
+from tests.engine.process.conftest import PARAMS, MakeClient, answer, child_pid, exhaust
 
-PARAMS = SamplingParams()
 ROOT = Path(__file__).parents[3]
-
-
-MakeClient = Callable[..., EngineClient]
-
-
-@pytest.fixture
-async def clients(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeClient]:
-    """Makes clients of fake engines and closes them."""
-    monkeypatch.setattr(watchdog, "BACKOFF_FIRST_S", 0.01)
-    made: list[EngineClient] = []
-
-    def make(name: str = "fake", folder: Path | str = "", **options: Any) -> EngineClient:
-        client = EngineClient(fake_spec(name, folder), target=fake_engine.main, **options)
-        made.append(client)
-        return client
-
-    yield make
-    for client in made:
-        await client.close()
-
-
-@pytest.fixture
-async def client(clients: MakeClient) -> EngineClient:
-    client = clients()
-    await client.start()
-    return client
-
-
-async def answer(client: EngineClient, prompt: list[int], n: int = 1) -> list[Tokens]:
-    name = f"request {os.urandom(4).hex()}"
-    return [tokens async for tokens in client.generate(name, prompt, PARAMS, n)]
-
-
-async def exhaust(stream: AsyncGenerator[Tokens, None]) -> None:
-    async for _ in stream:
-        pass
 
 
 async def report(client: EngineClient) -> list[str]:
     """Ids that were aborted in the engine, then its OMP_WAIT_POLICY."""
     [tokens] = await answer(client, [REPORT])
     return tokens.text.split(",")
-
-
-def child_pid(client: EngineClient) -> int:
-    assert client._child is not None
-    return client._child.pid
 
 
 # -- serving
@@ -209,11 +166,6 @@ async def test_the_childs_environment_is_set_and_the_parents_left_alone(
     await client.start()
     assert await report(client) == ["PASSIVE"]
     assert "OMP_WAIT_POLICY" not in os.environ
-
-
-async def test_ctrl_c_is_left_to_the_front_end(client: EngineClient) -> None:
-    os.kill(child_pid(client), signal.SIGINT)
-    assert (await answer(client, [5]))[-1].finish == "stop"
 
 
 # -- checks in idle time

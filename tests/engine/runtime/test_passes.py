@@ -9,7 +9,7 @@ import torch
 from engine.drafting.tree import DraftTree
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
-from engine.model.attention import _visible
+from engine.model.attention import _visibility_mask
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.runtime.passes import Pass, assemble
@@ -60,7 +60,7 @@ def one(turn: Turn, tree: DraftTree | None, cache: KVCache, decoder: Decoder) ->
 
 def seen(segment: Segment) -> list[list[int]]:
     """The positions in the sequence's slots that each row of the pass sees."""
-    visible = _visible(segment, range(segment.count), None)
+    visible = _visibility_mask(segment, range(segment.count), None)
     if visible is None:
         return [list(range(segment.start + segment.count))] * segment.count
     return [

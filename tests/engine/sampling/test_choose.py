@@ -1,4 +1,4 @@
-"""Choosing tokens: distributions, sets, penalties and noise against slow references."""
+"""Tests of choosing tokens against slow references: distributions, penalties and noise."""
 
 import math
 from collections import Counter
@@ -13,15 +13,15 @@ from engine.drafting.model.guess import draft_children
 from engine.messages import SamplingParams
 from engine.sampling.choose import choose, choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
-from engine.sampling.logit_rules import TokenCounts, is_greedy, is_path_dependent, warp
+from engine.sampling.logit_rules import TokenCounts, is_greedy, is_path_dependent, sampling_logprobs
 from engine.sampling.logprobs import model_logprobs
 from engine.sampling.noise import gumbel
 from tests.engine.logits import random_logits
 
-WARPERS = {
+PARAMETERS = {
     "plain": SamplingParams(),
     "temperature": SamplingParams(temperature=0.6),
-    "hot": SamplingParams(temperature=1.7),
+    "high temperature": SamplingParams(temperature=1.7),
     "top_k": SamplingParams(top_k=7),
     "top_p": SamplingParams(top_p=0.7),
     "min_p": SamplingParams(min_p=0.08),
@@ -57,7 +57,7 @@ def reference(
     output: Sequence[int] = OUTPUT,
     banned: Sequence[int] = (),
 ) -> dict[int, float]:
-    """Token -> probability, by the definitions, one step after another."""
+    """Return the probability of each possible token, computed step by step by the definitions."""
     often = Counter(output)
     values = dict(enumerate(logits))
     for token in {*prompt, *output}:
@@ -93,18 +93,20 @@ def assert_same_distribution(log_probs: Tensor, expected: dict[int, float]) -> N
         assert log_probs[token].exp().item() == pytest.approx(probability, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", WARPERS)
-def test_warped_probabilities_are_those_of_the_definitions(name: str) -> None:
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_probabilities_are_those_of_the_definitions(name: str) -> None:
     logits = random_logits(8, 60, seed=len(name))
-    warped = warp(logits, WARPERS[name], counts_of(PROMPT, OUTPUT), paths=[PATH] * 8)
+    log_probs = sampling_logprobs(
+        logits, PARAMETERS[name], counts_of(PROMPT, OUTPUT), paths=[PATH] * 8
+    )
     for row in range(8):
-        expected = reference(logits[row].tolist(), WARPERS[name], output=(*OUTPUT, *PATH))
-        assert_same_distribution(warped[row], expected)
+        expected = reference(logits[row].tolist(), PARAMETERS[name], output=(*OUTPUT, *PATH))
+        assert_same_distribution(log_probs[row], expected)
 
 
-@pytest.mark.parametrize("name", WARPERS)
-def test_samples_follow_the_warped_distribution(name: str) -> None:
-    count, params = 20_000, replace(WARPERS[name], seed=2024)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_samples_follow_the_distribution(name: str) -> None:
+    count, params = 20_000, replace(PARAMETERS[name], seed=2024)
     logits = random_logits(1, 40)
     expected = reference(logits[0].tolist(), params)
     chosen = choose_rows(
@@ -128,13 +130,13 @@ def test_samples_follow_the_warped_distribution(name: str) -> None:
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom) + 8
 
 
-@pytest.mark.parametrize("name", WARPERS)
-def test_choose_takes_the_best_noisy_token(name: str) -> None:
-    """Also: scoring the target's own logits as a draft finds the target's own choice."""
-    params, counts = replace(WARPERS[name], seed=7), counts_of(PROMPT, OUTPUT)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_choose_returns_the_token_with_the_best_noisy_value(name: str) -> None:
+    """With the target's own logits, the best child that a draft proposes is the same token."""
+    params, counts = replace(PARAMETERS[name], seed=7), counts_of(PROMPT, OUTPUT)
     logits = random_logits(40, 300)
     positions = range(100, 140)
-    dense = warp(logits, params, counts) + gumbel(
+    dense = sampling_logprobs(logits, params, counts) + gumbel(
         7, 2, torch.tensor(positions)[:, None], torch.arange(300)
     )
     chosen = [
@@ -150,67 +152,69 @@ def test_choose_takes_the_best_noisy_token(name: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 0.3, 1.0, 2.0])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
-def test_noise_left_out_never_hides_the_winner(temperature: float, spread: float) -> None:
+def test_tokens_left_out_of_the_candidates_are_never_the_best(
+    temperature: float, spread: float
+) -> None:
     params = SamplingParams(temperature=temperature, seed=3)
     logits = random_logits(12, 5_000, spread)
-    warped, tokens = warp(logits, params, None), torch.arange(5_000)
+    log_probs, tokens = sampling_logprobs(logits, params, None), torch.arange(5_000)
     for position in range(12):
-        dense = warped[position] + gumbel(3, 0, position, tokens)
+        dense = log_probs[position] + gumbel(3, 0, position, tokens)
         chosen = choose(logits[position], params, None, position=position, choice=0)
         assert chosen == dense.argmax()
 
 
-def test_nucleus_sets_equal_a_sorted_reference() -> None:
+def test_top_p_keeps_the_same_tokens_as_a_sorted_reference() -> None:
     for seed, (size, top_p, spread) in enumerate(
         [(50, 0.1, 1.0), (50, 0.999, 1.0), (3_000, 0.5, 3.0), (3_000, 0.9, 0.1), (3_000, 0.7, 0.0)]
     ):
-        logits = random_logits(5, size, spread, seed)
-        warped = warp(logits, SamplingParams(top_p=top_p), None)
-        for row, values in zip(warped, logits, strict=True):
+        logits = random_logits(rows=5, vocabulary=size, spread=spread, seed=seed)
+        log_probs = sampling_logprobs(logits, SamplingParams(top_p=top_p), None)
+        for row, values in zip(log_probs, logits, strict=True):
             if spread:
                 kept = set(row.isfinite().nonzero()[:, 0].tolist())
                 expected = reference(values.tolist(), SamplingParams(top_p=top_p), (), ())
                 assert kept == set(expected)
             else:
-                assert row.isfinite().all()  # all tie with the last one kept
+                assert row.isfinite().all()  # all tokens are equal to the last one kept
 
 
-def test_a_row_that_needs_all_of_the_vocabulary_does_not_change_its_neighbours() -> None:
+def test_a_row_that_is_sorted_entirely_does_not_change_other_rows() -> None:
     flat, sharp = random_logits(1, 5_000, 0.05), random_logits(1, 5_000, 6.0)
     params = SamplingParams(top_p=0.9)
-    both = warp(torch.cat([sharp, flat, sharp]), params, None)
-    assert torch.equal(both[0], warp(sharp, params, None)[0])
-    assert torch.equal(both[1], warp(flat, params, None)[0])
+    both = sampling_logprobs(torch.cat([sharp, flat, sharp]), params, None)
+    assert torch.equal(both[0], sampling_logprobs(sharp, params, None)[0])
+    assert torch.equal(both[1], sampling_logprobs(flat, params, None)[0])
     assert torch.equal(both[2], both[0])
 
 
-@pytest.mark.parametrize("name", WARPERS)
+@pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_same_bits_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
+def test_a_row_gives_identical_bits_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
     logits = random_logits(7, 33_001, 3.0).to(dtype)
-    params, counts = WARPERS[name], counts_of(PROMPT, OUTPUT)
+    params, counts = PARAMETERS[name], counts_of(PROMPT, OUTPUT)
     paths = [PATH[:depth] for depth in (0, 1, 2, 3, 4, 1, 2)]
-    together = warp(logits, params, counts, paths=paths)
+    together = sampling_logprobs(logits, params, counts, paths=paths)
     for row in range(7):
-        alone = warp(logits[row, None].clone(), params, counts, paths=[paths[row]])
+        alone = sampling_logprobs(logits[row, None].clone(), params, counts, paths=[paths[row]])
         assert torch.equal(alone[0], together[row])
 
 
 def test_tokens_that_tie_with_the_last_one_kept_are_kept() -> None:
     logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
-    assert warp(logits, SamplingParams(top_k=2), None).isfinite().tolist() == [
+    assert sampling_logprobs(logits, SamplingParams(top_k=2), None).isfinite().tolist() == [
         [True, True, True, False]
     ]
-    assert warp(logits, SamplingParams(top_p=0.62), None).isfinite().tolist() == [
+    assert sampling_logprobs(logits, SamplingParams(top_p=0.62), None).isfinite().tolist() == [
         [True, True, True, False]
     ]
 
 
-def test_settings_that_are_off_change_nothing() -> None:
+def test_parameters_that_are_off_change_nothing() -> None:
     logits = random_logits(2, 50)
     expected = logits.log_softmax(-1)
     for params in (SamplingParams(), SamplingParams(top_k=50), SamplingParams(top_k=99)):
-        torch.testing.assert_close(warp(logits, params, None), expected)
+        torch.testing.assert_close(sampling_logprobs(logits, params, None), expected)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,9 @@ def test_settings_that_are_off_change_nothing() -> None:
         SamplingParams(top_p=0.0),
     ],
 )
-def test_greedy_parameters_take_the_lowest_of_the_best(params: SamplingParams) -> None:
+def test_greedy_parameters_choose_the_lowest_id_of_equal_best_logits(
+    params: SamplingParams,
+) -> None:
     assert is_greedy(params)
     logits = torch.tensor([0.0, 5.0, 5.0, -3.0])
     for seed in range(5):
@@ -230,52 +236,56 @@ def test_greedy_parameters_take_the_lowest_of_the_best(params: SamplingParams) -
         assert chosen == 1
 
 
-def test_greedy_choices_heed_penalties_bias_and_bans() -> None:
+def test_penalties_bias_and_bans_apply_to_greedy_choices() -> None:
     logits = torch.tensor([5.0, 4.9, 4.8, 4.7, -1.0])
     greedy = SamplingParams(temperature=0)
 
-    def pick(params: SamplingParams, banned: Sequence[int] = (), path: Sequence[int] = ()) -> int:
+    def choose_greedily(
+        params: SamplingParams, banned: Sequence[int] = (), path: Sequence[int] = ()
+    ) -> int:
         counts = counts_of([0], [1])
         return choose(logits, params, counts, position=3, choice=0, banned=banned, path=path)
 
-    assert pick(greedy) == 0
-    assert pick(greedy, banned=[0, 2]) == 1
-    assert pick(replace(greedy, repetition_penalty=1.5)) == 2
-    assert pick(replace(greedy, presence_penalty=1.0), banned=[0]) == 2
-    assert pick(replace(greedy, presence_penalty=1.0), banned=[0], path=[2]) == 3
-    assert pick(replace(greedy, frequency_penalty=0.01), path=[0] * 20) == 1
-    assert pick(replace(greedy, logit_bias=((4, 50.0),))) == 4
+    assert choose_greedily(greedy) == 0
+    assert choose_greedily(greedy, banned=[0, 2]) == 1
+    assert choose_greedily(replace(greedy, repetition_penalty=1.5)) == 2
+    assert choose_greedily(replace(greedy, presence_penalty=1.0), banned=[0]) == 2
+    assert choose_greedily(replace(greedy, presence_penalty=1.0), banned=[0], path=[2]) == 3
+    assert choose_greedily(replace(greedy, frequency_penalty=0.01), path=[0] * 20) == 1
+    assert choose_greedily(replace(greedy, logit_bias=((4, 50.0),))) == 4
 
 
-def test_a_prompts_tokens_are_repetitions_but_not_present() -> None:
+def test_presence_and_frequency_penalties_ignore_the_prompt() -> None:
     logits = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     counts = counts_of([0, 1], [])
-    repeated = warp(logits, SamplingParams(repetition_penalty=2.0), counts)
+    repeated = sampling_logprobs(logits, SamplingParams(repetition_penalty=2.0), counts)
     torch.testing.assert_close(repeated, torch.tensor([[0.5, -2.0, 1.0, -1.0]]).log_softmax(-1))
     for params in (SamplingParams(presence_penalty=1.5), SamplingParams(frequency_penalty=1.5)):
-        torch.testing.assert_close(warp(logits, params, counts), logits.log_softmax(-1))
+        torch.testing.assert_close(
+            sampling_logprobs(logits, params, counts), logits.log_softmax(-1)
+        )
 
 
-def test_the_path_counts_like_emitted_tokens() -> None:
-    params = WARPERS["all"]
+def test_tokens_of_the_path_count_like_emitted_tokens() -> None:
+    params = PARAMETERS["all"]
     logits = random_logits(3, 60)
     paths = [(), (3,), PATH]
-    drafted = warp(logits, params, counts_of(PROMPT, OUTPUT), paths=paths)
+    drafted = sampling_logprobs(logits, params, counts_of(PROMPT, OUTPUT), paths=paths)
     for row, path in enumerate(paths):
-        emitted = warp(logits[row, None], params, counts_of(PROMPT, (*OUTPUT, *path)))
+        emitted = sampling_logprobs(logits[row, None], params, counts_of(PROMPT, (*OUTPUT, *path)))
         assert torch.equal(drafted[row], emitted[0])
 
 
-def test_penalties_without_counts_are_a_mistake() -> None:
+def test_penalties_without_token_counts_are_an_error() -> None:
     with pytest.raises(AssertionError, match="counts"):
-        warp(random_logits(1, 5), SamplingParams(presence_penalty=1.0), None)
+        sampling_logprobs(random_logits(1, 5), SamplingParams(presence_penalty=1.0), None)
 
 
 @pytest.mark.parametrize(
     ("name", "dependent"), [("all", True), ("presence", True), ("top_p", False), ("bias", False)]
 )
-def test_penalties_depend_on_the_path(name: str, dependent: bool) -> None:
-    assert is_path_dependent(WARPERS[name]) == dependent
+def test_only_penalties_depend_on_the_path(name: str, dependent: bool) -> None:
+    assert is_path_dependent(PARAMETERS[name]) == dependent
 
 
 def test_banned_tokens_are_never_chosen() -> None:
@@ -287,22 +297,22 @@ def test_banned_tokens_are_never_chosen() -> None:
     }
     assert len(chosen) > 10
     assert min(chosen) >= 5
-    warped = warp(logits.expand(2, -1), SamplingParams(), None, banned=[[0, 1], []])
-    assert warped.isfinite().sum(-1).tolist() == [18, 20]
+    log_probs = sampling_logprobs(logits.expand(2, -1), SamplingParams(), None, banned=[[0, 1], []])
+    assert log_probs.isfinite().sum(-1).tolist() == [18, 20]
 
 
-def test_logits_are_left_alone() -> None:
+def test_choosing_does_not_change_the_logits() -> None:
     logits = random_logits(2, 60)
     before = logits.clone()
-    params, counts = WARPERS["all"], counts_of(PROMPT, OUTPUT)
-    warp(logits, params, counts, paths=[PATH, ()], banned=[[1], []])
+    params, counts = PARAMETERS["all"], counts_of(PROMPT, OUTPUT)
+    sampling_logprobs(logits, params, counts, paths=[PATH, ()], banned=[[1], []])
     choose(logits[0], params, counts, position=0, choice=0, path=PATH, banned=[1])
     draft_children(logits, params, counts, positions=[1, 2], choice=0, tau=0.5, branch=3)
     model_logprobs(logits[0], 3, 2)
     assert torch.equal(logits, before)
 
 
-def test_choices_are_golden() -> None:
+def test_choices_equal_recorded_ones() -> None:
     """The same seed gives the same answer in every release."""
     logits = (torch.arange(1_000) * 37 % 101) / 16
     expected = {

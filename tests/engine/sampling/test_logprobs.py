@@ -1,4 +1,4 @@
-"""Log-probabilities that clients are told."""
+"""Tests of the log-probabilities that clients can request."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.engine.logits import random_logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_rows_logprobs_do_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
+def test_a_rows_logprobs_do_not_depend_on_other_rows(dtype: torch.dtype) -> None:
     logits = random_logits(33, 130).to(dtype)
     tokens = [row * 3 for row in range(33)]
     together = rows_logprobs(logits, tokens, 4)

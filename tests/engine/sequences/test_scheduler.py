@@ -1,4 +1,4 @@
-"""Who runs, with how many rows and pages: the scheduler over a tiny cache, without a model."""
+"""Tests of the scheduler over a tiny KV cache, without a model."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -17,14 +17,23 @@ from engine.timing import PassTimes
 from tests.engine.models import prompt
 from tests.engine.sequence_makers import LIMITS, choice_of, make_request, make_sequence
 
-NEXT = 7  # the token every pass emits
+NEXT = 7  # the token that every pass emits
 
 
-class Desk:
-    """A scheduler, who left its pages, and passes that a model would run."""
+class Harness:
+    """A scheduler with its KV cache, and a substitute for the passes of a model."""
 
     def __init__(self, pages: int = 64, **bounds: Any) -> None:
-        self.cache = KVCache(PagePool(1, pages, 1, 4, torch.float32, CpuDevice()))
+        self.cache = KVCache(
+            PagePool(
+                num_layers=1,
+                num_pages=pages,
+                num_kv_heads=1,
+                head_dim=4,
+                dtype=torch.float32,
+                device=CpuDevice(),
+            )
+        )
         self.released: list[Sequence] = []
         self.passes = PassTimes(granularity=64)
         limits: dict[str, Any] = {"max_sequences": 8, "max_rows": 4096}
@@ -39,14 +48,17 @@ class Desk:
         )
 
     def add(self, name: str, length: int = 10, key: str = "", **arguments: Any) -> Sequence:
-        """Queue a request whose prompt no other shares."""
+        """Queue a request whose prompt depends on its name."""
         tokens = prompt(length, seed=sum(map(ord, name)))
         sequence = make_sequence(tokens, name=name, key=key, **arguments)
         self.scheduler.add(sequence)
         return sequence
 
     def step(self, emit: int = 1) -> list[Turn]:
-        """One pass: what it ran is stored; who has a tree emits (at most `emit` tokens)."""
+        """Simulate a pass: store its rows, and emit tokens of sequences that have a tree.
+
+        A decoding sequence emits as many tokens as its tree has rows, at most `emit`.
+        """
         turns = self.scheduler.schedule()
         for turn in turns:
             sequence, pages = turn.sequence, turn.sequence.pages
@@ -71,336 +83,338 @@ def names(sequences: Seq[Sequence]) -> list[str]:
 
 
 def ran(turns: Seq[Turn]) -> dict[str, tuple[int, int]]:
-    """Request -> (chain, room)."""
+    """Return the chain and room of each turn, by request id."""
     return {t.sequence.request_id: (t.chain, t.room) for t in turns}
 
 
-def test_nobody_runs_in_an_empty_house() -> None:
-    assert Desk().step() == []
+def test_without_sequences_no_turn_is_scheduled() -> None:
+    assert Harness().step() == []
 
 
-def test_first_come_first_served() -> None:
-    desk = Desk(max_sequences=2)
+def test_sequences_are_admitted_in_order_of_arrival() -> None:
+    harness = Harness(max_sequences=2)
     for name in "abcd":
-        desk.add(name)
-    desk.step()
-    assert desk.running == ["a", "b"]
-    assert desk.scheduler.num_waiting == 2
-    desk.scheduler.remove(desk.scheduler.running[0])
-    desk.step()
-    assert desk.running == ["b", "c"]
+        harness.add(name)
+    harness.step()
+    assert harness.running == ["a", "b"]
+    assert harness.scheduler.num_waiting == 2
+    harness.scheduler.remove(harness.scheduler.running[0])
+    harness.step()
+    assert harness.running == ["b", "c"]
 
 
-def test_keys_take_turns_however_much_one_of_them_asks() -> None:
-    desk = Desk(max_sequences=1)
+def test_keys_are_served_round_robin() -> None:
+    harness = Harness(max_sequences=1)
     for name, key in [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c"), ("c2", "c")]:
-        desk.add(name, key=key)
+        harness.add(name, key=key)
     served = []
-    while desk.step():
-        served += desk.running
-        desk.scheduler.remove(desk.scheduler.running[0])
+    while harness.step():
+        served += harness.running
+        harness.scheduler.remove(harness.scheduler.running[0])
     assert served == ["a1", "b1", "c1", "a2", "c2", "a3"]
 
 
-def test_a_key_that_comes_back_stands_behind_the_others() -> None:
-    desk = Desk(max_sequences=1)
-    desk.add("a1", key="a")
-    desk.add("b1", key="b")
-    desk.step()
-    desk.add("a2", key="a")
-    desk.scheduler.remove(desk.scheduler.running[0])
-    desk.step()
-    assert desk.running == ["b1"]
+def test_a_key_that_returns_is_queued_after_the_others() -> None:
+    harness = Harness(max_sequences=1)
+    harness.add("a1", key="a")
+    harness.add("b1", key="b")
+    harness.step()
+    harness.add("a2", key="a")
+    harness.scheduler.remove(harness.scheduler.running[0])
+    harness.step()
+    assert harness.running == ["b1"]
 
 
 def test_a_prompt_runs_alone_in_one_pass_and_then_decodes() -> None:
-    desk = Desk()
-    sequence = desk.add("r", 1000)
-    assert ran(desk.step()) == {"r": (1000, 1)}
+    harness = Harness()
+    sequence = harness.add("r", 1000)
+    assert ran(harness.step()) == {"r": (1000, 1)}
     assert sequence.is_decoding and sequence.num_cached == 0
-    assert ran(desk.step()) == {"r": (1, 1)}
+    assert ran(harness.step()) == {"r": (1, 1)}
 
 
-def test_a_prompt_longer_than_a_pass_takes_several_and_a_root_only_at_its_end() -> None:
-    desk = Desk(max_rows=128)
-    desk.add("r", 300)
-    assert [ran(desk.step())["r"] for _ in range(4)] == [(128, 0), (128, 0), (44, 1), (1, 1)]
+def test_a_prompt_longer_than_a_pass_gets_a_tree_only_in_its_last_pass() -> None:
+    harness = Harness(max_rows=128)
+    harness.add("r", 300)
+    assert [ran(harness.step())["r"] for _ in range(4)] == [(128, 0), (128, 0), (44, 1), (1, 1)]
 
 
-def test_prompts_share_the_rows_of_a_pass_first_come_first_served() -> None:
-    desk = Desk(max_rows=128)
+def test_prompts_share_the_rows_of_a_pass_in_order_of_arrival() -> None:
+    harness = Harness(max_rows=128)
     for name, length in [("a", 100), ("b", 100), ("c", 100)]:
-        desk.add(name, length)
-    assert ran(desk.step()) == {"a": (100, 1), "b": (28, 0)}
+        harness.add(name, length)
+    assert ran(harness.step()) == {"a": (100, 1), "b": (28, 0)}
 
 
-def test_a_prompt_beside_decoding_sequences_comes_in_chunks() -> None:
-    desk = Desk()
-    desk.add("a")
-    desk.step()
-    desk.add("b", 200)
-    assert ran(desk.step()) == {"a": (1, 1), "b": (TILE, 0)}
-    desk.passes.observe(64, compute_seconds=1.0, link_seconds=2.7)  # hides two tiles more
-    assert ran(desk.step()) == {"a": (1, 1), "b": (128, 0)}
-    assert ran(desk.step()) == {"a": (1, 1), "b": (8, 1)}
+def test_a_prompt_beside_decoding_sequences_runs_in_chunks() -> None:
+    harness = Harness()
+    harness.add("a")
+    harness.step()
+    harness.add("b", 200)
+    assert ran(harness.step()) == {"a": (1, 1), "b": (TILE, 0)}
+    harness.passes.observe(64, compute_seconds=1.0, link_seconds=2.7)  # time for two more tiles
+    assert ran(harness.step()) == {"a": (1, 1), "b": (128, 0)}
+    assert ran(harness.step()) == {"a": (1, 1), "b": (8, 1)}
 
 
 def test_a_stored_prefix_is_not_run_again() -> None:
-    desk = Desk()
-    first = desk.add("r", 200)
-    desk.step()
-    desk.scheduler.remove(first)
-    again = desk.add("r", 200)
-    assert ran(desk.step()) == {"r": (1, 1)}, "its last token must give logits"
+    harness = Harness()
+    first = harness.add("r", 200)
+    harness.step()
+    harness.scheduler.remove(first)
+    again = harness.add("r", 200)
+    assert ran(harness.step()) == {"r": (1, 1)}, "its last token must give logits"
     assert again.num_cached == 199
 
 
-def test_a_second_turn_runs_the_new_tokens_and_the_last_one_of_the_answer() -> None:
-    desk = Desk()
-    first = desk.add("r", 200)
+def test_a_second_turn_runs_its_new_tokens_and_the_answers_last_one() -> None:
+    harness = Harness()
+    first = harness.add("r", 200)
     for _ in range(10):
-        desk.step()
-    desk.scheduler.remove(first)
+        harness.step()
+    harness.scheduler.remove(first)
     sequence = make_sequence([*first.tokens, *prompt(30, 9)], name="again")
-    desk.scheduler.add(sequence)
-    assert ran(desk.step()) == {"again": (31, 1)}
+    harness.scheduler.add(sequence)
+    assert ran(harness.step()) == {"again": (31, 1)}
     assert sequence.num_cached == 209
 
 
-def test_trees_get_their_share_of_the_free_pages() -> None:
-    desk = Desk(pages=9, scratch_rows=1000)
-    desk.add("a", 100)
-    desk.add("b", 100)
-    desk.step()
-    turns = ran(desk.step())
+def test_trees_share_the_free_pages() -> None:
+    harness = Harness(pages=9, scratch_rows=1000)
+    harness.add("a", 100)
+    harness.add("b", 100)
+    harness.step()
+    turns = ran(harness.step())
     spare = 2 * PAGE - 100
     assert turns["a"] == (1, spare + 2 * PAGE)
     assert turns["b"] == (1, spare + 3 * PAGE)
-    assert desk.cache.num_free_pages == 0
+    assert harness.cache.num_free_pages == 0
 
 
-def test_scratch_is_given_back_after_each_pass() -> None:
-    desk = Desk(pages=9, scratch_rows=1000)
-    first = desk.add("a", 100)
-    desk.add("b", 100)
-    desk.step()
-    desk.step()
-    desk.scheduler.remove(first)
-    assert ran(desk.step()) == {"b": (1, 9 * PAGE - 101)}
+def test_scratch_pages_are_freed_after_each_pass() -> None:
+    harness = Harness(pages=9, scratch_rows=1000)
+    first = harness.add("a", 100)
+    harness.add("b", 100)
+    harness.step()
+    harness.step()
+    harness.scheduler.remove(first)
+    assert ran(harness.step()) == {"b": (1, 9 * PAGE - 101)}
 
 
-def test_pages_of_trees_are_no_reason_to_let_somebody_wait() -> None:
-    desk = Desk(pages=9, scratch_rows=1000)
-    desk.add("a", 100)
-    desk.step()
-    desk.step()
-    assert desk.cache.num_free_pages == 0
-    desk.add("b", 100)
-    desk.step()
-    assert desk.running == ["a", "b"]
+def test_scratch_pages_of_trees_do_not_delay_admission() -> None:
+    harness = Harness(pages=9, scratch_rows=1000)
+    harness.add("a", 100)
+    harness.step()
+    harness.step()
+    assert harness.cache.num_free_pages == 0
+    harness.add("b", 100)
+    harness.step()
+    assert harness.running == ["a", "b"]
 
 
 def test_a_tree_has_at_most_scratch_rows() -> None:
-    desk = Desk(scratch_rows=48)
-    desk.add("a")
-    desk.step()
-    assert ran(desk.step()) == {"a": (1, 48)}
+    harness = Harness(scratch_rows=48)
+    harness.add("a")
+    harness.step()
+    assert ran(harness.step()) == {"a": (1, 48)}
 
 
-def test_a_draft_that_needs_pages_of_its_own_gets_half_of_the_share() -> None:
-    desk = Desk(pages=9, scratch_rows=1000, draft_rows=1000)
-    desk.add("a", 100)
-    desk.step()
-    assert ran(desk.step()) == {"a": (1, 2 * PAGE - 100 + 3 * PAGE)}
-    assert desk.cache.num_free_pages == 4
+def test_a_draft_that_stores_rows_too_gets_half_of_the_share() -> None:
+    harness = Harness(pages=9, scratch_rows=1000, draft_rows=1000)
+    harness.add("a", 100)
+    harness.step()
+    assert ran(harness.step()) == {"a": (1, 2 * PAGE - 100 + 3 * PAGE)}
+    assert harness.cache.num_free_pages == 4
 
 
-def test_who_comes_in_leaves_a_page_to_each_that_runs() -> None:
-    desk = Desk(pages=6)
+def test_admission_leaves_a_free_page_for_each_running_sequence() -> None:
+    harness = Harness(pages=6)
     for name in "abc":
-        desk.add(name, 2 * PAGE - 3)
-    desk.step()
-    assert desk.running == ["a", "b"] and desk.cache.num_free_pages == 2
+        harness.add(name, 2 * PAGE - 3)
+    harness.step()
+    assert harness.running == ["a", "b"] and harness.cache.num_free_pages == 2
 
 
-def test_who_must_wait_holds_no_page_of_the_prefix_that_is_stored_for_it() -> None:
-    desk = Desk(pages=6)
-    first = desk.add("r", 3 * PAGE + 1)
-    desk.step()
-    desk.scheduler.remove(first)
-    desk.add("other", 3 * PAGE)
-    desk.step()
-    again = desk.add("r", 3 * PAGE + 1)
-    desk.step()
-    assert desk.running == ["other"] and desk.scheduler.num_waiting == 1
-    desk.scheduler.remove(again)
-    desk.scheduler.remove(desk.scheduler.running[0])
-    assert desk.cache.num_free_pages == 6
+def test_a_waiting_sequence_holds_no_page_of_its_stored_prefix() -> None:
+    harness = Harness(pages=6)
+    first = harness.add("r", 3 * PAGE + 1)
+    harness.step()
+    harness.scheduler.remove(first)
+    harness.add("other", 3 * PAGE)
+    harness.step()
+    again = harness.add("r", 3 * PAGE + 1)
+    harness.step()
+    assert harness.running == ["other"] and harness.scheduler.num_waiting == 1
+    harness.scheduler.remove(again)
+    harness.scheduler.remove(harness.scheduler.running[0])
+    assert harness.cache.num_free_pages == 6
 
 
-def crowded(pages: int) -> tuple[Desk, list[Sequence]]:
-    """Three sequences of two full pages each; all of them want a third now."""
-    desk = Desk(pages=pages, max_sequences=3)
-    sequences = [desk.add(name, PAGE) for name in "abc"]
+def three_full_sequences(pages: int) -> tuple[Harness, list[Sequence]]:
+    """Return three sequences that have filled two pages each, so that each needs a third one."""
+    harness = Harness(pages=pages, max_sequences=3)
+    sequences = [harness.add(name, PAGE) for name in "abc"]
     for _ in range(PAGE + 1):
-        desk.step()
-    assert desk.running == ["a", "b", "c"] and desk.cache.num_free_pages == pages - 6
-    return desk, sequences
+        harness.step()
+    assert harness.running == ["a", "b", "c"] and harness.cache.num_free_pages == pages - 6
+    return harness, sequences
 
 
-def test_the_youngest_pauses_when_pages_run_out_and_its_pages_go_to_the_others() -> None:
-    desk, (_, _, youngest) = crowded(pages=6)
+def test_the_youngest_sequence_is_paused_when_pages_run_out() -> None:
+    harness, (_, _, youngest) = three_full_sequences(pages=6)
     tokens = list(youngest.tokens)
-    assert ran(desk.step()) == {"a": (1, 1), "b": (1, 1)}
-    assert desk.running == ["a", "b"] and desk.paused == ["c"]
+    assert ran(harness.step()) == {"a": (1, 1), "b": (1, 1)}
+    assert harness.running == ["a", "b"] and harness.paused == ["c"]
     assert youngest.table is None and youngest.tokens == tokens
-    assert desk.released == [youngest]
+    assert harness.released == [youngest]
 
 
-def test_the_paused_go_on_before_any_that_wait_and_run_their_tokens_again() -> None:
-    desk, (oldest, _, youngest) = crowded(pages=7)
-    desk.step()
-    desk.add("d", 5)
-    desk.step()
-    assert desk.paused == ["c"] and desk.scheduler.num_waiting == 2
-    desk.scheduler.remove(oldest)
-    turns = ran(desk.step())
-    assert desk.running == ["b", "c"] and desk.scheduler.num_waiting == 1
-    assert turns["c"] == (TILE, 0), "beside a decoding one, in chunks"
-    assert youngest.num_cached == 0, "as it was told at its first admission"
+def test_paused_sequences_resume_before_waiting_ones_and_rerun_tokens() -> None:
+    harness, (oldest, _, youngest) = three_full_sequences(pages=7)
+    harness.step()
+    harness.add("d", 5)
+    harness.step()
+    assert harness.paused == ["c"] and harness.scheduler.num_waiting == 2
+    harness.scheduler.remove(oldest)
+    turns = ran(harness.step())
+    assert harness.running == ["b", "c"] and harness.scheduler.num_waiting == 1
+    assert turns["c"] == (TILE, 0), "in chunks, since another sequence is decoding"
+    assert youngest.num_cached == 0, "the number of its first admission"
 
 
-def test_of_several_paused_the_oldest_goes_on_first() -> None:
-    desk = Desk(pages=5)
-    oldest, *_ = [desk.add(name, PAGE - 1) for name in "abc"]
-    while len(desk.paused) < 2:
-        desk.step()
-    assert desk.running == ["a"] and desk.paused == ["b", "c"]
-    desk.scheduler.remove(oldest)
-    desk.step()
-    assert desk.running == ["b"]
+def test_of_several_paused_sequences_the_oldest_resumes_first() -> None:
+    harness = Harness(pages=5)
+    oldest, *_ = [harness.add(name, PAGE - 1) for name in "abc"]
+    while len(harness.paused) < 2:
+        harness.step()
+    assert harness.running == ["a"] and harness.paused == ["b", "c"]
+    harness.scheduler.remove(oldest)
+    harness.step()
+    assert harness.running == ["b"]
 
 
-def test_a_sequence_that_fills_the_whole_cache_goes_on_to_its_end() -> None:
-    desk = Desk(pages=3, scratch_rows=64)
-    sequence = desk.add("r", 10)
+def test_a_sequence_that_fills_the_whole_cache_still_finishes() -> None:
+    harness = Harness(pages=3, scratch_rows=64)
+    sequence = harness.add("r", 10)
     while len(sequence.tokens) < 3 * PAGE:
-        turns = desk.step(emit=5)
+        turns = harness.step(emit=5)
         assert turns, f"stuck at {len(sequence.tokens)} tokens"
-    assert desk.paused == []
+    assert harness.paused == []
 
 
-def test_who_crosses_the_ropes_border_starts_over_with_other_kv() -> None:
-    desk = Desk()
+def test_a_sequence_beyond_the_original_rope_length_recomputes_its_kv() -> None:
+    harness = Harness()
     limits = replace(LIMITS, original_length=2 * PAGE + 2)
-    crossing = desk.add("long", 2 * PAGE, limits=limits)
-    desk.add("short", 10, limits=limits)
+    crossing = harness.add("long", 2 * PAGE, limits=limits)
+    harness.add("short", 10, limits=limits)
     for _ in range(3):
-        desk.step()
+        harness.step()
     assert crossing.is_long and crossing.pages.salt == 0
-    turns = desk.scheduler.schedule()
+    turns = harness.scheduler.schedule()
     assert crossing.pages.salt == 1 and crossing.pages.length == 0
     assert ran(turns)["long"] == (TILE, 0)
-    assert desk.released == [crossing]
-    assert crossing.num_pending == len(crossing.tokens), "no page of the short kind is shared"
+    assert harness.released == [crossing]
+    assert crossing.num_pending == len(crossing.tokens), (
+        "pages with short frequencies are not shared"
+    )
     assert crossing.num_cached == 0
-    assert desk.running == ["short", "long"]
+    assert harness.running == ["short", "long"]
 
 
-def test_those_that_cross_the_border_together_keep_their_order() -> None:
-    desk = Desk()
+def test_sequences_that_pass_the_rope_length_together_keep_their_order() -> None:
+    harness = Harness()
     limits = replace(LIMITS, original_length=20)
     for name in "abc":
-        desk.add(name, 20, limits=limits)
-    desk.step()
-    desk.step()
-    assert desk.running == ["a", "b", "c"]
-    assert all(sequence.pages.salt == 1 for sequence in desk.scheduler.running)
+        harness.add(name, 20, limits=limits)
+    harness.step()
+    harness.step()
+    assert harness.running == ["a", "b", "c"]
+    assert all(sequence.pages.salt == 1 for sequence in harness.scheduler.running)
 
 
-def test_a_prompt_behind_the_border_is_long_from_the_start() -> None:
-    desk = Desk()
-    sequence = desk.add("r", 21, limits=replace(LIMITS, original_length=20))
-    desk.step()
-    assert sequence.pages.salt == 1 and desk.released == []
+def test_a_prompt_beyond_the_rope_length_is_long_from_the_start() -> None:
+    harness = Harness()
+    sequence = harness.add("r", 21, limits=replace(LIMITS, original_length=20))
+    harness.step()
+    assert sequence.pages.salt == 1 and harness.released == []
 
 
-def test_the_cancelled_vanish_wherever_they_are() -> None:
-    desk, (running, _, paused) = crowded(pages=6)
-    desk.step()
-    waiting, other = desk.add("d", 5, key="w"), desk.add("e", 5, key="w")
-    assert desk.paused == ["c"]
+def test_cancelled_sequences_are_removed_in_every_status() -> None:
+    harness, (running, _, paused) = three_full_sequences(pages=6)
+    harness.step()
+    waiting, other = harness.add("d", 5, key="w"), harness.add("e", 5, key="w")
+    assert harness.paused == ["c"]
     for sequence in (running, paused, waiting):
         sequence.request.cancelled.set()
-    assert set(desk.scheduler.drop_cancelled()) == {running, paused, waiting}
-    assert names(list(desk.scheduler.all())) == ["b", "e"]
+    assert set(harness.scheduler.drop_cancelled()) == {running, paused, waiting}
+    assert names(list(harness.scheduler.all())) == ["b", "e"]
     other.request.cancelled.set()
-    desk.scheduler.drop_cancelled()
-    assert desk.scheduler.num_waiting == 0
-    assert names([turn.sequence for turn in desk.step()]) == ["b"]
-    desk.scheduler.remove(desk.scheduler.running[0])
-    assert desk.cache.num_free_pages == 6 and desk.step() == []
+    harness.scheduler.drop_cancelled()
+    assert harness.scheduler.num_waiting == 0
+    assert names([turn.sequence for turn in harness.step()]) == ["b"]
+    harness.scheduler.remove(harness.scheduler.running[0])
+    assert harness.cache.num_free_pages == 6 and harness.step() == []
 
 
-def test_all_choices_of_a_cancelled_request_vanish() -> None:
-    desk = Desk(max_sequences=2)
-    first, forks = with_forks(desk, 2)
+def test_all_choices_of_a_cancelled_request_are_removed() -> None:
+    harness = Harness(max_sequences=2)
+    first, forks = with_forks(harness, 2)
     first.request.cancelled.set()
-    assert desk.scheduler.drop_cancelled() == [first, *forks]
-    assert desk.cache.num_free_pages == desk.cache.num_pages
+    assert harness.scheduler.drop_cancelled() == [first, *forks]
+    assert harness.cache.num_free_pages == harness.cache.num_pages
 
 
-def with_forks(desk: Desk, count: int) -> tuple[Sequence, list[Sequence]]:
-    """A request with further choices, forked behind its prompt as the engine does."""
+def with_forks(harness: Harness, count: int) -> tuple[Sequence, list[Sequence]]:
+    """Return the choices of a request, forked after its prompt as the engine does."""
     request = make_request(prompt(100), n=count + 1)
     first = choice_of(request)
-    desk.scheduler.add(first)
-    desk.step()
+    harness.scheduler.add(first)
+    harness.step()
     forks = [choice_of(request, number + 1) for number in range(count)]
     for fork in forks:
         fork.tokens.append(NEXT)
-        desk.scheduler.adopt(fork, desk.cache.fork(first.pages))
+        harness.scheduler.add_fork(fork, harness.cache.fork(first.pages))
     return first, forks
 
 
 def test_a_fork_runs_beside_its_first_choice_and_decodes_at_once() -> None:
-    desk = Desk()
-    first, forks = with_forks(desk, 2)
-    assert desk.scheduler.running == [first, *forks]
+    harness = Harness()
+    first, forks = with_forks(harness, 2)
+    assert harness.scheduler.running == [first, *forks]
     assert all(fork.is_decoding for fork in forks)
-    turns = desk.step()
+    turns = harness.step()
     assert [(turn.sequence, turn.chain) for turn in turns] == [(first, 1), *((f, 1) for f in forks)]
 
 
-def test_a_fork_beyond_the_most_sequences_waits_first_and_holds_no_pages() -> None:
-    desk = Desk(max_sequences=2)
-    first, forks = with_forks(desk, 3)
-    desk.add("later")
-    assert desk.scheduler.running == [first, forks[0]]
-    assert list(desk.scheduler.paused) == forks[1:]
+def test_a_fork_beyond_max_sequences_waits_first_and_holds_no_pages() -> None:
+    harness = Harness(max_sequences=2)
+    first, forks = with_forks(harness, 3)
+    harness.add("later")
+    assert harness.scheduler.running == [first, forks[0]]
+    assert list(harness.scheduler.paused) == forks[1:]
     assert all(fork.table is None for fork in forks[1:])
-    desk.scheduler.remove(first)
-    turns = desk.step()
-    assert desk.scheduler.running == [forks[0], forks[1]]
+    harness.scheduler.remove(first)
+    turns = harness.step()
+    assert harness.scheduler.running == [forks[0], forks[1]]
     assert turns[1].chain == 1, "its prompt is still stored"
 
 
-def test_a_fork_that_got_no_page_waits_first() -> None:
-    desk = Desk(pages=2)
-    first, (fork,) = with_forks(desk, 1)
+def test_a_fork_without_a_free_page_waits_first() -> None:
+    harness = Harness(pages=2)
+    first, (fork,) = with_forks(harness, 1)
     assert fork.table is None
-    assert desk.scheduler.running == [first] and list(desk.scheduler.paused) == [fork]
+    assert harness.scheduler.running == [first] and list(harness.scheduler.paused) == [fork]
 
 
-def test_who_is_removed_is_gone_and_its_pages_are_back() -> None:
-    desk = Desk(max_sequences=1)
-    running, waiting = desk.add("a"), desk.add("b")
-    desk.step()
-    desk.scheduler.remove(running)
-    desk.scheduler.remove(waiting)
-    assert list(desk.scheduler.all()) == []
-    assert desk.released == [running]
-    assert desk.cache.num_free_pages == desk.cache.num_pages
+def test_removing_a_sequence_frees_its_pages() -> None:
+    harness = Harness(max_sequences=1)
+    running, waiting = harness.add("a"), harness.add("b")
+    harness.step()
+    harness.scheduler.remove(running)
+    harness.scheduler.remove(waiting)
+    assert list(harness.scheduler.all()) == []
+    assert harness.released == [running]
+    assert harness.cache.num_free_pages == harness.cache.num_pages
 
 
 @settings(max_examples=100, deadline=None)
@@ -413,39 +427,39 @@ def test_who_is_removed_is_gone_and_its_pages_are_back() -> None:
     pages=st.integers(6, 14),
     scratch=st.integers(1, 200),
     most=st.integers(1, 5),
-    border=st.none() | st.integers(1, 250),
+    rope_length=st.none() | st.integers(1, 250),
     leaves=st.sets(st.integers(0, 8)),
     emit=st.integers(1, 6),
 )
-def test_everybody_is_served_to_the_end_and_no_page_is_lost(
+def test_random_requests_all_finish_and_no_page_is_lost(
     asked: list[tuple[int, int, str]],
     pages: int,
     scratch: int,
     most: int,
-    border: int | None,
+    rope_length: int | None,
     leaves: set[int],
     emit: int,
 ) -> None:
-    desk = Desk(pages=pages, scratch_rows=scratch, max_sequences=most, max_rows=256)
-    limits = replace(LIMITS, original_length=border)
+    harness = Harness(pages=pages, scratch_rows=scratch, max_sequences=most, max_rows=256)
+    limits = replace(LIMITS, original_length=rope_length)
     wanted = {
-        desk.add(str(number), length, key, limits=limits): length + tokens
+        harness.add(str(number), length, key, limits=limits): length + tokens
         for number, (length, tokens, key) in enumerate(asked)
     }
     steps = 0
-    while any(True for _ in desk.scheduler.all()):
+    while any(True for _ in harness.scheduler.all()):
         steps += 1
-        turns = desk.step(emit)
-        assert turns, "somebody runs while somebody waits"
+        turns = harness.step(emit)
+        assert turns, "some sequence runs while sequences remain"
         assert steps < 5000
         assert len(turns) <= most
         assert sum(turn.chain for turn in turns) <= 256
-        for sequence in list(desk.scheduler.running):
+        for sequence in list(harness.scheduler.running):
             number = int(sequence.request_id)
             if len(sequence.tokens) >= wanted[sequence]:
-                desk.scheduler.remove(sequence)
+                harness.scheduler.remove(sequence)
             elif number in leaves and steps > number:
                 sequence.request.cancelled.set()
-        desk.scheduler.drop_cancelled()
-    assert desk.cache.num_free_pages == pages
-    assert not any(desk.cache._references)
+        harness.scheduler.drop_cancelled()
+    assert harness.cache.num_free_pages == pages
+    assert not any(harness.cache._references)

@@ -1,4 +1,4 @@
-"""A sequence by itself: its status, and what it answers for its request."""
+"""Tests of a single sequence: its status, and what it provides of its request."""
 
 import torch
 
@@ -10,8 +10,16 @@ from engine.streaming.cpu_link import CpuDevice
 from tests.engine.sequence_makers import LIMITS, choice_of, make_request, make_sequence
 
 
-def test_a_sequence_waits_runs_pauses_runs_again_and_leaves() -> None:
-    cache = KVCache(PagePool(1, 8, 1, 4, torch.float32, CpuDevice()))
+def test_a_sequence_waits_runs_pauses_runs_again_and_finishes() -> None:
+    pool = PagePool(
+        num_layers=1,
+        num_pages=8,
+        num_kv_heads=1,
+        head_dim=4,
+        dtype=torch.float32,
+        device=CpuDevice(),
+    )
+    cache = KVCache(pool)
     sequence = make_sequence([3, 4, 5])
     seen: list[tuple[Status, bool]] = []
 
@@ -28,8 +36,10 @@ def test_a_sequence_waits_runs_pauses_runs_again_and_leaves() -> None:
     look()
     sequence.run(cache.open(sequence.tokens))
     look()
-    assert (sequence.pages.length, sequence.num_cached) == (2, 0), "as it was admitted first"
-    sequence.leave()
+    assert (sequence.pages.length, sequence.num_cached) == (2, 0), (
+        "num_cached is that of its first admission"
+    )
+    sequence.mark_finished()
     look()
     assert seen == [
         (Status.WAITING, False),
@@ -40,7 +50,7 @@ def test_a_sequence_waits_runs_pauses_runs_again_and_leaves() -> None:
     ]
 
 
-def test_a_sequence_answers_for_its_request() -> None:
+def test_a_sequence_provides_the_parameters_of_its_request() -> None:
     speculation = Speculation("ngram", 4)
     request = make_request(
         [3, 4], name="r", key="k", n=2, speculation=speculation, prediction=[5], seed=9
@@ -58,10 +68,11 @@ def test_a_fork_has_the_cached_tokens_and_passes_of_its_first_choice() -> None:
     request = make_request([3, 4, 5], n=2)
     first = choice_of(request)
     first.count_pass()
-    fork = Sequence(request, 1, choice_of(request, 1).rules, 2, first.passes)
+    rules = choice_of(request, 1).rules
+    fork = Sequence(request, 1, rules, num_cached=2, passes=first.passes)
     assert (fork.stats().cached_tokens, fork.stats().passes) == (2, 1)
 
 
-def test_the_last_choice_to_end_ends_the_request() -> None:
+def test_a_request_ends_with_its_last_choice() -> None:
     request = make_request([3], n=3)
     assert [request.end_choice() for _ in range(3)] == [False, False, True]

@@ -1,4 +1,4 @@
-"""Text from ids: exact bytes, whole characters, and no dependence on how ids were grouped."""
+"""Tests of detokenization: exact bytes, whole characters, and any grouping of the ids."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -29,11 +29,13 @@ def streamed(tokens: TokenBytes, groups: list[list[int]]) -> str:
 
 
 @each_tokenizer
-def test_text_comes_back_whole_token_by_token(build: Build) -> None:
+def test_ids_give_the_original_text_one_by_one(build: Build) -> None:
     tokenizer = build()
     ids = ids_of(tokenizer, HARD)
     tokens = TokenBytes(tokenizer)
-    assert any(tokens.text(token) == "\ufffd" for token in ids), "characters of several tokens"
+    assert any(tokens.text(token) == "\ufffd" for token in ids), (
+        "some characters take several tokens"
+    )
     assert streamed(tokens, [[token] for token in ids]) == HARD
 
 
@@ -45,8 +47,8 @@ def test_text_does_not_depend_on_how_ids_are_grouped(build: Build, data: st.Data
     tokens = TokenBytes(tokenizer)
     ids = data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=40))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
-    borders = [0, *cuts, len(ids)]
-    groups = [ids[a:b] for a, b in pairwise(borders)]
+    ends = [0, *cuts, len(ids)]
+    groups = [ids[a:b] for a, b in pairwise(ends)]
     whole = b"".join(tokens[token] for token in ids)
     assert streamed(tokens, groups) == whole.decode("utf-8", errors="replace")
 
@@ -54,22 +56,22 @@ def test_text_does_not_depend_on_how_ids_are_grouped(build: Build, data: st.Data
 @each_tokenizer
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=60).filter(lambda text: not any(s in text for s in SPECIAL)))
-def test_bytes_joined_are_the_utf8_of_the_text(build: Build, text: str) -> None:
+def test_the_joined_bytes_of_tokens_are_the_utf8_of_the_text(build: Build, text: str) -> None:
     tokenizer = build()
-    text = text.replace("▁", "_")  # sentencepiece's own mark cannot be told from a blank
+    text = text.replace("▁", "_")  # sentencepiece writes a space as this mark
     tokens = TokenBytes(tokenizer)
     assert b"".join(tokens[token] for token in ids_of(tokenizer, text)) == text.encode()
 
 
 @each_tokenizer
-def test_ordinary_text_equals_the_librarys_decode_after_a_first_word(build: Build) -> None:
+def test_text_after_a_first_word_equals_the_librarys_decode(build: Build) -> None:
     tokenizer = build()
     ids = ids_of(tokenizer, "The dog" + HARD)
     assert streamed(TokenBytes(tokenizer), [ids]) == tokenizer.decode(ids)
 
 
 @each_tokenizer
-def test_an_unfinished_character_is_held_back_until_complete(build: Build) -> None:
+def test_an_incomplete_character_is_withheld_until_it_is_complete(build: Build) -> None:
     tokenizer = build()
     ids = ids_of(tokenizer, "👩")
     assert len(ids) == 4
@@ -79,7 +81,7 @@ def test_an_unfinished_character_is_held_back_until_complete(build: Build) -> No
 
 
 @each_tokenizer
-def test_an_unfinished_character_at_the_end_becomes_one_replacement_character(build: Build) -> None:
+def test_an_incomplete_last_character_becomes_a_replacement_character(build: Build) -> None:
     tokenizer = build()
     cut = ids_of(tokenizer, "ok👩")[:-1]
     detokenizer = Detokenizer(TokenBytes(tokenizer))
@@ -92,10 +94,12 @@ def test_one_invalid_byte_does_not_spoil_the_characters_around_it() -> None:
     byte = id_of(tokenizer, "<0xFF>")
     ids = [*ids_of(tokenizer, "é"), byte, *ids_of(tokenizer, "é")]
     assert streamed(TokenBytes(tokenizer), [ids]) == "é\ufffdé"
-    assert tokenizer.decode(ids) == "\ufffd" * 5, "why the library's decoder is not used"
+    assert tokenizer.decode(ids) == "\ufffd" * 5, (
+        "the library's decoder spoils the characters around it"
+    )
 
 
-def test_the_blank_before_an_answers_first_word_is_kept() -> None:
+def test_the_space_before_an_answers_first_word_is_kept() -> None:
     tokenizer = sentencepiece()
     fox = id_of(tokenizer, "▁fox")
     assert Detokenizer(TokenBytes(tokenizer)).push([fox]) == " fox"
@@ -135,13 +139,13 @@ def test_added_tokens_that_are_not_special_are_text(build: Build) -> None:
 
 
 @each_tokenizer
-def test_ids_behind_the_vocabulary_add_nothing(build: Build) -> None:
+def test_ids_beyond_the_vocabulary_add_nothing(build: Build) -> None:
     tokens = TokenBytes(build())
     assert tokens[len(tokens) + 5] == b""
     assert tokens.text(len(tokens) + 5) == ""
 
 
-def test_a_partial_character_is_shown_as_a_replacement_character() -> None:
+def test_the_text_of_a_partial_character_is_a_replacement_character() -> None:
     tokenizer = byte_level()
     tokens = TokenBytes(tokenizer)
     first = ids_of(tokenizer, "👩")[0]
@@ -161,14 +165,14 @@ def test_a_byte_level_added_token_outside_the_byte_alphabet_is_literal() -> None
     assert TokenBytes(tokenizer)[id_of(tokenizer, "two words 日本")] == ("two words 日本".encode())
 
 
-def test_a_metaspace_decoder_is_known() -> None:
+def test_a_metaspace_decoder_is_supported() -> None:
     tokenizer = Tokenizer(models.WordLevel({"▁a": 0, "b": 1}, unk_token="b"))
     tokenizer.decoder = decoders.Metaspace()
     assert Detokenizer(TokenBytes(tokenizer)).push([0, 1, 0]) == " ab a"
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.CTC(), decoders.WordPiece()])
-def test_an_unknown_decoder_is_refused_by_name(decoder: decoders.Decoder | None) -> None:
+def test_an_unsupported_decoder_is_an_error_that_names_it(decoder: decoders.Decoder | None) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     if decoder is not None:
         tokenizer.decoder = decoder
@@ -177,7 +181,7 @@ def test_an_unknown_decoder_is_refused_by_name(decoder: decoders.Decoder | None)
         TokenBytes(tokenizer)
 
 
-def test_the_demo_models_tokenizer_is_known() -> None:
+def test_the_demo_models_tokenizer_is_supported() -> None:
     path = Path(__file__).parents[3] / "configs" / "demo" / "target" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     ids = ids_of(tokenizer, HARD)

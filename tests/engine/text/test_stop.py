@@ -1,4 +1,4 @@
-"""When an answer ends, and what of its text is shown: token by token, never too much."""
+"""Tests of the stop rules: when an answer ends, and which text is shown before that."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from engine.messages import SamplingParams
 from engine.text.detokenize import Detokenizer, TokenBytes
-from engine.text.stop import StopRules, Verdict
+from engine.text.stop import StopResult, StopRules
 from tests.engine.small_tokenizers import SPECIAL, byte_level, id_of, sentencepiece
 
 EOS = id_of(byte_level(), SPECIAL[0])
@@ -18,7 +18,7 @@ def ids_of(text: str) -> list[int]:
 
 
 def spelled(text: str) -> list[int]:
-    """One token for each byte."""
+    """Return ids that spell a text with one token per byte."""
     tokens = list(TokenBytes(byte_level()))
     return [tokens.index(bytes([byte])) for byte in text.encode()]
 
@@ -32,15 +32,15 @@ def rules(max_tokens: int = 1000, **params: Any) -> StopRules:
     )
 
 
-def run(rule: StopRules, ids: list[int]) -> tuple[str, Verdict, int]:
-    """The text shown, the last verdict, and the tokens it took."""
-    shown, verdict = "", Verdict("")
+def run(rule: StopRules, ids: list[int]) -> tuple[str, StopResult, int]:
+    """Return the shown text, the last result, and the number of tokens until the end."""
+    shown, result = "", StopResult("")
     for token in ids:
-        verdict = rule.push(token)
-        shown += verdict.text
-        if verdict.finish is not None:
+        result = rule.push(token)
+        shown += result.text
+        if result.finish is not None:
             break
-    return shown, verdict, rule.num_tokens
+    return shown, result, rule.num_tokens
 
 
 def test_without_stop_strings_text_is_shown_at_once() -> None:
@@ -56,57 +56,57 @@ def test_a_stop_string_that_spans_tokens_is_never_shown() -> None:
 def test_a_stop_string_inside_one_token_cuts_the_token() -> None:
     token = next(i for i, b in enumerate(TokenBytes(byte_level())) if len(b) >= 3)
     word = TokenBytes(byte_level())[token].decode()
-    verdict = rules(stop=(word[1:-1],)).push(token)
-    assert verdict == Verdict(word[0], "stop", word[1:-1])
+    result = rules(stop=(word[1:-1],)).push(token)
+    assert result == StopResult(word[0], "stop", word[1:-1])
 
 
-def test_a_possible_beginning_is_held_back_and_shown_once_it_is_none() -> None:
+def test_a_possible_start_of_a_stop_string_is_withheld_until_it_is_none() -> None:
     rule = rules(stop=("abac",))
     assert [rule.push(token).text for token in spelled("xababd")] == ["x", "", "", "", "ab", "abd"]
 
 
-def test_text_held_back_is_shown_when_the_length_ends_the_choice() -> None:
+def test_withheld_text_is_shown_when_the_length_ends_the_choice() -> None:
     text, last, _ = run(rules(stop=("END!",), max_tokens=5), spelled("x END, no"))
     assert (text, last.finish, last.stop_reason) == ("x END", "length", None)
 
 
-def test_text_held_back_is_shown_when_the_model_ends_the_choice() -> None:
+def test_withheld_text_is_shown_when_the_model_ends_the_choice() -> None:
     text, last, _ = run(rules(stop=("END!",)), [*spelled("x END"), EOS])
     assert (text, last.finish, last.stop_reason) == ("x END", "stop", None)
 
 
-def test_a_stop_string_complete_at_the_last_token_is_a_stop() -> None:
+def test_a_stop_string_completed_by_the_last_token_is_a_stop() -> None:
     text, last, _ = run(rules(stop=("END",), max_tokens=5), spelled("x END"))
     assert (text, last.finish, last.stop_reason) == ("x ", "stop", "END")
 
 
-def test_the_stop_string_that_is_complete_first_wins() -> None:
+def test_the_stop_string_that_is_complete_first_counts() -> None:
     text, last, _ = run(rules(stop=("bcdef", "cd")), spelled("abcdef"))
     assert (text, last.stop_reason) == ("ab", "cd")
 
 
-def test_of_two_complete_at_once_the_longer_wins() -> None:
+def test_of_two_stop_strings_complete_at_once_the_longer_counts() -> None:
     text, last, _ = run(rules(stop=("d", "bcd")), spelled("abcde"))
     assert (text, last.stop_reason) == ("a", "bcd")
 
 
-def test_a_stop_token_ends_with_its_id_and_without_its_text() -> None:
+def test_a_stop_token_gives_its_id_as_the_reason_and_no_text() -> None:
     stop = spelled("c")[0]
     text, last, taken = run(rules(stop_token_ids=(stop,)), spelled("abcd"))
     assert (text, last.finish, last.stop_reason, taken) == ("ab", "stop", stop, 3)
 
 
-def test_the_end_of_sequence_can_be_ignored() -> None:
+def test_the_end_of_sequence_token_can_be_ignored() -> None:
     text, last, _ = run(rules(ignore_eos=True, max_tokens=3), [*spelled("a"), EOS, *spelled("b")])
     assert (text, last.finish) == ("ab", "length")
 
 
-def test_ignoring_the_end_of_sequence_leaves_stop_tokens_alone() -> None:
+def test_ignore_eos_does_not_affect_stop_tokens() -> None:
     _, last, taken = run(rules(ignore_eos=True, stop_token_ids=(EOS,)), [*spelled("a"), EOS])
     assert (last.finish, last.stop_reason, taken) == ("stop", EOS, 2)
 
 
-def test_no_stop_holds_for_the_first_min_tokens() -> None:
+def test_no_stop_rule_applies_to_the_first_min_tokens() -> None:
     ids = [*spelled("aXb"), EOS, *spelled("Xc")]
     text, last, taken = run(rules(stop=("X",), min_tokens=4), ids)
     assert (text, last.finish, last.stop_reason, taken) == ("aXb", "stop", "X", 5)
@@ -122,7 +122,7 @@ def test_a_stop_string_ignored_within_min_tokens_is_not_found_later() -> None:
     assert (text, last.finish) == ("xABz", None)
 
 
-def test_half_a_character_at_the_end_is_shown_as_a_replacement() -> None:
+def test_an_incomplete_last_character_is_shown_as_a_replacement() -> None:
     text, last, _ = run(rules(max_tokens=2), spelled("a👩"))
     assert (text, last.finish) == ("a\ufffd", "length")
 
@@ -132,7 +132,7 @@ def test_a_stop_string_of_characters_cut_into_tokens_is_found() -> None:
     assert (text, last.stop_reason) == ("日本", "語")
 
 
-def test_nothing_may_follow_the_end() -> None:
+def test_pushing_a_token_after_the_end_is_an_error() -> None:
     rule = rules(max_tokens=1)
     rule.push(spelled("a")[0])
     with pytest.raises(AssertionError):
@@ -140,7 +140,7 @@ def test_nothing_may_follow_the_end() -> None:
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """The rule told in another way: cut before the stop that is complete first, longest first."""
+    """Return the text up to the stop string that is complete first, and that string."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -154,9 +154,7 @@ WORDS = st.text(alphabet="abé", min_size=1, max_size=5)
 
 @settings(max_examples=400, deadline=None)
 @given(text=st.text(alphabet="abé ", max_size=30), stops=st.lists(WORDS, max_size=4))
-def test_the_text_does_not_depend_on_how_it_was_cut_into_tokens(
-    text: str, stops: list[str]
-) -> None:
+def test_the_text_does_not_depend_on_the_tokens_that_spell_it(text: str, stops: list[str]) -> None:
     want = expected(text, stops)
     for ids in (spelled(text), ids_of(text)):
         shown, last, _ = run(rules(stop=tuple(stops)), [*ids, EOS])
@@ -165,19 +163,19 @@ def test_the_text_does_not_depend_on_how_it_was_cut_into_tokens(
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(alphabet="abé ", max_size=30), stops=st.lists(WORDS, min_size=1, max_size=4))
-def test_what_is_shown_is_always_a_beginning_of_the_answer(text: str, stops: list[str]) -> None:
+def test_the_shown_text_is_always_a_prefix_of_the_answer(text: str, stops: list[str]) -> None:
     rule = rules(stop=tuple(stops))
     want, _ = expected(text, stops)
     shown = ""
     for token in spelled(text):
-        verdict = rule.push(token)
-        shown += verdict.text
+        result = rule.push(token)
+        shown += result.text
         assert want.startswith(shown)
-        if verdict.finish is not None:
+        if result.finish is not None:
             break
 
 
-def test_sentencepiece_byte_tokens_stop_too() -> None:
+def test_a_stop_string_of_sentencepiece_byte_tokens_is_found() -> None:
     tokenizer = sentencepiece()
     rule = StopRules(
         SamplingParams(stop=("語",)),

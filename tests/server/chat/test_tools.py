@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.schemas.limits import MAX_TOOLS
 from tests.server.conftest import MakeApp, chat, client_of, entry, error_of, events
 from tests.server.fake_engine import CALLS, EOS, FakeEngines, ids_of
 
@@ -156,7 +157,7 @@ BROKEN = {"a": {"type": "string", "pattern": "("}}
         ({"tools": [tool(parameters=[])]}, "tools.0.function.parameters"),
         ({"tools": [tool(parameters={"type": "string"})]}, "tools.0.function.parameters.type"),
         ({"tools": [tool(strict="yes")]}, "tools.0.function.strict"),
-        ({"tools": [tool()] * 129}, "tools"),
+        ({"tools": [tool()] * (MAX_TOOLS + 1)}, "tools"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": 1}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": []}, "tool_choice"),

@@ -117,7 +117,7 @@ def test_this_machine_is_measured(
     timed = {entry["what"]: entry["source"] for entry in found["assumptions"]}
     assert timed["compute of 64 rows"].startswith("measured")
     with monkeypatch.context() as nothing:
-        nothing.setattr(probe, "pass_times", lambda *_: probe.Measured())
+        nothing.setattr(probe, "pass_times", lambda *_: probe.MeasuredPass())
         found = planned(capsys, str(folder))
     assert "compute of 64 rows" not in {entry["what"] for entry in found["assumptions"]}
 

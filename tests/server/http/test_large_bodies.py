@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.chat import token_calls
 from server.text.limits import LARGE_BODY
 from tests.server.conftest import error_of
 from tests.server.fake_engine import FakeEngines
@@ -86,6 +87,11 @@ async def test_mistakes_in_large_bodies_are_named(
     assert error["param"] == param
 
 
-async def test_an_answer_of_token_ids_has_a_bound(client: httpx.AsyncClient) -> None:
-    body = json.dumps({"content": "x" * 900_000, "with_pieces": True, "return_token_strs": True})
-    assert error_of(await post(client, "/tokenize", body), 400)["code"] == "answer_too_large"
+async def test_an_answer_of_token_ids_has_a_bound(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_calls, "LONGEST_ANSWER", 200)
+    for text, status in (("x" * 20, 200), ("x" * 200, 400)):
+        answer = await post(client, "/tokenize", json.dumps({"content": text}))
+        assert answer.status_code == status
+    assert error_of(answer, 400)["code"] == "answer_too_large"

@@ -179,10 +179,10 @@ async def test_a_server_that_is_told_to_end_tells_who_still_waits(
     make_app: MakeApp, engines: FakeEngines, stream: bool
 ) -> None:
     engines.script.pause = asyncio.Event()
-    app = make_app()
+    app = make_app(shutdown_timeout=0)
     config = uvicorn.Config(app, log_config=None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(config, app.shared.models)
+        server = Server(config, app.shared, tell=lambda _: None)
         running = asyncio.create_task(server._serve([listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(20):

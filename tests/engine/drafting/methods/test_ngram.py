@@ -1,4 +1,4 @@
-"""N-gram look-up: what is found, in which order, within which bounds, and what is forgotten."""
+"""N-gram look-up: what is proposed, in which order, within which bounds, and what is forgotten."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -16,12 +16,12 @@ MANY = 1000
 
 
 def found(tokens: Seq[int], depth: int = 4, rows: int = MANY, **arguments: Any) -> list[Seq[int]]:
-    """The continuations proposed, the best first."""
+    """Return the proposed continuations, the best first."""
     return list(leaves(Ngram().propose(make_sequence(tokens, **arguments), depth, rows)))
 
 
 @pytest.mark.parametrize("tokens", [[5], [5, 6], [5, 6, 7, 8]])
-def test_nothing_is_proposed_where_nothing_came_twice(tokens: list[int]) -> None:
+def test_nothing_is_proposed_if_no_token_occurred_twice(tokens: list[int]) -> None:
     assert Ngram().propose(make_sequence(tokens), 4, MANY) is None
 
 
@@ -29,34 +29,34 @@ def test_what_followed_the_same_tokens_is_proposed() -> None:
     assert found([3, 4, 5, 6, 7, 8, 3, 4]) == [(5, 6, 7, 8)]
 
 
-def test_a_loop_goes_on_beyond_what_was_written() -> None:
+def test_a_loop_continues_beyond_the_emitted_text() -> None:
     assert found([3, 4, 5, 3, 4], depth=8) == [(5, 3, 4, 5, 3, 4, 5, 3)]
     assert found([6, 6, 6], depth=5) == [(6, 6, 6, 6, 6)]
 
 
-def test_later_places_are_trusted_more() -> None:
+def test_later_places_get_better_scores() -> None:
     tokens = [2, 10, 11, 2, 20, 21, 2, 30, 31, 2]
     assert found(tokens, depth=2) == [(30, 31), (20, 21), (10, 11)]
 
 
-def test_what_came_often_is_trusted_more_than_what_came_last() -> None:
+def test_a_frequent_continuation_beats_the_latest_one() -> None:
     tokens = [2, 10, 2, 10, 2, 10, 2, 20, 2]
     assert found(tokens, depth=1) == [(10,), (20,)]
 
 
-def test_longer_matches_are_trusted_more_than_later_ones() -> None:
+def test_longer_matches_beat_later_ones() -> None:
     tokens = [3, 4, 10, 9, 4, 20, 8, 3, 4]
     assert found(tokens, depth=1) == [(10,), (20,)]
 
 
-def test_the_longer_a_path_agrees_the_surer_its_next_token() -> None:
+def test_the_longer_a_path_agrees_the_better_its_next_score() -> None:
     tree = Ngram().propose(make_sequence([3, 4, 5, 6, 7, 8, 9, 3]), 6, MANY)
     assert tree is not None
     gains = [tree.scores[row] - tree.scores[tree.parents[row]] for row in range(1, len(tree))]
     assert gains == sorted(gains) and gains[0] < gains[-1]
 
 
-def test_only_the_latest_places_are_looked_at() -> None:
+def test_only_the_latest_places_are_examined() -> None:
     tokens = [token for first in range(10, 20) for token in (2, first)] + [2]
     assert found(tokens, depth=1) == [(19 - place,) for place in range(PLACES)]
 
@@ -80,8 +80,8 @@ def test_a_tree_is_no_deeper_than_its_bound(depth: int) -> None:
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
-def test_no_level_is_proposed_that_could_not_be_emitted(left: int) -> None:
-    """A pass emits one token more than its tree is deep."""
+def test_no_level_is_proposed_that_cannot_be_emitted(left: int) -> None:
+    """A pass emits one token more than the depth of its tree."""
     tokens = [3, 4, 5, 6, 7, 3]
     wanted = [(4, 5, 6)[: left - 1]] if left > 1 else []
     assert found(tokens, max_tokens=left) == wanted
@@ -89,25 +89,25 @@ def test_no_level_is_proposed_that_could_not_be_emitted(left: int) -> None:
 
 
 @pytest.mark.parametrize("left", [1, 2])
-def test_nothing_is_proposed_behind_the_ropes_border(left: int) -> None:
+def test_nothing_is_proposed_across_the_rope_border(left: int) -> None:
     tokens = [3, 4, 5, 6, 7, 3]
     near = replace(LIMITS, original_length=len(tokens) + left)
     assert found(tokens, limits=near) == [(4, 5)[:left]]
     at = replace(LIMITS, original_length=len(tokens))
     assert found(tokens, limits=at) == []
-    behind = replace(LIMITS, original_length=len(tokens) - 1)
-    assert found(tokens, limits=behind) == [(4, 5, 6, 7)]
+    beyond = replace(LIMITS, original_length=len(tokens) - 1)
+    assert found(tokens, limits=beyond) == [(4, 5, 6, 7)]
 
 
-def test_nothing_is_proposed_behind_what_ends_the_sequence() -> None:
+def test_nothing_is_proposed_after_a_token_that_ends_the_sequence() -> None:
     tokens = [3, 4, EOS, 6, 3]
     assert found(tokens) == [(4, EOS)]
     assert found(tokens, ignore_eos=True) == [(4, EOS, 6, 3)]
     assert found(tokens, ignore_eos=True, stop_token_ids=(4,)) == [(4,)]
 
 
-def test_a_sequence_whose_last_token_could_end_it_goes_on_all_the_same() -> None:
-    """A prompt may end in such a token."""
+def test_a_prompt_that_ends_in_an_end_token_is_continued() -> None:
+    """The token did not end the sequence, because it is part of the prompt."""
     assert found([3, EOS, 4, 3, EOS], depth=1) == [(4,)]
 
 
@@ -118,7 +118,7 @@ def test_each_sequence_has_its_own_past() -> None:
     assert leaves(lookup.propose(two, 2, MANY)) == [(8, 9)]
 
 
-def test_what_was_emitted_is_found_too() -> None:
+def test_emitted_tokens_are_found_too() -> None:
     lookup, sequence = Ngram(), make_sequence([3, 4])
     assert lookup.propose(sequence, 3, MANY) is None
     sequence.tokens += [5, 3]
@@ -127,13 +127,13 @@ def test_what_was_emitted_is_found_too() -> None:
     assert leaves(lookup.propose(sequence, 3, MANY))[0] == (4, 6, 3)
 
 
-def test_who_is_released_is_forgotten_and_may_come_back() -> None:
+def test_a_released_sequence_is_forgotten_and_may_come_back() -> None:
     lookup, sequence = Ngram(), make_sequence([3, 4, 3])
     before = lookup.propose(sequence, 4, MANY)
-    assert len(lookup._pasts) == len(lookup._gambler._asked) == 1
+    assert len(lookup._pasts) == len(lookup._search._proposed) == 1
     lookup.release(sequence)
     lookup.release(sequence)
-    assert not lookup._pasts and not lookup._gambler._asked
+    assert not lookup._pasts and not lookup._search._proposed
     assert lookup.propose(sequence, 4, MANY) == before
 
 
@@ -149,7 +149,7 @@ def first_score(lookup: Ngram, sequence: Sequence) -> float:
     return max(paths(tree).values())
 
 
-def test_what_single_tokens_are_worth_is_learned() -> None:
+def test_the_hit_rate_of_single_token_matches_is_learned() -> None:
     sequence = make_sequence([3, 4, 5, 3])
     before = first_score(Ngram(), sequence)
     wrong, right = Ngram(), Ngram()
@@ -163,7 +163,7 @@ tokens = st.lists(st.integers(0, 4), min_size=1, max_size=60)
 
 
 @given(prompt=tokens, text=tokens, depth=st.integers(0, 8), rows=st.integers(1, 40))
-def test_any_text_is_written_with_trees_within_bounds(
+def test_any_text_is_emitted_with_trees_within_bounds(
     prompt: list[int], text: list[int], depth: int, rows: int
 ) -> None:
     lookups = Ngram(), Ngram()
@@ -177,8 +177,8 @@ def test_any_text_is_written_with_trees_within_bounds(
 
 
 @given(tokens=tokens, depth=st.integers(1, 6))
-def test_every_path_is_how_an_earlier_place_went_on(tokens: list[int], depth: int) -> None:
-    """Or would, were the path already written behind it."""
+def test_every_path_continues_an_earlier_place(tokens: list[int], depth: int) -> None:
+    """A place near the end is continued by the path itself, as in a loop."""
     tree = Ngram().propose(make_sequence(tokens, ignore_eos=True), depth, MANY)
     places = [place for place in range(1, len(tokens)) if tokens[place - 1] == tokens[-1]]
     assert (tree is None) == (not places)
@@ -188,7 +188,7 @@ def test_every_path_is_how_an_earlier_place_went_on(tokens: list[int], depth: in
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 10_000])
-def test_a_huge_prompt_is_no_trouble(kinds: int) -> None:
+def test_a_prompt_of_50000_tokens_works(kinds: int) -> None:
     tokens = [2 + place * 7919 % kinds for place in range(50_000)]
     lookup, sequence = Ngram(), make_sequence(tokens)
     text = tokens[tokens.index(tokens[-1]) + 1 :][:200]

@@ -1,4 +1,4 @@
-"""Predicted outputs: how the pointer goes with the answer, departs from it and comes back."""
+"""Predicted outputs: how the pointer follows an answer, is lost and is found again."""
 
 import random
 from collections.abc import Sequence as Seq
@@ -24,42 +24,43 @@ from tests.engine.models import (
 from tests.engine.sequence_makers import EOS, LIMITS
 
 PROMPT = (2, 3)
-EXPECTED = tuple(range(100, 200))  # no token twice
+EXPECTED = tuple(range(100, 200))  # no token occurs twice
 
 
 def text_like(length: int, seed: int = 0) -> list[int]:
-    """Tokens of which few are common and many rare, as words are."""
+    """Return random tokens, of which few are common and many rare, like words."""
     draw = random.Random(seed)
     return [2 + min(int(draw.paretovariate(0.7)), 5000) for _ in range(length)]
 
 
 def after(emitted: Seq[int], prediction: Seq[int] = EXPECTED, depth: int = 4) -> list[Seq[int]]:
+    """Return the continuations proposed after these emitted tokens, the best first."""
     sequence = answering(PROMPT, emitted, prediction)
     return list(leaves(Prediction().propose(sequence, depth, 64)))
 
 
-def test_nothing_is_proposed_without_a_prediction_or_behind_its_end() -> None:
+def test_nothing_is_proposed_without_a_prediction_or_after_its_end() -> None:
     assert after([100], ()) == []
     assert after([100, 101], (100, 101)) == []
 
 
-def test_an_answer_that_follows_is_offered_what_comes_next() -> None:
+def test_an_answer_that_follows_gets_the_next_tokens() -> None:
     assert after([100])[0] == (101, 102, 103, 104)
     assert after([100, 101, 102])[0] == (103, 104, 105, 106)
 
 
-def test_the_prompt_is_no_part_of_the_answer() -> None:
+def test_the_prompt_is_not_part_of_the_answer() -> None:
     sequence = answering((100, 101, 102), (100,), EXPECTED)
     assert leaves(Prediction().propose(sequence, 2, 64))[0] == (101, 102)
 
 
-def test_a_long_chain_has_most_of_the_rows() -> None:
+def test_a_long_chain_gets_most_of_the_rows() -> None:
     tree = Prediction().propose(answering(PROMPT, (100,), EXPECTED), 48, 64)
     assert tree is not None and max(tree.depths) == 48
-    assert len(leaves(tree)) > 1  # and alternates that leave one token out have the others
+    assert len(leaves(tree)) > 1  # alternatives that leave one token out get the other rows
 
 
-def test_a_token_left_out_is_among_the_alternates() -> None:
+def test_a_left_out_token_is_among_the_alternatives() -> None:
     assert (102, 103, 104, 105) in after([100])
     assert (101, 103, 104, 105) in after([100])
 
@@ -76,22 +77,22 @@ def test_a_token_left_out_is_among_the_alternates() -> None:
         ([7], 101),  # from the first token on
     ],
 )
-def test_after_a_departure_every_way_back_is_offered(emitted: list[int], next_: int) -> None:
+def test_after_a_departure_every_way_back_is_proposed(emitted: list[int], next_: int) -> None:
     assert next_ in [path[0] for path in after(emitted)]
 
 
-def test_a_match_of_two_sets_the_pointer_again() -> None:
+def test_a_match_of_two_tokens_sets_the_pointer_again() -> None:
     assert after([100, 101, 7, 110, 111])[0] == (112, 113, 114, 115)
     assert after([100, 101, 7, 8, 9, 102, 103])[0] == (104, 105, 106, 107)
 
 
-def test_of_equal_matches_the_nearest_counts() -> None:
+def test_the_nearest_of_equal_matches_counts() -> None:
     prediction = [5, 6, 10, 11, *range(100, 130), 5, 6, 20, 21, *range(200, 230), 5, 6, 30, 31]
     emitted = [*prediction[:30], 7, 5, 6]
     assert after(emitted, prediction, depth=2)[0] == (20, 21)
 
 
-def test_only_a_match_of_three_moves_the_pointer_far() -> None:
+def test_only_a_match_of_three_tokens_moves_the_pointer_far() -> None:
     prediction = tuple(range(100, 400))
     firsts = [path[0] for path in after([100, 101, 7, 390, 391], prediction)]
     assert firsts[0] == 392 and 105 in firsts
@@ -101,7 +102,7 @@ def test_only_a_match_of_three_moves_the_pointer_far() -> None:
     assert after(back, prediction)[0] == (103, 104, 105, 106)
 
 
-def test_who_is_lost_for_long_is_offered_nothing_until_something_matches() -> None:
+def test_a_long_lost_pointer_proposes_nothing_until_a_match() -> None:
     emitted = [100, *range(1000, 1000 + LOST)]
     assert after(emitted) != []
     emitted.append(999)
@@ -112,7 +113,7 @@ def test_who_is_lost_for_long_is_offered_nothing_until_something_matches() -> No
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("new", [[], [9001], [9001, 9002], [9001, 9002, 9003, 9004]])
 @pytest.mark.parametrize("at", [0, 1, 250, 498])
-def test_one_word_changed_takes_under_a_tenth_of_the_passes(
+def test_one_changed_word_takes_under_a_tenth_of_the_passes(
     seed: int, new: list[int], at: int
 ) -> None:
     before = text_like(500, seed)
@@ -132,7 +133,7 @@ def test_many_changes_still_take_far_fewer_passes() -> None:
     assert taken < len(text) / 6
 
 
-def test_an_unrelated_prediction_is_trusted_less_and_less() -> None:
+def test_an_unrelated_prediction_gets_worse_scores() -> None:
     lookup = Prediction()
     first = paths(lookup.propose(answering(PROMPT, (100, 7), EXPECTED), 4, 64))
     for seed in range(4):
@@ -142,7 +143,7 @@ def test_an_unrelated_prediction_is_trusted_less_and_less() -> None:
     assert later[(102,)] < first[(102,)]
 
 
-def test_choices_of_one_request_go_their_own_ways() -> None:
+def test_choices_of_one_request_are_followed_separately() -> None:
     lookup = Prediction()
     one, two = answering(PROMPT, (100,), EXPECTED), answering(PROMPT, (100, 101), EXPECTED)
     assert leaves(lookup.propose(one, 2, 64))[0] == (101, 102)
@@ -151,17 +152,17 @@ def test_choices_of_one_request_go_their_own_ways() -> None:
     assert leaves(lookup.propose(one, 2, 64))[0] == (103, 104)
 
 
-def test_who_is_released_is_forgotten_and_may_come_back() -> None:
+def test_a_released_sequence_is_forgotten_and_may_come_back() -> None:
     lookup, sequence = Prediction(), answering(PROMPT, (100, 7, 8), EXPECTED)
     before = lookup.propose(sequence, 8, 64)
-    assert len(lookup._pointers) == len(lookup._gambler._asked) == 1
+    assert len(lookup._pointers) == len(lookup._search._proposed) == 1
     lookup.release(sequence)
     lookup.release(sequence)
-    assert not lookup._pointers and not lookup._gambler._asked
+    assert not lookup._pointers and not lookup._search._proposed
     assert lookup.propose(sequence, 8, 64) == before
 
 
-def test_nothing_stands_behind_what_ends_the_sequence_or_could_not_be_emitted() -> None:
+def test_nothing_is_proposed_after_an_end_token_or_the_last_position() -> None:
     prediction = (100, 101, EOS, 102, 103)
     tree = Prediction().propose(answering(PROMPT, (100,), prediction), 8, 64)
     assert (101, EOS) in paths(tree) and not any(EOS in path[:-1] for path in paths(tree))
@@ -179,7 +180,7 @@ tokens = st.lists(st.integers(0, 5), min_size=1, max_size=60)
 @given(
     prediction=tokens, text=tokens, depth=st.integers(0, 8), rows=st.integers(1, 20), prompt=tokens
 )
-def test_any_answer_against_any_prediction_is_written(
+def test_any_answer_is_emitted_against_any_prediction(
     prediction: list[int], text: list[int], depth: int, rows: int, prompt: list[int]
 ) -> None:
     lookups = Prediction(), Prediction()
@@ -201,8 +202,8 @@ def test_a_prediction_of_one_token_repeated_is_followed(length: int) -> None:
         sequence.tokens.append(token)
 
 
-def test_api_18_one_word_changed_in_500_takes_under_a_tenth_of_plain_decodings_passes() -> None:
-    """Sampled, so that nothing but the prediction tells what comes next."""
+def test_api_18_one_changed_word_in_500_takes_under_a_tenth_of_the_passes() -> None:
+    """The answer is sampled, so that only the prediction can propose its next tokens."""
     asked = request("r", prompt(8), max_tokens=500, ignore_eos=True, temperature=1.0, seed=1)
     want = alone(load(checkpoint("llama"), PLAIN), [asked])[("r", 0)]
     expected = [*want.ids[:249], (want.ids[249] + 1) % VOCAB, *want.ids[250:]]
@@ -214,12 +215,12 @@ def test_api_18_one_word_changed_in_500_takes_under_a_tenth_of_plain_decodings_p
     followed = sum(origin.source == "prediction" for origin in got.origins)
     assert got.stats.prediction_accepted == followed > 450
     checked = got.stats.prediction_accepted + got.stats.prediction_rejected
-    assert checked == got.stats.drafted, "nothing else drafts"
+    assert checked == got.stats.drafted, "no other draft proposes rows"
     assert want.stats.prediction_accepted == want.stats.prediction_rejected == 0
 
 
-def test_api_18_what_others_drafted_too_is_counted_as_the_predictions() -> None:
-    """The prompt holds the text, so look-ups of the sequence's own past find it as well."""
+def test_api_18_rows_that_others_drafted_too_count_as_predicted() -> None:
+    """The prompt contains the text, so the n-gram look-up finds it as well."""
     asked = request("r", prompt(8), max_tokens=60, ignore_eos=True, temperature=1.0, seed=1)
     plain = load(checkpoint("llama"), PLAIN)
     first = alone(plain, [asked])[("r", 0)].ids

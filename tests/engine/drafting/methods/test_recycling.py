@@ -1,4 +1,4 @@
-"""Token Recycling: what is remembered of the target's logits, and the trees grown out of it."""
+"""Token Recycling: the successors kept of the target's logits, and the trees grown from them."""
 
 import random
 from collections.abc import Sequence as Seq
@@ -18,7 +18,7 @@ VOCAB = 40
 
 
 def logits(*rows: dict[int, float]) -> Tensor:
-    """[R, VOCAB]: token -> logit, the others far below."""
+    """Return logits [R, VOCAB] with these values by token, and all others far below."""
     values = torch.full((len(rows), VOCAB), -30.0)
     for row, own in enumerate(rows):
         for token, value in own.items():
@@ -26,19 +26,20 @@ def logits(*rows: dict[int, float]) -> Tensor:
     return values
 
 
-def told(tokens: Seq[int], *rows: dict[int, float]) -> Recycling:
+def observing(tokens: Seq[int], *rows: dict[int, float]) -> Recycling:
+    """Return a look-up that has observed these logits at rows that fed these tokens."""
     lookup = Recycling()
     lookup.observe(tokens, Matrix(logits(*rows)))
     return lookup
 
 
-def test_nothing_is_proposed_before_anything_was_seen() -> None:
+def test_nothing_is_proposed_before_the_first_logits() -> None:
     assert Recycling().propose(make_sequence([3]), 4, 64) is None
-    assert told([4], {5: 0.0}).propose(make_sequence([3]), 4, 64) is None
+    assert observing([4], {5: 0.0}).propose(make_sequence([3]), 4, 64) is None
 
 
-def test_the_likeliest_successors_make_a_tree() -> None:
-    lookup = told([3, 4, 5], {4: 2.0, 5: 1.0}, {5: 3.0}, {6: 3.0, 7: 2.9})
+def test_the_most_probable_successors_make_a_tree() -> None:
+    lookup = observing([3, 4, 5], {4: 2.0, 5: 1.0}, {5: 3.0}, {6: 3.0, 7: 2.9})
     tree = lookup.propose(make_sequence([3]), 2, 64)
     assert set(paths(tree)) == {(4,), (5,), (4, 5), (5, 6), (5, 7)}
     assert leaves(tree)[0] == (4, 5)
@@ -46,34 +47,34 @@ def test_the_likeliest_successors_make_a_tree() -> None:
 
 
 def test_few_rows_keep_the_best() -> None:
-    lookup = told([3, 4, 5], {4: 2.0, 5: 1.0}, {5: 3.0}, {6: 3.0, 7: 2.9})
+    lookup = observing([3, 4, 5], {4: 2.0, 5: 1.0}, {5: 3.0}, {6: 3.0, 7: 2.9})
     assert set(paths(lookup.propose(make_sequence([3]), 4, 3))) == {(4,), (4, 5)}
 
 
 def test_no_more_successors_are_kept_than_stated() -> None:
-    lookup = told([3], {token: -0.01 * token for token in range(5, 30)})
+    lookup = observing([3], {token: -0.01 * token for token in range(5, 30)})
     found = leaves(lookup.propose(make_sequence([3]), 4, 64))
     assert found == [(5 + rank,) for rank in range(SUCCESSORS)]
 
 
-def test_what_was_seen_last_is_remembered() -> None:
-    lookup = told([3], {4: 0.0})
+def test_the_latest_logits_of_a_token_are_kept() -> None:
+    lookup = observing([3], {4: 0.0})
     lookup.observe([3], Matrix(logits({5: 0.0})))
     assert leaves(lookup.propose(make_sequence([3]), 1, 64)) == [(5,)]
 
 
-def test_of_several_rows_of_a_pass_the_first_counts() -> None:
-    lookup = told([3, 4, 3], {4: 0.0}, {5: 0.0}, {6: 0.0})
+def test_the_first_of_several_rows_of_a_token_counts() -> None:
+    lookup = observing([3, 4, 3], {4: 0.0}, {5: 0.0}, {6: 0.0})
     assert leaves(lookup.propose(make_sequence([3]), 1, 64)) == [(4,)]
 
 
-def test_a_pass_without_rows_is_no_trouble() -> None:
-    lookup = told([])
+def test_a_pass_without_rows_changes_nothing() -> None:
+    lookup = observing([])
     assert lookup.propose(make_sequence([3]), 1, 64) is None
 
 
 def test_a_loop_is_followed_to_the_bounds() -> None:
-    lookup = told([3, 4], {4: 0.0}, {3: 0.0})
+    lookup = observing([3, 4], {4: 0.0}, {3: 0.0})
     for _ in range(100):
         sequence = make_sequence([3])
         passes(lookup, sequence, [4, 3] * 10, depth=4)
@@ -81,25 +82,25 @@ def test_a_loop_is_followed_to_the_bounds() -> None:
     assert leaves(lookup.propose(make_sequence([3], max_tokens=3), 6, 64)) == [(4, 3)]
 
 
-def test_nothing_is_proposed_behind_what_ends_the_sequence() -> None:
-    lookup = told([3, EOS], {EOS: 0.0}, {4: 0.0})
+def test_nothing_is_proposed_after_a_token_that_ends_the_sequence() -> None:
+    lookup = observing([3, EOS], {EOS: 0.0}, {4: 0.0})
     assert leaves(lookup.propose(make_sequence([3]), 4, 64)) == [(EOS,)]
 
 
-def test_all_sequences_share_what_was_seen_and_leave_it_behind() -> None:
-    lookup = told([3], {4: 0.0})
+def test_all_sequences_share_the_matrix_and_leave_it_when_released() -> None:
+    lookup = observing([3], {4: 0.0})
     one, two = make_sequence([3]), make_sequence([9, 3])
     assert lookup.propose(one, 1, 64) == lookup.propose(two, 1, 64)
     lookup.release(one)
     lookup.release(two)
-    assert not lookup._gambler._asked
+    assert not lookup._search._proposed
     assert leaves(lookup.propose(make_sequence([3]), 1, 64)) == [(4,)]
 
 
-def test_how_much_the_memory_is_worth_is_learned() -> None:
-    before = paths(told([3], {4: 0.0}).propose(make_sequence([3]), 1, 64))[(4,)]
+def test_the_hit_rate_of_successors_is_learned() -> None:
+    before = paths(observing([3], {4: 0.0}).propose(make_sequence([3]), 1, 64))[(4,)]
     for text, better in (([4] * 40, True), ([9] * 40, False)):
-        lookup = told([3, 4, 9], {4: 0.0}, {4: 0.0}, {4: 0.0})
+        lookup = observing([3, 4, 9], {4: 0.0}, {4: 0.0}, {4: 0.0})
         passes(lookup, make_sequence([3]), text, depth=1)
         after = paths(lookup.propose(make_sequence([3]), 1, 64))[(4,)]
         assert (after > before) is better
@@ -109,7 +110,7 @@ def follower(token: int) -> int:
     return 2 + (token * 7 + 3) % (VOCAB - 2)
 
 
-def test_a_text_whose_tokens_always_follow_alike_takes_few_passes() -> None:
+def test_a_text_with_fixed_successors_takes_few_passes() -> None:
     text = [2]
     for _ in range(400):
         text.append(follower(text[-1]))
@@ -131,7 +132,7 @@ def test_a_text_whose_tokens_always_follow_alike_takes_few_passes() -> None:
     size=st.sampled_from([1, 5, 8, 63, 64, 512, 577, 640, 5003]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
-def test_the_best_are_found_without_ranking_all(
+def test_the_best_tokens_are_found_without_ranking_all(
     seed: int, rows: int, size: int, dtype: torch.dtype
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -148,7 +149,7 @@ def test_the_best_are_found_without_ranking_all(
     assert (logprobs.exp().sum(-1) <= 1 + 1e-4).all()
 
 
-def test_logits_that_are_no_numbers_are_no_bets() -> None:
+def test_logits_that_are_not_numbers_make_no_guesses() -> None:
     for value in (float("nan"), float("-inf")):
         lookup = Recycling()
         lookup.observe([3], Matrix(torch.full((1, VOCAB), value)))
@@ -176,7 +177,7 @@ def test_any_size_of_vocabulary_and_pass(vocabulary: int) -> None:
     rows=st.integers(1, 30),
     seed=st.integers(0, 99),
 )
-def test_any_text_is_written_with_trees_within_bounds(
+def test_any_text_is_emitted_with_trees_within_bounds(
     prompt: list[int], text: list[int], depth: int, rows: int, seed: int
 ) -> None:
     counts = []

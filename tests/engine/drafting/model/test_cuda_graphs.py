@@ -1,4 +1,4 @@
-"""Padded draft steps, without a device: shapes, logits, what they touch, when there are none."""
+"""Padded draft steps, tested without a device: shapes, logits, the slots they use, captures."""
 
 import logging
 from collections.abc import Iterator
@@ -47,18 +47,18 @@ FAMILIES = ("llama", "gemma2", "gpt_oss", "phi3")
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_padded_step_computes_what_a_step_does(family: str) -> None:
+def test_a_padded_step_gives_the_logits_and_kv_of_a_plain_step(family: str) -> None:
     model = draft_of(checkpoint(family), CPU)
     steps = Compared(model, uncaptured)
     long, short = make_sequence(prompt(300, 1)), make_sequence(prompt(20, 2))
     growths = [Growth(long, 40), Growth(short, 40)]
-    grow(model, growths[1:], 5)  # the prompt as a chain, then trees of one sequence
+    grow(model, growths[1:], 5)  # the prompt as a chain, then the tree of one sequence
     assert steps.num_plain == 0
     grow(model, growths[:1], 2)  # the long prompt has more rows than any bucket
     assert steps.num_plain == 1
     grow(model, growths, 4)  # both in one step
     for sequence in (long, short):
-        sequence.tokens += [5, 6, 7]  # nobody drafted these: they are pending
+        sequence.tokens += [5, 6, 7]  # these were not drafted, so they are pending
     grow(model, [Growth(long, 40), Growth(short, 40)], 3)
     assert {bucket.kv for bucket in steps.compared} == {256, 512}
     assert {bucket.rows for bucket in steps.compared} >= {4, 8, 16, 32}
@@ -67,12 +67,22 @@ def test_a_padded_step_computes_what_a_step_does(family: str) -> None:
 
 @torch.inference_mode()
 def test_the_smallest_bucket_is_chosen() -> None:
-    pool = PagePool(1, 1, 1, 1, torch.float32, CPU)
+    pool = PagePool(
+        num_layers=1, num_pages=1, num_kv_heads=1, head_dim=1, dtype=torch.float32, device=CPU
+    )
 
     def bucket(*segments: tuple[int, int, int]) -> Bucket | None:
-        """(rows, prefix, scratch) of each."""
+        """Return the bucket of segments, given as (rows, prefix, scratch)."""
         made = tuple(
-            Segment(0, n, start, torch.empty(0), torch.empty(scratch + n), None, None)  # type: ignore[arg-type]  # nobody cancels
+            Segment(
+                first=0,
+                count=n,
+                start=start,
+                slots=torch.empty(0),
+                positions=torch.empty(scratch + n),
+                mask=None,
+                cancelled=Event(),
+            )
             for n, start, scratch in segments
         )
         return Bucket.of(Batch(pool, made, range(sum(n for n, _, _ in segments)), False))
@@ -82,20 +92,28 @@ def test_the_smallest_bucket_is_chosen() -> None:
     assert bucket((3, 200, 57)) == Bucket(4, 512)
     assert bucket((30, 1000, 0), (34, 24, 0)) == Bucket(64, 1024)
     assert bucket((65, 10, 0)) is None
-    assert bucket((6, cuda_graphs.MOST_KV, 0)) == Bucket(8, cuda_graphs.MOST_KV)
-    assert bucket((6, cuda_graphs.MOST_KV, 1)) is None
+    assert bucket((6, cuda_graphs.MAX_KV, 0)) == Bucket(8, cuda_graphs.MAX_KV)
+    assert bucket((6, cuda_graphs.MAX_KV, 1)) is None
 
 
 @torch.inference_mode()
 def test_padding_reads_the_steps_own_slots_only() -> None:
-    """What others stored is hidden by a weight of zero, and zero times infinity is no number."""
+    """Other slots must not be read even with a weight of zero: zero times infinity is NaN."""
     model = draft_of(checkpoint("llama"), CPU)
     pool, width = model.caches.cache.pool, model.decoder.embedding.weight.shape[1]
     step = PaddedStep(model.decoder, pool, Bucket(8, 256))
     for count, start in ((7, 200), (2, 9)):
         slots = torch.randperm(1000)[: start + count]
         positions = torch.arange(start, start + count)
-        segment = Segment(0, count, start, slots, positions, None, Event())
+        segment = Segment(
+            first=0,
+            count=count,
+            start=start,
+            slots=slots,
+            positions=positions,
+            mask=None,
+            cancelled=Event(),
+        )
         step.fill(torch.randn(count, width), [segment])
         read = step._batch.segments[0]
         assert set(read.slots.tolist()) == set(slots.tolist())
@@ -104,24 +122,24 @@ def test_padding_reads_the_steps_own_slots_only() -> None:
         assert int(read.mask.sum()) == sum(start + min(row, count - 1) + 1 for row in range(8))
 
 
-class Counted:
-    """Counts captures; those of which `refused` says so fail."""
+class CountedCapture:
+    """A capture that counts its calls and runs the work plainly, or fails if `is_refused`."""
 
-    def __init__(self, refused: bool = False) -> None:
+    def __init__(self, is_refused: bool = False) -> None:
         self.count = 0
-        self.refused = refused
+        self.is_refused = is_refused
 
     def __call__(self, work: Work) -> Work:
         self.count += 1
-        if self.refused:
+        if self.is_refused:
             raise RuntimeError("operation not permitted when stream is capturing")
         return work
 
 
 @torch.inference_mode()
-def test_the_graphs_used_least_recently_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
-    model, capture = draft_of(checkpoint("llama"), CPU), Counted()
+def test_the_least_recently_used_graph_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    model, capture = draft_of(checkpoint("llama"), CPU), CountedCapture()
     steps = Compared(model, capture)
 
     def first_steps(length: int, steps: int) -> None:
@@ -131,7 +149,7 @@ def test_the_graphs_used_least_recently_make_room(monkeypatch: pytest.MonkeyPatc
     first_steps(2, 1)  # 2 rows
     first_steps(1, 1)
     assert capture.count == 2
-    first_steps(3, 1)  # 4 rows: those of 2 go
+    first_steps(3, 1)  # 4 rows: the graph of 2 rows is dropped
     first_steps(1, 1)
     assert capture.count == 3
     first_steps(2, 1)
@@ -141,7 +159,7 @@ def test_the_graphs_used_least_recently_make_room(monkeypatch: pytest.MonkeyPatc
 
 @torch.inference_mode()
 def test_after_a_failed_capture_steps_run_plainly(caplog: pytest.LogCaptureFixture) -> None:
-    model, capture = draft_of(checkpoint("llama"), CPU), Counted(refused=True)
+    model, capture = draft_of(checkpoint("llama"), CPU), CountedCapture(is_refused=True)
     steps = Compared(model, capture)
     with caplog.at_level(logging.WARNING):
         grow(model, [Growth(make_sequence(prompt(20)), 40)], 4)
@@ -161,7 +179,7 @@ def test_after_a_failed_capture_steps_run_plainly(caplog: pytest.LogCaptureFixtu
         (CPU, False, None, False),
     ],
 )
-def test_where_there_are_graphs(
+def test_graphs_are_made_on_cuda_unless_strict_or_longrope(
     monkeypatch: pytest.MonkeyPatch, device: Device, strict: bool, original: int | None, made: bool
 ) -> None:
     monkeypatch.setattr(cuda_link, "CudaCapture", lambda device: uncaptured)
@@ -171,14 +189,14 @@ def test_where_there_are_graphs(
 
 
 def padded(engine: Engine) -> Compared:
-    """Let an engine's draft run padded."""
+    """Make an engine's draft run padded steps, and compare them with plain ones."""
     model = engine._drafting._model
     assert model is not None and model.graphs is None
     return Compared(model, uncaptured, tolerance=0.1)  # substitutes compute in bfloat16
 
 
 @pytest.mark.parametrize("method", ["subspec", "specexec"])
-def test_padded_drafts_serve_as_others_do(method: str) -> None:
+def test_an_engine_with_padded_draft_steps_emits_the_same_tokens(method: str) -> None:
     folder = checkpoint("llama")
     asked = [
         asked_for("greedy", prompt(40, 1)),
@@ -197,7 +215,7 @@ def test_padded_drafts_serve_as_others_do(method: str) -> None:
     assert engine._cache.num_free_pages == engine._cache.num_pages
 
 
-def test_a_step_that_captured_tells_nothing_of_a_steps_time(
+def test_the_time_of_a_step_that_captured_is_not_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
@@ -217,7 +235,7 @@ def test_a_step_that_captured_tells_nothing_of_a_steps_time(
 
 
 class FakeCuda:
-    """Streams, and a capture that leaves its stream behind when it fails, as torch's does."""
+    """A fake of torch.cuda's streams and capture; a failed capture leaves its stream current."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.current: Any = self.stream("caller")
@@ -258,7 +276,7 @@ class FakeCuda:
         self.log.append("captured")
 
 
-def test_work_is_run_once_and_then_recorded_on_the_captures_stream(
+def test_work_runs_once_and_is_then_recorded_on_the_capture_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda = FakeCuda(monkeypatch)
@@ -282,7 +300,7 @@ def test_work_is_run_once_and_then_recorded_on_the_captures_stream(
     ]
 
 
-def test_a_failed_capture_leaves_the_callers_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_capture_restores_the_callers_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch)
     caller = cuda.current
     runs = iter([torch.ones(1)])

@@ -1,4 +1,4 @@
-"""The draft's children and scores, against looking at all tokens."""
+"""The draft's children and scores, against those computed over all tokens."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from engine.drafting.model.guess import draft_children
 from engine.messages import SamplingParams
 from engine.sampling.choose import choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
-from engine.sampling.logit_rules import warp
+from engine.sampling.logit_rules import sampling_logprobs
 from engine.sampling.noise import gumbel
 from tests.engine.logits import random_logits
 
@@ -16,7 +16,7 @@ def test_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
     logits, positions = random_logits(6, 500), [4, 5, 5, 6, 900, 0]
     for tau in (0.3, 1.0):
         params = SamplingParams(seed=5, temperature=0.9)
-        dense = warp(logits, params, None) + gumbel(
+        dense = sampling_logprobs(logits, params, None) + gumbel(
             5, 1, torch.tensor(positions)[:, None], torch.arange(500)
         )
         tokens, scores = draft_children(
@@ -27,7 +27,7 @@ def test_scores_are_a_softmax_over_noisy_log_probabilities() -> None:
         torch.testing.assert_close(scores.exp(), expected, rtol=1e-4, atol=1e-12)
 
 
-def test_greedy_scores_are_sharpened_logits() -> None:
+def test_greedy_scores_are_a_softmax_of_logits_over_tau() -> None:
     logits = random_logits(3, 50)
     tokens, scores = draft_children(
         logits,
@@ -49,7 +49,7 @@ def test_children_may_come_from_far_below_the_drafts_best() -> None:
     tokens, scores = draft_children(
         logits, params, None, positions=range(20), choice=0, tau=0.5, branch=4
     )
-    dense = warp(logits, params, None) + gumbel(
+    dense = sampling_logprobs(logits, params, None) + gumbel(
         11, 0, torch.arange(20)[:, None], torch.arange(4_000)
     )
     assert tokens.tolist() == dense.topk(4).indices.tolist()
@@ -58,7 +58,7 @@ def test_children_may_come_from_far_below_the_drafts_best() -> None:
     assert ranks.max() > 1_000
 
 
-def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
+def test_rows_with_few_tokens_are_filled_up_with_scores_of_minus_inf() -> None:
     logits = random_logits(2, 30)
     params, banned = SamplingParams(top_k=3), [[], [int(logits[1].argmax())]]
     tokens, scores = draft_children(
@@ -85,7 +85,7 @@ def test_rows_with_few_candidates_are_filled_up_with_impossible_ones() -> None:
 def test_a_draft_with_the_targets_logits_finds_the_targets_choice(
     params: SamplingParams, spread: float, slope: float
 ) -> None:
-    """Though it looks at few tokens: hits must not fall because a guess is cheap."""
+    """The hit rate must not fall because the draft examines few tokens of a row."""
     rows, size = 150, 20_032
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(rows, size, generator=generator) * spread
@@ -102,7 +102,7 @@ def test_a_draft_with_the_targets_logits_finds_the_targets_choice(
         assert all(len(own.unique()) == len(own) for own in likely)
 
 
-def test_draft_scores_of_a_long_row_are_nearly_those_of_all_its_tokens() -> None:
+def test_scores_of_a_long_row_are_close_to_those_over_all_tokens() -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(100, 20_032, generator=generator) * 2
     logits -= 1.2 * torch.arange(1, 20_033).log()

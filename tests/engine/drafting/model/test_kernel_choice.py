@@ -1,4 +1,4 @@
-"""Which 4-bit product substitutes use."""
+"""The choice of the 4-bit kernel that substitutes use."""
 
 import pytest
 
@@ -9,8 +9,8 @@ from engine.weights.formats import nf4
 CPU = CpuDevice()
 
 
-def test_the_kernel_that_takes_more_shapes_is_chosen() -> None:
-    assert fastest_kernel([(16, 96), (16, 32)], 4, CPU) == "int4"  # nf4 takes neither
+def test_the_kernel_that_supports_more_shapes_is_chosen() -> None:
+    assert fastest_kernel([(16, 96), (16, 32)], 4, CPU) == "int4"  # nf4 supports neither
     assert fastest_kernel([(128, 128)], 4, CPU) in ("int4", "nf4")
 
 

@@ -1,4 +1,4 @@
-"""Substitutes are made once: the next start finds them in the cache, the same to the bit."""
+"""Substitutes are made once; the next start reads the same bytes from the cache."""
 
 import os
 import shutil
@@ -61,14 +61,14 @@ def closing() -> Iterator[None]:
 
 
 def load(*arguments: Any, **changes: Any) -> Engine:
-    """An engine that is closed when the test is done."""
+    """Load an engine that is closed at the end of the test."""
     _opened.append(models.load(*arguments, **changes))
     return _opened[-1]
 
 
 @pytest.fixture
-def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
-    """The kernels that win when they are measured, one after another; what is left was not."""
+def winners(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
+    """A list of the kernels that the next measurements choose; each measurement takes one."""
     winners: list[Kernel] = []
     monkeypatch.setattr(
         "engine.drafting.model.self_draft.fastest_kernel", lambda *_: winners.pop(0)
@@ -81,7 +81,7 @@ def group_of(group: Any) -> DraftSpec:
 
 
 def draft_tensors(engine: Engine) -> dict[str, Tensor]:
-    """All weights of the draft, by name, in the form its kernels hold them."""
+    """Return all weights of the draft by name, in the form that its kernels use."""
     decoder = draft_model(engine).decoder
     found: dict[str, Tensor] = {}
     for name, module in [("layers", decoder.decoder.layers), ("head", decoder.output)]:
@@ -106,7 +106,7 @@ def forbid_quantizing(monkeypatch: pytest.MonkeyPatch) -> None:
 def units_of(
     family: str, kernel: Kernel, group: int = 32, packed: Any = None, **options: Any
 ) -> tuple[SubstituteUnits, CheckpointUnits, Any]:
-    """The substitutes' units of a tiny checkpoint, the target's, and its empty model."""
+    """Return a tiny checkpoint's substitutes, its own units, and its modules without weights."""
     folder = checkpoint(family, **options)
     model = build_on_meta(read_config(folder), torch.float32, strict=False)
     target = CheckpointUnits(folder, model, torch.float32, packed)
@@ -126,43 +126,43 @@ def read(units: Any, index: int, fill: int = 0) -> dict[str, Tensor]:
     return found
 
 
-# Made once
+# Making and caching
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_second_load_quantizes_nothing_and_has_equal_tensors(
-    kernel: Kernel, group: int, wanted: list[Kernel], monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, group: int, winners: list[Kernel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted.append(kernel)
+    winners.append(kernel)
     fresh = draft_tensors(load(checkpoint("llama"), group_of(group)))
-    assert not wanted
+    assert not winners
     forbid_quantizing(monkeypatch)
     assert_equal(draft_tensors(load(checkpoint("llama"), group_of(group))), fresh)
 
 
-def test_the_kernel_is_measured_once(wanted: list[Kernel]) -> None:
-    """Else the winners of a noisy measurement would each be packed."""
-    wanted += ["nf4", "int4"]
+def test_the_kernel_is_measured_once(winners: list[Kernel]) -> None:
+    """If it were measured again, noise could choose another kernel, which would be packed too."""
+    winners += ["nf4", "int4"]
     load(checkpoint("llama"), SUBSPEC)
     load(checkpoint("llama"), SUBSPEC)
-    assert wanted == ["int4"] and len(packed_cache.entries()) == 1
+    assert winners == ["int4"] and len(packed_cache.entries()) == 1
 
 
 def test_without_bitsandbytes_nf4_entries_are_left_alone(
-    wanted: list[Kernel], monkeypatch: pytest.MonkeyPatch
+    winners: list[Kernel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted += ["nf4", "int4"]
+    winners += ["nf4", "int4"]
     load(checkpoint("llama"), SUBSPEC)
     monkeypatch.setattr(nf4, "is_available", lambda: False)
     load(checkpoint("llama"), SUBSPEC)
-    assert not wanted and len(packed_cache.entries()) == 2
+    assert not winners and len(packed_cache.entries()) == 2
 
 
 def test_another_group_checkpoint_or_precision_makes_another_entry(
-    wanted: list[Kernel], tmp_path: Path
+    winners: list[Kernel], tmp_path: Path
 ) -> None:
-    wanted += ["int4"] * 4
+    winners += ["int4"] * 4
     load(checkpoint("llama"), group_of(32))
     assert len(packed_cache.entries()) == 1
     load(checkpoint("llama"), group_of(64))
@@ -174,8 +174,8 @@ def test_another_group_checkpoint_or_precision_makes_another_entry(
     assert len(packed_cache.entries()) == 4
 
 
-def test_a_changed_checkpoint_makes_another_entry(wanted: list[Kernel], tmp_path: Path) -> None:
-    wanted += ["int4"] * 2
+def test_a_changed_checkpoint_makes_another_entry(winners: list[Kernel], tmp_path: Path) -> None:
+    winners += ["int4"] * 2
     folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "model"))
     before = draft_tensors(load(folder, SUBSPEC))
     save_tiny("llama", folder, seed=5)
@@ -186,25 +186,25 @@ def test_a_changed_checkpoint_makes_another_entry(wanted: list[Kernel], tmp_path
     assert not torch.equal(before["head.weight"], after["head.weight"])
 
 
-def test_progress_tells_making_and_loading() -> None:
-    def told() -> dict[str, tuple[int, int]]:
+def test_progress_is_reported_for_making_and_loading() -> None:
+    def load_and_report() -> dict[str, tuple[int, int]]:
         last: dict[str, tuple[int, int]] = {}
         spec = model_spec(checkpoint("llama"), SUBSPEC)
         engine = Engine.load(spec, lambda what, done, total: last.update({what: (done, total)}))
         engine.close()
         return last
 
-    first, second = told(), told()
+    first, second = load_and_report(), load_and_report()
     done, total = first["making the substitutes"]
     assert done == total > 0
     assert first["loading the substitutes"] == second["loading the substitutes"] == (4, 4)
     assert "making the substitutes" not in second
 
 
-# What can go wrong
+# Failures
 
 
-def test_a_damaged_entry_is_named(root: Path) -> None:
+def test_a_damaged_entry_is_named_in_the_error(root: Path) -> None:
     load(checkpoint("llama"), SUBSPEC)
     (entry,) = packed_cache.entries()
     path = entry.path / unit_name(1)
@@ -222,7 +222,7 @@ def test_a_truncated_entry_is_made_again() -> None:
     assert_equal(draft_tensors(load(checkpoint("llama"), SUBSPEC)), fresh)
 
 
-def test_the_limit_of_the_cache_holds() -> None:
+def test_the_size_limit_of_the_cache_holds() -> None:
     limited = MemorySpec(device=256 << 20, cache=20_000)
     with pytest.raises(ModelError, match=r"memory\.cache.*packing tiny needs.*Raise the limit"):
         load(checkpoint("llama"), SUBSPEC, memory=limited)
@@ -235,13 +235,15 @@ def test_a_cache_that_cannot_be_written_is_refused(root: Path) -> None:
         load(checkpoint("llama"), SUBSPEC)
 
 
-# Units and their modules
+# Units and modules made of them
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2"])
-def test_a_unit_is_quantized_alike_each_time(family: str, kernel: Kernel, group: int) -> None:
+def test_a_unit_is_quantized_to_the_same_bytes_each_time(
+    family: str, kernel: Kernel, group: int
+) -> None:
     units, target, _ = units_of(family, kernel, group)
     for index in range(len(target.layouts)):
         assert_equal(read(units, index, fill=0), read(units, index, fill=255))
@@ -251,17 +253,17 @@ def test_a_unit_is_quantized_alike_each_time(family: str, kernel: Kernel, group:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("group", GROUPS)
-def test_modules_of_a_read_unit_compute_what_direct_substitutes_do(
+def test_modules_of_a_read_unit_compute_what_direct_substitutes_compute(
     kernel: Kernel, group: int
 ) -> None:
-    """With biases, as qwen2 has them; the head is a unit that is linear itself."""
+    """The model, qwen2, has biases; its head is a unit that is one linear layer."""
     units, target, modules = units_of("qwen2", kernel, group)
     for index, module in ((0, modules[0]), (3, modules[3])):
         own = read(target, index)
         paths = linear_paths(module)
-        twin = substitute_unit(module, read(units, index), CPU)
+        replacement = substitute_unit(module, read(units, index), CPU)
         for path in paths:
-            part = twin.get_submodule(path)
+            part = replacement.get_submodule(path)
             prefix = f"{path}." if path else ""
             weight, bias = own[f"{prefix}weight"], own.get(f"{prefix}bias")
             inputs = torch.randn(3, weight.shape[1])
@@ -276,18 +278,18 @@ def test_modules_of_a_read_unit_compute_what_direct_substitutes_do(
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_module_does_not_alias_the_slab(kernel: Kernel) -> None:
-    """It is used again for the next unit."""
+    """The slab is used again for the next unit."""
     units, _, modules = units_of("qwen2", kernel)
     fields = read(units, 0)
-    twin = substitute_unit(modules[0], fields, CPU)
-    tensors = {name: t for name, t in twin.state_dict().items() if isinstance(t, Tensor)}
+    replacement = substitute_unit(modules[0], fields, CPU)
+    tensors = {name: t for name, t in replacement.state_dict().items() if isinstance(t, Tensor)}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     for field in fields.values():
         field.zero_()
     assert_equal(tensors, before)
 
 
-def test_codes_are_kept_two_to_a_byte() -> None:
+def test_two_codes_are_stored_in_a_byte() -> None:
     units, target, _ = units_of("llama", "int4")
     pairs = read(units, 0)[f"mlp.up_proj.weight{int4.PACKED}"]
     weight = read(target, 0)["mlp.up_proj.weight"]
@@ -298,7 +300,7 @@ def test_codes_are_kept_two_to_a_byte() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_substitutes_of_an_nf4_target_are_those_of_its_expanded_weights(kernel: Kernel) -> None:
+def test_substitutes_of_an_nf4_target_are_made_of_its_expanded_weights(kernel: Kernel) -> None:
     units, target, _ = units_of("llama", kernel, packed="nf4")
     packed = read(target, 0)
     fields = read(units, 0)
@@ -315,15 +317,15 @@ def test_substitutes_of_an_nf4_target_are_those_of_its_expanded_weights(kernel: 
     assert torch.equal(head(hidden), substitute(dense_head, None, 32, CPU, kernel)(hidden))
 
 
-# Whole drafts
+# Engines with substitutes
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])  # biases; a tied head
 def test_a_cached_draft_emits_what_plain_decoding_emits(
-    family: str, kernel: Kernel, wanted: list[Kernel]
+    family: str, kernel: Kernel, winners: list[Kernel]
 ) -> None:
-    wanted.append(kernel)
+    winners.append(kernel)
     asked = [
         request("greedy", prompt(20, 1)),
         request("drawn", prompt(9, 2), temperature=1.0, seed=3),
@@ -356,7 +358,7 @@ def test_an_nf4_target_has_substitutes_too(tier: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_target_quantized_at_load_is_quantized_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its substitutes are made from the packed copy, not from the checkpoint anew."""
+    """Its substitutes are made from the packed copy, not again from the checkpoint."""
     folder = checkpoint("llama")
     calls: list[int] = []
     real = nf4.quantize

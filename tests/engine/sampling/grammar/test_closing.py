@@ -1,4 +1,4 @@
-"""Ways to the end of an answer: short, and never lost once known."""
+"""Tests of the closing tokens of an answer: they are few, and never lost once known."""
 
 import random
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.sampling.grammar.closing import Closing
+from engine.sampling.grammar.closing import ClosingPath
 from engine.sampling.grammar.grammar import Grammar, Grammars
 from tests.engine.grammars import lark, schema_grammar
 
 DEMO = Path(__file__).parents[4] / "configs/demo/target/tokenizer.json"
 EOS = 2
 
-# grammar, tokens of its shortest text that the way must not exceed
+# A grammar, and the most closing tokens: about those of its shortest text.
 CASES = {
     "object": (schema_grammar({"type": "object"}), 2),
     "pattern": (schema_grammar({"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"}), 8),
@@ -33,36 +33,36 @@ def grammars() -> Grammars:
     return Grammars(DEMO.read_text, 4100, [EOS, 0])
 
 
-def choose(grammar: Grammar, closing: Closing, room: int, chance: random.Random) -> int:
-    """Any allowed token that fits."""
+def choose(grammar: Grammar, closing: ClosingPath, room: int, rng: random.Random) -> int:
+    """Return a random allowed token after which the answer can be completed."""
     tokens = np.flatnonzero(grammar.allowed()).tolist()
-    for token in chance.sample(tokens, min(6, len(tokens))):
-        if closing.fits(token, room):
+    for token in rng.sample(tokens, min(6, len(tokens))):
+        if closing.can_close_after(token, room):
             return int(token)
-    assert closing.way
-    return closing.way[0]
+    assert closing.tokens
+    return closing.tokens[0]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_whatever_is_chosen_the_answer_ends_in_time(grammars: Grammars, case: str) -> None:
+def test_an_answer_ends_in_time_whichever_tokens_are_chosen(grammars: Grammars, case: str) -> None:
     source, shortest = CASES[case]
-    compiled, chance = grammars.compile(source), random.Random(case)
+    compiled, rng = grammars.compile(source), random.Random(case)
     for limit in (shortest, shortest + 1, shortest + 7, shortest + 30):
         grammar = compiled.copy()
-        closing = Closing(grammar)
+        closing = ClosingPath(grammar)
         for room in reversed(range(limit)):
-            token = choose(grammar, closing, room, chance)
-            closing.move(token)
+            token = choose(grammar, closing, room, rng)
+            closing.advance(token)
             grammar.consume(token)
             if grammar.is_complete():
                 break
         assert grammar.is_complete(), (case, limit)
 
 
-def test_a_limit_that_never_sufficed_steers_nothing(grammars: Grammars) -> None:
-    closing = Closing(grammars.compile(CASES["long"][0]))
-    assert closing.fits(grammars.tokenizer.tokenize_str('"')[0], 8)
-    assert closing.way is not None and len(closing.way) > 9
+def test_a_limit_too_small_for_any_answer_has_no_effect(grammars: Grammars) -> None:
+    closing = ClosingPath(grammars.compile(CASES["long"][0]))
+    assert closing.can_close_after(grammars.tokenizer.tokenize_str('"')[0], 8)
+    assert closing.tokens is not None and len(closing.tokens) > 9
 
 
 def test_padding_and_special_tokens_are_never_allowed(grammars: Grammars) -> None:
@@ -70,7 +70,7 @@ def test_padding_and_special_tokens_are_never_allowed(grammars: Grammars) -> Non
     assert allowed[EOS] and not allowed[1] and not allowed[4088:].any()
 
 
-def test_a_trial_leaves_no_trace(grammars: Grammars) -> None:
+def test_a_trial_does_not_change_the_grammar(grammars: Grammars) -> None:
     grammar = grammars.compile(CASES["object"][0])
     text = grammars.tokenizer.tokenize_str('{"a": [1, {"b": "c"}], "d": null}')
     for token in text:

@@ -1,4 +1,4 @@
-"""The quick choice against the definition: the best of all warped log-probabilities plus noise."""
+"""Tests of the candidates against the definition: the argmax over all tokens."""
 
 import random
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.messages import SamplingParams
 from engine.sampling.choose import choose, choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
-from engine.sampling.logit_rules import TokenCounts, is_greedy, warp
+from engine.sampling.logit_rules import TokenCounts, is_greedy, sampling_logprobs
 from engine.sampling.noise import gumbel
 
 SIZES = (1, 2, 30, 63, 64, 65, 300, 1_000, 4_096, 16_384, 20_001)
@@ -18,7 +18,7 @@ SHAPES = ("normal", "normal", "ties", "flat", "holes", "sharp", "bfloat16", "fal
 
 
 def logits_of(shape: str, size: int, generator: torch.Generator) -> Tensor:
-    """Four rows."""
+    """Return four rows of logits of the given shape."""
     spread = [0.01, 0.3, 1.0, 3.0, 8.0][int(torch.randint(5, (), generator=generator))]
     logits = torch.randn(4, size, generator=generator) * spread
     match shape:
@@ -39,7 +39,7 @@ def logits_of(shape: str, size: int, generator: torch.Generator) -> Tensor:
     return logits
 
 
-def some_params(rng: random.Random, size: int) -> SamplingParams:
+def random_params(rng: random.Random, size: int) -> SamplingParams:
     return SamplingParams(
         temperature=rng.choice([0.0, 0.02, 0.3, 0.7, 1.0, 1.0, 2.0]),
         top_p=rng.choice([1.0, 1.0, 0.1, 0.9, 0.99, 0.999999]),
@@ -54,10 +54,10 @@ def some_params(rng: random.Random, size: int) -> SamplingParams:
 
 
 @pytest.mark.parametrize("case", range(150))
-def test_choices_are_those_of_the_definition(case: int) -> None:
+def test_the_chosen_tokens_are_those_of_the_definition(case: int) -> None:
     rng, generator = random.Random(case), torch.Generator().manual_seed(case)
     size = rng.choice(SIZES)
-    logits, params = logits_of(rng.choice(SHAPES), size, generator), some_params(rng, size)
+    logits, params = logits_of(rng.choice(SHAPES), size, generator), random_params(rng, size)
     counts = TokenCounts(rng.randrange(size) for _ in range(5))
     for _ in range(4):
         counts.add(rng.randrange(size))
@@ -68,11 +68,11 @@ def test_choices_are_those_of_the_definition(case: int) -> None:
         Rows.of(logits), params, counts, positions=positions, choice=3, paths=paths, banned=banned
     ).tolist()
     noise = gumbel(params.seed, 3, torch.tensor(positions)[:, None], torch.arange(size))
-    if is_greedy(params):  # no distribution: the coldest of what the penalties leave
-        cold = replace(params, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
-        noisy = warp(logits.double(), cold, counts, paths=paths, banned=banned)
+    if is_greedy(params):  # no noise: the best logit after penalties
+        untruncated = replace(params, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
+        noisy = sampling_logprobs(logits.double(), untruncated, counts, paths=paths, banned=banned)
     else:
-        noisy = warp(logits, params, counts, paths=paths, banned=banned) + noise
+        noisy = sampling_logprobs(logits, params, counts, paths=paths, banned=banned) + noise
     if not is_greedy(params) or size < 300:
         assert chosen == noisy.argmax(-1).tolist()
     alone = [
@@ -90,7 +90,7 @@ def test_choices_are_those_of_the_definition(case: int) -> None:
     assert chosen == alone
 
 
-def test_a_row_without_any_token_gives_token_0() -> None:
+def test_a_row_without_allowed_tokens_gives_token_0() -> None:
     logits = torch.full((2, 100), -torch.inf)
     for params in (SamplingParams(), SamplingParams(top_p=0.5), SamplingParams(temperature=0)):
         assert choose_rows(Rows.of(logits), params, None, positions=[1, 2], choice=0).tolist() == [

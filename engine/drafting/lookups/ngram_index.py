@@ -1,39 +1,40 @@
-"""Where the last tokens of a sequence occurred in a text, and bets on what came next there."""
+"""An index of the n-grams of a text, and guesses of what follows where the last tokens recur."""
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence as Seq
 from itertools import groupby
 from typing import NamedTuple
 
-from engine.drafting.lookups.bets import Bet
+from engine.drafting.lookups.lookup import Guess
 
-LENGTHS = (4, 2, 1)  # the n-grams whose places are kept
-LONGEST = 16  # tokens that a match is compared back for
+LENGTHS = (4, 2, 1)  # of the n-grams whose places are kept
+LONGEST = 16  # tokens before a place that are compared at most
 
 
 class Match(NamedTuple):
-    """A place in a text that may go on as the sequence does."""
+    """A place in a text whose continuation may be the sequence's continuation too."""
 
-    place: int  # of the token that came next
-    length: int  # tokens before it that agree; `LONGEST` at most when found
+    place: int  # of the token that came next, as an index of the text
+    length: int  # tokens before the place that agree; `LONGEST` at most when it is found
 
     @property
     def kind(self) -> int:
-        """Matches of about one length are worth about the same."""
+        """Return the kind of guess (`Guess.kind`): one for matches of about the same length."""
         if self.length < 5:
             return self.length
         return 5 if self.length < 8 else 6 if self.length < LONGEST else 7
 
 
-class Suffixes:
-    """The places of a text's n-grams. The text may grow at its end."""
+class NgramIndex:
+    """An index of the places after each n-gram of a text. The text may grow at its end."""
 
     def __init__(self) -> None:
+        # n -> n-gram -> the last place after it; place 0 means none.
         self._last: dict[int, dict[tuple[int, ...], int]] = {n: {} for n in LENGTHS}
-        self._before = {n: array("i", [0] * n) for n in LENGTHS}  # place -> the one before it
+        self._before = {n: array("i", [0] * n) for n in LENGTHS}  # place -> the previous one
 
     def update(self, text: Seq[int]) -> None:
-        """Take in what the text has grown by. What ends it has no continuation yet."""
+        """Index what was added to the text, but not its last n-grams: nothing follows them yet."""
         for n in LENGTHS:
             last, before = self._last[n], self._before[n]
             first = len(before)
@@ -47,9 +48,10 @@ class Suffixes:
     def matches(
         self, text: Seq[int], tail: Seq[int], places: int, shortest: int = 1
     ) -> list[Match]:
-        """Places of the text behind what ends `tail`: the longest, then the latest ones first.
+        """Return places of the text that follow the n-grams with which `tail` ends.
 
-        For each n-gram length from `shortest` on, the latest `places` are looked at.
+        The longest matches come first, and the latest of equal ones. For each n-gram length from
+        `shortest` on, the latest `places` places are examined.
         """
         found: dict[int, int] = {}
         for n in LENGTHS:
@@ -60,13 +62,13 @@ class Suffixes:
                 if not place:
                     break
                 if place not in found:
-                    found[place] = _agreement(text, place, tail)
+                    found[place] = _count_agreeing(text, place, tail)
                 place = self._before[n][place]
         return sorted(map(Match._make, found.items()), key=lambda m: (-m.length, -m.place))
 
 
-def _agreement(text: Seq[int], end: int, tail: Seq[int]) -> int:
-    """How many tokens before `end` are the last ones of the tail, `LONGEST` at most."""
+def _count_agreeing(text: Seq[int], end: int, tail: Seq[int]) -> int:
+    """Return how many tokens before `end` equal the last tokens of `tail`, at most `LONGEST`."""
     count = 0
     most = min(end, len(tail), LONGEST)
     while count < most and text[end - 1 - count] == tail[-1 - count]:
@@ -74,14 +76,19 @@ def _agreement(text: Seq[int], end: int, tail: Seq[int]) -> int:
     return count
 
 
-def bets_on(
+def guess_from_matches(
     matches: Seq[Match], token_at: Callable[[int], int | None], priors: Mapping[int, float]
-) -> list[Bet]:
-    """One bet for each kind of match, in the order given; earlier matches have larger shares.
+) -> list[Guess]:
+    """Return one guess for each kind of match, in the order of `matches`.
 
-    A token that a better kind bets on is no part of a later bet.
+    Earlier matches of a kind have larger shares. A token of an earlier guess is left out of later
+    ones.
+
+    Args:
+        token_at: returns the token at a place, or None after the end of the text.
+        priors: kind of match -> the hit rate assumed before any trial.
     """
-    bets: list[Bet] = []
+    guesses: list[Guess] = []
     taken: set[int] = set()
     for kind, group in groupby(matches, key=lambda match: match.kind):
         weights: dict[int, float] = {}
@@ -95,6 +102,6 @@ def bets_on(
         if weights:
             total = sum(weights.values())
             shares = {token: weight / total for token, weight in weights.items()}
-            bets.append(Bet(kind, priors[kind], shares))
+            guesses.append(Guess(kind, priors[kind], shares))
             taken.update(weights)
-    return bets
+    return guesses
