@@ -322,6 +322,8 @@ def fault_of(ended: Ended, lane: Lane) -> ApiError | None:
 
 
 def _close(worker: _Worker) -> None:
+    """Close the pipe of a worker, which ends with it."""
+    worker.host.forget(worker.number)
     with contextlib.suppress(OSError):
         worker.writer.close()
 

@@ -98,7 +98,7 @@ class Host:
         with theirs:
             self._send(Fork(number, lane), [theirs.fileno()])
         if self._reading.done():
-            self._forget(number)
+            self._lose(number)
         try:
             return await asyncio.open_unix_connection(sock=ours, limit=READ_AHEAD)
         except BaseException:
@@ -113,14 +113,16 @@ class Host:
     def kill(self, number: int) -> None:
         """End a worker whose answer nobody waits for."""
         self._send(Kill(number))
-        self._ended.pop(number, None)
+        self.forget(number)
 
     async def ended(self, number: int) -> Ended | None:
         """Return how a worker ended; None where its host ended before it."""
         ended = self._ended.get(number)
-        found = None if ended is None else await ended
+        return None if ended is None else await ended
+
+    def forget(self, number: int) -> None:
+        """Take no interest in how a worker ends any more."""
         self._ended.pop(number, None)
-        return found
 
     def retire(self) -> None:
         """Have the process end; its workers finish what they are doing."""
@@ -174,7 +176,7 @@ class Host:
             self._loading.set_exception(ModelError(self._why_not_loaded()))
         self._ready.set()
         for number in list(self._ended):
-            self._forget(number)
+            self._lose(number)
 
     def _hear(self, message: Ready | Loaded | NotLoaded | Ended) -> None:
         match message:
@@ -190,7 +192,7 @@ class Host:
                 if self._loading is not None and not self._loading.done():
                     self._loading.set_exception(ModelError(reason))
 
-    def _forget(self, number: int) -> None:
+    def _lose(self, number: int) -> None:
         ended = self._ended.get(number)
         if ended is not None and not ended.done():
             ended.set_result(None)

@@ -70,8 +70,13 @@ _ADVICE = {
 
 
 def bound_memory(nbytes: int) -> None:
-    """Let this process take `nbytes` more than it has now; more is a MemoryError, or its end."""
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE if _has_proc() else 0
+    """Let this process take `nbytes` more than it has now; more is a MemoryError, or its end.
+
+    Only where the system says what a process has: Linux.
+    """
+    if not _has_proc():
+        return
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     wanted = size + nbytes
     limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
