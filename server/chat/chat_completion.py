@@ -18,11 +18,11 @@ from server.schemas.chat import ChatRequest
 async def chat_chunks(
     source: ChatSource, model: LoadedModel, body: ChatRequest, caller: Caller
 ) -> AsyncGenerator[ChatChunk, None]:
-    """Return the chunks of the answer to a chat; closing the generator aborts it.
+    """Return a generator of the chunks that answer a chat; closing it aborts the answer.
 
-    `body` is the chat of `source`, from whose bytes the text process reads the messages.
+    `body` is the chat of `source`; the text process reads the messages from the bytes of `source`.
 
-    Raises `ApiError` 400 for a request that this model cannot answer.
+    Raise `ApiError` 400 for a request that this model cannot answer.
     """
     parsers = model.entry.parsers
     asked = await model.text.call_on_model(

@@ -16,12 +16,12 @@ from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 async def text_chunks(
     raw: bytes, most_prompts: int, model: LoadedModel, body: CompletionRequest, caller: Caller
 ) -> AsyncGenerator[TextCompletion, None]:
-    """Return the chunks of the answer to a completion request; closing the generator aborts it.
+    """Return a generator of the chunks that answer a completion request; closing it aborts them.
 
-    `body` is the request in `raw`; the prompts of a large one are only there. Each prompt is queued
-    by itself, so a request of more than `most_prompts` would never be accepted.
+    `body` is the request in `raw`; the prompts of a large one are only in `raw`. Each prompt is
+    queued by itself, so a request of more than `most_prompts` would never be accepted.
 
-    Raises `ApiError` 400 for a request that this model cannot answer.
+    Raise `ApiError` 400 for a request that this model cannot answer.
     """
     asked = await model.text.call_on_model(prepare_texts, raw, model.info, most_prompts)
     limit = body.max_tokens
