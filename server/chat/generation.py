@@ -68,6 +68,7 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
                 on_start=wait.end,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
+            await asyncio.sleep(0)  # the checks of a long prompt's ids take milliseconds
         merged = await stack.enter_async_context(contextlib.aclosing(_merge_streams(streams)))
         held_back: list[list[Tokens]] = [[] for _ in streams]  # until all choices can be ranked
         prompt_logprobs = _PromptLogprobs()

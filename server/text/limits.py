@@ -40,16 +40,16 @@ class Lane:
     memory: int
 
 
-# Tokenizing takes up to 150 bytes of memory a byte of text and 0.4 s a MB (tokenizers 0.22, on one
-# core): the limits hold for any text that fits a context, and end only what is out of all
-# proportion. A chat's own work takes milliseconds.
+# Tokenizing takes up to 180 bytes of memory a byte of text, and 0.3 to 0.5 s a MB (tokenizers 0.23,
+# one core): any text that fits a context stays far within these limits. A chat of 20 messages takes
+# 3 ms. So 9 MB of text can be tokenized at once, and 32 MB cannot.
 LANES = (
     Lane(most_bytes=LARGE_BODY, workers=4, slow_workers=8, kept=1, seconds=10, memory=512 * MB),
     Lane(most_bytes=2 * MB, workers=2, slow_workers=2, kept=0, seconds=20, memory=512 * MB),
     Lane(most_bytes=float("inf"), workers=1, slow_workers=0, kept=0, seconds=40, memory=1024 * MB),
 )
 
-# The load of a tokenizer; of those in use, the largest takes 3 s.
+# For the load of a tokenizer, once a model.
 LOAD = Lane(most_bytes=0, workers=1, slow_workers=0, kept=0, seconds=60, memory=2048 * MB)
 
 _WHAT = {
