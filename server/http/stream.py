@@ -10,14 +10,14 @@ off.
 import asyncio
 import functools
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
@@ -28,6 +28,7 @@ from server.metrics.wait_status import Wait
 CLIENT_GONE = 499  # nginx's status for a client that left; the answer is not sent
 
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
+Item = TypeVar("Item")
 Chunks = AsyncGenerator[Chunk, None]
 
 
@@ -54,11 +55,11 @@ class Pace:
 
 async def whole_answer(
     request: Request,
-    chunks: AsyncGenerator[Chunk, None],
-    fold: Callable[[Sequence[Chunk]], Mapping[str, Any]],
+    chunks: AsyncGenerator[Item, None],
+    fold: Callable[[list[Item]], Response],
     pace: Pace,
 ) -> Response:
-    """Fold all chunks into one JSON answer; stop as soon as the client is gone."""
+    """Fold all chunks into one answer in JSON; stop as soon as the client is gone."""
     whole = asyncio.create_task(_whole(chunks, fold))
     if not await _wait_for_start(request, whole, chunks, _wait_intervals(pace)):
         return Response(status_code=CLIENT_GONE)
@@ -76,9 +77,9 @@ async def streamed_answer(
 
 
 async def _whole(
-    chunks: AsyncGenerator[Chunk, None], fold: Callable[[Sequence[Chunk]], Mapping[str, Any]]
-) -> JSONResponse:
-    return JSONResponse(fold([chunk async for chunk in chunks]))
+    chunks: AsyncGenerator[Item, None], fold: Callable[[list[Item]], Response]
+) -> Response:
+    return fold([chunk async for chunk in chunks])
 
 
 def _wait_intervals(pace: Pace) -> Iterator[float]:
@@ -174,7 +175,7 @@ class _LateJson(Response):
     def __init__(
         self,
         request: Request,
-        whole: asyncio.Task[JSONResponse],
+        whole: asyncio.Task[Response],
         chunks: AsyncGenerator[Any, None],
         keepalive: float,
     ) -> None:

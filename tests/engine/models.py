@@ -34,7 +34,7 @@ Answers = dict[tuple[str, int], "Answer"]
 
 @dataclass
 class Hooks:
-    """The functions that a test runs before each unit, given its number, and at a request's start."""
+    """Functions that a test runs before each unit, given its number, and when a request starts."""
 
     on_unit: Callable[[int], None] | None = None
     on_start: Callable[[str], None] | None = None
