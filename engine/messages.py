@@ -110,7 +110,7 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class Progress:
+class LoadProgress:
     """The progress of a long step of the load. `total` is 0 where it is unknown."""
 
     what: str
@@ -252,7 +252,7 @@ class WeightsChecked:
 
 Inbound = Generate | Abort | Shutdown
 Outbound = (
-    Progress
+    LoadProgress
     | Ready
     | LoadFailed
     | Heartbeat

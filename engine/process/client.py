@@ -16,10 +16,10 @@ from engine.messages import (
     Failed,
     Generate,
     LoadFailed,
+    LoadProgress,
     ModelInfo,
     Outbound,
     PassStats,
-    Progress,
     Ready,
     SamplingParams,
     Shutdown,
@@ -53,7 +53,7 @@ def _ignore(*_: object) -> None:
 class EngineCallbacks:
     """The functions that an engine's client calls in its event loop when something happens."""
 
-    progress: Callable[[Progress], None] = _ignore  # at each step of a load
+    progress: Callable[[LoadProgress], None] = _ignore  # at each step of a load
     on_pass: Callable[[PassStats], None] = _ignore
     on_audit: Callable[[Audited], None] = _ignore
     on_check: Callable[[WeightsChecked], None] = _ignore
@@ -295,7 +295,7 @@ class EngineClient:
                 self._callbacks.on_audit(message)
             case WeightsChecked():
                 self._callbacks.on_check(message)
-            case Progress():
+            case LoadProgress():
                 self._callbacks.progress(message)
             case Ready(info):
                 self._accept(info)

@@ -38,6 +38,7 @@ class PipeReader:
             yield pickle.loads(frame)
 
     def close(self) -> None:
+        """Close the reader's copy of the descriptor."""
         self._socket.close()
 
     def _fill(self) -> None:

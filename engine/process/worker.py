@@ -29,10 +29,10 @@ from engine.messages import (
     Heartbeat,
     Inbound,
     LoadFailed,
+    LoadProgress,
     ModelInfo,
     Outbound,
     PassStats,
-    Progress,
     Ready,
     ReportProgress,
     Shutdown,
@@ -147,7 +147,7 @@ class _Outbox:
         now = time.monotonic()
         if what != self._step_of_load or done == total or now >= self._next_report:
             self._step_of_load, self._next_report = what, now + PROGRESS_S
-            self.send(Progress(what, done, total))
+            self.send(LoadProgress(what, done, total))
 
     def count_unit(self) -> None:
         """Count a unit of a pass, and send a heartbeat at most once a second."""

@@ -10,7 +10,7 @@ import huggingface_hub
 import rich.console
 from huggingface_hub.errors import CacheNotFound
 
-from engine.messages import Progress
+from engine.messages import LoadProgress
 from engine.weights import hub
 from server.cli.console import Console, size_text, table
 from server.config.files import ConfigError, asked_folder, search_path
@@ -38,7 +38,7 @@ def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
     """Download a model and its draft, if it has one."""
 
     def report(what: str, done: int, total: int) -> None:
-        console.progress(Progress(what, done, total))
+        console.progress(LoadProgress(what, done, total))
 
     spec = _find_entry(args.id, _read_entries(args, env)).spec
     wanted = [(spec.target.source, spec.target.revision)]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from engine.messages import Progress
+from engine.messages import LoadProgress
 
 STEP = 10  # percent between two lines of progress where a line cannot be overwritten
 
@@ -30,7 +30,7 @@ class Console:
         shown = "\n".join(map(printable, text.split("\n")))
         self._write(f"{lead}{shown}\n")
 
-    def progress(self, step: Progress) -> None:
+    def progress(self, step: LoadProgress) -> None:
         """Show a step of a load: in place on a terminal, as a line every ten percent in a file."""
         percent = 100 * step.done // step.total if step.total else 0
         key = (step.what, percent if self._is_terminal else percent - percent % STEP)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fastapi import FastAPI
 
-from engine.messages import Progress
+from engine.messages import LoadProgress
 from engine.process.client import EngineClient
 from server.config.registry import Registry
 from server.config.settings import Settings
@@ -26,7 +26,7 @@ from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
 from server.text.client import TextProcess, TextWork
 
-# What the text process imports before it is asked: the modules of the functions that it runs.
+# The modules of the functions that the text process runs, which it imports at its start.
 TEXT_MODULES = (
     "server.chat.prepare",
     "server.chat.received",
@@ -45,7 +45,7 @@ def create_app(
     *,
     keys: ApiKeys | None = None,
     text: TextWork | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[LoadProgress], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. The first request that names a model loads it.
 

@@ -59,7 +59,7 @@ async def whole_answer(
     fold: Callable[[list[Item]], Response],
     pace: Pace,
 ) -> Response:
-    """Fold all chunks into one answer in JSON; stop as soon as the client is gone."""
+    """Return the JSON answer that `fold` makes of all chunks. Stop when the client leaves."""
     whole = asyncio.create_task(_whole(chunks, fold))
     if not await _wait_for_start(request, whole, chunks, _wait_intervals(pace)):
         return Response(status_code=CLIENT_GONE)

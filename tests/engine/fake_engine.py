@@ -125,7 +125,7 @@ class FakeEngine:
         cls, spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
     ) -> "FakeEngine":
         progress("loading", 0, 2)
-        _misbehave_at_load(spec)
+        _fail_if_asked(spec)
         progress("loading", 2, 2)
         return cls(spec, on_border, on_start)
 
@@ -210,14 +210,27 @@ class FakeEngine:
             (prompt[index],),
             text,
             finish="stop" if done else None,
-            stats=Stats(len(prompt), 0, length, length, 0, 0, 0.0, 0.0) if done else None,
+            stats=_stats(len(prompt), length) if done else None,
         )
 
     def _report(self) -> str:
         return ",".join([*self._aborted, os.environ.get("OMP_WAIT_POLICY", "")])
 
 
-def _misbehave_at_load(spec: ModelSpec) -> None:
+def _stats(prompt_tokens: int, completion_tokens: int) -> Stats:
+    return Stats(
+        prompt_tokens=prompt_tokens,
+        cached_tokens=0,
+        completion_tokens=completion_tokens,
+        passes=completion_tokens,
+        drafted=0,
+        accepted=0,
+        prompt_ms=0.0,
+        predicted_ms=0.0,
+    )
+
+
+def _fail_if_asked(spec: ModelSpec) -> None:
     if spec.id == UNLOADABLE:
         raise ModelError("model.safetensors: lm_head.weight is missing")
     if spec.id == BROKEN:

@@ -75,7 +75,14 @@ def draft_of(folder: Path, device: Device) -> DraftModel:
         model, BoundWeights(), units.other(), device=device.torch_device, strict=False
     )
     shape = kv_shape(config)
-    pool = PagePool(shape.num_layers, 40, shape.num_kv_heads, shape.head_dim, dtype, device)
+    pool = PagePool(
+        num_layers=shape.num_layers,
+        num_pages=40,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device=device,
+    )
     cache = KVCache(pool)
     return DraftModel("draft", decoder, OwnCache(cache, decoder.is_long), BOUNDS, VOCAB)
 

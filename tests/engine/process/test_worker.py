@@ -17,9 +17,9 @@ from engine.messages import (
     Audited,
     Generate,
     Heartbeat,
+    LoadProgress,
     Outbound,
     PassStats,
-    Progress,
     Ready,
     SamplingParams,
     Shutdown,
@@ -63,13 +63,13 @@ async def report(client: EngineClient) -> list[str]:
 
 
 async def test_a_request_is_streamed_and_removed_from_the_queue(clients: MakeClient) -> None:
-    seen: list[Progress] = []
+    seen: list[LoadProgress] = []
     passes: list[PassStats] = []
     client = clients(callbacks=EngineCallbacks(seen.append, passes.append))
     assert client.state == "new"
     info = await client.start()
     assert (client.state, client.info, info.model_id) == ("ready", info, "fake")
-    assert seen == [Progress("loading", 0, 2), Progress("loading", 2, 2)]
+    assert seen == [LoadProgress("loading", 0, 2), LoadProgress("loading", 2, 2)]
     got = await answer(client, [5, 6, 7])
     assert [tokens.ids for tokens in got] == [(5,), (6,), (7,)]
     assert [tokens.finish for tokens in got] == [None, None, "stop"]

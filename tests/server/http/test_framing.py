@@ -145,7 +145,7 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Key: eA==\r\n"
 async def test_upgrades_are_declined(
     make_app: MakeApp, protocol: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Checks, answers, bodies and further requests are those of requests without an upgrade."""
+    """Requests are checked and answered as if they did not ask for an upgrade."""
     upgrade = UPGRADE % protocol
     sent = [
         GET + upgrade + b"\r\n",
