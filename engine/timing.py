@@ -127,7 +127,7 @@ class PassTimes:
         compute = self._compute(rows, rows * context)
         if compute is None:
             return None
-        idle = max(elapsed - self.ahead * self.link_seconds, 0.0)  # seconds without a free slot
+        idle = max(elapsed - self.ahead * self.link_seconds, 0.0)  # of the link: the ring is full
         return max(elapsed + compute, self.link_seconds + idle)
 
     def padded(self, rows: int) -> int:

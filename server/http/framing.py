@@ -6,7 +6,7 @@ from server.errors import ApiError
 
 MAX_FRAMING = 64 * 1024  # bytes; other servers accept heads of 8 to 64 KiB
 MAX_FIELDS = 256  # of a head; clients behind several proxies send some dozens
-FRAMING_PER_BYTE = 9  # bytes of framing allowed for a byte of content; chunks of one byte need six
+BODY_PER_BYTE = 9  # bytes of a chunked body per byte of content; chunks of one byte need six
 PIECE = 16 * 1024  # bytes that are parsed before the limit is checked again
 
 
@@ -48,8 +48,8 @@ class Framing:
         self._left = MAX_FRAMING - self._piece
 
     def count_content(self, nbytes: int) -> None:
-        """Record bytes of content, which allow more bytes of framing."""
-        self._left = min(MAX_FRAMING, self._left + nbytes * FRAMING_PER_BYTE)
+        """Record bytes of content, each of which allows some bytes of a chunked body."""
+        self._left = min(MAX_FRAMING, self._left + nbytes * BODY_PER_BYTE)
 
     def error(self, url_bytes: int) -> ApiError:
         """Return the error for a connection that has exceeded the limit.
