@@ -281,7 +281,7 @@ def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
 def _refuse_open_host(settings: Settings, keys: ApiKeys) -> None:
     if not (is_loopback(settings.host) or keys or settings.insecure):
         raise ConfigError(
-            f"other machines can reach host {settings.host}, and no API key is set. Set "
+            f"host {settings.host} can be reached by others and no API key is set. Set "
             "UNDERSTUDY_API_KEY or --api-key-file, or allow it with --insecure."
         )
 
