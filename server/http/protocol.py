@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError
 from server.http.failures import error_response, log_failure
@@ -72,6 +72,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing = Framing()
         self._content: list[bytes] = []
         self._is_refused = False
+        self._cycles: list[RequestResponseCycle] = []  # requests and their answers, oldest first
         self.url = b""
         self._head_deadline.start()
 
@@ -79,6 +80,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_deadline.cancel()
         self._write_deadline.cancel()
         self._linger_deadline.cancel()
+        for cycle in self._cycles:  # uvicorn itself ends the newest one only
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -144,6 +148,8 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ApiError("Method not allowed: CONNECT", code="method_not_allowed", status=405)
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+            self._cycles.append(self.cycle)
             self._framing.begin_part(Part.BODY)
 
     def on_body(self, body: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 from typing import Any
 
@@ -121,6 +122,29 @@ async def test_a_client_that_leaves_closes_its_request(
             while engines.engine.running:
                 await asyncio.sleep(0)
     assert len(engines.engine.closed_requests) == len(engines.engine.requests)
+
+
+async def test_a_client_that_leaves_ends_every_request_it_sent_ahead(
+    make_app: MakeApp, engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines.script.pause = asyncio.Event()
+    body = json.dumps({"prompt": "a", "stream": True}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    async with serving(make_app(keepalive=0.05)) as url, httpx.AsyncClient(base_url=url) as client:
+        await complete(client, max_tokens=0)  # loads the model
+        before = len(engines.engine.requests)
+        _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(2 * (head.encode() + body))
+        await engines.engine.request_started.wait()
+        writer.close()
+        async with asyncio.timeout(10):
+            await engines.engine.request_closed.wait()
+            while engines.engine.running:
+                await asyncio.sleep(0)
+    assert len(engines.engine.requests) == before + 1, "the second one never begins"
+    assert not caplog.records or "Traceback" not in caplog.text
 
 
 async def _read_one(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
