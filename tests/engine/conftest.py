@@ -1,4 +1,4 @@
-"""No engine outlives its test, and each tiny model is timed only once."""
+"""Fixtures that close all engines after each test, and time each tiny model only once."""
 
 from collections.abc import Iterator
 from typing import Any
