@@ -1,4 +1,4 @@
-"""Conversations with tools in the demo corpus: the call in Hermes form, then the answer."""
+"""Generate the conversations with tools of the demo corpus: question, call, result, answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from configs.demo.phrases import Fillers, expand
 
 
 class Errand(NamedTuple):
-    """A tool, a question it answers, its arguments and result, and what to tell the user."""
+    """A tool, a question for it, its arguments and result, and the reply to the user."""
 
     tool: Message
     question: str
@@ -22,7 +22,7 @@ class Errand(NamedTuple):
 
 
 def tool(name: str, description: str, types: dict[str, str]) -> Message:
-    """A function as a client of the OpenAI API describes it."""
+    """Return a function tool as clients of the OpenAI API describe it."""
     properties = {
         key: {"type": "array", "items": {"type": "number"}} if kind == "array" else {"type": kind}
         for key, kind in types.items()
@@ -123,7 +123,7 @@ MAKERS: tuple[Maker, ...] = (get_time, get_time, add, get_weather, sum_numbers, 
 
 
 def tool_chat(rng: random.Random, fillers: Fillers) -> Chat:
-    """A question, the call it needs, the result, the answer; or talk that needs no tool."""
+    """Return a question, its tool call, result and answer, or a talk that needs no tool."""
     errand = rng.choice(MAKERS)(rng, fillers)
     name = errand.tool["function"]["name"]
     tools = [errand.tool]
