@@ -43,7 +43,6 @@ class Report:
     peak: int  # VmHWM
     ratio: float
     parts: dict[str, int]  # of the plan
-    mapped: int  # mapped pages of the checkpoint at the end, part of the peak
     after_load: int  # VmHWM after loading
     plan: str
 
@@ -52,7 +51,7 @@ class Report:
         return (
             f"{self.method:8} {self.tier:5} peak {self.peak / MIB:7.0f} MiB, planned "
             f"{self.planned / MIB:7.0f} MiB, ratio {self.ratio:.3f}; after loading "
-            f"{self.after_load / MIB:.0f}, mapped {self.mapped / MIB:.0f}\n    ({parts})"
+            f"{self.after_load / MIB:.0f}\n    ({parts})"
         )
 
 
@@ -136,14 +135,14 @@ def _serve(
     plan = loaded.plan
     longest = loaded.limits.max_tokens - args.tokens - 1
     vocabulary = engine.info.vocab_size
-    # The tokens are spread over the vocabulary, so that all of the embedding is touched: a page
-    # fault maps the pages around it. Then several sequences with trees run at once.
+    # A prompt as long as a pass can be, with tokens from all of the vocabulary; then several
+    # sequences with trees at once.
     _run(engine, [[i * vocabulary // longest for i in range(longest)]], args.tokens)
     share = longest // args.users
     starts = range(args.users)
     prompts = [[(u * 7919 + i) % vocabulary for i in range(share)] for u in starts]
     _run(engine, prompts, args.tokens)
-    peak, mapped = _read_status("VmHWM"), _read_mapped_bytes(folder)
+    peak = _read_status("VmHWM")
     engine.close()
     planned = plan.device_bytes + plan.host_bytes
     parts = {
@@ -153,9 +152,7 @@ def _serve(
     }
     parts["runtime"] = plan.memory.host_runtime
     ratio = peak / planned
-    return Report(
-        method, tier, parameters, planned, peak, ratio, parts, mapped, after_load, str(plan)
-    )
+    return Report(method, tier, parameters, planned, peak, ratio, parts, after_load, str(plan))
 
 
 def _run(engine: Any, prompts: list[list[int]], tokens: int) -> None:
@@ -172,17 +169,6 @@ def _read_status(key: str) -> int:
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, f"/proc/self/status has no line {key}"
     return int(found[1]) * 1024
-
-
-def _read_mapped_bytes(folder: Path) -> int:
-    """Return the resident bytes of mapped files below `folder`."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = str(folder.resolve()) in line
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class ModelInfo:
     max_sequences: int
     eos_token_ids: tuple[int, ...]
     numerics: Numerics
-    fingerprint: str  # changes with weights, precision, numerics and engine version
+    fingerprint: str  # changes with the model's files, precision, numerics and engine version
     tokenizer_path: str  # folder of the tokenizer and chat template
     plan: str  # one line: what lives where
     num_pages: int = 0  # of the KV pool
@@ -239,7 +239,25 @@ class Audited:
     mismatches: int  # positions where another token would have been chosen
 
 
+@dataclass(frozen=True)
+class WeightsChecked:
+    """What became known of the packed units that are read from disk, since the last message."""
+
+    nbytes: int  # whose checksums were compared once more, in idle time
+    repaired: int  # units that were damaged and have been packed again, in passes too
+    unrepaired: int  # damage that could not be repaired
+
+
 Inbound = Generate | Abort | Shutdown
 Outbound = (
-    Progress | Ready | LoadFailed | Heartbeat | Started | Tokens | Failed | PassStats | Audited
+    Progress
+    | Ready
+    | LoadFailed
+    | Heartbeat
+    | Started
+    | Tokens
+    | Failed
+    | PassStats
+    | Audited
+    | WeightsChecked
 )

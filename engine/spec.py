@@ -60,6 +60,7 @@ class StreamSpec:
     resident: int | None = None  # how many layers stay on the device
     slots: int | None = None  # ring slots
     simulate_gbps: float | None = None  # device cpu: pretend a link of this bandwidth
+    recheck_hours: float = 24.0  # in which each file of the disk tier is compared; 0: never
 
 
 @dataclass(frozen=True)

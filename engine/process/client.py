@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
@@ -26,12 +26,13 @@ from engine.messages import (
     Speculation,
     Started,
     Tokens,
+    WeightsChecked,
 )
 from engine.process import worker
 from engine.process.admission import check_request
 from engine.process.child import Child, Target, explain_exit
-from engine.process.token_stream import Mail, TokenStream
-from engine.process.watchdog import QUIET_S, Backoff, Suspects, Watchdog
+from engine.process.token_stream import Mail, Running, TokenStream
+from engine.process.watchdog import QUIET_S, Backoff, Suspects, Watchdog, fingerprint
 from engine.spec import ModelSpec
 
 log = logging.getLogger("understudy.engine")
@@ -42,24 +43,6 @@ SETTLED = ("ready", "failed", "closed")
 DUMP_S = 1.0  # for the stacks of a stalled process to reach stderr
 EXIT_CODE_S = 1.0  # how long the waiters' bad news may wait for the reason
 SHUTDOWN_S = 5.0  # for the process to end in good order, else it is killed
-
-
-@dataclass
-class _Running:
-    """A request the engine has: where its tokens go, and how many choices are not finished."""
-
-    message: Generate
-    mail: Mail
-    num_unfinished: int
-    on_start: Callable[[], None] | None  # None: it was called, or nobody asked for it
-    is_waiting: bool = True
-
-    def start(self) -> None:
-        """It takes part in a pass."""
-        self.is_waiting = False
-        if self.on_start is not None:
-            self.on_start()
-            self.on_start = None
 
 
 def _ignore(*_: object) -> None:
@@ -73,6 +56,7 @@ class EngineCallbacks:
     progress: Callable[[Progress], None] = _ignore  # a step of a load
     on_pass: Callable[[PassStats], None] = _ignore
     on_audit: Callable[[Audited], None] = _ignore
+    on_check: Callable[[WeightsChecked], None] = _ignore
     on_restart: Callable[[], None] = _ignore
 
 
@@ -97,7 +81,7 @@ class EngineClient:
         self._max_queue = max_queue
         self._callbacks = callbacks
         self._target = target
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._suspects = Suspects()
         self._watchdog = Watchdog(time.monotonic())
         self._check: asyncio.TimerHandle | None = None
@@ -184,7 +168,7 @@ class EngineClient:
         mail: Mail = asyncio.Queue()
         if not self._running:
             self._watchdog.heard(time.monotonic())
-        self._running[request_id] = _Running(message, mail, n, on_start)
+        self._running[request_id] = Running(message, mail, n, on_start)
         self._child.send(message)
         self._watch()
         return TokenStream(mail, lambda: self._abort(request_id))
@@ -307,15 +291,33 @@ class EngineClient:
                 self._callbacks.on_pass(message)
             case Audited():
                 self._callbacks.on_audit(message)
+            case WeightsChecked():
+                self._callbacks.on_check(message)
             case Progress():
                 self._callbacks.progress(message)
             case Ready(info):
-                self._ready_at = time.monotonic()
-                self.info = info
-                if self.state != "closed":
-                    self._enter("ready")
+                self._ready(info)
             case LoadFailed(reason):
                 self._failure = ModelError(reason)
+
+    def _ready(self, info: ModelInfo) -> None:
+        """Serve, unless a restarted process has loaded other files than the first one did.
+
+        The front end has the tokenizer and the template of the first: it must load the model anew.
+        """
+        self._ready_at = time.monotonic()
+        if self.info is not None and info.fingerprint != self.info.fingerprint:
+            self._failure = ModelError(
+                f"The files of the model {self._spec.id!r} were changed after it was loaded, and "
+                "its engine had to be restarted. Send the request again: it loads the new files."
+            )
+            log.error("%s: %s", self._spec.id, self._failure)
+            if self._child is not None:
+                self._child.kill()
+            return
+        self.info = info
+        if self.state != "closed":
+            self._enter("ready")
 
     def _watch(self) -> None:
         """Look after the process while requests run."""
@@ -347,7 +349,7 @@ class EngineClient:
     # -- requests
 
     def _refuse_poison(self, message: Generate) -> None:
-        if self._suspects and self._suspects.refuses(_fingerprint(message), time.monotonic()):
+        if self._suspects and self._suspects.refuses(fingerprint(message), time.monotonic()):
             raise RequestError(
                 "The engine died twice while this same request was running; it is not tried "
                 "again for some minutes. Change the prompt or its parameters.",
@@ -360,14 +362,11 @@ class EngineClient:
             return  # aborted
         running.start()
         running.mail.put_nowait(message)
-        if message.finish is None:
-            return
-        running.num_unfinished -= 1
-        if running.num_unfinished == 0:
+        if message.finish is not None and running.finish_choice():
             del self._running[message.request_id]
             running.mail.put_nowait(None)
             if self._suspects:
-                self._suspects.served(_fingerprint(running.message))
+                self._suspects.served(fingerprint(running.message))
 
     def _fail(self, message: Failed) -> None:
         running = self._running.pop(message.request_id, None)
@@ -375,7 +374,7 @@ class EngineClient:
             return  # aborted
         if message.code == "engine_error":  # the process ends after this
             self._enter("restarting")
-            self._suspects.saw_death(_fingerprint(running.message), time.monotonic())
+            self._suspects.saw_death(fingerprint(running.message), time.monotonic())
             running.mail.put_nowait(EngineDied(message.message, message.code))
         elif message.code == "weights_unreadable":
             running.mail.put_nowait(PassFailed(message.message, message.code))
@@ -387,14 +386,9 @@ class EngineClient:
         running, self._running = list(self._running.values()), {}
         for request in running:
             if code != "engine_closed":
-                self._suspects.saw_death(_fingerprint(request.message), now)
+                self._suspects.saw_death(fingerprint(request.message), now)
             request.mail.put_nowait(EngineDied(message, code))
 
     def _abort(self, request_id: str) -> None:
         if self._running.pop(request_id, None) is not None and self._child is not None:
             self._child.send(Abort(request_id))
-
-
-def _fingerprint(message: Generate) -> Hashable:
-    """The same for a repeated request: the front end draws a new seed where a client has none."""
-    return hash((message.prompt, replace(message.params, seed=0), message.n))

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import EngineError
-from engine.messages import Tokens
+from engine.messages import Generate, Tokens
 
 Mail = asyncio.Queue[Tokens | EngineError | None]  # None: the end
 
@@ -55,3 +56,26 @@ class TokenStream(AsyncGenerator[Tokens, None]):
         if not self._ended:
             self._ended = True
             self._abort()
+
+
+@dataclass
+class Running:
+    """A request the engine has: where its tokens go, and how many choices are not finished."""
+
+    message: Generate
+    mail: Mail
+    num_unfinished: int
+    on_start: Callable[[], None] | None  # None: it was called, or nobody asked for it
+    is_waiting: bool = True
+
+    def finish_choice(self) -> bool:
+        """Count a finished choice; return whether it was the last."""
+        self.num_unfinished -= 1
+        return self.num_unfinished == 0
+
+    def start(self) -> None:
+        """Count the request as running: it takes part in a pass."""
+        self.is_waiting = False
+        if self.on_start is not None:
+            self.on_start()
+            self.on_start = None

@@ -5,7 +5,10 @@ Pure rules: `now` is a monotonic time in seconds, given by the caller.
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable
+from dataclasses import replace
 from statistics import median
+
+from engine.messages import Generate
 
 QUIET_S = 30.0  # silence that is always allowed while requests run
 FIRST_PASS_QUIET_S = 300.0  # before the first pass is measured: cold caches, kernels compiled
@@ -118,3 +121,8 @@ class Suspects:
     def refuses(self, fingerprint: Hashable, now: float) -> bool:
         deaths, last = self._deaths.get(fingerprint, (0, now))
         return deaths >= DEADLY_DEATHS and now - last < SUSPICION_S
+
+
+def fingerprint(message: Generate) -> Hashable:
+    """The same for a repeated request: the front end draws a new seed where a client has none."""
+    return hash((message.prompt, replace(message.params, seed=0), message.n))

@@ -38,6 +38,7 @@ from engine.messages import (
     Shutdown,
     Started,
     Tokens,
+    WeightsChecked,
 )
 from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
@@ -57,6 +58,8 @@ class StepEngine(Protocol):
 
     @property
     def auditor(self) -> "Audits": ...
+    @property
+    def rechecks(self) -> "Rechecks": ...
     def add(self, request: Generate) -> None: ...
     def abort(self, request_id: str) -> None: ...
     def step(self) -> Sequence[Tokens | Failed]: ...
@@ -71,6 +74,15 @@ class Audits(Protocol):
     def pending(self) -> bool: ...
     def preempt(self) -> None: ...
     def run(self) -> Audited | None: ...
+
+
+class Rechecks(Protocol):
+    """What this loop asks of the checks of packed weights; `engine.streaming.recheck` has them."""
+
+    def seconds_until_due(self) -> float | None: ...
+    def preempt(self) -> None: ...
+    def run(self) -> None: ...
+    def take_report(self) -> WeightsChecked | None: ...
 
 
 OnBorder = Callable[[], None]  # the engine is about to run another part of a pass
@@ -175,10 +187,10 @@ class _Inbox:
         """From now on an abort and the end of a check reach this engine at once."""
         self._engine = engine
 
-    def take(self, *, wait: bool) -> Iterator[Inbound]:
-        """All messages that are there; with `wait` at least one."""
+    def take(self, seconds: float | None) -> Iterator[Inbound]:
+        """Yield all messages that are there; wait up to `seconds` for the first, None: for ever."""
         try:
-            yield self._messages.get(block=wait)
+            yield self._messages.get(timeout=seconds)
             while True:
                 yield self._messages.get_nowait()
         except Empty:
@@ -197,10 +209,11 @@ class _Inbox:
             if isinstance(message, Generate | Shutdown) and self._engine is not None:
                 # After the put: the main thread may be about to look.
                 self._engine.auditor.preempt()
+                self._engine.rechecks.preempt()
 
 
 class _Service:
-    """Drain the inbox, step or check an answer, send: until told to end."""
+    """Drain the inbox, step or check an answer or weights, send: until told to end."""
 
     def __init__(self, engine: StepEngine, inbox: _Inbox, outbox: _Outbox) -> None:
         self._engine = engine
@@ -219,6 +232,11 @@ class _Service:
                 audited = self._engine.auditor.run()
                 if audited is not None:
                     self._outbox.send(audited)
+            else:
+                self._engine.rechecks.run()
+            checked = self._engine.rechecks.take_report()
+            if checked is not None:
+                self._outbox.send(checked)
         self._engine.close()
 
     def fail_running(self, error: BaseException) -> None:
@@ -228,8 +246,10 @@ class _Service:
 
     def _take_messages(self) -> bool:
         """False once the engine is told to end."""
-        is_idle = not (self._engine.has_work() or self._engine.auditor.pending)
-        for message in self._inbox.take(wait=is_idle):
+        seconds = self._engine.rechecks.seconds_until_due()
+        if self._engine.has_work() or self._engine.auditor.pending:
+            seconds = 0.0
+        for message in self._inbox.take(seconds):
             match message:
                 case Generate():
                     self._add(message)

@@ -17,9 +17,9 @@ from server.schemas.chat import ChatRequest
 async def chat_chunks(
     model: LoadedModel, body: ChatRequest, caller: Caller
 ) -> AsyncGenerator[ChatChunk, None]:
-    """Return the chunks of the answer to a chat; closing the generator aborts it.
+    """Return a generator of the chunks that answer a chat; closing it aborts the answer.
 
-    Raises `ApiError` 400 for a request that this model cannot answer.
+    Raise `ApiError` 400 for a request that this model cannot answer.
     """
     asked = await asyncio.to_thread(prepare, model.tokenizer, model.info, model.formats, body)
     limit = body.token_limit

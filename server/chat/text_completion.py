@@ -20,9 +20,9 @@ from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 async def text_chunks(
     model: LoadedModel, body: CompletionRequest, caller: Caller
 ) -> AsyncGenerator[TextCompletion, None]:
-    """Return the chunks of the answer to a completion request; closing the generator aborts it.
+    """Return a generator of the chunks that answer a completion request; closing it aborts them.
 
-    Raises `ApiError` 400 for a request that this model cannot answer.
+    Raise `ApiError` 400 for a request that this model cannot answer.
     """
     prompts, echoes = await asyncio.to_thread(_prepare, model, body)
     grammar = await asyncio.to_thread(completion_grammar, body)
@@ -57,10 +57,13 @@ async def text_chunks(
 def _prepare(
     model: LoadedModel, body: CompletionRequest
 ) -> tuple[list[tuple[int, ...]], list[Echo]]:
-    """The ids of each prompt, and what of it is shown."""
+    """Return the token ids of each prompt, and what the answer shows of each.
+
+    Raise `ApiError` 400 for a prompt that is too long.
+    """
     prompts = text_prompts(model.tokenizer, model.info, body.prompts)
     longest, context = max(len(prompt) for prompt in prompts), model.info.context_length
-    if longest > context:  # said by the engine's client too, but not for `max_tokens: 0`
+    if longest > context:  # the engine's client checks this too, but not for `max_tokens: 0`
         message = (
             f"This model's maximum context length is {context} tokens. However, the prompt has "
             f"{longest} tokens. Shorten the prompt."

@@ -75,6 +75,7 @@ def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     """Remove the packed caches, after asking."""
     from engine.streaming import packed_cache  # torch, which `pull` does not need
 
+    packed_cache.remove_leftovers()
     packed = packed_cache.entries()
     if not packed:
         print("There are no packed caches.")

@@ -24,10 +24,11 @@ class Console:
         self._last: tuple[str, int] | None = None
 
     def line(self, text: str) -> None:
-        """A line of its own."""
+        """Print a text of its own, of one or more lines."""
         lead = "\r\x1b[K" if self._open else ""
         self._open = False
-        self._write(f"{lead}{text}\n")
+        shown = "\n".join(map(printable, text.split("\n")))
+        self._write(f"{lead}{shown}\n")
 
     def progress(self, step: Progress) -> None:
         """A step of a load: on a terminal in place, in a file every ten percent."""
@@ -36,7 +37,8 @@ class Console:
         if key == self._last:
             return
         self._last = key
-        text = f"  {step.what} {percent:3d} %" if step.total else f"  {step.what}"
+        what = printable(step.what)
+        text = f"  {what} {percent:3d} %" if step.total else f"  {what}"
         if not self._rewrites:
             self.line(text)
             return
@@ -68,6 +70,15 @@ class _LogLines(logging.Handler):
             self.handleError(record)
 
 
+def printable(text: str) -> str:
+    """Return a text with every character escaped that a terminal does not just show.
+
+    Names of files and models come from outside: control characters in them could rewrite the
+    screen, and marks of writing direction could show another name.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def size_text(nbytes: int) -> str:
     """Bytes for people: "7.2 GB"."""
     size = float(nbytes)
@@ -79,10 +90,11 @@ def size_text(nbytes: int) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    """Return columns as wide as their widest cell."""
+    shown = [[printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
+        for row in shown
     ]
     return "\n".join(lines)

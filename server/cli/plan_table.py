@@ -9,7 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from server.cli.console import printable
 
 if TYPE_CHECKING:
     from engine.planning.plan import Plan
@@ -24,7 +27,8 @@ def show(found: "Preview", console: Console) -> None:
 
     plan = found.scheme.plan
     source = "checkpoint" if found.has_weights else "config.json alone"
-    console.print(f"\n[bold]{found.model_id}[/bold] ({found.model_type}, from its {source})")
+    name, kind = escape(printable(found.model_id)), escape(printable(found.model_type))
+    console.print(f"\n[bold]{name}[/bold] ({kind}, from its {source})")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -73,7 +77,7 @@ def host_rows(plan: "Plan") -> list[Row]:
         ("units in RAM", plan.slab_bytes, f"{counts['ram']} units"),
         ("staging", plan.staging_bytes, "between disk and device"),
         ("idle KV", plan.host_kv_bytes, f"{plan.host_pages * PAGE} tokens"),
-        ("embedding", plan.embedding_bytes, "mapped from the file"),
+        ("embedding", plan.embedding_bytes, "in the page cache: read from the file row by row"),
         ("while loading", plan.making_bytes, "to make the draft"),
         ("runtime", plan.memory.host_runtime, "the process without weights"),
     ]

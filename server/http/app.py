@@ -67,7 +67,7 @@ def create_app(
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.ended)
+    app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.count)
     app.add_middleware(RequestId)
     return app
 

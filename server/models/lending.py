@@ -164,11 +164,11 @@ class Models:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self._settings.load_timeout if timeout is None else timeout)
         waiter = _Waiter(entry)
-        wait.for_(lambda: self._place(waiter))
+        wait.set_reason(lambda: self._place(waiter))
         model = await self._turn(waiter, timeout)
         try:
             if model.engine.state == "restarting":
-                wait.for_(lambda: "the engine restarts")
+                wait.set_reason(lambda: "the engine restarts")
                 await model.restart(max(0.0, deadline - loop.time()))
             yield model
         finally:
@@ -233,7 +233,11 @@ class Models:
             entry.spec,
             max_queue=self._settings.max_queue,
             callbacks=EngineCallbacks(
-                self._progress, statistics.passed, statistics.audited, statistics.restarted
+                self._progress,
+                statistics.passed,
+                statistics.audited,
+                statistics.checked,
+                statistics.restarted,
             ),
         )
         try:

@@ -1,1 +1,1 @@
-"""From the text of an answer to its content, reasoning and tool calls. Pure."""
+"""Parsers that split the text of an answer into content, reasoning and tool calls. Pure."""

@@ -1,10 +1,11 @@
-"""What a file of `server/parsing/formats` states about its format of tool calls or reasoning.
+"""The declaration of a format of tool calls or reasoning, which each file of `formats/` makes.
 
-Adding a file adds a format: its name is the file's, and its `FORMAT` says the rest. A model's
-answers are read in the format that recognises its chat template, or in the one that its YAML file
-names (`parsers: {tools: granite}`). This is a complete one, `server/parsing/formats/granite.py`:
+Adding a file to `server/parsing/formats` adds a format. The format has the name of the file, and
+the file's `FORMAT` declares the rest. A model's answers are read in the format that recognises its
+chat template, or in the one that its YAML file names (`parsers: {tools: granite}`). This is a
+complete file, `server/parsing/formats/granite.py`:
 
-    # Calls in an array behind a tag, `<|tool_call|>[{"name": ..., "arguments": {...}}]`: Granite.
+    # Granite writes an array after a tag: `<|tool_call|>[{"name": ..., "arguments": {...}}]`.
 
     from collections.abc import Collection
 
@@ -27,7 +28,7 @@ names (`parsers: {tools: granite}`). This is a complete one, `server/parsing/for
     )
     FORMAT = Format(TOOLS, recognises, parser, special_tokens=(TAG,), syntax=SYNTAX)
 
-Where a call is not one JSON object, the format has a reader of its own: see `mistral.py` and
+A format whose calls are not single JSON objects has a parser of its own: see `mistral.py` and
 `harmony.py`.
 """
 
@@ -42,16 +43,16 @@ Part = Literal["tools", "reasoning"]
 
 @dataclass(frozen=True)
 class CallSyntax:
-    """How calls are written where a grammar forces them (`tool_choice: "required"`, `strict`).
+    """The syntax of calls that a grammar forces (`tool_choice: "required"`, `strict`).
 
     Args:
-        begin: what comes before the arguments, with `%s` for the tool's name.
-        end: what comes behind them.
-        separator: what stands between two calls; None: there is one at most.
-        trigger: the part of `begin` that makes a call of what was text; "": an answer is calls
-            or text, and which of them is seen from its beginning.
+        begin: the text before the arguments, with `%s` for the name of the tool.
+        end: the text after the arguments.
+        separator: the text between two calls; None if an answer can have only one call.
+        trigger: the part of `begin` after which text has to continue as a call; "" if an answer is
+            either calls or text, which its beginning decides.
         text_begin: the tags before an answer that is text.
-        text_not_begin: the characters with which an answer does not begin that is text.
+        text_not_begin: the characters with which an answer that is text cannot begin.
     """
 
     begin: str
@@ -64,7 +65,12 @@ class CallSyntax:
 
 @dataclass(frozen=True)
 class Thought:
-    """The thinking part of an answer, for grammars: `begin` "" where the prompt has begun it."""
+    """The marks around the thinking part of an answer, which a grammar has to allow.
+
+    Args:
+        begin: the opening mark; "" if the prompt has already opened the thinking part.
+        close: the closing mark.
+    """
 
     begin: str
     close: str
@@ -72,19 +78,20 @@ class Thought:
 
 @dataclass(frozen=True)
 class Format:
-    """How models of one family mark tool calls, reasoning, or both.
+    """The way in which models of one family mark tool calls, reasoning, or both.
 
     Args:
-        reads: what its parser finds; one that finds both is the only parser of an answer.
-        recognises: whether the text of a chat template is of this family.
-        parser: makes the parser of one answer, from the names of the tools that may be called and
-            the text which the answer continues (the prompt, or the beginning of the answer).
-        special_tokens: the marks it looks for, where they are special tokens of the model: they
-            are part of the answer's text then, which they would not be otherwise.
-        syntax: of calls that are forced; None: they are forced in the syntax of `hermes`.
-        thought: the thinking part of an answer, from the text it continues and the chat template;
-            None where there is none (any more).
-        call_id: an id that its templates take, for the one a message has.
+        reads: what the parser finds. A parser that finds both is the only one of an answer.
+        recognises: returns whether the text of a chat template belongs to this family.
+        parser: makes the parser of one answer, given the names of the tools that may be called and
+            the text that the answer continues (the prompt, or the beginning of the answer).
+        special_tokens: the marks that the parser looks for. Where a mark is a special token of the
+            model, the answer's text shows it to the parser; it would be left out otherwise.
+        syntax: the syntax of forced calls; None if they are forced in the syntax of `hermes`.
+        thought: returns the marks around the thinking part of an answer, given the text that the
+            answer continues and the chat template; None if no thinking part can follow.
+        call_id: returns the id of a tool call in a form that the chat templates accept, given the
+            id in the message.
     """
 
     reads: frozenset[Part]

@@ -1,4 +1,4 @@
-"""Following a JSON object while it is being written."""
+"""A reader of a JSON object that arrives one character at a time."""
 
 import json
 import re
@@ -10,20 +10,22 @@ WORDS = ("true", "false", "null")
 ESCAPES = frozenset('"\\/bfnrtu')
 HEX = frozenset("0123456789abcdefABCDEF")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-# whatever a number may begin with: each part may end where the text does
+# every beginning of a number: each part may be cut off
 NUMBER_BEGUN = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?((?<=\d)[eE][+-]?\d*)?)?", re.ASCII)
 
 
 class NotJson(Exception):
-    """The text is no JSON object, whatever follows."""
+    """The error raised when the text cannot become a JSON object, whatever follows."""
 
 
 class JsonObject:
-    """One JSON object (RFC 8259), fed character by character up to its closing brace.
+    """A reader of one JSON object (RFC 8259), fed character by character up to its closing brace.
+
+    A key that the outermost object has twice is an error.
 
     Attributes:
-        key: of the outermost object's member that was begun last; none may come twice.
-        strings: the outermost object's members that are strings, as far as they are read.
+        key: the key that was read last in the outermost object; None before the first one.
+        strings: those members of the outermost object that are strings and have been read.
         complete: whether the object is closed.
     """
 
@@ -31,38 +33,42 @@ class JsonObject:
         self.key: str | None = None
         self.strings: dict[str, str] = {}
         self.complete = False
-        self._keys: set[str] = set()  # of the outermost object
-        self._closers: list[str] = []  # of what is open
+        self._keys: set[str] = set()  # the keys of the outermost object
+        self._closers: list[str] = []  # the closing brackets of open objects and arrays
         self._expects: Literal["object", "key", "colon", "value", "next"] = "object"
-        self._empty = False  # right behind an opening bracket, which may be closed at once
-        self._token = ""  # the number, word or string that is being read; of an inner one its quote
-        self._escaped = False  # behind a backslash
-        self._num_hex = 0  # digits that an escape still needs
+        self._is_empty = False  # right after an opening bracket, which may be closed at once
+        # the number, word or string that is being read; only the quote of a string in inner objects
+        self._token = ""
+        self._is_escaped = False  # right after a backslash
+        self._num_hex = 0  # the hexadecimal digits that an escape still needs
 
     @property
     def depth(self) -> int:
-        """How many objects and arrays are open."""
+        """Return the number of open objects and arrays."""
         return len(self._closers)
 
     @property
     def in_scalar(self) -> bool:
-        """Whether a string, number or word is being read that is a value."""
+        """Return whether a value is being read that is a string, number or word."""
         return bool(self._token) and self._expects == "value"
 
     def feed(self, character: str) -> None:
-        """Take the next character. Raises `NotJson`; nothing may be fed after that."""
+        """Read the next character.
+
+        Raise `NotJson` at a character that cannot follow; nothing may be fed after that.
+        """
         assert not self.complete, "the object has ended"
         if self._token.startswith('"'):
-            self._string(character)
+            self._read_string(character)
         elif self._token and _begins_scalar(self._token + character):
             self._token += character
         else:
             if self._token:
-                self._scalar_read()
+                self._end_scalar()
             if character not in BLANKS:
-                self._structure(character)
+                self._read_structure(character)
 
-    def _string(self, character: str) -> None:
+    def _read_string(self, character: str) -> None:
         if character < " ":
             raise NotJson
         if self.depth == 1:
@@ -71,17 +77,17 @@ class JsonObject:
             if character not in HEX:
                 raise NotJson
             self._num_hex -= 1
-        elif self._escaped:
+        elif self._is_escaped:
             if character not in ESCAPES:
                 raise NotJson
-            self._escaped = False
+            self._is_escaped = False
             self._num_hex = 4 if character == "u" else 0
         elif character == "\\":
-            self._escaped = True
+            self._is_escaped = True
         elif character == '"':
-            self._string_read()
+            self._end_string()
 
-    def _string_read(self) -> None:
+    def _end_string(self) -> None:
         text, self._token = self._token, ""
         if self._expects == "value":
             if self.depth == 1 and self.key is not None:
@@ -95,27 +101,27 @@ class JsonObject:
                 raise NotJson
             self._keys.add(self.key)
 
-    def _scalar_read(self) -> None:
+    def _end_scalar(self) -> None:
         if self._token not in WORDS and not NUMBER.fullmatch(self._token):
             raise NotJson
         self._token, self._expects = "", "next"
 
-    def _structure(self, character: str) -> None:
-        expects, empty, self._empty = self._expects, self._empty, False
+    def _read_structure(self, character: str) -> None:
+        expects, is_empty, self._is_empty = self._expects, self._is_empty, False
         if expects == "colon" and character == ":":
             self._expects = "value"
         elif expects == "next" and character == ",":
             self._expects = "key" if self._closers[-1] == "}" else "value"
-        elif (expects == "next" or empty) and character == self._closers[-1]:
+        elif (expects == "next" or is_empty) and character == self._closers[-1]:
             self._closers.pop()
             self._expects = "next"
             self.complete = not self._closers
         elif expects in ("object", "value") and character == "{":
             self._closers.append("}")
-            self._expects, self._empty = "key", True
+            self._expects, self._is_empty = "key", True
         elif expects == "value" and character == "[":
             self._closers.append("]")
-            self._empty = True
+            self._is_empty = True
         elif (expects in ("key", "value") and character == '"') or (
             expects == "value" and _begins_scalar(character)
         ):
@@ -125,5 +131,5 @@ class JsonObject:
 
 
 def _begins_scalar(text: str) -> bool:
-    """Whether a number or a word may begin like this."""
+    """Return whether `text` is the beginning of a number or a word."""
     return bool(NUMBER_BEGUN.fullmatch(text)) or any(word.startswith(text) for word in WORDS)

@@ -1,4 +1,4 @@
-"""What a parser makes of an answer's text, and how it is read: one character at a time."""
+"""Parsers of an answer's text, and the pieces that they return."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -10,11 +10,14 @@ Kind = Literal["content", "reasoning", "call", "arguments", "markup"]
 
 
 class Piece(NamedTuple):
-    """Some of an answer: shown as content or reasoning, a call's start (`text` is the name of the
-    tool) or more of its arguments; or markup, which is not shown.
+    """A stretch of an answer, and what it is.
 
-    `width` is how many characters of the answer it stands for; over all pieces they add up to the
-    answer. Content and reasoning are what the model wrote, character by character.
+    Args:
+        kind: content or reasoning, which are shown character by character as the model wrote them;
+            the start of a call; arguments of the latest call; or markup, which is not shown.
+        text: the text to show, the name of the called tool, or more of its arguments.
+        width: the number of characters of the answer that this piece covers. The widths of all
+            pieces add up to the length of the answer.
     """
 
     kind: Kind
@@ -23,23 +26,27 @@ class Piece(NamedTuple):
 
 
 def content(text: str) -> Piece:
+    """Return `text` as a piece of content."""
     return Piece("content", text, len(text))
 
 
 def reasoning(text: str) -> Piece:
+    """Return `text` as a piece of reasoning."""
     return Piece("reasoning", text, len(text))
 
 
 def arguments(text: str) -> Piece:
+    """Return `text` as a piece of the latest call's arguments."""
     return Piece("arguments", text, len(text))
 
 
 def markup(text: str) -> Piece:
+    """Return a piece that covers `text` without showing it."""
     return Piece("markup", "", len(text))
 
 
 def merge(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbours of one kind as one piece; nothing that stands for nothing."""
+    """Return `pieces` with neighbours of the same kind joined and empty pieces left out."""
     merged: list[Piece] = []
     for piece in pieces:
         last = merged[-1] if merged else None
@@ -51,17 +58,17 @@ def merge(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 class Parser(Protocol):
-    """Reads one answer. What it says does not depend on how the text was cut."""
+    """A parser of one answer, whose merged pieces do not depend on how the text is cut up."""
 
     def feed(self, text: str) -> list[Piece]:
-        """More of the answer: what is certain by now."""
+        """Read more of the answer, and return the pieces that are certain now."""
 
     def finish(self) -> list[Piece]:
-        """The answer ends: the rest."""
+        """Return the remaining pieces, at the end of the answer."""
 
 
 class Reader(ABC):
-    """A parser that sees single characters, so that no cut can matter to it."""
+    """A parser that reads single characters, so that it cannot matter how the text is cut up."""
 
     def feed(self, text: str) -> list[Piece]:
         return [piece for character in text for piece in self._read(character)]
@@ -71,15 +78,15 @@ class Reader(ABC):
 
     @abstractmethod
     def _read(self, character: str) -> Iterator[Piece]:
-        """The pieces that this character makes certain."""
+        """Yield the pieces that `character` makes certain."""
 
     @abstractmethod
     def _end(self) -> Iterator[Piece]:
-        """The pieces of what was held back."""
+        """Yield the pieces of what was held back, at the end of the answer."""
 
 
 class PlainText:
-    """The parser of answers in which there is nothing to find."""
+    """A parser of answers that are content only."""
 
     def feed(self, text: str) -> list[Piece]:
         return [content(text)] if text else []
@@ -89,7 +96,12 @@ class PlainText:
 
 
 class Chain:
-    """Reasoning comes first; what is left of the answer goes to the parser of calls."""
+    """A parser that runs two after each other: the second one reads the content of the first.
+
+    Args:
+        first: the parser that reads the answer, usually for its reasoning.
+        then: the parser that reads the content which `first` finds, usually for its calls.
+    """
 
     def __init__(self, first: Parser, then: Parser) -> None:
         self._first = first

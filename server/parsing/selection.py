@@ -1,4 +1,4 @@
-"""Which parsers read the answers of a model: by its chat template, or as its file says."""
+"""The choice of the formats in which a model's answers are read, by chat template or by name."""
 
 import functools
 import importlib
@@ -11,33 +11,43 @@ from server.parsing.format import Format, Part
 from server.parsing.formats import hermes
 from server.parsing.parser import Chain, Parser, PlainText
 
-FALLBACK = "generic"  # reads the tools of templates that no format recognises
-NO_REASONING = "none"  # instead of a format of reasoning: there is none to look for
+FALLBACK = "generic"  # the format of tool calls if no format recognises the chat template
+NO_REASONING = "none"  # the name in a model's file that turns the search for reasoning off
 
 
 @dataclass(frozen=True)
 class Formats:
-    """The formats of one model's answers; `reasoning` None: all of it is content."""
+    """The formats of one model's answers.
+
+    Args:
+        tools: the format of tool calls.
+        reasoning: the format of reasoning; None if answers have no reasoning.
+    """
 
     tools: Format
     reasoning: Format | None
 
     def parser(self, names: Collection[str], before: str) -> Parser:
-        """A parser of one answer: `names` of the tools it may call, `before` what it continues."""
+        """Return a parser of one answer.
+
+        Args:
+            names: the names of the tools that the answer may call.
+            before: the text that the answer continues.
+        """
         found = [format.parser(names, before) for format in self._used(bool(names))]
         return functools.reduce(Chain, found) if found else PlainText()
 
     def special_tokens(self, *, tools: bool) -> frozenset[str]:
-        """The marks that its parsers look for in answers, with or without tools to call."""
+        """Return the marks that the parsers look for; `tools`: whether there are tools to call."""
         return frozenset(mark for format in self._used(tools) for mark in format.special_tokens)
 
     @property
     def forced(self) -> "Formats":
-        """The formats of answers whose calls are forced: the one of tools has a syntax."""
+        """Return the formats for forced calls, with `hermes` if the one of tools has no syntax."""
         return self if self.tools.syntax is not None else replace(self, tools=hermes.FORMAT)
 
     def _used(self, tools: bool) -> list[Format]:
-        """The formats of the parsers, first to last."""
+        """Return the formats whose parsers read an answer, in the order in which they read."""
         used = [] if self.reasoning is None else [self.reasoning]
         if tools and self.tools is not self.reasoning:
             used.append(self.tools)
@@ -46,7 +56,7 @@ class Formats:
 
 @functools.cache
 def known_formats() -> dict[str, Format]:
-    """Every format by the name of its file."""
+    """Return every format by the name of its file."""
     found: dict[str, Format] = {}
     for module in pkgutil.iter_modules(formats.__path__):
         found[module.name] = importlib.import_module(f"{formats.__name__}.{module.name}").FORMAT
@@ -54,12 +64,19 @@ def known_formats() -> dict[str, Format]:
 
 
 def format_names(part: Part) -> list[str]:
-    """The formats that a model's file may name."""
+    """Return the names of the formats of `part` that a model's file may choose."""
     return [name for name, known in known_formats().items() if part in known.reads]
 
 
 def formats_of(template: str, tools: str | None = None, reasoning: str | None = None) -> Formats:
-    """The formats of a model with this chat template, or those that its file names."""
+    """Return the formats of a model's answers.
+
+    Args:
+        template: the text of the model's chat template.
+        tools: the name of the format of tool calls; None: the one that recognises the template.
+        reasoning: the name of the format of reasoning, or `NO_REASONING`; None: the one that
+            recognises the template.
+    """
     return Formats(
         _named(tools) or _recognised("tools", template) or known_formats()[FALLBACK],
         None

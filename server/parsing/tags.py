@@ -1,15 +1,21 @@
-"""Looking for tags in text that comes one character at a time."""
+"""The search for tags in text that arrives one character at a time."""
 
 
 class Tags:
-    """Finds any of several tags, none of which begins another; holds back what may become one."""
+    """A search for several tags, none of which is the beginning of another.
+
+    It holds back the end of the text as long as that end may become a tag.
+    """
 
     def __init__(self, *tags: str) -> None:
         self._tags = tags
-        self.held = ""  # the longest end of the text that begins a tag
+        self.held = ""  # the longest end of the text that is the beginning of a tag
 
     def feed(self, character: str) -> tuple[str, str]:
-        """The text that is now known not to belong to a tag, and the tag that is complete."""
+        """Return the text that certainly belongs to no tag, and the tag that is now complete.
+
+        Either may be "".
+        """
         held = self.held + character
         start = 0
         while start < len(held) and not any(tag.startswith(held[start:]) for tag in self._tags):
@@ -21,6 +27,6 @@ class Tags:
         return text, tag
 
     def finish(self) -> str:
-        """What was held back and became no tag."""
+        """Return the text that was held back, at the end of the text."""
         held, self.held = self.held, ""
         return held

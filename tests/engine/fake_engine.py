@@ -23,6 +23,7 @@ from engine.messages import (
 )
 from engine.process.worker import OnBorder, OnStart, serve
 from engine.spec import ModelSpec, TargetSpec
+from engine.streaming.recheck import Rechecks
 
 VOCAB_SIZE = 1000
 CONTEXT_LENGTH = 64
@@ -112,6 +113,7 @@ class FakeEngine:
             plan="nothing anywhere",
         )
         self.auditor = FakeAudits()
+        self.rechecks = Rechecks(None, [], 0)
         self.last_pass: PassStats | None = None
         self._on_border = on_border
         self._on_start = on_start

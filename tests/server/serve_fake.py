@@ -1,6 +1,6 @@
-"""Serves the fake engine in a process of its own: `python -m tests.server.serve_fake`.
+"""Serve the fake engine in a process of its own: `python -m tests.server.serve_fake`.
 
-Prints the port it listens on.
+The first line of output is the port on which the server listens.
 """
 
 import logging

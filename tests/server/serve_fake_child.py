@@ -1,6 +1,6 @@
-"""`understudy` with the engine process of tests.engine.fake_engine and the tokenizer of FakeEngine.
+"""Run `understudy` with the engine process of tests.engine.fake_engine, and a fake tokenizer.
 
-python -m tests.server.serve_fake_child serve NAME --config DIR
+The command is `python -m tests.server.serve_fake_child serve NAME --config DIR`.
 """
 
 import functools

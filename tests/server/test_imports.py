@@ -1,4 +1,4 @@
-"""The front end stays light: none of its modules loads what only the engine process needs."""
+"""Test that no module of the front end loads what only the engine process needs."""
 
 import json
 import subprocess

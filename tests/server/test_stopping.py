@@ -1,7 +1,7 @@
-"""How a server ends: what a terminal and supervisors see, and what its clients are told.
+"""Tests of how a server ends, as a terminal, a supervisor and its clients see it.
 
-The servers are processes of their own, with an engine process that has no model; their whole group
-gets the signals, as from a terminal.
+The servers are processes of their own, with an engine process that has no model. Signals go to
+their whole process group, as a terminal sends them.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Running:
         self.printed = ""
 
     def read_until(self, pattern: str) -> str:
-        """Read stderr until a line matches; return its first group."""
+        """Read stderr until a line matches `pattern`, and return the first group of the match."""
         assert self.process.stderr is not None
         while True:
             line = self.process.stderr.readline()
@@ -64,11 +64,11 @@ class Running:
         return self.read_until(r"at (http://127\.0\.0\.1:\d+)/v1")
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole group."""
+        """Send a signal to the whole process group."""
         os.killpg(self.process.pid, number)
 
     def end(self) -> int:
-        """Wait for the end of all processes of the group; return the exit code of the server."""
+        """Wait until all processes of the group end, and return the exit code of the server."""
         _, rest = self.process.communicate(timeout=END_S)
         self.printed += rest
         assert "Traceback" not in self.printed
@@ -102,7 +102,7 @@ def running(folder: Path, model: str = "fake", timeout: float = 60.0) -> Iterato
 
 @contextlib.contextmanager
 def endless_stream(url: str) -> Iterator[Iterator[str]]:
-    """The lines of a stream that does not end, from its second on."""
+    """Yield the lines of a stream that does not end, without its first line."""
     body = {"prompt": [ENDLESS], "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=END_S) as stream:
         lines = stream.iter_lines()
@@ -111,7 +111,7 @@ def endless_stream(url: str) -> Iterator[Iterator[str]]:
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM, SIGHUP])
-def test_an_idle_server_ends_at_once_and_well(tmp_path: Path, number: int) -> None:
+def test_an_idle_server_ends_at_once_with_status_0(tmp_path: Path, number: int) -> None:
     with running(tmp_path) as server:
         server.get_url()
         server.signal(number)
@@ -120,13 +120,13 @@ def test_an_idle_server_ends_at_once_and_well(tmp_path: Path, number: int) -> No
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-def test_a_stream_that_does_not_end_is_told_when_the_time_is_over(
+def test_an_endless_stream_gets_an_error_after_the_shutdown_timeout(
     tmp_path: Path, number: int
 ) -> None:
     with running(tmp_path, timeout=0.5) as server, endless_stream(server.get_url()) as lines:
         server.signal(number)
-        told = [line for line in lines if "error" in line]
-        assert "The server is shutting down." in told[-1]
+        errors = [line for line in lines if "error" in line]
+        assert "The server is shutting down." in errors[-1]
         assert server.end() == 0
         assert "1 request is running; stopping in at most 0.5 s." in server.printed
 
@@ -141,7 +141,7 @@ def test_the_second_signal_ends_everything_at_once(tmp_path: Path, number: int) 
         assert server.end() == 128 + number
 
 
-def test_while_requests_run_new_ones_are_refused_and_the_server_can_be_watched(
+def test_a_stopping_server_refuses_requests_but_can_be_monitored(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path) as server, contextlib.ExitStack() as stack:
@@ -190,7 +190,7 @@ with EndSignals():
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-def test_a_command_ends_even_where_a_library_would_swallow_the_interrupt(number: int) -> None:
+def test_a_command_ends_even_if_a_library_catches_the_interrupt(number: int) -> None:
     command: Any = [sys.executable, "-c", WAITS]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -14,9 +14,9 @@ api = Api(prefixes=("",))
 async def metrics(request: Request) -> Response:
     """What was counted since the server began, and what holds now."""
     state = state_of(request)
-    now, model = state.metrics.now, state.models.ready
+    gauges, model = state.metrics.gauges, state.models.ready
     known = state.registry.entries
-    now.models(known, None if model is None else model.entry.id, state.models.num_waiting)
+    gauges.set_models(known, None if model is None else model.entry.id, state.models.num_waiting)
     if model is not None:
-        now.engine(model.info, model.statistics.last, model.engine.num_outstanding)
+        gauges.set_engine(model.info, model.statistics.last, model.engine.num_outstanding)
     return Response(state.metrics.text(), media_type=CONTENT_TYPE)

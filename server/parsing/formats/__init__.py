@@ -1,4 +1,4 @@
-"""How model families mark tool calls and reasoning: one file a format, found by its name.
+"""The formats in which model families mark tool calls and reasoning, one file for each format.
 
-`server/parsing/format.py` has a complete example.
+A format has the name of its file. `server/parsing/format.py` has a complete example.
 """

@@ -1,4 +1,4 @@
-"""Where no other format fits: a call as a JSON object, bare or in tags."""
+"""The format for all other models: a call is a JSON object, with or without tags around it."""
 
 from collections.abc import Collection
 
@@ -9,6 +9,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 def parser(names: Collection[str], _before: str) -> CallReader:
+    """Return a parser of one answer, which may begin with a call that has no tag."""
     return CallReader(names, opens=[OPEN], closes=[CLOSE], at_start=True)
 
 

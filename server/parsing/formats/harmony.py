@@ -1,7 +1,7 @@
-"""Messages in channels, `<|channel|>analysis<|message|>...<|end|>`: gpt_oss.
+"""The format of gpt_oss: messages in channels, `<|channel|>analysis<|message|>...<|end|>`.
 
-The analysis channel is reasoning, the final one content, and so is what the commentary channel
-says to the user; a message to `functions.NAME` is a call.
+The analysis channel is reasoning. The final channel is content, and so is a message to the user in
+the commentary channel. A message to `functions.NAME` is a call.
 """
 
 import re
@@ -16,19 +16,19 @@ START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
 RECIPIENT = re.compile(r"to=functions\.([a-zA-Z0-9_-]{1,64})")
 ANALYSIS = re.compile(r"<\|channel\|>\s*analysis")
-LONGEST_HEAD = 256  # characters; a longer one is text of a model that does not know the format
+LONGEST_HEAD = 256  # characters; a longer head is text of a model that does not use the format
 
 
 class HarmonyReader(Reader):
-    """Reads heads and bodies of messages in turn; an answer begins inside a head."""
+    """A parser that reads heads and bodies of messages in turn; an answer begins inside a head."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
         self._tags = Tags(START, MESSAGE, *ENDS)
-        self._head: str | None = ""  # while one is read
-        self._show = content  # what the body at hand is
+        self._head: str | None = ""  # what was read of a head; None outside of heads
+        self._show = content  # makes the pieces of the body that is being read
         self._call: ArgumentsText | None = None
-        self._uncertain = ""  # head and body of what is not certainly a call yet
+        self._uncertain = ""  # head and body of a call that is not certain yet
 
     def _read(self, character: str) -> Iterator[Piece]:
         text, tag = self._tags.feed(character)
@@ -53,7 +53,7 @@ class HarmonyReader(Reader):
             yield from self._read_call(self._call, character)
 
     def _open(self, head: str) -> Iterator[Piece]:
-        """The body of a message begins."""
+        """Begin the body of the message that has the head `head`, and yield the head's piece."""
         recipient = RECIPIENT.search(head)
         self._head = None
         if recipient is not None and recipient[1] in self._names:
@@ -78,7 +78,7 @@ class HarmonyReader(Reader):
         yield from pieces
 
     def _close(self) -> Iterator[Piece]:
-        """A head or body ends; what has not become a message or a call is text."""
+        """End a head or body, and yield as content what became neither a message nor a call."""
         head, self._head = self._head or "", None
         yield markup(head) if CHANNEL in head or START in head else content(head)
         yield content(self._uncertain)
@@ -91,20 +91,23 @@ class HarmonyReader(Reader):
 
 
 def recognises(template: str) -> bool:
+    """Return whether a chat template writes messages in channels."""
     return CHANNEL in template and MESSAGE in template
 
 
 def parser(names: Collection[str], _before: str) -> HarmonyReader:
+    """Return a parser of one answer, for its calls and its reasoning."""
     return HarmonyReader(names)
 
 
 def thought(_before: str, _template: str) -> Thought:
+    """Return the marks around the analysis message of an answer."""
     return Thought(f"{CHANNEL}analysis{MESSAGE}", f"{ENDS[0]}{START}assistant")
 
 
 SYNTAX = CallSyntax(
     begin=f"{CHANNEL}commentary to=functions.%s {CONSTRAIN}json{MESSAGE}",
-    end="",  # the mark behind a call ends the answer: it is an end-of-sequence token
+    end="",  # the mark after a call ends the answer: it is an end-of-sequence token
     separator=None,
     text_begin=f"{CHANNEL}final{MESSAGE}",
 )

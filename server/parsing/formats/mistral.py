@@ -1,4 +1,4 @@
-"""Calls behind `[TOOL_CALLS]`: an array of objects, or a name and its arguments: Mistral."""
+"""The format of Mistral: after `[TOOL_CALLS]`, an array of objects or a name and its arguments."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ HEAD_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_-[]")
 
 
 class NamedCall:
-    """`name{...}`, with or without `[CALL_ID]...` and `[ARGS]` before the arguments."""
+    """A reader of `name{...}`, where `[CALL_ID]...` and `[ARGS]` may come before the arguments."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
@@ -42,7 +42,7 @@ class NamedCall:
 
 
 class MistralReader(CallReader):
-    """Reads both ways to write calls."""
+    """A parser that reads both ways to write calls."""
 
     def _new_call(self, character: str) -> CallText | None:
         if character in HEAD_CHARACTERS - self._between:
@@ -51,15 +51,20 @@ class MistralReader(CallReader):
 
 
 def recognises(template: str) -> bool:
+    """Return whether a chat template writes the tag of calls."""
     return TAG in template
 
 
 def parser(names: Collection[str], _before: str) -> MistralReader:
+    """Return a parser of one answer."""
     return MistralReader(names, opens=[TAG], between="[,]")
 
 
 def call_id(given: str) -> str:
-    """Its templates refuse ids that are not nine letters and digits."""
+    """Return `given`, or a hash of it where Mistral's chat templates would refuse it.
+
+    They refuse every id that is not nine letters and digits.
+    """
     if CALL_ID_FORM.fullmatch(given):
         return given
     return hashlib.sha256(given.encode()).hexdigest()[:9]

@@ -1,4 +1,4 @@
-"""Reasoning in tags at the start of the answer: `<think>` and its relatives."""
+"""The format of reasoning in tags at the start of an answer, such as `<think>...</think>`."""
 
 from collections.abc import Collection, Iterator
 
@@ -15,32 +15,32 @@ PAIRS = {
 
 
 class ThinkReader(Reader):
-    """What stands between the tags is reasoning, without the blanks around it.
+    """A parser that reads as reasoning what is between the tags, without the blanks around it.
 
     Args:
-        before: what the answer continues: a prompt may end with the opening tag, the beginning of
-            an answer may have it at its start.
+        before: the text that the answer continues. A prompt may end with the opening tag; the
+            beginning of an answer may start with it.
     """
 
     def __init__(self, before: str) -> None:
-        self._close: Tags | None = None  # while reasoning
+        self._close: Tags | None = None  # the search for the closing tag, after the opening one
         self._held = ""  # blanks, and at the start what may become the opening tag
-        self._has_thought = False
-        self._is_over = False  # the reasoning: what follows is the answer
-        self._has_answered = False
-        opened = opened_tag(before)
+        self._has_reasoned = False  # whether reasoning other than blanks was read
+        self._is_over = False  # whether the reasoning has ended: what follows is content
+        self._has_answered = False  # whether content other than blanks was read
+        opened = find_open_tag(before)
         if opened:
             self._close = Tags(PAIRS[opened])
 
     def _read(self, character: str) -> Iterator[Piece]:
         if self._is_over:
-            yield from self._answer(character)
+            yield from self._read_answer(character)
         elif self._close is None:
             yield from self._look_for_start(character)
         else:
             text, closed = self._close.feed(character)
             for each in text:
-                yield from self._think(each)
+                yield from self._read_reasoning(each)
             if closed:
                 yield markup(self._held + closed)
                 self._held = ""
@@ -56,16 +56,16 @@ class ThinkReader(Reader):
             yield content(self._held)
             self._held, self._is_over, self._has_answered = "", True, True
 
-    def _think(self, character: str) -> Iterator[Piece]:
+    def _read_reasoning(self, character: str) -> Iterator[Piece]:
         if character not in BLANKS:
             yield reasoning(self._held + character)
-            self._held, self._has_thought = "", True
-        elif self._has_thought:
+            self._held, self._has_reasoned = "", True
+        elif self._has_reasoned:
             self._held += character
         else:
             yield markup(character)
 
-    def _answer(self, character: str) -> Iterator[Piece]:
+    def _read_answer(self, character: str) -> Iterator[Piece]:
         self._has_answered = self._has_answered or character not in BLANKS
         yield content(character) if self._has_answered else markup(character)
 
@@ -74,20 +74,22 @@ class ThinkReader(Reader):
             yield content(self._held)
             return
         for each in self._close.finish():
-            yield from self._think(each)
+            yield from self._read_reasoning(each)
         yield reasoning(self._held)
 
 
 def recognises(template: str) -> bool:
+    """Return whether a chat template writes one of the opening tags."""
     return any(tag in template for tag in PAIRS)
 
 
 def parser(_names: Collection[str], before: str) -> ThinkReader:
+    """Return a parser of one answer that continues `before`."""
     return ThinkReader(before)
 
 
-def opened_tag(before: str) -> str:
-    """The tag that the prompt, or the beginning of the answer, has opened; "" for none."""
+def find_open_tag(before: str) -> str:
+    """Return the tag that the text which an answer continues has left open; "" for none."""
     for opened, close in PAIRS.items():
         unclosed = before.lstrip().startswith(opened) and close not in before
         if unclosed or before.rstrip().endswith(opened):
@@ -96,9 +98,14 @@ def opened_tag(before: str) -> str:
 
 
 def thought(before: str, template: str) -> Thought | None:
+    """Return the tags around the reasoning of an answer; None if `before` ends with reasoning.
+
+    They are the tags that `before` has left open, or else those in the chat template, or else
+    `<think>`.
+    """
     if before.rstrip().endswith(tuple(PAIRS.values())):
         return None
-    opened = opened_tag(before)
+    opened = find_open_tag(before)
     tag = opened or next((tag for tag in PAIRS if tag in template), "<think>")
     return Thought("" if opened else tag, PAIRS[tag])
 

@@ -7,15 +7,16 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import pytest_asyncio
 
-from engine.errors import EngineDied
-from engine.messages import Audited, PassStats, SamplingParams
+from engine.errors import EngineDied, ModelError
+from engine.messages import Audited, PassStats, SamplingParams, WeightsChecked
 from engine.process.client import EngineCallbacks, EngineClient
-from engine.spec import MemorySpec
-from tests.engine.models import SUBSPEC, checkpoint, model_spec, prompt
+from engine.spec import MemorySpec, StreamSpec
+from tests.engine.models import PLAIN, SUBSPEC, checkpoint, model_spec, prompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 
@@ -114,6 +115,51 @@ async def test_a_killed_engine_is_told_to_every_stream_and_comes_back(service: S
                 pass
     await service.client.ready(timeout=60)
     assert await service.ids("again", 2) == want
+
+
+async def test_an_engine_that_restarts_over_other_files_is_refused(tmp_path: Path) -> None:
+    """The front end still has the first files' tokenizer; loaded anew, the model is another."""
+    folder = tmp_path / "model"
+    copytree(checkpoint("llama"), folder)
+    client = EngineClient(model_spec(folder, PLAIN))
+    again = EngineClient(model_spec(folder, PLAIN))
+    try:
+        first = await client.start()
+        tokenizer = folder / "tokenizer_config.json"
+        tokenizer.write_text(tokenizer.read_text() + "\n")
+        assert client._child is not None
+        os.kill(client._child.pid, signal.SIGKILL)
+        while client.state == "ready":
+            await asyncio.sleep(0.01)
+        with pytest.raises(ModelError, match=r"were changed after it was loaded.*Send the request"):
+            await client.ready(timeout=60)
+        assert client.state == "failed"
+        assert (await again.start()).fingerprint != first.fingerprint
+    finally:
+        await client.close()
+        await again.close()
+
+
+async def test_damaged_files_are_repaired_in_idle_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    told: asyncio.Queue[WeightsChecked] = asyncio.Queue()
+    stream = StreamSpec(tier="disk", slots=2, recheck_hours=1e-4)
+    spec = model_spec(checkpoint("llama"), PLAIN, stream=stream)
+    client = EngineClient(spec, callbacks=EngineCallbacks(on_check=told.put_nowait))
+    await client.start()
+    try:
+        want = await ids_of(client, "before", 1)
+        (unit,) = tmp_path.glob("*/00002.unit")
+        whole = unit.read_bytes()
+        unit.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        while (await told.get()).repaired == 0:
+            pass  # rounds before the damage
+        assert unit.read_bytes() == whole
+        assert await ids_of(client, "after", 1) == want
+    finally:
+        await client.close()
 
 
 async def test_finished_answers_are_checked_in_idle_time() -> None:

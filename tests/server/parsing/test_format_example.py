@@ -1,4 +1,4 @@
-"""The example of a tool-call format, in the docstring of `server/parsing/format.py`, works."""
+"""Tests of the example of a tool-call format in the docstring of `server/parsing/format.py`."""
 
 import asyncio
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ TOOLS = [{"type": "function", "function": {"name": name}} for name, _ in CALLS]
 
 @pytest.fixture(autouse=True)
 def granite(tmp_path: Path) -> Iterator[None]:
-    """The example's file, in its place."""
+    """Add the file of the example to the formats while a test runs."""
     known_formats.cache_clear()
     write_files(tmp_path, {"server/parsing/formats/granite.py": example_in(example.__doc__)})
     with added(tmp_path, formats):
@@ -38,23 +38,23 @@ def model_file(folder: Path, text: str) -> ModelEntry:
     return read_entry(folder / "models" / "it.yaml", "it")
 
 
-def test_it_is_known_by_the_name_of_its_file() -> None:
+def test_the_format_has_the_name_of_its_file() -> None:
     assert "granite" in format_names("tools")
     assert "granite" not in format_names("reasoning")
 
 
-def test_it_is_recognised_by_a_chat_template() -> None:
+def test_the_format_is_recognised_by_a_chat_template() -> None:
     assert formats_of(TAGGED).tools is known_formats()["granite"]
     assert formats_of(TEMPLATE).tools is not known_formats()["granite"]
 
 
-def test_it_is_named_in_a_model_file(tmp_path: Path) -> None:
+def test_a_model_file_can_name_the_format(tmp_path: Path) -> None:
     named = model_file(tmp_path, "target: {source: a/b}\nparsers: {tools: granite}\n")
     assert formats_of(TEMPLATE, named.parsers.tools).tools is known_formats()["granite"]
 
 
 @pytest.mark.parametrize("size", range(1, len(ANSWER) + 1))
-def test_it_reads_an_answer_in_pieces_of_any_size(size: int) -> None:
+def test_the_parser_reads_an_answer_in_pieces_of_any_size(size: int) -> None:
     parser = formats_of(TAGGED).parser([name for name, _ in CALLS], before="")
     pieces = [p for i in range(0, len(ANSWER), size) for p in parser.feed(ANSWER[i : i + size])]
     found = [(p.kind, p.text) for p in merge([*pieces, *parser.finish()]) if p.kind != "markup"]
@@ -62,7 +62,7 @@ def test_it_reads_an_answer_in_pieces_of_any_size(size: int) -> None:
     assert found == [("content", "Sure."), *calls[0], *calls[1]]
 
 
-def test_it_reads_the_calls_that_its_own_syntax_forces() -> None:
+def test_the_parser_reads_calls_in_the_syntax_that_a_grammar_forces() -> None:
     form = known_formats()["granite"]
     assert form.syntax is not None
     for name, arguments in CALLS:
@@ -76,7 +76,7 @@ def test_it_reads_the_calls_that_its_own_syntax_forces() -> None:
 
 
 @pytest.mark.parametrize("burst", [1, 2, 7, len(ANSWER)])
-async def test_a_served_answer_has_its_calls(
+async def test_a_served_answer_has_the_calls_of_the_format(
     make_app: MakeApp, engines: FakeEngines, burst: int
 ) -> None:
     engines.script.burst = burst

@@ -1,4 +1,4 @@
-"""Parsers of answers: what each makes of a text, and that no way of cutting it matters."""
+"""Tests of what each parser reads in a text, however the text is cut up."""
 
 import json
 from typing import NamedTuple
@@ -15,7 +15,7 @@ PARIS = '{"city": "Paris"}'
 
 
 class Read(NamedTuple):
-    """An answer as a client sees it."""
+    """The parts of an answer that a client sees."""
 
     content: str = ""
     calls: tuple[tuple[str, str], ...] = ()
@@ -40,10 +40,10 @@ def read(pieces: list[Piece]) -> Read:
             calls.append((piece.text, ""))
         elif piece.kind == "arguments":
             calls[-1] = (calls[-1][0], calls[-1][1] + piece.text)
-    said = {
+    texts = {
         kind: "".join(p.text for p in pieces if p.kind == kind) for kind in ("content", "reasoning")
     }
-    return Read(said["content"], tuple(calls), said["reasoning"])
+    return Read(texts["content"], tuple(calls), texts["reasoning"])
 
 
 def hermes(name: str, arguments: str) -> str:
@@ -170,14 +170,16 @@ CASES += [(name, text, Read(text)) for name, text in TEXT_AS_IT_IS]
 
 
 @pytest.mark.parametrize(("name", "text", "expected"), CASES)
-def test_what_is_read(name: str, text: str, expected: Read) -> None:
+def test_parsers_split_an_answer_into_its_parts(name: str, text: str, expected: Read) -> None:
     pieces = pieces_of(new_parser(name), text)
     assert read(pieces) == expected
     assert sum(piece.width for piece in pieces) == len(text)
 
 
 @pytest.mark.parametrize(("name", "text", "expected"), CASES)
-def test_one_character_at_a_time(name: str, text: str, expected: Read) -> None:
+def test_single_characters_are_read_like_the_whole_text(
+    name: str, text: str, expected: Read
+) -> None:
     assert pieces_of(new_parser(name), *text) == pieces_of(new_parser(name), text)
 
 
@@ -205,7 +207,7 @@ FRAGMENTS = sorted(
     fragments=st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=8),
     data=st.data(),
 )
-def test_no_way_of_cutting_matters(
+def test_the_result_does_not_depend_on_how_the_text_is_cut_up(
     name: str, before: str, fragments: list[str], data: st.DataObject
 ) -> None:
     text = "".join(fragments)
@@ -216,7 +218,7 @@ def test_no_way_of_cutting_matters(
     assert sum(piece.width for piece in whole) == len(text)
     assert {name for name, _ in read(whole).calls} <= set(NAMES)
     shown = 0
-    for piece in whole:  # what is shown is what was written
+    for piece in whole:  # the shown text is exactly what the model wrote
         if piece.kind in ("content", "reasoning"):
             assert text[shown : shown + piece.width] == piece.text
         shown += piece.width
@@ -234,30 +236,30 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4), st.sampled_from([None, 1]), st.booleans())
-def test_any_json_object_is_followed_to_its_end(
+def test_every_json_object_is_read_to_its_end(
     value: dict[str, object], indent: int | None, ascii_only: bool
 ) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
-    follower = JsonObject()
+    reader = JsonObject()
     for character in text:
-        assert not follower.complete
-        follower.feed(character)
-    assert follower.complete
-    assert follower.strings == {k: v for k, v in value.items() if isinstance(v, str)}
+        assert not reader.complete
+        reader.feed(character)
+    assert reader.complete
+    assert reader.strings == {k: v for k, v in value.items() if isinstance(v, str)}
     arguments = f'{{"name": "add", "arguments": {text}}}'
     assert read(pieces_of(new_parser("generic"), arguments)).calls == (("add", text),)
 
 
 @given(st.text(st.sampled_from('{}[]",:\\u0aeE+-.1 tfn'), max_size=12))
-def test_what_is_followed_is_json(inner: str) -> None:
-    follower, text = JsonObject(), "{" + inner
+def test_an_object_that_is_read_to_its_end_is_valid_json(inner: str) -> None:
+    reader, text = JsonObject(), "{" + inner
     try:
         for i, character in enumerate(text):
-            follower.feed(character)
-            if follower.complete:
+            reader.feed(character)
+            if reader.complete:
                 text = text[: i + 1]
                 break
     except NotJson:
         return
-    if follower.complete:
+    if reader.complete:
         assert isinstance(json.loads(text), dict)
