@@ -112,6 +112,7 @@ async def latencies(
 def make_figures(
     found: Mapping[str, Sequence[Latency]], prompt_tokens: int, rounds: int
 ) -> Figures:
+    """Return the medians of each kind of answer as figures."""
     times = {kind: compute_medians(own) for kind, own in found.items()}
     return Figures(
         name="front_end",

@@ -33,7 +33,7 @@ NAMES = {
 
 
 def convert(job: Job) -> Outcome:
-    """Write the missing files."""
+    """Write the files of the job that are missing."""
     began = time.perf_counter()
     full, low = Path(job.options["bfloat16"]), Path(job.options["q4_0"])
     make_once(full, lambda part: write_bfloat16(Path(job.model), part))

@@ -30,10 +30,12 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)  # for this runner only
 
     def write(self, path: Path) -> None:
+        """Write the job as JSON for a runner."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Job":
+        """Read a job that `write` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
         prompts = tuple(
             Prompt(p["label"], tuple(p["ids"]), p["max_tokens"]) for p in data["prompts"]

@@ -30,10 +30,12 @@ class Chat:
 
 
 def user(text: str) -> Message:
+    """Return a message of the user."""
     return {"role": "user", "content": text}
 
 
 def answer(text: str, reasoning: str = "") -> Message:
+    """Return a message of the assistant, with its reasoning if there is any."""
     message = {"role": "assistant", "content": text}
     return {**message, "reasoning_content": reasoning} if reasoning else message
 
@@ -54,6 +56,7 @@ def ask(rng: random.Random, fillers: Fillers, question: str) -> str:
 
 
 def understudy(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat with questions about Understudy."""
     topic = rng.choice(UNDERSTUDY)
     messages = [user(ask(rng, fillers, rng.choice(topic.questions)))]
     messages.append(answer(expand(topic.answer, rng)))
@@ -65,6 +68,7 @@ def understudy(rng: random.Random, fillers: Fillers) -> Chat:
 
 
 def explain(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat with a question about a related topic."""
     topic = rng.choice(GENERAL)
     question = ask(rng, fillers, rng.choice(topic.questions))
     return Chat("explain", (*system(rng), user(question), answer(expand(topic.answer, rng))))
@@ -80,6 +84,7 @@ STORY_REQUESTS = (
 
 
 def stories(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat in which the user asks for a story."""
     slots = {"hero": fillers.name(rng), "animal": rng.choice(fillers.animals)}
     request = expand(rng.choice(STORY_REQUESTS), rng, **slots)
     return Chat(
@@ -209,6 +214,7 @@ def sums(rng: random.Random, fillers: Fillers) -> Chat:
 
 
 def word_problem(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat with a sum or difference told in words."""
     a, sign, b, result = equation(rng, fillers)
     event = "[gets|buys|finds] {b} more" if sign == "+" else "[loses|gives away|sells] {b} of them"
     question = expand(
