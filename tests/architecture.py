@@ -23,6 +23,7 @@ PACKAGES: tuple[str, ...] = (
     "server.doors",
     "server.chat",
     "server.models",
+    "server.text",
     "server.config",
     "server.metrics",
     "server.parsing",
@@ -65,6 +66,7 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.chat*", "fastapi*", "HTTP belongs in server/http"),
     ("server.models*", "fastapi*", "HTTP belongs in server/http"),
     ("server.metrics*", "fastapi*", "HTTP belongs in server/http"),
+    ("server.text*", "fastapi*", "HTTP belongs in server/http"),
 )
 
 # (module of the server, module of the engine that it may import)
@@ -77,7 +79,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.spec"),
     ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
     ("server.chat.grammars", "engine.sampling.grammar.check"),  # checks that a grammar compiles
-    ("server.models.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
+    ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
     ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`
     ("server.cli.commands", "engine.streaming.packed"),
@@ -93,6 +95,7 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("engine.messages", "none", "the value of a request without a draft"),
     ("engine.messages", "prediction", "a source of tokens that answers name"),
     ("engine.process.admission", "prediction", "a field of a request"),
+    ("server.chat.received", "prediction", "a field of a request"),
     ("server.schemas.*", "none", "a value of `tool_choice` and `reasoning_effort`"),
     ("server.doors.messages.request", "none", "a value of `tool_choice`"),
     ("server.chat.prompt", "none", "a value of `reasoning_effort`"),

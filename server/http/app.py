@@ -23,8 +23,19 @@ from server.http.origins import PagePolicy
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
-from server.models.lending import EngineFactory, Models, TokenizerLoader
-from server.models.tokenizer import load_tokenizer
+from server.models.lending import EngineFactory, Models
+from server.text.client import TextProcess, TextWork
+
+# What the text process imports before it is asked: the modules of the functions that it runs.
+TEXT_MODULES = (
+    "server.chat.prepare",
+    "server.chat.received",
+    "server.chat.token_calls",
+    "server.doors.messages.request",
+    "server.doors.responses.request",
+    "server.doors.translation",
+    "engine.text.tokenizer",
+)
 
 
 def create_app(
@@ -33,7 +44,7 @@ def create_app(
     engine_factory: EngineFactory = EngineClient,
     *,
     keys: ApiKeys | None = None,
-    tokenizer_loader: TokenizerLoader = load_tokenizer,
+    text: TextWork | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. Models are loaded by the first request that wants them.
@@ -41,10 +52,12 @@ def create_app(
     Args:
         engine_factory: makes the engine of a model; tests give a fake.
         keys: without any, every request is allowed, but for those of foreign web pages.
+        text: does what needs a tokenizer; tests give one in this process.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
-    lent = Models(settings, metrics, engine_factory, tokenizer_loader, progress)
+    text = TextProcess(TEXT_MODULES) if text is None else text
+    lent = Models(settings, metrics, text, engine_factory, progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:

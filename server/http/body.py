@@ -7,28 +7,26 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from server.chat.received import Received, received
 from server.errors import ApiError
 from server.http.state import state_of
-from server.schemas.checking import parse_body
 from server.schemas.fields import Body
 from server.schemas.scan import BodyScan
 
-LARGE_BODY = 64 * 1024  # bytes from which parsing leaves the event loop
 SLOWEST_BODY = 4096  # bytes a second, on the whole
 SCANNED = 64 * 1024  # bytes of a body, at most 5 ms, between which other requests have their turn
 
 BodyT = TypeVar("BodyT", bound=Body)
 
 
-def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, BodyT]]:
+def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, Received[BodyT]]]:
     """A dependency that reads and checks a request's body, whatever its content type says."""
 
-    async def dependency(request: Request) -> BodyT:
-        settings = state_of(request).settings
-        raw = await read_body(request, settings.max_body_bytes, settings.client_timeout)
-        if len(raw) >= LARGE_BODY:
-            return await asyncio.to_thread(parse_body, kind, raw)
-        return parse_body(kind, raw)
+    async def dependency(request: Request) -> Received[BodyT]:
+        state = state_of(request)
+        limit, timeout = state.settings.max_body_bytes, state.settings.client_timeout
+        raw = await read_body(request, limit, timeout)
+        return await received(state.models.text, kind, raw)
 
     return dependency
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from engine.errors import EngineError
 from server.chat.answer import Caller
@@ -59,7 +59,9 @@ async def respond(
 
     if body.stream:
         return await streamed_answer(request, chunks(), pace_of(request), dialect)
-    return await whole_answer(request, chunks(), fold, pace_of(request))
+    return await whole_answer(
+        request, chunks(), lambda written: JSONResponse(fold(written)), pace_of(request)
+    )
 
 
 def pace_of(request: Request) -> Pace:

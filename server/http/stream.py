@@ -9,14 +9,14 @@ and only once it is running; from then on an error breaks the connection off.
 import asyncio
 import functools
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
@@ -27,6 +27,7 @@ from server.metrics.wait_status import Wait
 CLIENT_GONE = 499  # nginx's status for the log; nobody reads the answer
 
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
+Item = TypeVar("Item")
 Chunks = AsyncGenerator[Chunk, None]
 
 
@@ -53,11 +54,11 @@ class Pace:
 
 async def whole_answer(
     request: Request,
-    chunks: AsyncGenerator[Chunk, None],
-    fold: Callable[[Sequence[Chunk]], Mapping[str, Any]],
+    chunks: AsyncGenerator[Item, None],
+    fold: Callable[[list[Item]], Response],
     pace: Pace,
 ) -> Response:
-    """Fold all chunks into one JSON answer; stop as soon as the client is gone."""
+    """Fold all chunks into one answer in JSON; stop as soon as the client is gone."""
     whole = asyncio.create_task(_whole(chunks, fold))
     if not await _begins(request, whole, chunks, _patience(pace)):
         return Response(status_code=CLIENT_GONE)
@@ -75,9 +76,9 @@ async def streamed_answer(
 
 
 async def _whole(
-    chunks: AsyncGenerator[Chunk, None], fold: Callable[[Sequence[Chunk]], Mapping[str, Any]]
-) -> JSONResponse:
-    return JSONResponse(fold([chunk async for chunk in chunks]))
+    chunks: AsyncGenerator[Item, None], fold: Callable[[list[Item]], Response]
+) -> Response:
+    return fold([chunk async for chunk in chunks])
 
 
 def _patience(pace: Pace) -> Iterator[float]:
@@ -165,7 +166,7 @@ class _Late(Response):
     def __init__(
         self,
         request: Request,
-        whole: asyncio.Task[JSONResponse],
+        whole: asyncio.Task[Response],
         chunks: AsyncGenerator[Any, None],
         keepalive: float,
     ) -> None:

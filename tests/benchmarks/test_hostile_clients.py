@@ -9,6 +9,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import islice
+from mmap import mmap
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
@@ -132,7 +133,8 @@ def test_the_peak_is_sampled_and_its_limit_calls_stop() -> None:
     before = ServerMemory(os.getpid()).read().front_end
     with PeakMemory(ServerMemory(os.getpid()), before + 40_000_000, stopped.set) as memory:
         assert not memory.is_over_limit
-        held = b"x" * 80_000_000
+        held = mmap(-1, 80_000_000)  # unlike heap memory, never resident already
+        held.write(bytes(len(held)))
         assert stopped.wait(10)
     assert memory.peak.front_end - memory.before.front_end > 0.5 * len(held)
 

@@ -31,7 +31,7 @@ from engine.process.token_stream import Mail, TokenStream
 from engine.spec import ModelSpec
 from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
-from server.models.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 EOS = 256  # <eos>
 START = 257  # <turn>

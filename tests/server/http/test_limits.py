@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from server.chat.prompt import text_prompts
 from server.config.model_file import SamplingSection
-from server.models.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.conftest import MakeApp, chat, client_of, complete, entry, error_of
 from tests.server.fake_engine import EOS, START, FakeEngines, ids_of, load_fake_tokenizer
 
