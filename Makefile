@@ -74,15 +74,8 @@ test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.ins
 	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
-# mypy runs beside the tests; its result is shown after theirs.
-test: $(VENV)/.installed-test ## check format, lint and types, and run the quick tests
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going unit build/types.txt; \
-	  status=$$?; cat build/types.txt; exit $$status
-	@$(MAKE) --no-print-directory count
-
-test-slow: $(VENV)/.installed-test ## run the slow tests, some of which need curl and chromium
-	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m slow $(ARGS)
+test-oldest: $(OLDEST_VENV)/.installed ## run the engine's tests with the oldest supported transformers
+	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q $(SPREAD) tests/engine $(ARGS)
 
 bench: $(VENV)/.installed-bench ## run the benchmarks and write docs/benchmarks.md (15 minutes)
 	$(BIN)/python -m benchmarks.report $(ARGS)

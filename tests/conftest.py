@@ -1,4 +1,4 @@
-"""Settings of all tests: threads do not spin, the network is not used, collecting garbage is cheap."""
+"""Settings of all tests: no spinning threads, no network, cheap garbage collection."""
 
 import gc
 import os
