@@ -18,7 +18,7 @@ def pytest_collection_finish() -> None:
     """Exempt the imported modules from garbage collection.
 
     Each load of a model collects garbage, which took longer than the rest of loading a tiny one,
-    because torch and transformers alone are more than a million objects.
+    because torch and transformers alone are some 400,000 objects.
     """
     gc.collect()
     gc.freeze()
