@@ -4,6 +4,7 @@ Compiling grammars takes a while: call what raises `ApiError` in a thread.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from server.chat.grammars import (
     Tagged,
@@ -14,8 +15,10 @@ from server.chat.grammars import (
     json_grammar,
     tagged,
 )
+from server.chat.parameter_grammar import is_expressible
 from server.chat.tools import ToolUse
 from server.errors import ApiError
+from server.parsing.format import CallSyntax
 from server.parsing.selection import Formats
 from server.schemas.chat import ChatRequest
 from server.schemas.tools import Tool
@@ -48,20 +51,27 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], tex
     syntax = formats.tools.syntax
     assert syntax is not None, "calls are forced in formats that have a syntax"
     return tagged(
-        [
-            Tagged(syntax.begin % tool.function.name, use.schema(tool), syntax.end)
-            for tool in use.tools
-        ],
+        [_passage(tool.function.name, use.schema(tool), syntax) for tool in use.tools],
         at_least_one=use.required,
         several=use.parallel and syntax.separator is not None,
         free_text=not use.required and not text and bool(syntax.trigger),
         separator=syntax.separator or "",
+        opening=syntax.open,
+        closing=syntax.close,
         trigger=syntax.trigger,
         text=text,
         text_begin=syntax.text_begin,
         text_not_begin=syntax.text_not_begin,
         tokens=tokens,
     )
+
+
+def _passage(name: str, schema: Mapping[str, Any], syntax: CallSyntax) -> Tagged:
+    """A call of a tool: as one JSON object where the format's parameters cannot express it."""
+    begin, end, parameters = syntax.begin, syntax.end, syntax.parameters
+    if parameters is not None and not is_expressible(schema, parameters):
+        begin, end, parameters = syntax.whole_begin, syntax.whole_end, None
+    return Tagged(begin.replace("%s", name), schema, end, parameters)
 
 
 def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:

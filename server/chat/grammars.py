@@ -4,7 +4,6 @@ Compiling one takes a while: call what raises `ApiError` in a thread.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 from engine.errors import RequestError
 from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
+from server.chat.grammar_tags import Tags, in_form
+from server.chat.parameter_grammar import parameter_rules
 from server.errors import ApiError
+from server.parsing.format import ParameterSyntax
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.structured import StructuredOutputs
-
-# One way to write each JSON text, the one that models have seen most: there is no white space for
-# a model to lose itself in, and more of the answer is forced.
-JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 _TEXT = "TEXT: /(?s:.)*/"
 
@@ -101,11 +99,12 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
 
 
 class Tagged(NamedTuple):
-    """A kind of passage: JSON between two tags."""
+    """A kind of passage: JSON between two tags, or arguments that a syntax writes one by one."""
 
     begin: str
     schema: Mapping[str, Any]
     end: str
+    parameters: ParameterSyntax | None = None
 
 
 def tagged(
@@ -115,6 +114,8 @@ def tagged(
     several: bool,
     free_text: bool,
     separator: str = "",
+    opening: str = "",
+    closing: str = "",
     trigger: str = "",
     text: str = "",
     text_begin: str = "",
@@ -124,11 +125,12 @@ def tagged(
     """Answers with passages of JSON, such as tool calls.
 
     A passage is a kind's begin tag, JSON that matches its schema, and its end tag. Kinds may share
-    tags, or the start of them. Where `several` are allowed, `separator` stands between two.
+    tags, or the start of them. Where `several` are allowed, `separator` stands between two. Around
+    all that follow each other are the tags `opening` and `closing`.
 
-    With `free_text` any text may come before a passage, between two instead of the separator, and,
-    where `several` are allowed, after the last. A begin tag, or the first added token or `trigger`
-    in it, commits the answer to a passage: it should be what text does not contain by chance.
+    With `free_text` any text may come before passages, and, where `several` are allowed, after
+    them. The first tag, or the first added token or `trigger` in it, commits the answer to a
+    passage: it should be what text does not contain by chance.
 
     Without, an answer is passages; where none is needed it may be empty instead, or text behind the
     tags `text_begin`, if any of the following is given: `text` is the grammar of the text, "" for
@@ -136,31 +138,44 @@ def tagged(
 
     `tokens` are the tokenizer's added tokens by spelling. Where a tag has one, that token is meant.
     """
-    tags = _Tags(tokens or {}, trigger)
+    tags = Tags(tokens or {}, trigger)
     rules, passages = [], []
     for index, kind in enumerate(kinds):
-        opening = tags.open(kind.begin) if free_text else tags.literal(kind.begin)
-        rules.append(f"passage_{index}: {opening} json_{index} {tags.literal(kind.end)}")
-        rules.append(f"json_{index}: %json {json.dumps(in_form(kind.schema))}")
+        is_first = free_text and not opening
+        begin = tags.open(kind.begin) if is_first else tags.literal(kind.begin)
+        rules.append(f"passage_{index}: {begin} json_{index} {tags.literal(kind.end)}")
+        rules += _body(f"json_{index}", kind, tags)
         passages.append(f"passage_{index}")
     rules.append(f"passage: {' | '.join(passages)}")
-    if free_text:
-        more = "passage* TEXT" if several else ""
-        start = f"passage {more}" if at_least_one else (more or "passage | TEXT")
-    else:
+    if opening:
+        begin = tags.open(opening) if free_text else tags.literal(opening)
         more = f"({tags.literal(separator)} passage)*" if several else ""
-        start = f"passage {more}" if at_least_one else f"(passage {more})?"
+        rules.append(f"passages: {begin} passage {more} {tags.literal(closing)}")
+    group = "passages" if opening else "passage"
+    if free_text:
+        more = f"{group}* TEXT" if several else ""
+        start = f"{group} {more}" if at_least_one else (more or f"{group} | TEXT")
+    else:
+        more = f"({tags.literal(separator)} passage)*" if several and not opening else ""
+        start = f"{group} {more}" if at_least_one else f"({group} {more})?"
         if not at_least_one and (text or text_begin or text_not_begin):
             barred = "".join(f"\\x{ord(character):02x}" for character in text_not_begin)
             said = "@text" if text else f"(/[^{barred}]/ TEXT)?" if barred else "TEXT"
-            start = f"passage {more} | {tags.literal(text_begin)} {said}"
+            start = f"{group} {more} | {tags.literal(text_begin)} {said}"
     grammar = serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
     return _with_part(grammar, "text", text) if "@text" in start else grammar
 
 
+def _body(name: str, kind: Tagged, tags: Tags) -> list[str]:
+    """The rules of what a passage has between its tags."""
+    if kind.parameters is None:
+        return [f"{name}: %json {json.dumps(in_form(kind.schema))}"]
+    return parameter_rules(name, kind.schema, kind.parameters, tags)
+
+
 def behind(tags: str, grammar: str, tokens: Mapping[str, int]) -> str:
     """The same grammar for what follows some tags; `tokens` as in `tagged`."""
-    start = serialized(lark_grammar=f"start: {_Tags(tokens).literal(tags)} @text")
+    start = serialized(lark_grammar=f"start: {Tags(tokens).literal(tags)} @text")
     return _with_part(start, "text", grammar)
 
 
@@ -170,7 +185,7 @@ def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin
     With a tag `begin` the thinking part begins with it, and may be missing. `tokens` as in
     `tagged`. Up to two blanks or line breaks may follow it.
     """
-    tags = _Tags(tokens)
+    tags = Tags(tokens)
     thinking = f"{tags.open(close)} /[ \\n]?[ \\n]?/"
     if begin:
         thinking = f"({tags.literal(begin)} {thinking})?"
@@ -188,39 +203,3 @@ def _with_part(grammar: str, name: str, part: str) -> str:
 def serialized(**grammar: object) -> str:
     """A grammar of one part: `json_schema=...` or `lark_grammar=...`."""
     return json.dumps({"grammars": [grammar]})
-
-
-def in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema whose JSON is written in `JSON_FORM`."""
-    return {"x-guidance": JSON_FORM, **schema}
-
-
-class _Tags:
-    """Spells tags in Lark; `rules` are what `open` needs."""
-
-    def __init__(self, tokens: Mapping[str, int], trigger: str = "") -> None:
-        self._tokens = tokens
-        spellings = sorted(filter(None, {*tokens, trigger}), key=len, reverse=True)
-        self._cut = re.compile(f"({'|'.join(map(re.escape, spellings))})" if spellings else "(?!)")
-        self._heads: dict[str, str] = {}  # what commits to a tag -> its rule
-        self.rules: list[str] = []
-
-    def literal(self, tag: str) -> str:
-        return " ".join(map(self._piece, self._pieces(tag)))
-
-    def open(self, tag: str) -> str:
-        """Any text, then the tag: its first piece ends the text, as a token or spelled out."""
-        first, *rest = self._pieces(tag)
-        if first not in self._heads:
-            name = self._heads[first] = f"head_{len(self._heads)}"
-            token = f" | TEXT {self._piece(first)}" if first in self._tokens else ""
-            self.rules.append(f"spelled_{name}[lazy]: TEXT {json.dumps(first)}")
-            self.rules.append(f"{name}: spelled_{name}{token}")
-        return " ".join([self._heads[first], *map(self._piece, rest)])
-
-    def _pieces(self, tag: str) -> list[str]:
-        return [piece for piece in self._cut.split(tag) if piece]
-
-    def _piece(self, piece: str) -> str:
-        token = self._tokens.get(piece)
-        return json.dumps(piece) if token is None else f"<[{token}]>"

@@ -47,5 +47,5 @@ def prepare(
         predicted_tokens(tokenizer, info, request.prediction) if request.prediction else (),
         grammar,
         tokenizer.special_tokens(marks),
-        functools.partial(formats.parser, use.names, before),
+        functools.partial(formats.parser, use.schemas, before),
     )

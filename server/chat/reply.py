@@ -45,7 +45,7 @@ class Reply:
         placed = self._place(replace(tokens, text=read))
         for piece in merge(pieces):
             start += piece.width
-            if piece.kind != "markup":
+            if piece.text:  # markup has none
                 riding = sum(p.offset < start for p in placed)
                 yield self._delta(piece), placed[:riding]
                 placed = placed[riding:]

@@ -29,7 +29,7 @@ def tell_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) 
 def instructions(tools: Sequence[Mapping[str, Any]]) -> str:
     """What a model must know to call a tool."""
     described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-    example = SYNTAX.begin % "NAME" + "{...}" + SYNTAX.end
+    example = SYNTAX.begin.replace("%s", "NAME") + "{...}" + SYNTAX.end
     return (
         f"You may call these functions:\n{described}\n\n"
         f"To call one, answer with its name and its arguments as a JSON object:\n{example}"
@@ -51,4 +51,4 @@ def _with_calls(message: Message) -> Message:
 def _call(function: Mapping[str, Any]) -> str:
     arguments = function["arguments"]
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return f"{SYNTAX.begin % function['name']}{text}{SYNTAX.end}"
+    return SYNTAX.begin.replace("%s", function["name"]) + text + SYNTAX.end

@@ -1,5 +1,6 @@
 """What a request lets the model call. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,9 @@ class ToolUse:
         return {"type": "object"} | parameters
 
     @property
-    def names(self) -> frozenset[str]:
-        return frozenset(tool.function.name for tool in self.tools)
+    def schemas(self) -> dict[str, Mapping[str, Any]]:
+        """The schemas of the tools' parameters, by name: a parser of the answer needs them."""
+        return {tool.function.name: tool.function.parameters or {} for tool in self.tools}
 
 
 def tool_use(request: ChatRequest) -> ToolUse:

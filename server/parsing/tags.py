@@ -1,6 +1,17 @@
 """The search for tags in text that arrives one character at a time."""
 
 
+SHORTEST_MARK = 3  # characters
+
+
+def is_mark(text: str) -> bool:
+    """Return whether `text`, the beginning of a tag at the end of an answer, can only be a tag.
+
+    A tag that begins as words or as a fence of Markdown do may be text as well.
+    """
+    return len(text) >= SHORTEST_MARK and text[0] in "<[]|"
+
+
 class Tags:
     """A search for several tags, none of which is the beginning of another.
 

@@ -1,0 +1,78 @@
+"""The spelling of tags and of JSON in grammars, as llguidance reads them."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# One way to write each JSON text, the one that models have seen most: there is no white space for
+# a model to lose itself in, and more of the answer is forced.
+JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+
+
+def in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema whose JSON is written in `JSON_FORM`."""
+    return {"x-guidance": JSON_FORM, **schema}
+
+
+class Tags:
+    """A speller of tags in Lark; `rules` are what `open` needs.
+
+    Args:
+        tokens: the tokenizer's added tokens by spelling: where a tag has one, that token is meant.
+        trigger: the beginning of tags that commits an answer to them.
+    """
+
+    def __init__(self, tokens: Mapping[str, int], trigger: str = "") -> None:
+        self._tokens = tokens
+        self._trigger = trigger
+        spellings = sorted(filter(None, tokens), key=len, reverse=True)
+        self._cut = re.compile(f"({'|'.join(map(re.escape, spellings))})" if spellings else "(?!)")
+        self._heads: dict[str, str] = {}  # what commits to a tag -> its rule
+        self.rules: list[str] = []
+
+    def literal(self, tag: str) -> str:
+        """Return a tag as it has to be written."""
+        return " ".join(map(self._piece, self._pieces(tag)))
+
+    def open(self, tag: str) -> str:
+        """Return any text and the tag. The trigger, or else the first token, ends the text."""
+        head = self._trigger
+        if not (head and tag.startswith(head)):
+            pieces = self._pieces(tag)
+            first = next((i for i, p in enumerate(pieces) if p in self._tokens), 0)
+            head = "".join(pieces[: first + 1])
+        if head not in self._heads:
+            name = self._heads[head] = f"head_{len(self._heads)}"
+            self.rules += self.ended(name, "TEXT", head)
+        return f"{self._heads[head]} {self.literal(tag.removeprefix(head))}"
+
+    def ended(self, name: str, terminal: str, end: str) -> list[str]:
+        """Return the rules of a text that matches a terminal, down to the first `end`.
+
+        The first added token in the end may be spelled out too, as text that a model writes is.
+        """
+        pieces = self._pieces(end)
+        first = next((i for i, p in enumerate(pieces) if p in self._tokens), None)
+        if first is None:
+            return [f"{name}[lazy]: {terminal} {json.dumps(end)}"]
+        lead, token = "".join(pieces[:first]), pieces[first]
+        text = f"{name.upper()}_LEAD" if lead else terminal
+        rest = " ".join(map(self._piece, pieces[first + 1 :]))
+        rules = [f"{name}_spelled[lazy]: {terminal} {json.dumps(lead + token)}"]
+        if lead:
+            rules.append(f"{text}: {terminal} {json.dumps(lead)}")
+        return [*rules, f"{name}: ({name}_spelled | {text} {self._piece(token)}) {rest}"]
+
+    def _pieces(self, tag: str) -> list[str]:
+        """Return the added tokens in a tag, and what is between them."""
+        return [piece for piece in self._cut.split(tag) if piece]
+
+    def _piece(self, piece: str) -> str:
+        token = self._tokens.get(piece)
+        if token is None:
+            return json.dumps(piece)
+        if piece.startswith("<") and piece.endswith(">"):
+            return f"<[{token}]>"
+        # llguidance takes other added tokens that are not special for text.
+        return f"({json.dumps(piece)} | <[{token}]>)"
