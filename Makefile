@@ -31,13 +31,13 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 serve: $(VENV)/.installed ## install into .venv and serve the built-in demo model
-	$(BIN)/understudy serve $(ARGS)
+	@trap : INT; $(BIN)/understudy serve $(ARGS) || [ $$? -eq 130 ] # Ctrl-C is no error
 
 test: $(VENV)/.installed-test ## format, lint, types and tests
 	@$(MAKE) --no-print-directory lint types unit count
@@ -77,6 +77,9 @@ bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## beside foreign
 
 bench-gpu: $(VENV)/.installed-bench ## what needs a CUDA device
 	$(BIN)/python -m benchmarks.report --group gpu $(ARGS)
+
+bench-hostile: $(VENV)/.installed-bench ## what hostile clients cost the server and others (100 minutes)
+	$(BIN)/python -m benchmarks.report --group hostile $(ARGS)
 
 format: $(VENV)/.installed-test ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(CHECKED)

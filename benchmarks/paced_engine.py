@@ -21,6 +21,7 @@ from engine.messages import (
 )
 from engine.process.worker import OnBorder, OnStart, StepEngine, serve
 from engine.spec import ModelSpec
+from engine.streaming.recheck import Rechecks
 
 WORD = " word"  # the text of every token
 TOKEN = 100
@@ -56,6 +57,7 @@ class PacedEngine:
     info: ModelInfo = field(init=False)
     last_pass: PassStats | None = None
     auditor: NoAudits = field(default_factory=NoAudits)
+    rechecks: Rechecks = field(default_factory=lambda: Rechecks(None, [], 0))
     _lengths: dict[str, int] = field(default_factory=dict)  # tokens emitted
     _messages: dict[str, Generate] = field(default_factory=dict)
     _due: float = 0.0  # when the next pass ends

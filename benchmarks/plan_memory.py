@@ -42,7 +42,6 @@ class Report:
     peak: int  # VmHWM
     ratio: float
     parts: dict[str, int]  # of the plan
-    mapped: int  # checkpoint pages that the process had mapped at the end: part of the peak
     after_load: int  # VmHWM when the model was loaded
     plan: str
 
@@ -51,7 +50,7 @@ class Report:
         return (
             f"{self.method:8} {self.tier:5} peak {self.peak / MIB:7.0f} MiB, planned "
             f"{self.planned / MIB:7.0f} MiB, ratio {self.ratio:.3f}; after loading "
-            f"{self.after_load / MIB:.0f}, mapped {self.mapped / MIB:.0f}\n    ({parts})"
+            f"{self.after_load / MIB:.0f}\n    ({parts})"
         )
 
 
@@ -131,14 +130,14 @@ def _serve(
     plan = loaded.plan
     longest = loaded.limits.max_tokens - args.tokens - 1
     vocabulary = engine.info.vocab_size
-    # All of the embedding is touched: a fault maps the pages around it, and the tokens are spread
-    # over the vocabulary. Then sequences with trees run side by side.
+    # A prompt as long as a pass, of tokens from all over the vocabulary; then sequences with trees
+    # run side by side.
     _run(engine, [[i * vocabulary // longest for i in range(longest)]], args.tokens)
     share = longest // args.users
     starts = range(args.users)
     prompts = [[(u * 7919 + i) % vocabulary for i in range(share)] for u in starts]
     _run(engine, prompts, args.tokens)
-    peak, mapped = _status("VmHWM"), _mapped(folder)
+    peak = _status("VmHWM")
     engine.close()
     planned = plan.device_bytes + plan.host_bytes
     parts = {
@@ -148,9 +147,7 @@ def _serve(
     }
     parts["runtime"] = plan.memory.host_runtime
     ratio = peak / planned
-    return Report(
-        method, tier, parameters, planned, peak, ratio, parts, mapped, after_load, str(plan)
-    )
+    return Report(method, tier, parameters, planned, peak, ratio, parts, after_load, str(plan))
 
 
 def _run(engine: Any, prompts: list[list[int]], tokens: int) -> None:
@@ -167,17 +164,6 @@ def _status(key: str) -> int:
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, f"the kernel tells no {key}"
     return int(found[1]) * 1024
-
-
-def _mapped(folder: Path) -> int:
-    """Bytes of the checkpoint's files that are mapped and present."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = str(folder.resolve()) in line
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m benchmarks.report                  all that takes 15 minutes (`make bench`)
     python -m benchmarks.report --group memory   peak memory of 1.5 B (`make bench-memory`)
     python -m benchmarks.report --group peers    the foreign engines (`make bench-peers`)
+    python -m benchmarks.report --group hostile  hostile clients (`make bench-hostile`)
     python -m benchmarks.report --only batch     one part again, the rest as it was
     python -m benchmarks.report --render         the page alone, out of docs/benchmarks.json
 
@@ -112,7 +113,7 @@ def page(stored: Mapping[str, Mapping[str, Any]]) -> str:
     """The Markdown of all that was measured."""
     parts = [
         "# Benchmarks",
-        "Written by `make bench`, `make bench-memory` and `make bench-peers` "
+        "Written by `make bench`, `make bench-memory`, `make bench-peers` and `make bench-hostile` "
         "(`python -m benchmarks.report`) from "
         f"[{STORE}]({STORE}). Ours and what it is held against ran in turn in one run; figures "
         "are medians of at least five rounds unless a table says otherwise. W are the bytes that "

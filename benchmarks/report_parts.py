@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from benchmarks.report_format import Bar, Figures, Table
 
-Group = Literal["bench", "memory", "peers", "gpu"]
+Group = Literal["bench", "memory", "peers", "gpu", "hostile"]
 
 MEMORY_WITHIN = 0.05  # peak memory against the plan
 HOST_MS = {4_096: 4.0, 152_064: 20.0}  # vocabulary -> host time of a pass, at most
@@ -109,6 +109,8 @@ PARTS: tuple[Part, ...] = (
     ),
     Part("demo", 1, arguments=("--prompts", "8"), read=read_demo),
     Part("gpu", 10, "gpu"),
+    Part("hostile_clients.connection", 30, "hostile"),
+    Part("hostile_clients.witnesses", 65, "hostile"),
 )
 
 

@@ -24,7 +24,6 @@ from engine.spec import DraftSpec, ModelSpec
 
 if TYPE_CHECKING:  # a method's file imports this module, and the front end reads that file
     import torch
-    from torch import Tensor
 
     from engine.drafting.lookups.lookup import Lookup
     from engine.drafting.model.draft_model import DraftModel
@@ -33,6 +32,7 @@ if TYPE_CHECKING:  # a method's file imports this module, and the front end read
     from engine.streaming.device import Device
     from engine.streaming.ring import LayerStream
     from engine.weights.layout import UnitLayout, UnitReader
+    from engine.weights.safetensors import OtherTensor
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class DraftContext:
 class LoadedTarget:
     """The parts of the loaded target that a draft may share."""
 
-    tensors: dict[str, Tensor]  # outside layers and head, by full name
+    tensors: Mapping[str, OtherTensor]  # outside layers and head, by full name
     reader: UnitReader  # the units as the stream read them
     stream: LayerStream
     decoder: Decoder

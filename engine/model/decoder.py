@@ -21,6 +21,7 @@ from engine.model.rope import mark_long, original_length
 from engine.spec import TILE
 from engine.streaming.ring import Idle
 from engine.weights.layout import LayerUnits, whole_layers
+from engine.weights.safetensors import OtherTensor
 
 
 class PassCancelled(Exception):
@@ -150,7 +151,7 @@ class Decoder:
         self,
         model: Any,
         weights: Weights,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, OtherTensor],
         *,
         device: torch.device,
         strict: bool,
@@ -182,7 +183,8 @@ class Decoder:
         self.output = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
         self._output_binder = Binder(self.output)
-        place_tensors(model, tensors, device)
+        self._stored_rows = place_tensors(model, tensors, device)
+        self._embedding_binder = Binder(self.embedding)
         modules = self.decoder.layers
         layers = layers or whole_layers(len(modules))
         streamed = [
@@ -221,8 +223,16 @@ class Decoder:
         )
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
-        """Return the embeddings [R, D] of tokens, on the host, where the embedding table stays."""
-        return self.embedding(torch.tensor(tokens))  # type: ignore[no-any-return]  # the model is Any
+        """Return the embeddings [R, D] of tokens, on the host, where the embedding table stays.
+
+        Raises `ModelError` if its rows are read from a file that was changed.
+        """
+        indices: Sequence[int] = tokens
+        if self._stored_rows is not None:
+            places: dict[int, int] = {}  # of each token, once, among the rows that are read
+            indices = [places.setdefault(token, len(places)) for token in tokens]
+            self._embedding_binder.bind({"weight": self._stored_rows.read(list(places))})
+        return self.embedding(torch.tensor(indices))  # type: ignore[no-any-return]  # the model is Any
 
     def run(self, hidden: Tensor, position_ids: Tensor, batch: Batch) -> Tensor:
         """Return the hidden states [R, D] of embedded rows after the last layer.

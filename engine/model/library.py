@@ -21,6 +21,7 @@ from engine.model.attention import ATTENTION, attend
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
 from engine.model.rope import LengthGroupedRotary
+from engine.weights.safetensors import OtherTensor, StoredRows
 
 # Classes of all activation functions that a configuration can name; some entries are (class, ...).
 _NAMED_ACTIVATIONS: Mapping[str, Any] = ACT2CLS
@@ -58,11 +59,14 @@ def find_activations(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _ACTIVATION_CLASSES)]
 
 
-def place_tensors(model: Any, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+def place_tensors(
+    model: Any, tensors: Mapping[str, OtherTensor], device: torch.device
+) -> StoredRows | None:
     """Bind the tensors outside of layers and head, and compute the model's own buffers.
 
     The embedding table stays on the host, where rows are looked up. Everything else is copied to
-    `device`.
+    `device`. Return the embedding's rows if they stay in their file: then the rows that a forward
+    needs are bound as its weight before each.
 
     Args:
         tensors: the tensors by their full names in the model.
@@ -76,7 +80,17 @@ def place_tensors(model: Any, tensors: Mapping[str, Tensor], device: torch.devic
             model._init_weights(module)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     on_host = names[id(embedding.weight)]
-    bind(model, {n: t if n == on_host else t.to(device) for n, t in tensors.items()})
+    rows = tensors[on_host]
+    whole = {
+        n: t.load() if isinstance(t, StoredRows) else t for n, t in tensors.items() if n != on_host
+    }
+    placed = {name: tensor.to(device) for name, tensor in whole.items()}
+    if not isinstance(rows, StoredRows):
+        bind(model, placed | {on_host: rows})
+        return None
+    bind(model, placed)
+    embedding.padding_idx = None  # of a row of the whole matrix; it matters to training alone
+    return rows
 
 
 def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: int | None) -> None:

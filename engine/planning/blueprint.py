@@ -13,9 +13,9 @@ from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
-from engine.weights.hub import has_weights
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
+from engine.weights.shards import has_weights
 from engine.weights.stored_format import plan_packed
 from engine.weights.units import CheckpointUnits
 

@@ -36,7 +36,7 @@ class Demand:
     num_kv_heads: int = 1
     head_dim: int = 0
     tile: int = TILE  # rows that run through a layer at a time
-    embedding_bytes: int = 0  # mapped into host memory
+    embedding_bytes: int = 0  # in the page cache, as far as its rows are used
     dense_bytes: int = 0  # of all units after packed weights are expanded
     active_share: float = 1.0  # of the weights that one token uses
 

@@ -42,7 +42,7 @@ def check_free(plan: Plan) -> None:
     It is called before large allocations, because an out-of-memory kill would leave no message.
     """
     give_back_freed()  # memory of planning itself: of probes, and of what methods read
-    needed = plan.host_bytes - plan.memory.host_runtime - plan.embedding_bytes
+    needed = plan.host_bytes - plan.memory.host_runtime
     if not plan.memory.has_own_memory:
         needed += plan.device_bytes
     free = free_ram()

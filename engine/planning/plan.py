@@ -62,7 +62,7 @@ class Plan:
     host_kv_bytes: int = 0
     slab_bytes: int = 0  # units of the ram tier
     staging_bytes: int = 0  # pinned buffers between disk and device
-    embedding_bytes: int  # mapped from the checkpoint
+    embedding_bytes: int  # in the page cache: its rows are read from the checkpoint
     making_bytes: int  # taken for a while during loading, beyond the rest
     memory: Memory  # of the machine that the plan is made for
 
@@ -78,7 +78,7 @@ class Plan:
 
         If the device has no memory of its own, `device_bytes` come on top.
         """
-        taken = self.slab_bytes + self.staging_bytes + self.host_kv_bytes + self.embedding_bytes
+        taken = self.slab_bytes + self.staging_bytes + self.host_kv_bytes
         return taken + self.making_bytes + self.memory.host_runtime
 
     def __str__(self) -> str:
@@ -161,9 +161,8 @@ class _Planner:
         left -= draft + ring + resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
         most = self.spec.max_sequences or min(DEFAULT_SEQUENCES, max(pages // SEQUENCE_PAGES, 1))
-        # While the draft is made, no row of the embedding was read yet and, where the device
-        # computes in RAM, no pass ran: the memory that these take later is still free.
-        later = demand.embedding_bytes + (0 if memory.has_own_memory else activations)
+        # Where the device computes in RAM, what a pass takes is free while the draft is made.
+        later = 0 if memory.has_own_memory else activations
         on_device = Plan(
             tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
             slots=slots,

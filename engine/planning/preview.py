@@ -19,7 +19,8 @@ from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
-from engine.weights.hub import has_weights, locate
+from engine.weights.hub import locate
+from engine.weights.shards import has_weights
 
 LEAST_GAIN = 1.02  # factor in tokens a second: a change that brings less is not shown
 

@@ -51,6 +51,7 @@ class Engine:
             passes=loaded.drafting.policy.passes,
         )
         self.auditor = Auditor(loaded)
+        self.rechecks = loaded.rechecks
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_start)
         self.clock = Clock(loaded, self._scheduler)
         # Choices are made a tree at a time where the host would wait for each (`choose_tree`).
@@ -109,6 +110,7 @@ class Engine:
                 with self.clock.phase("verify"):
                     events += self._verify(rows, hidden)
             self.last_pass = self.clock.finish(rows, events)
+        self.rechecks.postpone()
         return events
 
     def _draft(self, turns: Seq[Turn]) -> list[DraftTree | None]:

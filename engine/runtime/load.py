@@ -28,11 +28,14 @@ from engine.sampling.grammar.grammar import Grammars
 from engine.sequences.sequence import Limits
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device
+from engine.streaming.packed import PackedUnits
+from engine.streaming.recheck import Rechecks
 from engine.streaming.ring import LayerStream
 from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
 from engine.timing import PassTimes, StepTimes
 from engine.weights.family import TESTED
+from engine.weights.layout import UnitReader
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class Loaded:
     tokens: TokenBytes
     grammars: Grammars
     audit: float  # share of the finished answers that are checked
+    rechecks: Rechecks
 
     def constraint(self, params: SamplingParams) -> Constraint | None:
         """What the answers to a request are held to. Raises `RequestError`."""
@@ -125,7 +129,15 @@ def load(
             files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
         ),
         audit=spec.audit,
+        rechecks=_rechecks(spec, plan, reader),
     )
+
+
+def _rechecks(spec: ModelSpec, plan: Plan, reader: UnitReader) -> Rechecks:
+    """Return the idle checks of the units that every pass reads from the disk."""
+    packed = reader if isinstance(reader, PackedUnits) else None
+    indices = [index for index, tier in enumerate(plan.tiers) if tier == "disk"]
+    return Rechecks(packed, indices, 3600 * spec.stream.recheck_hours)
 
 
 def _pass_times(

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from engine import __version__
+from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
@@ -20,7 +21,7 @@ from engine.streaming.packed_cache import packed
 from engine.streaming.ring import LayerStream
 from engine.text.tokenizer import read_tokenizer
 from engine.weights.family import kv_shape
-from engine.weights.hub import resolve
+from engine.weights.hub import identity_of, resolve, text_digest
 from engine.weights.layout import UnitReader
 from engine.weights.stored_format import stored_format
 
@@ -32,10 +33,16 @@ class TargetFiles(Blueprint):
         self.progress = progress
         self.device = choose_device(spec.device, spec.stream.simulate_gbps)
         source = resolve(spec.target.source, spec.target.revision, progress)
+        self._revision, self._text = source.identity, text_digest(source.folder)
         super().__init__(spec, source.folder)
-        self._revision = source.identity
         self.tokenizer = read_tokenizer(self.folder)
         self.units = self.checkpoint_units()
+        # From here on the open files are read, or nothing: what replaces them plays no part.
+        if (identity_of(self.folder), text_digest(self.folder)) != (self._revision, self._text):
+            raise ModelError(
+                f"{self.folder}: its files changed while they were read. Load the model again when "
+                "they are complete"
+            )
         self.outline = self.units.outline
         self.tensors = self.units.other()
 
@@ -102,7 +109,7 @@ class TargetFiles(Blueprint):
 
     def info(self, plan: Plan, link_gbps: float) -> ModelInfo:
         numerics: Numerics = "strict" if self.strict else "fast"
-        parts = [self.identity, numerics, __version__]
+        parts = [self.identity, self._text, numerics, __version__]
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,

@@ -9,7 +9,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from engine.errors import ModelError
 from engine.streaming.workers import Workers
 from engine.timing import time_runs
 from engine.weights.layout import PAGE_BYTES
-from engine.weights.safetensors import open_file, read_exactly
+from engine.weights.open_file import OpenFile
 
 logger = logging.getLogger(__name__)
 
@@ -40,24 +40,23 @@ def cut(nbytes: int) -> list[range]:
 
 
 class UnitFile:
-    """An open file of whole pages, read from any thread, until its owner closes `opened`."""
+    """An open file of whole pages, read from any thread."""
 
-    def __init__(self, path: Path, opened: ExitStack) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._opened = opened
-        self._cached = open_file(path, opened)
-        self._direct: int | None = None
+        self._cached = OpenFile(path, os.O_NOFOLLOW)
+        self._direct: OpenFile | None = None
         self.is_direct = False  # whether reads go past the page cache, where borders allow
 
     @property
     def nbytes(self) -> int:
-        return os.fstat(self._cached).st_size
+        return self._cached.nbytes
 
     def open_direct(self) -> bool:
         """Make direct reads possible; return False if the file system refuses them."""
         if self._direct is None and hasattr(os, "O_DIRECT"):
             with suppress(ModelError):  # tmpfs, some overlays
-                self._direct = open_file(self.path, self._opened, os.O_DIRECT)
+                self._direct = OpenFile(self.path, os.O_DIRECT | os.O_NOFOLLOW)
         return self._direct is not None
 
     def use_direct(self) -> None:
@@ -73,20 +72,35 @@ class UnitFile:
         aligned = (memory.data_ptr() | offset | len(flat)) % PAGE_BYTES == 0
         direct = self.is_direct if direct is None else direct
         done = self._read_direct(flat, offset) if direct and aligned else 0
-        read_exactly(self._cached, flat[done:], offset + done, self.path)
+        self._cached.read(flat[done:], offset + done)
+
+    def read_stored(self, memory: Tensor, offset: int) -> None:
+        """Fill `memory` (whole pages) from the disk rather than from the page cache, if possible.
+
+        What was written and is not on the disk yet is written before. Raises as `read` does.
+        """
+        if not self.open_direct():
+            self.evict(range(offset, offset + len(memory)))
+        self.read(memory, offset, direct=True)
+
+    def close(self) -> None:
+        """Close the file: a read raises `ModelError` from now on. May be called again."""
+        self._cached.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def is_cached(self) -> bool:
         """Return whether the page in the file's middle is in the page cache, without a read."""
         page = bytearray(PAGE_BYTES)
         middle = self.nbytes // 2 // PAGE_BYTES * PAGE_BYTES
         try:
-            return os.preadv(self._cached, [page], middle, os.RWF_NOWAIT) == PAGE_BYTES
+            return os.preadv(self._cached.descriptor, [page], middle, os.RWF_NOWAIT) == PAGE_BYTES
         except OSError:  # not there, or the file system cannot tell
             return False
 
     def evict(self, piece: range) -> None:
         """Drop these bytes from the page cache."""
-        os.posix_fadvise(self._cached, piece.start, len(piece), os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(self._cached.descriptor, piece.start, len(piece), os.POSIX_FADV_DONTNEED)
 
     def _read_direct(self, flat: memoryview, offset: int) -> int:
         """Return how many bytes were read directly.
@@ -96,7 +110,7 @@ class UnitFile:
         done = 0
         while self._direct is not None and done < len(flat) and done % PAGE_BYTES == 0:
             try:
-                count = os.preadv(self._direct, [flat[done:]], offset + done)
+                count = os.preadv(self._direct.descriptor, [flat[done:]], offset + done)
             except OSError:
                 break
             if count == 0:

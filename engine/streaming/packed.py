@@ -3,18 +3,21 @@
 A checkpoint's tensors of one layer lie scattered over shards, unaligned. Packed, a unit is one
 file with the slab's own layout, filled by one large positional read. The index is written last
 and the folder renamed after that, so a killed packing leaves nothing that loads.
+
+The checksums tell damage from weights; they do not tell who wrote the files. Whoever may write to
+the cache's folder decides what is computed, as with the checkpoint itself.
 """
 
 import fcntl
 import json
+import logging
 import mmap
 import os
 import shutil
-import tempfile
-import weakref
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,23 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.messages import ReportProgress
+from engine.streaming.cache_files import (
+    INDEX,
+    partial_folder,
+    remove_stale,
+    replace_file,
+    sync_folder,
+    unit_name,
+    write_file,
+)
 from engine.streaming.disk import PIECE_BYTES, UnitFile, cut, direct_is_faster
 from engine.weights.layout import Field, UnitLayout, UnitReader
-from engine.weights.safetensors import open_file
+from engine.weights.open_file import OpenFile
+
+log = logging.getLogger(__name__)
 
 LAYOUT_VERSION = 2  # of index.json, slabs and pieces; older entries are packed again
-INDEX = "index.json"
-PARTIAL = ".partial"  # suffix of a folder that is being packed
+RECHECKED_BYTES = 1 << 20  # read at a time by `recheck`, between looks at whether to stop
 
 
 class PackedUnits(UnitReader):
@@ -37,33 +50,41 @@ class PackedUnits(UnitReader):
 
     The checksum of a piece is compared only when it is first read after opening, so that later
     passes read at the disk's speed (zlib.crc32 does about 2 GB/s a thread, while other threads
-    read). While the object lives, it holds a shared lock on the index, so that pruning does not
-    remove the folder.
+    read); `recheck` compares it again. While the object lives, it holds a shared lock on the
+    index, so that pruning does not remove the folder.
 
-    Raises `ModelError` when the folder is not completely packed or was packed under another key.
+    Args:
+        key: What the folder must have been packed under; None: anything.
+        source: The reader that the units were packed from. A unit that is missing or damaged is
+            packed from it again, by itself. Without it, damage is an error.
+
+    Raises `ModelError` when the folder is not completely packed or was packed from something else.
     """
 
-    def __init__(self, folder: Path, key: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, key: str | None = None, source: UnitReader | None = None
+    ) -> None:
         self.folder = folder
-        self._opened = ExitStack()
-        self._finalizer = weakref.finalize(self, self._opened.close)
+        self.num_repaired = 0  # units that were packed again
+        self._source = source
+        self._repairing = threading.Lock()  # held while the files of units are replaced
+        self._files: list[UnitFile] = []
+        self._index = OpenFile(folder / INDEX, os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            index = self._open_index()
-            self.key: str = index["key"]
-            if index["version"] != LAYOUT_VERSION or (key is not None and self.key != key):
+            fcntl.flock(self._index.descriptor, fcntl.LOCK_SH)
+            with suppress(OSError):  # a cache that only others may write to still serves
+                os.utime(folder / INDEX)  # when the entry was last used
+            self.key, self.layouts, self._checksums = _parse_index(self._index)
+            if key is not None and self.key != key:
                 raise ModelError(f"{folder / INDEX}: packed for another model or version")
-            self.layouts = [_parse_layout(unit) for unit in index["units"]]
-            self._checksums = [list(map(int, unit["crc32"])) for unit in index["units"]]
-            self._check()
-            units = range(len(self.layouts))
-            self._files = [UnitFile(folder / unit_name(unit), self._opened) for unit in units]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            self.close()
-            raise ModelError(f"{folder / INDEX}: corrupt ({error!r}). Remove the folder") from error
+            if source is not None and list(source.layouts) != list(self.layouts):
+                raise ModelError(f"{folder / INDEX}: packed from a model of other units")
+            self._verified = [[False] * len(sums) for sums in self._checksums]
+            for unit in range(len(self.layouts)):
+                self._files.append(self._open_unit(unit))
         except ModelError:
             self.close()
             raise
-        self._verified = [[False] * len(sums) for sums in self._checksums]
 
     def read(self, index: int, slab: Tensor) -> None:
         """Fill `slab` with unit `index`; any thread may call it."""
@@ -74,15 +95,23 @@ class PackedUnits(UnitReader):
         return cut(self.layouts[index].nbytes)
 
     def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
-        file, number = self._files[index], piece.start // PIECE_BYTES
-        file.read(memory, piece.start)
-        if not self._verified[index][number]:
-            if zlib.crc32(memory.numpy().data) != self._checksums[index][number]:
-                raise ModelError(
-                    f"{file.path}: wrong checksum: the file was damaged. Remove {self.folder}; it "
-                    "is packed again at the next start"
-                )
-            self._verified[index][number] = True
+        """Fill `memory` with a piece. If the piece is damaged, pack its unit again before.
+
+        Raises `ModelError` when that is not possible or did not help.
+        """
+        damage = self._read(index, piece, memory)
+        if damage is None:
+            return
+        if self._source is None:
+            raise ModelError(
+                f"{damage}. Remove {self.folder}; it is packed again at the next start"
+            )
+        with self._repairing:
+            if self._read(index, piece, memory) is None:
+                return  # another thread has repaired it
+            self._pack_again(index, damage)
+            if (still := self._read(index, piece, memory)) is not None:
+                raise ModelError(_hopeless(still))
 
     def prepare(self, indices: Sequence[int]) -> None:
         """Read these units directly if that is measured to be faster; takes under a second."""
@@ -91,30 +120,113 @@ class PackedUnits(UnitReader):
             for file in files:
                 file.use_direct()
 
+    def recheck(self, index: int, piece: range, is_wanted: Callable[[], bool]) -> bool:
+        """Compare a piece with its checksum as it lies on the disk; repair its unit if it differs.
+
+        Return False when `is_wanted`, which is asked after each `RECHECKED_BYTES`, says no: then
+        nothing is known of the piece. Raises `ModelError` when the piece is damaged and cannot be
+        repaired: from then on each read compares its checksum until one is right.
+        """
+        file, checksum = self._files[index], 0
+        memory = _pages(min(RECHECKED_BYTES, len(piece)))
+        damage = None
+        try:
+            for first in range(piece.start, piece.stop, RECHECKED_BYTES):
+                if not is_wanted():
+                    return False
+                part = memory[: min(RECHECKED_BYTES, piece.stop - first)]
+                file.read_stored(part, first)
+                checksum = zlib.crc32(part.numpy().data, checksum)
+        except ModelError as error:
+            damage = str(error)
+        number = piece.start // PIECE_BYTES
+        if damage is None and checksum != self._checksums[index][number]:
+            damage = _wrong_checksum(file)
+        if damage is not None:
+            with self._repairing:
+                self._verified[index][number] = False
+                self._pack_again(index, damage)
+        return True
+
     def close(self) -> None:
         """Close the files and release the lock."""
-        self._finalizer()
+        for file in self._files:
+            file.close()
+        self._index.close()
 
-    def _open_index(self) -> dict[str, Any]:
-        descriptor = open_file(self.folder / INDEX, self._opened)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        with suppress(OSError):  # a cache that only others may write to still serves
-            os.utime(self.folder / INDEX)  # when the entry was last used
-        with open(descriptor, "rb", closefd=False) as file:
-            index = json.load(file)
-        if not isinstance(index, dict):
-            raise ValueError("no object")
-        return index
+    def _open_unit(self, index: int) -> UnitFile:
+        """Open the file of a unit; pack it again if it is missing or has another size."""
+        path, nbytes = self.folder / unit_name(index), self.layouts[index].nbytes
+        try:
+            size = os.stat(path, follow_symlinks=False).st_size
+        except OSError:
+            size = -1
+        if size != nbytes:
+            found = f"has {size} bytes" if size >= 0 else "is missing"
+            damage = f"{path}: {found}, expected {nbytes}"
+            if self._source is None:
+                raise ModelError(f"{damage}. Remove {self.folder}")
+            self._write_again(index, damage)
+        return UnitFile(path)
 
-    def _check(self) -> None:
-        for number, layout in enumerate(self.layouts):
-            if len(self._checksums[number]) != len(cut(layout.nbytes)):
-                raise ValueError(f"{layout.name}: not one checksum for each piece")
-            path = self.folder / unit_name(number)
-            size = path.stat().st_size if path.is_file() else -1
-            if size != layout.nbytes:
-                found = f"has {size} bytes" if size >= 0 else "is missing"
-                raise ModelError(f"{path}: {found}, expected {layout.nbytes}. Remove {self.folder}")
+    def _read(self, index: int, piece: range, memory: Tensor) -> str | None:
+        """Read a piece, and compare its checksum unless it is known; return what is damaged."""
+        file, number = self._files[index], piece.start // PIECE_BYTES
+        try:
+            file.read(memory, piece.start)
+        except ModelError as error:
+            if self._source is None or not self._index.is_open:
+                raise
+            return str(error)
+        if not self._verified[index][number]:
+            if zlib.crc32(memory.numpy().data) != self._checksums[index][number]:
+                return _wrong_checksum(file)
+            self._verified[index][number] = True
+        return None
+
+    def _pack_again(self, index: int, damage: str) -> None:
+        """Replace the file of a unit and check that it reached the disk.
+
+        Reads under way go on with the old file, which is closed when the last of them ends.
+        """
+        self._write_again(index, damage)
+        old, file = self._files[index], UnitFile(self.folder / unit_name(index))
+        if old.is_direct and file.open_direct():
+            file.use_direct()
+        memory = _pages(PIECE_BYTES)
+        for piece, checksum in zip(self.pieces(index), self._checksums[index], strict=True):
+            part = memory[: len(piece)]
+            file.read_stored(part, piece.start)
+            if zlib.crc32(part.numpy().data) != checksum:
+                raise ModelError(_hopeless(_wrong_checksum(file)))
+        self._files[index] = file
+        self._verified[index] = [True] * len(self._checksums[index])
+
+    def _write_again(self, index: int, damage: str) -> None:
+        """Pack a unit from the source. Raises `ModelError` unless its bytes are the same again."""
+        assert self._source is not None, "damage is an error where there is no source"
+        log.warning("%s: it is packed again", damage)
+        path, nbytes = self.folder / unit_name(index), self.layouts[index].nbytes
+        slab = _pages(nbytes)
+        try:
+            self._source.read(index, slab)
+        except ModelError as error:
+            raise ModelError(f"{damage}, and cannot be packed again: {error}") from error
+        memory = slab.numpy().data
+        if _checksums(memory, nbytes) != self._checksums[index]:
+            with suppress(OSError):
+                (self.folder / INDEX).unlink()  # the next start packs everything
+            raise ModelError(
+                f"{damage}, and what the checkpoint holds now is not what was packed. Restart the "
+                "server: it packs all of the model again"
+            )
+        try:
+            replace_file(path, memory)
+        except OSError as error:
+            raise ModelError(
+                f"{damage}, and cannot be written again: {error.strerror or error}"
+            ) from error
+        self.num_repaired += 1
 
 
 def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -> PackedUnits:
@@ -125,20 +237,20 @@ def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -
     """
     total = packed_bytes(reader)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_stale(folder.parent)
         _check_space(folder.parent, total)
-        with _partial(folder) as partial:
+        with partial_folder(folder) as partial:
             _write_units(reader, partial, key, total, progress)
             try:
                 os.rename(partial, folder)
             except OSError:
                 if not (folder / INDEX).exists():
                     raise
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise ModelError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    return PackedUnits(folder, key)
+    return PackedUnits(folder, key, reader)
 
 
 def packed_bytes(reader: UnitReader) -> int:
@@ -146,85 +258,77 @@ def packed_bytes(reader: UnitReader) -> int:
     return sum(layout.nbytes for layout in reader.layouts)
 
 
-def unit_name(index: int) -> str:
-    return f"{index:05}.unit"
-
-
-def remove_stale(root: Path) -> None:
-    """Remove what killed processes left behind: partial folders that are not locked."""
-    for partial in root.glob(f".*{PARTIAL}"):
-        with lock(partial) as free:
-            if free:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Try to lock a file or folder; give True if it was not locked, or does not exist."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield True
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _partial(folder: Path) -> Iterator[Path]:
-    """Make a locked temporary folder beside `folder`; remove it unless it was renamed."""
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    partial = made.with_suffix(made.suffix + PARTIAL)
-    with lock(made):  # held before the name says partial, or `remove_stale` might take it
-        made.rename(partial)
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
 def _write_units(
     reader: UnitReader, partial: Path, key: str, total: int, progress: ReportProgress
 ) -> None:
-    # Zeros: the gaps between fields are part of the checksum. Not from the heap, which keeps what
-    # is freed (engine.malloc).
-    pages = mmap.mmap(-1, max(layout.nbytes for layout in reader.layouts))
-    slab = torch.frombuffer(pages, dtype=torch.uint8)
+    slab = _pages(max(layout.nbytes for layout in reader.layouts))
     units: list[dict[str, Any]] = []
     done = 0
     for index, layout in enumerate(reader.layouts):
+        slab.zero_()  # the gaps between fields are part of the checksum
         reader.read(index, slab)
-        memory = slab.numpy().data
-        _write(partial / unit_name(index), memory[: layout.nbytes])
-        sums = [zlib.crc32(memory[piece.start : piece.stop]) for piece in cut(layout.nbytes)]
-        units.append({**_format_layout(layout), "crc32": sums})
+        memory = slab.numpy().data[: layout.nbytes]
+        write_file(partial / unit_name(index), memory)
+        units.append({**_format_layout(layout), "crc32": _checksums(memory, layout.nbytes)})
         done += layout.nbytes
         progress("packing", done, total)
-    index_text = json.dumps({"version": LAYOUT_VERSION, "key": key, "units": units})
-    _sync_folder(partial)
-    _write(partial / INDEX, memoryview(index_text.encode()))
-    _sync_folder(partial)
+    index_text = json.dumps(
+        {
+            "version": LAYOUT_VERSION,
+            "key": key,
+            "units": units,
+            "crc32": _index_checksum(key, units),
+        }
+    )
+    sync_folder(partial)
+    write_file(partial / INDEX, memoryview(index_text.encode()))
+    sync_folder(partial)
 
 
-def _write(path: Path, memory: memoryview) -> None:
-    with open(path, "wb") as file:
-        file.write(memory)
-        file.flush()
-        os.fsync(file.fileno())
+def _pages(nbytes: int) -> Tensor:
+    """Return zeroed memory of whole pages, not from the heap, which keeps what is freed."""
+    return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _checksums(memory: memoryview, nbytes: int) -> list[int]:
+    """Return the checksums of a unit's pieces."""
+    return [zlib.crc32(memory[piece.start : piece.stop]) for piece in cut(nbytes)]
+
+
+def _index_checksum(key: str, units: list[dict[str, Any]]) -> int:
+    return zlib.crc32(json.dumps([key, units]).encode())
+
+
+def _parse_index(file: OpenFile) -> tuple[str, list[UnitLayout], list[list[int]]]:
+    """Return the key, the layouts and the checksums of each unit. Raises `ModelError`."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        text = bytearray(file.nbytes)
+        file.read(memoryview(text), 0)
+        index = json.loads(text)
+        if index["version"] != LAYOUT_VERSION:
+            raise ModelError(f"{file.path}: packed for another model or version")
+        key, units = str(index["key"]), index["units"]
+        if index["crc32"] != _index_checksum(key, units):
+            raise ValueError("its own checksum is wrong")
+        layouts = [_parse_layout(unit) for unit in units]
+        checksums = [list(map(int, unit["crc32"])) for unit in units]
+        for layout, sums in zip(layouts, checksums, strict=True):
+            if len(sums) != len(cut(layout.nbytes)):
+                raise ValueError(f"{layout.name}: not one checksum for each piece")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file.path}: corrupt ({error!r}). Remove {file.path.parent}") from error
+    return key, layouts, checksums
+
+
+def _wrong_checksum(file: UnitFile) -> str:
+    return f"{file.path}: wrong checksum: the file was damaged"
+
+
+def _hopeless(damage: str) -> str:
+    return (
+        f"{damage}, again after it was packed again. The disk or the machine's memory fails: set "
+        "UNDERSTUDY_CACHE to another disk"
+    )
 
 
 def _check_space(root: Path, total: int) -> None:

@@ -2,29 +2,26 @@
 
 An entry is keyed by what its bytes depend on: the source's identity, the precision, the layout
 version. `UNDERSTUDY_CACHE` names the folder; else it is `understudy` in the user's cache folder.
+Entries are readable for their owner alone. Whoever else may write to the folder could put other
+weights into it, checksums and all: it has to be as trusted as the checkpoint.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ModelError
 from engine.messages import ReportProgress
-from engine.streaming.packed import (
-    INDEX,
-    LAYOUT_VERSION,
-    PackedUnits,
-    lock,
-    pack,
-    packed_bytes,
-    remove_stale,
-)
+from engine.streaming.cache_files import INDEX, folders, lock, remove_folder, remove_stale
+from engine.streaming.packed import LAYOUT_VERSION, PackedUnits, pack, packed_bytes
 from engine.weights.layout import UnitReader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,17 +67,25 @@ def is_cached(model: str, identity: str) -> bool:
 
 def entries() -> list[CacheEntry]:
     """Return all entries, the least recently used first."""
-    found = [_entry(index) for index in cache_root().glob(f"*/{INDEX}")]
+    root = cache_root()
+    found = [_entry(root / name) for name in folders(root)]
     return sorted((entry for entry in found if entry), key=lambda entry: entry.last_used)
 
 
 def remove(entry: CacheEntry) -> None:
-    """Delete an entry. Raises `ModelError` when a running engine reads it."""
+    """Delete an entry, but no file that is not ours.
+
+    Raises `ModelError` when a running engine reads it.
+    """
     with lock(entry.path / INDEX) as free:
         if not free:
             raise ModelError(f"{entry.path}: in use by a running engine. Stop it first")
-        (entry.path / INDEX).unlink(missing_ok=True)  # from here on it is no entry
-        shutil.rmtree(entry.path, ignore_errors=True)
+        remove_folder(entry.path)
+
+
+def remove_leftovers() -> None:
+    """Delete what packings left behind that were killed."""
+    remove_stale(cache_root())
 
 
 def _key(model: str, identity: str) -> str:
@@ -88,18 +93,23 @@ def _key(model: str, identity: str) -> str:
 
 
 def _folder(model: str, key: str) -> Path:
+    return cache_root() / _folder_name(model, key)
+
+
+def _folder_name(model: str, key: str) -> str:
     digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    return cache_root() / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
 
 
 def _open(folder: Path, key: str, reader: UnitReader) -> PackedUnits | None:
-    """Return the entry if it is whole and laid out as the reader is; remove it otherwise."""
-    with suppress(ModelError):
-        units = PackedUnits(folder, key)
-        if list(units.layouts) == list(reader.layouts):
-            return units
-        units.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    """Return the entry if it can be used; remove it otherwise."""
+    if not folder.exists():
+        return None
+    try:
+        return PackedUnits(folder, key, reader)
+    except ModelError as error:
+        log.warning("%s: it is packed again as a whole", error)
+    remove_folder(folder)
     return None
 
 
@@ -128,11 +138,17 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
         )
 
 
-def _entry(index: Path) -> CacheEntry | None:
-    """Return an entry; None if another process removed it or it cannot be read."""
+def _entry(folder: Path) -> CacheEntry | None:
+    """Return an entry; None if the folder is not one that we packed, or is being removed."""
+    index = folder / INDEX
     try:
+        if not index.is_file() or index.is_symlink():
+            return None
         key = json.loads(index.read_text(encoding="utf-8"))["key"]
-        nbytes = sum(path.stat().st_size for path in index.parent.iterdir())
-        return CacheEntry(index.parent, str(key).split("\n")[0], nbytes, index.stat().st_mtime)
-    except (OSError, ValueError, KeyError, TypeError):
+        model = str(key).split("\n")[0]
+        if folder.name != _folder_name(model, key):
+            return None  # of another program
+        nbytes = sum(path.lstat().st_size for path in folder.iterdir())
+        return CacheEntry(folder, model, nbytes, index.stat().st_mtime)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -5,7 +5,6 @@
 
 import errno
 import hashlib
-import json
 import re
 import shutil
 import threading
@@ -27,6 +26,7 @@ _CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
 # No code and no pickles; no second copy of the weights in a subfolder or in Mistral's own format.
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "*.gguf", "*/*", "consolidated*.safetensors"]
+_TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
 _REPORT_SECONDS = 0.5
 # The root error of the HTTP package that the installed release is built on (httpx, httpx2).
@@ -38,7 +38,7 @@ class Resolved:
     """The files of a model."""
 
     folder: Path
-    identity: str  # the commit, or a fingerprint of a local folder: changes when the files do
+    identity: str  # of the weights: changes when their files do; begins with a snapshot's commit
 
 
 def resolve(source: str, revision: str | None, progress: ReportProgress) -> Resolved:
@@ -54,7 +54,7 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
             f"{folder}: no *.safetensors file. Only safetensors weights are read: convert other "
             "formats with save_pretrained"
         )
-    return Resolved(folder, _identity(folder))
+    return Resolved(folder, identity_of(folder))
 
 
 def locate(source: str, revision: str | None) -> Path:
@@ -63,18 +63,6 @@ def locate(source: str, revision: str | None) -> Path:
     Raises `ModelError` when there is none.
     """
     return _find(source, revision, partial(_config_folder, source, revision))
-
-
-def has_weights(folder: Path) -> bool:
-    """Return whether all safetensors files are there that the index, if there is one, names."""
-    index = folder / constants.SAFETENSORS_INDEX_FILE
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: corrupt ({error!r}). Download it again") from error
-    return all((folder / name).is_file() for name in files)
 
 
 def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:
@@ -103,15 +91,27 @@ def _local_folder(source: str) -> Path | None:
     return None
 
 
-def _identity(folder: Path) -> str:
-    """Return the commit of a hub snapshot; else a fingerprint of config.json's text and of every
-    safetensors file's name, size and time of change."""
-    if commit := _SNAPSHOT.search(folder.as_posix()):
-        return commit[1]
+def identity_of(folder: Path) -> str:
+    """Return a digest of config.json's text and of every safetensors file's name, size and time
+    of change; of a hub snapshot after its commit, because its files can be overwritten too."""
     digest = hashlib.blake2b((folder / _CONFIG).read_bytes(), digest_size=20)
     for path in sorted(folder.glob("*.safetensors")):
         status = path.stat()
         digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    commit = _SNAPSHOT.search(folder.as_posix())
+    return f"{commit[1]}-{digest.hexdigest()}" if commit else digest.hexdigest()
+
+
+def text_digest(folder: Path) -> str:
+    """Return a digest of the files beside the weights: tokenizer, template, configuration.
+
+    Their text decides which text an answer has, as the weights do.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _TEXT_SUFFIXES and path.is_file():
+            digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

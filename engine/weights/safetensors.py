@@ -6,12 +6,8 @@ straight into slabs.
 """
 
 import json
-import mmap
-import os
 import struct
-import weakref
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +16,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.weights.open_file import OpenFile
+from engine.weights.shards import INDEX_NAME, SINGLE_NAME, read_index
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 _DTYPES = {
@@ -72,22 +68,24 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._descriptors: dict[Path, int] = {}
-        self._maps: dict[Path, mmap.mmap] = {}
-        with ExitStack() as opened:
-            opened.callback(self._descriptors.clear)
-            self.tensors: Mapping[str, StoredTensor] = self._read_headers(opened)
-            self._finalizer = weakref.finalize(self, opened.pop_all().close)
+        self._files: dict[Path, OpenFile] = {}
+        self.tensors: Mapping[str, StoredTensor] = self._read_headers()
 
     def close(self) -> None:
-        """Close the files. Tensors that `mapped` returned stay valid."""
-        self._finalizer()
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
-        """Fill `out` (CPU, contiguous, `stored.nbytes` bytes) with the stored bytes."""
+        """Fill `out` (CPU, contiguous, `stored.nbytes` bytes) with the stored bytes.
+
+        Raises `ModelError` if the file was changed since it was opened.
+        """
         memory = out.view(-1).view(torch.uint8).numpy().data
         assert len(memory) == stored.nbytes, (stored, len(memory))
-        read_exactly(self._descriptors[stored.file], memory, stored.offset, stored.file)
+        file = self._files[stored.file]
+        file.read(memory, stored.offset)
+        file.check_unchanged()
 
     def load(self, stored: StoredTensor) -> Tensor:
         """Return the stored tensor in new memory, with its stored dtype and shape."""
@@ -95,24 +93,23 @@ class Checkpoint:
         self.read(stored, out)
         return out
 
-    def mapped(self, stored: StoredTensor) -> Tensor:
-        """Return the stored tensor mapped from its file: pages are read when they are touched.
+    def read_rows(self, stored: StoredTensor, rows: Sequence[int]) -> Tensor:
+        """Return some rows of a stored matrix, [len(rows), columns]; raises as `read` does."""
+        count, columns = stored.shape
+        if not all(0 <= row < count for row in rows):
+            raise IndexError(f"{stored.name} has {count} rows, asked for {list(rows)}")
+        out = torch.empty(len(rows), columns, dtype=stored.dtype)
+        memory, stride = out.view(-1).view(torch.uint8).numpy().data, stored.nbytes // count
+        file = self._files[stored.file]
+        for place, row in enumerate(rows):
+            part = memory[place * stride : (place + 1) * stride]
+            file.read(part, stored.offset + row * stride)
+        file.check_unchanged()
+        return out
 
-        The mapping is private, so writing to the tensor never changes the file.
-        """
-        if stored.file not in self._maps:
-            descriptor = self._descriptors[stored.file]
-            # Not ACCESS_READ: torch warns about memory that is not writable.
-            self._maps[stored.file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-        count = torch.Size(stored.shape).numel()
-        flat = torch.frombuffer(
-            self._maps[stored.file], dtype=stored.dtype, count=count, offset=stored.offset
-        )
-        return flat.view(stored.shape)
-
-    def _read_headers(self, opened: ExitStack) -> dict[str, StoredTensor]:
-        placed = self._read_index()
-        names = sorted(set(placed.values())) if placed else [SINGLE_NAME]
+    def _read_headers(self) -> dict[str, StoredTensor]:
+        placed = read_index(self.folder)
+        names = sorted(set(placed.values())) or [SINGLE_NAME]
         tensors: dict[str, StoredTensor] = {}
         for name in names:
             path = self.folder / name
@@ -120,37 +117,14 @@ class Checkpoint:
                 raise ModelError(
                     f"{path}: the index names this file, but it is not there. Download it again"
                 )
-            self._descriptors[path] = open_file(path, opened)
-            for stored in _read_header(path, self._descriptors[path]):
+            self._files[path] = OpenFile(path)
+            for stored in _read_header(self._files[path]):
                 if stored.name in tensors:
                     other = tensors[stored.name].file.name
                     raise ModelError(f"{self.folder}: {stored.name} is in both {other} and {name}")
                 tensors[stored.name] = stored
         self._check_index(placed, tensors)
         return tensors
-
-    def _read_index(self) -> dict[str, str]:
-        """Return each tensor's file name; none where the checkpoint is one file without index."""
-        path = self.folder / INDEX_NAME
-        if not path.exists():
-            if (self.folder / SINGLE_NAME).exists():
-                return {}
-            raise ModelError(
-                f"{self.folder}: neither {SINGLE_NAME} nor {INDEX_NAME} is there. Only safetensors "
-                "checkpoints are read: convert other formats with save_pretrained"
-            )
-        try:
-            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"{path}: not a safetensors index ({error}). Download it again"
-            ) from error
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{path}: weight_map is empty or no object. Download it again")
-        for tensor, file in weight_map.items():
-            if not isinstance(file, str) or os.path.basename(file) != file:
-                raise ModelError(f"{path}: {tensor} is said to be in {file!r}, not a file name")
-        return dict(weight_map)
 
     def _check_index(self, placed: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
         path = self.folder / INDEX_NAME
@@ -167,46 +141,46 @@ class Checkpoint:
             )
 
 
-def open_file(path: Path, opened: ExitStack, flags: int = 0) -> int:
-    """Open a file for reading, to be closed with `opened`. Raises `ModelError`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
-    opened.callback(os.close, descriptor)
-    return descriptor
+class StoredRows:
+    """A matrix whose rows stay in their file until they are needed, as the embedding's do.
+
+    It is not mapped: touching the pages of a mapped file that was cut off ends the process
+    (SIGBUS), and those of one that was overwritten are other weights.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, stored: StoredTensor) -> None:
+        self._checkpoint = checkpoint
+        self._stored = stored
+
+    def load(self) -> Tensor:
+        """Return the whole matrix in new memory. Raises `ModelError` as `read` does."""
+        return self._checkpoint.load(self._stored)
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Return some rows in new memory, [len(rows), columns].
+
+        Raises `ModelError` if the file was changed since it was opened.
+        """
+        return self._checkpoint.read_rows(self._stored, rows)
 
 
-def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path) -> None:
-    """Fill `memory` from `offset` of an open file. Raises `ModelError` when it ends early."""
-    done = 0
-    while done < len(memory):
-        try:
-            count = os.preadv(descriptor, [memory[done:]], offset + done)  # at most 2 GiB a call
-        except OSError as error:
-            raise ModelError(
-                f"{path}: read of {len(memory)} bytes at {offset} failed: {error.strerror}"
-            ) from error
-        if count == 0:
-            raise ModelError(
-                f"{path}: ends at {offset + done}, but bytes up to {offset + len(memory)} are "
-                "expected. The file was truncated: fetch or pack it again"
-            )
-        done += count
+OtherTensor = Tensor | StoredRows  # a tensor outside layers and head
 
 
-def _read_header(path: Path, descriptor: int) -> list[StoredTensor]:
-    size = os.fstat(descriptor).st_size
+def _read_header(file: OpenFile) -> list[StoredTensor]:
+    path, size = file.path, file.nbytes
     if size < 8:
         raise ModelError(f"{path}: {size} bytes are no safetensors file. Download it again")
-    (length,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
+    prefix = bytearray(8)
+    file.read(memoryview(prefix), 0)
+    (length,) = struct.unpack("<Q", prefix)
     if length > min(MAX_HEADER_BYTES, size - 8):
         raise ModelError(
             f"{path}: corrupt safetensors header (length {length} in a file of {size} bytes). "
             "Download it again"
         )
     raw = bytearray(length)
-    read_exactly(descriptor, memoryview(raw), 8, path)
+    file.read(memoryview(raw), 8)
     try:
         header = json.loads(raw)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from engine.weights.layout import UnitReader
 from engine.weights.mapping import find_sources
 from engine.weights.outline import Outline, Part, wanted_tensors
-from engine.weights.safetensors import Checkpoint
+from engine.weights.safetensors import Checkpoint, OtherTensor, StoredRows
 from engine.weights.sources import Source, excerpt, quantized
 
 
@@ -49,22 +49,22 @@ class CheckpointUnits(UnitReader):
         for source, fields in self._filled[index]:
             source.fill(*(views[field] for field in fields))
 
-    def other(self) -> dict[str, Tensor]:
+    def other(self) -> dict[str, OtherTensor]:
         """Return the tensors of no unit (embedding, final norm) by their full names.
 
-        Matrices whose stored dtype is the wanted one are mapped from the file: their pages are read
-        when they are touched and cost no memory of the process.
+        Matrices whose stored dtype is the wanted one stay in their file: their rows are read when
+        they are needed, and cost no memory of the process.
         """
         other = self.outline.other_tensors
         return {name: self._load(self._sources[name], *spec) for name, spec in other.items()}
 
     def close(self) -> None:
-        """Close the files. Tensors that `other` returned stay valid."""
+        """Close the files. Rows of a matrix that `other` left in its file cannot be read then."""
         self._checkpoint.close()
 
-    def _load(self, source: Source, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        if source.is_plain and source.parts[0].dtype == dtype and len(shape) > 1:
-            return self._checkpoint.mapped(source.parts[0])
+    def _load(self, source: Source, dtype: torch.dtype, shape: tuple[int, ...]) -> OtherTensor:
+        if source.is_plain and source.parts[0].dtype == dtype and len(shape) == 2:
+            return StoredRows(self._checkpoint, source.parts[0])
         out = torch.empty(shape, dtype=dtype)
         source.fill(out)
         return out

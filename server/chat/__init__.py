@@ -1,1 +1,1 @@
-"""The answer to a chat or a text completion: prompt, tools and grammar, generation, then chunks."""
+"""Answers to chats and text completions: prompt, tools and grammar, generation, then chunks."""

@@ -1,4 +1,4 @@
-"""One answer of the engine: who asked, what its chunks share, and how it is run and counted."""
+"""One answer of the engine: its caller, what its chunks share, and how it is generated."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from engine.text.detokenize import TokenBytes
 from server.chat.generation import Job, Output, generate
-from server.chat.grammars import made_of
+from server.chat.grammars import name_grammar_field
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
 from server.models.lending import LoadedModel
@@ -25,29 +25,32 @@ ChunkT_co = TypeVar("ChunkT_co", covariant=True)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks."""
+    """The client that sent a request, and what is measured of the request."""
 
     request_id: str
-    key: str  # the name of the API key, for fairness; "" without keys
+    key: str  # the name of the API key, which the scheduler treats fairly; "" without keys
     measurement: Measurement
 
 
 class Writer(Protocol[ChunkT_co]):
-    """Turns what the engine emits into the chunks of one answer."""
+    """A converter of the engine's outputs to the chunks of one answer."""
 
     def write(self, output: Output) -> Iterator[ChunkT_co]:
-        """Return the chunks of one output."""
+        """Yield the chunks of one output."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the chunks of one answer share.
+    """The properties that all chunks of one answer share.
 
     Args:
-        totals: adds up what the choices cost, and knows when all are finished.
-        spelling: the bytes that tokens add to the text.
-        logprobs, provenance: what is told of each token beside its text.
-        include_usage: whether a chunk of its own, the last one, has the usage.
+        id: the id of the answer.
+        source: the fields that say when and by which model the answer was made.
+        totals: adds up what the choices cost; is complete when all of them have finished.
+        spelling: the bytes that each token adds to the text.
+        logprobs: whether chunks have the log-probability of each token.
+        provenance: whether chunks have the origin of each token.
+        include_usage: whether the usage comes in a chunk without choices, the last one.
     """
 
     id: str
@@ -59,22 +62,22 @@ class Answer:
     include_usage: bool
 
     def costs(self, *, is_last: bool) -> Costs:
-        """Return the costs in a chunk of choices; `is_last`: in the last one of a choice."""
+        """Return the costs in a chunk of choices; `is_last`: the chunk is a choice's last one."""
         if self.include_usage:
             return {"usage": None}
-        if is_last and self.totals.complete:
+        if is_last and self.totals.is_complete:
             return {"timings": self.totals.timings()}
         return {}
 
     def final_costs(self) -> Costs | None:
-        """Return the costs in a chunk without choices; None while there is no such chunk."""
-        if not (self.include_usage and self.totals.complete):
+        """Return the costs in the chunk without choices; None if it is not due."""
+        if not (self.include_usage and self.totals.is_complete):
             return None
         return {"usage": self.totals.usage(), "timings": self.totals.timings()}
 
 
 def new_id(prefix: str) -> str:
-    """Return the id of a new answer."""
+    """Return a random id for a new answer, which begins with `prefix`."""
     return f"{prefix}-{secrets.token_hex(12)}"
 
 
@@ -86,7 +89,7 @@ def new_answer(
     spelling: TokenBytes,
     logprobs: bool,
 ) -> Answer:
-    """Return what the chunks of the answer to `body` share."""
+    """Return the properties that the chunks of the answer to `body` share."""
     source: Source = {
         "created": int(time.time()),
         "model": model.entry.id,
@@ -111,15 +114,15 @@ async def run(
     answer: Answer,
     writer: Writer[ChunkT_co],
 ) -> AsyncGenerator[ChunkT_co, None]:
-    """Yield the chunks that `writer` makes of a job; count and log the answer at its end.
+    """Run `job`, and yield the chunks that `writer` makes of its outputs.
 
-    Closing the generator aborts the job.
+    At its end the answer is counted and logged. Closing the generator aborts the job.
     """
     before = model.statistics.traffic
-    with made_of(body):
+    with name_grammar_field(body):
         async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
             async for output in outputs:
-                caller.measurement.token()
+                caller.measurement.note_token()
                 for chunk in writer.write(output):
                     yield chunk
     caller.measurement.complete(answer.totals)

@@ -1,19 +1,19 @@
-"""What an answer must match: its calls, its text, and the thinking part before them.
+"""The grammar of an answer: its calls, its text, and the thinking part before them.
 
-Compiling grammars takes a while: call what raises `ApiError` in a thread.
+Compiling a grammar is slow: call the functions that raise `ApiError` in a thread.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.chat.grammars import (
-    Tagged,
-    after_thinking,
-    behind,
+    Passage,
+    allow_thinking,
     chat_grammar,
     checked,
     json_grammar,
-    tagged,
+    passages_grammar,
+    prepend_tags,
 )
 from server.chat.parameter_grammar import is_expressible
 from server.chat.tools import ToolUse
@@ -27,10 +27,15 @@ from server.schemas.tools import Tool
 def answer_grammar(
     request: ChatRequest, use: ToolUse, formats: Formats, tokens: Mapping[str, int]
 ) -> str:
-    """The grammar of what follows the thinking part, "" where anything may.
+    """Return the grammar of what follows the thinking part; "" if anything may follow.
 
-    `tokens` are the tokenizer's added tokens by spelling. Raises `ApiError` 400 for what does not
-    compile.
+    Raise `ApiError` 400 for a grammar that does not compile.
+
+    Args:
+        request: the chat that is answered.
+        use: the tools that the answer may call.
+        formats: the formats of the answer, with a syntax for forced calls.
+        tokens: the ids of the tokenizer's added tokens, by their spelling.
     """
     text = chat_grammar(request)
     if use.is_forced or (use.tools and text):
@@ -39,22 +44,23 @@ def answer_grammar(
         return grammar
     syntax = formats.tools.syntax
     if text and syntax is not None and syntax.text_begin:
-        return behind(syntax.text_begin, text, tokens)
+        return prepend_tags(syntax.text_begin, text, tokens)
     return text
 
 
 def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], text: str = "") -> str:
-    """Answers that are calls where one is required, else calls or text.
+    """Return the grammar of an answer that is calls, or text where no call is required.
 
-    `text` is the grammar of an answer without calls; with "", any text may come before them.
+    `text` is the grammar of an answer without calls. If it is "", that answer is any text, and the
+    formats that have a trigger also allow text before calls.
     """
     syntax = formats.tools.syntax
     assert syntax is not None, "calls are forced in formats that have a syntax"
-    return tagged(
+    return passages_grammar(
         [_passage(tool.function.name, use.schema(tool), syntax) for tool in use.tools],
-        at_least_one=use.required,
-        several=use.parallel and syntax.separator is not None,
-        free_text=not use.required and not text and bool(syntax.trigger),
+        at_least_one=use.is_required,
+        several=use.is_parallel and syntax.separator is not None,
+        free_text=not use.is_required and not text and bool(syntax.trigger),
         separator=syntax.separator or "",
         opening=syntax.open,
         closing=syntax.close,
@@ -66,21 +72,22 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], tex
     )
 
 
-def _passage(name: str, schema: Mapping[str, Any], syntax: CallSyntax) -> Tagged:
-    """A call of a tool: as one JSON object where the format's parameters cannot express it."""
+def _passage(name: str, schema: Mapping[str, Any], syntax: CallSyntax) -> Passage:
+    """Return a call of a tool, as one JSON object if the format cannot express its parameters."""
     begin, end, parameters = syntax.begin, syntax.end, syntax.parameters
     if parameters is not None and not is_expressible(schema, parameters):
         begin, end, parameters = syntax.whole_begin, syntax.whole_end, None
-    return Tagged(begin.replace("%s", name), schema, end, parameters)
+    return Passage(begin.replace("%s", name), schema, end, parameters)
 
 
 def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:
-    """Raise `ApiError` 400 where a grammar of calls does not compile, at the schema to blame."""
+    """Raise `ApiError` 400 if a grammar of calls does not compile, naming the schema at fault."""
     try:
         checked(grammar, "tools")
     except ApiError:
+        used = {tool.function.name for tool in use.tools}  # comparing whole tools would be slow
         for index, tool in enumerate(tools):
-            if tool in use.tools:
+            if tool.function.name in used:
                 schema = json_grammar(use.schema(tool))
                 checked(schema, f"tools.{index}.function.parameters")
         raise
@@ -89,11 +96,16 @@ def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:
 def behind_thought(
     grammar: str, formats: Formats, before: str, template: str, tokens: Mapping[str, int]
 ) -> str:
-    """The grammar of a whole answer, which may have a free thinking part before what is forced.
+    """Return the grammar of a whole answer, with a free thinking part before `grammar`.
 
-    `before` is what the answer continues, `template` the text of the chat template.
+    Args:
+        grammar: the grammar of what follows the thinking part.
+        formats: the formats of the answer; without reasoning there is no thinking part.
+        before: the text that the answer continues.
+        template: the text of the chat template.
+        tokens: the ids of the tokenizer's added tokens, by their spelling.
     """
     thought = None if formats.reasoning is None else formats.reasoning.thought(before, template)
     if thought is None:
         return grammar
-    return after_thinking(grammar, thought.close, tokens, begin=thought.begin)
+    return allow_thinking(grammar, thought.close, tokens, begin=thought.begin)

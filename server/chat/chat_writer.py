@@ -1,4 +1,4 @@
-"""A chat's answer: from the engine's outputs to chunks, and from chunks to the whole. Pure."""
+"""The answer to a chat, written as chunks and folded from chunks to the whole. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -20,10 +20,10 @@ from server.schemas.answers import (
 
 
 class ChatWriter:
-    """Turns outputs into the chunks of one streamed chat.
+    """A converter of the engine's outputs to the chunks of one chat.
 
     Args:
-        answer: what the chunks share.
+        answer: the properties that all chunks share.
         new_parser: makes the parser of one choice.
     """
 
@@ -33,7 +33,7 @@ class ChatWriter:
         self._replies: dict[int, Reply] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
-        """The chunks of one output; after the last finish the timings and the usage."""
+        """Yield the chunks of one output; the last chunks of the answer have its costs."""
         answer, index, tokens = self._answer, output.index, output.tokens
         answer.totals.add(tokens)
         if index is None:
@@ -45,22 +45,22 @@ class ChatWriter:
                 logprobs=answer.logprobs,
                 provenance=answer.provenance,
             )
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+            yield self._choice_chunk(index, {"role": "assistant", "content": ""})
         reply = self._replies[index]
         for delta, placed in reply.read(tokens):
-            yield self._chunk(index, delta, placed)
+            yield self._choice_chunk(index, delta, placed)
         if tokens.finish is None:
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
-        last = self._chunk(index, {}, finish=reply.finish(tokens.finish))
+        last = self._choice_chunk(index, {}, finish=reply.finish(tokens.finish))
         if tokens.stop_reason is not None:
             last["choices"][0]["stop_reason"] = tokens.stop_reason
         yield last
         costs = answer.final_costs()
         if costs is not None:
-            yield self._event([], costs)
+            yield self._new_chunk([], costs)
 
-    def _chunk(
+    def _choice_chunk(
         self,
         index: int,
         delta: Delta,
@@ -76,9 +76,9 @@ class ChatWriter:
         }
         if self._answer.provenance:
             choice["provenance"] = token_origins(placed)
-        return self._event([choice], self._answer.costs(is_last=finish is not None))
+        return self._new_chunk([choice], self._answer.costs(is_last=finish is not None))
 
-    def _event(self, choices: list[ChatChunkChoice], costs: Costs) -> ChatChunk:
+    def _new_chunk(self, choices: list[ChatChunkChoice], costs: Costs) -> ChatChunk:
         return {
             "id": self._answer.id,
             "object": "chat.completion.chunk",
@@ -89,13 +89,13 @@ class ChatWriter:
 
 
 def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
-    """The non-streamed answer: what a client would put together from the stream with usage."""
+    """Return the whole answer, as a client would join it from the chunks of a stream with usage."""
     choices: dict[int, ChatChoice] = {}
     last: ChatChunk | None = None
     for last in chunks:
         for piece in last["choices"]:
-            choice = choices.setdefault(piece["index"], _empty(piece["index"], logprobs))
-            _extend(choice["message"], piece["delta"])
+            choice = choices.setdefault(piece["index"], _empty_choice(piece["index"], logprobs))
+            _extend_message(choice["message"], piece["delta"])
             choice["finish_reason"] = piece["finish_reason"]
             if "stop_reason" in piece:
                 choice["stop_reason"] = piece["stop_reason"]
@@ -103,7 +103,7 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
             if "provenance" in piece:
                 choice.setdefault("provenance", []).extend(piece["provenance"])
-    assert last is not None, "a stream has chunks"
+    assert last is not None, "a stream has at least one chunk"
     return {
         "id": last["id"],
         "object": "chat.completion",
@@ -116,7 +116,7 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
     }
 
 
-def _empty(index: int, logprobs: bool) -> ChatChoice:
+def _empty_choice(index: int, logprobs: bool) -> ChatChoice:
     return {
         "index": index,
         "message": {"role": "assistant", "content": "", "refusal": None},
@@ -125,7 +125,7 @@ def _empty(index: int, logprobs: bool) -> ChatChoice:
     }
 
 
-def _extend(message: Message, delta: Delta) -> None:
+def _extend_message(message: Message, delta: Delta) -> None:
     if text := delta.get("content"):
         message["content"] = (message["content"] or "") + text
     if text := delta.get("reasoning_content"):

@@ -1,4 +1,4 @@
-"""From prompts to the engine's tokens, all choices of all prompts merged."""
+"""The generation of all choices of all prompts of one request, merged into one stream."""
 
 import asyncio
 import contextlib
@@ -12,48 +12,49 @@ from server.models.lending import LoadedModel
 
 @dataclass(frozen=True)
 class Job:
-    """What one HTTP request asks of the engine."""
+    """The work that one HTTP request gives to the engine."""
 
-    id: str  # the answer's id
-    prompts: Sequence[tuple[int, ...]]
+    id: str  # the id of the answer
+    prompts: Sequence[Sequence[int]]
     params: SamplingParams
     n: int = 1  # choices shown per prompt
-    best_of: int = 0  # choices generated per prompt, when more than n
-    key: str = ""
+    best_of: int = 0  # choices generated per prompt, if more than n
+    key: str = ""  # the name of the API key
     speculation: Speculation = AUTO
-    prediction: tuple[int, ...] = ()  # tokens that the client expects
+    prediction: Sequence[int] = ()  # tokens that the client expects
 
     @property
     def num_choices(self) -> int:
-        """How many choices are generated, also those not shown."""
+        """Return the number of choices that are generated, also those that are not shown."""
         return len(self.prompts) * max(self.n, self.best_of)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a pass emitted for the choice shown as `index`; None: counted, not shown."""
+    """The tokens that one pass emitted for one choice."""
 
-    index: int | None
+    index: int | None  # of the choice in the answer; None: it is counted, but not shown
     tokens: Tokens
 
 
 async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[Output, None]:
-    """Run a job. Closing the generator aborts whatever still runs.
+    """Run a job, and yield its outputs. Closing the generator aborts what still runs.
 
-    `wait` is told the place of the job's first prompt, and is over when one of them runs.
+    Meanwhile `wait` reports the position of the job's first prompt in the queue, and ends when the
+    engine starts one of the prompts.
 
-    Raises the `EngineError` of the first prompt that is refused or fails.
+    Raise the `EngineError` of the first prompt that is refused or fails.
     """
     if job.params.max_tokens == 0 and job.params.prompt_logprobs is None:
-        for output in _nothing(job):
+        for output in _empty_outputs(job):
             yield output
         return
-    wait.for_(lambda: in_line("waiting", model.engine.position(f"{job.id}-0")))
+    wait.set_reason(lambda: in_line("waiting", model.engine.position(f"{job.id}-0")))
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
         params = job.params
-        ranks = job.best_of > job.n
-        if ranks and params.logprobs is None:
+        is_ranked = job.best_of > job.n
+        if is_ranked and params.logprobs is None:
             params = replace(params, logprobs=0)
         for i, prompt in enumerate(job.prompts):
             stream = model.engine.generate(
@@ -64,43 +65,44 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
                 job.key,
                 job.speculation,
                 job.prediction,
-                on_start=wait.over,
+                on_start=wait.end,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
-        merged = await stack.enter_async_context(contextlib.aclosing(_merge(streams)))
-        ranked: list[list[Tokens]] = [[] for _ in streams]
-        scores = _Scores()
+            await asyncio.sleep(0)  # the checks of a long prompt's ids take milliseconds
+        merged = await stack.enter_async_context(contextlib.aclosing(_merge_streams(streams)))
+        held_back: list[list[Tokens]] = [[] for _ in streams]  # until all choices can be ranked
+        prompt_logprobs = _PromptLogprobs()
         async for prompt_index, emitted in merged:
-            tokens = scores.share(prompt_index, emitted)
-            if ranks:
-                ranked[prompt_index].append(tokens)
+            tokens = prompt_logprobs.attach(prompt_index, emitted)
+            if is_ranked:
+                held_back[prompt_index].append(tokens)
             else:
                 yield Output(prompt_index * job.n + tokens.choice, tokens)
-        for prompt_index, outputs in enumerate(ranked):
-            for rank, tokens in best_last(outputs):
+        for prompt_index, outputs in enumerate(held_back):
+            for rank, tokens in _rank_choices(outputs):
                 yield Output(prompt_index * job.n + rank if rank < job.n else None, tokens)
 
 
-class _Scores:
-    """Gives every choice a prompt's log-probabilities, which come once, with the first choice's."""
+class _PromptLogprobs:
+    """The log-probabilities of prompts, which the engine sends once, with the first choice."""
 
     def __init__(self) -> None:
-        self._of: dict[int, tuple[TokenLogprob | None, ...]] = {}  # by index of the prompt
-        self._begun: set[tuple[int, int]] = set()
+        self._by_prompt: dict[int, tuple[TokenLogprob | None, ...]] = {}  # by index of the prompt
+        self._attached: set[tuple[int, int]] = set()  # (index of the prompt, choice)
 
-    def share(self, prompt_index: int, tokens: Tokens) -> Tokens:
-        """The tokens, with the prompt's log-probabilities if they are their choice's first."""
-        scores = self._of.setdefault(prompt_index, tokens.prompt_logprobs)
-        if not scores or (prompt_index, tokens.choice) in self._begun:
+    def attach(self, prompt_index: int, tokens: Tokens) -> Tokens:
+        """Return `tokens`; the first ones of a choice get the prompt's log-probabilities."""
+        logprobs = self._by_prompt.setdefault(prompt_index, tokens.prompt_logprobs)
+        if not logprobs or (prompt_index, tokens.choice) in self._attached:
             return tokens
-        self._begun.add((prompt_index, tokens.choice))
-        return replace(tokens, prompt_logprobs=scores)
+        self._attached.add((prompt_index, tokens.choice))
+        return replace(tokens, prompt_logprobs=logprobs)
 
 
-async def _merge(
+async def _merge_streams(
     streams: Sequence[AsyncGenerator[Tokens, None]],
 ) -> AsyncGenerator[tuple[int, Tokens], None]:
-    """Items of all streams as they come, with the index of their stream."""
+    """Yield the items of all streams as they arrive, each with the index of its stream."""
     if len(streams) == 1:
         async for tokens in streams[0]:
             yield 0, tokens
@@ -121,10 +123,11 @@ async def _merge(
         await asyncio.gather(*pending, return_exceptions=True)
 
 
-def best_last(outputs: Sequence[Tokens]) -> list[tuple[int, Tokens]]:
-    """All tokens of one prompt with the rank of their choice: 0 has the highest mean logprob.
+def _rank_choices(outputs: Sequence[Tokens]) -> list[tuple[int, Tokens]]:
+    """Return the tokens of one prompt with the rank of their choice, the best choice last.
 
-    The best come last, so that the last tokens are shown. A choice's tokens keep their order.
+    Rank 0 has the highest mean log-probability. It comes last, because the costs come with the last
+    tokens, which must be shown. The tokens of one choice keep their order.
     """
     scores: dict[int, list[float]] = {}
     for tokens in outputs:
@@ -134,11 +137,20 @@ def best_last(outputs: Sequence[Tokens]) -> list[tuple[int, Tokens]]:
     return sorted(((rank[t.choice], t) for t in outputs), key=lambda pair: -pair[0])
 
 
-def _nothing(job: Job) -> list[Output]:
-    """The answer to `max_tokens: 0`, which needs no pass."""
+def _empty_outputs(job: Job) -> list[Output]:
+    """Return the outputs of a job with `max_tokens: 0`, which needs no pass."""
     outputs: list[Output] = []
     for i, prompt in enumerate(job.prompts):
-        stats = Stats(len(prompt), 0, 0, 0, 0, 0, 0.0, 0.0)
+        stats = Stats(
+            prompt_tokens=len(prompt),
+            cached_tokens=0,
+            completion_tokens=0,
+            passes=0,
+            drafted=0,
+            accepted=0,
+            prompt_ms=0.0,
+            predicted_ms=0.0,
+        )
         for k in reversed(range(max(job.n, job.best_of))):
             tokens = Tokens(f"{job.id}-{i}", k, (), "", finish="length", stats=stats)
             outputs.append(Output(i * job.n + k if k < job.n else None, tokens))

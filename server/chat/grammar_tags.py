@@ -5,13 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# One way to write each JSON text, the one that models have seen most: there is no white space for
-# a model to lose itself in, and more of the answer is forced.
+# Each JSON text can be written in one way only, the one that models have seen most. A model cannot
+# go on writing white space for ever, and more of the answer is forced.
 JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
-def in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema whose JSON is written in `JSON_FORM`."""
+def with_json_form(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema whose JSON is written in `JSON_FORM`, unless it sets a form itself."""
     return {"x-guidance": JSON_FORM, **schema}
 
 

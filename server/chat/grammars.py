@@ -1,6 +1,6 @@
-"""Grammars of answers, as llguidance writes them: what `SamplingParams.grammar` holds.
+"""Grammars of answers in the form of llguidance, which `SamplingParams.grammar` holds.
 
-Compiling one takes a while: call what raises `ApiError` in a thread.
+Compiling a grammar is slow: call the functions that raise `ApiError` in a thread.
 """
 
 import json
@@ -11,24 +11,28 @@ from typing import Any, NamedTuple
 from engine.errors import RequestError
 from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
-from server.chat.grammar_tags import Tags, in_form
+from server.chat.grammar_tags import Tags, with_json_form
 from server.chat.parameter_grammar import parameter_rules
 from server.errors import ApiError
 from server.parsing.format import ParameterSyntax
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.structured import StructuredOutputs
+from server.text.stages import Stage, doing
 
 _TEXT = "TEXT: /(?s:.)*/"
 
-LONGEST_REASON = 500  # characters: a reason quotes the grammar
+LONGEST_REASON = 500  # characters; the reason quotes the grammar, which may be long
 
 
 def chat_grammar(body: ChatRequest) -> str:
-    """What a chat's answer must match, "" for anything. Raises `ApiError` 400."""
+    """Return the grammar of a chat's answer, "" for any text.
+
+    Raise `ApiError` 400 for a grammar that does not compile.
+    """
     form = body.response_format
     if form is None or form.type == "text":
-        return _structured(body.structured_outputs)
+        return _structured_grammar(body.structured_outputs)
     if form.json_schema is None or form.json_schema.json_schema is None:
         return json_grammar({"type": "object"})
     schema = form.json_schema.json_schema
@@ -36,70 +40,81 @@ def chat_grammar(body: ChatRequest) -> str:
 
 
 def completion_grammar(body: CompletionRequest) -> str:
-    """What a completion must match, "" for anything. Raises `ApiError` 400."""
-    return _structured(body.structured_outputs)
+    """Return the grammar of a completion's answer, "" for any text.
+
+    Raise `ApiError` 400 for a grammar that does not compile.
+    """
+    return _structured_grammar(body.structured_outputs)
 
 
 @contextmanager
-def made_of(body: ChatRequest | CompletionRequest) -> Iterator[None]:
-    """Where the engine finds that an answer's grammar cannot be followed, name its field."""
+def name_grammar_field(body: ChatRequest | CompletionRequest) -> Iterator[None]:
+    """Name the field of `body` in errors of the engine about the grammar that was made of it."""
     try:
         yield
     except RequestError as error:
         if error.code != "invalid_grammar":
             raise
-        raise ApiError(str(error), code=error.code, param=_field(body)) from error
+        raise ApiError(str(error), code=error.code, param=_grammar_field(body)) from error
 
 
-def _field(body: ChatRequest | CompletionRequest) -> str:
-    """The field that an answer's grammar comes from."""
+def _grammar_field(body: ChatRequest | CompletionRequest) -> str:
+    """Return the name of the field from which the answer's grammar is made."""
     if body.structured_outputs is not None:
         return "structured_outputs"
     form = body.response_format if isinstance(body, ChatRequest) else None
     return "tools" if form is None or form.type == "text" else "response_format"
 
 
-def _structured(form: StructuredOutputs | None) -> str:
+def _structured_grammar(form: StructuredOutputs | None) -> str:
     match form:
         case StructuredOutputs(json_=dict(schema)):
             return checked(json_grammar(schema), "structured_outputs.json")
         case StructuredOutputs(regex=str(regex)):
             lark = regex_to_lark(regex)
-            return checked(serialized(lark_grammar=lark), "structured_outputs.regex")
+            return checked(serialize_grammar(lark_grammar=lark), "structured_outputs.regex")
         case StructuredOutputs(choice=list(texts)):
             lark = f"start: {' | '.join(map(json.dumps, texts))}"
-            return checked(serialized(lark_grammar=lark), "structured_outputs.choice")
+            return checked(serialize_grammar(lark_grammar=lark), "structured_outputs.choice")
         case StructuredOutputs(grammar=str(grammar)):
             param = "structured_outputs.grammar"
             try:
                 lark = to_lark(grammar)
             except ValueError as error:
-                raise _refused(str(error), param) from None
-            return checked(serialized(lark_grammar=lark), param)
+                raise _compile_error(str(error), param) from None
+            return checked(serialize_grammar(lark_grammar=lark), param)
         case _:
             return ""
 
 
 def checked(grammar: str, param: str) -> str:
-    """The same grammar, if it compiles. Raises `ApiError` 400 with the reason."""
-    reason = check_grammar(grammar)
+    """Return `grammar` if it compiles. Raise `ApiError` 400 with the reason if it does not."""
+    with doing(Stage.GRAMMAR):
+        reason = check_grammar(grammar)
     if reason is not None:
-        raise _refused(reason, param)
+        raise _compile_error(reason, param)
     return grammar
 
 
-def _refused(reason: str, param: str) -> ApiError:
+def _compile_error(reason: str, param: str) -> ApiError:
     message = f"'{param}' cannot be compiled: {reason[:LONGEST_REASON]}"
     return ApiError(message, code="invalid_grammar", param=param)
 
 
 def json_grammar(schema: Mapping[str, Any]) -> str:
-    """JSON that matches a schema."""
-    return serialized(json_schema=in_form(schema))
+    """Return the grammar of JSON that matches a schema."""
+    return serialize_grammar(json_schema=with_json_form(schema))
 
 
-class Tagged(NamedTuple):
-    """A kind of passage: JSON between two tags, or arguments that a syntax writes one by one."""
+class Passage(NamedTuple):
+    """A kind of passage in an answer, such as a call of one tool.
+
+    Args:
+        begin: the tag before it.
+        schema: the JSON schema of what is between the tags.
+        end: the tag after it.
+        parameters: how the members of the object are written one by one; None: as JSON.
+    """
 
     begin: str
     schema: Mapping[str, Any]
@@ -107,8 +122,8 @@ class Tagged(NamedTuple):
     parameters: ParameterSyntax | None = None
 
 
-def tagged(
-    kinds: Sequence[Tagged],
+def passages_grammar(
+    kinds: Sequence[Passage],
     *,
     at_least_one: bool,
     several: bool,
@@ -122,84 +137,109 @@ def tagged(
     text_not_begin: str = "",
     tokens: Mapping[str, int] | None = None,
 ) -> str:
-    """Answers with passages of JSON, such as tool calls.
+    """Return the grammar of answers with passages of JSON, such as tool calls.
 
     A passage is a kind's begin tag, JSON that matches its schema, and its end tag. Kinds may share
-    tags, or the start of them. Where `several` are allowed, `separator` stands between two. Around
-    all that follow each other are the tags `opening` and `closing`.
+    tags, or the beginning of tags.
 
-    With `free_text` any text may come before passages, and, where `several` are allowed, after
-    them. The first tag, or the first added token or `trigger` in it, commits the answer to a
-    passage: it should be what text does not contain by chance.
+    With `free_text`, any text may come before a passage, and between two passages instead of the
+    separator; after the last one, only if there may be `several`. A begin tag, or the first added
+    token or `trigger` in it, makes a passage obligatory, so text must not contain it by chance.
 
-    Without, an answer is passages; where none is needed it may be empty instead, or text behind the
-    tags `text_begin`, if any of the following is given: `text` is the grammar of the text, "" for
-    any that begins with none of the characters `text_not_begin`.
+    Without `free_text`, an answer consists of passages. Without `at_least_one`, it may instead be
+    text if one of `text`, `text_begin` and `text_not_begin` is given, and else empty.
 
-    `tokens` are the tokenizer's added tokens by spelling. Where a tag has one, that token is meant.
+    Args:
+        kinds: the kinds of passages.
+        at_least_one: whether an answer needs a passage.
+        several: whether an answer may have more than one passage.
+        free_text: whether any text may come before passages.
+        separator: the text between two passages.
+        opening: the tags before the first of several passages.
+        closing: the tags after the last of them.
+        trigger: a part of begin tags that makes a passage obligatory; used with `free_text`.
+        text: the grammar of an answer that is text; "" for any text.
+        text_begin: the tags before an answer that is text.
+        text_not_begin: the characters with which an answer that is any text cannot begin.
+        tokens: the ids of the tokenizer's added tokens, by their spelling. Where a tag contains
+            such a spelling, the answer must have that token.
     """
     tags = Tags(tokens or {}, trigger)
-    rules, passages = [], []
-    for index, kind in enumerate(kinds):
-        is_first = free_text and not opening
-        begin = tags.open(kind.begin) if is_first else tags.literal(kind.begin)
-        rules.append(f"passage_{index}: {begin} json_{index} {tags.literal(kind.end)}")
-        rules += _body(f"json_{index}", kind, tags)
-        passages.append(f"passage_{index}")
-    rules.append(f"passage: {' | '.join(passages)}")
+    rules = _passage_rules(kinds, tags, after_text=free_text and not opening)
+    more = f"({tags.literal(separator)} passage)*" if several else ""
+    group = "passage"
     if opening:
         begin = tags.open(opening) if free_text else tags.literal(opening)
-        more = f"({tags.literal(separator)} passage)*" if several else ""
         rules.append(f"passages: {begin} passage {more} {tags.literal(closing)}")
-    group = "passages" if opening else "passage"
+        group, more = "passages", ""
     if free_text:
         more = f"{group}* TEXT" if several else ""
         start = f"{group} {more}" if at_least_one else (more or f"{group} | TEXT")
+    elif at_least_one:
+        start = f"{group} {more}"
+    elif text or text_begin or text_not_begin:
+        said = "@text" if text else _text_without(text_not_begin)
+        start = f"{group} {more} | {tags.literal(text_begin)} {said}"
     else:
-        more = f"({tags.literal(separator)} passage)*" if several and not opening else ""
-        start = f"{group} {more}" if at_least_one else f"({group} {more})?"
-        if not at_least_one and (text or text_begin or text_not_begin):
-            barred = "".join(f"\\x{ord(character):02x}" for character in text_not_begin)
-            said = "@text" if text else f"(/[^{barred}]/ TEXT)?" if barred else "TEXT"
-            start = f"{group} {more} | {tags.literal(text_begin)} {said}"
-    grammar = serialized(lark_grammar="\n".join([f"start: {start}", *rules, *tags.rules, _TEXT]))
-    return _with_part(grammar, "text", text) if "@text" in start else grammar
+        start = f"({group} {more})?"
+    lark = "\n".join([f"start: {start}", *rules, *tags.rules, _TEXT])
+    grammar = serialize_grammar(lark_grammar=lark)
+    return _add_part(grammar, "text", text) if "@text" in start else grammar
 
 
-def _body(name: str, kind: Tagged, tags: Tags) -> list[str]:
-    """The rules of what a passage has between its tags."""
-    if kind.parameters is None:
-        return [f"{name}: %json {json.dumps(in_form(kind.schema))}"]
-    return parameter_rules(name, kind.schema, kind.parameters, tags)
+def _text_without(characters: str) -> str:
+    """Return any text that does not begin with one of `characters`, in Lark."""
+    excluded = "".join(f"\\x{ord(character):02x}" for character in characters)
+    return f"(/[^{excluded}]/ TEXT)?" if excluded else "TEXT"
 
 
-def behind(tags: str, grammar: str, tokens: Mapping[str, int]) -> str:
-    """The same grammar for what follows some tags; `tokens` as in `tagged`."""
-    start = serialized(lark_grammar=f"start: {Tags(tokens).literal(tags)} @text")
-    return _with_part(start, "text", grammar)
+def _passage_rules(kinds: Sequence[Passage], tags: Tags, *, after_text: bool) -> list[str]:
+    """Return the rules of a passage; with `after_text`, any text may come before it."""
+    rules = []
+    for index, kind in enumerate(kinds):
+        begin = tags.open(kind.begin) if after_text else tags.literal(kind.begin)
+        rules.append(f"passage_{index}: {begin} json_{index} {tags.literal(kind.end)}")
+        if kind.parameters is None:
+            rules.append(f"json_{index}: %json {json.dumps(with_json_form(kind.schema))}")
+        else:
+            rules += parameter_rules(f"json_{index}", kind.schema, kind.parameters, tags)
+    names = " | ".join(f"passage_{index}" for index in range(len(kinds)))
+    return [*rules, f"passage: {names}"]
 
 
-def after_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin: str = "") -> str:
-    """The same grammar for what follows a thinking part: any text down to the tag `close`.
+def prepend_tags(tags: str, grammar: str, tokens: Mapping[str, int]) -> str:
+    """Return the grammar of `tags` followed by `grammar`; `tokens` as in `passages_grammar`."""
+    start = serialize_grammar(lark_grammar=f"start: {Tags(tokens).literal(tags)} @text")
+    return _add_part(start, "text", grammar)
 
-    With a tag `begin` the thinking part begins with it, and may be missing. `tokens` as in
-    `tagged`. Up to two blanks or line breaks may follow it.
+
+def allow_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin: str = "") -> str:
+    """Return the grammar of a thinking part, which is any text, followed by `grammar`.
+
+    Up to two blanks or line breaks may follow the thinking part.
+
+    Args:
+        grammar: the grammar of what follows the thinking part.
+        close: the tag that ends the thinking part.
+        tokens: as in `passages_grammar`.
+        begin: the tag that begins the thinking part, which may be missing then; "": the thinking
+            part has already begun, and cannot be missing.
     """
     tags = Tags(tokens)
     thinking = f"{tags.open(close)} /[ \\n]?[ \\n]?/"
     if begin:
         thinking = f"({tags.literal(begin)} {thinking})?"
-    thought = serialized(lark_grammar="\n".join([f"start: {thinking} @answer", *tags.rules, _TEXT]))
-    return _with_part(thought, "answer", grammar)
+    lark = "\n".join([f"start: {thinking} @answer", *tags.rules, _TEXT])
+    return _add_part(serialize_grammar(lark_grammar=lark), "answer", grammar)
 
 
-def _with_part(grammar: str, name: str, part: str) -> str:
-    """A grammar that names another `@name`, and that other."""
+def _add_part(grammar: str, name: str, part: str) -> str:
+    """Return `grammar` together with the grammar `part`, to which it refers as `@name`."""
     first, *others = json.loads(part)["grammars"]
     whole = [*json.loads(grammar)["grammars"], first | {"name": name}, *others]
     return json.dumps({"grammars": whole})
 
 
-def serialized(**grammar: object) -> str:
-    """A grammar of one part: `json_schema=...` or `lark_grammar=...`."""
+def serialize_grammar(**grammar: object) -> str:
+    """Return a grammar of one part as JSON: `json_schema=...` or `lark_grammar=...`."""
     return json.dumps({"grammars": [grammar]})

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.sampling.grammar.grammar import regex_part
-from server.chat.grammar_tags import Tags, in_form
+from server.chat.grammar_tags import Tags, with_json_form
 from server.parsing.format import ParameterSyntax
 from server.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 
@@ -84,7 +84,11 @@ def parameter_rules(name: str, schema: Schema, syntax: ParameterSyntax, tags: Ta
     for key, value in properties.items():
         if value is False and key not in required:
             continue
-        if not syntax.keys.fullmatch(key) or not isinstance(value, Mapping | bool) or value is False:
+        if (
+            not syntax.keys.fullmatch(key)
+            or not isinstance(value, Mapping | bool)
+            or value is False
+        ):
             raise Inexpressible
         writer.add(key, {} if value is True else value, is_required=key in required)
     return writer.rules()
@@ -107,7 +111,7 @@ def _any_parameters(name: str, syntax: ParameterSyntax, tags: Tags) -> list[str]
         rules += raw_rules(value, ANY, end, syntax, tags)
     else:
         value = f"{name}_json {tags.literal(end)}"
-        rules.append(f"{name}_json: %json {json.dumps(in_form({}))}")
+        rules.append(f"{name}_json: %json {json.dumps(with_json_form({}))}")
     return [*rules, f"{name}_any: {head} {value}"]
 
 
@@ -170,7 +174,7 @@ class _Writer:
 
     def _json(self, rule: str, schema: Schema, end: str) -> tuple[str, list[str]]:
         """Return a value as JSON and its end, and the rule that this needs."""
-        document = json.dumps(in_form(in_root(schema, self._schema)))
+        document = json.dumps(with_json_form(in_root(schema, self._schema)))
         return f"{rule} {self._tags.literal(end)}", [f"{rule}: %json {document}"]
 
 
@@ -271,9 +275,7 @@ def _allows_string(schema: Any, root: Schema) -> bool:
 
 def _escaped(text: str) -> str:
     """Return a regular expression of exactly `text`, as it stands between slashes."""
-    return "".join(
-        c if c.isalnum() and c.isascii() else f"\\x{{{ord(c):x}}}" for c in text
-    )
+    return "".join(c if c.isalnum() and c.isascii() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
 def _searched(pattern: str) -> str:

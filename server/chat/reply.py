@@ -1,4 +1,4 @@
-"""One choice of a chat: from the engine's tokens to the deltas of its message. Pure."""
+"""The conversion of one choice's tokens to the deltas of a chat message. Pure."""
 
 import secrets
 from collections.abc import Iterator
@@ -7,17 +7,23 @@ from itertools import compress
 
 from engine.messages import Tokens
 from engine.text.detokenize import TokenBytes
-from server.chat.answer_parts import Parts, TokenOffsets
+from server.chat.answer_parts import AnswerParts, TokenOffsets
 from server.chat.logprobs import PlacedToken, TokenAligner
 from server.parsing.parser import Parser, Piece, merge
 from server.schemas.answers import Delta
 
 
 class Reply:
-    """Reads what the engine emits for one choice.
+    """A converter of the engine's tokens for one choice to deltas of its message.
 
-    A token belongs to the part of the answer in which its first character lies. The origins of all
-    tokens are told, but the log-probabilities of the content's alone.
+    A token belongs to the part of the answer that has its first character. Origins are reported for
+    all tokens, log-probabilities only for tokens of the content.
+
+    Args:
+        parser: the parser of this choice.
+        spelling: the bytes that each token adds to the text.
+        logprobs: whether log-probabilities are reported.
+        provenance: whether origins are reported.
     """
 
     def __init__(
@@ -25,14 +31,14 @@ class Reply:
     ) -> None:
         self._parser = parser
         self._aligner = TokenAligner(spelling) if logprobs or provenance else None
-        self._tells_all = provenance
+        self._has_provenance = provenance
         self._offsets = TokenOffsets(spelling)
-        self._parts = Parts()
+        self._parts = AnswerParts()
         self._unread = ""  # text that the parser holds back
         self._num_calls = 0
 
     def read(self, tokens: Tokens) -> Iterator[tuple[Delta, list[PlacedToken]]]:
-        """The deltas that more tokens give, and the tokens that ride with each."""
+        """Yield the deltas that more tokens give, each with the tokens to report in its chunk."""
         pieces = self._parser.feed(tokens.text)
         if tokens.finish is not None:
             pieces += self._parser.finish()
@@ -46,31 +52,32 @@ class Reply:
         for piece in merge(pieces):
             start += piece.width
             if piece.text:  # markup has none
-                riding = sum(p.offset < start for p in placed)
-                yield self._delta(piece), placed[:riding]
-                placed = placed[riding:]
+                num_tokens = sum(p.offset < start for p in placed)
+                yield self._delta(piece), placed[:num_tokens]
+                placed = placed[num_tokens:]
         if placed:
             yield {"content": ""}, placed
 
     def finish(self, finish: str) -> str:
-        """The finish reason of a choice that the engine ended like this."""
+        """Return the finish reason of the choice in the API, given the engine's."""
         return "tool_calls" if self._num_calls and finish == "stop" else finish
 
     @property
     def num_reasoning_tokens(self) -> int:
-        """Of all tokens so far."""
+        """Return the number of tokens so far that are reasoning."""
         return self._offsets.count(self._parts, "reasoning")
 
     def _place(self, tokens: Tokens) -> list[PlacedToken]:
         if self._aligner is None:
             return []
         placed = map(self._content_of, self._aligner.feed(tokens))
-        return [p for p in placed if self._tells_all or p.logprob is not None]
+        return [p for p in placed if self._has_provenance or p.logprob is not None]
 
     def _content_of(self, placed: PlacedToken) -> PlacedToken:
-        """A token with those of its bytes that are content; without logprob where none are."""
+        """Return a token with only its bytes that are content; without its logprob if none are."""
         text = placed.shown.decode(errors="replace")
-        is_content = [self._parts.at(placed.offset + i) == "content" for i in range(len(text) or 1)]
+        offsets = range(placed.offset, placed.offset + (len(text) or 1))
+        is_content = [self._parts.kind_at(offset) == "content" for offset in offsets]
         if all(is_content):
             return placed
         kept = "".join(compress(text, is_content))

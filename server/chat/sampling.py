@@ -1,4 +1,4 @@
-"""From a request's fields, the model's defaults and its limits to the engine's parameters."""
+"""The engine's sampling parameters, made of a request's fields and a model's defaults."""
 
 import secrets
 
@@ -7,7 +7,7 @@ from server.config.model_file import SamplingSection
 from server.errors import ApiError
 from server.schemas.fields import GenerationBody
 
-SEED_BITS = 53  # what survives readers of JSON that hold every number as a double
+SEED_BITS = 53  # readers of JSON that hold every number as a double keep no more bits
 
 
 def sampling_params(
@@ -20,26 +20,40 @@ def sampling_params(
     grammar: str = "",
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """The parameters of one request; token ids and lengths are checked by the engine's client."""
+    """Return the sampling parameters of one request.
 
-    def given(name: str) -> float:
+    Raise `ApiError` 400 if `min_tokens` exceeds the limit. Token ids and lengths are checked later,
+    by the engine's client.
+
+    Args:
+        body: the request; a field that it leaves out has the model's default.
+        defaults: the `sampling` section of the model's file.
+        max_tokens: the limit of the answer; None: until the context is full.
+        logprobs: the number of alternatives to each emitted token; None: no log-probabilities.
+        shown_tokens: the special tokens that the answer's text shows.
+        grammar: the grammar of the answer; "" for any text.
+        prompt_logprobs: the number of alternatives to each token of the prompt; None: no
+            log-probabilities.
+    """
+
+    def value_of(name: str) -> float:
         value = getattr(body, name)
         return float(getattr(defaults, name) if value is None else value)
 
     if body.min_tokens and max_tokens is not None and body.min_tokens > max_tokens:
         message = f"'min_tokens' ({body.min_tokens}) exceeds the token limit ({max_tokens})."
         raise ApiError(message, code="invalid_value", param="min_tokens")
-    top_p, top_k = given("top_p"), max(0, int(given("top_k")))
-    if top_p == 0:  # nothing but the top token
+    top_p, top_k = value_of("top_p"), max(0, int(value_of("top_k")))
+    if top_p == 0:  # only the most likely token
         top_p, top_k = 1.0, 1
     return SamplingParams(
-        temperature=given("temperature"),
+        temperature=value_of("temperature"),
         top_p=top_p,
         top_k=top_k,
-        min_p=given("min_p"),
-        repetition_penalty=given("repetition_penalty"),
-        presence_penalty=given("presence_penalty"),
-        frequency_penalty=given("frequency_penalty"),
+        min_p=value_of("min_p"),
+        repetition_penalty=value_of("repetition_penalty"),
+        presence_penalty=value_of("presence_penalty"),
+        frequency_penalty=value_of("frequency_penalty"),
         logit_bias=tuple({int(t): b for t, b in (body.logit_bias or {}).items()}.items()),
         seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed % 2**64,
         max_tokens=max_tokens,
@@ -55,6 +69,10 @@ def sampling_params(
 
 
 def default_limit(default: int | None, num_prompt: int, info: ModelInfo) -> int | None:
-    """A limit nobody asked for takes only what room there is; None: until the context is full."""
+    """Return the token limit of an answer whose request sets none; None if `default` is None.
+
+    The limit is at least 1 and at most what a prompt of `num_prompt` tokens leaves free: a default
+    must not make the engine refuse the request.
+    """
     room = min(info.context_length, info.capacity_tokens) - num_prompt
     return None if default is None else max(1, min(default, room))

@@ -1,4 +1,4 @@
-"""How a request wants to be drafted for: checked against what the loaded model has."""
+"""The drafting method of one request, checked against those that the model has loaded."""
 
 from engine.messages import NO_DRAFT, ModelInfo, Speculation
 from server.errors import ApiError
@@ -6,7 +6,10 @@ from server.schemas.fields import SpeculationOptions
 
 
 def speculation_of(asked: SpeculationOptions | None, info: ModelInfo) -> Speculation:
-    """The engine's view of the field `speculation`. Raises `ApiError` 400."""
+    """Return the field `speculation` as the engine expects it.
+
+    Raise `ApiError` 400 for a method that the model has not loaded.
+    """
     if asked is None:
         return Speculation()
     method = None if asked.method == "auto" else asked.method

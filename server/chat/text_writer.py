@@ -1,4 +1,4 @@
-"""A text completion's answer: from outputs to chunks, and from chunks to the whole. Pure."""
+"""The answer to a text completion, written as chunks and folded to the whole. Pure."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,11 +11,11 @@ from server.schemas.answers import Costs, TextChoice, TextCompletion, TextLogpro
 
 
 class TextWriter:
-    """Turns outputs into the chunks of one streamed completion.
+    """A converter of the engine's outputs to the chunks of one completion.
 
     Args:
-        answer: what the chunks share.
-        echoes: by index of the choice, what is shown before the answer.
+        answer: the properties that all chunks share.
+        echoes: by index of the choice, the prompt that is shown before the answer.
     """
 
     def __init__(self, answer: Answer, echoes: Sequence[Echo]) -> None:
@@ -24,7 +24,7 @@ class TextWriter:
         self._aligners: dict[int, TokenAligner | None] = {}
 
     def write(self, output: Output) -> Iterator[TextCompletion]:
-        """The chunks of one output; after the last finish the timings and the usage."""
+        """Yield the chunks of one output; the last chunks of the answer have its costs."""
         answer, index, tokens = self._answer, output.index, output.tokens
         answer.totals.add(tokens)
         if index is None:
@@ -32,8 +32,10 @@ class TextWriter:
         echo = Echo()
         if index not in self._aligners:
             echo = self._echoes[index]
-            told = answer.logprobs or answer.provenance
-            self._aligners[index] = TokenAligner(answer.spelling, len(echo.text)) if told else None
+            has_tokens = answer.logprobs or answer.provenance
+            self._aligners[index] = (
+                TokenAligner(answer.spelling, len(echo.text)) if has_tokens else None
+            )
         aligner = self._aligners[index]
         placed = [] if aligner is None else aligner.feed(tokens)
         text = echo.text + tokens.text
@@ -42,18 +44,18 @@ class TextWriter:
         choice: TextChoice = {
             "index": index,
             "text": text,
-            "logprobs": self._scores(echo, tokens, placed) if answer.logprobs else None,
+            "logprobs": self._logprobs(echo, tokens, placed) if answer.logprobs else None,
             "finish_reason": tokens.finish,
         }
         if answer.provenance:
             choice["provenance"] = token_origins(placed)
-        yield self._event([choice], answer.costs(is_last=tokens.finish is not None))
+        yield self._new_chunk([choice], answer.costs(is_last=tokens.finish is not None))
         costs = answer.final_costs() if tokens.finish is not None else None
         if costs is not None:
-            yield self._event([], costs)
+            yield self._new_chunk([], costs)
 
-    def _scores(self, echo: Echo, tokens: Tokens, placed: Sequence[PlacedToken]) -> TextLogprobs:
-        """Of the prompt, where it is shown for the first time, and of the answer's tokens."""
+    def _logprobs(self, echo: Echo, tokens: Tokens, placed: Sequence[PlacedToken]) -> TextLogprobs:
+        """Return the entries of the prompt, in a choice's first chunk, and of the new tokens."""
         return text_logprobs(
             [*echo.ids, *(p.token for p in placed)],
             [*tokens.prompt_logprobs, *(p.logprob for p in placed)],
@@ -61,7 +63,7 @@ class TextWriter:
             self._answer.spelling,
         )
 
-    def _event(self, choices: list[TextChoice], costs: Costs) -> TextCompletion:
+    def _new_chunk(self, choices: list[TextChoice], costs: Costs) -> TextCompletion:
         return {
             "id": self._answer.id,
             "object": "text_completion",
@@ -72,19 +74,19 @@ class TextWriter:
 
 
 def fold_text(chunks: Iterable[TextCompletion]) -> TextCompletion:
-    """The non-streamed answer: what a client would put together from the stream with usage."""
+    """Return the whole answer, as a client would join it from the chunks of a stream with usage."""
     choices: dict[int, TextChoice] = {}
     last: TextCompletion | None = None
     for last in chunks:
         for piece in last["choices"]:
             choice = choices.setdefault(piece["index"], piece)
             if choice is not piece:
-                _append(choice, piece)
-    assert last is not None, "a stream has chunks"
+                _extend_choice(choice, piece)
+    assert last is not None, "a stream has at least one chunk"
     return {**last, "choices": [choices[index] for index in sorted(choices)]}
 
 
-def _append(choice: TextChoice, piece: TextChoice) -> None:
+def _extend_choice(choice: TextChoice, piece: TextChoice) -> None:
     choice["text"] += piece["text"]
     choice["finish_reason"] = piece["finish_reason"]
     if "provenance" in choice:

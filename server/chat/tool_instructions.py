@@ -1,4 +1,4 @@
-"""Tools in the words of the messages, for chat templates that know of none. Pure."""
+"""Tools written into the messages, for chat templates without tools. Pure."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,23 +11,25 @@ Message = dict[str, Any]
 
 
 def tell_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The same conversation without tool calls and tool messages: both become text.
+    """Return the conversation with tool calls and tool messages written as text.
 
-    The system message tells of the tools, and how a call is written.
+    If there are tools, the system message describes them and the form of a call.
     """
-    told: list[Message] = []
+    written: list[Message] = []
     for are_results, group in groupby(messages, lambda message: message["role"] == "tool"):
-        run = list(group)
-        told += [_results(run)] if are_results else map(_with_calls, run)
+        neighbours = list(group)
+        written += (
+            [_results_message(neighbours)] if are_results else map(_with_calls_as_text, neighbours)
+        )
     if not tools:
-        return told
-    first = told.pop(0) if told and told[0]["role"] == "system" else {"content": ""}
-    text = "\n\n".join(filter(None, [first["content"], instructions(tools)]))
-    return [{"role": "system", "content": text}, *told]
+        return written
+    first = written.pop(0) if written and written[0]["role"] == "system" else {"content": ""}
+    text = "\n\n".join(filter(None, [first["content"], _instructions(tools)]))
+    return [{"role": "system", "content": text}, *written]
 
 
-def instructions(tools: Sequence[Mapping[str, Any]]) -> str:
-    """What a model must know to call a tool."""
+def _instructions(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text from which a model learns how to call `tools`."""
     described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     example = SYNTAX.begin.replace("%s", "NAME") + "{...}" + SYNTAX.end
     return (
@@ -36,19 +38,19 @@ def instructions(tools: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _results(messages: Iterable[Message]) -> Message:
+def _results_message(messages: Iterable[Message]) -> Message:
     texts = [f"<tool_response>\n{m['content']}\n</tool_response>" for m in messages]
     return {"role": "user", "content": "\n".join(texts)}
 
 
-def _with_calls(message: Message) -> Message:
-    calls = [_call(call["function"]) for call in message.get("tool_calls", ())]
+def _with_calls_as_text(message: Message) -> Message:
+    calls = [_call_text(call["function"]) for call in message.get("tool_calls", ())]
     text = "\n".join(filter(None, [message["content"], *calls]))
     others = {key: value for key, value in message.items() if key != "tool_calls"}
     return others | {"content": text}
 
 
-def _call(function: Mapping[str, Any]) -> str:
+def _call_text(function: Mapping[str, Any]) -> str:
     arguments = function["arguments"]
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return SYNTAX.begin.replace("%s", function["name"]) + text + SYNTAX.end

@@ -1,12 +1,17 @@
-"""`understudy serve`: settings, registry, a socket, the app, and the default model."""
+"""The command `understudy serve`: read settings, bind a socket, serve, and load the model."""
 
 import argparse
 import asyncio
+import contextlib
 import errno
+import functools
 import resource
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,38 +19,92 @@ from fastapi import FastAPI
 from engine.errors import EngineError
 from engine.messages import ModelInfo
 from server.cli.console import Console
+from server.cli.signals import INTERRUPTED, EndSignals
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
-from server.http.protocol import patient_protocol
-from server.http.state import App
-from server.models.lending import Models
+from server.http.protocol import bounded_protocol
+from server.http.state import AppState
 
-SHUTDOWN_S = 5  # for the answers of requests that ran when the server was told to end
-OPEN_FILES = 16_384  # most of them connections
-KEEP_CONNECTION_S = 75  # an idle connection; longer than clients and proxies keep theirs
+END_POLL_S = 0.02
+LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
+OPEN_FILES = 16_384  # nearly all of them are connections
+KEEP_CONNECTION_S = 75  # for an idle connection; longer than clients and proxies keep theirs
 
 
 class Server(uvicorn.Server):
-    """Ends the engine before the connections: running requests are told, not cut off."""
+    """A server that lets running requests finish within a time limit when it stops.
 
-    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+    Requests that exceed the limit get an error. The port is open until then: new requests are
+    refused with an answer, and monitoring still works.
+
+    Args:
+        shared: the state of the app that is served.
+        announce: prints a line about the end of the server.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, shared: AppState, announce: Callable[[str], None]
+    ) -> None:
         super().__init__(config)
-        self._models = models
+        self._shared = shared
+        self._announce = announce
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals to `server.cli.signals`."""
+        yield
 
     def end(self) -> None:
-        """Stop the server in the same way as a signal does."""
+        """Ask the server to stop. Signal handlers may call it."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._models.close()
+        """Refuse new requests, wait for the running ones, and close models and connections."""
+        in_flight, models = self._shared.in_flight, self._shared.models
+        timeout = self._shared.settings.shutdown_timeout
+        was_loading = models.is_loading
+        in_flight.stop()
+        models.drain()
+        self._announce(stopping_text(in_flight.num_running, timeout, was_loading=was_loading))
+        await in_flight.all_ended(timeout)
+        for server in self.servers:
+            server.close()
+        closing = asyncio.create_task(models.close())
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # closes it once it has been answered
+        ended = asyncio.create_task(self._wait_for_connections())
+        await asyncio.wait({closing, ended}, timeout=LAST_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its client does not read
+        await asyncio.wait({ended}, timeout=LAST_S)
+        self.force_exit = not (closing.done() and ended.done())
         await super().shutdown(sockets)
+
+    async def _wait_for_connections(self) -> None:
+        while self.server_state.connections or self.server_state.tasks:
+            await asyncio.sleep(END_POLL_S)
+
+
+def stopping_text(num_running: int, timeout: float, *, was_loading: bool) -> str:
+    """Return the line that says what a stopping server waits for.
+
+    Args:
+        timeout: seconds for which running requests may go on.
+        was_loading: whether a model was being loaded.
+    """
+    if not num_running:
+        return "Stopping; a model was still being loaded." if was_loading else "Stopping."
+    running = "1 request is running" if num_running == 1 else f"{num_running} requests are running"
+    if not timeout:
+        return f"Stopping; {running} and cannot finish."
+    return f"{running}; stopping in at most {timeout:g} s. Ctrl-C again stops at once."
 
 
 def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
-    """Every model file, and the default model even when it has none."""
+    """Return the registry of all model files, and of the default model even without a file."""
     entries = read_entries(folders)
     name = settings.default_model
     if not any(name in (entry.id, *entry.aliases) for entry in entries):
@@ -57,7 +116,10 @@ def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
 
 
 def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
-    """A folder is called by its name: another model of that name would be served in its place."""
+    """Raise `ConfigError` where another model has the id of `made`, and would be served instead.
+
+    The id of a model that is given as a folder is the name of the folder.
+    """
     for entry in entries:
         same = entry.spec.target.source == made.spec.target.source
         if made.id in (entry.id, *entry.aliases) and not same:
@@ -67,8 +129,10 @@ def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
             )
 
 
-def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """Run the server until it is told to end; returns the exit code."""
+def serve(
+    args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
+) -> int:
+    """Run the server until a signal or an error ends it, and return the exit code."""
     explicit = asked_folder(args.config, env)
     folders = search_path(explicit, Path.cwd(), env)
     options = {
@@ -80,53 +144,71 @@ def serve(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     }
     settings = load_settings(folders, env, options)
     keys = read_keys(env, settings.api_key_file, args.api_key)
-    _refuse_open_door(settings, keys)
+    _refuse_open_host(settings, keys)
     registry = open_registry(folders, settings)
     entry = registry.find(None)
     console.take_logs(settings.log_level)
     if args.api_key is not None:
-        console.line(f"--api-key shows in the list of processes; {ENV_KEY} does not")
-    _tell_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
+        console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
+    _print_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
     listener = bind(settings.host, settings.port, settings.client_timeout)
     app = create_app(settings, registry, keys=keys, progress=console.progress)
     config = http_config(app, settings.client_timeout)
     allow_connections()
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        try:
-            server = Server(config, app.shared.models)
-            return runner.run(_run(app, server, listener, entry, keys, console))
-        except KeyboardInterrupt:
-            return 0
+        server = Server(config, app.shared, console.line)
+        signals.ask_first(server.end, kill_children)
+        loading = app.shared.models.preload(entry)
+        greeting = functools.partial(banner, entry, listener, keys)
+        code = runner.run(_run(server, listener, loading, signals, console, greeting))
+        if signals.first is not None:
+            signals.end(code)  # without waiting for threads that tokenize or compile a grammar
+        return code
 
 
 async def _run(
-    app: App,
     server: Server,
     listener: socket.socket,
-    entry: ModelEntry,
-    keys: ApiKeys,
+    load: Coroutine[Any, Any, ModelInfo],
+    signals: EndSignals,
     console: Console,
+    greeting: Callable[[ModelInfo], str],
 ) -> int:
+    """Load the model, serve until the server is asked to stop, and return the exit code.
+
+    Args:
+        load: loads the default model.
+        greeting: returns the text to print once the model is loaded.
+    """
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(app.shared.models.preload(entry))
+    loading = asyncio.create_task(load)
+    code = 0
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            console.line(banner(entry, loading.result(), listener, keys))
-        await serving
+            console.line(greeting(loading.result()))
     except EngineError as error:
-        console.line(f"understudy: error: {error}")
-        server.end()
+        code = INTERRUPTED if signals.first is signal.SIGINT else 0
+        if signals.first is None:
+            console.line(f"understudy: error: {error}")
+            server.end()
+            code = 1
+    try:
         await serving
-        return 1
-    finally:  # told to end while loading
+    finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-    return 0
+    return code
 
 
-def banner(entry: ModelEntry, info: ModelInfo, listener: socket.socket, keys: ApiKeys) -> str:
-    """What is served, where, and how to try it."""
+def kill_children() -> None:
+    """Kill the processes that this process has started."""
+    for child in active_children():
+        child.kill()
+
+
+def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: ModelInfo) -> str:
+    """Return the text that says which model is served at which URL, with a request to try."""
     address, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(address, address)
     url = f"http://{host}:{port}/v1"
@@ -142,23 +224,27 @@ def banner(entry: ModelEntry, info: ModelInfo, listener: socket.socket, keys: Ap
 
 
 def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
-    """How HTTP is spoken: with clients that send and take what they must within a time."""
+    """Return uvicorn's configuration for `app`.
+
+    Args:
+        client_timeout: seconds within which clients must send a request or read an answer.
+    """
     return uvicorn.Config(
         app,
-        http=patient_protocol(client_timeout),
+        http=bounded_protocol(client_timeout),
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_graceful_shutdown=LAST_S,
         timeout_keep_alive=KEEP_CONNECTION_S,
         server_header=False,
     )
 
 
 def allow_connections() -> None:
-    """Have as many open files as the system allows this process, up to `OPEN_FILES`.
+    """Raise the limit of open files to what the system allows, at most `OPEN_FILES`.
 
-    The usual limit of 1024 would let some hundreds of idle connections keep everybody else out
-    until their time is over. A limit there is: each takes some KB of memory.
+    With the usual limit of 1024, some hundreds of idle connections could block all other clients
+    until they time out. There must be a limit, because each connection takes some KB of memory.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
@@ -166,11 +252,10 @@ def allow_connections() -> None:
 
 
 def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
-    """A socket bound to host and port. Raises `ConfigError` that says why it cannot be.
+    """Return a listening socket on host and port. Raise `ConfigError` with the reason if it fails.
 
-    A connection is cut when its client takes nothing of what was sent for `client_timeout` s,
-    however little it is: only the kernel sees that. (See `server.http.protocol` for those that
-    take a byte now and then.)
+    The kernel cuts a connection whose client acknowledges nothing of what was sent for
+    `client_timeout` seconds. (`server.http.protocol` limits clients that read slowly.)
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -193,7 +278,7 @@ def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
     return listener
 
 
-def _refuse_open_door(settings: Settings, keys: ApiKeys) -> None:
+def _refuse_open_host(settings: Settings, keys: ApiKeys) -> None:
     if not (is_loopback(settings.host) or keys or settings.insecure):
         raise ConfigError(
             f"host {settings.host} can be reached by others and no API key is set. Set "
@@ -201,8 +286,8 @@ def _refuse_open_door(settings: Settings, keys: ApiKeys) -> None:
         )
 
 
-def _tell_file(entry: ModelEntry, folder: Path, save: bool, console: Console) -> None:
-    """Print the file of a model that has none, and write it when asked to."""
+def _print_file(entry: ModelEntry, folder: Path, save: bool, console: Console) -> None:
+    """Print a file for a model that has none, and write it if `save` is set."""
     if entry.path is not None:
         if save:
             console.line(f"{entry.id} already has a file: {entry.path}")

@@ -39,6 +39,7 @@ class Settings(Section):
     keepalive: Seconds = 15.0  # between two signs of life of an answer that has nothing to say
     blank_after: Seconds = 60.0  # a JSON answer that takes longer is begun with white space
     client_timeout: Seconds = 60.0  # a client that sends or takes nothing for so long is dropped
+    shutdown_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0: at once
     max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     api_key_file: Path | None = None

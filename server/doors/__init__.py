@@ -1,1 +1,1 @@
-"""Other APIs, translated: their requests become a chat's, and its chunks their events. Pure."""
+"""Translations of other APIs: requests become chats, and chunks of chats become events. Pure."""

@@ -1,4 +1,4 @@
-"""From a chat's chunks to its blocks: what was thought, what was said, what was called. Pure."""
+"""The conversion of a chat's chunks to blocks: reasoning, text and calls. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,97 +11,113 @@ Kind = Literal["reasoning", "text", "call"]
 
 @dataclass
 class Block:
-    """One block as far as it is known."""
+    """A part of an answer of one kind, as far as it has arrived."""
 
     index: int  # among the blocks of the answer
     kind: Kind
     call_id: str = ""
-    name: str = ""  # of the function called
-    text: str = ""  # reasoning, text, or the arguments of a call
+    name: str = ""  # of the called function
+    text: str = ""  # the reasoning, the text, or the arguments of the call
     logprobs: list[ChatLogprob] = field(default_factory=list)
-    ended: bool = False  # came to its own end, not to a limit
+    is_complete: bool = False  # the block has ended, and not by the token limit
 
-    def grow(self, piece: str, logprobs: Sequence[ChatLogprob]) -> None:
-        """Add text that follows, and its log-probabilities."""
+    def append(self, piece: str, logprobs: Sequence[ChatLogprob]) -> None:
+        """Append text and its log-probabilities."""
         self.text += piece
         self.logprobs += logprobs
 
-    def close(self, *, ended: bool) -> None:
-        """Note whether the block came to its own end."""
-        self.ended = ended
+    def close(self, *, is_complete: bool) -> None:
+        """Set whether the block is complete, at its end."""
+        self.is_complete = is_complete
 
 
 @dataclass(frozen=True)
-class Opened:
+class BlockStart:
+    """The event that a block begins, still without text."""
+
     block: Block
 
 
 @dataclass(frozen=True)
-class Grown:
+class BlockDelta:
+    """The event that text was appended to a block."""
+
     block: Block
     piece: str
     logprobs: Sequence[ChatLogprob]  # of the piece
 
 
 @dataclass(frozen=True)
-class Closed:
+class BlockStop:
+    """The event that a block has ended."""
+
     block: Block
 
 
-Step = Opened | Grown | Closed
+BlockEvent = BlockStart | BlockDelta | BlockStop
 
 
-class Blocks:
-    """Follows the first choice of a chat; blocks come one after the other."""
+class BlockReader:
+    """A reader of a chat's chunks, which puts its one choice together from blocks.
+
+    Attributes:
+        all: the blocks so far, one after the other.
+        finish: the finish reason, once it has arrived.
+        stop_string: the stop string that ended the text, if one did.
+        usage: the usage, once it has arrived.
+    """
 
     def __init__(self) -> None:
         self.all: list[Block] = []
         self.finish: str | None = None
-        self.stop_string: str | None = None  # what ended the text, when a stop string did
+        self.stop_string: str | None = None
         self.usage: Usage | None = None
         self._open: Block | None = None
-        self._unplaced: list[ChatLogprob] = []  # of tokens whose text is yet to come
+        self._unplaced: list[ChatLogprob] = []  # of tokens whose text has not arrived yet
 
-    def feed(self, chunk: ChatChunk) -> Iterator[Step]:
-        """What one chunk did to the blocks, in order."""
+    def feed(self, chunk: ChatChunk) -> Iterator[BlockEvent]:
+        """Yield what one chunk changes in the blocks, in order."""
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk["choices"]:
             delta = choice["delta"]
-            if thought := delta.get("reasoning_content"):
-                yield from self._grow("reasoning", thought)
+            if reasoning := delta.get("reasoning_content"):
+                yield from self._append("reasoning", reasoning)
             self._unplaced += choice["logprobs"]["content"] if choice["logprobs"] else []
-            text, speaks = delta.get("content", ""), self._open and self._open.kind == "text"
-            if text or (speaks and self._unplaced):
+            text, is_text = delta.get("content", ""), self._open and self._open.kind == "text"
+            if text or (is_text and self._unplaced):
                 logprobs, self._unplaced = self._unplaced, []
-                yield from self._grow("text", text, logprobs)
+                yield from self._append("text", text, logprobs)
             for call in delta.get("tool_calls", ()):
                 function = call["function"]
                 if "id" in call:
                     yield from self._begin("call", call["id"], function["name"])
                 if piece := function["arguments"]:
-                    yield from self._grow("call", piece)
+                    yield from self._append("call", piece)
             if choice["finish_reason"] is not None:
                 self.finish = choice["finish_reason"]
                 reason = choice.get("stop_reason")
                 self.stop_string = reason if isinstance(reason, str) else None
-                yield from self._close(ended=self.finish != "length")
+                yield from self._close(is_complete=self.finish != "length")
 
-    def _grow(self, kind: Kind, piece: str, logprobs: Sequence[ChatLogprob] = ()) -> Iterator[Step]:
+    def _append(
+        self, kind: Kind, piece: str, logprobs: Sequence[ChatLogprob] = ()
+    ) -> Iterator[BlockEvent]:
+        """Append `piece` to the open block of this kind, which is begun if there is none."""
         block = self._open
         if block is None or block.kind != kind:
             yield from self._begin(kind)
             block = self.all[-1]
-        block.grow(piece, logprobs)
-        yield Grown(block, piece, logprobs)
+        block.append(piece, logprobs)
+        yield BlockDelta(block, piece, logprobs)
 
-    def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> Iterator[Step]:
+    def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> Iterator[BlockEvent]:
         yield from self._close()
         self._open = Block(len(self.all), kind, call_id, name)
         self.all.append(self._open)
-        yield Opened(self._open)
+        yield BlockStart(self._open)
 
-    def _close(self, *, ended: bool = True) -> Iterator[Step]:
+    def _close(self, *, is_complete: bool = True) -> Iterator[BlockEvent]:
         if self._open is not None:
             block, self._open = self._open, None
-            block.close(ended=ended)
-            yield Closed(block)
+            block.close(is_complete=is_complete)
+            yield BlockStop(block)

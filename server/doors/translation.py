@@ -1,53 +1,64 @@
-"""What all doors share: how a chat's request is made, and how its errors find their way back."""
+"""The parts that all doors share: making a chat's request, and translating its errors back."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error
 from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
-from server.schemas.checking import check_object
+from server.schemas.checking import check_object, parse_body
 from server.schemas.fields import GenerationBody
 
-Event = Mapping[str, Any]  # one of a stream; `type` says which
-Names = Sequence[tuple[str, str]]  # (pattern of a chat's parameter, what it is called at the door)
+BodyT = TypeVar("BodyT", bound=GenerationBody)
+Event = Mapping[str, Any]  # an event of a stream, with its `type`
+Names = Sequence[tuple[str, str]]  # (pattern of a chat's parameter, its name in the door's API)
 
 
 class Writer(Protocol):
-    """Writes one answer of another API, from the chunks of a chat."""
+    """A converter of the chunks of one chat to the events of another API."""
 
     def write(self, chunk: ChatChunk) -> Iterator[Event]:
-        """The events of one chunk."""
+        """Yield the events of one chunk."""
 
     def failure(self, error: ApiError) -> Event:
-        """The event that ends a stream which has begun."""
+        """Return the event that ends a stream in which `error` occurred."""
 
     def whole(self) -> Mapping[str, Any]:
-        """The fold of what was written."""
+        """Return the whole answer, joined from the chunks that were written."""
 
 
 def shared_fields(body: GenerationBody, names: Sequence[str]) -> dict[str, Any]:
-    """Return the fields that a chat has too, where they are set.
+    """Return the fields `names` of `body`, which a chat has too; a field that is None is absent.
 
-    Of a stream the last chunk has the usage: `Blocks` wants it.
+    The last chunk of a stream gets the usage, which `BlockReader` needs.
     """
     usage = {"include_usage": True} if body.stream else None
     return {name: getattr(body, name) for name in names} | {"stream_options": usage}
 
 
 def chat_request(fields: Mapping[str, Any], names: Names) -> ChatRequest:
-    """The request of a chat. Raises `ApiError` 400 with the parameter as the door calls it."""
+    """Return the request of the chat with these fields.
+
+    Raise `ApiError` 400 for an invalid field, under the name that `names` gives it.
+    """
     present = {name: value for name, value in fields.items() if value is not None}
     with named(names):
         return check_object(ChatRequest, present)
 
 
+def read_as_chat(
+    kind: type[BodyT], fields: Callable[[BodyT], Mapping[str, Any]], names: Names, raw: bytes
+) -> ChatRequest:
+    """Return the chat that answers a body of `kind` in JSON. Raises `ApiError` 400."""
+    return chat_request(fields(parse_body(kind, raw)), names)
+
+
 @contextmanager
 def named(names: Names) -> Iterator[None]:
-    """Errors of the chat path that leave the block speak of the door's own parameters."""
+    """Rename the parameters in errors that leave the block: from a chat's names to the door's."""
     try:
         yield
     except (ApiError, EngineError) as error:

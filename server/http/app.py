@@ -1,4 +1,4 @@
-"""The application factory."""
+"""The application factory: middleware, routes and shared state are put together here."""
 
 import contextlib
 import importlib
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fastapi import FastAPI
 
-from engine.messages import Progress
+from engine.messages import LoadProgress
 from engine.process.client import EngineClient
 from server.config.registry import Registry
 from server.config.settings import Settings
@@ -17,13 +17,25 @@ from server.http.api import Api
 from server.http.auth import ApiKeys, RequireKey
 from server.http.cors import Cors, RefusePages
 from server.http.failures import Failures
+from server.http.in_flight import InFlight, TrackRequests
 from server.http.measure import Measure
 from server.http.origins import PagePolicy
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
-from server.models.lending import EngineFactory, Models, TokenizerLoader
-from server.models.tokenizer import load_tokenizer
+from server.models.lending import EngineFactory, Models
+from server.text.client import TextProcess, TextWork
+
+# The modules of the functions that the text process runs, which it imports at its start.
+TEXT_MODULES = (
+    "server.chat.prepare",
+    "server.chat.received",
+    "server.chat.token_calls",
+    "server.doors.messages.request",
+    "server.doors.responses.request",
+    "server.doors.translation",
+    "engine.text.tokenizer",
+)
 
 
 def create_app(
@@ -32,18 +44,20 @@ def create_app(
     engine_factory: EngineFactory = EngineClient,
     *,
     keys: ApiKeys | None = None,
-    tokenizer_loader: TokenizerLoader = load_tokenizer,
-    progress: Callable[[Progress], None] = lambda _: None,
+    text: TextWork | None = None,
+    progress: Callable[[LoadProgress], None] = lambda _: None,
 ) -> App:
-    """Return the ASGI application. Models are loaded by the first request that wants them.
+    """Return the ASGI application. The first request that names a model loads it.
 
     Args:
         engine_factory: makes the engine of a model; tests give a fake.
-        keys: without any, every request is allowed, but for those of foreign web pages.
+        keys: without any, every request is allowed, except those of foreign web pages.
+        text: does the work that needs a tokenizer; tests give one in this process.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
-    lent = Models(settings, metrics, engine_factory, tokenizer_loader, progress)
+    text = TextProcess(TEXT_MODULES) if text is None else text
+    lent = Models(settings, metrics, text, engine_factory, progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
@@ -54,9 +68,11 @@ def create_app(
 
     apis = find_apis()
     failures = Failures(apis)
-    shared = AppState(settings, registry, lent, metrics)
+    in_flight = InFlight()
+    shared = AppState(settings, registry, lent, metrics, in_flight)
     app = App(shared, apis, has_keys=bool(keys), lifespan=lifespan)
     failures.install(app)
+    app.add_middleware(TrackRequests, in_flight=in_flight, refuse=failures.response)
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
     if not keys:
         policy = PagePolicy(settings.allowed_hosts, settings.cors_origins, socket.gethostname())
@@ -64,7 +80,7 @@ def create_app(
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.ended)
+    app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.count)
     app.add_middleware(RequestId)
     return app
 
@@ -78,7 +94,7 @@ def find_apis() -> list[Api]:
 
 
 def measured_routes(apis: Sequence[Api]) -> dict[str, str]:
-    """Return the paths at which text is generated, and what /metrics calls each."""
+    """Return the paths that generate text, and the name of each in /metrics."""
     return {
         f"{prefix}{path}": path
         for api in apis

@@ -1,1 +1,1 @@
-"""What is counted of requests and engines: usage, timings, and the series of Prometheus."""
+"""The figures counted of requests and engines: usage, timings, and Prometheus' series."""

@@ -1,7 +1,7 @@
-"""What is counted of requests, passes and audits, for `GET /metrics`.
+"""The series of `GET /metrics`: counts and times of requests, passes and audits.
 
-Labels are bounded: models are those of the registry, sources the names of drafting methods, and
-outcomes finish reasons or error codes.
+The values of labels are limited in number: models come from the registry, sources are names of
+drafting methods, and outcomes are finish reasons or error codes.
 """
 
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from prometheus_client import (
     generate_latest,
 )
 
-from engine.messages import Audited, ModelInfo, PassStats
+from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-# Seconds. A pass over weights on a disk may last many, a prompt of 16,000 tokens minutes.
+# Seconds. A pass over weights on a disk may last many seconds, a prompt of 16,000 tokens minutes.
 REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 PASS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -31,29 +31,29 @@ class Metrics:
     """The series of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        # or a second series for each counter, which nobody reads
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
+        # Otherwise each counter gets a second series with the time at which it was made.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no type
         self._registry = CollectorRegistry()
         self.requests = _Requests(self._registry)
         self.engines = _Engines(self._registry)
-        self.now = _Now(self._registry)
+        self.gauges = _Gauges(self._registry)
 
     def text(self) -> bytes:
-        """All series in Prometheus' text format (`CONTENT_TYPE`)."""
+        """Return all series in Prometheus' text format (`CONTENT_TYPE`)."""
         return generate_latest(self._registry)
 
 
 class _Requests:
-    """What clients asked for and got."""
+    """The series of requests and their answers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._ended = _counter(
-            registry, "requests", "Requests, by how they ended", "route", "model", "outcome"
+            registry, "requests", "Requests by their outcome", "route", "model", "outcome"
         )
         self._seconds = _histogram(
             registry,
             "request_seconds",
-            "Time of requests that were answered",
+            "Duration of requests that were answered",
             REQUEST_BUCKETS,
             "route",
             "model",
@@ -72,8 +72,8 @@ class _Requests:
         )
         self._completion = _counter(registry, "completion_tokens", "Tokens emitted", "model")
 
-    def ended(self, measured: Measurement) -> None:
-        """A request ended, well or not."""
+    def count(self, measured: Measurement) -> None:
+        """Count a request that has ended, with or without success."""
         route, model = measured.route, measured.model
         self._ended.labels(route, model, measured.outcome).inc()
         if measured.first_token_s is not None:
@@ -90,11 +90,11 @@ class _Requests:
 
 
 class _Engines:
-    """What engines did."""
+    """The series of engine processes: passes, drafts, audits and restarts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._passes = _histogram(
-            registry, "pass_seconds", "Time of passes over the target", PASS_BUCKETS, "model"
+            registry, "pass_seconds", "Duration of passes over the target", PASS_BUCKETS, "model"
         )
         self._rows = _counter(
             registry, "pass_rows", "Rows of passes, of prompts and of trees", "model", "kind"
@@ -127,24 +127,36 @@ class _Engines:
             "model",
             "cause",
         )
-        self._bytes = _counter(registry, "link_bytes", "Bytes of weights that travelled", "model")
+        self._bytes = _counter(registry, "link_bytes", "Bytes of weights that were copied", "model")
         self._positions = _counter(
             registry, "audit_positions", "Emitted tokens checked against plain decoding", "model"
         )
         self._mismatches = _counter(
             registry, "audit_mismatches", "Checked tokens that plain decoding did not emit", "model"
         )
+        self._checked = _counter(
+            registry, "recheck_bytes", "Packed weights whose checksums were compared again", "model"
+        )
+        self._damaged = _counter(
+            registry,
+            "damaged_units",
+            "Damage found in packed weights: repaired by packing a unit again, or not",
+            "model",
+            "repaired",
+        )
         self._restarts = _counter(
             registry, "engine_restarts", "Engine processes that died and were replaced", "model"
         )
 
-    def loaded(self, model: str) -> None:
-        """A model was loaded: its audits and restarts are 0 from now on, rather than unknown."""
-        for series in (self._positions, self._mismatches, self._restarts):
+    def begin(self, model: str) -> None:
+        """Make the rare events of a loaded model appear as 0 instead of missing."""
+        for series in (self._positions, self._mismatches, self._restarts, self._checked):
             series.labels(model)
+        for repaired in ("yes", "no"):
+            self._damaged.labels(model, repaired)
 
-    def passed(self, model: str, stats: PassStats) -> None:
-        """A pass is over."""
+    def count_pass(self, model: str, stats: PassStats) -> None:
+        """Count a pass that has ended."""
         self._passes.labels(model).observe(stats.pass_ms / 1e3)
         self._rows.labels(model, "prompt").inc(stats.prompt_rows)
         self._rows.labels(model, "tree").inc(stats.rows - stats.prompt_rows)
@@ -161,38 +173,50 @@ class _Engines:
         self._stall.labels(model, "host").inc(stats.host_ms / 1e3)
         self._bytes.labels(model).inc(stats.link_bytes)
 
-    def audited(self, model: str, audited: Audited) -> None:
-        """A finished answer was checked."""
+    def count_audit(self, model: str, audited: Audited) -> None:
+        """Count the audit of a finished answer."""
         self._positions.labels(model).inc(audited.positions)
         self._mismatches.labels(model).inc(audited.mismatches)
 
-    def restarted(self, model: str) -> None:
-        """An engine's process died, and is started again."""
+    def count_weights_check(self, model: str, checked: WeightsChecked) -> None:
+        """Count the bytes of a check of packed weights, and the damage that was found."""
+        self._checked.labels(model).inc(checked.nbytes)
+        self._damaged.labels(model, "yes").inc(checked.repaired)
+        self._damaged.labels(model, "no").inc(checked.unrepaired)
+
+    def count_restart(self, model: str) -> None:
+        """Count an engine process that died and is replaced."""
         self._restarts.labels(model).inc()
 
 
-class _Now:
-    """What holds at the moment of a scrape."""
+class _Gauges:
+    """The series that are set anew for each scrape."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._model_loaded = _gauge(registry, "model_loaded", "1: it serves", "model")
+        self._model_loaded = _gauge(registry, "model_loaded", "1 if the model is loaded", "model")
         self._waiting = _gauge(
-            registry, "waiting", "Requests that wait for a model, sequences for a pass", "for"
+            registry, "waiting", "Requests waiting for a model, sequences waiting for a pass", "for"
         )
         self._running = _gauge(
             registry, "requests_in_engine", "Requests the engine has, waiting or running", "model"
         )
         self._gbps = _gauge(
-            registry, "link_gbps", "Weights over time in the latest pass, GB/s", "model"
+            registry, "link_gbps", "Bandwidth of weights in the latest pass, GB/s", "model"
         )
         self._limit = _gauge(
-            registry, "link_limit_gbps", "What the link was measured to carry, GB/s", "model"
+            registry, "link_limit_gbps", "Measured bandwidth of the link, GB/s", "model"
         )
         self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
 
-    def models(self, known: Iterable[str], loaded: str | None, num_waiting: int) -> None:
-        """Which models there are, which one serves, and how many requests wait for one."""
+    def set_models(self, known: Iterable[str], loaded: str | None, num_waiting: int) -> None:
+        """Set the gauges of the models, and clear the gauges of the engine.
+
+        Args:
+            known: the ids of all models.
+            loaded: the id of the model that serves; None if there is none.
+            num_waiting: the number of requests that wait for a model.
+        """
         for model in known:
             self._model_loaded.labels(model).set(model == loaded)
         self._waiting.labels("model").set(num_waiting)
@@ -200,8 +224,8 @@ class _Now:
         for series in (self._running, self._gbps, self._limit, self._pages, self._used):
             series.clear()
 
-    def engine(self, info: ModelInfo, last: PassStats | None, num_requests: int) -> None:
-        """The engine of the model that serves; `last` is its latest pass."""
+    def set_engine(self, info: ModelInfo, last: PassStats | None, num_requests: int) -> None:
+        """Set the gauges of the engine of the model that serves; `last` is its latest pass."""
         model = info.model_id
         self._running.labels(model).set(num_requests)
         self._limit.labels(model).set(info.link_gbps)

@@ -1,27 +1,27 @@
-"""What an answer cost: the figures of all its choices taken together. Pure."""
+"""The usage and the timings of an answer, summed over all its choices. Pure."""
 
 from engine.messages import Stats, Tokens
 from server.schemas.answers import Timings, Usage
 
 
 class Totals:
-    """Adds up the statistics of finished choices.
+    """The sums of the statistics of finished choices.
 
     Args:
-        num_choices: how many will finish, also those that are generated but not shown.
-        seed: reported, so that the answer can be had again.
+        num_choices: the number of choices that will finish, also those that are not shown.
+        seed: the seed, reported so that the answer can be reproduced.
     """
 
     def __init__(self, num_choices: int, seed: int) -> None:
         self._num_choices = num_choices
         self._seed = seed
-        self._first: list[Stats] = []  # of the first choice of each prompt
+        self._first: list[Stats] = []  # the statistics of each prompt's first choice
         self._all: list[Stats] = []
         self._finishes: set[str] = set()
         self._num_reasoning = 0
 
     def add(self, tokens: Tokens) -> None:
-        """Take the statistics that come with a choice's last tokens."""
+        """Add the statistics that come with a choice's last tokens."""
         if tokens.stats is None:
             return
         if tokens.choice == 0:  # the choices of a prompt share its tokens
@@ -31,20 +31,21 @@ class Totals:
             self._finishes.add(tokens.finish)
 
     def add_reasoning(self, num_tokens: int) -> None:
-        """How many tokens of a finished choice are reasoning."""
+        """Add the number of tokens of a finished choice that are reasoning."""
         self._num_reasoning += num_tokens
 
     @property
-    def complete(self) -> bool:
-        """Whether all choices are finished."""
+    def is_complete(self) -> bool:
+        """Return whether all choices have finished."""
         return len(self._all) == self._num_choices
 
     @property
     def finish(self) -> str:
-        """How the choices finished: "length" if one of them did not come to its end."""
+        """Return one finish reason for all choices: "length" if the limit cut off any of them."""
         return "length" if "length" in self._finishes else min(self._finishes, default="")
 
     def usage(self) -> Usage:
+        """Return the numbers of tokens; a prompt counts once for all its choices."""
         prompt = sum(s.prompt_tokens for s in self._first)
         completion = sum(s.completion_tokens for s in self._all)
         return {
@@ -60,7 +61,7 @@ class Totals:
         }
 
     def summary(self) -> str:
-        """For the log."""
+        """Return the most important figures as text for the log."""
         timings = self.timings()
         return (
             f"{timings['prompt_n']}+{timings['cache_n']} prompt tokens, "
@@ -70,7 +71,7 @@ class Totals:
         )
 
     def timings(self) -> Timings:
-        """Sums of tokens, longest of times: the choices run side by side."""
+        """Return sums of tokens, but the longest of times, since choices run at the same time."""
         cached = sum(s.cached_tokens for s in self._first)
         predicted = sum(s.completion_tokens for s in self._all)
         later = predicted - len(self._all)  # the time begins with the first token of each choice

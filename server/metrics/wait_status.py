@@ -1,39 +1,40 @@
-"""What a request waits for until the engine runs it; keep-alive comments tell it."""
+"""The reason why a request waits for the engine, as keep-alive comments report it."""
 
 import time
 from collections.abc import Callable
 
 
 class Wait:
-    """Kept up to date by whoever makes the request wait."""
+    """The wait of one request, from its arrival until the engine runs it."""
 
     def __init__(self) -> None:
         self._arrived = time.perf_counter()
-        self._ran: float | None = None
-        self._tell: Callable[[], str] = lambda: "waiting"
+        self._ended: float | None = None
+        self._reason: Callable[[], str] = lambda: "waiting"
 
-    def for_(self, tell: Callable[[], str]) -> None:
-        """From now on it waits for this; asked for each comment anew."""
-        self._tell = tell
+    def set_reason(self, reason: Callable[[], str]) -> None:
+        """Set the function that returns the reason, which is called anew for each comment."""
+        self._reason = reason
 
-    def over(self) -> None:
-        """The engine runs it; told more than once, the first time counts."""
-        if self._ran is None:
-            self._ran = time.perf_counter()
+    def end(self) -> None:
+        """End the wait, when the engine runs the request; only the first call counts."""
+        if self._ended is None:
+            self._ended = time.perf_counter()
 
     @property
     def is_over(self) -> bool:
-        return self._ran is not None
+        """Return whether the engine has begun to run the request."""
+        return self._ended is not None
 
     @property
     def milliseconds(self) -> int:
-        """From its arrival until it ran, or until now."""
-        return round(1e3 * ((self._ran or time.perf_counter()) - self._arrived))
+        """Return the length of the wait so far."""
+        return round(1e3 * ((self._ended or time.perf_counter()) - self._arrived))
 
     def __str__(self) -> str:
-        return "running" if self.is_over else self._tell()
+        return "running" if self.is_over else self._reason()
 
 
 def in_line(what: str, position: int) -> str:
-    """Words for a place in a queue, counted from 1; 0: it is not (yet) in the queue."""
+    """Return `what` with a position in a queue, counted from 1; 0 means not in the queue."""
     return f"{what}, position {position}" if position else what

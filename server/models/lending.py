@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from engine.errors import EngineDied, QueueFull
-from engine.messages import ModelInfo, Progress
+from engine.messages import LoadProgress, ModelInfo
 from engine.process.client import EngineCallbacks, EngineClient
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
@@ -19,11 +19,23 @@ from server.errors import ApiError
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.statistics import EngineStatistics
-from server.models.tokenizer import Tokenizer, load_tokenizer
-from server.parsing.selection import Formats, formats_of
+from server.parsing.selection import (
+    FALLBACK,
+    Formats,
+    format_names,
+    formats_of,
+    known_formats,
+)
+from server.text.client import TextWork
+from server.text.messages import TextFacts
 
 log = logging.getLogger("understudy")
 
+NO_FORMAT = (
+    "%s: the chat template asks for no known format of tool calls. Tools are described to the "
+    "model in words, and calls are read as the format `generic` says. If the model has another "
+    "format, name it in the model's file, `parsers: {tools: NAME}`: %s"
+)
 SHUTTING_DOWN = "The server is shutting down."
 
 
@@ -35,9 +47,6 @@ class EngineFactory(Protocol):
     ) -> EngineClient: ...
 
 
-TokenizerLoader = Callable[[str, str | None], Tokenizer]
-
-
 @dataclass
 class LoadedModel:
     """A model whose engine runs, and how many requests hold it."""
@@ -45,7 +54,8 @@ class LoadedModel:
     entry: ModelEntry
     engine: EngineClient
     info: ModelInfo
-    tokenizer: Tokenizer
+    text: TextWork  # has the model's tokenizer
+    facts: TextFacts
     statistics: EngineStatistics
     formats: Formats  # of tool calls and reasoning in its answers
     num_borrowers: int = 0
@@ -92,14 +102,14 @@ class Models:
         self,
         settings: Settings,
         metrics: Metrics,
+        text: TextWork,
         engine_factory: EngineFactory = EngineClient,
-        tokenizer_loader: TokenizerLoader = load_tokenizer,
-        progress: Callable[[Progress], None] = lambda _: None,
+        progress: Callable[[LoadProgress], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._engine_factory = engine_factory
-        self._tokenizer_loader = tokenizer_loader
+        self.text = text
         self._progress = progress
         self._current: LoadedModel | None = None
         self._swap: asyncio.Task[None] | None = None
@@ -134,16 +144,30 @@ class Models:
         async with self._lend(entry, wait, self._settings.load_timeout) as model:
             yield model
 
-    async def close(self) -> None:
-        """End the engine; whoever waits is told."""
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is being loaded or swapped in."""
+        return self._swap is not None
+
+    def drain(self) -> None:
+        """Refuse new and waiting requests and give up a load; running requests may finish."""
         self._closed = True
         if self._swap is not None:
             self._swap.cancel()
-            await asyncio.wait([self._swap])
         self._refuse(list(self._waiters), EngineDied(SHUTTING_DOWN, "engine_closed"))
         if self._current is not None:
-            await self._current.engine.close()
+            self._current.engine.drain(SHUTTING_DOWN)
+
+    async def close(self) -> None:
+        """End the engine; whoever waits or runs is told."""
+        self.drain()
+        if self._swap is not None:
+            await asyncio.wait([self._swap])
+        closing = [self.text.close()]
+        if self._current is not None:
+            closing.append(self._current.engine.close())
             self._current = None
+        await asyncio.gather(*closing)
 
     @contextlib.asynccontextmanager
     async def _lend(
@@ -152,11 +176,11 @@ class Models:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self._settings.load_timeout if timeout is None else timeout)
         waiter = _Waiter(entry)
-        wait.for_(lambda: self._place(waiter))
+        wait.set_reason(lambda: self._place(waiter))
         model = await self._turn(waiter, timeout)
         try:
             if model.engine.state == "restarting":
-                wait.for_(lambda: "the engine restarts")
+                wait.set_reason(lambda: "the engine restarts")
                 await model.restart(max(0.0, deadline - loop.time()))
             yield model
         finally:
@@ -216,22 +240,27 @@ class Models:
             old, self._current = self._current, None
             await old.engine.close()
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
+        self.text.renew()  # it imports its libraries while the engine loads
         statistics = EngineStatistics(entry.id, self._metrics)
         engine = self._engine_factory(
             entry.spec,
             max_queue=self._settings.max_queue,
             callbacks=EngineCallbacks(
-                self._progress, statistics.passed, statistics.audited, statistics.restarted
+                self._progress,
+                statistics.passed,
+                statistics.audited,
+                statistics.checked,
+                statistics.restarted,
             ),
         )
         try:
             info = await engine.start()
-            tokenizer = await asyncio.to_thread(
-                self._tokenizer_loader, info.tokenizer_path, entry.chat_template
-            )
+            facts = await self.text.load(info.tokenizer_path, entry.chat_template)
             statistics.loaded(info)
-            formats = formats_of(tokenizer.template, entry.parsers.tools, entry.parsers.reasoning)
-            self._current = LoadedModel(entry, engine, info, tokenizer, statistics, formats)
+            formats = formats_of(facts.template, entry.parsers.tools, entry.parsers.reasoning)
+            if formats.tools is known_formats()[FALLBACK]:
+                log.warning(NO_FORMAT, entry.id, ", ".join(format_names("tools")))
+            self._current = LoadedModel(entry, engine, info, self.text, facts, statistics, formats)
         finally:
             if self._current is None:
                 await engine.close()

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from engine.messages import Audited, ModelInfo, PassStats
+from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
 from server.metrics.prometheus import Metrics
 
 log = logging.getLogger("understudy")
@@ -30,7 +30,7 @@ class EngineStatistics:
     def loaded(self, info: ModelInfo) -> None:
         """Begin to count: the model is loaded."""
         self._limit_gbps = info.link_gbps
-        self._metrics.loaded(self._model)
+        self._metrics.begin(self._model)
 
     def passed(self, stats: PassStats) -> None:
         """A pass is over."""
@@ -39,13 +39,13 @@ class EngineStatistics:
             self.traffic.link_bytes + stats.link_bytes,
             self.traffic.pass_seconds + stats.pass_ms / 1e3,
         )
-        self._metrics.passed(self._model, stats)
+        self._metrics.count_pass(self._model, stats)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s: %s", self._model, self._summary(stats))
 
     def audited(self, audited: Audited) -> None:
         """An answer was checked."""
-        self._metrics.audited(self._model, audited)
+        self._metrics.count_audit(self._model, audited)
         log.debug(
             "%s: audit: %d of %d tokens differ",
             self._model,
@@ -53,9 +53,17 @@ class EngineStatistics:
             audited.positions,
         )
 
+    def checked(self, checked: WeightsChecked) -> None:
+        """Count and log what became known of packed weights."""
+        self._metrics.count_weights_check(self._model, checked)
+        if checked.repaired:
+            log.warning("%s: %d damaged units packed again", self._model, checked.repaired)
+        if checked.unrepaired:
+            log.error("%s: damaged units that cannot be packed again", self._model)
+
     def restarted(self) -> None:
         """The engine's process died, and is started again."""
-        self._metrics.restarted(self._model)
+        self._metrics.count_restart(self._model)
 
     def link_since(self, before: Traffic) -> str:
         """The bandwidth of the passes since then, for the log; "" when nothing travelled."""

@@ -160,4 +160,7 @@ class Chain:
         has_call = any(piece.kind == "call" for piece in found)
         if has_call and any(piece.kind == "content" and piece.text.strip() for piece in found):
             return [reasoning(self._text)]
-        return [piece._replace(kind="reasoning") if piece.kind == "content" else piece for piece in found]
+        return [
+            piece._replace(kind="reasoning") if piece.kind == "content" else piece
+            for piece in found
+        ]

@@ -12,7 +12,7 @@ from server.parsing.formats import hermes
 from server.parsing.parser import Chain, Parser, PlainText
 
 FALLBACK = "generic"  # the format of tool calls if no format recognises the chat template
-NO_REASONING = "none"  # what a model's file says instead of a format: do not look for reasoning
+NO_REASONING = "none"  # the name in a model's file that turns the search for reasoning off
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Formats:
 
     @property
     def forced(self) -> "Formats":
-        """Return the formats for forced calls: `hermes` for tools if theirs has no syntax."""
+        """Return the formats for forced calls, with `hermes` if the one of tools has no syntax."""
         return self if self.tools.syntax is not None else replace(self, tools=hermes.FORMAT)
 
     def _used(self, tools: bool) -> list[Format]:

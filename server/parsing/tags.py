@@ -1,6 +1,5 @@
 """The search for tags in text that arrives one character at a time."""
 
-
 SHORTEST_MARK = 3  # characters
 
 

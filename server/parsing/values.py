@@ -57,7 +57,7 @@ def _kinds(schema: Any, parameters: Schema, budget: int) -> Iterator[Kind]:
 
 
 def resolve(reference: str, parameters: Schema) -> Any:
-    """Return the schema that a reference into the same document refers to; None if there is none."""
+    """Return what a reference into the same document refers to; None if there is nothing."""
     found: Any = parameters
     for part in reference.removeprefix("#").split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

@@ -1,4 +1,4 @@
-"""Bodies of all routes, right ones and wrong ones, and what must be true of the answers."""
+"""Valid and random bodies of all routes, and checks of the answers to them."""
 
 import copy
 from collections.abc import Iterator
@@ -134,7 +134,7 @@ WORDS = (
     *("function_call_output", "input_text", "refusal", "get_time", "main", "str", "list", "type"),
 )
 NUMBERS = (0, 1, -1, 1.0, 1.5, 2**31, 2**63, 2**64, 10**30, 1e300, -1e-300)
-# without surrogates, which no JSON has, and the dots that are between the steps of a `param`
+# without surrogates, which JSON cannot have, and without the dots that separate steps of a `param`
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters=".")
 TEXTS = st.text(CHARACTERS, max_size=8) | st.sampled_from(WORDS)
 JSON = st.recursive(
@@ -146,7 +146,7 @@ JSON = st.recursive(
 
 @st.composite
 def wrong_bodies(draw: st.DrawFn) -> tuple[str, Any]:
-    """A route, and any JSON or a right body with some places changed."""
+    """Return a route, and either any JSON or a valid body with some values changed."""
     path, right = draw(st.sampled_from(RIGHT))
     if draw(st.integers(0, 4)) == 0:
         return path, draw(JSON)
@@ -161,7 +161,7 @@ def wrong_bodies(draw: st.DrawFn) -> tuple[str, Any]:
 
 
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place of a value: what it lies in, and its key or index."""
+    """Yield the container and the key or index of every value inside `node`."""
     keys = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
     for key in keys:
         yield node, key
@@ -187,7 +187,7 @@ def _change(draw: st.DrawFn, inside: Any, key: Any) -> None:
 
 
 def check(path: str, body: Any, answer: httpx.Response) -> None:
-    """A wrong body is refused in its door's shape; the place that is named is there."""
+    """Check that a refusal has the shape of its API, and that its `param` exists in the body."""
     assert answer.headers["x-request-id"]
     if answer.status_code == 200:
         assert "server_error" not in answer.text and "api_error" not in answer.text
@@ -207,7 +207,7 @@ def check(path: str, body: Any, answer: httpx.Response) -> None:
 
 
 def _check_place(param: str | None, body: Any) -> None:
-    """All steps but the last must be there: the last may be what is missing."""
+    """Check all steps of `param` but the last, which may name the field that is missing."""
     assert param is not None
     for step in param.split(".")[:-1]:
         body = body[int(step)] if isinstance(body, list) else body[step]

@@ -1,4 +1,4 @@
-"""Chunks of a chat made by hand, for what the fake model does not say."""
+"""Chunks of a chat written by hand, for tests without a model."""
 
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ def chunk(
     logprobs: list[ChatLogprob] | None = None,
     **fields: Any,
 ) -> ChatChunk:
-    """One event of a stream; `fields` go to the choice."""
+    """Return one chunk of a stream; `fields` are added to its choice."""
     entries = {"content": logprobs, "refusal": None} if logprobs else None
     choice = {"index": 0, "delta": delta or {}, "logprobs": entries, "finish_reason": finish}
     return _event([choice | fields])
@@ -42,7 +42,7 @@ def _event(choices: list[Any], **fields: Any) -> ChatChunk:
 
 
 def call(arguments: str, index: int = 0, **identity: str) -> dict[str, Any]:
-    """A delta of a tool call; its first one has `id` and `name`."""
+    """Return a delta of a tool call; the first delta of a call has `id` and `name`."""
     function: dict[str, Any] = {"arguments": arguments}
     piece: dict[str, Any] = {"index": index, "function": function}
     if identity:
@@ -52,7 +52,7 @@ def call(arguments: str, index: int = 0, **identity: str) -> dict[str, Any]:
 
 
 def stream(*middle: ChatChunk, finish: str = "stop", **fields: Any) -> list[ChatChunk]:
-    """A whole stream: the opening, what is given, the finish and the usage."""
+    """Return a whole stream: the first chunk, `middle`, the finish and the usage."""
     return [
         chunk({"role": "assistant", "content": ""}),
         *middle,

@@ -1,4 +1,4 @@
-"""An app over the fake engine, and clients of it."""
+"""Fixtures of the server's tests: an app with the fake engine, and clients of it."""
 
 import asyncio
 import json
@@ -20,7 +20,8 @@ from server.config.settings import Settings
 from server.http.app import create_app
 from server.http.auth import ApiKeys
 from server.http.state import App
-from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
+from tests.server.fake_engine import FakeEngines
+from tests.server.fake_text import FakeText
 
 MakeApp = Callable[..., App]
 
@@ -50,7 +51,7 @@ def make_app(engines: FakeEngines) -> MakeApp:
             Registry(known, default, strict=strict),
             engines,
             keys=ApiKeys(keys),
-            tokenizer_loader=load_fake_tokenizer,
+            text=FakeText(),
         )
 
     return make
@@ -74,17 +75,17 @@ async def client(make_app: MakeApp) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def serving(app: FastAPI, client_timeout: float = 60.0) -> AsyncIterator[str]:
-    """A real server on a free loopback port; gives its URL."""
+    """Run a real server on a free loopback port, and yield its URL."""
     with bind("127.0.0.1", 0, client_timeout) as listener:
         server = uvicorn.Server(http_config(app, client_timeout))
         started = asyncio.Event()
         startup = server.startup
 
-        async def tell(sockets: list[socket.socket] | None = None) -> None:
+        async def start(sockets: list[socket.socket] | None = None) -> None:
             await startup(sockets)
             started.set()
 
-        server.startup = tell  # type: ignore[method-assign]  # the server has no such event
+        server.startup = start  # type: ignore[method-assign]  # the server has no such event
         task = asyncio.create_task(server._serve([listener]))
         await started.wait()
         try:
@@ -104,7 +105,7 @@ async def openai_client(make_app: MakeApp) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 def events(text: str) -> list[Any]:
-    """The data of each event of a stream, comments left out; "[DONE]" stays text."""
+    """Return the data of each event of a stream without comments; "[DONE]" stays text."""
     data = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
     return [d if d == "[DONE]" else json.loads(d) for d in data]
 
@@ -119,7 +120,7 @@ async def complete(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error object of an answer, after checking its shape."""
+    """Check the shape of an error answer, and return its error object."""
     assert response.status_code == status, response.text
     assert response.headers["x-request-id"]
     body = response.json()

@@ -1,6 +1,7 @@
-"""A model that answers from a script: everything the server sees of an engine, and no model.
+"""A fake of the engine as the server sees it, which answers from a script, without a model.
 
-Its tokenizer has one token a byte (id = the byte), three special tokens, and a chat template.
+Its tokenizer has one token for each byte (the id is the byte), three special tokens, and a chat
+template.
 """
 
 import asyncio
@@ -26,11 +27,11 @@ from engine.messages import (
 )
 from engine.process.admission import check_request
 from engine.process.client import EngineCallbacks, EngineClient, State
-from engine.process.token_stream import Mail, TokenStream
+from engine.process.token_stream import EventQueue, TokenStream
 from engine.spec import ModelSpec
 from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
-from server.models.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 EOS = 256  # <eos>
 START = 257  # <turn>
@@ -64,11 +65,11 @@ def transformers_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _library_tokenizer(raw: RawTokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=raw)  # type: ignore[no-untyped-call]  # theirs
+    return PreTrainedTokenizerFast(tokenizer_object=raw)  # type: ignore[no-untyped-call]  # no types
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character of each byte."""
+    """Return the printable character that GPT-2's tokenizer writes for each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
@@ -79,7 +80,7 @@ def spelling() -> TokenBytes:
 
 
 def load_fake_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
-    """In place of `load_tokenizer`; the path "no-template" gives a model without one."""
+    """Return a tokenizer as `load_tokenizer` does; the path "no-template" has no chat template."""
     inner = transformers_tokenizer()
     if path == "no-template":
         inner = _library_tokenizer(inner.backend_tokenizer)
@@ -92,17 +93,17 @@ def ids_of(text: str) -> tuple[int, ...]:
 
 @dataclass
 class Script:
-    """What the engines of a test do."""
+    """The behaviour of the engines of a test."""
 
     answers: Callable[[int], Sequence[int]] = lambda choice: (*ids_of("Hello there."), EOS)
-    burst: int = 3  # tokens a pass
+    burst: int = 3  # tokens per pass
     beat: float = 0.0  # seconds between two passes
     context_length: int = CONTEXT
     tokenizer_path: str = "fake"
     draft_methods: tuple[str, ...] = ("subspec", "ngram")
     queue: asyncio.Event | None = None  # requests wait for it before they run
     gate: asyncio.Event | None = None  # answers wait for it before their first token
-    pause: asyncio.Event | None = None  # and for this before their last
+    pause: asyncio.Event | None = None  # answers wait for it before their last token
     load_gate: asyncio.Event | None = None  # loads wait for it
     load_error: Exception | None = None
     refuse: EngineError | None = None  # raised by `generate` at once
@@ -113,7 +114,7 @@ class Script:
 
 @dataclass
 class FakeEngines:
-    """Stands in for `EngineClient` as the factory, and remembers what was asked."""
+    """A factory of fake engines, used in place of `EngineClient`, which keeps all it made."""
 
     script: Script = field(default_factory=Script)
     made: list["FakeEngine"] = field(default_factory=list)
@@ -139,13 +140,14 @@ class FakeEngines:
 
 
 class FakeEngine:
-    """One loaded model; see `EngineClient`. A test calls the callbacks itself."""
+    """A fake of `EngineClient` for one loaded model, whose callbacks a test calls itself."""
 
     def __init__(
         self, spec: ModelSpec, script: Script, max_queue: int, callbacks: EngineCallbacks
     ) -> None:
         self.on_pass = callbacks.on_pass
         self.on_audit = callbacks.on_audit
+        self.on_check = callbacks.on_check
         self.on_restart = callbacks.on_restart
         self.spec = spec
         self.script = script
@@ -154,13 +156,14 @@ class FakeEngine:
         self.info: ModelInfo | None = None
         self.requests: list[Generate] = []
         self.running: set[str] = set()
-        self.waiting: list[str] = []  # of those running, those not begun
-        self.mails: dict[str, Mail] = {}
-        self.closed_requests: list[str] = []  # ended before their last token
+        self.waiting: list[str] = []  # the requests in `running` that have not begun
+        self.event_queues: dict[str, EventQueue] = {}
+        self.closed_requests: list[str] = []  # requests closed before their last token
         self.request_started = asyncio.Event()
         self.request_closed = asyncio.Event()
         self.load_started = asyncio.Event()
         self.restarted = asyncio.Event()
+        self.refusal = ""
 
     @property
     def num_outstanding(self) -> int:
@@ -195,14 +198,22 @@ class FakeEngine:
     async def ready(self, timeout: float) -> ModelInfo:
         async with asyncio.timeout(timeout):
             await self.restarted.wait()
+        if self.refusal:
+            raise EngineDied(self.refusal, "engine_closed")
         assert self.info is not None
         return self.info
 
+    def drain(self, reason: str) -> None:
+        self.refusal = reason
+        for request_id in self.waiting:
+            self.event_queues[request_id].put_nowait(EngineDied(reason, "engine_closed"))
+        self.restarted.set()
+
     async def close(self) -> None:
         self.state = "closed"
-        for request_id, mail in self.mails.items():
+        for request_id, events in self.event_queues.items():
             if request_id in self.running:
-                mail.put_nowait(EngineDied("unloaded", "engine_closed"))
+                events.put_nowait(EngineDied(self.refusal or "unloaded", "engine_closed"))
 
     def generate(
         self,
@@ -216,8 +227,8 @@ class FakeEngine:
         *,
         on_start: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
-        if self.state != "ready" or self.info is None:
-            raise EngineDied(f"not ready ({self.state})")
+        if self.state != "ready" or self.info is None or self.refusal:
+            raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
         if self.script.refuse is not None:
             raise self.script.refuse
         message = Generate(
@@ -229,9 +240,9 @@ class FakeEngine:
         assert request_id not in self.running
         self.requests.append(message)
         self.running.add(request_id)
-        mail: Mail = asyncio.Queue()
-        self.mails[request_id] = mail
-        serving = asyncio.create_task(self._serve(message, mail, on_start))
+        events: EventQueue = asyncio.Queue()
+        self.event_queues[request_id] = events
+        serving = asyncio.create_task(self._serve(message, events, on_start))
         self.waiting.append(request_id)
 
         def abort() -> None:
@@ -243,13 +254,13 @@ class FakeEngine:
                 self.closed_requests.append(request_id)
                 self.request_closed.set()
 
-        return TokenStream(mail, abort)
+        return TokenStream(events, abort)
 
     def position(self, request_id: str) -> int:
         return self.waiting.index(request_id) + 1 if request_id in self.waiting else 0
 
     async def _serve(
-        self, message: Generate, mail: Mail, on_start: Callable[[], None] | None
+        self, message: Generate, events: EventQueue, on_start: Callable[[], None] | None
     ) -> None:
         self.request_started.set()
         if self.script.queue is not None:
@@ -264,19 +275,19 @@ class FakeEngine:
         for i in range(longest):
             if self.script.error is not None and i == self.script.error_after:
                 self.running.discard(message.request_id)
-                mail.put_nowait(cast(EngineError, self.script.error))
+                events.put_nowait(cast(EngineError, self.script.error))
                 return
             if self.script.pause is not None and i == longest - 1:
                 await self.script.pause.wait()
             await asyncio.sleep(self.script.beat)
             for choice in passes:
                 if i < len(choice):
-                    mail.put_nowait(choice[i])
+                    events.put_nowait(choice[i])
         self.running.discard(message.request_id)
-        mail.put_nowait(None)
+        events.put_nowait(None)
 
     def _passes(self, message: Generate, choice: int) -> list[Tokens]:
-        """The messages of one choice: bursts of tokens up to the stop."""
+        """Return the messages of one choice: bursts of tokens up to its end."""
         params = message.params
         room = self.script.context_length - len(message.prompt)
         rules = StopRules(
@@ -324,13 +335,13 @@ class FakeEngine:
 
 
 def _origins(count: int, pass_number: int) -> tuple[Origin, ...]:
-    """All but the last token of a pass were drafted."""
+    """Return the origins of a pass in which all but the last token were drafted."""
     drafted = [Origin("subspec", depth, pass_number) for depth in range(1, count)]
     return (*drafted, Origin("target", 0, pass_number))
 
 
 def _logprob(token: int, choice: int, num_top: int) -> TokenLogprob:
-    """Later choices are better, and other tokens better still."""
+    """Return a log-probability that is higher for later choices, and below its alternatives."""
     top = tuple(((token + 1 + i) % VOCAB, -0.25 - i / 4) for i in range(num_top))
     return TokenLogprob(token, -1.0 / (1 + choice), top)
 

@@ -1,6 +1,6 @@
-"""One test for each point of the API contract that the front end alone decides, by its number.
+"""One test for each numbered point of the API contract that the front end alone decides.
 
-Points 7 to 9, 11, 15 to 19 have their tests beside what they test.
+Points 7 to 9, 11 and 15 to 19 have their tests with the modules that they test.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def test_api_01_errors_have_one_shape_before_the_first_byte(
     assert (error["param"], error["code"]) == ("model", "model_not_found")
 
 
-async def test_api_02_ids_and_objects(client: httpx.AsyncClient) -> None:
+async def test_api_02_ids_and_objects_are_those_of_openai(client: httpx.AsyncClient) -> None:
     for ask, prefix, whole, piece in (
         (chat, "chatcmpl-", "chat.completion", "chat.completion.chunk"),
         (complete, "cmpl-", "text_completion", "text_completion"),
@@ -37,7 +37,7 @@ async def test_api_02_ids_and_objects(client: httpx.AsyncClient) -> None:
         assert {c["object"] for c in chunks} == {piece}
 
 
-async def test_api_03_a_chat_choice(client: httpx.AsyncClient) -> None:
+async def test_api_03_a_chat_choice_has_all_its_fields(client: httpx.AsyncClient) -> None:
     choice = (await chat(client)).json()["choices"][0]
     assert {"index", "finish_reason", "message", "logprobs"} <= set(choice)
     assert choice["logprobs"] is None and choice["finish_reason"] == "stop"
@@ -48,7 +48,7 @@ async def test_api_03_a_chat_choice(client: httpx.AsyncClient) -> None:
     assert cut["finish_reason"] == "length"
 
 
-async def test_api_04_the_order_of_a_stream(client: httpx.AsyncClient) -> None:
+async def test_api_04_a_stream_has_its_chunks_in_order(client: httpx.AsyncClient) -> None:
     *chunks, done = events((await chat(client, stream=True)).text)
     choices = [chunk["choices"][0] for chunk in chunks]
     assert done == "[DONE]"
@@ -58,7 +58,7 @@ async def test_api_04_the_order_of_a_stream(client: httpx.AsyncClient) -> None:
     assert [c["finish_reason"] for c in choices[:-1]] == [None] * (len(choices) - 1)
 
 
-async def test_api_05_usage_of_a_stream(client: httpx.AsyncClient) -> None:
+async def test_api_05_a_stream_has_the_usage_if_asked_for(client: httpx.AsyncClient) -> None:
     options = {"include_usage": True, "unknown": 1}
     *chunks, last, _ = events((await chat(client, stream=True, stream_options=options)).text)
     assert last["choices"] == [] and last["usage"]["total_tokens"] > 0
@@ -76,7 +76,7 @@ async def test_api_06_usage_counts_all_choices(client: httpx.AsyncClient) -> Non
     assert "reasoning_tokens" in one["completion_tokens_details"]
 
 
-async def test_api_10_stop(client: httpx.AsyncClient) -> None:
+async def test_api_10_a_stop_string_ends_the_answer(client: httpx.AsyncClient) -> None:
     for stop in ("there", ["zzz", "there"]):
         answer = (await chat(client, stop=stop)).json()["choices"][0]
         assert (answer["message"]["content"], answer["finish_reason"]) == ("Hello ", "stop")
@@ -97,7 +97,7 @@ async def test_api_10_stop(client: httpx.AsyncClient) -> None:
         ("seed", [0, -1, 2**64 - 1, None], [2**64, 0.5]),
     ],
 )
-async def test_api_12_ranges(
+async def test_api_12_values_outside_their_range_are_refused(
     client: httpx.AsyncClient, field: str, good: list[Any], wrong: list[Any]
 ) -> None:
     for value in good:
@@ -107,7 +107,7 @@ async def test_api_12_ranges(
         assert param is not None and param.startswith(field)
 
 
-async def test_api_13_messages(client: httpx.AsyncClient) -> None:
+async def test_api_13_invalid_messages_are_refused(client: httpx.AsyncClient) -> None:
     parts = {"role": "developer", "content": [{"type": "text", "text": "be brief"}]}
     assert (await chat(client, messages=[parts, USER])).status_code == 200
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
@@ -123,7 +123,7 @@ async def test_api_14_unknown_fields_are_ignored(client: httpx.AsyncClient) -> N
     assert (await complete(client, unknown=1)).status_code == 200
 
 
-async def test_api_20_the_fingerprint_is_the_engines(client: httpx.AsyncClient) -> None:
+async def test_api_20_the_fingerprint_is_that_of_the_engine(client: httpx.AsyncClient) -> None:
     assert (await chat(client)).json()["system_fingerprint"] == "fp_fake"
 
 

@@ -1,4 +1,4 @@
-"""The real thing: `understudy serve` with the demo model, asked by the official client."""
+"""Tests of `understudy serve` with the demo model, through OpenAI's official client."""
 
 import json
 import signal
@@ -48,7 +48,9 @@ def text(answer: ChatCompletion) -> str:
 
 
 @pytest.mark.parametrize("starter", STARTERS[:3], ids=lambda starter: str(starter["id"]))
-def test_starters_are_answered(client: openai.OpenAI, starter: dict[str, Any]) -> None:
+def test_the_starters_of_the_demo_are_answered(
+    client: openai.OpenAI, starter: dict[str, Any]
+) -> None:
     answer = text(ask(client, starter["messages"], max_tokens=starter["max_tokens"]))
     assert [piece for piece in starter["contains"] if piece not in answer] == []
 
@@ -67,13 +69,13 @@ def test_a_stream_adds_up_to_the_whole_answer(client: openai.OpenAI) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in stream) == text(whole)
 
 
-def test_an_answer_can_be_had_again_by_its_seed(client: openai.OpenAI) -> None:
+def test_an_answer_can_be_reproduced_by_its_seed(client: openai.OpenAI) -> None:
     first = ask(client, temperature=1)
     extra: Any = first.model_extra
     assert text(ask(client, temperature=1, seed=extra["timings"]["seed"])) == text(first)
 
 
-def test_the_first_of_several_choices_is_the_only_one_of_one(client: openai.OpenAI) -> None:
+def test_the_first_choice_does_not_depend_on_the_number_of_choices(client: openai.OpenAI) -> None:
     many = ask(client, temperature=1, seed=3, n=3)
     assert many.choices[0].message.content == text(ask(client, temperature=1, seed=3))
     assert len({c.message.content for c in many.choices}) == 3
@@ -90,7 +92,7 @@ def test_bytes_of_logprobs_join_to_the_text(client: openai.OpenAI) -> None:
     assert len(logprobs.content) == answer.usage.completion_tokens
 
 
-def test_many_at_once_get_what_each_gets_alone(client: openai.OpenAI) -> None:
+def test_concurrent_requests_get_the_same_answers_as_single_ones(client: openai.OpenAI) -> None:
     alone = [text(ask(client, temperature=1, seed=seed, max_tokens=20)) for seed in range(4)]
     with ThreadPoolExecutor(8) as pool:
         answers = pool.map(
@@ -99,7 +101,7 @@ def test_many_at_once_get_what_each_gets_alone(client: openai.OpenAI) -> None:
         assert list(answers) == alone * 2
 
 
-def test_a_client_that_leaves_does_not_disturb_the_others(client: openai.OpenAI) -> None:
+def test_a_client_that_disconnects_does_not_affect_the_others(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="demo", messages=STORY, stream=True, extra_body={"ignore_eos": True}
     )
@@ -113,7 +115,7 @@ def test_the_context_is_never_exceeded(client: openai.OpenAI) -> None:
         ask(client, max_tokens=3000)
 
 
-def test_metrics_tell_of_passes_drafts_and_the_link(
+def test_metrics_report_passes_drafts_and_the_link(
     process: tuple[subprocess.Popen[str], str], client: openai.OpenAI
 ) -> None:
     usage = ask(client).usage
@@ -142,14 +144,14 @@ def test_metrics_tell_of_passes_drafts_and_the_link(
         assert values[f"understudy_{name}", *sorted(labels)] > 0, name
 
 
-def test_a_request_may_ask_for_no_draft_and_gets_the_same(client: openai.OpenAI) -> None:
+def test_an_answer_without_a_draft_is_the_same(client: openai.OpenAI) -> None:
     plain = ask(client, extra_body={"speculation": {"method": "none"}})
     extra: Any = plain.model_extra
     assert text(plain) == text(ask(client))
     assert extra["timings"]["draft_n"] == 0
 
 
-def test_the_same_model_without_a_draft_is_swapped_in_and_says_the_same(
+def test_the_same_model_without_a_draft_gives_the_same_answers(
     client: openai.OpenAI,
 ) -> None:
     expected = [text(ask(client)), text(ask(client, temperature=1, seed=2))]
@@ -179,7 +181,7 @@ def calls(answer: ChatCompletion) -> list[tuple[str, Any]]:
         ("Add 47 and 38.", ("add", {"a": 47, "b": 38}), '{"result": 85}', "85"),
     ],
 )
-def test_a_tool_is_called_and_its_result_told(
+def test_a_tool_is_called_and_its_result_is_used(
     client: openai.OpenAI, question: str, called: Any, result: str, reply: str
 ) -> None:
     messages: list[Any] = [{"role": "user", "content": question}]
@@ -205,7 +207,7 @@ def test_a_tool_is_called_and_its_result_told(
     ],
 )
 @pytest.mark.parametrize("effort", ["none", "low"])
-def test_a_call_is_forced_where_the_model_would_talk(
+def test_a_call_is_forced_where_the_model_would_write_text(
     client: openai.OpenAI, choice: Any, names: set[str], effort: Any
 ) -> None:
     fields = {"tools": TOOLS, "tool_choice": choice, "reasoning_effort": effort}
@@ -219,14 +221,14 @@ def test_a_call_is_forced_where_the_model_would_talk(
     assert set(arguments) == keys
 
 
-def test_no_tool_is_called_where_none_may(client: openai.OpenAI) -> None:
+def test_no_tool_is_called_with_tool_choice_none(client: openai.OpenAI) -> None:
     question: Any = [{"role": "user", "content": "What time is it in Paris?"}]
     answer = ask(client, question, tools=TOOLS, tool_choice="none")
     assert answer.choices[0].message.tool_calls is None
     assert text(answer)
 
 
-def test_thoughts_are_told_apart_and_counted(client: openai.OpenAI) -> None:
+def test_reasoning_is_separated_from_content_and_counted(client: openai.OpenAI) -> None:
     question: Any = [{"role": "user", "content": "What is 58 + 27?"}]
     answer = ask(client, question, reasoning_effort="low", max_tokens=96)
     message: Any = answer.choices[0].message
@@ -240,7 +242,7 @@ def test_thoughts_are_told_apart_and_counted(client: openai.OpenAI) -> None:
     assert not hasattr(quiet.choices[0].message, "reasoning_content")
 
 
-def test_an_interrupt_ends_the_server_in_good_order(
+def test_an_interrupt_ends_the_server_with_status_0(
     process: tuple[subprocess.Popen[str], str], client: openai.OpenAI
 ) -> None:
     server, _ = process

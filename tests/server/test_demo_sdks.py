@@ -1,4 +1,4 @@
-"""The official clients of OpenAI and Anthropic, on the real server with the demo model."""
+"""Tests of the official clients of OpenAI and Anthropic with a real server and the demo model."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ class get_time(BaseModel):  # the tool has the name of its class
 
 
 class Pet(BaseModel):
-    """What an answer is read into."""
+    """The class into which an answer is parsed."""
 
     name: Literal["Ada", "Bo"]
     age: int
@@ -59,12 +59,12 @@ def claude(url: str) -> Iterator[anthropic.Anthropic]:
 
 
 def ask(client: openai.OpenAI, **fields: Any) -> dict[str, Any]:
-    """A chat's whole answer, without what no two answers share."""
+    """Return the whole answer to a chat, without the parts that differ for each answer."""
     asked: Any = {"model": "demo", "messages": STORY, "max_tokens": 40} | fields
     answer: dict[str, Any] = client.chat.completions.create(**asked).model_dump()
     for name in ("id", "created", "timings"):
         del answer[name]
-    del answer["usage"]["prompt_tokens_details"]  # what is cached depends on who asked before
+    del answer["usage"]["prompt_tokens_details"]  # what is cached depends on earlier requests
     for choice in answer["choices"]:
         for call in choice["message"]["tool_calls"] or ():
             del call["id"]
@@ -89,7 +89,7 @@ SCHEMA = {"name": "pet", "schema": Pet.model_json_schema() | {"additionalPropert
         {"extra_body": {"structured_outputs": {"regex": "[a-z]{3,9} [0-9]+"}}, "logprobs": True},
     ],
 )
-def test_speculation_changes_nothing_but_the_time(
+def test_speculation_does_not_change_the_answer(
     client: openai.OpenAI, fields: dict[str, Any]
 ) -> None:
     asked = {"temperature": 1, "seed": 4} | fields
@@ -99,7 +99,7 @@ def test_speculation_changes_nothing_but_the_time(
     assert ask(client, **asked) == drafted
 
 
-def test_logprobs_of_streamed_choices_add_up(client: openai.OpenAI) -> None:
+def test_streamed_logprobs_join_to_the_whole(client: openai.OpenAI) -> None:
     fields: Any = {"n": 2, "temperature": 1, "seed": 2, "logprobs": True, "top_logprobs": 1}
     whole = ask(client, **fields)
     streamed: list[list[Any]] = [[], []]
@@ -120,10 +120,10 @@ def test_an_answer_is_parsed_into_a_class(client: openai.OpenAI) -> None:
         kinds = {event.type for event in stream}
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Pet)
     assert {"chunk", "content.delta", "content.done"} <= kinds
-    told = client.responses.parse(
+    response = client.responses.parse(
         model="demo", input=STORY, temperature=1, max_output_tokens=80, text_format=Pet
     )
-    assert isinstance(told.output_parsed, Pet)
+    assert isinstance(response.output_parsed, Pet)
 
 
 def test_the_arguments_of_a_call_are_parsed_into_a_class(client: openai.OpenAI) -> None:
@@ -139,7 +139,7 @@ def test_the_arguments_of_a_call_are_parsed_into_a_class(client: openai.OpenAI) 
         assert call.function.parsed_arguments == get_time(city="Paris")
 
 
-def test_texts_are_continued_whole_and_streamed(client: openai.OpenAI) -> None:
+def test_completions_are_answered_whole_and_streamed(client: openai.OpenAI) -> None:
     fields: Any = {"model": "demo", "prompt": ["Once", "The sky"], "n": 2, "logprobs": 1, "seed": 1}
     whole = client.completions.create(**fields)
     texts = [""] * 4
@@ -154,7 +154,7 @@ def test_texts_are_continued_whole_and_streamed(client: openai.OpenAI) -> None:
     )
 
 
-def test_responses_are_made_and_streamed(client: openai.OpenAI) -> None:
+def test_responses_are_answered_whole_and_streamed(client: openai.OpenAI) -> None:
     fields: Any = {"model": "demo", "input": STORY, "temperature": 0}
     whole = client.responses.create(**fields)
     assert whole.status == "completed" and whole.output_text.startswith("Once")
@@ -164,7 +164,7 @@ def test_responses_are_made_and_streamed(client: openai.OpenAI) -> None:
     assert numbers == list(range(len(numbers)))
 
 
-def test_a_response_calls_a_tool_and_tells_its_result(client: openai.OpenAI) -> None:
+def test_a_response_calls_a_tool_and_uses_its_result(client: openai.OpenAI) -> None:
     fields: Any = {"model": "demo", "temperature": 0, "tools": [{"type": "function", **GET_TIME}]}
     asked = client.responses.create(input=TIME, **fields)
     (call,) = asked.output
@@ -191,7 +191,7 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
         ({"temperature": 3}, openai.BadRequestError, "invalid_value", "temperature"),
     ],
 )
-def test_mistakes_are_the_clients_exceptions(
+def test_errors_become_the_exceptions_of_openais_client(
     client: openai.OpenAI,
     fields: Any,
     kind: type[openai.APIStatusError],
@@ -207,7 +207,7 @@ def test_mistakes_are_the_clients_exceptions(
     assert caught.value.request_id
 
 
-def test_a_message_is_made_streamed_and_counted(claude: anthropic.Anthropic) -> None:
+def test_messages_are_answered_streamed_and_counted(claude: anthropic.Anthropic) -> None:
     fields: Any = {"model": "demo", "messages": STORY, "max_tokens": 20}
     fields["extra_body"] = {"temperature": 0}
     whole = claude.messages.create(**fields)
@@ -221,7 +221,7 @@ def test_a_message_is_made_streamed_and_counted(claude: anthropic.Anthropic) -> 
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_message_calls_a_tool_and_tells_its_result(
+def test_a_message_calls_a_tool_and_uses_its_result(
     claude: anthropic.Anthropic, streamed: bool
 ) -> None:
     tool = {"name": "get_time", "description": "The time in a city", "input_schema": CITY}
@@ -241,8 +241,8 @@ def test_a_message_calls_a_tool_and_tells_its_result(
         {"role": "assistant", "content": answer.content},
         {"role": "user", "content": [result]},
     ]
-    (told,) = claude.messages.create(messages=turns, **fields).content
-    assert told.type == "text" and "14:05" in told.text
+    (block,) = claude.messages.create(messages=turns, **fields).content
+    assert block.type == "text" and "14:05" in block.text
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_message_calls_a_tool_and_tells_its_result(
         ({"max_tokens": 3000}, anthropic.BadRequestError),
     ],
 )
-def test_mistakes_are_anthropics_exceptions(
+def test_errors_become_the_exceptions_of_anthropics_client(
     claude: anthropic.Anthropic, fields: Any, kind: type[anthropic.APIStatusError]
 ) -> None:
     with pytest.raises(kind):

@@ -1,4 +1,4 @@
-"""What chat pages, agents and evaluation tools really send, field by field."""
+"""Tests of the bodies that chat pages, agents and evaluation tools send, field by field."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.server.conftest import chat, complete
 
 USER = {"role": "user", "content": "hi"}
 
-# as editors' agents describe an edit: metadata, unions, null, nesting, references
+# a schema as agents of editors send it: metadata, unions, null, nesting, references
 EDIT = {
     "$schema": "http://json-schema.org/draft-07/schema#",
     "type": "object",
@@ -162,7 +162,7 @@ HARNESS = {"prompt": [[7, 8, 9]], "max_tokens": 1, "logprobs": 1, "seed": 1234, 
 
 
 @pytest.mark.parametrize("fields", CHATS.values(), ids=CHATS)
-async def test_chats_of_others_are_answered(
+async def test_chats_as_other_programs_send_them_are_answered(
     client: httpx.AsyncClient, fields: dict[str, Any]
 ) -> None:
     answer = await chat(client, **fields)
@@ -170,7 +170,7 @@ async def test_chats_of_others_are_answered(
 
 
 @pytest.mark.parametrize("fields", [SILLYTAVERN, HARNESS], ids=["sillytavern", "lm_eval"])
-async def test_completions_of_others_are_answered(
+async def test_completions_as_other_programs_send_them_are_answered(
     client: httpx.AsyncClient, fields: dict[str, Any]
 ) -> None:
     answer = await complete(client, **fields)

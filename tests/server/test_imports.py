@@ -1,4 +1,4 @@
-"""The front end stays light: none of its modules loads what only the engine process needs."""
+"""Test that no module of the front end loads what only the engine process needs."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from tests.architecture import modules
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
-    *("torch", "transformers", "safetensors", "bitsandbytes", "llguidance"),
+    *("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes", "llguidance"),
     *("engine.kv", "engine.model", "engine.runtime", "engine.streaming"),
 )
 

@@ -5,6 +5,8 @@ stack and ends the process. A grammar that compiles here, with half of the stack
 engine too.
 """
 
+import ctypes
+import signal
 import subprocess
 import sys
 from functools import lru_cache
@@ -16,6 +18,7 @@ MAX_CHARACTERS = 256 << 10  # of a grammar
 SAFE_CHARACTERS = 8 << 10  # shorter grammars cannot be nested deeply enough to crash
 STACK_BYTES = 4 << 20  # the main thread of a process has twice as many
 TIMEOUT_SECONDS = 10.0
+_SET_PARENT_DEATH_SIGNAL = 1  # from linux/prctl.h
 
 
 @lru_cache(maxsize=64)
@@ -31,7 +34,11 @@ def check_grammar(source: str) -> str | None:
     command = [sys.executable, "-m", "engine.sampling.grammar.check"]
     try:
         done = subprocess.run(
-            command, input=source.encode(), capture_output=True, timeout=TIMEOUT_SECONDS
+            command,
+            input=source.encode(),
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+            process_group=0,  # a terminal's Ctrl-C would look like a grammar that cannot be used
         )
     except subprocess.TimeoutExpired:
         return f"it did not compile within {TIMEOUT_SECONDS:.0f} seconds"
@@ -40,7 +47,14 @@ def check_grammar(source: str) -> str | None:
     return done.stdout.decode() or None
 
 
+def _end_with_parent() -> None:
+    """Have the kernel end this process with the one that waits for it."""
+    if sys.platform == "linux":  # elsewhere it may outlive its parent
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+
+
 def _main() -> None:
+    _end_with_parent()
     source = sys.stdin.buffer.read().decode()
     stack_size(STACK_BYTES)
     thread = Thread(target=lambda: print(compile_error(source) or "", end=""))

@@ -1,1 +1,1 @@
-"""Anthropic's Messages API, translated to a chat."""
+"""The Messages API of Anthropic, translated to a chat."""

@@ -13,7 +13,7 @@ KINDS = {
 
 
 def message_error(failure: ApiError, request_id: str) -> MessageErrorBody:
-    """Return a failure in Anthropic's shape; its message names the parameter."""
+    """Return the body of an error in Anthropic's shape, whose message names the parameter."""
     kind = "api_error" if failure.status >= 500 else "invalid_request_error"
     message = failure.message
     if failure.param is not None and failure.param not in message:

@@ -1,11 +1,11 @@
-"""From the Messages API's request to a chat's. Pure."""
+"""The conversion of a request of the Messages API to a chat. Pure."""
 
 import json
 from itertools import groupby
 from typing import Any
 
+from server.doors.conversation import ConversationBuilder
 from server.doors.translation import Names, shared_fields
-from server.doors.turns import Turns
 from server.schemas.fields import joined_text
 from server.schemas.message_bodies import (
     CountTokensRequest,
@@ -34,13 +34,13 @@ NAMES: Names = (
 
 
 def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
-    """The body of the chat that answers `body`; null is absent."""
+    """Return the fields of the chat that answers `body`; a field that is None is absent."""
     messages = _messages(body)
     last = messages[-1]
     choice = body.tool_choice
     fields = shared_fields(body, SHARED) | {
         "messages": messages,
-        # a last turn of the assistant is the beginning of its answer
+        # if the assistant has the last turn, that is the beginning of its answer
         "continue_final_message": last["role"] == "assistant"
         and bool(last.get("content"))
         and "tool_calls" not in last,
@@ -61,7 +61,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     return fields
 
 
-# what both bodies have in the same words; the last lines are extensions
+# the fields that a chat has under the same name; the last ones are extensions of both APIs
 SHARED = (
     "model",
     "stream",
@@ -75,34 +75,36 @@ SHARED = (
 
 
 def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
-    turns = Turns()
+    conversation = ConversationBuilder()
     if body.system is not None:
-        turns.say("system", joined_text(body.system))
+        conversation.add_text("system", joined_text(body.system))
     for turn in body.messages:
-        _add(turns, turn)
-    return turns.messages
+        _add_turn(conversation, turn)
+    return conversation.messages
 
 
-def _add(turns: Turns, turn: Turn) -> None:
+def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
     if isinstance(turn.content, str):
-        turns.say(turn.role, turn.content)
+        conversation.add_text(turn.role, turn.content)
         return
     if not turn.content:
-        turns.say(turn.role, "")
+        conversation.add_text(turn.role, "")
     for are_texts, run in groupby(turn.content, key=lambda block: isinstance(block, TextBlock)):
-        if are_texts:  # side by side they are one
-            turns.say(turn.role, "".join(b.text for b in run if isinstance(b, TextBlock)))
+        if are_texts:  # neighbouring text blocks are one text
+            text = "".join(block.text for block in run if isinstance(block, TextBlock))
+            conversation.add_text(turn.role, text)
             continue
         for block in run:
             match block:
                 case ThinkingBlock():
-                    turns.think(block.thinking)
+                    conversation.add_reasoning(block.thinking)
                 case RedactedThinkingBlock():
-                    turns.think("")
+                    conversation.add_reasoning("")
                 case ToolUseBlock():
-                    turns.call(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+                    arguments = json.dumps(block.input, ensure_ascii=False)
+                    conversation.add_call(block.id, block.name, arguments)
                 case ToolResultBlock():
-                    turns.result(block.tool_use_id, joined_text(block.content or ""))
+                    conversation.add_result(block.tool_use_id, joined_text(block.content or ""))
 
 
 def _tool(tool: MessageTool) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _tool(tool: MessageTool) -> dict[str, Any]:
 
 def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
     match choice.type:
-        case "auto":  # which a chat is without tools, but may not be told
+        case "auto":  # the default of a chat, which refuses the field if there are no tools
             return None
         case "any":
             return "required"
@@ -127,9 +129,12 @@ def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:
-    """The words that templates of reasoning models know; "adaptive" leaves it to them."""
+    """Return the arguments by which chat templates turn reasoning on or off.
+
+    There are none for "adaptive", which leaves the choice to the template.
+    """
     kind = body.thinking.type if body.thinking is not None else None
     if kind not in ("enabled", "disabled"):
         return {}
-    thinks = kind == "enabled"
-    return {"enable_thinking": thinks, "thinking": thinks}
+    is_enabled = kind == "enabled"
+    return {"enable_thinking": is_enabled, "thinking": is_enabled}

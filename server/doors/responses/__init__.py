@@ -1,1 +1,1 @@
-"""OpenAI's Responses API, translated to a chat."""
+"""The Responses API of OpenAI, translated to a chat."""

@@ -1,9 +1,16 @@
-"""From a chat's chunks to the events of the Responses API. Pure."""
+"""The conversion of a chat's chunks to the events of the Responses API. Pure."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from server.doors.blocks import Block, Blocks, Closed, Grown, Opened, Step
+from server.doors.blocks import (
+    Block,
+    BlockDelta,
+    BlockEvent,
+    BlockReader,
+    BlockStart,
+    BlockStop,
+)
 from server.doors.translation import Event
 from server.errors import ApiError
 from server.schemas.answers import ChatChunk, Usage
@@ -19,8 +26,8 @@ from server.schemas.response_answers import (
 )
 from server.schemas.response_bodies import ResponseRequest
 
-PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
-GROWTH = {
+PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}  # of the ids of items
+DELTAS = {  # kind of a block -> type of the events that append to it
     "text": "response.output_text.delta",
     "reasoning": "response.reasoning_text.delta",
     "call": "response.function_call_arguments.delta",
@@ -28,69 +35,69 @@ GROWTH = {
 
 
 class ResponseWriter:
-    """Writes one answer, in the order of events that OpenAI's clients expect.
+    """A converter of one chat's chunks to events, in the order that OpenAI's clients expect.
 
     Args:
-        request: its settings are repeated in the answer.
+        request: the request, whose settings the answer repeats.
     """
 
     def __init__(self, request: ResponseRequest) -> None:
         self._settings = _settings(request)
-        self._blocks = Blocks()
-        self._head: ChatChunk | None = None  # the first chunk: who answers, and when
-        self._number = 0  # of the next event
+        self._blocks = BlockReader()
+        self._head: ChatChunk | None = None  # the first chunk, with the id, the time and the model
+        self._next_number = 0  # the sequence number of the next event
 
     def write(self, chunk: ChatChunk) -> Iterator[Event]:
-        """The events of one chunk; the last one completes the answer."""
+        """Yield the events of one chunk; the last one has the whole answer."""
         if self._head is None:
             self._head = chunk
             yield self._event("response.created", response=self._response("in_progress"))
             yield self._event("response.in_progress", response=self._response("in_progress"))
-        for step in self._blocks.feed(chunk):
-            yield from self._events(step)
+        for event in self._blocks.feed(chunk):
+            yield from self._events(event)
         if self._blocks.usage is not None:
             response = self.whole()
             yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: ApiError) -> Event:
-        """An answer that failed; a bare error when it had not begun."""
+        """Return the event of a failed answer, or of a bare error if no chunk was written."""
         if self._head is not None:
             code = "server_error" if error.status >= 500 else "invalid_prompt"
             failed = self._response("failed", {"code": code, "message": error.message})
             return self._event("response.failed", response=failed)
-        told = error.body()["error"]
-        # beside the fields of the event: OpenAI's own clients raise for "error" alone
+        inner = error.body()["error"]
+        # in addition to the fields of the event: OpenAI's own clients raise for "error" only
         return self._event(
-            "error", code=told["code"], message=told["message"], param=told["param"], error=told
+            "error", code=inner["code"], message=inner["message"], param=inner["param"], error=inner
         )
 
     def whole(self) -> Response:
-        """The answer that was written."""
+        """Return the answer that was written."""
         return self._response("incomplete" if self._blocks.finish == "length" else "completed")
 
     def _event(self, kind: str, **fields: Any) -> Event:
-        self._number += 1
-        return {"type": kind, "sequence_number": self._number - 1, **fields}
+        self._next_number += 1
+        return {"type": kind, "sequence_number": self._next_number - 1, **fields}
 
-    def _events(self, step: Step) -> Iterator[Event]:
-        block = step.block
+    def _events(self, event: BlockEvent) -> Iterator[Event]:
+        block = event.block
         item_id = self._item_id(block)
         item = {"output_index": block.index}
         part: dict[str, Any] = {"item_id": item_id, "output_index": block.index}
         if block.kind != "call":
             part["content_index"] = 0
-        match step:
-            case Opened():
+        match event:
+            case BlockStart():
                 yield self._event(
                     "response.output_item.added", **item, item=_item(block, item_id, "in_progress")
                 )
                 if block.kind != "call":
                     yield self._event("response.content_part.added", **part, part=_part(block))
-            case Grown():
-                extra = {"logprobs": step.logprobs} if block.kind == "text" else {}
-                yield self._event(GROWTH[block.kind], **part, delta=step.piece, **extra)
-            case Closed():
-                kind, whole = _done(block)
+            case BlockDelta():
+                extra = {"logprobs": event.logprobs} if block.kind == "text" else {}
+                yield self._event(DELTAS[block.kind], **part, delta=event.piece, **extra)
+            case BlockStop():
+                kind, whole = _done_event(block)
                 yield self._event(kind, **part, **whole)
                 if block.kind != "call":
                     yield self._event("response.content_part.done", **part, part=_part(block))
@@ -99,11 +106,11 @@ class ResponseWriter:
                 )
 
     def _item_id(self, block: Block) -> str:
-        return f"{PREFIXES[block.kind]}_{self._hex}{block.index:02x}"
+        return f"{PREFIXES[block.kind]}_{self._random_id}{block.index:02x}"
 
     @property
-    def _hex(self) -> str:
-        """What tells this answer from others: the same as in the log's name of the chat."""
+    def _random_id(self) -> str:
+        """Return the random part of the chat's id, which the log shows for this answer."""
         assert self._head is not None, "nothing is written before the first chunk"
         return self._head["id"].removeprefix("chatcmpl-")
 
@@ -112,7 +119,7 @@ class ResponseWriter:
         blocks = () if status == "in_progress" else self._blocks.all
         usage = self._blocks.usage
         return {
-            "id": f"resp_{self._hex}",
+            "id": f"resp_{self._random_id}",
             "object": "response",
             "created_at": self._head["created"],
             "status": status,
@@ -128,11 +135,11 @@ class ResponseWriter:
 
 
 def _status(block: Block) -> Status:
-    return "completed" if block.ended else "incomplete"
+    return "completed" if block.is_complete else "incomplete"
 
 
 def _item(block: Block, item_id: str, status: Status) -> OutputItem:
-    """The item of a block; its content is empty while it is in progress."""
+    """Return the item of a block, without content while it is in progress."""
     match block.kind:
         case "call":
             return {
@@ -157,34 +164,34 @@ def _item(block: Block, item_id: str, status: Status) -> OutputItem:
                 "type": "reasoning",
                 "status": status,
                 "summary": [],
-                "content": [] if status == "in_progress" else [_thought(block)],
+                "content": [] if status == "in_progress" else [_reasoning(block)],
             }
 
 
 def _part(block: Block) -> OutputText | ReasoningText:
-    return _text(block) if block.kind == "text" else _thought(block)
+    return _text(block) if block.kind == "text" else _reasoning(block)
 
 
 def _text(block: Block) -> OutputText:
-    logprobs = list(block.logprobs)  # of now: an event is written later
+    logprobs = list(block.logprobs)  # a copy: the event is sent later, when there may be more
     return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": logprobs}
 
 
-def _thought(block: Block) -> ReasoningText:
+def _reasoning(block: Block) -> ReasoningText:
     return {"type": "reasoning_text", "text": block.text}
 
 
-def _done(block: Block) -> tuple[str, dict[str, Any]]:
-    """The event that tells a block's whole text: its type and what it tells."""
+def _done_event(block: Block) -> tuple[str, dict[str, Any]]:
+    """Return the type and the fields of the event that has a block's whole text."""
     match block.kind:
         case "text":
-            told = {"text": block.text, "logprobs": list(block.logprobs)}
-            return "response.output_text.done", told
+            fields = {"text": block.text, "logprobs": list(block.logprobs)}
+            return "response.output_text.done", fields
         case "reasoning":
             return "response.reasoning_text.done", {"text": block.text}
         case "call":
-            told = {"name": block.name, "arguments": block.text}
-            return "response.function_call_arguments.done", told
+            fields = {"name": block.name, "arguments": block.text}
+            return "response.function_call_arguments.done", fields
 
 
 def _usage(usage: Usage) -> ResponseUsage:

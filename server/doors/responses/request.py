@@ -1,9 +1,9 @@
-"""From the Responses API's request to a chat's. Pure."""
+"""The conversion of a request of the Responses API to a chat. Pure."""
 
 from typing import Any
 
+from server.doors.conversation import ConversationBuilder
 from server.doors.translation import Names, shared_fields
-from server.doors.turns import Turns
 from server.schemas.fields import joined_text
 from server.schemas.response_bodies import (
     AllowedTools,
@@ -33,7 +33,7 @@ NAMES: Names = (
 
 
 def chat_fields(body: ResponseRequest) -> dict[str, Any]:
-    """The body of the chat that answers `body`; null is absent."""
+    """Return the fields of the chat that answers `body`; a field that is None is absent."""
     text_format = body.text.format if body.text is not None else None
     return shared_fields(body, SHARED) | {
         "messages": _messages(body),
@@ -47,7 +47,7 @@ def chat_fields(body: ResponseRequest) -> dict[str, Any]:
     }
 
 
-# what both bodies have in the same words; the last lines are extensions
+# the fields that a chat has under the same name; the last ones are extensions of both APIs
 SHARED = (
     "model",
     "stream",
@@ -71,27 +71,27 @@ SHARED = (
 
 
 def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
-    turns = Turns()
+    conversation = ConversationBuilder()
     if body.instructions is not None:
-        turns.say("system", body.instructions)
+        conversation.add_text("system", body.instructions)
     if isinstance(body.input, str):
-        turns.say("user", body.input)
+        conversation.add_text("user", body.input)
     else:
         for item in body.input:
-            _add(turns, item)
-    return turns.messages
+            _add_item(conversation, item)
+    return conversation.messages
 
 
-def _add(turns: Turns, item: Item) -> None:
+def _add_item(conversation: ConversationBuilder, item: Item) -> None:
     match item:
         case MessageItem():
-            turns.say(item.role, joined_text(item.content))
+            conversation.add_text(item.role, joined_text(item.content))
         case ReasoningItem():
-            turns.think(joined_text(item.content or item.summary or ""))
+            conversation.add_reasoning(joined_text(item.content or item.summary or ""))
         case CallItem():
-            turns.call(item.call_id, item.name, item.arguments)
+            conversation.add_call(item.call_id, item.name, item.arguments)
         case CallOutputItem():
-            turns.result(item.call_id, joined_text(item.output))
+            conversation.add_result(item.call_id, joined_text(item.output))
 
 
 def _tool(tool: ResponseTool) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:
             tools = [_function(tool) for tool in choice.tools]
             allowed = {"mode": choice.mode, "tools": tools}
             return {"type": "allowed_tools", "allowed_tools": allowed}
-        case "auto":  # which a chat is without tools, but may not be told
+        case "auto":  # the default of a chat, which refuses the field if there are no tools
             return None
         case _:
             return choice

@@ -1,4 +1,4 @@
-"""GET /metrics: figures in Prometheus' text format. Looking wakes no model."""
+"""The route GET /metrics, in Prometheus' text format. Reading metrics never loads a model."""
 
 from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
@@ -12,11 +12,11 @@ api = Api(prefixes=("",))
 
 @api.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """What was counted since the server began, and what holds now."""
+    """Return the counters since the start of the server, and the present gauges."""
     state = state_of(request)
-    now, model = state.metrics.now, state.models.ready
+    gauges, model = state.metrics.gauges, state.models.ready
     known = state.registry.entries
-    now.models(known, None if model is None else model.entry.id, state.models.num_waiting)
+    gauges.set_models(known, None if model is None else model.entry.id, state.models.num_waiting)
     if model is not None:
-        now.engine(model.info, model.statistics.last, model.engine.num_outstanding)
+        gauges.set_engine(model.info, model.statistics.last, model.engine.num_outstanding)
     return Response(state.metrics.text(), media_type=CONTENT_TYPE)

@@ -16,7 +16,5 @@ def parser(tools: Tools, _before: str) -> ElementsReader:
     return ElementsReader(ELEMENTS, tools)
 
 
-SYNTAX = CallSyntax(
-    begin="<function=%s>", end="</function>", separator="", trigger="<function="
-)
+SYNTAX = CallSyntax(begin="<function=%s>", end="</function>", separator="", trigger="<function=")
 FORMAT = Format(TOOLS, recognises, parser, (), SYNTAX)

@@ -4,8 +4,8 @@ The tools are told to these models in words (`server/chat/tool_instructions.py`)
 calls as `hermes` writes them.
 """
 
-from server.parsing.calls import Tools
 from server.parsing.call_reader import CallReader
+from server.parsing.calls import Tools
 from server.parsing.format import TOOLS, Format
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"

@@ -17,7 +17,7 @@ ENDS = ("<|end|>", "<|call|>", "<|return|>")
 RECIPIENT = re.compile(rf"to=functions\.({TOOL_NAME})")
 ANALYSIS = re.compile(r"<\|channel\|>\s*analysis")
 HEAD_BEGUN = re.compile(r"\s*(<\||(t|to|to=.*|assistant.*)?$)")
-LONGEST_HEAD = 256  # characters; a longer one is text of a model that does not know the format
+LONGEST_HEAD = 256  # characters; a longer head is text of a model that does not use the format
 
 
 class HarmonyReader(Reader):

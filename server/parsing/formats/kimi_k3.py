@@ -37,9 +37,7 @@ def parser(tools: Tools, before: str) -> Parser:
     calls = (f"{OPEN}tools{SEP}", f"{CLOSE}tools{SEP}")
     return Chain(
         ThinkReader(PAIRS, before),
-        lambda: ElementsReader(
-            ELEMENTS, tools, opens=calls[:1], closes=calls[1:], silent=OTHERS
-        ),
+        lambda: ElementsReader(ELEMENTS, tools, opens=calls[:1], closes=calls[1:], silent=OTHERS),
     )
 
 

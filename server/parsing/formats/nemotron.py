@@ -1,4 +1,4 @@
-"""The format of Nemotron Nano 2: an array in tags, `<TOOLCALL>[{"name": ..., "arguments": ...}]`."""
+"""The format of Nemotron Nano 2: an array in tags, `<TOOLCALL>[{"name": ..., ...}]`."""
 
 from server.parsing.call_reader import CallReader
 from server.parsing.calls import Tools

@@ -11,8 +11,9 @@ import engine.planning.blueprint
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.spec import ModelSpec, TargetSpec
-from engine.weights.hub import has_weights, locate
+from engine.weights.hub import locate
 from engine.weights.outline import UnreadUnits
+from engine.weights.shards import has_weights
 from tests.engine.checkpoints import FAMILIES, save_tiny
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
 
@@ -93,7 +94,17 @@ def test_a_checkpoint_with_a_missing_shard_counts_as_not_there(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": []}}',
+        '{"weight_map": {"a": "../a.safetensors"}}',
+        '{"weight_map": {"a": ""}}',
+    ],
 )
 def test_a_corrupt_index_is_refused_by_name(text: str, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"

@@ -17,6 +17,7 @@ from engine.planning.plan import Memory, make_plan
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.weights.layout import LayerUnits
+from engine.weights.open_file import OpenFile
 from engine.weights.sources import Source, excerpt
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import HIDDEN, INTERMEDIATE
@@ -278,13 +279,13 @@ def test_slices_of_stored_mxfp4_are_expanded_alone(
 
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lengths of all reads of checkpoint files from here on."""
-    original, amounts = engine.weights.safetensors.read_exactly, list[int]()
+    original, amounts = OpenFile.read, list[int]()
 
-    def counted(descriptor: int, memory: memoryview, offset: int, path: Path) -> None:
+    def counted(file: OpenFile, memory: memoryview, offset: int) -> None:
         amounts.append(len(memory))
-        original(descriptor, memory, offset, path)
+        original(file, memory, offset)
 
-    monkeypatch.setattr(engine.weights.safetensors, "read_exactly", counted)
+    monkeypatch.setattr(OpenFile, "read", counted)
     return amounts
 
 

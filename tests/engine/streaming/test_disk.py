@@ -3,7 +3,6 @@
 import errno
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def content() -> Tensor:
 def file(tmp_path: Path, content: Tensor) -> UnitFile:
     path = tmp_path / "0.unit"
     path.write_bytes(bytes(content.tolist()))
-    opened = UnitFile(path, ExitStack())
+    opened = UnitFile(path)
     opened.is_direct = opened.open_direct()
     return opened
 
@@ -101,7 +100,7 @@ def test_a_file_system_that_refuses_direct_files_is_read_through_the_page_cache(
     path.write_bytes(bytes(content.tolist()))
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(disk, "SMALLEST", 0)
-    file = UnitFile(path, ExitStack())
+    file = UnitFile(path)
     assert not file.open_direct()
     assert not direct_is_faster([file])
     memory = allocate_pages(PAGES * PAGE_BYTES)
@@ -157,7 +156,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[UnitFile]:
     monkeypatch.setattr(disk, "SMALLEST", 8 * PAGE_BYTES)
     for number in range(3):
         (tmp_path / f"{number}.unit").write_bytes(bytes(PAGES * PAGE_BYTES))
-    return [UnitFile(tmp_path / f"{number}.unit", ExitStack()) for number in range(3)]
+    return [UnitFile(tmp_path / f"{number}.unit") for number in range(3)]
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, direct: float, cached: float, warm: int) -> list[bool]:

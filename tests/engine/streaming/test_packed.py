@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.streaming.packed import INDEX, PackedUnits, pack, packed_bytes, unit_name
+from engine.streaming.cache_files import INDEX, unit_name
+from engine.streaming.packed import PackedUnits, pack, packed_bytes
 from engine.streaming.packed_cache import CacheEntry, cache_root, entries, is_cached, packed, remove
 from engine.weights.layout import UnitReader, lay_out
 
@@ -183,7 +184,8 @@ def test_a_flipped_bit_is_found_when_the_unit_is_first_read(root: Path) -> None:
 
 def test_a_file_that_shrinks_while_serving_is_told(root: Path) -> None:
     reader = RandomUnits()
-    units = pack(reader, root / "m", "key", silent)
+    pack(reader, root / "m", "key", silent).close()
+    units = PackedUnits(root / "m", "key")
     with open(root / "m" / unit_name(3), "r+b") as file:
         file.truncate(4096)
     with pytest.raises(ModelError, match=r"00003.unit: ends at 4096"):

@@ -14,8 +14,9 @@ from hypothesis import given, settings, strategies as st
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming import disk
+from engine.streaming.cache_files import unit_name
 from engine.streaming.cpu_link import CpuDevice, SimulatedLink
-from engine.streaming.packed import PackedUnits, pack, unit_name
+from engine.streaming.packed import PackedUnits, pack
 from engine.streaming.ring import Idle, LayerStream
 from tests.engine.units import NumberedUnits, PiecedUnits
 
@@ -326,7 +327,8 @@ def test_a_disk_that_fails_while_it_is_measured_is_told() -> None:
 def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackedUnits]:
     monkeypatch.setattr(disk, "PIECE_BYTES", 4096)
     monkeypatch.setattr("engine.streaming.packed.PIECE_BYTES", 4096)
-    found = pack(NumberedUnits(4, rows=1000), tmp_path / "m", "key", lambda *_: None)
+    pack(NumberedUnits(4, rows=1000), tmp_path / "m", "key", lambda *_: None).close()
+    found = PackedUnits(tmp_path / "m", "key")  # with nothing to pack a damaged unit from
     yield found
     found.close()
 

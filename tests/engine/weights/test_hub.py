@@ -24,7 +24,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from engine.errors import ModelError
 from engine.weights import hub
-from engine.weights.hub import resolve
+from engine.weights.hub import resolve, text_digest
 from tests.engine.checkpoints import save_tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -54,6 +54,10 @@ def touch_shard(folder: Path) -> None:
     os.utime(next(folder.glob("*.safetensors")), (1, 1))
 
 
+def write(path: Path) -> None:
+    path.write_text("{ }")
+
+
 def add_shard(folder: Path) -> None:
     (folder / "other.safetensors").write_bytes(b"")
 
@@ -67,6 +71,21 @@ def test_a_changed_folder_has_another_identity(
     assert resolve(str(tmp_path), None, silent).identity == before
     change(tmp_path)
     assert resolve(str(tmp_path), None, silent).identity != before
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "chat_template.jinja", "generation_config.json"]
+)
+@pytest.mark.parametrize("change", [write, os.unlink])
+def test_the_text_of_a_model_has_a_digest(
+    name: str, change: Callable[[Path], object], tmp_path: Path
+) -> None:
+    for known in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        (tmp_path / known).write_text("{}")
+    before = text_digest(tmp_path)
+    assert text_digest(tmp_path) == before
+    change(tmp_path / name)
+    assert text_digest(tmp_path) != before
 
 
 @pytest.mark.parametrize(
@@ -152,9 +171,18 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 def test_a_model_is_downloaded_and_known_by_its_commit(fake: FakeHub) -> None:
     told: list[tuple[str, int, int]] = []
     found = resolve("org/m", "main", lambda *line: told.append(line))
-    assert found.folder == fake.folder and found.identity == COMMIT
+    assert found.folder == fake.folder and found.identity.split("-")[0] == COMMIT
     assert fake.calls == ["list", "download"]
     assert told[-1] == ("downloading org/m", 2000, 2000)
+
+
+def test_an_overwritten_snapshot_has_another_identity(fake: FakeHub) -> None:
+    before = resolve("org/m", "main", silent)
+    weights = next(before.folder.glob("*.safetensors"))
+    weights.write_bytes(b"other weights")
+    fake.cached = True
+    after = resolve("org/m", "main", silent).identity
+    assert after != before.identity and after.startswith(COMMIT)
 
 
 def test_a_cached_model_is_not_downloaded_again(fake: FakeHub) -> None:
@@ -280,5 +308,5 @@ def test_the_real_library_finds_a_cached_model_offline(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     found = resolve("org/m", None, silent)
-    assert found.folder == repository / "snapshots" / COMMIT and found.identity == COMMIT
+    assert found.folder == repository / "snapshots" / COMMIT and found.identity.startswith(COMMIT)
     assert json.loads((found.folder / "config.json").read_text())["model_type"] == "llama"

@@ -1,6 +1,7 @@
 """Units read from a checkpoint equal what transformers loads, and every damage is told."""
 
 import json
+import os
 import struct
 import threading
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engine.errors import ModelError
-from engine.weights.safetensors import INDEX_NAME, Checkpoint, StoredTensor
+from engine.weights.safetensors import Checkpoint, OtherTensor, StoredRows, StoredTensor
+from engine.weights.shards import INDEX_NAME
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import FAMILIES, save_tiny
 
@@ -30,9 +32,13 @@ def open_units(folder: Path, dtype: torch.dtype = torch.float32) -> CheckpointUn
     return CheckpointUnits(folder, meta_model(folder, dtype), dtype)
 
 
+def whole(tensor: OtherTensor) -> Tensor:
+    return tensor.load() if isinstance(tensor, StoredRows) else tensor
+
+
 def read_all(units: CheckpointUnits) -> dict[str, Tensor]:
     """Every tensor of the model by its full name, each unit in a slab of its own."""
-    tensors = units.other()
+    tensors = {name: whole(tensor) for name, tensor in units.other().items()}
     for index, layout in enumerate(units.layouts):
         slab = torch.empty(layout.nbytes, dtype=torch.uint8)
         units.read(index, slab)
@@ -123,22 +129,82 @@ def test_bytes_of_the_wanted_dtype_go_straight_to_their_place(
         units.read(index, torch.empty(layout.nbytes, dtype=torch.uint8))
 
 
-def test_the_embedding_is_mapped_from_its_file(tmp_path: Path) -> None:
-    save_tiny("llama", tmp_path, layers=1)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_embedding_of_the_wanted_dtype_stays_in_its_file(
+    stored: torch.dtype, tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, dtype=stored, layers=1)
     embedding = open_units(tmp_path).other()["model.embed_tokens.weight"]
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    mapped = [line for line in lines if line.endswith(".safetensors") and str(tmp_path) in line]
-    ranges = [[int(part, 16) for part in line.split()[0].split("-")] for line in mapped]
-    assert any(begin <= embedding.data_ptr() < end for begin, end in ranges)
+    assert isinstance(embedding, StoredRows) == (stored == torch.float32)
+    if isinstance(embedding, StoredRows):
+        assert torch.equal(embedding.read([5, 0, 127]), embedding.load()[[5, 0, 127]])
+        for row in (-1, 128):
+            with pytest.raises(IndexError, match="128 rows"):
+                embedding.read([0, row])
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "no file is mapped"
 
 
-def test_the_embedding_survives_closing(tmp_path: Path) -> None:
+def test_a_closed_checkpoint_is_not_read(tmp_path: Path) -> None:
+    """Another file may have the number of a descriptor that was closed."""
     save_tiny("llama", tmp_path, layers=1)
     units = open_units(tmp_path)
     embedding = units.other()["model.embed_tokens.weight"]
-    expected = embedding.clone()
     units.close()
-    assert torch.equal(embedding, expected)
+    others = [(tmp_path / "config.json").open() for _ in range(8)]
+    assert isinstance(embedding, StoredRows)
+    with pytest.raises(ModelError, match=r"safetensors: read after it was closed"):
+        embedding.read([0])
+    for other in others:
+        other.close()
+
+
+def overwrite(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"other weights")
+
+
+def shrink(path: Path) -> None:
+    os.truncate(path, 1000)
+
+
+def replace(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_bytes(bytes(path.stat().st_size))
+    other.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(overwrite, "the file was changed.*Restart"), (shrink, "ends at .*was truncated")],
+)
+def test_a_file_that_changes_while_it_is_open_is_refused(
+    change: Callable[[Path], None], told: str, tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, layers=1, max_shard_size="1GB")
+    units = open_units(tmp_path)
+    embedding = units.other()["model.embed_tokens.weight"]
+    change(tmp_path / "model.safetensors")
+    slab = torch.empty(units.layouts[0].nbytes, dtype=torch.uint8)
+    reads: list[Callable[[], object]] = [lambda: units.read(0, slab)]
+    if isinstance(embedding, StoredRows):
+        reads += [lambda: embedding.read([0]), embedding.load]
+    assert len(reads) == 3
+    for read in reads:
+        with pytest.raises(ModelError, match=r"model\.safetensors: " + told):
+            read()
+
+
+@pytest.mark.parametrize("change", [replace, os.unlink])
+def test_a_file_that_is_replaced_or_removed_is_read_on(
+    change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, layers=1, max_shard_size="1GB")
+    units = open_units(tmp_path)
+    before = read_all(units)
+    change(tmp_path / "model.safetensors")
+    after = read_all(units)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_units_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
@@ -293,7 +359,7 @@ def only_pickles(folder: Path) -> None:
         (index_without_entry, f"index.json has no entry for {NORM}"),
         (index_with_wrong_file, f"says that {NORM} is in .* does not hold it"),
         (index_outside_the_folder, "'../other.safetensors', not a file name"),
-        (corrupt_index, "index.json: not a safetensors index"),
+        (corrupt_index, "index.json: corrupt"),
         (only_pickles, "Only safetensors"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Random tools with the keywords of JSON schema that grammars know, and answers of random tokens."""
+"""Random tools with keywords of JSON schema that grammars know, and answers of random tokens."""
 
 import json
 import random
@@ -28,7 +28,9 @@ class Random(random.Random):
 
     def tool(self) -> dict[str, Any]:
         """Return the schema of a tool's parameters."""
-        keys = self.sample(["key", "n", "limit_2", "path", "opts", "tags", "when"], self.randint(0, 5))
+        keys = self.sample(
+            ["key", "n", "limit_2", "path", "opts", "tags", "when"], self.randint(0, 5)
+        )
         schema: dict[str, Any] = {
             "type": "object",
             "properties": {key: self.schema(depth=2) for key in keys},
@@ -146,7 +148,7 @@ def _matches(followed: Grammar, ids: list[int]) -> bool:
 
 
 def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Return the text of tokens; bytes that are no text become question marks, as they do served."""
+    """Return the text of tokens; bytes that are no text are replaced, as in served answers."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 

@@ -1,4 +1,4 @@
-"""Forced calls: what their grammars accept, and that the parsers read the same as calls."""
+"""Tests of forced calls: what their grammars accept, and that parsers read it as calls."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ BAD = ("get_time", '{"town": 1}')
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Tokenizer:
-    """The demo's, with the marks of all formats as added tokens, as their families have them."""
+    """Return the demo's tokenizer with the marks of all formats as added tokens."""
     tokenizer = Tokenizer.from_file(str(DEMO))
     marks = {mark for known in known_formats().values() for mark in known.special_tokens}
     tokenizer.add_tokens([AddedToken(mark, special=False) for mark in sorted(marks)])
@@ -64,7 +64,7 @@ def request(choice: Any, *, strict: bool = True, parallel: bool = True) -> ChatR
 
 
 def written(name: str, *calls: tuple[str, str]) -> str:
-    """Calls in the syntax of a format."""
+    """Return calls in the syntax of a format."""
     syntax = formats(name).tools.syntax
     assert syntax is not None
     texts = [
@@ -104,22 +104,22 @@ def test_api_15_a_forced_answer_is_calls_that_match(
         syntax = form.tools.syntax
         assert syntax is not None
         text = written(name, *calls) if calls else f"{syntax.text_begin}Hello."
-        for thought in ("", _thought(form)):
+        for reasoning in ("", _reasoning(form)):
             matcher = LLMatcher(matcher_tokenizer, grammar)
             assert not matcher.is_error(), matcher.get_error()
-            ids = vocabulary.encode(thought + text, add_special_tokens=False).ids
+            ids = vocabulary.encode(reasoning + text, add_special_tokens=False).ids
             accepted = matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
-            assert accepted == ok, (thought, text)
+            assert accepted == ok, (reasoning, text)
             parser = form.parser(asked.schemas, "")
-            pieces = merge([*parser.feed(thought + text), *parser.finish()])
+            pieces = merge([*parser.feed(reasoning + text), *parser.finish()])
             if ok:
                 assert [p.text for p in pieces if p.kind == "call"] == [c[0] for c in calls]
                 assert [p.text for p in pieces if p.kind == "arguments"] == [c[1] for c in calls]
-                said = "".join(p.text for p in pieces if p.kind == "content")
-                assert said == ("" if calls else "Hello.")
+                content = "".join(p.text for p in pieces if p.kind == "content")
+                assert content == ("" if calls else "Hello.")
 
 
-def _thought(form: Formats) -> str:
+def _reasoning(form: Formats) -> str:
     assert form.reasoning is not None
     thought = form.reasoning.thought("", "<think>")
     assert thought is not None
@@ -127,7 +127,7 @@ def _thought(form: Formats) -> str:
 
 
 @pytest.mark.parametrize("name", FORCING)
-def test_text_has_its_form_where_no_call_is_required(
+def test_text_follows_its_schema_if_no_call_is_required(
     vocabulary: Tokenizer, matcher_tokenizer: LLTokenizer, name: str
 ) -> None:
     added = {t.content: i for i, t in vocabulary.get_added_tokens_decoder().items()}
@@ -146,18 +146,18 @@ def test_text_has_its_form_where_no_call_is_required(
         grammar = behind_thought(grammar, form, "", "<think>", added)
         for text, ok in (
             (f'{lead}"yes"', True),
-            (f'{_thought(form)}{lead}"no"', True),
+            (f'{_reasoning(form)}{lead}"no"', True),
             (f"{lead}Hello.", False),
             (written(name, NOW), call_allowed),
         ):
             matcher = LLMatcher(matcher_tokenizer, grammar)
             assert not matcher.is_error(), matcher.get_error()
             ids = vocabulary.encode(text, add_special_tokens=False).ids
-            taken = matcher.try_consume_tokens(ids)
-            assert (taken == len(ids) and matcher.is_accepting()) == ok, text
+            num_consumed = matcher.try_consume_tokens(ids)
+            assert (num_consumed == len(ids) and matcher.is_accepting()) == ok, text
 
 
-def test_a_tag_that_is_no_token_forces_too(
+def test_a_tag_that_is_no_token_forces_a_call_as_well(
     vocabulary: Tokenizer, matcher_tokenizer: LLTokenizer
 ) -> None:
     grammar = calls_grammar(tool_use(request("auto")), formats("hermes"), {})

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: shapes, streams, usage, logprobs."""
+"""Tests of POST /v1/chat/completions: shapes, streams, usage, logprobs."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ async def test_a_whole_answer_has_the_documented_shape(client: httpx.AsyncClient
     }
 
 
-async def test_timings_tell_the_drafts_and_the_seed(client: httpx.AsyncClient) -> None:
+async def test_timings_report_the_drafts_and_the_seed(client: httpx.AsyncClient) -> None:
     timings = (await chat(client, seed=7)).json()["timings"]
     assert timings["seed"] == 7
     assert timings["passes"] == 5
@@ -51,7 +51,7 @@ async def test_timings_tell_the_drafts_and_the_seed(client: httpx.AsyncClient) -
     assert timings["cache_n"] + timings["prompt_n"] == 20
 
 
-async def test_a_drawn_seed_is_reported_and_used(
+async def test_a_random_seed_is_used_and_reported(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     timings = (await chat(client)).json()["timings"]
@@ -59,7 +59,7 @@ async def test_a_drawn_seed_is_reported_and_used(
     assert (await chat(client)).json()["timings"]["seed"] != timings["seed"]
 
 
-async def test_negative_and_huge_seeds_are_the_same_64_bits(
+async def test_seeds_with_the_same_64_bits_are_equal(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     for seed in (-1, 2**64 - 1):
@@ -148,7 +148,7 @@ async def test_an_empty_answer_is_an_empty_string(
     assert choice["message"]["content"] == ""
 
 
-async def test_api_07_bytes_of_logprobs_are_the_text_also_where_tokens_split_characters(
+async def test_api_07_bytes_of_logprobs_join_to_the_text(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("né 🙂 ok"), EOS)
@@ -168,7 +168,7 @@ async def test_api_07_bytes_of_logprobs_are_the_text_also_where_tokens_split_cha
 
 @pytest.mark.parametrize("burst", [1, 2, 5, 60])
 @pytest.mark.parametrize("stop", [None, "there", "re."])
-async def test_api_07_streamed_logprobs_ride_with_their_text_and_add_up(
+async def test_api_07_streamed_logprobs_come_with_their_text(
     client: httpx.AsyncClient, engines: FakeEngines, burst: int, stop: str | None
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("Hé🙂llo there."), EOS)
@@ -221,7 +221,7 @@ async def test_sampling_fields_reach_the_engine(
     assert (params.stop, params.stop_token_ids) == (("zz",), (7,))
 
 
-async def test_null_is_absent_and_the_models_defaults_hold(
+async def test_a_field_that_is_null_has_the_models_default(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     from server.config.model_file import SamplingSection
@@ -256,7 +256,7 @@ async def test_null_is_absent_and_the_models_defaults_hold(
     assert response.json()["choices"][0]["finish_reason"] == "length"
 
 
-async def test_top_p_zero_means_the_top_token(
+async def test_top_p_0_chooses_the_most_likely_token(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     await chat(client, top_p=0, top_k=-1)
@@ -264,7 +264,7 @@ async def test_top_p_zero_means_the_top_token(
     assert (params.top_p, params.top_k) == (1.0, 1)
 
 
-async def test_unknown_fields_and_harmless_known_ones_are_ignored(
+async def test_unknown_and_unsupported_harmless_fields_are_ignored(
     client: httpx.AsyncClient,
 ) -> None:
     response = await chat(
@@ -282,7 +282,7 @@ async def test_unknown_fields_and_harmless_known_ones_are_ignored(
     assert response.status_code == 200
 
 
-async def test_the_unprefixed_path_works_too(client: httpx.AsyncClient) -> None:
+async def test_the_path_without_v1_works_too(client: httpx.AsyncClient) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}]}
     assert (await client.post("/chat/completions", json=body)).status_code == 200
     paths = (await client.get("/openapi.json")).json()["paths"]

@@ -1,4 +1,4 @@
-"""Prompts that are shown and scored: what evaluation harnesses read of completions."""
+"""Tests of prompts that are shown with log-probabilities, as evaluation harnesses need them."""
 
 from operator import itemgetter
 from typing import Any
@@ -27,7 +27,7 @@ async def test_api_08_echo_scores_the_prompt(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("prompt", ["héy", [1, 2, 3], ["a", [98, 99]], "", [EOS]])
 @pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": 1}, {"n": 2}, {"best_of": 2}])
-async def test_api_08_one_entry_a_token_and_the_first_is_null(
+async def test_api_08_each_token_has_an_entry_and_the_first_is_null(
     client: httpx.AsyncClient, engines: FakeEngines, prompt: Any, fields: dict[str, Any]
 ) -> None:
     answer = (await complete(client, prompt=prompt, echo=True, logprobs=0, **fields)).json()
@@ -44,7 +44,7 @@ async def test_api_08_one_entry_a_token_and_the_first_is_null(
         assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
 
 
-async def test_api_08_echo_without_a_token_scores_only(
+async def test_api_08_echo_with_no_new_token_only_scores_the_prompt(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     fields: dict[str, Any] = {"echo": True, "logprobs": 2, "max_tokens": 0}
@@ -59,7 +59,7 @@ async def test_api_08_echo_without_a_token_scores_only(
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 16])
-async def test_api_08_streamed_scores_add_up_to_the_whole(
+async def test_api_08_streamed_logprobs_join_to_the_whole(
     client: httpx.AsyncClient, max_tokens: int
 ) -> None:
     fields: dict[str, Any] = {"echo": True, "logprobs": 2, "max_tokens": max_tokens, "n": 2}
@@ -79,7 +79,7 @@ async def test_api_08_streamed_scores_add_up_to_the_whole(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_api_08_a_prompt_without_text_is_scored_though_the_answers_is_held_back(
+async def test_api_08_a_prompt_without_text_has_logprobs_too(
     client: httpx.AsyncClient, engines: FakeEngines, stream: bool
 ) -> None:
     engines.script.burst = 1
@@ -90,7 +90,7 @@ async def test_api_08_a_prompt_without_text_is_scored_though_the_answers_is_held
     assert scores == [None] + [-1.0] * 13
 
 
-async def test_a_prompt_is_scored_only_when_it_is_shown(
+async def test_a_prompt_has_logprobs_only_if_it_is_shown(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     assert (await complete(client, logprobs=1)).status_code == 200
@@ -102,7 +102,7 @@ async def test_a_prompt_is_scored_only_when_it_is_shown(
 async def test_api_08_an_evaluation_harness_reads_log_likelihoods(
     client: httpx.AsyncClient, engines: FakeEngines, max_tokens: int
 ) -> None:
-    """The request and the reading of lm-evaluation-harness' `local-completions`, in a batch."""
+    """Send and read a batch as `local-completions` of lm-evaluation-harness does."""
     contexts, wanted = ["Q: 1+1? A:", "Q: is it? A:", "x"], [" 2", " yes indeed", "y"]
     prompts = [list(ids_of(c + w)) for c, w in zip(contexts, wanted, strict=True)]
     body = {
@@ -124,11 +124,11 @@ async def test_api_08_an_evaluation_harness_reads_log_likelihoods(
         assert "".join(logprobs["tokens"][part]) == answer
         assert sum(scores) == -1.0 * len(answer)
         greedy = [score == max(top.values()) for score, top in zip(scores, best, strict=True)]
-        assert not any(greedy), "the model of this test always likes another token better"
+        assert not any(greedy), "the fake model always gives another token a higher score"
     assert [r.prompt for r in engines.engine.requests] == [tuple(ids) for ids in prompts]
 
 
-async def test_api_08_a_prompt_that_is_too_long_to_be_scored_is_refused(
+async def test_api_08_a_prompt_too_long_to_be_scored_is_refused(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     fields: dict[str, Any] = {"echo": True, "logprobs": 1}
@@ -151,7 +151,7 @@ async def test_api_08_a_prompt_that_is_too_long_to_be_scored_is_refused(
         ("\ufffd", ids_of("é")[:1], [0]),  # ids that end inside a character
     ],
 )
-def test_offsets_are_places_in_the_text_that_is_shown(
+def test_offsets_are_positions_in_the_shown_text(
     text: str, ids: tuple[int, ...], offsets: list[int]
 ) -> None:
     assert Echo(text, ids).offsets(spelling()) == offsets

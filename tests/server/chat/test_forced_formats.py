@@ -59,7 +59,9 @@ def check(name: str, tokenizer: Tokenizer, grammars: Grammars, seed: int) -> Non
     schema: dict[str, Any] = Random(seed).tool()
     tools = [{"type": "function", "function": {"name": "look_up", "parameters": schema}}]
     body = {"messages": [{"role": "user", "content": "x"}], "tools": tools}
-    request = ChatRequest.model_validate(body | {"tool_choice": "required", "parallel_tool_calls": seed % 2 == 0})
+    request = ChatRequest.model_validate(
+        body | {"tool_choice": "required", "parallel_tool_calls": seed % 2 == 0}
+    )
     known = known_formats()[name]
     use = tool_use(request)
     added = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}

@@ -1,4 +1,4 @@
-"""Grammars built by the front end accept exactly the texts they are meant to."""
+"""Tests that the grammars of the front end accept exactly the intended texts."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from server.chat.grammars import Tagged, after_thinking, in_form, serialized, tagged
+from server.chat.grammar_tags import with_json_form
+from server.chat.grammars import Passage, allow_thinking, passages_grammar, serialize_grammar
 
 DEMO = Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"
 TOKENS = {"<tool_call>": 4090, "</tool_call>": 4091, "</think>": 4089}
@@ -28,7 +29,7 @@ def tokenizer() -> LLTokenizer:
 
 
 def accepts(tokenizer: LLTokenizer, grammar: str, text: str, *, spelled: bool = False) -> bool:
-    """Whether a text is a whole answer; `spelled`: without the tokens of the tags."""
+    """Return whether a text is a whole answer; `spelled`: tags are spelled without their tokens."""
     matcher = LLMatcher(tokenizer, grammar)
     assert not matcher.is_error(), matcher.get_error()
     pieces = text.replace("<", "<\0").split("\0") if spelled else [text]
@@ -38,15 +39,14 @@ def accepts(tokenizer: LLTokenizer, grammar: str, text: str, *, spelled: bool = 
 
 def tools(**rules: Any) -> str:
     kinds = [
-        Tagged('<tool_call>\n{"name": "add", "arguments": ', ADD, "}\n</tool_call>"),
-        Tagged(
+        Passage('<tool_call>\n{"name": "add", "arguments": ', ADD, "}\n</tool_call>"),
+        Passage(
             '<tool_call>\n{"name": "time", "arguments": ', {"type": "object"}, "}\n</tool_call>"
         ),
     ]
-    return tagged(kinds, separator="\n", tokens=TOKENS, **rules)
+    return passages_grammar(kinds, separator="\n", tokens=TOKENS, **rules)
 
 
-# (at_least_one, several, free_text) -> texts that match; of the others below none does
 TEXTS = (
     "",
     "hello",
@@ -56,6 +56,7 @@ TEXTS = (
     f"hello {CALL}and{TIME}\n",
     f"{CALL}!",
 )
+# ((at_least_one, several, free_text), the texts that match; all other ones of TEXTS do not)
 RULES: list[tuple[tuple[bool, bool, bool], set[str]]] = [
     ((False, False, False), {"", CALL}),
     ((False, True, False), {"", CALL, f"{CALL}\n{TIME}"}),
@@ -69,7 +70,7 @@ RULES: list[tuple[tuple[bool, bool, bool], set[str]]] = [
 
 
 @pytest.mark.parametrize(("rules", "right"), RULES)
-def test_tagged_passages(
+def test_a_grammar_of_passages_accepts_exactly_its_texts(
     tokenizer: LLTokenizer, rules: tuple[bool, bool, bool], right: set[str]
 ) -> None:
     at_least_one, several, free_text = rules
@@ -88,7 +89,9 @@ def test_tagged_passages(
         f"{CALL}<tool_call>",
     ],
 )
-def test_a_begin_tag_in_free_text_commits(tokenizer: LLTokenizer, text: str, spelled: bool) -> None:
+def test_a_begin_tag_in_free_text_makes_a_passage_obligatory(
+    tokenizer: LLTokenizer, text: str, spelled: bool
+) -> None:
     grammar = tools(at_least_one=False, several=True, free_text=True)
     assert accepts(tokenizer, grammar, "a < b <tool", spelled=spelled)
     assert not accepts(tokenizer, grammar, text, spelled=spelled)
@@ -96,10 +99,12 @@ def test_a_begin_tag_in_free_text_commits(tokenizer: LLTokenizer, text: str, spe
 
 def test_tags_without_tokens_are_spelled_out(tokenizer: LLTokenizer) -> None:
     kinds = [
-        Tagged('{"name": "f", "parameters": ', ADD, "}"),
-        Tagged('{"name": "fé", "parameters": ', {"type": "object"}, "}"),
+        Passage('{"name": "f", "parameters": ', ADD, "}"),
+        Passage('{"name": "fé", "parameters": ', {"type": "object"}, "}"),
     ]
-    grammar = tagged(kinds, at_least_one=True, several=True, free_text=False, separator="; ")
+    grammar = passages_grammar(
+        kinds, at_least_one=True, several=True, free_text=False, separator="; "
+    )
     one, other = '{"name": "f", "parameters": {"x": 1}}', '{"name": "fé", "parameters": {"x": "y"}}'
     assert accepts(tokenizer, grammar, one) and accepts(tokenizer, grammar, f"{other}; {one}")
     assert not accepts(tokenizer, grammar, one + other)
@@ -108,27 +113,27 @@ def test_tags_without_tokens_are_spelled_out(tokenizer: LLTokenizer) -> None:
 @pytest.mark.parametrize(
     ("inner", "right", "wrong"),
     [
-        (serialized(json_schema=in_form(ADD)), '{"x": 1}', "x"),
-        (serialized(lark_grammar='start: "yes" | "no"'), "yes", "maybe"),
+        (serialize_grammar(json_schema=with_json_form(ADD)), '{"x": 1}', "x"),
+        (serialize_grammar(lark_grammar='start: "yes" | "no"'), "yes", "maybe"),
         (tools(at_least_one=True, several=False, free_text=False), CALL, "hello"),
     ],
 )
-def test_thinking_is_free_and_the_answer_is_not(
+def test_thinking_is_free_but_the_answer_follows_the_grammar(
     tokenizer: LLTokenizer, inner: str, right: str, wrong: str
 ) -> None:
-    grammar = after_thinking(inner, "</think>", TOKENS)
-    for thought in ("</think>", "so 1 < 2\n</think>\n\n"):
+    grammar = allow_thinking(inner, "</think>", TOKENS)
+    for reasoning in ("</think>", "so 1 < 2\n</think>\n\n"):
         for spelled in (False, True):
-            whole = thought + right
+            whole = reasoning + right
             if spelled and right == CALL:
-                continue  # this grammar means the token
+                continue  # this grammar requires the token of the tag
             assert accepts(tokenizer, grammar, whole, spelled=spelled)
-            assert not accepts(tokenizer, grammar, thought + wrong, spelled=spelled)
+            assert not accepts(tokenizer, grammar, reasoning + wrong, spelled=spelled)
     assert not accepts(tokenizer, grammar, right)
 
 
-def test_json_is_written_in_one_form(tokenizer: LLTokenizer) -> None:
+def test_json_can_be_written_in_one_way_only(tokenizer: LLTokenizer) -> None:
     value = {"a": [1, {"b": "c d"}], "e": None}
-    grammar = serialized(json_schema=in_form({"type": "object"}))
+    grammar = serialize_grammar(json_schema=with_json_form({"type": "object"}))
     assert accepts(tokenizer, grammar, json.dumps(value))
     assert not accepts(tokenizer, grammar, json.dumps(value, indent=1))

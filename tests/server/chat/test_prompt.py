@@ -1,11 +1,11 @@
-"""What the model reads: rendered chats."""
+"""Tests of the prompts that chats are rendered to."""
 
 from typing import Any
 
 import httpx
 import pytest
 
-from server.models.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.conftest import chat, error_of
 from tests.server.fake_engine import EOS, START, FakeEngines
 
@@ -15,8 +15,10 @@ def rendered(engines: FakeEngines) -> str:
     return "".join(special.get(t) or chr(t) for t in engines.engine.requests[-1].prompt)
 
 
-async def test_roles_and_parts(client: httpx.AsyncClient, engines: FakeEngines) -> None:
-    """The template knows no tools: calls and results are told in words."""
+async def test_messages_of_all_roles_are_rendered(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    """The template has no tools, so calls and results are written as text."""
     messages: list[dict[str, Any]] = [
         {"role": "developer", "content": "be kind"},
         {
@@ -40,7 +42,7 @@ async def test_roles_and_parts(client: httpx.AsyncClient, engines: FakeEngines) 
     )
 
 
-async def test_what_older_and_refusing_assistants_said(
+async def test_refusals_and_old_function_calls_are_rendered(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     refusal = [{"type": "text", "text": "I am sorry. "}, {"type": "refusal", "refusal": "No."}]
@@ -57,7 +59,9 @@ async def test_what_older_and_refusing_assistants_said(
     )
 
 
-async def test_template_arguments(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+async def test_template_arguments_reach_the_template(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
     await chat(client, chat_template_kwargs={"shout": "!"}, add_generation_prompt=False)
     assert rendered(engines) == "<turn>user:hi!<eos>"
 
@@ -72,7 +76,7 @@ async def test_api_17_a_last_assistant_message_is_continued(
     assert rendered(engines).endswith("Well<eos><turn>assistant:")
 
 
-async def test_continuing_and_prompting_exclude_each_other(client: httpx.AsyncClient) -> None:
+async def test_continuing_excludes_a_generation_prompt(client: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
     error = error_of(
         await chat(
@@ -83,7 +87,7 @@ async def test_continuing_and_prompting_exclude_each_other(client: httpx.AsyncCl
     assert error["param"] == "add_generation_prompt"
 
 
-async def test_a_template_that_refuses_is_a_400_with_its_message(
+async def test_an_error_of_the_template_is_a_400_with_its_message(
     client: httpx.AsyncClient,
 ) -> None:
     messages = [{"role": "user", "name": "nobody", "content": "x"}]
@@ -103,7 +107,7 @@ async def test_a_prompt_of_megabytes_is_refused_without_being_tokenized(
     client: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object, **__: object) -> None:
-        raise AssertionError("this would take long")
+        raise AssertionError("a prompt that is too long was tokenized")
 
     monkeypatch.setattr(Tokenizer, "encode", never)
     text = "word " * 1_000_000

@@ -1,4 +1,4 @@
-"""One choice's deltas: the same for every way in which passes group its tokens."""
+"""Tests that the deltas of a choice do not depend on how passes group its tokens."""
 
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ TEXTS = [
 
 
 class Folded:
-    """What the deltas of one choice add up to; no log-probability comes before its text."""
+    """The whole that the deltas of one choice join to; no logprob comes before its text."""
 
     def __init__(self, ids: list[int], cuts: list[int]) -> None:
         known = known_formats()
@@ -40,7 +40,7 @@ class Folded:
         )
         self.content, self.reasoning = "", ""
         self.calls: list[str] = []
-        self.tokens: list[int] = []  # whose log-probabilities are told
+        self.tokens: list[int] = []  # the tokens whose log-probabilities are reported
         joined = b""
         for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
             last = end == len(ids)
@@ -73,24 +73,24 @@ class Folded:
 
 @pytest.mark.parametrize("text", TEXTS)
 @given(data=st.data())
-def test_the_grouping_of_tokens_does_not_matter(text: str, data: st.DataObject) -> None:
+def test_deltas_do_not_depend_on_how_tokens_are_grouped(text: str, data: st.DataObject) -> None:
     ids = [*DEMO.encode(text, add_special_tokens=False).ids, END]
     cuts = data.draw(st.lists(st.integers(1, len(ids) - 1), max_size=8, unique=True).map(sorted))
     whole, parts = Folded(ids, []), Folded(ids, cuts)
     assert vars(parts) == vars(whole)
 
 
-def test_api_19_a_token_belongs_where_its_first_character_lies() -> None:
+def test_api_19_a_token_belongs_to_the_part_of_its_first_character() -> None:
     ids = [*DEMO.encode(TEXTS[0], add_special_tokens=False).ids, END]
     folded = Folded(ids, [])
     assert (folded.content, folded.reasoning) == ("Sure.", "It is 🙂.")
     assert folded.calls == ['{"a": "né 🙂"}'] * 2
-    thought = DEMO.encode("It is 🙂.", add_special_tokens=False).ids
-    assert folded.num_reasoning_tokens == len(thought)
+    reasoning = DEMO.encode("It is 🙂.", add_special_tokens=False).ids
+    assert folded.num_reasoning_tokens == len(reasoning)
     assert len(folded.tokens) == len(DEMO.encode("Sure.", add_special_tokens=False).ids)
 
 
-def test_reasoning_that_never_ends_is_all_reasoning() -> None:
+def test_without_a_closing_tag_everything_is_reasoning() -> None:
     ids = DEMO.encode(TEXTS[3], add_special_tokens=False).ids
     folded = Folded(ids, [3])
     assert (folded.content, folded.reasoning) == ("", "never ends 🙂")

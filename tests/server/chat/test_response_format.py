@@ -1,4 +1,4 @@
-"""response_format and structured_outputs: what the engine is told, and what is refused."""
+"""Tests of response_format and structured_outputs: their grammars, and what is refused."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ def nested(levels: int) -> dict[str, Any]:
 
 
 def chained(links: int) -> dict[str, Any]:
-    """References of references: what reads them recurses."""
+    """Return a schema whose references refer to references, which readers follow recursively."""
     definitions: dict[str, Any] = {f"d{links}": {"type": "null"}}
     for link in range(links):
         definitions[f"d{link}"] = {"properties": {"a": {"$ref": f"#/$defs/d{link + 1}"}}}
@@ -50,7 +50,7 @@ def form(**fields: Any) -> dict[str, Any]:
         ({"structured_outputs": {"grammar": 'root ::= "x"'}}, "start"),
     ],
 )
-async def test_api_16_what_the_engine_is_told(
+async def test_api_16_the_engine_gets_the_grammar_of_a_request(
     client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], part: str | None
 ) -> None:
     assert (await chat(client, **fields)).status_code == 200
@@ -97,7 +97,7 @@ SCHEMA = "response_format.json_schema.schema"
         ({"response_format": form(schema={"$ref": "#/nope"})}, SCHEMA, "invalid_grammar"),
         ({"response_format": form(schema={"pattern": "(a"})}, SCHEMA, "invalid_grammar"),
         ({"response_format": form(schema={"not": {}})}, SCHEMA, "invalid_grammar"),
-        ({"response_format": form(schema=nested(70))}, SCHEMA, "invalid_value"),
+        ({"response_format": form(schema=nested(70))}, None, "body_too_deep"),
         ({"response_format": form(schema=chained(2500))}, SCHEMA, "invalid_grammar"),
         ({"response_format": form(schema={"enum": ["x" * 999] * 999})}, SCHEMA, "invalid_grammar"),
         ({"structured_outputs": {}}, "structured_outputs", "invalid_value"),
@@ -130,11 +130,11 @@ SCHEMA = "response_format.json_schema.schema"
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_api_16_what_is_refused(
+async def test_api_16_invalid_formats_are_refused(
     client: httpx.AsyncClient,
     engines: FakeEngines,
     fields: dict[str, Any],
-    param: str,
+    param: str | None,
     code: str,
     stream: bool,
 ) -> None:
@@ -153,7 +153,7 @@ async def test_api_16_what_is_refused(
         (complete, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ],
 )
-async def test_what_only_the_engine_can_refuse_is_named(
+async def test_a_grammar_that_only_the_engine_refuses_names_its_field(
     client: httpx.AsyncClient, engines: FakeEngines, ask: Any, fields: dict[str, Any], param: str
 ) -> None:
     engines.script.error = RequestError("too many expressions", "invalid_grammar")
@@ -173,6 +173,8 @@ async def test_what_only_the_engine_can_refuse_is_named(
         "(" * 200 + "a" + ")" * 200,
     ],
 )
-async def test_a_catastrophic_regex_costs_nothing(client: httpx.AsyncClient, regex: str) -> None:
-    """llguidance never goes back, and counts what it builds."""
+async def test_a_regex_that_backtracks_exponentially_elsewhere_is_cheap(
+    client: httpx.AsyncClient, regex: str
+) -> None:
+    """llguidance never backtracks, and limits the size of what it builds."""
     assert (await chat(client, structured_outputs={"regex": regex})).status_code == 200

@@ -1,4 +1,4 @@
-"""Tools over HTTP: what is refused, what the template is told, calls whole and streamed."""
+"""Tests of tools over HTTP: what is refused, what the template gets, and how calls arrive."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.schemas.limits import MAX_TOOLS
 from tests.server.conftest import MakeApp, chat, client_of, entry, error_of, events
 from tests.server.fake_engine import CALLS, EOS, FakeEngines, ids_of
 
@@ -46,7 +47,7 @@ def calls_of(message: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("burst", [1, 3, 200])
-async def test_api_15_calls_are_streamed_in_pieces_that_add_up_to_the_whole(
+async def test_api_15_streamed_calls_join_to_the_whole(
     client: httpx.AsyncClient, engines: FakeEngines, burst: int
 ) -> None:
     engines.script.burst = burst
@@ -74,19 +75,18 @@ async def test_api_15_calls_are_streamed_in_pieces_that_add_up_to_the_whole(
         assert all(set(d) == {"index", "function"} for d in others)
         assert "".join(d["function"]["arguments"] for d in others) == arguments
         if burst == 1:
-            assert len(others) > 5
+            assert len(others) > 4
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "get_time", "arguments": {city: 1}}</tool_call>',
-        '<tool_call>\n{"name": "get_time", "argu',
-        "<tool_ca",
+        '<tool_call>{"title": "get_time"}</tool_call>',
+        "<tool_call> is a tag",
     ],
 )
-async def test_what_only_looks_like_a_call_is_text(
+async def test_text_that_only_looks_like_a_call_stays_text(
     client: httpx.AsyncClient, engines: FakeEngines, text: str
 ) -> None:
     engines.script.answers = lambda _choice: (*ids_of(text), EOS)
@@ -95,10 +95,30 @@ async def test_what_only_looks_like_a_call_is_text(
     assert choice["finish_reason"] == "stop"
 
 
-async def test_the_template_is_told_of_the_tools_that_may_be_called(
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ('<tool_call>{"name": "sub", "arguments": {}}</tool_call>', None, [("sub", "{}")]),
+        ('Sure. <tool_call>\n{"name": "get_time", "argu', "Sure.", []),
+        ("Sure. <tool_ca", "Sure.", []),
+    ],
+)
+async def test_a_call_of_an_unknown_tool_is_passed_on_and_one_that_is_cut_off_is_not_shown(
+    client: httpx.AsyncClient,
+    engines: FakeEngines,
+    text: str,
+    content: str | None,
+    calls: list[tuple[str, str]],
+) -> None:
+    engines.script.answers = lambda _choice: (*ids_of(text), EOS)
+    message = (await chat(client, tools=TOOLS)).json()["choices"][0]["message"]
+    assert (message["content"], calls_of(message)) == (content, calls)
+
+
+async def test_the_template_gets_exactly_the_tools_that_may_be_called(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
-    def told() -> list[str]:
+    def names_in_prompt() -> list[str]:
         prompt = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
         pieces = prompt.split("user:")[0].split("<tools>")[1:]
         return [json.loads(piece)["function"]["name"] for piece in pieces]
@@ -119,7 +139,7 @@ async def test_the_template_is_told_of_the_tools_that_may_be_called(
         (allowed, ["add"]),
     ):
         assert (await chat(client, tools=TOOLS, tool_choice=choice)).status_code == 200
-        assert told() == names
+        assert names_in_prompt() == names
 
 
 def tool(**function: Any) -> dict[str, Any]:
@@ -156,7 +176,7 @@ BROKEN = {"a": {"type": "string", "pattern": "("}}
         ({"tools": [tool(parameters=[])]}, "tools.0.function.parameters"),
         ({"tools": [tool(parameters={"type": "string"})]}, "tools.0.function.parameters.type"),
         ({"tools": [tool(strict="yes")]}, "tools.0.function.strict"),
-        ({"tools": [tool()] * 129}, "tools"),
+        ({"tools": [tool()] * (MAX_TOOLS + 1)}, "tools"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": 1}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": []}, "tool_choice"),
@@ -188,13 +208,13 @@ BROKEN = {"a": {"type": "string", "pattern": "("}}
         ),
     ],
 )
-async def test_api_15_bad_tools_are_refused_by_name(
+async def test_api_15_invalid_tools_are_refused_with_their_field(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str
 ) -> None:
     assert error_of(await chat(client, **fields), 400)["param"] == param
 
 
-async def test_a_template_that_knows_no_tools_is_told_in_words(
+async def test_tools_become_text_for_a_template_without_tools(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.context_length = 4096
@@ -207,17 +227,34 @@ async def test_a_template_that_knows_no_tools_is_told_in_words(
         result = {"role": "tool", "content": "2", "tool_call_id": message["tool_calls"][0]["id"]}
         system = {"role": "system", "content": "Be kind."}
         await chat(client, tools=TOOLS, messages=[system, user, message, result, result])
-    told = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
-    assert told.startswith("system:Be kind.\n\nYou may call these functions:\n{")
+    prompt = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
+    assert prompt.startswith("system:Be kind.\n\nYou may call these functions:\n{")
     called = '<tool_call>\n{"name": "add", "arguments": {"a": "1"}}\n</tool_call>'
     response = "<tool_response>\n2\n</tool_response>"
-    assert f"user:hiassistant:{called}user:{response}\n{response}assistant:" in told
+    assert f"user:hiassistant:{called}user:{response}\n{response}assistant:" in prompt
 
 
-async def test_a_mark_that_is_a_special_token_is_seen(
+async def test_a_template_with_a_format_that_is_not_known_gets_the_tools_in_words(
+    make_app: MakeApp, engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines.script.context_length = 4096
+    template = TEMPLATE.replace("<tool_call>", "<calling>")
+    async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
+        assert (await chat(client, tools=TOOLS)).status_code == 200
+        assert (await chat(client, tools=TOOLS)).status_code == 200
+    prompt = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
+    assert "<tools>" not in prompt
+    assert "system:You may call these functions:" in prompt
+    warnings = [r.getMessage() for r in caplog.records if "no known format" in r.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("main: ")
+    assert "qwen3_coder" in warnings[0]
+
+
+async def test_a_mark_that_is_a_special_token_is_parsed(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
-    """As in Mistral's tokenizers; and their templates want ids of nine characters."""
+    """Mistral's tokenizers have such marks, and the templates require ids of nine characters."""
     template = TEMPLATE.replace("c.function", "c").replace("<tool_call>", "[TOOL_CALLS]")
     engines.script.answers = lambda k: (*ids_of("So."), CALLS, *ids_of('add{"a": "1"}'), EOS)
     async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
@@ -246,18 +283,18 @@ async def test_each_choice_has_its_own_parser(
     assert [c["finish_reason"] for c in choices] == ["tool_calls", "stop", "tool_calls"]
 
 
-async def test_a_call_that_the_limit_cuts_ends_with_length(
+async def test_a_call_that_the_token_limit_cuts_off_ends_with_length(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of(CALL), EOS)
     limit = len('<tool_call>\n{"name": "get_time", "arguments": {"city": "Pa')
     (choice,) = (await chat(client, tools=TOOLS, max_tokens=limit)).json()["choices"]
-    assert calls_of(choice["message"]) == [("get_time", '{"city": "Pa')]
+    assert calls_of(choice["message"]) == [("get_time", '{"city": "Pa"}')]
     assert choice["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize(
-    ("fields", "opened"),
+    ("fields", "is_open"),
     [
         ({}, False),
         ({"reasoning_effort": "none"}, False),
@@ -267,12 +304,12 @@ async def test_a_call_that_the_limit_cuts_ends_with_length(
         ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, False),
     ],
 )
-async def test_api_19_effort_decides_whether_the_prompt_opens_a_thought(
-    client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], opened: bool
+async def test_api_19_effort_decides_whether_the_prompt_opens_reasoning(
+    client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], is_open: bool
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("Hm.</think>\nYes"), EOS)
     message = (await chat(client, **fields)).json()["choices"][0]["message"]
-    if opened:
+    if is_open:
         assert (message["content"], message["reasoning_content"]) == ("Yes", "Hm.")
     else:
         assert message["content"] == "Hm.</think>\nYes"
@@ -285,9 +322,9 @@ async def test_api_19_reasoning_in_the_history_reaches_the_template(
     template = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}"
     async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
         for field in ("reasoning", "reasoning_content"):
-            said = {"role": "assistant", "content": "Yes", field: "Hm."}
+            assistant = {"role": "assistant", "content": "Yes", field: "Hm."}
             user = {"role": "user", "content": "hi"}
-            assert (await chat(client, messages=[user, said, user])).status_code == 200
+            assert (await chat(client, messages=[user, assistant, user])).status_code == 200
             prompt = bytes(engines.engine.requests[-1].prompt).decode()
             assert "[Hm.|Yes]" in prompt
 

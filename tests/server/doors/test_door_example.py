@@ -1,4 +1,4 @@
-"""The example of an API, in docs/extending.md, works as it stands there."""
+"""Tests that the example of an API in docs/extending.md works as it is printed there."""
 
 import subprocess
 import sys
@@ -21,14 +21,14 @@ QUESTION = {"question": "Who is there?"}
 
 @pytest.fixture
 async def client(make_app: MakeApp, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an app that has the example's files, and keys."""
+    """Yield a client of an app that has the example's files, and API keys."""
     write_files(tmp_path, FILES)
     with added(tmp_path, server.doors, server.http.routes, server.schemas):
         async with client_of(make_app(keys=("alpha",)), headers={"x-api-key": "alpha"}) as client:
             yield client
 
 
-def test_the_document_has_all_its_files() -> None:
+def test_the_document_has_all_files_of_the_example() -> None:
     assert set(FILES) == {
         "server/schemas/ask.py",
         "server/doors/ask/__init__.py",
@@ -38,13 +38,13 @@ def test_the_document_has_all_its_files() -> None:
     }
 
 
-async def test_it_answers(client: httpx.AsyncClient) -> None:
+async def test_the_example_answers_a_request(client: httpx.AsyncClient) -> None:
     for path in ("/v1/ask", "/ask"):
         answer = await client.post(path, json=QUESTION)
         assert (answer.status_code, answer.json()) == (200, {"text": "Hello there.", "tokens": 13})
 
 
-async def test_it_streams(client: httpx.AsyncClient) -> None:
+async def test_the_example_streams_an_answer(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/ask", json=QUESTION | {"stream": True, "longest": 5})
     *more, end = events(answer.text)
     assert len(more) > 1
@@ -54,7 +54,9 @@ async def test_it_streams(client: httpx.AsyncClient) -> None:
     assert "event: more\n" in answer.text
 
 
-async def test_its_errors_have_its_shape_and_name_its_fields(client: httpx.AsyncClient) -> None:
+async def test_errors_have_the_shape_and_the_fields_of_the_example(
+    client: httpx.AsyncClient,
+) -> None:
     missing = await client.post("/v1/ask", json={})
     assert (missing.status_code, missing.json()["field"]) == (400, "question")
     long = await client.post("/v1/ask", json=QUESTION | {"longest": 10**6})
@@ -68,7 +70,7 @@ async def test_its_errors_have_its_shape_and_name_its_fields(client: httpx.Async
     error_of(await client.post("/v1/elsewhere", json=QUESTION), 401)
 
 
-async def test_it_is_counted_and_described(client: httpx.AsyncClient) -> None:
+async def test_the_example_is_counted_in_metrics_and_in_openapi(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/ask", json=QUESTION)
     assert answer.headers["x-understudy-queue-ms"].isdigit()
     series = 'understudy_requests_total{model="main",outcome="stop",route="/ask"} 1.0'
@@ -81,13 +83,13 @@ async def test_it_is_counted_and_described(client: httpx.AsyncClient) -> None:
     )
 
 
-async def test_nothing_of_it_stays(make_app: MakeApp) -> None:
+async def test_the_example_leaves_nothing_after_its_tests(make_app: MakeApp) -> None:
     async with client_of(make_app()) as client:
         error_of(await client.post("/v1/ask", json=QUESTION), 404)
 
 
 @pytest.mark.parametrize("command", [("check",), ("format", "--check")])
-def test_it_is_written_like_the_rest(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_example_passes_ruff(command: tuple[str, ...], tmp_path: Path) -> None:
     write_files(tmp_path, FILES)
     done = subprocess.run(
         [*(sys.executable, "-m", "ruff"), *command, "--config", ROOT / "pyproject.toml", tmp_path],

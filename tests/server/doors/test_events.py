@@ -1,4 +1,4 @@
-"""The events that doors make of a chat's chunks; the official clients' types accept each one."""
+"""Tests of the events made of a chat's chunks, checked by the types of the official clients."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def responses(**fields: Any) -> ResponseWriter:
     return ResponseWriter(check_object(ResponseRequest, {"input": "hi", **fields}))
 
 
-def test_a_response_tells_its_events_in_openais_order() -> None:
+def test_a_response_has_its_events_in_openais_order() -> None:
     writer = responses()
     events = write(writer, THINK_SAY_CALL)
     assert [event["type"].removeprefix("response.") for event in events] == [
@@ -67,21 +67,21 @@ def test_a_response_tells_its_events_in_openais_order() -> None:
     assert events[-1]["response"] == writer.whole()
 
 
-def test_the_pieces_of_a_response_are_its_items() -> None:
+def test_events_of_a_response_join_to_its_items() -> None:
     writer = responses()
     events = write(writer, THINK_SAY_CALL)
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert done == writer.whole()["output"]
     assert {item["id"] for item in done} == {e["item_id"] for e in events if "item_id" in e}
-    thought, said, first, second = done
-    assert thought["content"] == [{"type": "reasoning_text", "text": "Hmm."}]
-    assert said["content"][0]["text"] == "Let me see."
+    reasoning, message, first, second = done
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": "Hmm."}]
+    assert message["content"][0]["text"] == "Let me see."
     assert (first["call_id"], first["name"]) == ("call_1", "time")
     assert (first["arguments"], second["arguments"]) == ('{"zone": "UTC"}', "{}")
     assert {item["status"] for item in done} == {"completed"}
 
 
-def test_a_response_repeats_its_settings_and_tells_its_cost() -> None:
+def test_a_response_has_its_settings_and_its_usage() -> None:
     tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
     writer = responses(
         tools=tools,
@@ -110,7 +110,7 @@ def test_a_response_repeats_its_settings_and_tells_its_cost() -> None:
     }
 
 
-def test_a_response_that_is_cut_is_incomplete() -> None:
+def test_a_response_cut_off_by_the_limit_is_incomplete() -> None:
     events = write(responses(), CUT)
     assert events[-1]["type"] == "response.incomplete"
     response = events[-1]["response"]
@@ -119,18 +119,18 @@ def test_a_response_that_is_cut_is_incomplete() -> None:
     assert RESPONSE_EVENT.validate_python(events[-1]).response.status == "incomplete"
 
 
-def test_a_response_that_says_nothing_has_no_items() -> None:
+def test_a_response_without_text_has_no_items() -> None:
     assert write(responses(), stream())[-1]["response"]["output"] == []
 
 
-def test_logprobs_ride_on_the_delta_of_their_text() -> None:
+def test_logprobs_come_with_the_delta_of_their_text() -> None:
     events = write(responses(), stream(chunk({"content": "Hi"}, logprobs=[logprob("Hi")])))
-    told = [event for event in events if "output_text" in event["type"]]
-    assert [event["logprobs"] for event in told] == [[logprob("Hi")]] * 2
+    of_text = [event for event in events if "output_text" in event["type"]]
+    assert [event["logprobs"] for event in of_text] == [[logprob("Hi")]] * 2
     assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == [logprob("Hi")]
 
 
-def test_a_response_that_fails_keeps_what_it_had() -> None:
+def test_a_response_that_fails_keeps_its_items() -> None:
     writer = responses()
     events = write(writer, CUT[:2])
     failure = writer.failure(GONE)
@@ -142,7 +142,7 @@ def test_a_response_that_fails_keeps_what_it_had() -> None:
     assert RESPONSE_EVENT.validate_python(failure).response.status == "failed"
 
 
-def test_a_response_that_fails_before_it_began_is_an_error() -> None:
+def test_a_response_that_fails_before_its_first_chunk_is_an_error() -> None:
     failure = responses().failure(GONE)
     assert (failure["type"], failure["sequence_number"]) == ("error", 0)
     assert failure["error"] == GONE.body()["error"]
@@ -150,7 +150,7 @@ def test_a_response_that_fails_before_it_began_is_an_error() -> None:
 
 
 def fold_messages(events: list[Event]) -> dict[str, Any]:
-    """What Anthropic's clients put together, without the input of calls."""
+    """Return the message that Anthropic's clients join; calls have their JSON instead of input."""
     message = dict(events[0]["message"])
     blocks: list[Any] = []
     for event in events:
@@ -168,14 +168,14 @@ def fold_messages(events: list[Event]) -> dict[str, Any]:
     return message | {"content": blocks}
 
 
-def test_a_message_tells_its_events_in_anthropics_order() -> None:
+def test_a_message_has_its_events_in_anthropics_order() -> None:
     writer = MessageWriter("req_1")
     events = write(writer, THINK_SAY_CALL)
     block = "content_block_"
     assert [event["type"] for event in events] == [
         "message_start",
         "ping",
-        *[f"{block}start", *[f"{block}delta"] * 3, f"{block}stop"],  # two and the signature
+        *[f"{block}start", *[f"{block}delta"] * 3, f"{block}stop"],  # the third is the signature
         *[f"{block}start", *[f"{block}delta"] * 2, f"{block}stop"],
         *[f"{block}start", *[f"{block}delta"] * 2, f"{block}stop"],
         *[f"{block}start", f"{block}delta", f"{block}stop"],
@@ -183,16 +183,16 @@ def test_a_message_tells_its_events_in_anthropics_order() -> None:
         "message_stop",
     ]
     for event in events:
-        if event["type"] != "ping":  # which the client drops
+        if event["type"] != "ping":  # the client discards pings, and has no type for them
             assert MESSAGE_EVENT.validate_python(event).type == event["type"]
-    told = fold_messages(events)
+    folded = fold_messages(events)
     whole: Any = writer.whole()
     Message.model_validate(whole)
-    for event_block in told["content"]:
+    for event_block in folded["content"]:
         if event_block["type"] == "tool_use":
             event_block["input"] = {"{}": {}}.get(event_block["partial_json"], {"zone": "UTC"})
             del event_block["partial_json"]
-    assert told == whole
+    assert folded == whole
     assert whole["stop_reason"] == "tool_use"
     assert [b["type"] for b in whole["content"]] == ["thinking", "text", "tool_use", "tool_use"]
     assert whole["content"][2] == {
@@ -210,22 +210,22 @@ def test_a_message_tells_its_events_in_anthropics_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finish", "reason", "told"),
+    ("finish", "reason", "expected"),
     [
         ("stop", None, ("end_turn", None)),
         ("stop", "zz", ("stop_sequence", "zz")),
-        ("stop", 7, ("end_turn", None)),  # a token of the model's own
+        ("stop", 7, ("end_turn", None)),  # a stop token instead of a stop string
         ("length", None, ("max_tokens", None)),
         ("tool_calls", None, ("tool_use", None)),
     ],
 )
-def test_why_a_message_stopped(
-    finish: str, reason: str | int | None, told: tuple[str, str | None]
+def test_a_message_has_its_stop_reason(
+    finish: str, reason: str | int | None, expected: tuple[str, str | None]
 ) -> None:
     writer = MessageWriter("req_1")
     events = write(writer, stream(finish=finish, **({"stop_reason": reason} if reason else {})))
     whole = writer.whole()
-    assert (whole["stop_reason"], whole["stop_sequence"]) == told
+    assert (whole["stop_reason"], whole["stop_sequence"]) == expected
     assert events[0]["message"]["stop_reason"] is None
 
 
@@ -233,7 +233,7 @@ def test_why_a_message_stopped(
     ("arguments", "given"),
     [("", {}), ('{"a": [1, 2', {"a": [1, 2]}), ("[1]", {}), ('{"a": 1}', {"a": 1})],
 )
-def test_the_input_of_a_call_is_an_object_also_when_it_was_cut(
+def test_the_input_of_a_call_is_an_object_even_if_it_was_cut_off(
     arguments: str, given: dict[str, Any]
 ) -> None:
     writer = MessageWriter("req_1")
@@ -243,7 +243,7 @@ def test_the_input_of_a_call_is_an_object_also_when_it_was_cut(
     assert block["input"] == given
 
 
-def test_a_message_that_fails_says_so_in_anthropics_shape() -> None:
+def test_a_message_that_fails_has_an_error_in_anthropics_shape() -> None:
     assert MessageWriter("req_1").failure(GONE) == {
         "type": "error",
         "error": {"type": "overloaded_error", "message": "the engine is gone"},

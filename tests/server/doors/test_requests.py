@@ -1,10 +1,10 @@
-"""Translation at the doors of other APIs, both ways, as tables; nothing is served here."""
+"""Tests, as tables, of the translation between other APIs and a chat, without a server."""
 
 from typing import Any
 
 import pytest
 
-from server.doors.blocks import Block, Blocks, Closed, Grown, Opened
+from server.doors.blocks import Block, BlockDelta, BlockReader, BlockStart, BlockStop
 from server.doors.messages import request as message_request
 from server.doors.responses import request as response_request
 from server.doors.translation import chat_request, named
@@ -156,7 +156,7 @@ def test_items_of_the_responses_api_become_messages(
         ),
     ],
 )
-def test_settings_of_the_responses_api_become_a_chats(
+def test_settings_of_the_responses_api_become_fields_of_a_chat(
     fields: dict[str, Any], chat: dict[str, Any]
 ) -> None:
     made = from_responses(input="hi", **fields)
@@ -277,7 +277,7 @@ def test_turns_of_the_messages_api_become_messages(
         ),
     ],
 )
-def test_settings_of_the_messages_api_become_a_chats(
+def test_settings_of_the_messages_api_become_fields_of_a_chat(
     fields: dict[str, Any], chat: dict[str, Any]
 ) -> None:
     made = from_messages(messages=[USER], system="s", **fields)
@@ -286,10 +286,10 @@ def test_settings_of_the_messages_api_become_a_chats(
 
 
 def test_a_last_turn_of_the_assistant_is_continued() -> None:
-    said = {"role": "assistant", "content": "Once"}
-    assert from_messages(messages=[USER, said])["continue_final_message"] is True
-    called = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
-    for blocks in ([called], [{"type": "text", "text": "a"}, called], []):
+    text = {"role": "assistant", "content": "Once"}
+    assert from_messages(messages=[USER, text])["continue_final_message"] is True
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    for blocks in ([call], [{"type": "text", "text": "a"}, call], []):
         turn = {"role": "assistant", "content": blocks}
         assert from_messages(messages=[USER, turn])["continue_final_message"] is False
 
@@ -318,7 +318,7 @@ def test_a_last_turn_of_the_assistant_is_continued() -> None:
         (message_request.NAMES, "messages.1.content", "messages"),
     ],
 )
-def test_errors_of_the_chat_speak_of_the_doors_parameters(
+def test_errors_of_a_chat_name_the_parameter_of_the_door(
     names: Any, param: str, renamed: str
 ) -> None:
     with pytest.raises(ApiError) as caught, named(names):
@@ -327,37 +327,37 @@ def test_errors_of_the_chat_speak_of_the_doors_parameters(
     assert caught.value.message == f"Invalid value for '{renamed}'."
 
 
-def test_a_request_that_no_chat_can_be_is_refused_in_the_doors_words() -> None:
+def test_an_invalid_chat_names_the_parameter_of_the_door() -> None:
     with pytest.raises(ApiError) as caught:
         chat_request({"messages": [USER], "stop": ["a"] * 5}, message_request.NAMES)
     assert caught.value.param == "stop_sequences"
 
 
-def test_blocks_open_grow_and_close_in_turn() -> None:
-    blocks = Blocks()
-    steps = [step for piece in THINK_SAY_CALL for step in blocks.feed(piece)]
+def test_blocks_start_grow_and_stop_one_after_the_other() -> None:
+    blocks = BlockReader()
+    events = [event for piece in THINK_SAY_CALL for event in blocks.feed(piece)]
     shape = [
-        (type(step).__name__, step.block.index, step.piece if isinstance(step, Grown) else "")
-        for step in steps
+        (type(e).__name__, e.block.index, e.piece if isinstance(e, BlockDelta) else "")
+        for e in events
     ]
     assert shape == [
-        ("Opened", 0, ""),
-        ("Grown", 0, "Hm"),
-        ("Grown", 0, "m."),
-        ("Closed", 0, ""),
-        ("Opened", 1, ""),
-        ("Grown", 1, "Let me"),
-        ("Grown", 1, " see."),
-        ("Closed", 1, ""),
-        ("Opened", 2, ""),
-        ("Grown", 2, '{"zone": '),
-        ("Grown", 2, '"UTC"}'),
-        ("Closed", 2, ""),
-        ("Opened", 3, ""),
-        ("Grown", 3, "{}"),
-        ("Closed", 3, ""),
+        ("BlockStart", 0, ""),
+        ("BlockDelta", 0, "Hm"),
+        ("BlockDelta", 0, "m."),
+        ("BlockStop", 0, ""),
+        ("BlockStart", 1, ""),
+        ("BlockDelta", 1, "Let me"),
+        ("BlockDelta", 1, " see."),
+        ("BlockStop", 1, ""),
+        ("BlockStart", 2, ""),
+        ("BlockDelta", 2, '{"zone": '),
+        ("BlockDelta", 2, '"UTC"}'),
+        ("BlockStop", 2, ""),
+        ("BlockStart", 3, ""),
+        ("BlockDelta", 3, "{}"),
+        ("BlockStop", 3, ""),
     ]
-    assert [(b.kind, b.name, b.text, b.ended) for b in blocks.all] == [
+    assert [(b.kind, b.name, b.text, b.is_complete) for b in blocks.all] == [
         ("reasoning", "", "Hmm.", True),
         ("text", "", "Let me see.", True),
         ("call", "time", '{"zone": "UTC"}', True),
@@ -365,13 +365,17 @@ def test_blocks_open_grow_and_close_in_turn() -> None:
     ]
 
 
-def test_logprobs_without_text_wait_for_it() -> None:
-    blocks = Blocks()
+def test_logprobs_wait_for_their_text() -> None:
+    blocks = BlockReader()
     first, second, last = logprob("a"), logprob("b"), logprob("c")
     assert list(blocks.feed(chunk({"content": ""}, logprobs=[first]))) == []
-    steps = list(blocks.feed(chunk({"content": "ab"}, logprobs=[second])))
-    steps += blocks.feed(chunk({"content": ""}, logprobs=[last]))
+    events = list(blocks.feed(chunk({"content": "ab"}, logprobs=[second])))
+    events += blocks.feed(chunk({"content": ""}, logprobs=[last]))
     block = Block(0, "text", text="ab", logprobs=[first, second, last])
-    assert steps == [Opened(block), Grown(block, "ab", [first, second]), Grown(block, "", [last])]
-    assert list(blocks.feed(chunk({}, "length"))) == [Closed(block)]
-    assert not block.ended
+    assert events == [
+        BlockStart(block),
+        BlockDelta(block, "ab", [first, second]),
+        BlockDelta(block, "", [last]),
+    ]
+    assert list(blocks.feed(chunk({}, "length"))) == [BlockStop(block)]
+    assert not block.is_complete

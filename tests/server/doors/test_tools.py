@@ -1,4 +1,4 @@
-"""Thinking and tools through the official clients of the other APIs, answer and next turn."""
+"""Tests of reasoning and tools with the official clients of other APIs, over two turns."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +12,7 @@ from tests.server.conftest import MakeApp, entry, serving
 from tests.server.fake_engine import EOS, FakeEngines, ids_of
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
-SAID = f"<think>Hm.</think>\n\nLet me see.\n{CALL}\n{SUM}"
+ANSWER = f"<think>Hm.</think>\n\nLet me see.\n{CALL}\n{SUM}"
 RESPONSE_TOOLS: Any = [
     {"type": "function", "name": name, "parameters": SCHEMA, "strict": False}
     for name in ("get_time", "add")
@@ -22,7 +22,7 @@ MESSAGE_TOOLS: Any = [{"name": name, "input_schema": SCHEMA} for name in ("get_t
 
 @pytest.fixture
 async def url(make_app: MakeApp, engines: FakeEngines) -> AsyncIterator[str]:
-    engines.script.answers = lambda choice: (*ids_of(SAID), EOS)
+    engines.script.answers = lambda choice: (*ids_of(ANSWER), EOS)
     async with serving(make_app(entries=[entry("main", chat_template=TEMPLATE)])) as url:
         yield url
 
@@ -46,7 +46,7 @@ async def test_openais_client_gets_calls_and_answers_them(url: str, engines: Fak
             "function_call",
         ]
         assert [item.type for item in streamed.output] == [item.type for item in answer.output]
-        assert thoughts_of(seen) == "Hm."
+        assert reasoning_of(seen) == "Hm."
         assert answer.output_text == "Let me see."
         assert answer.usage is not None
         assert answer.usage.output_tokens_details.reasoning_tokens > 0
@@ -66,7 +66,7 @@ async def test_openais_client_gets_calls_and_answers_them(url: str, engines: Fak
     assert prompt.count("tool:14:05") == 2
 
 
-def thoughts_of(seen: list[Any]) -> str:
+def reasoning_of(seen: list[Any]) -> str:
     return "".join(e.delta for e in seen if e.type == "response.reasoning_text.delta")
 
 
@@ -107,7 +107,7 @@ def shape_of(content: list[Any]) -> list[dict[str, Any]]:
     return [block.model_dump(exclude={"id"}) for block in content]
 
 
-async def test_thinking_reaches_the_template(url: str, engines: FakeEngines) -> None:
+async def test_the_setting_of_thinking_reaches_the_template(url: str, engines: FakeEngines) -> None:
     async with anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as client:
         for thinking, ending in (("enabled", "<think>"), ("disabled", "time?")):
             asked: Any = {"type": thinking, "budget_tokens": 1024}

@@ -1,4 +1,4 @@
-"""GET /metrics: what it counts, that it wakes nothing, and what the log says of an answer."""
+"""Tests of GET /metrics, of the log line of an answer, and of requests that choose a draft."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDied, ModelError, PassFailed
-from engine.messages import Audited, PassStats
+from engine.messages import Audited, PassStats, WeightsChecked
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, serving
 from tests.server.fake_engine import FakeEngines
 
@@ -35,7 +35,7 @@ PASS = PassStats(
 
 
 class Series:
-    """One scrape: the value of a series by name and labels."""
+    """The series of one scrape, found by name and labels."""
 
     def __init__(self, text: str) -> None:
         self.samples = [
@@ -67,14 +67,14 @@ async def scrape(client: httpx.AsyncClient) -> Series:
 
 
 def outcomes(series: Series) -> dict[tuple[str, str], float]:
-    """(route, outcome) -> requests, whatever their model."""
+    """Return the numbers of requests by (route, outcome), for any model."""
     return {
         (labels["route"], labels["outcome"]): series("requests_total", **labels) or 0.0
         for labels in series.labels("requests_total")
     }
 
 
-async def test_looking_works_without_a_model_and_loads_none(
+async def test_reading_metrics_works_without_a_model_and_loads_none(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     series = await scrape(client)
@@ -85,7 +85,7 @@ async def test_looking_works_without_a_model_and_loads_none(
     assert engines.made == []
 
 
-async def test_looking_needs_the_key(make_app: MakeApp) -> None:
+async def test_reading_metrics_needs_the_key(make_app: MakeApp) -> None:
     async with client_of(make_app(keys=("secret",))) as client:
         refused = error_of(await client.get("/metrics"), 401)
         assert refused["code"] == "invalid_api_key"
@@ -93,7 +93,7 @@ async def test_looking_needs_the_key(make_app: MakeApp) -> None:
         await scrape(client)
 
 
-async def test_only_get_is_answered(client: httpx.AsyncClient) -> None:
+async def test_metrics_answers_only_get(client: httpx.AsyncClient) -> None:
     error_of(await client.post("/metrics"), 405)
 
 
@@ -120,7 +120,7 @@ async def test_an_answer_is_counted_with_its_tokens_and_times(client: httpx.Asyn
     assert series("cached_prompt_tokens_total", model="main") == 4 * 2
 
 
-async def test_an_alias_and_a_wrong_name_make_no_series_of_their_own(
+async def test_aliases_and_unknown_models_get_no_series(
     client: httpx.AsyncClient,
 ) -> None:
     await chat(client, model="gpt-x")
@@ -214,7 +214,23 @@ async def test_passes_are_counted_by_kind_source_and_cause(
     assert series("waiting", **{"for": "pass"}) == 3
 
 
-async def test_audits_and_restarts_are_counted_and_0_before(
+async def test_damaged_weights_are_counted_from_0(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await chat(client)
+    series = await scrape(client)
+    assert series("recheck_bytes_total", model="main") == 0
+    for repaired in ("yes", "no"):
+        assert series("damaged_units_total", model="main", repaired=repaired) == 0
+    engines.engine.on_check(WeightsChecked(8192, 2, 0))
+    engines.engine.on_check(WeightsChecked(4096, 0, 1))
+    series = await scrape(client)
+    assert series("recheck_bytes_total", model="main") == 12288
+    assert series("damaged_units_total", model="main", repaired="yes") == 2
+    assert series("damaged_units_total", model="main", repaired="no") == 1
+
+
+async def test_audits_and_restarts_are_counted_from_0(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     await chat(client)
@@ -230,7 +246,7 @@ async def test_audits_and_restarts_are_counted_and_0_before(
     assert series("engine_restarts_total", model="main") == 1
 
 
-async def test_counts_outlive_a_swap_and_gauges_tell_of_the_model_at_hand(
+async def test_counts_outlive_a_swap_and_gauges_follow_the_loaded_model(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     await chat(client)
@@ -245,7 +261,7 @@ async def test_counts_outlive_a_swap_and_gauges_tell_of_the_model_at_hand(
     assert series("waiting", **{"for": "pass"}) == 0
 
 
-async def test_the_queue_is_told_while_a_model_loads(
+async def test_waiting_requests_are_reported_while_a_model_loads(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.load_gate = asyncio.Event()
@@ -262,14 +278,14 @@ async def test_the_queue_is_told_while_a_model_loads(
     assert len(engines.made) == 1
 
 
-async def test_two_apps_count_apart(make_app: MakeApp) -> None:
+async def test_two_apps_count_separately(make_app: MakeApp) -> None:
     async with client_of(make_app()) as one, client_of(make_app()) as other:
         await chat(one)
         assert outcomes(await scrape(one)) != {}
         assert outcomes(await scrape(other)) == {}
 
 
-async def test_an_answer_ends_with_a_line_of_its_figures(
+async def test_the_log_has_a_line_with_the_figures_of_each_answer(
     make_app: MakeApp, engines: FakeEngines, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "understudy")
@@ -285,15 +301,15 @@ async def test_an_answer_ends_with_a_line_of_its_figures(
     (answer,) = [line for line in lines if "chatcmpl-" in line]
     for words in ("13 tokens in 5 passes (2.6 a pass)", "tokens/s", "link 2.50 of 12.50 GB/s"):
         assert words in answer
-    (walked,) = [line for line in lines if "pass:" in line]
-    assert walked == (
+    (of_pass,) = [line for line in lines if "pass:" in line]
+    assert of_pass == (
         "main: pass: 20 rows (5 of prompts) of 2 sequences, 7 tokens, 4 of 13 drafted rows "
         "accepted, draft 250.0 ms (and 500.0 ahead), pass 2000.0 ms, waited 1000.0 for weights, "
         "host 125.0, link 2.50 of 12.50 GB/s, 60 free pages, 3 waiting"
     )
 
 
-# -- speculation, as a request may ask for it
+# -- the field `speculation` of a request
 
 
 @pytest.mark.parametrize(
@@ -307,7 +323,7 @@ async def test_an_answer_ends_with_a_line_of_its_figures(
         ({"method": "subspec", "max_rows": 8.0, "unknown": 1}, "subspec", 8),
     ],
 )
-async def test_a_request_says_how_it_is_drafted_for(
+async def test_a_request_chooses_its_drafting_method(
     client: httpx.AsyncClient,
     engines: FakeEngines,
     asked: Any,
@@ -339,7 +355,7 @@ async def test_a_request_says_how_it_is_drafted_for(
         ({"max_rows": "8"}, "speculation.max_rows", "invalid_type"),
     ],
 )
-async def test_a_speculation_that_cannot_be_is_refused_by_name(
+async def test_an_invalid_speculation_is_refused_with_its_field(
     client: httpx.AsyncClient, engines: FakeEngines, asked: Any, param: str, code: str
 ) -> None:
     for response in (
@@ -350,7 +366,7 @@ async def test_a_speculation_that_cannot_be_is_refused_by_name(
         assert (error["param"], error["code"]) == (param, code), error
 
 
-async def test_a_method_that_is_not_loaded_is_refused_with_what_is(
+async def test_a_method_that_is_not_loaded_is_refused(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.draft_methods = ("subspec", "recycling")
@@ -361,7 +377,7 @@ async def test_a_method_that_is_not_loaded_is_refused_with_what_is(
     )
 
 
-async def test_the_official_client_can_send_it(
+async def test_the_official_client_can_send_a_speculation(
     openai_client: openai.AsyncOpenAI, engines: FakeEngines
 ) -> None:
     await openai_client.chat.completions.create(

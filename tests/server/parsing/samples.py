@@ -244,8 +244,9 @@ SAMPLES: dict[str, Sample] = {
     "kimi_k3": Sample(
         f'<|open|>tools<|sep|><|open|>call tool="look_up" index="1"<|sep|>{_K3}<|close|>call<|sep|>'
         '<|open|>call tool="now" index="2"<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
-        '<|open|>tools<|sep|><|open|>call tool="look_up" index="1"<|sep|><|open|>argument key="key" '
-        'type="string"<|sep|>tea<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>'
+        '<|open|>tools<|sep|><|open|>call tool="look_up" index="1"<|sep|><|open|>argument '
+        'key="key" type="string"<|sep|>tea<|close|>argument<|sep|><|close|>call<|sep|>'
+        "<|close|>tools<|sep|>"
         "<|close|>message<|sep|><|end_of_msg|>",
         text="<|open|>response<|sep|>Sure.<|close|>response<|sep|><|close|>message<|sep|>",
         lead="<|open|>response<|sep|>Sure.<|close|>response<|sep|>",

@@ -118,7 +118,7 @@ CASES += [
     ("hermes", hermes(*wrong), Read(calls=(right,)))
     for wrong, right in [
         (("add", '{"a": "x\ny\tz"}'), ("add", '{"a": "x\\ny\\tz"}')),
-        (("add", r'''{"a": "\d+ \u12 \' \x"}'''), ("add", r'''{"a": "\\d+ \\u12 ' \\x"}''')),
+        (("add", r"""{"a": "\d+ \u12 \' \x"}"""), ("add", r"""{"a": "\\d+ \\u12 ' \\x"}""")),
         (("add", "null"), ("add", "{}")),
         (("add", '""'), ("add", "{}")),
         (("add", json.dumps(PARIS)), ("add", PARIS)),
@@ -131,14 +131,20 @@ FENCED = f'Sure:\n```json\n{{"name": "add", "arguments": {PARIS}}}\n```'
 DOUBLED = f'{{{{"name": "add", "arguments": {PARIS}}}}}'
 ADD = ("add", PARIS)
 SHORT = hermes("add", PARIS).replace("}\n<", "\n<")
-BOTH_IN_ONE = hermes("add", PARIS).replace("\n</", f'\n{{"name": "get_time", "arguments": {PARIS}}}\n</')
+BOTH_IN_ONE = hermes("add", PARIS).replace(
+    "\n</", f'\n{{"name": "get_time", "arguments": {PARIS}}}\n</'
+)
 CASES += [
     ("hermes", f"<tool_call>{DOUBLED}</tool_call>", Read(calls=(ADD,))),
     ("hermes", f"<tool_call>{DOUBLED[:-1]}</tool_call>", Read(calls=(ADD,))),
     ("hermes", SHORT, Read(calls=(ADD,))),
     ("hermes", SHORT.replace("}\n<", "\n<"), Read(calls=(ADD,))),
     ("hermes", BOTH_IN_ONE, Read(calls=(ADD, TIME))),
-    ("hermes", f"<tool_call>[{DOUBLED[1:-1]}, {DOUBLED[1:-1]}]</tool_call>", Read(calls=(ADD, ADD))),
+    (
+        "hermes",
+        f"<tool_call>[{DOUBLED[1:-1]}, {DOUBLED[1:-1]}]</tool_call>",
+        Read(calls=(ADD, ADD)),
+    ),
     ("hermes", FENCED, Read("Sure:", (ADD,))),
     ("hermes", FENCED.replace("add", "sub"), Read(FENCED.replace("add", "sub"))),
     ("hermes", f'{{"name": "add", "arguments": {PARIS}}}', Read(calls=(ADD,))),
@@ -151,7 +157,11 @@ CASES += [
     ("hermes", '<tool_call>\n{"name": "get_time", "arguments": {', Read()),
     ("llama3_json", '{"name": "Anna", "parameters": {}}', Read(calls=(("Anna", "{}"),))),
     ("llama3_json", '{"name": "Anna"}', Read('{"name": "Anna"}')),
-    ("llama3_json", "[add(a=1), get_time()]", Read(calls=(("add", '{"a": 1}'), ("get_time", "{}")))),
+    (
+        "llama3_json",
+        "[add(a=1), get_time()]",
+        Read(calls=(("add", '{"a": 1}'), ("get_time", "{}"))),
+    ),
     ("llama3_json", "[see(it)]", Read("[see(it)]")),
     ("llama3_json", '{"name": "get_t', Read()),
     ("mistral", "[TOOL_CALLS]", Read()),

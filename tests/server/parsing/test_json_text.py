@@ -21,7 +21,6 @@ JSON = st.recursive(
 )
 
 
-
 def rewritten(text: str) -> tuple[str, bool]:
     """Return what is written of a text, and whether it ended as JSON."""
     writer, written = JsonText(), ""

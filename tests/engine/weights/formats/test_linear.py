@@ -16,6 +16,7 @@ from engine.errors import ModelError
 from engine.weights import packing
 from engine.weights.formats import int4, mxfp4, nf4
 from engine.weights.formats.linear import substitute, substitute_bytes
+from engine.weights.safetensors import StoredRows
 from engine.weights.units import CheckpointUnits
 from tests.engine import int4_codes
 from tests.engine.checkpoints import save_tiny
@@ -73,8 +74,9 @@ def test_head_and_embedding_stay_dense(tmp_path: Path) -> None:
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype, "nf4")
     full = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert torch.equal(read(units, 1)["weight"], full["lm_head.weight"])
-    embedding = "model.embed_tokens.weight"
-    assert torch.equal(units.other()[embedding], full[embedding])
+    embedding = units.other()["model.embed_tokens.weight"]
+    assert isinstance(embedding, StoredRows)
+    assert torch.equal(embedding.load(), full["model.embed_tokens.weight"])
 
 
 def test_experts_travel_as_nf4_and_their_router_does_not(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Files and folders of the cache of packed models: their names, how they are written and removed.
+
+Only what has a name that we give is removed, and no link is followed: the cache's folder may be
+one that holds other things too (`UNDERSTUDY_CACHE=$HOME`), and another program may replace a file
+between a look at it and its removal.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+INDEX = "index.json"
+_REPLACING = ".new"  # suffix of a file that will replace a unit's
+_FILE = re.compile(rf"index\.json|\d{{5,}}\.unit(\.[0-9a-f]{{16}}\{_REPLACING})?")
+_PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")  # of a folder that is being packed
+_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def unit_name(index: int) -> str:
+    return f"{index:05}.unit"
+
+
+def write_file(path: Path, memory: memoryview) -> None:
+    """Write a new file whose bytes are on the disk when this returns."""
+    with open(path, "xb") as file:
+        file.write(memory)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, memory: memoryview) -> None:
+    """Put a file with these bytes in the place of another, whole or not at all."""
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_REPLACING}")
+    try:
+        write_file(new, memory)
+        os.rename(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """Make a locked temporary folder beside `folder`; remove it unless it was renamed."""
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    partial = made.with_name(f"{made.name}.partial")
+    with lock(made):  # held before the name says partial, or `remove_stale` might take it
+        made.rename(partial)
+        try:
+            yield partial
+        finally:
+            remove_folder(partial)
+
+
+def remove_stale(root: Path) -> None:
+    """Remove what killed processes left behind: partial folders that are not locked."""
+    for name in folders(root):
+        if _PARTIAL.fullmatch(name):
+            with lock(root / name) as free:
+                if free:
+                    remove_folder(root / name)
+
+
+def folders(root: Path) -> list[str]:
+    """Return the names of the folders in a folder, without links to folders."""
+    try:
+        with os.scandir(root) as found:
+            return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+    except OSError:  # it is not there, or not for us to read
+        return []
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the files of a packed model, then their folder unless it holds anything else.
+
+    The index goes first: from then on the folder is no entry of the cache. A folder that cannot be
+    opened, or is a link, is left as it is.
+    """
+    with suppress(OSError):
+        above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _remove_files(folder.name, above)
+            os.rmdir(folder.name, dir_fd=above)  # fails while other files are in it
+        finally:
+            os.close(above)
+
+
+def _remove_files(folder: str, above: int) -> None:
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=above)
+    try:
+        names = [name for name in os.listdir(inside) if _FILE.fullmatch(name)]
+        for name in sorted(names, key=lambda name: name != INDEX):
+            with suppress(OSError):  # a folder of that name is none of ours
+                os.unlink(name, dir_fd=inside)  # of a link, the link itself
+    finally:
+        os.close(inside)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Try to lock a file or folder; give True if it was not locked, or does not exist.
+
+    A link is not followed, and counts as locked.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK)
+    except FileNotFoundError:
+        yield True
+        return
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,75 @@
+"""Files that stay open: positional reads from any thread, of the file that was opened."""
+
+import os
+import weakref
+from pathlib import Path
+
+from engine.errors import ModelError
+
+
+class OpenFile:
+    """A file that is open for reading. Raises `ModelError` when it cannot be opened.
+
+    What is put in its place later is another file, and is not read. Reads after `close` raise
+    `ModelError`: the number of a closed descriptor may belong to another file by then.
+    """
+
+    def __init__(self, path: Path, flags: int = 0) -> None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
+        self.path = path
+        self._descriptor = descriptor
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        self._opened = self._state()
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor, for one system call. Raises `ModelError` after `close`."""
+        if not self.is_open:
+            raise ModelError(f"{self.path}: read after it was closed")
+        return self._descriptor
+
+    @property
+    def is_open(self) -> bool:
+        return self._finalizer.alive
+
+    @property
+    def nbytes(self) -> int:
+        """The size that the file has now."""
+        return os.fstat(self.descriptor).st_size
+
+    def close(self) -> None:
+        """Close the file. May be called again."""
+        self._finalizer()
+
+    def check_unchanged(self) -> None:
+        """Raise `ModelError` if the file was written to, or cut off, since it was opened."""
+        if self._state() != self._opened:
+            raise ModelError(
+                f"{self.path}: the file was changed after the model began to load from it. "
+                "Restart the server, which loads the file that is there then"
+            )
+
+    def read(self, memory: memoryview, offset: int) -> None:
+        """Fill `memory` from `offset`. Raises `ModelError` when the file ends early."""
+        done = 0
+        while done < len(memory):
+            try:  # at most 2 GiB a call
+                count = os.preadv(self.descriptor, [memory[done:]], offset + done)
+            except OSError as error:
+                raise ModelError(
+                    f"{self.path}: read of {len(memory)} bytes at {offset} failed: {error.strerror}"
+                ) from error
+            if count == 0:
+                raise ModelError(
+                    f"{self.path}: ends at {offset + done}, but bytes up to "
+                    f"{offset + len(memory)} are expected. The file was truncated: fetch or pack "
+                    "it again"
+                )
+            done += count
+
+    def _state(self) -> tuple[int, int]:
+        status = os.fstat(self.descriptor)
+        return status.st_size, status.st_mtime_ns

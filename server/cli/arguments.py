@@ -1,0 +1,155 @@
+"""The arguments of each command, and the texts of `--help`."""
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from server.config.files import parse_size
+from server.version import version
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+SERVE = """\
+MODEL is an id of the registry (a file configs/models/<id>.yaml), a Hugging Face
+hub id (owner/name) or a folder. For a model without a file, the tier of its
+weights and its draft are chosen to fit this machine, and a file with the same
+choices is printed.
+
+Command-line options override environment variables (UNDERSTUDY_HOST,
+UNDERSTUDY_PORT, UNDERSTUDY_DEFAULT_MODEL, ...), which override understudy.yaml.
+That file and the files of models are searched in --config, else in ./configs and
+~/.config/understudy, and then in the built-in demo.
+
+API keys: UNDERSTUDY_API_KEY, or --api-key-file with one key a line (read again when
+it changes).
+"""
+
+PLAN = """\
+MODEL is the same as for `serve`. Of a hub id that is not downloaded, only config.json
+is fetched. Without --device-memory the plan is for this machine. Speeds are forecasts;
+the assumptions of each are listed below it.
+
+Exit code 2: the model cannot be served within these limits; the reason is on stderr.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; its result names the command in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="understudy",
+        description="Serve models that do not fit your GPU, over the OpenAI API, with exactly "
+        "the tokens the full model would have produced.",
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"understudy {version(if_not_installed='(not installed)')}",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_plan(commands)
+    models = commands.add_parser("models", help="list models, downloads and packed caches")
+    pull = commands.add_parser("pull", help="download a model (and its draft) ahead of time")
+    pull.add_argument("id", metavar="ID", help="id of the registry, or hub id (owner/name)")
+    prune = commands.add_parser("prune", help="remove packed caches; they are made again on use")
+    prune.add_argument("--yes", action="store_true", help="do not ask")
+    for command in (models, pull):
+        _add_config(command)
+    return parser
+
+
+def _add_described(
+    commands: Commands, name: str, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command, and return its parser. Its help ends with the paragraphs of `epilog`."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = _add_described(
+        commands, "serve", "serve a model", "Serve a model over the OpenAI API.", SERVE
+    )
+    serve.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="what to serve (default: default_model, the built-in demo)",
+    )
+    _add_config(serve)
+    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on; 0 picks one (default: 8000)")
+    serve.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="the key that clients must send; other users can see it in the list of processes",
+    )
+    serve.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file of keys, one on each line"
+    )
+    serve.add_argument(
+        "--insecure", action="store_true", help="allow other machines to connect without a key"
+    )
+    serve.add_argument("--save", action="store_true", help="write a file for a model without one")
+
+
+def _add_plan(commands: Commands) -> None:
+    plan = _add_described(
+        commands,
+        "plan",
+        "show the memory a model would take, and its forecast speed",
+        "Show where the weights would be, how fast the model would run, and which change "
+        "would speed it up most.",
+        PLAN,
+    )
+    plan.add_argument("model", metavar="MODEL", help="id of the registry, hub id, or folder")
+    _add_config(plan)
+    plan.add_argument(
+        "--device-memory", type=_size, metavar="SIZE", help="plan for a CUDA card of this size"
+    )
+    plan.add_argument(
+        "--ram", type=_size, metavar="SIZE", help="RAM for weights, for example 24GiB"
+    )
+    plan.add_argument(
+        "--link-gbps", type=_positive, metavar="B", help="GB/s at which weights reach the device"
+    )
+    plan.add_argument(
+        "--users",
+        type=int,
+        default=8,
+        metavar="N",
+        help="concurrent users in the second forecast (default: 8)",
+    )
+    plan.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _size(text: str) -> int:
+    """Return the bytes of an option such as "8GiB"."""
+    try:
+        size = int(str(parse_size(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above zero")
+    return size
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be above zero and finite")
+    return value
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", type=Path, metavar="DIR", help="folder of understudy.yaml and models/"
+    )

@@ -1,0 +1,51 @@
+"""The messages of a chat, built from the items or blocks of other APIs. Pure."""
+
+from typing import Any
+
+SEPARATOR = "\n\n"  # between the texts of messages that are joined
+
+
+class ConversationBuilder:
+    """A builder of messages that joins neighbours of one role.
+
+    Many chat templates require that roles alternate, and expect the reasoning, text and calls of
+    the assistant in one message.
+    """
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+
+    def add_text(self, role: str, text: str) -> None:
+        """Add a text of a system, developer, user or assistant."""
+        message = self._message_of("system" if role == "developer" else role)
+        before = message.get("content")
+        message["content"] = text if before is None else before + SEPARATOR + text
+
+    def add_reasoning(self, text: str) -> None:
+        """Add reasoning of the assistant."""
+        message = self._message_of("assistant")
+        message["reasoning_content"] = message.get("reasoning_content", "") + text
+
+    def add_call(self, call_id: str, name: str, arguments: str) -> None:
+        """Add a call that the assistant made; `arguments` is JSON."""
+        function = {"name": name, "arguments": arguments}
+        calls = self._message_of("assistant").setdefault("tool_calls", [])
+        calls.append({"id": call_id, "type": "function", "function": function})
+
+    def add_result(self, call_id: str, text: str) -> None:
+        """Add the result of a call, always as a message of its own."""
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+
+    def _message_of(self, role: str) -> dict[str, Any]:
+        """Return the last message if it has this role, else a new one at the end."""
+        if not self._messages or self._messages[-1]["role"] != role:
+            self._messages.append({"role": role})
+        return self._messages[-1]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the messages in the form that the body of a chat has."""
+        return [
+            message if "tool_calls" in message else {"content": "", **message}
+            for message in self._messages
+        ]

@@ -1,0 +1,120 @@
+"""Only files of packed models are removed, no link is followed, foreign folders lose nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.streaming.cache_files import INDEX, lock, remove_folder, remove_stale, unit_name
+from engine.streaming.packed_cache import entries, packed, remove, remove_leftovers
+from tests.engine.units import NumberedUnits
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder as the cache's folder, with all kinds of things in it."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(home))
+    contents = {
+        "notes.txt": "mine",
+        "project/index.json": '{"name": "web", "key": "org/m\\nother"}',
+        "project-0123456789abcdef/index.json": '{"key": "project"}',
+        "project-0123456789abcdef/00000.unit": "mine",
+        "index.json": "{}",
+        "00000.unit": "mine",
+        ".cache/index.json/file": "mine",
+        ".backup.partial/00000.unit": "mine",
+        ".partial": "mine",
+        ".work.abcdefgh.partial/thesis.txt": "mine",
+        ".work.abcdefgh.partial/index.json/file": "mine",
+        "list-0123456789abcdef/index.json": "[1, 2]",
+        "odd-0123456789abcdef/index.json": '{"key": {"a": 1}}',
+    }
+    for name, content in contents.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(content)
+    return home
+
+
+def everything(folder: Path) -> dict[str, str]:
+    """Every file below a folder, with its content; a link with where it leads."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_text()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def pack_one(model: str = "m") -> Path:
+    packed(NumberedUnits(2), model, "a", None, lambda *_: None).close()
+    return next(entry.path for entry in entries() if entry.model == model)
+
+
+def test_a_foreign_folder_loses_nothing(root: Path) -> None:
+    before = everything(root)
+    assert entries() == []
+    pack_one()
+    (entry,) = entries()
+    remove_leftovers()
+    remove(entry)
+    assert everything(root) == before and not entry.path.exists()
+
+
+def test_what_else_is_in_an_entry_is_kept(root: Path) -> None:
+    path = pack_one()
+    (path / "notes.txt").write_text("mine")
+    (path / "00001.unit.orig").write_text("mine")
+    (path / f"{unit_name(7)}.0123456789abcdef.new").write_text("of a repair that was killed")
+    remove(entries()[0])
+    assert everything(path) == {"notes.txt": "mine", "00001.unit.orig": "mine"}
+    assert entries() == []
+
+
+@pytest.mark.parametrize("name", [unit_name(0), INDEX])
+def test_a_link_in_an_entry_is_removed_and_not_what_it_leads_to(root: Path, name: str) -> None:
+    path, outside = pack_one(), root / "precious"
+    (entry,) = entries()
+    (path / name).rename(outside)
+    (path / name).symlink_to(outside)
+    before = outside.read_bytes()
+    remove_folder(entry.path)
+    assert outside.read_bytes() == before and not path.exists()
+
+
+def test_a_link_to_a_folder_is_no_entry(root: Path, tmp_path: Path) -> None:
+    path = pack_one()
+    (entry,) = entries()
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    (root / ".m.abcdefgh.partial").symlink_to(tmp_path / "elsewhere")
+    before = sorted(os.listdir(path))
+    assert entries() == []
+    remove(entry)  # it was an entry when it was listed
+    remove_stale(root)
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == before
+
+
+def test_an_index_that_is_a_link_counts_as_locked(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with lock(tmp_path / "link") as free:
+        assert not free
+    with lock(tmp_path / "there") as free:
+        assert free
+
+
+def test_a_pipe_as_index_does_not_hold_anything_up(root: Path) -> None:
+    path = pack_one()
+    (path / INDEX).unlink()
+    os.mkfifo(path / INDEX)
+    assert entries() == []
+    packed(NumberedUnits(2), "m", "a", None, lambda *_: None).close()
+    assert len(entries()) == 1
+
+
+def test_packed_files_are_for_their_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "new"))
+    path = pack_one()
+    assert [folder.stat().st_mode & 0o077 for folder in (path, path.parent)] == [0, 0]

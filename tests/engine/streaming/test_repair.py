@@ -1,0 +1,265 @@
+"""A packed unit that is damaged is packed again by itself, and only it; what cannot be is told."""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.streaming import disk, packed as packed_module
+from engine.streaming.cache_files import INDEX, replace_file, unit_name
+from engine.streaming.disk import UnitFile
+from engine.streaming.packed import PackedUnits
+from engine.streaming.packed_cache import entries, packed
+from tests.engine.units import NumberedUnits
+
+PAGE = 4096
+ROWS = 1000  # of a unit: five pages
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    for module in (disk, packed_module):
+        monkeypatch.setattr(module, "PIECE_BYTES", PAGE)
+
+
+def open_cache(source: NumberedUnits) -> PackedUnits:
+    return packed(source, "m", "a", None, lambda *_: None)
+
+
+@pytest.fixture
+def source() -> NumberedUnits:
+    return NumberedUnits(4, ROWS)
+
+
+@pytest.fixture
+def folder(source: NumberedUnits) -> Path:
+    """A packed folder; the source counts its reads from here on."""
+    open_cache(source).close()
+    source.reads.clear()
+    (entry,) = entries()
+    return entry.path
+
+
+def pages(nbytes: int) -> Tensor:
+    return torch.frombuffer(bytearray(nbytes + PAGE), dtype=torch.uint8)[:nbytes]
+
+
+def assert_whole(units: PackedUnits, source: NumberedUnits) -> None:
+    for index, layout in enumerate(units.layouts):
+        slab = pages(layout.nbytes)
+        units.read(index, slab)
+        source.check(index, layout.views(slab))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[2 * PAGE + 7] ^= 4
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, PAGE + 5)
+
+
+def lengthen(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b"more")
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+Damage = Callable[[Path], object]
+DAMAGES: list[Damage] = [flip, cut_off, lengthen, os.unlink, replace_by_link]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_only_the_damaged_unit_is_packed_again_at_a_start(
+    damage: Damage, source: NumberedUnits, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damage(folder / unit_name(2))
+    units = open_cache(source)
+    assert_whole(units, source)
+    assert source.reads == {2: 1} and units.num_repaired == 1
+    assert f"{folder / unit_name(2)}: " in caplog.text and "packed again" in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+    units.close()
+    assert_whole(open_cache(source), source)
+    assert source.reads == {2: 1}, "repaired for good"
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("damage", [flip, cut_off])
+def test_damage_is_repaired_while_others_read(
+    damage: Damage, direct: bool, source: NumberedUnits, folder: Path
+) -> None:
+    units = open_cache(source)
+    if direct and not all(file.open_direct() for file in units._files):
+        pytest.skip("no direct reads on this file system")
+    for file in units._files if direct else []:
+        file.use_direct()
+    damage(folder / unit_name(1))
+    failed: list[BaseException] = []
+
+    def walk() -> None:
+        try:
+            for _ in range(3):
+                assert_whole(units, source)
+        except (AssertionError, ModelError) as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=walk) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and source.reads == {1: 1}
+    assert units._files[1].is_direct == direct
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "\xff", "[" * 10_000, "edited", "old"])
+def test_a_damaged_index_is_packed_again_with_everything(
+    text: str, source: NumberedUnits, folder: Path
+) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    if text == "edited":  # a checksum that no unit has would never be right again
+        index["units"][1]["crc32"][0] ^= 1
+        text = json.dumps(index)
+    if text == "old":  # of a version whose index had no checksum
+        del index["crc32"]
+        text = json.dumps(index)
+    (folder / INDEX).write_text(text, encoding="latin-1")
+    assert_whole(open_cache(source), source)
+    assert source.reads == dict.fromkeys(range(4), 1)
+
+
+def test_another_checkpoint_is_not_mixed_with_what_was_packed(
+    source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(folder / unit_name(2))
+    units = open_cache(source)
+    expected = source.expected(2)["norm.weight"]
+    expected[5] += 1  # as if the checkpoint had been edited, with its old time
+    with pytest.raises(ModelError, match=r"00002\.unit: wrong.*not what was packed.*Restart"):
+        assert_whole(units, source)
+    units.close()
+    assert_whole(open_cache(source), source)  # all of it is of the new one
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told(source: NumberedUnits, folder: Path) -> None:
+    flip(folder / unit_name(2))
+    units = open_cache(source)
+    source.faults = {2: [ModelError("model.safetensors: the file was changed")]}
+    told = r"00002\.unit: wrong checksum.*cannot be packed again: .*the file was changed"
+    with pytest.raises(ModelError, match=told):
+        assert_whole(units, source)
+    assert_whole(units, source)
+
+
+def test_a_full_disk_is_told(
+    source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(folder / unit_name(2))
+    units = open_cache(source)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ModelError, match=r"cannot be written again: No space left"):
+            assert_whole(units, source)
+    assert len(list(folder.iterdir())) == 5, "nothing is left behind"
+    assert_whole(units, source)
+
+
+def test_a_disk_that_damages_what_is_written_is_told(
+    source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(folder / unit_name(2))
+    units = open_cache(source)
+
+    def damaging(path: Path, memory: memoryview) -> None:
+        replace_file(path, memory)
+        flip(path)
+
+    monkeypatch.setattr(packed_module, "replace_file", damaging)
+    with pytest.raises(ModelError, match=r"wrong checksum.* again after it was packed again.*disk"):
+        assert_whole(units, source)
+
+
+def test_a_closed_folder_is_not_read(source: NumberedUnits, folder: Path) -> None:
+    """Another file may have the number of a descriptor that was closed."""
+    units = open_cache(source)
+    units.close()
+    others = [os.open(folder / INDEX, os.O_RDONLY) for _ in range(20)]
+    with pytest.raises(ModelError, match="read after it was closed"):
+        units.read(0, pages(units.layouts[0].nbytes))
+    for other in others:
+        os.close(other)
+
+
+# Checked again while nobody waits
+
+
+def recheck(units: PackedUnits, index: int) -> bool:
+    return all(units.recheck(index, piece, lambda: True) for piece in units.pieces(index))
+
+
+@pytest.mark.parametrize("can_be_direct", [True, False])
+def test_damage_after_the_first_read_is_found_and_repaired(
+    can_be_direct: bool,
+    source: NumberedUnits,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if not can_be_direct:
+        monkeypatch.setattr(UnitFile, "open_direct", lambda file: False)
+    units = open_cache(source)
+    assert_whole(units, source)
+    flip(folder / unit_name(3))
+    caplog.set_level(logging.WARNING)
+    assert all(recheck(units, index) for index in range(4))
+    assert units.num_repaired == 1 and source.reads == {3: 1}
+    assert "00003.unit: wrong checksum" in caplog.text
+    assert_whole(units, source)
+    assert_whole(open_cache(source), source)
+    assert source.reads == {3: 1}
+
+
+def test_damage_that_cannot_be_repaired_is_compared_by_the_next_read(
+    source: NumberedUnits, folder: Path
+) -> None:
+    units = open_cache(source)
+    assert_whole(units, source)
+    flip(folder / unit_name(3))
+    gone = ModelError("model.safetensors: the file was changed")
+    source.faults = {3: [gone, gone]}
+    for found in (lambda: recheck(units, 3), lambda: assert_whole(units, source)):
+        with pytest.raises(
+            ModelError, match=r"00003\.unit: wrong checksum.*cannot be packed again"
+        ):
+            found()
+
+
+def test_a_check_ends_when_it_is_not_wanted(
+    source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_module, "RECHECKED_BYTES", PAGE // 4)
+    units = open_cache(source)
+    flip(folder / unit_name(3))
+    wanted = iter([True, True, False])
+    assert not units.recheck(3, units.pieces(3)[2], lambda: next(wanted))
+    assert units.num_repaired == 0
