@@ -164,10 +164,9 @@ def passages_grammar(
         tokens: the ids of the tokenizer's added tokens, by their spelling. Where a tag contains
             such a spelling, the answer must have that token.
     """
-    tags = Tags(tokens or {}, trigger)
+    tags, group = Tags(tokens or {}, trigger), "passage"
     rules = _passage_rules(kinds, tags, after_text=free_text and not opening)
     more = f"({tags.literal(separator)} passage)*" if several else ""
-    group = "passage"
     if opening:
         begin = tags.open(opening) if free_text else tags.literal(opening)
         rules.append(f"passages: {begin} passage {more} {tags.literal(closing)}")
@@ -175,13 +174,11 @@ def passages_grammar(
     if free_text:
         more = f"{group}* TEXT" if several else ""
         start = f"{group} {more}" if at_least_one else (more or f"{group} | TEXT")
-    elif at_least_one:
-        start = f"{group} {more}"
-    elif text or text_begin or text_not_begin:
+    elif not at_least_one and (text or text_begin or text_not_begin):
         said = "@text" if text else _text_without(text_not_begin)
         start = f"{group} {more} | {tags.literal(text_begin)} {said}"
     else:
-        start = f"({group} {more})?"
+        start = f"{group} {more}" if at_least_one else f"({group} {more})?"
     lark = "\n".join([f"start: {start}", *rules, *tags.rules, _TEXT])
     grammar = serialize_grammar(lark_grammar=lark)
     return _add_part(grammar, "text", text) if "@text" in start else grammar

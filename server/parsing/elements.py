@@ -13,12 +13,13 @@ from server.parsing.parser import Piece
 from server.parsing.tags import Tags
 from server.parsing.values import Kind, Schema, is_text, kinds_of, parameter_schema, typed
 
+STRING = frozenset({"string"})
 BRACKETED = frozenset({"object", "array"})
 BARE_NAME = re.compile(r"\s*[\w.-]*\s*")
 LONGEST_HEAD = 512  # characters of what names a call or a parameter
 CDATA = "<![CDATA[", "]]>"
 NOT_STRINGS = frozenset({"number", "boolean", "object", "array", "null"})
-WRITTEN_KINDS = {"true": frozenset({"string"}), "false": NOT_STRINGS}  # of `string="..."`
+WRITTEN_KINDS = {"true": STRING, "false": NOT_STRINGS}  # of `string="..."`
 
 
 @dataclass(frozen=True)
@@ -237,10 +238,11 @@ class _Value:
             self._raw = self._raw.removesuffix("\n")
         if self._is_streamed:
             return quoted(self._raw) + '"'
-        text = self._raw
+        text, kinds = self._raw, self._kinds
         if self._marks.has_cdata and text.strip().startswith(CDATA[0]):
             text = text.strip().removeprefix(CDATA[0]).removesuffix(CDATA[1])
-        return self._start + typed(text, self._kinds)
+            kinds = STRING if not kinds or "string" in kinds else kinds
+        return self._start + typed(text, kinds)
 
     def cut(self) -> str:
         """Return what completes the value where the answer ends; only a string is kept."""

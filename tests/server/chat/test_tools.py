@@ -251,6 +251,21 @@ async def test_a_template_with_a_format_that_is_not_known_gets_the_tools_in_word
     assert "qwen3_coder" in warnings[0]
 
 
+async def test_tools_in_words_ask_for_the_format_that_is_read(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    """As with DeepSeek R1, whose template writes calls but no tools."""
+    engines.script.context_length = 4096
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{# <TOOLCALL> #}"
+    answer = '<TOOLCALL>[{"name": "add", "arguments": {"a": "1"}}]</TOOLCALL>'
+    engines.script.answers = lambda k: (*ids_of(answer), EOS)
+    async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
+        choice = (await chat(client, tools=TOOLS)).json()["choices"][0]
+    assert calls_of(choice["message"]) == [("add", '{"a": "1"}')]
+    prompt = bytes(t for t in engines.engine.requests[-1].prompt if t < 256).decode()
+    assert '<TOOLCALL>[{"name": "NAME", "arguments": {...}}]</TOOLCALL>' in prompt
+
+
 async def test_a_mark_that_is_a_special_token_is_parsed(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:

@@ -207,6 +207,11 @@ CASES += [
         Read(calls=(("add", '{"a": 1}'),)),
     ),
     ("qwen3_coder", hermes(*TIME), Read(calls=(TIME,))),
+    (
+        "minicpm5",
+        '<function name="add"><param name="a"><![CDATA[5</param>]]></param></function>',
+        Read(calls=(("add", '{"a": "5</param>"}'),)),
+    ),
     ("glm", hermes(*TIME), Read(calls=(TIME,))),
     ("glm", "<tool_call>no call, but text", Read("<tool_call>no call, but text")),
 ]
