@@ -108,8 +108,11 @@ def new_grammars(tokenizer: Tokenizer) -> Grammars:
 
 def random_answer(
     grammars: Grammars, grammar: str, ends: Sequence[list[int]], seed: int
-) -> list[int]:
+) -> tuple[list[int], bool]:
     """Return tokens that a grammar allows: some at random, then those that end the answer.
+
+    The second value is whether it has ended: where several calls are allowed, another one may
+    always begin.
 
     Args:
         grammars: the compiler of grammars.
@@ -124,7 +127,7 @@ def random_answer(
     ends = [*ends, []]
     while len(ids) < LONGEST:
         if followed.is_accepting() and len(ids) >= num_random:
-            return ids
+            return ids, True
         mask = followed.allowed()
         if len(ids) < num_random:
             step = [int(chooser.choice(np.nonzero(mask)[0]))]
@@ -134,12 +137,12 @@ def random_answer(
             step = step or [grammars.ranks[len(ids) // RETRY % 2].best(mask)]
         for token in step:
             if token == EOS:
-                return ids
+                return ids, True
             followed.consume(token)
             ids.append(token)
             if followed.is_complete():
-                return ids
-    raise AssertionError(f"the answer did not end in time: {ids}")
+                return ids, True
+    return ids, False
 
 
 def _matches(followed: Grammar, ids: list[int]) -> bool:
