@@ -218,8 +218,8 @@ def raw_rules(name: str, term: str, end: str, syntax: ParameterSyntax, tags: Tag
     """Return the rules of a raw text that matches `term`, and of its end."""
     terminal = f"{name.upper()}_TERM"
     barred = [end.strip(), *syntax.barred]
-    without = " & ".join(f"~/(?s:.*){_escaped(mark)}(?s:.*)/" for mark in barred)
-    return [f"{terminal}: ({term}) & {without}", *tags.ended(name, terminal, end)]
+    barred_text = f"/(?s:.*)({'|'.join(map(_escaped, barred))})(?s:.*)/"
+    return [f"{terminal}: ({term}) & ~{barred_text}", *tags.ended(name, terminal, end)]
 
 
 def string_term(schema: Schema, root: Schema, kinds: frozenset[str]) -> str:
