@@ -19,6 +19,7 @@ class Tags:
 
     def __init__(self, *tags: str) -> None:
         self._tags = tags
+        self._first = frozenset(tag[0] for tag in tags)
         self.held = ""  # the longest end of the text that is the beginning of a tag
 
     def feed(self, character: str) -> tuple[str, str]:
@@ -26,6 +27,8 @@ class Tags:
 
         Either may be "".
         """
+        if not self.held and character not in self._first:
+            return character, ""
         held = self.held + character
         start = 0
         while start < len(held) and not any(tag.startswith(held[start:]) for tag in self._tags):

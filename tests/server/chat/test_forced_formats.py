@@ -50,7 +50,7 @@ def ends_of(name: str, schema: dict[str, Any]) -> list[str]:
     if syntax.parameters is not None:
         texts = {syntax.parameters.string_end or "", syntax.parameters.end}
         ends += [text.replace("{key}", key) for text in texts for key in schema["properties"]]
-    marks = [end for end in dict.fromkeys([*ends, '"', "}", ', "']) if end]
+    marks = [end for end in dict.fromkeys([*ends, '"', "}", ")", ', "']) if end]
     return [text + end for end in marks for text in ("", *PATTERN_ENDS)]
 
 
