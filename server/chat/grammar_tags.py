@@ -15,8 +15,11 @@ def with_json_form(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"x-guidance": JSON_FORM, **schema}
 
 
+TEXT = "TEXT"  # the terminal of any text, which a grammar has to define
+
+
 class Tags:
-    """A speller of tags in Lark; `rules` are what `open` needs.
+    """A speller of tags in Lark; `rules` are what `open` and `text` need.
 
     Args:
         tokens: the tokenizer's added tokens by spelling: where a tag has one, that token is meant.
@@ -28,7 +31,7 @@ class Tags:
         self._trigger = trigger
         spellings = sorted(filter(None, tokens), key=len, reverse=True)
         self._cut = re.compile(f"({'|'.join(map(re.escape, spellings))})" if spellings else "(?!)")
-        self._heads: dict[str, str] = {}  # what commits to a tag -> its rule
+        self._texts: dict[tuple[str, str], str] = {}  # a terminal and its end -> their rule
         self.rules: list[str] = []
 
     def literal(self, tag: str) -> str:
@@ -42,16 +45,24 @@ class Tags:
             pieces = self._pieces(tag)
             first = next((i for i, p in enumerate(pieces) if p in self._tokens), 0)
             head = "".join(pieces[: first + 1])
-        if head not in self._heads:
-            name = self._heads[head] = f"head_{len(self._heads)}"
-            self.rules += self.ended(name, "TEXT", head)
-        return f"{self._heads[head]} {self.literal(tag.removeprefix(head))}"
+        return f"{self.text(TEXT, head)} {self.literal(tag.removeprefix(head))}"
 
-    def ended(self, name: str, terminal: str, end: str) -> list[str]:
-        """Return the rules of a text that matches a terminal, down to the first `end`.
+    def text(self, expression: str, end: str) -> str:
+        """Return the rule of a text that matches an expression of terminals, and of its end.
 
-        The first added token in the end may be spelled out too, as text that a model writes is.
+        The first `end` ends the text. The first added token in the end may be spelled out too, as
+        text that a model writes is.
         """
+        if (expression, end) not in self._texts:
+            name = self._texts[expression, end] = f"text_{len(self._texts)}"
+            terminal = expression
+            if expression != TEXT:
+                terminal = f"{name.upper()}_TERM"
+                self.rules.append(f"{terminal}: {expression}")
+            self.rules += self._ended(name, terminal, end)
+        return self._texts[expression, end]
+
+    def _ended(self, name: str, terminal: str, end: str) -> list[str]:
         pieces = self._pieces(end)
         first = next((i for i, p in enumerate(pieces) if p in self._tokens), None)
         if first is None:

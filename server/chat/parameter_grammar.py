@@ -101,14 +101,13 @@ def _any_parameters(name: str, syntax: ParameterSyntax, tags: Tags) -> list[str]
     head = f"{tags.literal(before)} {name}_key {tags.literal(after)}"
     separator = tags.literal(syntax.separator)
     if "{key}" in end:  # the end names the parameter, which a grammar cannot repeat
-        return [f'{name}: ""']
+        raise Inexpressible
     rules = [
         f"{name}: ({name}_any ({separator} {name}_any)*)?",
         f"{name}_key: /[a-zA-Z_][a-zA-Z0-9_]*/",
     ]
     if syntax.is_raw:
-        value = f"{name}_text"
-        rules += raw_rules(value, ANY, end, syntax, tags)
+        value = raw_text(ANY, end, syntax, tags)
     else:
         value = f"{name}_json {tags.literal(end)}"
         rules.append(f"{name}_json: %json {json.dumps(with_json_form({}))}")
@@ -162,8 +161,7 @@ class _Writer:
         if "string" in kinds:
             string_end = end if syntax.string_end is None else syntax.string_end
             term = string_term(schema, root, STRING if is_marked else kinds)
-            name = f"{rule}_text"
-            yield "string", name, raw_rules(name, term, string_end, syntax, self._tags)
+            yield "string", raw_text(term, string_end, syntax, self._tags), []
         others = (kinds or frozenset(OTHER_KINDS)) - STRING
         groups = [frozenset({kind}) for kind in sorted(others)] if is_marked else [others]
         for group in filter(None, groups):
@@ -214,12 +212,10 @@ def _moved(value: Any) -> Any:
     return [_moved(item) for item in value] if isinstance(value, list) else value
 
 
-def raw_rules(name: str, term: str, end: str, syntax: ParameterSyntax, tags: Tags) -> list[str]:
-    """Return the rules of a raw text that matches `term`, and of its end."""
-    terminal = f"{name.upper()}_TERM"
-    barred = [end.strip(), *syntax.barred]
-    barred_text = f"/(?s:.*)({'|'.join(map(_escaped, barred))})(?s:.*)/"
-    return [f"{terminal}: ({term}) & ~{barred_text}", *tags.ended(name, terminal, end)]
+def raw_text(term: str, end: str, syntax: ParameterSyntax, tags: Tags) -> str:
+    """Return the rule of a raw text that matches `term`, and of its end."""
+    barred = "|".join(_escaped(mark) for mark in (end.strip(), *syntax.barred))
+    return tags.text(f"({term}) & ~/(?s:.*)({barred})(?s:.*)/", end)
 
 
 def string_term(schema: Schema, root: Schema, kinds: frozenset[str]) -> str:

@@ -20,7 +20,7 @@ RETRY = 50  # tokens after which another order of tokens is tried, as texts are 
 WORDS = ("tea", "Ab c", "é|ü", "a<b", "</parameter>", "true", "5", 'q"uote', "null", "[x]", "it's")
 PATTERNS = ("^[a-z]{2,5}$", "^a|b$", "[0-9]+", "^(red|green)-\\d$", "^\\S+@x$", "^$|^x+$")
 
-PATTERN_ENDS = ("b", "0", "@x")  # of texts that match them
+PATTERN_ENDS = ("b", "1", "@x")  # of texts that match them
 
 
 class Random(random.Random):
