@@ -19,7 +19,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import OnBorder, OnStart, StepEngine, serve
+from engine.process.worker import OnPassProgress, OnStart, StepEngine, serve
 from engine.spec import ModelSpec
 from engine.streaming.recheck import Rechecks
 
@@ -39,7 +39,7 @@ class Beat:
 class NoAudits:
     """Implements `engine.process.worker.Audits`: there is no text to check."""
 
-    pending = False
+    has_pending = False
 
     def preempt(self) -> None:
         pass
@@ -125,7 +125,10 @@ def main(connection: Connection, spec: ModelSpec, beat: Beat) -> None:
     """Entry of the engine's process, in place of `engine.process.worker.main`."""
 
     def load(
-        spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+        spec: ModelSpec,
+        progress: ReportProgress,
+        on_pass_progress: OnPassProgress,
+        on_start: OnStart,
     ) -> StepEngine:
         """Its tokens tell that a request runs."""
         return PacedEngine(beat, spec.max_sequences or 1)

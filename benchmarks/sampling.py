@@ -189,7 +189,7 @@ def _watch_answer(
             engine.drafting.model.draft_model, "is_path_dependent", lambda params: True
         ),  # gives the paths
         replaced(engine.drafting.model.draft_model, "draft_children", draft),
-        replaced(engine.runtime.choices, "AHEAD", 1),  # only rows that are walked
+        replaced(engine.runtime.choices, "MAX_LIKELY_ROWS", 1),  # only rows that are walked
         replaced(engine.runtime.choices, "choose_rows", watched),
     ):
         drive(served, [request("watched", prompt, params)])

@@ -71,7 +71,7 @@ class Audits(Protocol):
     """What this loop asks of an audit; `engine.runtime.audit.Auditor` is the real one."""
 
     @property
-    def pending(self) -> bool: ...
+    def has_pending(self) -> bool: ...
     def preempt(self) -> None: ...
     def run(self) -> Audited | None: ...
 
@@ -85,9 +85,9 @@ class Rechecks(Protocol):
     def take_report(self) -> WeightsChecked | None: ...
 
 
-OnBorder = Callable[[], None]  # the engine is about to run another part of a pass
+OnPassProgress = Callable[[], None]  # the engine is about to run another part of a pass
 OnStart = Callable[[str], None]  # the first pass of the request of this id begins
-Load = Callable[[ModelSpec, ReportProgress, OnBorder, OnStart], StepEngine]
+Load = Callable[[ModelSpec, ReportProgress, OnPassProgress, OnStart], StepEngine]
 
 
 def main(connection: Connection, spec: ModelSpec) -> None:
@@ -124,11 +124,11 @@ def _load_or_tell(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
 
 
 def _load_engine(
-    spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+    spec: ModelSpec, progress: ReportProgress, on_pass_progress: OnPassProgress, on_start: OnStart
 ) -> StepEngine:
     from engine.runtime.engine import Engine  # torch and transformers: only in this process
 
-    return Engine.load(spec, progress, on_border, on_start)
+    return Engine.load(spec, progress, on_pass_progress, on_start)
 
 
 class _Outbox:
@@ -228,7 +228,7 @@ class _Service:
         while self._take_messages():
             if self._engine.has_work():
                 self._step()
-            elif self._engine.auditor.pending:
+            elif self._engine.auditor.has_pending:
                 audited = self._engine.auditor.run()
                 if audited is not None:
                     self._outbox.send(audited)
@@ -247,7 +247,7 @@ class _Service:
     def _take_messages(self) -> bool:
         """False once the engine is told to end."""
         seconds = self._engine.rechecks.seconds_until_due()
-        if self._engine.has_work() or self._engine.auditor.pending:
+        if self._engine.has_work() or self._engine.auditor.has_pending:
             seconds = 0.0
         for message in self._inbox.take(seconds):
             match message:

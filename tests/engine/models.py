@@ -171,10 +171,10 @@ def draft_ahead(engine: Engine, steps: int = 3) -> None:
     stream: Any = engine._loaded.stream
     own = stream.unit
 
-    def unit(index: int, idle: Any = None) -> Any:
+    def unit(index: int, on_wait: Any = None) -> Any:
         for _ in range(steps):
             engine._drafting.draft_ahead(1e9)
-        return own(index, idle)
+        return own(index, on_wait)
 
     stream.unit = unit
 

@@ -44,7 +44,7 @@ class Compared(GraphedSteps):
 
     def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
         pool, decoder = self._pool.memory, self._decoder
-        positions = [int(p) for s in batch.segments for p in s.positions[s.scratch :]]
+        positions = [int(p) for s in batch.segments for p in s.positions[s.num_scratch :]]
         before = pool.clone()
         hidden = decoder.forward(tokens, positions, batch)
         with decoder.head() as head:
@@ -59,7 +59,7 @@ class Compared(GraphedSteps):
         torch.testing.assert_close(pool, stored, atol=self._tolerance, rtol=1e-4)
         others = torch.ones(pool.shape[1], dtype=torch.bool, device=pool.device)
         for segment in batch.segments:
-            others[segment.slots[segment.start + segment.scratch :]] = False
+            others[segment.slots[segment.start + segment.num_scratch :]] = False
         assert torch.equal(pool[:, others], before[:, others]), "it wrote elsewhere"
         self.compared.append(bucket)
         return found

@@ -283,11 +283,11 @@ class Traffic:
                 hooks(self.engine).border()
         broken = self.chance.randrange(4) if self.chance.random() < self.what.fail else None
 
-        def unit(index: int, idle: Any = None) -> Any:
+        def unit(index: int, on_wait: Any = None) -> Any:
             """As the stream does while the weights are on their way, it lets the engine draft."""
             while self.chance.random() < self.what.ahead:
                 self.ahead += self.engine._drafting.draft_ahead(1e9)
-            return _fail() if index == broken else own(index, idle)
+            return _fail() if index == broken else own(index, on_wait)
 
         stream.unit = unit
         try:

@@ -9,7 +9,7 @@ import torch
 
 from engine.errors import ModelError
 from engine.messages import Audited, Generate
-from engine.runtime.audit import MOST_WAITING, TOLERANCES, Auditor
+from engine.runtime.audit import MAX_WAITING, TOLERANCES, Auditor
 from engine.runtime.engine import Engine
 from engine.sampling.logit_rules import TokenCounts
 from engine.sampling.noise import gumbel
@@ -82,7 +82,7 @@ def test_answers_as_plain_decoding_gives_them_have_no_mismatch(folder: Any, nume
         for sequence in served(engine, request(name, prompt(70, 2), n=2, **params)):
             answer = len(sequence.tokens) - 70
             assert audit(auditor, sequence) == Audited(answer, 0), (name, sequence.choice)
-    assert not auditor.pending
+    assert not auditor.has_pending
 
 
 @pytest.mark.parametrize("numerics", ["strict", "fast"])
@@ -183,7 +183,7 @@ def test_a_newcomer_ends_a_check_at_the_next_border_and_it_is_tried_again(
     hooks(engine).on_unit = count
     assert audit(auditor, sequence) is None
     assert borders == border, "no layer was run after it"
-    assert auditor.pending
+    assert auditor.has_pending
     assert engine._loaded.cache.num_free_pages == free
     assert len(run(engine, [request("newcomer", prompt(9, 1))])) == 1
     assert auditor.run() == Audited(24, 0)
@@ -205,7 +205,7 @@ def test_an_answer_without_room_in_the_free_pages_is_dropped(folder: Any) -> Non
     taken = cache.open([])
     assert cache.reserve(taken, cache.num_free_pages * 64)
     assert audit(auditor, sequence) is None
-    assert not auditor.pending
+    assert not auditor.has_pending
     cache.close(taken)
 
 
@@ -222,7 +222,7 @@ def test_weights_that_cannot_be_read_cost_one_check(
     with monkeypatch.context() as patch:
         patch.setattr(engine._loaded.decoder, "forward", broken)
         assert audit(auditor, sequence) is None
-    assert not auditor.pending
+    assert not auditor.has_pending
     assert "unit 1 cannot be read" in caplog.text
     assert audit(auditor, sequence) == Audited(24, 0)
 
@@ -272,11 +272,11 @@ def test_the_share_is_kept_and_the_same_ones_in_every_run(engine: Engine) -> Non
 
 def test_the_number_that_wait_is_bound(engine: Engine) -> None:
     auditor = auditor_of(engine)
-    for number in range(MOST_WAITING + 5):
+    for number in range(MAX_WAITING + 5):
         auditor.offer(make_sequence([3, 4], name=f"r{number}"))
     waiting = [sequence.request_id for sequence in auditor._waiting]
-    assert len(waiting) == MOST_WAITING
-    assert waiting[-1] == f"r{MOST_WAITING + 4}"
+    assert len(waiting) == MAX_WAITING
+    assert waiting[-1] == f"r{MAX_WAITING + 4}"
 
 
 # -- fast numerics
@@ -287,7 +287,7 @@ TOLERANCE = TOLERANCES[torch.float32]
 def agrees(engine: Engine, logits: list[float], token: int, **params: Any) -> bool:
     sequence = make_sequence([3, 4], **params)
     sequence.tokens.append(token)
-    return auditor_of(engine)._agrees(sequence, TokenCounts([3, 4]), None, 2, torch.tensor(logits))
+    return auditor_of(engine)._matches(sequence, TokenCounts([3, 4]), None, 2, torch.tensor(logits))
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 0.7, "top_k": 1}])

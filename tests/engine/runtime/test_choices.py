@@ -8,7 +8,7 @@ from torch import Tensor
 
 import engine.runtime.choices
 import engine.runtime.verify
-from engine.runtime.choices import Logits, choose_ahead, choose_tree
+from engine.runtime.choices import Logits, choose_likely_rows, choose_tree
 from engine.sampling.choose import choose
 from engine.spec import TILE, DraftSpec
 from tests.engine.models import SMALL, checkpoint, exact, load, prompt, request, run
@@ -54,8 +54,8 @@ def test_answers_are_the_same_however_many_rows_are_chosen_ahead(
 ) -> None:
     folder, everything = checkpoint("llama"), asked(AT_ONCE + ROW_BY_ROW)
     want = run(load(folder, DraftSpec("none")), everything)
-    monkeypatch.setattr(engine.runtime.choices, "AHEAD", ahead)
-    monkeypatch.setattr(engine.runtime.choices, "CHANCE", chance)
+    monkeypatch.setattr(engine.runtime.choices, "MAX_LIKELY_ROWS", ahead)
+    monkeypatch.setattr(engine.runtime.choices, "MIN_LIKELIHOOD", chance)
     found = run(load(folder, DraftSpec("subspec", **SMALL)), everything)
     assert exact(found) == exact(want)
 
@@ -66,9 +66,9 @@ def test_nothing_is_chosen_ahead_where_paths_matter(monkeypatch: pytest.MonkeyPa
     def count(*arguments: Any, **named: Any) -> dict[int, int]:
         nonlocal calls
         calls += 1
-        return choose_ahead(*arguments, **named)
+        return choose_likely_rows(*arguments, **named)
 
-    monkeypatch.setattr(engine.runtime.verify, "choose_ahead", count)
+    monkeypatch.setattr(engine.runtime.verify, "choose_likely_rows", count)
     served = load(checkpoint("llama"), DraftSpec("subspec", **SMALL))
     served._at_once = True
     run(served, asked(AT_ONCE))

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from engine.errors import RequestError
 from engine.messages import Generate, Speculation
-from engine.runtime.choices import CHANCE
+from engine.runtime.choices import MIN_LIKELIHOOD
 from engine.spec import DraftSpec
 from tests.engine.grammars import (
     EOS,
@@ -95,7 +95,7 @@ def want() -> dict[tuple[str, int], Answer]:
 
 
 @pytest.mark.parametrize(
-    ("draft", "chance"), [*((draft, CHANCE) for draft in DRAFTS), ("subspec", 1e-9)]
+    ("draft", "chance"), [*((draft, MIN_LIKELIHOOD) for draft in DRAFTS), ("subspec", 1e-9)]
 )
 def test_no_draft_changes_an_answer(
     draft: str,
@@ -103,7 +103,9 @@ def test_no_draft_changes_an_answer(
     want: dict[tuple[str, int], Answer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engine.runtime.choices.CHANCE", chance)  # of a row that is chosen ahead
+    monkeypatch.setattr(
+        "engine.runtime.choices.MIN_LIKELIHOOD", chance
+    )  # of a row that is chosen ahead
     engine = load(json_checkpoint(), DRAFTS[draft], max_sequences=8)
     predicted = tuple(ids('{"name": "abc", "age": 1, "tags": ["red", "green"]}'))
     messages = [replace(message, prediction=predicted) for message in asked()]
@@ -224,6 +226,6 @@ def test_the_audit_replays_grammars() -> None:
     engine = load(json_checkpoint(), SUBSPEC, audit=1.0)
     names = ("person greedy", "person hot", "object hot", "number no end", "regex stops")
     run(engine, [message for message in asked() if message.request_id in names])
-    while engine.auditor.pending:
+    while engine.auditor.has_pending:
         audited = engine.auditor.run()
         assert audited is not None and audited.positions > 0 and audited.mismatches == 0

@@ -163,10 +163,10 @@ class BrokenOnce:
         self._stream, self._unit = stream, stream.unit
         stream.unit = self._fail
 
-    def _fail(self, index: int, idle: Any = None) -> Any:
+    def _fail(self, index: int, on_wait: Any = None) -> Any:
         if index == 1:
             raise ModelError("model.layers.1: its weights could not be read")
-        return self._unit(index, idle)
+        return self._unit(index, on_wait)
 
     def restore(self) -> None:
         self._stream.unit = self._unit

@@ -50,7 +50,7 @@ def stored(
     sequence = make_sequence(tokens, limits=limits)
     sequence.run(cache.open([]))
     assert cache.reserve(sequence.pages, stored + rows)
-    cache.keep(sequence.pages, range(stored))
+    cache.append_rows(sequence.pages, range(stored))
     return sequence
 
 
@@ -75,7 +75,7 @@ def test_a_tree_stands_behind_the_stored_prefix(cache: KVCache, decoder: Decoder
     assert walk.tokens == list(TREE.tokens)
     assert walk.positions == [4, 5, 5, 6, 6, 6], "depth in the sequence, not row"
     (segment,) = walk.batch.segments
-    assert (segment.first, segment.count, segment.start, segment.scratch) == (0, 6, 4, 0)
+    assert (segment.first, segment.count, segment.start, segment.num_scratch) == (0, 6, 4, 0)
     assert segment.positions.tolist() == walk.positions
     assert segment.slots.tolist() == cache.slots(sequence.pages)[:10].tolist()
     assert segment.cancelled is sequence.cancelled
@@ -97,7 +97,7 @@ def test_plain_decoding_is_one_row_without_a_mask(cache: KVCache, decoder: Decod
     assert walk.batch.segments[0].mask is None
     assert seen(walk.batch.segments[0]) == [[0, 1, 2]]
     entry = walk.entries[0]
-    assert (entry.root, entry.kept([0])) == (0, [0])
+    assert (entry.root, entry.kept_rows([0])) == (0, [0])
 
 
 def test_a_prompt_is_a_chain_that_ends_with_the_root(cache: KVCache, decoder: Decoder) -> None:
@@ -107,8 +107,8 @@ def test_a_prompt_is_a_chain_that_ends_with_the_root(cache: KVCache, decoder: De
     assert walk.batch.segments[0].mask is None
     assert seen(walk.batch.segments[0]) == [list(range(n + 1)) for n in range(5)]
     (entry,) = walk.entries
-    assert (entry.chain, entry.root) == (4, 4)
-    assert entry.kept([0]) == [0, 1, 2, 3, 4]
+    assert (entry.num_before_tree, entry.root) == (4, 4)
+    assert entry.kept_rows([0]) == [0, 1, 2, 3, 4]
 
 
 def test_a_chunk_of_a_prompt_goes_on_where_the_last_one_ended(
@@ -118,13 +118,13 @@ def test_a_chunk_of_a_prompt_goes_on_where_the_last_one_ended(
     walk = one(Turn(sequence, 3, 0), None, cache, decoder)
     assert (walk.tokens, walk.positions) == ([5, 6, 7], [2, 3, 4])
     (entry,) = walk.entries
-    assert entry.tree is None and entry.kept([]) == [0, 1, 2]
+    assert entry.tree is None and entry.kept_rows([]) == [0, 1, 2]
     assert seen(walk.batch.segments[0]) == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_what_is_kept_of_a_tree_are_the_accepted_rows(cache: KVCache, decoder: Decoder) -> None:
     walk = one(Turn(stored(cache, [3, 7], 1), 1, 16), TREE, cache, decoder)
-    assert walk.entries[0].kept([0, 2, 5]) == [0, 2, 5]
+    assert walk.entries[0].kept_rows([0, 2, 5]) == [0, 2, 5]
 
 
 def test_sequences_lie_side_by_side_each_with_its_own_rows(
@@ -201,7 +201,7 @@ def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
 
     with torch.inference_mode():
         sequence, _ = read([*prefix, 7])
-        cache.keep(sequence.pages, range(len(prefix)))
+        cache.append_rows(sequence.pages, range(len(prefix)))
         other = stored(cache, [9, 8, 7, 6], 0)
         together = hidden([Turn(other, 4, 1), Turn(sequence, 1, 16)], [DraftTree.root(6), TREE])
         for row in range(len(TREE)):
