@@ -1,4 +1,4 @@
-"""Turns and trees in, the rows of a pass out: tokens, positions, slots, masks, and what is kept."""
+"""Tests of assembling a pass from turns and trees: tokens, positions, slots, masks, kept rows."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -46,7 +46,7 @@ def cache() -> KVCache:
 def stored(
     cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16, limits: Limits = LIMITS
 ) -> Sequence:
-    """A running sequence of which so many tokens are stored, with room for so many rows."""
+    """Return a running sequence with `stored` tokens in the cache and room for `rows` more."""
     sequence = make_sequence(tokens, limits=limits)
     sequence.run(cache.open([]))
     assert cache.reserve(sequence.pages, stored + rows)
@@ -59,7 +59,7 @@ def one(turn: Turn, tree: DraftTree | None, cache: KVCache, decoder: Decoder) ->
 
 
 def seen(segment: Segment) -> list[list[int]]:
-    """The positions in the sequence's slots that each row of the pass sees."""
+    """Return, for each row of the pass, the indices of the sequence's slots that it sees."""
     visible = _visibility_mask(segment, range(segment.count), None)
     if visible is None:
         return [list(range(segment.start + segment.count))] * segment.count
@@ -69,7 +69,7 @@ def seen(segment: Segment) -> list[list[int]]:
     ]
 
 
-def test_a_tree_stands_behind_the_stored_prefix(cache: KVCache, decoder: Decoder) -> None:
+def test_a_tree_follows_the_stored_prefix(cache: KVCache, decoder: Decoder) -> None:
     sequence = stored(cache, [3, 4, 5, 6, 7], 4)
     walk = one(Turn(sequence, 1, 16), TREE, cache, decoder)
     assert walk.tokens == list(TREE.tokens)
@@ -111,7 +111,7 @@ def test_a_prompt_is_a_chain_that_ends_with_the_root(cache: KVCache, decoder: De
     assert entry.kept_rows([0]) == [0, 1, 2, 3, 4]
 
 
-def test_a_chunk_of_a_prompt_goes_on_where_the_last_one_ended(
+def test_a_chunk_of_a_prompt_begins_where_the_last_one_ended(
     cache: KVCache, decoder: Decoder
 ) -> None:
     sequence = stored(cache, [3, 4, 5, 6, 7, 8], 2)
@@ -122,12 +122,12 @@ def test_a_chunk_of_a_prompt_goes_on_where_the_last_one_ended(
     assert seen(walk.batch.segments[0]) == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
-def test_what_is_kept_of_a_tree_are_the_accepted_rows(cache: KVCache, decoder: Decoder) -> None:
+def test_kept_rows_of_a_tree_are_the_accepted_ones(cache: KVCache, decoder: Decoder) -> None:
     walk = one(Turn(stored(cache, [3, 7], 1), 1, 16), TREE, cache, decoder)
     assert walk.entries[0].kept_rows([0, 2, 5]) == [0, 2, 5]
 
 
-def test_sequences_lie_side_by_side_each_with_its_own_rows(
+def test_each_sequence_of_a_pass_has_its_own_rows_and_slots(
     cache: KVCache, decoder: Decoder
 ) -> None:
     drafting = stored(cache, [3, 4, 5, 7], 3)
@@ -147,10 +147,10 @@ def test_sequences_lie_side_by_side_each_with_its_own_rows(
     assert walk.batch.rows == range(17)
     assert walk.batch.strict is decoder.strict
     written = [s.slots[s.start :].tolist() for s in walk.batch.segments]
-    assert len({slot for slots in written for slot in slots}) == 17, "nobody writes twice"
+    assert len({slot for slots in written for slot in slots}) == 17, "no slot is written twice"
 
 
-def test_rows_know_which_side_of_the_ropes_border_they_are_on(
+def test_segments_have_the_rope_frequencies_of_their_sequence(
     cache: KVCache, decoder: Decoder
 ) -> None:
     limits = replace(LIMITS, original_length=2)
@@ -162,21 +162,21 @@ def test_rows_know_which_side_of_the_ropes_border_they_are_on(
     assert [(s.is_long, s.count) for s in walk.batch.segments] == [(False, 6), (True, 3)]
 
 
-def test_a_tree_behind_pending_tokens_is_a_mistake(cache: KVCache, decoder: Decoder) -> None:
+def test_a_tree_after_several_pending_tokens_is_refused(cache: KVCache, decoder: Decoder) -> None:
     sequence = stored(cache, [3, 4, 5, 7], 2)
     with pytest.raises(AssertionError):
         one(Turn(sequence, 2, 16), TREE, cache, decoder)
 
 
-def test_turns_and_trees_go_in_pairs(cache: KVCache, decoder: Decoder) -> None:
+def test_each_turn_needs_a_tree_or_none(cache: KVCache, decoder: Decoder) -> None:
     with pytest.raises(ValueError):
         assemble([Turn(stored(cache, [3, 7], 1), 1, 1)], [], cache, decoder)
 
 
-def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
+def test_each_row_of_a_tree_equals_the_last_row_of_its_path_run_alone(
     decoder: Decoder,
 ) -> None:
-    """The batch means to the layers what it says: bit for bit, in another sequence's company."""
+    """The results are equal bit for bit, also with another sequence in the pass."""
     config = decoder.model.config
     pool = PagePool(
         config.num_hidden_layers,
@@ -192,7 +192,7 @@ def test_a_pass_of_an_assembled_tree_gives_each_row_what_its_own_path_gives(
     def hidden(turns: Seq[Turn], trees: Seq[DraftTree | None]) -> torch.Tensor:
         walk = assemble(turns, trees, cache, decoder)
         found = decoder.forward(walk.tokens, walk.positions, walk.batch)
-        with decoder.head():  # the walk goes on to the head, as every pass does
+        with decoder.head():  # as in every pass, so that the next unit is the first one
             return found.clone()
 
     def read(tokens: Seq[int]) -> tuple[Sequence, torch.Tensor]:

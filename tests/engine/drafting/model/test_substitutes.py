@@ -279,7 +279,7 @@ def test_modules_of_a_read_unit_compute_what_direct_substitutes_compute(
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_module_does_not_alias_the_slab(kernel: Kernel) -> None:
+def test_a_module_shares_no_memory_with_the_buffer(kernel: Kernel) -> None:
     """The buffer is used again for the next unit."""
     units, _, modules = units_of("qwen2", kernel)
     fields = read(units, 0)
