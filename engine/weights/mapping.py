@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
 from engine.errors import ModelError
 from engine.weights.layout import TensorSpec
 from engine.weights.safetensors import Checkpoint
-from engine.weights.sources import Expert, Source, merged, plain
+from engine.weights.sources import Expert, Source, merge_sources, plain_source
 from engine.weights.stored_format import find_stored, titles
 
 Wanted = Mapping[str, TensorSpec]  # the needed tensors, by their names in the model
@@ -80,7 +80,7 @@ def _stored_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> list[tupl
     consumed = {part.name for source in found.values() for part in source.parts}
     for name, stored in checkpoint.tensors.items():
         if name not in consumed:
-            found[name] = plain(checkpoint, stored)
+            found[name] = plain_source(checkpoint, stored)
     return sorted(found.items(), key=lambda item: dot_natural_key(item[0]))
 
 
@@ -143,7 +143,7 @@ def _merge_experts(
             f"{checkpoint.folder}: the experts of {target} have {begin} rows, {rows} are needed. "
             "config.json does not belong to this checkpoint"
         )
-    return merged((experts, rows, columns), pieces)
+    return merge_sources((experts, rows, columns), pieces)
 
 
 def _check_source(name: str, source: Source, wanted: TensorSpec) -> None:
