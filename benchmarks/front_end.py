@@ -62,6 +62,9 @@ class InstantEngine:
     async def start(self) -> ModelInfo:
         return self.info
 
+    def drain(self, message: str) -> None:
+        """Do nothing: no request waits."""
+
     async def close(self) -> None:
         """Nothing runs."""
 

@@ -1,16 +1,16 @@
-"""Failures that have a way back to the one who asked.
+"""The errors of the engine, each of which is reported to the client or user that it concerns.
 
 EngineError
 ├── ModelError     the model cannot be loaded: what is wrong, where (file, tensor, key), what to do
 ├── RequestError   the request cannot be served as asked: answered with a 4xx
-├── PassFailed     weights could not be read: this request is lost, the engine serves on
+├── PassFailed     weights could not be read: this request fails, the engine goes on
 ├── QueueFull      too many requests wait: answered with a 503 and Retry-After
 └── EngineDied     the engine process ended or stalled while the request was running
 """
 
 
 class EngineError(Exception):
-    """Base of all failures told to a client or a user."""
+    """The base of all errors that are reported to a client or a user."""
 
 
 class ModelError(EngineError):
@@ -34,9 +34,10 @@ class RequestError(EngineError):
 
 
 class PassFailed(EngineError):
-    """The pass that served the request failed, through no fault of the request's.
+    """The pass that served the request failed, and the request was not the cause.
 
-    The engine goes on: the same request may be tried again. `code` is `weights_unreadable`.
+    The engine goes on, so that the client may send the request again. `code` is
+    `weights_unreadable`.
     """
 
     def __init__(self, message: str, code: str) -> None:
@@ -45,7 +46,7 @@ class PassFailed(EngineError):
 
 
 class QueueFull(EngineError):
-    """The queue is at its bound; the request was not accepted."""
+    """The request was not accepted, because the queue has reached its limit."""
 
 
 class EngineDied(EngineError):

@@ -23,6 +23,7 @@ PACKAGES: tuple[str, ...] = (
     "server.doors",
     "server.chat",
     "server.models",
+    "server.text",
     "server.config",
     "server.metrics",
     "server.parsing",
@@ -61,6 +62,7 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.chat*", "fastapi*", "HTTP belongs in server/http"),
     ("server.models*", "fastapi*", "HTTP belongs in server/http"),
     ("server.metrics*", "fastapi*", "HTTP belongs in server/http"),
+    ("server.text*", "fastapi*", "HTTP belongs in server/http"),
 )
 
 # (who in the server, what it may know of the engine)
@@ -73,7 +75,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.spec"),
     ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
     ("server.chat.grammars", "engine.sampling.grammar.check"),  # whether one compiles
-    ("server.models.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
+    ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
     ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`
     ("server.cli.commands", "engine.streaming.packed"),
@@ -89,6 +91,7 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("engine.messages", "none", "what a request says that wants no draft"),
     ("engine.messages", "prediction", "a source of tokens that clients are told of"),
     ("engine.process.admission", "prediction", "a field of a request"),
+    ("server.chat.received", "prediction", "a field of a request"),
     ("server.schemas.*", "none", "a value of `tool_choice` and `reasoning_effort`"),
     ("server.doors.messages.request", "none", "a value of `tool_choice`"),
     ("server.chat.prompt", "none", "a value of `reasoning_effort`"),

@@ -224,8 +224,8 @@ def _spans(sequence: Sequence) -> Iterator[tuple[range, bool]]:
     """
     first, end = sequence.num_prompt, len(sequence.tokens)
     original = sequence.original_length
-    border = end if original is None else min(max(original + 1, first), end)
-    for positions, is_long in ((range(first, border), False), (range(border, end), True)):
+    first_long = end if original is None else min(max(original + 1, first), end)
+    for positions, is_long in ((range(first, first_long), False), (range(first_long, end), True)):
         if positions:
             yield positions, is_long
 

@@ -33,24 +33,26 @@ class TokenBytes:
     """
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = tokenizer
         self._decoder = _TokenDecoder(tokenizer)
+        self._size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self._special = {
             token: added.content
             for token, added in tokenizer.get_added_tokens_decoder().items()
             if added.special
         }
         self._known: dict[int, bytes] = {}
+        self._shown: dict[int, bytes] = {}  # special tokens that are spelled all the same
 
     def __getitem__(self, token: int) -> bytes:
-        known = self._known.get(token)
+        known = self._shown.get(token) or self._known.get(token)
         if known is None:
             known = self._known[token] = self._decode_token(token)
         return known
 
     def __len__(self) -> int:
         """Return the size of the tokenizer's vocabulary, added tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        return self._size
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[token] for token in range(len(self)))
@@ -70,8 +72,17 @@ class TokenBytes:
         if not tokens:
             return self
         shown = copy.copy(self)
-        shown._known = {token: self._special[token].encode() for token in tokens}
+        shown._shown = {token: self._special[token].encode() for token in tokens}
         return shown
+
+    def spelled_out(self) -> "TokenBytes":
+        """Return the same without the library's tokenizer, for processes that do not load it."""
+        assert self._tokenizer is not None, "it is spelled out already"
+        spelled = copy.copy(self)
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        spelled._known = {token: self._decode_token(token) for token in sorted(ids)}
+        spelled._tokenizer = None
+        return spelled
 
     def special_token(self, spelling: str) -> int | None:
         """Return the id of the special token with this spelling; None if there is none.
@@ -84,7 +95,7 @@ class TokenBytes:
     def _decode_token(self, token: int) -> bytes:
         if token in self._special:
             return b""
-        piece = self._tokenizer.id_to_token(token)
+        piece = None if self._tokenizer is None else self._tokenizer.id_to_token(token)
         return b"" if piece is None else self._decoder.decode(piece)
 
 

@@ -1,12 +1,13 @@
 """The answer to a chat request: prompt and parameters, then chunks."""
 
-import asyncio
+import functools
 from collections.abc import AsyncGenerator
 
 from server.chat.answer import Caller, new_answer, new_id, run
 from server.chat.chat_writer import ChatWriter
 from server.chat.generation import Job
 from server.chat.prepare import prepare
+from server.chat.received import ChatSource
 from server.chat.sampling import default_limit, sampling_params
 from server.chat.speculation import speculation_of
 from server.models.lending import LoadedModel
@@ -15,13 +16,20 @@ from server.schemas.chat import ChatRequest
 
 
 async def chat_chunks(
-    model: LoadedModel, body: ChatRequest, caller: Caller
+    source: ChatSource, model: LoadedModel, body: ChatRequest, caller: Caller
 ) -> AsyncGenerator[ChatChunk, None]:
     """Return a generator of the chunks that answer a chat; closing it aborts the answer.
 
+    `body` is the chat of `source`; the text process reads the messages from the bytes of `source`.
+
     Raise `ApiError` 400 for a request that this model cannot answer.
     """
-    asked = await asyncio.to_thread(prepare, model.tokenizer, model.info, model.formats, body)
+    parsers = model.entry.parsers
+    asked = await model.text.call_on_model(
+        prepare, source.raw, source.read, model.info, parsers.tools, parsers.reasoning
+    )
+    formats = model.formats.forced if asked.grammar else model.formats
+    new_parser = functools.partial(formats.parser, asked.tool_names, asked.before)
     limit = body.token_limit
     if limit is None:
         limit = default_limit(model.entry.sampling.max_tokens, len(asked.prompt), model.info)
@@ -42,6 +50,6 @@ async def chat_chunks(
         speculation=speculation_of(body.speculation, model.info),
         prediction=asked.prediction,
     )
-    spelling = model.tokenizer.bytes.showing(asked.shown_tokens)
+    spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))
-    return run(model, body, caller, job, answer, ChatWriter(answer, asked.new_parser))
+    return run(model, body, caller, job, answer, ChatWriter(answer, new_parser))

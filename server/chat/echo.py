@@ -1,6 +1,7 @@
 """The prompt of a completion that is shown before the answer (`echo`). Pure."""
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.text.detokenize import TokenBytes
@@ -16,7 +17,7 @@ class Echo:
     """
 
     text: str = ""
-    ids: tuple[int, ...] = ()
+    ids: Sequence[int] = ()
 
     def offsets(self, spelling: TokenBytes) -> list[int]:
         """Return where each token begins in the text, in characters.

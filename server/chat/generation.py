@@ -15,13 +15,13 @@ class Job:
     """The work that one HTTP request gives to the engine."""
 
     id: str  # the id of the answer
-    prompts: Sequence[tuple[int, ...]]
+    prompts: Sequence[Sequence[int]]
     params: SamplingParams
     n: int = 1  # choices shown per prompt
     best_of: int = 0  # choices generated per prompt, if more than n
     key: str = ""  # the name of the API key
     speculation: Speculation = AUTO
-    prediction: tuple[int, ...] = ()  # tokens that the client expects
+    prediction: Sequence[int] = ()  # tokens that the client expects
 
     @property
     def num_choices(self) -> int:
@@ -68,6 +68,7 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
                 on_start=wait.end,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
+            await asyncio.sleep(0)  # the checks of a long prompt's ids take milliseconds
         merged = await stack.enter_async_context(contextlib.aclosing(_merge_streams(streams)))
         held_back: list[list[Tokens]] = [[] for _ in streams]  # until all choices can be ranked
         prompt_logprobs = _PromptLogprobs()

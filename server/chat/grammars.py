@@ -16,6 +16,7 @@ from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.structured import StructuredOutputs
+from server.text.stages import Stage, doing
 
 # Each JSON text can be written in one way only, the one that models have seen most. A model cannot
 # go on writing white space for ever, and more of the answer is forced.
@@ -90,7 +91,8 @@ def _structured_grammar(form: StructuredOutputs | None) -> str:
 
 def checked(grammar: str, param: str) -> str:
     """Return `grammar` if it compiles. Raise `ApiError` 400 with the reason if it does not."""
-    reason = check_grammar(grammar)
+    with doing(Stage.GRAMMAR):
+        reason = check_grammar(grammar)
     if reason is not None:
         raise _compile_error(reason, param)
     return grammar

@@ -1,4 +1,4 @@
-"""From a request to token ids. Long texts take a while: call these in a thread."""
+"""From a request to token ids: work of the text process."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,7 +8,6 @@ from engine.messages import ModelInfo
 from server.chat.tool_instructions import tell_tools
 from server.chat.tools import tool_use
 from server.errors import ApiError
-from server.models.tokenizer import Tokenizer
 from server.parsing.selection import formats_of
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.chat_messages import (
@@ -19,11 +18,7 @@ from server.schemas.chat_messages import (
     ToolMessage,
 )
 from server.schemas.fields import joined_text
-
-
-def chat_prompt(tokenizer: Tokenizer, info: ModelInfo, request: ChatRequest) -> tuple[int, ...]:
-    """The ids of a chat. Raises `ApiError` 400 when it cannot be rendered, or is far too long."""
-    return chat_ids(tokenizer, info, chat_text(tokenizer, request))
+from server.text.tokenizer import Tokenizer
 
 
 def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...]:

@@ -1,17 +1,18 @@
 """The parts that all doors share: making a chat's request, and translating its errors back."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error
 from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
-from server.schemas.checking import check_object
+from server.schemas.checking import check_object, parse_body
 from server.schemas.fields import GenerationBody
 
+BodyT = TypeVar("BodyT", bound=GenerationBody)
 Event = Mapping[str, Any]  # an event of a stream, with its `type`
 Names = Sequence[tuple[str, str]]  # (pattern of a chat's parameter, its name in the door's API)
 
@@ -46,6 +47,13 @@ def chat_request(fields: Mapping[str, Any], names: Names) -> ChatRequest:
     present = {name: value for name, value in fields.items() if value is not None}
     with named(names):
         return check_object(ChatRequest, present)
+
+
+def read_as_chat(
+    kind: type[BodyT], fields: Callable[[BodyT], Mapping[str, Any]], names: Names, raw: bytes
+) -> ChatRequest:
+    """Return the chat that answers a body of `kind` in JSON. Raises `ApiError` 400."""
+    return chat_request(fields(parse_body(kind, raw)), names)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The application factory."""
+"""The application factory: middleware, routes and shared state are put together here."""
 
 import contextlib
 import importlib
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fastapi import FastAPI
 
-from engine.messages import Progress
+from engine.messages import LoadProgress
 from engine.process.client import EngineClient
 from server.config.registry import Registry
 from server.config.settings import Settings
@@ -23,8 +23,19 @@ from server.http.origins import PagePolicy
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
-from server.models.lending import EngineFactory, Models, TokenizerLoader
-from server.models.tokenizer import load_tokenizer
+from server.models.lending import EngineFactory, Models
+from server.text.client import TextProcess, TextWork
+
+# The modules of the functions that the text process runs, which it imports at its start.
+TEXT_MODULES = (
+    "server.chat.prepare",
+    "server.chat.received",
+    "server.chat.token_calls",
+    "server.doors.messages.request",
+    "server.doors.responses.request",
+    "server.doors.translation",
+    "engine.text.tokenizer",
+)
 
 
 def create_app(
@@ -33,18 +44,20 @@ def create_app(
     engine_factory: EngineFactory = EngineClient,
     *,
     keys: ApiKeys | None = None,
-    tokenizer_loader: TokenizerLoader = load_tokenizer,
-    progress: Callable[[Progress], None] = lambda _: None,
+    text: TextWork | None = None,
+    progress: Callable[[LoadProgress], None] = lambda _: None,
 ) -> App:
-    """Return the ASGI application. Models are loaded by the first request that wants them.
+    """Return the ASGI application. The first request that names a model loads it.
 
     Args:
         engine_factory: makes the engine of a model; tests give a fake.
-        keys: without any, every request is allowed, but for those of foreign web pages.
+        keys: without any, every request is allowed, except those of foreign web pages.
+        text: does the work that needs a tokenizer; tests give one in this process.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
-    lent = Models(settings, metrics, engine_factory, tokenizer_loader, progress)
+    text = TextProcess(TEXT_MODULES) if text is None else text
+    lent = Models(settings, metrics, text, engine_factory, progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
@@ -81,7 +94,7 @@ def find_apis() -> list[Api]:
 
 
 def measured_routes(apis: Sequence[Api]) -> dict[str, str]:
-    """Return the paths at which text is generated, and what /metrics calls each."""
+    """Return the paths that generate text, and the name of each in /metrics."""
     return {
         f"{prefix}{path}": path
         for api in apis

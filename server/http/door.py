@@ -1,8 +1,9 @@
-"""What the doors of other APIs share: a chat behind their words."""
+"""The common part of the routes of other APIs, whose requests are answered as chats."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+import functools
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -10,8 +11,9 @@ from starlette.responses import Response
 
 from server.chat.answer import Caller
 from server.chat.chat_completion import chat_chunks
-from server.chat.prompt import chat_text
-from server.doors.translation import Event, Names, Writer, chat_request, named
+from server.chat.received import ChatSource, Received, light_chat
+from server.chat.token_calls import num_tokens
+from server.doors.translation import Event, Names, Writer, chat_request, named, read_as_chat
 from server.http.respond import pace_of, respond
 from server.http.state import state_of
 from server.http.stream import Dialect, whole_answer
@@ -20,34 +22,48 @@ from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
 from server.schemas.fields import GenerationBody
 from server.schemas.tokens import InputTokens
+from server.text.limits import LARGE_BODY
 
 BodyT = TypeVar("BodyT", bound=GenerationBody)
 
 
 async def chat_of(
-    body: BodyT, fields: Callable[[BodyT], Mapping[str, Any]], names: Names
-) -> ChatRequest:
-    """The chat that answers `body`, made in a thread: a long conversation takes a while."""
-    return await asyncio.to_thread(lambda: chat_request(fields(body), names))
+    request: Request,
+    received: Received[BodyT],
+    fields: Callable[[BodyT], Mapping[str, Any]],
+    names: Names,
+) -> ChatSource:
+    """Return the chat into which a body of another API is translated.
+
+    Args:
+        fields: returns the fields of the chat's body.
+        names: the other API's names of these fields, for errors.
+    """
+    raw, read = received.raw, functools.partial(read_as_chat, type(received.body), fields, names)
+    if len(raw) < LARGE_BODY:
+        return ChatSource(chat_request(fields(received.body), names), raw, read)
+    return ChatSource(await state_of(request).models.text.call(light_chat, raw, read), raw, read)
 
 
-async def respond_in(request: Request, chat: ChatRequest, writer: Writer, names: Names) -> Response:
-    """Answer a chat in the words of `writer`."""
+async def respond_in(
+    request: Request, source: ChatSource, writer: Writer, names: Names
+) -> Response:
+    """Return the answer to a chat in another API's format, which `writer` produces."""
 
     async def events(
         model: LoadedModel, body: ChatRequest, caller: Caller
     ) -> AsyncGenerator[Event, None]:
         with named(names):
-            return _translated(await chat_chunks(model, body, caller), writer, names)
+            return _translated(await chat_chunks(source, model, body, caller), writer, names)
 
     dialect = Dialect(writer.failure, named=True, done=None)
-    return await respond(request, chat, events, lambda _: writer.whole(), dialect)
+    return await respond(request, source.chat, events, lambda _: writer.whole(), dialect)
 
 
 async def _translated(
     chunks: AsyncGenerator[ChatChunk, None], writer: Writer, names: Names
 ) -> AsyncGenerator[Event, None]:
-    """Yield the events of a chat's chunks; closing the generator closes these too."""
+    """Yield the events for a chat's chunks. Closing the generator also closes the chunks."""
     with named(names):
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
@@ -55,31 +71,36 @@ async def _translated(
                     yield event
 
 
-async def respond_with_tokenizer(
+async def answer_of_model(
     request: Request,
     model_name: str | None,
-    work: Callable[[LoadedModel], Mapping[str, Any]],
+    work: Callable[[LoadedModel], Awaitable[bytes]],
     names: Names = (),
 ) -> Response:
-    """Answer with what `work`, in a thread, makes with a model's tokenizer."""
+    """Return an answer with the JSON that `work` returns, given the loaded model."""
     state = state_of(request)
     entry = state.registry.find(model_name)
     pace = pace_of(request)
 
-    async def results() -> AsyncGenerator[Mapping[str, Any], None]:
+    async def results() -> AsyncGenerator[bytes, None]:
         async with state.models.borrow(entry, pace.wait) as model:
             with named(names):
-                made = await asyncio.to_thread(work, model)
+                made = await work(model)
             yield made
 
-    return await whole_answer(request, results(), lambda made: made[0], pace)
+    return await whole_answer(request, results(), _json_response, pace)
 
 
-def input_tokens(chat: ChatRequest, model: LoadedModel) -> InputTokens:
-    """The count of a chat's prompt, as OpenAI and llama.cpp give it."""
-    return {"object": "response.input_tokens", "input_tokens": num_tokens(chat, model)}
+def _json_response(made: list[bytes]) -> Response:
+    return Response(made[0], media_type="application/json")
 
 
-def num_tokens(chat: ChatRequest, model: LoadedModel) -> int:
-    """How many tokens a chat's prompt has, also where they are too many for the model."""
-    return len(model.tokenizer.encode(chat_text(model.tokenizer, chat), special=False))
+async def count_input_tokens(request: Request, source: ChatSource, names: Names = ()) -> Response:
+    """Return an answer with the number of a prompt's tokens, in the format of OpenAI."""
+
+    async def work(model: LoadedModel) -> bytes:
+        counted = await model.text.call_on_model(num_tokens, source.raw, source.read)
+        answer: InputTokens = {"object": "response.input_tokens", "input_tokens": counted}
+        return json.dumps(answer, separators=(",", ":")).encode()
+
+    return await answer_of_model(request, source.chat.model, work, names)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from engine.errors import EngineDied, QueueFull
-from engine.messages import ModelInfo, Progress
+from engine.messages import LoadProgress, ModelInfo
 from engine.process.client import EngineCallbacks, EngineClient
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
@@ -19,8 +19,9 @@ from server.errors import ApiError
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.statistics import EngineStatistics
-from server.models.tokenizer import Tokenizer, load_tokenizer
 from server.parsing.selection import Formats, formats_of
+from server.text.client import TextWork
+from server.text.messages import TextFacts
 
 log = logging.getLogger("understudy")
 
@@ -35,9 +36,6 @@ class EngineFactory(Protocol):
     ) -> EngineClient: ...
 
 
-TokenizerLoader = Callable[[str, str | None], Tokenizer]
-
-
 @dataclass
 class LoadedModel:
     """A model whose engine runs, and how many requests hold it."""
@@ -45,7 +43,8 @@ class LoadedModel:
     entry: ModelEntry
     engine: EngineClient
     info: ModelInfo
-    tokenizer: Tokenizer
+    text: TextWork  # has the model's tokenizer
+    facts: TextFacts
     statistics: EngineStatistics
     formats: Formats  # of tool calls and reasoning in its answers
     num_borrowers: int = 0
@@ -92,14 +91,14 @@ class Models:
         self,
         settings: Settings,
         metrics: Metrics,
+        text: TextWork,
         engine_factory: EngineFactory = EngineClient,
-        tokenizer_loader: TokenizerLoader = load_tokenizer,
-        progress: Callable[[Progress], None] = lambda _: None,
+        progress: Callable[[LoadProgress], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._engine_factory = engine_factory
-        self._tokenizer_loader = tokenizer_loader
+        self.text = text
         self._progress = progress
         self._current: LoadedModel | None = None
         self._swap: asyncio.Task[None] | None = None
@@ -153,9 +152,11 @@ class Models:
         self.drain()
         if self._swap is not None:
             await asyncio.wait([self._swap])
+        closing = [self.text.close()]
         if self._current is not None:
-            await self._current.engine.close()
+            closing.append(self._current.engine.close())
             self._current = None
+        await asyncio.gather(*closing)
 
     @contextlib.asynccontextmanager
     async def _lend(
@@ -228,6 +229,7 @@ class Models:
             old, self._current = self._current, None
             await old.engine.close()
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
+        self.text.renew()  # it imports its libraries while the engine loads
         statistics = EngineStatistics(entry.id, self._metrics)
         engine = self._engine_factory(
             entry.spec,
@@ -242,12 +244,10 @@ class Models:
         )
         try:
             info = await engine.start()
-            tokenizer = await asyncio.to_thread(
-                self._tokenizer_loader, info.tokenizer_path, entry.chat_template
-            )
+            facts = await self.text.load(info.tokenizer_path, entry.chat_template)
             statistics.loaded(info)
-            formats = formats_of(tokenizer.template, entry.parsers.tools, entry.parsers.reasoning)
-            self._current = LoadedModel(entry, engine, info, tokenizer, statistics, formats)
+            formats = formats_of(facts.template, entry.parsers.tools, entry.parsers.reasoning)
+            self._current = LoadedModel(entry, engine, info, self.text, facts, statistics, formats)
         finally:
             if self._current is None:
                 await engine.close()

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.schemas.fields import GenerationBody, Int, fault, unsupported
+from server.schemas.fields import GenerationBody, Int, field_error, refuse_if_set
 from server.schemas.limits import MAX_IDS, MAX_PROMPTS
 from server.schemas.structured import StructuredOutputs
 
@@ -14,12 +14,12 @@ TokenId = Annotated[Int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
-def _element(value: object) -> str:
+def _text_or_ids(value: object) -> str:
     return "ids" if isinstance(value, list) else "text"
 
 
-def _form(value: object) -> str:
-    """A prompt is a text, an array of token ids, or an array of either."""
+def _text_ids_or_many(value: object) -> str:
+    """Return the tag of a prompt: a text, an array of token ids, or an array of either."""
     match value:
         case [int() | float(), *_]:
             return "ids"
@@ -30,7 +30,7 @@ def _form(value: object) -> str:
 
 
 OnePrompt = Annotated[
-    Annotated[str, Tag("text")] | Annotated[TokenIds, Tag("ids")], Discriminator(_element)
+    Annotated[str, Tag("text")] | Annotated[TokenIds, Tag("ids")], Discriminator(_text_or_ids)
 ]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
@@ -38,33 +38,36 @@ Prompt = Annotated[
     | Annotated[
         list[OnePrompt], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("many")
     ],
-    Discriminator(_form),
+    Discriminator(_text_ids_or_many),
 ]
 
 
 class CompletionRequest(GenerationBody):
-    """Texts or token ids to continue."""
+    """The body of a request that continues texts or token ids."""
 
-    prompt: Prompt | None = None  # null: as at the start of a document
+    prompt: Prompt | None = None  # null stands for an empty text
     max_tokens: Annotated[Int, Field(ge=0)] | None = None
     best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
     suffix: str | None = None
-    structured_outputs: StructuredOutputs | None = None  # an extension of this server's
+    structured_outputs: StructuredOutputs | None = None  # an extension of this server
 
     @model_validator(mode="after")
-    def _can_be_served(self) -> Self:
-        unsupported("suffix", self.suffix or None)
+    def _check_completion(self) -> Self:
+        refuse_if_set("suffix", self.suffix or None)
         choices = self.best_of or 1
         if self.best_of is not None and self.best_of < (self.n or 1):
-            raise fault("best_of", "'best_of' must not be below 'n'")
+            raise field_error("best_of", "'best_of' must not be below 'n'")
         if self.stream and choices > (self.n or 1):
-            raise fault("best_of", "'best_of' above 'n' cannot be streamed: the best is known last")
+            raise field_error(
+                "best_of", "'best_of' above 'n' cannot be streamed: the best is known last"
+            )
         return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
+        """The prompts of the request, each a text or token ids."""
         prompt = self.prompt or ""
         if isinstance(prompt, str):
             return [prompt]
@@ -73,4 +76,5 @@ class CompletionRequest(GenerationBody):
 
     @property
     def token_limit(self) -> int:
+        """The largest number of tokens to emit for each choice."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens

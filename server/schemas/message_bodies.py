@@ -1,30 +1,44 @@
-"""The bodies of POST /v1/messages and /v1/messages/count_tokens: Anthropic's shapes."""
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens in Anthropic's format."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.schemas.fields import Body, GenerationBody, Int, JsonObject, StopStrings, fault, only
+from server.schemas.fields import (
+    Body,
+    GenerationBody,
+    Int,
+    JsonObject,
+    StopStrings,
+    field_error,
+    only_types,
+)
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 
 class TextBlock(Body):
+    """A block of text in a turn."""
+
     type: Literal["text"]
     text: str
 
 
 class ThinkingBlock(Body):
+    """A block of the model's earlier reasoning."""
+
     type: Literal["thinking"]
     thinking: str
 
 
 class RedactedThinkingBlock(Body):
-    """Another server's secret: read over."""
+    """Reasoning that another server has encrypted; it is ignored."""
 
     type: Literal["redacted_thinking"]
 
 
 class ToolUseBlock(Body):
+    """A tool call that the model made earlier."""
+
     type: Literal["tool_use"]
     id: str
     name: str
@@ -36,7 +50,7 @@ def _text_or_blocks(value: object) -> str:
 
 
 TextBlocks = Annotated[
-    list[Annotated[TextBlock, only("Content blocks", "text")]],
+    list[Annotated[TextBlock, only_types("Content blocks", "text")]],
     Field(max_length=MAX_MESSAGES, fail_fast=True),
 ]
 Text = Annotated[
@@ -46,6 +60,8 @@ Text = Annotated[
 
 
 class ToolResultBlock(Body):
+    """The result of a tool call."""
+
     type: Literal["tool_result"]
     tool_use_id: str
     content: Text | None = None
@@ -53,18 +69,20 @@ class ToolResultBlock(Body):
 
 UserBlock = Annotated[
     Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
-    only("Content blocks", "text", "tool_result"),
+    only_types("Content blocks", "text", "tool_result"),
 ]
 AssistantBlock = Annotated[
     Annotated[
         TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock,
         Field(discriminator="type"),
     ],
-    only("Content blocks", "text", "thinking", "redacted_thinking", "tool_use"),
+    only_types("Content blocks", "text", "thinking", "redacted_thinking", "tool_use"),
 ]
 
 
 class UserTurn(Body):
+    """A turn of the user, with text and results of tool calls."""
+
     role: Literal["user"]
     content: Annotated[
         Annotated[str, Tag("text")]
@@ -78,6 +96,8 @@ class UserTurn(Body):
 
 
 class AssistantTurn(Body):
+    """An earlier answer of the model, or the beginning of one to continue."""
+
     role: Literal["assistant"]
     content: Annotated[
         Annotated[str, Tag("text")]
@@ -89,6 +109,8 @@ class AssistantTurn(Body):
 
 
 class SystemTurn(Body):
+    """Instructions of the application to the model."""
+
     role: Literal["system"]
     content: Text
 
@@ -107,45 +129,55 @@ class MessageTool(Body):
 
 
 class ToolChoice(Body):
+    """Which tools the model may or must call."""
+
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")
-    def _is_named(self) -> Self:
+    def _check_name(self) -> Self:
         if self.type == "tool" and self.name is None:
             message = "A tool choice of type 'tool' needs 'name'"
-            raise fault("name", message, "missing_required_parameter")
+            raise field_error("name", message, "missing_required_parameter")
         return self
 
 
 class Thinking(Body):
+    """Whether the model reasons before it answers."""
+
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # cannot be kept: read over
+    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # ignored: it cannot be enforced
 
 
 class OutputFormat(Body):
+    """The JSON schema that an answer must match."""
+
     type: Literal["json_schema"]
     schema_: Annotated[Any, Field(alias="schema")]
 
 
 class OutputConfig(Body):
+    """The reasoning effort and the format of an answer."""
+
     effort: str | None = None
     format: OutputFormat | None = None
 
 
 class Metadata(Body):
+    """Data about a request for its sender; it is not used."""
+
     user_id: str | None = None
 
 
 class CountTokensRequest(GenerationBody):
-    """A conversation, as it would be continued."""
+    """The body of a request that counts the tokens of a conversation."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     system: Text | None = None
     tools: (
         Annotated[
-            list[Annotated[MessageTool, only("Tools", "custom")]],
+            list[Annotated[MessageTool, only_types("Tools", "custom")]],
             Field(max_length=MAX_TOOLS, fail_fast=True),
         ]
         | None
@@ -157,7 +189,7 @@ class CountTokensRequest(GenerationBody):
 
 
 class MessagesRequest(CountTokensRequest):
-    """A conversation to continue."""
+    """The body of a request that continues a conversation."""
 
     max_tokens: Annotated[Int, Field(ge=1)]
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses, and of its count of tokens."""
+"""The body of POST /v1/responses and of /v1/responses/input_tokens."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -17,22 +17,22 @@ from server.schemas.fields import (
     GenerationBody,
     Int,
     JsonObject,
-    fault,
-    only,
-    unsupported,
+    field_error,
+    only_types,
+    refuse_if_set,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
 
 
 class ItemPart(Body):
-    """A piece of text of an item: what was said, thought or refused."""
+    """A piece of text of an item: a part of a message, of reasoning or of a refusal."""
 
     type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal"]
     text: Annotated[str, Field(validation_alias=AliasChoices("text", "refusal"))]
 
 
 _PART_TYPES = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
-Part = Annotated[ItemPart, only("Content parts", *_PART_TYPES)]
+Part = Annotated[ItemPart, only_types("Content parts", *_PART_TYPES)]
 Parts = Annotated[list[Part], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
@@ -49,12 +49,16 @@ MAY_BE_ABSENT = {"anyOf": [{"const": "message"}, {"type": "null"}]}
 
 
 class MessageItem(Body):
+    """An item with a message of one role."""
+
     type: Annotated[Literal["message"], WithJsonSchema(MAY_BE_ABSENT)] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: ItemContent
 
 
 class CallItem(Body):
+    """An item with a function call that the model made earlier."""
+
     type: Literal["function_call"]
     call_id: str
     name: str
@@ -62,19 +66,23 @@ class CallItem(Body):
 
 
 class CallOutputItem(Body):
+    """An item with the result of a function call."""
+
     type: Literal["function_call_output"]
     call_id: str
     output: ItemContent
 
 
 class ReasoningItem(Body):
+    """An item with the model's earlier reasoning."""
+
     type: Literal["reasoning"]
     summary: Parts | None = None
     content: Parts | None = None
 
 
-def _message_if_untyped(value: object) -> object:
-    """A message may leave its type out."""
+def _add_message_type(value: object) -> object:
+    """Return an item of a role without a type as a message: messages may leave their type out."""
     if isinstance(value, dict) and value.get("type") is None and "role" in value:
         return {**value, "type": "message"}
     return value
@@ -82,8 +90,8 @@ def _message_if_untyped(value: object) -> object:
 
 Item = Annotated[
     Annotated[MessageItem | CallItem | CallOutputItem | ReasoningItem, Field(discriminator="type")],
-    only("Items", "message", "function_call", "function_call_output", "reasoning"),
-    BeforeValidator(_message_if_untyped),
+    only_types("Items", "message", "function_call", "function_call_output", "reasoning"),
+    BeforeValidator(_add_message_type),
 ]
 Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 Input = Annotated[
@@ -102,19 +110,23 @@ class ResponseTool(Body):
     strict: bool | None = None
 
 
-Tool = Annotated[ResponseTool, only("Tools", "function")]
+Tool = Annotated[ResponseTool, only_types("Tools", "function")]
 
 
 class FunctionChoice(Body):
+    """The choice of one function by its name."""
+
     type: Literal["function"]
     name: str
 
 
 class AllowedTools(Body):
+    """The tools that the model may call, and whether it must call one."""
+
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[
-        list[Annotated[FunctionChoice, only("Tools", "function")]],
+        list[Annotated[FunctionChoice, only_types("Tools", "function")]],
         Field(min_length=1, max_length=MAX_TOOLS),
     ]
 
@@ -127,7 +139,7 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("mode")]
     | Annotated[
         Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")],
-        only("Tool choices", "function", "allowed_tools"),
+        only_types("Tool choices", "function", "allowed_tools"),
         Tag("choice"),
     ],
     Discriminator(_mode_or_choice),
@@ -135,7 +147,7 @@ ToolChoice = Annotated[
 
 
 class TextFormat(Body):
-    """What the text must look like; the rest of a schema's fields lie beside its type."""
+    """The form that the text must have. The fields of a JSON schema format are beside its type."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -145,15 +157,22 @@ class TextFormat(Body):
 
 
 class TextConfig(Body):
+    """Options for the text of an answer."""
+
     format: TextFormat | None = None
 
 
 class Reasoning(Body):
+    """Options for the model's reasoning."""
+
     effort: str | None = None
 
 
 class ResponseRequest(GenerationBody):
-    """A conversation to continue; everything of it is in this body, nothing is kept."""
+    """The body of a request that continues a conversation, which it holds whole.
+
+    The server stores nothing of it.
+    """
 
     input: Input
     instructions: str | None = None
@@ -175,19 +194,20 @@ class ResponseRequest(GenerationBody):
     background: bool | None = None
 
     @model_validator(mode="after")
-    def _stands_alone(self) -> Self:
+    def _refuse_unsupported(self) -> Self:
         for field, value in (
             ("previous_response_id", self.previous_response_id),
             ("conversation", self.conversation),
         ):
             if value is not None:
                 message = f"'{field}' is not supported: nothing is stored; send all items as input"
-                raise fault(field, message, "unsupported_parameter")
-        unsupported("prompt", self.prompt)
-        unsupported("background", self.background or None)
-        unsupported("n", None if self.n == 1 else self.n)
+                raise field_error(field, message, "unsupported_parameter")
+        refuse_if_set("prompt", self.prompt)
+        refuse_if_set("background", self.background or None)
+        refuse_if_set("n", None if self.n == 1 else self.n)
         return self
 
     @property
     def logprobs(self) -> bool:
+        """Whether the answer has log-probabilities of its tokens."""
         return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())

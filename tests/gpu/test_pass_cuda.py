@@ -94,7 +94,7 @@ def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
 
     def draft(_: int) -> None:
         nonlocal ahead, inside
-        if not inside:  # a draft has borders too
+        if not inside:  # a draft reports progress too
             inside = True
             torch.cuda._sleep(CYCLES // 100)  # the layer's kernels are late
             ahead += drafting.draft_ahead(1.0)

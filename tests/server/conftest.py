@@ -20,7 +20,8 @@ from server.config.settings import Settings
 from server.http.app import create_app
 from server.http.auth import ApiKeys
 from server.http.state import App
-from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
+from tests.server.fake_engine import FakeEngines
+from tests.server.fake_text import FakeText
 
 MakeApp = Callable[..., App]
 
@@ -50,7 +51,7 @@ def make_app(engines: FakeEngines) -> MakeApp:
             Registry(known, default, strict=strict),
             engines,
             keys=ApiKeys(keys),
-            tokenizer_loader=load_fake_tokenizer,
+            text=FakeText(),
         )
 
     return make

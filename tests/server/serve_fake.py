@@ -12,13 +12,14 @@ from server.config.registry import Registry
 from server.config.settings import Settings
 from server.http.app import create_app
 from tests.server.conftest import entry
-from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
+from tests.server.fake_engine import FakeEngines
+from tests.server.fake_text import FakeText
 
 
 def main() -> None:
     logging.disable()
     registry = Registry([entry("main"), entry("org/other")], "main", strict=True)
-    app = create_app(Settings(), registry, FakeEngines(), tokenizer_loader=load_fake_tokenizer)
+    app = create_app(Settings(), registry, FakeEngines(), text=FakeText())
     with bind("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         uvicorn.Server(http_config(app)).run([listener])

@@ -11,14 +11,12 @@ from engine.process.client import EngineClient
 from server.cli import main as cli
 from server.http.app import create_app
 from tests.engine import fake_engine
-from tests.server.fake_engine import load_fake_tokenizer
+from tests.server.fake_text import FakeText
 
 
 def main() -> int:
     engines = functools.partial(EngineClient, target=fake_engine.main)
-    fake = functools.partial(
-        create_app, engine_factory=engines, tokenizer_loader=load_fake_tokenizer
-    )
+    fake = functools.partial(create_app, engine_factory=engines, text=FakeText())
     with patch("server.cli.serve.create_app", fake):
         return cli.main(sys.argv[1:])
 

@@ -9,7 +9,7 @@ from tests.architecture import modules
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
-    *("torch", "transformers", "safetensors", "bitsandbytes", "llguidance"),
+    *("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes", "llguidance"),
     *("engine.kv", "engine.model", "engine.runtime", "engine.streaming"),
 )
 

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""The route POST /v1/chat/completions of the OpenAI API."""
 
 import functools
 from typing import Annotated
@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from server.chat.chat_completion import chat_chunks
 from server.chat.chat_writer import fold_chat
+from server.chat.received import ChatSource, Received, read_chat
 from server.http.api import Api
 from server.http.body import body_of
 from server.http.respond import respond
@@ -19,8 +20,9 @@ api = Api()
 
 @api.post("/chat/completions", ChatRequest, ChatCompletion, ChatChunk)
 async def create_chat_completion(
-    request: Request, body: Annotated[ChatRequest, Depends(body_of(ChatRequest))]
+    request: Request, received: Annotated[Received[ChatRequest], Depends(body_of(ChatRequest))]
 ) -> Response:
-    """Continue a conversation."""
-    fold = functools.partial(fold_chat, logprobs=bool(body.logprobs))
-    return await respond(request, body, chat_chunks, fold)
+    """Answer the last message of a conversation."""
+    source = ChatSource(received.body, received.raw, read_chat)
+    fold = functools.partial(fold_chat, logprobs=bool(received.body.logprobs))
+    return await respond(request, source.chat, functools.partial(chat_chunks, source), fold)

@@ -1,16 +1,19 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+"""The routes POST /v1/messages and /v1/messages/count_tokens of Anthropic's API."""
 
+import json
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from server.chat.received import Received
+from server.chat.token_calls import num_tokens
 from server.doors.messages.errors import message_error
 from server.doors.messages.events import MessageWriter
 from server.doors.messages.request import NAMES, chat_fields
 from server.http.api import Api
 from server.http.body import body_of
-from server.http.door import chat_of, num_tokens, respond_in, respond_with_tokenizer
+from server.http.door import answer_of_model, chat_of, respond_in
 from server.models.lending import LoadedModel
 from server.schemas.message_answers import (
     CountedTokens,
@@ -25,21 +28,26 @@ api = Api(error=MessageErrorBody, error_body=message_error)
 
 @api.post("/messages", MessagesRequest, MessageAnswer, MessageEvent)
 async def create_message(
-    request: Request, body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))]
+    request: Request,
+    received: Annotated[Received[MessagesRequest], Depends(body_of(MessagesRequest))],
 ) -> Response:
-    """Continue a conversation."""
-    chat = await chat_of(body, chat_fields, NAMES)
-    return await respond_in(request, chat, MessageWriter(request.state.request_id), NAMES)
+    """Answer the last message of a conversation."""
+    source = await chat_of(request, received, chat_fields, NAMES)
+    writer = MessageWriter(request.state.request_id)
+    return await respond_in(request, source, writer, NAMES)
 
 
 @api.post("/messages/count_tokens", CountTokensRequest, CountedTokens)
 async def count_tokens(
-    request: Request, body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))]
+    request: Request,
+    received: Annotated[Received[CountTokensRequest], Depends(body_of(CountTokensRequest))],
 ) -> Response:
-    """How many tokens a request's prompt has."""
-    chat = await chat_of(body, chat_fields, NAMES)
+    """Count the tokens of a request's prompt."""
+    source = await chat_of(request, received, chat_fields, NAMES)
 
-    def work(model: LoadedModel) -> CountedTokens:
-        return {"input_tokens": num_tokens(chat, model)}
+    async def work(model: LoadedModel) -> bytes:
+        counted = await model.text.call_on_model(num_tokens, source.raw, source.read)
+        answer: CountedTokens = {"input_tokens": counted}
+        return json.dumps(answer, separators=(",", ":")).encode()
 
-    return await respond_with_tokenizer(request, chat.model, work, NAMES)
+    return await answer_of_model(request, source.chat.model, work, NAMES)

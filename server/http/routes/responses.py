@@ -1,35 +1,34 @@
-"""POST /v1/responses, and the count of its tokens."""
+"""The routes POST /v1/responses and /v1/responses/input_tokens of the OpenAI API."""
 
-import functools
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from server.chat.received import Received
 from server.doors.responses.events import ResponseWriter
 from server.doors.responses.request import NAMES, chat_fields
 from server.http.api import Api
 from server.http.body import body_of
-from server.http.door import chat_of, input_tokens, respond_in, respond_with_tokenizer
+from server.http.door import chat_of, count_input_tokens, respond_in
 from server.schemas import response_answers
 from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import InputTokens
 
 api = Api()
 
-Body = Annotated[ResponseRequest, Depends(body_of(ResponseRequest))]
+Body = Annotated[Received[ResponseRequest], Depends(body_of(ResponseRequest))]
 
 
 @api.post("/responses", ResponseRequest, response_answers.Response, response_answers.ResponseEvent)
-async def create_response(request: Request, body: Body) -> Response:
-    """Continue a conversation that is all in the request: nothing is stored."""
-    chat = await chat_of(body, chat_fields, NAMES)
-    return await respond_in(request, chat, ResponseWriter(body), NAMES)
+async def create_response(request: Request, received: Body) -> Response:
+    """Continue a conversation that the request holds whole. The server stores nothing."""
+    source = await chat_of(request, received, chat_fields, NAMES)
+    return await respond_in(request, source, ResponseWriter(received.body), NAMES)
 
 
 @api.post("/responses/input_tokens", ResponseRequest, InputTokens)
-async def count_input_tokens(request: Request, body: Body) -> Response:
-    """How many tokens a request's prompt has."""
-    chat = await chat_of(body, chat_fields, NAMES)
-    work = functools.partial(input_tokens, chat)
-    return await respond_with_tokenizer(request, chat.model, work, NAMES)
+async def count_response_tokens(request: Request, received: Body) -> Response:
+    """Count the tokens of a request's prompt."""
+    source = await chat_of(request, received, chat_fields, NAMES)
+    return await count_input_tokens(request, source, NAMES)

@@ -1,24 +1,21 @@
-"""Between texts and tokens: /tokenize, /detokenize, /apply-template, and the count of a chat."""
+"""The routes /tokenize, /detokenize and /apply-template, and the count of a chat's tokens."""
 
-import functools
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from server.chat.prompt import chat_text
-from server.errors import ApiError
+from server.chat.received import ChatSource, Received, read_chat
+from server.chat.token_calls import detokenized, rendered, tokenized
 from server.http.api import Api
 from server.http.body import body_of
-from server.http.door import input_tokens, respond_with_tokenizer
+from server.http.door import answer_of_model, count_input_tokens
 from server.models.lending import LoadedModel
 from server.schemas.chat import ChatRequest
-from server.schemas.checking import check_object
 from server.schemas.tokens import (
     Detokenized,
     DetokenizeRequest,
     InputTokens,
-    Piece,
     Rendered,
     Tokenized,
     TokenizeRequest,
@@ -26,74 +23,43 @@ from server.schemas.tokens import (
 
 api = Api()
 
-Chat = Annotated[ChatRequest, Depends(body_of(ChatRequest))]
+Chat = Annotated[Received[ChatRequest], Depends(body_of(ChatRequest))]
+Text = Annotated[Received[TokenizeRequest], Depends(body_of(TokenizeRequest))]
+Tokens = Annotated[Received[DetokenizeRequest], Depends(body_of(DetokenizeRequest))]
 
 
 @api.post("/tokenize", TokenizeRequest, Tokenized)
-async def tokenize(
-    request: Request, body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))]
-) -> Response:
-    """The tokens of a text or of a rendered chat."""
-    chat = None
-    if body.messages is not None:
-        fields = (body.model_extra or {}) | {"messages": body.messages}
-        chat = check_object(ChatRequest, fields)
-    work = functools.partial(_tokenized, body, chat)
-    return await respond_with_tokenizer(request, body.model, work)
+async def tokenize(request: Request, received: Text) -> Response:
+    """Tokenize a text, or the prompt of a chat."""
+
+    async def work(model: LoadedModel) -> bytes:
+        return await model.text.call_on_model(tokenized, received.raw, model.info)
+
+    return await answer_of_model(request, received.body.model, work)
 
 
 @api.post("/detokenize", DetokenizeRequest, Detokenized)
-async def detokenize(
-    request: Request, body: Annotated[DetokenizeRequest, Depends(body_of(DetokenizeRequest))]
-) -> Response:
-    """The text of tokens, special ones too."""
-    return await respond_with_tokenizer(request, body.model, functools.partial(_text, body.tokens))
+async def detokenize(request: Request, received: Tokens) -> Response:
+    """Return the text of tokens, including special tokens."""
+
+    async def work(model: LoadedModel) -> bytes:
+        return await model.text.call_on_model(detokenized, received.raw, model.info)
+
+    return await answer_of_model(request, received.body.model, work)
 
 
 @api.post("/apply-template", ChatRequest, Rendered)
-async def apply_template(request: Request, body: Chat) -> Response:
-    """A chat as the model reads it."""
+async def apply_template(request: Request, received: Chat) -> Response:
+    """Return the prompt that the template makes of a chat."""
 
-    def work(model: LoadedModel) -> Rendered:
-        return {"prompt": chat_text(model.tokenizer, body)}
+    async def work(model: LoadedModel) -> bytes:
+        return await model.text.call_on_model(rendered, received.raw, read_chat)
 
-    return await respond_with_tokenizer(request, body.model, work)
+    return await answer_of_model(request, received.body.model, work)
 
 
 @api.post("/chat/completions/input_tokens", ChatRequest, InputTokens)
-async def count_chat_tokens(request: Request, body: Chat) -> Response:
-    """How many tokens a chat's prompt has."""
-    return await respond_with_tokenizer(request, body.model, functools.partial(input_tokens, body))
-
-
-def _tokenized(body: TokenizeRequest, chat: ChatRequest | None, model: LoadedModel) -> Tokenized:
-    tokenizer = model.tokenizer
-    if chat is None:
-        ids = tokenizer.encode(body.text, special=body.special)
-    else:
-        ids = tokenizer.encode(chat_text(tokenizer, chat), special=False)
-    return {
-        "tokens": [_piece(model, i) for i in ids] if body.with_pieces else list(ids),
-        "count": len(ids),
-        "max_model_len": model.info.context_length,
-        "token_strs": tokenizer.names(ids) if body.return_token_strs else None,
-    }
-
-
-def _piece(model: LoadedModel, token: int) -> Piece:
-    spelling = model.tokenizer.bytes
-    try:
-        piece: str | list[int] = spelling[token].decode() or spelling.text(token)
-    except UnicodeDecodeError:
-        piece = list(spelling[token])
-    return {"id": token, "piece": piece}
-
-
-def _text(tokens: list[int], model: LoadedModel) -> Detokenized:
-    known = model.info.vocab_size
-    for place, token in enumerate(tokens):
-        if token >= known:
-            message = f"Token {token} is outside the vocabulary of {known}."
-            raise ApiError(message, code="invalid_value", param=f"tokens.{place}")
-    text = model.tokenizer.decode(tokens, special=True)
-    return {"content": text, "prompt": text}
+async def count_chat_tokens(request: Request, received: Chat) -> Response:
+    """Count the tokens of a chat's prompt."""
+    source = ChatSource(received.body, received.raw, read_chat)
+    return await count_input_tokens(request, source)

@@ -128,21 +128,21 @@ def test_a_paused_prompt_reuses_only_rows_that_have_been_scored() -> None:
 def test_scoring_a_prompt_ends_when_its_client_leaves() -> None:
     engine = load(checkpoint("llama"), PLAIN)
     want = run(engine, [request("before", prompt(9))])[("before", 0)]
-    borders: list[int] = []
-    hooks(engine).on_unit = borders.append
+    calls: list[int] = []
+    hooks(engine).on_unit = calls.append
     run(engine, [request("r", prompt(500), **SCORED)])
-    in_layers, blocks = len(borders) - 8, 8  # the last block holds the last rows
+    in_layers, blocks = len(calls) - 8, 8  # the last block holds the last rows
 
     def leave(_: int) -> None:
-        borders.append(0)
-        if len(borders) == in_layers + 2:
+        calls.append(0)
+        if len(calls) == in_layers + 2:
             engine.abort("gone")
 
-    borders.clear()
+    calls.clear()
     hooks(engine).on_unit = leave
     engine.add(request("gone", prompt(500), **SCORED))
     assert engine.step() == []
-    assert len(borders) == in_layers + 2 < in_layers + blocks
+    assert len(calls) == in_layers + 2 < in_layers + blocks
     assert engine.step() == [] and not engine.has_work()
     hooks(engine).on_unit = None
     assert run(engine, [request("next", prompt(9))])[("next", 0)].exact == want.exact

@@ -160,10 +160,10 @@ def test_fast_numerics_give_the_same_tokens_with_slices(monkeypatch: pytest.Monk
 # Three tiles, then four slices. Skipped tiles still report progress; rows that wait for the experts
 # are dropped at the first slice.
 @pytest.mark.parametrize(
-    ("border", "last"), [(0, 2), (1, 3), (2, 3), (3, 3), (4, 4), (6, 6), (7, 9), (11, 11)]
+    ("unit", "last"), [(0, 2), (1, 3), (2, 3), (3, 3), (4, 4), (6, 6), (7, 9), (11, 11)]
 )
 def test_an_abort_takes_effect_before_the_next_slice(
-    monkeypatch: pytest.MonkeyPatch, border: int, last: int
+    monkeypatch: pytest.MonkeyPatch, unit: int, last: int
 ) -> None:
     made = sliced(monkeypatch, checkpoint("mixtral"), PLAIN)
     made.add(request("r", prompt(150), max_tokens=30))
@@ -171,7 +171,7 @@ def test_an_abort_takes_effect_before_the_next_slice(
 
     def leave(count: int) -> None:
         seen.append(count)
-        if len(seen) == border + 1:
+        if len(seen) == unit + 1:
             made.abort("r")
 
     hooks(made).on_unit = leave

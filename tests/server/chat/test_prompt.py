@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.models.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.conftest import chat, error_of
 from tests.server.fake_engine import EOS, START, FakeEngines
 

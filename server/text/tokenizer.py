@@ -1,6 +1,7 @@
 """The tokenizer of a loaded model: rendering chats and turning text into ids.
 
-Everything but `load_tokenizer` is pure; calls on long texts take a while and belong in a thread.
+Only the text process has one: templates are programs of a model's author, and calls on long texts
+take a while and much memory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from jinja2 import TemplateError
 
 from engine.text.detokenize import TokenBytes
 from server.errors import ApiError
+from server.text.stages import Stage, doing
 
 RESERVED_TEMPLATE_ARGUMENTS = frozenset(
     {
@@ -67,15 +69,16 @@ class Tokenizer:
                 param="messages",
             )
         try:
-            text: str = self.inner.apply_chat_template(
-                [dict(m) for m in messages],
-                tools=[dict(tool) for tool in tools] or None,
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **arguments,
-            )
+            with doing(Stage.TEMPLATE):
+                text: str = self.inner.apply_chat_template(
+                    [dict(m) for m in messages],
+                    tools=[dict(tool) for tool in tools] or None,
+                    chat_template=self.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    **arguments,
+                )
         except _TEMPLATE_ERRORS as error:
             message = f"The chat template refused the messages: {error}"
             raise ApiError(message, code="chat_template_error", param="messages") from error
@@ -84,14 +87,29 @@ class Tokenizer:
     @cached_property
     def template(self) -> str:
         """The text of the chat template; of several, that of all. "" without one."""
+        return "\n".join(self._templates)
+
+    @property
+    def _templates(self) -> list[str]:
         template = self.chat_template or self.inner.chat_template or ""
-        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+        return [*template.values()] if isinstance(template, dict) else [str(template)]
+
+    def compile_template(self) -> None:
+        """Compile the chat template, which the library then remembers.
+
+        Raises what jinja raises. Constants are computed here, so `{{ 9**9**9 }}` never ends.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        for template in self._templates:
+            render_jinja_template(conversations=[], chat_template=template)
 
     def encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Token ids of a text; `special` adds the tokenizer's own (such as begin-of-sequence)."""
         raw = self.inner.backend_tokenizer  # without places in the text: a third of the time less
-        (found,) = raw.encode_batch_fast([text], add_special_tokens=special)
-        return tuple(found.ids)
+        with doing(Stage.TOKENIZER):
+            (found,) = raw.encode_batch_fast([text], add_special_tokens=special)
+            return tuple(found.ids)
 
     @cached_property
     def added_tokens(self) -> dict[str, int]:
@@ -113,7 +131,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of ids; `special` shows special tokens too."""
-        text: str = self.inner.decode(list(ids), skip_special_tokens=not special)
+        with doing(Stage.TOKENIZER):
+            text: str = self.inner.decode(list(ids), skip_special_tokens=not special)
         return text
 
     def names(self, ids: Sequence[int]) -> list[str]:
@@ -141,10 +160,18 @@ _TEMPLATE_ERRORS = (
 
 def load_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
     """Load the tokenizer of folder `path`. Raises `ModelError` when it cannot be read."""
-    # On first use: transformers takes seconds to import, and only a model's load has time for it.
+    # On first use: transformers takes seconds to import, and the front end must never do it.
     from engine.text.tokenizer import read_tokenizer
 
     inner = read_tokenizer(Path(path))
     inner.backend_tokenizer.no_truncation()
     inner.backend_tokenizer.no_padding()
-    return Tokenizer(inner, TokenBytes(inner.backend_tokenizer), chat_template)
+    return Tokenizer(inner, TokenBytes(inner.backend_tokenizer).spelled_out(), chat_template)
+
+
+def template_file(path: str, chat_template: str | None) -> str:
+    """Return where the chat template of folder `path` was read, for messages."""
+    if chat_template is not None:
+        return "`chat_template` of the model's YAML file"
+    own = Path(path) / "chat_template.jinja"
+    return str(own if own.exists() else own.with_name("tokenizer_config.json"))

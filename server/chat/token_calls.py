@@ -1,0 +1,93 @@
+"""Between texts and tokens: what the text process does for /tokenize and its relatives.
+
+Answers are JSON already: of a large text, the front end would take seconds to write them.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from engine.messages import ModelInfo
+from engine.text.detokenize import TokenBytes
+from server.chat.prompt import chat_text
+from server.errors import ApiError
+from server.schemas.chat import ChatRequest
+from server.schemas.checking import check_object, parse_body
+from server.schemas.tokens import (
+    Detokenized,
+    DetokenizeRequest,
+    Piece,
+    Rendered,
+    Tokenized,
+    TokenizeRequest,
+)
+from server.text.tokenizer import Tokenizer
+
+LONGEST_ANSWER = 32 * 2**20  # bytes: as much as a body may have by default
+
+
+def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
+    """Return the answer to /tokenize. Raises `ApiError` 400."""
+    body = parse_body(TokenizeRequest, raw)
+    chat = chat_to_tokenize(body)
+    if chat is None:
+        ids = tokenizer.encode(body.text, special=body.special)
+    else:
+        ids = tokenizer.encode(chat_text(tokenizer, chat), special=False)
+    spelling = tokenizer.bytes
+    answer: Tokenized = {
+        "tokens": [_piece(spelling, i) for i in ids] if body.with_pieces else list(ids),
+        "count": len(ids),
+        "max_model_len": info.context_length,
+        "token_strs": tokenizer.names(ids) if body.return_token_strs else None,
+    }
+    return _json(answer)
+
+
+def chat_to_tokenize(body: TokenizeRequest) -> ChatRequest | None:
+    """Return the chat that is to be tokenized; None for a text. Raises `ApiError` 400."""
+    if body.messages is None:
+        return None
+    return check_object(ChatRequest, (body.model_extra or {}) | {"messages": body.messages})
+
+
+def detokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
+    """Return the answer to /detokenize. Raises `ApiError` 400 for ids that the model has not."""
+    tokens: Sequence[int] = parse_body(DetokenizeRequest, raw).tokens
+    for place, token in enumerate(tokens):
+        if token >= info.vocab_size:
+            message = f"Token {token} is outside the vocabulary of {info.vocab_size}."
+            raise ApiError(message, code="invalid_value", param=f"tokens.{place}")
+    text = tokenizer.decode(tokens, special=True)
+    answer: Detokenized = {"content": text, "prompt": text}
+    return _json(answer)
+
+
+def rendered(tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]) -> bytes:
+    """Return the answer to /apply-template. Raises `ApiError` 400."""
+    answer: Rendered = {"prompt": chat_text(tokenizer, read(raw))}
+    return _json(answer)
+
+
+def num_tokens(tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]) -> int:
+    """Return how many tokens a chat's prompt has, also where they are too many for the model."""
+    return len(tokenizer.encode(chat_text(tokenizer, read(raw)), special=False))
+
+
+def _piece(spelling: TokenBytes, token: int) -> Piece:
+    try:
+        piece: str | list[int] = spelling[token].decode() or spelling.text(token)
+    except UnicodeDecodeError:
+        piece = list(spelling[token])
+    return {"id": token, "piece": piece}
+
+
+def _json(answer: Mapping[str, Any]) -> bytes:
+    text = json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    if len(text) > LONGEST_ANSWER:
+        message = (
+            f"The answer would have {len(text)} bytes, and at most {LONGEST_ANSWER} are sent. "
+            "Send the text in parts."
+        )
+        raise ApiError(message, code="answer_too_large")
+    return text

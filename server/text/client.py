@@ -1,0 +1,333 @@
+"""The front end's text process: calls run in workers under limits, and nothing else suffers."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from engine.errors import EngineDied
+from server.errors import ApiError
+from server.text import frames
+from server.text.handle import Host
+from server.text.limits import LANES, Lane, too_large, too_slow
+from server.text.messages import Answer, Call, Ended, TextFacts
+from server.text.tokenizer import Tokenizer
+
+log = logging.getLogger("understudy.text")
+
+SLOW_S = 1.0  # after which a call makes room for others
+IDLE_S = 10.0  # after which a worker that is not kept is ended
+RESTART_WAIT_S = 20.0  # how long a call waits for a host that is started again
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0  # between the death of a host and the next
+GOOD_SERVICE_S = 30.0  # a host that lived this long is started again at once
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TextWork(Protocol):
+    """Where text work is done; `TextProcess` is the real one. Functions must be importable."""
+
+    def renew(self) -> None:
+        """Prepare to load another tokenizer."""
+
+    async def load(self, folder: str, chat_template: str | None) -> TextFacts:
+        """Load the tokenizer of a folder. Raises `ModelError` when it cannot be used."""
+
+    async def call(
+        self, function: Callable[Concatenate[bytes, P], T], raw: bytes, *args: P.args, **_: P.kwargs
+    ) -> T:
+        """Return `function(raw, *args)`. Raises `ApiError`: what it raised, or what ended it."""
+
+    async def call_on_model(
+        self,
+        function: Callable[Concatenate[Tokenizer, bytes, P], T],
+        raw: bytes,
+        *args: P.args,
+        **_: P.kwargs,
+    ) -> T:
+        """Return `function(tokenizer, raw, *args)`; as `call`."""
+
+    async def close(self) -> None:
+        """End what runs."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    number: int
+    host: Host
+    has_tokenizer: bool
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    retirement: asyncio.TimerHandle | None = None  # while it is idle
+
+
+@dataclass
+class _Seat:
+    """A call that runs."""
+
+    worker: _Worker | None = None
+    is_slow: bool = False
+
+
+@dataclass
+class _Pool:
+    """The workers of one lane."""
+
+    lane: Lane
+    slots: asyncio.Semaphore
+    idle: list[_Worker] = field(default_factory=list)
+    num_slow: int = 0
+
+    @contextlib.asynccontextmanager
+    async def seat(self) -> AsyncGenerator[_Seat, None]:
+        """Wait for a slot, and hold it until the block ends or has become slow."""
+        await self.slots.acquire()
+        seat = _Seat()
+        timer = asyncio.get_running_loop().call_later(SLOW_S, self._become_slow, seat)
+        try:
+            yield seat
+        finally:
+            timer.cancel()
+            if seat.is_slow:
+                self.num_slow -= 1
+            else:
+                self.slots.release()
+
+    def _become_slow(self, seat: _Seat) -> None:
+        """Let others go before a call that takes long, while there are not too many of them."""
+        if self.num_slow < self.lane.slow_workers and seat.worker is not None:
+            self.num_slow += 1
+            seat.is_slow = True
+            self.slots.release()
+            seat.worker.host.give_way(seat.worker.number)
+
+
+class TextProcess:
+    """A host process and its workers. All methods belong to one event loop.
+
+    The host is started by the first call or by `renew`, and again when it dies. A call whose
+    worker dies of something else than the call itself runs once more.
+    """
+
+    def __init__(self, modules: Sequence[str] = (), lanes: Sequence[Lane] = LANES) -> None:
+        """`modules` are imported once, by the host: those of the functions that are called."""
+        self._modules = modules
+        self._pools = [_Pool(lane, asyncio.Semaphore(lane.workers)) for lane in lanes]
+        self._host: Host | None = None
+        self._model: tuple[str, str | None] | None = None  # that the host has, or is to have
+        self._up = asyncio.Event()  # there is a host
+        self._watching: set[asyncio.Task[None]] = set()
+        self._delay = 0.0
+        self._num_forked = 0
+        self._closed = False
+
+    def renew(self) -> None:
+        """Prepare to load another tokenizer: a fresh host, and the memory of the old one back."""
+        if self._host is None or self._host.was_used:
+            self._model = None
+            self._start()
+
+    async def load(self, folder: str, chat_template: str | None) -> TextFacts:
+        """Load the tokenizer of a folder. Raises `ModelError` when it cannot be used."""
+        self.renew()
+        assert self._host is not None, "it was renewed"
+        loading = self._host.load(folder, chat_template, self._pools[0].lane)
+        facts = await asyncio.shield(loading)  # it goes on in the host, whoever waits for it
+        self._model = (folder, chat_template)
+        self._drop_idle()  # they have no tokenizer
+        return facts
+
+    async def call(
+        self, function: Callable[Concatenate[bytes, P], T], raw: bytes, *args: P.args, **_: P.kwargs
+    ) -> T:
+        """Return `function(raw, *args)`. Raises `ApiError`: what it raised, or what ended it."""
+        result: T = await self._run(Call(function, args, on_model=False), raw)
+        return result
+
+    async def call_on_model(
+        self,
+        function: Callable[Concatenate[Tokenizer, bytes, P], T],
+        raw: bytes,
+        *args: P.args,
+        **_: P.kwargs,
+    ) -> T:
+        """Return `function(tokenizer, raw, *args)`; as `call`."""
+        result: T = await self._run(Call(function, args, on_model=True), raw)
+        return result
+
+    async def close(self) -> None:
+        """End the host and all workers; calls that run raise `EngineDied`."""
+        self._closed = True
+        self._up.set()
+        self._drop_idle()
+        for watching in self._watching:
+            watching.cancel()
+        if self._host is not None:
+            await self._host.close()
+
+    # -- calls
+
+    async def _run(self, call: Call, raw: bytes) -> Any:
+        message = frames.frame(call, raw)
+        pool = next(pool for pool in self._pools if len(raw) <= pool.lane.most_bytes)
+        async with pool.seat() as seat:
+            for _ in range(2):
+                worker = seat.worker = await self._take(pool)
+                reply = await self._ask(worker, message)
+                if reply is not None:
+                    return await self._result(pool, worker, reply, seat.is_slow)
+                ended = await worker.host.ended(worker.number)
+                _close(worker)
+                if self._closed:
+                    raise EngineDied("The server is shutting down.", "engine_closed")
+                if ended is not None and (error := fault_of(ended, pool.lane)) is not None:
+                    raise error
+        log.error(
+            "A worker of the text process ended twice during the same request (%s). If the system "
+            "is short of memory, give it more, or let fewer requests in.",
+            "unknown how" if ended is None else f"exit code {ended.exit_code}",
+        )
+        message_ = "The process that prepares requests ended twice during this one; try again."
+        raise ApiError.unavailable(message_, "text_process_died")
+
+    async def _take(self, pool: _Pool) -> _Worker:
+        """Return an idle worker, or a new one."""
+        host = await self._running_host()
+        while pool.idle:
+            worker = pool.idle.pop()
+            if worker.retirement is not None:
+                worker.retirement.cancel()
+            if worker.host is host:
+                return worker
+            _close(worker)
+        self._num_forked += 1
+        number, has_tokenizer = self._num_forked, self._model is not None
+        return _Worker(number, host, has_tokenizer, *await host.fork(number, pool.lane))
+
+    async def _running_host(self) -> Host:
+        if self._host is None and not self._watching:
+            self._start()
+        try:
+            async with asyncio.timeout(RESTART_WAIT_S):
+                while True:
+                    await self._up.wait()
+                    if self._closed or self._host is None:
+                        raise EngineDied("The server is shutting down.", "engine_closed")
+                    host = self._host
+                    await host.ready()
+                    if host is self._host:
+                        return host
+        except TimeoutError:
+            message = "The process that prepares requests is being started again; try again later."
+            raise ApiError.unavailable(message, "text_process_starting") from None
+
+    async def _ask(self, worker: _Worker, message: frames.Frame) -> frames.Frame | None:
+        """Return the reply of a worker; None: it died. Cancelling ends the worker."""
+        try:
+            await frames.write(worker.writer, message)
+            return await frames.read(worker.reader)
+        except (OSError, asyncio.IncompleteReadError):
+            return None
+        except BaseException:
+            worker.host.kill(worker.number)
+            _close(worker)
+            raise
+
+    async def _result(
+        self, pool: _Pool, worker: _Worker, reply: frames.Frame, is_slow: bool
+    ) -> Any:
+        answer: Answer = await frames.unpickled(reply)
+        self._give_back(pool, worker, answer, is_slow)
+        if answer.error is not None:
+            raise answer.error
+        if answer.bug:
+            raise RuntimeError(f"A call failed in the text process:\n{answer.bug}")
+        return reply.raw or answer.value
+
+    def _give_back(self, pool: _Pool, worker: _Worker, answer: Answer, is_slow: bool) -> None:
+        is_current = worker.host is self._host
+        has_tokenizer = worker.has_tokenizer == (self._model is not None)
+        if answer.is_last or is_slow or not is_current or not has_tokenizer:
+            _close(worker)
+            return
+        pool.idle.append(worker)
+        loop = asyncio.get_running_loop()
+        worker.retirement = loop.call_later(IDLE_S, self._retire, pool, worker)
+
+    def _retire(self, pool: _Pool, worker: _Worker) -> None:
+        if worker in pool.idle and len(pool.idle) > pool.lane.kept:
+            pool.idle.remove(worker)
+            _close(worker)
+
+    def _drop_idle(self) -> None:
+        for pool in self._pools:
+            for worker in pool.idle:
+                if worker.retirement is not None:
+                    worker.retirement.cancel()
+                _close(worker)
+            pool.idle.clear()
+
+    # -- the host
+
+    def _start(self) -> None:
+        """Start a host in place of the one there is."""
+        if self._host is not None:
+            self._host.retire()
+        self._drop_idle()
+        self._host = Host(self._modules)
+        if self._model is not None:
+            self._host.load(*self._model, self._pools[0].lane).add_done_callback(_log_failure)
+        self._up.set()
+        watching = asyncio.create_task(self._watch(self._host), name="text host's end")
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
+
+    async def _watch(self, host: Host) -> None:
+        """Start the next host when this one dies."""
+        await host.gone()
+        if host.is_retired or host is not self._host:
+            return
+        self._host = None
+        self._up.clear()
+        lived = asyncio.get_running_loop().time() - host.started_at
+        if lived >= GOOD_SERVICE_S:
+            self._delay = 0.0
+        log.error(
+            "The text process ended (exit code %s) and is started again; requests wait for it. If "
+            "this goes on, the system may be short of memory.",
+            host.exit_code,
+        )
+        while self._host is None and not self._closed:
+            await asyncio.sleep(self._delay)
+            self._delay = min(max(2 * self._delay, FIRST_DELAY_S), LONGEST_DELAY_S)
+            try:
+                self._start()
+            except OSError as error:
+                log.error("The text process could not be started: %s. It is tried again.", error)
+
+
+def fault_of(ended: Ended, lane: Lane) -> ApiError | None:
+    """Return the error of a call that ended its worker; None: something else did."""
+    match -ended.exit_code:
+        case signal.SIGPROF | signal.SIGALRM:
+            return too_slow(ended.stage, lane)
+        case signal.SIGABRT | signal.SIGSEGV | signal.SIGBUS:  # how Rust and C run out of memory
+            return too_large(ended.stage, lane)
+        case _:
+            return None
+
+
+def _close(worker: _Worker) -> None:
+    """Close the pipe of a worker, which ends with it."""
+    worker.host.forget(worker.number)
+    with contextlib.suppress(OSError):
+        worker.writer.close()
+
+
+def _log_failure(loading: "asyncio.Future[TextFacts]") -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        log.error("The tokenizer could not be loaded again: %s", error)

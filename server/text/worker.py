@@ -1,0 +1,75 @@
+"""A worker: forked by the host, it runs one call at a time under limits until its pipe ends."""
+
+import contextlib
+import signal
+import socket
+import traceback
+from typing import Any
+
+from server.errors import ApiError
+from server.text import frames, stages
+from server.text.limits import (
+    MB,
+    Lane,
+    bound_memory,
+    bound_time,
+    failed,
+    private_bytes,
+    too_large,
+)
+from server.text.messages import Answer, Call
+from server.text.tokenizer import Tokenizer
+
+MOST_GROWTH = 64 * MB  # a worker that kept more than this after a call gives it back by ending
+LONGEST_REASON = 300  # characters of a library's own words
+
+
+def serve(connection: socket.socket, lane: Lane, tokenizer: Tokenizer | None) -> None:
+    """Answer calls until the other end closes, or until this process has grown."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # `bound_time` relies on these
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    bound_memory(lane.memory)
+    at_first = private_bytes()
+    is_last = False
+    with contextlib.suppress(OSError):  # the front end is gone, or waits no more
+        while not is_last and (received := frames.receive(connection)) is not None:
+            message, _ = received
+            bound_time(lane.seconds)
+            answer = run(message.message, message.raw, tokenizer, lane)
+            is_last = private_bytes() - at_first > MOST_GROWTH
+            reply = _framed(answer, is_last, lane)
+            bound_time(0)
+            frames.send(connection, reply)
+
+
+def run(call: Call, raw: bytes, tokenizer: Tokenizer | None, lane: Lane) -> Answer:
+    """Return what a call comes to. Every exception is an answer."""
+    stages.reset()
+    try:
+        if not call.on_model:
+            return Answer(call.function(raw, *call.args))
+        if tokenizer is None:
+            message = "The model's tokenizer could not be loaded again; see the server's log."
+            return Answer(error=ApiError.unavailable(message, "tokenizer_not_loaded"))
+        return Answer(call.function(tokenizer, raw, *call.args))
+    except ApiError as error:
+        return Answer(error=error)
+    except MemoryError:
+        return Answer(error=too_large(stages.current(), lane))
+    except Exception:
+        return Answer(bug=traceback.format_exc())
+    except BaseException as error:
+        # a panic of a Rust library; pyo3 derives it from BaseException and gives it no module
+        if type(error).__name__ != "PanicException":
+            raise
+        return Answer(error=failed(stages.current(), str(error)[:LONGEST_REASON]))
+
+
+def _framed(answer: Answer, is_last: bool, lane: Lane) -> frames.Frame:
+    raw: Any = answer.value if isinstance(answer.value, bytes) else b""
+    try:
+        return frames.frame(
+            Answer(None if raw else answer.value, answer.error, answer.bug, is_last), raw
+        )
+    except MemoryError:
+        return frames.frame(Answer(error=too_large(stages.current(), lane), is_last=True))
