@@ -27,7 +27,7 @@ MIN_LIKELIHOOD = 1 / 4  # of visiting a row, given the row reached; less likely 
 
 
 class Logits:
-    """The logits of a pass's rows, computed by the head in blocks of 64 rows when asked for.
+    """The logits of a pass's rows, computed by the head on request, in blocks of 64 rows.
 
     Callers ask for rows in ascending order, so only one block, [64, V], is held at a time, and each
     is computed once.

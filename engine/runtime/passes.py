@@ -22,7 +22,7 @@ class Entry:
     Args:
         tree: the sequence's draft tree; None if its prompt goes on in a later pass.
         first: the number of the sequence's first row in the pass.
-        num_before_tree: the number of rows of pending tokens before the tree's root.
+        num_before_tree: the number of rows before the tree's root; without a tree, of all rows.
     """
 
     sequence: Sequence

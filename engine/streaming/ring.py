@@ -296,13 +296,13 @@ class LayerStream:
         position = self._ahead
         unit = self._ring[position]
         self._ahead = (position + 1) % len(self._ring)
-        asked = time.perf_counter()
+        requested_at = time.perf_counter()
         arrival = (
             slot.send(unit, self._host_buffers[unit])
             if unit in self._host_buffers
             else slot.read(unit)
         )
-        self._loads.append(_Load(position, unit, slot, arrival, asked))
+        self._loads.append(_Load(position, unit, slot, arrival, requested_at))
 
     def _drop(self, loads: Sequence[_Load]) -> list[Slot]:
         """Cancel loads, and return their slots when no transfer writes into them any more."""
