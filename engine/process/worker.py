@@ -48,6 +48,7 @@ EXIT_NOT_LOADED = 78  # EX_CONFIG: the model cannot be loaded
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the front end has ended
 HEARTBEAT_S = 1.0
 PROGRESS_S = 0.1
+TAKING_SECONDS = 0.05  # for new requests between two passes
 
 
 class StepEngine(Protocol):
@@ -182,6 +183,7 @@ class _Inbox:
         self._engine: StepEngine | None = None  # until it is loaded
         self._connection = connection
         self._messages: SimpleQueue[Inbound] = SimpleQueue()
+        self._aborted: set[str] = set()  # request ids of the aborts among the messages
         Thread(target=self._receive, name="pipe reader", daemon=True).start()
 
     def attach(self, engine: StepEngine) -> None:
@@ -189,13 +191,29 @@ class _Inbox:
         self._engine = engine
 
     def take(self, seconds: float | None) -> Iterator[Inbound]:
-        """Yield all messages that have arrived; wait for the first, at most `seconds` if given."""
+        """Yield messages that have arrived; wait for the first, at most `seconds` if given.
+
+        Requests whose clients have left already are left out. After `TAKING_SECONDS` the rest waits
+        for the next call: each request may need a grammar compiled, and a flood of such requests
+        would keep the running ones from their next pass.
+        """
         try:
-            yield self._messages.get(timeout=seconds)
+            message = self._messages.get(timeout=seconds)
+            deadline = time.monotonic() + TAKING_SECONDS
             while True:
-                yield self._messages.get_nowait()
+                if not self._is_aborted(message):
+                    yield message
+                if time.monotonic() >= deadline:
+                    return
+                message = self._messages.get_nowait()
         except Empty:
             return
+
+    def _is_aborted(self, message: Inbound) -> bool:
+        """Return True for a request whose abort has arrived too."""
+        if isinstance(message, Abort):
+            self._aborted.discard(message.request_id)
+        return isinstance(message, Generate) and message.request_id in self._aborted
 
     def _receive(self) -> None:
         while True:
@@ -203,8 +221,10 @@ class _Inbox:
                 message: Inbound = self._connection.recv()
             except (EOFError, OSError):
                 _exit(EXIT_ORPHANED)
-            if isinstance(message, Abort) and self._engine is not None:
-                self._engine.abort(message.request_id)
+            if isinstance(message, Abort):
+                self._aborted.add(message.request_id)
+                if self._engine is not None:
+                    self._engine.abort(message.request_id)
             # An abort is queued as well: the engine may not have received the request yet.
             self._messages.put(message)
             if isinstance(message, Generate | Shutdown) and self._engine is not None:
@@ -248,7 +268,7 @@ class _Service:
         self._outbox.send(*(Failed(id_, message, "engine_error") for id_ in self._unfinished))
 
     def _take_messages(self) -> bool:
-        """Handle all messages that have arrived. Return False if one asks the process to end."""
+        """Handle messages that have arrived. Return False if one asks the process to end."""
         seconds = self._engine.rechecks.seconds_until_due()
         if self._engine.has_work() or self._engine.auditor.has_pending:
             seconds = 0.0

@@ -155,7 +155,9 @@ async def test_ending_the_stream_early_in_any_way_aborts_the_request(client: Eng
     gc.collect()
     await asyncio.sleep(0)  # collection may happen in any thread, so the loop calls `abort`
     assert client.num_outstanding == 0
-    assert (await report(client))[:-1] == ["left", "cancelled", "thrown", "collected"]
+    aborted = (await report(client))[:-1]  # without those that the engine never received
+    assert aborted[0] == "left"
+    assert set(aborted) <= {"left", "cancelled", "thrown", "collected"}
 
 
 async def test_only_the_childs_environment_is_changed(
