@@ -380,7 +380,7 @@ class EngineClient:
             self._set_state("restarting")
             self._crashes.record_crash(fingerprint_of(running.message), time.monotonic())
             running.events.put_nowait(EngineDied(message.message, message.code))
-        elif message.code == "weights_unreadable":
+        elif message.code in PassFailed.CODES:
             running.events.put_nowait(PassFailed(message.message, message.code))
         else:
             running.events.put_nowait(RequestError(message.message, message.code, message.param))

@@ -8,6 +8,7 @@ A frame to the engine has one message, and a frame to the front end a tuple of m
 """
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ from engine.messages import (
     Tokens,
     WeightsChecked,
 )
+from engine.printable_logs import make_printable
 from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
 
@@ -103,6 +105,7 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     keep_freed_memory()
+    make_printable([logging.lastResort], "%(message)s")
     outbox = _Outbox(connection)
     inbox = _Inbox(connection)
     service: _Service | None = None

@@ -103,7 +103,7 @@ class Engine:
         if not (turns := self._scheduler.schedule()):
             return events
         self._requests.start(turns)
-        with self._requests.fail_on_model_error([turn.sequence for turn in turns], events):
+        with self._requests.fail_pass_on_error([turn.sequence for turn in turns], events):
             self.clock.start(turns)
             with self.clock.phase("draft"):
                 trees = self._draft(turns)
@@ -143,14 +143,15 @@ class Engine:
         with self._logits(rows, hidden) as logits:
             for entry in rows.entries:
                 sequence = entry.sequence
-                score_prompt(entry, logits, self._decoder.on_pass_progress)
+                with self._requests.fail_request_on_error(sequence, events):
+                    score_prompt(entry, logits, self._decoder.on_pass_progress)
                 if sequence.is_cancelled:
                     continue  # its rows may not have been computed
                 sequence.count_pass()
                 if entry.tree is None:
                     self._keep(entry, [])
                     continue
-                with self._requests.fail_on_request_error(sequence, events):
+                with self._requests.fail_request_on_error(sequence, events):
                     events += self._emit(entry, entry.tree, logits)
         return events
 

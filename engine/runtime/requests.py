@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence as Seq
 from contextlib import contextmanager
 
-from engine.errors import ModelError, RequestError
+from engine.errors import ModelError, PassFailed, RequestError
 from engine.messages import Failed, Generate, Tokens
 from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
@@ -83,7 +83,7 @@ class Requests:
             del self._by_id[sequence.request_id]
 
     @contextmanager
-    def fail_on_model_error(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
+    def fail_pass_on_error(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
         """Enter a block that runs a pass; handle its errors, so that the next pass can run.
 
         If weights cannot be read, the requests of `sequences` fail, which is appended to `events`.
@@ -98,14 +98,15 @@ class Requests:
             events += self._fail(sequences, str(error), "weights_unreadable")
 
     @contextmanager
-    def fail_on_request_error(self, sequence: Sequence, events: Events) -> Iterator[None]:
-        """Enter a block that emits tokens of a sequence; fail only its request on `RequestError`.
+    def fail_request_on_error(self, sequence: Sequence, events: Events) -> Iterator[None]:
+        """Enter a block that emits tokens of a sequence; if it raises, fail only its request.
 
-        That is raised when the request's grammar has become too complex to be followed.
+        The block raises `RequestError` when the request's grammar has become too complex to be
+        followed, and `PassFailed` when its logits are not finite.
         """
         try:
             yield
-        except RequestError as error:
+        except (RequestError, PassFailed) as error:
             events += self._fail([sequence], str(error), error.code or "invalid_request")
 
     def _fail(self, sequences: Seq[Sequence], message: str, code: str) -> list[Failed]:

@@ -9,8 +9,10 @@ emitted tokens are those of plain decoding.
 from collections.abc import Callable
 
 from engine.drafting.tree import DraftTree
+from engine.errors import not_finite
 from engine.messages import PREDICTION
 from engine.runtime.choices import Logits, choose_likely_rows, choose_tree, ensure_closable
+from engine.sampling.choose import NO_CHOICE
 from engine.sampling.logprobs import model_logprobs
 from engine.sequences.sequence import Sequence
 
@@ -44,7 +46,8 @@ def emit_accepted(
         root: the row of the pass that is the tree's root.
         at_once: whether to choose the tokens of all rows in one call, where that is possible.
 
-    Raises `RequestError` if the sequence's grammar is too complex to be followed any further.
+    Raises `RequestError` if the sequence's grammar is too complex to be followed any further, and
+    `PassFailed` if the target's logits are not finite.
     """
     params, constraint = sequence.params, sequence.constraint
     if sequence.max_new_tokens == 0:  # the request only scores its prompt
@@ -56,6 +59,8 @@ def emit_accepted(
     def choose(row: int) -> int:
         if row not in chosen:
             chosen.update(choose_likely_rows(sequence, tree, row, root, logits))
+        if chosen[row] == NO_CHOICE:
+            raise not_finite()
         if constraint is None:
             return chosen[row]
         own, length = logits.row(root + row), len(sequence.tokens)

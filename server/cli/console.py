@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from engine.errors import escaped
 from engine.messages import LoadProgress
 
 STEP = 10  # percent between two lines of progress where a line cannot be overwritten
@@ -27,7 +28,7 @@ class Console:
         """Print a text of one or more lines, in place of an open line of progress."""
         lead = "\r\x1b[K" if self._is_line_open else ""
         self._is_line_open = False
-        shown = "\n".join(map(printable, text.split("\n")))
+        shown = "\n".join(map(escaped, text.split("\n")))
         self._write(f"{lead}{shown}\n")
 
     def progress(self, step: LoadProgress) -> None:
@@ -37,7 +38,7 @@ class Console:
         if key == self._last:
             return
         self._last = key
-        what = printable(step.what)
+        what = escaped(step.what)
         text = f"  {what} {percent:3d} %" if step.total else f"  {what}"
         if not self._is_terminal:
             self.line(text)
@@ -70,15 +71,6 @@ class _LogLines(logging.Handler):
             self.handleError(record)
 
 
-def printable(text: str) -> str:
-    """Return a text in which every character that a terminal might interpret is escaped.
-
-    Names of files and models are untrusted: control characters in them could overwrite the screen,
-    and marks of writing direction could display another name.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def size_text(nbytes: int) -> str:
     """Return a number of bytes as text, such as "7.2 GB"."""
     size = float(nbytes)
@@ -91,7 +83,7 @@ def size_text(nbytes: int) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the text of a table, whose columns are as wide as their widest cell."""
-    shown = [[printable(cell) for cell in row] for row in [header, *rows]]
+    shown = [[escaped(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

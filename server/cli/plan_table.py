@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from server.cli.console import printable
+from engine.errors import escaped
 
 if TYPE_CHECKING:
     from engine.planning.plan import Plan
@@ -27,7 +27,7 @@ def show(found: "Preview", console: Console) -> None:
 
     plan = found.scheme.plan
     source = "checkpoint" if found.has_weights else "config.json alone"
-    name, kind = escape(printable(found.model_id)), escape(printable(found.model_type))
+    name, kind = escape(escaped(found.model_id)), escape(escaped(found.model_type))
     console.print(f"\n[bold]{name}[/bold] ({kind}, from its {source})")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")

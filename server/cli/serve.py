@@ -108,7 +108,13 @@ def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
     entries = read_entries(folders)
     name = settings.default_model
     if not any(name in (entry.id, *entry.aliases) for entry in entries):
-        made = make_entry(name)
+        try:
+            made = make_entry(name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. The command line, UNDERSTUDY_DEFAULT_MODEL or default_model in "
+                "understudy.yaml names it"
+            ) from error
         _refuse_taken_id(made, entries)
         entries.append(made)
         name = made.id

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from engine.errors import EngineError
+from engine.errors import EngineError, escaped
 from server.errors import ApiError, as_api_error
 from server.http.api import Api, openai_error
 from server.http.measure import measurement_of
@@ -78,9 +78,4 @@ class Failures:
 def log_failure(request_id: str, failure: ApiError) -> None:
     """Write one line about a failed request to the log."""
     level = logging.WARNING if failure.status >= 500 else logging.INFO
-    log.log(level, "%s: %d %s", request_id, failure.status, _one_line(failure.message))
-
-
-def _one_line(text: str) -> str:
-    """Return a message with control characters escaped: it may quote parts of the request."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    log.log(level, "%s: %d %s", request_id, failure.status, escaped(failure.message))

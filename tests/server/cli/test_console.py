@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import escaped
 from engine.messages import LoadProgress
 from engine.streaming import packed_cache
 from server.cli import main
-from server.cli.console import Console, printable, table
+from server.cli.console import Console, table
 from server.config import files
 
 ESCAPE = "evil\x1b[2J\x9b1m\r\u202egnp\udc80"
@@ -30,7 +31,7 @@ class Terminal(io.StringIO):
     ],
 )
 def test_characters_that_a_terminal_might_interpret_are_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert escaped(text) == shown
 
 
 def test_a_table_escapes_its_cells() -> None:
