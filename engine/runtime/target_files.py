@@ -53,7 +53,7 @@ class TargetFiles(Blueprint):
                 "they are complete"
             )
         self.outline = self.units.outline
-        self.tensors = self.units.other()
+        self.tensors = self.units.other_tensors()
 
     @property
     def identity(self) -> str:

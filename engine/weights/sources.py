@@ -61,7 +61,7 @@ def merge_sources(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]
     return Source(shape=shape, fill=fill, experts=some)
 
 
-def excerpt(source: Source, experts: range) -> Source:
+def select_experts(source: Source, experts: range) -> Source:
     """Return the source of some experts of a fused tensor.
 
     It reads only their bytes if `source` supports that. Otherwise it makes the whole tensor and
@@ -78,7 +78,7 @@ def excerpt(source: Source, experts: range) -> Source:
     return Source(shape=(len(experts), *source.shape[1:]), fill=fill)
 
 
-def quantized(source: Source, dtype: torch.dtype, quantize: Callable[..., None]) -> Source:
+def quantize_source(source: Source, dtype: torch.dtype, quantize: Callable[..., None]) -> Source:
     """Return a source that quantizes the tensor of `source`, in this dtype, into packed fields."""
 
     def fill(*out: Tensor) -> None:

@@ -72,7 +72,7 @@ def draft_of(folder: Path, device: Device) -> DraftModel:
     units = CheckpointUnits(folder, model, dtype)
     bind_resident(model, units, device.torch_device, dtype, lambda *_: None)
     decoder = Decoder(
-        model, BoundWeights(), units.other(), device=device.torch_device, strict=False
+        model, BoundWeights(), units.other_tensors(), device=device.torch_device, strict=False
     )
     shape = kv_shape(config)
     pool = PagePool(

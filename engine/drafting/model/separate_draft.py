@@ -64,7 +64,7 @@ class SeparateDraft:
         decoder = Decoder(
             self.model,
             BoundWeights(),
-            self.units.other(),
+            self.units.other_tensors(),
             device=device,
             strict=False,
             tile=PROMPT_TILE,

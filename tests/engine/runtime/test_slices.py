@@ -18,7 +18,7 @@ from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.weights.layout import LayerUnits
 from engine.weights.open_file import OpenFile
-from engine.weights.sources import Source, excerpt
+from engine.weights.sources import Source, select_experts
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import HIDDEN, INTERMEDIATE
 from tests.engine.models import (
@@ -300,11 +300,11 @@ def test_reading_a_slice_reads_only_its_bytes(family: str, monkeypatch: pytest.M
         amounts.clear()
 
 
-def test_an_excerpt_of_a_computed_source_is_cut_from_the_whole() -> None:
+def test_experts_of_a_computed_source_are_cut_from_the_whole() -> None:
     def count(out: Tensor) -> None:
         out.copy_(torch.arange(24).view(4, 3, 2))
 
-    source = excerpt(Source((4, 3, 2), count), range(1, 3))
+    source = select_experts(Source((4, 3, 2), count), range(1, 3))
     assert source.shape == (2, 3, 2)
     found = torch.empty(2, 3, 2)
     source.fill(found)

@@ -38,7 +38,7 @@ def whole(tensor: OtherTensor) -> Tensor:
 
 def read_all(units: CheckpointUnits) -> dict[str, Tensor]:
     """Return every tensor of the model by its full name, each unit in memory of its own."""
-    tensors = {name: whole(tensor) for name, tensor in units.other().items()}
+    tensors = {name: whole(tensor) for name, tensor in units.other_tensors().items()}
     for index, layout in enumerate(units.layouts):
         buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
         units.read(index, buffer)
@@ -134,7 +134,7 @@ def test_an_embedding_of_the_wanted_dtype_stays_in_its_file(
     stored: torch.dtype, tmp_path: Path
 ) -> None:
     save_tiny("llama", tmp_path, dtype=stored, layers=1)
-    embedding = open_units(tmp_path).other()["model.embed_tokens.weight"]
+    embedding = open_units(tmp_path).other_tensors()["model.embed_tokens.weight"]
     assert isinstance(embedding, StoredRows) == (stored == torch.float32)
     if isinstance(embedding, StoredRows):
         assert torch.equal(embedding.read([5, 0, 127]), embedding.load()[[5, 0, 127]])
@@ -148,7 +148,7 @@ def test_a_closed_checkpoint_is_never_read(tmp_path: Path) -> None:
     """Another file may get the number of a descriptor that was closed."""
     save_tiny("llama", tmp_path, layers=1)
     units = open_units(tmp_path)
-    embedding = units.other()["model.embed_tokens.weight"]
+    embedding = units.other_tensors()["model.embed_tokens.weight"]
     units.close()
     others = [(tmp_path / "config.json").open() for _ in range(8)]
     assert isinstance(embedding, StoredRows)
@@ -183,7 +183,7 @@ def test_a_file_that_changes_while_it_is_open_is_refused(
 ) -> None:
     save_tiny("llama", tmp_path, layers=1, max_shard_size="1GB")
     units = open_units(tmp_path)
-    embedding = units.other()["model.embed_tokens.weight"]
+    embedding = units.other_tensors()["model.embed_tokens.weight"]
     change(tmp_path / "model.safetensors")
     buffer = torch.empty(units.layouts[0].nbytes, dtype=torch.uint8)
     reads: list[Callable[[], object]] = [lambda: units.read(0, buffer)]

@@ -74,7 +74,7 @@ def test_head_and_embedding_stay_dense(tmp_path: Path) -> None:
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype, "nf4")
     full = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert torch.equal(read(units, 1)["weight"], full["lm_head.weight"])
-    embedding = units.other()["model.embed_tokens.weight"]
+    embedding = units.other_tensors()["model.embed_tokens.weight"]
     assert isinstance(embedding, StoredRows)
     assert torch.equal(embedding.load(), full["model.embed_tokens.weight"])
 
