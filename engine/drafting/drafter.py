@@ -21,7 +21,7 @@ from engine.messages import NO_DRAFT, PREDICTION
 from engine.model.decoder import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
-from engine.streaming.ahead_stream import Aside
+from engine.streaming.side_stream import SideStream
 
 LOOKUP_ROWS = 32  # of each look-up's tree beside a draft model: they take time on the host
 MIN_AHEAD_SCORE = log(0.002)  # a path less probable than this is not drafted ahead
@@ -49,7 +49,7 @@ class Drafting:
         policy: TreePolicy,
         *,
         can_draft_ahead: bool,
-        aside: Aside | None = None,
+        side_stream: SideStream | None = None,
     ) -> None:
         """Take the drafts of an engine.
 
@@ -57,11 +57,11 @@ class Drafting:
             model: the draft model; None if only look-ups draft.
             bounds: the largest size of a tree.
             can_draft_ahead: whether the model drafts while a pass waits for weights.
-            aside: where drafting ahead runs. None: on the stream of everything else.
+            side_stream: where drafting ahead runs. None: on the stream of everything else.
         """
         self.policy = policy
         self.stats = DraftStats()
-        self.aside = aside or Aside()
+        self.side_stream = side_stream or SideStream()
         self._model = model
         self._lookups = lookups
         self._bounds = bounds
@@ -132,7 +132,7 @@ class Drafting:
 
         A step is finished if at least half of it was run.
         """
-        self.aside.join()
+        self.side_stream.join()
         model = self._model
         if model is None or model.unfinished is None:
             return
@@ -145,7 +145,7 @@ class Drafting:
     def _continue_step(self, model: DraftModel, began: float, until: float) -> bool:
         """Run the unfinished step until a time of perf_counter. Return True if it progressed."""
         try:
-            with self.aside.drafting():
+            with self.side_stream.drafting():
                 return model.continue_step(until, self.policy.calibration)
         except PassCancelled:  # all clients of the step left; the pass may serve others
             model.drop_step()

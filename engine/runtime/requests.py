@@ -15,7 +15,7 @@ Events = list[Tokens | Failed]
 
 
 class Requests:
-    """Requests by id, from their acceptance until their last choice has ended."""
+    """The accepted requests of an engine, by id, until the last choice of each has ended."""
 
     def __init__(
         self,
@@ -24,7 +24,10 @@ class Requests:
         auditor: Auditor,
         on_start: Callable[[str], None],
     ) -> None:
-        """`on_start` is called with the id of each request that takes part in its first pass."""
+        """Create the collection without requests.
+
+        `on_start` is called with the id of each request that takes part in its first pass.
+        """
         self._loaded = loaded
         self._scheduler = scheduler
         self._auditor = auditor
@@ -32,7 +35,11 @@ class Requests:
         self._by_id: dict[str, Request] = {}
 
     def add(self, message: Generate) -> None:
-        """Queue a request. Raises `RequestError` for one that could never be served."""
+        """Queue a request.
+
+        Raises `RequestError` if the prompt is too long for the model or the KV cache, or if the
+        request's grammar cannot be compiled.
+        """
         most = self._loaded.limits.max_tokens
         if len(message.prompt) + message.params.least_tokens > most:
             raise RequestError(
@@ -46,41 +53,41 @@ class Requests:
         self._scheduler.add(Sequence(request, 0, self._loaded.stop_rules(message)))
 
     def abort(self, request_id: str) -> None:
-        """Cancel a request whose client left. May be called from any thread."""
+        """Cancel a request whose client has left. Any thread may call this."""
         request = self._by_id.get(request_id)
         if request is not None:
             request.cancelled.set()
 
     def drop_cancelled(self) -> None:
-        """Forget the requests whose clients left."""
+        """Remove the requests whose clients have left."""
         for sequence in self._scheduler.drop_cancelled():
             self._by_id.pop(sequence.request_id, None)
 
     def start(self, turns: Seq[Turn]) -> None:
-        """Report requests that begin: again when their first pass was cut short."""
+        """Report requests whose first pass begins; once more if that pass has to be repeated."""
         for turn in turns:
             if turn.sequence.passes == 0:
                 self._on_start(turn.sequence.request_id)
 
     def fork(self, sequence: Sequence) -> Iterator[Sequence]:
-        """Yield the other choices of a request whose first choice has run the prompt."""
+        """Yield the other choices of a request, given the first one, which has run the prompt."""
         message = sequence.request.message
         for choice in range(1, message.n):
             rules = self._loaded.stop_rules(message)
             yield Sequence(sequence.request, choice, rules, sequence.num_cached, sequence.passes)
 
     def end(self, sequence: Sequence) -> None:
-        """Take a finished choice off its request; the request ends with its last choice."""
+        """Record that a choice has finished, and remove the request after its last choice."""
         self._auditor.offer(sequence)
         if sequence.request.end_choice():
             del self._by_id[sequence.request_id]
 
     @contextmanager
-    def surviving(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
-        """Catch what ends the pass in the block, so that the engine can run its next pass.
+    def fail_pass_on_error(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
+        """Enter a block that runs a pass; handle its errors, so that the next pass can run.
 
-        The requests of these sequences fail where weights cannot be read. A pass whose clients
-        have all left just ends.
+        If weights cannot be read, the requests of `sequences` fail, which is appended to `events`.
+        If all clients of the pass have left, the pass ends without an event.
         """
         try:
             yield
@@ -91,10 +98,11 @@ class Requests:
             events += self._fail(sequences, str(error), "weights_unreadable")
 
     @contextmanager
-    def refusing(self, sequence: Sequence, events: Events) -> Iterator[None]:
-        """Fail only this sequence's request where its answer cannot go on.
+    def fail_request_on_error(self, sequence: Sequence, events: Events) -> Iterator[None]:
+        """Enter a block that emits tokens of a sequence; if it raises, fail only its request.
 
-        That is where its grammar can be followed no further, or its logits are no numbers.
+        The block raises `RequestError` when the request's grammar has become too complex to be
+        followed, and `PassFailed` when its logits are not finite.
         """
         try:
             yield
@@ -102,11 +110,12 @@ class Requests:
             events += self._fail([sequence], str(error), error.code or "invalid_request")
 
     def _fail(self, sequences: Seq[Sequence], message: str, code: str) -> list[Failed]:
+        """Remove the requests of some sequences with all their choices; return their failures."""
         failed = dict.fromkeys(sequence.request for sequence in sequences)  # ordered, each once
-        for sequence in list(self._scheduler.all()):
+        for sequence in list(self._scheduler.all_sequences()):
             if sequence.request in failed:
                 self._scheduler.remove(sequence)
         for request in failed:
-            request.cancelled.set()  # its other choices of this pass are not walked
+            request.cancelled.set()  # its other choices of this pass are skipped
             self._by_id.pop(request.message.request_id, None)
         return [Failed(request.message.request_id, message, code) for request in failed]

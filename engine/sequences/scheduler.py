@@ -32,20 +32,20 @@ class Turn:
 
     Args:
         sequence: the sequence that runs.
-        chain: the number of pending tokens to run, in order. The last pending token is the root of
-            the sequence's tree.
-        room: the most rows of the tree, the root included; 0 if the prompt does not end in this
-            pass.
+        num_pending: the number of pending tokens to run, in order. The last pending token is the
+            root of the sequence's tree.
+        max_tree_rows: the most rows of the tree, the root included; 0 if the prompt does not end in
+            this pass.
     """
 
     sequence: Sequence
-    chain: int
-    room: int
+    num_pending: int
+    max_tree_rows: int
 
     @property
     def is_decoding(self) -> bool:
         """Whether the sequence may have a draft in this pass."""
-        return self.chain == 1 and self.sequence.is_decoding
+        return self.num_pending == 1 and self.sequence.is_decoding
 
 
 class PrefillBudget:
@@ -139,7 +139,7 @@ class Scheduler:
         """The number of waiting and paused sequences."""
         return len(self.paused) + sum(map(len, self._waiting.values()))
 
-    def all(self) -> Iterator[Sequence]:
+    def all_sequences(self) -> Iterator[Sequence]:
         """Yield all sequences: the running, then the paused, then the waiting ones."""
         yield from self.running
         yield from self.paused
@@ -170,7 +170,7 @@ class Scheduler:
 
     def drop_cancelled(self) -> list[Sequence]:
         """Remove and return the sequences whose clients have left."""
-        cancelled = [s for s in self.all() if s.is_cancelled]
+        cancelled = [s for s in self.all_sequences() if s.is_cancelled]
         for sequence in cancelled:
             self.remove(sequence)
         return cancelled
@@ -273,15 +273,16 @@ class Scheduler:
         turns = [self._plan_tree(s, len(decoding) - i) for i, s in enumerate(decoding)]
         rows = self.max_rows - len(decoding)
         if decoding:
-            beside = sum(min(turn.room, TILE) for turn in turns)
+            beside = sum(min(turn.max_tree_rows, TILE) for turn in turns)
             context = max((prompt.pages.length for prompt in prompts), default=0)
             rows = min(self.prefill_budget.rows(beside, context), max(rows, TILE))
         for sequence in prompts:
-            chain = min(sequence.num_pending, rows)
-            if chain <= 0:
+            num_pending = min(sequence.num_pending, rows)
+            if num_pending <= 0:
                 break
-            rows -= chain
-            turns.append(Turn(sequence, chain, room=int(chain == sequence.num_pending)))
+            rows -= num_pending
+            ends = num_pending == sequence.num_pending
+            turns.append(Turn(sequence, num_pending, max_tree_rows=int(ends)))
         return turns
 
     def _plan_tree(self, sequence: Sequence, sharing: int) -> Turn:
@@ -297,7 +298,7 @@ class Scheduler:
         if self.draft_rows:
             share //= 2
         spare = sequence.pages.capacity - sequence.pages.length
-        room = max(min(self.scratch_rows, spare + share * PAGE), 1)
-        granted = self.cache.reserve(sequence.pages, room)
+        max_rows = max(min(self.scratch_rows, spare + share * PAGE), 1)
+        granted = self.cache.reserve(sequence.pages, max_rows)
         assert granted, "the share of free pages is free"
-        return Turn(sequence, 1, room)
+        return Turn(sequence, 1, max_rows)

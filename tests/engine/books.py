@@ -56,7 +56,7 @@ def check_idle(made: Engine) -> None:
             assert not getattr(lookup, kept, None), (lookup.name, kept)
         assert not getattr(getattr(lookup, "_search", None), "_proposed", None), lookup.name
     assert not made._requests._by_id and made._scheduler.num_waiting == 0
-    assert not list(made._scheduler.all())
+    assert not list(made._scheduler.all_sequences())
 
 
 def caches(made: Engine) -> list[KVCache]:

@@ -280,14 +280,14 @@ class Traffic:
             at = self.chance.randint(0, 8)
             hooks(self.engine).on_unit = self._leaving(at)
             if at == 0:
-                hooks(self.engine).border()
+                hooks(self.engine).on_pass_progress()
         broken = self.chance.randrange(4) if self.chance.random() < self.what.fail else None
 
-        def unit(index: int, idle: Any = None) -> Any:
+        def unit(index: int, on_wait: Any = None) -> Any:
             """Draft as the engine does while weights travel, and return or fail the unit."""
             while self.chance.random() < self.what.ahead:
                 self.ahead += self.engine._drafting.draft_ahead(1e9)
-            return _fail() if index == broken else own(index, idle)
+            return _fail() if index == broken else own(index, on_wait)
 
         stream.unit = unit
         try:
@@ -304,7 +304,7 @@ class Traffic:
             going = going[:1]
         seen = [0]
 
-        def border(_: int) -> None:
+        def abort_some(_: int) -> None:
             seen[0] += 1
             if seen[0] >= at:
                 for name in going:
@@ -312,7 +312,7 @@ class Traffic:
                         self.left.add(name)
                         self.engine.abort(name)
 
-        return border
+        return abort_some
 
     def _take(self, event: Tokens | Failed) -> None:
         if isinstance(event, Failed):

@@ -84,14 +84,14 @@ class OwnCache:
     def keep_pending(self, sequence: Sequence) -> None:
         """Add the tokens that were run after the prefix to it, and let other prompts find them."""
         table = self._tables[sequence]
-        self.cache.keep(table, range(len(sequence.tokens) - 1 - table.length))
+        self.cache.append_rows(table, range(len(sequence.tokens) - 1 - table.length))
         self.cache.publish(table, sequence.tokens)
 
     def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
         """Copy the KV of accepted rows to the prefix. Without room the tokens are run again."""
         table = self._tables.get(sequence)
         if slots and table is not None and self.cache.reserve(table, len(slots)):
-            self.cache.keep_from(table, torch.tensor(slots))
+            self.cache.append_copies(table, torch.tensor(slots))
             self.cache.publish(table, sequence.tokens)
 
     def release(self, sequence: Sequence) -> None:

@@ -30,7 +30,7 @@ from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import Sequence
 from engine.spec import TILE
 from engine.streaming.device import Capture
-from engine.streaming.ring import Idle
+from engine.streaming.ring import OnWait
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
 NEGLIGIBLE = -9.0  # log-probability: a child below it is not worth a node
@@ -40,7 +40,7 @@ class BoundWeights:
     """The weights of a model whose modules hold them all the time, so that none are streamed."""
 
     def unit(
-        self, index: int, idle: Idle | None = None
+        self, index: int, on_wait: OnWait | None = None
     ) -> AbstractContextManager[Mapping[str, Tensor]]:
         """Return an empty unit: the module has its weights already."""
         return nullcontext({})

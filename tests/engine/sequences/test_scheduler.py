@@ -62,9 +62,9 @@ class Harness:
         turns = self.scheduler.schedule()
         for turn in turns:
             sequence, pages = turn.sequence, turn.sequence.pages
-            tokens = min(emit, turn.room) if sequence.is_decoding else turn.room
-            rows = tokens if sequence.is_decoding else turn.chain
-            self.cache.keep(pages, range(rows))
+            tokens = min(emit, turn.max_tree_rows) if sequence.is_decoding else turn.max_tree_rows
+            rows = tokens if sequence.is_decoding else turn.num_pending
+            self.cache.append_rows(pages, range(rows))
             sequence.tokens += [NEXT] * tokens
             self.cache.publish(pages, sequence.tokens)
         return turns
@@ -84,7 +84,7 @@ def names(sequences: Seq[Sequence]) -> list[str]:
 
 def ran(turns: Seq[Turn]) -> dict[str, tuple[int, int]]:
     """Return the chain and room of each turn, by request id."""
-    return {t.sequence.request_id: (t.chain, t.room) for t in turns}
+    return {t.sequence.request_id: (t.num_pending, t.max_tree_rows) for t in turns}
 
 
 def test_without_sequences_no_turn_is_scheduled() -> None:
@@ -347,7 +347,7 @@ def test_cancelled_sequences_are_removed_in_every_status() -> None:
     for sequence in (running, paused, waiting):
         sequence.request.cancelled.set()
     assert set(harness.scheduler.drop_cancelled()) == {running, paused, waiting}
-    assert names(list(harness.scheduler.all())) == ["b", "e"]
+    assert names(list(harness.scheduler.all_sequences())) == ["b", "e"]
     other.request.cancelled.set()
     harness.scheduler.drop_cancelled()
     assert harness.scheduler.num_waiting == 0
@@ -383,7 +383,10 @@ def test_a_fork_runs_beside_its_first_choice_and_decodes_at_once() -> None:
     assert harness.scheduler.running == [first, *forks]
     assert all(fork.is_decoding for fork in forks)
     turns = harness.step()
-    assert [(turn.sequence, turn.chain) for turn in turns] == [(first, 1), *((f, 1) for f in forks)]
+    assert [(turn.sequence, turn.num_pending) for turn in turns] == [
+        (first, 1),
+        *((f, 1) for f in forks),
+    ]
 
 
 def test_a_fork_beyond_max_sequences_waits_first_and_holds_no_pages() -> None:
@@ -396,7 +399,7 @@ def test_a_fork_beyond_max_sequences_waits_first_and_holds_no_pages() -> None:
     harness.scheduler.remove(first)
     turns = harness.step()
     assert harness.scheduler.running == [forks[0], forks[1]]
-    assert turns[1].chain == 1, "its prompt is still stored"
+    assert turns[1].num_pending == 1, "its prompt is still stored"
 
 
 def test_a_fork_without_a_free_page_waits_first() -> None:
@@ -412,7 +415,7 @@ def test_removing_a_sequence_frees_its_pages() -> None:
     harness.step()
     harness.scheduler.remove(running)
     harness.scheduler.remove(waiting)
-    assert list(harness.scheduler.all()) == []
+    assert list(harness.scheduler.all_sequences()) == []
     assert harness.released == [running]
     assert harness.cache.num_free_pages == harness.cache.num_pages
 
@@ -447,13 +450,13 @@ def test_random_requests_all_finish_and_no_page_is_lost(
         for number, (length, tokens, key) in enumerate(asked)
     }
     steps = 0
-    while any(True for _ in harness.scheduler.all()):
+    while any(True for _ in harness.scheduler.all_sequences()):
         steps += 1
         turns = harness.step(emit)
         assert turns, "some sequence runs while sequences remain"
         assert steps < 5000
         assert len(turns) <= most
-        assert sum(turn.chain for turn in turns) <= 256
+        assert sum(turn.num_pending for turn in turns) <= 256
         for sequence in list(harness.scheduler.running):
             number = int(sequence.request_id)
             if len(sequence.tokens) >= wanted[sequence]:

@@ -30,7 +30,7 @@ def test_a_sequence_waits_runs_pauses_runs_again_and_finishes() -> None:
     sequence.run(cache.open(sequence.tokens))
     look()
     cache.reserve(sequence.pages, 3)
-    cache.keep(sequence.pages, range(3))
+    cache.append_rows(sequence.pages, range(3))
     cache.close(sequence.pages, sequence.tokens)
     sequence.pause()
     look()
