@@ -30,7 +30,7 @@ from engine.sampling.choose import choose
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.logit_rules import TokenCounts, is_greedy, sampling_logprobs
 from engine.sampling.noise import gumbel
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Auditor:
         self._decoder = loaded.decoder
         self._cache = loaded.cache
         self._tolerance = TOLERANCES[loaded.decoder.embedding.weight.dtype]
-        self._waiting: deque[Sequence] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[TokenSequence] = deque(maxlen=MAX_WAITING)
         self._preempted = Event()
 
     @property
@@ -58,7 +58,7 @@ class Auditor:
         """Whether an answer is waiting to be checked."""
         return bool(self._waiting)
 
-    def offer(self, sequence: Sequence) -> None:
+    def offer(self, sequence: TokenSequence) -> None:
         """Queue a finished choice for a check if it belongs to the share that is audited.
 
         A hash of the request's id and the choice's number decides, so it is the same in every run.
@@ -107,7 +107,7 @@ class Auditor:
             )
         return audited
 
-    def _check(self, sequence: Sequence) -> Audited | None:
+    def _check(self, sequence: TokenSequence) -> Audited | None:
         """Return the number of mismatches of an answer; None if there are too few free pages."""
         counts = TokenCounts(sequence.tokens[: sequence.num_prompt])
         constraint = sequence.request.constraint and sequence.request.constraint.copy()
@@ -129,7 +129,7 @@ class Auditor:
         return Audited(len(sequence.tokens) - sequence.num_prompt, mismatches)
 
     def _logits_by_position(
-        self, sequence: Sequence, table: PageTable, positions: range, is_long: bool
+        self, sequence: TokenSequence, table: PageTable, positions: range, is_long: bool
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the positions of the answer in order, each with the logits [V] that choose it.
 
@@ -151,7 +151,9 @@ class Auditor:
                         raise PassCancelled
                     yield row + 1, logits.row(row - start)
 
-    def _forward(self, sequence: Sequence, table: PageTable, rows: range, is_long: bool) -> Tensor:
+    def _forward(
+        self, sequence: TokenSequence, table: PageTable, rows: range, is_long: bool
+    ) -> Tensor:
         """Run some tokens of the sequence as a chain; return hidden states [>= rows, D]."""
         segment = Segment(
             first=0,
@@ -168,7 +170,7 @@ class Auditor:
 
     def _matches(
         self,
-        sequence: Sequence,
+        sequence: TokenSequence,
         counts: TokenCounts,
         constraint: Constraint | None,
         position: int,
@@ -216,7 +218,7 @@ class Auditor:
         return bool(possibly[token] and noisy[token] + tolerance >= best)
 
 
-def _spans(sequence: Sequence) -> Iterator[tuple[range, bool]]:
+def _spans(sequence: TokenSequence) -> Iterator[tuple[range, bool]]:
     """Yield ranges of the answer's positions, and whether they used the long rope frequencies.
 
     There are two ranges if the answer grew beyond the original length of a length-dependent rope:

@@ -8,7 +8,7 @@ only the token ids are copied to the host.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.grammar.grammar import Mask
 from engine.sampling.large_vocabularies.blocks import Matrix, Rows
 from engine.sampling.logit_rules import TokenCounts, is_path_dependent
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
 
 MAX_LIKELY_ROWS = 16  # the most rows whose tokens `choose_likely_rows` chooses in one call
@@ -61,7 +61,7 @@ class Logits:
         block, first = self._block_of(rows[0]), self._first
         return block.values[rows.start - first : rows.stop - first, : block.size]
 
-    def rows(self, rows: Seq[int]) -> Rows:
+    def rows(self, rows: Sequence[int]) -> Rows:
         """Return rows of the pass, which lie in one block, for choosing tokens at them."""
         block = self._block_of(rows[0])
         return block.rows([row - self._first for row in rows])
@@ -85,7 +85,7 @@ class Logits:
 
 
 def choose_tree(
-    sequence: Sequence, depths: Seq[int], root: int, logits: Logits
+    sequence: TokenSequence, depths: Sequence[int], root: int, logits: Logits
 ) -> list[int] | None:
     """Return the target's token at each row of a tree, or None if they cannot be chosen together.
 
@@ -108,7 +108,7 @@ def choose_tree(
 
 
 def choose_likely_rows(
-    sequence: Sequence, tree: DraftTree, row: int, root: int, logits: Logits
+    sequence: TokenSequence, tree: DraftTree, row: int, root: int, logits: Logits
 ) -> dict[int, int]:
     """Return the target's token at a row of the tree, and at rows that are likely visited next.
 
@@ -130,7 +130,7 @@ def choose_likely_rows(
 
 
 def _choose(
-    sequence: Sequence, logits: Rows, positions: Seq[int], allowed: Tensor | None = None
+    sequence: TokenSequence, logits: Rows, positions: Sequence[int], allowed: Tensor | None = None
 ) -> Tensor:
     """Return the target's tokens [R] at these positions, among the `allowed` ones [R, V]."""
     banned = None if allowed is not None else [sequence.banned(own) for own in positions]
@@ -145,7 +145,7 @@ def _choose(
     )
 
 
-def _position(sequence: Sequence, tree: DraftTree, row: int, below: int) -> int:
+def _position(sequence: TokenSequence, tree: DraftTree, row: int, below: int) -> int:
     """Return the position of the token chosen at row `below`, a descendant of the row reached."""
     return len(sequence.tokens) + tree.depths[below] - tree.depths[row]
 
@@ -164,7 +164,7 @@ def _likely_rows(tree: DraftTree, row: int, stop: int) -> list[int]:
 
 
 def ensure_closable(
-    sequence: Sequence,
+    sequence: TokenSequence,
     token: int,
     logits: Tensor,
     constraint: Constraint,
@@ -188,7 +188,7 @@ def ensure_closable(
 
 
 def _allowed_tokens(
-    sequence: Sequence, constraint: Constraint, tree: DraftTree, rows: Seq[int]
+    sequence: TokenSequence, constraint: Constraint, tree: DraftTree, rows: Sequence[int]
 ) -> dict[int, Mask]:
     """Return the tokens that a grammar allows at each of some rows.
 

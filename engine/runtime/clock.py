@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.messages import Failed, PassStats, Tokens
@@ -22,7 +22,7 @@ class Clock:
         self._before = loaded.stream.stats
         self._is_decoding = False
 
-    def start(self, turns: Seq[Turn]) -> None:
+    def start(self, turns: Sequence[Turn]) -> None:
         """Start measuring a step with these turns."""
         self._seconds.clear()
         self._before = self._loaded.stream.stats
@@ -41,7 +41,7 @@ class Clock:
         finally:
             self._seconds[name] += time.perf_counter() - began
 
-    def finish(self, rows: Pass, events: Seq[Tokens | Failed]) -> PassStats:
+    def finish(self, rows: Pass, events: Sequence[Tokens | Failed]) -> PassStats:
         """Update the expected pass times from the finished step, and return its figures.
 
         Args:

@@ -6,7 +6,7 @@ sequence has one draft tree, all trees and prompts run in one forward, and each 
 against the tokens that the target itself chooses.
 """
 
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -118,7 +118,7 @@ class Engine:
         self.rechecks.postpone()
         return events
 
-    def _draft(self, turns: Seq[Turn]) -> list[DraftTree | None]:
+    def _draft(self, turns: Sequence[Turn]) -> list[DraftTree | None]:
         """Return a tree for each turn.
 
         It is a root alone if the turn ends a prompt, and None if the prompt goes on in a later
@@ -186,7 +186,7 @@ class Engine:
             self._requests.end(sequence)
         return events
 
-    def _keep(self, entry: Entry, accepted: Seq[int]) -> None:
+    def _keep(self, entry: Entry, accepted: Sequence[int]) -> None:
         """Store the KV of pending tokens and accepted rows, and move the draft's root."""
         sequence = entry.sequence
         self._cache.append_rows(sequence.pages, entry.kept_rows(accepted))

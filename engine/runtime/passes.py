@@ -1,6 +1,6 @@
 """The rows of a pass: the prompts and draft trees of all sequences, one after another."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.sequences.scheduler import Turn
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.streaming.ring import OnWait
 
 
@@ -25,7 +25,7 @@ class Entry:
         num_before_tree: the number of rows before the tree's root; without a tree, of all rows.
     """
 
-    sequence: Sequence
+    sequence: TokenSequence
     tree: DraftTree | None
     first: int
     num_before_tree: int
@@ -35,7 +35,7 @@ class Entry:
         """The number of the tree's root row in the pass."""
         return self.first + self.num_before_tree
 
-    def kept_rows(self, accepted: Seq[int]) -> list[int]:
+    def kept_rows(self, accepted: Sequence[int]) -> list[int]:
         """Return the sequence's rows that join its stored prefix, counted from its first row.
 
         These are the rows before the tree and the `accepted` rows of the tree.
@@ -60,8 +60,8 @@ class Pass:
 
 
 def assemble(
-    turns: Seq[Turn],
-    trees: Seq[DraftTree | None],
+    turns: Sequence[Turn],
+    trees: Sequence[DraftTree | None],
     cache: KVCache,
     decoder: Decoder,
     on_wait: OnWait | None = None,

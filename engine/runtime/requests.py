@@ -1,6 +1,6 @@
 """The requests that an engine has accepted: how they begin, end and fail."""
 
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.errors import ModelError, PassFailed, RequestError
@@ -9,7 +9,7 @@ from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.load import Loaded
 from engine.sequences.scheduler import Scheduler, Turn
-from engine.sequences.sequence import Request, Sequence
+from engine.sequences.sequence import Request, TokenSequence
 
 Events = list[Tokens | Failed]
 
@@ -50,7 +50,7 @@ class Requests:
         constraint = self._loaded.constraint(message.params)
         request = Request(message, self._loaded.limits, constraint)
         self._by_id[message.request_id] = request
-        self._scheduler.add(Sequence(request, 0, self._loaded.stop_rules(message)))
+        self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
 
     def abort(self, request_id: str) -> None:
         """Cancel a request whose client has left. Any thread may call this."""
@@ -63,27 +63,31 @@ class Requests:
         for sequence in self._scheduler.drop_cancelled():
             self._by_id.pop(sequence.request_id, None)
 
-    def start(self, turns: Seq[Turn]) -> None:
+    def start(self, turns: Sequence[Turn]) -> None:
         """Report requests whose first pass begins; once more if that pass has to be repeated."""
         for turn in turns:
             if turn.sequence.passes == 0:
                 self._on_start(turn.sequence.request_id)
 
-    def fork(self, sequence: Sequence) -> Iterator[Sequence]:
+    def fork(self, sequence: TokenSequence) -> Iterator[TokenSequence]:
         """Yield the other choices of a request, given the first one, which has run the prompt."""
         message = sequence.request.message
         for choice in range(1, message.n):
             rules = self._loaded.stop_rules(message)
-            yield Sequence(sequence.request, choice, rules, sequence.num_cached, sequence.passes)
+            yield TokenSequence(
+                sequence.request, choice, rules, sequence.num_cached, sequence.passes
+            )
 
-    def end(self, sequence: Sequence) -> None:
+    def end(self, sequence: TokenSequence) -> None:
         """Record that a choice has finished, and remove the request after its last choice."""
         self._auditor.offer(sequence)
         if sequence.request.end_choice():
             del self._by_id[sequence.request_id]
 
     @contextmanager
-    def fail_pass_on_error(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
+    def fail_pass_on_error(
+        self, sequences: Sequence[TokenSequence], events: Events
+    ) -> Iterator[None]:
         """Enter a block that runs a pass; handle its errors, so that the next pass can run.
 
         If weights cannot be read, the requests of `sequences` fail, which is appended to `events`.
@@ -98,7 +102,7 @@ class Requests:
             events += self._fail(sequences, str(error), "weights_unreadable")
 
     @contextmanager
-    def fail_request_on_error(self, sequence: Sequence, events: Events) -> Iterator[None]:
+    def fail_request_on_error(self, sequence: TokenSequence, events: Events) -> Iterator[None]:
         """Enter a block that emits tokens of a sequence; if it raises, fail only its request.
 
         The block raises `RequestError` when the request's grammar has become too complex to be
@@ -109,7 +113,7 @@ class Requests:
         except (RequestError, PassFailed) as error:
             events += self._fail([sequence], str(error), error.code or "invalid_request")
 
-    def _fail(self, sequences: Seq[Sequence], message: str, code: str) -> list[Failed]:
+    def _fail(self, sequences: Sequence[TokenSequence], message: str, code: str) -> list[Failed]:
         """Remove the requests of some sequences with all their choices; return their failures."""
         failed = dict.fromkeys(sequence.request for sequence in sequences)  # ordered, each once
         for sequence in list(self._scheduler.all_sequences()):

@@ -14,7 +14,7 @@ from engine.messages import PREDICTION
 from engine.runtime.choices import Logits, choose_likely_rows, choose_tree, ensure_closable
 from engine.sampling.choose import NO_CHOICE
 from engine.sampling.logprobs import model_logprobs
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 
 def verify(
@@ -38,7 +38,7 @@ def verify(
 
 
 def emit_accepted(
-    sequence: Sequence, tree: DraftTree, root: int, logits: Logits, *, at_once: bool
+    sequence: TokenSequence, tree: DraftTree, root: int, logits: Logits, *, at_once: bool
 ) -> list[int]:
     """Emit the tokens that the target accepts of a tree; return the accepted rows, the root first.
 

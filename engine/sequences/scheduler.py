@@ -16,7 +16,7 @@ from math import inf
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
-from engine.sequences.sequence import Sequence, Status
+from engine.sequences.sequence import Status, TokenSequence
 from engine.spec import TILE
 from engine.timing import PassTimes, smoothed
 
@@ -38,7 +38,7 @@ class Turn:
             this pass.
     """
 
-    sequence: Sequence
+    sequence: TokenSequence
     num_pending: int
     max_tree_rows: int
 
@@ -103,7 +103,7 @@ class Scheduler:
         max_rows: int,
         scratch_rows: int,
         draft_rows: int,
-        release: Callable[[Sequence], None],
+        release: Callable[[TokenSequence], None],
         reclaim: Callable[[], None],
         num_reclaimable: Callable[[], int],
         passes: PassTimes,
@@ -130,27 +130,27 @@ class Scheduler:
         self.reclaim = reclaim
         self.num_reclaimable = num_reclaimable
         self.prefill_budget = PrefillBudget(passes, max_rows)
-        self.running: list[Sequence] = []  # oldest first
-        self.paused: deque[Sequence] = deque()  # resumed before any waiting one is admitted
-        self._waiting: OrderedDict[str, deque[Sequence]] = OrderedDict()
+        self.running: list[TokenSequence] = []  # oldest first
+        self.paused: deque[TokenSequence] = deque()  # resumed before any waiting one is admitted
+        self._waiting: OrderedDict[str, deque[TokenSequence]] = OrderedDict()
 
     @property
     def num_waiting(self) -> int:
         """The number of waiting and paused sequences."""
         return len(self.paused) + sum(map(len, self._waiting.values()))
 
-    def all_sequences(self) -> Iterator[Sequence]:
+    def all_sequences(self) -> Iterator[TokenSequence]:
         """Yield all sequences: the running, then the paused, then the waiting ones."""
         yield from self.running
         yield from self.paused
         for queue in self._waiting.values():
             yield from queue
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: TokenSequence) -> None:
         """Append a new sequence to the queue of its key."""
         self._waiting.setdefault(sequence.key, deque()).append(sequence)
 
-    def add_fork(self, sequence: Sequence, table: PageTable | None) -> None:
+    def add_fork(self, sequence: TokenSequence, table: PageTable | None) -> None:
         """Add a fork of a running sequence.
 
         It runs at once if it has pages and fewer than `max_sequences` run. Otherwise it is paused,
@@ -168,14 +168,14 @@ class Scheduler:
         sequence.pause()
         self.paused.append(sequence)
 
-    def drop_cancelled(self) -> list[Sequence]:
+    def drop_cancelled(self) -> list[TokenSequence]:
         """Remove and return the sequences whose clients have left."""
         cancelled = [s for s in self.all_sequences() if s.is_cancelled]
         for sequence in cancelled:
             self.remove(sequence)
         return cancelled
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: TokenSequence) -> None:
         """Remove a sequence, whatever its status, and mark it as finished."""
         if sequence.status is Status.RUNNING:
             self._stop(sequence)
@@ -211,15 +211,15 @@ class Scheduler:
                 log.info("Request %s is paused: no KV pages are free", youngest.request_id)
                 self._pause(youngest)
 
-    def _reserve_pending(self, sequence: Sequence) -> bool:
+    def _reserve_pending(self, sequence: TokenSequence) -> bool:
         """Reserve pages for a sequence's pending tokens. Return False if too few are free."""
         return self.cache.reserve(sequence.pages, sequence.num_pending)
 
-    def _pause(self, sequence: Sequence) -> None:
+    def _pause(self, sequence: TokenSequence) -> None:
         self._stop(sequence)
         self.paused.appendleft(sequence)
 
-    def _stop(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: TokenSequence) -> None:
         """Stop a running sequence and free its pages. Its status becomes paused."""
         self.running.remove(sequence)
         self.cache.close(sequence.pages, sequence.tokens)
@@ -243,7 +243,7 @@ class Scheduler:
         if not self._waiting[key]:
             del self._waiting[key]
 
-    def _try_admit(self, sequence: Sequence) -> bool:
+    def _try_admit(self, sequence: TokenSequence) -> bool:
         """Give a sequence the pages for all its tokens, and return True if it can run.
 
         One free page is left for each running sequence, so that it can grow.
@@ -285,7 +285,7 @@ class Scheduler:
             turns.append(Turn(sequence, num_pending, max_tree_rows=int(ends)))
         return turns
 
-    def _plan_tree(self, sequence: Sequence, sharing: int) -> Turn:
+    def _plan_tree(self, sequence: TokenSequence, sharing: int) -> Turn:
         """Return a decoding sequence's turn, with its share of the free pages for its tree.
 
         The tree gets at most `scratch_rows` rows. If its draft stores rows in this cache too, half

@@ -14,7 +14,7 @@ from engine.messages import Failed, Generate, Speculation, Tokens
 from engine.planning.plan import Plan, make_plan
 from engine.runtime.engine import Engine
 from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence as Running
+from engine.sequences.sequence import TokenSequence
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
@@ -182,7 +182,7 @@ class Guesses:
         self._want = want
         self._chance = chance
 
-    def propose(self, sequence: Running, depth: int, rows: int) -> DraftTree:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree:
         answer = self._want[(sequence.request_id, sequence.choice)].ids
         rest = answer[len(sequence.tokens) - sequence.num_prompt :]
         tokens, parents, depths = [sequence.tokens[-1]], [-1], [0]
@@ -207,7 +207,7 @@ class Guesses:
     def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Ignore the tokens: this look-up learns nothing."""
 
-    def release(self, sequence: Running) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Do nothing: this look-up keeps no state of a sequence."""
 
 

@@ -6,7 +6,7 @@ The draft reads the exact KV of the verified prefix and writes its own into scra
 
 import gc
 import logging
-from collections.abc import Collection, Sequence as Seq
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -80,7 +80,7 @@ class SelfDraft:
                 context.progress("loading the substitutes", index + 1, len(modules))
         give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
 
-    def _packed(self, reader: UnitReader, modules: Seq[nn.Module]) -> PackedUnits:
+    def _packed(self, reader: UnitReader, modules: Sequence[nn.Module]) -> PackedUnits:
         """Return all substitutes from the cache of packed weights, and make them if it has none."""
         context = self.context
         kernel = self._kernel(modules[0])

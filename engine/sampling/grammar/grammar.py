@@ -64,7 +64,7 @@ def _limits() -> "LLParserLimits":
 
     The time to compile a regular expression can be quadratic in its length, and the engine runs no
     pass meanwhile: with a limit of 1,000,000, 25,000 times `(a|b)?` took 10 s. With 75,000 the
-    longest that is not refused at once takes about 4 s, and an `enum` of 50,000 characters compiles.
+    longest that is not refused at once takes about 4 s; an `enum` of 50,000 characters compiles.
     """
     from llguidance import LLParserLimits
 

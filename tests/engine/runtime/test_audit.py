@@ -13,7 +13,7 @@ from engine.runtime.audit import MAX_WAITING, TOLERANCES, Auditor
 from engine.runtime.engine import Engine
 from engine.sampling.logit_rules import TokenCounts
 from engine.sampling.noise import gumbel
-from engine.sequences.sequence import Request, Sequence
+from engine.sequences.sequence import Request, TokenSequence
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, hooks, load, prompt, request, run
 from tests.engine.sequence_makers import make_sequence
 
@@ -44,25 +44,25 @@ def auditor_of(engine: Engine, share: float = 1.0, max_rows: int = 4096) -> Audi
     return Auditor(replace(engine._loaded, audit=share, plan=plan))
 
 
-def finished(engine: Engine, message: Generate, ids: list[int], choice: int = 0) -> Sequence:
+def finished(engine: Engine, message: Generate, ids: list[int], choice: int = 0) -> TokenSequence:
     """Return a finished choice of a request, with these tokens as its answer."""
     asked = Request(message, engine._loaded.limits)
-    sequence = Sequence(asked, choice, engine._loaded.stop_rules(message))
+    sequence = TokenSequence(asked, choice, engine._loaded.stop_rules(message))
     sequence.tokens += ids
     return sequence
 
 
-def served(engine: Engine, message: Generate) -> list[Sequence]:
+def served(engine: Engine, message: Generate) -> list[TokenSequence]:
     answers = run(engine, [message])
     return [finished(engine, message, answers[key].ids, key[1]) for key in sorted(answers)]
 
 
-def audit(auditor: Auditor, sequence: Sequence) -> Audited | None:
+def audit(auditor: Auditor, sequence: TokenSequence) -> Audited | None:
     auditor.offer(sequence)
     return auditor.run()
 
 
-def changed_answer(sequence: Sequence, place: int = -4) -> Sequence:
+def changed_answer(sequence: TokenSequence, place: int = -4) -> TokenSequence:
     """Change the token at a place of an answer, and return the same choice."""
     token = 3 + (sequence.tokens[place] + 50) % 120
     sequence.tokens[place] = token

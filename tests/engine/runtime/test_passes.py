@@ -1,6 +1,6 @@
 """Tests of assembling a pass from turns and trees: tokens, positions, slots, masks, kept rows."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,7 +14,7 @@ from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.runtime.passes import Pass, assemble
 from engine.sequences.scheduler import Turn
-from engine.sequences.sequence import Limits, Sequence
+from engine.sequences.sequence import Limits, TokenSequence
 from engine.streaming.cpu_link import CpuDevice
 from tests.engine.models import PLAIN, checkpoint, load
 from tests.engine.sequence_makers import LIMITS, make_sequence
@@ -52,8 +52,8 @@ def cache() -> KVCache:
 
 
 def stored(
-    cache: KVCache, tokens: Seq[int], stored: int, rows: int = 16, limits: Limits = LIMITS
-) -> Sequence:
+    cache: KVCache, tokens: Sequence[int], stored: int, rows: int = 16, limits: Limits = LIMITS
+) -> TokenSequence:
     """Return a running sequence with `stored` tokens in the cache and room for `rows` more."""
     sequence = make_sequence(tokens, limits=limits)
     sequence.run(cache.open([]))
@@ -215,13 +215,13 @@ def test_each_row_of_a_tree_equals_the_last_row_of_its_path_run_alone(
     cache = KVCache(pool)
     prefix = [3, 40, 50, 60]
 
-    def hidden(turns: Seq[Turn], trees: Seq[DraftTree | None]) -> torch.Tensor:
+    def hidden(turns: Sequence[Turn], trees: Sequence[DraftTree | None]) -> torch.Tensor:
         walk = assemble(turns, trees, cache, decoder)
         found = decoder.forward(walk.tokens, walk.positions, walk.batch)
         with decoder.head():  # as in every pass, so that the next unit is the first one
             return found.clone()
 
-    def read(tokens: Seq[int]) -> tuple[Sequence, torch.Tensor]:
+    def read(tokens: Sequence[int]) -> tuple[TokenSequence, torch.Tensor]:
         sequence = stored(cache, tokens, 0)
         return sequence, hidden([Turn(sequence, num_pending=len(tokens), max_tree_rows=0)], [None])
 

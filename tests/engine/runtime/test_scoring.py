@@ -1,6 +1,6 @@
 """Tests of prompt log-probabilities, and of the origins of emitted tokens."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ from tests.engine.sequence_makers import make_sequence
 SCORED: dict[str, Any] = {"prompt_logprobs": 2, "max_tokens": 0}
 
 
-def reference(family: str, ids: Seq[int]) -> Tensor:
+def reference(family: str, ids: Sequence[int]) -> Tensor:
     """Return log-probabilities [R - 1, V] of the next tokens, computed by transformers alone."""
     model: Any = AutoModelForCausalLM
     model = model.from_pretrained(checkpoint(family), attn_implementation="eager")

@@ -1,6 +1,6 @@
 """Tests of the scheduler over a tiny KV cache, without a model."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.sequences.scheduler import Scheduler, Turn
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
 from engine.streaming.cpu_link import CpuDevice
 from engine.timing import PassTimes
@@ -34,7 +34,7 @@ class Harness:
                 device=CpuDevice(),
             )
         )
-        self.released: list[Sequence] = []
+        self.released: list[TokenSequence] = []
         self.passes = PassTimes(granularity=64)
         limits: dict[str, Any] = {"max_sequences": 8, "max_rows": 4096}
         limits |= {"scratch_rows": 1, "draft_rows": 0}
@@ -47,7 +47,7 @@ class Harness:
             passes=self.passes,
         )
 
-    def add(self, name: str, length: int = 10, key: str = "", **arguments: Any) -> Sequence:
+    def add(self, name: str, length: int = 10, key: str = "", **arguments: Any) -> TokenSequence:
         """Queue a request whose prompt depends on its name."""
         tokens = prompt(length, seed=sum(map(ord, name)))
         sequence = make_sequence(tokens, name=name, key=key, **arguments)
@@ -78,11 +78,11 @@ class Harness:
         return names(self.scheduler.paused)
 
 
-def names(sequences: Seq[Sequence]) -> list[str]:
+def names(sequences: Sequence[TokenSequence]) -> list[str]:
     return [sequence.request_id for sequence in sequences]
 
 
-def ran(turns: Seq[Turn]) -> dict[str, tuple[int, int]]:
+def ran(turns: Sequence[Turn]) -> dict[str, tuple[int, int]]:
     """Return the chain and room of each turn, by request id."""
     return {t.sequence.request_id: (t.num_pending, t.max_tree_rows) for t in turns}
 
@@ -250,7 +250,7 @@ def test_a_waiting_sequence_holds_no_page_of_its_stored_prefix() -> None:
     assert harness.cache.num_free_pages == 6
 
 
-def three_full_sequences(pages: int) -> tuple[Harness, list[Sequence]]:
+def three_full_sequences(pages: int) -> tuple[Harness, list[TokenSequence]]:
     """Return three sequences that have filled two pages each, so that each needs a third one."""
     harness = Harness(pages=pages, max_sequences=3)
     sequences = [harness.add(name, PAGE) for name in "abc"]
@@ -364,7 +364,7 @@ def test_all_choices_of_a_cancelled_request_are_removed() -> None:
     assert harness.cache.num_free_pages == harness.cache.num_pages
 
 
-def with_forks(harness: Harness, count: int) -> tuple[Sequence, list[Sequence]]:
+def with_forks(harness: Harness, count: int) -> tuple[TokenSequence, list[TokenSequence]]:
     """Return the choices of a request, forked after its prompt as the engine does."""
     request = make_request(prompt(100), n=count + 1)
     first = choice_of(request)
