@@ -295,9 +295,10 @@ async def test_heartbeats_within_a_pass_restart_the_watchdogs_timer(
     await client.start()
     while not restarts.empty():
         restarts.get_nowait()
-    client.generate("spins", [SPIN], PARAMS)
+    stream = client.generate("spins", [SPIN], PARAMS)
     await restarts.get()  # the request was sent
     await restarts.get()  # a heartbeat: a pass that does not end by itself sends nothing else
+    await stream.aclose()  # a stream that nothing refers to is aborted
 
 
 async def test_a_pass_sends_heartbeats_and_obeys_an_abort() -> None:
