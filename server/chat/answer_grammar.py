@@ -37,7 +37,7 @@ def answer_grammar(
     text = chat_grammar(request)
     if use.is_forced or (use.tools and text):
         grammar = calls_grammar(use, formats, tokens, text)
-        _check(grammar, use, request.tools or ())
+        _check(grammar, use, request.offered)
         return grammar
     syntax = formats.tools.syntax
     if text and syntax is not None and syntax.text_begin:
@@ -70,16 +70,15 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], tex
     )
 
 
-def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:
+def _check(grammar: str, use: ToolUse, offered: Sequence[tuple[str, Tool]]) -> None:
     """Raise `ApiError` 400 if a grammar of calls does not compile, naming the schema at fault."""
     try:
         checked(grammar, "tools")
     except ApiError:
         used = {tool.function.name for tool in use.tools}  # comparing whole tools would be slow
-        for index, tool in enumerate(tools):
+        for path, tool in offered:
             if tool.function.name in used:
-                schema = json_grammar(use.schema(tool))
-                checked(schema, f"tools.{index}.function.parameters")
+                checked(json_grammar(use.schema(tool)), f"{path}.function.parameters")
         raise
 
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import AsyncGenerator
 
-from server.chat.answer import Caller, new_answer, new_id, run
+from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.chat_writer import ChatWriter
 from server.chat.generation import Job
 from server.chat.prepare import prepare
@@ -28,6 +28,7 @@ async def chat_chunks(
     asked = await model.text.call_on_model(
         prepare, source.raw, source.read, model.info, parsers.tools, parsers.reasoning
     )
+    note_left_out(caller.request_id, caller.measurement, asked.left_out)
     formats = model.formats.forced if asked.grammar else model.formats
     new_parser = functools.partial(formats.parser, asked.tool_names, asked.before)
     limit = body.token_limit
@@ -52,4 +53,4 @@ async def chat_chunks(
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))
-    return run(model, body, caller, job, answer, ChatWriter(answer, new_parser))
+    return run(model, body, caller, job, answer, ChatWriter(answer, new_parser, asked.custom_names))

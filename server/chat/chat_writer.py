@@ -1,6 +1,6 @@
 """The answer to a chat, written as chunks and folded from chunks to the whole. Pure."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from server.chat.answer import Answer
 from server.chat.generation import Output
@@ -8,7 +8,6 @@ from server.chat.logprobs import PlacedToken, chat_logprobs, token_origins
 from server.chat.reply import Reply
 from server.parsing.parser import Parser
 from server.schemas.answers import (
-    CallFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -25,11 +24,15 @@ class ChatWriter:
     Args:
         answer: the properties that all chunks share.
         new_parser: makes the parser of one choice.
+        custom_names: the names of the tools whose calls have a text instead of arguments.
     """
 
-    def __init__(self, answer: Answer, new_parser: Callable[[], Parser]) -> None:
+    def __init__(
+        self, answer: Answer, new_parser: Callable[[], Parser], custom_names: Collection[str] = ()
+    ) -> None:
         self._answer = answer
         self._new_parser = new_parser
+        self._custom_names = custom_names
         self._replies: dict[int, Reply] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
@@ -42,6 +45,7 @@ class ChatWriter:
             self._replies[index] = Reply(
                 self._new_parser(),
                 answer.spelling,
+                custom_names=self._custom_names,
                 logprobs=answer.logprobs,
                 provenance=answer.provenance,
             )
@@ -132,9 +136,15 @@ def _extend_message(message: Message, delta: Delta) -> None:
         message["reasoning_content"] = message.get("reasoning_content", "") + text
     for piece in delta.get("tool_calls", ()):
         calls = message.setdefault("tool_calls", [])
-        function = piece["function"]
         if "id" in piece:
-            whole: CallFunction = {"name": function["name"], "arguments": ""}
-            calls.append({"id": piece["id"], "type": "function", "function": whole})
+            calls.append({"id": piece["id"], "type": piece["type"]})
             message["content"] = message["content"] or None
-        calls[piece["index"]]["function"]["arguments"] += function["arguments"]
+        call = calls[piece["index"]]
+        if "custom" in piece:
+            custom = piece["custom"]
+            call.setdefault("custom", {"name": custom.get("name", ""), "input": ""})
+            call["custom"]["input"] += custom["input"]
+        else:
+            function = piece["function"]
+            call.setdefault("function", {"name": function.get("name", ""), "arguments": ""})
+            call["function"]["arguments"] += function["arguments"]

@@ -36,6 +36,8 @@ class Prepared:
         grammar: as llguidance writes it; "": anything.
         shown_tokens: special tokens that the parser looks for in the text.
         tool_names: the tools that the answer may call.
+        custom_names: of these the ones whose calls have a text instead of arguments.
+        left_out: what of the request the model is not given.
         before: the text that the answer continues.
     """
 
@@ -44,6 +46,8 @@ class Prepared:
     grammar: str
     shown_tokens: tuple[int, ...]
     tool_names: frozenset[str]
+    custom_names: frozenset[str]
+    left_out: list[str]
     before: str
 
 
@@ -80,6 +84,8 @@ def prepare(
         grammar,
         tokenizer.special_tokens(marks),
         use.names,
+        request.custom_names,
+        request.left_out,
         before,
     )
 

@@ -99,7 +99,7 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
     if isinstance(message, AssistantMessage):
         if fields["content"] is None:
             fields["content"] = message.refusal or ""
-        reasoning = message.reasoning_content or message.reasoning
+        reasoning = message.thoughts
         if reasoning is not None:
             fields["reasoning_content"] = reasoning
             fields["thinking"] = reasoning  # as gpt_oss calls it

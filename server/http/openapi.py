@@ -20,6 +20,11 @@ QUEUE_MS = {
     "schema": {"type": "string", "pattern": "^[0-9]+$"},
 }
 
+IGNORED = {
+    "description": "What of the request was left out, such as `tools[7] web_search`",
+    "schema": {"type": "string"},
+}
+
 
 def _reference(kind: Any) -> dict[str, str]:
     return {"$ref": REFERENCE.format(model=kind.__name__)}
@@ -52,7 +57,7 @@ def describe(body: type[BaseModel], whole: Any, event: Any, error: Any) -> dict[
 
     `event` is the type of the events, None for a route that has none.
     """
-    headers = {"x-request-id": REQUEST_ID}
+    headers = {"x-request-id": REQUEST_ID, "x-understudy-ignored": IGNORED}
     answer: dict[str, Any] = {"model": whole, "description": "Whole", "headers": headers}
     if event is not None:
         answer["description"] = "Whole; with `stream: true` events"

@@ -74,12 +74,18 @@ class CallFunction(TypedDict):
     arguments: str  # JSON
 
 
+class CallCustom(TypedDict):
+    name: str
+    input: str
+
+
 class Call(TypedDict):
-    """A tool call of a whole answer."""
+    """A tool call of a whole answer: of a function, or of a custom tool."""
 
     id: str
-    type: Literal["function"]
-    function: CallFunction
+    type: Literal["function", "custom"]
+    function: NotRequired[CallFunction]
+    custom: NotRequired[CallCustom]
 
 
 class CallFunctionDelta(TypedDict):
@@ -87,13 +93,19 @@ class CallFunctionDelta(TypedDict):
     arguments: str
 
 
+class CallCustomDelta(TypedDict):
+    name: NotRequired[str]
+    input: str
+
+
 class CallDelta(TypedDict):
     """A call's first delta has its id, type, name and empty arguments; the others more of them."""
 
     index: int
     id: NotRequired[str]
-    type: NotRequired[Literal["function"]]
-    function: CallFunctionDelta
+    type: NotRequired[Literal["function", "custom"]]
+    function: NotRequired[CallFunctionDelta]
+    custom: NotRequired[CallCustomDelta]
 
 
 # A functional definition: `pass` is a keyword.

@@ -1,10 +1,11 @@
 """The body of POST /v1/chat/completions."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from server.schemas.chat_messages import AssistantMessage, ChatMessage, ToolMessage
+from server.schemas.chat_messages import AssistantMessage, ChatMessage, LeftOutPart, ToolMessage
 from server.schemas.fields import (
     Body,
     Content,
@@ -16,7 +17,17 @@ from server.schemas.fields import (
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
 from server.schemas.structured import ResponseFormat, StructuredOutputs
-from server.schemas.tools import AllowedToolsChoice, NamedTool, ToolChoice, Tools
+from server.schemas.tools import (
+    AllowedToolsChoice,
+    CustomTool,
+    HostedTool,
+    NamedCustomTool,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    Tools,
+    walk_tools,
+)
 
 
 class Prediction(Body):
@@ -85,15 +96,18 @@ class ChatRequest(GenerationBody):
             return self
         if not self.tools:
             raise fault("tool_choice", "'tool_choice' is only allowed when 'tools' are given")
-        known = {tool.function.name for tool in self.tools}
-        if isinstance(choice, NamedTool) and choice.function.name not in known:
-            message = f"No tool has the name '{choice.function.name}'"
-            raise fault("tool_choice.function.name", message)
-        if isinstance(choice, AllowedToolsChoice):
-            for i, tool in enumerate(choice.allowed_tools.tools):
-                if tool.function.name not in known:
-                    field = f"tool_choice.allowed_tools.tools.{i}.function.name"
-                    raise fault(field, f"No tool has the name '{tool.function.name}'")
+        known = {tool.function.name for _, tool in self.offered}
+        if choice != "auto" and not known:
+            raise fault("tool_choice", "'tools' has no tool that this server can offer")
+        chosen: list[tuple[str, NamedTool | NamedCustomTool]] = []
+        if isinstance(choice, NamedTool | NamedCustomTool):
+            chosen.append(("tool_choice", choice))
+        elif isinstance(choice, AllowedToolsChoice):
+            path = "tool_choice.allowed_tools.tools"
+            chosen += [(f"{path}.{i}", tool) for i, tool in enumerate(choice.allowed_tools.tools)]
+        for path, tool in chosen:
+            if tool.name not in known:
+                raise fault(f"{path}.{tool.type}.name", f"No tool has the name '{tool.name}'")
         return self
 
     @model_validator(mode="after")
@@ -121,5 +135,50 @@ class ChatRequest(GenerationBody):
         return self
 
     @property
+    def offered(self) -> list[tuple[str, Tool]]:
+        """Return the tools as functions that the model may be offered, with their paths."""
+        return [
+            (path, tool.as_function() if isinstance(tool, CustomTool) else tool)
+            for path, tool in walk_tools(self.tools or ())
+            if not isinstance(tool, HostedTool)
+        ]
+
+    @property
+    def custom_names(self) -> frozenset[str]:
+        """Return the names of the tools that take a text instead of arguments."""
+        tools = walk_tools(self.tools or ())
+        return frozenset(tool.custom.name for _, tool in tools if isinstance(tool, CustomTool))
+
+    @property
+    def left_out(self) -> list[str]:
+        """Return what of the request the model is not given, by place and name."""
+        found: list[str] = []
+        for path, tool in walk_tools(self.tools or ()):
+            place = re.sub(r"\.(\d+)", r"[\1]", path)
+            if isinstance(tool, HostedTool):
+                found.append(f"{place} {tool.type}")
+            elif isinstance(tool, CustomTool) and tool.custom.syntax is not None:
+                found.append(f"{place}.format")
+        for message in self.messages:
+            if isinstance(message, ToolMessage) and not isinstance(message.content, str):
+                kinds = [part.type for part in message.content if isinstance(part, LeftOutPart)]
+                found += [f"{kind} in a tool result" for kind in kinds]
+        return found
+
+    @property
     def token_limit(self) -> int | None:
         return self.max_tokens or self.max_completion_tokens
+
+
+class TranslatedChat(ChatRequest):
+    """A chat that was made of a body of another API.
+
+    Args:
+        skipped: what of that body has no place in a chat.
+    """
+
+    skipped: list[str] = Field(default_factory=list)
+
+    @property
+    def left_out(self) -> list[str]:
+        return [*super().left_out, *self.skipped]

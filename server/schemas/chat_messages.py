@@ -1,11 +1,22 @@
 """The messages of a conversation."""
 
+import json
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from server.schemas.fields import Body, Content, ContentOf, TextPart, fault, only
+from server.schemas.fields import (
+    Body,
+    Content,
+    ContentOf,
+    TextPart,
+    fault,
+    joined_text,
+    only,
+    type_of,
+)
 from server.schemas.limits import MAX_MESSAGES
+from server.schemas.tools import CUSTOM_INPUT
 
 
 class SystemMessage(Body):
@@ -31,9 +42,33 @@ class RefusalPart(Body):
         return self.refusal
 
 
+class ThinkingPart(Body):
+    """What the assistant thought, as some servers put it between the parts of its content."""
+
+    type: Literal["thinking"]
+    thinking: ContentOf[TextPart]
+
+    @property
+    def text(self) -> str:
+        """Return the part's share of the content, which is none."""
+        return ""
+
+
+class RedactedThinkingPart(Body):
+    """Another server's secret, without a text to read."""
+
+    type: Literal["redacted_thinking"]
+
+    @property
+    def text(self) -> str:
+        return ""
+
+
 AssistantPart = Annotated[
-    Annotated[TextPart | RefusalPart, Field(discriminator="type")],
-    only("Content parts", "text", "refusal"),
+    Annotated[
+        TextPart | RefusalPart | ThinkingPart | RedactedThinkingPart, Field(discriminator="type")
+    ],
+    only("Content parts", "text", "refusal", "thinking", "redacted_thinking"),
 ]
 
 
@@ -42,10 +77,40 @@ class CalledFunction(Body):
     arguments: str
 
 
-class ToolCall(Body):
+class FunctionCall(Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+
+
+class CalledCustomTool(Body):
+    name: str
+    input: str
+
+
+class CustomCall(Body):
+    """A call of a tool that takes a text."""
+
+    id: str
+    type: Literal["custom"]
+    custom: CalledCustomTool
+
+    @property
+    def function(self) -> CalledFunction:
+        """Return the call of the function that the model is offered for the tool."""
+        arguments = json.dumps({CUSTOM_INPUT: self.custom.input}, ensure_ascii=False)
+        return CalledFunction(name=self.custom.name, arguments=arguments)
+
+
+def _kind_of_call(value: object) -> str:
+    """Return the kind of a call: a function's may leave its type out."""
+    return "custom" if type_of(value) == "custom" else "function"
+
+
+ToolCall = Annotated[
+    Annotated[FunctionCall, Tag("function")] | Annotated[CustomCall, Tag("custom")],
+    Discriminator(_kind_of_call),
+]
 
 
 class AssistantMessage(Body):
@@ -69,10 +134,38 @@ class AssistantMessage(Body):
             raise fault("content", message, "missing_required_parameter")
         return self
 
+    @property
+    def thoughts(self) -> str | None:
+        """Return the reasoning, from wherever the message has it."""
+        parts = () if self.content is None or isinstance(self.content, str) else self.content
+        thoughts = [joined_text(p.thinking) for p in parts if isinstance(p, ThinkingPart)]
+        return self.reasoning_content or self.reasoning or "".join(thoughts) or None
+
+
+class LeftOutPart(Body):
+    """A part of a tool's result that is no text: a line says that it was left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"const": "text"}})]
+
+    @property
+    def text(self) -> str:
+        what = "An image" if "image" in self.type else f"A part of type '{self.type[:64]}'"
+        return f"\n[{what} was left out here: this model takes text.]\n"
+
+
+def _kind_of_result(value: object) -> str:
+    return "text" if type_of(value) in (None, "text") else "other"
+
+
+ResultPart = Annotated[
+    Annotated[TextPart, Tag("text")] | Annotated[LeftOutPart, Tag("other")],
+    Discriminator(_kind_of_result),
+]
+
 
 class ToolMessage(Body):
     role: Literal["tool"]
-    content: Content
+    content: ContentOf[ResultPart]
     tool_call_id: str
 
 

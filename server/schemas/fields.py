@@ -35,6 +35,12 @@ def fault(field: str, message: str, code: str = "invalid_value") -> PydanticCust
     return PydanticCustomError(code, "{message}", {"message": message, "field": field})
 
 
+def type_of(value: object) -> str | None:
+    """Return the `type` of an object of the body, or of what it was turned into."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
 def only(what: str, *kinds: str) -> BeforeValidator:
     """Refuse objects of another `type` than `kinds` in words; what has none is left to others."""
 

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from server.schemas.chat_messages import LeftOutPart
 from server.schemas.fields import (
     Body,
     GenerationBody,
@@ -19,9 +20,11 @@ from server.schemas.fields import (
     JsonObject,
     fault,
     only,
+    type_of,
     unsupported,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
+from server.schemas.tools import Custom, HostedTool, kind_in_namespace, kind_of_tool
 
 
 class ItemPart(Body):
@@ -58,19 +61,73 @@ class CallItem(Body):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
 
 
-class CallOutputItem(Body):
-    type: Literal["function_call_output"]
+class CustomCallItem(Body):
+    type: Literal["custom_tool_call"]
     call_id: str
-    output: ItemContent
+    name: str
+    namespace: str | None = None
+    input: str
+
+
+def _kind_of_result(value: object) -> str:
+    return "text" if type_of(value) in (None, *_PART_TYPES) else "other"
+
+
+ResultPart = Annotated[
+    Annotated[ItemPart, Tag("text")] | Annotated[LeftOutPart, Tag("other")],
+    Discriminator(_kind_of_result),
+]
+ResultParts = Annotated[list[ResultPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+
+
+class CallOutputItem(Body):
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str
+    output: Annotated[
+        Annotated[str, Tag("text")] | Annotated[ResultParts, Tag("parts")],
+        Discriminator(_text_or_parts),
+    ]
 
 
 class ReasoningItem(Body):
     type: Literal["reasoning"]
     summary: Parts | None = None
     content: Parts | None = None
+
+
+_ITEM_TYPES = (
+    "message",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+    "reasoning",
+)
+_NOT_HOSTED = {"type": "string", "not": {"enum": [*_ITEM_TYPES, "item_reference"]}}
+
+
+class HostedItem(Body):
+    """A call of a provider's own tool, or its result. What it says as text is kept."""
+
+    type: Annotated[str, WithJsonSchema(_NOT_HOSTED)]
+    output: Any = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.type == "item_reference":
+            message = "Nothing is stored, so no item can be referred to; send the item itself"
+            raise fault("type", message, "unsupported_content")
+        return self
+
+
+def _kind_of_item(value: object) -> str:
+    """Return the kind of an item; without a type it is a call, which then lacks its type."""
+    kind = type_of(value) or "function_call"
+    return kind if kind in _ITEM_TYPES else "hosted"
 
 
 def _message_if_untyped(value: object) -> object:
@@ -81,8 +138,16 @@ def _message_if_untyped(value: object) -> object:
 
 
 Item = Annotated[
-    Annotated[MessageItem | CallItem | CallOutputItem | ReasoningItem, Field(discriminator="type")],
-    only("Items", "message", "function_call", "function_call_output", "reasoning"),
+    Annotated[
+        Annotated[MessageItem, Tag("message")]
+        | Annotated[CallItem, Tag("function_call")]
+        | Annotated[CallOutputItem, Tag("function_call_output")]
+        | Annotated[CustomCallItem, Tag("custom_tool_call")]
+        | Annotated[CallOutputItem, Tag("custom_tool_call_output")]
+        | Annotated[ReasoningItem, Tag("reasoning")]
+        | Annotated[HostedItem, Tag("hosted")],
+        Discriminator(_kind_of_item),
+    ],
     BeforeValidator(_message_if_untyped),
 ]
 Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -102,21 +167,64 @@ class ResponseTool(Body):
     strict: bool | None = None
 
 
-Tool = Annotated[ResponseTool, only("Tools", "function")]
+class CustomTool(Custom):
+    """A tool that takes any text."""
+
+    type: Literal["custom"]
+
+
+SimpleTool = Annotated[
+    Annotated[ResponseTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(kind_in_namespace),
+]
+
+
+class NamespaceTool(Body):
+    """Tools under a common name; each is offered by itself."""
+
+    type: Literal["namespace"]
+    name: str
+    tools: Annotated[list[SimpleTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+
+Tool = Annotated[
+    Annotated[ResponseTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[NamespaceTool, Tag("namespace")]
+    | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(kind_of_tool),
+]
 
 
 class FunctionChoice(Body):
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: str
+
+
+class HostedChoice(Body):
+    """A tool that is left out, among those that are allowed."""
+
+    type: Annotated[
+        str, WithJsonSchema({"type": "string", "not": {"enum": ["function", "custom"]}})
+    ]
+
+
+def _kind_of_choice(value: object) -> str:
+    return "offered" if type_of(value) in (None, "function", "custom") else "hosted"
+
+
+AllowedTool = Annotated[
+    Annotated[FunctionChoice, Tag("offered")] | Annotated[HostedChoice, Tag("hosted")],
+    Discriminator(_kind_of_choice),
+]
 
 
 class AllowedTools(Body):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[
-        list[Annotated[FunctionChoice, only("Tools", "function")]],
-        Field(min_length=1, max_length=MAX_TOOLS),
-    ]
+    tools: Annotated[list[AllowedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 def _mode_or_choice(value: object) -> str:
@@ -127,7 +235,7 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("mode")]
     | Annotated[
         Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")],
-        only("Tool choices", "function", "allowed_tools"),
+        only("Tool choices", "function", "custom", "allowed_tools"),
         Tag("choice"),
     ],
     Discriminator(_mode_or_choice),

@@ -158,10 +158,6 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (user(IMAGE), "messages.0.content.0.type"),
     (user({"type": "tool_result"}), "messages.0.content.0.tool_use_id"),
     (
-        user({"type": "tool_result", "tool_use_id": "c", "content": [IMAGE]}),
-        "messages.0.content.0.content.0.type",
-    ),
-    (
         {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "c"}]}]},
         "messages.0.content.0.name",
     ),
@@ -170,7 +166,11 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"stop_sequences": [""]}, "stop_sequences.0"),
     ({"stop_sequences": ["a"] * 5}, "stop_sequences"),
     ({"thinking": {"type": "maybe"}}, "thinking.type"),
-    ({"tools": [TOOL, {"type": "web_search_20250305", "name": "w"}]}, "tools.1.type"),
+    (
+        {"tools": [TOOL, {"type": "web_search_20250305", "name": "w"}]}
+        | {"tool_choice": {"type": "tool", "name": "w"}},
+        "tool_choice.name",
+    ),
     ({"tools": [{"name": "f"}]}, "tools.0.input_schema"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"tools": [TOOL], "tool_choice": "auto"}, "tool_choice"),

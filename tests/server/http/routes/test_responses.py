@@ -121,7 +121,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
     ({"n": 2}, "n", "unsupported_parameter"),
     ({"tools": {}}, "tools", "invalid_type"),
-    ({"tools": [FUNCTION, {"type": "web_search"}]}, "tools.1.type", "unsupported_content"),
+    ({"input": [{"type": "item_reference", "id": "i"}]}, "input.0.type", "unsupported_content"),
     ({"tools": [{"type": "function"}]}, "tools.0.name", "missing_required_parameter"),
     ({"tool_choice": {"type": "web_search"}}, "tool_choice.type", "unsupported_content"),
     ({"tool_choice": "always"}, "tool_choice", "invalid_value"),
