@@ -78,7 +78,7 @@ def _check(grammar: str, use: ToolUse, offered: Sequence[tuple[str, Tool]]) -> N
         used = {tool.function.name for tool in use.tools}  # comparing whole tools would be slow
         for path, tool in offered:
             if tool.function.name in used:
-                checked(json_grammar(use.schema(tool)), f"{path}.function.parameters")
+                checked(json_grammar(use.schema(tool)), f"{path}.parameters")
         raise
 
 

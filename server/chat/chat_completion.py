@@ -8,11 +8,11 @@ from server.chat.chat_writer import ChatWriter
 from server.chat.generation import Job
 from server.chat.prepare import prepare
 from server.chat.received import ChatSource
-from server.chat.sampling import default_limit, sampling_params
+from server.chat.sampling import fitting_limit, sampling_params
 from server.chat.speculation import speculation_of
 from server.models.lending import LoadedModel
 from server.schemas.answers import ChatChunk
-from server.schemas.chat import ChatRequest
+from server.schemas.chat import ChatRequest, TranslatedChat
 
 
 async def chat_chunks(
@@ -32,8 +32,9 @@ async def chat_chunks(
     formats = model.formats.forced if asked.grammar else model.formats
     new_parser = functools.partial(formats.parser, asked.tool_names, asked.before)
     limit = body.token_limit
-    if limit is None:
-        limit = default_limit(model.entry.sampling.max_tokens, len(asked.prompt), model.info)
+    if limit is None or (isinstance(body, TranslatedChat) and body.clamps_limit):
+        most = model.entry.sampling.max_tokens if limit is None else limit
+        limit = fitting_limit(most, len(asked.prompt), model.info)
     params = sampling_params(
         body,
         model.entry.sampling,
@@ -53,4 +54,10 @@ async def chat_chunks(
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))
-    return run(model, body, caller, job, answer, ChatWriter(answer, new_parser, asked.custom_names))
+    writer = ChatWriter(
+        answer,
+        new_parser,
+        custom_names=asked.custom_names,
+        has_old_calls=asked.has_old_calls,
+    )
+    return run(model, body, caller, job, answer, writer)

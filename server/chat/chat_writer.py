@@ -25,14 +25,21 @@ class ChatWriter:
         answer: the properties that all chunks share.
         new_parser: makes the parser of one choice.
         custom_names: the names of the tools whose calls have a text instead of arguments.
+        has_old_calls: whether a call is a `function_call`, the form that `tool_calls` replaced.
     """
 
     def __init__(
-        self, answer: Answer, new_parser: Callable[[], Parser], custom_names: Collection[str] = ()
+        self,
+        answer: Answer,
+        new_parser: Callable[[], Parser],
+        *,
+        custom_names: Collection[str] = (),
+        has_old_calls: bool = False,
     ) -> None:
         self._answer = answer
         self._new_parser = new_parser
         self._custom_names = custom_names
+        self._has_old_calls = has_old_calls
         self._replies: dict[int, Reply] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
@@ -56,7 +63,10 @@ class ChatWriter:
         if tokens.finish is None:
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
-        last = self._choice_chunk(index, {}, finish=reply.finish(tokens.finish))
+        finish = reply.finish(tokens.finish)
+        if self._has_old_calls and finish == "tool_calls":
+            finish = "function_call"
+        last = self._choice_chunk(index, {}, finish=finish)
         if tokens.stop_reason is not None:
             last["choices"][0]["stop_reason"] = tokens.stop_reason
         yield last
@@ -72,6 +82,8 @@ class ChatWriter:
         finish: str | None = None,
     ) -> ChatChunk:
         entries = chat_logprobs(placed, self._answer.spelling)
+        if self._has_old_calls and "tool_calls" in delta:
+            delta = {"function_call": delta["tool_calls"][0]["function"]}
         choice: ChatChunkChoice = {
             "index": index,
             "delta": delta,
@@ -134,6 +146,11 @@ def _extend_message(message: Message, delta: Delta) -> None:
         message["content"] = (message["content"] or "") + text
     if text := delta.get("reasoning_content"):
         message["reasoning_content"] = message.get("reasoning_content", "") + text
+    if "function_call" in delta:
+        called = delta["function_call"]
+        message.setdefault("function_call", {"name": called.get("name", ""), "arguments": ""})
+        message["function_call"]["arguments"] += called["arguments"]
+        message["content"] = message["content"] or None
     for piece in delta.get("tool_calls", ()):
         calls = message.setdefault("tool_calls", [])
         if "id" in piece:

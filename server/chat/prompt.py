@@ -88,17 +88,16 @@ def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str
 def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dict[str, Any]:
     """A message as chat templates expect it; `call_id` makes ids that the template takes."""
     role = "system" if message.role == "developer" else message.role
-    content = None if message.content is None else joined_text(message.content)
+    content = joined_text(message.content)
     fields: dict[str, Any] = {"role": role, "content": content}
     if isinstance(message, ToolMessage):
         return fields | {"tool_call_id": call_id(message.tool_call_id)}
     if isinstance(message, FunctionMessage):  # what a tool message was before
-        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content or ""}
+        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content}
     if message.name is not None:
         fields["name"] = message.name
     if isinstance(message, AssistantMessage):
-        if fields["content"] is None:
-            fields["content"] = message.refusal or ""
+        fields["content"] = content or message.refusal or ""
         reasoning = message.thoughts
         if reasoning is not None:
             fields["reasoning_content"] = reasoning

@@ -25,6 +25,7 @@ BodyT = TypeVar("BodyT", bound=Body)
 _CHAT: dict[str, Any] = {
     "messages": [],
     "tools": None,
+    "functions": None,
     "prediction": None,
     "chat_template_kwargs": None,
 }

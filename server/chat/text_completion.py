@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from server.chat.answer import Caller, new_answer, new_id, run
 from server.chat.generation import Job
 from server.chat.prepare import prepare_texts
-from server.chat.sampling import default_limit, sampling_params
+from server.chat.sampling import fitting_limit, sampling_params
 from server.chat.speculation import speculation_of
 from server.chat.text_writer import TextWriter
 from server.models.lending import LoadedModel
@@ -27,7 +27,7 @@ async def text_chunks(
     limit = body.max_tokens
     if limit is None:
         longest = max(len(prompt) for prompt in asked.prompts)
-        limit = default_limit(DEFAULT_MAX_TOKENS, longest, model.info)
+        limit = fitting_limit(DEFAULT_MAX_TOKENS, longest, model.info)
     params = sampling_params(
         body,
         model.entry.sampling,

@@ -42,7 +42,7 @@ class ToolUse:
 
 def tool_use(request: ChatRequest) -> ToolUse:
     """Return what `tools`, `tool_choice` and `parallel_tool_calls` of a request allow together."""
-    tools, choice = tuple(tool for _, tool in request.offered), request.tool_choice
+    tools, choice = tuple(tool for _, tool in request.offered), request.choice
     if not tools or choice == "none":
         return ToolUse()
     names = {tool.function.name for tool in tools}
@@ -53,4 +53,5 @@ def tool_use(request: ChatRequest) -> ToolUse:
         names = {tool.name for tool in choice.allowed_tools.tools}
         is_required = choice.allowed_tools.mode == "required"
     allowed = tuple(tool for tool in tools if tool.function.name in names)
-    return ToolUse(allowed, is_required, request.parallel_tool_calls is not False)
+    is_parallel = request.parallel_tool_calls is not False and not request.has_old_calls
+    return ToolUse(allowed, is_required, is_parallel)

@@ -125,6 +125,7 @@ class Delta(TypedDict, total=False):
     content: str
     reasoning_content: str
     tool_calls: list[CallDelta]
+    function_call: CallFunctionDelta  # where the request has `functions`
 
 
 class ChatChunkChoice(TypedDict):
@@ -150,6 +151,7 @@ class Message(TypedDict):
     refusal: None
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
+    function_call: NotRequired[CallFunction]  # where the request has `functions`
 
 
 class ChatChoice(TypedDict):

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from server.schemas.chat_messages import AssistantMessage, ChatMessage, LeftOutPart, ToolMessage
 from server.schemas.fields import (
@@ -12,6 +12,7 @@ from server.schemas.fields import (
     GenerationBody,
     Int,
     JsonObject,
+    TokenLimit,
     fault,
     unsupported,
 )
@@ -20,14 +21,22 @@ from server.schemas.structured import ResponseFormat, StructuredOutputs
 from server.schemas.tools import (
     AllowedToolsChoice,
     CustomTool,
+    Function,
+    FunctionChoice,
     HostedTool,
     NamedCustomTool,
+    NamedFunction,
     NamedTool,
     Tool,
     ToolChoice,
     Tools,
     walk_tools,
 )
+
+Effort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
+    AfterValidator(lambda effort: "xhigh" if effort == "max" else effort),
+]
 
 
 class Prediction(Body):
@@ -43,36 +52,35 @@ class ChatRequest(GenerationBody):
     messages: Annotated[
         list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
-    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
-    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_completion_tokens: TokenLimit = None
+    max_tokens: TokenLimit = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     structured_outputs: StructuredOutputs | None = None
     prediction: Prediction | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    # what tools and tool_choice were before
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    function_call: FunctionChoice | None = None
     # known to OpenAI's clients, refused when set
-    functions: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS)] | None = None
-    function_call: str | JsonObject | None = None
     modalities: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
     audio: JsonObject | None = None
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise fault("max_tokens", "Give 'max_completion_tokens' or 'max_tokens', not both")
         formed = self.response_format is not None and self.response_format.type != "text"
         if formed and self.structured_outputs is not None:
             message = "Give 'response_format' or 'structured_outputs', not both"
             raise fault("structured_outputs", message)
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise fault("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
 
@@ -92,13 +100,15 @@ class ChatRequest(GenerationBody):
     @model_validator(mode="after")
     def _choice_is_among_the_tools(self) -> Self:
         choice = self.tool_choice
-        if choice in (None, "none"):
-            return self
-        if not self.tools:
-            raise fault("tool_choice", "'tool_choice' is only allowed when 'tools' are given")
+        if choice in ("none", "auto"):
+            choice = None
         known = {tool.function.name for _, tool in self.offered}
-        if choice != "auto" and not known:
-            raise fault("tool_choice", "'tools' has no tool that this server can offer")
+        called = self.function_call
+        if isinstance(called, NamedFunction) and called.name not in known:
+            raise fault("function_call.name", f"No function has the name '{called.name}'")
+        if choice is not None and not known:
+            what = "has none that this server can offer" if self.tools else "is missing"
+            raise fault("tool_choice", f"'tool_choice' asks for a call, but 'tools' {what}")
         chosen: list[tuple[str, NamedTool | NamedCustomTool]] = []
         if isinstance(choice, NamedTool | NamedCustomTool):
             chosen.append(("tool_choice", choice))
@@ -123,25 +133,36 @@ class ChatRequest(GenerationBody):
 
     @model_validator(mode="after")
     def _nothing_unsupported(self) -> Self:
-        call = None if self.function_call == "none" else self.function_call
-        for field, value in (
-            ("functions", self.functions),
-            ("function_call", call),
-            ("audio", self.audio),
-        ):
-            unsupported(field, value)
+        unsupported("audio", self.audio)
         if self.modalities not in (None, [], ["text"]):
             unsupported("modalities", self.modalities)
         return self
 
     @property
     def offered(self) -> list[tuple[str, Tool]]:
-        """Return the tools as functions that the model may be offered, with their paths."""
-        return [
-            (path, tool.as_function() if isinstance(tool, CustomTool) else tool)
+        """Return the functions that the model may be offered, with their paths in the body."""
+        offered = [
+            (f"{path}.{tool.type}", tool.as_function() if isinstance(tool, CustomTool) else tool)
             for path, tool in walk_tools(self.tools or ())
             if not isinstance(tool, HostedTool)
         ]
+        for index, function in enumerate(self.functions or ()):
+            offered.append((f"functions.{index}", Tool(type="function", function=function)))
+        return offered
+
+    @property
+    def has_old_calls(self) -> bool:
+        """Return whether the answer has a `function_call` instead of `tool_calls`."""
+        return bool(self.functions) and not self.tools
+
+    @property
+    def choice(self) -> ToolChoice | None:
+        """Return which tools may or must be called, in today's form."""
+        if self.tool_choice is not None or self.function_call is None:
+            return self.tool_choice
+        if isinstance(self.function_call, NamedFunction):
+            return NamedTool(type="function", function=self.function_call)
+        return self.function_call
 
     @property
     def custom_names(self) -> frozenset[str]:
@@ -160,14 +181,14 @@ class ChatRequest(GenerationBody):
             elif isinstance(tool, CustomTool) and tool.custom.syntax is not None:
                 found.append(f"{place}.format")
         for message in self.messages:
-            if isinstance(message, ToolMessage) and not isinstance(message.content, str):
+            if isinstance(message, ToolMessage) and isinstance(message.content, list):
                 kinds = [part.type for part in message.content if isinstance(part, LeftOutPart)]
                 found += [f"{kind} in a tool result" for kind in kinds]
         return found
 
     @property
     def token_limit(self) -> int | None:
-        return self.max_tokens or self.max_completion_tokens
+        return self.max_completion_tokens or self.max_tokens
 
 
 class TranslatedChat(ChatRequest):
@@ -175,9 +196,11 @@ class TranslatedChat(ChatRequest):
 
     Args:
         skipped: what of that body has no place in a chat.
+        clamps_limit: whether a token limit above what is left of the context means all of that.
     """
 
     skipped: list[str] = Field(default_factory=list)
+    clamps_limit: bool = False
 
     @property
     def left_out(self) -> list[str]:

@@ -1,16 +1,16 @@
 """The messages of a conversation."""
 
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema
 
 from server.schemas.fields import (
+    Arguments,
     Body,
     Content,
     ContentOf,
     TextPart,
-    fault,
     joined_text,
     only,
     type_of,
@@ -74,7 +74,7 @@ AssistantPart = Annotated[
 
 class CalledFunction(Body):
     name: str
-    arguments: str
+    arguments: Arguments
 
 
 class FunctionCall(Body):
@@ -120,19 +120,10 @@ class AssistantMessage(Body):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # another name of it
-    tool_calls: (
-        Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-        | None
-    ) = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = (
+        None
+    )
     function_call: CalledFunction | None = None  # what tool_calls was before
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        said = (self.content, self.refusal, self.tool_calls, self.function_call)
-        if all(part is None for part in said):
-            message = "An assistant message needs 'content' or 'tool_calls'"
-            raise fault("content", message, "missing_required_parameter")
-        return self
 
     @property
     def thoughts(self) -> str | None:
@@ -165,13 +156,13 @@ ResultPart = Annotated[
 
 class ToolMessage(Body):
     role: Literal["tool"]
-    content: ContentOf[ResultPart]
+    content: ContentOf[ResultPart] | None
     tool_call_id: str
 
 
 class FunctionMessage(Body):
     role: Literal["function"]
-    content: Content | None
+    content: Content
     name: str
 
 

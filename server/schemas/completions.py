@@ -2,9 +2,16 @@
 
 from typing import Annotated, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
-from server.schemas.fields import GenerationBody, Int, fault, unsupported
+from server.schemas.fields import GenerationBody, Int, fault, none_if_minus_one, unsupported
 from server.schemas.limits import MAX_IDS, MAX_PROMPTS
 from server.schemas.structured import StructuredOutputs
 
@@ -46,7 +53,11 @@ class CompletionRequest(GenerationBody):
     """Texts or token ids to continue."""
 
     prompt: Prompt | None = None  # null: as at the start of a document
-    max_tokens: Annotated[Int, Field(ge=0)] | None = None
+    max_tokens: Annotated[
+        Annotated[Int, Field(ge=0)] | None,
+        BeforeValidator(none_if_minus_one),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": -1}, {"type": "null"}]}),
+    ] = None
     best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None

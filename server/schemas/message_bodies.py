@@ -8,6 +8,7 @@ from server.schemas.chat_messages import ResultPart
 from server.schemas.fields import (
     Body,
     GenerationBody,
+    GivenTokenLimit,
     Int,
     JsonObject,
     StopStrings,
@@ -206,7 +207,7 @@ class CountTokensRequest(GenerationBody):
 class MessagesRequest(CountTokensRequest):
     """A conversation to continue."""
 
-    max_tokens: Annotated[Int, Field(ge=1)]
+    max_tokens: GivenTokenLimit
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     stop_sequences: StopStrings | None = None
     metadata: Metadata | None = None

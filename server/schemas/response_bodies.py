@@ -14,10 +14,12 @@ from pydantic import (
 
 from server.schemas.chat_messages import LeftOutPart
 from server.schemas.fields import (
+    Arguments,
     Body,
     GenerationBody,
     Int,
     JsonObject,
+    TokenLimit,
     fault,
     only,
     type_of,
@@ -62,7 +64,7 @@ class CallItem(Body):
     call_id: str
     name: str
     namespace: str | None = None
-    arguments: str
+    arguments: Arguments
 
 
 class CustomCallItem(Body):
@@ -270,7 +272,7 @@ class ResponseRequest(GenerationBody):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_output_tokens: TokenLimit = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     include: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=MAX_NAMES)] | None = None

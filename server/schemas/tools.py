@@ -213,4 +213,8 @@ ToolChoice = Annotated[
     | Annotated[AllowedToolsChoice, Tag("allowed")],
     Discriminator(_form),
 ]
+FunctionChoice = Annotated[
+    Annotated[Literal["none", "auto"], Tag("mode")] | Annotated[NamedFunction, Tag("named")],
+    Discriminator(lambda value: "mode" if isinstance(value, str) else "named"),
+]
 Tools = Annotated[list[AnyTool], Field(max_length=MAX_TOOLS, fail_fast=True)]

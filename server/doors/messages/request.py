@@ -44,6 +44,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     fields = shared_fields(body, SHARED) | {
         "messages": messages,
         "skipped": list(_skipped(body)),
+        "clamps_limit": True,
         # if the assistant has the last turn, that is the beginning of its answer
         "continue_final_message": last["role"] == "assistant"
         and bool(last.get("content"))
@@ -54,14 +55,13 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
     if body.output_config is not None:
-        effort = body.output_config.effort
-        fields["reasoning_effort"] = "xhigh" if effort == "max" else effort
+        fields["reasoning_effort"] = body.output_config.effort
         if body.output_config.format is not None:
             schema = {"name": "answer", "schema": body.output_config.format.schema_, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     if isinstance(body, MessagesRequest):
         fields["max_completion_tokens"] = body.max_tokens
-        fields["stop"] = body.stop_sequences or None
+        fields["stop"] = body.stop_sequences
     return fields
 
 
@@ -132,14 +132,12 @@ def _tool(tool: MessageTool | HostedTool) -> dict[str, Any]:
 
 def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
     match choice.type:
-        case "auto":  # the default of a chat, which refuses the field if there are no tools
-            return None
         case "any":
             return "required"
         case "tool":
             return {"type": "function", "function": {"name": choice.name}}
         case _:
-            return "none"
+            return choice.type
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:

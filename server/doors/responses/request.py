@@ -42,6 +42,7 @@ def chat_fields(body: ResponseRequest) -> dict[str, Any]:
     return shared_fields(body, SHARED) | {
         "messages": _messages(body, names),
         "skipped": list(_skipped(body)),
+        "clamps_limit": True,
         "tools": chat_tools(body.tools or (), names) or None,
         "tool_choice": _tool_choice(body.tool_choice),
         "response_format": None if text_format is None else _response_format(text_format),
@@ -120,8 +121,6 @@ def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:
             tools = [_function(tool) for tool in choice.tools if isinstance(tool, FunctionChoice)]
             allowed = {"mode": choice.mode, "tools": tools}
             return {"type": "allowed_tools", "allowed_tools": allowed}
-        case "auto":  # the default of a chat, which refuses the field if there are no tools
-            return None
         case _:
             return choice
 

@@ -175,11 +175,12 @@ BROKEN = {"a": {"type": "string", "pattern": "("}}
             {"tools": TOOLS, "tool_choice": allowed("auto", "add", "sub")},
             "tool_choice.allowed_tools.tools.1.function.name",
         ),
-        ({"tool_choice": "auto"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": named("add")[0]}, "tool_choice"),
         ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls"),
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"functions": [{"name": "f g"}]}, "functions.0.name"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call.name"),
+        ({"functions": [{"name": "f"}], "function_call": "required"}, "function_call"),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
         (
             {"tools": [*TOOLS, tool(parameters={"properties": BROKEN}, strict=True)]},
@@ -306,3 +307,33 @@ async def test_a_result_must_have_a_call(client: httpx.AsyncClient) -> None:
     error = error_of(await chat(client, messages=[user, result]), 400)
     assert error["param"] == "messages.1.tool_call_id"
     assert (await chat(client, messages=[user, called, result])).status_code == 200
+
+
+@pytest.mark.parametrize("asked", [{}, {"function_call": {"name": "get_time"}}])
+async def test_functions_are_answered_in_their_own_form(
+    client: httpx.AsyncClient, engines: FakeEngines, asked: dict[str, Any]
+) -> None:
+    engines.script.answers = lambda choice: (*ids_of(CALL), EOS)
+    fields = {"functions": [tool["function"] for tool in TOOLS], **asked}
+    whole = (await chat(client, **fields)).json()["choices"][0]
+    called = {"name": "get_time", "arguments": '{"city": "Paris"}'}
+    assert whole["message"]["function_call"] == called
+    assert "tool_calls" not in whole["message"] and whole["message"]["content"] is None
+    assert whole["finish_reason"] == "function_call"
+    *chunks, _ = events((await chat(client, stream=True, **fields)).text)
+    pieces = [chunk["choices"][0]["delta"].get("function_call", {}) for chunk in chunks]
+    assert "".join(piece.get("name", "") for piece in pieces) == "get_time"
+    assert "".join(piece.get("arguments", "") for piece in pieces) == called["arguments"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+    params = engines.engine.requests[-1].params
+    assert "get_time" in params.grammar  # an answer has one call at most
+    assert ("add" in params.grammar) is not bool(asked)
+
+
+async def test_arguments_may_be_an_object(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    function = {"name": "add", "arguments": {"a": "é"}}
+    call = {"id": "c", "type": "function", "function": function}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert (await chat(client, messages=messages)).status_code == 200
+    prompt = bytes(i for i in engines.engine.requests[-1].prompt if i < 256).decode()
+    assert '"arguments": {"a": "é"}' in prompt

@@ -148,7 +148,8 @@ TOOL = {"name": "f", "input_schema": {"type": "object"}}
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": "9"}, "max_tokens"),
-    ({"max_tokens": 5000}, "maximum context length"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": None}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role"),
@@ -163,8 +164,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"system": [IMAGE]}, "system.0.type"),
     ({"temperature": 1.5}, "temperature"),
-    ({"stop_sequences": [""]}, "stop_sequences.0"),
-    ({"stop_sequences": ["a"] * 5}, "stop_sequences"),
+    ({"stop_sequences": [5]}, "stop_sequences.0"),
+    ({"stop_sequences": ["a"] * 1025}, "stop_sequences"),
     ({"thinking": {"type": "maybe"}}, "thinking.type"),
     (
         {"tools": [TOOL, {"type": "web_search_20250305", "name": "w"}]}
