@@ -15,7 +15,7 @@ from engine.sampling.grammar.grammar import regex_to_lark, to_lark
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
-from server.schemas.structured import StructuredOutputs
+from server.schemas.structured import StructuredBody, StructuredOutputs
 from server.text.stages import Stage, doing
 
 # Each JSON text can be written in one way only, the one that models have seen most. A model cannot
@@ -34,7 +34,7 @@ def chat_grammar(body: ChatRequest) -> str:
     """
     form = body.response_format
     if form is None or form.type == "text":
-        return _structured_grammar(body.structured_outputs)
+        return _structured_grammar(body)
     if form.json_schema is None or form.json_schema.json_schema is None:
         return json_grammar({"type": "object"})
     schema = form.json_schema.json_schema
@@ -46,7 +46,7 @@ def completion_grammar(body: CompletionRequest) -> str:
 
     Raise `ApiError` 400 for a grammar that does not compile.
     """
-    return _structured_grammar(body.structured_outputs)
+    return _structured_grammar(body)
 
 
 @contextmanager
@@ -62,24 +62,26 @@ def name_grammar_field(body: ChatRequest | CompletionRequest) -> Iterator[None]:
 
 def _grammar_field(body: ChatRequest | CompletionRequest) -> str:
     """Return the name of the field from which the answer's grammar is made."""
-    if body.structured_outputs is not None:
-        return "structured_outputs"
+    if body.form is not None:
+        return body.form[0].partition(".")[0]
     form = body.response_format if isinstance(body, ChatRequest) else None
     return "tools" if form is None or form.type == "text" else "response_format"
 
 
-def _structured_grammar(form: StructuredOutputs | None) -> str:
+def _structured_grammar(body: StructuredBody) -> str:
+    if body.form is None:
+        return ""
+    param, form = body.form
     match form:
         case StructuredOutputs(json_=dict(schema)):
-            return checked(json_grammar(schema), "structured_outputs.json")
+            return checked(json_grammar(schema), param)
         case StructuredOutputs(regex=str(regex)):
             lark = regex_to_lark(regex)
-            return checked(serialize_grammar(lark_grammar=lark), "structured_outputs.regex")
+            return checked(serialize_grammar(lark_grammar=lark), param)
         case StructuredOutputs(choice=list(texts)):
             lark = f"start: {' | '.join(map(json.dumps, texts))}"
-            return checked(serialize_grammar(lark_grammar=lark), "structured_outputs.choice")
+            return checked(serialize_grammar(lark_grammar=lark), param)
         case StructuredOutputs(grammar=str(grammar)):
-            param = "structured_outputs.grammar"
             try:
                 lark = to_lark(grammar)
             except ValueError as error:

@@ -44,7 +44,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
         tools=tools,
         add_generation_prompt=not continued if generation is None else generation,
         continue_final_message=continued,
-        arguments=_reasoning_arguments(request) | (request.chat_template_kwargs or {}),
+        arguments=request.reasoning_switches | (request.chat_template_kwargs or {}),
     )
 
 
@@ -53,15 +53,6 @@ def begun_answer(request: ChatRequest) -> str:
     if not request.continue_final_message:
         return ""
     return joined_text(request.messages[-1].content or "")
-
-
-def _reasoning_arguments(request: ChatRequest) -> dict[str, Any]:
-    """What templates of reasoning models look at; each family has its own switch."""
-    effort = request.reasoning_effort
-    if effort is None:
-        return {}
-    thinks = effort != "none"
-    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
 
 
 def predicted_tokens(

@@ -1,9 +1,9 @@
 """The body of POST /v1/chat/completions."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from server.schemas.chat_messages import AssistantMessage, ChatMessage, LeftOutPart, ToolMessage
 from server.schemas.fields import (
@@ -17,7 +17,7 @@ from server.schemas.fields import (
     unsupported,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
-from server.schemas.structured import ResponseFormat, StructuredOutputs
+from server.schemas.structured import ResponseFormat, StructuredBody
 from server.schemas.tools import (
     AllowedToolsChoice,
     CustomTool,
@@ -39,6 +39,21 @@ Effort = Annotated[
 ]
 
 
+class Reasoning(Body):
+    effort: Effort | None = None
+    enabled: bool | None = None
+
+
+class Thinking(Body):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+ThinkingSwitch = Annotated[
+    Annotated[bool, Tag("bool")] | Annotated[Thinking, Tag("object")],
+    Discriminator(lambda value: "bool" if isinstance(value, bool) else "object"),
+]
+
+
 class Prediction(Body):
     """Text that the answer will mostly follow: it makes the answer faster, never another."""
 
@@ -46,7 +61,7 @@ class Prediction(Body):
     content: Content
 
 
-class ChatRequest(GenerationBody):
+class ChatRequest(StructuredBody, GenerationBody):
     """A conversation to continue."""
 
     messages: Annotated[
@@ -61,7 +76,10 @@ class ChatRequest(GenerationBody):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
-    structured_outputs: StructuredOutputs | None = None
+    # other words for it, of other servers
+    reasoning: Reasoning | None = None
+    thinking: ThinkingSwitch | None = None
+    enable_thinking: bool | None = None
     prediction: Prediction | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
@@ -77,9 +95,9 @@ class ChatRequest(GenerationBody):
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
         formed = self.response_format is not None and self.response_format.type != "text"
-        if formed and self.structured_outputs is not None:
-            message = "Give 'response_format' or 'structured_outputs', not both"
-            raise fault("structured_outputs", message)
+        if formed and self.form is not None:
+            field = self.form[0].partition(".")[0]
+            raise fault(field, f"Give 'response_format' or '{field}', not both")
         if self.top_logprobs and not self.logprobs:
             raise fault("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
@@ -185,6 +203,25 @@ class ChatRequest(GenerationBody):
                 kinds = [part.type for part in message.content if isinstance(part, LeftOutPart)]
                 found += [f"{kind} in a tool result" for kind in kinds]
         return found
+
+    @property
+    def reasoning_switches(self) -> dict[str, Any]:
+        """Return the arguments by which templates set reasoning; each family has its own switch."""
+        nested = None if self.reasoning is None else self.reasoning.effort
+        effort = self.reasoning_effort or nested
+        thinks = self._thinks if effort is None else effort != "none"
+        switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
+        return switches if effort is None else switches | {"reasoning_effort": effort}
+
+    @property
+    def _thinks(self) -> bool | None:
+        """Return whether the model should think, where a request says it without an effort."""
+        if isinstance(self.thinking, Thinking):
+            kind = self.thinking.type
+            return None if kind == "adaptive" else kind == "enabled"
+        enabled = None if self.reasoning is None else self.reasoning.enabled
+        given = (self.enable_thinking, self.thinking, enabled)
+        return next((value for value in given if value is not None), None)
 
     @property
     def token_limit(self) -> int | None:

@@ -13,7 +13,7 @@ from pydantic import (
 
 from server.schemas.fields import GenerationBody, Int, fault, none_if_minus_one, unsupported
 from server.schemas.limits import MAX_IDS, MAX_PROMPTS
-from server.schemas.structured import StructuredOutputs
+from server.schemas.structured import StructuredBody
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -49,7 +49,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(GenerationBody):
+class CompletionRequest(StructuredBody, GenerationBody):
     """Texts or token ids to continue."""
 
     prompt: Prompt | None = None  # null: as at the start of a document
@@ -62,7 +62,6 @@ class CompletionRequest(GenerationBody):
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
     suffix: str | None = None
-    structured_outputs: StructuredOutputs | None = None  # an extension of this server's
 
     @model_validator(mode="after")
     def _can_be_served(self) -> Self:
