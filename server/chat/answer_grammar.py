@@ -10,10 +10,12 @@ from server.chat.grammars import (
     allow_thinking,
     chat_grammar,
     checked,
+    dropped_keywords,
     json_grammar,
     passages_grammar,
     prepend_tags,
 )
+from server.chat.json_schemas import prepared_schema
 from server.chat.tools import ToolUse
 from server.errors import ApiError
 from server.parsing.selection import Formats
@@ -45,6 +47,16 @@ def answer_grammar(
     return text
 
 
+def dropped_of_answer(request: ChatRequest, use: ToolUse) -> list[str]:
+    """Return the keywords that `answer_grammar` drops from schemas."""
+    dropped = dropped_keywords(request)
+    if use.is_forced:
+        for tool in use.tools:
+            is_strict = bool(tool.function.strict)
+            dropped += prepared_schema(use.schema(tool), is_strict=is_strict)[1]
+    return dropped
+
+
 def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], text: str = "") -> str:
     """Return the grammar of an answer that is calls, or text where no call is required.
 
@@ -55,7 +67,12 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], tex
     assert syntax is not None, "calls are forced in formats that have a syntax"
     return passages_grammar(
         [
-            Passage(syntax.begin % tool.function.name, use.schema(tool), syntax.end)
+            Passage(
+                syntax.begin % tool.function.name,
+                use.schema(tool),
+                syntax.end,
+                bool(tool.function.strict),
+            )
             for tool in use.tools
         ],
         at_least_one=use.is_required,
@@ -78,7 +95,8 @@ def _check(grammar: str, use: ToolUse, offered: Sequence[tuple[str, Tool]]) -> N
         used = {tool.function.name for tool in use.tools}  # comparing whole tools would be slow
         for path, tool in offered:
             if tool.function.name in used:
-                checked(json_grammar(use.schema(tool)), f"{path}.parameters")
+                schema, is_strict = use.schema(tool), bool(tool.function.strict)
+                checked(json_grammar(schema, is_strict=is_strict), f"{path}.parameters")
         raise
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from engine.errors import RequestError
 from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
+from server.chat.json_schemas import prepared_schema
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
@@ -20,7 +21,13 @@ from server.text.stages import Stage, doing
 
 # Each JSON text can be written in one way only, the one that models have seen most. A model cannot
 # go on writing white space for ever, and more of the answer is forced.
-JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+# Branches of `oneOf` that overlap are read as those of `anyOf`.
+JSON_FORM = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "coerce_one_of": True,
+}
 
 _TEXT = "TEXT: /(?s:.)*/"
 
@@ -37,8 +44,9 @@ def chat_grammar(body: ChatRequest) -> str:
         return _structured_grammar(body)
     if form.json_schema is None or form.json_schema.json_schema is None:
         return json_grammar({"type": "object"})
-    schema = form.json_schema.json_schema
-    return checked(json_grammar(schema), "response_format.json_schema.schema")
+    schema, is_strict = form.json_schema.json_schema, bool(form.json_schema.strict)
+    grammar = json_grammar(schema, is_strict=is_strict)
+    return checked(grammar, "response_format.json_schema.schema")
 
 
 def completion_grammar(body: CompletionRequest) -> str:
@@ -105,9 +113,22 @@ def _compile_error(reason: str, param: str) -> ApiError:
     return ApiError(message, code="invalid_grammar", param=param)
 
 
-def json_grammar(schema: Mapping[str, Any]) -> str:
-    """Return the grammar of JSON that matches a schema."""
-    return serialize_grammar(json_schema=with_json_form(schema))
+def dropped_keywords(body: ChatRequest | CompletionRequest) -> list[str]:
+    """Return the keywords that `chat_grammar` or `completion_grammar` drops from a schema."""
+    schema: Mapping[str, Any] | None = None
+    is_strict = False
+    if body.form is not None:
+        schema = body.form[1].json_
+    elif isinstance(body, ChatRequest) and body.response_format is not None:
+        form = body.response_format.json_schema
+        if form is not None:
+            schema, is_strict = form.json_schema, bool(form.strict)
+    return [] if schema is None else prepared_schema(schema, is_strict=is_strict)[1]
+
+
+def json_grammar(schema: Mapping[str, Any], *, is_strict: bool = False) -> str:
+    """Return the grammar of JSON that matches a schema; `is_strict` as in `prepared_schema`."""
+    return serialize_grammar(json_schema=with_json_form(schema, is_strict=is_strict))
 
 
 class Passage(NamedTuple):
@@ -116,6 +137,7 @@ class Passage(NamedTuple):
     begin: str
     schema: Mapping[str, Any]
     end: str
+    is_strict: bool = False  # as in `prepared_schema`
 
 
 def passages_grammar(
@@ -161,7 +183,8 @@ def passages_grammar(
     for index, kind in enumerate(kinds):
         opening = tags.open(kind.begin) if free_text else tags.literal(kind.begin)
         rules.append(f"passage_{index}: {opening} json_{index} {tags.literal(kind.end)}")
-        rules.append(f"json_{index}: %json {json.dumps(with_json_form(kind.schema))}")
+        schema = json.dumps(with_json_form(kind.schema, is_strict=kind.is_strict))
+        rules.append(f"json_{index}: %json {schema}")
         passages.append(f"passage_{index}")
     rules.append(f"passage: {' | '.join(passages)}")
     if free_text:
@@ -217,9 +240,9 @@ def serialize_grammar(**grammar: object) -> str:
     return json.dumps({"grammars": [grammar]})
 
 
-def with_json_form(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema whose JSON is written in `JSON_FORM`, unless it sets a form itself."""
-    return {"x-guidance": JSON_FORM, **schema}
+def with_json_form(schema: Mapping[str, Any], *, is_strict: bool = False) -> dict[str, Any]:
+    """Return a prepared schema of JSON in `JSON_FORM`, unless the schema sets a form itself."""
+    return {"x-guidance": JSON_FORM, **prepared_schema(schema, is_strict=is_strict)[0]}
 
 
 class _Tags:

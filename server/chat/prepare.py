@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import ModelInfo
-from server.chat.answer_grammar import answer_grammar, behind_thought
+from server.chat.answer_grammar import answer_grammar, behind_thought, dropped_of_answer
 from server.chat.echo import Echo
-from server.chat.grammars import completion_grammar
+from server.chat.grammars import completion_grammar, dropped_keywords
 from server.chat.prompt import (
     begun_answer,
     chat_ids,
@@ -88,18 +88,22 @@ def prepare(
         use.names,
         request.custom_names,
         request.has_old_calls,
-        request.left_out,
+        [*request.left_out, *dropped_of_answer(request, use)],
         before,
     )
 
 
 @dataclass(frozen=True)
 class PreparedTexts:
-    """The prompts of a request, what is shown of each, and what the answers must match."""
+    """The prompts of a request, what is shown of each, and what the answers must match.
+
+    `left_out` is what of the request is not followed.
+    """
 
     prompts: "list[array[int]]"
     echoes: list[Echo]
     grammar: str
+    left_out: list[str]
 
 
 def prepare_texts(
@@ -126,4 +130,4 @@ def prepare_texts(
             Echo(text if isinstance(text, str) else tokenizer.decode(own), own)
             for text, own in zip(given, ids, strict=True)
         ]
-    return PreparedTexts(ids, echoes, completion_grammar(body))
+    return PreparedTexts(ids, echoes, completion_grammar(body), dropped_keywords(body))

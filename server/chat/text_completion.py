@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
-from server.chat.answer import Caller, new_answer, new_id, run
+from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.generation import Job
 from server.chat.prepare import prepare_texts
 from server.chat.sampling import fitting_limit, sampling_params
@@ -24,6 +24,7 @@ async def text_chunks(
     Raise `ApiError` 400 for a request that this model cannot answer.
     """
     asked = await model.text.call_on_model(prepare_texts, raw, model.info, most_prompts)
+    note_left_out(caller.request_id, caller.measurement, asked.left_out)
     limit = body.max_tokens
     if limit is None:
         longest = max(len(prompt) for prompt in asked.prompts)

@@ -99,19 +99,21 @@ def _given(value: object) -> object:
     return none_if_minus_one(value)
 
 
+StopsT = TypeVar("StopsT", str, list[str])
 GivenTokenLimit = Annotated[
     Annotated[Int, Field(ge=1)] | None, BeforeValidator(_given), WithJsonSchema({"anyOf": _LIMIT})
 ]
 
 
-def _not_too_long(stops: list[str]) -> list[str]:
-    if sum(map(len, stops)) > MAX_STOP_LENGTH:
+def _not_too_long(stops: StopsT) -> StopsT:
+    length = len(stops) if isinstance(stops, str) else sum(map(len, stops))
+    if length > MAX_STOP_LENGTH:
         message = f"All stop strings together should have at most {MAX_STOP_LENGTH} characters"
         raise PydanticCustomError("invalid_value", "{message}", {"message": message})
     return stops
 
 
-StopString = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]  # "" is none
+StopString = Annotated[str, AfterValidator(_not_too_long)]  # "" is none
 StopStrings = Annotated[
     list[StopString], Field(max_length=MAX_STOPS, fail_fast=True), AfterValidator(_not_too_long)
 ]

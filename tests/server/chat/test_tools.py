@@ -332,9 +332,9 @@ async def test_functions_are_answered_in_their_own_form(
     assert "".join(piece.get("name", "") for piece in pieces) == "get_time"
     assert "".join(piece.get("arguments", "") for piece in pieces) == called["arguments"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
-    params = engines.engine.requests[-1].params
-    assert "get_time" in params.grammar  # an answer has one call at most
-    assert ("add" in params.grammar) is not bool(asked)
+    grammar = engines.engine.requests[-1].params.grammar.replace("additionalProperties", "")
+    assert "get_time" in grammar  # an answer has one call at most
+    assert ("add" in grammar) is not bool(asked)
 
 
 async def test_arguments_may_be_an_object(client: httpx.AsyncClient, engines: FakeEngines) -> None:
