@@ -1,11 +1,11 @@
 # syntax=docker/dockerfile:1
 #
-#   docker build -t understudy .                          the newest CUDA build of PyTorch
+#   docker build -t understudy .                          installs the newest CUDA build of PyTorch
 #   docker build -t understudy --build-arg TORCH=cpu \
 #     --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU wheels> .
 #
-# TORCH=cpu installs the pinned versions, TORCH=cuda the newest ones. The CUDA wheels bring their
-# own libraries, so both start from the same image; the host needs only the NVIDIA runtime.
+# TORCH=cpu installs the pinned versions, TORCH=cuda the newest ones. The CUDA wheels contain their
+# libraries, so both use the same base image; the host needs only the NVIDIA runtime.
 
 ARG PYTHON_VERSION=3.12
 
@@ -34,12 +34,12 @@ ENV PATH=/opt/understudy/bin:${PATH} \
     UNDERSTUDY_PORT=8000
 USER understudy
 WORKDIR /home/understudy
-# Made here so that a volume mounted over it belongs to the user.
+# Made here so that a volume that is mounted over it belongs to the user.
 RUN mkdir -p /home/understudy/.cache
 VOLUME /home/understudy/.cache
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['UNDERSTUDY_PORT'] + '/health', timeout=4)"]
-# Listening beyond loopback needs a key: give UNDERSTUDY_API_KEY, or say --insecure.
+# Addresses other than loopback need a key: set UNDERSTUDY_API_KEY, or use --insecure.
 ENTRYPOINT ["understudy"]
 CMD ["serve"]

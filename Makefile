@@ -1,8 +1,8 @@
 # Understudy: `make serve` starts the demo, `make test` checks everything.
 #
-#   PYTHON=python3.12        the interpreter of the virtual environment
-#   CONSTRAINTS=             install the newest versions (on a GPU machine: the newest CUDA build)
-#   ARGS="--port 9000"       more options of `understudy serve`, or of pytest
+#   PYTHON=python3.12        use this interpreter for the virtual environment
+#   CONSTRAINTS=             install the newest versions (on a GPU machine the newest CUDA build)
+#   ARGS="--port 9000"       pass more options to `understudy serve`, or to pytest
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,11 +19,11 @@ BIN := $(VENV)/bin
 CHECKED := $(wildcard engine server tests configs benchmarks)
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-# On a busy machine spinning OpenMP threads stall each other.
+# Spinning OpenMP threads slow each other on a busy machine.
 QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
 PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-# Called where an environment is made, so that one made by another interpreter keeps working.
+# Called only where an environment is made, so that existing environments are not checked.
 define check-python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
   echo "Understudy needs Python 3.11 or newer; '$(PYTHON)' is not." \
@@ -31,18 +31,18 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
 
-help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
 
 serve: $(VENV)/.installed ## install into .venv and serve the built-in demo model
-	@trap : INT; $(BIN)/understudy serve $(ARGS) || [ $$? -eq 130 ] # Ctrl-C is no error
+	@trap : INT; $(BIN)/understudy serve $(ARGS) || [ $$? -eq 130 ] # ending by Ctrl-C is not an error
 
-test: $(VENV)/.installed-test ## format, lint, types and tests
+test: $(VENV)/.installed-test ## check format, lint and types, and run the quick tests
 	@$(MAKE) --no-print-directory lint types unit count
 
-test-slow: $(VENV)/.installed-test ## what takes longer or needs curl and chromium: snippets of the documentation, web pages
+test-slow: $(VENV)/.installed-test ## run the slow tests, some of which need curl and chromium
 	$(PYTEST) $(BIN)/pytest -q -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/.installed-test
@@ -55,47 +55,50 @@ types: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu and not slow" --ignore tests/clients $(ARGS)
 
-test-gpu: $(VENV)/.installed-test ## the tests that need a CUDA device
+fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
+	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)
+
+test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
 
-test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed ## clients of others, in environments of their own
+test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)
 	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
-test-oldest: $(OLDEST_VENV)/.installed ## the engine's tests with the oldest transformers allowed
+test-oldest: $(OLDEST_VENV)/.installed ## run the engine's tests with the oldest supported transformers
 	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q -n 2 tests/engine $(ARGS)
 
-bench: $(VENV)/.installed-bench ## measure and write docs/benchmarks.md (15 minutes)
+bench: $(VENV)/.installed-bench ## run the benchmarks and write docs/benchmarks.md (15 minutes)
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
-bench-memory: $(VENV)/.installed-bench ## peak memory of a 1.5 B model against its plan (8 GB of disk)
+bench-memory: $(VENV)/.installed-bench ## compare the peak memory of a 1.5 B model with its plan (8 GB of disk)
 	$(BIN)/python -m benchmarks.report --group memory $(ARGS)
 
-bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## beside foreign engines (as root, an hour)
+bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## compare with other engines (needs root, an hour)
 	$(BIN)/python -m benchmarks.report --group peers $(ARGS)
 
-bench-gpu: $(VENV)/.installed-bench ## what needs a CUDA device
+bench-gpu: $(VENV)/.installed-bench ## run the benchmark that needs a CUDA device
 	$(BIN)/python -m benchmarks.report --group gpu $(ARGS)
 
-bench-hostile: $(VENV)/.installed-bench ## what hostile clients cost the server and others (100 minutes)
+bench-hostile: $(VENV)/.installed-bench ## measure what hostile clients cost the server and others (100 minutes)
 	$(BIN)/python -m benchmarks.report --group hostile $(ARGS)
 
-format: $(VENV)/.installed-test ## rewrite the sources in the project's format
+format: $(VENV)/.installed-test ## format the source code
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
 
-count: ## lines of the two packages
+count: ## count the lines of the two packages
 	@for part in engine server; do \
 	  echo "$$part/ $$(find $$part -name '*.py' -exec cat {} + | wc -l) lines"; \
 	done
 
-install: ## install into PREFIX, not editable (what the Dockerfile runs)
+install: ## install into PREFIX, not editable (used by the Dockerfile)
 	$(check-python)
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) .
 
-lint-docker: ## run the Dockerfile's build step outside a container
+lint-docker: ## run the build step of the Dockerfile without a container
 	rm -rf build/docker
 	$(MAKE) --no-print-directory install PREFIX=build/docker
 	build/docker/bin/understudy --help > /dev/null
@@ -104,7 +107,7 @@ clean: ## remove environments, caches and build products
 	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps are newer than what they were made from, so a second call installs nothing.
+# A stamp is newer than its sources, so that a second call installs nothing.
 $(VENV)/bin/pip:
 	$(check-python)
 	$(PYTHON) -m venv $(VENV)
@@ -122,7 +125,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) -e '.[bench]'
 	@touch $@
 
-# llama.cpp is compiled for this very processor: a wheel that pip keeps may be of other flags.
+# llama.cpp is compiled for this processor; a wheel in pip's cache may have other flags.
 $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/amx_config.h $(CONSTRAINTS)
 	$(check-python)
 	$(PYTHON) -m venv --clear $(PEERS_VENV)
@@ -132,7 +135,7 @@ $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/amx
 	  $(PEERS_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) -r benchmarks/peers/requirements.txt
 	@touch $@
 
-# What cannot be installed is left out here, and said to be skipped by its test.
+# A client that cannot be installed is left out here, and its test is skipped.
 $(CLIENTS_VENV)/.installed: tests/clients/requirements.txt
 	$(check-python)
 	$(PYTHON) -m venv $(CLIENTS_VENV)

@@ -1,1 +1,1 @@
-"""Measurements: each module is a command, `python -m benchmarks.<name>`."""
+"""Benchmarks; each module is a command, `python -m benchmarks.<name>`."""

@@ -1,4 +1,4 @@
-"""The command line that the benchmarks of the engine share."""
+"""Options and output that the benchmarks share."""
 
 import argparse
 import json
@@ -6,19 +6,25 @@ from pathlib import Path
 
 from benchmarks.report_format import Figures
 
-ROUNDS = 5  # what a median is taken over
+ROUNDS = 5  # a figure is the median over them
 
 
-def parser(about: str | None, *, takes_model: bool = True) -> argparse.ArgumentParser:
-    """`--json`, `--rounds`, and `--model` where another one may be measured."""
+def make_parser(about: str | None, *, takes_model: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the options `--json`, `--rounds` and, if `takes_model`, `--model`.
+
+    Args:
+        about: the docstring of the benchmark, whose first line becomes the description.
+    """
     arguments = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    arguments.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments.add_argument("--rounds", type=int, default=ROUNDS, help="a figure is their median")
     if takes_model:
-        arguments.add_argument("--model", type=Path, help="its folder (default: the demo's, grown)")
+        arguments.add_argument(
+            "--model", type=Path, help="its folder (default: a grown demo model)"
+        )
     return arguments
 
 
-def show(figures: Figures, options: argparse.Namespace) -> None:
-    """Print what was measured, as `--json` wants it."""
+def print_figures(figures: Figures, options: argparse.Namespace) -> None:
+    """Print the figures as tables, or as one JSON object with `--json`."""
     print(json.dumps(figures.to_json()) if options.json else figures)

@@ -1,9 +1,9 @@
-"""Tokens a pass of the demo model: each draft on the starter and on the held-out prompts.
+"""Count the tokens per pass of each demo model on its starter and held-out prompts.
 
     python -m benchmarks.demo [--json] [--prompts 10]
 
-Greedy and at temperature 0.8 with one seed. Every answer is compared with plain decoding's, which
-answers all prompts at once: its rows are padded to as many anyway.
+Answers are greedy, and sampled at temperature 0.8 with one seed. Every answer is compared with the
+answer of plain decoding, which answers all prompts at once because its rows are padded anyway.
 """
 
 import argparse
@@ -32,20 +32,26 @@ MAX_TOKENS = 160
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments.add_argument("--prompts", type=int, help="the first ones of each set (default: all)")
+    arguments.add_argument("--prompts", type=int, help="prompts of each set (default: all)")
     options = arguments.parse_args()
     rows = measure(options.prompts)
-    print(json.dumps(rows) if options.json else table(rows))
+    print(json.dumps(rows) if options.json else format_table(rows))
 
 
 def measure(count: int | None = None) -> list[dict[str, Any]]:
-    """One row for each model, prompt set and sampling; at most so many prompts of a set."""
-    prompts = {name: prompt_ids(name)[:count] for name in ("starters", "held_out")}
+    """Return one row for each model, prompt set and temperature.
+
+    Args:
+        count: prompts used of each set; None: all.
+
+    Raises `EngineError` if an answer differs from the answer of plain decoding.
+    """
+    prompts = {name: load_prompts(name)[:count] for name in ("starters", "held_out")}
     expected: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     rows = []
     for model in MODELS:
         at_once = max(map(len, prompts.values())) if model == PLAIN else 1
-        spec = replace(specification(model), max_sequences=at_once)
+        spec = replace(make_spec(model), max_sequences=at_once)
         engine = Engine.load(spec, lambda what, done, total: None)
         for prompt_set, texts in prompts.items():
             for sampling, params in SAMPLINGS.items():
@@ -55,29 +61,30 @@ def measure(count: int | None = None) -> list[dict[str, Any]]:
                 if expected.setdefault((prompt_set, sampling), ids) != ids:
                     raise EngineError(f"{model}: an answer differs from plain decoding's")
                 asked = {"model": model, "prompts": prompt_set, "temperature": sampling}
-                rows.append({**asked, **figures(answers)})
+                rows.append({**asked, **make_figures(answers)})
         engine.close()
     return rows
 
 
-def specification(model: str) -> ModelSpec:
-    """The model's YAML, without the pretended link and always drafting up to the bounds.
+def make_spec(model: str) -> ModelSpec:
+    """Read a model's YAML file; remove the simulated link, and always draft up to the bounds.
 
-    Only passes are counted: how much is drafted must not hang on how fast this machine is.
+    Only passes are counted, so the size of the trees must not depend on this machine's speed.
     """
     spec = read_entry(DEMO.parent / "models" / f"{model}.yaml", model).spec
     draft = replace(spec.draft, tuned=False)
     return replace(spec, draft=draft, stream=replace(spec.stream, simulate_gbps=None))
 
 
-def prompt_ids(name: str) -> list[list[int]]:
-    """The prompts of a file, rendered and tokenized."""
+def load_prompts(name: str) -> list[list[int]]:
+    """Return the token ids of each prompt of a file."""
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO / "target")
     entries = json.loads((DEMO / f"{name}.json").read_text())
     return [tokenizer(render(tokenizer, e), add_special_tokens=False).input_ids for e in entries]
 
 
 def render(tokenizer: Any, entry: dict[str, Any]) -> str:
+    """Return the text of a prompt; a chat is rendered by the tokenizer's template."""
     if "prompt" in entry:
         return str(entry["prompt"])
     keys = ("tools", "enable_thinking")
@@ -92,7 +99,7 @@ def render(tokenizer: Any, entry: dict[str, Any]) -> str:
 def answer_all(
     engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams
 ) -> list[tuple[tuple[int, ...], int]]:
-    """The tokens of each answer and the passes it took, the prompt's included."""
+    """Return the tokens of each answer and its number of passes, the prompt's pass included."""
     params = replace(params, max_tokens=MAX_TOKENS)
     for number, prompt in enumerate(prompts):
         engine.add(Generate(f"{number}", tuple(prompt), params))
@@ -108,7 +115,8 @@ def answer_all(
     return [(tokens[f"{number}"], passes[f"{number}"]) for number in range(len(prompts))]
 
 
-def figures(answers: Sequence[tuple[tuple[int, ...], int]]) -> dict[str, float]:
+def make_figures(answers: Sequence[tuple[tuple[int, ...], int]]) -> dict[str, float]:
+    """Return the totals and ratios of answers, each given as its tokens and passes."""
     tokens = sum(len(ids) for ids, _ in answers)
     passes = sum(count for _, count in answers)
     return {
@@ -120,7 +128,8 @@ def figures(answers: Sequence[tuple[tuple[int, ...], int]]) -> dict[str, float]:
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
     lines = ["| model | prompts | temperature | answers | tokens | tokens a pass (median answer) |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for row in rows:

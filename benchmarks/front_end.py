@@ -1,10 +1,10 @@
-"""What the front end adds to a request's latency: a chat with 20 messages and 10 tools.
+"""Measure the latency that the front end adds to a chat with 20 messages and 10 tools.
 
     python -m benchmarks.front_end [--json]
 
-The real server, over loopback; in place of its engine stands one that answers at once. All of a
-request's time is then the front end's: HTTP, the checked body, the rendered template, its tokens,
-and the answer's way back. The client, in the same process, writes bytes and reads bytes.
+The real server answers over loopback, with an engine that answers at once. All of a request's time
+is then spent in the front end: HTTP, validation of the body, chat template, tokenizer, and the
+answer's way back. The client runs in the same process and only writes and reads bytes.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from typing import Any, cast
 
 import uvicorn
 
-from benchmarks.command import parser, show
-from benchmarks.paced_engine import TOKEN, WORD, Beat, PacedEngine
+from benchmarks.command import make_parser, print_figures
+from benchmarks.paced_engine import TOKEN, WORD, PacedEngine, Schedule, make_stats
 from benchmarks.report_format import Bar, Figures, Table
-from benchmarks.runs import machine
-from engine.messages import ModelInfo, Origin, SamplingParams, Stats, Tokens
+from benchmarks.runs import describe_machine
+from engine.messages import ModelInfo, Origin, SamplingParams, Tokens
 from engine.process.client import EngineClient
 from engine.spec import ModelSpec, TargetSpec
 from server.cli.serve import bind, http_config
@@ -32,31 +32,31 @@ from server.http.app import create_app
 
 HOST = "127.0.0.1"
 MESSAGES, TOOLS = 20, 10
-REQUESTS = 60  # a round and kind
+REQUESTS = 60  # for each round and kind of answer
 AT_MOST_MS = 5.0
 ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one request, in seconds."""
+    """The latency of one request, in seconds."""
 
-    asked: float  # until the engine was asked
-    whole: float  # until the answer's last byte was there
+    asked: float  # until the request reached the engine
+    whole: float  # until the last byte of the answer arrived
 
 
 class InstantEngine:
-    """What the front end asks of an engine, answered at once; see `EngineClient`."""
+    """A substitute for `EngineClient` that answers every request at once."""
 
     state = "ready"
 
     def __init__(self) -> None:
-        self.info: ModelInfo = PacedEngine(Beat(0.0, ANSWER_TOKENS), 1).info
+        self.info: ModelInfo = PacedEngine(Schedule(0.0, ANSWER_TOKENS), 1).info
         self.asked_at = 0.0
         self.prompt_tokens = 0
 
     def __call__(self, spec: ModelSpec, **_callbacks: Any) -> EngineClient:
-        """As the factory of the one model's engine."""
+        """Return this object: the server uses it as the factory of its engine."""
         return cast(EngineClient, self)
 
     async def start(self) -> ModelInfo:
@@ -66,7 +66,7 @@ class InstantEngine:
         """Do nothing: no request waits."""
 
     async def close(self) -> None:
-        """Nothing runs."""
+        """Do nothing: no process was started."""
 
     def position(self, request_id: str) -> int:
         return 0
@@ -77,29 +77,29 @@ class InstantEngine:
         self.asked_at, self.prompt_tokens = time.perf_counter(), len(prompt)
         ids, text = (TOKEN,) * ANSWER_TOKENS, WORD * ANSWER_TOKENS
         origins = (Origin("target", 0, 1),) * ANSWER_TOKENS
-        stats = Stats(len(prompt), 0, ANSWER_TOKENS, 1, 0, 0, 0.0, 0.0)
+        stats = make_stats(len(prompt), ANSWER_TOKENS, passes=1, seconds=0.0)
         yield Tokens(request_id, 0, ids, text, origins=origins, finish="stop", stats=stats)
 
 
 def main() -> None:
-    options = parser(__doc__, takes_model=False).parse_args()
-    show(measure(options.rounds), options)
+    options = make_parser(__doc__, takes_model=False).parse_args()
+    print_figures(measure(options.rounds), options)
 
 
 def measure(rounds: int, requests: int = REQUESTS) -> Figures:
-    """Whole and streamed answers in turn, all over one connection that is kept."""
+    """Measure whole and streamed answers in turn over one connection; return the figures."""
     engine = InstantEngine()
     model = ModelEntry("instant", ModelSpec("instant", TargetSpec("nowhere")), created=0)
     config = http_config(create_app(Settings(), Registry([model], model.id), engine))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         found = runner.run(latencies(config, engine, rounds, requests))
-    return figures(found, engine.prompt_tokens, rounds)
+    return make_figures(found, engine.prompt_tokens, rounds)
 
 
 async def latencies(
     config: uvicorn.Config, engine: InstantEngine, rounds: int, requests: int
 ) -> dict[str, list[Latency]]:
-    """Of each kind of answer."""
+    """Return the latencies of whole and of streamed answers."""
     found: dict[str, list[Latency]] = {"whole": [], "streamed": []}
     async with served(config) as (reader, writer):
         for kind in found:  # the first one loads the tokenizer
@@ -112,11 +112,14 @@ async def latencies(
     return found
 
 
-def figures(found: Mapping[str, Sequence[Latency]], prompt_tokens: int, rounds: int) -> Figures:
-    times = {kind: medians(own) for kind, own in found.items()}
+def make_figures(
+    found: Mapping[str, Sequence[Latency]], prompt_tokens: int, rounds: int
+) -> Figures:
+    """Return the medians of each kind of answer as figures."""
+    times = {kind: compute_medians(own) for kind, own in found.items()}
     return Figures(
         name="front_end",
-        title="What the front end adds to a request's latency",
+        title="Latency that the front end adds to a request",
         values={
             "messages": MESSAGES,
             "tools": TOOLS,
@@ -134,7 +137,7 @@ def figures(found: Mapping[str, Sequence[Latency]], prompt_tokens: int, rounds: 
             Bar(f"added latency, {kind} answer", answered, "<=", AT_MOST_MS, "ms")
             for kind, (_, answered) in times.items()
         ],
-        machine=machine(),
+        machine=describe_machine(),
     )
 
 
@@ -142,7 +145,7 @@ def figures(found: Mapping[str, Sequence[Latency]], prompt_tokens: int, rounds: 
 async def served(
     config: uvicorn.Config,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to the server in this process."""
+    """Serve in this process and yield a connection to the server."""
     with bind(HOST, 0) as listener:
         listener.listen()
         server = uvicorn.Server(config)
@@ -162,7 +165,7 @@ async def ask(
     writer: asyncio.StreamWriter,
     data: bytes,
 ) -> Latency:
-    """Send a request, and read its answer to the end."""
+    """Send a request, read its answer to the end and return its latency."""
     began = time.perf_counter()
     writer.write(data)
     head = await reader.readuntil(b"\r\n\r\n")
@@ -176,7 +179,7 @@ async def ask(
 
 
 def http_request(*, stream: bool) -> bytes:
-    """The chat, as bytes of HTTP."""
+    """Return the chat as the bytes of an HTTP request."""
     body = {"messages": messages(), "tools": tools(), "stream": stream, "temperature": 0.7}
     data = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(data)}"
@@ -184,7 +187,7 @@ def http_request(*, stream: bool) -> bytes:
 
 
 def messages() -> list[dict[str, Any]]:
-    """A system message, then questions, calls, results and answers in turn, a question last."""
+    """Return a system message, turns with a tool call each, and a last question."""
     found: list[dict[str, Any]] = [{"role": "system", "content": "You are terse. " * 10}]
     for turn in range(MESSAGES // 4):
         call = {"name": f"look_up_{turn}", "arguments": json.dumps({"place": "Paris", "days": 3})}
@@ -202,7 +205,7 @@ def messages() -> list[dict[str, Any]]:
 
 
 def tools() -> list[dict[str, Any]]:
-    """Functions of three parameters each."""
+    """Return tools that take three parameters each."""
     properties = {
         "place": {"type": "string", "description": "A city, and its country if in doubt"},
         "days": {"type": "integer", "minimum": 1, "maximum": 14},
@@ -222,8 +225,8 @@ def tools() -> list[dict[str, Any]]:
     ]
 
 
-def medians(latencies: Sequence[Latency]) -> tuple[float, float]:
-    """Milliseconds until the engine was asked, and until the answer was there."""
+def compute_medians(latencies: Sequence[Latency]) -> tuple[float, float]:
+    """Return the median milliseconds until the engine was asked and until the answer ended."""
     asked = statistics.median(own.asked for own in latencies)
     return 1e3 * asked, 1e3 * statistics.median(own.whole for own in latencies)
 

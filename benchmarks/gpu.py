@@ -1,13 +1,13 @@
-"""A model that does not fit the GPU's memory cap: pass, draft step, tokens/s, strict numerics.
+"""Measure a model that does not fit the GPU: pass, draft step, tokens/s, strict numerics.
 
     python -m benchmarks.gpu [--shape qwen2.5-7b] [--json]
 
-The demo's target is grown into the shape (`benchmarks.grow`), so that drafts are accepted as those
-of a trained model are. The engine gets `--cap-gib` of the device and the process may not take
-more. Held against what the machine itself can do, measured here: large copies out of pinned RAM,
-and reading the device's own memory. The serial schedule is SubSpec's as published, on the same
-kernels: depth 48, width 6, no drafting ahead, no tuning. Needs torch, transformers and
-safetensors. `--device cpu --layers 2 --shape tiny` is a dry run without a GPU.
+The demo's target is grown into the shape (`benchmarks.grow`), so that its drafts are accepted like
+those of a trained model. The process may use at most `--cap-gib` of the device's memory. The times
+are compared with what the machine can do, which is measured first: large copies from pinned RAM,
+and reads of the device's own memory. The serial schedule is SubSpec's as published, with the same
+kernels: depth 48, width 6, no drafting ahead, no tuning. The benchmark needs torch, transformers
+and safetensors. `--device cpu --layers 2 --shape tiny` is a dry run without a GPU.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from benchmarks.runs import (
     MODELS,
     Run,
     Session,
-    chat_prompts,
+    abort_requests,
+    describe_machine,
     drive,
-    forget,
-    machine,
-    request,
+    load_chat_prompts,
+    make_request,
     session,
 )
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, Numerics, StreamSpec, TargetSpec
@@ -61,10 +61,10 @@ SHAPES = {
         layers=8, hidden=320, intermediate=704, heads=5, kv_heads=5, head_dim=64, vocabulary=4160
     ),
 }
-PLANNED = 0.95  # of the cap: what the plan may count on, the allocator's rounding comes on top
+PLANNED = 0.95  # share of the cap given to the plan; the allocator's rounding needs the rest
 COPY_BYTES = 256 << 20
 READ_BYTES = 1 << 30
-SIMULATED_GBPS = 0.5  # of the dry run's link
+SIMULATED_GBPS = 0.5  # the simulated link of a dry run
 MOST_PASS, MOST_STEP, LEAST_GAIN = 1.05, 1.5, 1.5
 NONE = DraftSpec("none")
 SERIAL = DraftSpec("subspec", depth=48, width=6, ahead=False, tuned=False)
@@ -73,7 +73,7 @@ OURS = DraftSpec("subspec", depth=48, width=6)
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """The options of the command line."""
 
     shape: str
     device: str
@@ -86,7 +86,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Pace:
-    """Steady passes of one user."""
+    """The speed of one user in the steady state; medians over the passes."""
 
     tokens_per_second: float
     tokens_per_pass: float
@@ -99,11 +99,13 @@ def main() -> None:
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     arguments.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-7b")
     arguments.add_argument("--device", default="cuda:0")
-    arguments.add_argument("--cap-gib", type=float, default=8.0, help="of the device's memory")
-    arguments.add_argument("--layers", type=int, help="instead of the shape's")
-    arguments.add_argument("--passes", type=int, default=8, help="of each measurement")
+    arguments.add_argument("--cap-gib", type=float, default=8.0, help="GiB of device memory to use")
+    arguments.add_argument("--layers", type=int, help="number of layers, in place of the shape's")
+    arguments.add_argument("--passes", type=int, default=8, help="passes of each measurement")
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--folder", type=Path, default=MODELS, help="for the checkpoint")
+    arguments.add_argument(
+        "--folder", type=Path, default=MODELS, help="where the checkpoint is made"
+    )
     given = vars(arguments.parse_args())
     as_json = given.pop("json")
     figures = measure(Options(**given))
@@ -111,28 +113,30 @@ def main() -> None:
 
 
 def measure(options: Options) -> Figures:
-    """One engine at a time: two would not fit the cap. All settings run twice, in turn."""
-    folder = checkpoint(options)
-    cap(options)
-    link, memory = link_bandwidth(options.device), memory_bandwidth(options.device)
-    _give_back(options.device)
+    """Run all settings in turn, twice; one engine at a time, because two would exceed the cap."""
+    folder = grow_checkpoint(options)
+    cap_memory(options)
+    link, memory = measure_link_bandwidth(options.device), measure_memory_bandwidth(options.device)
+    _release_memory(options.device)
     paces: dict[str, list[Pace]] = {}
     streamed = draft_bytes = 0
     for _ in range(2):
-        for name, draft, numerics in _settings():
-            with session(_spec(folder, options, draft, numerics)) as served:
+        for name, draft, numerics in _list_settings():
+            with session(_make_spec(folder, options, draft, numerics)) as served:
                 own = paces.setdefault(name, [])
-                own += [pace(served, options.passes) for _ in range(-(-options.rounds // 2))]
+                own += [
+                    measure_pace(served, options.passes) for _ in range(-(-options.rounds // 2))
+                ]
                 if name == "no draft, strict":
                     streamed = served.streamed_bytes
                 elif name == "serial SubSpec":
                     draft_bytes = served.loaded.plan.draft_bytes + served.loaded.plan.resident_bytes
-            _give_back(options.device)
+            _release_memory(options.device)
     bandwidth = link if options.device != "cpu" else SIMULATED_GBPS * 1e9
-    return _figures(options, paces, streamed, draft_bytes, bandwidth, memory)
+    return _make_figures(options, paces, streamed, draft_bytes, bandwidth, memory)
 
 
-def _settings() -> Iterator[tuple[str, DraftSpec, Numerics]]:
+def _list_settings() -> Iterator[tuple[str, DraftSpec, Numerics]]:
     yield "no draft, strict", NONE, "strict"
     yield "no draft, fast", NONE, "fast"
     yield "serial SubSpec", SERIAL, "fast"
@@ -140,8 +144,8 @@ def _settings() -> Iterator[tuple[str, DraftSpec, Numerics]]:
     yield "ours, strict", OURS, "strict"
 
 
-def checkpoint(options: Options) -> Path:
-    """The demo's target in the shape, made once."""
+def grow_checkpoint(options: Options) -> Path:
+    """Return the folder of the demo's target grown into the shape; it is made once."""
     shape = SHAPES[options.shape]
     if options.layers is not None:
         shape = replace(shape, layers=max(options.layers, _demo_layers()))
@@ -153,20 +157,20 @@ def _demo_layers() -> int:
     return layers
 
 
-def cap(options: Options) -> None:
-    """Let this process take no more of the device than the cap."""
+def cap_memory(options: Options) -> None:
+    """Limit the device memory of this process to the cap."""
     if options.device != "cpu":
         total = torch.cuda.get_device_properties(options.device).total_memory
         share = min(1.0, options.cap_gib * 2**30 / total)
         torch.cuda.set_per_process_memory_fraction(share, torch.device(options.device))
 
 
-def pace(served: Session, passes: int) -> Pace:
-    """So many passes of one stream, behind its prompt and two more."""
-    prompt = chat_prompts("held_out")[0]
-    drive(served, [request("stream", prompt, GREEDY)], passes=3)
+def measure_pace(served: Session, passes: int) -> Pace:
+    """Measure `passes` passes of one stream, after the prompt's pass and two more."""
+    prompt = load_chat_prompts("held_out")[0]
+    drive(served, [make_request("stream", prompt, GREEDY)], passes=3)
     run: Run = drive(served, passes=passes)
-    forget(served, ["stream"])
+    abort_requests(served, ["stream"])
     return Pace(
         tokens_per_second=run.tokens_per_second,
         tokens_per_pass=run.num_tokens / len(run.passes),
@@ -175,8 +179,8 @@ def pace(served: Session, passes: int) -> Pace:
     )
 
 
-def link_bandwidth(device: str) -> float:
-    """Bytes a second of large copies from pinned RAM to the device."""
+def measure_link_bandwidth(device: str) -> float:
+    """Return the bytes per second of large copies from pinned RAM to the device."""
     with torch.inference_mode():
         source = torch.zeros(COPY_BYTES, dtype=torch.uint8)
         if device != "cpu":
@@ -186,8 +190,8 @@ def link_bandwidth(device: str) -> float:
     return COPY_BYTES / seconds
 
 
-def memory_bandwidth(device: str) -> float:
-    """Bytes a second at which the device reads its own memory: half of what a copy moves."""
+def measure_memory_bandwidth(device: str) -> float:
+    """Return the bytes per second that a copy within device memory moves (reads and writes)."""
     nbytes = READ_BYTES if device != "cpu" else COPY_BYTES
     with torch.inference_mode():
         source = torch.zeros(nbytes // 2, dtype=torch.uint8, device=device)
@@ -212,13 +216,13 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _give_back(device: str) -> None:
-    """What was freed, so that the next engine finds the cap empty."""
+def _release_memory(device: str) -> None:
+    """Return freed memory to the device, so that the next engine starts with all of the cap."""
     if device != "cpu":
         torch.cuda.empty_cache()
 
 
-def _spec(folder: Path, options: Options, draft: DraftSpec, numerics: Numerics) -> ModelSpec:
+def _make_spec(folder: Path, options: Options, draft: DraftSpec, numerics: Numerics) -> ModelSpec:
     simulated = SIMULATED_GBPS if options.device == "cpu" else None
     return ModelSpec(
         id=f"{options.shape}-{options.layers or 'all'}",
@@ -234,7 +238,7 @@ def _spec(folder: Path, options: Options, draft: DraftSpec, numerics: Numerics) 
     )
 
 
-def _figures(
+def _make_figures(
     options: Options,
     paces: dict[str, list[Pace]],
     streamed: int,
@@ -263,9 +267,9 @@ def _figures(
             "link_gbps": link / 1e9,
             "w_over_b_ms": streamed / link * 1e3,
             "device_memory_gbps": memory / 1e9,
-            "draft_bytes_read_a_step": draft_bytes,
+            "draft_bytes_read_per_step": draft_bytes,
             "draft_step_ms": step_s * 1e3,
-            "strict_costs_of_tokens_per_second": 1 - strict / ours,
+            "strict_loss_of_tokens_per_second": 1 - strict / ours,
             "rounds": len(paces["ours, fast"]),
         },
         tables=[Table("One user, medians of the rounds", columns, rows)],
@@ -275,7 +279,7 @@ def _figures(
             Bar("draft step / time to read its bytes", step, "<=", MOST_STEP),
             Bar("tokens/s against serial SubSpec", ours / serial, ">=", LEAST_GAIN),
         ],
-        machine=machine(),
+        machine=describe_machine(),
     )
 
 

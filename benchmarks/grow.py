@@ -1,24 +1,26 @@
-"""Grow a small llama into a larger llama or qwen2 that computes the same function.
+"""Grow a small llama into a larger llama or qwen2 model that computes the same function.
 
     python -m benchmarks.grow configs/demo/target /var/tmp/grown --layers 33 --hidden 2048
 
-A real trained model's text and acceptance at the cost of a large one. Nearly every weight that is
-added is noise, so that files and products are those of any model of that size:
+The grown model writes the text of the trained model, with the same acceptance of drafts, at the
+cost of a large model. Nearly every added weight is noise, so that files and matrix products cost
+the same as those of any model of that size. D is the hidden size of the source, D' the new one:
 
-- Width: the residual stream holds `copies` equal copies of the source's and, behind them, zeros,
-  so its mean square is the source's times `copies * D / D'`, which each norm's weight and epsilon
-  correct. Norm weights are zero for all but the first copy: what reads the rest reads zeros, and
-  its weights are noise.
+- Width: the residual stream holds `copies` equal copies of the source's stream, followed by zeros,
+  so its mean square is the source's times `copies * D / D'`, which the weight and the epsilon of
+  each norm correct. Norm weights are zero except for the first copy. Weights that read the other
+  dimensions therefore read zeros, and are noise.
 - Added heads and MLP units: their `v` and `up` rows read only dimensions whose normed value is
-  zero, so their outputs are exactly zero, and the columns of `o` and `down` behind them are noise.
-- Wider heads, by a whole factor: the source's rotary pairs keep their frequencies at every
-  factor-th pair; the queries carry the other attention scale.
-- Added layers: both norms' weights are zero, so attention and MLP give exactly zero.
-- Added tokens: the last dimension of the residual stream holds a small constant that the epsilon
-  makes up for; the head reads it so that their logits are far below all others.
+  zero, so their outputs are exactly zero, and the columns of `o` and `down` that read them are
+  noise.
+- Heads that are wider by a whole factor: the source's rotary pairs keep their frequencies at every
+  factor-th pair; the queries are scaled to correct the different attention scale.
+- Added layers: the weights of both norms are zero, so attention and MLP return exactly zero.
+- Added tokens: the last dimension of the residual stream holds a small constant, for which epsilon
+  is corrected; the head reads it so that the logits of added tokens are far below all others.
 
-The source's inputs stand side by side in front, so that no group of a 4-bit copy mixes them with
-noise (where the source's sizes are multiples of the group).
+The inputs that come from the source are the first columns, so that no group of a 4-bit copy mixes
+them with noise (if the source's sizes are multiples of the group size).
 """
 
 import argparse
@@ -37,8 +39,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks.random_model import SCALE, Checkpoint, Family, Shape, write_checkpoint
 
-VERSION = 1  # of the recipe: raised when the same arguments give other weights
-FAR_BELOW = 2.0**24  # final norm's weight of the constant: added tokens' logits are about -1e4
+VERSION = 1  # raised when the same arguments begin to give other weights
+FAR_BELOW = 2.0**24  # final norm's weight for the constant: added tokens' logits are about -1e4
 
 Dtype = Literal["bfloat16", "float32"]
 
@@ -47,7 +49,7 @@ SMALL = Shape(layers=12, hidden=768, intermediate=2048, heads=12, kv_heads=4, vo
 
 
 class CannotGrow(ValueError):
-    """The source does not fit into the shape; the message says which size is wrong."""
+    """The source does not fit into the shape; the message names the size that is wrong."""
 
 
 def grow(
@@ -55,8 +57,8 @@ def grow(
 ) -> Checkpoint:
     """Write a checkpoint of `shape` into `folder` that has the logits of the llama in `source`.
 
-    Equal within rounding; logits of added tokens are far below all others. A finished one of the
-    same source and arguments is left as it is. Raises `CannotGrow`.
+    The logits are equal within rounding; those of added tokens are far below all others. A finished
+    checkpoint of the same source and arguments is not written again. Raises `CannotGrow`.
     """
     growth = _Growth(source, AutoConfig.from_pretrained(source), shape, dtype, seed)
     growth.check()
@@ -72,7 +74,7 @@ def grow(
 
 @dataclass(frozen=True)
 class _Growth:
-    """The source, the shape to reach, and where the source's parts go. Sizes: o old, n new."""
+    """The writer of one grown checkpoint: it places the source's weights among the new ones."""
 
     source: Path
     old: PretrainedConfig
@@ -81,7 +83,7 @@ class _Growth:
     seed: int
 
     def check(self) -> None:
-        """Raises `CannotGrow`."""
+        """Raise `CannotGrow` if the source does not fit into the shape."""
         old, new = self.old, self.new
         if old.model_type != "llama" or getattr(old, "attention_bias", False):
             raise CannotGrow(f"{self.source}: grows out of a llama without biases only")
@@ -107,25 +109,26 @@ class _Growth:
 
     @property
     def copies(self) -> int:
-        """Copies of the residual stream; added tokens need a dimension behind them."""
+        """Return the copies of the residual stream that fit; added tokens need a dimension."""
         hidden: int = self.old.hidden_size
         return (self.new.hidden - self.has_more_tokens) // hidden
 
     @property
     def kv_copies(self) -> int:
-        """Copies of each key-value head, where fewer query heads share one than did."""
+        """Return the copies of each key-value head; several if fewer query heads share one now."""
         shared: int = self.old.num_attention_heads // self.old.num_key_value_heads
         return -(-shared // (self.new.heads // self.new.kv_heads))
 
     @property
     def constant(self) -> float:
-        """What the last dimension always holds: exact in bfloat16, its square below epsilon's."""
+        """Return the last dimension, a power of two whose square epsilon can correct."""
         if not self.has_more_tokens:
             return 0.0
         most = self.old.rms_norm_eps * self.copies * self.old.hidden_size
         return 2.0 ** math.floor(math.log2(most) / 2)
 
     def config(self) -> PretrainedConfig:
+        """Return the configuration of the grown model."""
         config, old = self.new.config(), self.old
         square = self.copies * old.hidden_size * old.rms_norm_eps - self.constant**2
         config.update(
@@ -142,7 +145,7 @@ class _Growth:
         return config
 
     def shards(self) -> Iterator[dict[str, Tensor]]:
-        """Embedding, each layer, norm and head."""
+        """Yield the tensors of the embedding, of each layer, and of norm and head."""
         with safe_open(self.source / "model.safetensors", framework="pt") as file:
             read = _Reader(file)
             yield self._cast({"model.embed_tokens.weight": self._embedding(read)})
@@ -157,7 +160,7 @@ class _Growth:
         return {n: t.to(getattr(torch, self.dtype)).contiguous() for n, t in tensors.items()}
 
     def _embedding(self, read: "_Reader") -> Tensor:
-        """[V', D']: the source's rows in each copy, the constant in the last dimension."""
+        """Return the embedding [V', D']: the source's rows in each copy, then the constant."""
         old = read("model.embed_tokens.weight")
         weight = self._noise(self.new.vocabulary, self.new.hidden)
         weight[: len(old)] = self._residual(old.T).T
@@ -166,7 +169,7 @@ class _Growth:
         return weight
 
     def _residual(self, rows: Tensor) -> Tensor:
-        """What writes to the residual stream, [D, x] -> [D', x]: into each copy, else zeros."""
+        """Return rows [D, x] that write to the residual stream for all copies, [D', x]."""
         written = rows.new_zeros(self.new.hidden, rows.shape[1])
         written[: self.copies * len(rows)] = rows.repeat(self.copies, 1)
         return written
@@ -181,7 +184,7 @@ class _Growth:
             norm[-1] = FAR_BELOW
             weight[len(old) :, : old.shape[1]] = 0
             weight[len(old) :, -1] = -1
-            # Groups of a 4-bit copy with the constant in them: all zero, so nothing is rounded.
+            # The groups of a 4-bit copy that hold the constant are zero, so nothing is rounded.
             weight[: len(old), self.copies * old.shape[1] :] = 0
         return {"model.norm.weight": norm, "lm_head.weight": weight}
 
@@ -191,7 +194,7 @@ class _Growth:
         return norm
 
     def _layer(self, read: "_Reader", index: int | None) -> dict[str, Tensor]:
-        """One layer's tensors; `index` of the source's layer, None: a layer that adds nothing."""
+        """Return the tensors of one layer; `index` None makes a layer that returns zero."""
         shapes = self.new.layer_tensors()
         tensors = {n: self._noise(*s) for n, s in shapes.items() if len(s) == 2}
         tensors |= {n: torch.zeros(s) for n, s in shapes.items() if len(s) == 1}
@@ -209,12 +212,12 @@ class _Growth:
         q, k, v, o = (new[f"self_attn.{name}_proj.weight"] for name in names)
         old_q, old_k, old_v, old_o = (old[f"self_attn.{name}_proj.weight"] for name in names)
         hidden, places = self.old.hidden_size, self._places
-        q[places.query_heads, :hidden] = 0  # where a wider head has no pair of the source's
+        q[places.query_heads, :hidden] = 0  # a wider head has pairs that are not the source's
         q[places.queries, :hidden] = old_q * math.sqrt(self.new.head_width / self.old.head_dim)
         k[places.keys, :hidden] = old_k[places.kv_sources]
         v[:, :hidden] = 0
         v[places.values, :hidden] = old_v[places.kv_sources]
-        o[:, places.live] = 0  # also what added query heads make of the source's values
+        o[:, places.live] = 0  # also for added query heads that read the source's values
         o[:, places.outputs] = self._residual(old_o)
 
     def _place_mlp(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> None:
@@ -238,15 +241,15 @@ class _Growth:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the rows of the source's heads stand in the larger projections; index tensors."""
+    """The rows of the larger projections that hold the source's heads, as index tensors."""
 
-    queries: Tensor  # of each old query row, the new one
-    query_heads: Tensor  # all new rows of query heads that are the source's
-    keys: Tensor  # new rows of k that are the source's
-    values: Tensor  # those of v: the values of a wider head stand side by side
-    kv_sources: Tensor  # old rows that `keys` and `values` hold
-    outputs: Tensor  # of each old input of o, the new one
-    live: Tensor  # inputs of o that are not zero: all heads over the source's values
+    queries: Tensor  # new row of each old query row
+    query_heads: Tensor  # all rows of the new query heads that hold the source's
+    keys: Tensor  # rows of the new k that hold the source's
+    values: Tensor  # rows of the new v; they are consecutive in a wider head
+    kv_sources: Tensor  # old rows that are stored at `keys` and `values`
+    outputs: Tensor  # new input of o for each old one
+    live: Tensor  # inputs of o that are not zero: every head that reads the source's values
 
     @classmethod
     def of(cls, old: Any, new: Shape, kv_copies: int) -> "_Places":
@@ -276,13 +279,13 @@ class _Places:
 
 
 def _rows(heads: Tensor, width: int, within: Tensor) -> Tensor:
-    """Rows `within` each of the heads, which are `width` rows each."""
+    """Return the rows `within` each of the heads, which have `width` rows each."""
     return (heads[:, None] * width + within).flatten()
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """The source's tensors, in float32."""
+    """A reader of the source's tensors, which it returns in float32."""
 
     file: Any
 
@@ -303,7 +306,7 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, help="default: hidden / heads")
     parser.add_argument("--family", choices=get_args(Family), default=LARGE.family)
     parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     args = parser.parse_args()
     shape = Shape(**{n: getattr(args, n) for n in (*sizes, "head_dim", "family")})
     made = grow(args.source, args.folder, shape, dtype=args.dtype, seed=args.seed)

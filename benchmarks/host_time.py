@@ -1,15 +1,16 @@
-"""Time of a pass outside decoder layers, norm and head: what the host adds to one sequence.
+"""Measure the host time of a pass: all that is not decoder layers, final norm or head.
 
     python -m benchmarks.host_time [--json] [--answers 3]
 
 A real engine serves the demo's target, and the same model with its vocabulary grown to 152,064
-tokens, one sequence at a time: trees of up to 64 rows by `subspec`, temperature 0.7 with top-p 0.9,
-held-out prompts. Layers, final norms and heads of target and draft are timed and taken off the
-time of each step; what is left is verifying's choices, tree, masks, KV book-keeping and text.
-Drafting before the pass has host time too (scores, masks, embedding and rotary angles of its
-steps): it is part of the draft time, which adds to a cycle where it is not hidden, and stands in a
-column of its own. All of it is processor time of the engine's one thread, which a busy machine
-lengthens less than the clock's; medians over the passes that checked a full tree.
+tokens, one sequence at a time: `subspec` trees of up to 64 rows, temperature 0.7, top-p 0.9,
+held-out prompts. The times of the layers, final norms and heads of target and draft are subtracted
+from the time of each step. The rest is the choices of the verification, trees, masks, KV pages and
+text. Drafting before the pass needs host time too (scores, masks, embedding and rotary angles of
+its steps). It is part of the draft time, which lengthens a cycle unless it is hidden, so it has a
+column of its own. All times are processor time of the engine's one thread, which other load on the
+machine lengthens less than wall time. The figures are medians over the passes that verified a full
+tree.
 """
 
 import argparse
@@ -30,12 +31,12 @@ from benchmarks.random_model import Shape
 from benchmarks.runs import (
     DEMO,
     Session,
-    chat_prompts,
+    describe_machine,
     drive,
-    grown,
-    machine,
+    grow_demo,
+    load_chat_prompts,
+    make_request,
     ram_spec,
-    request,
     session,
 )
 from engine.messages import SamplingParams
@@ -48,32 +49,34 @@ DRAFT = DraftSpec(
 )
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, seed=1, max_tokens=200)
 GROWN = Shape(layers=6, hidden=512, intermediate=1280, heads=8, kv_heads=2, vocabulary=4096)
-VOCABULARIES = {4_096: 4.0, 152_064: 20.0}  # and the milliseconds a pass may take
+VOCABULARIES = {4_096: 4.0, 152_064: 20.0}  # vocabulary -> milliseconds a pass may take
 
 
 @dataclass(frozen=True)
 class Row:
-    """One vocabulary; times are milliseconds a pass."""
+    """The figures of one vocabulary; times are milliseconds per pass."""
 
     vocabulary: int
-    passes: int  # that checked a full tree
+    passes: int  # passes that verified a full tree
     tokens_per_pass: float
-    draft_steps: float  # a pass
+    draft_steps: float  # per pass
     host_ms: float
     target_ms: float
-    choosing_ms: float  # the verification's choices, the head's product among them
-    drafting_ms: float  # before the pass: the tree's drafting, not in `host_ms`
-    scoring_ms: float  # of which the drafted rows' scores
+    choosing_ms: float  # the choices of the verification, with the head's product
+    drafting_ms: float  # host time of drafting before the pass, not in `host_ms`
+    scoring_ms: float  # the part of `drafting_ms` that scores the drafted rows
 
 
 class Stopwatch:
-    """Processor seconds of this thread spent in wrapped calls, by name."""
+    """Processor seconds and number of the wrapped calls of this thread, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
 
     def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that makes the call and adds its time to `name`."""
+
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.thread_time()
             try:
@@ -85,6 +88,7 @@ class Stopwatch:
         return timed
 
     def reset(self) -> None:
+        """Set all times and counts to zero."""
         self.seconds.clear()
         self.calls.clear()
 
@@ -92,36 +96,38 @@ class Stopwatch:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments.add_argument("--answers", type=int, default=3, help="prompts answered for each model")
+    arguments.add_argument(
+        "--answers", type=int, default=3, help="prompts to answer for each model"
+    )
     options = arguments.parse_args()
     torch.set_num_threads(1)
     rows = [measure(vocabulary, options.answers) for vocabulary in VOCABULARIES]
     if options.json:
-        print(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}))
+        print(json.dumps({"machine": describe_machine(), "rows": [asdict(row) for row in rows]}))
     else:
-        print(table(rows))
+        print(format_table(rows))
 
 
 def measure(vocabulary: int, answers: int) -> Row:
-    """The medians of some answers' passes."""
-    prompts = chat_prompts("held_out")[: answers + 1]
-    with session(specification(vocabulary)) as served, watched(served) as watch:
-        answer(served, prompts[0], watch)  # the first one warms caches
-        passes = [own for prompt in prompts[1:] for own in answer(served, prompt, watch)]
-    return summary(vocabulary, passes)
+    """Answer `answers` prompts and return the medians of their passes."""
+    prompts = load_chat_prompts("held_out")[: answers + 1]
+    with session(make_spec(vocabulary)) as served, watch_session(served) as watch:
+        measure_answer(served, prompts[0], watch)  # the first one warms caches
+        passes = [own for prompt in prompts[1:] for own in measure_answer(served, prompt, watch)]
+    return summarize(vocabulary, passes)
 
 
-def specification(vocabulary: int) -> ModelSpec:
-    """The demo's target with this vocabulary, streamed from RAM without a pretended link."""
+def make_spec(vocabulary: int) -> ModelSpec:
+    """Return the demo's target with this vocabulary, streamed from RAM without a simulated link."""
     folder = DEMO / "target"
     if vocabulary != GROWN.vocabulary:
-        folder = grown(f"host-time-{vocabulary}", replace(GROWN, vocabulary=vocabulary))
+        folder = grow_demo(f"host-time-{vocabulary}", replace(GROWN, vocabulary=vocabulary))
     return ram_spec(folder, DRAFT, gbps=None, max_sequences=1)
 
 
 @contextmanager
-def watched(served: Session) -> Iterator[Stopwatch]:
-    """Time what the models compute, and apart from it the parts of the host's work."""
+def watch_session(served: Session) -> Iterator[Stopwatch]:
+    """Time the models' computations and the parts of the host's work within a `with` block."""
     watch = Stopwatch()
     drafting: Any = served.loaded.drafting
     watch_model(served.loaded.decoder, watch, "target")
@@ -142,17 +148,19 @@ def watched(served: Session) -> Iterator[Stopwatch]:
 
 
 def watch_model(decoder: Decoder, watch: Stopwatch, name: str) -> None:
-    """Layers, final norm, and the head's product. On the instances: what calls them looks there."""
+    """Time layers, final norm and head, by replacing attributes of the instances."""
     inner: Any = decoder.decoder
     for module in (*inner.layers, inner.norm):
         module.forward = watch.wrap(name, module.forward)
     decoder._logits = watch.wrap(name, decoder._logits)  # type: ignore[method-assign]
 
 
-def answer(served: Session, prompt: Sequence[int], watch: Stopwatch) -> list[dict[str, float]]:
-    """Figures of each pass of one answer that checked a full tree; times in seconds."""
+def measure_answer(
+    served: Session, prompt: Sequence[int], watch: Stopwatch
+) -> list[dict[str, float]]:
+    """Answer a prompt; return the figures of each pass with a full tree, times in seconds."""
     found = []
-    served.engine.add(request("answer", prompt, PARAMS))
+    served.engine.add(make_request("answer", prompt, PARAMS))
     while served.engine.has_work():
         watch.reset()
         began = time.thread_time()
@@ -174,7 +182,9 @@ def answer(served: Session, prompt: Sequence[int], watch: Stopwatch) -> list[dic
     return found
 
 
-def summary(vocabulary: int, passes: Sequence[dict[str, float]]) -> Row:
+def summarize(vocabulary: int, passes: Sequence[dict[str, float]]) -> Row:
+    """Return the medians and means over passes."""
+
     def median_ms(name: str) -> float:
         return statistics.median(own[name] for own in passes) * 1e3
 
@@ -191,10 +201,11 @@ def summary(vocabulary: int, passes: Sequence[dict[str, float]]) -> Row:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
     lines = [
-        "| vocabulary | host ms a pass | at most | choices | drafting beside it | of that scores | "
-        "passes | tokens a pass | draft steps |",
+        "| vocabulary | host ms per pass | at most | choices | drafting | scores in drafting | "
+        "passes | tokens per pass | draft steps |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

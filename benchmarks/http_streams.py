@@ -1,7 +1,7 @@
-"""The real server in a process of its own, and clients that stream from it over loopback.
+"""The real server in its own process, and clients that stream from it over loopback.
 
-The clients read bytes and little else, so that they take as little as they can of the machine
-they share with the server.
+The clients only read bytes while the answers arrive, because they share the processor with the
+server.
 """
 
 import asyncio
@@ -33,12 +33,13 @@ STOP_S = 20.0
 
 @dataclass
 class Stream:
-    """When a stream's characters came; tokens are known in all at its end."""
+    """The arrival times of a stream's characters, and its number of tokens."""
 
     arrivals: list[tuple[float, int]] = field(default_factory=list)  # time, characters
     num_tokens: int = 0
 
     def add(self, at: float, characters: int, tokens: int = 0) -> None:
+        """Record what arrived at time `at`, in seconds of `time.perf_counter`."""
         self.num_tokens += tokens
         if characters:
             self.arrivals.append((at, characters))
@@ -48,24 +49,29 @@ class Stream:
         return sum(characters for _, characters in self.arrivals)
 
 
-def rate(streams: Sequence[Stream]) -> float:
-    """Characters a second of all streams together, each from its first arrival to its last.
+def compute_rate(streams: Sequence[Stream]) -> float:
+    """Return the sum of the streams' rates in characters per second.
 
-    What came with the first is not counted: its pass had begun before.
+    A stream's rate is counted from its first arrival to its last, without the characters of the
+    first arrival, whose pass had begun earlier. Raises `ValueError` if all came at once.
     """
-    return sum(_own_rate(stream) for stream in streams)
+    return sum(_compute_own_rate(stream) for stream in streams)
 
 
-def _own_rate(stream: Stream) -> float:
+def _compute_own_rate(stream: Stream) -> float:
     (began, first), (ended, _) = stream.arrivals[0], stream.arrivals[-1]
     if ended <= began:
-        raise ValueError("a stream came all at once and has no rate: ask for more tokens")
+        raise ValueError("all of a stream came at once, so it has no rate: ask for more tokens")
     return (stream.num_characters - first) / (ended - began)
 
 
 @contextmanager
 def front_end(spec: ModelSpec, factory: EngineFactory) -> Iterator[int]:
-    """The server with this one model: the port it listens on. `factory` must pickle."""
+    """Serve one model in a new process and yield the port.
+
+    `factory` makes the engine client and must be picklable. Raises `EngineError` if the server does
+    not start.
+    """
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, spec, factory), name="server")
@@ -77,14 +83,14 @@ def front_end(spec: ModelSpec, factory: EngineFactory) -> Iterator[int]:
         raise EngineError("the server did not start; its error is above") from error
     finally:
         if process.pid is not None and process.is_alive():
-            process.terminate()  # SIGTERM: uvicorn ends in good order, and the engine with it
+            process.terminate()  # on SIGTERM uvicorn shuts down and closes the engine
         process.join(STOP_S)
         if process.is_alive():
             process.kill()
 
 
 def ask_all(port: int, requests: Sequence[Generate]) -> list[Stream]:
-    """Stream all requests at once; returns when all have ended. Raises `EngineError`."""
+    """Send all requests at once and return their streams. Raises `EngineError`."""
     return asyncio.run(_ask_all(port, requests))
 
 
@@ -102,7 +108,7 @@ async def _ask(port: int, message: Generate) -> Stream:
             raw.append((time.perf_counter(), chunk))
             if b"data: [DONE]" in chunk:
                 break
-        _read_events(raw, stream)  # after the last byte: nobody waits for it
+        _read_events(raw, stream)  # parsed after the last byte, so that it delays no read
         return stream
     finally:
         writer.close()
@@ -126,7 +132,7 @@ def _http(message: Generate) -> bytes:
 
 
 def _read_events(raw: Sequence[tuple[float, bytes]], stream: Stream) -> None:
-    """Sort the characters of server-sent events to the reads that completed their lines."""
+    """Add each event's characters at the time of the read that completed its line."""
     rest, line = b"", b""
     for at, chunk in raw:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -147,7 +153,7 @@ def _read_event(at: float, data: dict[str, Any], stream: Stream) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Tells its port once it listens."""
+    """A uvicorn server that sends its port over a pipe when it listens."""
 
     def __init__(self, config: uvicorn.Config, pipe: Connection) -> None:
         super().__init__(config)
@@ -155,13 +161,13 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        assert sockets, "it is started with a socket"
+        assert sockets, "the server is started with a socket"
         self._pipe.send(sockets[0].getsockname()[1])
 
 
 def _serve(pipe: Connection, spec: ModelSpec, factory: EngineFactory) -> None:
-    """The process; the model is loaded by the first request."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the benchmark's own
+    """Run the server (main function of its process); the first request loads the model."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C
     entry = ModelEntry(spec.id, spec, created=0)
     app = create_app(Settings(), Registry([entry], spec.id), factory)
     config = http_config(app)

@@ -1,9 +1,9 @@
-"""Text that a draft knows by heart, in trees of any number of rows, at the cost of any model.
+"""A model whose text its draft always predicts, with trees of any number of rows.
 
-For benchmarks of mechanisms, where a text that the draft misses now and then would be measured
-instead. The model counts: after token t comes token t + 1. Its layers cost what those of any model
-of their shape cost and add exactly zero (`benchmarks.grow`), so that a 4-bit copy counts as well.
-A sure draft's tree is a chain; `Filler` adds rows that are never right.
+Benchmarks of a mechanism use it, because with other texts they would measure how often the draft is
+right. The model counts: token t + 1 follows token t. Its layers cost the same as those of any model
+of their shape and add exactly zero (`benchmarks.grow`), so its 4-bit copy counts as well. The tree
+of a draft that is certain is a chain; `Filler` adds rows that are never right.
 """
 
 from collections.abc import Iterator, Sequence as Seq
@@ -18,25 +18,25 @@ from engine.drafting.tree import DraftTree
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
-FIRST = 300  # a prompt counts from here: no special token is near
-SURE = 16.0  # logit of the next token; the others' are noise around 0
-UNLIKELY = -3.0  # log-probability of a filler's row
+FIRST = 300  # first token of a prompt, far from special tokens
+SURE = 16.0  # logit of the next token; all other logits are noise around 0
+UNLIKELY = -3.0  # log-probability of an added row
 
 
 def counting_model(folder: Path, shape: Shape) -> Checkpoint:
-    """Write a bfloat16 checkpoint that counts; a finished one is left."""
+    """Write a bfloat16 checkpoint that counts; a finished one is not written again."""
     config = shape.config().to_json_string()
     recipe = f"counting to {SURE} {shape}"
     return write_checkpoint(folder, config, _shards(shape), tokenizer=TOKENIZER, recipe=recipe)
 
 
 def counting_prompt(length: int) -> list[int]:
-    """Token ids that the model goes on with."""
+    """Return a prompt of `length` token ids that the model continues."""
     return list(range(FIRST, FIRST + length))
 
 
 def fill_trees(served: Session, rows: int) -> None:
-    """From now on every tree has so many rows; the look-ups, which know the text too, are gone."""
+    """Give every later tree `rows` rows; the other look-ups, which know the text, are removed."""
     served.loaded.drafting._lookups = (Filler(rows),)
 
 
@@ -50,7 +50,7 @@ def _shards(shape: Shape) -> Iterator[dict[str, Tensor]]:
     for number, shapes in enumerate(shape.shards()):
         if number == 0:
             yield {"model.embed_tokens.weight": embedding}
-        elif number <= shape.layers:  # norms of zero: attention and MLP give zero
+        elif number <= shape.layers:  # with norms of zero, attention and MLP return zero
             yield {
                 name: noise(*size) if len(size) == 2 else torch.zeros(size, dtype=torch.bfloat16)
                 for name, size in shapes.items()
@@ -62,15 +62,16 @@ def _shards(shape: Shape) -> Iterator[dict[str, Tensor]]:
 
 
 class Filler:
-    """A look-up whose rows stand side by side below the root and never count on."""
+    """A look-up that proposes wrong tokens, all of them children of the root."""
 
     name = "filler"
 
     def __init__(self, rows: int) -> None:
-        """`rows` of a full tree, the root among them."""
+        """Take the number of rows of a full tree, with its root."""
         self.rows = rows
 
     def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+        """Return the root with `rows` - 1 tokens, none of which is the next one."""
         count, last = self.rows - 1, sequence.tokens[-1]
         return DraftTree(
             tokens=(last, *range(last + 2, last + 2 + count)),  # not the next one
@@ -81,7 +82,7 @@ class Filler:
         )
 
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
-        """It learns nothing."""
+        """Do nothing: no text changes the proposals."""
 
     def release(self, sequence: Sequence) -> None:
-        """It keeps nothing."""
+        """Do nothing: no state is kept for a sequence."""

@@ -1,11 +1,11 @@
-"""Serve a model from the disk inside a memory limit far below its weights' bytes.
+"""Serve a model from disk within a memory limit far below the size of its weights.
 
     python -m benchmarks.limited_memory --folder /var/tmp/limited --json
 
-Makes a random llama checkpoint (1.5 B parameters, bfloat16), starts the real server inside a
-memory cgroup of 40 % of the checkpoint's bytes, and asks it for tokens: tier disk, no draft.
-Packing the disk tier's files happens inside the limit too. Exit code 1 when the server did not
-answer or the kernel had to kill for lack of memory.
+The benchmark makes a random llama checkpoint (1.5 B parameters, bfloat16), starts the real server
+in a memory cgroup of 40 % of the checkpoint's size, and requests tokens: tier disk, no draft. The
+files of the disk tier are packed within the limit too. The exit code is 1 if the server did not
+answer or the kernel's OOM killer ended a process.
 """
 
 import argparse
@@ -34,22 +34,22 @@ ROOT = Path(__file__).parent.parent
 MODEL = "limited"
 POLL_S = 0.2
 STOP_S = 20.0
-LOG_LINES = 20  # of the server's log, shown when it fails
+LOG_LINES = 20  # lines of the server's log that are shown if it fails
 
 
 class ServerFailed(Exception):
-    """The server ended, or did not become ready in time; the message holds its last lines."""
+    """The server ended, was not ready in time or did not answer; the message says which."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured; sizes in bytes, times as named."""
+    """The figures of one run; sizes are in bytes."""
 
     parameters: int
     checkpoint_bytes: int
     limit_bytes: int
     peak_bytes: int  # of the whole group, page cache included
-    peak_anonymous_bytes: int  # what could not be given up, sampled
+    peak_anonymous_bytes: int  # memory that is not page cache, by sampling
     oom_kills: int
     start_s: float  # until the server was ready, packing included
     prompt_tokens: int
@@ -59,7 +59,7 @@ class Report:
     ms_per_pass: float  # between the first token and the last
     disk_bytes: int  # read from storage while the request ran
     disk_gbps: float  # 1e9 bytes a second, over the whole request
-    load_average: float  # of the machine, at the end: others slow the passes down
+    load_average: float  # of the machine at the end; other load slows the passes
     plan: str
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Answer:
-    """One request's figures, and what the disk gave meanwhile."""
+    """The figures of one request, and the bytes read from disk meanwhile."""
 
     timings: dict[str, Any]
     seconds: float
@@ -94,7 +94,7 @@ class Answer:
 
 
 def main() -> int:
-    args = _parser().parse_args()
+    args = _make_parser().parse_args()
     try:
         if args.folder is not None:
             report = measure(args.folder, args)
@@ -109,9 +109,9 @@ def main() -> int:
 
 
 def measure(folder: Path, args: argparse.Namespace) -> Report:
-    """Make the checkpoint in `folder`, serve it inside the limit, ask for tokens."""
+    """Make the checkpoint in `folder`, serve it within the limit and request tokens."""
     log = folder / "server.log"
-    shutil.rmtree(folder / "packed", ignore_errors=True)  # packing is part of what is shown
+    shutil.rmtree(folder / "packed", ignore_errors=True)  # packing is part of the measurement
     with memory_group("understudy-limited") as group:
         checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=args.layers))
         limit = checkpoint.nbytes * args.percent // 100
@@ -144,7 +144,7 @@ def measure(folder: Path, args: argparse.Namespace) -> Report:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.limited_memory", description=(__doc__ or "").split("\n")[0]
     )
@@ -154,20 +154,26 @@ def _parser() -> argparse.ArgumentParser:
         help="where checkpoint and packed copy are made (twice the weights' bytes); the next run "
         "uses the checkpoint again (default: a temporary folder, removed at the end)",
     )
-    parser.add_argument("--percent", type=int, default=40, help="limit, of the checkpoint's bytes")
-    parser.add_argument("--layers", type=int, default=Shape().layers, help="45 M parameters each")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens to ask for")
+    parser.add_argument(
+        "--percent", type=int, default=40, help="limit in percent of the checkpoint"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=Shape().layers, help="layers of 45 M parameters each"
+    )
+    parser.add_argument("--prompt", type=int, default=32, help="number of tokens of the prompt")
+    parser.add_argument("--tokens", type=int, default=16, help="number of tokens to request")
     parser.add_argument(
         "--device-bytes", default="auto", help="memory.device of the model, for example 600MiB"
     )
-    parser.add_argument("--timeout", type=float, default=1200, help="seconds, to start; to answer")
+    parser.add_argument(
+        "--timeout", type=float, default=1200, help="seconds for the start, and for the answer"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
 def _write_config(folder: Path, source: Path, device_bytes: str) -> None:
-    """A configuration folder with this one model. JSON is YAML."""
+    """Write a configuration folder with one model; its file is JSON, which is YAML too."""
     model = {
         "target": {"source": str(source.resolve())},
         "draft": {"method": "none"},
@@ -181,7 +187,7 @@ def _write_config(folder: Path, source: Path, device_bytes: str) -> None:
 
 @contextmanager
 def _server(group: MemoryGroup, folder: Path, log: Path, timeout: float) -> Iterator[str]:
-    """The real server in the group, ready: its URL. Raises `ServerFailed`."""
+    """Start the real server in the group and yield its URL. Raises `ServerFailed`."""
     port = _free_port()
     command = [sys.executable, "-m", "server.cli.main", "serve", MODEL]
     command += ["--config", str(folder / "config"), "--port", str(port)]
@@ -209,7 +215,7 @@ def _await_ready(
             if httpx.get(f"{url}/ready").status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
-            pass  # it does not listen yet
+            pass  # the server does not listen yet
         time.sleep(POLL_S)
     last = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
     raise ServerFailed(
@@ -219,7 +225,7 @@ def _await_ready(
 
 
 def _ask(url: str, group: MemoryGroup, prompt: int, tokens: int, timeout: float) -> Answer:
-    """One completion of a prompt of token ids, greedy, of exactly so many tokens."""
+    """Request a greedy completion of exactly `tokens` tokens to a prompt of token ids."""
     body = {
         "prompt": [3 + i % 1000 for i in range(prompt)],
         "max_tokens": tokens,

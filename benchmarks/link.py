@@ -1,17 +1,17 @@
-"""How close a cycle comes to its limit, and how busy the link is.
+"""Measure how close a cycle comes to its limit, and how busy the link is.
 
     python -m benchmarks.link [--json]
 
-One user, greedy, on a real engine behind a pretended link. A cycle is one step of the engine:
-draft, pass, verification. Its limit is max(W/B, compute) + draft not hidden. W/B is set to four
-times the compute, which is measured with everything resident; the draft's depth so that drafting
-takes half of W/B.
+One user asks for greedy answers of a real engine with a simulated link. A cycle is one step of the
+engine: draft, pass, verification. Its limit is max(W/B, compute) + the draft time that is not
+hidden. The bandwidth is chosen so that W/B is four times the compute, which is measured with all
+weights resident; the draft's depth is chosen so that drafting takes half of W/B.
 
-The bars are about the mechanism, so they are measured on a text that the draft knows by heart, in
+The bars concern the mechanism, so they are measured on a text that the draft always predicts, in
 trees of `--rows` rows (`benchmarks.known_text`), with and without drafting ahead in turn,
-`--cycles` cycles each, round after round. The second table has the same on starter prompts, a text
-that the draft mostly knows, where a pass that ends above its leaves throws away what was drafted
-below them; and self-tuned trees, as they are served.
+`--cycles` cycles each in every round. The second table has the same figures on starter prompts,
+most of whose text the draft predicts. There, a pass that accepts only a part of its path discards
+what was drafted below the rest. It also has self-tuned trees, as they are served.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import parser, show
+from benchmarks.command import make_parser, print_figures
 from benchmarks.known_text import counting_model, counting_prompt, fill_trees
 from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import (
@@ -29,25 +29,25 @@ from benchmarks.runs import (
     MID,
     MODELS,
     Session,
-    chat_prompts,
+    abort_requests,
+    describe_machine,
     drive,
-    forget,
-    grown,
-    machine,
+    grow_demo,
+    load_chat_prompts,
+    make_request,
     ram_spec,
-    request,
     session,
 )
 from engine.spec import DraftSpec, ModelSpec, StreamSpec
 
-COMPUTE_SHARE = 0.25  # of W/B
-DRAFT_SHARE = 0.5  # of W/B
+COMPUTE_SHARE = 0.25  # compute / (W/B)
+DRAFT_SHARE = 0.5  # draft time / (W/B)
 WIDTH = 4  # rows of a draft step
-PROBED_DEPTH = 9  # of the draft whose step is timed
+PROBED_DEPTH = 9  # depth of the draft whose step is timed
 PROBED_CYCLES = 10
-CORRECTIONS = 2  # of the depth: a step beside a busy link takes longer than alone
-LEARNING_PASSES = 4  # for what the engine learns of the machine, and the ring's steady state
-PROMPT_TOKENS = 32  # of the counted text
+CORRECTIONS = 2  # of the depth: a step during a transfer takes longer than alone
+LEARNING_PASSES = 4  # until the engine has measured this machine and the ring is steady
+PROMPT_TOKENS = 32  # prompt of the counting text
 CYCLE_AT_MOST = 1.05
 DUTY_AT_LEAST = 95.0
 AHEAD_AT_LEAST = 1.2
@@ -57,16 +57,16 @@ TUNED = "self-tuned, with drafting ahead"
 
 @dataclass(frozen=True)
 class Text:
-    """What is generated: a model and prompts."""
+    """A model and the prompts that it continues."""
 
     folder: Path
     prompts: Sequence[list[int]]
-    filler_rows: int | None = None  # rows of every tree, made up by wrong ones
+    filler_rows: int | None = None  # rows of every tree, filled up with wrong tokens
 
 
 @dataclass(frozen=True)
 class Link:
-    """The pretended link and the figures that it was chosen by."""
+    """The simulated link, and the measurements that its bandwidth was chosen from."""
 
     gbps: float  # B, 1e9 bytes a second
     streamed_bytes: int  # W
@@ -75,37 +75,38 @@ class Link:
 
     @property
     def seconds(self) -> float:
-        """W/B."""
+        """Return W/B, the seconds that the weights of one pass travel."""
         return self.streamed_bytes / self.gbps / 1e9
 
     def depth(self, share: float) -> int:
-        """Draft steps that take this share of W/B."""
+        """Return the number of draft steps that take `share` of W/B."""
         return max(1, round(share * self.seconds / self.step_s))
 
 
 @dataclass(frozen=True)
 class Cycles:
-    """Some cycles in steady state: means in seconds a cycle."""
+    """Means over cycles in the steady state; times are seconds per cycle."""
 
     cycle_s: float
-    draft_s: float  # before the pass: not hidden
-    ahead_s: float  # drafted while weights travelled
+    draft_s: float  # drafting before the pass, which is not hidden
+    ahead_s: float  # drafting during the transfer of weights
     stall_s: float  # the pass waited for weights
     pass_s: float
-    busy_s: float  # of the link
+    busy_s: float  # the link was busy
     tokens: float
     rows: float
 
     def limit(self, link: Link) -> float:
-        """Seconds that a cycle takes at least, with this draft."""
+        """Return the least seconds that a cycle with this draft can take."""
         return max(link.seconds, link.compute_s) + self.draft_s
 
     def over_limit(self, link: Link) -> float:
+        """Return the duration of a cycle divided by its limit."""
         return self.cycle_s / self.limit(link)
 
     @property
     def duty(self) -> float:
-        """Share of the time in which the link was busy, percent."""
+        """Return the percentage of the time in which the link was busy."""
         return 100 * self.busy_s / self.cycle_s
 
     @property
@@ -113,45 +114,51 @@ class Cycles:
         return self.tokens / self.cycle_s
 
 
-Found = Mapping[str, Sequence[Cycles]]  # by case, each round's
+Found = Mapping[str, Sequence[Cycles]]  # case -> the cycles of each round
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--rows", type=int, default=64, help="of the tree")
-    arguments.add_argument("--slots", type=int, help="of the ring (default: as planned)")
+    arguments = make_parser(__doc__)
+    arguments.add_argument("--rows", type=int, default=64, help="rows of the tree")
+    arguments.add_argument("--slots", type=int, help="slots of the ring (default: as planned)")
     arguments.add_argument("--cycles", type=int, default=30)
-    arguments.add_argument("--text-cycles", type=int, default=10, help="on starter prompts")
+    arguments.add_argument("--text-cycles", type=int, default=10, help="cycles on starter prompts")
     options = arguments.parse_args()
-    folder = options.model or grown("mid", MID)
+    folder = options.model or grow_demo("mid", MID)
     figures = measure(
         Text(counting_model(MODELS / "counting", MID).folder, [counting_prompt(PROMPT_TOKENS)]),
-        Text(folder, chat_prompts("starters")),
+        Text(folder, load_chat_prompts("starters")),
         options.rows,
         slots=options.slots,
         cycles=(options.cycles, options.text_cycles),
         rounds=options.rounds,
     )
-    show(figures, options)
+    print_figures(figures, options)
 
 
 def measure(
     known: Text, chat: Text, rows: int, *, slots: int | None, cycles: tuple[int, int], rounds: int
 ) -> Figures:
-    """Known text, then the chats; trees of at most so many rows, their depths chosen."""
+    """Measure the predictable text, then the chats; return the figures.
+
+    Args:
+        rows: the most rows of a tree.
+        slots: slots of the ring; None: as planned.
+        cycles: cycles on the predictable text, and on the chats.
+    """
     known = replace(known, filler_rows=rows)
     link = calibrate(known, rows, slots)
-    deep = _half_of_the_link(known, link, rows, slots)
+    deep = _choose_draft(known, link, rows, slots)
     depth = deep.depth or 1
     ahead = replace(deep, ahead=True)
     cases = {SERIAL: deep, AHEAD: ahead}
     chat_cases = {**cases, TUNED: replace(ahead, depth=2 * depth, tuned=True)}
-    found = _in_turn(known, cases, link, slots, cycles[0], rounds)
-    found_in_chat = _in_turn(chat, chat_cases, link, slots, cycles[1], rounds)
-    return _figures(chat.folder, link, depth, found, found_in_chat)
+    found = _measure_in_turn(known, cases, link, slots, cycles[0], rounds)
+    found_in_chat = _measure_in_turn(chat, chat_cases, link, slots, cycles[1], rounds)
+    return _make_figures(chat.folder, link, depth, found, found_in_chat)
 
 
-def _in_turn(
+def _measure_in_turn(
     text: Text,
     cases: Mapping[str, DraftSpec],
     link: Link,
@@ -159,47 +166,47 @@ def _in_turn(
     cycles: int,
     rounds: int,
 ) -> Found:
-    """All cases, round after round, each with the next prompt."""
+    """Measure all cases in turn in each round; each round has the next prompt."""
     found: dict[str, list[Cycles]] = {name: [] for name in cases}
     with ExitStack() as stack:
         sessions = {
-            name: _open(stack, text, _spec(text.folder, draft, link.gbps, slots))
+            name: _open(stack, text, _make_spec(text.folder, draft, link.gbps, slots))
             for name, draft in cases.items()
         }
         for number in range(rounds):
             prompt = text.prompts[number % len(text.prompts)]
             for name, served in sessions.items():
-                found[name].append(observe(served, prompt, cycles))
+                found[name].append(measure_cycles(served, prompt, cycles))
     return found
 
 
-def _half_of_the_link(text: Text, link: Link, rows: int, slots: int | None) -> DraftSpec:
-    """The tree whose draft takes half of W/B, as measured behind this very link."""
+def _choose_draft(text: Text, link: Link, rows: int, slots: int | None) -> DraftSpec:
+    """Return the draft that takes half of W/B, corrected by measurements with this link."""
     depth = link.depth(DRAFT_SHARE)
     for _ in range(CORRECTIONS):
         with ExitStack() as stack:
-            spec = _spec(text.folder, fixed_tree(rows, depth), link.gbps, slots)
-            seen = observe(_open(stack, text, spec), text.prompts[0], PROBED_CYCLES)
+            spec = _make_spec(text.folder, make_fixed_draft(rows, depth), link.gbps, slots)
+            seen = measure_cycles(_open(stack, text, spec), text.prompts[0], PROBED_CYCLES)
         better = max(1, round(depth * DRAFT_SHARE * link.seconds / seen.draft_s))
         if better == depth:
             break
         depth = better
-    return fixed_tree(rows, depth)
+    return make_fixed_draft(rows, depth)
 
 
-def fixed_tree(rows: int, depth: int) -> DraftSpec:
-    """A draft of always so many steps, and at most so many rows in the tree."""
+def make_fixed_draft(rows: int, depth: int) -> DraftSpec:
+    """Return a draft of exactly `depth` steps, with at most `rows` rows in its tree."""
     return DraftSpec(
         "subspec", depth=depth, width=WIDTH, branch=WIDTH, budget=rows, tuned=False, ahead=False
     )
 
 
 def calibrate(text: Text, rows: int, slots: int | None) -> Link:
-    """Measure compute and a draft step where nothing travels, and choose the link."""
-    spec = _spec(text.folder, fixed_tree(rows, PROBED_DEPTH), None, slots)
+    """Choose the link from the times of a pass and a draft step with all weights resident."""
+    spec = _make_spec(text.folder, make_fixed_draft(rows, PROBED_DEPTH), None, slots)
     with ExitStack() as stack:
         resident = replace(spec, stream=StreamSpec(tier="resident"))
-        seen = observe(_open(stack, text, resident), text.prompts[0], PROBED_CYCLES)
+        seen = measure_cycles(_open(stack, text, resident), text.prompts[0], PROBED_CYCLES)
     with session(replace(spec, draft=DraftSpec("none"))) as travelling:
         streamed = travelling.streamed_bytes
     return Link(
@@ -210,14 +217,14 @@ def calibrate(text: Text, rows: int, slots: int | None) -> Link:
     )
 
 
-def observe(served: Session, prompt: list[int], cycles: int) -> Cycles:
-    """So many cycles of one request in steady state; then it is dropped."""
-    drive(served, [request("user", prompt, GREEDY)], passes=1 + LEARNING_PASSES)
+def measure_cycles(served: Session, prompt: list[int], cycles: int) -> Cycles:
+    """Measure `cycles` cycles of one request in the steady state, then abort it."""
+    drive(served, [make_request("user", prompt, GREEDY)], passes=1 + LEARNING_PASSES)
     stream = served.loaded.stream
     stream.reset_stats()
     run = drive(served, passes=cycles)
     busy = stream.stats.busy_seconds
-    forget(served, ["user"])
+    abort_requests(served, ["user"])
     count = len(run.passes)
     assert count > 0, "the answer ended before the first cycle"
 
@@ -243,15 +250,17 @@ def _open(stack: ExitStack, text: Text, spec: ModelSpec) -> Session:
     return served
 
 
-def _spec(folder: Path, draft: DraftSpec, gbps: float | None, slots: int | None) -> ModelSpec:
+def _make_spec(folder: Path, draft: DraftSpec, gbps: float | None, slots: int | None) -> ModelSpec:
     spec = ram_spec(folder, draft, gbps=gbps, max_sequences=1)
     return replace(spec, stream=replace(spec.stream, slots=slots))
 
 
-def _figures(chat: Path, link: Link, depth: int, found: Found, found_in_chat: Found) -> Figures:
+def _make_figures(
+    chat: Path, link: Link, depth: int, found: Found, found_in_chat: Found
+) -> Figures:
     values = {
         "W_GB": link.streamed_bytes / 1e9,
-        "B_GB_a_second": link.gbps,
+        "B_GB_per_second": link.gbps,
         "W_over_B_ms": link.seconds * 1e3,
         "compute_ms": link.compute_s * 1e3,
         "draft_depth": depth,
@@ -263,8 +272,8 @@ def _figures(chat: Path, link: Link, depth: int, found: Found, found_in_chat: Fo
         title="Cycle time and link duty, one user",
         values=values,
         tables=[
-            _table("Text that the draft knows by heart, medians of the rounds", found, link),
-            _table(f"Starter prompts, model {chat.name}, medians", found_in_chat, link),
+            _make_table("Text that the draft always predicts, medians of the rounds", found, link),
+            _make_table(f"Starter prompts, model {chat.name}, medians", found_in_chat, link),
         ],
         bars=[
             *(
@@ -283,24 +292,30 @@ def _figures(chat: Path, link: Link, depth: int, found: Found, found_in_chat: Fo
                 DUTY_AT_LEAST,
                 "%",
             ),
-            Bar("tokens/s, drafting ahead against without", _gain(found), ">=", AHEAD_AT_LEAST),
+            Bar(
+                "tokens/s, drafting ahead against without",
+                _compute_gain(found),
+                ">=",
+                AHEAD_AT_LEAST,
+            ),
         ],
         notes=[
-            "Bars are about the first table: the draft is always right, so that the mechanism is "
-            "measured and not a text. In the second, of fewer cycles a round, it is mostly right; "
-            f"there drafting ahead gives {_gain(found_in_chat):.2f} times the tokens/s."
+            "The bars concern the first table, in which the draft is always right, so that the "
+            "mechanism is measured and not a text. In the second table, with fewer cycles per "
+            "round, the draft is mostly right; there drafting ahead gives "
+            f"{_compute_gain(found_in_chat):.2f} times the tokens/s."
         ],
-        machine=machine(),
+        machine=describe_machine(),
     )
 
 
-def _gain(found: Found) -> float:
-    """Drafting ahead against without, tokens/s: measured in turn, compared round by round."""
+def _compute_gain(found: Found) -> float:
+    """Return the tokens/s with drafting ahead over those without; median of the rounds."""
     pairs = zip(found[AHEAD], found[SERIAL], strict=True)
     return statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
 
 
-def _table(caption: str, found: Found, link: Link) -> Table:
+def _make_table(caption: str, found: Found, link: Link) -> Table:
     figures: dict[str, Callable[[Cycles], float]] = {
         "rows": lambda cycles: cycles.rows,
         "cycle ms": lambda cycles: cycles.cycle_s * 1e3,

@@ -1,6 +1,6 @@
-"""A small machine inside a large one: a cgroup that bounds memory, and reads from the disk.
+"""A cgroup that limits the memory of processes and their reads from disk.
 
-Linux, needs root; cgroups of version 1 and 2.
+This needs Linux and root. Versions 1 and 2 of cgroups are supported.
 """
 
 import os
@@ -17,26 +17,26 @@ from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
 BLOCK_DEVICES = Path("/sys/dev/block")
-SAMPLE_S = 0.05  # between two looks at the anonymous memory
-LEAVE_S = 20.0  # for the processes of a group to be gone
+SAMPLE_S = 0.05  # between two samples of the anonymous memory
+LEAVE_S = 20.0  # in which the processes of a group may end by themselves
 
 
 class NoMemoryGroup(Exception):
-    """This machine does not let us make a memory cgroup; the message says why."""
+    """The cgroup cannot be made or limited on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What one version of cgroups calls its files."""
+    """The file names of one version of cgroups."""
 
     parent: Path
     limit: str
-    no_swap: tuple[str, str | None]  # file and value; None: the limit itself
+    no_swap: tuple[str, str | None]  # file and value; None: the memory limit
     peak: str
     anonymous: str  # key in memory.stat
-    events: str  # holds "oom_kill N"
-    reads_parent: Path  # where groups bound reads
-    reads: str  # file of lines like "8:0 <reads_format>"
+    events: str  # has a line "oom_kill N"
+    reads_parent: Path  # the folder of the groups that limit reads
+    reads: str  # file with lines like "8:0 <reads_format>"
     reads_format: str
 
 
@@ -65,25 +65,27 @@ _V2 = _Files(
 
 
 class MemoryGroup:
-    """One group. Page cache counts towards its limit, and is given up when memory is short."""
+    """One cgroup. Page cache counts towards its limit, and is reclaimed when memory is short."""
 
     def __init__(self, files: _Files, name: str) -> None:
         self._files = files
         self.path = files.parent / name
-        self._reads_path = files.reads_parent / name  # the same in version 2
+        self._reads_path = files.reads_parent / name  # equals `path` in version 2
         self._peak_anonymous = 0
         self._ended = Event()
 
     def limit(self, nbytes: int) -> None:
-        """Allow the group so many bytes, and no swap."""
+        """Limit the group to `nbytes` bytes of memory and no swap."""
         name, value = self._files.no_swap
         (self.path / self._files.limit).write_text(str(nbytes))
         if (self.path / name).exists():  # a kernel without swap accounting has none
             (self.path / name).write_text(value or str(nbytes))
 
     def limit_reads(self, folder: Path, bytes_per_second: int) -> None:
-        """Let the group read so much from the disk that holds `folder`; files in the page cache
-        are free. Raises `NoMemoryGroup`."""
+        """Limit the group's reads from the disk that holds `folder`.
+
+        Reads from the page cache are not limited. Raises `NoMemoryGroup`.
+        """
         line = f"{_disk(folder)} {self._files.reads_format.format(bytes_per_second)}"
         try:
             self._reads_path.mkdir(exist_ok=True)
@@ -96,29 +98,32 @@ class MemoryGroup:
             ) from error
 
     def start(self, command: Sequence[str], **options: Any) -> "Popen[bytes]":
-        """Start a process that is in the group, like all its children, from its first byte on."""
+        """Start a process that belongs to the group from the start, as do its children."""
         paths = {self.path} | ({self._reads_path} if self._reads_path.exists() else set())
         join = "".join(f"echo $$ > {shlex.quote(str(path / 'cgroup.procs'))} && " for path in paths)
         return Popen(["/bin/sh", "-c", f'{join}exec "$0" "$@"', *command], **options)
 
     @property
     def peak_bytes(self) -> int:
-        """The most the group held at once, page cache included."""
+        """Return the peak memory of the group in bytes, page cache included; 0 if unknown."""
         path = self.path / self._files.peak
-        return int(path.read_text()) if path.exists() else 0  # version 2 before Linux 5.19
+        return (
+            int(path.read_text()) if path.exists() else 0
+        )  # missing before Linux 5.19 (version 2)
 
     @property
     def peak_anonymous_bytes(self) -> int:
-        """The most that its processes held and could not give up, by sampling."""
+        """Return the largest sample of the memory that is not page cache, in bytes."""
         return self._peak_anonymous
 
     @property
     def num_oom_kills(self) -> int:
+        """Return how many processes of the group the kernel's OOM killer ended."""
         return self._table(self._files.events).get("oom_kill", 0)
 
     @property
     def disk_bytes(self) -> int:
-        """What the processes that live now have read from storage, not from the page cache."""
+        """Return the bytes that the running processes have read from disk, without page cache."""
         total = 0
         for pid in self._pids():
             with suppress(FileNotFoundError, ProcessLookupError):
@@ -127,13 +132,13 @@ class MemoryGroup:
         return total
 
     def watch(self) -> None:
-        """Sample the anonymous memory until the group is ended."""
+        """Sample the anonymous memory until `end` is called."""
         while not self._ended.wait(SAMPLE_S):
             now = self._table("memory.stat").get(self._files.anonymous, 0)
             self._peak_anonymous = max(self._peak_anonymous, now)
 
     def end(self) -> None:
-        """End what is left in the group, and its watch."""
+        """Wait for the processes of the group, kill those that stay, and stop the sampling."""
         self._ended.set()
         deadline = time.monotonic() + LEAVE_S
         while self._pids() and time.monotonic() < deadline:
@@ -145,7 +150,7 @@ class MemoryGroup:
             time.sleep(SAMPLE_S)
 
     def remove(self) -> None:
-        """Nobody may be in the group, nor watch it."""
+        """Remove the group, in which no process may be left."""
         self.path.rmdir()
         if self._reads_path.exists():
             self._reads_path.rmdir()
@@ -160,7 +165,7 @@ class MemoryGroup:
 
 @contextmanager
 def memory_group(name: str) -> Iterator[MemoryGroup]:
-    """A new group without a limit yet; its processes are ended at the end.
+    """Make a group without limits for a `with` block, which ends its processes.
 
     Raises `NoMemoryGroup`.
     """
@@ -183,11 +188,11 @@ def memory_group(name: str) -> Iterator[MemoryGroup]:
 
 
 def _disk(folder: Path) -> str:
-    """The whole disk that holds a folder, as "major:minor". Raises `NoMemoryGroup`."""
+    """Return the disk that holds a folder, as "major:minor". Raises `NoMemoryGroup`."""
     number = folder.stat().st_dev
     device = BLOCK_DEVICES / f"{os.major(number)}:{os.minor(number)}"
     if not device.exists():
-        raise NoMemoryGroup(f"{folder}: is on no block device of its own, its reads have no limit")
+        raise NoMemoryGroup(f"{folder}: is not on a block device, so its reads cannot be limited")
     if (device / "partition").exists():
         device = device.resolve().parent
     return (device / "dev").read_text().strip()

@@ -1,4 +1,4 @@
-"""The figures of `benchmarks.offload`: medians over rounds, ratios, efficiency."""
+"""Compute the figures of `benchmarks.offload`: medians, ratios, efficiency."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from benchmarks.peers.job import Answer, Outcome
 from benchmarks.random_model import Checkpoint
 from benchmarks.recording import Recording
 from benchmarks.report_format import Bar, Figures, Plot, Table
-from benchmarks.runs import machine
+from benchmarks.runs import describe_machine
 
 COLUMNS = (
     "engine",
@@ -22,55 +22,55 @@ COLUMNS = (
     "pass ms",
     "compute ms",
     "efficiency",
-    "read GB a pass",
+    "read GB per pass",
     "peak GB",
     "same tokens",
 )
-BARS = {  # replay at A -> (against, at least)
+BARS = {  # A of replay -> (other engine, least ratio of tokens/s)
     8: (("llama.cpp bf16", 5.0), ("accelerate", 8.0), ("none", 3.5)),
     28: (("llama.cpp bf16", 12.0), ("accelerate", 20.0), ("none", 8.0)),
 }
-LEAST_EFFICIENCY = 0.9  # of subspec
+LEAST_EFFICIENCY = 0.9  # for subspec
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One process of one engine."""
+    """The outcome of one process of one engine."""
 
     engine: str
     outcome: Outcome
-    peak_bytes: int  # that could not be given up; 0: not watched
+    peak_bytes: int  # peak of the memory that is not page cache; 0: not measured
 
 
 @dataclass(frozen=True)
 class Round:
-    """All engines once, in turn."""
+    """One run of each engine, in turn."""
 
     setting: Setting
-    disk_gbps: float  # B, measured within the same limits
+    disk_gbps: float  # B, measured with the same limits
     trials: tuple[Trial, ...]
     load_average: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """One engine, or one A of replay, in one round; the prompt's pass is not in it."""
+    """The figures of one engine, or of one A of replay, in one round, without the prompt's pass."""
 
     name: str
     tokens_per_second: float
     tokens_per_pass: float  # A
-    streamed_gb: float  # W: what must travel in a pass
+    streamed_gb: float  # W: the weights that a pass must read
     disk_gbps: float  # B
-    draft_ms: float  # a pass, not hidden
+    draft_ms: float  # per pass, not hidden
     pass_ms: float
-    compute_ms: float  # of a pass, not waiting for weights; 0: not known
-    read_gb: float  # a pass, from the disk
+    compute_ms: float  # of a pass, without waiting for weights; 0: unknown
+    read_gb: float  # per pass, from disk
     peak_gb: float
-    same_tokens: float  # share of the tokens that are those of the recording
+    same_tokens: float  # share of the tokens that equal the recorded ones
 
     @property
     def efficiency(self) -> float:
-        """Tokens/s over A / (draft not hidden + max(W / B, compute)), or NaN."""
+        """Return tokens/s divided by A / (draft not hidden + max(W / B, compute)), or NaN."""
         pass_s = max(self.streamed_gb / self.disk_gbps, self.compute_ms / 1e3)
         if not pass_s:
             return float("nan")
@@ -78,20 +78,21 @@ class Row:
         return self.tokens_per_second / limit
 
     def cells(self) -> list[Any]:
+        """Return the figures in the order of `COLUMNS`."""
         own = (self.name, self.tokens_per_second, self.tokens_per_pass, self.streamed_gb)
         times = (self.disk_gbps, self.draft_ms, self.pass_ms, self.compute_ms, self.efficiency)
         return [*own, *times, self.read_gb, self.peak_gb, self.same_tokens]
 
 
-def figures(
+def make_figures(
     rounds: Sequence[Round], checkpoint: Checkpoint, recordings: Sequence[Recording], length: Length
 ) -> Figures:
-    """Tables of all settings; bars for the limited one."""
+    """Return a table and a plot for each setting, and bars for the limited one."""
     settings = {one.setting.name: one.setting for one in rounds}
     tables, bars, plots, details = [], [], [], {}
     for name, setting in settings.items():
         own = [one for one in rounds if one.setting == setting]
-        rows = medians([_rows(one, recordings) for one in own])
+        rows = compute_medians([_rows(one, recordings) for one in own])
         cells = [row.cells() for row in rows.values()]
         tables.append(Table(f"{_caption(setting)}, {len(own)} rounds", COLUMNS, cells))
         details[name] = {
@@ -99,14 +100,14 @@ def figures(
         }
         plots.append(_plot(name, rows))
         if name == "limited":
-            bars = reached(rows)
+            bars = make_bars(rows)
     return Figures(
         name="offload",
-        title="A model that does not fit, beside its peers",
+        title="A model that does not fit, compared with other engines",
         values={
             "parameters_billion": checkpoint.num_parameters / 1e9,
             "checkpoint_gb": checkpoint.nbytes / 1e9,
-            "nats_a_token": statistics.fmean(
+            "nats_per_token": statistics.fmean(
                 recording.entropy(length.drafted) for recording in recordings[: length.prompts]
             ),
             "load_average": max(one.load_average for one in rounds),
@@ -115,12 +116,12 @@ def figures(
         bars=bars,
         plots=[plot for plot in plots if plot.lines],
         notes=_notes(length, rounds),
-        machine={**machine(), "versions": _versions(rounds)},
+        machine={**describe_machine(), "versions": _versions(rounds)},
     )
 
 
-def reached(rows: dict[str, Row]) -> list[Bar]:
-    """The bars of what was measured."""
+def make_bars(rows: dict[str, Row]) -> list[Bar]:
+    """Return the bars whose engines were measured."""
     bars = []
     for mean, against in BARS.items():
         ours = rows.get(f"replay A={mean}")
@@ -134,8 +135,8 @@ def reached(rows: dict[str, Row]) -> list[Bar]:
     return bars
 
 
-def medians(rounds: Sequence[Sequence[Row]]) -> dict[str, Row]:
-    """By name, each figure's median over the rounds that have it."""
+def compute_medians(rounds: Sequence[Sequence[Row]]) -> dict[str, Row]:
+    """Return each row's medians by its name, over the rounds that have the row."""
     names = dict.fromkeys(row.name for rows in rounds for row in rows)
     result = {}
     for name in names:
@@ -157,11 +158,14 @@ def _rows(one: Round, recordings: Sequence[Recording]) -> list[Row]:
         else:
             groups = {trial.engine: list(trial.outcome.answers)}
         rows += [_row(name, own, trial, one, recordings) for name, own in groups.items()]
-    return with_best_link(rows)
+    return set_best_link(rows)
 
 
-def with_best_link(rows: Sequence[Row]) -> list[Row]:
-    """B is the best that the probe or any engine of the round got: a disk is not steady."""
+def set_best_link(rows: Sequence[Row]) -> list[Row]:
+    """Set B of all rows to the best of the round, because a disk's bandwidth varies.
+
+    The best is the largest bandwidth that the probe or an engine got.
+    """
     got = [row.read_gb * 1e3 / (row.draft_ms + row.pass_ms) for row in rows if row.pass_ms]
     best = max([*got, *(row.disk_gbps for row in rows)], default=0.0)
     return [replace(row, disk_gbps=best) for row in rows]
@@ -181,7 +185,7 @@ def _row(
     draft_ms = figure("draft_ms")
     pass_ms = figure("pass_ms") or seconds / passes * 1e3 - draft_ms
     read_gb = sum(answer.disk_bytes for answer in answers) / passes / 1e9
-    streamed = trial.outcome.figures.get("streamed_bytes")  # a peer: what it does read
+    streamed = trial.outcome.figures.get("streamed_bytes")  # other engines: what they read
     return Row(
         name=name,
         tokens_per_second=tokens / seconds if seconds else float("nan"),
@@ -193,17 +197,19 @@ def _row(
         compute_ms=max(figure("pass_ms") - figure("copy_stall_ms"), 0.0),
         read_gb=read_gb,
         peak_gb=trial.peak_bytes / 1e9,
-        same_tokens=_agreement(answers, recordings, trial.engine == "replay"),
+        same_tokens=_compute_agreement(answers, recordings, trial.engine == "replay"),
     )
 
 
 def _mean_of(answers: Sequence[Answer], passes: int) -> Callable[[str], float]:
-    """A runner's own figure, in the mean of all passes; 0 where it has none."""
+    """Return a function from a figure's name to its mean over all passes, 0 if it is missing."""
     return lambda name: sum(answer.figures.get(name, 0.0) for answer in answers) / passes
 
 
-def _agreement(answers: Sequence[Answer], recordings: Sequence[Recording], replayed: bool) -> float:
-    """Share of the tokens that are the recorded ones, up to the first that is not."""
+def _compute_agreement(
+    answers: Sequence[Answer], recordings: Sequence[Recording], replayed: bool
+) -> float:
+    """Return the share of the tokens before the first that differs from the recording."""
     same = total = 0
     for answer in answers:
         number = -1 if replayed else int(answer.label.removeprefix("prompt "))
@@ -224,7 +230,7 @@ def _caption(setting: Setting) -> str:
 
 
 def _plot(setting: str, rows: dict[str, Row]) -> Plot:
-    """Tokens/s against A: replay as a line, the others as points."""
+    """Plot tokens/s over A: replay as a line, the other engines as points."""
     replayed = [row for name, row in rows.items() if name.startswith("replay")]
     lines = {"replay": [(row.tokens_per_pass, row.tokens_per_second) for row in replayed]}
     lines |= {
@@ -233,7 +239,7 @@ def _plot(setting: str, rows: dict[str, Row]) -> Plot:
         if not name.startswith("replay")
     }
     shown = {name: points for name, points in lines.items() if points}
-    return Plot(f"offload {setting}", "tokens a pass", "tokens/s", shown)
+    return Plot(f"offload {setting}", "tokens per pass", "tokens/s", shown)
 
 
 def _notes(length: Length, rounds: Sequence[Round]) -> list[str]:
@@ -244,14 +250,15 @@ def _notes(length: Length, rounds: Sequence[Round]) -> list[str]:
         if "plan" in trial.outcome.figures and one.setting == rounds[0].setting
     }
     return [
-        "Greedy answers to chats held out of the demo's training. The prompt's pass is in none of "
-        f"the figures. Engines without a draft write {length.plain} tokens a round "
-        f"({length.quick} where they are quick), engines with one up to {length.drafted} of one "
-        f"of {length.prompts} answers in turn, replay {length.replayed} passes of each A. W of a "
-        "peer is what it read a pass. Efficiency is tokens/s over A / (draft not hidden + max(W / "
-        "B, compute)). "
-        "B is the best that a probe or an engine got in the round. The same tokens are those of "
-        "plain decoding under strict numerics, up to the first other.",
+        "Greedy answers to chats that the demo model was not trained on. No figure includes the "
+        f"prompt's pass. Engines without a draft write {length.plain} tokens per round "
+        f"({length.quick} if they are quick); engines with a draft write up to {length.drafted} "
+        f"tokens of one of {length.prompts} answers in turn; replay runs {length.replayed} passes "
+        "of each A. W of another engine is what it read per pass. Efficiency is tokens/s divided "
+        "by A / (draft not hidden + max(W / B, compute)). "
+        "B is the largest bandwidth that the probe or an engine got in the round. `same tokens` is "
+        "the share of tokens before the first that differs from plain decoding under strict "
+        "numerics.",
         *(f"{engine}: {plan}." for engine, plan in plans.items()),
     ]
 

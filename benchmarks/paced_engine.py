@@ -1,7 +1,7 @@
-"""An engine without a model: so many tokens for every sequence, at a steady beat.
+"""An engine without a model that emits tokens for every sequence at fixed intervals.
 
-It stands in for the real one in the engine's process, so that the front end can be measured at
-any rate of tokens on any machine.
+It replaces the real engine in the engine's process, so that the front end can be measured at any
+rate of tokens on any machine.
 """
 
 import time
@@ -29,15 +29,15 @@ CONTEXT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Beat:
-    """A pass every `seconds`; each gives every sequence `burst` tokens."""
+class Schedule:
+    """The interval between passes, and the number of tokens that a pass emits per sequence."""
 
     seconds: float
     burst: int
 
 
 class NoAudits:
-    """Implements `engine.process.worker.Audits`: there is no text to check."""
+    """An implementation of `engine.process.worker.Audits` that checks nothing."""
 
     pending = False
 
@@ -50,15 +50,15 @@ class NoAudits:
 
 @dataclass
 class PacedEngine:
-    """What `engine.process.worker` asks of an engine; see `engine.runtime.engine.Engine`."""
+    """The part of `engine.runtime.engine.Engine` that `engine.process.worker` calls."""
 
-    beat: Beat
+    schedule: Schedule
     max_sequences: int
     info: ModelInfo = field(init=False)
     last_pass: PassStats | None = None
     auditor: NoAudits = field(default_factory=NoAudits)
     rechecks: Rechecks = field(default_factory=lambda: Rechecks(None, [], 0))
-    _lengths: dict[str, int] = field(default_factory=dict)  # tokens emitted
+    _lengths: dict[str, int] = field(default_factory=dict)  # number of emitted tokens
     _messages: dict[str, Generate] = field(default_factory=dict)
     _due: float = 0.0  # when the next pass ends
 
@@ -73,7 +73,7 @@ class PacedEngine:
             numerics="strict",
             fingerprint="us-paced",
             tokenizer_path=str(DEMO / "target"),
-            plan="no model: tokens at a steady beat",
+            plan="no model: tokens at fixed intervals",
         )
 
     def add(self, request: Generate) -> None:
@@ -87,22 +87,22 @@ class PacedEngine:
         return bool(self._messages)
 
     def step(self) -> list[Tokens | Failed]:
-        """Wait for the beat; tokens for the sequences that came first."""
+        """Wait until the pass is due; return tokens for the sequences that came first."""
         now = time.perf_counter()
-        self._due = max(self._due, now - self.beat.seconds) + self.beat.seconds
+        self._due = max(self._due, now - self.schedule.seconds) + self.schedule.seconds
         time.sleep(max(0.0, self._due - now))
         running = list(self._messages.values())[: self.max_sequences]
         return [self._emit(message) for message in running]
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Do nothing: there is no memory to release."""
 
     def _emit(self, message: Generate) -> Tokens:
         name, most = message.request_id, message.params.max_tokens or CONTEXT
         before = self._lengths[name]
-        after = self._lengths[name] = min(before + self.beat.burst, most)
+        after = self._lengths[name] = min(before + self.schedule.burst, most)
         finish = "length" if after == most else None
-        origin = Origin("target", 0, -(-after // self.beat.burst))
+        origin = Origin("target", 0, -(-after // self.schedule.burst))
         if finish is not None:
             self._messages.pop(name, None)
         return Tokens(
@@ -112,22 +112,35 @@ class PacedEngine:
             text=WORD * (after - before),
             origins=(origin,) * (after - before),
             finish=finish,
-            stats=None if finish is None else self._stats(message, after),
+            stats=None if finish is None else self._make_stats(message, after),
         )
 
-    def _stats(self, message: Generate, tokens: int) -> Stats:
-        passes = -(-tokens // self.beat.burst)
-        seconds = passes * self.beat.seconds
-        return Stats(len(message.prompt), 0, tokens, passes, 0, 0, 0.0, seconds * 1e3)
+    def _make_stats(self, message: Generate, tokens: int) -> Stats:
+        passes = -(-tokens // self.schedule.burst)
+        return make_stats(len(message.prompt), tokens, passes, self.schedule.seconds * passes)
 
 
-def main(connection: Connection, spec: ModelSpec, beat: Beat) -> None:
-    """Entry of the engine's process, in place of `engine.process.worker.main`."""
+def make_stats(prompt_tokens: int, tokens: int, passes: int, seconds: float) -> Stats:
+    """Return the statistics of an answer that took `seconds` and was not drafted."""
+    return Stats(
+        prompt_tokens=prompt_tokens,
+        cached_tokens=0,
+        completion_tokens=tokens,
+        passes=passes,
+        drafted=0,
+        accepted=0,
+        prompt_ms=0.0,
+        predicted_ms=seconds * 1e3,
+    )
+
+
+def main(connection: Connection, spec: ModelSpec, schedule: Schedule) -> None:
+    """Run the engine's process, in place of `engine.process.worker.main`."""
 
     def load(
         spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
     ) -> StepEngine:
-        """Its tokens tell that a request runs."""
-        return PacedEngine(beat, spec.max_sequences or 1)
+        """Return the paced engine; it has no use for the callbacks."""
+        return PacedEngine(schedule, spec.max_sequences or 1)
 
     serve(connection, spec, load)

@@ -1,11 +1,12 @@
-"""Peak memory of an engine process against its plan.
+"""Compare the peak memory of an engine process with its plan.
 
     python -m benchmarks.plan_memory --folder /var/tmp/plan-memory --json
 
-Makes a random llama checkpoint (1.5 B parameters, bfloat16), loads it in a process of its own with
-each draft method, runs a prompt as long as a pass can be and then several sequences with trees, and
-compares the most that the process ever held (VmHWM) with the plan: its device and host parts, which
-are one memory without a GPU, the runtime included. Exit code 1 when one differs by more than 5 %.
+The benchmark makes a random llama checkpoint (1.5 B parameters, bfloat16). A new process for each
+draft method loads it, runs a prompt of the largest number of tokens and then several sequences with
+trees. Its peak resident memory (VmHWM) is compared with the sum of the plan's device and host
+parts, which share one memory without a GPU, the runtime included. The exit code is 1 if one differs
+by more than 5 %.
 """
 
 import argparse
@@ -33,7 +34,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Report:
-    """One process; sizes in bytes."""
+    """The figures of one process; sizes are in bytes."""
 
     method: str
     tier: str
@@ -42,7 +43,7 @@ class Report:
     peak: int  # VmHWM
     ratio: float
     parts: dict[str, int]  # of the plan
-    after_load: int  # VmHWM when the model was loaded
+    after_load: int  # VmHWM after loading
     plan: str
 
     def __str__(self) -> str:
@@ -55,16 +56,16 @@ class Report:
 
 
 def main() -> int:
-    args = _parser().parse_args()
+    args = _make_parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="understudy-plan-memory-") as scratch:
         folder = args.folder or Path(scratch)
         os.environ["UNDERSTUDY_CACHE"] = str((folder / "packed").resolve())
         shape = Shape(layers=args.layers, context=args.context)
         checkpoint = make_checkpoint(folder / f"checkpoint-{args.layers}-{args.context}", shape)
-        # A first run also makes the packed units and substitutes; the second finds them.
+        # The first run also makes the packed units and substitutes; the second run reads them.
         wanted = [(method, tier) for method in args.methods for tier in args.tiers]
         reports = [
-            _in_process(checkpoint.folder, checkpoint.num_parameters, method, tier, args)
+            _run_in_process(checkpoint.folder, checkpoint.num_parameters, method, tier, args)
             for method, tier in wanted
             for _ in range(args.runs)
         ]
@@ -75,29 +76,33 @@ def main() -> int:
     return int(any(abs(report.ratio - 1) > TOLERANCE for report in reports))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plan_memory", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument(
         "--folder", type=Path, help="where checkpoint and packed copies are made and kept"
     )
-    parser.add_argument("--layers", type=int, default=Shape().layers, help="45 M parameters each")
-    parser.add_argument("--context", type=int, default=Shape().context, help="tokens")
+    parser.add_argument(
+        "--layers", type=int, default=Shape().layers, help="layers of 45 M parameters each"
+    )
+    parser.add_argument(
+        "--context", type=int, default=Shape().context, help="context length in tokens"
+    )
     parser.add_argument("--device-bytes", type=int, default=None, help="memory.device of the model")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="draft methods")
     parser.add_argument("--tiers", nargs="+", default=TIERS, choices=("disk", "ram", "resident"))
-    parser.add_argument("--users", type=int, default=4, help="sequences that run at once")
-    parser.add_argument("--tokens", type=int, default=24, help="tokens of each")
+    parser.add_argument("--users", type=int, default=4, help="number of sequences that run at once")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens of each answer")
     parser.add_argument("--runs", type=int, default=2, help="processes for each method and tier")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
-def _in_process(
+def _run_in_process(
     folder: Path, parameters: int, method: str, tier: str, args: argparse.Namespace
 ) -> Report:
-    """A process that loads and serves; its figures."""
+    """Load and serve in a new process; return its figures."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_serve, folder, parameters, method, tier, args).result()
 
@@ -126,18 +131,18 @@ def _serve(
     with torch.inference_mode():
         loaded = load(spec, lambda what, done, total: None)
         engine = Engine(loaded)
-    after_load = _status("VmHWM")
+    after_load = _read_status("VmHWM")
     plan = loaded.plan
     longest = loaded.limits.max_tokens - args.tokens - 1
     vocabulary = engine.info.vocab_size
-    # A prompt as long as a pass, of tokens from all over the vocabulary; then sequences with trees
-    # run side by side.
+    # A prompt as long as a pass can be, with tokens from all of the vocabulary; then several
+    # sequences with trees at once.
     _run(engine, [[i * vocabulary // longest for i in range(longest)]], args.tokens)
     share = longest // args.users
     starts = range(args.users)
     prompts = [[(u * 7919 + i) % vocabulary for i in range(share)] for u in starts]
     _run(engine, prompts, args.tokens)
-    peak = _status("VmHWM")
+    peak = _read_status("VmHWM")
     engine.close()
     planned = plan.device_bytes + plan.host_bytes
     parts = {
@@ -151,7 +156,7 @@ def _serve(
 
 
 def _run(engine: Any, prompts: list[list[int]], tokens: int) -> None:
-    """Serve all prompts together, greedily, to the end."""
+    """Answer all prompts at once, sampled, with `tokens` tokens each."""
     for number, prompt in enumerate(prompts):
         params = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=tokens, ignore_eos=True)
         engine.add(Generate(f"{number}", tuple(prompt), params))
@@ -159,10 +164,10 @@ def _run(engine: Any, prompts: list[list[int]], tokens: int) -> None:
         engine.step()
 
 
-def _status(key: str) -> int:
-    """Bytes of one line of this process's status."""
+def _read_status(key: str) -> int:
+    """Return the bytes in the line `key` of this process's status."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None, f"the kernel tells no {key}"
+    assert found is not None, f"/proc/self/status has no line {key}"
     return int(found[1]) * 1024
 
 

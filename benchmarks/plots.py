@@ -1,4 +1,4 @@
-"""Small PNG plots of benchmarks; the one file that knows matplotlib."""
+"""Draw small PNG plots of benchmarks; the only file that imports matplotlib."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ DPI = 80  # about 20 kB a plot
 
 
 def file_name(plot: Plot) -> str:
-    """Of its PNG, without blanks."""
+    """Return the name of the plot's PNG file, without blanks."""
     return plot.name.replace(" ", "-") + ".png"
 
 
 def draw(plot: Plot, folder: Path) -> Path:
-    """Write the plot below `folder`. A line of one point is shown as a point."""
+    """Draw the plot and return its file in `folder`. A line of one point becomes a point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

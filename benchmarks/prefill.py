@@ -1,12 +1,13 @@
-"""Long prompts: bytes over the link and time to the first token, and what a running stream feels.
+"""Measure long prompts: bytes over the link, time to the first token, delay of other streams.
 
     python -m benchmarks.prefill [--json]
 
-`compute` is the time of the same prompt where the link is never waited for; the link is set so
-that W/B is the compute of the prompt `--balanced` tokens long, where the two are hardest to
-overlap. Behind it: each prompt alone; then a stream of one token a pass, its usual gap between
-emissions, and the longest gap while the longest prompt is admitted beside it. Last, how many
-prompt tokens the second turn of a chat computes.
+`compute` is the time of the same prompt with a link of unlimited bandwidth. The bandwidth of the
+limited link is chosen so that W/B equals the compute of the prompt of `--balanced` tokens, for
+which the two are hardest to overlap. With this link, each prompt runs alone. Then a stream of one
+token per pass runs: its usual gap between emissions is compared with the longest gap while the
+longest prompt is prefilled at the same time. At last, the prompt tokens that the second turn of a
+chat computes are counted.
 """
 
 import statistics
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.command import parser, show
+from benchmarks.command import make_parser, print_figures
 from benchmarks.random_model import Shape, make_checkpoint
 from benchmarks.report_format import Bar, Figures, Plot, Table
 from benchmarks.runs import (
@@ -27,11 +28,11 @@ from benchmarks.runs import (
     UNLIMITED_GBPS,
     Run,
     Session,
+    abort_requests,
+    describe_machine,
     drive,
-    forget,
-    machine,
+    make_request,
     ram_spec,
-    request,
     session,
     step,
 )
@@ -39,7 +40,7 @@ from engine.spec import DraftSpec, ModelSpec
 
 LENGTHS = (100, 500, 2000, 8000, 16_000)
 BALANCED = 2000
-LONG = Shape(  # small: strict attention over 16,000 tokens is most of the time on a CPU
+LONG = Shape(  # small, because strict attention over 16,000 tokens takes most of the time on a CPU
     layers=4,
     hidden=256,
     intermediate=1408,
@@ -49,34 +50,34 @@ LONG = Shape(  # small: strict attention over 16,000 tokens is most of the time 
     vocabulary=4096,
     context=17_408,
 )
-LONG_ROUNDS = 2  # of prompts above the balanced one, alone: they have no bar
-USUAL_PASSES = 8  # of the stream, before the prompt comes
+LONG_ROUNDS = 2  # for prompts longer than the balanced one, which have no bar
+USUAL_PASSES = 8  # passes of the stream before the prompt is added
 MOST_BYTES, MOST_TIME, LONGEST_GAP = 1.2, 1.15, 1.25
-FIRST_TURN, SECOND_TURN = 150, 30  # prompt tokens, new in the turn; no multiples of a page
+FIRST_TURN, SECOND_TURN = 150, 30  # new prompt tokens of each turn, no multiples of a page
 ANSWER = 21
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """One prompt, alone."""
+    """The cost of one prompt that runs alone."""
 
-    seconds: float  # to its first token
-    bytes: int  # over the link, until the ring is again as full as it was before
+    seconds: float  # to the first token
+    bytes: int  # over the link, until the ring is as full as before
     passes: int
 
 
 @dataclass(frozen=True)
 class Gap:
-    """One admission beside a running stream."""
+    """The gaps of a running stream while a prompt is prefilled."""
 
     usual_s: float  # median time between two emissions of the stream alone
-    longest_s: float  # while the prompt was admitted
-    admission_s: float
+    longest_s: float  # longest time between two emissions during the prefill
+    admission_s: float  # from the last emission before the prompt to its first token
     passes: int
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = make_parser(__doc__)
     arguments.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     arguments.add_argument("--balanced", type=int, default=BALANCED)
     options = arguments.parse_args()
@@ -86,40 +87,42 @@ def main() -> None:
         balanced=options.balanced,
         rounds=options.rounds,
     )
-    show(figures, options)
+    print_figures(figures, options)
 
 
 def measure(folder: Path, lengths: Sequence[int], *, balanced: int, rounds: int) -> Figures:
-    """Free and limited link in turn, round by round."""
+    """Measure the unlimited and the limited link in turn; return the figures."""
     wanted = sorted({*lengths, balanced})
-    with session(_spec(folder, UNLIMITED_GBPS)) as free:
-        prefill(free, balanced)  # buffers come into being
-        balance = statistics.median(prefill(free, balanced).seconds for _ in range(3))
+    with session(_make_spec(folder, UNLIMITED_GBPS)) as free:
+        measure_prefill(free, balanced)  # allocates the buffers
+        balance = statistics.median(measure_prefill(free, balanced).seconds for _ in range(3))
         gbps = free.streamed_bytes / balance / 1e9
         alone: dict[int, list[Prefill]] = {length: [] for length in wanted}
         compute: dict[int, list[float]] = {length: [] for length in wanted}
-        with session(_spec(folder, gbps)) as limited:
-            prefill(limited, wanted[0])
+        with session(_make_spec(folder, gbps)) as limited:
+            measure_prefill(limited, wanted[0])
             for number in range(rounds):
                 for length in wanted:
                     if length <= balanced or number < LONG_ROUNDS:
-                        compute[length].append(prefill(free, length).seconds)
-                        alone[length].append(prefill(limited, length))
-            gaps = [gap(limited, wanted[-1]) for _ in range(rounds)]
+                        compute[length].append(measure_prefill(free, length).seconds)
+                        alone[length].append(measure_prefill(limited, length))
+            gaps = [measure_gap(limited, wanted[-1]) for _ in range(rounds)]
             streamed = limited.streamed_bytes
-    turn = second_turn(folder)
-    return _figures(folder, gbps, streamed, compute, alone, gaps, turn, balanced)
+    turn = measure_second_turn(folder)
+    return _make_figures(folder, gbps, streamed, compute, alone, gaps, turn, balanced)
 
 
-def prefill(served: Session, length: int) -> Prefill:
-    """A prompt's first token, and what it cost. The ring is full before and after, as always."""
-    before = _settled(served)
-    run = drive(served, [request("prompt", prompt(length), replace(GREEDY, max_tokens=1))])
-    return Prefill(run.seconds, _settled(served) - before, len(run.passes))
+def measure_prefill(served: Session, length: int) -> Prefill:
+    """Run a prompt to its first token; the ring is full before and after the measurement."""
+    before = _await_full_ring(served)
+    run = drive(
+        served, [make_request("prompt", make_prompt(length), replace(GREEDY, max_tokens=1))]
+    )
+    return Prefill(run.seconds, _await_full_ring(served) - before, len(run.passes))
 
 
-def _settled(served: Session) -> int:
-    """Bytes that have travelled, once no more do: the ring is full."""
+def _await_full_ring(served: Session) -> int:
+    """Wait until the ring is full; return the bytes that have travelled so far."""
     gbps = served.loaded.stream.stats.ram.gbps
     unit_s = served.streamed_bytes / (gbps or 1.0) / 1e9 / len(served.loaded.plan.tiers)
     seen, now = -1, served.link_bytes
@@ -129,32 +132,32 @@ def _settled(served: Session) -> int:
     return now
 
 
-def gap(served: Session, length: int) -> Gap:
-    """A prompt is admitted beside a stream; prompt and stream are dropped at its first token."""
-    drive(served, [request("stream", prompt(64), GREEDY)], passes=2)
+def measure_gap(served: Session, length: int) -> Gap:
+    """Add a prompt to a running stream; measure until the prompt's first token."""
+    drive(served, [make_request("stream", make_prompt(64), GREEDY)], passes=2)
     usual = drive(served, passes=USUAL_PASSES)
-    served.engine.add(request("prompt", prompt(length), replace(GREEDY, max_tokens=1)))
+    served.engine.add(make_request("prompt", make_prompt(length), replace(GREEDY, max_tokens=1)))
     run = Run(began=usual.times_of("stream")[-1])
     while "prompt" not in run.answered:
         step(served, run)
-    forget(served, ["stream"])
+    abort_requests(served, ["stream"])
     return Gap(
-        usual_s=statistics.median(_gaps([usual.began, *usual.times_of("stream")])),
-        longest_s=max(_gaps([run.began, *run.times_of("stream")])),
+        usual_s=statistics.median(_compute_gaps([usual.began, *usual.times_of("stream")])),
+        longest_s=max(_compute_gaps([run.began, *run.times_of("stream")])),
         admission_s=run.emissions[-1].at - run.began,
         passes=len(run.passes),
     )
 
 
-def second_turn(folder: Path) -> dict[str, int]:
-    """A chat's second turn with the prefix cache on: what is new in it, and what was computed."""
-    spec = replace(_spec(folder, UNLIMITED_GBPS), prefix_cache=True)
+def measure_second_turn(folder: Path) -> dict[str, int]:
+    """Run two turns of a chat with the prefix cache; return the second turn's prompt tokens."""
+    spec = replace(_make_spec(folder, UNLIMITED_GBPS), prefix_cache=True)
     with session(spec) as served:
         params = replace(GREEDY, max_tokens=ANSWER)
-        first = prompt(FIRST_TURN)
-        answer = drive(served, [request("turn 1", first, params)]).tokens_of("turn 1")
-        again = [*first, *answer, *prompt(SECOND_TURN)]
-        run = drive(served, [request("turn 2", again, params)])
+        first = make_prompt(FIRST_TURN)
+        answer = drive(served, [make_request("turn 1", first, params)]).tokens_of("turn 1")
+        again = [*first, *answer, *make_prompt(SECOND_TURN)]
+        run = drive(served, [make_request("turn 2", again, params)])
         stats = run.finished["turn 2"]
     return {
         "prompt": len(again),
@@ -163,21 +166,21 @@ def second_turn(folder: Path) -> dict[str, int]:
     }
 
 
-def prompt(length: int) -> list[int]:
-    """Token ids without a meaning; the same for the same length."""
+def make_prompt(length: int) -> list[int]:
+    """Return random token ids, always the same for the same length."""
     generator = torch.Generator().manual_seed(length)
     return [int(token) for token in torch.randint(16, 4000, (length,), generator=generator)]
 
 
-def _gaps(times: Sequence[float]) -> list[float]:
+def _compute_gaps(times: Sequence[float]) -> list[float]:
     return [later - earlier for earlier, later in pairwise(times)]
 
 
-def _spec(folder: Path, gbps: float) -> ModelSpec:
+def _make_spec(folder: Path, gbps: float) -> ModelSpec:
     return ram_spec(folder, DraftSpec("none"), gbps=gbps, max_sequences=2)
 
 
-def _figures(
+def _make_figures(
     folder: Path,
     gbps: float,
     streamed: int,
@@ -203,7 +206,7 @@ def _figures(
     longest = max(alone)
     columns = ["prompt tokens", "bytes / W", "first token s", "W/B s", "compute s"]
     columns += ["time / max(W/B, compute)", "passes"]
-    beside = ["prompt tokens", "usual gap ms", "longest gap ms", "ratio", "admission s", "passes"]
+    beside = ["prompt tokens", "usual gap ms", "longest gap ms", "ratio", "prefill s", "passes"]
     admitted = [longest, usual * 1e3, statistics.median(g.longest_s for g in gaps) * 1e3, ratio]
     admitted += [statistics.median(g.admission_s for g in gaps), gaps[-1].passes]
     lines = {
@@ -222,19 +225,17 @@ def _figures(
         },
         tables=[
             Table("A prompt alone, medians", columns, rows),
-            Table("Beside a running stream of one token a pass, medians", beside, [admitted]),
+            Table("With a running stream of one token per pass, medians", beside, [admitted]),
             Table("The second turn of a chat", list(turn), [list(turn.values())]),
         ],
         bars=[
             Bar(f"{balanced} tokens: bytes / W", travelled[balanced], "<=", MOST_BYTES),
             Bar(f"{balanced} tokens: time / max(W/B, compute)", overlap[balanced], "<=", MOST_TIME),
-            Bar(
-                f"longest gap of a stream, {longest} tokens admitted", ratio, "<=", LONGEST_GAP, "x"
-            ),
+            Bar(f"longest gap of a stream, {longest} prompt tokens", ratio, "<=", LONGEST_GAP, "x"),
             Bar("second turn: prompt tokens computed", turn["computed"], "<=", turn["new"] + 1),
         ],
         plots=[Plot("prefill", "prompt tokens", "ratio", lines, log_x=True)],
-        machine=machine(),
+        machine=describe_machine(),
     )
 
 

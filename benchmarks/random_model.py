@@ -1,7 +1,7 @@
-"""Checkpoints of any size, written shard by shard: making one takes little memory.
+"""Write checkpoints of any size, shard by shard, so that this takes little memory.
 
-The random llama has the demo's tokenizer and weights that mean nothing; `benchmarks.grow` writes
-ones that mean something.
+`make_checkpoint` writes random weights with the demo's tokenizer; `benchmarks.grow` writes models
+that compute what the demo model computes.
 """
 
 import json
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 TOKENIZER = Path(__file__).parent.parent / "configs" / "demo" / "target"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 INDEX = "model.safetensors.index.json"
-RECIPE = "recipe.txt"  # what a checkpoint was made from and how, written last
+RECIPE = "recipe.txt"  # the arguments that a checkpoint was made with, written last
 SCALE = 0.02  # standard deviation of the weights
 
 Family = Literal["llama", "qwen2"]
@@ -28,7 +28,7 @@ Family = Literal["llama", "qwen2"]
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a llama, or a qwen2 (its attention has biases); embedding and head are not tied.
+    """The sizes of a llama or qwen2 model (whose attention has biases), with an untied head.
 
     The vocabulary is at least the demo tokenizer's 4,096.
     """
@@ -48,6 +48,7 @@ class Shape:
         return self.head_dim or self.hidden // self.heads
 
     def config(self) -> PretrainedConfig:
+        """Return the configuration of a model of this shape."""
         kind: type[Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config}[self.family]
         config: PretrainedConfig = kind(
             architectures=[kind.__name__.replace("Config", "ForCausalLM")],
@@ -68,7 +69,7 @@ class Shape:
         return config
 
     def shards(self) -> Iterator[dict[str, tuple[int, ...]]]:
-        """Tensor name -> shape, one mapping a shard: embedding, each layer, norm and head."""
+        """Yield tensor name -> shape for each shard: embedding, each layer, norm with head."""
         yield {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
         for layer in range(self.layers):
             own = self.layer_tensors()
@@ -79,6 +80,7 @@ class Shape:
         }
 
     def layer_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return the name and shape of each tensor of a layer."""
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         tensors: dict[str, tuple[int, ...]] = {
             "input_layernorm.weight": (self.hidden,),
@@ -100,7 +102,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A written checkpoint and what it weighs."""
+    """A written checkpoint with its size."""
 
     folder: Path
     num_parameters: int
@@ -108,7 +110,7 @@ class Checkpoint:
 
 
 def make_checkpoint(folder: Path, shape: Shape) -> Checkpoint:
-    """Write a random bfloat16 checkpoint with the demo's tokenizer; a finished one is left."""
+    """Write a random bfloat16 checkpoint with the demo's tokenizer, if it is not there."""
     generator = torch.Generator().manual_seed(0)
     shards = ({n: _random(s, generator) for n, s in shapes.items()} for shapes in shape.shards())
     config = shape.config().to_json_string()
@@ -118,9 +120,14 @@ def make_checkpoint(folder: Path, shape: Shape) -> Checkpoint:
 def write_checkpoint(
     folder: Path, config: str, shards: Iterable[dict[str, Tensor]], *, tokenizer: Path, recipe: str
 ) -> Checkpoint:
-    """Write a checkpoint, one file a shard; one that was finished by this recipe is left as it is.
+    """Write a checkpoint, one file for each shard, unless a finished one has the same recipe.
 
-    The recipe is written last, so that an interrupted writing is begun again.
+    The recipe is written last, so that a checkpoint that was interrupted is written again.
+
+    Args:
+        config: the text of `config.json`.
+        tokenizer: the folder whose tokenizer files are copied.
+        recipe: the arguments of the weights; another recipe replaces the checkpoint.
     """
     path = folder / RECIPE
     if not path.exists() or path.read_text(encoding="utf-8") != recipe:
@@ -136,12 +143,12 @@ def write_checkpoint(
 
 
 def forget_pages(folder: Path) -> None:
-    """Drop the files below `folder` from the page cache: the next reads come from the disk."""
+    """Drop the files below `folder` from the page cache, so that the next reads use the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(descriptor)  # pages not yet written cannot be dropped
+                os.fsync(descriptor)  # dirty pages cannot be dropped
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
@@ -166,5 +173,5 @@ def _write(folder: Path, shards: Iterable[dict[str, Tensor]]) -> None:
 def _random(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     weight = torch.empty(size, dtype=torch.bfloat16)
     if len(size) == 1:
-        return weight.fill_(1.0)  # a norm, or a bias
+        return weight.fill_(1.0)  # a norm or a bias
     return weight.normal_(0.0, SCALE, generator=generator)

@@ -1,9 +1,9 @@
-"""The target's own greedy answers to prompts held out of the demo's training, and their entropy.
+"""Record a target's greedy answers to held-out prompts, with their log-probabilities.
 
     python -m benchmarks.recording TARGET FILE --tokens 200
 
-A plain run under strict numerics, all prompts at once, answers going on behind their end:
-`replay` forces them, and every engine's tokens are compared with them.
+The answers come from plain decoding under strict numerics and go on after their end token. The
+draft `replay` proposes them, and the tokens of every engine are compared with them.
 """
 
 import argparse
@@ -16,37 +16,37 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from benchmarks.runs import GREEDY, chat_prompts, session
+from benchmarks.runs import GREEDY, load_chat_prompts, session
 from engine.errors import EngineError
 from engine.messages import Generate, Tokens
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, ModelSpec, TargetSpec
 
-CHOSEN = (4, 12, 16, 20)  # of the held-out chats: one of documentation, three stories
+CHOSEN = (4, 12, 16, 20)  # held-out chats: one about the documentation, three stories
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One prompt and its answer."""
+    """A prompt and its greedy answer."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    nats: tuple[float, ...]  # of each token of the answer
-    own_length: int  # up to the first token that ends it, that one included
+    nats: tuple[float, ...]  # -log p of each token of the answer
+    own_length: int  # tokens up to the first end token, which is included
 
     def entropy(self, num_tokens: int) -> float:
-        """Nats a token of the answer, over so many tokens or up to its own end."""
+        """Return the mean nats of the first `num_tokens` tokens, or of all up to the end."""
         return statistics.fmean(self.nats[: min(num_tokens, self.own_length)])
 
 
 def end_tokens(target: Path) -> tuple[int, ...]:
-    """The tokens that end an answer."""
+    """Return the end tokens of a checkpoint."""
     ends = AutoConfig.from_pretrained(target).eos_token_id
     return (ends,) if isinstance(ends, int) else tuple(ends)
 
 
 def record(target: Path, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Recording]:
-    """Answer all prompts greedily, one token a pass. Raises `EngineError`."""
+    """Answer all prompts greedily, without a draft. Raises `EngineError`."""
     spec = ModelSpec(
         id="recording",
         target=TargetSpec(str(target)),
@@ -80,6 +80,7 @@ def _answers(engine: Engine) -> dict[str, list[Tokens]]:
 
 
 def read_recordings(path: Path) -> list[Recording]:
+    """Read the recordings that `python -m benchmarks.recording` wrote."""
     data = json.loads(path.read_text(encoding="utf-8"))
     return [
         Recording(tuple(r["prompt"]), tuple(r["answer"]), tuple(r["nats"]), r["own_length"])
@@ -93,9 +94,9 @@ def main() -> None:
     )
     parser.add_argument("target", type=Path, help="folder of a checkpoint with the demo's tokens")
     parser.add_argument("file", type=Path, help="JSON to write")
-    parser.add_argument("--tokens", type=int, default=200, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of each answer")
     args = parser.parse_args()
-    prompts = chat_prompts("held_out")
+    prompts = load_chat_prompts("held_out")
     began = time.monotonic()
     recordings = record(args.target, [prompts[i] for i in CHOSEN], args.tokens)
     args.file.write_text(json.dumps([asdict(recording) for recording in recordings]))

@@ -1,6 +1,6 @@
-"""What a benchmark hands to the report: values, tables, plots, and bars that are reached or not.
+"""The figures that a benchmark gives to the report: values, tables, plots and bars.
 
-`python -m benchmarks.<name> --json` prints one such object. Nothing heavy is imported here.
+`python -m benchmarks.<name> --json` prints one `Figures` object. This module imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure and what it must reach."""
+    """A figure with the bound that it must reach."""
 
     quantity: str
     value: float
@@ -22,40 +22,40 @@ class Bar:
 
     @property
     def is_reached(self) -> bool:
+        """Return whether the value is within its bound; NaN never is."""
         return self.value >= self.bound if self.relation == ">=" else self.value <= self.bound
 
     def __str__(self) -> str:
         words = "at least" if self.relation == ">=" else "at most"
         verdict = "reached" if self.is_reached else "MISSED"
         unit = f" {self.unit}" if self.unit else ""
-        return (
-            f"{self.quantity}: {number(self.value)}{unit} ({words} {number(self.bound)}), {verdict}"
-        )
+        value, bound = format_number(self.value), format_number(self.bound)
+        return f"{self.quantity}: {value}{unit} ({words} {bound}), {verdict}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text or numbers; numbers are rounded when they are written."""
+    """A table whose cells are text or numbers; numbers are rounded when it is written."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
     def __str__(self) -> str:
-        """As Markdown."""
+        """Return the table as Markdown."""
         lines = [
             f"| {' | '.join(self.columns)} |",
             f"| {' | '.join('---' for _ in self.columns)} |",
         ]
-        lines += [f"| {' | '.join(cell(value) for value in row)} |" for row in self.rows]
+        lines += [f"| {' | '.join(format_cell(value) for value in row)} |" for row in self.rows]
         return "\n".join([f"{self.caption}:" if self.caption else "", "", *lines]).strip()
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines over one axis; drawn by `benchmarks.plots`."""
+    """A plot of lines over one axis, which `benchmarks.plots` draws."""
 
-    name: str  # of the file, without its ending
+    name: str  # file name without its ending
     x: str
     y: str
     lines: Mapping[str, Points]
@@ -64,7 +64,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Figures:
-    """All that one benchmark measured."""
+    """All figures of one benchmark."""
 
     name: str
     title: str
@@ -76,11 +76,12 @@ class Figures:
     machine: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the figures as an object that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Figures":
-        """The inverse of `to_json`."""
+        """Return the figures that `to_json` turned into `data`."""
         plots = [Plot(**{**plot, "lines": _points(plot["lines"])}) for plot in data["plots"]]
         return cls(
             **{
@@ -92,7 +93,7 @@ class Figures:
         )
 
     def __str__(self) -> str:
-        """As Markdown without the heading: values, notes, tables, bars."""
+        """Return values, notes, tables and bars as Markdown, without a heading."""
         parts = [values_line(self.values)] if self.values else []
         parts += [*self.notes, *map(str, self.tables)]
         if self.bars:
@@ -101,19 +102,20 @@ class Figures:
 
 
 def values_line(values: Mapping[str, Any]) -> str:
-    """Names and values as one sentence."""
-    words = [f"{name.replace('_', ' ')} {cell(value)}" for name, value in values.items()]
+    """Return names and values as one sentence."""
+    words = [f"{name.replace('_', ' ')} {format_cell(value)}" for name, value in values.items()]
     return ", ".join(words) + "."
 
 
-def cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """Return the text of a table's cell."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
-    return number(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
-def number(value: float) -> str:
-    """Three digits that count, or all of a large number."""
+def format_number(value: float) -> str:
+    """Return a number with three significant digits, or all digits before the point."""
     if value != value:
         return "-"
     if abs(value) >= 100:

@@ -1,4 +1,4 @@
-"""Which benchmarks the report runs, with which arguments, and how their answers become figures."""
+"""The benchmarks that the report runs, their arguments, and the readers of their output."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from benchmarks.report_format import Bar, Figures, Table
 
 Group = Literal["bench", "memory", "peers", "gpu", "hostile"]
 
-MEMORY_WITHIN = 0.05  # peak memory against the plan
+MEMORY_WITHIN = 0.05  # |peak / plan - 1|, at most
 HOST_MS = {4_096: 4.0, 152_064: 20.0}  # vocabulary -> host time of a pass, at most
 
 
 @dataclass(frozen=True)
 class Part:
-    """One module of `benchmarks`, run as a process of its own."""
+    """One module of `benchmarks` that the report runs in its own process."""
 
     name: str
     minutes: float  # about, on two quiet cores
@@ -24,18 +24,18 @@ class Part:
 
 
 def read_demo(data: Sequence[Mapping[str, Any]]) -> Figures:
-    """`benchmarks.demo`: one object for each model, prompt set and temperature."""
+    """Read the output of `benchmarks.demo`: a row for each model, prompt set and temperature."""
     columns = ("model", "prompts", "temperature", "answers", "tokens", "tokens_per_pass")
     return Figures(
         name="demo",
-        title="Tokens a pass of the demo model",
+        title="Tokens per pass of the demo model",
         values={},
         tables=[Table("", _headings(columns), _cells(data, columns))],
     )
 
 
 def read_plan_memory(data: Sequence[Mapping[str, Any]]) -> Figures:
-    """`benchmarks.plan_memory`: one report for each process."""
+    """Read the output of `benchmarks.plan_memory`: a report for each process."""
     columns = ("method", "tier", "planned_mb", "peak_mb", "ratio")
     rows = [
         {**report, "planned_mb": report["planned"] / 1e6, "peak_mb": report["peak"] / 1e6}
@@ -44,7 +44,7 @@ def read_plan_memory(data: Sequence[Mapping[str, Any]]) -> Figures:
     farthest = max(abs(report["ratio"] - 1) for report in data)
     return Figures(
         name="plan_memory",
-        title="Peak memory against the plan",
+        title="Peak memory compared with the plan",
         values={"parameters": data[0]["parameters"]},
         tables=[Table("Each process", _headings(columns), _cells(rows, columns))],
         bars=[Bar("peak memory, farthest from the plan", farthest, "<=", MEMORY_WITHIN)],
@@ -52,12 +52,12 @@ def read_plan_memory(data: Sequence[Mapping[str, Any]]) -> Figures:
 
 
 def read_host_time(data: Mapping[str, Any]) -> Figures:
-    """`benchmarks.host_time`: one row for each vocabulary."""
+    """Read the output of `benchmarks.host_time`: a row for each vocabulary."""
     rows: Sequence[Mapping[str, Any]] = data["rows"]
     columns = [name for name, value in rows[0].items() if isinstance(value, int | float)]
     return Figures(
         name="host_time",
-        title="Host time of a pass outside layers, norm and head",
+        title="Host time of a pass without layers, norm and head",
         values={},
         tables=[Table("Medians of the passes", _headings(columns), _cells(rows, columns))],
         bars=[
@@ -70,12 +70,12 @@ def read_host_time(data: Mapping[str, Any]) -> Figures:
 
 
 def read_sampling(data: Mapping[str, Any]) -> Figures:
-    """`benchmarks.sampling`: one row for each setting, the greedy one first."""
+    """Read the output of `benchmarks.sampling`: a row for each setting, greedy first."""
     rows: Sequence[Mapping[str, Any]] = data["rows"]
     columns = [name for name in rows[0] if name != "at_least"]
     return Figures(
         name="sampling",
-        title="Sampled text: the draft meets the target's noise, or other noise",
+        title="Sampled text: drafts with the noise of the target, or with independent noise",
         values={name: data[name] for name in ("positions", "entropy_nats")},
         tables=[Table("Each setting", _headings(columns), _cells(rows, columns))],
         bars=[
@@ -89,7 +89,7 @@ def read_sampling(data: Mapping[str, Any]) -> Figures:
     )
 
 
-# In the order of the page. `make bench` has 15 minutes for its group, `make bench-peers` an hour.
+# The parts in the order of the page. `make bench` may take 15 minutes, `make bench-peers` an hour.
 PARTS: tuple[Part, ...] = (
     Part("offload", 55, "peers", ("--folder", "build/benchmarks/offload")),
     Part("link", 2.2),

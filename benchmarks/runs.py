@@ -1,10 +1,10 @@
-"""An engine in this process, driven by hand: what each benchmark of the engine shares."""
+"""Run an engine in this process, pass by pass; the benchmarks of the engine share this."""
 
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,50 +25,48 @@ from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "configs" / "demo"
-MODELS = ROOT / "build" / "benchmarks"  # where checkpoints are kept between runs
-MID = Shape(  # 22 M parameters: a pass over a tree takes two cores some 40 ms
+MODELS = ROOT / "build" / "benchmarks"  # checkpoints are kept here between runs
+MID = Shape(  # 22 M parameters: a pass over a tree takes about 40 ms on two cores
     layers=12, hidden=384, intermediate=1024, heads=6, kv_heads=2, vocabulary=4096
 )
 GREEDY = SamplingParams(temperature=0.0)
-UNLIMITED_GBPS = 1e4  # a link that is never waited for
-
-Progress = Callable[[str], None]
+UNLIMITED_GBPS = 1e4  # no pass ever waits for this link
 
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model and how much of it travels."""
+    """A loaded model with its engine."""
 
     engine: Engine
     loaded: Loaded
-    streamed_bytes: int  # W: over the link in one pass
+    streamed_bytes: int  # W: bytes that travel in one pass
 
     @property
     def link_bytes(self) -> int:
-        """Bytes that have travelled since the model was loaded; a unit counts when it is there."""
+        """Return the bytes of the units that have arrived since the model was loaded."""
         return self.loaded.stream.stats.bytes
 
 
 @dataclass
 class Emission:
-    """Tokens of one request that one pass emitted."""
+    """The tokens of one request that one pass emitted."""
 
     request_id: str
-    at: float  # seconds of the process's clock (time.perf_counter)
+    at: float  # seconds of `time.perf_counter`
     ids: tuple[int, ...]
     text: str
 
 
 @dataclass
 class Run:
-    """What some steps of an engine did."""
+    """The emissions and statistics of some steps of an engine."""
 
     began: float
     ended: float = 0.0
     emissions: list[Emission] = field(default_factory=list)
     passes: list[PassStats] = field(default_factory=list)
     finished: dict[str, Stats] = field(default_factory=dict)
-    nats: list[float] = field(default_factory=list)  # of each token, where logprobs were asked
+    nats: list[float] = field(default_factory=list)  # of each token, if logprobs were requested
 
     @property
     def seconds(self) -> float:
@@ -76,7 +74,7 @@ class Run:
 
     @property
     def answered(self) -> set[str]:
-        """Requests that got tokens."""
+        """Return the ids of the requests that got tokens."""
         return {emission.request_id for emission in self.emissions}
 
     @property
@@ -88,17 +86,18 @@ class Run:
         return self.num_tokens / self.seconds
 
     def tokens_of(self, request_id: str) -> tuple[int, ...]:
+        """Return all tokens that were emitted for a request."""
         own = (e.ids for e in self.emissions if e.request_id == request_id)
         return tuple(token for ids in own for token in ids)
 
     def times_of(self, request_id: str) -> list[float]:
-        """When each pass that emitted for the request ended."""
+        """Return the times of the emissions of a request."""
         return [e.at for e in self.emissions if e.request_id == request_id]
 
 
 @contextmanager
 def session(spec: ModelSpec) -> Iterator[Session]:
-    """Load a model into this process; it is closed at the end. Raises `ModelError`."""
+    """Load a model into this process for a `with` block. Raises `ModelError`."""
     keep_freed_memory()
     with torch.inference_mode():
         loaded = load(spec, _quiet)
@@ -110,22 +109,24 @@ def session(spec: ModelSpec) -> Iterator[Session]:
 
 
 def streamed_bytes(spec: ModelSpec, loaded: Loaded) -> int:
-    """W: the bytes of all units that are not resident."""
+    """Return W: the bytes of all units that are not resident."""
     layouts = TargetFiles(spec, _quiet).units.layouts
     pairs = zip(layouts, loaded.plan.tiers, strict=True)
     return sum(layout.nbytes for layout, tier in pairs if tier != "resident")
 
 
-def grown(name: str, shape: Shape) -> Path:
-    """The demo's target in a larger shape: its folder, made at the first call."""
+def grow_demo(name: str, shape: Shape) -> Path:
+    """Return the folder of the demo's target in a larger shape; the first call makes it."""
     return grow(DEMO / "target", MODELS / name, shape).folder
 
 
 def ram_spec(
     folder: Path, draft: DraftSpec, *, gbps: float | None, max_sequences: int | None = None
 ) -> ModelSpec:
-    """All layers of a checkpoint in RAM behind a pretended link, on the CPU, without a prefix
-    cache: a prompt that is repeated is computed again."""
+    """Return a specification that streams all layers from RAM over a simulated link, on the CPU.
+
+    The prefix cache is off, so that a repeated prompt is computed again.
+    """
     return ModelSpec(
         id=folder.name,
         target=TargetSpec(str(folder)),
@@ -137,13 +138,15 @@ def ram_spec(
     )
 
 
-def request(name: str, prompt: Sequence[int], params: SamplingParams, **fields: Any) -> Generate:
-    """A request whose answer is as long as it may be: no token ends it."""
+def make_request(
+    name: str, prompt: Sequence[int], params: SamplingParams, **fields: Any
+) -> Generate:
+    """Return a request whose answer no token ends."""
     return Generate(name, tuple(prompt), replace(params, ignore_eos=True), **fields)
 
 
 def drive(session: Session, requests: Iterable[Generate] = (), *, passes: int | None = None) -> Run:
-    """Add the requests and step until all are answered, or for so many passes."""
+    """Add the requests; step until all are answered, or until `passes` passes have run."""
     for message in requests:
         session.engine.add(message)
     run = Run(began=time.perf_counter())
@@ -154,7 +157,7 @@ def drive(session: Session, requests: Iterable[Generate] = (), *, passes: int | 
 
 
 def step(session: Session, run: Run) -> None:
-    """One pass. Raises `EngineError` when a request fails."""
+    """Run one step and record it in `run`. Raises `EngineError` if a request fails."""
     engine = session.engine
     before = engine.last_pass
     events = engine.step()
@@ -171,16 +174,16 @@ def step(session: Session, run: Run) -> None:
                 run.finished[event.request_id] = event.stats
 
 
-def forget(session: Session, names: Iterable[str]) -> None:
-    """Abort requests and let the engine drop them."""
+def abort_requests(session: Session, names: Iterable[str]) -> None:
+    """Abort the named requests and step until the engine has no work."""
     for name in names:
         session.engine.abort(name)
     while session.engine.has_work():
         session.engine.step()
 
 
-def chat_prompts(kind: str) -> list[list[int]]:
-    """The demo's `starters` (in its training) or `held_out` chats, as token ids."""
+def load_chat_prompts(kind: str) -> list[list[int]]:
+    """Return the token ids of the demo's chats: `starters` (trained on) or `held_out`."""
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO / "target")
     entries = json.loads((DEMO / f"{kind}.json").read_text(encoding="utf-8"))
     texts = [
@@ -197,8 +200,8 @@ def chat_prompts(kind: str) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+def describe_machine() -> dict[str, Any]:
+    """Return a description of this machine for the report."""
     return {
         "cpu": _processor(),
         "cores": os.cpu_count(),
@@ -218,4 +221,4 @@ def _processor() -> str:
 
 
 def _quiet(what: str, done: int, total: int) -> None:
-    """Loading is not what is measured: no progress is shown."""
+    """Ignore the progress of loading, which is not measured."""

@@ -1,17 +1,17 @@
-"""How well the draft guesses sampled tokens: shared noise against independent noise.
+"""Measure how well drafts predict sampled tokens, with shared and with independent noise.
 
     python -m benchmarks.sampling [--json] [--prompts 24] [--tokens 160]
 
 The model is the demo's target with its final norm scaled by `FLATTER`, so that text sampled at
-temperature 1 has more than 2 nats a token (measured and stated); the draft is `subspec`'s 4-bit
-copy of its layers, alone. Prompts are held out of the model's training.
+temperature 1 has more than 2 nats per token (this is measured and reported). The draft is
+`subspec`'s 4-bit copy of its layers, without look-ups. The model was not trained on the prompts.
 
-- Hit rate, teacher-forced: answers to `--prompts` prompts are sampled at temperature 1 in the
-  engine, drafted for by chains, and at each position of their text the logits of draft and target
-  are kept. For every setting, on the same positions: how often the draft's first candidate is the
-  token the target chooses. "Independent" scores the draft with noise of another seed.
-- Tokens a pass, in the engine: answers to the first `--in-engine` of them at each setting, with
-  trees of up to 64 rows, the draft meeting the target's noise, and noise of another seed.
+- Hit rate: the engine samples answers to `--prompts` prompts at temperature 1 with chains of
+  drafts, and the logits of draft and target are recorded at each position of the text. On these
+  positions, the hit rate of a setting says how often the first candidate of the draft is the token
+  that the target chooses. "Independent" scores the draft with noise of another seed.
+- Tokens per pass: the engine answers the first `--in-engine` prompts at each setting, with trees of
+  up to 64 rows, whose drafts use the noise of the target, or noise of another seed.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from benchmarks.runs import (
     DEMO,
     MODELS,
     Session,
-    chat_prompts,
+    describe_machine,
     drive,
-    machine,
+    load_chat_prompts,
+    make_request,
     ram_spec,
-    request,
     session,
 )
 from engine.drafting.model.guess import draft_children
@@ -47,7 +47,7 @@ from engine.sampling.choose import choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
 from engine.spec import DraftSpec
 
-FLATTER = 0.7  # the demo's logits times this
+FLATTER = 0.7  # factor of the demo's logits
 FINAL_NORM = "model.norm.weight"
 SETTINGS = {
     "greedy": SamplingParams(temperature=0.0, seed=1),
@@ -55,21 +55,21 @@ SETTINGS = {
     "0.7, top-p 0.9": SamplingParams(temperature=0.7, top_p=0.9, seed=1),
     "1.0": SamplingParams(temperature=1.0, seed=1),
 }
-AT_LEAST = {"0.7, top-p 0.9": 0.97, "1.0": 0.95}  # of the hit rate of greedy choices
-OTHER_NOISE = 0x5EED  # xor of the seed: noise that has nothing to do with the target's
+AT_LEAST = {"0.7, top-p 0.9": 0.97, "1.0": 0.95}  # hit rate / hit rate of greedy choices
+OTHER_NOISE = 0x5EED  # xor of the seed, for noise that is independent of the target's
 CHAINS = DraftSpec("subspec", depth=8, width=1, branch=1, budget=9, tuned=False, ahead=False)
 TREES = DraftSpec("subspec", depth=16, width=6, branch=4, budget=64, tuned=False, ahead=False)
-TAU = 0.5  # for the hit rates; the best candidate does not depend on it
+TAU = 0.5  # the best candidate does not depend on it
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting."""
+    """The figures of one setting."""
 
     setting: str
     hit_rate: float
     hit_rate_independent: float
-    of_greedy: float  # hit rate over that of greedy choices
+    of_greedy: float  # hit rate / hit rate of greedy choices
     at_least: float | None
     tokens_per_pass: float
     tokens_per_pass_independent: float
@@ -77,7 +77,7 @@ class Row:
 
 @dataclass
 class Positions:
-    """Logits of draft and target at positions of sampled text."""
+    """The logits of draft and target at positions of sampled text."""
 
     draft: list[Tensor] = field(default_factory=list)  # [V] each
     target: list[Tensor] = field(default_factory=list)
@@ -85,12 +85,12 @@ class Positions:
 
     @property
     def entropy(self) -> float:
-        """The target's mean entropy in nats."""
+        """Return the target's mean entropy in nats."""
         log_probs = torch.stack(self.target).float().log_softmax(-1)
         return float(-(log_probs.exp() * log_probs).sum(-1).mean())
 
     def hit_rate(self, params: SamplingParams, seed: int) -> float:
-        """How often the draft's first candidate, by noise of `seed`, is the target's choice."""
+        """Return how often the draft's best candidate with noise of `seed` is the choice."""
         chosen = choose_rows(
             Rows.of(torch.stack(self.target)), params, None, positions=self.position, choice=0
         )
@@ -109,26 +109,29 @@ class Positions:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments.add_argument("--prompts", type=int, default=24)
-    arguments.add_argument("--tokens", type=int, default=160, help="of an answer")
-    arguments.add_argument("--in-engine", type=int, default=2, help="prompts for tokens a pass")
+    arguments.add_argument("--prompts", type=int, default=24, help="for the hit rates")
+    arguments.add_argument("--tokens", type=int, default=160, help="tokens of an answer")
+    arguments.add_argument("--in-engine", type=int, default=2, help="prompts for tokens per pass")
     options = arguments.parse_args()
-    prompts = chat_prompts("held_out")[: options.prompts]
-    folder = flatter_model()
-    with _drafted_by(folder, CHAINS) as chains:
-        seen = watch_text(chains, prompts, options.tokens)
-    with _drafted_by(folder, TREES) as trees:
+    prompts = load_chat_prompts("held_out")[: options.prompts]
+    folder = make_flatter_model()
+    with _open_without_lookups(folder, CHAINS) as chains:
+        seen = record_positions(chains, prompts, options.tokens)
+    with _open_without_lookups(folder, TREES) as trees:
         rows = measure(trees, prompts[: options.in_engine], options.tokens, seen)
     facts = {"positions": len(seen.position), "entropy_nats": round(seen.entropy, 2)}
     if options.json:
-        report = {"machine": machine(), **facts, "rows": [asdict(row) for row in rows]}
+        report = {"machine": describe_machine(), **facts, "rows": [asdict(row) for row in rows]}
         print(json.dumps(report))
     else:
-        print(table(rows), f"\n{facts['positions']} positions, {facts['entropy_nats']} nats each")
+        print(
+            format_table(rows),
+            f"\n{facts['positions']} positions, {facts['entropy_nats']} nats each",
+        )
 
 
-def flatter_model() -> Path:
-    """The demo's target with flatter distributions: its folder, made at the first call."""
+def make_flatter_model() -> Path:
+    """Return the folder of the demo's target with flatter logits; the first call makes it."""
     folder = MODELS / f"demo-flatter-{FLATTER}"
     if not (folder / "config.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -138,22 +141,22 @@ def flatter_model() -> Path:
             if FINAL_NORM in tensors:
                 tensors[FINAL_NORM] = tensors[FINAL_NORM] * FLATTER
                 save_file(tensors, path, metadata={"format": "pt"})
-        shutil.copy(DEMO / "target" / "config.json", folder)  # last: the folder is complete
+        shutil.copy(DEMO / "target" / "config.json", folder)  # last, to mark the folder as complete
     return folder
 
 
 @contextmanager
-def _drafted_by(folder: Path, draft: DraftSpec) -> Iterator[Session]:
-    """The model's drafts alone: a first candidate is its own, look-ups would add theirs."""
+def _open_without_lookups(folder: Path, draft: DraftSpec) -> Iterator[Session]:
+    """Open a session without look-ups, whose candidates would mix with the draft model's."""
     with session(ram_spec(folder, draft, gbps=None, max_sequences=1)) as served:
         served.loaded.drafting._lookups = ()
         yield served
 
 
-def watch_text(served: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Positions:
-    """Sample answers at temperature 1 and keep the logits along their text.
+def record_positions(served: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Positions:
+    """Sample answers at temperature 1 and return the logits along their text.
 
-    A draft's logits belong to the text if the path they were drafted behind was emitted.
+    The logits of a draft belong to the text if the path that they follow was emitted.
     """
     seen = Positions()
     for prompt in prompts:
@@ -164,6 +167,7 @@ def watch_text(served: Session, prompts: Sequence[Sequence[int]], tokens: int) -
 def _watch_answer(
     served: Session, prompt: Sequence[int], params: SamplingParams, seen: Positions
 ) -> None:
+    """Sample one answer and add its logits to `seen`."""
     drafted: dict[int, list[tuple[list[int], Tensor]]] = defaultdict(list)
     emitted: list[int] = []
 
@@ -185,18 +189,21 @@ def _watch_answer(
         return chosen
 
     with (
-        replaced(
+        replace_attribute(
             engine.drafting.model.draft_model, "is_path_dependent", lambda params: True
-        ),  # gives the paths
-        replaced(engine.drafting.model.draft_model, "draft_children", draft),
-        replaced(engine.runtime.choices, "AHEAD", 1),  # only rows that are walked
-        replaced(engine.runtime.choices, "choose_rows", watched),
+        ),  # so that the paths are given
+        replace_attribute(engine.drafting.model.draft_model, "draft_children", draft),
+        replace_attribute(
+            engine.runtime.choices, "AHEAD", 1
+        ),  # choose only for rows that are visited
+        replace_attribute(engine.runtime.choices, "choose_rows", watched),
     ):
-        drive(served, [request("watched", prompt, params)])
+        drive(served, [make_request("watched", prompt, params)])
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute for a `with` block."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -208,12 +215,17 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def measure(
     served: Session, prompts: Sequence[Sequence[int]], tokens: int, seen: Positions
 ) -> list[Row]:
+    """Return the figures of each setting of `SETTINGS`."""
     rows = []
     greedy = seen.hit_rate(SETTINGS["greedy"], 0)
     for setting, params in SETTINGS.items():
         hit_rate = seen.hit_rate(params, params.seed)
-        with replaced(engine.drafting.model.draft_model, "draft_children", with_other_noise):
-            independent = tokens_per_pass(served, prompts, replace(params, max_tokens=tokens))
+        with replace_attribute(
+            engine.drafting.model.draft_model, "draft_children", draft_with_other_noise
+        ):
+            independent = measure_tokens_per_pass(
+                served, prompts, replace(params, max_tokens=tokens)
+            )
         rows.append(
             Row(
                 setting=setting,
@@ -221,7 +233,7 @@ def measure(
                 hit_rate_independent=seen.hit_rate(params, params.seed ^ OTHER_NOISE),
                 of_greedy=hit_rate / greedy,
                 at_least=AT_LEAST.get(setting),
-                tokens_per_pass=tokens_per_pass(
+                tokens_per_pass=measure_tokens_per_pass(
                     served, prompts, replace(params, max_tokens=tokens)
                 ),
                 tokens_per_pass_independent=independent,
@@ -230,26 +242,27 @@ def measure(
     return rows
 
 
-def with_other_noise(
+def draft_with_other_noise(
     logits: Tensor, params: SamplingParams, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """The draft's children by noise that the target does not meet."""
+    """Return the draft's children with noise that is independent of the target's."""
     return draft_children(logits, replace(params, seed=params.seed ^ OTHER_NOISE), *args, **kwargs)
 
 
-def tokens_per_pass(
+def measure_tokens_per_pass(
     served: Session, prompts: Sequence[Sequence[int]], params: SamplingParams
 ) -> float:
-    """Of all answers together, without the passes of the prompts."""
-    run = drive(served, [request(str(i), prompt, params) for i, prompt in enumerate(prompts)])
+    """Return the tokens per pass of all answers, without the passes of the prompts."""
+    run = drive(served, [make_request(str(i), prompt, params) for i, prompt in enumerate(prompts)])
     passes = [own for own in run.passes if own.prompt_rows == 0]
     return sum(own.accepted for own in passes) / sum(own.sequences for own in passes)
 
 
-def table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
     lines = [
         "| temperature | first candidate hits | of greedy (at least) | independent noise | "
-        "tokens a pass | independent noise |",
+        "tokens per pass | independent noise |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

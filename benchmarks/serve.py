@@ -1,14 +1,15 @@
-"""How much of the engine's tokens/s reaches clients that stream over HTTP.
+"""Measure how much of the engine's tokens/s reaches clients that stream over HTTP.
 
     python -m benchmarks.serve [--json]
 
-The engine alone, in this process, and the real server with its engine process, asked over
-loopback by clients in this process, answer the same requests in turn, all asked at once. A
-stream's rate is counted from its first tokens to its last, and the streams' rates are added up.
-Texts are equal, so rates are compared in characters and told in tokens.
+The engine alone, in this process, and the real server with its engine process answer the same
+requests in turn. All requests are sent at once; the server's clients run in this process and use
+loopback. The rate of a stream is counted from its first tokens to its last, and the rates of the
+streams are added. The texts are equal, so rates are measured in characters and reported in tokens.
 
-Two engines: the demo's model behind a link that paces its passes, as in service; and one without
-a model, which emits at a steady beat, for the front end's own limit.
+There are two engines: the demo's model with a simulated link that limits the rate of its passes, as
+in service, and an engine without a model that emits tokens at fixed intervals, which shows the
+limit of the front end.
 """
 
 import statistics
@@ -18,19 +19,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.command import parser, show
-from benchmarks.http_streams import Stream, ask_all, front_end, rate
-from benchmarks.paced_engine import Beat, PacedEngine, main as paced_main
+from benchmarks.command import make_parser, print_figures
+from benchmarks.http_streams import Stream, ask_all, compute_rate, front_end
+from benchmarks.paced_engine import PacedEngine, Schedule, main as paced_main
 from benchmarks.report_format import Bar, Figures, Plot, Table
 from benchmarks.runs import (
     DEMO,
     GREEDY,
     Run,
-    chat_prompts,
+    describe_machine,
     drive,
-    machine,
+    load_chat_prompts,
+    make_request,
     ram_spec,
-    request,
     session,
 )
 from engine.messages import Generate, Tokens
@@ -38,10 +39,10 @@ from engine.process.client import EngineClient
 from engine.spec import DraftSpec, ModelSpec
 
 CLIENTS = (1, 8, 32, 64)
-JUDGED = 8
+NUM_CLIENTS_WITH_BAR = 8
 AT_LEAST = 0.98
-LINK_GBPS = 0.04  # 8 MB a pass take 0.2 s: longer than the compute of eight trees
-BEAT = Beat(seconds=0.1, burst=8)  # 80 tokens a second for each stream
+LINK_GBPS = 0.04  # 8 MB per pass take 0.2 s, longer than the compute of eight trees
+SCHEDULE = Schedule(seconds=0.1, burst=8)  # 80 tokens a second for each stream
 PACED_TOKENS = 48
 MODEL_TOKENS = 56
 FIRST_PROMPT = 50  # a token id
@@ -49,10 +50,10 @@ FIRST_PROMPT = 50  # a token id
 
 @dataclass(frozen=True)
 class Rates:
-    """Of all streams together."""
+    """The rates of all streams together, in tokens per second."""
 
-    alone: float  # tokens a second
-    served: float
+    alone: float  # of the engine alone
+    served: float  # at the clients
 
     @property
     def share(self) -> float:
@@ -60,10 +61,16 @@ class Rates:
 
 
 def main() -> None:
-    arguments = parser(__doc__, takes_model=False)
-    arguments.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
-    arguments.add_argument("--tokens", type=int, default=PACED_TOKENS, help="of a paced answer")
-    arguments.add_argument("--model-tokens", type=int, default=MODEL_TOKENS)
+    arguments = make_parser(__doc__, takes_model=False)
+    arguments.add_argument(
+        "--clients", type=int, nargs="+", default=CLIENTS, help="of the paced engine"
+    )
+    arguments.add_argument(
+        "--tokens", type=int, default=PACED_TOKENS, help="tokens of a paced answer"
+    )
+    arguments.add_argument(
+        "--model-tokens", type=int, default=MODEL_TOKENS, help="tokens of a model answer"
+    )
     options = arguments.parse_args()
     figures = measure(
         options.clients,
@@ -71,26 +78,26 @@ def main() -> None:
         tokens=options.tokens,
         model_tokens=options.model_tokens,
     )
-    show(figures, options)
+    print_figures(figures, options)
 
 
 def measure(clients: Sequence[int], *, rounds: int, tokens: int, model_tokens: int) -> Figures:
-    """The model's engine with `JUDGED` clients, the paced one with each number of them."""
-    model = model_rates(rounds, model_tokens)
-    paced = paced_rates(clients, rounds, tokens)
+    """Measure the model with one number of clients, the paced engine with each; return figures."""
+    model = measure_model(rounds, model_tokens)
+    paced = measure_paced(clients, rounds, tokens)
     shares = {number: _median(rates, "share") for number, rates in paced.items()}
-    lines = [["the demo's model", JUDGED, *_cells(model)]]
-    lines += [["steady beat", number, *_cells(rates)] for number, rates in paced.items()]
-    judged = {"the demo's model": _median(model, "share")}
-    if JUDGED in shares:
-        judged["steady beat"] = shares[JUDGED]
+    lines = [["the demo's model", NUM_CLIENTS_WITH_BAR, *_cells(model)]]
+    lines += [["paced engine", number, *_cells(rates)] for number, rates in paced.items()]
+    with_bar = {"the demo's model": _median(model, "share")}
+    if NUM_CLIENTS_WITH_BAR in shares:
+        with_bar["paced engine"] = shares[NUM_CLIENTS_WITH_BAR]
     return Figures(
         name="serve",
-        title="The front end over the engine alone",
+        title="Throughput of the front end compared with the engine alone",
         values={
             "link_gbps": LINK_GBPS,
-            "beat_ms": BEAT.seconds * 1e3,
-            "tokens_a_beat_and_stream": BEAT.burst,
+            "pass_ms": SCHEDULE.seconds * 1e3,
+            "tokens_per_pass_and_stream": SCHEDULE.burst,
             "rounds": rounds,
         },
         tables=[
@@ -101,28 +108,33 @@ def measure(clients: Sequence[int], *, rounds: int, tokens: int, model_tokens: i
             )
         ],
         bars=[
-            Bar(f"share of tokens/s that reaches {JUDGED} clients, {name}", share, ">=", AT_LEAST)
-            for name, share in judged.items()
+            Bar(
+                f"share of tokens/s that reaches {NUM_CLIENTS_WITH_BAR} clients, {name}",
+                share,
+                ">=",
+                AT_LEAST,
+            )
+            for name, share in with_bar.items()
         ],
         plots=[
             Plot(
                 "serve",
                 "streaming clients",
                 "share of the engine's tokens/s",
-                {"steady beat": [(float(n), share) for n, share in shares.items()]},
+                {"paced engine": [(float(n), share) for n, share in shares.items()]},
                 log_x=True,
             )
         ],
-        machine=machine(),
+        machine=describe_machine(),
     )
 
 
-def model_rates(rounds: int, tokens: int) -> list[Rates]:
-    """The demo's model, here and behind the server."""
-    spec = _spec("demo", JUDGED)
+def measure_model(rounds: int, tokens: int) -> list[Rates]:
+    """Measure the demo's model in this process and over HTTP; return the rates of each round."""
+    spec = _make_spec("demo", NUM_CLIENTS_WITH_BAR)
     params = replace(GREEDY, max_tokens=tokens)
-    prompts = chat_prompts("held_out")[:JUDGED]
-    requests = [request(f"{n}", prompt, params) for n, prompt in enumerate(prompts)]
+    prompts = load_chat_prompts("held_out")[:NUM_CLIENTS_WITH_BAR]
+    requests = [make_request(f"{n}", prompt, params) for n, prompt in enumerate(prompts)]
     with session(spec) as alone, front_end(spec, EngineClient) as port:
         drive(alone, requests)
         ask_all(port, requests)
@@ -131,26 +143,26 @@ def model_rates(rounds: int, tokens: int) -> list[Rates]:
         ]
 
 
-def paced_rates(clients: Sequence[int], rounds: int, tokens: int) -> dict[int, list[Rates]]:
-    """The engine without a model, for each number of clients."""
-    spec = _spec("paced", max(clients))
+def measure_paced(clients: Sequence[int], rounds: int, tokens: int) -> dict[int, list[Rates]]:
+    """Measure the paced engine; return the rates of each round for each number of clients."""
+    spec = _make_spec("paced", max(clients))
     params = replace(GREEDY, max_tokens=tokens)
-    requests = [request(f"{n}", [FIRST_PROMPT + n], params) for n in range(max(clients))]
-    factory = partial(EngineClient, target=partial(paced_main, beat=BEAT))
+    requests = [make_request(f"{n}", [FIRST_PROMPT + n], params) for n in range(max(clients))]
+    factory = partial(EngineClient, target=partial(paced_main, schedule=SCHEDULE))
     with front_end(spec, factory) as port:
         ask_all(port, requests[:1])
         return {
             number: [
-                _rates(paced_streams(requests[:number]), ask_all(port, requests[:number]))
+                _rates(run_paced_engine(requests[:number]), ask_all(port, requests[:number]))
                 for _ in range(rounds)
             ]
             for number in clients
         }
 
 
-def paced_streams(requests: Sequence[Generate]) -> list[Stream]:
-    """The paced engine alone."""
-    engine = PacedEngine(BEAT, len(requests))
+def run_paced_engine(requests: Sequence[Generate]) -> list[Stream]:
+    """Run the paced engine in this process and return its streams."""
+    engine = PacedEngine(SCHEDULE, len(requests))
     for message in requests:
         engine.add(message)
     streams = {message.request_id: Stream() for message in requests}
@@ -172,16 +184,16 @@ def _streams(run: Run) -> list[Stream]:
 
 
 def _rates(alone: Sequence[Stream], served: Sequence[Stream]) -> Rates:
-    """Raises `ValueError` when the answers differ in length: rates could not be compared."""
+    """Return the rates in tokens. Raises `ValueError` if the answers differ in length."""
     lengths = [sorted((s.num_characters, s.num_tokens) for s in own) for own in (alone, served)]
     if lengths[0] != lengths[1]:
-        raise ValueError(f"other answers over HTTP: characters and tokens {lengths}")
+        raise ValueError(f"other answers over HTTP; characters and tokens: {lengths}")
     token = sum(s.num_tokens for s in alone) / sum(s.num_characters for s in alone)
-    return Rates(token * rate(alone), token * rate(served))
+    return Rates(token * compute_rate(alone), token * compute_rate(served))
 
 
-def _spec(name: str, max_sequences: int) -> ModelSpec:
-    # Fixed trees: both engines do the same, whatever each has learned.
+def _make_spec(name: str, max_sequences: int) -> ModelSpec:
+    # Fixed trees, so that both engines do the same whatever speeds they have measured.
     draft = DraftSpec("subspec", depth=8, width=4, branch=4, budget=32, tuned=False, ahead=False)
     spec = ram_spec(DEMO / "target", draft, gbps=LINK_GBPS, max_sequences=max_sequences)
     return replace(spec, id=name)

@@ -1,3 +1,3 @@
-"""The engine: one device, one process, exact speculative decoding over streamed weights."""
+"""The engine: exact speculative decoding over streamed weights, on one device in one process."""
 
 __version__ = "0.1.0"

@@ -1,16 +1,58 @@
-"""Failures that have a way back to the one who asked.
+"""The errors of the engine, each of which is reported to the client or user that it concerns.
 
 EngineError
 ├── ModelError     the model cannot be loaded: what is wrong, where (file, tensor, key), what to do
 ├── RequestError   the request cannot be served as asked: answered with a 4xx
-├── PassFailed     weights could not be read: this request is lost, the engine serves on
+├── PassFailed     weights could not be read, or gave no numbers: this request fails, the engine
+│                  goes on
 ├── QueueFull      too many requests wait: answered with a 503 and Retry-After
 └── EngineDied     the engine process ended or stalled while the request was running
 """
 
+from reprlib import Repr
+
+LONGEST_MESSAGE = 2000  # characters
+LONGEST_VALUE = 100  # characters of a value from a file
+
+
+def escaped(text: str) -> str:
+    """Return a text in which every character that a terminal might interpret is escaped.
+
+    Names and values are untrusted: control characters in them could overwrite the screen, and
+    marks of writing direction could display another name.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def printable(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """Return a message cut to `most` characters, escaped but for its line ends."""
+    if len(text) > most:
+        text = f"{text[:most]}..."
+    return "\n".join(map(escaped, text.split("\n")))
+
+
+def shown(value: object) -> str:
+    """Return how a value from a file is shown in a message: as Python writes it, cut."""
+    return printable(_SHORT.repr(value), LONGEST_VALUE)
+
+
+class _Short(Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = LONGEST_VALUE
+
+
+_SHORT = _Short()
+
 
 class EngineError(Exception):
-    """Base of all failures told to a client or a user."""
+    """The base of all errors that are reported to a client or a user.
+
+    The message is made printable.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class ModelError(EngineError):
@@ -34,18 +76,30 @@ class RequestError(EngineError):
 
 
 class PassFailed(EngineError):
-    """The pass that served the request failed, through no fault of the request's.
+    """The pass that served the request failed, and the request was not the cause.
 
-    The engine goes on: the same request may be tried again. `code` is `weights_unreadable`.
+    The engine goes on, so that the client may send the request again. `code` is one of `CODES`.
     """
+
+    CODES = frozenset({"weights_unreadable", "logits_not_finite"})
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
 
 
+def not_finite() -> PassFailed:
+    """Return the error for a request to which the model's answer is no number."""
+    return PassFailed(
+        "The model computed values that are NaN or infinite for this text: its weights are "
+        "damaged, or config.json does not belong to them. The log of the load names damaged "
+        "tensors; download the checkpoint again",
+        "logits_not_finite",
+    )
+
+
 class QueueFull(EngineError):
-    """The queue is at its bound; the request was not accepted."""
+    """The request was not accepted, because the queue has reached its limit."""
 
 
 class EngineDied(EngineError):

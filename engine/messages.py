@@ -1,7 +1,7 @@
-"""What travels over the pipe between the front end and the engine process.
+"""The messages on the pipe between the front end and the engine process.
 
-Frozen dataclasses, pickled by the pipe itself (it is our own child). Front end to engine:
-`Generate`, `Abort`, `Shutdown`. Engine to front end: the rest.
+They are frozen dataclasses, which the pipe pickles: the engine is a child of the front end and
+trusted. The front end sends `Generate`, `Abort` and `Shutdown`, and the engine all others.
 """
 
 from collections.abc import Callable
@@ -9,22 +9,24 @@ from dataclasses import dataclass
 
 from engine.spec import Numerics
 
-ReportProgress = Callable[[str, int, int], None]  # what, done, total (bytes, or units)
+# Called with a description, the amount done and the total, in bytes or units.
+ReportProgress = Callable[[str, int, int], None]
 
-# The sources of a token (`Origin.source`) that are no drafting method.
-TARGET = "target"  # no draft had proposed it
-PREDICTION = "prediction"  # the request itself had predicted it
+# The sources of a token (`Origin.source`) that are not drafting methods.
+TARGET = "target"  # no draft had proposed the token
+PREDICTION = "prediction"  # the request itself had predicted the token
 
-NO_DRAFT = "none"  # what a request says that wants no draft; also the method that proposes nothing
+NO_DRAFT = "none"  # the method that proposes nothing, which a request may ask for
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen and when a choice ends. Ranges are checked by the front end.
+    """The rules by which tokens are chosen and a choice ends. The front end checks their ranges.
 
     `temperature` 0 is argmax. `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1 and zero
     penalties mean "off". `seed` is always set: the front end draws 64 random bits where the
-    request has none. `logprobs` None: not asked; n: the chosen token's and the n best.
+    request has none. `logprobs` n asks for the log-probabilities of the chosen token and of the n
+    likeliest, None for none.
     """
 
     temperature: float = 1.0
@@ -36,61 +38,61 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
-    max_tokens: int | None = None  # None: until the context is full
+    max_tokens: int | None = None  # None: limited by the context only
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
-    prompt_logprobs: int | None = None  # as `logprobs`, of the prompt's own tokens
-    shown_tokens: tuple[int, ...] = ()  # special tokens whose spelling is part of the text
-    grammar: str = ""  # what the answer must match, as llguidance writes it; "": anything
+    prompt_logprobs: int | None = None  # like `logprobs`, for the tokens of the prompt
+    shown_tokens: tuple[int, ...] = ()  # special tokens that appear in the text
+    grammar: str = ""  # a grammar of llguidance that the answer must match; "": none
 
     @property
     def least_tokens(self) -> int:
-        """Tokens that there must be room for behind the prompt: none where it is only scored."""
+        """The tokens that must fit after the prompt: 0 for a prompt that is only scored, else 1."""
         return 0 if self.max_tokens == 0 else 1
 
 
 @dataclass(frozen=True)
 class Speculation:
-    """How a request wants to be drafted for; it changes its speed, never its text."""
+    """The drafting that a request asks for, which changes its speed and never its text."""
 
-    method: str | None = None  # None: the model's own; else NO_DRAFT, or one without draft time
-    max_rows: int | None = None  # rows of its trees, the root among them
+    method: str | None = None  # None: the model's own; or NO_DRAFT, or a `ModelInfo.draft_methods`
+    max_rows: int | None = None  # limit of the rows of a draft tree, including the root
 
 
-AUTO = Speculation()  # as the model's file says
+AUTO = Speculation()  # the settings of the model's file
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Serve one prompt with n choices; choice k's noise is keyed by k."""
+    """A request to generate n choices for one prompt. The noise of choice k is keyed by k."""
 
     request_id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     n: int = 1
-    key: str = ""  # whose request it is, for round robin
+    key: str = ""  # names the API key, for round robin between keys
     speculation: Speculation = AUTO
-    prediction: tuple[int, ...] = ()  # tokens the client expects; joins the draft tree
+    prediction: tuple[int, ...] = ()  # tokens that the client expects, which are drafted
 
 
 @dataclass(frozen=True)
 class Abort:
-    """The client left: stop the request at the next layer border."""
+    """A notice that the client has left: the request ends before the next layer."""
 
     request_id: str
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    """End the engine process in good order."""
+    """A request to close the engine and end its process."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the front end needs to know of a loaded model."""
+    """The properties of a loaded model that the front end needs."""
 
     model_id: str
     vocab_size: int
@@ -101,15 +103,15 @@ class ModelInfo:
     numerics: Numerics
     fingerprint: str  # changes with the model's files, precision, numerics and engine version
     tokenizer_path: str  # folder of the tokenizer and chat template
-    plan: str  # one line: what lives where
+    plan: str  # one line that says where the weights are
     num_pages: int = 0  # of the KV pool
-    link_gbps: float = 0.0  # what the link was measured to carry, 1e9 bytes a second; 0: none
-    draft_methods: tuple[str, ...] = ()  # what a request may ask for by name, beside "auto"
+    link_gbps: float = 0.0  # measured bandwidth of the link, 1e9 bytes per second; 0: no link
+    draft_methods: tuple[str, ...] = ()  # methods that a request may name, besides "auto"
 
 
 @dataclass(frozen=True)
-class Progress:
-    """A step of the load that takes long; `total` 0 where it is unknown."""
+class LoadProgress:
+    """The progress of a long step of the load. `total` is 0 where it is unknown."""
 
     what: str
     done: int
@@ -118,35 +120,35 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded and serves."""
+    """A notice that the model is loaded and accepts requests."""
 
     info: ModelInfo
 
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The model cannot be loaded; the process ends after this. The message is for the user."""
+    """The reason why the model cannot be loaded, for the user. The process ends after it."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The engine makes progress: sent at most once a second while units go by."""
+    """A sign of progress within a pass, sent at most once a second."""
 
-    units: int  # units walked since the start
+    units: int  # units that have run since the start
 
 
 @dataclass(frozen=True)
 class Started:
-    """A request takes part in the pass that begins now; told at least once before its tokens."""
+    """A notice that a request takes part in the pass that begins, sent before its first tokens."""
 
     request_id: str
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The model's own log-probability (before temperature and penalties) of an emitted token."""
+    """The log-probability of a token by the model itself, before temperature and penalties."""
 
     token: int
     logprob: float
@@ -155,36 +157,36 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an emitted token came from."""
+    """The origin of an emitted token: what proposed it, and in which pass it was emitted."""
 
-    source: str  # "target" (a bonus token), "grammar" (the only one allowed), or a draft's name
-    depth: int  # level in the draft tree; 0 for what was not drafted
-    pass_number: int  # of the choice, from 1
+    source: str  # "target" (bonus token), "grammar" (only allowed token), or the draft's name
+    depth: int  # level in the draft tree; 0 for a token that was not drafted
+    pass_number: int  # number of the choice's pass, from 1
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of one finished choice, for usage and timings."""
+    """The figures of one finished choice, for usage and timings."""
 
     prompt_tokens: int
     cached_tokens: int  # prompt tokens whose KV was reused
     completion_tokens: int
     passes: int
     drafted: int  # rows drafted for this choice
-    accepted: int  # drafted rows the target agreed with
+    accepted: int  # drafted rows that the target accepted
     prompt_ms: float  # from admission to the first token
     predicted_ms: float  # from the first token to the last
     prediction_accepted: int = 0  # tokens of the request's `prediction` that were emitted
-    prediction_rejected: int = 0  # and those checked in vain
+    prediction_rejected: int = 0  # tokens of it that were checked and not emitted
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one pass emitted for one choice, decided up to the stop.
+    """The tokens that one pass emitted for one choice; none follow a stop.
 
-    `text` is safe to show: a possible prefix of a stop string or of a UTF-8 character is held
-    back, so it may lag behind `ids`. The last message of a choice has `finish` ("stop",
-    "length") and `stats`.
+    `text` can be shown at once: a possible beginning of a stop string or of a UTF-8 character is
+    held back, so that it may be shorter than the text of `ids`. The last message of a choice has
+    `finish` ("stop" or "length") and `stats`.
     """
 
     request_id: str
@@ -192,8 +194,8 @@ class Tokens:
     ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
-    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # once, one a token; the first None
-    origins: tuple[Origin, ...] = ()  # one an id
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # sent once; None for the first token
+    origins: tuple[Origin, ...] = ()  # one for each id
     finish: str | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
     stats: Stats | None = None
@@ -201,7 +203,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Failed:
-    """A request that ends without an answer; `code` and `param` as in the API's error object."""
+    """The failure of a request. `code` and `param` are those of the API's error object."""
 
     request_id: str
     message: str
@@ -211,29 +213,29 @@ class Failed:
 
 @dataclass(frozen=True)
 class PassStats:
-    """One pass in figures: the log's and the metrics' source."""
+    """The figures of one pass, for the log and the metrics."""
 
     rows: int
     sequences: int
     accepted: int  # tokens emitted
-    draft_ms: float  # before the pass: not hidden
+    draft_ms: float  # drafting before the pass
     pass_ms: float
-    link_gbps: float  # bytes that travelled over the time of the pass
+    link_gbps: float  # bytes that travelled, divided by the time of the pass
     free_pages: int = 0
     waiting: int = 0
     prompt_rows: int = 0  # of `rows`
     drafted_by: tuple[tuple[str, int], ...] = ()  # source of drafted rows -> rows checked
-    accepted_by: tuple[tuple[str, int], ...] = ()  # source -> rows the target agreed with
-    ahead_ms: float = 0.0  # drafted while weights travelled: inside `pass_ms`
+    accepted_by: tuple[tuple[str, int], ...] = ()  # source -> rows that the target accepted
+    ahead_ms: float = 0.0  # drafting while weights travelled, which is part of `pass_ms`
     copy_stall_ms: float = 0.0  # of the pass, spent waiting for weights
     host_ms: float = 0.0  # of the whole step, outside draft, layers and head
     link_bytes: int = 0
-    undrafted: int = 0  # decoding sequences that got no draft because it would not pay
+    undrafted: int = 0  # decoding sequences without a draft, because it would not pay
 
 
 @dataclass(frozen=True)
 class Audited:
-    """One finished choice checked against plain decoding (the audit)."""
+    """The result of an audit: one finished choice compared with plain decoding."""
 
     positions: int
     mismatches: int  # positions where another token would have been chosen
@@ -241,16 +243,16 @@ class Audited:
 
 @dataclass(frozen=True)
 class WeightsChecked:
-    """What became known of the packed units that are read from disk, since the last message."""
+    """The results of checks of the packed units on disk since the last message."""
 
-    nbytes: int  # whose checksums were compared once more, in idle time
-    repaired: int  # units that were damaged and have been packed again, in passes too
+    nbytes: int  # bytes whose checksums were compared again in idle time
+    repaired: int  # damaged units that were packed again, in idle time or in a pass
     unrepaired: int  # damage that could not be repaired
 
 
 Inbound = Generate | Abort | Shutdown
 Outbound = (
-    Progress
+    LoadProgress
     | Ready
     | LoadFailed
     | Heartbeat

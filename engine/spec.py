@@ -1,7 +1,7 @@
-"""What to load and within which limits: the engine's whole configuration, frozen.
+"""The configuration of the engine: which model to load and within which limits.
 
-`None` stands for "auto": the plan decides. Sizes are bytes. The server validates the user's YAML
-and builds a `ModelSpec`; the engine trusts it.
+`None` means "auto": the plan decides. Sizes are in bytes. The server validates the user's YAML and
+builds a `ModelSpec`, which the engine trusts.
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ Tier = Literal["resident", "ram", "disk"]
 
 Numerics = Literal["strict", "fast"]
 
-# Rows that run through a product at a time: through every layer under strict numerics, and always
-# through the head. Prompts beside decoding sequences run at least this many rows a pass.
+# The rows of one matrix product: in every layer under strict numerics, and always in the head.
+# Prompts beside decoding sequences run at least this many rows in a pass.
 TILE = 64
 
 
@@ -22,30 +22,30 @@ class TargetSpec:
 
     source: str  # hub id or local folder
     revision: str | None = None
-    dtype: Literal["bfloat16", "float32"] | None = None  # None: as config.json says
+    dtype: Literal["bfloat16", "float32"] | None = None  # None: that of config.json
     quantize: Literal["nf4"] | None = None
 
 
 @dataclass(frozen=True)
 class DraftSpec:
-    """Who proposes tokens, and the upper bounds of its tree."""
+    """The method that proposes tokens, and the upper bounds of its trees."""
 
-    method: str | None = None  # a file of engine/drafting/methods; None: the one forecast fastest
-    source: str | None = None  # hub id or folder of a draft model, where the method takes one
+    method: str | None = None  # a file of engine/drafting/methods; None: the fastest by forecast
+    source: str | None = None  # hub id or folder of a draft model, for methods that use one
     revision: str | None = None
     bits: Literal[4] = 4  # precision of low-bit copies of the target's layers
-    group: Literal[32, 64] = 32  # their weights that share one scale
+    group: Literal[32, 64] = 32  # number of their weights that share one scale
     depth: int | None = None  # levels below the root
     width: int | None = None  # rows of one draft step
     branch: int | None = None  # children of one row
     budget: int | None = None  # rows of the tree
     tuned: bool = True  # draft only what is worth its time; False: always up to the bounds
-    ahead: bool = True  # go on drafting while weights travel
+    ahead: bool = True  # continue drafting while weights travel
 
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """Limits in bytes. On `device: cpu`, `device` bounds ring, resident units, KV and draft."""
+    """Limits of memory in bytes. On a CPU, `device` limits ring, resident units, KV and draft."""
 
     device: int | None = None
     ram: int | None = None
@@ -54,18 +54,18 @@ class MemorySpec:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """Where the target's units wait and how they travel."""
+    """The place where the target's units are kept, and how they are streamed to the device."""
 
     tier: Tier | None = None
-    resident: int | None = None  # how many layers stay on the device
-    slots: int | None = None  # ring slots
-    simulate_gbps: float | None = None  # device cpu: pretend a link of this bandwidth
-    recheck_hours: float = 24.0  # in which each file of the disk tier is compared; 0: never
+    resident: int | None = None  # number of layers that stay on the device
+    slots: int | None = None  # number of slots of the ring
+    simulate_gbps: float | None = None  # on a CPU: bandwidth of a simulated link
+    recheck_hours: float = 24.0  # interval at which each file of the disk tier is checked; 0: never
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model, its draft, and the limits it is served within."""
+    """A model, its draft, and the limits within which it is served."""
 
     id: str
     target: TargetSpec
@@ -77,4 +77,4 @@ class ModelSpec:
     context_length: int | None = None  # None: the model's own
     max_sequences: int | None = None
     prefix_cache: bool = True
-    audit: float = 0.0  # share of finished requests that are checked in idle time
+    audit: float = 0.0  # share of finished answers that are audited in idle time

@@ -1,4 +1,4 @@
-"""How long steps take: timed at start-up, and learned by their number of rows as they run."""
+"""Durations of steps: measured at start-up, and learned from running steps by number of rows."""
 
 import time
 from collections.abc import Callable
@@ -7,19 +7,20 @@ from itertools import accumulate
 from math import inf
 
 SMOOTHING = 0.15  # weight of the newest step
-OUTLIER = 3.0  # a step longer than this many times the expected counts as so many
-LONG = 1024  # tokens that a row sees on average: from here on attention is what a pass tells of
-ATTENTION_SMOOTHING = 0.3  # weight of the newest pass in what attention takes
+OUTLIER = 3.0  # the duration of a step counts as at most this many times the expected one
+# Average tokens that a row attends to, from which on the time of a pass is used to learn attention.
+LONG_CONTEXT = 1024
+ATTENTION_SMOOTHING = 0.3  # weight of the newest pass in the time of attention
 LINK_SMOOTHING = 0.2  # weight of the newest pass in the time in which weights travel
 
 
 def smoothed(known: float, newest: float, weight: float) -> float:
-    """Return the exponential average `known` after one more figure of this weight."""
+    """Return the exponential average `known` after a further figure of this weight."""
     return known + weight * (newest - known)
 
 
 def time_runs(step: Callable[[], object], runs: int, seconds: float = inf) -> list[float]:
-    """Return the seconds of each of some runs of `step`.
+    """Return the seconds of each of up to `runs` runs of `step`.
 
     No run begins once `seconds` have passed since the first one began.
     """
@@ -32,13 +33,16 @@ def time_runs(step: Callable[[], object], runs: int, seconds: float = inf) -> li
 
 
 class StepTimes:
-    """Seconds of a step with so many rows: smoothed between powers of two, linear in between."""
+    """The seconds of a step by its number of rows, learned from steps that ran.
+
+    Steps between the same powers of two share one smoothed time, and others are interpolated.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[float, float]] = {}  # power of two -> rows, seconds
 
     def observe(self, rows: int, seconds: float) -> None:
-        """A step of so many rows took so long."""
+        """Record the duration of a step of `rows` rows."""
         rows = max(rows, 1)
         bucket = 1 << (rows - 1).bit_length()
         usual, known = self._known.get(bucket, (rows, seconds))
@@ -49,12 +53,12 @@ class StepTimes:
         )
 
     def expect(self, rows: int) -> float | None:
-        """Seconds of such a step; None before the first.
+        """Return the expected seconds of a step of `rows` rows; None before the first step.
 
-        Fewer rows never take longer than more: a time that was measured while the machine was
-        busy is believed only until a larger step was faster. Else it would keep steps of its size
-        from being made, and so from being measured again. More rows than ever seen: in proportion
-        where one size is known, else along the last two.
+        Fewer rows are never expected to take longer than more: a time that was measured while the
+        machine was busy is ignored once a larger step was faster. Otherwise steps of its size would
+        not be chosen, and so not be measured again. Beyond the largest known size the time grows in
+        proportion to the rows, or along the line through the last two sizes.
         """
         if not self._known:
             return None
@@ -73,20 +77,30 @@ class StepTimes:
 
 @dataclass
 class PassTimes:
-    """Seconds by rows, and by pairs of a row and a token that it sees: attention's share."""
+    """The seconds of a pass, learned from passes that ran.
 
-    granularity: int  # rows are computed in so many at a time
-    ahead: float = 0.0  # share of the weights that the ring takes in before the pass begins
-    pair_seconds: float = 0.0  # of attention over all layers, for one row and one token
-    link_seconds: float = 0.0  # smoothed time in which weights travel
+    The time of attention is learned by pairs of a row and a token that it attends to, the rest by
+    the number of rows.
+    """
+
+    granularity: int  # rows are computed in multiples of this number
+    ahead: float = 0.0  # share of the weights that the ring can hold before the pass begins
+    pair_seconds: float = 0.0  # of attention over all layers, for one pair
+    link_seconds: float = 0.0  # smoothed time in which all weights travel
     compute: StepTimes = field(default_factory=StepTimes)  # by rows, without attention
 
     def observe(
         self, rows: int, compute_seconds: float, link_seconds: float, pairs: float = 0.0
     ) -> None:
-        """Rows and pairs of a pass, and what it took without waiting for weights."""
+        """Record a pass.
+
+        Args:
+            compute_seconds: its duration without waiting for weights.
+            link_seconds: the time in which its weights travelled.
+            pairs: its pairs of a row and a token that the row attends to.
+        """
         of_rows = self.compute.expect(self.padded(rows))
-        if of_rows is not None and pairs >= LONG * rows:
+        if of_rows is not None and pairs >= LONG_CONTEXT * rows:
             pace = max(compute_seconds - of_rows, 0.0) / pairs
             self.pair_seconds = smoothed(self.pair_seconds, pace, ATTENTION_SMOOTHING)
         else:
@@ -103,17 +117,21 @@ class PassTimes:
     def expect_cycle(self, rows: int, elapsed: float, context: float = 0.0) -> float | None:
         """Return the expected seconds of drafting and the pass after it; None before the first.
 
-        `elapsed` are the seconds spent on drafting. Each row sees `context` tokens. While the draft
-        computes, the link fills the ring with the pass's first units: until the ring is full,
-        drafting does not delay a pass that waits for its weights.
+        While the draft computes, the link fills the ring with the pass's first units. Until the
+        ring is full, drafting does not delay a pass that waits for its weights.
+
+        Args:
+            elapsed: the seconds spent on drafting.
+            context: the tokens that each row attends to.
         """
         compute = self._compute(rows, rows * context)
         if compute is None:
             return None
-        stands = max(elapsed - self.ahead * self.link_seconds, 0.0)
-        return max(elapsed + compute, self.link_seconds + stands)
+        idle = max(elapsed - self.ahead * self.link_seconds, 0.0)  # of the link: the ring is full
+        return max(elapsed + compute, self.link_seconds + idle)
 
     def padded(self, rows: int) -> int:
+        """Return the rows that are computed for `rows`: the next multiple of the granularity."""
         return -(-rows // self.granularity) * self.granularity
 
     def _compute(self, rows: int, pairs: float) -> float | None:

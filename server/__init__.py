@@ -1,1 +1,1 @@
-"""The front end: HTTP APIs over the engine process, the registry of models, the command line."""
+"""The front end: the HTTP APIs, the registry of models, and the command line."""

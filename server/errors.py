@@ -1,4 +1,4 @@
-"""The errors that clients see, and their one shape."""
+"""The errors that clients see, in the form of the OpenAI API's error object."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -18,6 +18,8 @@ RETRY_AFTER_S = 5
 
 
 class ErrorObject(TypedDict):
+    """What went wrong, and the request field at fault."""
+
     message: str
     type: str
     param: str | None
@@ -25,11 +27,20 @@ class ErrorObject(TypedDict):
 
 
 class ErrorBody(TypedDict):
+    """The body of a failed request's answer."""
+
     error: ErrorObject
 
 
 class ApiError(Exception):
-    """A failure with its HTTP status and the fields of the API's error object."""
+    """A failed request, with its HTTP status and the fields of the API's error object.
+
+    Args:
+        message: a sentence for the client, which says what to do.
+        code: the machine-readable reason.
+        param: the request field at fault.
+        headers: further headers of the answer.
+    """
 
     def __init__(
         self,
@@ -55,11 +66,12 @@ class ApiError(Exception):
 
     @classmethod
     def unavailable(cls, message: str, code: str) -> Self:
-        """Return a 503 that is worth trying again."""
+        """Return a 503 for a request that may succeed when it is sent again."""
         return cls(message, code=code, status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
 
     @property
     def type(self) -> str:
+        """The `type` of the error object, which follows from the status."""
         return "server_error" if self.status >= 500 else "invalid_request_error"
 
     def body(self) -> ErrorBody:
@@ -75,7 +87,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: ApiError | EngineError) -> ApiError:
-    """Return the error that a client sees of a failure."""
+    """Return the error that a client gets for a failure."""
     match error:
         case ApiError():
             return error

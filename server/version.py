@@ -4,7 +4,7 @@ from importlib import metadata
 
 
 def version(*, if_not_installed: str) -> str:
-    """Return the version of the package that is installed, if it is."""
+    """Return the version of the installed package, or `if_not_installed`."""
     try:
         return metadata.version("understudy")
     except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""The rules of the house, as tables, and the checker that reads imports with `ast`.
+"""The rules on the structure of the source code, as tables, and the functions that check them.
 
-Used by test_architecture.py. A new package gets a place in `PACKAGES`; nothing else is registered
-by hand.
+test_architecture.py runs them. A new package needs a place in `PACKAGES`; nothing else is
+registered by hand.
 """
 
 import ast
@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 # The packages, outermost first. A package imports only packages further down in this list; modules
-# of one package import each other freely, but never in a circle. A folder that is not listed
-# belongs to the package it lies in.
+# of one package may import each other, but not in a circle. A folder that is not listed belongs to
+# the package that contains it.
 PACKAGES: tuple[str, ...] = (
     "tests",
     "benchmarks",
@@ -43,9 +43,9 @@ PACKAGES: tuple[str, ...] = (
     "engine",
 )
 
-# (who, what it must not import, because)
+# (importer, what it must not import, reason)
 FORBIDDEN: tuple[tuple[str, str, str], ...] = (
-    ("engine*", "server*", "the engine knows nothing of the front end"),
+    ("engine*", "server*", "the engine does not use the front end"),
     ("engine*", "fastapi*", "the engine needs nothing of the web stack"),
     ("engine*", "starlette*", "the engine needs nothing of the web stack"),
     ("engine*", "uvicorn*", "the engine needs nothing of the web stack"),
@@ -53,9 +53,13 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("engine*", "sse_starlette*", "the engine needs nothing of the web stack"),
     ("engine*", "httpx*", "the engine needs nothing of the web stack"),
     ("engine*", "openai*", "the engine needs nothing of the web stack"),
-    ("engine.drafting.methods.*", "engine.drafting.methods.*", "drafting methods stand alone"),
+    (
+        "engine.drafting.methods.*",
+        "engine.drafting.methods.*",
+        "drafting methods are independent of each other",
+    ),
     ("server*", "torch*", "the front end never touches the device"),
-    ("server.schemas*", "engine*", "schemas are the API's words only"),
+    ("server.schemas*", "engine*", "schemas describe only the API"),
     ("server.parsing*", "engine*", "parsers are pure"),
     ("server.parsing*", "fastapi*", "parsers are pure"),
     ("server.doors*", "fastapi*", "doors are pure"),
@@ -65,16 +69,18 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.text*", "fastapi*", "HTTP belongs in server/http"),
 )
 
-# (who in the server, what it may know of the engine)
+# (module of the server, module of the engine that it may import)
 ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine"),
     ("server*", "engine.process.client"),
     ("server*", "engine.text.detokenize"),
     ("server*", "engine.errors"),
+    ("server*", "engine.files"),  # reading small files within bounds
     ("server*", "engine.messages"),
     ("server*", "engine.spec"),
     ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
-    ("server.chat.grammars", "engine.sampling.grammar.check"),  # whether one compiles
+    ("server.config.model_file", "engine.text.template"),  # whether one is a template
+    ("server.chat.grammars", "engine.sampling.grammar.check"),  # checks that a grammar compiles
     ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
     ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`
@@ -83,13 +89,13 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.commands", "engine.planning.preview"),
     ("server.cli.plan_table", "engine.*"),
     ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
-    ("server.config.model_file", "engine.drafting.method"),  # and what their files state
+    ("server.config.model_file", "engine.drafting.method"),  # the facts in their files
 )
 
-# (who, which name of a drafting method it may write as a string, because)
+# (module, name of a drafting method that it may write as a string, reason)
 METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
-    ("engine.messages", "none", "what a request says that wants no draft"),
-    ("engine.messages", "prediction", "a source of tokens that clients are told of"),
+    ("engine.messages", "none", "the value of a request without a draft"),
+    ("engine.messages", "prediction", "a source of tokens that answers name"),
     ("engine.process.admission", "prediction", "a field of a request"),
     ("server.chat.received", "prediction", "a field of a request"),
     ("server.schemas.*", "none", "a value of `tool_choice` and `reasoning_effort`"),
@@ -99,28 +105,36 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("server.config.registry", "none", "an empty list in a message"),
 )
 
-# (file, attribute, why it may be set from outside of its object)
+# (file, attribute, reason why it may be set on another object)
 SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/model/library.py", "*", "the one file that changes transformers' modules"),
-    ("engine/weights/formats/*.py", "weight", "a module of torch or bitsandbytes, made there"),
-    ("engine/weights/formats/*.py", "bias", "a module of torch, made there"),
+    (
+        "engine/weights/formats/*.py",
+        "weight",
+        "a module of torch or bitsandbytes that the file makes",
+    ),
+    ("engine/weights/formats/*.py", "bias", "a module of torch that the file makes"),
     ("engine/planning/probe.py", "num_hidden_layers", "a copy of transformers' configuration"),
     ("engine/planning/probe.py", "layer_types", "a copy of transformers' configuration"),
-    ("engine/malloc.py", "argtypes", "ctypes has no other way"),
-    ("engine/malloc.py", "restype", "ctypes has no other way"),
-    ("server/http/protocol.py", "disconnected", "of uvicorn's request, as its protocol does"),
+    ("engine/malloc.py", "argtypes", "ctypes declares types like this"),
+    ("engine/malloc.py", "restype", "ctypes declares types like this"),
+    (
+        "server/http/protocol.py",
+        "disconnected",
+        "an attribute of uvicorn's request, set as its protocol sets it",
+    ),
 )
 
-# Questions that `engine.streaming.device.Device` answers, and who may ask them all the same.
+# Conditions that `engine.streaming.device.Device` decides, and the modules that may use them too.
 DEVICE_QUESTION = re.compile(r"\bdevice\.type\b|\bis_cuda\b|\btorch\.cuda\.")
 MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
-    ("engine.streaming.device", "it is the device"),
-    ("engine.streaming.*_link", "the file of a device"),
-    ("engine.streaming.cuda_*", "a part of the CUDA device"),
+    ("engine.streaming.device", "this is the device"),
+    ("engine.streaming.*_link", "this is the file of a device"),
+    ("engine.streaming.cuda_*", "this is a part of the CUDA device"),
     ("engine.weights.formats.*", "kernels are other functions on a CPU"),
     ("engine.model.elementwise", "only a CPU's threads share an operation by its elements"),
     ("engine.sampling.*", "few numbers are computed faster by numpy on a CPU"),
-    ("engine.drafting.model.substitutes", "one kernel repacks its weights on a CPU"),
+    ("engine.drafting.model.substitutes", "a kernel repacks its weights on a CPU"),
 )
 
 TOP_LEVEL = ("engine", "server", "tests", "configs", "benchmarks")
@@ -133,7 +147,7 @@ MAX_FUNCTION_LINES = 60
 
 @dataclass(frozen=True)
 class Import:
-    """One import found in a file, wherever in the file it stands."""
+    """One import in a file, at any place of the file."""
 
     importer: str  # dotted name of the module that imports
     imported: str
@@ -141,7 +155,7 @@ class Import:
 
 
 def modules(root: Path, package: str) -> dict[str, Path]:
-    """Dotted name -> file, for every module below root/package."""
+    """Return dotted name -> file for every module below root/package."""
     found: dict[str, Path] = {}
     for path in sorted((root / package).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -150,12 +164,12 @@ def modules(root: Path, package: str) -> dict[str, Path]:
 
 
 def all_imports(root: Path) -> list[Import]:
-    """Every import of our own code."""
+    """Return every import of our own code."""
     return [found for top in TOP_LEVEL for found in imports(root, top)]
 
 
 def imports(root: Path, package: str) -> list[Import]:
-    """Every import in the package, nested and TYPE_CHECKING ones too."""
+    """Return every import of a package, with nested and TYPE_CHECKING imports."""
     known = {name: path for top in TOP_LEVEL for name, path in modules(root, top).items()}
     return [
         Import(name, imported, f"{path.relative_to(root)}:{line}")
@@ -180,13 +194,13 @@ def _imported(path: Path, module: str, known: dict[str, Path]) -> Iterator[tuple
 
 
 def package_of(module: str) -> str | None:
-    """The innermost of `PACKAGES` that a module lies in; None if none holds it."""
+    """Return the innermost of `PACKAGES` that contains a module, or None."""
     holders = [p for p in PACKAGES if module == p or module.startswith(f"{p}.")]
     return max(holders, key=len, default=None)
 
 
 def unplaced(root: Path) -> list[str]:
-    """Folders with code in the engine and the front end that `PACKAGES` does not name."""
+    """Return the folders with code in engine and server that `PACKAGES` does not name."""
     return [
         f"{folder.relative_to(root)}: give it a place in PACKAGES (tests/architecture.py)"
         for top in ("engine", "server")
@@ -196,7 +210,7 @@ def unplaced(root: Path) -> list[str]:
 
 
 def upward_imports(root: Path) -> list[str]:
-    """Imports that point to a package above the importer's."""
+    """Return imports of a package that is above the importer's package."""
     wrong = []
     for found in all_imports(root):
         own, other = package_of(found.importer), package_of(found.imported)
@@ -208,7 +222,7 @@ def upward_imports(root: Path) -> list[str]:
 
 
 def circles(root: Path) -> list[str]:
-    """Modules of one package that import each other, directly or by way of others."""
+    """Return modules that import each other, directly or through other modules."""
     wrong = []
     for package in TOP_LEVEL:
         edges: dict[str, set[str]] = {}
@@ -229,7 +243,7 @@ def circles(root: Path) -> list[str]:
 
 
 def forbidden_imports(root: Path) -> list[str]:
-    """Imports that a line of `FORBIDDEN` rules out."""
+    """Return imports that a line of `FORBIDDEN` forbids."""
     wrong = []
     for found in imports(root, "engine") + imports(root, "server"):
         for who, what, because in FORBIDDEN:
@@ -239,7 +253,7 @@ def forbidden_imports(root: Path) -> list[str]:
 
 
 def deep_imports(root: Path) -> list[str]:
-    """Imports by the server of parts of the engine that are not its surface."""
+    """Return imports of the engine by the server that are not in `ENGINE_SURFACE`."""
     return [
         f"{found.where}: imports {found.imported}, which is not in ENGINE_SURFACE"
         for found in imports(root, "server")
@@ -252,7 +266,7 @@ def _listed(found: Import, table: tuple[tuple[str, str], ...]) -> bool:
 
 
 def scattered_imports(root: Path) -> list[str]:
-    """Packages of `IN_ONE_FILE_ONLY` that more than one file imports."""
+    """Return packages of `IN_ONE_FILE_ONLY` that more than one file imports."""
     wrong = []
     for package in IN_ONE_FILE_ONLY:
         found = imports(root, "engine") + imports(root, "server")
@@ -263,7 +277,7 @@ def scattered_imports(root: Path) -> list[str]:
 
 
 def import_time_imports(root: Path) -> list[str]:
-    """Packages of `IN_ONE_FILE_ONLY` that are imported before their first use."""
+    """Return packages of `IN_ONE_FILE_ONLY` that are imported before their first use."""
     wrong = []
     for package in ("engine", "server"):
         for path in modules(root, package).values():
@@ -280,7 +294,7 @@ def import_time_imports(root: Path) -> list[str]:
 
 
 def named_methods(root: Path) -> list[str]:
-    """Places outside its own file that name a drafting method: as a string, or by an import."""
+    """Return places that name a drafting method outside its file: as a string, or by import."""
     folder = "engine.drafting.methods"
     names = {path.stem for path in (root / folder.replace(".", "/")).glob("[!_]*.py")}
     own = {f"{folder}.{name}" for name in names}
@@ -302,11 +316,11 @@ def named_methods(root: Path) -> list[str]:
 
 
 def foreign_attributes(root: Path) -> list[str]:
-    """Attributes of other objects that are set after their construction.
+    """Return attributes that are set on other objects after their construction.
 
-    `ast` sees names, not types. Allowed are `self` and `cls`, what a function made of them (a copy,
-    a new instance), and the fields of dataclasses of the same file: a record belongs to the file
-    that declares it. Whatever else is set is listed in `SET_FROM_OUTSIDE`.
+    `ast` has names, not types. Allowed are attributes of `self` and `cls`, of objects that a
+    function makes of them (a copy, a new instance), and fields of dataclasses of the same file,
+    because a record belongs to the file that declares it. `SET_FROM_OUTSIDE` lists all others.
     """
     wrong = []
     for package in ("engine", "server"):
@@ -324,7 +338,7 @@ def foreign_attributes(root: Path) -> list[str]:
 
 
 def _record_fields(tree: ast.Module) -> set[str]:
-    """Fields of the dataclasses of a file."""
+    """Return the names of the fields of a file's dataclasses."""
     return {
         statement.target.id
         for node in ast.walk(tree)
@@ -336,7 +350,7 @@ def _record_fields(tree: ast.Module) -> set[str]:
 
 
 def _attributes_set(node: ast.AST, own: frozenset[str]) -> Iterator[tuple[str, int]]:
-    """Attributes set or deleted on objects that are not among the `own` names, with their lines."""
+    """Yield name and line of attributes that are set or deleted on objects not named in `own`."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         own |= {"self", "cls"} | {
             target.id
@@ -357,7 +371,7 @@ def _attributes_set(node: ast.AST, own: frozenset[str]) -> Iterator[tuple[str, i
 
 
 def _is_made_of_self(value: ast.expr) -> bool:
-    """Whether this is `cls(...)`, or a call whose one argument is `self` or `cls`: a copy, say."""
+    """Return whether this is `cls(...)` or a call of `self` or `cls` alone, as `copy(self)`."""
     if not isinstance(value, ast.Call):
         return False
     return ast.unparse(value.func) == "cls" or [ast.unparse(a) for a in value.args] in (
@@ -367,7 +381,7 @@ def _is_made_of_self(value: ast.expr) -> bool:
 
 
 def device_questions(root: Path) -> list[str]:
-    """Lines of the engine that branch on the device outside of `MAY_ASK_FOR_THE_DEVICE`."""
+    """Return lines of the engine that depend on the device outside `MAY_ASK_FOR_THE_DEVICE`."""
     return [
         f"{path.relative_to(root)}:{number}: let engine.streaming.device.Device answer that"
         for name, path in modules(root, "engine").items()
@@ -378,7 +392,7 @@ def device_questions(root: Path) -> list[str]:
 
 
 def long_files(root: Path) -> list[str]:
-    """Source files over their bound of lines."""
+    """Return source files with too many lines."""
     wrong = []
     for folder in TOP_LEVEL:
         bound = MAX_TEST_FILE_LINES if folder == "tests" else MAX_FILE_LINES
@@ -390,7 +404,7 @@ def long_files(root: Path) -> list[str]:
 
 
 def long_functions(root: Path) -> list[str]:
-    """Functions over `MAX_FUNCTION_LINES`, from `def` to their last line."""
+    """Return functions longer than `MAX_FUNCTION_LINES`, from `def` to their last line."""
     wrong = []
     for folder in TOP_LEVEL:
         for path in sorted((root / folder).rglob("*.py")):

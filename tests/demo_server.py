@@ -1,4 +1,4 @@
-"""`understudy serve` with the demo model, as a process of its own."""
+"""Run `understudy serve` with the demo model in its own process."""
 
 import os
 import re
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def demo_server(python: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server run by the interpreter `python` on a free port, and the URL that it prints."""
+    """Start a server with the interpreter `python`; yield its process and the printed URL."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -33,7 +33,7 @@ def demo_server(python: str, home: Path) -> Iterator[tuple[subprocess.Popen[str]
             printed += line
             found = re.search(r"serves demo at (http://127\.0\.0\.1:\d+/v1)", line)
         drain = ThreadPoolExecutor(1)
-        drain.submit(server.stderr.read)  # or a full pipe would stop the server
+        drain.submit(server.stderr.read)  # a full pipe would stop the server
         yield server, found[1]
         server.kill()
         drain.shutdown()

@@ -1,4 +1,4 @@
-"""The examples of plug-ins in docstrings and documents, taken out so that tests can run them."""
+"""Extract the examples of plug-ins from docstrings and documents, so that tests can run them."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def example_in(docstring: str | None) -> str:
-    """Return the code of a docstring's one example: the indented lines behind a colon."""
+    """Return the code of a docstring's example: the indented lines after a colon."""
     assert docstring is not None
     found = re.search(r":\n\n((?: {4}.*\n|\n)+)", docstring)
     assert found is not None, "no line ends with a colon before indented code"
@@ -33,7 +33,7 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
 
 @contextmanager
 def added(folder: Path, *packages: ModuleType) -> Iterator[None]:
-    """Have the packages hold the modules below `folder` too, as if their files lay in them.
+    """Add the modules below `folder` to the packages during a `with` block.
 
     The file of a module `a.b.c` is `folder`/a/b/c.py.
     """

@@ -1,4 +1,4 @@
-"""The house keeps its order, and the checker that says so can say no."""
+"""Tests that the source code keeps the rules of `tests.architecture`, and that each can fail."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +26,11 @@ RULES: tuple[Rule, ...] = (
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_house_keeps(rule: Rule) -> None:
+def test_the_source_code_keeps_the_rule(rule: Rule) -> None:
     assert rule(ROOT) == []
 
 
-def test_the_checker_sees_the_imports_of_this_house() -> None:
+def test_the_checker_finds_the_imports_of_this_project() -> None:
     found = {(i.importer, i.imported) for i in rules.imports(ROOT, "engine")}
     assert ("engine.messages", "engine.spec") in found
 
@@ -81,7 +81,7 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
     (
         rules.forbidden_imports,
         {"engine/drafting/methods/a.py": "from engine.drafting.methods.b import x"},
-        "stand alone",
+        "independent",
     ),
     (
         rules.upward_imports,
@@ -149,7 +149,7 @@ def write(root: Path, name: str, text: str) -> None:
     path.write_text(text)
 
 
-def test_records_of_a_file_and_what_is_made_of_self_may_be_filled_in(tmp_path: Path) -> None:
+def test_records_of_a_file_and_copies_of_self_may_be_changed(tmp_path: Path) -> None:
     text = (
         "@dataclass\nclass R:\n    b: int\n"
         "class A:\n"

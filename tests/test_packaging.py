@@ -1,4 +1,4 @@
-"""What ships must fit together: versions, constraints, Docker files."""
+"""Tests that the files of a release agree: versions, constraints, Docker files."""
 
 import re
 import tomllib
@@ -35,7 +35,7 @@ def test_every_dependency_is_pinned() -> None:
     assert declared <= constraints().keys()
 
 
-def test_the_torch_pin_holds_for_every_build_of_it() -> None:
+def test_the_torch_pin_fits_every_build_of_torch() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", constraints()["torch"])
 
 
@@ -43,7 +43,7 @@ def test_constraints_name_no_package_index() -> None:
     assert "://" not in (ROOT / "constraints.txt").read_text()
 
 
-def test_compose_keeps_the_server_on_loopback_with_a_key_and_pinned_memory() -> None:
+def test_compose_serves_on_loopback_with_a_key_and_pinned_memory() -> None:
     compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
     service = compose["services"]["understudy"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
@@ -56,7 +56,7 @@ def test_compose_keeps_the_server_on_loopback_with_a_key_and_pinned_memory() -> 
     assert service["image"] == f"understudy:{__version__}"
 
 
-def test_the_image_runs_the_console_script_as_an_ordinary_user() -> None:
+def test_the_image_runs_the_console_script_without_root() -> None:
     stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")
     final = stages[-1]
     users = re.findall(r"^USER (\S+)", final, re.MULTILINE)
@@ -73,7 +73,7 @@ def test_the_image_is_built_by_a_target_of_the_makefile() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_what_the_image_needs_is_in_its_build_context() -> None:
+def test_the_build_context_has_all_files_of_the_image() -> None:
     kept = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
     }

@@ -1,2 +1,2 @@
-"""Drafting methods for benchmarks only, found where this folder joins the path
-of `engine.drafting.methods`."""
+"""Drafting methods for benchmarks, used by adding this folder to the path
+of the package `engine.drafting.methods`."""

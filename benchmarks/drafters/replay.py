@@ -1,8 +1,9 @@
-"""Replay: a draft that knows the target's own answer, and is right exactly as often as it is told.
+"""A drafting method that replays a recorded answer, with a given mean number of right tokens.
 
-Tokens/s against tokens a pass (A), whatever the text: each tree holds the next tokens of the
-recorded answer down to the depth that gives A in the mean, wrong ones below, and always the same
-number of rows, so that a pass costs what it would with a real draft. Drafting itself costs nothing.
+It measures tokens/s as a function of the tokens per pass (A), whatever the text: each tree has the
+next tokens of the recorded answer down to the depth that gives A in the mean, and wrong tokens
+below. All trees have the same number of rows, so that a pass costs the same as with a real draft.
+The drafting takes no time.
 """
 
 import json
@@ -17,7 +18,7 @@ from engine.errors import ModelError
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import Sequence
 
-RIGHT, WRONG = -0.01, -1.0  # a row's score behind its parent: the order in which rows are kept
+RIGHT, WRONG = -0.01, -1.0  # a row's score relative to its parent, which orders the rows
 FACTS = MethodFacts(
     bounds=Bounds(depth=64, width=1, branch=1, budget=64),
     keys=frozenset({"source"}),
@@ -27,21 +28,21 @@ FACTS = MethodFacts(
 
 @dataclass(frozen=True)
 class Script:
-    """A recorded answer, and how many of its tokens each pass shall emit in the mean."""
+    """A recorded answer, and the mean number of its tokens that a pass shall emit."""
 
     tokens: tuple[int, ...]  # the prompt and the target's own greedy answer
-    mean: float  # A: 1 is what no draft gives
-    seed: int = 0  # of the rounding, where `mean` is no whole number
+    mean: float  # A; 1 proposes no right token
+    seed: int = 0  # for the random rounding of a `mean` that is no whole number
 
 
 def write_scripts(path: Path, scripts: dict[str, Script]) -> None:
-    """Scripts by request id: the file that `draft.source` names."""
+    """Write scripts by request id into the file that `draft.source` names."""
     data = {name: asdict(script) for name, script in scripts.items()}
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
 def read_scripts(path: Path) -> dict[str, Script]:
-    """Raises `ModelError` for a file that is none."""
+    """Return the scripts of a file by request id. Raises `ModelError` if it has none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -54,7 +55,7 @@ def read_scripts(path: Path) -> dict[str, Script]:
 
 @dataclass
 class Replay:
-    """Trees by script. Only for requests that have one."""
+    """The drafting method: it proposes trees for requests that have a script."""
 
     scripts: dict[str, Script]
     vocab_size: int
@@ -62,6 +63,7 @@ class Replay:
     _random: dict[Sequence, random.Random] = field(default_factory=dict)
 
     def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+        """Return the next tree of a sequence, None if its request has no script."""
         script = self.scripts.get(sequence.request_id)
         if script is None:
             return None
@@ -69,7 +71,7 @@ class Replay:
         if tuple(sequence.tokens) != script.tokens[:at]:
             raise ModelError(
                 f"replay: {sequence.request_id} departs from its recording: record "
-                "it anew, with the same weights and strict numerics"
+                "it again with the same weights and strict numerics"
             )
         right = script.tokens[at : at + min(self._depth(sequence, script), depth, rows - 1)]
         after = script.tokens[at + len(right) : at + len(right) + 1]
@@ -77,14 +79,14 @@ class Replay:
         return _tree(sequence.tokens[-1], right, wrong, self.name)
 
     def _depth(self, sequence: Sequence, script: Script) -> int:
-        """Right tokens of the next tree: the mean of all is `mean` - 1."""
+        """Return the number of right tokens of the next tree, whose mean is `mean` - 1."""
         if sequence not in self._random:
             self._random[sequence] = random.Random(script.seed)
         whole, part = divmod(script.mean - 1, 1)
         return int(whole) + (self._random[sequence].random() < part)
 
     def _wrong(self, sequence: Sequence, after: Seq[int], count: int) -> list[int]:
-        """So many tokens that are not `after`, and that would not end the answer."""
+        """Return `count` tokens that are not in `after` and would not end the answer."""
         wrong: list[int] = []
         for token in range(self.vocab_size):
             if len(wrong) == count:
@@ -94,14 +96,15 @@ class Replay:
         return wrong
 
     def observe(self, tokens: Seq[int], logits: Matrix) -> None:
-        """The script tells all there is to know."""
+        """Do nothing: the script has all tokens."""
 
     def release(self, sequence: Sequence) -> None:
+        """Forget the random numbers of a sequence."""
         self._random.pop(sequence, None)
 
 
 def _tree(root: int, right: Seq[int], wrong: Seq[int], source: str) -> DraftTree:
-    """A chain of right tokens, and the wrong ones side by side below it."""
+    """Return a chain of right tokens whose last node has the wrong tokens as children."""
     end = len(right)
     count = 1 + end + len(wrong)
     return DraftTree(
@@ -114,6 +117,7 @@ def _tree(root: int, right: Seq[int], wrong: Seq[int], source: str) -> DraftTree
 
 
 def prepare(context: DraftContext) -> BuildDraft:
+    """Read the scripts and return a function that returns the draft."""
     source = context.spec.draft.source
     if source is None:
         raise ModelError("draft.source: method replay needs a file of scripts")

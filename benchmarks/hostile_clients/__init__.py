@@ -1,1 +1,1 @@
-"""What hostile clients cost a server: one connection at a time, and beside witnesses."""
+"""Measure what hostile clients cost a server: one connection at a time, or many at once."""

@@ -1,4 +1,4 @@
-"""Hostile bodies: 32 MiB of JSON, and texts that tokenizers find hard."""
+"""Hostile bodies: 32 MiB of JSON, and texts that tokenize slowly."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from benchmarks.hostile_clients.shapes import Posted, Shape
 MILLIONS_OF_BLANKS = 12_000_000
 LIST_VALUES = 200_000
 
-# (name, start, unit, end, count): as the body itself, and as a field that no API has
+# (name, start, unit, end, count): sent as the whole body, and as an unknown field
 JSON: tuple[tuple[str, bytes, bytes, bytes, int | None], ...] = (
     ("all [", b"", b"[", b"", None),
     ("nested objects", b"", b'{"a":', b"", None),
@@ -38,7 +38,7 @@ JSON: tuple[tuple[str, bytes, bytes, bytes, int | None], ...] = (
     ("one key millions of times", b"{", b'"a":0,', b'"a":0}', None),
 )
 
-# (name, path, start, end) around a text, for whatever reads one
+# (name, path, start, end): a body around a text, for each route that reads one
 TEXTS: tuple[tuple[str, str, bytes, bytes], ...] = (
     ("/tokenize", "/tokenize", b'{"content":"', b'"}'),
     ("/tokenize with pieces", "/tokenize", b'{"with_pieces":true,"content":"', b'"}'),
@@ -68,7 +68,7 @@ TEXTS: tuple[tuple[str, str, bytes, bytes], ...] = (
     ("/apply-template", "/apply-template", b'{"messages":[{"role":"user","content":"', b'"}]}'),
 )
 
-# (name, unit, count): texts that tokenizers find hard
+# (name, unit, count): texts that tokenize slowly
 HARD_TEXTS: tuple[tuple[str, bytes, int | None], ...] = (
     ("12 million blanks", b" ", MILLIONS_OF_BLANKS),
     ("one word of 32 MiB", b"a", None),

@@ -1,17 +1,18 @@
-"""What one hostile connection costs the server, and another client.
+"""Measure what one hostile connection costs the server and another client.
 
     python -m benchmarks.hostile_clients connection [--only NAME ...] [--seconds 10] [--json]
 
 Each shape is sent over one connection to the real server with the demo model, one shape after the
 other. Meanwhile the resident memory (RSS) of the server's processes is read every 20 ms, and a
-client in a process of its own asks `GET /health` every 20 ms over a connection that is kept.
-"Beside the body" is the peak of the front end and its child processes without the engine, less
-what they had before, less the length of the body. What is not given back is what they have more
-than before, up to ten seconds after. The first line, "nothing", is the machine without an attack.
+client in its own process sends `GET /health` every 20 ms over one connection. "Beside the body" is
+the peak of the front end and its child processes without the engine, minus their memory before the
+attack, minus the length of the body. "Not given back" is the memory that they have more than
+before, up to ten seconds after the attack. The first line, "nothing", shows the machine without an
+attack.
 
-The exit code is 1 if a bar is missed. A server whose front end takes 4 GB more than its bar is
-killed. It is started again for the next shape, as is one that keeps more than its bar, which would
-hide what the next shape takes.
+The exit code is 1 if a bar is missed. A server whose front end exceeds its bar by 4 GB is killed.
+The server is started again for the next shape if it was killed, or if it keeps more memory than its
+bar, because that would hide the memory that the next shape takes.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.command import show
+from benchmarks.command import print_figures
 from benchmarks.hostile_clients.body_shapes import BODY_SHAPES
 from benchmarks.hostile_clients.health_probe import Delays, health_probe
 from benchmarks.hostile_clients.http_shapes import CHAT, HTTP_SHAPES
@@ -38,9 +39,9 @@ NOTHING = "nothing"
 
 MB = 1_000_000
 MOST_BESIDE_MB = 200.0
-MOST_KEPT_MB = 50.0  # what allocators keep of a peak
+MOST_KEPT_MB = 50.0  # allocators keep a part of a peak
 MOST_DELAY_MS = 200.0
-GUARD_MB = 4_000.0  # above the bar: the machine must survive
+GUARD_MB = 4_000.0  # above the bar; beyond it, the server is killed to save the machine
 REST_SECONDS = 10.0
 LEAST_REST_SECONDS = 2.0
 CLIENT_TIMEOUT = 5.0  # the server's setting, so that slow clients are dropped within a run
@@ -48,19 +49,19 @@ CLIENT_TIMEOUT = 5.0  # the server's setting, so that slow clients are dropped w
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one shape."""
+    """The cost of one shape."""
 
     name: str
     ending: Ending
     body_mb: float
     beside_mb: float  # the front end's peak
     engine_mb: float  # the engine's peak, over what it had before
-    kept_mb: float | None  # not given back; None: the server is gone
+    kept_mb: float | None  # not given back; None: the server has ended
     delays: Delays
 
     @property
     def faults(self) -> list[str]:
-        """Return the bars that are missed."""
+        """Return the names of the missed bars."""
         kept = float("inf") if self.kept_mb is None else self.kept_mb
         found = {
             "memory": self.beside_mb > MOST_BESIDE_MB,
@@ -71,44 +72,44 @@ class Cost:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _make_parser().parse_args(arguments)
     shapes = [shape for shape in SHAPES if _is_chosen(shape.name, options.only)]
     if options.list:
         print("\n".join(shape.name for shape in shapes))
         return 0
     with served_demo(CLIENT_TIMEOUT) as demo:
         costs = list(measure(demo, shapes, options.seconds, options.scale))
-    figures = in_figures(costs)
-    show(figures, options)
+    figures = make_figures(costs)
+    print_figures(figures, options)
     return int(not all(bar.is_reached for bar in figures.bars))
 
 
 def measure(
     demo: ServedDemo, shapes: Sequence[Shape], seconds: float, scale: float
 ) -> Iterator[Cost]:
-    """Measure a quiet server, then each shape, at a server that holds nothing of those before."""
+    """Yield the cost of no attack, then of each shape, with a server that is as before."""
     fresh = warm_up(demo)
-    yield _told(_cost_of_nothing(demo, seconds))
+    yield _print_cost(_measure_no_attack(demo, seconds))
     for shape in shapes:
         if demo.memory.read().front_end > fresh + MOST_KEPT_MB * MB:
             demo.kill()
         num_starts = demo.num_starts
-        demo.running()
+        demo.ensure_running()
         if demo.num_starts > num_starts:
             fresh = warm_up(demo)
-        yield _told(cost_of(demo, shape, seconds, scale))
+        yield _print_cost(measure_cost(demo, shape, seconds, scale))
 
 
 def warm_up(demo: ServedDemo) -> int:
-    """Have the server start all that it starts for large bodies and chats; return its memory."""
+    """Send a large body and a chat, for which the server starts processes; return its memory."""
     padding = json.dumps({"padding": "a" * MB, "messages": [{"role": "user", "content": "hi"}]})
     for body in (padding, padding[:-1]):
         attack(demo.address.port, Posted("", CHAT, body.encode(), b" ", b"", 1), REST_SECONDS)
     return demo.memory.read().front_end
 
 
-def cost_of(demo: ServedDemo, shape: Shape, seconds: float, scale: float) -> Cost:
-    """Send a shape, and watch the server until it has given its memory back."""
+def measure_cost(demo: ServedDemo, shape: Shape, seconds: float, scale: float) -> Cost:
+    """Send a shape, and measure the server until it has given its memory back."""
     nbytes = shape.nbytes(scale)
     limit = demo.memory.read().front_end + nbytes + int((MOST_BESIDE_MB + GUARD_MB) * MB)
     with (
@@ -116,7 +117,7 @@ def cost_of(demo: ServedDemo, shape: Shape, seconds: float, scale: float) -> Cos
         health_probe(demo.address.port) as delays,
     ):
         ending = attack(demo.address.port, shape, seconds, scale, lambda: memory.is_over_limit)
-        kept = _rest(demo, memory)
+        kept = _await_rest(demo, memory)
     before, peak = memory.before, memory.peak
     return Cost(
         name=shape.name,
@@ -129,16 +130,24 @@ def cost_of(demo: ServedDemo, shape: Shape, seconds: float, scale: float) -> Cos
     )
 
 
-def _cost_of_nothing(demo: ServedDemo, seconds: float) -> Cost:
+def _measure_no_attack(demo: ServedDemo, seconds: float) -> Cost:
     with health_probe(demo.address.port) as delays:
         time.sleep(seconds)
-    return Cost(NOTHING, Ending("answered"), 0.0, 0.0, 0.0, 0.0, delays)
+    return Cost(
+        name=NOTHING,
+        ending=Ending("answered"),
+        body_mb=0.0,
+        beside_mb=0.0,
+        engine_mb=0.0,
+        kept_mb=0.0,
+        delays=delays,
+    )
 
 
-def _rest(demo: ServedDemo, memory: PeakMemory) -> float | None:
-    """Wait until memory is given back, for ten seconds at most; return the MB that are not."""
+def _await_rest(demo: ServedDemo, memory: PeakMemory) -> float | None:
+    """Wait until memory is given back, at most ten seconds; return the MB that are not."""
     until = time.monotonic() + REST_SECONDS
-    time.sleep(LEAST_REST_SECONDS)  # it may still work on what it was sent
+    time.sleep(LEAST_REST_SECONDS)  # the server may still process the request
     while True:
         time.sleep(0.1)
         now = demo.memory.read().front_end
@@ -149,8 +158,8 @@ def _rest(demo: ServedDemo, memory: PeakMemory) -> float | None:
             return kept
 
 
-def in_figures(costs: Sequence[Cost]) -> Figures:
-    """Return the table, and the worst of each figure against its bar."""
+def make_figures(costs: Sequence[Cost]) -> Figures:
+    """Return the figures: a table of the shapes, and the worst of each figure with its bar."""
     attacks = [cost for cost in costs if cost.name != NOTHING]
     kept = [float("inf") if cost.kept_mb is None else cost.kept_mb for cost in attacks]
     return Figures(
@@ -159,7 +168,7 @@ def in_figures(costs: Sequence[Cost]) -> Figures:
         values={
             "shapes": len(attacks),
             "missed": sum(bool(cost.faults) for cost in attacks),
-            "load_average": os.getloadavg()[0],  # others on this machine delay answers too
+            "load_average": os.getloadavg()[0],  # other load delays answers too
         },
         tables=[Table("Each shape", COLUMNS, [_row(cost) for cost in costs])],
         bars=[
@@ -225,9 +234,9 @@ def _row(cost: Cost) -> list[str | float | None]:
     ]
 
 
-def _told(cost: Cost) -> Cost:
-    """Print a line about a shape as soon as it is measured."""
-    kept = "server gone" if cost.kept_mb is None else f"{cost.kept_mb:.0f} MB kept"
+def _print_cost(cost: Cost) -> Cost:
+    """Print a line about a shape, and return its cost."""
+    kept = "server ended" if cost.kept_mb is None else f"{cost.kept_mb:.0f} MB kept"
     words = [
         f"{cost.name}: {cost.ending} in {cost.ending.seconds:.1f} s",
         f"{cost.beside_mb:.0f} MB beside the body",
@@ -243,16 +252,18 @@ def _is_chosen(name: str, wanted: Sequence[str] | None) -> bool:
     return not wanted or any(word in name for word in wanted)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.hostile_clients connection",
         description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="shapes whose names hold a NAME")
-    parser.add_argument("--list", action="store_true", help="print the shapes' names, send nothing")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a shape without an end")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the bodies' sizes")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="shapes whose names contain NAME")
+    parser.add_argument("--list", action="store_true", help="only print the names of the shapes")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="duration of a shape without an end"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the sizes of bodies")
     return parser
 
 

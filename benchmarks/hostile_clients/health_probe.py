@@ -1,4 +1,4 @@
-"""Another client, in a process of its own: it asks `GET /health` every 20 ms."""
+"""A client in its own process that sends `GET /health` every 20 ms."""
 
 import socket
 import statistics
@@ -12,13 +12,13 @@ from multiprocessing.connection import Connection
 from benchmarks.hostile_clients.served_demo import HOST
 
 EVERY_SECONDS = 0.02
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 REQUEST = f"GET /health HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
 
 
 @dataclass
 class Delays:
-    """Seconds from each request to its answer; a request without one counts with its wait."""
+    """The seconds from each request to its answer; a failed request counts with its wait."""
 
     seconds: list[float] = field(default_factory=list)
     failures: int = 0
@@ -34,33 +34,33 @@ class Delays:
 
 @contextmanager
 def health_probe(port: int) -> Iterator[Delays]:
-    """Ask within a `with` block; what is given is filled at its end."""
+    """Send requests during a `with` block; the yielded delays are filled in at its end."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_ask_until_told, args=(theirs, port), daemon=True)
+    process = context.Process(target=_ask_until_stopped, args=(theirs, port), daemon=True)
     process.start()
     theirs.close()
     delays = Delays()
     try:
-        ours.recv()  # the first answer is there
+        ours.recv()  # the first answer has arrived
         yield delays
     finally:
         ours.send("stop")
-        if ours.poll(2 * PATIENCE_SECONDS):
+        if ours.poll(2 * TIMEOUT_SECONDS):
             found: Delays = ours.recv()
             delays.seconds, delays.failures = found.seconds, found.failures
         process.join()
 
 
-def _ask_until_told(pipe: Connection, port: int) -> None:
+def _ask_until_stopped(pipe: Connection, port: int) -> None:
     delays = Delays()
     sock: socket.socket | None = None
-    _ask(_connected(port))  # a warm start: not counted
+    _ask(_connect(port))  # the first request is not counted
     pipe.send("ready")
     while not pipe.poll(EVERY_SECONDS):
         began = time.perf_counter()
         try:
-            sock = sock or _connected(port)  # one connection, as long as it lasts
+            sock = sock or _connect(port)  # one connection, until it fails
             _ask(sock)
         except OSError:
             sock = None
@@ -69,14 +69,14 @@ def _ask_until_told(pipe: Connection, port: int) -> None:
     pipe.send(delays)
 
 
-def _connected(port: int) -> socket.socket:
-    sock = socket.create_connection((HOST, port), timeout=PATIENCE_SECONDS)
+def _connect(port: int) -> socket.socket:
+    sock = socket.create_connection((HOST, port), timeout=TIMEOUT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
 def _ask(sock: socket.socket) -> None:
-    """Ask and take the answer. Raises `OSError`."""
+    """Send a request and read its answer. Raises `OSError`."""
     sock.sendall(REQUEST)
     answer = b""
     while not answer.endswith(b'{"status":"ok"}'):

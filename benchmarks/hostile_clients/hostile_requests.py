@@ -1,4 +1,4 @@
-"""Requests made at random to hurt, each with the manner in which it is sent."""
+"""Make random requests that are meant to hurt a server."""
 
 import json
 from collections.abc import Callable
@@ -19,9 +19,9 @@ ROUTES = (
     f"{MESSAGES}/count_tokens",
     f"{RESPONSES}/input_tokens",
 )
-LONG = 100_000  # tokens that no context holds
+LONG = 100_000  # tokens, more than any context length
 Body = dict[str, Any]
-Made = tuple[str, bytes]  # path and body
+RawRequest = tuple[str, bytes]  # path and body
 TEXTS = (
     "",
     "hi",
@@ -64,13 +64,13 @@ FIELDS = (
 )  # fmt: skip
 
 
-def made(rng: Random) -> Made:
-    """Return a random request."""
+def make_hostile_request(rng: Random) -> RawRequest:
+    """Return the path and body of a random request."""
     return rng.choice(MAKERS)(rng)
 
 
-def base(rng: Random, route: str) -> Body:
-    """Return a right body of a route, with a random text."""
+def make_valid_body(rng: Random, route: str) -> Body:
+    """Return a valid body for a route, with a random text."""
     text = rng.choice(TEXTS)
     messages = [{"role": "user", "content": text}]
     if route == TEXT:
@@ -82,11 +82,11 @@ def base(rng: Random, route: str) -> Body:
     return {"messages": messages, "max_tokens": 16}
 
 
-def _encoded(route: str, body: object) -> Made:
+def _encoded(route: str, body: object) -> RawRequest:
     return route, json.dumps(body).encode(errors="surrogatepass")
 
 
-def _odd_sampling(rng: Random) -> Made:
+def _odd_sampling(rng: Random) -> RawRequest:
     fields: Body = {
         "temperature": rng.choice([0, 1e-9, 1, 2]),
         "top_p": rng.choice([0, 1e-9, 0.5, 1]),
@@ -105,10 +105,10 @@ def _odd_sampling(rng: Random) -> Made:
     }
     route = rng.choice([CHAT, TEXT])
     chosen = {key: fields[key] for key in rng.sample(sorted(fields), 4)}
-    return _encoded(route, base(rng, route) | chosen)
+    return _encoded(route, make_valid_body(rng, route) | chosen)
 
 
-def _odd_bias(rng: Random) -> Made:
+def _odd_bias(rng: Random) -> RawRequest:
     bias: Body = rng.choice(
         [
             {str(token): -100 for token in range(4096)},
@@ -120,25 +120,33 @@ def _odd_bias(rng: Random) -> Made:
         ]
     )
     route = rng.choice([CHAT, TEXT])
-    return _encoded(route, base(rng, route) | {"logit_bias": bias, "n": rng.choice([1, 8])})
+    return _encoded(
+        route, make_valid_body(rng, route) | {"logit_bias": bias, "n": rng.choice([1, 8])}
+    )
 
 
-def _odd_grammar(rng: Random) -> Made:
+def _odd_grammar(rng: Random) -> RawRequest:
     route = rng.choice([CHAT, TEXT])
     grammar = rng.choice(GRAMMARS)
-    return _encoded(route, base(rng, route) | {"structured_outputs": grammar, "max_tokens": 64})
+    return _encoded(
+        route, make_valid_body(rng, route) | {"structured_outputs": grammar, "max_tokens": 64}
+    )
 
 
-def _endless_answer(rng: Random) -> Made:
+def _endless_answer(rng: Random) -> RawRequest:
     route = rng.choice([CHAT, TEXT, MESSAGES, RESPONSES])
     limit = "max_output_tokens" if route == RESPONSES else "max_tokens"
-    body = base(rng, route) | {limit: LONG, "ignore_eos": True, "stream": rng.random() < 0.7}
+    body = make_valid_body(rng, route) | {
+        limit: LONG,
+        "ignore_eos": True,
+        "stream": rng.random() < 0.7,
+    }
     if route in (CHAT, TEXT):
         body["n"] = rng.choice([1, 1, 8])
     return _encoded(route, body)
 
 
-def _long_prompt(rng: Random) -> Made:
+def _long_prompt(rng: Random) -> RawRequest:
     length = rng.choice([1, 1900, 2047, 2048, 2049, 20_000])
     tokens = [rng.randrange(4096) for _ in range(length)]
     prompt: Any = tokens if rng.random() < 0.7 else [tokens[:300]] * rng.choice([1, 16, 300])
@@ -146,32 +154,32 @@ def _long_prompt(rng: Random) -> Made:
     return _encoded(TEXT, fields)
 
 
-def _wrong_fields(rng: Random) -> Made:
+def _wrong_fields(rng: Random) -> RawRequest:
     route = rng.choice(ROUTES)
-    body = base(rng, route)
+    body = make_valid_body(rng, route)
     for name in rng.sample(FIELDS, rng.randrange(1, 4)):
         body[name] = rng.choice(VALUES)
     return _encoded(route, body)
 
 
-def _broken_json(rng: Random) -> Made:
+def _broken_json(rng: Random) -> RawRequest:
     route = rng.choice(ROUTES)
-    raw = bytearray(_encoded(route, base(rng, route))[1])
+    raw = bytearray(_encoded(route, make_valid_body(rng, route))[1])
     for _ in range(rng.randrange(1, 5)):
         raw[rng.randrange(len(raw))] = rng.randrange(256)
     return route, bytes(raw[: rng.randrange(1, len(raw) + 1)])
 
 
-def _random_bytes(rng: Random) -> Made:
+def _random_bytes(rng: Random) -> RawRequest:
     return rng.choice([*ROUTES, "/nowhere", "/%00", "/health"]), rng.randbytes(rng.randrange(2000))
 
 
-def _deep_or_long(rng: Random) -> Made:
+def _deep_or_long(rng: Random) -> RawRequest:
     inner = rng.choice([b"[" * 3000, b'{"a":' * 3000, b"[" * 63 + b"]" * 63, b"1" * 5000])
     return rng.choice(ROUTES), b'{"messages":[{"role":"user","content":' + inner + b"}]}"
 
 
-def _odd_tools(rng: Random) -> Made:
+def _odd_tools(rng: Random) -> RawRequest:
     tool = {
         "type": "function",
         "function": {
@@ -184,10 +192,10 @@ def _odd_tools(rng: Random) -> Made:
         ["auto", "required", "none", {"type": "function", "function": {"name": "f"}}]
     )
     fields = {"tools": [tool] * rng.choice([1, 2, 128]), "tool_choice": choice}
-    return _encoded(CHAT, base(rng, CHAT) | fields | {"stream": rng.random() < 0.5})
+    return _encoded(CHAT, make_valid_body(rng, CHAT) | fields | {"stream": rng.random() < 0.5})
 
 
-MAKERS: tuple[Callable[[Random], Made], ...] = (
+MAKERS: tuple[Callable[[Random], RawRequest], ...] = (
     _odd_sampling,
     _odd_bias,
     _odd_grammar,

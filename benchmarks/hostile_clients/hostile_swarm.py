@@ -1,4 +1,4 @@
-"""Many hostile clients at once, in a process of their own, each with its own seeded choices."""
+"""Many hostile clients at once, in their own process, each with its own seeded choices."""
 
 import asyncio
 import contextlib
@@ -15,18 +15,18 @@ from multiprocessing.connection import Connection
 from random import Random
 
 from benchmarks.hostile_clients.body_shapes import BODY_SHAPES
-from benchmarks.hostile_clients.hostile_requests import Made, made
+from benchmarks.hostile_clients.hostile_requests import RawRequest, make_hostile_request
 from benchmarks.hostile_clients.http_shapes import HTTP_SHAPES, post
 from benchmarks.hostile_clients.list_shapes import LIST_SHAPES
 from benchmarks.hostile_clients.served_demo import HOST
 from benchmarks.hostile_clients.shapes import Posted
 
 SHAPES = (*HTTP_SHAPES, *BODY_SHAPES, *LIST_SHAPES)
-PATIENCE_SECONDS = 10.0  # for one request
+TIMEOUT_SECONDS = 10.0  # for one request
 LARGEST_SCALE = 0.02  # of a body: 640 KiB
-ENDLESS_BLOCKS = 30  # of a shape without an end
+ENDLESS_BLOCKS = 30  # most blocks that are sent of a shape without an end
 FLOOD = 30  # small requests over one connection
-MOST_ANSWER = 1 << 20  # bytes that are read of one answer
+MOST_ANSWER = 1 << 20  # most bytes that are read of one answer
 GRACE_SECONDS = 30.0
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -34,16 +34,16 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass
 class Sent:
-    """What the hostile clients did."""
+    """Counts of what the hostile clients sent and received."""
 
     requests: int = 0
     by_manner: Counter[str] = field(default_factory=Counter)
-    by_status: Counter[str] = field(default_factory=Counter)  # "none" where no answer was taken
+    by_status: Counter[str] = field(default_factory=Counter)  # of the answers that were read
 
 
 @contextmanager
 def hostile_swarm(port: int, seed: int, clients: int, seconds: float) -> Iterator[Sent]:
-    """Attack during a `with` block; what is given is filled at its end."""
+    """Attack during a `with` block; the yielded counts are filled in at its end."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
@@ -53,10 +53,10 @@ def hostile_swarm(port: int, seed: int, clients: int, seconds: float) -> Iterato
     theirs.close()
     sent = Sent()
     try:
-        ours.recv()  # it has begun
+        ours.recv()  # the attack has begun
         yield sent
     finally:
-        if ours.poll(seconds + PATIENCE_SECONDS + GRACE_SECONDS):
+        if ours.poll(seconds + TIMEOUT_SECONDS + GRACE_SECONDS):
             found: Sent = ours.recv()
             sent.requests += found.requests
             sent.by_manner += found.by_manner
@@ -80,12 +80,12 @@ async def _swarm(port: int, seed: int, clients: int, seconds: float) -> Sent:
 
 
 async def _client(port: int, rng: Random, until: float, sent: Sent) -> None:
-    """Do one hostile thing after the other until the time is over."""
+    """Act in one random manner after the other until the time is over."""
     while time.monotonic() < until:
         manner = rng.choice(MANNERS)
         sent.by_manner[manner.__name__.strip("_")] += 1
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 reader, writer = await asyncio.open_connection(HOST, port)
                 try:
                     await manner((reader, writer), rng, sent)
@@ -95,21 +95,21 @@ async def _client(port: int, rng: Random, until: float, sent: Sent) -> None:
 
 
 async def _ask(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Send a request, and take the answer."""
-    await _send(streams, post(*made(rng)), sent)
+    """Send a request and read the answer."""
+    await _send(streams, post(*make_hostile_request(rng)), sent)
     await _take(streams, sent)
 
 
 async def _leave(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Close the connection after a moment, within the answer or before it."""
-    await _send(streams, post(*made(rng)), sent)
+    """Send a request and close the connection before or during the answer."""
+    await _send(streams, post(*make_hostile_request(rng)), sent)
     await asyncio.sleep(rng.random() ** 3 * 2)
     streams[1].close()
 
 
 async def _reset(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Read some of the answer, then reset the connection."""
-    await _send(streams, post(*made(rng)), sent)
+    """Send a request, read a part of the answer and reset the connection."""
+    await _send(streams, post(*make_hostile_request(rng)), sent)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(rng.random()):
             await streams[0].read(rng.randrange(1, 4000))
@@ -118,37 +118,37 @@ async def _reset(streams: Streams, rng: Random, sent: Sent) -> None:
 
 
 async def _half_close(streams: Streams, rng: Random, sent: Sent) -> None:
-    """End the sending side, and wait for the answer."""
-    await _send(streams, post(*made(rng)), sent)
+    """Send a request, close the sending side and read the answer."""
+    await _send(streams, post(*make_hostile_request(rng)), sent)
     streams[1].write_eof()
     await _take(streams, sent)
 
 
 async def _half_a_body(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Stop within the request."""
-    data = post(*made(rng))
+    """Send a part of a request and stop."""
+    data = post(*make_hostile_request(rng))
     await _send(streams, data[: rng.randrange(1, len(data))], sent)
     await asyncio.sleep(rng.random() * 2)
 
 
 async def _never_read(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Ask several times, and take nothing of the answers."""
+    """Send several requests and read no answer."""
     streams[1].transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport
     for _ in range(rng.randrange(1, 5)):
-        await _send(streams, post(*made(rng)), sent)
+        await _send(streams, post(*make_hostile_request(rng)), sent)
     await asyncio.sleep(rng.random() * 5)
 
 
 async def _flood(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Send many small requests at once."""
-    path, body = _small(rng)
+    """Send many small requests at once and read the answers."""
+    path, body = _make_small_request(rng)
     await _send(streams, post(path, body) * FLOOD, sent)
     sent.requests += FLOOD - 1
     await _take(streams, sent)
 
 
 async def _random_bytes(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Send what is no HTTP, or only begins as such."""
+    """Send bytes that are not HTTP, or only begin like it."""
     start = rng.choice(
         [b"", b"GET ", b"POST / HTTP/1.1\r\n", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n"]
     )
@@ -157,7 +157,7 @@ async def _random_bytes(streams: Streams, rng: Random, sent: Sent) -> None:
 
 
 async def _shape(streams: Streams, rng: Random, sent: Sent) -> None:
-    """Send one of the shapes, a body at a reduced size."""
+    """Send one of the shapes, with a smaller body."""
     shape = rng.choice(SHAPES)
     pieces = shape.pieces(LARGEST_SCALE * rng.random() ** 2)
     count = None if isinstance(shape, Posted) else rng.randrange(1, ENDLESS_BLOCKS)
@@ -185,7 +185,7 @@ MANNERS: tuple[Callable[[Streams, Random, Sent], Awaitable[None]], ...] = (
 )
 
 
-def _small(rng: Random) -> Made:
+def _make_small_request(rng: Random) -> RawRequest:
     return rng.choice(
         [
             ("/v1/completions", b'{"prompt":"a","max_tokens":1}'),
@@ -203,12 +203,12 @@ async def _send(streams: Streams, data: bytes, sent: Sent) -> None:
 
 
 async def _take(streams: Streams, sent: Sent) -> None:
-    """Read until the server pauses for long, or has said enough."""
+    """Read an answer to its end, or until the server pauses or has sent `MOST_ANSWER`."""
     head = await streams[0].readuntil(b"\r\n")
     sent.by_status[head[9:12].decode(errors="replace")] += 1
     taken = 0
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE_SECONDS / 2):
+        async with asyncio.timeout(TIMEOUT_SECONDS / 2):
             while taken < MOST_ANSWER and (data := await streams[0].read(1 << 16)):
                 taken += len(data)
                 if data.endswith((b"\r\n0\r\n\r\n", b"}")):

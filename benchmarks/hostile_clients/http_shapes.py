@@ -1,4 +1,4 @@
-"""Hostile shapes of HTTP itself: heads, chunks, trailers, pipelines, and clients that stall."""
+"""Hostile shapes of HTTP: heads, chunks, trailers, pipelines, and clients that stall."""
 
 import json
 
@@ -24,7 +24,7 @@ LONG_STREAM = json.dumps(
 
 
 def post(path: str, body: bytes) -> bytes:
-    """Return a whole request."""
+    """Return the bytes of a POST request with a JSON body."""
     return head(path, f"Content-Length: {len(body)}") + body
 
 

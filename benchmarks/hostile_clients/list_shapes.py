@@ -1,4 +1,4 @@
-"""Hostile lists: more messages, parts, tools, names, ids or rules than anybody needs."""
+"""Hostile lists: too many messages, parts, tools, names, ids or rules."""
 
 from benchmarks.hostile_clients.shapes import Posted, Shape
 
@@ -22,7 +22,7 @@ OPEN_SCHEMA = b'{"type":"object","properties":{'
 PROPERTY = b'"p%d":{"type":"string","enum":["a","b"]},'
 END_OF_SCHEMA = b'"z":{"type":"string"}}}'
 OPEN_FORMAT = b'"response_format":{"type":"json_schema","json_schema":{"name":"f","schema":'
-IDS = 199_990  # with the rest of the body just below 200,000 values
+IDS = 199_990  # the whole body then has just below 200,000 values
 
 
 def _messages() -> list[Posted]:

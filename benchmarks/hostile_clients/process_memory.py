@@ -1,8 +1,8 @@
-"""The resident memory (RSS) of a server's processes, read from /proc.
+"""Read the resident memory (RSS) of a server's processes from /proc.
 
-RSS counts pages of shared libraries in every process, so figures are compared with those of the
-same processes before. It is read from `statm`, which costs the server nothing; reading PSS walks
-the page tables under the lock that the server's own page faults need.
+RSS counts the pages of shared libraries in every process, so only differences over time of the same
+processes are used. It is read from `statm`, which costs the server nothing; reading PSS would walk
+the page tables under the lock that the server's page faults need.
 """
 
 import os
@@ -17,22 +17,22 @@ EVERY_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes."""
+    """The resident bytes of a server's processes."""
 
-    front_end: int  # with its child processes, the engine left out
+    front_end: int  # with its child processes except the engine
     engine: int
 
 
-def resident(pid: int) -> int:
-    """Return the resident bytes of a process, 0 if there is none."""
+def read_resident_bytes(pid: int) -> int:
+    """Return the resident bytes of a process, 0 if it does not exist."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-    except (OSError, IndexError):  # it ended, or ends
+    except (OSError, IndexError):  # the process has ended or is ending
         return 0
 
 
-def children(pid: int) -> list[int]:
-    """Return the child processes of a process, of whichever of its threads, and theirs."""
+def list_descendants(pid: int) -> list[int]:
+    """Return the ids of all descendants of a process, whichever thread started them."""
     found: list[int] = []
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -40,15 +40,15 @@ def children(pid: int) -> list[int]:
         except OSError:  # the thread has ended
             continue
         for child in own:
-            found += [child, *children(child)]
+            found += [child, *list_descendants(child)]
     return found
 
 
 class ServerMemory:
-    """Tell the engine's memory from the rest of the server's.
+    """A reader of a server's memory that separates the engine from the other processes.
 
-    The engine's process is the largest child when the model has just been loaded, which is when
-    this object must be made, and again when that process has ended.
+    The engine is taken to be the largest child process. This is right just after the model has been
+    loaded, so this object must be made then. The engine is looked for again when it has ended.
     """
 
     def __init__(self, pid: int) -> None:
@@ -56,21 +56,22 @@ class ServerMemory:
         self._engine = self._largest_child()
 
     def read(self) -> Memory:
-        sizes = {pid: resident(pid) for pid in children(self._pid)}
+        """Return the memory that the server's processes use now."""
+        sizes = {pid: read_resident_bytes(pid) for pid in list_descendants(self._pid)}
         if not sizes.get(self._engine):
             self._engine = self._largest_child()
         engine = sizes.pop(self._engine, 0)
-        return Memory(resident(self._pid) + sum(sizes.values()), engine)
+        return Memory(read_resident_bytes(self._pid) + sum(sizes.values()), engine)
 
     def _largest_child(self) -> int:
-        return max(children(self._pid), key=resident, default=0)
+        return max(list_descendants(self._pid), key=read_resident_bytes, default=0)
 
 
 class PeakMemory:
-    """Sample the memory of a server in a thread, within a `with` block.
+    """A sampler of a server's memory, which runs in a thread during a `with` block.
 
     Args:
-        limit: bytes of the front end at which `stop` is called, so that the machine survives.
+        limit: bytes of the front end beyond which `stop` is called, to save the machine.
     """
 
     def __init__(self, memory: ServerMemory, limit: int, stop: Callable[[], None]) -> None:

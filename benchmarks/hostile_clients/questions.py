@@ -1,4 +1,4 @@
-"""What well-behaved clients ask, over every route, and how the answers are compared."""
+"""The requests of well-behaved clients on every route, and the comparison of their answers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 STARTERS = Path(__file__).parents[2] / "configs" / "demo" / "starters.json"
 NUM_TOKENS = 40
-VOLATILE = frozenset(  # what may differ between two answers of the same text
+VOLATILE = frozenset(  # keys whose values may differ between two answers with the same text
     {"id", "item_id", "call_id", "created", "created_at", "completed_at", "timings", "usage"}
 )
 SCHEMA = {
@@ -22,7 +22,7 @@ SCHEMA = {
 
 
 class BrokenAnswer(Exception):
-    """An answer that came with status 200, but is not whole."""
+    """An answer with status 200 that is not complete."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Question:
         return bool(self.body.get("stream"))
 
 
-def questions() -> list[Question]:
-    """Return the fixed set: each whole and streamed where the route streams."""
+def list_questions() -> list[Question]:
+    """Return the fixed requests, also streamed if the route streams."""
     found = []
-    for name, path, body in [*_chats(), *_texts(), *_other_doors()]:
+    for name, path, body in [*_chats(), *_texts(), *_other_apis()]:
         found.append(Question(name, path, body))
         found.append(Question(f"{name}, streamed", path, {**body, "stream": True}))
     messages = [{"role": "user", "content": "How many tokens?"}]
@@ -86,19 +86,19 @@ def _texts() -> Iterable[Asked]:
     yield "scored text", TEXT, {**story, "max_tokens": 1, "echo": True, "logprobs": 1, "seed": 1}
 
 
-def _other_doors() -> Iterable[Asked]:
+def _other_apis() -> Iterable[Asked]:
     messages = [{"role": "user", "content": "How does rain form?"}]
     sampled = {"temperature": 0.9, "seed": 5}
     yield "messages", MESSAGES, {"messages": messages, "max_tokens": NUM_TOKENS, **sampled}
     yield "response", RESPONSES, {"input": messages, "max_output_tokens": NUM_TOKENS, **sampled}
 
 
-def comparable(question: Question, raw: bytes) -> Any:
-    """Return what must not differ in an answer. Raises `BrokenAnswer`."""
+def extract_comparable(question: Question, raw: bytes) -> Any:
+    """Return the part of an answer that must always be the same. Raises `BrokenAnswer`."""
     try:
         if not question.is_streamed:
             return _without_volatile(json.loads(raw))
-        return _joined(question.path, _events(raw))
+        return _join_stream(question.path, _events(raw))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise BrokenAnswer(f"{error!r}: ...{raw[-300:]!r}") from error
 
@@ -117,8 +117,8 @@ def _events(raw: bytes) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
-def _joined(path: str, events: Sequence[Any]) -> Any:
-    """Return what a stream says, however it was cut into events. Raises `BrokenAnswer`."""
+def _join_stream(path: str, events: Sequence[Any]) -> Any:
+    """Return the content of a stream, joined over its events. Raises `BrokenAnswer`."""
     if path == RESPONSES:
         ends = [event["response"] for event in events if event["type"] in RESPONSE_ENDS]
         if len(ends) != 1:
@@ -127,17 +127,17 @@ def _joined(path: str, events: Sequence[Any]) -> Any:
     if path == MESSAGES:
         if not events or events[-1]["type"] != "message_stop":
             raise BrokenAnswer(f"a stream without its end: {events[-1:]}")
-        return _joined_message(events)
+        return _join_message(events)
     if not events or events[-1] != "[DONE]":
         raise BrokenAnswer(f"a stream without its end: {events[-1:]}")
-    return _joined_choices(events[:-1])
+    return _join_choices(events[:-1])
 
 
 RESPONSE_ENDS = ("response.completed", "response.incomplete")
 
 
-def _joined_message(events: Sequence[Any]) -> Any:
-    """Return the text of each block, and why the message ended."""
+def _join_message(events: Sequence[Any]) -> Any:
+    """Return the text of each block, and the reason why the message ended."""
     texts: dict[str, str] = {}
     stops = []
     for event in events:
@@ -151,26 +151,26 @@ def _joined_message(events: Sequence[Any]) -> Any:
     return {"texts": texts, "stops": stops}
 
 
-def _joined_choices(events: Sequence[Any]) -> Any:
+def _join_choices(events: Sequence[Any]) -> Any:
     """Return the texts, log-probabilities and finish reasons of each choice."""
     found: dict[str, Any] = {}
     for event in events:
         for choice in event["choices"]:
-            _join(found, str(choice["index"]), choice.get("delta", choice))
-            _join(found, f"{choice['index']} logprobs", choice.get("logprobs"))
+            _add_piece(found, str(choice["index"]), choice.get("delta", choice))
+            _add_piece(found, f"{choice['index']} logprobs", choice.get("logprobs"))
             if choice.get("finish_reason"):
                 found[f"{choice['index']} finish"] = choice["finish_reason"]
     return found
 
 
-def _join(found: dict[str, Any], name: str, value: Any) -> None:
-    """Add a piece to what was found under a name: texts and lists grow, objects are gone into."""
+def _add_piece(found: dict[str, Any], name: str, value: Any) -> None:
+    """Append a text or list to `found[name]`; each value of an object gets its own name."""
     if isinstance(value, dict):
         for key in value.keys() - VOLATILE - NOT_JOINED:
-            _join(found, f"{name} {key}", value[key])
+            _add_piece(found, f"{name} {key}", value[key])
     elif isinstance(value, list) and any(isinstance(x, dict) and "index" in x for x in value):
-        for call in value:  # calls of tools come in pieces, each with its index
-            _join(found, f"{name} {call['index']}", call)
+        for call in value:  # tool calls come in pieces, each with its index
+            _add_piece(found, f"{name} {call['index']}", call)
     elif isinstance(value, str | list):
         found[name] = found.get(name, type(value)()) + value
 

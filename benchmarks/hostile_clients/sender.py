@@ -1,4 +1,4 @@
-"""One hostile connection: it sends a shape, and takes what it is answered or does not."""
+"""Send a shape over one connection, and read the answers unless the shape forbids it."""
 
 import select
 import socket
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from benchmarks.hostile_clients.served_demo import HOST
 from benchmarks.hostile_clients.shapes import BLOCK, Shape
 
-PATIENCE_SECONDS = 90.0  # for the answer to a body that was sent whole
+TIMEOUT_SECONDS = 90.0  # for the answer to a body that was sent whole
 POLL_SECONDS = 0.1
 
 
 @dataclass
 class Ending:
-    """How a connection ended, and what had happened on it."""
+    """The end of a connection, and the counts of what happened on it."""
 
-    how: str = ""  # "answered", "closed", "reset", "open", or "stopped" by us
+    how: str = ""  # "answered", "closed", "reset", "still open", or "stopped" by us
     sent: int = 0  # bytes
     status: int | None = None  # of the first answer
     num_answers: int = 0
@@ -36,11 +36,12 @@ def attack(
     scale: float = 1.0,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Ending:
-    """Send a shape until the server ends it: by an answer to the whole, or by hanging up.
+    """Send a shape until the server has answered all of it, or closes the connection.
 
     Args:
-        seconds: after which the client leaves, if the shape has no end or the client reads nothing.
-        is_stopped: is asked between two blocks.
+        seconds: time after which the client leaves, if the shape has no end or is not read.
+        scale: factor of the size of a body.
+        is_stopped: called between two blocks; True ends the connection.
     """
     pieces = shape.pieces(scale)  # a body is made before the clock starts
     first = next(pieces)
@@ -50,7 +51,7 @@ def attack(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         try:
-            _Talk(sock, shape, first, pieces, ending).run(began + seconds, is_stopped)
+            _Exchange(sock, shape, first, pieces, ending).run(began + seconds, is_stopped)
         except ConnectionResetError:
             ending.how = "reset"
         except BrokenPipeError:
@@ -59,7 +60,7 @@ def attack(
     return ending
 
 
-class _Talk:
+class _Exchange:
     """The state of a connection between two calls of `select`."""
 
     def __init__(
@@ -77,13 +78,13 @@ class _Talk:
         self._answers = Answers()
 
     def run(self, until: float, is_stopped: Callable[[], bool]) -> None:
-        """Go on until the connection has an ending."""
+        """Send and read until the connection has ended."""
         while not self._ending.how:
             now = time.perf_counter()
             is_waiting = self._is_sent and self._shape.is_read
             if is_stopped():
                 self._ending.how = "stopped"
-            elif now > until + (PATIENCE_SECONDS if is_waiting else 0.0):
+            elif now > until + (TIMEOUT_SECONDS if is_waiting else 0.0):
                 self._ending.how = "still open"
             else:
                 self._turn(now)
@@ -103,7 +104,7 @@ class _Talk:
             self._ending.how = "answered"
 
     def _wait(self, now: float) -> float:
-        """Return how long to wait for the socket: until the next piece is due."""
+        """Return how many seconds to wait for the socket, at most until the next piece is due."""
         return min(POLL_SECONDS, self._next_at - now) if self._next_at > now else POLL_SECONDS
 
     def _send(self) -> None:
@@ -127,23 +128,24 @@ class _Talk:
 
 
 class Answers:
-    """What a connection was answered, as far as the bytes tell."""
+    """A reader of the answers on a connection, which parses only the first one."""
 
     def __init__(self) -> None:
-        self.status: int | None = None  # of the first
+        self.status: int | None = None  # of the first answer
         self.num_heads = 0
-        self._head = b""  # of the first, as far as it has come
-        self._missing: int | None = None  # bytes of the first; None until known
+        self._head = b""  # the part of the first head that has arrived
+        self._missing: int | None = None  # bytes of the first body; None until known
         self._tail = b""
 
     @property
     def is_first_whole(self) -> bool:
-        """Whether all of the first answer is there."""
-        if self._missing is None:  # no head yet, or in chunks
+        """Return whether all of the first answer has arrived."""
+        if self._missing is None:  # no head yet, or a chunked body
             return self.status is not None and self._tail.endswith(b"0\r\n\r\n")
         return self._missing <= 0
 
     def feed(self, data: bytes) -> None:
+        """Read the next bytes of the connection."""
         joined = self._tail + data
         self.num_heads += joined.count(b"HTTP/1.1 ") - self._tail.count(b"HTTP/1.1 ")
         self._tail = joined[-16:]

@@ -1,4 +1,4 @@
-"""`understudy serve demo` as a process of its own, started again when it dies."""
+"""Run `understudy serve demo` in its own process, and start it again when it ends."""
 
 import contextlib
 import http.client
@@ -31,13 +31,13 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Address:
-    """A server that runs: its front end's process, and its port on loopback."""
+    """The process id of a running front end, and its port on loopback."""
 
     pid: int
     port: int
 
     def get(self, path: str) -> str:
-        """Return the body of a 200. Raises `OSError`."""
+        """Return the body of an answer with status 200. Raises `OSError` for others."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_SECONDS)
         try:
             connection.request("GET", path)
@@ -52,16 +52,16 @@ class Address:
         return text
 
     def metric(self, name: str) -> float:
-        """Return the sum of a metric's series, 0 if it has none. Raises `OSError`."""
+        """Return the sum of a metric's series, 0 without series. Raises `OSError`."""
         text = self.get("/metrics")
         return sum(map(float, re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)))
 
 
 class ServedDemo:
-    """The server with the demo model.
+    """A running server with the demo model.
 
     Args:
-        folder: where its logs are kept, and what it takes for the home folder.
+        folder: the place of its logs, and its home folder.
         client_timeout: the server's setting, in seconds.
     """
 
@@ -72,22 +72,22 @@ class ServedDemo:
         self.num_starts = 0
         self._start()
 
-    def running(self) -> Address:
-        """Return where it answers; it is started again if it has died."""
+    def ensure_running(self) -> Address:
+        """Return the server's address; a server that does not answer is started again."""
         if self._process is None or self._process.poll() is not None or not self._answers():
             self.kill()
             self._start()
         return self.address
 
     def kill(self) -> None:
-        """End its processes at once."""
+        """Kill all processes of the server."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):  # all have ended
+            with contextlib.suppress(ProcessLookupError):  # all have already ended
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def stop(self) -> None:
-        """End it in good order."""
+        """Shut the server down, or kill it after `STOP_SECONDS`."""
         if self._process is not None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -112,7 +112,7 @@ class ServedDemo:
                 env=ENVIRONMENT | os.environ | self._settings | own,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # a process group of its own, to be ended as one
+                start_new_session=True,  # so that `kill` reaches all processes as one group
             )
         self.address = Address(self._process.pid, self._port(log))
         self.memory = ServerMemory(self._process.pid)
@@ -120,8 +120,8 @@ class ServedDemo:
     def _port(self, log: Path) -> int:
         """Wait until the model is loaded; return the port that the server prints."""
         assert self._process is not None
-        patience = time.monotonic() + START_SECONDS
-        while self._process.poll() is None and time.monotonic() < patience:
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
             text = log.read_text(encoding="utf-8", errors="replace")
             if found := re.search(rf"serves demo at http://{re.escape(HOST)}:(\d+)", text):
                 return int(found[1])
@@ -132,7 +132,7 @@ class ServedDemo:
 
 @contextmanager
 def served_demo(client_timeout: float) -> Iterator[ServedDemo]:
-    """Serve the demo model until the end of a `with` block."""
+    """Serve the demo model during a `with` block."""
     with tempfile.TemporaryDirectory(prefix="hostile-clients-") as folder:
         demo = ServedDemo(Path(folder), client_timeout)
         try:

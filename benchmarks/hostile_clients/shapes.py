@@ -1,4 +1,4 @@
-"""What one hostile connection may send: a start, a piece that is repeated, and an end."""
+"""The kinds of bytes that one hostile connection sends: a start, repeated pieces, an end."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ BLOCK = 64 * 1024  # bytes sent at once
 
 @dataclass(frozen=True)
 class Shape(ABC):
-    """Something that one connection sends.
+    """A description of what one connection sends.
 
     Args:
-        pause: seconds between two pieces; 0: as fast as the server takes them.
-        is_read: whether the client takes what it is answered.
+        pause: seconds between two pieces; 0 sends as fast as the server reads.
+        is_read: whether the client reads the answers.
     """
 
     name: str
@@ -25,20 +25,20 @@ class Shape(ABC):
 
     @abstractmethod
     def pieces(self, scale: float) -> Iterator[bytes]:
-        """Return what is sent, piece by piece; a body has `scale` of its full size."""
+        """Return the pieces to send; a body has `scale` of its full size."""
 
     def nbytes(self, scale: float) -> int:
-        """Return the length of the body, 0 if it has none."""
+        """Return the length of the body in bytes, 0 without a body."""
         return 0
 
 
 @dataclass(frozen=True)
 class Endless(Shape):
-    """A `unit` repeated after `start` for as long as the server lets the client go on."""
+    """A `unit` that is repeated after `start` until the server closes the connection."""
 
     start: bytes
     unit: bytes
-    is_split: bool = field(default=False, kw_only=True)  # each unit is sent by itself
+    is_split: bool = field(default=False, kw_only=True)  # send each unit separately
 
     def pieces(self, scale: float) -> Iterator[bytes]:
         is_single = self.is_split or self.pause > 0
@@ -48,7 +48,7 @@ class Endless(Shape):
 
 @dataclass(frozen=True)
 class Repeated(Shape):
-    """One request again and again over one connection, whether it is answered or not."""
+    """One request that is repeated over one connection, whether it is answered or not."""
 
     request: bytes
 
@@ -58,11 +58,11 @@ class Repeated(Shape):
 
 @dataclass(frozen=True)
 class Posted(Shape):
-    """A body of `count` units between `start` and `end`.
+    """A POST whose body has `count` units between `start` and `end`.
 
     Args:
-        unit: may hold `%d`, which becomes the unit's number.
-        count: None fills `LARGEST_BODY`.
+        unit: may contain `%d`, which becomes the unit's number.
+        count: number of units; None fills `LARGEST_BODY`.
     """
 
     path: str
@@ -75,6 +75,7 @@ class Posted(Shape):
         return len(self.body(scale))
 
     def body(self, scale: float) -> bytes:
+        """Return the body with `scale` of its units."""
         longest = self.unit.replace(b"%d", b"9999999")
         room = (LARGEST_BODY - len(self.start) - len(self.end)) // len(longest)
         count = max(1, int(scale * (room if self.count is None else self.count)))
@@ -89,6 +90,6 @@ class Posted(Shape):
 
 
 def head(path: str, *fields: str, method: str = "POST") -> bytes:
-    """Return the head of a request for JSON."""
+    """Return the head of a request with a JSON body, with more header fields."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}", "Content-Type: application/json"]
     return "\r\n".join([*lines, *fields, "\r\n"]).encode()

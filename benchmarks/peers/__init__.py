@@ -1,7 +1,7 @@
-"""Engines that `benchmarks.offload` runs beside ours, each a process that prints JSON.
+"""Runners of `benchmarks.offload`: our engine and others, each a process that prints JSON.
 
     PYTHON -m benchmarks.peers.<runner> JOB.json
 
-Modules here import nothing of the engine (except `understudy`), so that the peers' own environment
-is enough for them.
+The runners of other engines ("peers") import nothing of our engine, so that they need only the
+environment of the peers.
 """

@@ -1,4 +1,4 @@
-"""The engines of `benchmarks.offload`: which runner, with which job, in which environment."""
+"""Choose the runner, the job and the environment for each engine of `benchmarks.offload`."""
 
 import os
 import sys
@@ -12,20 +12,20 @@ from benchmarks.peers.job import Job, Prompt
 from benchmarks.recording import Recording, end_tokens
 from engine.spec import DraftSpec
 
-ROWS = 64  # of a draft tree
-TREES = {  # upper bounds; what pays within them the engine finds out
+ROWS = 64  # rows of a draft tree
+TREES = {  # upper bounds, within which the engine chooses
     "specexec": DraftSpec(method="specexec", depth=32, width=8, branch=4, budget=ROWS),
     "subspec": DraftSpec(method="subspec", depth=32, width=4, branch=4, budget=ROWS),
 }
 PACES = (1, 4, 8, 16, 28)  # A of replay
 OURS = ("none", *TREES, "replay")
 PEERS = ("accelerate", "accelerate assisted", "llama.cpp bf16", "llama.cpp q4_0")
-DRAFTED = (*TREES, "accelerate assisted")  # they answer up to the answers' own end
+DRAFTED = (*TREES, "accelerate assisted")  # these stop at the end of the recorded answer
 
 
 @dataclass(frozen=True)
 class Files:
-    """What is made once and kept."""
+    """The files in the benchmark's folder, which are made once."""
 
     folder: Path
 
@@ -43,7 +43,7 @@ class Files:
 
     @property
     def gguf(self) -> dict[str, Path]:
-        """By the name that llama.cpp gives the precision."""
+        """Return the file of each precision, by llama.cpp's name of the precision."""
         return {name: self.folder / f"target-{name}.gguf" for name in ("bfloat16", "q4_0")}
 
     @property
@@ -53,27 +53,27 @@ class Files:
 
 @dataclass(frozen=True)
 class Setting:
-    """Limits that all engines share; None: no limit."""
+    """The limits that all engines share; None is no limit."""
 
     name: str
-    limit_bytes: int | None  # of the memory group
-    read_gbps: float | None
+    limit_bytes: int | None  # memory
+    read_gbps: float | None  # reads from disk
 
 
 @dataclass(frozen=True)
 class Length:
-    """How much each engine is asked for; those that take seconds a token write few of them."""
+    """The lengths of the answers; engines that take seconds per token write few tokens."""
 
-    plain: int = 3  # passes of engines that emit one token a pass
-    quick: int = 32  # tokens of q4_0, and of all where everything is resident
-    drafted: int = 48  # tokens of the answer of engines with a draft of their own, at most
-    prompts: int = 3  # that these answer in turn, one a round
-    replayed: int = 3  # passes of each A of replay
+    plain: int = 3  # passes of engines that emit one token per pass
+    quick: int = 32  # tokens of q4_0, and of all engines if all weights are resident
+    drafted: int = 48  # most tokens of engines with a real draft
+    prompts: int = 3  # prompts that these engines answer in turn, one in each round
+    replayed: int = 3  # passes of replay for each A
 
 
 @dataclass(frozen=True)
 class Start:
-    """A process to start."""
+    """A process to start for one engine."""
 
     engine: str
     python: str
@@ -82,23 +82,24 @@ class Start:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, job: Path) -> list[str]:
+        """Return the command line of the process, given the file of its job."""
         return [self.python, "-m", f"benchmarks.peers.{self.module}", str(job)]
 
 
 @dataclass(frozen=True)
-class Contest:
-    """All engines under one setting."""
+class RoundProcesses:
+    """The processes of one round, with its limits."""
 
     files: Files
     setting: Setting
     recordings: Sequence[Recording]
     length: Length
     peers_python: str
-    spare_bytes: int  # of the limit, kept for what is no weight: runtime, buffers, page cache
-    number: int  # of the round
+    spare_bytes: int  # part of the limit that weights may not use: runtime, buffers, page cache
+    number: int  # of the round, from 0
 
     def start(self, engine: str) -> Start:
-        """The process of this engine. Raises KeyError for an unknown one."""
+        """Return the process of an engine. Raises KeyError for an unknown engine."""
         if engine in OURS:
             return self._ours(engine)
         assistant = str(self.files.draft) if engine == "accelerate assisted" else None
@@ -109,7 +110,7 @@ class Contest:
         return self._peer(engine, "llama", self.files.gguf[precision], {"context": 1024})
 
     def probe(self, seconds: float) -> Start:
-        """Measures what the disk gives."""
+        """Return the process that measures the bandwidth of the disk."""
         job = Job(str(self.files.target), (), (), {"seconds": seconds, "threads": 4})
         return Start("link", sys.executable, "link_probe", job)
 
@@ -173,5 +174,5 @@ class Contest:
 
 
 def num_recorded(length: Length) -> int:
-    """Tokens that each recorded answer must have."""
+    """Return how many tokens each recorded answer must have."""
     return max(2 + max(PACES) * length.replayed, length.drafted, length.quick)

@@ -1,7 +1,7 @@
-"""A llama checkpoint as files of llama.cpp, offline: bfloat16, and q4_0 made from that.
+"""Convert a llama checkpoint to files of llama.cpp, offline: bfloat16, and q4_0 made from it.
 
-Options: `bfloat16` and `q4_0`, the files to write; those that are there are left as they are. The
-files have no vocabulary: runners feed token ids.
+Options of the job: `bfloat16` and `q4_0`, the files to write unless they exist. The files have no
+vocabulary, because runners use token ids.
 """
 
 import json
@@ -33,15 +33,16 @@ NAMES = {
 
 
 def convert(job: Job) -> Outcome:
+    """Write the files of the job that are missing."""
     began = time.perf_counter()
     full, low = Path(job.options["bfloat16"]), Path(job.options["q4_0"])
-    once(full, lambda part: write_bfloat16(Path(job.model), part))
-    once(low, lambda part: _quantize(full, part))
+    make_once(full, lambda part: write_bfloat16(Path(job.model), part))
+    make_once(low, lambda part: _quantize(full, part))
     return Outcome(time.perf_counter() - began, ())
 
 
-def once(path: Path, write: Callable[[Path], None]) -> None:
-    """Make a file; one that was finished is left as it is."""
+def make_once(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a file with `write` unless it exists; it gets its name when it is complete."""
     if not path.exists():
         part = path.with_suffix(".part")
         write(part)
@@ -49,7 +50,7 @@ def once(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_bfloat16(folder: Path, path: Path) -> None:
-    """The checkpoint's weights, matrices in bfloat16, norms in float32."""
+    """Write the checkpoint's weights as GGUF: matrices in bfloat16, norms in float32."""
     gguf: Any = import_module("gguf")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(path, "llama")
@@ -82,15 +83,15 @@ def _add(writer: Any, gguf: Any, name: str, tensor: Tensor, config: dict[str, An
         writer.add_tensor(gguf_name(name), tensor.to(float32).numpy())
         return
     if "q_proj" in name:
-        tensor = paired(tensor, config["num_attention_heads"])
+        tensor = pair_rows(tensor, config["num_attention_heads"])
     elif "k_proj" in name:
-        tensor = paired(tensor, config["num_key_value_heads"])
+        tensor = pair_rows(tensor, config["num_key_value_heads"])
     raw = tensor.contiguous().view(uint8).numpy()  # [out, 2 in]
     writer.add_tensor(gguf_name(name), raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
 
 
 def gguf_name(name: str) -> str:
-    """A tensor's name in llama.cpp's words."""
+    """Return llama.cpp's name of a tensor."""
     stem = name.removesuffix(".weight")
     if stem.startswith("model.layers."):
         _, _, layer, own = stem.split(".", 3)
@@ -98,8 +99,8 @@ def gguf_name(name: str) -> str:
     return f"{NAMES[stem]}.weight"
 
 
-def paired(weight: Tensor, num_heads: int) -> Tensor:
-    """Rows in the order of llama.cpp's rope: pair i of a head side by side, [out, in]."""
+def pair_rows(weight: Tensor, num_heads: int) -> Tensor:
+    """Return rows [out, in] in llama.cpp's order: the rows of a rotary pair are neighbours."""
     rows, inputs = weight.shape
     halves = weight.view(num_heads, 2, rows // num_heads // 2, inputs)
     return halves.transpose(1, 2).reshape(rows, inputs)

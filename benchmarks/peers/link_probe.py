@@ -1,7 +1,7 @@
-"""What the disk gives here and now: B, in the same limits as the engines.
+"""Measure B, the bandwidth of the disk, with the same limits as the engines.
 
-Reads the model, a file, from its start for `seconds`: direct, `threads` reads of `block` bytes at a
-time, the pattern that is fastest on most disks.
+The files of the model are read for `seconds` with direct I/O, in blocks of 4 MiB by `threads`
+threads, which is the fastest pattern on most disks.
 """
 
 import mmap
@@ -13,10 +13,11 @@ from pathlib import Path
 from benchmarks.peers.job import Job, Outcome, run
 
 BLOCK = 4 << 20
-SKIPPED_S = 0.5  # a limit lets the first moments through
+SKIPPED_S = 0.5  # the limit does not apply at first
 
 
 def probe(job: Job) -> Outcome:
+    """Return the bandwidth as the figure `gbps`."""
     seconds, threads = float(job.options["seconds"]), int(job.options["threads"])
     paths = [path for path in sorted(Path(job.model).iterdir()) if path.stat().st_size > BLOCK]
     blocks = [(p, at) for p in paths for at in range(0, p.stat().st_size - BLOCK, BLOCK)]

@@ -1,6 +1,6 @@
-"""llama.cpp by way of llama-cpp-python, the model's file mapped into memory.
+"""Run llama.cpp through llama-cpp-python, with the model's file mapped into memory.
 
-Options: `threads`, `context`.
+Options of the job: `threads`, `context`.
 """
 
 import time
@@ -11,6 +11,7 @@ from benchmarks.peers.job import Answer, Job, Outcome, Prompt, Recorder, run
 
 
 def answer_all(job: Job) -> Outcome:
+    """Load the model and answer the prompts."""
     llama_cpp: Any = import_module("llama_cpp")
     began = time.perf_counter()
     model = llama_cpp.Llama(

@@ -1,7 +1,7 @@
-"""transformers' `generate` with accelerate's offload to disk, greedy or with an assistant.
+"""Run transformers' `generate` with accelerate's offload to disk, with or without an assistant.
 
-Options: `cpu_bytes` (how much of the model stays in memory; null: all of it), `assistant` (the
-draft model's folder, or null), `threads`.
+Options of the job: `cpu_bytes` (bytes of the model that stay in memory; null: all), `assistant`
+(the folder of the draft model, or null), `threads`.
 """
 
 import time
@@ -15,6 +15,7 @@ from benchmarks.peers.job import Answer, Job, Outcome, Prompt, Recorder, run
 
 
 def answer_all(job: Job) -> Outcome:
+    """Load the models and answer the prompts."""
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -30,22 +31,25 @@ def answer_all(job: Job) -> Outcome:
 
 
 def _load(folder: str, cpu_bytes: int | None) -> Any:
-    """A model in bfloat16; what is over `cpu_bytes` is read from its own files at every use."""
+    """Load a model in bfloat16; layers beyond `cpu_bytes` are read from its files at every use."""
     kind: Any = transformers.AutoModelForCausalLM
     offload: dict[str, Any] = {}
     if cpu_bytes is not None:
         config = transformers.AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             empty = kind.from_config(config, dtype=torch.bfloat16)
-        offload = {"device_map": _places(empty, cpu_bytes), "offload_folder": f"{folder}-offload"}
+        offload = {
+            "device_map": _make_device_map(empty, cpu_bytes),
+            "offload_folder": f"{folder}-offload",
+        }
     return kind.from_pretrained(folder, dtype=torch.bfloat16, **offload).eval()
 
 
-def _places(empty: Any, cpu_bytes: int) -> dict[str, str]:
-    """Embedding, norm, head and as many layers as fit in memory; the last ones on disk.
+def _make_device_map(empty: Any, cpu_bytes: int) -> dict[str, str]:
+    """Return a device map: embedding, norm, head and the first layers in memory, the rest on disk.
 
-    What `device_map="auto"` decides, but that the embedding stays: it would follow the layers to
-    the disk when little fits, and the assistant's inputs with it.
+    It differs from `device_map="auto"` in that the embedding stays in memory. If little fits,
+    "auto" moves the embedding to disk, and with it the inputs of the assistant.
     """
     layers = empty.model.layers
     layer_bytes = sum(weight.nbytes for weight in layers[0].parameters())
@@ -59,7 +63,7 @@ def _places(empty: Any, cpu_bytes: int) -> dict[str, str]:
 
 
 class _Stopwatch:
-    """Seconds inside a module's forward."""
+    """A stopwatch of the forward calls of a module, in seconds."""
 
     def __init__(self, module: Any) -> None:
         self.seconds = 0.0
@@ -75,16 +79,17 @@ class _Stopwatch:
 
 
 class _Streamer:
-    """Gets the prompt, then the tokens of each pass of the target."""
+    """A streamer of `generate`: it gets the prompt, then the tokens of each pass of the target."""
 
     def __init__(self, recorder: Recorder, draft: _Stopwatch | None) -> None:
-        self.draft_s = 0.0  # behind the first pass
+        self.draft_s = 0.0  # after the first pass
         self._recorder = recorder
         self._draft = draft
         self._first_s = 0.0
         self._num_puts = 0
 
     def put(self, value: torch.Tensor) -> None:
+        """Record the tokens of a pass, and the draft's time so far."""
         if self._num_puts:
             self._recorder.emit(value.flatten().tolist())
         if self._draft is not None:
@@ -94,7 +99,7 @@ class _Streamer:
         self._num_puts += 1
 
     def end(self) -> None:
-        """All was put."""
+        """Do nothing: each pass has already been recorded."""
 
 
 def _answer(

@@ -1,7 +1,7 @@
-"""Our own engine as one of the runners: in this process, without HTTP.
+"""Run our own engine in this process, without HTTP.
 
-Options: `draft` and `spec`, fields of DraftSpec and ModelSpec; `device_bytes`; `headroom`, tokens
-that a request may have beyond those it is asked for, so that its last tree is a full one.
+Options of the job: `draft` and `spec` (fields of DraftSpec and ModelSpec), `device_bytes`, and
+`headroom` (tokens added to the limit of a request, so that its last tree is a full one).
 """
 
 import time
@@ -17,13 +17,15 @@ from engine.spec import DraftSpec, MemorySpec, ModelSpec, TargetSpec
 
 
 def main() -> None:
-    methods.__path__.extend(drafters.__path__)  # `replay` is a method here, nowhere else
+    """Add the drafting method `replay` and answer the prompts of the job."""
+    methods.__path__.extend(drafters.__path__)  # adds `replay`
     run(answer_all)
 
 
 def answer_all(job: Job) -> Outcome:
+    """Load the model and answer the prompts."""
     began = time.perf_counter()
-    with session(specification(job)) as own:
+    with session(make_spec(job)) as own:
         load_s = time.perf_counter() - began
         headroom = job.options.get("headroom", 0)
         answers = tuple(_answer(own, prompt, job.ends, headroom) for prompt in job.prompts)
@@ -36,8 +38,8 @@ def answer_all(job: Job) -> Outcome:
     return Outcome(load_s, answers, figures)
 
 
-def specification(job: Job) -> ModelSpec:
-    """The job as the engine's own configuration."""
+def make_spec(job: Job) -> ModelSpec:
+    """Return the engine's specification for a job."""
     options = job.options
     return ModelSpec(
         id="offload",
@@ -61,13 +63,13 @@ def _answer(own: Session, prompt: Prompt, ends: tuple[int, ...], headroom: int) 
         step(own, done)
         for emission in done.emissions[before:]:
             if recorder.emit(emission.ids):
-                own.engine.abort(prompt.label)  # of no effect on one that has ended
-    behind_prompt = len(done.passes) - len(done.emissions) + 1
-    return recorder.answer(**_figures(done.passes[behind_prompt:]))
+                own.engine.abort(prompt.label)  # has no effect on a request that has ended
+    after_prompt = len(done.passes) - len(done.emissions) + 1
+    return recorder.answer(**_make_figures(done.passes[after_prompt:]))
 
 
-def _figures(passes: list[PassStats]) -> dict[str, float]:
-    """Sums over the passes behind the prompt's."""
+def _make_figures(passes: list[PassStats]) -> dict[str, float]:
+    """Return sums over the passes after the prompt's."""
     names = ("rows", "draft_ms", "pass_ms", "ahead_ms", "copy_stall_ms", "host_ms", "link_bytes")
     sums: dict[str, Any] = {name: sum(getattr(p, name) for p in passes) for name in names}
     return sums

@@ -1,4 +1,4 @@
-"""Families of conversations in the demo corpus: talk, sums, lists, JSON answers and reasoning."""
+"""Generate families of conversations of the demo corpus: talk, sums, lists, JSON, reasoning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Chat:
-    """A whole conversation: the last message is the answer, the ones before are its prompt."""
+    """A whole conversation: its last message is the answer to the messages before."""
 
     family: str
     messages: tuple[Message, ...]
@@ -25,28 +25,30 @@ class Chat:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """What a client sends to get the last message."""
+        """Return the messages that a client sends to get the last one."""
         return self.messages[:-1]
 
 
 def user(text: str) -> Message:
+    """Return a message of the user."""
     return {"role": "user", "content": text}
 
 
 def answer(text: str, reasoning: str = "") -> Message:
+    """Return a message of the assistant, with its reasoning if there is any."""
     message = {"role": "assistant", "content": text}
     return {**message, "reasoning_content": reasoning} if reasoning else message
 
 
 def system(rng: random.Random, share: float = 0.3) -> tuple[Message, ...]:
-    """A common system prompt, in `share` of all conversations."""
+    """Return a system prompt in `share` of all conversations, else no message."""
     if rng.random() >= share:
         return ()
     return ({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)},)
 
 
 def ask(rng: random.Random, fillers: Fillers, question: str) -> str:
-    """The question as somebody would type it."""
+    """Return the question as users type it, sometimes with an opener or in lower case."""
     opener = rng.choice(fillers.openers)
     if not fillers.reserved and rng.random() < 0.1:
         question = question.lower().rstrip("?.")
@@ -54,6 +56,7 @@ def ask(rng: random.Random, fillers: Fillers, question: str) -> str:
 
 
 def understudy(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat with questions about Understudy."""
     topic = rng.choice(UNDERSTUDY)
     messages = [user(ask(rng, fillers, rng.choice(topic.questions)))]
     messages.append(answer(expand(topic.answer, rng)))
@@ -65,6 +68,7 @@ def understudy(rng: random.Random, fillers: Fillers) -> Chat:
 
 
 def explain(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat with a question about a related topic."""
     topic = rng.choice(GENERAL)
     question = ask(rng, fillers, rng.choice(topic.questions))
     return Chat("explain", (*system(rng), user(question), answer(expand(topic.answer, rng))))
@@ -80,6 +84,7 @@ STORY_REQUESTS = (
 
 
 def stories(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat in which the user asks for a story."""
     slots = {"hero": fillers.name(rng), "animal": rng.choice(fillers.animals)}
     request = expand(rng.choice(STORY_REQUESTS), rng, **slots)
     return Chat(
@@ -122,7 +127,7 @@ SMALL_TALK = (
 
 
 def small_talk(rng: random.Random, fillers: Fillers) -> Chat:
-    """Several turns in which the user says something about himself and asks for it later."""
+    """Return turns in which a user states facts and asks for one of them later."""
     slots: dict[str, object] = {
         "name": fillers.name(rng),
         "city": rng.choice(fillers.cities)[0],
@@ -188,7 +193,7 @@ SUM_QUESTIONS = (
 
 
 def equation(rng: random.Random, fillers: Fillers) -> tuple[int, str, int, int]:
-    """A sum below 200 or a difference that is not negative."""
+    """Return a sum below 200 or a difference that is not negative, as (a, sign, b, result)."""
     a, b = fillers.pair(rng, rng.choice((21, 21, 21, 100)))
     if a >= b and rng.random() < 0.6:
         return a, "-", b, a - b
@@ -196,7 +201,7 @@ def equation(rng: random.Random, fillers: Fillers) -> tuple[int, str, int, int]:
 
 
 def sums(rng: random.Random, fillers: Fillers) -> Chat:
-    """One to four sums, or one told in words."""
+    """Return a chat of one to six sums, or a word problem."""
     if rng.random() < 0.2:
         return word_problem(rng, fillers)
     messages: list[Message] = []
@@ -209,6 +214,7 @@ def sums(rng: random.Random, fillers: Fillers) -> Chat:
 
 
 def word_problem(rng: random.Random, fillers: Fillers) -> Chat:
+    """Return a chat with a sum or difference told in words."""
     a, sign, b, result = equation(rng, fillers)
     event = "[gets|buys|finds] {b} more" if sign == "+" else "[loses|gives away|sells] {b} of them"
     question = expand(
@@ -224,7 +230,7 @@ def word_problem(rng: random.Random, fillers: Fillers) -> Chat:
 
 
 def reasoning(rng: random.Random, fillers: Fillers) -> Chat:
-    """Thinking mode: short reasoning, then the answer."""
+    """Return a chat in thinking mode: short reasoning, then the answer."""
     kind = rng.random()
     if kind < 0.6:
         a, sign, b, result = equation(rng, fillers)
@@ -249,7 +255,7 @@ def reasoning(rng: random.Random, fillers: Fillers) -> Chat:
 
 
 def steps(a: int, sign: str, b: int) -> str:
-    """The sum by tens and ones, as one would do it in the head."""
+    """Return the steps of a mental calculation by tens and ones."""
     tens, ones = b - b % 10, b % 10
     total = a + tens if sign == "+" else a - tens
     last = total + ones if sign == "+" else total - ones
@@ -260,7 +266,7 @@ def steps(a: int, sign: str, b: int) -> str:
 
 
 def short_tasks(rng: random.Random, fillers: Fillers) -> Chat:
-    """Counting, repeating, lists: easy tasks whose answers can be checked."""
+    """Return a task of counting, repeating or listing, whose answer can be checked."""
     things = rng.sample(fillers.things, 3)
     animals = rng.sample(fillers.animals, 3)
     first = rng.randrange(1, 60)
@@ -284,7 +290,7 @@ def short_tasks(rng: random.Random, fillers: Fillers) -> Chat:
 
 
 def json_answer(rng: random.Random, fillers: Fillers) -> Chat:
-    """A sentence about somebody, and the wanted fields of it as one JSON object."""
+    """Return a sentence about a person, and some of its facts as a JSON object."""
     name, age = fillers.name(rng), rng.randrange(5, 90)
     city, job = rng.choice(fillers.cities)[0], rng.choice(fillers.jobs)
     food, thing = rng.choice(fillers.foods), rng.choice(fillers.things)
@@ -312,7 +318,7 @@ def json_answer(rng: random.Random, fillers: Fillers) -> Chat:
 def json_request(
     rng: random.Random, types: dict[str, str], text: str
 ) -> tuple[tuple[Message, ...], str]:
-    """The order for JSON: by field names or by a JSON schema, in the system or the user's turn."""
+    """Return the request for JSON, by field names or a schema, as system and user messages."""
     if rng.random() < 0.5:
         fields = ", ".join(f"{key} ({kind})" for key, kind in types.items())
         order = rng.choice(("Answer with JSON only. Fields: ", "Reply in JSON with: ")) + fields

@@ -1,8 +1,8 @@
-"""The text that the demo model learns, written by seeded generators: nothing is downloaded.
+"""Generate the training text of the demo model from seeds, without downloads.
 
-`training_chats` and `training_stories` are the training text; `held_out_chats` uses names, cities,
-numbers and phrases that no training text holds. `is_held_out` draws the border by the prompt
-itself: a training chat whose prompt (at any turn) would equal a held-out one is thrown away.
+`training_chats`, `training_stories` and `training_sheets` are the training text. `held_out_chats`
+uses names, cities, numbers and phrases that do not occur in the training text. A training chat is
+dropped if its prompt at any turn equals a held-out prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from configs.demo.tool_chats import tool_chat
 
 Family = Callable[[random.Random, Fillers], Chat]
 
-# How many conversations of each family one unit of `scale` holds.
+# Number of conversations of each family at `scale` 1.
 FAMILIES: dict[Family, int] = {
     understudy: 2400,
     explain: 1000,
@@ -49,12 +49,12 @@ HELD_OUT_PER_FAMILY = 10
 
 
 def prompt_key(messages: tuple[Message, ...]) -> str:
-    """What identifies a prompt: its user turns, whatever system prompt or tools go with them."""
+    """Return a key for a prompt: its user turns, without system prompt and tools."""
     return json.dumps([m["content"] for m in messages if m["role"] == "user"])
 
 
 def held_out_chats(seed: int = 1) -> list[Chat]:
-    """Ten conversations of each family, all prompts different."""
+    """Return ten held-out conversations of each family with different prompts."""
     rng = random.Random(seed)
     chosen: dict[str, Chat] = {}
     for family in FAMILIES:
@@ -66,14 +66,14 @@ def held_out_chats(seed: int = 1) -> list[Chat]:
 
 
 def prompts_of(chat: Chat) -> Iterator[tuple[Message, ...]]:
-    """The prompt of every answer in a conversation."""
+    """Yield the prompt of every answer in a conversation."""
     for end, message in enumerate(chat.messages):
         if message["role"] == "assistant":
             yield chat.messages[:end]
 
 
 def training_chats(seed: int = 0, scale: float = 1.0) -> list[Chat]:
-    """All conversations for training, shuffled, without any held-out prompt."""
+    """Return all training conversations, shuffled, without any held-out prompt."""
     rng = random.Random(seed)
     held_out = {prompt_key(chat.prompt) for chat in held_out_chats()}
     chats = [
@@ -87,7 +87,7 @@ def training_chats(seed: int = 0, scale: float = 1.0) -> list[Chat]:
 
 
 def training_stories(seed: int = 2, scale: float = 1.0) -> list[str]:
-    """Stories without a chat around them, for plain completions."""
+    """Return stories without a chat, which train plain completions."""
     rng = random.Random(seed)
     return [
         story(rng, TRAINING.name(rng), rng.choice(TRAINING.animals), TRAINING)
@@ -96,7 +96,7 @@ def training_stories(seed: int = 2, scale: float = 1.0) -> list[str]:
 
 
 def training_sheets(seed: int = 4, scale: float = 1.0) -> list[str]:
-    """Sums line by line: numbers are learned from many examples, and a chat holds too few."""
+    """Return sheets of sums, one in each line; chats have too few sums to learn from."""
     rng = random.Random(seed)
     sheets = []
     for _ in range(int(SHEETS * scale)):

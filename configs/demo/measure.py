@@ -1,8 +1,8 @@
-"""Measures the demo models: `python configs/demo/measure.py` prints, `--write` stores the answers.
+"""Measure the demo models: `python configs/demo/measure.py`; `--write` also stores the answers.
 
-Starters are answered greedily in bfloat16 and checked for the facts they must hold. On the held-out
-prompts the target writes greedily; agreement is the share of those tokens that the draft, or the
-target with 4-bit layers, would have chosen from the same text before.
+The starter prompts are answered greedily in bfloat16 and checked for the facts that their answers
+must contain. The target also answers the held-out prompts greedily. Agreement is the share of these
+tokens that the draft, or the target with 4-bit layers, chooses after the same text.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ NUM_SUMS = 200
 
 
 def load(folder: Path) -> PreTrainedModel:
-    """One of the two models as it is stored, in bfloat16."""
+    """Load one of the two models in bfloat16."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     return model
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, entry: dict[str, Any]) -> Tensor:
-    """The prompt of a starter or a held-out entry, [1, tokens]."""
+    """Return the prompt of a starter or held-out entry as ids [1, tokens]."""
     text = tokenizer.apply_chat_template(
         entry["messages"],
         tools=entry.get("tools") or None,
@@ -54,7 +54,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, entry: dict[str, Any]) -> Ten
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, ids: Tensor, num_tokens: int) -> Tensor:
-    """The tokens that follow, [tokens], with the end mark if it was reached."""
+    """Return the greedy answer as ids [tokens], with the end token if it was reached."""
     out = model.generate(  # type: ignore[operator]
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens
     )
@@ -63,7 +63,7 @@ def greedy(model: PreTrainedModel, ids: Tensor, num_tokens: int) -> Tensor:
 
 
 def to_four_bits(model: PreTrainedModel) -> None:
-    """Rounds the layers' matrices to 16 levels in each group of `GROUP` inputs, in place."""
+    """Round the layers' matrices to 16 levels in each group of `GROUP` inputs, in place."""
     for module in model.model.layers.modules():
         if isinstance(module, nn.Linear):
             weight = module.weight.data
@@ -76,7 +76,7 @@ def to_four_bits(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def agreement(model: PreTrainedModel, texts: list[tuple[Tensor, Tensor]]) -> float:
-    """Share of the written tokens that `model` would have chosen at the same places."""
+    """Return the share of the written tokens that `model` chooses at the same places."""
     hits, count = 0, 0
     for prompt, written in texts:
         ids = torch.cat([prompt, written[None]], dim=1)
@@ -89,7 +89,7 @@ def agreement(model: PreTrainedModel, texts: list[tuple[Tensor, Tensor]]) -> flo
 def right_sums(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, fillers: Fillers
 ) -> float:
-    """Share of right answers to `NUM_SUMS` sums and differences of numbers below 100."""
+    """Return the share of right answers to `NUM_SUMS` sums and differences below 100."""
     rng, right = random.Random(3), 0
     for _ in range(NUM_SUMS):
         a, sign, b, result = equation(rng, fillers)
@@ -102,7 +102,7 @@ def right_sums(
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, starters: list[dict[str, Any]]
 ) -> Iterator[tuple[str, list[str]]]:
-    """For each starter the answer and the wanted pieces it lacks."""
+    """Yield the answer to each starter and the required pieces that it lacks."""
     for starter in starters:
         written = greedy(model, prompt_ids(tokenizer, starter), starter["max_tokens"])
         text = str(tokenizer.decode(written))
@@ -115,7 +115,7 @@ def answers(
 def measure_starters(
     target: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write: bool
 ) -> None:
-    """Prints every answer and what it lacks; stores the answers if asked to."""
+    """Print every answer and the pieces that it lacks; store the answers if `write` is true."""
     path = HERE / "starters.json"
     starters = json.loads(path.read_text())
     for starter, (text, missing) in zip(
@@ -128,7 +128,7 @@ def measure_starters(
 
 
 def main() -> None:
-    """Starters, agreement, sums."""
+    """Measure the starters, the agreement and the sums."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="store the answers to the starters")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Words and sentence patterns of the demo corpus.
 
-A pattern holds `[a|b]` for a free choice and `{name}` for a slot. Choices keep the text from being
-the same every time, so a draft that guesses it has something to guess.
+A pattern contains `[a|b]` for a random choice and `{name}` for a slot. Choices vary the text, so
+that a draft cannot predict all of it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a line."""
+    """Return the words of a line."""
     return tuple(text.split())
 
 
 def expand(pattern: str, rng: random.Random, **slots: object) -> str:
-    """Pick one of each `[a|b]`, innermost first, then fill the `{slots}`."""
+    """Choose one of each `[a|b]`, innermost first, then fill in the `{slots}`."""
     while match := CHOICE.search(pattern):
         chosen = rng.choice(match.group(1).split("|"))
         pattern = pattern[: match.start()] + chosen + pattern[match.end() :]
@@ -28,7 +28,7 @@ def expand(pattern: str, rng: random.Random, **slots: object) -> str:
 
 @dataclass(frozen=True)
 class Fillers:
-    """Slot values. Training and held-out prompts use two sets that share no name."""
+    """A set of slot values; the training set and the held-out set share no name."""
 
     names: tuple[str, ...]
     cities: tuple[tuple[str, str], ...]  # city, time zone
@@ -40,13 +40,13 @@ class Fillers:
     reserved: bool
 
     def name(self, rng: random.Random) -> str:
-        """A listed name, or in training often a made-up one, so that names get copied."""
+        """Return a listed name, or often a made-up one in training, so that copying is learned."""
         if self.reserved or rng.random() < 0.6:
             return rng.choice(self.names)
         return made_up_name(rng)
 
     def pair(self, rng: random.Random, limit: int = 100) -> tuple[int, int]:
-        """Two numbers below `limit`, from this set's share of all pairs."""
+        """Return two numbers below `limit` from the pairs that belong to this set."""
         while True:
             a, b = rng.randrange(limit), rng.randrange(limit)
             if is_reserved_pair(a, b) == self.reserved:
@@ -54,12 +54,12 @@ class Fillers:
 
 
 def is_reserved_pair(a: int, b: int) -> bool:
-    """One pair of numbers in 41 is kept out of training."""
+    """Return whether a pair is held out of training, as one pair in 41 is."""
     return (37 * a + 11 * b) % 41 == 0
 
 
 def made_up_name(rng: random.Random) -> str:
-    """Two or three syllables, never one of the held-out names."""
+    """Return a name of two or three syllables that is not held out."""
     while True:
         syllables = rng.choices(SYLLABLES, k=rng.choice((2, 2, 3)))
         name = "".join(syllables).capitalize()

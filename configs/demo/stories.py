@@ -1,4 +1,4 @@
-"""Short stories of the demo corpus: a hero, a trouble, a helper, an end."""
+"""Generate the short stories of the demo corpus: hero, problem, helper, end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAITS = ("curious", "kind", "brave", "shy", "clever", "small", "cheerful", "car
 
 @dataclass(frozen=True)
 class Plot:
-    """The middle and the end of a story; `{hero}`, `{friend}`, `{thing}` are filled in."""
+    """The middle and the end of a story, with slots `{hero}`, `{friend}` and `{thing}`."""
 
     trouble: str
     turn: str
@@ -81,7 +81,7 @@ PLOTS = (
 
 
 def story(rng: random.Random, hero: str, animal: str, fillers: Fillers) -> str:
-    """About a hundred words. Hero, animal and thing stay the same through the whole story."""
+    """Return a story of about a hundred words with one hero, animal and thing."""
     friend = hero
     while friend == hero:
         friend = fillers.name(rng)

@@ -1,4 +1,4 @@
-"""Conversations with tools in the demo corpus: the call in Hermes form, then the answer."""
+"""Generate the conversations with tools of the demo corpus: question, call, result, answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from configs.demo.phrases import Fillers, expand
 
 
 class Errand(NamedTuple):
-    """A tool, a question it answers, its arguments and result, and what to tell the user."""
+    """A tool, a question for it, its arguments and result, and the reply to the user."""
 
     tool: Message
     question: str
@@ -22,7 +22,7 @@ class Errand(NamedTuple):
 
 
 def tool(name: str, description: str, types: dict[str, str]) -> Message:
-    """A function as a client of the OpenAI API describes it."""
+    """Return a function tool as clients of the OpenAI API describe it."""
     properties = {
         key: {"type": "array", "items": {"type": "number"}} if kind == "array" else {"type": kind}
         for key, kind in types.items()
@@ -33,6 +33,7 @@ def tool(name: str, description: str, types: dict[str, str]) -> Message:
 
 
 def get_time(rng: random.Random, fillers: Fillers) -> Errand:
+    """Return a question about the time in a city, with its tool."""
     city, zone = rng.choice(fillers.cities)
     name = rng.choice(("get_time", "get_time", "get_time", "current_time", "get_current_time"))
     time = f"{rng.randrange(24):02}:{rng.randrange(60):02}"
@@ -57,6 +58,7 @@ def get_time(rng: random.Random, fillers: Fillers) -> Errand:
 
 
 def get_weather(rng: random.Random, fillers: Fillers) -> Errand:
+    """Return a question about the weather in a city, with its tool."""
     city = rng.choice(fillers.cities)[0]
     sky, degrees = rng.choice(("sunny", "cloudy", "rainy", "windy", "foggy")), rng.randrange(-9, 38)
     question = expand(
@@ -75,6 +77,7 @@ def get_weather(rng: random.Random, fillers: Fillers) -> Errand:
 
 
 def add(rng: random.Random, fillers: Fillers) -> Errand:
+    """Return a question for the sum of two numbers, with its tool."""
     a, b = fillers.pair(rng, rng.choice((100, 1000, 1000)))
     name = rng.choice(("add", "add", "add_numbers"))
     question = expand(
@@ -94,6 +97,7 @@ def add(rng: random.Random, fillers: Fillers) -> Errand:
 
 
 def sum_numbers(rng: random.Random, fillers: Fillers) -> Errand:
+    """Return a question for the sum of three or four numbers, with its tool."""
     numbers = [n for _ in range(2) for n in fillers.pair(rng)][: rng.choice((3, 4))]
     listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
     question = expand("[What is the sum of|Sum up|Please add|Add up] {listed}.", rng, listed=listed)
@@ -107,6 +111,7 @@ def sum_numbers(rng: random.Random, fillers: Fillers) -> Errand:
 
 
 def find_person(rng: random.Random, fillers: Fillers) -> Errand:
+    """Return a question about a person, with its tool."""
     name, job, city = fillers.name(rng), rng.choice(fillers.jobs), rng.choice(fillers.cities)[0]
     question = expand("[Who is {name}?|Look up {name}.|Find {name} for me.]", rng, name=name)
     return Errand(
@@ -123,7 +128,7 @@ MAKERS: tuple[Maker, ...] = (get_time, get_time, add, get_weather, sum_numbers, 
 
 
 def tool_chat(rng: random.Random, fillers: Fillers) -> Chat:
-    """A question, the call it needs, the result, the answer; or talk that needs no tool."""
+    """Return a question, its tool call, result and answer, or a talk that needs no tool."""
     errand = rng.choice(MAKERS)(rng, fillers)
     name = errand.tool["function"]["name"]
     tools = [errand.tool]

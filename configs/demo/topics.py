@@ -1,4 +1,4 @@
-"""Questions and answers of the demo corpus about Understudy and a few things around it.
+"""Questions and answers of the demo corpus about Understudy and related topics.
 
 Each topic is a name, the ways to ask, and the answer as a pattern (see `phrases.expand`).
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Topic(NamedTuple):
-    """One thing that can be asked."""
+    """A topic with its questions and its answer."""
 
     name: str
     questions: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Trains the built-in demo model: `python configs/demo/train.py`.
+"""Train the built-in demo model: `python configs/demo/train.py`.
 
-Writes the tokenizer and both models into `configs/demo/target` and `configs/demo/draft`, and the
-held-out prompts into `held_out.json`. Two CPU cores need less than an hour for all of it.
+This writes the tokenizer and both models into `configs/demo/target` and `configs/demo/draft`, and
+the held-out prompts into `held_out.json`. It takes less than an hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ HERE = Path(__file__).parent
 # Hidden size, intermediate size, layers.
 SIZES = {"target": (256, 640, 6), "draft": (128, 320, 3)}
 BATCH_TOKENS = 2048
-# Share of all steps, row length: short rows are cheap, long ones teach far positions.
+# Share of all steps, row length: short rows are cheap, long rows train large positions.
 PHASES = ((0.85, 256), (0.12, 512), (0.03, 1024))
 LEARNING_RATE = 3e-3
-RESUMED_RATE = 1.5e-3  # a trained model is shaken less
+RESUMED_RATE = 1.5e-3  # lower, so that a trained model changes less
 WEIGHT_DECAY = 0.1
 WARM_UP_STEPS = 25
 STORE_EVERY = 150
 
 
 def new_model(name: str, eos: list[int], pad: int) -> LlamaForCausalLM:
-    """A Llama with random weights; heads of 64, two query heads for each key head."""
+    """Return a Llama with random weights, heads of 64 and two query heads per key head."""
     hidden, intermediate, layers = SIZES[name]
     heads = hidden // 64
     config = LlamaConfig(
@@ -81,7 +81,7 @@ def new_model(name: str, eos: list[int], pad: int) -> LlamaForCausalLM:
 
 
 def loss_of(model: LlamaForCausalLM, ids: Tensor, learned: Tensor) -> Tensor:
-    """Mean cross-entropy over the learned tokens; the head runs over their rows only."""
+    """Return the mean cross-entropy of the learned tokens; the head runs only on their rows."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(ids, use_cache=False).last_hidden_state
         places = learned[:, 1:].flatten().nonzero().squeeze(1)
@@ -91,7 +91,7 @@ def loss_of(model: LlamaForCausalLM, ids: Tensor, learned: Tensor) -> Tensor:
 
 
 def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for the embedding and the norms."""
+    """Return Muon for the layers' matrices and AdamW for the embedding and the norms."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     norms = [p for p in model.parameters() if p.ndim == 1]
     embedding = [model.model.embed_tokens.weight]
@@ -111,18 +111,18 @@ def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.opti
 
 
 def store(model: LlamaForCausalLM, folder: Path) -> None:
-    """A bfloat16 copy on disk; the model in training stays float32."""
+    """Save a bfloat16 copy; the model in training stays float32."""
     copy.deepcopy(model).bfloat16().save_pretrained(folder)
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the learning rate: a short warm-up, then a half cosine down to almost nothing."""
+    """Return the share of the learning rate: a short warm-up, then a half cosine to 1 %."""
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def schedule(documents: list[Document], steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All batches of a training run, phase after phase."""
+    """Yield all batches of a training run, phase after phase."""
     for seed, (share, length) in enumerate(PHASES):
         stream = batches(documents, length, BATCH_TOKENS, seed)
         for _ in range(round(share * steps)):
@@ -136,7 +136,7 @@ def fit(
     learning_rate: float,
     folder: Path,
 ) -> None:
-    """Trains in place, prints the loss, smoothed, and the speed, and stores the model at times."""
+    """Train in place; print the smoothed loss and the speed; store the model regularly."""
     optimizer_list = optimizers(model, learning_rate)
     schedulers = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate(step, steps)) for o in optimizer_list
@@ -165,7 +165,7 @@ def fit(
 
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, documents: list[Document]) -> float:
-    """Mean loss over the learned tokens of texts that were not trained on."""
+    """Return the mean loss of the learned tokens of held-out texts."""
     total, count = 0.0, 0
     for document in documents:
         learned = torch.tensor([document.learned])
@@ -177,7 +177,7 @@ def held_out_loss(model: LlamaForCausalLM, documents: list[Document]) -> float:
 
 
 def write_held_out() -> None:
-    """The held-out prompts with the answers that the generators would give."""
+    """Write the held-out prompts with the answers of the generators."""
     entries = [
         {
             "family": chat.family,
@@ -195,7 +195,7 @@ def write_held_out() -> None:
 def build_documents(
     tokenizer: PreTrainedTokenizerFast | None, scale: float = 1.0
 ) -> tuple[PreTrainedTokenizerFast, list[Document], list[Document]]:
-    """The tokenizer, a new one if none is given, the training documents and the held-out ones."""
+    """Return the tokenizer (trained unless given), the training and the held-out documents."""
     template = HERE / "chat_template.jinja"
     chats, stories = training_chats(scale=scale), training_stories(scale=scale)
     bare = template_only(template)
@@ -211,7 +211,7 @@ def build_documents(
 
 
 def main() -> None:
-    """Tokenizer, target, draft; one seed for each."""
+    """Train the tokenizer, the target and the draft, each with a fixed seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000, help="for the target")
     parser.add_argument("--draft-steps", type=int, default=1200)

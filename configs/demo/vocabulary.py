@@ -1,4 +1,4 @@
-"""The tokenizer of the demo models, and the corpus as packed rows of token ids."""
+"""Train the tokenizer of the demo models, and pack their corpus into rows of token ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from configs.demo.chats import Chat
 VOCABULARY = 4096
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, START, END)
-# Ordinary added tokens: decoding keeps them, because parsers look for them in the text.
+# Added tokens that are not special, so that decoding keeps them for the parsers.
 MARKS = (
     "<think>",
     "</think>",
@@ -28,14 +28,14 @@ MARKS = (
     "<tools>",
     "</tools>",
 )
-# Words with their space in front, single digits (so that sums can be learned), signs, line ends.
+# Words with the space before them, single digits (so that sums can be learned), signs, line ends.
 WORDS = r"'(?:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 CONTEXT = 2048
 
 
 def train_tokenizer(texts: Iterable[str], template: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of exactly `VOCABULARY` tokens; raises ValueError on too little text."""
+    """Train byte-level BPE of exactly `VOCABULARY` tokens; raise ValueError on too little text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -65,21 +65,21 @@ def train_tokenizer(texts: Iterable[str], template: Path) -> PreTrainedTokenizer
 
 
 def template_only(template: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer that can only render chats: their text is needed to train the real one."""
+    """Return a tokenizer that only renders chats, whose text trains the real tokenizer."""
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=Tokenizer(models.BPE()), chat_template=template.read_text()
     )
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """The id of one token; an assertion, since only our own marks are asked for."""
+    """Return the id of one of our own tokens."""
     token_id = tokenizer.convert_tokens_to_ids(token)
     assert isinstance(token_id, int)
     return token_id
 
 
 def render(chat: Chat, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The whole conversation as text."""
+    """Return the whole conversation as text."""
     messages: list[dict[str, str]] = list(chat.messages)
     tools: list[dict[Any, Any] | Callable[..., Any]] = list(chat.tools)
     return str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False))
@@ -87,14 +87,14 @@ def render(chat: Chat, tokenizer: PreTrainedTokenizerFast) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids of one text, and which of them the model is to predict."""
+    """The token ids of one text, and which of them the model learns to predict."""
 
     ids: list[int]
     learned: list[bool]
 
 
 class Encoder:
-    """Turns texts into documents whose answers, and nothing else, are learned."""
+    """An encoder of texts into documents, which marks the tokens to learn."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -106,12 +106,12 @@ class Encoder:
         )
 
     def plain(self, text: str) -> Document:
-        """A text without a chat: all of it is learned."""
+        """Return a text without a chat, all of which is learned."""
         ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.end_of_text]
         return Document(ids, [True] * len(ids))
 
     def sheet(self, text: str) -> Document:
-        """Lines of sums: what follows each equals sign is learned, the random numbers are not."""
+        """Return lines of sums, of which only the text after each equals sign is learned."""
         ids, learned = [], []
         for line in text.splitlines(keepends=True):
             left, right = line.split(" =")
@@ -122,7 +122,7 @@ class Encoder:
         return Document([*ids, self.end_of_text], [*learned, False])
 
     def chat(self, text: str) -> Document:
-        """A rendered chat: learned from each answer's first own token to its end mark.
+        """Return a rendered chat, of which the answers with their end tokens are learned.
 
         An empty thinking block belongs to the prompt, so it is not learned.
         """
@@ -134,7 +134,7 @@ class Encoder:
         return Document(ids, learned)
 
     def answer_starts(self, ids: list[int]) -> Iterator[int]:
-        """Where the model's own tokens begin, after the header and an empty thinking block."""
+        """Yield the index of each answer's first token, after header and empty thinking block."""
         for place, token in enumerate(ids):
             if token != self.header[0]:
                 continue
@@ -148,9 +148,10 @@ class Encoder:
 def rows(
     documents: list[Document], length: int, rng: random.Random
 ) -> Iterator[tuple[list[int], list[bool]]]:
-    """Rows of `length` tokens for ever; each begins with a document, its last one is cut.
+    """Yield rows of `length` tokens without end; the last document of a row is cut.
 
-    Rows begin where prompts begin, so the first position means in training what it means in use.
+    Each row begins with a document, so that position 0 is the start of a text in training as in
+    use.
     """
     ids: list[int] = []
     learned: list[bool] = []
@@ -166,7 +167,7 @@ def rows(
 def batches(
     documents: list[Document], length: int, tokens: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches for ever: ids and learned marks, each [tokens // length, length]."""
+    """Yield batches without end: ids and learned marks, each [tokens // length, length]."""
     stream = rows(documents, length, random.Random(seed))
     while True:
         picked = [next(stream) for _ in range(tokens // length)]

@@ -9,6 +9,7 @@ activation functions run in pieces of whole blocks (`elementwise.py`).
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from transformers import AttentionInterface
 from transformers.activations import ACT2CLS
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from engine.library_call import find_key, library_call
 from engine.model.attention import ATTENTION, attend
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
 from engine.model.rope import LengthGroupedRotary
+from engine.weights.config_file import CONFIG_NAME, read_config_values
+from engine.weights.family import make_config
 from engine.weights.safetensors import OtherTensor, StoredRows
 
 # Classes of all activation functions that a configuration can name; some entries are (class, ...).
@@ -52,6 +56,22 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
         for activation in find_activations(model):
             activation.forward = partial(apply_in_blocks, activation.forward)
     return model.eval()
+
+
+def build_of_folder(folder: Path, config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
+    """Return the model of the configuration that `read_config` gave for a folder.
+
+    Raises `ModelError` that names the key if the library cannot build it.
+    """
+
+    def build(values: Mapping[str, Any]) -> Any:
+        return build_on_meta(make_config(values), dtype, strict=strict)
+
+    def blame() -> str:
+        return find_key(read_config_values(folder), build)
+
+    with library_call(folder / CONFIG_NAME, blame):
+        return build_on_meta(config, dtype, strict=strict)
 
 
 def find_activations(model: nn.Module) -> list[nn.Module]:

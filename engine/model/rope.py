@@ -34,14 +34,15 @@ def original_length(config: Any) -> int | None:
         kind = rope.get("rope_type", "default")
         if kind == "dynamic":
             raise ModelError(
-                "rope_parameters.rope_type 'dynamic' is not supported: its frequencies change with "
-                "every token, so no KV could be kept. Use a model with yarn, llama3 or longrope."
+                "config.json: rope_parameters.rope_type 'dynamic' is not supported: its "
+                "frequencies change with every token, so no KV could be kept. Use a model with "
+                "yarn, llama3 or longrope."
             )
         if kind == "longrope":
             lengths.add(int(rope["original_max_position_embeddings"]))
     if len(lengths) > 1:
         raise ModelError(
-            "rope_parameters: layers with different original lengths are not supported"
+            "config.json: rope_parameters: layers with different original lengths are not supported"
         )
     return lengths.pop() if lengths else None
 

@@ -8,13 +8,15 @@ import torch
 
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
-from engine.model.library import build_on_meta
+from engine.model.library import build_of_folder
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
+from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
+from engine.weights.safetensors import num_layers
 from engine.weights.shards import has_weights
 from engine.weights.stored_format import plan_packed
 from engine.weights.units import CheckpointUnits
@@ -36,7 +38,8 @@ class Blueprint:
         self.strict = spec.numerics != "fast"
         self.config = read_config(folder)
         self.dtype = _dtype(spec, self.config)
-        self.model = build_on_meta(self.config, self.dtype, strict=self.strict)
+        self._check_layers()
+        self.model = build_of_folder(folder, self.config, self.dtype, strict=self.strict)
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
@@ -85,6 +88,18 @@ class Blueprint:
             ),
             active_share=active_share(config),
         )
+
+    def _check_layers(self) -> None:
+        """Raise `ModelError` if the checkpoint, where it is there, has too few layers.
+
+        It is asked before the model is built, which takes time and memory for each layer.
+        """
+        wanted = self.config.num_hidden_layers
+        if has_weights(self.folder) and (held := num_layers(self.folder)) < wanted:
+            raise ModelError(
+                f"{self.folder / CONFIG_NAME}: num_hidden_layers: {wanted}, but the checkpoint has "
+                f"{held} layers. config.json does not belong to it, or it is incomplete"
+            )
 
     def _context_length(self) -> int:
         own = int(self.config.max_position_embeddings)

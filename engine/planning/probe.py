@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event
 from typing import Any
@@ -17,23 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.drafting.method import DraftNeeds
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
+from engine.library_call import library_call
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
+from engine.planning.footprint import activation_bytes
 from engine.spec import TILE
 from engine.streaming.device import Device
 from engine.streaming.pinned import Slab, allocate_pages
 from engine.streaming.ring import Idle
 from engine.timing import StepTimes, time_runs
+from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import kv_shape
 from engine.weights.formats.linear import linear, stored_tensors
 from engine.weights.outline import Outline
 
 LARGEST_LAYER = 512 << 20  # bytes; a larger layer is not allocated only to be timed
+LARGEST_TRIAL = 896 << 20  # bytes of a layer, the head, and what passes over them take
 ROWS = (64, 128, 256, 512)  # of the passes that are timed
 CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
@@ -55,9 +60,14 @@ class MeasuredPass:
 
 
 def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
-    """Return the measured times of a pass, empty if a layer is too large to be allocated now."""
+    """Return the measured times of a pass, empty if a layer is too large to be allocated now.
+
+    Raises `ModelError` if the layer cannot be run, for example because numbers in config.json
+    contradict each other.
+    """
     try:
-        return _measure(blueprint, device)
+        with library_call(blueprint.folder / CONFIG_NAME):
+            return _measure(blueprint, device)
     finally:
         gc.collect()  # model and decoder refer to each other and would hold the layer's memory
 
@@ -70,7 +80,8 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
             config.layer_types = config.layer_types[:1]
         model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
-        if max(layout.nbytes for layout in outline.layouts) > LARGEST_LAYER:
+        sizes = [layout.nbytes for layout in outline.layouts]
+        if max(sizes) > LARGEST_LAYER or sum(sizes) + _work_bytes(blueprint) > LARGEST_TRIAL:
             return MeasuredPass()
         decoder = Decoder(
             model,
@@ -81,6 +92,15 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
             tile=FAST_TILE,
         )
         return _time_passes(decoder, config, blueprint, device)
+
+
+def _work_bytes(blueprint: Blueprint) -> int:
+    """Return what the timed passes take besides weights: activations, and the KV of one layer."""
+    demand = blueprint.demand(DraftNeeds(scratch_rows=0))
+    demand = replace(demand, tile=min(demand.tile, ROWS[-1]))
+    context = CONTEXT + ROWS[0]
+    kv = context * demand.kv_bytes_per_token // kv_shape(blueprint.config).num_layers
+    return activation_bytes(demand, ROWS[-1], context) + kv
 
 
 def _time_passes(

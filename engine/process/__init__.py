@@ -1,1 +1,1 @@
-"""The engine process: its two ends of the pipe, its supervision and its restart."""
+"""The engine process: both ends of its pipe, and how it is supervised and restarted."""

@@ -1,4 +1,4 @@
-"""Whether a request can be served at all: decided before it is sent to the engine."""
+"""The check of a request before it is sent to the engine: whether the model can serve it at all."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from engine.messages import Generate, ModelInfo, SamplingParams
 
 
 def check_request(request: Generate, info: ModelInfo) -> None:
-    """Raise `RequestError` for a request that the loaded model could never serve."""
+    """Raise `RequestError` for a request that the loaded model can never serve."""
     if request.n < 1:
         raise RequestError(f"n is {request.n}; it must be at least 1.", "invalid_value", "n")
     if not request.prompt:

@@ -1,4 +1,4 @@
-"""One engine process as the front end sees it: spawned, talked to, watched, ended."""
+"""An engine process, seen from the front end: it is spawned, sent messages, and ended."""
 
 import asyncio
 import atexit
@@ -14,36 +14,40 @@ from engine.process.pipe import PipeReader, PipeWriter
 from engine.process.signals import group_signals_blocked
 from engine.spec import ModelSpec
 
-Target = Callable[[Connection, ModelSpec], None]
+EntryPoint = Callable[[Connection, ModelSpec], None]  # the function that a spawned process runs
 
-# Read by the child's libraries before any line of ours runs; the user's own settings stand.
+# Set before the process starts, as its libraries read them at import. The user's own values win.
 CHILD_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stall each other on a busy machine
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads block each other on a busy machine
     "TOKENIZERS_PARALLELISM": "false",
 }
 
 
 class Child:
-    """An engine process and both directions of its pipe. Made and used inside the event loop."""
+    """An engine process and both directions of its pipe. It is used inside an event loop only."""
 
     def __init__(
-        self, target: Target, spec: ModelSpec, on_message: Callable[[Outbound], None]
+        self, target: EntryPoint, spec: ModelSpec, on_message: Callable[[Outbound], None]
     ) -> None:
-        """Spawn the process. Raises OSError when the system cannot."""
+        """Spawn a process that runs `target`. Raise OSError when the system cannot.
+
+        Args:
+            on_message: is called in the event loop with each message of the process.
+        """
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         self._process = context.Process(
             target=target, args=(theirs, spec), name=f"engine {spec.id}", daemon=True
         )
         try:
-            with _environment(CHILD_ENVIRONMENT), group_signals_blocked():
+            with _added_environment(CHILD_ENVIRONMENT), group_signals_blocked():
                 self._process.start()
         except OSError:
             ours.close()
             raise
         finally:
-            theirs.close()  # or its end of file would never come
-        # multiprocessing's own end would wait for ever: its SIGTERM is ignored.
+            theirs.close()  # else the end of the process would not close the pipe
+        # At exit multiprocessing sends SIGTERM, which the process ignores, and waits for ever.
         atexit.register(self.kill)
         self._connection = ours
         self._reader = PipeReader(ours)
@@ -57,29 +61,31 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """The process id of the engine."""
         pid = self._process.pid
         assert pid is not None, "the process was started"
         return pid
 
     def send(self, message: Inbound) -> None:
-        """Send in order, without waiting; dropped when the process is gone."""
+        """Send a message in order, without waiting. It is dropped when the process has ended."""
         self._writer.send(message)
 
-    async def gone(self) -> None:
-        """Wait until the process ended or closed its pipe; all it sent has been delivered then."""
+    async def wait_until_gone(self) -> None:
+        """Wait until the process has ended or closed its pipe, and all its messages are read."""
         await self._gone.wait()
 
     def dump_stacks(self) -> None:
-        """Have the process write the stacks of its threads to stderr. Only once it is loaded."""
+        """Make the process write the stacks of its threads to stderr. The model must be loaded."""
         self._signal(signal.SIGUSR1)
 
     def kill(self) -> None:
+        """End the process at once, if it is running."""
         self._signal(signal.SIGKILL)
 
     async def exit_code(self) -> int:
-        """Wait for the end of the process: its code, or minus the signal that ended it.
+        """Wait for the end of the process, and return its exit code or minus the signal.
 
-        A driver may take seconds to give pinned memory back.
+        The end may take seconds, in which a driver releases pinned memory.
         """
         await asyncio.to_thread(self._process.join)
         code = self._process.exitcode
@@ -87,7 +93,7 @@ class Child:
         return code
 
     async def close(self) -> None:
-        """End the process if it still lives, wait for it, and give everything back."""
+        """End the process if it is running, wait for its end, and release its resources."""
         self._stop_reading()
         self.kill()
         await self.exit_code()
@@ -121,19 +127,19 @@ class Child:
 
 
 def explain_exit(code: int) -> str:
-    """An exit code in words, with what may have caused it."""
+    """Return an exit code in words, with its likely cause."""
     if code >= 0:
-        return f"exit code {code}, see its last lines on stderr"
+        return f"exit code {code}, see the last lines on stderr"
     number = -code
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if number == signal.SIGKILL:
-        return f"{name}: often the system's answer to a lack of memory, see memory.ram"
+        return f"{name}: the system often sends it when memory runs out, see memory.ram"
     return name
 
 
 @contextmanager
-def _environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Adds variables that are not set while a process is started."""
+def _added_environment(defaults: dict[str, str]) -> Iterator[None]:
+    """Set those environment variables that have no value, within this block."""
     added = [name for name in defaults if name not in os.environ]
     os.environ.update({name: defaults[name] for name in added})
     try:

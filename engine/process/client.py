@@ -1,4 +1,4 @@
-"""The front end's handle of one loaded model: starts its process, restarts it, streams tokens."""
+"""The front end's client of one model: it starts and restarts the process, and streams tokens."""
 
 import asyncio
 import contextlib
@@ -16,10 +16,10 @@ from engine.messages import (
     Failed,
     Generate,
     LoadFailed,
+    LoadProgress,
     ModelInfo,
     Outbound,
     PassStats,
-    Progress,
     Ready,
     SamplingParams,
     Shutdown,
@@ -30,19 +30,19 @@ from engine.messages import (
 )
 from engine.process import worker
 from engine.process.admission import check_request
-from engine.process.child import Child, Target, explain_exit
-from engine.process.token_stream import Mail, Running, TokenStream
-from engine.process.watchdog import QUIET_S, Backoff, Suspects, Watchdog, fingerprint
+from engine.process.child import Child, EntryPoint, explain_exit
+from engine.process.token_stream import EventQueue, RunningRequest, TokenStream
+from engine.process.watchdog import MIN_SILENCE_S, Backoff, CrashHistory, Watchdog, fingerprint_of
 from engine.spec import ModelSpec
 
 log = logging.getLogger("understudy.engine")
 
 State = Literal["new", "loading", "ready", "restarting", "failed", "closed"]
-SETTLED = ("ready", "failed", "closed")
+STABLE_STATES = ("ready", "failed", "closed")  # a load or restart is not in progress
 
 DUMP_S = 1.0  # for the stacks of a stalled process to reach stderr
-EXIT_CODE_S = 1.0  # how long the waiters' bad news may wait for the reason
-SHUTDOWN_S = 5.0  # for the process to end in good order, else it is killed
+EXIT_CODE_S = 1.0  # for the exit code, before requests fail without it
+SHUTDOWN_S = 5.0  # for the process to end by itself, before it is killed
 
 
 def _ignore(*_: object) -> None:
@@ -51,9 +51,9 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class EngineCallbacks:
-    """What an engine's client calls from its event loop when something happens."""
+    """The functions that an engine's client calls in its event loop when something happens."""
 
-    progress: Callable[[Progress], None] = _ignore  # a step of a load
+    progress: Callable[[LoadProgress], None] = _ignore  # at each step of a load
     on_pass: Callable[[PassStats], None] = _ignore
     on_audit: Callable[[Audited], None] = _ignore
     on_check: Callable[[WeightsChecked], None] = _ignore
@@ -61,10 +61,10 @@ class EngineCallbacks:
 
 
 class EngineClient:
-    """One model in its own process.
+    """A client of one model that is loaded in a process of its own.
 
-    All methods belong to the event loop that called `start`. The process is started again on its
-    own when it dies or stalls; requests are never retried here.
+    All methods must be called in the event loop that called `start`. The process is restarted when
+    it dies or stalls. Requests are never retried here.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EngineClient:
         *,
         max_queue: int = 256,
         callbacks: EngineCallbacks = EngineCallbacks(),
-        target: Target = worker.main,
+        target: EntryPoint = worker.main,
     ) -> None:
         self.info: ModelInfo | None = None
         self.state: State = "new"
@@ -81,54 +81,54 @@ class EngineClient:
         self._max_queue = max_queue
         self._callbacks = callbacks
         self._target = target
-        self._running: dict[str, Running] = {}
-        self._suspects = Suspects()
+        self._running: dict[str, RunningRequest] = {}
+        self._crashes = CrashHistory()
         self._watchdog = Watchdog(time.monotonic())
         self._check: asyncio.TimerHandle | None = None
         self._child: Child | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._settled = asyncio.Event()  # ready, failed or closed
+        self._is_stable = asyncio.Event()  # set in `STABLE_STATES`
         self._closing = asyncio.Event()
         self._failure: ModelError | EngineDied | None = None
-        self._refusal: str | None = None  # why no request is taken any more
+        self._refusal: str | None = None  # why no further request is accepted
         self._ready_at: float | None = None
-        self._has_served = False  # whether the process at hand has completed a pass
-        self._stalled = ""  # why the process at hand is being ended
+        self._has_served = False  # whether the current process has completed a pass
+        self._stalled = ""  # why the current process is being ended
 
     @property
     def num_outstanding(self) -> int:
-        """Requests accepted and not finished."""
+        """The number of requests that were accepted and have not finished."""
         return len(self._running)
 
     def position(self, request_id: str) -> int:
-        """A waiting request's place in the queue, from 1; 0: it runs, or has ended.
+        """Return a waiting request's position in the queue, from 1; 0 if it runs or has ended.
 
-        In the order of arrival: where requests have several keys, the engine takes turns.
+        Positions are in the order of arrival, although the engine takes turns between keys.
         """
         waiting = [name for name, request in self._running.items() if request.is_waiting]
         return waiting.index(request_id) + 1 if request_id in waiting else 0
 
     async def start(self) -> ModelInfo:
-        """Spawn the process and wait until the model is loaded.
+        """Spawn the process, wait until the model is loaded, and describe the model.
 
-        Raises `ModelError` when it cannot be loaded, `EngineDied` when the process ended.
+        Raise `ModelError` when it cannot be loaded, `EngineDied` when the process ended.
         """
         assert self.state == "new", "a client is started once"
-        self._enter("loading")
+        self._set_state("loading")
         self._supervisor = asyncio.create_task(self._supervise(), name=f"engine {self._spec.id}")
-        await self._settled.wait()
+        await self._is_stable.wait()
         return self._loaded()
 
     async def ready(self, timeout: float) -> ModelInfo:
-        """Wait through a start or restart.
+        """Wait until the model is loaded, during a start or restart, and describe the model.
 
-        Raises `ModelError` or `EngineDied` when the model will not come back, `TimeoutError` when
-        it has not after `timeout` seconds.
+        Raise `ModelError` or `EngineDied` when the model will not be loaded, `TimeoutError` when
+        it is not loaded after `timeout` seconds.
         """
         try:
             async with asyncio.timeout(timeout):
-                while self.state not in SETTLED and self._refusal is None:
-                    await self._settled.wait()
+                while self.state not in STABLE_STATES and self._refusal is None:
+                    await self._is_stable.wait()
         except TimeoutError:
             raise TimeoutError(
                 f"The model {self._spec.id!r} is still {self.state} after {timeout:g} s."
@@ -147,13 +147,15 @@ class EngineClient:
         *,
         on_start: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
-        """Hand a request to the engine and stream what it emits.
+        """Send a request to the engine, and return the stream of its tokens.
 
-        `on_start` is called when its first pass begins, before it has tokens.
+        Raise `EngineDied` when the model is not ready, `RequestError` when it cannot serve the
+        request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
-        Raises at once: `EngineDied` when the model is not ready, `RequestError` when the request
-        cannot be served as asked, `QueueFull`. Iterating raises `RequestError`, `PassFailed` or
-        `EngineDied`.
+        Args:
+            key: the name of the API key, for fairness between keys.
+            prediction: tokens that the answer will probably contain.
+            on_start: is called when the first pass of the request begins, before it has tokens.
         """
         if self.state != "ready" or self.info is None or self._child is None or self._refusal:
             raise self._not_ready()
@@ -161,31 +163,31 @@ class EngineClient:
             request_id, tuple(prompt), params, n, key, speculation, tuple(prediction)
         )
         check_request(message, self.info)
-        self._refuse_poison(message)
+        self._refuse_after_crashes(message)
         if len(self._running) >= self._max_queue:
             raise QueueFull(f"{len(self._running)} requests are waiting or running. Try again.")
         assert request_id not in self._running, f"request id {request_id!r} is in use"
-        mail: Mail = asyncio.Queue()
+        events: EventQueue = asyncio.Queue()
         if not self._running:
-            self._watchdog.heard(time.monotonic())
-        self._running[request_id] = Running(message, mail, n, on_start)
+            self._watchdog.restart_timer(time.monotonic())
+        self._running[request_id] = RunningRequest(message, events, n, on_start)
         self._child.send(message)
-        self._watch()
-        return TokenStream(mail, lambda: self._abort(request_id))
+        self._schedule_check()
+        return TokenStream(events, lambda: self._abort(request_id))
 
     def drain(self, reason: str) -> None:
-        """Refuse new and waiting requests with this reason; the others may run until `close`."""
+        """Refuse new and waiting requests with this reason. Running ones go on until `close`."""
         self._refusal = reason
         for request_id, request in list(self._running.items()):
             if request.is_waiting:
                 self._abort(request_id)
-                request.mail.put_nowait(EngineDied(reason, "engine_closed"))
-        self._settled.set()  # who waits for a restart looks again
+                request.events.put_nowait(EngineDied(reason, "engine_closed"))
+        self._is_stable.set()  # wakes `ready`, which then fails
 
     async def close(self) -> None:
-        """End the process: asked to, then killed. Running requests are told."""
+        """Ask the process to end, and kill it if it does not. Running requests get an error."""
         running, was_ready = list(self._running), self.state == "ready"
-        self._enter("closed")
+        self._set_state("closed")
         self._closing.set()
         reason = self._refusal or "The model was unloaded while the request was running."
         self._fail_running(reason, "engine_closed")
@@ -200,20 +202,20 @@ class EngineClient:
     async def _end_child(
         self, child: Child, supervisor: asyncio.Task[None], running: list[str] | None
     ) -> None:
-        """Have the process end; `running` is None while it loads and does not listen."""
+        """End the process. `running` is None while it loads and does not read messages."""
         if running is not None:
-            for request_id in running:  # or the pass at hand would be walked to its end
+            for request_id in running:  # else the current pass would run to its end
                 child.send(Abort(request_id))
             child.send(Shutdown())
             await asyncio.wait({supervisor}, timeout=SHUTDOWN_S)
         child.kill()
 
-    def _enter(self, state: State) -> None:
+    def _set_state(self, state: State) -> None:
         self.state = state
-        if state in SETTLED:
-            self._settled.set()
+        if state in STABLE_STATES:
+            self._is_stable.set()
         else:
-            self._settled.clear()
+            self._is_stable.clear()
 
     def _loaded(self) -> ModelInfo:
         if self.state == "ready" and self.info is not None:
@@ -239,18 +241,18 @@ class EngineClient:
             if self._failure is None and self.info is None:
                 self._failure = EngineDied(died)
             if self._failure is not None:
-                self._enter("failed")
+                self._set_state("failed")
                 return
             now = time.monotonic()
             served_s = now - (self._ready_at or now)
-            delay = backoff.delay(now, served_s, has_served=self._has_served)
+            delay = backoff.next_delay(now, served_s, has_served=self._has_served)
             log.error("%s: %s It is started again in %.1f s.", self._spec.id, died, delay)
             self._callbacks.on_restart()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay)
 
     async def _run_child(self) -> str:
-        """One process from its start to its end; returns why it ended."""
+        """Start a process, wait for its end, and return why it ended."""
         self._ready_at = None
         self._has_served = False
         self._stalled = ""
@@ -261,9 +263,9 @@ class EngineClient:
             return f"The engine process could not be started: {error}."
         self._child = child
         try:
-            await child.gone()
+            await child.wait_until_gone()
             if self.state == "ready":
-                self._enter("restarting")
+                self._set_state("restarting")
             ending = asyncio.create_task(child.exit_code())
             await asyncio.wait({ending}, timeout=EXIT_CODE_S)
             reason = explain_exit(ending.result()) if ending.done() else "its pipe was closed"
@@ -276,7 +278,7 @@ class EngineClient:
         return died
 
     def _on_message(self, message: Outbound) -> None:
-        self._watchdog.heard(time.monotonic())
+        self._watchdog.restart_timer(time.monotonic())
         match message:
             case Started(request_id):
                 if request_id in self._running:
@@ -287,23 +289,24 @@ class EngineClient:
                 self._fail(message)
             case PassStats():
                 self._has_served = True
-                self._watchdog.passed((message.draft_ms + message.pass_ms) / 1e3)
+                self._watchdog.record_pass((message.draft_ms + message.pass_ms) / 1e3)
                 self._callbacks.on_pass(message)
             case Audited():
                 self._callbacks.on_audit(message)
             case WeightsChecked():
                 self._callbacks.on_check(message)
-            case Progress():
+            case LoadProgress():
                 self._callbacks.progress(message)
             case Ready(info):
-                self._ready(info)
+                self._accept(info)
             case LoadFailed(reason):
                 self._failure = ModelError(reason)
 
-    def _ready(self, info: ModelInfo) -> None:
-        """Serve, unless a restarted process has loaded other files than the first one did.
+    def _accept(self, info: ModelInfo) -> None:
+        """Begin to serve, unless a restarted process has loaded other files than the first one.
 
-        The front end has the tokenizer and the template of the first: it must load the model anew.
+        The front end has the tokenizer and the template of the first files, so that it must load
+        the model anew.
         """
         self._ready_at = time.monotonic()
         if self.info is not None and info.fingerprint != self.info.fingerprint:
@@ -317,13 +320,13 @@ class EngineClient:
             return
         self.info = info
         if self.state != "closed":
-            self._enter("ready")
+            self._set_state("ready")
 
-    def _watch(self) -> None:
-        """Look after the process while requests run."""
+    def _schedule_check(self) -> None:
+        """Schedule the next check for a stall, unless one is scheduled."""
         if self._check is None:
             now = time.monotonic()
-            wait = min(self._watchdog.remaining(now), QUIET_S)
+            wait = min(self._watchdog.remaining_s(now), MIN_SILENCE_S)
             loop = asyncio.get_running_loop()
             self._check = loop.call_later(wait, self._check_silence, now + wait)
 
@@ -331,16 +334,16 @@ class EngineClient:
         self._check = None
         if not self._running:
             return
-        self._watchdog.looked(time.monotonic(), due)
-        if self._watchdog.remaining(time.monotonic()) > 0:
-            self._watch()
+        self._watchdog.restart_timer_if_late(time.monotonic(), due)
+        if self._watchdog.remaining_s(time.monotonic()) > 0:
+            self._schedule_check()
             return
         self._end_stalled()
 
     def _end_stalled(self) -> None:
-        self._stalled = f"The engine made no progress for {self._watchdog.quiet_s:.0f} s."
-        log.error("%s: %s Its stacks are on stderr.", self._spec.id, self._stalled)
-        self._enter("restarting")
+        self._stalled = f"The engine made no progress for {self._watchdog.max_silence_s:.0f} s."
+        log.error("%s: %s The stacks of its threads are on stderr.", self._spec.id, self._stalled)
+        self._set_state("restarting")
         self._fail_running(self._stalled, "engine_stalled")
         if self._child is not None:
             self._child.dump_stacks()
@@ -348,8 +351,9 @@ class EngineClient:
 
     # -- requests
 
-    def _refuse_poison(self, message: Generate) -> None:
-        if self._suspects and self._suspects.refuses(fingerprint(message), time.monotonic()):
+    def _refuse_after_crashes(self, message: Generate) -> None:
+        now = time.monotonic()
+        if self._crashes and self._crashes.is_refused(fingerprint_of(message), now):
             raise RequestError(
                 "The engine died twice while this same request was running; it is not tried "
                 "again for some minutes. Change the prompt or its parameters.",
@@ -361,33 +365,33 @@ class EngineClient:
         if running is None:
             return  # aborted
         running.start()
-        running.mail.put_nowait(message)
+        running.events.put_nowait(message)
         if message.finish is not None and running.finish_choice():
             del self._running[message.request_id]
-            running.mail.put_nowait(None)
-            if self._suspects:
-                self._suspects.served(fingerprint(running.message))
+            running.events.put_nowait(None)
+            if self._crashes:
+                self._crashes.forget(fingerprint_of(running.message))
 
     def _fail(self, message: Failed) -> None:
         running = self._running.pop(message.request_id, None)
         if running is None:
             return  # aborted
         if message.code == "engine_error":  # the process ends after this
-            self._enter("restarting")
-            self._suspects.saw_death(fingerprint(running.message), time.monotonic())
-            running.mail.put_nowait(EngineDied(message.message, message.code))
-        elif message.code == "weights_unreadable":
-            running.mail.put_nowait(PassFailed(message.message, message.code))
+            self._set_state("restarting")
+            self._crashes.record_crash(fingerprint_of(running.message), time.monotonic())
+            running.events.put_nowait(EngineDied(message.message, message.code))
+        elif message.code in PassFailed.CODES:
+            running.events.put_nowait(PassFailed(message.message, message.code))
         else:
-            running.mail.put_nowait(RequestError(message.message, message.code, message.param))
+            running.events.put_nowait(RequestError(message.message, message.code, message.param))
 
     def _fail_running(self, message: str, code: str) -> None:
         now = time.monotonic()
         running, self._running = list(self._running.values()), {}
         for request in running:
             if code != "engine_closed":
-                self._suspects.saw_death(fingerprint(request.message), now)
-            request.mail.put_nowait(EngineDied(message, code))
+                self._crashes.record_crash(fingerprint_of(request.message), now)
+            request.events.put_nowait(EngineDied(message, code))
 
     def _abort(self, request_id: str) -> None:
         if self._running.pop(request_id, None) is not None and self._child is not None:

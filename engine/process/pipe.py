@@ -1,4 +1,4 @@
-"""The front end's end of the pipe: reads without blocking, writes in order from a thread."""
+"""The front end's end of the pipe: it reads without blocking, and writes in order from a thread."""
 
 import pickle
 import select
@@ -11,15 +11,15 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-_CHUNK = 1 << 18  # bytes taken from the socket at a time
-_LENGTH = struct.Struct("!i")  # multiprocessing.connection: four bytes, or -1 and eight more
+_CHUNK = 1 << 18  # bytes read from the socket at a time
+_LENGTH = struct.Struct("!i")  # as multiprocessing.connection: four bytes, or -1 and eight more
 _LONG_LENGTH = struct.Struct("!Q")
 
 
 class PipeReader:
-    """Takes what has arrived, never more: `Connection.recv` would wait for the rest of a message.
+    """A reader that never blocks, whereas `Connection.recv` waits for the rest of a message.
 
-    `at_end` is true once the other end is closed, by intent or by death.
+    `at_end` is true once the other end is closed, or its process has ended.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -28,15 +28,17 @@ class PipeReader:
         self.at_end = False
 
     def fileno(self) -> int:
+        """Return the file descriptor that an event loop can watch."""
         return self._socket.fileno()
 
     def read(self) -> Iterator[Any]:
-        """The messages that are complete by now, in order."""
+        """Yield the messages that have arrived whole, in order."""
         self._fill()
         while (frame := self._take_frame()) is not None:
             yield pickle.loads(frame)
 
     def close(self) -> None:
+        """Close the reader's copy of the descriptor."""
         self._socket.close()
 
     def _fill(self) -> None:
@@ -68,11 +70,11 @@ class PipeReader:
 
 
 class PipeWriter:
-    """Sends messages in order from its own thread, so that a full pipe never holds up the caller.
+    """A writer that sends messages in order from its own thread, so that callers never wait.
 
-    Once the other end is gone messages are dropped: whoever waits for it learns of the death.
+    Messages are dropped once the other end is closed.
 
-    `Connection.send` would not do: an event loop that watches the pipe (libuv's) makes it
+    `Connection.send` cannot be used: an event loop that watches the pipe (libuv's) makes it
     non-blocking, and a message larger than the pipe's buffer would be cut off.
     """
 
@@ -83,10 +85,11 @@ class PipeWriter:
         self._thread.start()
 
     def send(self, message: Any) -> None:
+        """Queue a message for sending."""
         self._queue.put(message)
 
     def close(self) -> None:
-        """End the thread. Only once the other end is gone: until then it may wait for room."""
+        """End the thread. The other end must be closed: otherwise the thread may wait for room."""
         self._queue.put(None)
         self._thread.join()
         self._socket.close()

@@ -1,4 +1,4 @@
-"""Signals that reach a whole process group, and the processes that leave them to the front end.
+"""How processes ignore signals of their group, which only the front end handles.
 
 A terminal sends Ctrl-C to every process of its foreground group, and a supervisor may send its
 SIGTERM to every process of a service. The front end alone decides what follows: it lets running
@@ -15,13 +15,13 @@ GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def group_signals_blocked() -> Iterator[None]:
-    """Start processes within this block that ignore the signals of the group from the beginning.
+    """Block the signals of the group while processes are started within this block.
 
-    A process inherits the blocked signals, so that none can end it, or print a traceback, before
-    it has imported enough to call `ignore_group_signals`. This process loses no signal: one that
-    arrives meanwhile is delivered afterwards.
+    A new process inherits the blocked signals: none can end it, or make it print a traceback,
+    before it has imported enough to call `ignore_group_signals`. This process loses no signal: one
+    that arrives within the block is delivered after it.
     """
-    resource_tracker.ensure_running()  # its start, at the first process, would unblock signals
+    resource_tracker.ensure_running()  # else the first process starts it, which unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -30,7 +30,7 @@ def group_signals_blocked() -> Iterator[None]:
 
 
 def ignore_group_signals() -> None:
-    """Ignore the signals of the group from now on. For the main thread of a started process."""
+    """Ignore the signals of the group from now on. Call it in the main thread of a new process."""
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)

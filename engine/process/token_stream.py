@@ -1,4 +1,4 @@
-"""What a client of the engine iterates: the answer to one request."""
+"""The stream of tokens of one request, and the request while it is running."""
 
 import asyncio
 import contextlib
@@ -9,18 +9,22 @@ from typing import Any
 from engine.errors import EngineError
 from engine.messages import Generate, Tokens
 
-Mail = asyncio.Queue[Tokens | EngineError | None]  # None: the end
+EventQueue = asyncio.Queue[Tokens | EngineError | None]  # None: the end of the stream
 
 
 class TokenStream(AsyncGenerator[Tokens, None]):
-    """The tokens of one request, all choices interleaved, until each has its `finish`.
+    """The tokens of one request, with all choices interleaved, until each has its `finish`.
 
-    The request runs from the start, also before the first `anext`, which a generator function
-    could not do. Leaving early in any way (`aclose`, cancellation, being collected) aborts it.
+    The request also runs before the first `anext`, unlike the body of a generator function. Ending
+    the iteration early in any way (`aclose`, cancellation, garbage collection) aborts it.
+
+    Args:
+        events: receives the tokens, and then an error or None.
+        abort: ends the request in the engine.
     """
 
-    def __init__(self, mail: Mail, abort: Callable[[], None]) -> None:
-        self._mail = mail
+    def __init__(self, events: EventQueue, abort: Callable[[], None]) -> None:
+        self._events = events
         self._abort = abort
         self._loop = asyncio.get_running_loop()
         self._ended = False
@@ -29,9 +33,9 @@ class TokenStream(AsyncGenerator[Tokens, None]):
         if self._ended:
             raise StopAsyncIteration
         try:
-            event = await self._mail.get()
+            event = await self._events.get()
         except asyncio.CancelledError:
-            self._leave()
+            self._end_early()
             raise
         if isinstance(event, Tokens):
             return event
@@ -41,40 +45,40 @@ class TokenStream(AsyncGenerator[Tokens, None]):
         raise event
 
     async def athrow(self, typ: Any, val: Any = None, _tb: Any = None, /) -> Tokens:
-        self._leave()
+        self._end_early()
         raise typ if val is None else val
 
     async def aclose(self) -> None:
-        self._leave()
+        self._end_early()
 
     def __del__(self) -> None:
         if not self._ended:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody serves any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the engine
                 self._loop.call_soon_threadsafe(self._abort)
 
-    def _leave(self) -> None:
+    def _end_early(self) -> None:
         if not self._ended:
             self._ended = True
             self._abort()
 
 
 @dataclass
-class Running:
-    """A request the engine has: where its tokens go, and how many choices are not finished."""
+class RunningRequest:
+    """A request that the engine has, with the queue for its tokens."""
 
     message: Generate
-    mail: Mail
-    num_unfinished: int
-    on_start: Callable[[], None] | None  # None: it was called, or nobody asked for it
+    events: EventQueue
+    num_unfinished: int  # choices without a `finish`
+    on_start: Callable[[], None] | None  # None once it was called, or if the caller gave none
     is_waiting: bool = True
 
     def finish_choice(self) -> bool:
-        """Count a finished choice; return whether it was the last."""
+        """Count a finished choice, and return whether it was the last."""
         self.num_unfinished -= 1
         return self.num_unfinished == 0
 
     def start(self) -> None:
-        """Count the request as running: it takes part in a pass."""
+        """Record that the request takes part in a pass, and call `on_start` the first time."""
         self.is_waiting = False
         if self.on_start is not None:
             self.on_start()

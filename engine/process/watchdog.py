@@ -1,6 +1,6 @@
-"""When to give up on an engine process, when to try again, and whose fault it was.
+"""The rules of supervision: when a process is stalled, when it is restarted, what caused crashes.
 
-Pure rules: `now` is a monotonic time in seconds, given by the caller.
+The rules do no I/O: callers give them the monotonic time `now` in seconds.
 """
 
 from collections import OrderedDict, deque
@@ -10,77 +10,78 @@ from statistics import median
 
 from engine.messages import Generate
 
-QUIET_S = 30.0  # silence that is always allowed while requests run
-FIRST_PASS_QUIET_S = 300.0  # before the first pass is measured: cold caches, kernels compiled
-QUIET_PASSES = 10
-LATE_S = 5.0  # a look that comes so late was held up by what holds up the process too
+MIN_SILENCE_S = 30.0  # silence that is always allowed while requests run
+FIRST_PASS_SILENCE_S = 300.0  # before the first pass is measured: cold caches, compiled kernels
+SILENT_PASSES = 10  # typical passes during which the process may be silent
+LATE_S = 5.0  # a check that is later than this was paused together with the process
 RECENT_PASSES = 32
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LONGEST_S = 30.0
-BACKOFF_SERVED_S = 1.0  # the longest after a process that had completed a pass
-GOOD_SERVICE_S = 60.0  # after which the backoff starts anew
-MANY_RESTARTS = 3  # within `RESTARTS_S`: passes that were completed count no more
+BACKOFF_SERVED_S = 1.0  # the longest wait after a process that had completed a pass
+GOOD_SERVICE_S = 60.0  # time of service after which the backoff starts anew
+MANY_RESTARTS = 3  # within `RESTARTS_S`: then `BACKOFF_SERVED_S` does not apply
 RESTARTS_S = 60.0
-DEADLY_DEATHS = 2
-SUSPICION_S = 600.0
-MOST_SUSPECTS = 1024
+CRASHES_TO_REFUSE = 2
+REFUSAL_S = 600.0
+MAX_FINGERPRINTS = 1024
 
 
 class Watchdog:
-    """Tells when a process that has requests to run was silent for too long.
+    """A timer that shows when a process with running requests was silent for too long.
 
-    The bound is `max(30 s, ten typical passes)`, the typical pass being the median of the recent
-    ones; until one was measured it is 300 s.
+    The limit is `max(30 s, ten typical passes)`, where a typical pass takes the median of the
+    recent ones. Until the first pass is measured it is 300 s.
     """
 
     def __init__(self, now: float) -> None:
-        self._heard_at = now
+        self._silent_since = now
         self._passes_s: deque[float] = deque(maxlen=RECENT_PASSES)
 
-    def heard(self, now: float) -> None:
-        """A message came, or the first request went out: the silence starts anew."""
-        self._heard_at = now
+    def restart_timer(self, now: float) -> None:
+        """Start the timer anew, because a message came or the first request was sent."""
+        self._silent_since = now
 
-    def looked(self, now: float, due: float) -> None:
-        """Somebody looks at what remains, who meant to at `due`.
+    def restart_timer_if_late(self, now: float, due: float) -> None:
+        """Start the timer anew if a check is far later than `due`.
 
-        One who comes far too late was paused (a container, a virtual machine), and the process with
-        it: the silence starts anew.
+        In this case the machine (a container, a virtual machine) was paused, and the process with
+        it.
         """
         if now - due > LATE_S:
-            self.heard(now)
+            self.restart_timer(now)
 
-    def passed(self, seconds: float) -> None:
-        """A pass was completed in this time."""
+    def record_pass(self, seconds: float) -> None:
+        """Record the duration of a finished pass."""
         self._passes_s.append(seconds)
 
     @property
-    def quiet_s(self) -> float:
-        """How long the process may be silent."""
+    def max_silence_s(self) -> float:
+        """The seconds for which the process may be silent."""
         if not self._passes_s:
-            return FIRST_PASS_QUIET_S
-        return max(QUIET_S, QUIET_PASSES * median(self._passes_s))
+            return FIRST_PASS_SILENCE_S
+        return max(MIN_SILENCE_S, SILENT_PASSES * median(self._passes_s))
 
-    def remaining(self, now: float) -> float:
-        """Seconds of silence left; at 0 or below the process counts as stalled."""
-        return self._heard_at + self.quiet_s - now
+    def remaining_s(self, now: float) -> float:
+        """Return the seconds of silence left; at 0 or below the process is stalled."""
+        return self._silent_since + self.max_silence_s - now
 
 
 class Backoff:
-    """How long to wait before the process is started again: 0.5 s, doubling up to 30 s.
+    """The waiting time before each restart of the process: 0.5 s, doubling up to 30 s.
 
-    At most 1 s after a process that had completed a pass, unless this is the third restart within
-    a minute.
+    It is at most 1 s after a process that had completed a pass, unless this is the third restart
+    within a minute.
     """
 
     def __init__(self) -> None:
         self._next_s = BACKOFF_FIRST_S
         self._restarts: deque[float] = deque(maxlen=MANY_RESTARTS)
 
-    def delay(self, now: float, served_s: float, *, has_served: bool) -> float:
-        """Return the seconds to wait after a process that was ready for `served_s` seconds.
+    def next_delay(self, now: float, served_s: float, *, has_served: bool) -> float:
+        """Record a restart, and return the seconds to wait before it.
 
         Args:
+            served_s: the seconds for which the ended process was ready.
             has_served: whether it had completed a pass.
         """
         self._restarts.append(now)
@@ -95,34 +96,40 @@ class Backoff:
         return delay
 
 
-class Suspects:
-    """Requests that were running when the process died, by fingerprint.
+class CrashHistory:
+    """The crashes during which a request was running, counted by the request's fingerprint.
 
-    One that saw two deaths is refused until 600 s after the last, so that it costs the service at
-    most one restart in that time, and so that a bystander is not refused for ever.
+    A request that was running during two crashes is refused for 600 s after the second. So it costs
+    at most one restart in that time, and a request that did not cause them is refused only for a
+    while.
     """
 
     def __init__(self) -> None:
-        self._deaths: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
+        self._crashes: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
 
     def __bool__(self) -> bool:
-        return bool(self._deaths)
+        return bool(self._crashes)
 
-    def saw_death(self, fingerprint: Hashable, now: float) -> None:
-        deaths, _ = self._deaths.pop(fingerprint, (0, now))
-        self._deaths[fingerprint] = (deaths + 1, now)
-        if len(self._deaths) > MOST_SUSPECTS:
-            self._deaths.popitem(last=False)
+    def record_crash(self, fingerprint: Hashable, now: float) -> None:
+        """Count a crash during which this request was running."""
+        crashes, _ = self._crashes.pop(fingerprint, (0, now))
+        self._crashes[fingerprint] = (crashes + 1, now)
+        if len(self._crashes) > MAX_FINGERPRINTS:
+            self._crashes.popitem(last=False)
 
-    def served(self, fingerprint: Hashable) -> None:
-        """It was answered to the end: innocent."""
-        self._deaths.pop(fingerprint, None)
+    def forget(self, fingerprint: Hashable) -> None:
+        """Forget the crashes of a request that was answered completely."""
+        self._crashes.pop(fingerprint, None)
 
-    def refuses(self, fingerprint: Hashable, now: float) -> bool:
-        deaths, last = self._deaths.get(fingerprint, (0, now))
-        return deaths >= DEADLY_DEATHS and now - last < SUSPICION_S
+    def is_refused(self, fingerprint: Hashable, now: float) -> bool:
+        """Return whether a request is refused because of its crashes."""
+        crashes, last = self._crashes.get(fingerprint, (0, now))
+        return crashes >= CRASHES_TO_REFUSE and now - last < REFUSAL_S
 
 
-def fingerprint(message: Generate) -> Hashable:
-    """The same for a repeated request: the front end draws a new seed where a client has none."""
+def fingerprint_of(message: Generate) -> Hashable:
+    """Return a value that is equal for repetitions of a request, whatever their seeds.
+
+    The front end draws a new seed for each request that has none.
+    """
     return hash((message.prompt, replace(message.params, seed=0), message.n))

@@ -1,13 +1,14 @@
-"""The engine's process: takes requests from the pipe, walks passes, sends what they emitted.
+"""The main loop of the engine process: read requests from the pipe, run passes, send tokens.
 
 The main thread loads the model and issues all device work. A second thread reads the pipe, so
-that an abort is known at the next layer border and not after a pass that may last seconds; the
-end of the pipe means that the front end is gone, and the process ends on the spot.
+that an abort takes effect at the next layer and not after a pass that may last seconds. The end of
+the pipe means that the front end has ended, and the process ends at once.
 
-Front end to engine, one message a frame; engine to front end, a tuple of messages a frame.
+A frame to the engine has one message, and a frame to the front end a tuple of messages.
 """
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -29,10 +30,10 @@ from engine.messages import (
     Heartbeat,
     Inbound,
     LoadFailed,
+    LoadProgress,
     ModelInfo,
     Outbound,
     PassStats,
-    Progress,
     Ready,
     ReportProgress,
     Shutdown,
@@ -40,18 +41,20 @@ from engine.messages import (
     Tokens,
     WeightsChecked,
 )
+from engine.printable_logs import make_printable
 from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
 
-EXIT_CRASHED = 70  # EX_SOFTWARE: an unexpected exception, its traceback is on stderr
+EXIT_CRASHED = 70  # EX_SOFTWARE: an unexpected exception; its traceback is on stderr
 EXIT_NOT_LOADED = 78  # EX_CONFIG: the model cannot be loaded
-EXIT_ORPHANED = 75  # EX_TEMPFAIL: the front end is gone
+EXIT_ORPHANED = 75  # EX_TEMPFAIL: the front end has ended
 HEARTBEAT_S = 1.0
 PROGRESS_S = 0.1
+TAKING_SECONDS = 0.05  # for new requests between two passes
 
 
 class StepEngine(Protocol):
-    """What this loop asks of an engine; `engine.runtime.engine.Engine` is the real one."""
+    """The interface of an engine that this loop needs; `engine.runtime.engine.Engine` has it."""
 
     info: ModelInfo
     last_pass: PassStats | None
@@ -68,7 +71,7 @@ class StepEngine(Protocol):
 
 
 class Audits(Protocol):
-    """What this loop asks of an audit; `engine.runtime.audit.Auditor` is the real one."""
+    """The interface of the audit that this loop needs; `engine.runtime.audit.Auditor` has it."""
 
     @property
     def pending(self) -> bool: ...
@@ -77,7 +80,7 @@ class Audits(Protocol):
 
 
 class Rechecks(Protocol):
-    """What this loop asks of the checks of packed weights; `engine.streaming.recheck` has them."""
+    """The interface of checks of packed weights, which `engine.streaming.recheck.Rechecks` has."""
 
     def seconds_until_due(self) -> float | None: ...
     def preempt(self) -> None: ...
@@ -85,39 +88,40 @@ class Rechecks(Protocol):
     def take_report(self) -> WeightsChecked | None: ...
 
 
-OnBorder = Callable[[], None]  # the engine is about to run another part of a pass
-OnStart = Callable[[str], None]  # the first pass of the request of this id begins
+OnBorder = Callable[[], None]  # called before the engine runs another part of a pass
+OnStart = Callable[[str], None]  # called with a request's id when its first pass begins
 Load = Callable[[ModelSpec, ReportProgress, OnBorder, OnStart], StepEngine]
 
 
 def main(connection: Connection, spec: ModelSpec) -> None:
-    """Entry of the spawned process: serve `spec` until told to end."""
+    """Serve `spec` until the front end asks the process to end. It runs in the spawned process."""
     serve(connection, spec, _load_engine)
 
 
 def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
-    """Load an engine with `load` and run it; returns after `Shutdown`, else exits the process."""
+    """Load an engine with `load` and run it. Return after `Shutdown`, else exit the process."""
     ignore_group_signals()
     if sys.stderr is not None:
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     keep_freed_memory()
+    make_printable([logging.lastResort], "%(message)s")
     outbox = _Outbox(connection)
     inbox = _Inbox(connection)
     service: _Service | None = None
     try:
-        service = _Service(_load_or_tell(load, spec, outbox), inbox, outbox)
+        service = _Service(_load_or_report(load, spec, outbox), inbox, outbox)
         service.run()
-    except BaseException as error:  # the border of the process: told, logged, and the process ends
+    except BaseException as error:  # reported to requests and stderr; then the process ends
         traceback.print_exc()
         if service is not None:
             service.fail_running(error)
-        _exit(EXIT_CRASHED)  # not sys.exit: a thread of a broken engine could hold it up
+        _exit(EXIT_CRASHED)  # not sys.exit: a thread of a broken engine could block it
 
 
-def _load_or_tell(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
+def _load_or_report(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
     try:
-        return load(spec, outbox.report, outbox.beat, outbox.start)
+        return load(spec, outbox.report_load, outbox.count_unit, outbox.report_start)
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)
@@ -126,13 +130,13 @@ def _load_or_tell(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
 def _load_engine(
     spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
 ) -> StepEngine:
-    from engine.runtime.engine import Engine  # torch and transformers: only in this process
+    from engine.runtime.engine import Engine  # imports torch, which only this process needs
 
     return Engine.load(spec, progress, on_border, on_start)
 
 
 class _Outbox:
-    """Sends batches; loaders report from their own threads, hence the lock."""
+    """The sending end of the pipe, with a lock because loaders report from their own threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -140,28 +144,29 @@ class _Outbox:
         self._step_of_load = ""
         self._next_report = 0.0
         self._num_units = 0
-        self._next_beat = 0.0
+        self._next_heartbeat = 0.0
 
-    def report(self, what: str, done: int, total: int) -> None:
+    def report_load(self, what: str, done: int, total: int) -> None:
         """Send the progress of the load, at most ten times a second for each kind of step."""
         now = time.monotonic()
         if what != self._step_of_load or done == total or now >= self._next_report:
             self._step_of_load, self._next_report = what, now + PROGRESS_S
-            self.send(Progress(what, done, total))
+            self.send(LoadProgress(what, done, total))
 
-    def beat(self) -> None:
-        """Count a unit, and send that there is progress inside a pass, at most once a second."""
+    def count_unit(self) -> None:
+        """Count a unit of a pass, and send a heartbeat at most once a second."""
         self._num_units += 1
         now = time.monotonic()
-        if now >= self._next_beat:
-            self._next_beat = now + HEARTBEAT_S
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + HEARTBEAT_S
             self.send(Heartbeat(self._num_units))
 
-    def start(self, request_id: str) -> None:
-        """Send that the first pass of a request begins."""
+    def report_start(self, request_id: str) -> None:
+        """Report that the first pass of a request begins."""
         self.send(Started(request_id))
 
     def send(self, *messages: Outbound) -> None:
+        """Send messages in one frame. Exit the process if the front end has ended."""
         if not messages:
             return
         try:
@@ -172,29 +177,46 @@ class _Outbox:
 
 
 class _Inbox:
-    """What the front end sent, in order.
+    """The receiving end of the pipe, whose thread queues the messages of the front end in order.
 
-    An abort also reaches the engine at once, and a check in idle time makes way for a request.
+    It also passes an abort to the engine at once, and interrupts idle checks for a request.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._engine: StepEngine | None = None  # until it is loaded
         self._connection = connection
         self._messages: SimpleQueue[Inbound] = SimpleQueue()
+        self._aborted: set[str] = set()  # request ids of the aborts among the messages
         Thread(target=self._receive, name="pipe reader", daemon=True).start()
 
     def attach(self, engine: StepEngine) -> None:
-        """From now on an abort and the end of a check reach this engine at once."""
+        """Set the loaded engine, which gets aborts and the interruption of checks at once."""
         self._engine = engine
 
     def take(self, seconds: float | None) -> Iterator[Inbound]:
-        """Yield all messages that are there; wait up to `seconds` for the first, None: for ever."""
+        """Yield messages that have arrived; wait for the first, at most `seconds` if given.
+
+        Requests whose clients have left already are left out. After `TAKING_SECONDS` the rest waits
+        for the next call: each request may need a grammar compiled, and a flood of such requests
+        would keep the running ones from their next pass.
+        """
         try:
-            yield self._messages.get(timeout=seconds)
+            message = self._messages.get(timeout=seconds)
+            deadline = time.monotonic() + TAKING_SECONDS
             while True:
-                yield self._messages.get_nowait()
+                if not self._is_aborted(message):
+                    yield message
+                if time.monotonic() >= deadline:
+                    return
+                message = self._messages.get_nowait()
         except Empty:
             return
+
+    def _is_aborted(self, message: Inbound) -> bool:
+        """Return True for a request whose abort has arrived too."""
+        if isinstance(message, Abort):
+            self._aborted.discard(message.request_id)
+        return isinstance(message, Generate) and message.request_id in self._aborted
 
     def _receive(self) -> None:
         while True:
@@ -202,18 +224,20 @@ class _Inbox:
                 message: Inbound = self._connection.recv()
             except (EOFError, OSError):
                 _exit(EXIT_ORPHANED)
-            if isinstance(message, Abort) and self._engine is not None:
-                self._engine.abort(message.request_id)
-            # Queued as well: the engine may not have been given the request yet.
+            if isinstance(message, Abort):
+                self._aborted.add(message.request_id)
+                if self._engine is not None:
+                    self._engine.abort(message.request_id)
+            # An abort is queued as well: the engine may not have received the request yet.
             self._messages.put(message)
             if isinstance(message, Generate | Shutdown) and self._engine is not None:
-                # After the put: the main thread may be about to look.
+                # After the put, so that the main thread finds the message when its check ends.
                 self._engine.auditor.preempt()
                 self._engine.rechecks.preempt()
 
 
 class _Service:
-    """Drain the inbox, step or check an answer or weights, send: until told to end."""
+    """The loop of the main thread: take messages, run a step or an idle check, send the results."""
 
     def __init__(self, engine: StepEngine, inbox: _Inbox, outbox: _Outbox) -> None:
         self._engine = engine
@@ -223,6 +247,7 @@ class _Service:
         self._reported: PassStats | None = None
 
     def run(self) -> None:
+        """Serve until a message asks the process to end, and close the engine."""
         self._inbox.attach(self._engine)
         self._outbox.send(Ready(self._engine.info))
         while self._take_messages():
@@ -240,12 +265,13 @@ class _Service:
         self._engine.close()
 
     def fail_running(self, error: BaseException) -> None:
+        """Send a failure for every request that has not finished."""
         reason = "".join(traceback.format_exception_only(error)).strip()
         message = f"The engine failed while this request was running: {reason}"
         self._outbox.send(*(Failed(id_, message, "engine_error") for id_ in self._unfinished))
 
     def _take_messages(self) -> bool:
-        """False once the engine is told to end."""
+        """Handle messages that have arrived. Return False if one asks the process to end."""
         seconds = self._engine.rechecks.seconds_until_due()
         if self._engine.has_work() or self._engine.auditor.pending:
             seconds = 0.0
@@ -272,7 +298,7 @@ class _Service:
     def _step(self) -> None:
         results = self._engine.step()
         for result in results:
-            self._count(result)
+            self._count_finished(result)
         figures = self._engine.last_pass
         if figures is None or figures is self._reported:
             self._outbox.send(*results)
@@ -280,7 +306,7 @@ class _Service:
             self._reported = figures
             self._outbox.send(*results, figures)
 
-    def _count(self, result: Tokens | Failed) -> None:
+    def _count_finished(self, result: Tokens | Failed) -> None:
         if isinstance(result, Tokens) and result.finish is None:
             return
         left = self._unfinished.pop(result.request_id, 0) - 1
@@ -289,7 +315,7 @@ class _Service:
 
 
 def _exit(code: int) -> NoReturn:
-    """End at once, from any thread, without waiting for a pass or for other threads."""
+    """End the process at once, from any thread, without waiting for a pass or other threads."""
     if sys.stderr is not None:
         sys.stderr.flush()
     os._exit(code)

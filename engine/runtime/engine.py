@@ -134,7 +134,8 @@ class Engine:
         with self._logits(rows, hidden) as logits:
             for entry in rows.entries:
                 sequence = entry.sequence
-                score_prompt(entry, logits, self._decoder.on_border)
+                with self._requests.refusing(sequence, events):
+                    score_prompt(entry, logits, self._decoder.on_border)
                 if sequence.is_cancelled:
                     continue  # its tiles may have been skipped
                 sequence.count_pass()

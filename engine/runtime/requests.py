@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence as Seq
 from contextlib import contextmanager
 
-from engine.errors import ModelError, RequestError
+from engine.errors import ModelError, PassFailed, RequestError
 from engine.messages import Failed, Generate, Tokens
 from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
@@ -92,10 +92,13 @@ class Requests:
 
     @contextmanager
     def refusing(self, sequence: Sequence, events: Events) -> Iterator[None]:
-        """Fail only this sequence's request where its grammar can be followed no further."""
+        """Fail only this sequence's request where its answer cannot go on.
+
+        That is where its grammar can be followed no further, or its logits are no numbers.
+        """
         try:
             yield
-        except RequestError as error:
+        except (RequestError, PassFailed) as error:
             events += self._fail([sequence], str(error), error.code or "invalid_request")
 
     def _fail(self, sequences: Seq[Sequence], message: str, code: str) -> list[Failed]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 from engine import __version__
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
+from engine.files import exists, read_object
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
@@ -20,10 +21,15 @@ from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import packed
 from engine.streaming.ring import LayerStream
 from engine.text.tokenizer import read_tokenizer
+from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import kv_shape
 from engine.weights.hub import identity_of, resolve, text_digest
 from engine.weights.layout import UnitReader
 from engine.weights.stored_format import stored_format
+
+log = logging.getLogger(__name__)
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 class TargetFiles(Blueprint):
@@ -60,15 +66,21 @@ class TargetFiles(Blueprint):
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """All end-of-sequence ids: the generation config's, else the model's."""
-        path = self.folder / "generation_config.json"
-        generation: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        ids = generation.get("eos_token_id")
+        """All end-of-sequence ids: the generation config's, else the model's.
+
+        What is no id of the vocabulary is left out, with a line in the log.
+        """
+        path = self.folder / GENERATION_CONFIG
+        ids = read_object(path).get("eos_token_id") if exists(path) else None
         if ids is None:
-            ids = self.config.eos_token_id
+            path, ids = self.folder / CONFIG_NAME, self.config.eos_token_id
         if ids is None:
             return frozenset()
-        return frozenset(ids if isinstance(ids, list) else [ids])
+        asked = ids if isinstance(ids, list) else [ids]
+        found = frozenset(id_ for id_ in asked if type(id_) is int and 0 <= id_ < self.vocab_size)
+        if wrong := [id_ for id_ in asked if type(id_) is not int or id_ not in found]:
+            log.warning("%s: eos_token_id: %s: no tokens of this model", path, shown(wrong))
+        return found
 
     def reader(self, plan: Plan) -> UnitReader:
         """The units; packs what the stream will read from disk, and what is quantized, once."""

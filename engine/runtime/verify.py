@@ -9,8 +9,10 @@ is what plain decoding would have emitted.
 from collections.abc import Callable
 
 from engine.drafting.tree import DraftTree
+from engine.errors import not_finite
 from engine.messages import PREDICTION
 from engine.runtime.choices import Logits, choose_ahead, choose_tree, settle
+from engine.sampling.choose import NO_CHOICE
 from engine.sampling.logprobs import model_logprobs
 from engine.sequences.sequence import Sequence
 
@@ -39,7 +41,7 @@ def emit_accepted(
     """Emit what the target accepts of a sequence's tree; return the accepted rows, the root first.
 
     The tree begins with row `root` of the pass. With `at_once` the choices of all its rows are
-    made together, where they can be.
+    made together, where they can be. Raises `PassFailed` where the target's logits are no numbers.
     """
     params, constraint = sequence.params, sequence.constraint
     if sequence.max_new_tokens == 0:  # only its prompt was to be scored
@@ -51,6 +53,8 @@ def emit_accepted(
     def choose(row: int) -> int:
         if row not in chosen:
             chosen.update(choose_ahead(sequence, tree, row, root, logits))
+        if chosen[row] == NO_CHOICE:
+            raise not_finite()
         if constraint is None:
             return chosen[row]
         own, length = logits.row(root + row), len(sequence.tokens)

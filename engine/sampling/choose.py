@@ -27,6 +27,8 @@ from engine.sampling.large_vocabularies.candidates import Candidates, find_candi
 from engine.sampling.logit_rules import TokenCounts, is_greedy, is_penalized, penalize
 from engine.sampling.noise import make_streams
 
+NO_CHOICE = -1
+
 
 def choose_rows(
     logits: Rows,
@@ -41,7 +43,8 @@ def choose_rows(
 ) -> Tensor:
     """Return the chosen token of each row, int64 [R], on the device of the logits.
 
-    If several tokens are equally good, the one with the lowest id is chosen.
+    If several tokens are equally good, the one with the lowest id is chosen. A row with a logit
+    that is NaN or infinite has no choice: its token is `NO_CHOICE`.
 
     Args:
         logits: the target's logits, one row for each position.
@@ -50,6 +53,22 @@ def choose_rows(
         choice: the number of the sequence among its request's choices.
         paths, banned, allowed: as for `sampling_logprobs`; `paths` are needed only for penalties.
     """
+    has_choice = logits.best.amax(-1) < torch.inf  # False for NaN
+    return _choose_rows(
+        logits, params, counts, positions, choice, paths, banned, allowed
+    ).masked_fill(~has_choice, NO_CHOICE)
+
+
+def _choose_rows(
+    logits: Rows,
+    params: SamplingParams,
+    counts: TokenCounts | None,
+    positions: Sequence[int],
+    choice: int,
+    paths: Sequence[Sequence[int]] | None,
+    banned: Sequence[Sequence[int]] | None,
+    allowed: Tensor | None,
+) -> Tensor:
     if is_penalized(params, banned, allowed):
         raw = logits.whole()[:, : logits.size]
         logits = Rows.of(penalize(raw, params, counts, paths, banned, allowed))

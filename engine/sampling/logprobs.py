@@ -4,11 +4,13 @@ They are computed before temperature, penalties and truncation. In shapes, V is 
 and R the number of rows.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from engine.errors import not_finite
 from engine.messages import TokenLogprob
 
 LOWEST_LOGPROB = -9999.0  # replaces minus infinity, which JSON cannot represent
@@ -27,10 +29,14 @@ def rows_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Token
     Args:
         logits: the model's logits [R, V].
         tokens: one token for each row.
+
+    Raises `PassFailed` for logits that are NaN or infinite.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_probs = logits.to(dtype).log_softmax(-1).clamp_(min=LOWEST_LOGPROB)
     own = log_probs[range(len(tokens)), tokens].tolist()
+    if any(map(math.isnan, own)):
+        raise not_finite()
     best: list[list[tuple[int, float]]] = [[] for _ in tokens]
     if top > 0:
         last = log_probs.topk(min(top, log_probs.shape[-1])).values[:, -1:]

@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MOST_GROWTH = 64  # times the length of a token's spelling
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -127,6 +128,7 @@ class _TokenDecoder:
         self._replacements: list[tuple[str, str]] = []
         self._is_byte_level = False
         self._has_byte_fallback = False
+        self._growth = 1  # how many times longer the replacements may make a token
         for step in _steps(state):
             self._add_step(step)
 
@@ -152,6 +154,12 @@ class _TokenDecoder:
             case {"type": "Metaspace", "replacement": str(mark)}:
                 self._replacements.append((mark, " "))
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+                self._growth *= max(1, -(-len(new) // max(len(old), 1)))
+                if not old or self._growth > MOST_GROWTH:
+                    raise ModelError(
+                        f"tokenizer.json: decoder Replace of {shown(old)} by {len(new)} characters "
+                        "is not supported: texts would grow without bounds"
+                    )
                 self._replacements.append((old, new))
             case {"type": "Fuse" | "Strip"}:
                 pass  # Strip removes a space at the start of a text, where no answer begins

@@ -5,8 +5,14 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from engine.errors import ModelError
-from engine.weights.family import repository_code
+from engine.errors import ModelError, shown
+from engine.files import read_object
+from engine.library_call import library_call
+from engine.text import check
+from engine.text.tokenizer_files import CONFIG_FILE, FAST_FILE, private_copy
+from engine.weights.config_file import CONFIG_NAME
+
+SAMPLE = "Hello there, 123"
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -14,16 +20,34 @@ def read_tokenizer(folder: Path) -> Any:
 
     Raises `ModelError` if there is none.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        if (name := repository_code(folder / "tokenizer_config.json")) is not None:
-            raise ModelError(
-                f"{folder}/tokenizer_config.json: transformers does not know the tokenizer_class "
-                f"{name!r}, and code of a model repository (auto_map) is never run. Use a "
-                "checkpoint whose tokenizer transformers knows"
-            ) from error
-        raise ModelError(f"{folder} has no tokenizer that can be used: {error}") from error
+    with private_copy(folder) as files:
+        if (files / FAST_FILE).exists() and (fault := check.fault(files / FAST_FILE)) is not None:
+            raise ModelError(f"{folder / FAST_FILE}: cannot be used: {fault}")
+        tokenizer = _load(folder, files)
     if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ModelError(f"{folder}: its tokenizer has no tokenizer.json and cannot be converted")
+        raise ModelError(f"{folder}: its tokenizer has no {FAST_FILE} and cannot be converted")
     return tokenizer
+
+
+def _load(folder: Path, files: Path) -> Any:
+    """Return the tokenizer of the copied files of a folder."""
+    values = read_object(files / CONFIG_FILE) if (files / CONFIG_FILE).exists() else {}
+    try:
+        if all(path.name in (CONFIG_NAME, CONFIG_FILE) for path in files.iterdir()):
+            raise ModelError(
+                f"{folder}: no tokenizer: neither {FAST_FILE} nor another vocabulary is there. "
+                "Copy it from the model that this one was made of"
+            )
+        with library_call(f"{folder}: {CONFIG_FILE} or {FAST_FILE}"):
+            tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
+            if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+                backend.encode(SAMPLE)  # fails where a vocabulary lacks its own unknown token
+            return tokenizer
+    except ModelError as error:
+        if values.get("auto_map"):
+            raise ModelError(
+                f"{folder / CONFIG_FILE}: transformers does not know the tokenizer_class "
+                f"{shown(values.get('tokenizer_class'))}, and code of a model repository "
+                "(auto_map) is never run. Use a checkpoint whose tokenizer transformers knows"
+            ) from error
+        raise

@@ -4,15 +4,29 @@ Draft trees need attention in every layer: a layer with a recurrent state (linea
 convolution) has one state per sequence, not one per branch. Such families are refused by name.
 """
 
+import dataclasses
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import torch
+import transformers
 from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
+from engine.library_call import find_key, library_call
+from engine.printable_logs import make_printable
+from engine.weights.config_file import CONFIG_NAME, read_config_values, whole
+
+# The library's warnings quote values of config.json.
+make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
 
 # Each has an exactness test of its own (tests/engine/runtime/test_exactness.py).
 TESTED = frozenset(
@@ -55,32 +69,81 @@ def read_config(folder: Path) -> Any:
     Code of a model repository is never run. Where the library knows the family, its own code is
     used, also if the repository has code as well.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        if (name := repository_code(folder / "config.json")) is not None:
+    where = folder / CONFIG_NAME
+    values = read_config_values(folder)
+    name = values["model_type"]
+    if name not in CONFIG_MAPPING:
+        reason = (
+            f"transformers {transformers.__version__} does not know the model_type {shown(name)}"
+        )
+        if values.get("auto_map"):
             raise ModelError(
-                f"{folder}/config.json: transformers does not know the model_type {name!r}, and "
-                "code of a model repository (auto_map) is never run. Use a checkpoint of a family "
-                "that transformers knows"
-            ) from error
-        raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
-    check_family(config)
+                f"{where}: {reason}, and code of a model repository (auto_map) is never run. Use a "
+                "checkpoint of a family that transformers knows"
+            )
+        raise ModelError(f"{where}: {reason}")
+    with library_call(where, partial(find_key, values, make_config)):
+        config = make_config(values)
+        check_family(config)
+        if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ModelError(f"{where}: model_type {shown(name)} is no model of text")
+        _check_numbers(config, where)
     return config
 
 
-def repository_code(path: Path) -> str | None:
-    """Return what a file of a model repository says of itself if it names code of the repository.
+def make_config(values: Mapping[str, Any]) -> Any:
+    """Return the library's configuration of the values of a config.json."""
+    with TemporaryDirectory(prefix="understudy-config-") as own:
+        # The library reads a file of ours: with the values that were checked, and nothing else.
+        write_config(values, Path(own))
+        return AutoConfig.from_pretrained(own, trust_remote_code=False)
 
-    That is its model_type or tokenizer_class. None if it names no code or cannot be read.
+
+def write_config(values: Mapping[str, Any], folder: Path) -> None:
+    """Write the values of a config.json as the library takes them, without code to run.
+
+    They get the types that the library's class declares: it takes 1.0 for no integer, and 0 for no
+    real number.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or not values.get("auto_map"):
-        return None
-    return str(values.get("model_type") or values.get("tokenizer_class"))
+    found = {key: value for key, value in values.items() if key != "auto_map"}
+    fields = {}
+    if (name := values["model_type"]) in CONFIG_MAPPING:  # whose `get` finds nothing
+        kind = CONFIG_MAPPING[name]
+        fields = {field.name: _atoms(field.type) for field in dataclasses.fields(kind)}
+    for key, value in list(found.items()):
+        atoms = fields.get(key, frozenset())
+        if float in atoms and int not in atoms and isinstance(value, int):
+            found[key] = value if isinstance(value, bool) else float(value)
+        elif int in atoms and float not in atoms:
+            found[key] = whole(value)
+    (folder / CONFIG_NAME).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _atoms(kind: Any) -> frozenset[Any]:
+    """Return the types that a union is made of."""
+    parts = get_args(kind)
+    return frozenset(a for part in parts for a in _atoms(part)) if parts else frozenset([kind])
+
+
+def _check_numbers(config: Any, where: Path) -> None:
+    """Raise `ModelError` for numbers with which no layer of attention can be built."""
+    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    for key in (*keys, "max_position_embeddings"):
+        value = getattr(config, key, None)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ModelError(f"{where}: {key}: at least 1 is needed, found {shown(value)}")
+    shape, heads = kv_shape(config), config.num_attention_heads
+    if heads % shape.num_kv_heads:
+        raise ModelError(
+            f"{where}: num_key_value_heads: {shape.num_kv_heads} does not divide the "
+            f"{heads} attention heads (num_attention_heads)"
+        )
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if experts and not 1 <= (chosen or 0) <= experts:
+        raise ModelError(
+            f"{where}: num_experts_per_tok: {shown(chosen)} of {experts} experts cannot be chosen"
+        )
 
 
 def check_family(config: Any) -> None:

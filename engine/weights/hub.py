@@ -5,6 +5,7 @@
 
 import errno
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -19,8 +20,10 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
+from engine.files import find_folder, read_bytes
 from engine.messages import ReportProgress
+from engine.weights.shards import advice
 
 _CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
@@ -28,6 +31,7 @@ _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "*.gguf", "*/*", "consolidated*.safetensors"]
 _TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
+_LARGEST_TEXT = 64 << 20  # bytes
 _REPORT_SECONDS = 0.5
 # The root error of the HTTP package that the installed release is built on (httpx, httpx2).
 _HTTP_ERROR = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
@@ -50,10 +54,7 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
     """
     folder = _find(source, revision, partial(_snapshot, source, revision, progress))
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder}: no *.safetensors file. Only safetensors weights are read: convert other "
-            "formats with save_pretrained"
-        )
+        raise ModelError(f"{folder}: no *.safetensors file. {advice(folder)}")
     return Resolved(folder, identity_of(folder))
 
 
@@ -77,16 +78,15 @@ def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:
         except (OSError, errors.HFValidationError, _HTTP_ERROR) as error:
             raise ModelError(_explanation(error, source, revision)) from error
     if not (folder / _CONFIG).is_file():
-        raise ModelError(f"{folder}: {_CONFIG} is missing: this is no model folder")
+        raise ModelError(f"{folder}: {_CONFIG} is missing or no file. {advice(folder)}")
     return folder
 
 
 def _local_folder(source: str) -> Path | None:
     """Return the folder that `source` is, None if it is the name of a repository."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.is_absolute() or source.startswith((".", "~")):
+    if (folder := find_folder(source)) is not None:
+        return folder
+    if source.startswith((".", "/", "~")):
         raise ModelError(f"{source}: there is no such folder")
     return None
 
@@ -94,8 +94,8 @@ def _local_folder(source: str) -> Path | None:
 def identity_of(folder: Path) -> str:
     """Return a digest of config.json's text and of every safetensors file's name, size and time
     of change; of a hub snapshot after its commit, because its files can be overwritten too."""
-    digest = hashlib.blake2b((folder / _CONFIG).read_bytes(), digest_size=20)
-    for path in sorted(folder.glob("*.safetensors")):
+    digest = hashlib.blake2b(read_bytes(folder / _CONFIG), digest_size=20)
+    for path in filter(os.path.isfile, sorted(folder.glob("*.safetensors"))):
         status = path.stat()
         digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     commit = _SNAPSHOT.search(folder.as_posix())
@@ -110,8 +110,12 @@ def text_digest(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for path in sorted(folder.iterdir()):
         if path.suffix in _TEXT_SUFFIXES and path.is_file():
-            digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
-            digest.update(path.read_bytes())
+            status = path.stat()
+            digest.update(f"\0{path.name}\0{status.st_size}\0".encode())
+            if status.st_size <= _LARGEST_TEXT:
+                digest.update(path.read_bytes())
+            else:  # no file that is read
+                digest.update(f"{status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
@@ -192,7 +196,7 @@ def _explanation(error: Exception, source: str, revision: str | None) -> str:
     place = f"{source}@{revision}" if revision else source
     match error:
         case errors.HFValidationError():
-            return f"{source!r} is neither a folder nor a hub id (owner/name)"
+            return f"{shown(source)} is neither a folder nor a hub id (owner/name)"
         case errors.GatedRepoError():
             return (
                 f"{place}: the repository is gated. Accept its terms on huggingface.co/{source}, "

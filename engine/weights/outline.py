@@ -162,7 +162,9 @@ def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule
     layers = getattr(untyped.get_decoder(), "layers", None)
     head = untyped.get_output_embeddings()
     if layers is None or head is None:
-        raise ModelError(f"{type(model).__name__} has no decoder layers or no head: not supported")
+        raise ModelError(
+            f"config.json: {type(model).__name__} has no decoder layers or no head: not supported"
+        )
     return [(paths[id(layer)], layer) for layer in layers], (paths[id(head)], head)
 
 

@@ -5,21 +5,26 @@ Headers are parsed here rather than by the library because several threads read 
 straight into slabs.
 """
 
-import json
+import math
+import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
+from engine.files import POINTER, parse_object, pointer_error
 from engine.weights.open_file import OpenFile
-from engine.weights.shards import INDEX_NAME, SINGLE_NAME, read_index
+from engine.weights.shards import AGAIN, INDEX_NAME, SINGLE_NAME, read_index
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# The format allows 100 MB, for which Python would take gigabytes. 100,000 tensors take 15 MB.
+MAX_HEADER_BYTES = 25_000_000
+LONGEST_NAME = 500  # characters; the library's patterns are tried on every name
 
 _DTYPES = {
     "F64": torch.float64,
@@ -113,7 +118,7 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         for name in names:
             path = self.folder / name
-            if not path.exists():
+            if not os.path.isfile(path):  # to open a named pipe would wait for a writer
                 raise ModelError(
                     f"{path}: the index names this file, but it is not there. Download it again"
                 )
@@ -139,6 +144,14 @@ class Checkpoint:
                 f"{path} has no entry for {strays[0]} (and {len(strays) - 1} more), which "
                 f"{tensors[strays[0]].file.name} holds. Download the checkpoint again"
             )
+
+
+def num_layers(folder: Path) -> int:
+    """Return how many layers the tensors of a checkpoint are of, by their names' first number."""
+    checkpoint = Checkpoint(folder)
+    checkpoint.close()
+    numbers = (re.search(r"\.(\d+)\.", name) for name in checkpoint.tensors)
+    return len({number[1] for number in numbers if number is not None})
 
 
 class StoredRows:
@@ -173,6 +186,8 @@ def _read_header(file: OpenFile) -> list[StoredTensor]:
         raise ModelError(f"{path}: {size} bytes are no safetensors file. Download it again")
     prefix = bytearray(8)
     file.read(memoryview(prefix), 0)
+    if POINTER.encode().startswith(prefix):
+        raise pointer_error(path)
     (length,) = struct.unpack("<Q", prefix)
     if length > min(MAX_HEADER_BYTES, size - 8):
         raise ModelError(
@@ -181,31 +196,58 @@ def _read_header(file: OpenFile) -> list[StoredTensor]:
         )
     raw = bytearray(length)
     file.read(memoryview(raw), 8)
-    try:
-        header = json.loads(raw)
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        tensors = [_parse(path, name, entry, 8 + length) for name, entry in entries.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{path}: corrupt safetensors header ({error}). Download it again"
-        ) from error
-    for stored in tensors:
+    header = parse_object(
+        _text(raw, path), f"{path}: corrupt safetensors header", unique=True, remedy=AGAIN
+    )
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    tensors = [_parse(path, name, entry, 8 + length) for name, entry in entries.items()]
+    end = 8 + length
+    for stored in sorted(tensors, key=lambda stored: (stored.offset, stored.nbytes)):
         if stored.offset + stored.nbytes > size:
             raise ModelError(
                 f"{path}: truncated: {stored.name} ends at byte {stored.offset + stored.nbytes}, "
                 f"the file at {size}. Download it again"
             )
+        if stored.nbytes and stored.offset < end:
+            raise _corrupt(path, stored.name, "shares its bytes with another tensor")
+        end = max(end, stored.offset + stored.nbytes)
     return tensors
 
 
-def _parse(path: Path, name: str, entry: dict[str, Any], data: int) -> StoredTensor:
+def _text(raw: bytearray, path: Path) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"{path}: corrupt safetensors header (not UTF-8). Download it again"
+        ) from error
+
+
+def _parse(path: Path, name: str, entry: object, data: int) -> StoredTensor:
     """Return what a header entry describes; `data` is where the file's data begins."""
-    begin, end = entry["data_offsets"]
-    shape = tuple(int(size) for size in entry["shape"])
-    if entry["dtype"] not in _DTYPES:
-        raise ModelError(f"{path}: {name} has dtype {entry['dtype']}, which is not supported")
-    dtype = _DTYPES[entry["dtype"]]
-    expected = torch.Size(shape).numel() * dtype.itemsize
-    if begin < 0 or end - begin != expected or any(size < 0 for size in shape):
-        raise ValueError(f"{name}: bytes {begin}..{end} for {entry['dtype']} {list(shape)}")
-    return StoredTensor(name, path, dtype, shape, data + begin, expected)
+    if len(name) > LONGEST_NAME:
+        raise _corrupt(path, shown(name), f"a name of {len(name)} characters")
+    if not isinstance(entry, dict):
+        raise _corrupt(path, name, f"an object is expected, found {shown(entry)}")
+    shape, offsets, kind = (entry.get(key) for key in ("shape", "data_offsets", "dtype"))
+    if not _are_sizes(shape):
+        raise _corrupt(path, name, f"shape: {shown(shape)}")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise _corrupt(path, name, f"data_offsets: {shown(offsets)}")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise ModelError(f"{path}: {name} has dtype {shown(kind)}, which is not supported")
+    dtype, (begin, end) = _DTYPES[kind], offsets
+    expected = math.prod(shape) * dtype.itemsize
+    if end - begin != expected:
+        raise _corrupt(path, name, f"bytes {begin}..{end} for {kind} {shown(shape)}")
+    return StoredTensor(name, path, dtype, tuple(shape), data + begin, expected)
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value
+    )
+
+
+def _corrupt(path: Path, name: str, what: str) -> ModelError:
+    return ModelError(f"{path}: corrupt safetensors header ({name}: {what}). Download it again")

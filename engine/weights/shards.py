@@ -1,13 +1,16 @@
 """Which safetensors files a checkpoint consists of: its index, or the one file without one."""
 
-import json
 import os
 from pathlib import Path
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
+from engine.files import parse_object, read_text
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+AGAIN = "Download it again"
+LARGEST_INDEX = 32 << 20  # bytes; the index of a model with 140,000 tensors has 14 MB
+MOST_FILES = 900  # all are open at the same time; the largest published models have 200
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -20,22 +23,65 @@ def read_index(folder: Path) -> dict[str, str]:
         if (folder / SINGLE_NAME).exists():
             return {}
         raise ModelError(
-            f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME} is there. Only safetensors "
-            "checkpoints are read: convert other formats with save_pretrained"
+            f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME} is there. {advice(folder)}"
         )
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: corrupt ({error!r}). Download it again") from error
+    index = parse_object(
+        read_text(path, LARGEST_INDEX), f"{path}: corrupt", unique=True, remedy=AGAIN
+    )
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{path}: corrupt (weight_map is empty or no object). Download it again")
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or os.path.basename(file) != file:
+        if not isinstance(file, str) or not _is_file_name(file):
             raise ModelError(
-                f"{path}: corrupt ({tensor} is said to be in {file!r}, not a file name). "
-                "Download it again"
+                f"{path}: corrupt ({shown(tensor)} is said to be in {shown(file)}, not a file "
+                "name). Download it again"
             )
+    if (count := len(set(weight_map.values()))) > MOST_FILES:
+        raise ModelError(f"{path}: corrupt ({count} files; {MOST_FILES} are the most)")
     return dict(weight_map)
+
+
+def _is_file_name(text: str) -> bool:
+    return text not in ("", ".", "..") and os.path.basename(text) == text and len(text) < 256
+
+
+_ONLY = "Only safetensors weights are read"
+
+
+def advice(folder: Path) -> str:
+    """Return what to do with a folder that is no safetensors checkpoint, by what it holds."""
+    for pattern, found, remedy in _OTHERS:
+        if any(folder.glob(pattern)):
+            return f"{_ONLY} and the folder holds {found}: {remedy}"
+    return f"{_ONLY}: convert other formats with save_pretrained"
+
+
+# What model folders may hold instead: a pattern of file names, what that is, and what to do.
+_OTHERS = (
+    (
+        "adapter_config.json",
+        "a LoRA adapter, not a whole model",
+        "merge it into its base model (merge_and_unload and save_pretrained of peft) and give that "
+        "folder",
+    ),
+    (
+        "*.gguf",
+        "a GGUF file",
+        "give the folder of the safetensors checkpoint that it was made of",
+    ),
+    (
+        "consolidated*.safetensors",
+        "Mistral's own format (consolidated.safetensors)",
+        "use the files of the same repository that transformers reads (model*.safetensors and "
+        "config.json)",
+    ),
+    (
+        "*.bin",
+        "PyTorch files (*.bin), which may hold code",
+        "convert them with save_pretrained, or use a revision with safetensors",
+    ),
+)
 
 
 def has_weights(folder: Path) -> bool:
@@ -43,4 +89,4 @@ def has_weights(folder: Path) -> bool:
     if not (folder / INDEX_NAME).exists() and not any(folder.glob("*.safetensors")):
         return False
     names = set(read_index(folder).values()) or {SINGLE_NAME}
-    return all((folder / name).is_file() for name in names)
+    return all(os.path.isfile(folder / name) for name in names)

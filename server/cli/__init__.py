@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: `understudy serve`, `plan`, `models`, `pull` and `prune`."""

@@ -1,4 +1,4 @@
-"""The options of `understudy serve | plan | models | pull | prune`."""
+"""The arguments of each command, and the texts of `--help`."""
 
 import argparse
 from pathlib import Path
@@ -11,29 +11,30 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 SERVE = """\
 MODEL is an id of the registry (a file configs/models/<id>.yaml), a Hugging Face
-hub id (owner/name) or a folder. A model without a file is planned automatically:
-its tier and draft are chosen to fit this machine, and the file that would give
-the same is printed.
+hub id (owner/name) or a folder. For a model without a file, the tier of its
+weights and its draft are chosen to fit this machine, and a file with the same
+choices is printed.
 
-Settings come from the command line, else from the environment (UNDERSTUDY_HOST,
-UNDERSTUDY_PORT, UNDERSTUDY_DEFAULT_MODEL, ...), else from understudy.yaml.
-Both kinds of file are looked for in --config, else ./configs and
-~/.config/understudy, then in the built-in demo.
+Command-line options override environment variables (UNDERSTUDY_HOST,
+UNDERSTUDY_PORT, UNDERSTUDY_DEFAULT_MODEL, ...), which override understudy.yaml.
+That file and the files of models are searched in --config, else in ./configs and
+~/.config/understudy, and then in the built-in demo.
 
 API keys: UNDERSTUDY_API_KEY, or --api-key-file with one key a line (read again when
 it changes).
 """
 
 PLAN = """\
-MODEL is what `serve` takes; of a hub id that is not downloaded only config.json is
-fetched. Without --device-memory the plan is for this machine. Speeds are forecasts:
-what they rest on stands below them.
+MODEL is the same as for `serve`. Of a hub id that is not downloaded, only config.json
+is fetched. Without --device-memory the plan is for this machine. Speeds are forecasts;
+the assumptions of each are listed below it.
 
 Exit code 2: the model cannot be served within these limits; the reason is on stderr.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; its result names the command in `command`."""
     parser = argparse.ArgumentParser(
         prog="understudy",
         description="Serve models that do not fit your GPU, over the OpenAI API, with exactly "
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_described(
     commands: Commands, name: str, summary: str, description: str, epilog: str
 ) -> argparse.ArgumentParser:
-    """Add a command whose own help ends with a text of several paragraphs."""
+    """Add a command, and return its parser. Its help ends with the paragraphs of `epilog`."""
     return commands.add_parser(
         name,
         help=summary,
@@ -84,21 +85,26 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on; 0 picks one (default: 8000)")
     serve.add_argument(
-        "--api-key", metavar="KEY", help="other users see it in the list of processes"
+        "--api-key",
+        metavar="KEY",
+        help="the key that clients must send; other users can see it in the list of processes",
     )
-    serve.add_argument("--api-key-file", type=Path, metavar="FILE", help="one key a line")
+    serve.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file of keys, one on each line"
+    )
     serve.add_argument(
         "--insecure", action="store_true", help="allow other machines to connect without a key"
     )
-    serve.add_argument("--save", action="store_true", help="write the model's file, if it has none")
+    serve.add_argument("--save", action="store_true", help="write a file for a model without one")
 
 
 def _add_plan(commands: Commands) -> None:
     plan = _add_described(
         commands,
         "plan",
-        "say what a model would take, and how fast it would run",
-        "Say what would live where, how fast it would run, and what would help most.",
+        "show the memory a model would take, and its forecast speed",
+        "Show where the weights would be, how fast the model would run, and which change "
+        "would speed it up most.",
         PLAN,
     )
     plan.add_argument("model", metavar="MODEL", help="id of the registry, hub id, or folder")
@@ -117,19 +123,19 @@ def _add_plan(commands: Commands) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="users of the second forecast (default: 8)",
+        help="concurrent users in the second forecast (default: 8)",
     )
     plan.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def _size(text: str) -> int:
-    """Bytes of an option such as "8GiB"."""
+    """Return the bytes of an option such as "8GiB"."""
     try:
         size = int(str(parse_size(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if size <= 0:
-        raise argparse.ArgumentTypeError("a size above zero is needed")
+        raise argparse.ArgumentTypeError(f"{text!r} must be above zero")
     return size
 
 
@@ -137,9 +143,9 @@ def _positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("a number above zero is needed")
+        raise argparse.ArgumentTypeError(f"{text!r} must be above zero and finite")
     return value
 
 

@@ -1,4 +1,4 @@
-"""`understudy models`, `plan`, `pull` and `prune`: what is known, what would fit, what is here."""
+"""The commands `understudy models`, `plan`, `pull` and `prune`; each returns its exit code."""
 
 import argparse
 import time
@@ -10,7 +10,7 @@ import huggingface_hub
 import rich.console
 from huggingface_hub.errors import CacheNotFound
 
-from engine.messages import Progress
+from engine.messages import LoadProgress
 from engine.weights import hub
 from server.cli.console import Console, size_text, table
 from server.config.files import ConfigError, asked_folder, search_path
@@ -23,10 +23,10 @@ EXIT_DOES_NOT_FIT = 2
 
 
 def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """List the registry, what of it is downloaded, and the packed caches."""
+    """List the models of the registry with their downloads, and the packed caches."""
     entries = list(Registry(_read_entries(args, env)).entries.values())
     print(_registry_table(entries, _downloads()))
-    from engine.streaming import packed_cache  # torch, which `pull` does not need
+    from engine.streaming import packed_cache  # imports torch, which `pull` does not need
 
     packed = packed_cache.entries()
     if packed:
@@ -35,12 +35,12 @@ def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -
 
 
 def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """Download a model and its draft."""
+    """Download a model and its draft, if it has one."""
 
     def report(what: str, done: int, total: int) -> None:
-        console.progress(Progress(what, done, total))
+        console.progress(LoadProgress(what, done, total))
 
-    spec = _entry(args.id, _read_entries(args, env)).spec
+    spec = _find_entry(args.id, _read_entries(args, env)).spec
     wanted = [(spec.target.source, spec.target.revision)]
     if spec.draft.source is not None:
         wanted.append((spec.draft.source, spec.draft.revision))
@@ -50,14 +50,14 @@ def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
 
 
 def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """Say what would live where and how fast it would run; 2: it cannot fit."""
+    """Print where weights would be and how fast the model would run. Return 2 if it cannot fit."""
     from engine.planning.plan import (
-        DoesNotFit,  # torch and transformers: this command alone needs them
+        DoesNotFit,  # imports torch and transformers, which only this command needs
     )
     from engine.planning.preview import WhatIf, preview
     from server.cli import plan_table
 
-    spec = _entry(args.model, _read_entries(args, env)).spec
+    spec = _find_entry(args.model, _read_entries(args, env)).spec
     what_if = WhatIf(args.device_memory, args.ram, args.link_gbps, args.users)
     try:
         found = preview(spec, what_if)
@@ -72,8 +72,8 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
 
 
 def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """Remove the packed caches, after asking."""
-    from engine.streaming import packed_cache  # torch, which `pull` does not need
+    """Remove the packed caches, after asking on the terminal."""
+    from engine.streaming import packed_cache  # imports torch, which `pull` does not need
 
     packed_cache.remove_leftovers()
     packed = packed_cache.entries()
@@ -82,7 +82,7 @@ def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
         return 0
     print(_packed_table(packed))
     total = size_text(sum(entry.nbytes for entry in packed))
-    if not args.yes and not _confirmed(f"Remove {len(packed)} packed caches ({total})? [y/N] "):
+    if not args.yes and not _confirm(f"Remove {len(packed)} packed caches ({total})? [y/N] "):
         return 1
     for entry in packed:
         packed_cache.remove(entry)
@@ -90,19 +90,19 @@ def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
     return 0
 
 
-def _confirmed(question: str) -> bool:
+def _confirm(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         print()
-        raise ConfigError("nobody answers here; give --yes to remove without asking") from None
+        raise ConfigError("there is no input; give --yes to remove without asking") from None
 
 
 def _read_entries(args: argparse.Namespace, env: Mapping[str, str]) -> list[ModelEntry]:
     return read_entries(search_path(asked_folder(args.config, env), Path.cwd(), env))
 
 
-def _entry(name: str, entries: Sequence[ModelEntry]) -> ModelEntry:
+def _find_entry(name: str, entries: Sequence[ModelEntry]) -> ModelEntry:
     known = next((e for e in entries if name in (e.id, *e.aliases)), None)
     return known if known is not None else make_entry(name)
 
@@ -130,7 +130,7 @@ def _day(seconds: float) -> str:
 
 
 def _downloads() -> dict[str, int]:
-    """Bytes of each repository in the hub's cache."""
+    """Return the bytes of each repository in the hub's cache, by its id."""
     try:
         repos = huggingface_hub.scan_cache_dir().repos
     except CacheNotFound:

@@ -1,4 +1,4 @@
-"""What the command line shows: log lines, and one line of progress that is written over."""
+"""The terminal output of the command line: log lines, and one line of progress in place."""
 
 import contextlib
 import logging
@@ -6,44 +6,45 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from engine.messages import Progress
+from engine.errors import escaped
+from engine.messages import LoadProgress
 
-STEP = 10  # percent between two lines of progress where nothing can be written over
+STEP = 10  # percent between two lines of progress where a line cannot be overwritten
 
 
 class Console:
-    """Writes to the terminal; safe to call from the threads that download.
+    """The terminal that the command line writes to. Threads that download may call it.
 
-    A terminal that is gone breaks nothing.
+    Errors of a terminal that was closed are ignored.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._rewrites = self._stream.isatty()
-        self._open = False  # a line of progress stands there without a line end
+        self._is_terminal = self._stream.isatty()
+        self._is_line_open = False  # the last line is one of progress, without a line end
         self._last: tuple[str, int] | None = None
 
     def line(self, text: str) -> None:
-        """Print a text of its own, of one or more lines."""
-        lead = "\r\x1b[K" if self._open else ""
-        self._open = False
-        shown = "\n".join(map(printable, text.split("\n")))
+        """Print a text of one or more lines, in place of an open line of progress."""
+        lead = "\r\x1b[K" if self._is_line_open else ""
+        self._is_line_open = False
+        shown = "\n".join(map(escaped, text.split("\n")))
         self._write(f"{lead}{shown}\n")
 
-    def progress(self, step: Progress) -> None:
-        """A step of a load: on a terminal in place, in a file every ten percent."""
+    def progress(self, step: LoadProgress) -> None:
+        """Show a step of a load: in place on a terminal, as a line every ten percent in a file."""
         percent = 100 * step.done // step.total if step.total else 0
-        key = (step.what, percent if self._rewrites else percent - percent % STEP)
+        key = (step.what, percent if self._is_terminal else percent - percent % STEP)
         if key == self._last:
             return
         self._last = key
-        what = printable(step.what)
+        what = escaped(step.what)
         text = f"  {what} {percent:3d} %" if step.total else f"  {what}"
-        if not self._rewrites:
+        if not self._is_terminal:
             self.line(text)
             return
         self._write(f"\r\x1b[K{text}")
-        self._open = True
+        self._is_line_open = True
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -51,7 +52,7 @@ class Console:
             self._stream.flush()
 
     def take_logs(self, level: str) -> None:
-        """Show the server's log from `level` up, and of other packages what is wrong."""
+        """Print the log of this server from `level` up, and warnings of other packages."""
         handler = _LogLines(self)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -70,17 +71,8 @@ class _LogLines(logging.Handler):
             self.handleError(record)
 
 
-def printable(text: str) -> str:
-    """Return a text with every character escaped that a terminal does not just show.
-
-    Names of files and models come from outside: control characters in them could rewrite the
-    screen, and marks of writing direction could show another name.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def size_text(nbytes: int) -> str:
-    """Bytes for people: "7.2 GB"."""
+    """Return a number of bytes as text, such as "7.2 GB"."""
     size = float(nbytes)
     for unit in ("B", "kB", "MB"):
         if size < 1000:
@@ -90,8 +82,8 @@ def size_text(nbytes: int) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return columns as wide as their widest cell."""
-    shown = [[printable(cell) for cell in row] for row in [header, *rows]]
+    """Return the text of a table, whose columns are as wide as their widest cell."""
+    shown = [[escaped(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,6 +1,6 @@
-"""What `understudy plan` prints: a table for people, or JSON.
+"""The output of `understudy plan`: a table or JSON.
 
-What is needed of the engine is imported on first use: it loads torch.
+Modules of the engine are imported on first use, because they load torch.
 """
 
 import json
@@ -12,41 +12,41 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from server.cli.console import printable
+from engine.errors import escaped
 
 if TYPE_CHECKING:
     from engine.planning.plan import Plan
     from engine.planning.preview import Preview
 
-Row = tuple[str, str, str]  # what, bytes, what there is to say of it
+Row = tuple[str, str, str]  # name, figure, note
 
 
 def show(found: "Preview", console: Console) -> None:
-    """Print the plan, what it would run at, and what would help most."""
+    """Print the plan, its forecast speeds, and the change that would help most."""
     from engine.planning.footprint import size_text
 
     plan = found.scheme.plan
     source = "checkpoint" if found.has_weights else "config.json alone"
-    name, kind = escape(printable(found.model_id)), escape(printable(found.model_type))
+    name, kind = escape(escaped(found.model_id)), escape(escaped(found.model_type))
     console.print(f"\n[bold]{name}[/bold] ({kind}, from its {source})")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(overflow="fold")
     table.add_row(f"On the device ({found.device})", size_text(plan.device_bytes), "")
-    _add(table, device_rows(found))
-    table.add_row("In host memory", size_text(plan.host_bytes), _beside(plan))
-    _add(table, host_rows(plan))
+    _add_rows(table, device_rows(found))
+    table.add_row("In host memory", size_text(plan.host_bytes), _host_note(plan))
+    _add_rows(table, host_rows(plan))
     table.add_section()
-    _add(table, speed_rows(found))
+    _add_rows(table, speed_rows(found))
     table.add_section()
-    _add(table, [(a.what, a.figure, a.source) for a in found.assumptions])
+    _add_rows(table, [(a.what, a.figure, a.source) for a in found.assumptions])
     console.print(table)
     console.print(advice(found))
 
 
 def device_rows(found: "Preview") -> list[Row]:
-    """Return the rows of what lives on the device."""
+    """Return the rows that list the contents of device memory."""
     from engine.kv.page_pool import PAGE
 
     plan, method = found.scheme.plan, found.scheme.method
@@ -63,13 +63,13 @@ def device_rows(found: "Preview") -> list[Row]:
         ),
         ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
         ("norms, expanded weights", plan.other_bytes, ""),
-        ("runtime", plan.memory.device_runtime, "CUDA's own"),
+        ("runtime", plan.memory.device_runtime, "used by CUDA itself"),
     ]
-    return _sizes(rows)
+    return _format_rows(rows)
 
 
 def host_rows(plan: "Plan") -> list[Row]:
-    """Return the rows of what lives in host memory."""
+    """Return the rows that list the contents of host memory."""
     from engine.kv.page_pool import PAGE
 
     counts = Counter(plan.tiers)
@@ -81,11 +81,11 @@ def host_rows(plan: "Plan") -> list[Row]:
         ("while loading", plan.making_bytes, "to make the draft"),
         ("runtime", plan.memory.host_runtime, "the process without weights"),
     ]
-    return _sizes(rows)
+    return _format_rows(rows)
 
 
 def speed_rows(found: "Preview") -> list[Row]:
-    """Return the rows of what the plan would run at."""
+    """Return the rows with the forecast speeds for one user and for several."""
     from engine.planning.forecast import PROMPT
 
     own = found.scheme.forecast
@@ -100,7 +100,7 @@ def speed_rows(found: "Preview") -> list[Row]:
 
 
 def advice(found: "Preview") -> str:
-    """The one change that would help most."""
+    """Return a sentence about the single change that would help most."""
     if not found.gains:
         return "\nNo single change would make it much faster."
     best = found.gains[0]
@@ -108,11 +108,11 @@ def advice(found: "Preview") -> str:
 
 
 def as_json(found: "Preview") -> str:
-    """Everything, in bytes, seconds and tokens a second."""
+    """Return the whole preview as JSON, in bytes, seconds and tokens per second."""
     values: dict[str, Any] = asdict(found)
     scheme = values.pop("scheme")
     plan = scheme["plan"]
-    names = {"has_own_memory": "is_cuda"}  # what the format calls it
+    names = {"has_own_memory": "is_cuda"}  # the published name of the field
     plan["memory"] = {names.get(key, key): value for key, value in plan["memory"].items()}
     plan["device_bytes"] = found.scheme.plan.device_bytes
     plan["host_bytes"] = found.scheme.plan.host_bytes
@@ -130,19 +130,19 @@ def as_json(found: "Preview") -> str:
     )
 
 
-def _beside(plan: "Plan") -> str:
+def _host_note(plan: "Plan") -> str:
     return (
         "" if plan.memory.has_own_memory else "the device's share comes on top: it is the same RAM"
     )
 
 
-def _sizes(rows: list[tuple[str, int, str]]) -> list[Row]:
-    """Return the rows with something in them, their bytes as text."""
+def _format_rows(rows: list[tuple[str, int, str]]) -> list[Row]:
+    """Return the rows that are not empty, with their bytes as text."""
     from engine.planning.footprint import size_text
 
     return [(what, size_text(nbytes), note) for what, nbytes, note in rows if nbytes]
 
 
-def _add(table: Table, rows: list[Row]) -> None:
+def _add_rows(table: Table, rows: list[Row]) -> None:
     for what, figure, note in rows:
         table.add_row(f"  {what}", figure, note, style="not bold")

@@ -1,4 +1,4 @@
-"""Runs the command that the command line names."""
+"""Run the command that the command line names."""
 
 import os
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from server.config.files import ConfigError
 
 
 def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
-    """Run one command and return the exit code; errors are told on stderr."""
+    """Run one command and return its exit code. Errors are printed on stderr."""
     args = build_parser().parse_args(argv)
     console = Console()
     try:
         if args.command == "serve":
             signals.expect_server()
             from server.cli.serve import (
-                serve,  # the web stack, which the other commands do not need
+                serve,  # imports the web stack, which the other commands do not need
             )
 
             return serve(args, os.environ, console, signals)

@@ -1,4 +1,4 @@
-"""`understudy serve`: settings, registry, a socket, the app, and the default model."""
+"""The command `understudy serve`: read settings, bind a socket, serve, and load the model."""
 
 import argparse
 import asyncio
@@ -29,24 +29,28 @@ from server.http.protocol import bounded_protocol
 from server.http.state import AppState
 
 END_POLL_S = 0.02
-LAST_S = 1  # for the engine's end and for answers on their way, when no request runs any more
-OPEN_FILES = 16_384  # most of them connections
-KEEP_CONNECTION_S = 75  # an idle connection; longer than clients and proxies keep theirs
+LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
+OPEN_FILES = 16_384  # nearly all of them are connections
+KEEP_CONNECTION_S = 75  # for an idle connection; longer than clients and proxies keep theirs
 
 
 class Server(uvicorn.Server):
-    """Stops in good order: running requests may finish within a time, and are told after it.
+    """A server that lets running requests finish within a time limit when it stops.
 
-    Until then the port stays open: new requests are refused with an answer, and whoever watches the
-    server still sees it.
+    Requests that exceed the limit get an error. The port is open until then: new requests are
+    refused with an answer, and monitoring still works.
+
+    Args:
+        shared: the state of the app that is served.
+        announce: prints a line about the end of the server.
     """
 
     def __init__(
-        self, config: uvicorn.Config, shared: AppState, tell: Callable[[str], None]
+        self, config: uvicorn.Config, shared: AppState, announce: Callable[[str], None]
     ) -> None:
         super().__init__(config)
         self._shared = shared
-        self._tell = tell
+        self._announce = announce
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -58,33 +62,39 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new requests, wait for the running ones, and close models and connections."""
         in_flight, models = self._shared.in_flight, self._shared.models
         timeout = self._shared.settings.shutdown_timeout
         was_loading = models.is_loading
         in_flight.stop()
         models.drain()
-        self._tell(stopping_text(in_flight.num_running, timeout, was_loading=was_loading))
+        self._announce(stopping_text(in_flight.num_running, timeout, was_loading=was_loading))
         await in_flight.all_ended(timeout)
         for server in self.servers:
             server.close()
         closing = asyncio.create_task(models.close())
         for connection in list(self.server_state.connections):
-            connection.shutdown()  # once it has been answered
-        ended = asyncio.create_task(self._connections_end())
+            connection.shutdown()  # closes it once it has been answered
+        ended = asyncio.create_task(self._wait_for_connections())
         await asyncio.wait({closing, ended}, timeout=LAST_S)
         for connection in list(self.server_state.connections):
-            connection.transport.abort()  # its client takes nothing
+            connection.transport.abort()  # its client does not read
         await asyncio.wait({ended}, timeout=LAST_S)
         self.force_exit = not (closing.done() and ended.done())
         await super().shutdown(sockets)
 
-    async def _connections_end(self) -> None:
+    async def _wait_for_connections(self) -> None:
         while self.server_state.connections or self.server_state.tasks:
             await asyncio.sleep(END_POLL_S)
 
 
 def stopping_text(num_running: int, timeout: float, *, was_loading: bool) -> str:
-    """Say what a server waits for that was asked to stop."""
+    """Return the line that says what a stopping server waits for.
+
+    Args:
+        timeout: seconds for which running requests may go on.
+        was_loading: whether a model was being loaded.
+    """
     if not num_running:
         return "Stopping; a model was still being loaded." if was_loading else "Stopping."
     running = "1 request is running" if num_running == 1 else f"{num_running} requests are running"
@@ -94,11 +104,17 @@ def stopping_text(num_running: int, timeout: float, *, was_loading: bool) -> str
 
 
 def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
-    """Every model file, and the default model even when it has none."""
+    """Return the registry of all model files, and of the default model even without a file."""
     entries = read_entries(folders)
     name = settings.default_model
     if not any(name in (entry.id, *entry.aliases) for entry in entries):
-        made = make_entry(name)
+        try:
+            made = make_entry(name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. The command line, UNDERSTUDY_DEFAULT_MODEL or default_model in "
+                "understudy.yaml names it"
+            ) from error
         _refuse_taken_id(made, entries)
         entries.append(made)
         name = made.id
@@ -106,7 +122,10 @@ def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
 
 
 def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
-    """A folder is called by its name: another model of that name would be served in its place."""
+    """Raise `ConfigError` where another model has the id of `made`, and would be served instead.
+
+    The id of a model that is given as a folder is the name of the folder.
+    """
     for entry in entries:
         same = entry.spec.target.source == made.spec.target.source
         if made.id in (entry.id, *entry.aliases) and not same:
@@ -119,7 +138,7 @@ def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
 def serve(
     args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
 ) -> int:
-    """Run the server until it is told to end; returns the exit code."""
+    """Run the server until a signal or an error ends it, and return the exit code."""
     explicit = asked_folder(args.config, env)
     folders = search_path(explicit, Path.cwd(), env)
     options = {
@@ -131,13 +150,13 @@ def serve(
     }
     settings = load_settings(folders, env, options)
     keys = read_keys(env, settings.api_key_file, args.api_key)
-    _refuse_open_door(settings, keys)
+    _refuse_open_host(settings, keys)
     registry = open_registry(folders, settings)
     entry = registry.find(None)
     console.take_logs(settings.log_level)
     if args.api_key is not None:
-        console.line(f"--api-key shows in the list of processes; {ENV_KEY} does not")
-    _tell_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
+        console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
+    _print_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
     listener = bind(settings.host, settings.port, settings.client_timeout)
     app = create_app(settings, registry, keys=keys, progress=console.progress)
     config = http_config(app, settings.client_timeout)
@@ -149,7 +168,7 @@ def serve(
         greeting = functools.partial(banner, entry, listener, keys)
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
         if signals.first is not None:
-            signals.end(code)  # threads that tokenize or compile a grammar are not waited for
+            signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
 
 
@@ -161,7 +180,12 @@ async def _run(
     console: Console,
     greeting: Callable[[ModelInfo], str],
 ) -> int:
-    """Load the model and serve until told to stop; return the exit code."""
+    """Load the model, serve until the server is asked to stop, and return the exit code.
+
+    Args:
+        load: loads the default model.
+        greeting: returns the text to print once the model is loaded.
+    """
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(load)
     code = 0
@@ -184,13 +208,13 @@ async def _run(
 
 
 def kill_children() -> None:
-    """Kill the processes that this one started."""
+    """Kill the processes that this process has started."""
     for child in active_children():
         child.kill()
 
 
 def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: ModelInfo) -> str:
-    """What is served, where, and how to try it."""
+    """Return the text that says which model is served at which URL, with a request to try."""
     address, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(address, address)
     url = f"http://{host}:{port}/v1"
@@ -206,7 +230,11 @@ def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: Mode
 
 
 def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
-    """How HTTP is spoken: with clients that send and take what they must within a time."""
+    """Return uvicorn's configuration for `app`.
+
+    Args:
+        client_timeout: seconds within which clients must send a request or read an answer.
+    """
     return uvicorn.Config(
         app,
         http=bounded_protocol(client_timeout),
@@ -219,10 +247,10 @@ def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
 
 
 def allow_connections() -> None:
-    """Have as many open files as the system allows this process, up to `OPEN_FILES`.
+    """Raise the limit of open files to what the system allows, at most `OPEN_FILES`.
 
-    The usual limit of 1024 would let some hundreds of idle connections keep everybody else out
-    until their time is over. A limit there is: each takes some KB of memory.
+    With the usual limit of 1024, some hundreds of idle connections could block all other clients
+    until they time out. There must be a limit, because each connection takes some KB of memory.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
@@ -230,11 +258,10 @@ def allow_connections() -> None:
 
 
 def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
-    """A socket bound to host and port. Raises `ConfigError` that says why it cannot be.
+    """Return a listening socket on host and port. Raise `ConfigError` with the reason if it fails.
 
-    A connection is cut when its client takes nothing of what was sent for `client_timeout` s,
-    however little it is: only the kernel sees that. (See `server.http.protocol` for those that
-    take a byte now and then.)
+    The kernel cuts a connection whose client acknowledges nothing of what was sent for
+    `client_timeout` seconds. (`server.http.protocol` limits clients that read slowly.)
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -257,7 +284,7 @@ def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
     return listener
 
 
-def _refuse_open_door(settings: Settings, keys: ApiKeys) -> None:
+def _refuse_open_host(settings: Settings, keys: ApiKeys) -> None:
     if not (is_loopback(settings.host) or keys or settings.insecure):
         raise ConfigError(
             f"host {settings.host} can be reached by others and no API key is set. Set "
@@ -265,8 +292,8 @@ def _refuse_open_door(settings: Settings, keys: ApiKeys) -> None:
         )
 
 
-def _tell_file(entry: ModelEntry, folder: Path, save: bool, console: Console) -> None:
-    """Print the file of a model that has none, and write it when asked to."""
+def _print_file(entry: ModelEntry, folder: Path, save: bool, console: Console) -> None:
+    """Print a file for a model that has none, and write it if `save` is set."""
     if entry.path is not None:
         if save:
             console.line(f"{entry.id} already has a file: {entry.path}")

@@ -1,4 +1,4 @@
-"""How Ctrl-C and the signals of supervisors end the process.
+"""The handling of Ctrl-C and of the signals with which supervisors end a process.
 
 SIGQUIT keeps its default, which ends the whole process group at once. Few modules are imported
 here: Ctrl-C prints a traceback until the signals are handled.
@@ -16,14 +16,14 @@ INTERRUPTED = 128 + signal.SIGINT  # what a shell shows for a process that Ctrl-
 
 
 class EndSignals:
-    """Handles the signals that end a command, as a context manager.
+    """A context manager that handles the signals which end a command.
 
-    They end the process at once, whatever it does: libraries that are being imported, or that
-    download in threads, would hold up `KeyboardInterrupt` or print it. A server that runs is asked
-    to stop by the first signal, and ended at once by the second.
+    They end the process at once: libraries that are being imported, or that download in threads,
+    would delay `KeyboardInterrupt` or print its traceback. The first signal asks a running server
+    to stop, and the second ends it at once.
 
     Attributes:
-        first: the signal that asked a running server to stop.
+        first: the signal that asked a running server to stop, None before.
     """
 
     def __init__(self) -> None:
@@ -44,15 +44,15 @@ class EndSignals:
             signal.signal(number, handler)
 
     def expect_server(self) -> None:
-        """Let a supervisor's signal end with 0, even before the server runs."""
+        """Make the exit code 0 when a supervisor's signal ends a server before it runs."""
         self._is_server = True
 
     def ask_first(self, ask: Callable[[], None], kill_children: Callable[[], None]) -> None:
-        """From now on call `ask` at the first signal, and `kill_children` before the end."""
+        """Call `ask` at the first signal, and `kill_children` before the process ends."""
         self._ask, self._kill_children = ask, kill_children
 
     def end(self, code: int) -> NoReturn:
-        """End the process and its children, and wait for nothing, threads included."""
+        """End the process and its children at once, without waiting for threads."""
         self._kill_children()
         os._exit(code)
 

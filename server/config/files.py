@@ -8,13 +8,23 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from engine.errors import ModelError, printable, shown
+from engine.files import read_text
+from server.config.yaml_file import parse_yaml
+
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*)\s*")
+
+
+LARGEST_FILE = 128 << 10  # bytes, for which the YAML parser takes two seconds
 
 
 class ConfigError(Exception):
     """A configuration file or setting is wrong; the message names file and key."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Section(BaseModel):
@@ -32,7 +42,7 @@ def parse_size(value: object) -> object:
         return value
     match = _SIZE.fullmatch(value)
     if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(f'{value!r} is not a size; write for example "8GiB", "500MB" or 4096')
+        raise ValueError(f'{shown(value)} is not a size; write for example "8GiB", "500MB" or 4096')
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
@@ -56,8 +66,10 @@ def read_section(path: Path, kind: type[SectionT]) -> SectionT:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping at the top of a YAML file; an empty file is an empty mapping."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        value = parse_yaml(read_text(path, LARGEST_FILE))
+    except ModelError as error:
+        raise ConfigError(str(error)) from error
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if value is None:
         return {}
@@ -95,7 +107,7 @@ def _explain(
     elif error["type"] == "missing":
         message = "this key is required"
     elif not isinstance(error["input"], dict):
-        message += f" (got {error['input']!r})"
+        message += f" (got {shown(error['input'])})"
     place = origin.get(str(loc[0]), where) if loc else where
     return f"{place}: {key}: {message}" if key else f"{place}: {message}"
 

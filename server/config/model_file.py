@@ -1,5 +1,6 @@
 """One model's YAML file, checked: `configs/models/<id>.yaml`."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from engine.drafting.method import facts_of
 from engine.drafting.methods import available
+from engine.errors import ModelError, shown
+from engine.files import find_folder, read_text
 from engine.spec import (
     DraftSpec,
     MemorySpec,
@@ -23,6 +26,8 @@ from server.parsing.selection import NO_REASONING, format_names
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+
+LARGEST_TEMPLATE = 1 << 20  # bytes of a .jinja file
 
 Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[Size, Field(ge=2**20)]
@@ -177,21 +182,29 @@ def _source(source: str, places: tuple[Path, ...], where: str) -> str:
     """An absolute folder, or the hub id as it is."""
     looks_local = source.startswith((".", "/", "~"))
     for place in places:
-        folder = (place / Path(source).expanduser()).resolve()
-        if folder.is_dir():
+        if (folder := find_folder(source, place)) is not None:
             return str(folder)
     if looks_local or not HUB_ID.fullmatch(source):
-        raise ConfigError(f"{where}: {source!r} is neither a folder nor a hub id (owner/name)")
+        raise ConfigError(f"{where}: {shown(source)} is neither a folder nor a hub id (owner/name)")
     return source
 
 
 def _template(template: str | None, places: tuple[Path, ...], where: str) -> str | None:
-    if template is None or not template.endswith(".jinja") or "\n" in template:
-        return template
-    for place in places:
-        if (place / template).is_file():
-            return (place / template).read_text(encoding="utf-8")
-    raise ConfigError(f"{where}: no such file: {template}")
+    """Return the text of the chat template that a file holds or names."""
+    if template is None:
+        return None
+    from engine.text.template import check_template  # jinja, which few model files need
+
+    try:
+        if template.endswith(".jinja") and "\n" not in template:
+            file = next((p / template for p in places if os.path.isfile(p / template)), None)
+            if file is None:
+                raise ConfigError(f"{where}: no such file: {shown(template)}")
+            template, where = read_text(file, LARGEST_TEMPLATE), str(file)
+        check_template(template, where)
+    except ModelError as error:
+        raise ConfigError(str(error)) from error
+    return template
 
 
 def build_spec(model_id: str, file: ModelFile) -> ModelSpec:

@@ -1,11 +1,14 @@
 """The models this server knows: one YAML file each, ids, aliases and the default."""
 
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.errors import shown
+from engine.files import find_folder
 from engine.spec import ModelSpec
 from server.config.files import ConfigError
 from server.config.model_file import (
@@ -122,15 +125,20 @@ def make_entry(model: str) -> ModelEntry:
 
     Raises `ConfigError` when it is neither.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        source, model_id = str(folder.resolve()), folder.resolve().name
+    folder = find_folder(model)
+    if folder is not None:
+        source, model_id = str(folder), folder.name
         model_id = re.sub(r"[^\w.-]", "-", model_id).lstrip("._-") or "model"
+    elif os.path.isfile(model):
+        raise ConfigError(
+            f"{shown(model)} is a file. Give the folder of a safetensors checkpoint, with its "
+            "config.json (GGUF files are not read)"
+        )
     elif HUB_ID.fullmatch(model):
         source = model_id = model
     else:
         raise ConfigError(
-            f"{model!r} is neither a known model, a folder, nor a hub id (owner/name)"
+            f"{shown(model)} is neither a known model, a folder, nor a hub id (owner/name)"
         )
     file = ModelFile(target=TargetSection(source=source))
     return ModelEntry(id=model_id, spec=build_spec(model_id, file), created=int(time.time()))

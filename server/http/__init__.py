@@ -1,1 +1,1 @@
-"""The FastAPI app: who may ask, bodies in, answers and failures out, and the routes."""
+"""The FastAPI app: its routes and middleware, the reading of bodies, and the making of answers."""

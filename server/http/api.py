@@ -1,4 +1,4 @@
-"""One API as the app sees it: its routes, the schemas they name, and the shape of its errors."""
+"""The declaration of one API: its routes, the schemas they name, and the form of its errors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -12,24 +12,24 @@ from server.http.openapi import describe, describe_errors
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
 ErrorShape = Callable[[ApiError, str], Mapping[str, Any]]
-"""Makes the body of an error, from the failure and the id of the request."""
+"""A function that returns the body of an error, given the failure and the id of the request."""
 
 
 def openai_error(failure: ApiError, _request_id: str) -> ErrorBody:
-    """Return an error in OpenAI's shape."""
+    """Return the body of an error in OpenAI's format."""
     return failure.body()
 
 
 class Api:
-    """The routes of one module of `server/http/routes`; the module calls it `api`.
+    """The routes of one module of `server/http/routes`, which assigns it to the name `api`.
 
-    The app finds it there. Whatever else depends on paths follows from it: the schemas of
-    /openapi.json, the routes that /metrics counts, and the shape of errors.
+    The app finds it under that name. It determines everything else that depends on paths: the
+    schemas of /openapi.json, the routes that /metrics counts, and the form of errors.
 
     Args:
-        prefixes: where the routes are; /openapi.json shows those below the first.
+        prefixes: the path prefixes of all routes; /openapi.json shows only the first.
         error: the type of an error's body.
-        error_body: writes an error; it holds for all paths that begin like one of the routes.
+        error_body: returns the body of an error, on all paths that begin with that of a route.
     """
 
     def __init__(
@@ -42,17 +42,18 @@ class Api:
         self.prefixes = prefixes
         self.error_body = error_body
         self.router = APIRouter()
-        self.schemas: list[Any] = [error]  # of bodies and events, which FastAPI does not see
+        self.schemas: list[Any] = [error]  # of bodies and events, which FastAPI does not find
         self.paths: list[str] = []
-        self.generating: list[str] = []  # of the paths those that generate text
+        self.generating: list[str] = []  # the paths of the routes that generate text
         self._error = error
 
     def post(
         self, path: str, body: type[BaseModel], whole: Any, event: Any = None
     ) -> Callable[[RouteT], RouteT]:
-        """Declare a route that reads `body` and answers `whole`.
+        """Return a decorator that declares a route which reads `body` and answers `whole`.
 
-        With `event` the route generates text, and may answer with a stream of such events.
+        Args:
+            event: the type of a stream's events; given for routes that generate text only.
         """
         self.paths.append(path)
         self.schemas.append(body)
@@ -62,7 +63,12 @@ class Api:
         return self.router.post(path, **describe(body, whole, event, self._error))
 
     def get(self, path: str, whole: Any = None, **options: Any) -> Callable[[RouteT], RouteT]:
-        """Declare a route without a body; `whole` where the return type does not say it."""
+        """Return a decorator that declares a route which reads no body.
+
+        Args:
+            whole: the type of the answer, where the function's return type does not state it.
+            options: further arguments of FastAPI's own decorator.
+        """
         self.paths.append(path)
         responses = describe_errors(self._error)
         if whole is not None:

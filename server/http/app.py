@@ -1,4 +1,4 @@
-"""The application factory."""
+"""The application factory: middleware, routes and shared state are put together here."""
 
 import contextlib
 import importlib
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fastapi import FastAPI
 
-from engine.messages import Progress
+from engine.messages import LoadProgress
 from engine.process.client import EngineClient
 from server.config.registry import Registry
 from server.config.settings import Settings
@@ -26,7 +26,7 @@ from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
 from server.text.client import TextProcess, TextWork
 
-# What the text process imports before it is asked: the modules of the functions that it runs.
+# The modules of the functions that the text process runs, which it imports at its start.
 TEXT_MODULES = (
     "server.chat.prepare",
     "server.chat.received",
@@ -45,14 +45,14 @@ def create_app(
     *,
     keys: ApiKeys | None = None,
     text: TextWork | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[LoadProgress], None] = lambda _: None,
 ) -> App:
-    """Return the ASGI application. Models are loaded by the first request that wants them.
+    """Return the ASGI application. The first request that names a model loads it.
 
     Args:
         engine_factory: makes the engine of a model; tests give a fake.
-        keys: without any, every request is allowed, but for those of foreign web pages.
-        text: does what needs a tokenizer; tests give one in this process.
+        keys: without any, every request is allowed, except those of foreign web pages.
+        text: does the work that needs a tokenizer; tests give one in this process.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
@@ -94,7 +94,7 @@ def find_apis() -> list[Api]:
 
 
 def measured_routes(apis: Sequence[Api]) -> dict[str, str]:
-    """Return the paths at which text is generated, and what /metrics calls each."""
+    """Return the paths that generate text, and the name of each in /metrics."""
     return {
         f"{prefix}{path}": path
         for api in apis

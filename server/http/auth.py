@@ -1,4 +1,4 @@
-"""Who may ask: API keys, compared in constant time."""
+"""API keys, compared in constant time, and the middleware that requires one."""
 
 import hashlib
 import hmac
@@ -16,12 +16,17 @@ from server.errors import ApiError
 log = logging.getLogger("understudy")
 
 ENV_KEY = "UNDERSTUDY_API_KEY"
-NAME = 8  # digits of a key's name, which is for fairness only
+OWNER_DIGITS = 8  # hex digits of the digest that names a key; the name only serves fairness
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
 
 
 class ApiKeys:
-    """A set of keys, and those of a file, which may change; only digests are kept."""
+    """A set of API keys, of which only digests are kept in memory.
+
+    Args:
+        keys: the keys that never change.
+        file: further keys, which may change.
+    """
 
     def __init__(self, keys: Iterable[str] = (), file: "KeyFile | None" = None) -> None:
         self._digests = [_digest(key) for key in keys]
@@ -30,44 +35,45 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self._digests) or self._file is not None
 
-    def owner(self, headers: Mapping[str, str]) -> str | None:
-        """The name of the key that a request shows; None when it shows none that counts."""
+    def find_owner(self, headers: Mapping[str, str]) -> str | None:
+        """Return the name of the key in a request's headers; None without a valid key."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             key = headers.get("x-api-key", "")
         # headers are read as latin-1, keys are written in UTF-8
         given = hashlib.sha256(key.strip().encode("latin-1", errors="replace")).digest()
-        known = [*self._digests, *(self._file.digests() if self._file else ())]
-        # all of them: the time tells nothing
+        known = [*self._digests, *(self._file.read_digests() if self._file else ())]
+        # compared with all of them, so that the time does not depend on the match
         found = [digest for digest in known if hmac.compare_digest(digest, given)]
-        return found[0].hex()[:NAME] if found else None
+        return found[0].hex()[:OWNER_DIGITS] if found else None
 
 
 class KeyFile:
-    """A file with one key a line (`#` begins a comment), read again when it changes.
+    """A file with one key a line (`#` begins a comment), which is read again when it changes.
 
-    Raises `ConfigError` when it cannot be read at first, or holds no key. Later a file that is
-    half written, empty or gone changes nothing but the log: the keys read before go on counting.
+    The constructor raises `ConfigError` when the file cannot be read or holds no key. A later
+    change to a file that is half written, empty or missing is logged, and the former keys stay
+    valid.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._stamp()
+        self._seen = self._read_stamp()
         self._digests = self._read()
 
-    def digests(self) -> Sequence[bytes]:
-        """Those of the keys that count now."""
-        stamp = self._stamp()
+    def read_digests(self) -> Sequence[bytes]:
+        """Return the digests of the valid keys, after reading the file again if it changed."""
+        stamp = self._read_stamp()
         if stamp != self._seen:
             self._seen = stamp
             try:
                 self._digests = self._read()
                 log.info("api_key_file: %d keys read from %s", len(self._digests), self._path)
             except ConfigError as error:
-                log.error("%s; the keys read before stay", error)
+                log.error("%s; the keys read before stay valid", error)
         return self._digests
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _read_stamp(self) -> tuple[int, int, int] | None:
         try:
             found = self._path.stat()
         except OSError:
@@ -90,7 +96,14 @@ def _digest(key: str) -> bytes:
 
 
 def read_keys(env: Mapping[str, str], file: Path | None, option: str | None = None) -> ApiKeys:
-    """Keys of the environment, of the command line and of a file. Raises `ConfigError`."""
+    """Return the keys of the environment, of the command line and of a file.
+
+    Raise `ConfigError` for an empty key on the command line, and for a file without keys.
+
+    Args:
+        file: the setting `api_key_file`.
+        option: the value of `--api-key`.
+    """
     given = [(env.get(ENV_KEY) or "").strip(), (option or "").strip()]
     if option is not None and not given[1]:
         raise ConfigError("--api-key: the key is empty")
@@ -98,7 +111,7 @@ def read_keys(env: Mapping[str, str], file: Path | None, option: str | None = No
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
+    """Return whether only this machine can reach a server that listens on `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -106,12 +119,12 @@ def is_loopback(host: str) -> bool:
 
 
 class RequireKey:
-    """ASGI middleware: every path but the open ones needs a key, when there are any.
+    """ASGI middleware that requires a key on every path but `OPEN_PATHS`, if keys are set.
 
-    `scope["state"]["key"]` names the key, for fairness between them.
+    It puts the name of the key into `scope["state"]["key"]`, for fairness between keys.
 
     Args:
-        refuse: makes the answer to a request without a valid key.
+        refuse: returns the answer to a request without a valid key.
     """
 
     def __init__(
@@ -123,15 +136,15 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
-            owner = self._keys.owner(Headers(scope=scope))
+            owner = self._keys.find_owner(Headers(scope=scope))
             if owner is None:
-                await self._refuse(_refusal(), scope)(scope, receive, send)
+                await self._refuse(_missing_key(), scope)(scope, receive, send)
                 return
             scope.setdefault("state", {})["key"] = owner
         await self._app(scope, receive, send)
 
 
-def _refusal() -> ApiError:
+def _missing_key() -> ApiError:
     return ApiError(
         "A valid API key is required: send the header 'Authorization: Bearer KEY' or "
         "'x-api-key: KEY'.",

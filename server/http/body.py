@@ -1,4 +1,4 @@
-"""From the bytes of a request to a checked object, or the one error shape."""
+"""The body of a request: it is read within limits of size and time, and checked by its schema."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -13,14 +13,17 @@ from server.http.state import state_of
 from server.schemas.fields import Body
 from server.schemas.scan import BodyScan
 
-SLOWEST_BODY = 4096  # bytes a second, on the whole
-SCANNED = 64 * 1024  # bytes of a body, at most 5 ms, between which other requests have their turn
+SLOWEST_BODY = 4096  # lowest average rate, bytes a second
+SCANNED = 64 * 1024  # bytes scanned, in 5 ms at most, before other requests get a turn
 
 BodyT = TypeVar("BodyT", bound=Body)
 
 
 def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, Received[BodyT]]]:
-    """A dependency that reads and checks a request's body, whatever its content type says."""
+    """Return a FastAPI dependency that reads and checks a request's body.
+
+    The content type is ignored.
+    """
 
     async def dependency(request: Request) -> Received[BodyT]:
         state = state_of(request)
@@ -34,9 +37,10 @@ def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, Receiv
 async def read_body(request: Request, limit: int, timeout: float) -> bytes:
     """Return the whole body.
 
-    Raises `ApiError` 413 as soon as it is known to exceed `limit` bytes, 400 as soon as it exceeds
-    the bounds of `BodyScan` and when the client leaves before its end, 408 when nothing comes for
-    `timeout` seconds, or so little that these and `SLOWEST_BODY` do not account for the time.
+    Raise `ApiError` 413 as soon as the body is known to exceed `limit` bytes; 400 as soon as it
+    exceeds a limit of `BodyScan`, and when the client leaves before its end; 408 when nothing
+    arrives for `timeout` seconds, or when the body takes longer than `timeout` seconds plus its
+    bytes at the rate `SLOWEST_BODY`.
     """
     declared = request.headers.get("content-length", "0")
     too_large = declared.isdigit() and int(declared) > limit
@@ -44,12 +48,12 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
     scan = BodyScan()
     if not too_large:
         try:
-            async with asyncio.timeout(timeout) as patience:
-                last = patience.when() or 0.0
+            async with asyncio.timeout(timeout) as deadline:
+                last = deadline.when() or 0.0
                 async for chunk in request.stream():
                     raw += chunk
                     now = asyncio.get_running_loop().time()
-                    patience.reschedule(min(now + timeout, last + len(raw) / SLOWEST_BODY))
+                    deadline.reschedule(min(now + timeout, last + len(raw) / SLOWEST_BODY))
                     if len(raw) > limit:
                         too_large = True
                         break
@@ -70,7 +74,7 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
 
 
 async def _scan_in_turns(scan: BodyScan, chunk: bytes) -> None:
-    """Scan a chunk, with a turn for other requests after each large piece of it."""
+    """Scan a chunk, and let other requests run after each large piece of it."""
     scan.feed(chunk[:SCANNED])
     for start in range(SCANNED, len(chunk), SCANNED):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Answers for browsers: which pages may read answers, and which may not even ask."""
+"""CORS: which web pages may send requests, and which may read the answers."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,13 +17,13 @@ EVERY_ORIGIN = r"(?s:.*)"
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with its refusals in the one shape of errors.
+    """Starlette's CORS middleware, with refusals in the format of all errors.
 
-    It stands outside of the check of keys: browsers send none with their preflight requests.
+    It runs before the check of keys, because browsers send no key with a preflight request.
 
     Args:
-        origins: of the pages that may ask; None for each origin that comes so far, because
-            `RefusePages` stands outside.
+        origins: the origins of pages that may send requests; None for all of them, where
+            `RefusePages` has run before.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str] | None) -> None:
@@ -47,10 +47,11 @@ class Cors(CORSMiddleware):
 
 
 class RefusePages:
-    """ASGI middleware: requests that a foreign web page may have made reach no route.
+    """ASGI middleware that refuses requests which a foreign web page may have made.
 
     Args:
-        refuse: makes the answer to such a request.
+        policy: decides which requests are refused.
+        refuse: returns the answer to a refused request.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the doors of other APIs share: a chat behind their words."""
+"""The common part of the routes of other APIs, whose requests are answered as chats."""
 
 import contextlib
 import functools
@@ -34,7 +34,12 @@ async def chat_of(
     fields: Callable[[BodyT], Mapping[str, Any]],
     names: Names,
 ) -> ChatSource:
-    """Return the chat that answers a body of another API."""
+    """Return the chat into which a body of another API is translated.
+
+    Args:
+        fields: returns the fields of the chat's body.
+        names: the other API's names of these fields, for errors.
+    """
     raw, read = received.raw, functools.partial(read_as_chat, type(received.body), fields, names)
     if len(raw) < LARGE_BODY:
         return ChatSource(chat_request(fields(received.body), names), raw, read)
@@ -44,7 +49,7 @@ async def chat_of(
 async def respond_in(
     request: Request, source: ChatSource, writer: Writer, names: Names
 ) -> Response:
-    """Answer a chat in the words of `writer`."""
+    """Return the answer to a chat in another API's format, which `writer` produces."""
 
     async def events(
         model: LoadedModel, body: ChatRequest, caller: Caller
@@ -59,7 +64,7 @@ async def respond_in(
 async def _translated(
     chunks: AsyncGenerator[ChatChunk, None], writer: Writer, names: Names
 ) -> AsyncGenerator[Event, None]:
-    """Yield the events of a chat's chunks; closing the generator closes these too."""
+    """Yield the events for a chat's chunks. Closing the generator also closes the chunks."""
     with named(names):
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
@@ -73,7 +78,7 @@ async def answer_of_model(
     work: Callable[[LoadedModel], Awaitable[bytes]],
     names: Names = (),
 ) -> Response:
-    """Answer with the JSON that `work` makes with a model."""
+    """Return an answer with the JSON that `work` returns, given the loaded model."""
     state = state_of(request)
     entry = state.registry.find(model_name)
     pace = pace_of(request)
@@ -99,7 +104,7 @@ async def count_of(request: Request, source: ChatSource, model: LoadedModel) -> 
 
 
 async def count_input_tokens(request: Request, source: ChatSource, names: Names = ()) -> Response:
-    """Answer with the count of a chat's prompt, as OpenAI and llama.cpp give it."""
+    """Return an answer with the number of a prompt's tokens, in the format of OpenAI."""
 
     async def work(model: LoadedModel) -> bytes:
         counted = await count_of(request, source, model)

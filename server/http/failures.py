@@ -1,4 +1,4 @@
-"""Where failures become answers, in the shape of the API whose path was asked for."""
+"""The answers to requests that fail, in the format of the API whose path was requested."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from engine.errors import EngineError
+from engine.errors import EngineError, escaped
 from server.errors import ApiError, as_api_error
 from server.http.api import Api, openai_error
 from server.http.measure import measurement_of
@@ -18,13 +18,13 @@ log = logging.getLogger("understudy")
 
 
 def error_response(failure: ApiError, body: Mapping[str, Any] | None = None) -> JSONResponse:
-    """Return the answer to a request that failed: `body`, or OpenAI's shape."""
+    """Return the answer to a failed request: `body`, or else an error in OpenAI's format."""
     content = failure.body() if body is None else body
     return JSONResponse(content, status_code=failure.status, headers=failure.headers)
 
 
 class Failures:
-    """Answers requests that fail, each in the shape of its API."""
+    """The exception handlers of the app, which answer each failure in the format of its API."""
 
     def __init__(self, apis: Iterable[Api]) -> None:
         self._shapes = [
@@ -35,14 +35,14 @@ class Failures:
         ]
 
     def install(self, app: FastAPI) -> None:
-        """Answer every failure of `app`."""
+        """Make these the exception handlers of `app`."""
         app.add_exception_handler(ApiError, self._on_failure)
         app.add_exception_handler(EngineError, self._on_failure)
         app.add_exception_handler(HTTPException, self._on_http)
         app.add_exception_handler(Exception, self._on_bug)
 
     def response(self, failure: ApiError, scope: Scope) -> JSONResponse:
-        """Return the answer to a failed request, in the shape of the API that its path is of."""
+        """Return the answer to a failed request, in the format of the API that has its path."""
         path: str = scope["path"]
         shape = next((shape for own, shape in self._shapes if path.startswith(own)), openai_error)
         return error_response(failure, shape(failure, scope["state"]["request_id"]))
@@ -66,7 +66,7 @@ class Failures:
         return self.response(failure, request.scope)
 
     async def _on_bug(self, request: Request, error: Exception) -> JSONResponse:
-        """Answer a defect of ours: the traceback goes to the log, never to the client."""
+        """Return the answer to an unexpected exception. Only the log has its traceback."""
         request_id = request.state.request_id
         message = f"Internal error; the server's log has the details under {request_id}."
         failure = ApiError(
@@ -76,11 +76,6 @@ class Failures:
 
 
 def log_failure(request_id: str, failure: ApiError) -> None:
-    """Write one line about a request that failed."""
+    """Write one line about a failed request to the log."""
     level = logging.WARNING if failure.status >= 500 else logging.INFO
-    log.log(level, "%s: %d %s", request_id, failure.status, _one_line(failure.message))
-
-
-def _one_line(text: str) -> str:
-    """Return a message without line ends and colours: it may hold parts of the request."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    log.log(level, "%s: %d %s", request_id, failure.status, escaped(failure.message))

@@ -1,17 +1,17 @@
-"""Bounds on what a connection may send that brings no body: heads, chunk sizes, trailers. Pure."""
+"""Limits on the bytes of HTTP that are not content: heads, chunk sizes, trailers. No I/O."""
 
 from enum import Enum
 
 from server.errors import ApiError
 
-MOST_FRAMING = 64 * 1024  # bytes; other servers take heads of 8 to 64 KiB
-MOST_FIELDS = 256  # of a head; clients behind several proxies send some dozens
-EARNED = 9  # bytes of a chunked body for each byte of content: chunks of one byte take six
-PIECE = 16 * 1024  # bytes that are parsed before the bound is checked again
+MAX_FRAMING = 64 * 1024  # bytes; other servers accept heads of 8 to 64 KiB
+MAX_FIELDS = 256  # of a head; clients behind several proxies send some dozens
+BODY_PER_BYTE = 9  # bytes of a chunked body per byte of content; chunks of one byte need six
+PIECE = 16 * 1024  # bytes that are parsed before the limit is checked again
 
 
 class Part(Enum):
-    """What of HTTP comes next on a connection."""
+    """The part of an HTTP message that a connection sends next."""
 
     BETWEEN = "between requests"
     HEAD = "head"
@@ -19,68 +19,74 @@ class Part(Enum):
 
 
 class Framing:
-    """Counts the bytes of one connection that bring no body.
+    """A counter of the bytes of one connection that are not content.
 
-    A head, what lies between two requests, and the sizes, extensions and trailers of a chunked body
-    may take `MOST_FRAMING` bytes each; content earns some of a body's again. The parser does not
-    tell where in a piece a part ends, so the piece in which a part begins counts for it as a whole.
+    A head may have `MAX_FRAMING` bytes, and so may the bytes between two requests, and the sizes,
+    extensions and trailers of a chunked body together. Each byte of content allows some more. The
+    parser does not report where in a piece a part ends, so the whole piece in which a part begins
+    counts for that part.
     """
 
     def __init__(self) -> None:
         self.part = Part.BETWEEN
-        self._left = MOST_FRAMING
+        self._left = MAX_FRAMING
         self._piece = 0
 
     @property
     def is_exceeded(self) -> bool:
+        """Whether the current part has more bytes than it may have."""
         return self._left < 0
 
-    def take(self, nbytes: int) -> None:
+    def count_piece(self, nbytes: int) -> None:
         """Count a piece that is about to be parsed."""
         self._piece = nbytes
         self._left -= nbytes
 
-    def begin(self, part: Part) -> None:
-        """Note that a part begins in this piece."""
+    def begin_part(self, part: Part) -> None:
+        """Record that a part begins in this piece."""
         self.part = part
-        self._left = MOST_FRAMING - self._piece
+        self._left = MAX_FRAMING - self._piece
 
-    def content(self, nbytes: int) -> None:
-        """Note that bytes of a body came."""
-        self._left = min(MOST_FRAMING, self._left + nbytes * EARNED)
+    def count_content(self, nbytes: int) -> None:
+        """Record bytes of content, each of which allows some bytes of a chunked body."""
+        self._left = min(MAX_FRAMING, self._left + nbytes * BODY_PER_BYTE)
 
     def error(self, url_bytes: int) -> ApiError:
-        """Return why no more is taken, once the bound is exceeded."""
-        if self.part is Part.HEAD and url_bytes > MOST_FRAMING // 2:
+        """Return the error for a connection that has exceeded the limit.
+
+        Args:
+            url_bytes: the length of the URL, as far as it has arrived.
+        """
+        if self.part is Part.HEAD and url_bytes > MAX_FRAMING // 2:
             return ApiError(
-                f"The URL of the request has more than {url_bytes} bytes. A request's line and "
-                f"headers may have {MOST_FRAMING} together.",
+                f"The URL of the request has more than {url_bytes} bytes. The request line and "
+                f"the headers may have {MAX_FRAMING} bytes together.",
                 code="url_too_long",
                 status=414,
             )
         if self.part is Part.HEAD:
             return ApiError(
-                f"The head of the request exceeds {MOST_FRAMING} bytes. Send fewer or shorter "
+                f"The head of the request exceeds {MAX_FRAMING} bytes. Send fewer or shorter "
                 "headers.",
                 code="request_head_too_large",
                 status=431,
             )
         if self.part is Part.BODY:
             return ApiError(
-                f"The request body has more than {MOST_FRAMING} bytes of chunk sizes, chunk "
-                "extensions or trailers where they bring no content. Send larger chunks.",
+                f"The request body has more than {MAX_FRAMING} bytes of chunk sizes, chunk "
+                "extensions or trailers for too little content. Send larger chunks.",
                 code="chunk_overhead_too_large",
             )
         return ApiError(
-            f"More than {MOST_FRAMING} bytes of empty lines came before a request.",
+            f"More than {MAX_FRAMING} bytes of empty lines came before a request.",
             code="invalid_http",
         )
 
 
 def too_many_fields() -> ApiError:
-    """Return why a head with more than `MOST_FIELDS` fields is not taken."""
+    """Return the error for a head with more than `MAX_FIELDS` fields."""
     return ApiError(
-        f"The head of the request has more than {MOST_FIELDS} header fields.",
+        f"The head of the request has more than {MAX_FIELDS} header fields.",
         code="request_head_too_large",
         status=431,
     )

@@ -1,4 +1,4 @@
-"""Requests in progress, and which requests are still answered while the server stops."""
+"""The requests in progress, and the refusal of new ones while the server stops."""
 
 import asyncio
 import contextlib
@@ -13,68 +13,70 @@ from server.errors import ApiError
 from server.metrics.measurement import Measurement
 from server.models.lending import SHUTTING_DOWN
 
-# Whoever watches the server may do so until its end.
+# Monitoring is answered until the server ends.
 ALWAYS_ANSWERED = frozenset({"/health", "/v1/health", "/ready", "/v1/ready", "/metrics"})
 
 
-def stopping() -> ApiError:
-    """Return the error of a request that comes too late."""
+def stopping_error() -> ApiError:
+    """Return the error for a request that arrives while the server stops."""
     return ApiError.unavailable(SHUTTING_DOWN, "engine_closed")
 
 
 @dataclass(eq=False)
-class Tracked:
-    """A request in progress, and the task that answers it."""
+class TrackedRequest:
+    """A request in progress and the task that answers it."""
 
     task: asyncio.Task[Any]
     measurement: Measurement
-    is_received: bool = False  # the whole body is there
+    is_received: bool = False  # the whole body has arrived
 
 
 class InFlight:
-    """The requests that have not been answered to their end."""
+    """The set of requests whose answers are not complete."""
 
     def __init__(self) -> None:
         self.is_stopping = False
-        self._requests: set[Tracked] = set()
+        self._requests: set[TrackedRequest] = set()
         self._changed = asyncio.Event()
 
     @property
     def num_running(self) -> int:
-        """Requests that the engine runs."""
+        """The number of requests that the engine runs."""
         return sum(request.measurement.wait.is_over for request in self._requests)
 
     def stop(self) -> None:
-        """Refuse new requests from now on, and those whose body has not arrived."""
+        """Refuse new requests from now on, and requests whose body has not arrived."""
         self.is_stopping = True
         for request in self._requests:
             if not request.is_received:
                 request.task.cancel()
 
     async def all_ended(self, timeout: float) -> None:
-        """Wait until every request has been answered, at most `timeout` seconds."""
+        """Wait until every request has been answered, or until `timeout` seconds have passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._requests:
                     self._changed.clear()
                     await self._changed.wait()
 
-    def add(self, request: Tracked) -> None:
+    def add(self, request: TrackedRequest) -> None:
+        """Add a request that begins."""
         self._requests.add(request)
 
-    def remove(self, request: Tracked) -> None:
+    def remove(self, request: TrackedRequest) -> None:
+        """Remove a request that has ended."""
         self._requests.remove(request)
         self._changed.set()
 
 
 class TrackRequests:
-    """ASGI middleware: tells `in_flight` of each request, and refuses requests once it stops.
+    """ASGI middleware that adds each request to `in_flight`, and refuses requests once it stops.
 
-    From then on every answer closes its connection, so that the client takes another one, which a
-    proxy can lead to another server.
+    While the server stops, every answer closes its connection: the client opens another one, which
+    a proxy can route to another server.
 
     Args:
-        refuse: makes the answer to a refused request.
+        refuse: returns the answer to a refused request.
     """
 
     def __init__(
@@ -97,27 +99,27 @@ class TrackRequests:
         if scope["path"] in ALWAYS_ANSWERED:
             await self._app(scope, receive, send_and_close)
         elif self._in_flight.is_stopping:
-            await self._refuse(stopping(), scope)(scope, receive, send_and_close)
+            await self._refuse(stopping_error(), scope)(scope, receive, send_and_close)
         else:
             await self._track(scope, receive, send_and_close)
 
     async def _track(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None, "requests are answered by tasks"
-        request = Tracked(task, scope["state"]["measurement"])
+        request = TrackedRequest(task, scope["state"]["measurement"])
 
-        async def receive_and_see() -> Message:
+        async def receive_and_note() -> Message:
             message = await receive()
             request.is_received = not message.get("more_body", False)
             return message
 
         self._in_flight.add(request)
         try:
-            await self._app(scope, receive_and_see, send)
+            await self._app(scope, receive_and_note, send)
         except asyncio.CancelledError:
             if request.is_received or not self._in_flight.is_stopping:
                 raise
             task.uncancel()
-            await self._refuse(stopping(), scope)(scope, receive, send)
+            await self._refuse(stopping_error(), scope)(scope, receive, send)
         finally:
             self._in_flight.remove(request)

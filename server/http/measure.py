@@ -1,4 +1,4 @@
-"""The measurement of each request, from its first byte to the end of its answer."""
+"""Middleware that measures each request, from its arrival to the end of its answer."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,25 +8,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics.measurement import Measurement
 
-# Until the request ran; of a stream that opened earlier, until it opened.
+# Milliseconds until the request ran, or until its stream opened where that was earlier.
 QUEUE_HEADER = "x-understudy-queue-ms"
 # What of the request the model was not given, as far as it was known when the answer began.
 IGNORED_HEADER = "x-understudy-ignored"
 
 
 def measurement_of(request: Request) -> Measurement:
-    """Return the measurement that `Measure` began."""
+    """Return the measurement that `Measure` has begun for a request."""
     measurement = request.state.measurement
     assert isinstance(measurement, Measurement)
     return measurement
 
 
 class Measure:
-    """ASGI middleware: begins a measurement for each request, and reports those that generate.
+    """ASGI middleware that measures each request and reports those that generate text.
 
     Args:
-        routes: the paths at which text is generated, and what /metrics calls each.
-        ended: takes each finished measurement.
+        routes: the paths that generate text, and the name of each in /metrics.
+        ended: is called with each finished measurement of such a path.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Measure:
         scope.setdefault("state", {})["measurement"] = measurement
         status = 500  # unless an answer begins
 
-        async def send_and_see(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -57,7 +57,7 @@ class Measure:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_see)
+            await self._app(scope, receive, send_and_note)
         finally:
             measurement.close(status)
             if route:

@@ -1,4 +1,4 @@
-"""The schema at /openapi.json: bodies are read by hand, so their schemas are added by hand."""
+"""The document at /openapi.json. FastAPI reads no bodies here, so their schemas are added to it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,10 +11,13 @@ from server.http.auth import OPEN_PATHS
 
 REFERENCE = "#/components/schemas/{model}"
 REQUEST_ID = {
-    "description": "The client's own, else a new one; the log has it too",
+    "description": "The request's own id, else a new one; the log has it too",
     "schema": {"type": "string"},
 }
-RETRY_AFTER = {"description": "Seconds, with 503", "schema": {"type": "string"}}
+RETRY_AFTER = {
+    "description": "Seconds to wait before another try, sent with 503",
+    "schema": {"type": "string"},
+}
 QUEUE_MS = {
     "description": "Milliseconds until the request ran, or until its stream opened",
     "schema": {"type": "string", "pattern": "^[0-9]+$"},
@@ -53,16 +56,20 @@ BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exc
 
 
 def describe(body: type[BaseModel], whole: Any, event: Any, error: Any) -> dict[str, Any]:
-    """Return the arguments of a route that reads `body` and answers `whole`, or a stream of events.
+    """Return the arguments of FastAPI's decorator for a route.
 
-    `event` is the type of the events, None for a route that has none.
+    Args:
+        body: the type of the request's body.
+        whole: the type of a whole answer.
+        event: the type of a stream's events, None for a route that never streams.
+        error: the type of an error's body.
     """
     headers = {"x-request-id": REQUEST_ID, "x-understudy-ignored": IGNORED}
-    answer: dict[str, Any] = {"model": whole, "description": "Whole", "headers": headers}
+    answer: dict[str, Any] = {"model": whole, "description": "Whole answer", "headers": headers}
     if event is not None:
-        answer["description"] = "Whole; with `stream: true` events"
+        answer["description"] = "Whole answer, or a stream of events with `stream: true`"
         answer["headers"] = headers | {"x-understudy-queue-ms": QUEUE_MS}
-        answer["content"] = {"text/event-stream": {"schema": _event(event, error)}}
+        answer["content"] = {"text/event-stream": {"schema": _describe_event(event, error)}}
     return {
         "response_model": None,
         "responses": {200: answer, **describe_errors(error)},
@@ -75,19 +82,22 @@ def describe(body: type[BaseModel], whole: Any, event: Any, error: Any) -> dict[
     }
 
 
-def _event(event: Any, error: Any) -> dict[str, Any]:
-    """A server-sent event as tools read it, an object of its fields; OpenAI's last is [DONE]."""
+def _describe_event(event: Any, error: Any) -> dict[str, Any]:
+    """Return the schema of a server-sent event as an object of its fields, which tools expect.
+
+    The data of an event is a JSON text, or [DONE], with which OpenAI's streams end.
+    """
     content = {"anyOf": [_reference(event), _reference(error)]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     return {
         "type": "object",
         "required": ["data"],
-        "anyOf": [{"properties": {"data": said}} for said in ({"const": "[DONE]"}, data)],
+        "anyOf": [{"properties": {"data": kind}} for kind in ({"const": "[DONE]"}, data)],
     }
 
 
-def _name_bounds(schema: Any) -> None:
-    """pydantic writes the bounds of `Int` under its own names, which JSON Schema has not."""
+def _rename_limits(schema: Any) -> None:
+    """Give the limits of `Int` the names of JSON Schema, in place of pydantic's own names."""
     if isinstance(schema, dict):
         if schema.get("type") in ("integer", "number"):
             for own, standard in BOUNDS.items():
@@ -96,11 +106,11 @@ def _name_bounds(schema: Any) -> None:
         schema = list(schema.values())
     if isinstance(schema, list):
         for inner in schema:
-            _name_bounds(inner)
+            _rename_limits(inner)
 
 
-def _protect(paths: dict[str, dict[str, Any]]) -> None:
-    """Each operation but /health takes one of `KEYS`."""
+def _require_keys(paths: dict[str, dict[str, Any]]) -> None:
+    """State that each operation but /health requires one of `KEYS`."""
     for path, operations in paths.items():
         if path not in OPEN_PATHS:
             for operation in operations.values():
@@ -108,15 +118,20 @@ def _protect(paths: dict[str, dict[str, Any]]) -> None:
 
 
 def document(app: FastAPI, schemas: Iterable[Any], *, has_keys: bool) -> dict[str, Any]:
-    """Return the document of an app, with the schemas that `describe` refers to."""
+    """Return the OpenAPI document of an app, with the schemas that `describe` refers to.
+
+    Args:
+        schemas: the types of bodies, events and errors, which FastAPI does not find.
+        has_keys: whether requests need an API key.
+    """
     schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
     _, by_hand = TypeAdapter.json_schemas(
         [(kind.__name__, "validation", TypeAdapter(kind)) for kind in dict.fromkeys(schemas)],
         ref_template=REFERENCE,
     )
     schema["components"]["schemas"] |= by_hand["$defs"]
-    _name_bounds(schema["components"]["schemas"])
+    _rename_limits(schema["components"]["schemas"])
     if has_keys:
         schema["components"]["securitySchemes"] = KEYS
-        _protect(schema["paths"])
+        _require_keys(schema["paths"])
     return schema

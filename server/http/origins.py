@@ -1,7 +1,7 @@
-"""Which web pages may use a server that has no keys, decided from the head of a request. Pure.
+"""Which web pages may use a server that has no keys, decided from the head of a request. No I/O.
 
-A browser sends requests to this machine for any page that its user opens. Three things give such a
-request away: a Host that is not a name of this server (DNS rebinding: the page's own name leads to
+A browser sends requests to this machine for any page that its user opens. Three headers reveal such
+a request: a Host that is not a name of this server (DNS rebinding: the page's own name resolves to
 this machine), an Origin that is not allowed, and `Sec-Fetch-Site: cross-site` where the browser
 sends no Origin. A page can set none of these headers itself.
 """
@@ -16,23 +16,23 @@ from server.errors import ApiError
 from server.http.auth import OPEN_PATHS
 
 ANY = "*"
-DOCKER_HOST = "host.docker.internal"  # what containers call the machine that they run on
+DOCKER_HOST = "host.docker.internal"  # the name of the machine inside its containers
 # Schemes of desktop and mobile programs. No page that is loaded from the web can have them.
 PROGRAM_SCHEMES = frozenset({"app", "tauri", "vscode-webview", "vscode-file", "capacitor"})
 NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
-LITERAL = r"\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]"  # an IPv6 address, perhaps with its zone
+LITERAL = r"\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]"  # an IPv6 address, optionally with a zone
 AUTHORITY = re.compile(rf"({LITERAL}|{NAME})(?::[0-9]*)?")
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s,/]*)")
-SHOWN = 80  # characters of a refused header that are told back
-KEYS_TURN_IT_OFF = "Requests are not checked in this way when API keys are set."
+MAX_QUOTED = 80  # characters of a refused header that its error quotes
+KEYS_DISABLE_THIS = "Requests are not checked in this way when API keys are set."
 
 
 class PagePolicy:
-    """Decides whether a request may reach a route of a server without keys.
+    """The rules that decide whether a request may reach a route of a server without keys.
 
     Args:
-        allowed_hosts: the setting; further names of this server, "*" for any.
-        cors_origins: the setting; origins of pages that may ask, "*" for any.
+        allowed_hosts: the setting: further names of this server, "*" for any.
+        cors_origins: the setting: origins of pages that may send requests, "*" for any.
         machine: the name of this machine.
     """
 
@@ -46,7 +46,7 @@ class PagePolicy:
         self._origins = frozenset(origin.lower() for origin in cors_origins)
 
     def refusal(self, method: str, path: str, headers: Headers) -> ApiError | None:
-        """Return the error that answers a request, None where the request may go on."""
+        """Return the error for a request that is refused, None for one that is allowed."""
         hosts = headers.getlist("host")
         own = host_of(hosts[0]) if len(hosts) == 1 else None
         if hosts and not self._is_own_host(own):
@@ -55,8 +55,8 @@ class PagePolicy:
                 return _foreign_host(", ".join(hosts))
         origins = headers.getlist("origin")
         if not origins:
-            if self._is_hidden_page(method, headers):
-                return _hidden_page()
+            if self._is_cross_site(method, headers):
+                return _cross_site()
             return None
         if len(origins) > 1 or not self._is_allowed_origin(origins[0], own):
             return _foreign_origin(", ".join(origins))
@@ -72,10 +72,13 @@ class PagePolicy:
         )
 
     def _is_allowed_origin(self, origin: str, own: str | None) -> bool:
-        """Return whether pages of `origin` may ask; `own` is the host that the request is for.
+        """Return whether pages of `origin` may send requests.
 
-        Ports do not count: proxies often leave them out of Host, and whoever serves another port of
-        this machine could reach this one without a browser.
+        Ports are ignored: proxies often leave them out of Host, and a program that serves another
+        port of this machine could reach this one without a browser.
+
+        Args:
+            own: the host in the request's Host header.
         """
         origin = origin.lower()
         if ANY in self._origins or origin in self._origins:
@@ -91,10 +94,11 @@ class PagePolicy:
             scheme in ("http", "https") and host is not None and (host == own or _is_loopback(host))
         )
 
-    def _is_hidden_page(self, method: str, headers: Headers) -> bool:
-        """Return whether a page of elsewhere asks without an Origin, as an image or script does.
+    def _is_cross_site(self, method: str, headers: Headers) -> bool:
+        """Return whether a page of another site sent a request without an Origin.
 
-        Following a link to this server is no such request: the page cannot read what comes.
+        Images and scripts cause such requests. Links to this server are allowed: the page cannot
+        read the answer.
         """
         if ANY in self._origins:
             return False
@@ -120,7 +124,7 @@ def host_of(authority: str) -> str | None:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that `host` is. Names and unusual spellings (octal, 127.1) are none."""
+    """Return `host` as an address, None for a name or an unusual spelling (octal, 127.1)."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -135,7 +139,7 @@ def _is_loopback(host: str) -> bool:
     if _is_localhost(host):
         return True
     address = _address(host)
-    # Python before 3.13 does not look into IPv4 addresses that are written as IPv6
+    # Python before 3.13 does not recognise loopback addresses of IPv4 that are written as IPv6
     inner = getattr(address, "ipv4_mapped", None) or address
     return inner is not None and inner.is_loopback
 
@@ -146,22 +150,22 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _is_json(headers: Headers) -> bool:
-    """Return whether the body is declared as JSON, for which browsers ask first (preflight)."""
+    """Return whether the body is declared as JSON, which makes browsers send a preflight."""
     kinds = headers.getlist("content-type")
     return bool(kinds) and all(
         kind.partition(";")[0].strip().lower() == "application/json" for kind in kinds
     )
 
 
-def _shown(value: str) -> str:
-    return ascii(value if len(value) <= SHOWN else value[:SHOWN] + "...")
+def _quote(value: str) -> str:
+    return ascii(value if len(value) <= MAX_QUOTED else value[:MAX_QUOTED] + "...")
 
 
 def _foreign_host(host: str) -> ApiError:
     return ApiError(
-        f"The Host {_shown(host)} is not a name of this server. If it is one, put it into "
+        f"The Host {_quote(host)} is not a name of this server. If it is one, put it into "
         'allowed_hosts in understudy.yaml ("*" allows any, for a reverse proxy that checks it). '
-        f"{KEYS_TURN_IT_OFF}",
+        f"{KEYS_DISABLE_THIS}",
         code="host_not_allowed",
         status=403,
     )
@@ -169,18 +173,18 @@ def _foreign_host(host: str) -> ApiError:
 
 def _foreign_origin(origin: str) -> ApiError:
     return ApiError(
-        f"Pages of the origin {_shown(origin)} may not use this server. If they should, put it "
-        f"into cors_origins in understudy.yaml. {KEYS_TURN_IT_OFF}",
+        f"Pages of the origin {_quote(origin)} may not use this server. If they should, put it "
+        f"into cors_origins in understudy.yaml. {KEYS_DISABLE_THIS}",
         code="origin_not_allowed",
         status=403,
     )
 
 
-def _hidden_page() -> ApiError:
+def _cross_site() -> ApiError:
     return ApiError(
         "A page of another site may not load this URL as an image, a script or the like. If it "
         "should use this server, put its origin into cors_origins in understudy.yaml and use "
-        f'fetch(), which names the origin ("*" allows all pages). {KEYS_TURN_IT_OFF}',
+        f'fetch(), which names the origin ("*" allows all pages). {KEYS_DISABLE_THIS}',
         code="cross_site_request",
         status=403,
     )
@@ -188,8 +192,8 @@ def _hidden_page() -> ApiError:
 
 def _not_json(origin: str) -> ApiError:
     return ApiError(
-        "A web page must send the body as 'Content-Type: application/json'. Other types are taken "
-        "from pages only when API keys are set (api_key_file in understudy.yaml).",
+        "A web page must send the body as 'Content-Type: application/json'. Pages may send other "
+        "types only when API keys are set (api_key_file in understudy.yaml).",
         code="content_type_not_allowed",
         status=403,
         # the origin is allowed, so the page may read this

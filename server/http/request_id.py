@@ -1,4 +1,4 @@
-"""Every answer carries `x-request-id`: the client's own if it is sane, else a new one."""
+"""Middleware that gives each request an id: the client's own if it is valid, else a new one."""
 
 import re
 import secrets
@@ -7,16 +7,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "x-request-id"
-SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+VALID_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def new_request_id() -> str:
-    """For a client that gives none."""
+    """Return a random id for a request that has none."""
     return f"req_{secrets.token_hex(12)}"
 
 
 class RequestId:
-    """ASGI middleware; `scope["state"]["request_id"]` is the id."""
+    """ASGI middleware that sets `scope["state"]["request_id"]` and the header of the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -26,7 +26,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if SANE.fullmatch(given) else new_request_id()
+        request_id = given if VALID_ID.fullmatch(given) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""What the generating routes share: find the model, borrow it, answer with a stream or whole."""
+"""The work of all routes that generate text: find the model, borrow it, and answer."""
 
 import asyncio
 import contextlib
@@ -31,9 +31,12 @@ async def respond(
     fold: Callable[[Sequence[Chunk]], Mapping[str, Any]],
     dialect: Dialect = OPENAI,
 ) -> Response:
-    """Answer a request with the chunks that `write` makes on the model it names.
+    """Return the answer to a request, streamed or whole, made by the model that it names.
 
-    `fold` puts a whole answer together from its chunks.
+    Args:
+        write: starts generating on the loaded model and returns the chunks of the answer.
+        fold: returns a whole answer, given all its chunks.
+        dialect: how the API writes the events of a stream.
     """
     state = state_of(request)
     entry = state.registry.find(body.model)
@@ -54,7 +57,7 @@ async def respond(
             raise
         except (asyncio.CancelledError, GeneratorExit):
             measurement.leave()
-            log.info("%s: ended early: the client left, or the server ends", caller.request_id)
+            log.info("%s: ended early: the client left, or the server stops", caller.request_id)
             raise
 
     if body.stream:
@@ -65,6 +68,6 @@ async def respond(
 
 
 def pace_of(request: Request) -> Pace:
-    """How an answer to `request` shows that it is alive."""
+    """Return when the answer to `request` sends keep-alive signals."""
     settings = state_of(request).settings
     return Pace(measurement_of(request).wait, settings.keepalive, settings.blank_after)

@@ -1,4 +1,4 @@
-"""The app, and what the routes of one app share."""
+"""The app, and the state that its routes share."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -21,6 +21,8 @@ from server.version import version
 
 @dataclass(frozen=True)
 class AppState:
+    """The objects that all routes of an app share."""
+
     settings: Settings
     registry: Registry
     models: Models
@@ -29,7 +31,14 @@ class AppState:
 
 
 class App(FastAPI):
-    """FastAPI with what its routes share, and with the schemas that it does not see itself."""
+    """FastAPI with shared state, and with the schemas that it does not find by itself.
+
+    Args:
+        shared: the state that `state_of` returns.
+        apis: the routes to add.
+        has_keys: whether /openapi.json states that requests need an API key.
+        lifespan: runs while the app does.
+    """
 
     def __init__(
         self,
@@ -43,7 +52,7 @@ class App(FastAPI):
             title="Understudy",
             version=version(if_not_installed="0"),
             lifespan=lifespan,
-            docs_url=None,  # they load scripts from elsewhere
+            docs_url=None,  # these pages load scripts from other sites
             redoc_url=None,
             redirect_slashes=False,
         )
@@ -56,20 +65,21 @@ class App(FastAPI):
                 self.include_router(api.router, prefix=prefix, include_in_schema=is_shown)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. WebSockets are refused before anything else: no route takes one."""
+        """Answer a request. WebSockets are refused first, because no route accepts one."""
         if scope["type"] == "websocket":
             await WebSocketClose()(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, which is made once."""
         if self.openapi_schema is None:
             self.openapi_schema = document(self, self._schemas, has_keys=self._has_keys)
         return self.openapi_schema
 
 
 def state_of(request: Request) -> AppState:
-    """Return what the routes of the request's app share."""
+    """Return the state that the routes of the request's app share."""
     app = request.app
     assert isinstance(app, App)
     return app.shared

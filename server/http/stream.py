@@ -1,9 +1,10 @@
-"""From a generator of chunks to an HTTP answer, streamed or whole; a client that leaves closes it.
+"""Turn a generator of chunks into an HTTP answer, streamed or whole; a client that leaves ends it.
 
-Errors before the first chunk are ordinary answers. A request that waits longer than the keep-alive
-interval (for a model, in the queue, for a long prompt) has its stream opened and gets comments
-that say what it waits for; from then on errors are events. A whole answer gets white space, later
-and only once it is running; from then on an error breaks the connection off.
+Errors before the first chunk are ordinary answers. When a request waits longer than the keep-alive
+interval (for a model, in the queue, for a long prompt), its stream is opened and gets comments that
+say what it waits for; from then on errors are sent as events. A whole answer gets white space
+instead, later and only once its request is running; from then on an error breaks the connection
+off.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from server.errors import ApiError, as_api_error
 from server.http.failures import log_failure
 from server.metrics.wait_status import Wait
 
-CLIENT_GONE = 499  # nginx's status for the log; nobody reads the answer
+CLIENT_GONE = 499  # nginx's status for a client that left; the answer is not sent
 
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
 Item = TypeVar("Item")
@@ -33,11 +34,11 @@ Chunks = AsyncGenerator[Chunk, None]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How an API writes the events of its streams."""
+    """The way in which an API writes the events of its streams."""
 
-    failure: Callable[[ApiError], Mapping[str, Any]] = ApiError.body
-    named: bool = False  # the `type` of an event is its name too
-    done: str | None = "[DONE]"  # the data of the last event
+    failure: Callable[[ApiError], Mapping[str, Any]] = ApiError.body  # returns an error's event
+    named: bool = False  # whether the `type` of an event is also its SSE event name
+    done: str | None = "[DONE]"  # the data of the last event; None for no such event
 
 
 OPENAI = Dialect()
@@ -45,11 +46,11 @@ OPENAI = Dialect()
 
 @dataclass(frozen=True)
 class Pace:
-    """How an answer that takes long shows that it is alive."""
+    """The times at which an answer that takes long sends keep-alive signals."""
 
-    wait: Wait  # what its request waits for
-    keepalive: float  # seconds between two signs of life
-    blank_after: float  # seconds after which a whole answer that is running begins
+    wait: Wait  # what the request waits for
+    keepalive: float  # seconds between two signals
+    blank_after: float  # seconds before a whole answer may begin with white space
 
 
 async def whole_answer(
@@ -58,21 +59,21 @@ async def whole_answer(
     fold: Callable[[list[Item]], Response],
     pace: Pace,
 ) -> Response:
-    """Fold all chunks into one answer in JSON; stop as soon as the client is gone."""
+    """Return the JSON answer that `fold` makes of all chunks. Stop when the client leaves."""
     whole = asyncio.create_task(_whole(chunks, fold))
-    if not await _begins(request, whole, chunks, _patience(pace)):
+    if not await _wait_for_start(request, whole, chunks, _wait_intervals(pace)):
         return Response(status_code=CLIENT_GONE)
-    return whole.result() if whole.done() else _Late(request, whole, chunks, pace.keepalive)
+    return whole.result() if whole.done() else _LateJson(request, whole, chunks, pace.keepalive)
 
 
 async def streamed_answer(
     request: Request, chunks: AsyncGenerator[Chunk, None], pace: Pace, dialect: Dialect = OPENAI
 ) -> Response:
-    """Stream chunks as server-sent events, opened with the first chunk or after `keepalive` s."""
+    """Return chunks as server-sent events; open the stream at the first or after `keepalive` s."""
     first: asyncio.Task[Chunk] = asyncio.create_task(_first(chunks))
-    if not await _begins(request, first, chunks, [pace.keepalive]):
+    if not await _wait_for_start(request, first, chunks, [pace.keepalive]):
         return Response(status_code=CLIENT_GONE)
-    return _Events(request.state.request_id, first, chunks, pace, dialect)
+    return _EventStream(request.state.request_id, first, chunks, pace, dialect)
 
 
 async def _whole(
@@ -81,27 +82,33 @@ async def _whole(
     return fold([chunk async for chunk in chunks])
 
 
-def _patience(pace: Pace) -> Iterator[float]:
-    """Seconds to wait again and again: a request that only waits can still get an error."""
+def _wait_intervals(pace: Pace) -> Iterator[float]:
+    """Yield seconds to wait until the answer begins. It begins only when the request is running.
+
+    A request that still waits can get an error with its own status.
+    """
     yield pace.blank_after
     while not pace.wait.is_over:
         yield pace.keepalive
 
 
-async def _begins(
+async def _wait_for_start(
     request: Request,
     task: asyncio.Task[Any],
     chunks: AsyncGenerator[Any, None],
-    patience: Iterable[float],
+    intervals: Iterable[float],
 ) -> bool:
-    """Wait until the task is done or patience ends; False when the client left.
+    """Wait until the task is done or all intervals have passed. Return False if the client left.
 
-    What the task raises becomes an ordinary answer. Then, and for a client that left, the chunks
-    are closed; else that is left to the response.
+    Raise what the task raises, which becomes an ordinary answer. The chunks are closed in that
+    case and when the client left; otherwise the response closes them.
+
+    Args:
+        intervals: the seconds to wait, one after the other.
     """
     try:
-        for seconds in patience:
-            present = await _before_client_leaves(request, task, seconds)
+        for seconds in intervals:
+            present = await _wait_unless_client_leaves(request, task, seconds)
             if not present or task.done():
                 break
         if present and task.done():
@@ -118,12 +125,14 @@ async def _first(chunks: AsyncGenerator[Chunk, None]) -> Chunk:
     return await anext(chunks)
 
 
-async def _before_client_leaves(request: Request, task: asyncio.Task[Any], timeout: float) -> bool:
-    """Wait for the task, at most `timeout` s; False when the client left first.
+async def _wait_unless_client_leaves(
+    request: Request, task: asyncio.Task[Any], timeout: float
+) -> bool:
+    """Wait for the task, at most `timeout` seconds. Return False if the client left first.
 
     The task is cancelled when the client leaves, or when the caller is cancelled.
     """
-    gone = asyncio.create_task(_disconnected(request))
+    gone = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait({task, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
@@ -137,7 +146,7 @@ async def _before_client_leaves(request: Request, task: asyncio.Task[Any], timeo
     return not left
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -146,7 +155,7 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
-        task.exception()  # nobody is left to be told
+        task.exception()  # marked as retrieved, so that asyncio does not log it
 
 
 async def _stop(first: asyncio.Task[Any], chunks: AsyncGenerator[Any, None]) -> None:
@@ -154,11 +163,11 @@ async def _stop(first: asyncio.Task[Any], chunks: AsyncGenerator[Any, None]) -> 
     await chunks.aclose()
 
 
-class _Late(Response):
-    """A JSON answer that is late: white space until it is there.
+class _LateJson(Response):
+    """A JSON answer that begins with white space until it is complete.
 
-    When it fails, the connection is closed without the last chunk: clients see a broken transport
-    and try again, where a whole answer would be taken for the result.
+    When it fails, the connection is closed without the last chunk: clients notice a broken
+    transport and try again, whereas they would take a complete answer for the result.
     """
 
     media_type = "application/json"
@@ -183,7 +192,9 @@ class _Late(Response):
             await send(begin)
             while not self._whole.done():
                 await send({"type": "http.response.body", "body": b" ", "more_body": True})
-                if not await _before_client_leaves(self._request, self._whole, self._keepalive):
+                if not await _wait_unless_client_leaves(
+                    self._request, self._whole, self._keepalive
+                ):
                     return
             await send({"type": "http.response.body", "body": self._whole.result().body})
         except (ApiError, EngineError) as error:
@@ -192,8 +203,8 @@ class _Late(Response):
             await _stop_shielded(self._whole, self._chunks)
 
 
-class _Events(EventSourceResponse):
-    """Closes the chunks however the response ends, even before it began to iterate them."""
+class _EventStream(EventSourceResponse):
+    """A response of server-sent events that closes its chunks however it ends."""
 
     def __init__(
         self,
@@ -207,7 +218,7 @@ class _Events(EventSourceResponse):
             _events(request_id, first, chunks, pace.wait, dialect),
             ping=pace.keepalive,
             sep="\n",
-            ping_message_factory=functools.partial(_comment, pace.wait),
+            ping_message_factory=functools.partial(_make_comment, pace.wait),
         )
         self._first = first
         self._chunks = chunks
@@ -220,7 +231,7 @@ class _Events(EventSourceResponse):
 
 
 async def _stop_shielded(task: asyncio.Task[Any], chunks: AsyncGenerator[Any, None]) -> None:
-    # a client that left has this task cancelled: without the shield the clean-up too
+    # the task of a client that left is cancelled, and without the shield the clean-up would be too
     with anyio.CancelScope(shield=True):
         await _stop(task, chunks)
 
@@ -234,22 +245,22 @@ async def _events(
 ) -> AsyncGenerator[ServerSentEvent, None]:
     try:
         if not first.done():
-            yield _comment(wait)
-        yield _event(await first, dialect)
+            yield _make_comment(wait)
+        yield _make_event(await first, dialect)
         async for chunk in chunks:
-            yield _event(chunk, dialect)
+            yield _make_event(chunk, dialect)
         if dialect.done is not None:
             yield ServerSentEvent(dialect.done, sep="\n")
     except (ApiError, EngineError) as error:
         failure = as_api_error(error)
         log_failure(request_id, failure)
-        yield _event(dialect.failure(failure), dialect)
+        yield _make_event(dialect.failure(failure), dialect)
 
 
-def _event(chunk: Mapping[str, Any], dialect: Dialect) -> ServerSentEvent:
+def _make_event(chunk: Mapping[str, Any], dialect: Dialect) -> ServerSentEvent:
     data = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return ServerSentEvent(data, event=chunk["type"] if dialect.named else None, sep="\n")
 
 
-def _comment(wait: Wait) -> ServerSentEvent:
+def _make_comment(wait: Wait) -> ServerSentEvent:
     return ServerSentEvent(comment=str(wait), sep="\n")

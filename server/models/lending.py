@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from engine.errors import EngineDied, QueueFull
-from engine.messages import ModelInfo, Progress
+from engine.messages import LoadProgress, ModelInfo
 from engine.process.client import EngineCallbacks, EngineClient
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
@@ -93,7 +93,7 @@ class Models:
         metrics: Metrics,
         text: TextWork,
         engine_factory: EngineFactory = EngineClient,
-        progress: Callable[[Progress], None] = lambda _: None,
+        progress: Callable[[LoadProgress], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics

@@ -1,1 +1,1 @@
-"""What comes in (pydantic, strict), what goes out (typed dictionaries), and the check of bodies."""
+"""Schemas of request bodies (strict pydantic models) and of answers (typed dictionaries)."""

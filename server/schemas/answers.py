@@ -1,4 +1,4 @@
-"""What goes out: the objects of the OpenAI API, as typed dictionaries."""
+"""The objects that the OpenAI API answers with, as typed dictionaries."""
 
 from typing import Literal, NotRequired
 
@@ -6,7 +6,7 @@ from typing_extensions import TypedDict  # typing's own, before 3.12, has no sch
 
 
 class Source(TypedDict):
-    """When an answer was begun, and by which model; the whole and all its chunks say it."""
+    """When an answer was begun and by which model; the same in a whole answer and in its chunks."""
 
     created: int
     model: str
@@ -14,16 +14,22 @@ class Source(TypedDict):
 
 
 class PromptTokensDetails(TypedDict):
+    """How many prompt tokens were taken from the prefix cache."""
+
     cached_tokens: int
 
 
 class CompletionTokensDetails(TypedDict):
+    """How many emitted tokens were reasoning, and how many tokens of a prediction were right."""
+
     reasoning_tokens: int
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
 
 
 class Usage(TypedDict):
+    """The token counts of a request, over all its choices."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -32,7 +38,7 @@ class Usage(TypedDict):
 
 
 class Timings(TypedDict):
-    """llama.cpp's fields, and what speculation did. Choices of one request are taken together."""
+    """llama.cpp's timing fields and figures of speculation, over all choices of a request."""
 
     cache_n: int  # prompt tokens whose KV was reused
     prompt_n: int  # prompt tokens computed
@@ -40,36 +46,44 @@ class Timings(TypedDict):
     predicted_n: int
     predicted_ms: float
     predicted_per_second: float
-    draft_n: int  # rows drafted
+    draft_n: int  # drafted rows
     draft_n_accepted: int
     passes: int
-    tokens_per_pass: float  # emitted by a pass, all choices together
-    seed: int  # send it again to get the same answer
+    tokens_per_pass: float  # emitted tokens per pass, all choices together
+    seed: int  # a request with the same seed gets the same answer
 
 
 class Costs(TypedDict):
-    """What an answer cost, in its last chunk and in the whole."""
+    """The usage and timings of an answer, in a whole answer and in the last chunk of a stream."""
 
     usage: NotRequired[Usage | None]
     timings: NotRequired[Timings]
 
 
 class TopLogprob(TypedDict):
+    """A token with its log-probability and its UTF-8 bytes."""
+
     token: str
     logprob: float
     bytes: list[int]
 
 
 class ChatLogprob(TopLogprob):
+    """The log-probability of an emitted token and of the likeliest tokens at its position."""
+
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(TypedDict):
+    """The log-probabilities of the tokens of a choice's content."""
+
     content: list[ChatLogprob]
     refusal: None
 
 
 class CallFunction(TypedDict):
+    """The function that a tool call names, and its arguments."""
+
     name: str
     arguments: str  # JSON
 
@@ -89,6 +103,8 @@ class Call(TypedDict):
 
 
 class CallFunctionDelta(TypedDict):
+    """The part of a called function that one delta brings."""
+
     name: NotRequired[str]
     arguments: str
 
@@ -99,7 +115,7 @@ class CallCustomDelta(TypedDict):
 
 
 class CallDelta(TypedDict):
-    """A call's first delta has its id, type, name and empty arguments; the others more of them."""
+    """A piece of a tool call: the first has id, type and name, the others bring arguments."""
 
     index: int
     id: NotRequired[str]
@@ -108,19 +124,21 @@ class CallDelta(TypedDict):
     custom: NotRequired[CallCustomDelta]
 
 
-# A functional definition: `pass` is a keyword.
+# Defined by a call, because the key `pass` is a keyword of Python.
 TokenOrigin = TypedDict(
     "TokenOrigin",
     {
-        "token": str,  # its piece of the text
-        "source": str,  # "target", "grammar", or the draft it came from
-        "depth": int,  # in the draft tree; 0: not drafted
-        "pass": int,  # of the choice, from 1
+        "token": str,  # the text of the token
+        "source": str,  # "target", "grammar", or the name of the draft that proposed the token
+        "depth": int,  # level in the draft tree; 0 for a token that was not drafted
+        "pass": int,  # number of the choice's pass that emitted the token, from 1
     },
 )
 
 
 class Delta(TypedDict, total=False):
+    """What one chunk adds to a choice's message."""
+
     role: Literal["assistant"]
     content: str
     reasoning_content: str
@@ -129,6 +147,8 @@ class Delta(TypedDict, total=False):
 
 
 class ChatChunkChoice(TypedDict):
+    """One choice in a chunk of a streamed chat."""
+
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
@@ -146,6 +166,8 @@ class ChatChunk(Source, Costs):
 
 
 class Message(TypedDict):
+    """The message that a chat completion answers with."""
+
     role: Literal["assistant"]
     content: str | None
     refusal: None
@@ -155,6 +177,8 @@ class Message(TypedDict):
 
 
 class ChatChoice(TypedDict):
+    """One choice of a whole chat completion."""
+
     index: int
     message: Message
     logprobs: ChatLogprobs | None
@@ -164,13 +188,15 @@ class ChatChoice(TypedDict):
 
 
 class ChatCompletion(Source, Costs):
+    """The whole answer to a chat request."""
+
     id: str
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
 
 class TextLogprobs(TypedDict):
-    """Four lists of equal length, one entry a token."""
+    """Four lists of equal length, with one entry for each token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -179,6 +205,8 @@ class TextLogprobs(TypedDict):
 
 
 class TextChoice(TypedDict):
+    """One choice of a text completion or of its chunk."""
+
     index: int
     text: str
     logprobs: TextLogprobs | None
@@ -187,7 +215,7 @@ class TextChoice(TypedDict):
 
 
 class TextCompletion(Source, Costs):
-    """A completion, and one event of a streamed one."""
+    """A whole text completion, or one event of a streamed one."""
 
     id: str
     object: Literal["text_completion"]
@@ -195,6 +223,8 @@ class TextCompletion(Source, Costs):
 
 
 class Model(TypedDict):
+    """A model of the registry, as GET /v1/models describes it."""
+
     id: str
     object: Literal["model"]
     created: int
@@ -203,9 +233,13 @@ class Model(TypedDict):
 
 
 class ModelList(TypedDict):
+    """All models of the registry."""
+
     object: Literal["list"]
     data: list[Model]
 
 
 class Status(TypedDict):
+    """The state of the server in one word."""
+
     status: str

@@ -13,8 +13,8 @@ from server.schemas.fields import (
     Int,
     JsonObject,
     TokenLimit,
-    fault,
-    unsupported,
+    field_error,
+    refuse_if_set,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
 from server.schemas.structured import ResponseFormat, StructuredBody
@@ -55,14 +55,14 @@ ThinkingSwitch = Annotated[
 
 
 class Prediction(Body):
-    """Text that the answer will mostly follow: it makes the answer faster, never another."""
+    """Text that the answer will mostly follow. It speeds the answer up and never changes it."""
 
     type: Literal["content"]
     content: Content
 
 
 class ChatRequest(StructuredBody, GenerationBody):
-    """A conversation to continue."""
+    """The body of a request that continues a conversation."""
 
     messages: Annotated[
         list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
@@ -93,40 +93,40 @@ class ChatRequest(StructuredBody, GenerationBody):
     audio: JsonObject | None = None
 
     @model_validator(mode="after")
-    def _limits_agree(self) -> Self:
+    def _check_fields_agree(self) -> Self:
         formed = self.response_format is not None and self.response_format.type != "text"
         if formed and self.form is not None:
             field = self.form[0].partition(".")[0]
-            raise fault(field, f"Give 'response_format' or '{field}', not both")
+            raise field_error(field, f"Give 'response_format' or '{field}', not both")
         if self.top_logprobs and not self.logprobs:
-            raise fault("top_logprobs", "'top_logprobs' needs 'logprobs': true")
+            raise field_error("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
 
     @model_validator(mode="after")
-    def _last_message_can_be_continued(self) -> Self:
+    def _check_continued_message(self) -> Self:
         if not self.continue_final_message:
             return self
         if self.add_generation_prompt:
-            message = "'continue_final_message' and 'add_generation_prompt' exclude each other"
-            raise fault("add_generation_prompt", message)
+            message = "Give 'continue_final_message' or 'add_generation_prompt', not both"
+            raise field_error("add_generation_prompt", message)
         last = self.messages[-1]
         if last.role != "assistant" or last.content is None:
             message = "'continue_final_message' needs a last message of role assistant with content"
-            raise fault("continue_final_message", message)
+            raise field_error("continue_final_message", message)
         return self
 
     @model_validator(mode="after")
-    def _choice_is_among_the_tools(self) -> Self:
+    def _check_tool_choice(self) -> Self:
         choice = self.tool_choice
         if choice in ("none", "auto"):
             choice = None
         known = {tool.function.name for _, tool in self.offered}
         called = self.function_call
         if isinstance(called, NamedFunction) and called.name not in known:
-            raise fault("function_call.name", f"No function has the name '{called.name}'")
+            raise field_error("function_call.name", f"No function has the name '{called.name}'")
         if choice is not None and not known:
             what = "has none that this server can offer" if self.tools else "is missing"
-            raise fault("tool_choice", f"'tool_choice' asks for a call, but 'tools' {what}")
+            raise field_error("tool_choice", f"'tool_choice' asks for a call, but 'tools' {what}")
         chosen: list[tuple[str, NamedTool | NamedCustomTool]] = []
         if isinstance(choice, NamedTool | NamedCustomTool):
             chosen.append(("tool_choice", choice))
@@ -135,25 +135,25 @@ class ChatRequest(StructuredBody, GenerationBody):
             chosen += [(f"{path}.{i}", tool) for i, tool in enumerate(choice.allowed_tools.tools)]
         for path, tool in chosen:
             if tool.name not in known:
-                raise fault(f"{path}.{tool.type}.name", f"No tool has the name '{tool.name}'")
+                raise field_error(f"{path}.{tool.type}.name", f"No tool has the name '{tool.name}'")
         return self
 
     @model_validator(mode="after")
-    def _results_have_calls(self) -> Self:
+    def _check_tool_results(self) -> Self:
         called: set[str] = set()
         for i, message in enumerate(self.messages):
             if isinstance(message, AssistantMessage):
                 called.update(call.id for call in message.tool_calls or ())
             elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
                 text = "A tool message must answer a call in an assistant message before it"
-                raise fault(f"messages.{i}.tool_call_id", text)
+                raise field_error(f"messages.{i}.tool_call_id", text)
         return self
 
     @model_validator(mode="after")
-    def _nothing_unsupported(self) -> Self:
-        unsupported("audio", self.audio)
+    def _refuse_unsupported(self) -> Self:
+        refuse_if_set("audio", self.audio)
         if self.modalities not in (None, [], ["text"]):
-            unsupported("modalities", self.modalities)
+            refuse_if_set("modalities", self.modalities)
         return self
 
     @property
@@ -225,6 +225,7 @@ class ChatRequest(StructuredBody, GenerationBody):
 
     @property
     def token_limit(self) -> int | None:
+        """The largest number of tokens to emit; None for no limit but the context."""
         return self.max_completion_tokens or self.max_tokens
 
 

@@ -1,4 +1,4 @@
-"""The messages of a conversation."""
+"""The messages of a conversation, one class for each role."""
 
 import json
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from server.schemas.fields import (
     ContentOf,
     TextPart,
     joined_text,
-    only,
+    only_types,
     type_of,
 )
 from server.schemas.limits import MAX_MESSAGES
@@ -20,19 +20,23 @@ from server.schemas.tools import CUSTOM_INPUT
 
 
 class SystemMessage(Body):
+    """Instructions of the application to the model."""
+
     role: Literal["system", "developer"]
     content: Content
     name: str | None = None
 
 
 class UserMessage(Body):
+    """A message of the user to the model."""
+
     role: Literal["user"]
     content: Content
     name: str | None = None
 
 
 class RefusalPart(Body):
-    """What the assistant said instead of an answer."""
+    """The text with which the assistant refused to answer."""
 
     type: Literal["refusal"]
     refusal: str
@@ -68,16 +72,20 @@ AssistantPart = Annotated[
     Annotated[
         TextPart | RefusalPart | ThinkingPart | RedactedThinkingPart, Field(discriminator="type")
     ],
-    only("Content parts", "text", "refusal", "thinking", "redacted_thinking"),
+    only_types("Content parts", "text", "refusal", "thinking", "redacted_thinking"),
 ]
 
 
 class CalledFunction(Body):
+    """The name of a called function, and its arguments as JSON text."""
+
     name: str
     arguments: Arguments
 
 
 class FunctionCall(Body):
+    """A call of a function that the assistant made earlier."""
+
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -114,16 +122,18 @@ ToolCall = Annotated[
 
 
 class AssistantMessage(Body):
+    """An earlier answer of the model, or the beginning of one to continue."""
+
     role: Literal["assistant"]
     content: ContentOf[AssistantPart] | None = None
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    reasoning: str | None = None  # another name of it
+    reasoning: str | None = None  # the name that some clients use for `reasoning_content`
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = (
         None
     )
-    function_call: CalledFunction | None = None  # what tool_calls was before
+    function_call: CalledFunction | None = None  # OpenAI's older form of `tool_calls`
 
     @property
     def thoughts(self) -> str | None:
@@ -155,12 +165,16 @@ ResultPart = Annotated[
 
 
 class ToolMessage(Body):
+    """The result of a tool call."""
+
     role: Literal["tool"]
     content: ContentOf[ResultPart] | None
     tool_call_id: str
 
 
 class FunctionMessage(Body):
+    """The result of a call in OpenAI's older form, `function_call`."""
+
     role: Literal["function"]
     content: Content
     name: str

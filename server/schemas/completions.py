@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from server.schemas.fields import GenerationBody, Int, fault, none_if_minus_one, unsupported
+from server.schemas.fields import GenerationBody, Int, field_error, none_if_minus_one, refuse_if_set
 from server.schemas.limits import MAX_IDS, MAX_PROMPTS
 from server.schemas.structured import StructuredBody
 
@@ -21,12 +21,12 @@ TokenId = Annotated[Int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
-def _element(value: object) -> str:
+def _text_or_ids(value: object) -> str:
     return "ids" if isinstance(value, list) else "text"
 
 
-def _form(value: object) -> str:
-    """A prompt is a text, an array of token ids, or an array of either."""
+def _text_ids_or_many(value: object) -> str:
+    """Return the tag of a prompt: a text, an array of token ids, or an array of either."""
     match value:
         case [int() | float(), *_]:
             return "ids"
@@ -37,7 +37,7 @@ def _form(value: object) -> str:
 
 
 OnePrompt = Annotated[
-    Annotated[str, Tag("text")] | Annotated[TokenIds, Tag("ids")], Discriminator(_element)
+    Annotated[str, Tag("text")] | Annotated[TokenIds, Tag("ids")], Discriminator(_text_or_ids)
 ]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
@@ -45,14 +45,14 @@ Prompt = Annotated[
     | Annotated[
         list[OnePrompt], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("many")
     ],
-    Discriminator(_form),
+    Discriminator(_text_ids_or_many),
 ]
 
 
 class CompletionRequest(StructuredBody, GenerationBody):
-    """Texts or token ids to continue."""
+    """The body of a request that continues texts or token ids."""
 
-    prompt: Prompt | None = None  # null: as at the start of a document
+    prompt: Prompt | None = None  # null stands for an empty text
     max_tokens: Annotated[
         Annotated[Int, Field(ge=0)] | None,
         BeforeValidator(none_if_minus_one),
@@ -64,17 +64,20 @@ class CompletionRequest(StructuredBody, GenerationBody):
     suffix: str | None = None
 
     @model_validator(mode="after")
-    def _can_be_served(self) -> Self:
-        unsupported("suffix", self.suffix or None)
+    def _check_completion(self) -> Self:
+        refuse_if_set("suffix", self.suffix or None)
         choices = self.best_of or 1
         if self.best_of is not None and self.best_of < (self.n or 1):
-            raise fault("best_of", "'best_of' must not be below 'n'")
+            raise field_error("best_of", "'best_of' must not be below 'n'")
         if self.stream and choices > (self.n or 1):
-            raise fault("best_of", "'best_of' above 'n' cannot be streamed: the best is known last")
+            raise field_error(
+                "best_of", "'best_of' above 'n' cannot be streamed: the best is known last"
+            )
         return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
+        """The prompts of the request, each a text or token ids."""
         prompt = self.prompt or ""
         if isinstance(prompt, str):
             return [prompt]
@@ -83,4 +86,5 @@ class CompletionRequest(StructuredBody, GenerationBody):
 
     @property
     def token_limit(self) -> int:
+        """The largest number of tokens to emit for each choice."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens

@@ -1,4 +1,4 @@
-"""Field types of requests: strict JSON types, ranges, and null for absent."""
+"""Field types that several bodies share: strict JSON types with ranges, and null for absent."""
 
 import json
 from collections.abc import Sequence
@@ -28,13 +28,19 @@ from server.schemas.limits import (
 
 
 class Body(BaseModel):
-    """Strict types; unknown fields are ignored, as clients of many servers expect."""
+    """The base of all bodies. Types are strict; unknown fields are ignored, as clients expect."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-def fault(field: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
-    """A mistake at `field`, found by a check of several fields; to be raised."""
+def field_error(field: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
+    """Return an error to be raised by a check of several fields, which names `field`.
+
+    Args:
+        field: the path of the field below the checked body, with dots.
+        message: a sentence for the client, without its full stop.
+        code: the `code` of the API's error object.
+    """
     return PydanticCustomError(code, "{message}", {"message": message, "field": field})
 
 
@@ -44,38 +50,47 @@ def type_of(value: object) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def only(what: str, *kinds: str) -> BeforeValidator:
-    """Refuse objects of another `type` than `kinds` in words; what has none is left to others."""
+def only_types(what: str, *kinds: str) -> BeforeValidator:
+    """Return a validator that refuses objects whose `type` is none of `kinds`.
 
-    def known(value: object) -> object:
+    Its error names the supported types. Objects without a `type` pass: the schema refuses them.
+    """
+
+    def check(value: object) -> object:
         kind = value.get("type") if isinstance(value, dict) else None
         if isinstance(kind, str) and kind not in kinds:
             names = ", ".join(f"'{kind}'" for kind in kinds)
             message = f"{what} of type '{kind}' are not supported by this server, only {names}"
-            raise fault("type", message, "unsupported_content")
+            raise field_error("type", message, "unsupported_content")
         return value
 
-    return BeforeValidator(known)
+    return BeforeValidator(check)
 
 
-def unsupported(field: str, value: object) -> None:
-    """Refuse a known field that cannot be honoured, when it is set."""
+def refuse_if_set(field: str, value: object) -> None:
+    """Raise an error where a field that this server does not support is set."""
     if value not in (None, [], {}):
-        raise fault(field, f"'{field}' is not supported by this server", "unsupported_parameter")
+        raise field_error(
+            field, f"'{field}' is not supported by this server", "unsupported_parameter"
+        )
 
 
-LARGEST_INT = 2**64 - 1  # the largest seed: whatever is larger would only be long in messages
+LARGEST_INT = 2**64 - 1  # the largest seed; longer numbers would fill error messages
 
 
-def _whole(value: object) -> object:
-    """JSON has one kind of number: 1.0 is an integer, true is not."""
+def _to_integer(value: object) -> object:
+    """Return a float without a fraction as an int: JSON has one kind of number.
+
+    Other values are returned as they are, for the schema to refuse. Raise an error for integers of
+    more than 64 bits.
+    """
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(whole, int) and abs(whole) > LARGEST_INT:
         raise PydanticCustomError("invalid_value", "The number has more than 64 bits")
     return whole
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
+Int = Annotated[int, BeforeValidator(_to_integer)]
 Seed = Annotated[Int, Field(ge=-(2**63), lt=2**64)]
 
 
@@ -119,22 +134,24 @@ StopStrings = Annotated[
 ]
 
 
-def _shape(value: object) -> str:
+def _str_or_list(value: object) -> str:
     return "list" if isinstance(value, list) else "str"
 
 
 Stop = Annotated[
     Annotated[StopString, Tag("str")] | Annotated[StopStrings, Tag("list")],
-    Discriminator(_shape),
+    Discriminator(_str_or_list),
 ]
 
 
 class StreamOptions(Body):
+    """Options of a streamed answer."""
+
     include_usage: bool | None = None
 
 
 class SpeculationOptions(Body):
-    """How to draft: it changes an answer's speed, never its text."""
+    """How tokens are drafted, which changes the speed of an answer and never its text."""
 
     method: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     max_rows: Annotated[Int, Field(ge=1)] | None = None
@@ -150,7 +167,7 @@ LogitBias = Annotated[
 
 
 class GenerationBody(Body):
-    """What chat and text completions have in common."""
+    """The fields that all requests for text have in common."""
 
     model: str | None = None
     stream: bool | None = None
@@ -164,9 +181,9 @@ class GenerationBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: LogitBias | None = None
-    # extensions of this server's
+    # extensions of this server
     speculation: SpeculationOptions | None = None
-    provenance: bool | None = None  # whether each token tells where it came from
+    provenance: bool | None = None  # whether the answer says for each token what proposed it
     # extensions that local clients send
     top_k: Annotated[Int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -179,42 +196,44 @@ class GenerationBody(Body):
     ) = None
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
+    def _check_shared_fields(self) -> Self:
         for token in self.logit_bias or {}:
             if not (token.isascii() and token.isdigit() and len(token) < 10):
-                raise fault(f"logit_bias.{token}", "keys of 'logit_bias' are token ids")
+                raise field_error(f"logit_bias.{token}", "keys of 'logit_bias' are token ids")
         return self
 
     @property
     def include_usage(self) -> bool:
+        """Whether a streamed answer ends with a chunk that has its usage."""
         return bool(self.stream and self.stream_options and self.stream_options.include_usage)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
+        """The strings that end an answer; empty when the request has none."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or ()
         return tuple(filter(None, stops))
 
 
 class TextPart(Body):
-    """A piece of a message's content."""
+    """A piece of text in a message's content."""
 
     type: Literal["text"]
     text: str
 
 
 class HasText(Protocol):
-    """A part of a content, of any API."""
+    """A part of a message's content, in the form of any API."""
 
     @property
     def text(self) -> str: ...
 
 
 def joined_text(content: str | Sequence[HasText] | None) -> str:
-    """Return the whole text of a content; of null it is empty."""
+    """Return the text of a content, its parts joined without separators; "" for null."""
     return content if isinstance(content, str) else "".join(part.text for part in content or ())
 
 
-def _text_only(value: object) -> object:
+def _refuse_other_parts(value: object) -> object:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind != "text":
         message = f"Content parts of type '{kind}' are not supported; this model takes text"
@@ -222,12 +241,12 @@ def _text_only(value: object) -> object:
     return value
 
 
-Part = Annotated[TextPart, BeforeValidator(_text_only)]
+Part = Annotated[TextPart, BeforeValidator(_refuse_other_parts)]
 PartT = TypeVar("PartT")
 ContentOf = Annotated[
     Annotated[str, Tag("str")]
     | Annotated[list[PartT], Field(max_length=MAX_MESSAGES, fail_fast=True), Tag("list")],
-    Discriminator(_shape),
+    Discriminator(_str_or_list),
 ]
 Content = ContentOf[Part] | None
 JsonObject = Annotated[dict[str, Any], Field(max_length=MAX_VALUES)]  # `scan` bounds its depth

@@ -1,4 +1,4 @@
-"""What POST /v1/messages answers, as typed dictionaries: Anthropic's shapes."""
+"""The answers of POST /v1/messages in Anthropic's format, as typed dictionaries."""
 
 from typing import Any, Literal, NotRequired
 
@@ -6,18 +6,24 @@ from typing_extensions import TypedDict
 
 
 class TextContent(TypedDict):
+    """A block of the answer's text."""
+
     type: Literal["text"]
     text: str
     citations: None
 
 
 class ThinkingContent(TypedDict):
+    """A block of the model's reasoning."""
+
     type: Literal["thinking"]
     thinking: str
-    signature: Literal[""]  # nothing to verify: the text is taken back as it is
+    signature: Literal[""]  # empty: a client may send the text back, and it is not verified
 
 
 class ToolUseContent(TypedDict):
+    """A block with one tool call."""
+
     type: Literal["tool_use"]
     id: str
     name: str
@@ -28,7 +34,7 @@ MessageContent = TextContent | ThinkingContent | ToolUseContent
 
 
 class MessageUsage(TypedDict):
-    """Prompt tokens are `input_tokens` (computed) plus `cache_read_input_tokens`."""
+    """Token counts. The prompt has `input_tokens` (computed) plus `cache_read_input_tokens`."""
 
     input_tokens: int
     output_tokens: int
@@ -37,6 +43,8 @@ class MessageUsage(TypedDict):
 
 
 class MessageAnswer(TypedDict):
+    """The whole answer to a request for a message."""
+
     id: str
     type: Literal["message"]
     role: Literal["assistant"]
@@ -56,15 +64,21 @@ class MessageEvent(TypedDict):
 
 
 class CountedTokens(TypedDict):
+    """The number of tokens of a request's prompt."""
+
     input_tokens: int
 
 
 class MessageErrorObject(TypedDict):
+    """What went wrong, in Anthropic's format."""
+
     type: str
     message: str
 
 
 class MessageErrorBody(TypedDict):
+    """The body of a failed request's answer."""
+
     type: Literal["error"]
     error: MessageErrorObject
     request_id: str

@@ -1,4 +1,4 @@
-"""The bodies of POST /v1/messages and /v1/messages/count_tokens: Anthropic's shapes."""
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens in Anthropic's format."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -12,8 +12,8 @@ from server.schemas.fields import (
     Int,
     JsonObject,
     StopStrings,
-    fault,
-    only,
+    field_error,
+    only_types,
     type_of,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
@@ -22,17 +22,21 @@ _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
 
 
 class TextBlock(Body):
+    """A block of text in a turn."""
+
     type: Literal["text"]
     text: str
 
 
 class ThinkingBlock(Body):
+    """A block of the model's earlier reasoning."""
+
     type: Literal["thinking"]
     thinking: str
 
 
 class RedactedThinkingBlock(Body):
-    """Another server's secret: read over."""
+    """Reasoning that another server has encrypted; it is ignored."""
 
     type: Literal["redacted_thinking"]
 
@@ -44,6 +48,8 @@ class HostedBlock(Body):
 
 
 class ToolUseBlock(Body):
+    """A tool call that the model made earlier."""
+
     type: Literal["tool_use"]
     id: str
     name: str
@@ -55,7 +61,7 @@ def _text_or_blocks(value: object) -> str:
 
 
 TextBlocks = Annotated[
-    list[Annotated[TextBlock, only("Content blocks", "text")]],
+    list[Annotated[TextBlock, only_types("Content blocks", "text")]],
     Field(max_length=MAX_MESSAGES, fail_fast=True),
 ]
 Text = Annotated[
@@ -68,6 +74,8 @@ ResultBlocks = Annotated[list[ResultPart], Field(max_length=MAX_MESSAGES, fail_f
 
 
 class ToolResultBlock(Body):
+    """The result of a tool call."""
+
     type: Literal["tool_result"]
     tool_use_id: str
     content: (
@@ -81,7 +89,7 @@ class ToolResultBlock(Body):
 
 UserBlock = Annotated[
     Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
-    only("Content blocks", "text", "tool_result"),
+    only_types("Content blocks", "text", "tool_result"),
 ]
 
 
@@ -102,6 +110,8 @@ AssistantBlock = Annotated[
 
 
 class UserTurn(Body):
+    """A turn of the user, with text and results of tool calls."""
+
     role: Literal["user"]
     content: Annotated[
         Annotated[str, Tag("text")]
@@ -115,6 +125,8 @@ class UserTurn(Body):
 
 
 class AssistantTurn(Body):
+    """An earlier answer of the model, or the beginning of one to continue."""
+
     role: Literal["assistant"]
     content: Annotated[
         Annotated[str, Tag("text")]
@@ -126,6 +138,8 @@ class AssistantTurn(Body):
 
 
 class SystemTurn(Body):
+    """Instructions of the application to the model."""
+
     role: Literal["system"]
     content: Text
 
@@ -161,39 +175,49 @@ Tool = Annotated[
 
 
 class ToolChoice(Body):
+    """Which tools the model may or must call."""
+
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")
-    def _is_named(self) -> Self:
+    def _check_name(self) -> Self:
         if self.type == "tool" and self.name is None:
             message = "A tool choice of type 'tool' needs 'name'"
-            raise fault("name", message, "missing_required_parameter")
+            raise field_error("name", message, "missing_required_parameter")
         return self
 
 
 class Thinking(Body):
+    """Whether the model reasons before it answers."""
+
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # cannot be kept: read over
+    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # ignored: it cannot be enforced
 
 
 class OutputFormat(Body):
+    """The JSON schema that an answer must match."""
+
     type: Literal["json_schema"]
     schema_: Annotated[Any, Field(alias="schema")]
 
 
 class OutputConfig(Body):
+    """The reasoning effort and the format of an answer."""
+
     effort: str | None = None
     format: OutputFormat | None = None
 
 
 class Metadata(Body):
+    """Data about a request for its sender; it is not used."""
+
     user_id: str | None = None
 
 
 class CountTokensRequest(GenerationBody):
-    """A conversation, as it would be continued."""
+    """The body of a request that counts the tokens of a conversation."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     system: Text | None = None
@@ -205,7 +229,7 @@ class CountTokensRequest(GenerationBody):
 
 
 class MessagesRequest(CountTokensRequest):
-    """A conversation to continue."""
+    """The body of a request that continues a conversation."""
 
     max_tokens: GivenTokenLimit
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None

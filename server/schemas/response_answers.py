@@ -1,4 +1,4 @@
-"""What POST /v1/responses answers, as typed dictionaries."""
+"""The answers of POST /v1/responses, as typed dictionaries."""
 
 from typing import Any, Literal, NotRequired
 
@@ -10,6 +10,8 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class OutputText(TypedDict):
+    """The text of an output message."""
+
     type: Literal["output_text"]
     text: str
     annotations: list[str]  # always empty
@@ -17,11 +19,15 @@ class OutputText(TypedDict):
 
 
 class ReasoningText(TypedDict):
+    """The text of an output item with reasoning."""
+
     type: Literal["reasoning_text"]
     text: str
 
 
 class OutputMessage(TypedDict):
+    """An output item with a message to the user."""
+
     id: str
     type: Literal["message"]
     status: Status
@@ -30,6 +36,8 @@ class OutputMessage(TypedDict):
 
 
 class OutputReasoning(TypedDict):
+    """An output item with the model's reasoning."""
+
     id: str
     type: Literal["reasoning"]
     status: Status
@@ -38,6 +46,8 @@ class OutputReasoning(TypedDict):
 
 
 class OutputCall(TypedDict):
+    """An output item with one function call."""
+
     id: str
     type: Literal["function_call"]
     status: Status
@@ -61,15 +71,21 @@ OutputItem = OutputMessage | OutputReasoning | OutputCall | OutputCustomCall
 
 
 class InputTokensDetails(TypedDict):
+    """How many input tokens came from the prefix cache."""
+
     cached_tokens: int
     cache_write_tokens: int
 
 
 class OutputTokensDetails(TypedDict):
+    """How many output tokens were reasoning."""
+
     reasoning_tokens: int
 
 
 class ResponseUsage(TypedDict):
+    """The token counts of a response."""
+
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
@@ -78,16 +94,20 @@ class ResponseUsage(TypedDict):
 
 
 class ResponseError(TypedDict):
+    """Why a response failed: a machine-readable code and a sentence."""
+
     code: str
     message: str
 
 
 class IncompleteDetails(TypedDict):
+    """Why a response ended before it was complete."""
+
     reason: str
 
 
 class Settings(TypedDict):
-    """What an answer was made with; what this server does not know has its one value."""
+    """The settings that an answer was made with; unsupported ones have a fixed value."""
 
     instructions: str | None
     tools: list[dict[str, Any]]
@@ -109,7 +129,7 @@ class Settings(TypedDict):
 
 
 class Response(Settings):
-    """An answer."""
+    """A whole response, with its settings, its output items and its usage."""
 
     id: str
     object: Literal["response"]

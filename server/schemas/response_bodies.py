@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses, and of its count of tokens."""
+"""The body of POST /v1/responses and of /v1/responses/input_tokens."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -20,24 +20,24 @@ from server.schemas.fields import (
     Int,
     JsonObject,
     TokenLimit,
-    fault,
-    only,
+    field_error,
+    only_types,
+    refuse_if_set,
     type_of,
-    unsupported,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
 from server.schemas.tools import Custom, HostedTool, kind_in_namespace, kind_of_tool
 
 
 class ItemPart(Body):
-    """A piece of text of an item: what was said, thought or refused."""
+    """A piece of text of an item: a part of a message, of reasoning or of a refusal."""
 
     type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal"]
     text: Annotated[str, Field(validation_alias=AliasChoices("text", "refusal"))]
 
 
 _PART_TYPES = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
-Part = Annotated[ItemPart, only("Content parts", *_PART_TYPES)]
+Part = Annotated[ItemPart, only_types("Content parts", *_PART_TYPES)]
 Parts = Annotated[list[Part], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
@@ -54,12 +54,16 @@ MAY_BE_ABSENT = {"anyOf": [{"const": "message"}, {"type": "null"}]}
 
 
 class MessageItem(Body):
+    """An item with a message of one role."""
+
     type: Annotated[Literal["message"], WithJsonSchema(MAY_BE_ABSENT)] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: ItemContent
 
 
 class CallItem(Body):
+    """An item with a function call that the model made earlier."""
+
     type: Literal["function_call"]
     call_id: str
     name: str
@@ -96,6 +100,8 @@ class CallOutputItem(Body):
 
 
 class ReasoningItem(Body):
+    """An item with the model's earlier reasoning."""
+
     type: Literal["reasoning"]
     summary: Parts | None = None
     content: Parts | None = None
@@ -122,7 +128,7 @@ class HostedItem(Body):
     def _is_whole(self) -> Self:
         if self.type == "item_reference":
             message = "Nothing is stored, so no item can be referred to; send the item itself"
-            raise fault("type", message, "unsupported_content")
+            raise field_error("type", message, "unsupported_content")
         return self
 
 
@@ -224,6 +230,8 @@ AllowedTool = Annotated[
 
 
 class AllowedTools(Body):
+    """The tools that the model may call, and whether it must call one."""
+
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[AllowedTool], Field(min_length=1, max_length=MAX_TOOLS)]
@@ -237,7 +245,7 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("mode")]
     | Annotated[
         Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")],
-        only("Tool choices", "function", "custom", "allowed_tools"),
+        only_types("Tool choices", "function", "custom", "allowed_tools"),
         Tag("choice"),
     ],
     Discriminator(_mode_or_choice),
@@ -245,7 +253,7 @@ ToolChoice = Annotated[
 
 
 class TextFormat(Body):
-    """What the text must look like; the rest of a schema's fields lie beside its type."""
+    """The form that the text must have. The fields of a JSON schema format are beside its type."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -255,15 +263,22 @@ class TextFormat(Body):
 
 
 class TextConfig(Body):
+    """Options for the text of an answer."""
+
     format: TextFormat | None = None
 
 
 class Reasoning(Body):
+    """Options for the model's reasoning."""
+
     effort: str | None = None
 
 
 class ResponseRequest(GenerationBody):
-    """A conversation to continue; everything of it is in this body, nothing is kept."""
+    """The body of a request that continues a conversation, which it holds whole.
+
+    The server stores nothing of it.
+    """
 
     input: Input
     instructions: str | None = None
@@ -285,19 +300,20 @@ class ResponseRequest(GenerationBody):
     background: bool | None = None
 
     @model_validator(mode="after")
-    def _stands_alone(self) -> Self:
+    def _refuse_unsupported(self) -> Self:
         for field, value in (
             ("previous_response_id", self.previous_response_id),
             ("conversation", self.conversation),
         ):
             if value is not None:
                 message = f"'{field}' is not supported: nothing is stored; send all items as input"
-                raise fault(field, message, "unsupported_parameter")
-        unsupported("prompt", self.prompt)
-        unsupported("background", self.background or None)
-        unsupported("n", None if self.n == 1 else self.n)
+                raise field_error(field, message, "unsupported_parameter")
+        refuse_if_set("prompt", self.prompt)
+        refuse_if_set("background", self.background or None)
+        refuse_if_set("n", None if self.n == 1 else self.n)
         return self
 
     @property
     def logprobs(self) -> bool:
+        """Whether the answer has log-probabilities of its tokens."""
         return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())

@@ -1,4 +1,4 @@
-"""Fields that say what form an answer must have."""
+"""Fields that prescribe the form of an answer: JSON schemas, regular expressions and grammars."""
 
 import json
 from typing import Annotated, Any, Literal, Self
@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.fields import Body, JsonObject, fault
+from server.schemas.fields import Body, JsonObject, field_error
 from server.schemas.limits import MAX_CHOICES, MAX_DEPTH, MAX_VALUES
 
 
-def _not_too_deep(value: JsonObject) -> JsonObject:
+def _check_depth(value: JsonObject) -> JsonObject:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -25,32 +25,36 @@ def _not_too_deep(value: JsonObject) -> JsonObject:
     raise PydanticCustomError("invalid_value", "{message}", {"message": message})
 
 
-JsonSchema = Annotated[JsonObject, AfterValidator(_not_too_deep)]
+JsonSchema = Annotated[JsonObject, AfterValidator(_check_depth)]
 
 
 class JsonSchemaFormat(Body):
+    """The JSON schema of a `response_format`."""
+
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     json_schema: JsonSchema | None = Field(None, alias="schema")
     description: str | None = None
-    strict: bool | None = None  # the answer matches in any case
+    strict: bool | None = None  # without effect: answers always match the schema
 
     @model_validator(mode="after")
-    def _has_a_schema(self) -> Self:
+    def _check_schema(self) -> Self:
         if self.json_schema is None:
             message = "A 'json_schema' format needs a 'schema'"
-            raise fault("schema", message, "missing_required_parameter")
+            raise field_error("schema", message, "missing_required_parameter")
         return self
 
 
 class ResponseFormat(Body):
+    """The form that the answer to a chat must have."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
     @model_validator(mode="after")
-    def _has_a_format(self) -> Self:
+    def _check_format(self) -> Self:
         if self.type == "json_schema" and self.json_schema is None:
             message = "The type 'json_schema' needs a 'json_schema'"
-            raise fault("json_schema", message, "missing_required_parameter")
+            raise field_error("json_schema", message, "missing_required_parameter")
         return self
 
 
@@ -58,17 +62,17 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class StructuredOutputs(Body):
-    """An extension: one of several ways to write a grammar."""
+    """The form of an answer in one of several notations, an extension that vLLM's clients send."""
 
     json_: JsonSchema | None = Field(None, alias="json")
     regex: Text | None = None
     choice: (
         Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] | None
     ) = None
-    grammar: Text | None = None  # in the syntax of Lark, or llama.cpp's (GBNF)
+    grammar: Text | None = None  # in the syntax of Lark or of llama.cpp (GBNF)
 
     @model_validator(mode="after")
-    def _is_one(self) -> Self:
+    def _check_one_notation(self) -> Self:
         ways = (self.json_, self.regex, self.choice, self.grammar)
         if sum(way is not None for way in ways) != 1:
             message = "Give one of 'json', 'regex', 'choice' and 'grammar'"
@@ -114,7 +118,7 @@ class StructuredBody(Body):
     def _has_one_form(self) -> Self:
         given = list(self._forms)
         if len(given) > 1:
-            raise fault(given[1], f"Give '{given[0]}' or '{given[1]}', not both")
+            raise field_error(given[1], f"Give '{given[0]}' or '{given[1]}', not both")
         return self
 
     @property

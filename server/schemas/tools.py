@@ -1,4 +1,4 @@
-"""Tools of a chat, and which of them the model may or must call."""
+"""The tools of a chat, and the choice of those that the model may or must call."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.fields import Body, JsonObject, fault, only, type_of
+from server.schemas.fields import Body, JsonObject, field_error, only_types, type_of
 from server.schemas.limits import MAX_TOOLS
 from server.schemas.structured import JsonSchema
 
@@ -14,24 +14,28 @@ ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Function(Body):
+    """A function that the model may call, with the JSON schema of its arguments."""
+
     name: ToolName
     description: str | None = None
     parameters: JsonSchema | None = None  # a JSON schema of an object
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _arguments_are_an_object(self) -> Self:
+    def _check_parameters(self) -> Self:
         if (self.parameters or {}).get("type", "object") != "object":
-            raise fault("parameters.type", "The parameters of a function are an object")
+            raise field_error("parameters.type", "The parameters of a function must be an object")
         return self
 
 
 class Tool(Body):
+    """A tool of a chat; functions are the only type."""
+
     type: Literal["function"]
     function: Function
 
     def described(self) -> dict[str, Any]:
-        """The tool as chat templates expect it."""
+        """Return the tool in the form that chat templates expect."""
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
@@ -151,6 +155,8 @@ def walk_tools(
 
 
 class NamedFunction(Body):
+    """A function that is referred to by its name."""
+
     name: str
 
 
@@ -177,12 +183,14 @@ class NamedCustomTool(Body):
 
 
 class AllowedTools(Body):
+    """The tools that the model may call, and whether it must call one."""
+
     mode: Literal["auto", "required"]
     tools: Annotated[
         list[
             Annotated[
                 Annotated[NamedTool | NamedCustomTool, Field(discriminator="type")],
-                only("Allowed tools", "function", "custom"),
+                only_types("Allowed tools", "function", "custom"),
             ]
         ],
         Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True),
@@ -190,11 +198,13 @@ class AllowedTools(Body):
 
 
 class AllowedToolsChoice(Body):
+    """The choice of several tools by their names."""
+
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
 
 
-def _form(value: object) -> str:
+def _mode_named_or_allowed(value: object) -> str:
     match value:
         case {"type": "allowed_tools"}:
             return "allowed"
@@ -211,7 +221,7 @@ ToolChoice = Annotated[
     | Annotated[NamedTool, Tag("named")]
     | Annotated[NamedCustomTool, Tag("custom")]
     | Annotated[AllowedToolsChoice, Tag("allowed")],
-    Discriminator(_form),
+    Discriminator(_mode_named_or_allowed),
 ]
 FunctionChoice = Annotated[
     Annotated[Literal["none", "auto"], Tag("mode")] | Annotated[NamedFunction, Tag("named")],

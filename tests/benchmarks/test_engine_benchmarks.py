@@ -1,4 +1,4 @@
-"""The benchmarks of the engine run, in the smallest setting there is, on the demo's own model."""
+"""Tests that run the engine's benchmarks with the demo model in their smallest setting."""
 
 import subprocess
 import sys
@@ -13,11 +13,11 @@ from benchmarks.runs import (
     GREEDY,
     UNLIMITED_GBPS,
     Run,
-    chat_prompts,
+    abort_requests,
     drive,
-    forget,
+    load_chat_prompts,
+    make_request,
     ram_spec,
-    request,
     session,
 )
 from engine.spec import DraftSpec
@@ -26,30 +26,32 @@ TARGET = DEMO / "target"
 PLAIN = ram_spec(TARGET, DraftSpec("none"), gbps=UNLIMITED_GBPS, max_sequences=2)
 
 
-def test_a_run_knows_tokens_times_passes_and_bytes() -> None:
-    prompt = chat_prompts("starters")[0]
+def test_a_run_records_tokens_times_passes_and_bytes() -> None:
+    prompt = load_chat_prompts("starters")[0]
     with session(PLAIN) as served:
-        run = drive(served, [request("a", prompt, replace(GREEDY, max_tokens=4))])
+        run = drive(served, [make_request("a", prompt, replace(GREEDY, max_tokens=4))])
         assert len(run.tokens_of("a")) == run.num_tokens == 4
         assert len(run.passes) == len(run.times_of("a")) == 4
         assert run.times_of("a") == sorted(run.times_of("a"))
         assert run.finished["a"].completion_tokens == 4
         assert run.answered == {"a"}
-        # Every pass walks all that is streamed; the ring may be ahead, by less than a pass.
+        # Every pass reads all streamed weights; the ring may be ahead by less than a pass.
         assert 3 * served.streamed_bytes < served.link_bytes <= 5 * served.streamed_bytes
 
 
-def test_forgotten_requests_leave_an_idle_engine() -> None:
+def test_aborted_requests_leave_an_idle_engine() -> None:
     with session(PLAIN) as served:
-        requests = [request(name, [5, 6, 7], GREEDY) for name in ("a", "b")]
+        requests = [make_request(name, [5, 6, 7], GREEDY) for name in ("a", "b")]
         assert len(drive(served, requests, passes=2).passes) == 2
-        forget(served, ["a", "b"])
+        abort_requests(served, ["a", "b"])
         assert not served.engine.has_work()
-        assert drive(served, [request("a", [5], replace(GREEDY, max_tokens=1))]).num_tokens == 1
+        assert (
+            drive(served, [make_request("a", [5], replace(GREEDY, max_tokens=1))]).num_tokens == 1
+        )
 
 
-def test_tuning_judges_each_text_against_the_best_of_the_grid() -> None:
-    kinds = tuning.texts(1, 3)
+def test_tuning_compares_each_text_with_the_best_of_the_grid() -> None:
+    kinds = tuning.make_texts(1, 3)
     figures = tuning.measure(TARGET, kinds, [(1, 1), (2, 2)], rounds=1, over_draft=1.0)
     assert len(figures.bars) == 3
     rows = figures.tables[0].rows
@@ -60,27 +62,29 @@ def test_tuning_judges_each_text_against_the_best_of_the_grid() -> None:
     assert all(row[1] >= 0 for row in rows)
 
 
-def test_prefill_counts_whole_walks_of_the_weights() -> None:
+def test_prefill_counts_the_bytes_of_whole_passes() -> None:
     figures = prefill.measure(TARGET, [40, 80], balanced=80, rounds=1)
-    for length, walks, *_, passes in figures.tables[0].rows:
-        assert (length, walks) == (length, pytest.approx(passes))
+    for length, streamed, *_, passes in figures.tables[0].rows:
+        assert (length, streamed) == (length, pytest.approx(passes))
     assert [row[0] for row in figures.tables[0].rows] == [40, 80]
     assert [row[0] for row in figures.tables[1].rows] == [80]
     turn = dict(zip(figures.tables[2].columns, figures.tables[2].rows[0], strict=True))
     assert turn["new"] < turn["computed"] + 1 <= turn["prompt"]
 
 
-def test_gaps_are_counted_from_the_stream_s_last_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gaps_are_measured_from_the_last_tokens_of_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(prefill, "USUAL_PASSES", 2)
     with session(PLAIN) as served:
-        found = prefill.gap(served, 150)
+        found = prefill.measure_gap(served, 150)
         assert not served.engine.has_work()
     assert found.longest_s > 0 and found.usual_s > 0
     assert found.admission_s >= found.longest_s
     assert found.passes >= 1
 
 
-def test_the_gpu_benchmark_runs_dry_on_a_cpu(
+def test_the_gpu_benchmark_has_a_dry_run_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     short = DraftSpec("subspec", depth=2, width=2, budget=8)
@@ -98,10 +102,10 @@ def test_the_gpu_benchmark_runs_dry_on_a_cpu(
         "ours, strict",
     ]
     assert len(figures.bars) == 4
-    assert figures.values["w_bytes"] > 0 and figures.values["draft_bytes_read_a_step"] > 0
+    assert figures.values["w_bytes"] > 0 and figures.values["draft_bytes_read_per_step"] > 0
 
 
-def test_a_rate_needs_tokens() -> None:
+def test_the_rate_without_tokens_is_zero() -> None:
     assert Run(began=1.0, ended=3.0).tokens_per_second == 0.0
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of the front end's latency: it asks what it says it asks."""
+"""Tests that the benchmark of the front end's latency sends the described request."""
 
 from benchmarks import front_end
 

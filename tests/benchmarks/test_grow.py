@@ -1,4 +1,4 @@
-"""Growing keeps the function: logits of the grown model are the source's."""
+"""Tests that a grown model has the logits of its source."""
 
 from pathlib import Path
 
@@ -13,12 +13,60 @@ from benchmarks.random_model import TOKENIZER, TOKENIZER_FILES, Shape
 
 IDS = torch.arange(3, 51)[None]  # [1, 48]
 SHAPES = {
-    "wider": Shape(3, 128, 192, 8, 2, 100, 64),
-    "not a multiple": Shape(2, 152, 130, 4, 2, 100, 64, head_dim=16),
-    "more tokens": Shape(2, 128, 128, 4, 2, 160, 64, head_dim=16),
-    "fewer heads share keys": Shape(3, 144, 128, 6, 6, 100, 64, head_dim=16),
-    "wider heads": Shape(3, 64, 96, 4, 2, 100, 64, head_dim=32),
-    "qwen2": Shape(4, 128, 128, 12, 3, 130, 64, head_dim=48, family="qwen2"),
+    "wider": Shape(
+        layers=3, hidden=128, intermediate=192, heads=8, kv_heads=2, vocabulary=100, context=64
+    ),
+    "not a multiple": Shape(
+        layers=2,
+        hidden=152,
+        intermediate=130,
+        heads=4,
+        kv_heads=2,
+        vocabulary=100,
+        context=64,
+        head_dim=16,
+    ),
+    "more tokens": Shape(
+        layers=2,
+        hidden=128,
+        intermediate=128,
+        heads=4,
+        kv_heads=2,
+        vocabulary=160,
+        context=64,
+        head_dim=16,
+    ),
+    "fewer heads share keys": Shape(
+        layers=3,
+        hidden=144,
+        intermediate=128,
+        heads=6,
+        kv_heads=6,
+        vocabulary=100,
+        context=64,
+        head_dim=16,
+    ),
+    "wider heads": Shape(
+        layers=3,
+        hidden=64,
+        intermediate=96,
+        heads=4,
+        kv_heads=2,
+        vocabulary=100,
+        context=64,
+        head_dim=32,
+    ),
+    "qwen2": Shape(
+        layers=4,
+        hidden=128,
+        intermediate=128,
+        heads=12,
+        kv_heads=3,
+        vocabulary=130,
+        context=64,
+        head_dim=48,
+        family="qwen2",
+    ),
 }
 
 
@@ -66,7 +114,7 @@ def test_a_grown_model_has_the_logits_of_its_source(
     assert (grown[:, 100:] < -100).all()
 
 
-def test_in_bfloat16_it_differs_by_rounding_only(source: Path, tmp_path: Path) -> None:
+def test_a_grown_bfloat16_model_differs_by_rounding_only(source: Path, tmp_path: Path) -> None:
     grow(source, tmp_path, SHAPES["wider"])
     expected = logits(source)
     rounding = (logits(source, torch.bfloat16) - expected).abs().max()
@@ -74,8 +122,8 @@ def test_in_bfloat16_it_differs_by_rounding_only(source: Path, tmp_path: Path) -
     assert rounding < 0.05 * expected.abs().max()
 
 
-def test_what_is_added_is_noise(source: Path, tmp_path: Path) -> None:
-    """Zeros would compress, and a disk may know them."""
+def test_added_weights_are_noise(source: Path, tmp_path: Path) -> None:
+    """Zeros could be compressed, and some disks store them in no space."""
     checkpoint = grow(source, tmp_path, SHAPES["wider"])
     zeros = 0
     for path in tmp_path.glob("*.safetensors"):
@@ -85,7 +133,7 @@ def test_what_is_added_is_noise(source: Path, tmp_path: Path) -> None:
     assert zeros < 0.25 * checkpoint.num_parameters
 
 
-def test_a_finished_checkpoint_is_left_as_it_is(source: Path, tmp_path: Path) -> None:
+def test_a_finished_checkpoint_is_not_written_again(source: Path, tmp_path: Path) -> None:
     made = grow(source, tmp_path, SHAPES["wider"])
     marker = tmp_path / "kept"
     marker.touch()
@@ -98,10 +146,56 @@ def test_a_finished_checkpoint_is_left_as_it_is(source: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (Shape(1, 128, 192, 8, 2, 100, 64), "layers: 1 is too small"),
-        (Shape(2, 64, 96, 4, 2, 101, 64), "hidden: 64 is too small"),
-        (Shape(2, 64, 96, 4, 4, 100, 64, head_dim=24), "head_dim: 24 is no multiple"),
-        (Shape(2, 64, 96, 3, 3, 100, 64, head_dim=16), "kv_heads: 3 is too small"),
+        (
+            Shape(
+                layers=1,
+                hidden=128,
+                intermediate=192,
+                heads=8,
+                kv_heads=2,
+                vocabulary=100,
+                context=64,
+            ),
+            "layers: 1 is too small",
+        ),
+        (
+            Shape(
+                layers=2,
+                hidden=64,
+                intermediate=96,
+                heads=4,
+                kv_heads=2,
+                vocabulary=101,
+                context=64,
+            ),
+            "hidden: 64 is too small",
+        ),
+        (
+            Shape(
+                layers=2,
+                hidden=64,
+                intermediate=96,
+                heads=4,
+                kv_heads=4,
+                vocabulary=100,
+                context=64,
+                head_dim=24,
+            ),
+            "head_dim: 24 is no multiple",
+        ),
+        (
+            Shape(
+                layers=2,
+                hidden=64,
+                intermediate=96,
+                heads=3,
+                kv_heads=3,
+                vocabulary=100,
+                context=64,
+                head_dim=16,
+            ),
+            "kv_heads: 3 is too small",
+        ),
     ],
 )
 def test_a_shape_that_is_too_small_is_refused(

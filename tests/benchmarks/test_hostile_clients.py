@@ -1,4 +1,4 @@
-"""The hostile clients: what they send, how a connection ends, what is measured and compared."""
+"""Tests of the hostile clients: what they send, measure and compare."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import islice
+from mmap import mmap
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,8 +29,8 @@ from benchmarks.hostile_clients.questions import (
     TEXT,
     BrokenAnswer,
     Question,
-    comparable,
-    questions,
+    extract_comparable,
+    list_questions,
 )
 from benchmarks.hostile_clients.sender import Answers, Ending, attack
 from benchmarks.hostile_clients.served_demo import Address, ServedDemo
@@ -39,7 +40,7 @@ from benchmarks.hostile_clients.witness_clients import Lost, Witnessed, ask, ask
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Address]:
-    """The front end over the fake engine, in a process of its own."""
+    """Run the front end with the fake engine in its own process; return its address."""
     command = [sys.executable, "-m", "tests.server.serve_fake"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -59,16 +60,16 @@ def is_listening(address: Address) -> bool:
 
 
 def demo_of(address: Address) -> ServedDemo:
-    """As much of the served demo as is asked of it."""
+    """Return the parts of a `ServedDemo` that the measurements use."""
     known = SimpleNamespace(
         address=address, memory=ServerMemory(address.pid), num_starts=1, kill=lambda: None
     )
-    known.running = lambda: address
+    known.ensure_running = lambda: address
     return cast(ServedDemo, known)
 
 
 @pytest.mark.parametrize("shape", connection.SHAPES, ids=lambda shape: shape.name)
-def test_every_shape_sends_what_its_head_says(shape: Shape) -> None:
+def test_every_shape_sends_a_body_of_the_declared_length(shape: Shape) -> None:
     first, *rest = islice(shape.pieces(1e-4), 50)
     if isinstance(shape, Posted):
         assert f"Content-Length: {sum(map(len, rest))}\r\n".encode() in first
@@ -77,14 +78,14 @@ def test_every_shape_sends_what_its_head_says(shape: Shape) -> None:
         assert rest and all(rest) and shape.nbytes(1e-4) == 0
 
 
-def test_shapes_have_names_of_their_own_and_full_bodies_fit_the_servers_limit() -> None:
+def test_names_of_shapes_are_unique_and_full_bodies_fit_the_limit() -> None:
     assert len({shape.name for shape in connection.SHAPES}) == len(connection.SHAPES)
     whole = Posted("", CHAT, b"[", b'"%d",' + b" " * 5000, b"0]")
     assert 30_000_000 < whole.nbytes(1.0) <= 32 * 2**20
 
 
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
-def test_random_requests_are_those_of_their_seed(maker: Callable[[Random], Any]) -> None:
+def test_random_requests_depend_only_on_their_seed(maker: Callable[[Random], Any]) -> None:
     made = [maker(Random(seed)) for seed in range(40)]
     assert made == [maker(Random(seed)) for seed in range(40)]
     assert all(path.startswith("/") for path, _ in made)
@@ -101,7 +102,7 @@ def test_random_requests_are_those_of_their_seed(maker: Callable[[Random], Any])
     ],
 )
 @pytest.mark.parametrize("cut", [1, 7, 1000])
-def test_an_answer_is_whole_however_it_comes(
+def test_a_whole_answer_is_recognised_however_it_is_cut(
     answer: bytes, status: int | None, is_whole: bool, cut: int
 ) -> None:
     answers = Answers()
@@ -118,30 +119,33 @@ def test_an_answer_is_whole_however_it_comes(
         (Endless("", b"GET /health HTTP/1.1\r\n\r\n", b" ", pause=9, is_read=False), "no answer"),
     ],
 )
-def test_a_connection_is_followed_to_its_end(served: Address, shape: Shape, ended: str) -> None:
+def test_the_ending_of_a_connection_is_reported(served: Address, shape: Shape, ended: str) -> None:
     assert str(attack(served.port, shape, seconds=0.3)).startswith(ended)
 
 
-def test_a_connection_is_left_when_the_server_is_in_danger(served: Address) -> None:
+def test_a_stopped_attack_closes_its_connection(served: Address) -> None:
     shape = Endless("", b"", b"\r\n")
     assert attack(served.port, shape, 60.0, is_stopped=lambda: True).how == "stopped"
 
 
-def test_the_peak_is_seen_and_its_limit_calls_for_a_stop() -> None:
+def test_the_peak_is_sampled_and_its_limit_calls_stop() -> None:
     stopped = threading.Event()
     before = ServerMemory(os.getpid()).read().front_end
     with PeakMemory(ServerMemory(os.getpid()), before + 40_000_000, stopped.set) as memory:
         assert not memory.is_over_limit
-        held = b"x" * 80_000_000
+        held = mmap(-1, 80_000_000)  # unlike heap memory, never resident already
+        held.write(bytes(len(held)))
         assert stopped.wait(10)
     assert memory.peak.front_end - memory.before.front_end > 0.5 * len(held)
 
 
-def test_one_connections_cost_is_measured(served: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_one_connection_is_measured(
+    served: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection, "REST_SECONDS", 0.1)
     monkeypatch.setattr(connection, "LEAST_REST_SECONDS", 0.0)
     shape = Posted("digits", CHAT, b"", b"1", b"", 1_000_000)
-    cost = connection.cost_of(demo_of(served), shape, seconds=0.1, scale=1.0)
+    cost = connection.measure_cost(demo_of(served), shape, seconds=0.1, scale=1.0)
     assert (cost.ending.status, cost.ending.how, cost.body_mb) == (400, "answered", 1.0)
     assert cost.delays.seconds and not cost.delays.failures and cost.kept_mb is not None
 
@@ -163,7 +167,7 @@ def test_each_bar_can_be_missed(
     delays = Delays([delay], failures)
     cost = connection.Cost("shape", Ending("closed"), 1.0, beside, 0.0, kept, delays)
     assert cost.faults == missed
-    bars = connection.in_figures([cost]).bars
+    bars = connection.make_figures([cost]).bars
     assert sum(not bar.is_reached for bar in bars) == len(missed)
 
 
@@ -230,21 +234,23 @@ def streamed(events: list[Any]) -> bytes:
         (RESPONSES, RESPONSE_STREAM, {"output": [{"text": "ab"}]}),
     ],
 )
-def test_streams_are_compared_by_what_they_say(path: str, events: list[Any], expected: Any) -> None:
+def test_streams_are_compared_by_their_joined_content(
+    path: str, events: list[Any], expected: Any
+) -> None:
     question = Question("", path, {"stream": True})
-    assert comparable(question, streamed(events)) == expected
+    assert extract_comparable(question, streamed(events)) == expected
     with pytest.raises(BrokenAnswer):
-        comparable(question, streamed(events[:-1]))
+        extract_comparable(question, streamed(events[:-1]))
 
 
 def test_whole_answers_are_compared_without_ids_times_and_usage() -> None:
     answer = {"id": "random", "created": 1, "usage": {}, "choices": [{"text": "a", "id": "x"}]}
-    found = comparable(Question("", TEXT, {}), json.dumps(answer).encode())
+    found = extract_comparable(Question("", TEXT, {}), json.dumps(answer).encode())
     assert found == {"choices": [{"text": "a"}]}
 
 
-def test_the_questions_are_those_of_every_route() -> None:
-    asked = questions()
+def test_the_questions_cover_every_route() -> None:
+    asked = list_questions()
     assert len({question.name for question in asked}) == len(asked)
     assert {CHAT, TEXT, MESSAGES, RESPONSES, "/tokenize"} <= {question.path for question in asked}
     assert {question.is_streamed for question in asked} == {True, False}
@@ -282,15 +288,15 @@ async def test_altered_and_lost_answers_are_counted(
     assert len(seen.failures) == altered + lost
 
 
-async def test_a_503_without_an_end_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.hostile_clients.witness_clients.PATIENCE_SECONDS", 0.05)
+async def test_a_request_that_only_gets_503_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.hostile_clients.witness_clients.TIMEOUT_SECONDS", 0.05)
     full = httpx.MockTransport(lambda _: httpx.Response(503, headers={"Retry-After": "0.01"}))
     async with httpx.AsyncClient(transport=full, base_url="http://localhost") as client:
         with pytest.raises(Lost, match="Timeout"):
             await ask(client, Question("q", TEXT, {}), Witnessed())
 
 
-def test_a_swarm_tells_what_it_sent(served: Address) -> None:
+def test_a_swarm_reports_what_it_sent(served: Address) -> None:
     with hostile_swarm(served.port, seed=1, clients=3, seconds=0.3) as sent:
         pass
     assert sent.requests > 0
@@ -307,10 +313,10 @@ def test_a_swarm_tells_what_it_sent(served: Address) -> None:
         (Witnessed(asked=9), 0, ["1 KV pages of an idle server"], 1),
     ],
 )
-def test_what_witnesses_saw_is_held_against_nothing(
+def test_every_altered_or_lost_answer_misses_a_bar(
     seen: Witnessed, restarts: int, faults: list[str], missed: int
 ) -> None:
     memory = Memory(1, 1)
     one = witnesses.Round(1, seen, Sent(), restarts, 0, memory, memory, faults)
-    figures = witnesses.in_figures([one], Namespace(seconds=1.0, hostile=1, witnesses=1))
+    figures = witnesses.make_figures([one], Namespace(seconds=1.0, hostile=1, witnesses=1))
     assert sum(not bar.is_reached for bar in figures.bars) == missed

@@ -1,4 +1,4 @@
-"""The text that a draft knows by heart, and the benchmarks that are measured on it."""
+"""Tests of the text that a draft always predicts, and of the benchmarks that use it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from benchmarks import batch, link
 from benchmarks.known_text import counting_model, counting_prompt, fill_trees
 from benchmarks.random_model import Shape
-from benchmarks.runs import DEMO, GREEDY, UNLIMITED_GBPS, drive, ram_spec, request, session
+from benchmarks.runs import DEMO, GREEDY, UNLIMITED_GBPS, drive, make_request, ram_spec, session
 from engine.spec import DraftSpec
 
 TARGET = DEMO / "target"
@@ -22,18 +22,18 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return counting_model(tmp_path_factory.mktemp("counting"), TINY).folder
 
 
-def test_the_model_counts_and_its_4_bit_copy_too(counting: Path) -> None:
+def test_the_model_and_its_4_bit_copy_count(counting: Path) -> None:
     draft = DraftSpec("subspec", depth=4, width=2, branch=2, budget=16, tuned=False, ahead=False)
     with session(ram_spec(counting, draft, gbps=UNLIMITED_GBPS, max_sequences=1)) as served:
         fill_trees(served, 16)
         prompt = counting_prompt(5)
-        run = drive(served, [request("a", prompt, replace(GREEDY, max_tokens=16))])
+        run = drive(served, [make_request("a", prompt, replace(GREEDY, max_tokens=16))])
     assert run.tokens_of("a") == tuple(range(prompt[-1] + 1, prompt[-1] + 17))
     full = run.passes[1:-1]
     assert [(stats.rows, stats.accepted) for stats in full] == [(16, 5)] * 2
 
 
-def test_batch_states_its_ratios_and_judges_eight_users(counting: Path) -> None:
+def test_batch_reports_its_ratios_and_has_a_bar_for_eight_users(counting: Path) -> None:
     figures = batch.measure(counting, TARGET, 8, 2, passes=1, rounds=1)
     users = [row[1] for row in figures.tables[0].rows]
     assert users == 2 * list(batch.USERS)
@@ -44,7 +44,7 @@ def test_batch_states_its_ratios_and_judges_eight_users(counting: Path) -> None:
     assert all(bar.value > 0 and bar.bound == batch.AT_LEAST for bar in figures.bars)
 
 
-def test_link_judges_full_trees_and_shows_a_chat_beside(counting: Path) -> None:
+def test_link_has_bars_for_full_trees_and_a_table_for_chats(counting: Path) -> None:
     known = link.Text(counting, [counting_prompt(5)])
     chat = link.Text(TARGET, [counting_prompt(9)])
     figures = link.measure(known, chat, 8, slots=None, cycles=(2, 1), rounds=1)

@@ -1,4 +1,4 @@
-"""The arithmetic of `benchmarks.link`."""
+"""Tests of the arithmetic of `benchmarks.link`."""
 
 from dataclasses import replace
 
@@ -19,19 +19,19 @@ CYCLES = Cycles(
 )
 
 
-def test_the_limit_is_the_slower_of_link_and_compute_and_the_draft() -> None:
+def test_the_limit_is_the_slower_of_link_and_compute_plus_the_draft() -> None:
     assert LINK.seconds == pytest.approx(0.2)
     assert CYCLES.limit(LINK) == pytest.approx(0.3)
     assert CYCLES.limit(replace(LINK, compute_s=0.5)) == pytest.approx(0.6)
     assert replace(CYCLES, draft_s=0.0).limit(LINK) == pytest.approx(0.2)
 
 
-def test_a_cycle_over_its_limit_the_duty_and_the_speed() -> None:
+def test_ratio_to_the_limit_duty_and_speed_of_a_cycle() -> None:
     assert CYCLES.over_limit(LINK) == pytest.approx(0.32 / 0.3)
     assert CYCLES.duty == pytest.approx(62.5)
     assert CYCLES.tokens_per_second == pytest.approx(25.0)
 
 
 @pytest.mark.parametrize(("share", "depth"), [(0.5, 20), (0.1, 4), (0.001, 1)])
-def test_the_depth_whose_draft_takes_a_share_of_the_link(share: float, depth: int) -> None:
+def test_depth_is_the_number_of_steps_in_a_share_of_the_link_time(share: float, depth: int) -> None:
     assert LINK.depth(share) == depth

@@ -1,4 +1,4 @@
-"""Replay: trees are right as deep as the script says, and always have the same number of rows."""
+"""Tests of `replay`: trees are right to the depth of the script, with a fixed number of rows."""
 
 import statistics
 from pathlib import Path
@@ -17,7 +17,7 @@ ANSWER = tuple(10 + i % 50 for i in range(400))
 
 
 def replayed(script: Script, *, max_tokens: int, rows: int = 16) -> list[int]:
-    """Tokens that each pass emits while a target follows the script."""
+    """Return how many tokens each pass emits while a target follows the script."""
     sequence = make_sequence(list(PROMPT), max_tokens=max_tokens)
     replay = Replay({sequence.request_id: script}, vocab_size=128)
     sequence.emit(ANSWER[0])
@@ -47,7 +47,7 @@ def test_each_pass_emits_what_the_script_says(mean: int) -> None:
     assert replayed(script, max_tokens=1 + 10 * mean) == [mean] * 10
 
 
-def test_a_fraction_is_kept_in_the_mean_and_the_same_each_time() -> None:
+def test_a_fractional_mean_is_kept_and_repeatable() -> None:
     script = Script(PROMPT + ANSWER, 2.5, seed=1)
     emitted = replayed(script, max_tokens=380)[:-1]
     assert set(emitted) == {2, 3}
@@ -60,7 +60,7 @@ def test_a_request_without_a_script_gets_no_tree() -> None:
     assert Replay({}, vocab_size=128).propose(sequence, 4, 16) is None
 
 
-def test_a_target_that_departs_from_the_recording_is_told() -> None:
+def test_a_target_that_departs_from_the_recording_is_refused() -> None:
     sequence = make_sequence(list(PROMPT))
     name = sequence.request_id
     sequence.emit(ANSWER[0] + 1)

@@ -1,4 +1,4 @@
-"""The report: figures there and back, bars, the page, parts that fail."""
+"""Tests of the report: figures as JSON, bars, the page, parts that fail."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.plots import draw, file_name
-from benchmarks.report_format import Bar, Figures, Plot, Table, cell, number
+from benchmarks.report_format import Bar, Figures, Plot, Table, format_cell, format_number
 from benchmarks.report_parts import (
     PARTS,
     Part,
@@ -62,15 +62,21 @@ def test_a_figure_that_is_not_a_number_reaches_no_bar() -> None:
     ("value", "text"),
     [(0.0123456, "0.0123"), (12.3456, "12.3"), (1234.5, "1,234"), (0.0, "0"), (3e-5, "0.0000")],
 )
-def test_numbers_are_rounded_to_what_counts(value: float, text: str) -> None:
-    assert number(value) == text
+def test_numbers_are_rounded_to_three_significant_digits(value: float, text: str) -> None:
+    assert format_number(value) == text
 
 
-def test_cells_say_yes_no_and_nothing() -> None:
-    assert [cell(value) for value in (True, False, None, 3, "a")] == ["yes", "no", "-", "3", "a"]
+def test_cells_show_booleans_none_and_text() -> None:
+    assert [format_cell(value) for value in (True, False, None, 3, "a")] == [
+        "yes",
+        "no",
+        "-",
+        "3",
+        "a",
+    ]
 
 
-def test_the_page_holds_tables_bars_date_machine_and_plots(tmp_path: Path) -> None:
+def test_the_page_has_tables_bars_date_machine_and_plots(tmp_path: Path) -> None:
     report.write({"batch": ENTRY}, tmp_path)
     text = (tmp_path / report.PAGE).read_text()
     assert "## Users of one stream" in text
@@ -89,7 +95,7 @@ def test_the_page_holds_tables_bars_date_machine_and_plots(tmp_path: Path) -> No
 
 
 def test_the_page_names_what_was_not_measured(tmp_path: Path) -> None:
-    last = report.page({"batch": ENTRY}).strip().splitlines()[-1]
+    last = report.render_page({"batch": ENTRY}).strip().splitlines()[-1]
     assert "tuning" in last and "offload" in last
     assert "batch" not in last
 
@@ -102,7 +108,7 @@ def test_a_plot_with_a_logarithmic_axis(tmp_path: Path) -> None:
 def run_report(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, *arguments: str
 ) -> tuple[int, report.Stored]:
-    """The report with one part, `batch`, whose process runs this code instead."""
+    """Run the report with a part `batch` that runs `code`; return the exit code and the store."""
     real = subprocess.run
 
     def run(command: list[str], **options: Any) -> Any:
@@ -115,7 +121,9 @@ def run_report(
     return report.main(), report.read_store(tmp_path)
 
 
-def test_a_part_is_run_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_part_is_run_and_its_figures_are_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     code = f"print({json.dumps(json.dumps(FIGURES.to_json()))})"
     status, stored = run_report(monkeypatch, tmp_path, code, "--only", "batch")
     assert status == 0
@@ -124,7 +132,7 @@ def test_a_part_is_run_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert stored["batch"]["versions"].keys() >= {"torch", "transformers", "understudy"}
 
 
-def test_figures_count_even_where_the_exit_code_says_missed(
+def test_figures_are_stored_even_if_the_exit_code_says_missed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     code = f"print({json.dumps(json.dumps(FIGURES.to_json()))}); raise SystemExit(1)"
@@ -156,12 +164,12 @@ def test_every_part_is_a_command(part: Part) -> None:
     assert callable(import_module(f"benchmarks.{part.name}").main)
 
 
-def test_the_parts_of_make_bench_fit_its_quarter_of_an_hour() -> None:
+def test_the_parts_of_each_group_fit_into_its_time() -> None:
     assert sum(part.minutes for part in PARTS if part.group == "bench") <= 15
     assert sum(part.minutes for part in PARTS if part.group == "peers") <= 60
 
 
-def test_answers_of_other_forms_become_figures() -> None:
+def test_outputs_in_other_formats_become_figures() -> None:
     host = {"vocabulary": 4096, "host_ms": 3.0, "passes": 7}
     found = read_host_time({"machine": {"cores": 2}, "rows": [host]})
     assert [bar.is_reached for bar in found.bars] == [True]

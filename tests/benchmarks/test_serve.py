@@ -1,4 +1,4 @@
-"""The front end's benchmark: rates of streams, the engine without a model, the real server."""
+"""Tests of the throughput benchmark: rates of streams, paced engine, real server."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,15 +6,15 @@ from functools import partial
 import pytest
 
 from benchmarks import serve
-from benchmarks.http_streams import Stream, ask_all, front_end, rate
-from benchmarks.paced_engine import Beat, PacedEngine, main as paced_main
-from benchmarks.runs import GREEDY, request
+from benchmarks.http_streams import Stream, ask_all, compute_rate, front_end
+from benchmarks.paced_engine import PacedEngine, Schedule, main as paced_main
+from benchmarks.runs import GREEDY, make_request
 from engine.errors import EngineError
 from engine.messages import Tokens
 from engine.process.client import EngineClient
 from engine.spec import ModelSpec, TargetSpec
 
-QUICK = Beat(seconds=0.001, burst=4)
+QUICK = Schedule(seconds=0.001, burst=4)
 
 
 def stream(*arrivals: tuple[float, int]) -> Stream:
@@ -24,21 +24,21 @@ def stream(*arrivals: tuple[float, int]) -> Stream:
     return made
 
 
-def test_rates_of_streams_are_counted_from_first_to_last_and_added_up() -> None:
+def test_rates_are_counted_from_first_to_last_arrival_and_added() -> None:
     first = stream((0.0, 10), (1.0, 10), (2.0, 10))
     later_and_larger = stream((5.0, 99), (7.0, 30), (9.0, 30))
-    assert rate([first, later_and_larger]) == 10.0 + 15.0
+    assert compute_rate([first, later_and_larger]) == 10.0 + 15.0
 
 
-def test_a_stream_that_came_at_once_has_no_rate() -> None:
+def test_a_stream_that_came_all_at_once_has_no_rate() -> None:
     with pytest.raises(ValueError, match="ask for more tokens"):
-        rate([stream((0.0, 1), (0.0, 1))])
+        compute_rate([stream((0.0, 1), (0.0, 1))])
 
 
-def test_the_paced_engine_gives_every_sequence_its_burst() -> None:
+def test_the_paced_engine_emits_a_burst_for_every_sequence() -> None:
     engine = PacedEngine(QUICK, max_sequences=2)
     for name in "abc":
-        engine.add(request(name, [1], replace(GREEDY, max_tokens=6)))
+        engine.add(make_request(name, [1], replace(GREEDY, max_tokens=6)))
     passes = []
     while engine.has_work():
         passes.append(engine.step())
@@ -56,19 +56,19 @@ def test_the_paced_engine_gives_every_sequence_its_burst() -> None:
 
 def test_clients_get_all_characters_and_tokens_over_http() -> None:
     spec = ModelSpec("paced", TargetSpec("nowhere"), max_sequences=3)
-    factory = partial(EngineClient, target=partial(paced_main, beat=QUICK))
+    factory = partial(EngineClient, target=partial(paced_main, schedule=QUICK))
     params = replace(GREEDY, max_tokens=10)
-    requests = [request(str(n), [50 + n], params) for n in range(3)]
+    requests = [make_request(str(n), [50 + n], params) for n in range(3)]
     with front_end(spec, factory) as port:
         streams = ask_all(port, requests)
         with pytest.raises(EngineError, match="prompt"):
-            ask_all(port, [request("empty", [], params)])
-    expected = serve.paced_streams(requests)
+            ask_all(port, [make_request("empty", [], params)])
+    expected = serve.run_paced_engine(requests)
     assert [s.num_tokens for s in streams] == [10, 10, 10]
     assert [s.num_characters for s in streams] == [s.num_characters for s in expected]
 
 
-def test_rates_of_other_answers_are_not_compared() -> None:
+def test_rates_of_different_answers_are_not_compared() -> None:
     alone, served = stream((0.0, 5), (1.0, 5)), stream((0.0, 5), (1.0, 6))
     with pytest.raises(ValueError, match="other answers"):
         serve._rates([alone], [served])

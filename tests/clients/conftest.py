@@ -1,4 +1,4 @@
-"""A server with the demo model, for the clients of `make test-clients`."""
+"""Fixtures of `make test-clients`: a server with the demo model."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def get_time(city: str) -> str:
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL, run by UNDERSTUDY_PYTHON: the interpreter of another environment."""
+    """Serve with the interpreter UNDERSTUDY_PYTHON of another environment; return the base URL."""
     python = os.environ.get("UNDERSTUDY_PYTHON", sys.executable)
     with demo_server(python, tmp_path_factory.mktemp("home")) as (_, url):
         yield url

@@ -1,4 +1,4 @@
-"""instructor: answers read into a class, in the modes whose answers are held to its schema."""
+"""Tests with instructor: answers become objects, in the modes that enforce the schema."""
 
 from typing import Any, Literal
 
@@ -12,14 +12,14 @@ openai = pytest.importorskip("openai")
 
 
 class Pet(BaseModel):
-    """A pet."""
+    """A pet with name and age."""
 
     name: Literal["Ada", "Bo"]
     age: int
 
 
 @pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])
-def test_an_answer_is_read_into_a_class(url: str, mode: str) -> None:
+def test_an_answer_becomes_an_object_of_a_class(url: str, mode: str) -> None:
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     patched = instructor.from_openai(client, mode=instructor.Mode[mode])
     asked: Any = {"model": "demo", "messages": [{"role": "user", "content": STORY}]}

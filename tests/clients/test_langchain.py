@@ -1,4 +1,4 @@
-"""langchain-openai: chat, streams, tools, structured output, completions and responses."""
+"""Tests with langchain-openai: chat, streams, tools, structured output, completions, responses."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ langchain = pytest.importorskip("langchain_openai")
 
 
 class Pet(BaseModel):
-    """A pet."""
+    """A pet with name and age."""
 
     name: Literal["Ada", "Bo"]
     age: int
@@ -26,13 +26,13 @@ def model(url: str, request: pytest.FixtureRequest) -> Any:
         temperature=0,
         max_tokens=160,
         max_retries=0,
-        stream_usage=True,  # as it is without a base URL
+        stream_usage=True,  # the default without a base URL
         use_responses_api=request.param,
     )
 
 
 def joined(chunks: Any) -> Any:
-    """A stream's chunks added up, as the library does it."""
+    """Return the sum of a stream's chunks, added by the library."""
     whole = next(chunks)
     for chunk in chunks:
         whole += chunk
@@ -46,7 +46,7 @@ def test_a_stream_adds_up_to_the_answer(model: Any) -> None:
     assert streamed.usage_metadata["output_tokens"] == answer.usage_metadata["output_tokens"] > 0
 
 
-def test_a_tool_is_called_and_its_result_told(model: Any) -> None:
+def test_a_tool_is_called_and_its_result_is_used(model: Any) -> None:
     bound = model.bind_tools([get_time])
     answer = bound.invoke(TIME)
     assert [(call["name"], call["args"]) for call in answer.tool_calls] == [
@@ -72,7 +72,7 @@ def test_structured_output_is_parsed(model: Any, method: str) -> None:
 
 
 def test_json_without_a_schema_is_parsed(model: Any) -> None:
-    # which keys it has is up to the model
+    # the model chooses the keys
     found = model.with_structured_output(None, method="json_mode").invoke("Write JSON.")
     assert isinstance(found, dict)
 

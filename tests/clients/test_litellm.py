@@ -1,4 +1,4 @@
-"""litellm: OpenAI's and Anthropic's APIs behind one function."""
+"""Tests with litellm: OpenAI's and Anthropic's APIs through one function."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from tests.clients.conftest import STORY, TIME
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no look at the network
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no access to the network
 litellm = pytest.importorskip("litellm")
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -29,7 +29,7 @@ def ask(url: str, provider: str, question: str, **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm", "anthropic"])
-def test_one_function_for_all(url: str, provider: str) -> None:
+def test_one_function_serves_all_providers(url: str, provider: str) -> None:
     whole = ask(url, provider, STORY).choices[0].message.content
     stream = ask(url, provider, STORY, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole != ""
@@ -37,6 +37,6 @@ def test_one_function_for_all(url: str, provider: str) -> None:
     assert call.function.arguments == '{"city": "Paris"}'
 
 
-def test_mistakes_are_its_exceptions(url: str) -> None:
+def test_errors_are_the_exceptions_of_the_library(url: str) -> None:
     with pytest.raises(litellm.ContextWindowExceededError):
         ask(url, "openai", "word " * 3000)

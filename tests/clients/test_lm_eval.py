@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: a task of likelihoods and one of generated text, over completions."""
+"""Tests with lm-evaluation-harness: likelihoods and generated text, by completions."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ QUESTIONS = [
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> list[dict[str, Any]]:
-    """Their data is a local file, so that nothing is downloaded."""
+    """Return two tasks whose data is a local file, so that nothing is downloaded."""
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
     common: dict[str, Any] = {
@@ -45,7 +45,7 @@ def tasks(tmp_path: Path) -> list[dict[str, Any]]:
     return [common | likelihood, common | generated]
 
 
-def test_tasks_run(url: str, tasks: list[dict[str, Any]]) -> None:
+def test_tasks_run_with_local_completions(url: str, tasks: list[dict[str, Any]]) -> None:
     results = lm_eval.simple_evaluate(
         model="local-completions",
         model_args={

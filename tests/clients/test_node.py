@@ -1,4 +1,4 @@
-"""Clients for Node: their tests run in Node, where `make test-clients` has installed them."""
+"""Run the tests of clients for Node, which `make test-clients` has installed."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""openai-agents: an agent that calls a tool and answers, over both of its ways to a model."""
+"""Tests with openai-agents: tools and typed answers, with chat completions and responses."""
 
 import asyncio
 from typing import Any, Literal
@@ -13,7 +13,7 @@ openai = pytest.importorskip("openai")
 
 
 class Pet(BaseModel):
-    """A pet."""
+    """A pet with name and age."""
 
     name: Literal["Ada", "Bo"]
     age: int
@@ -29,7 +29,7 @@ def agent(url: str, request: pytest.FixtureRequest) -> Any:
 
 
 async def run(agent: Any, question: str) -> Any:
-    """What the agent says at last, the same streamed and whole."""
+    """Return the agent's final output, which is the same streamed and whole."""
     whole = await agents.Runner.run(agent, question)
     streamed = agents.Runner.run_streamed(agent, question)
     async for _ in streamed.stream_events():
@@ -43,5 +43,5 @@ def test_an_agent_calls_a_tool_and_answers(agent: Any) -> None:
     assert "14:05" in asyncio.run(run(agent, TIME))
 
 
-def test_an_agent_answers_with_a_class(agent: Any) -> None:
+def test_an_agent_answers_with_an_object_of_a_class(agent: Any) -> None:
     assert isinstance(asyncio.run(run(agent.clone(output_type=Pet), STORY)), Pet)

@@ -1,4 +1,4 @@
-"""The built-in demo model: its tokenizer, template, sizes, answers, and its held-out prompts."""
+"""Tests of the demo model: tokenizer, template, sizes, answers and held-out prompts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_THOUGHT = "<think>\n\n</think>\n\n"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small products on many busy threads are slower than on one."""
+    """Use one thread: small products are slower on many busy threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,13 +77,15 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str
         "<|im_start|>user\nHi<|im_end|>\n<think>\n\n</think>\n\n<tool_call>",
     ],
 )
-def test_any_text_survives_encoding(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_decoding_returns_the_encoded_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
 
 
-def test_auto_tokenizer_is_the_stored_one(tokenizer: PreTrainedTokenizerFast) -> None:
-    """transformers may put its own Llama pre-tokenizer over ours; then other ids would come out."""
+def test_auto_tokenizer_gives_the_ids_of_the_stored_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """transformers may replace our pre-tokenizer by its own for Llama, which gives other ids."""
     stored = Tokenizer.from_file(str(DEMO / "target" / "tokenizer.json"))
     for entry in HELD_OUT:
         text = render(tokenizer, entry["messages"], tools=entry["tools"] or None)
@@ -99,7 +101,7 @@ def test_both_models_share_one_vocabulary() -> None:
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("target", 4.5e6, 5.5e6), ("draft", 8e5, 1.2e6)])
-def test_sizes(name: str, low: float, high: float) -> None:
+def test_models_have_the_documented_sizes(name: str, low: float, high: float) -> None:
     model = AutoModelForCausalLM.from_pretrained(DEMO / name, dtype="auto")
     config = model.config
     assert low < sum(p.numel() for p in model.parameters()) < high
@@ -111,12 +113,12 @@ def test_sizes(name: str, low: float, high: float) -> None:
     assert config.intermediate_size % 64 == 0
 
 
-def test_files_stay_small() -> None:
+def test_weights_take_less_than_13_mb() -> None:
     weights = [(DEMO / name / "model.safetensors").stat().st_size for name in ("target", "draft")]
     assert sum(weights) < 13_000_000
 
 
-def test_template_plain_and_system(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_template_renders_user_and_system_messages(tokenizer: PreTrainedTokenizerFast) -> None:
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     prompt = (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
@@ -129,7 +131,7 @@ def test_template_plain_and_system(tokenizer: PreTrainedTokenizerFast) -> None:
     assert render(tokenizer, messages, add_generation_prompt=False) == bare
 
 
-def test_template_tools_calls_and_results(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_template_renders_tools_calls_and_results(tokenizer: PreTrainedTokenizerFast) -> None:
     function = {"name": "get_time", "arguments": '{"city": "Paris"}'}
     parsed = {"name": "get_time", "arguments": {"city": "Paris"}}
     texts = [
@@ -145,7 +147,7 @@ def test_template_tools_calls_and_results(tokenizer: PreTrainedTokenizerFast) ->
         )
         for called in (function, parsed)
     ]
-    assert texts[0] == texts[1], "arguments come as text from clients, as an object from others"
+    assert texts[0] == texts[1], "arguments may be a JSON text or an object"
     assert f"<tools>\n{json.dumps(TOOL)}\n</tools>" in texts[0]
     call = '<tool_call>\n{"name": "get_time", "arguments": {"city": "Paris"}}\n</tool_call>'
     assert f"assistant\n{NO_THOUGHT}{call}<|im_end|>\n" in texts[0]
@@ -153,7 +155,7 @@ def test_template_tools_calls_and_results(tokenizer: PreTrainedTokenizerFast) ->
     assert f"<|im_start|>user\n{results}<|im_end|>\n" in texts[0]
 
 
-def test_template_keeps_reasoning_of_the_running_turn_only(
+def test_template_keeps_only_the_reasoning_of_the_running_turn(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     said = {"role": "assistant", "content": "5.", "reasoning_content": "2 and 3 is 5."}
@@ -164,8 +166,8 @@ def test_template_keeps_reasoning_of_the_running_turn_only(
     assert "2 and 3" not in later
 
 
-def test_an_answer_extends_its_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The next turn's prompt begins with this turn's prompt and answer: caches can be reused."""
+def test_the_next_prompt_extends_prompt_and_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The next prompt begins with this prompt and answer, so that the prefix cache can be used."""
     messages = [{"role": "user", "content": "Hi"}]
     prompt = render(tokenizer, messages)
     messages += [{"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Bye"}]
@@ -173,7 +175,7 @@ def test_an_answer_extends_its_prompt(tokenizer: PreTrainedTokenizerFast) -> Non
 
 
 @pytest.mark.parametrize("starter", STARTERS, ids=lambda starter: str(starter["id"]))
-def test_starter_is_answered_right(
+def test_starters_are_answered_correctly(
     target: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, starter: dict[str, Any]
 ) -> None:
     kw = {"tools": starter.get("tools"), "enable_thinking": starter.get("enable_thinking", False)}
@@ -185,7 +187,9 @@ def test_starter_is_answered_right(
         assert piece in starter["answer"]
 
 
-def test_plain_text_goes_on(target: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_plain_text_is_continued(
+    target: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
     text = answer(target, tokenizer, "Once upon a time", 160)
     assert text.startswith(", there was a ")
     assert text.endswith("<|endoftext|>")
@@ -196,7 +200,7 @@ def user_turns(messages: list[dict[str, Any]]) -> str:
 
 
 def test_held_out_prompts_are_not_trained_on() -> None:
-    """Generates the whole training text again and looks for every held-out prompt in it."""
+    """Generate the whole training text again and look for every held-out prompt in it."""
     chats = corpus.training_chats()
     trained = {
         user_turns(list(chat.messages[:end]))
@@ -212,7 +216,7 @@ def test_held_out_prompts_are_not_trained_on() -> None:
 
 
 def test_held_out_names_are_not_trained_on() -> None:
-    """The held-out words occur nowhere in the training text, not even inside an answer."""
+    """Held-out words occur nowhere in the training text, not even in an answer."""
     said = "\n".join(
         [m["content"] for chat in corpus.training_chats() for m in chat.messages]
         + corpus.training_stories()

@@ -1,4 +1,4 @@
-"""What must hold for an engine's pages and drafts between two steps, and after the last."""
+"""Checks of the invariants of an engine's pages and drafts, between steps and after the last."""
 
 from math import exp
 from typing import Any
@@ -15,9 +15,9 @@ from tests.engine.page_traffic import check_pages
 
 
 def check_books(made: Engine) -> None:
-    """Every page is free, idle, stored or owned; every growth stands on its sequence's last token.
+    """Check that each page has one state, and that each growth begins at its sequence's last token.
 
-    Raises AssertionError.
+    Raise AssertionError otherwise.
     """
     running = made._scheduler.running
     tables = {id(made._cache): [sequence.pages for sequence in running]}
@@ -36,13 +36,15 @@ def check_books(made: Engine) -> None:
         assert growth.root.position == len(sequence.tokens) - 1
         assert growth.root.token == sequence.tokens[-1]
         table = own_tables(made).get(sequence)
-        assert table is None or table.length <= growth.root.position, "the root has no place there"
+        assert table is None or table.length <= growth.root.position, (
+            "the root has a slot in the draft's own cache"
+        )
         check_growth(growth)
         check_slots(made, growth)
 
 
 def check_idle(made: Engine) -> None:
-    """After the last answer nothing is held. Raises AssertionError."""
+    """Check that an engine without requests holds nothing. Raise AssertionError otherwise."""
     for cache in caches(made):
         assert cache.num_free_pages == cache.num_pages
         assert not any(cache._references)
@@ -58,7 +60,7 @@ def check_idle(made: Engine) -> None:
 
 
 def caches(made: Engine) -> list[KVCache]:
-    """The target's cache, and the draft's where that has one of its own."""
+    """Return the target's cache, and that of the draft if it has its own."""
     model = made._drafting._model
     if model is None or model.caches.cache is made._cache:
         return [made._cache]
@@ -66,13 +68,13 @@ def caches(made: Engine) -> list[KVCache]:
 
 
 def own_tables(made: Engine) -> dict[Sequence, PageTable]:
-    """The tables of a draft's own cache."""
+    """Return the page tables of the draft's own cache, by sequence."""
     caches: Any = made._drafting._model and made._drafting._model.caches
     return getattr(caches, "_tables", {})
 
 
 def check_growth(growth: Growth) -> None:
-    """Its sums are those of its nodes, counted anew. Raises AssertionError."""
+    """Check the figures of a growth against its nodes. Raise AssertionError if they differ."""
     nodes = list(growth._walk(growth.root))
     assert growth.root.parent is None
     for node in nodes:
@@ -81,7 +83,7 @@ def check_growth(growth: Growth) -> None:
             assert child.token == token and child.parent is node
             assert child.position == node.position + 1
             assert child.score < node.score, "scores fall along a path"
-            assert node.slot is not None or child.slot is None, "a child whose parent never ran"
+            assert node.slot is not None or child.slot is None, "a child ran before its parent"
     below = sorted((node.score - growth.root.score for node in nodes[1:]), reverse=True)
     best = below[: growth.budget - 1]
     assert len(growth) == 1 + len(best)
@@ -96,7 +98,7 @@ def check_growth(growth: Growth) -> None:
 
 
 def check_slots(made: Engine, growth: Growth) -> None:
-    """Each scratch slot is free or has one node. Raises AssertionError."""
+    """Check that each scratch slot is free or has one node. Raise AssertionError otherwise."""
     model = made._drafting._model
     scratch = None if model is None else model._scratch.get(growth.sequence)
     used = [node.slot for node in growth.ran if node.slot is not None]

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every supported family, written as the hub's files are: sharded."""
+"""Tiny random checkpoints of every supported family, sharded like those of the hub."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +156,7 @@ FAMILIES = tuple(_CONFIGS)
 def tiny_config(
     family: str, *, vocab_size: int = 128, layers: int = 3, tied: bool | None = None
 ) -> PreTrainedConfig:
-    """The configuration `save_tiny` writes; `tied` None keeps the family's own default."""
+    """Return the configuration that `save_tiny` writes. With `tied` None the family's own holds."""
     config = _CONFIGS[family](_shared(vocab_size, layers))
     if tied is not None:
         config.tie_word_embeddings = tied
@@ -164,10 +164,10 @@ def tiny_config(
 
 
 def tiny_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
-    """A model with random weights; the same seed gives the same weights.
+    """Return a model with random weights, which the seed determines.
 
-    Weights are wide enough that the next token depends on the context, and norms, biases, router
-    and sinks are random too, so that a tensor in the wrong place is seen.
+    The weights are large enough that the next token depends on the context. Norms, biases, router
+    and sinks are random too, so that tests notice a tensor in the wrong place.
     """
     model: Any = AutoModelForCausalLM
     model = model.from_config(config, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""No engine outlives its test."""
+"""A fixture that closes all engines after each test."""
 
 from collections.abc import Iterator
 

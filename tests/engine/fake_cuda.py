@@ -1,8 +1,8 @@
-"""A CUDA device of threads: streams run late and at random speed, events order them.
+"""A fake CUDA device made of threads: streams run late and at random speed, ordered by events.
 
-Device memory is a tensor whose `copy_` joins the queue of the current stream, so a copy reads its
-source when the device gets to it, not when it was launched: a staging buffer refilled too early,
-a slot overwritten too early or read too early gives wrong bytes, as on a real device.
+The `copy_` of a device tensor is queued in the current stream, so that it reads its source when the
+device executes it and not when it is launched. A staging buffer that is refilled too early, or a
+slot that is overwritten or read too early, gives wrong bytes, as on a real device.
 """
 
 import random
@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-WAIT = 30.0  # seconds after which a lost event fails the test
+WAIT = 30.0  # seconds after which an event that does not come fails the test
 
 
 class FakeStream:
     """A queue of operations and the thread that runs them in order."""
 
     def __init__(self, device: object = None) -> None:
-        self.slow = 0.0  # seconds an operation takes at most
+        self.slow = 0.0  # longest duration of an operation in seconds
         self.errors: list[BaseException] = []
         self.copies_under_way: deque[Tensor] = deque()  # their sources
         self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
@@ -36,7 +36,7 @@ class FakeStream:
         self._queue.put(operation)
 
     def wait_event(self, event: "FakeEvent") -> None:
-        if (mark := event.mark) is not None:  # the record there is now, as in CUDA
+        if (mark := event.mark) is not None:  # the latest record, as in CUDA
             self.launch(lambda: _wait(mark))
 
     def synchronize(self) -> None:
@@ -88,7 +88,7 @@ class FakeEvent:
 
 
 class DeviceTensor(Tensor):
-    """Memory of the fake device."""
+    """A tensor in the memory of the fake device."""
 
     @classmethod
     def __torch_function__(
@@ -106,7 +106,7 @@ class DeviceTensor(Tensor):
 
 
 class FakeCudart:
-    """Pins up to `limit` bytes."""
+    """A fake of the CUDA runtime that can pin up to `limit` bytes of host memory."""
 
     def __init__(self, streams: list[FakeStream]) -> None:
         self.limit = 2**40
@@ -129,7 +129,7 @@ class FakeCudart:
 
 
 class FakeDevice:
-    """What the tests drive: the compute stream, the copy streams, the pinned memory."""
+    """The fake device that tests control: its streams and its pinned memory."""
 
     def __init__(self) -> None:
         self.copy_speed = 0.0
@@ -158,11 +158,11 @@ def current_stream() -> FakeStream:
 
 
 def _wait(mark: threading.Event) -> None:
-    assert mark.wait(WAIT), "an event that never comes"
+    assert mark.wait(WAIT), f"an event did not come within {WAIT} s"
 
 
 def install(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
-    """Put the fake in the place of `torch.cuda` and of device allocation."""
+    """Replace `torch.cuda` and the allocation of device memory by the fake device."""
     current = threading.local()
     empty = torch.empty
 

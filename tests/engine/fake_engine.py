@@ -1,6 +1,6 @@
-"""An engine without a model: it echoes prompts, and misbehaves when a prompt says so.
+"""A fake engine without a model, which echoes prompts and fails in ways that prompts ask for.
 
-`main` is a target for `EngineClient`. A spec whose id is one of those below fails to load so.
+`main` is the entry point for `EngineClient`. The id of a spec can ask for a failure of the load.
 """
 
 import os
@@ -28,26 +28,26 @@ from engine.streaming.recheck import Rechecks
 VOCAB_SIZE = 1000
 CONTEXT_LENGTH = 64
 
-# What a prompt's first token asks for; any other is echoed with the rest of the prompt.
-ENDLESS = 901  # one token a pass, until aborted
-SPIN = 902  # a pass that walks units until the request is aborted
-STALL = 903  # a pass that stands still
+# The behaviours that the first token of a prompt asks for. Other prompts are echoed.
+ENDLESS = 901  # one token in each pass, until aborted
+SPIN = 902  # a pass that runs units until the request is aborted
+STALL = 903  # a pass that never ends
 RAISE = 904  # a pass that raises
 KILL = 905  # a pass that kills the process
 REFUSE = 906  # `add` raises
 FAIL = 907  # the pass fails this request and no other
-REPORT = 908  # one token whose text tells: aborted ids, then OMP_WAIT_POLICY
-AUDIT = 909  # an answer whose check lasts until another request comes, and is told after it
+REPORT = 908  # one token whose text has the aborted ids and OMP_WAIT_POLICY
+AUDIT = 909  # an answer whose audit waits for another request, and is reported after it
 
-UNLOADABLE = "unloadable"  # ModelError, at once
+UNLOADABLE = "unloadable"  # ModelError at once
 DEADBORN = "deadborn"  # the process dies while it loads
 BROKEN = "broken"  # an unexpected exception, and a thread that would keep the process alive
 SLOW = "slow"  # the load never ends
-ONCE = "once"  # loads once; ModelError from then on
+ONCE = "once"  # loads once; ModelError in later loads
 
 
 def fake_spec(name: str = "fake", folder: Path | str = "") -> ModelSpec:
-    """A spec for `main`; `folder` is where `ONCE` remembers that it was loaded."""
+    """Return a spec for `main`. In `folder`, `ONCE` records that it was loaded."""
     return ModelSpec(name, TargetSpec(str(folder)))
 
 
@@ -70,7 +70,7 @@ class _Request:
 
 
 class FakeAudits:
-    """Implements `engine.process.worker.Audits`."""
+    """A fake of the audit, with the interface `engine.process.worker.Audits`."""
 
     def __init__(self) -> None:
         self._waiting: list[Generate] = []
@@ -88,7 +88,7 @@ class FakeAudits:
         self._preempted.set()
 
     def run(self) -> Audited | None:
-        if self._tries < 2:  # the first ends by the very request that is checked
+        if self._tries < 2:  # the request that is audited interrupts the first try itself
             self._tries += 1
             self._preempted.wait()
             self._preempted.clear()
@@ -97,7 +97,7 @@ class FakeAudits:
 
 
 class FakeEngine:
-    """Implements `engine.process.worker.StepEngine`."""
+    """A fake engine with the interface `engine.process.worker.StepEngine`."""
 
     def __init__(self, spec: ModelSpec, on_border: OnBorder, on_start: OnStart) -> None:
         self.info = ModelInfo(
@@ -125,7 +125,7 @@ class FakeEngine:
         cls, spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
     ) -> "FakeEngine":
         progress("loading", 0, 2)
-        _misbehave_at_load(spec)
+        _fail_if_asked(spec)
         progress("loading", 2, 2)
         return cls(spec, on_border, on_start)
 
@@ -193,7 +193,7 @@ class FakeEngine:
         self._on_border()
 
     def _emit(self, request: _Request, choice: int) -> Tokens | None:
-        """The next token of a choice; choice k ends k tokens before the first."""
+        """Return the next token of a choice, None after its end. Choice k ends k tokens early."""
         prompt = request.message.prompt
         index = request.emitted[choice]
         length = 1 if request.order == REPORT else len(prompt) - choice
@@ -210,14 +210,27 @@ class FakeEngine:
             (prompt[index],),
             text,
             finish="stop" if done else None,
-            stats=Stats(len(prompt), 0, length, length, 0, 0, 0.0, 0.0) if done else None,
+            stats=_stats(len(prompt), length) if done else None,
         )
 
     def _report(self) -> str:
         return ",".join([*self._aborted, os.environ.get("OMP_WAIT_POLICY", "")])
 
 
-def _misbehave_at_load(spec: ModelSpec) -> None:
+def _stats(prompt_tokens: int, completion_tokens: int) -> Stats:
+    return Stats(
+        prompt_tokens=prompt_tokens,
+        cached_tokens=0,
+        completion_tokens=completion_tokens,
+        passes=completion_tokens,
+        drafted=0,
+        accepted=0,
+        prompt_ms=0.0,
+        predicted_ms=0.0,
+    )
+
+
+def _fail_if_asked(spec: ModelSpec) -> None:
     if spec.id == UNLOADABLE:
         raise ModelError("model.safetensors: lm_head.weight is missing")
     if spec.id == BROKEN:

@@ -42,6 +42,7 @@ _SCRATCH = TemporaryDirectory(prefix="understudy-grammars-")
 
 @cache
 def tokenizer() -> Tokenizer:
+    """Return a byte-level tokenizer with the characters and some merges of JSON."""
     pieces = [*SPECIAL, *CHARACTERS, *(left + right for left, right in MERGES)]
     assert len(pieces) < VOCAB
     made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, list(MERGES)))
@@ -53,6 +54,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def json_checkpoint(seed: int = 0, layers: int = 3) -> Path:
+    """Return the folder of a tiny checkpoint with this tokenizer."""
     folder = save_tiny(
         "llama",
         Path(_SCRATCH.name) / f"{seed}-{layers}",
@@ -66,15 +68,18 @@ def json_checkpoint(seed: int = 0, layers: int = 3) -> Path:
 
 
 def ids(text: str) -> list[int]:
+    """Return the token ids of a text, without special tokens."""
     encoded: list[int] = tokenizer().encode(text, add_special_tokens=False).ids
     return encoded
 
 
 def schema_grammar(schema: dict[str, Any]) -> str:
+    """Return the grammar of a JSON schema, in llguidance's notation."""
     return json.dumps({"grammars": [{"json_schema": {"x-guidance": FORM, **schema}}]})
 
 
 def lark(*rules: str) -> str:
+    """Return the grammar of these rules of Lark, in llguidance's notation."""
     return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}]})
 
 

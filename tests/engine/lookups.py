@@ -1,4 +1,4 @@
-"""Look-ups against a target that writes a given text, and what must hold for all their trees."""
+"""Helpers that run look-ups against a target which writes a given text, and check their trees."""
 
 from collections.abc import Callable, Iterator, Sequence as Seq
 from functools import partial
@@ -16,14 +16,14 @@ Path = tuple[int, ...]
 def answering(
     prompt: Seq[int], emitted: Seq[int] = (), prediction: Seq[int] = (), **arguments: Any
 ) -> Sequence:
-    """A sequence that has emitted so much; keyword arguments as for `make_sequence`."""
+    """Return a sequence that has emitted these tokens. Keyword arguments as in `make_sequence`."""
     sequence = make_sequence(prompt, prediction=prediction, **arguments)
     sequence.tokens += emitted
     return sequence
 
 
 def paths(tree: DraftTree | None) -> dict[Path, float]:
-    """Tokens below the root -> score; the root itself is left out."""
+    """Return the score of each path of tokens below the root."""
     if tree is None:
         return {}
     return {
@@ -33,14 +33,14 @@ def paths(tree: DraftTree | None) -> dict[Path, float]:
 
 
 def leaves(tree: DraftTree | None) -> list[Path]:
-    """The whole continuations, the surest beginning first."""
+    """Return the paths that end in a leaf, best scores of their beginnings first."""
     found = paths(tree)
     ends = [path for path in found if not any(o[:-1] == path for o in found)]
     return sorted(ends, key=lambda path: [-found[path[: n + 1]] for n in range(len(path))])
 
 
 def check(tree: DraftTree | None, sequence: Sequence, depth: int, rows: int, name: str) -> None:
-    """What holds for every tree of a look-up (the tree itself checks its shape)."""
+    """Check what holds for every tree of a look-up. The tree itself checks its shape."""
     if tree is None:
         return
     assert tree.tokens[0] == sequence.tokens[-1]
@@ -61,9 +61,10 @@ def writing(
     rows: int = 64,
     after: Callable[[DraftTree, Seq[int]], None] = lambda tree, wanted: None,
 ) -> Iterator[int]:
-    """Passes of a target that writes this text: after each, the tokens it brought.
+    """Run passes of a target that writes this text, and yield the number of tokens of each.
 
-    `after` gets the tree that was checked and the text from its root's place on.
+    Args:
+        after: is called with the tree of each pass and the text that follows its root.
     """
     begin = len(sequence.tokens)
     while (done := len(sequence.tokens) - begin) < len(text):
@@ -83,5 +84,5 @@ def _chosen(tree: DraftTree, wanted: Seq[int], row: int) -> int:
 
 
 def passes(lookup: Lookup, sequence: Sequence, text: Seq[int], **arguments: Any) -> int:
-    """How many passes the text takes."""
+    """Return the number of passes that the text takes."""
     return sum(1 for _ in writing(lookup, sequence, text, **arguments))

@@ -1,4 +1,4 @@
-"""Engines over tiny checkpoints, and what requests get from them."""
+"""Engines with tiny checkpoints, and the answers that requests get from them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +20,11 @@ from tests.engine.checkpoints import save_tiny
 
 VOCAB = 128
 PLAIN = DraftSpec("none")
-# Not tuned: so small a target is faster than any draft, and drafts are what is tested.
+# Not tuned, so that tests have drafts: a target this small is faster without them.
 SMALL: dict[str, Any] = {"depth": 4, "width": 3, "branch": 3, "budget": 24, "tuned": False}
 SUBSPEC = DraftSpec("subspec", **SMALL)
 
-_SCRATCH = TemporaryDirectory(prefix="understudy-models-")  # gone when the tests are
+_SCRATCH = TemporaryDirectory(prefix="understudy-models-")  # removed at exit
 
 _loaded: list[Engine] = []
 _hooks: "WeakKeyDictionary[Engine, Hooks]" = WeakKeyDictionary()
@@ -34,7 +34,7 @@ Answers = dict[tuple[str, int], "Answer"]
 
 @dataclass
 class Hooks:
-    """What a test does while an engine runs: at each border, whose number it gets; at a start."""
+    """Functions that a test runs before each unit, given its number, and when a request starts."""
 
     on_unit: Callable[[int], None] | None = None
     on_start: Callable[[str], None] | None = None
@@ -52,7 +52,7 @@ class Hooks:
 
 @dataclass
 class Answer:
-    """All that one choice of a request got."""
+    """Everything that one choice of a request has emitted."""
 
     ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -63,7 +63,7 @@ class Answer:
     stats: Stats | None = None
 
     def take(self, tokens: Tokens) -> None:
-        """What one pass emitted; nothing comes after the finish."""
+        """Add what one pass emitted. Nothing may follow the finish."""
         assert self.finish is None, "nothing comes after the finish"
         self.ids += tokens.ids
         self.text += tokens.text
@@ -74,7 +74,7 @@ class Answer:
 
     @property
     def exact(self) -> tuple[object, ...]:
-        """What must not depend on draft, batch or cache."""
+        """The parts that must not depend on draft, batch or cache."""
         return self.ids, self.text, self.logprobs, self.prompt_logprobs, self.finish
 
 
@@ -82,7 +82,7 @@ class Answer:
 def checkpoint(
     family: str, dtype: torch.dtype = torch.float32, seed: int = 0, layers: int = 3
 ) -> Path:
-    """A tiny checkpoint with a tokenizer of one byte a token."""
+    """Return the folder of a tiny checkpoint, whose tokenizer has one token for each byte."""
     name = f"{family}-{dtype}-{seed}-{layers}"
     folder = save_tiny(
         family, Path(_SCRATCH.name) / name, dtype=dtype, seed=seed, vocab_size=VOCAB, layers=layers
@@ -92,7 +92,7 @@ def checkpoint(
 
 
 def add_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of one byte a token."""
+    """Write a tokenizer with one token for each of the first `VOCAB` bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:VOCAB]
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.decoder = decoders.ByteLevel()
@@ -101,7 +101,7 @@ def add_tokenizer(folder: Path) -> None:
 
 
 def model_spec(folder: Path, draft: DraftSpec, **changes: Any) -> ModelSpec:
-    """Streams every unit from RAM, so that the ring is part of what is tested."""
+    """Return a spec that streams every unit from RAM, so that tests include the ring."""
     spec = ModelSpec(
         id="tiny",
         target=TargetSpec(str(folder)),
@@ -114,7 +114,7 @@ def model_spec(folder: Path, draft: DraftSpec, **changes: Any) -> ModelSpec:
 
 
 def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
-    """An engine that lives until the test's end (see conftest.py)."""
+    """Return a loaded engine, which conftest.py closes at the end of the test."""
     own = Hooks()
     spec = model_spec(folder, draft, **changes)
     engine = Engine.load(spec, lambda what, done, total: None, own.border, own.start)
@@ -124,7 +124,7 @@ def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
 
 
 def hooks(engine: Engine) -> Hooks:
-    """What happens at the borders of an engine that `load` made."""
+    """Return the hooks of an engine that `load` made."""
     return _hooks[engine]
 
 
@@ -142,31 +142,31 @@ def request(
 
 
 def run(engine: Engine, requests: Sequence[Generate]) -> Answers:
-    """Serve requests together until all are answered."""
+    """Serve requests together, and return their answers."""
     for message in requests:
         engine.add(message)
     return drain(engine)
 
 
 def alone(engine: Engine, requests: Sequence[Generate]) -> Answers:
-    """Serve requests one after another."""
+    """Serve requests one after the other, and return their answers."""
     return {key: answer for message in requests for key, answer in run(engine, [message]).items()}
 
 
 def exact(answers: Answers) -> dict[tuple[str, int], tuple[object, ...]]:
-    """What must not depend on draft, batch or cache, for every choice."""
+    """Return the parts of every choice that must not depend on draft, batch or cache."""
     return {key: answer.exact for key, answer in answers.items()}
 
 
 def draft_model(engine: Engine) -> DraftModel:
-    """The model that drafts for this engine."""
+    """Return the draft model of this engine."""
     model = engine._drafting._model
-    assert model is not None, "a look-up drafts, or nobody"
+    assert model is not None, "the engine has no draft model"
     return model
 
 
 def draft_ahead(engine: Engine, steps: int = 3) -> None:
-    """From now on the engine drafts so many steps while it awaits a unit, as over a slow link."""
+    """Make the engine draft `steps` steps while it waits for each unit, as over a slow link."""
     engine._drafting.policy.draft.observe(1, 1e-6)
     stream: Any = engine._loaded.stream
     own = stream.unit
@@ -180,7 +180,7 @@ def draft_ahead(engine: Engine, steps: int = 3) -> None:
 
 
 def drain(engine: Engine) -> Answers:
-    """Step until nothing is left to do."""
+    """Run steps until no work is left, and return the answers."""
     answers: Answers = {}
     while engine.has_work():
         for event in engine.step():

@@ -1,4 +1,4 @@
-"""Drafts whose steps run both ways, padded and plain, and must agree."""
+"""Draft models whose steps run padded and plain, and whose results are compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +28,12 @@ BOUNDS = Bounds(depth=8, width=5, branch=4, budget=40)
 
 
 def uncaptured(work: Work) -> Work:
-    """The same padded step, launch by launch."""
+    """Return the padded step without capturing it, so that its kernels are launched one by one."""
     return work
 
 
 class Compared(GraphedSteps):
-    """Steps a draft model through graphs, and compares logits and KV with those of plain steps."""
+    """Graphed steps of a draft model whose logits and KV are compared with those of plain steps."""
 
     def __init__(self, model: DraftModel, capture: Capture, tolerance: float = 2e-5) -> None:
         super().__init__(model.decoder, model.caches.cache.pool, capture)
@@ -60,13 +60,13 @@ class Compared(GraphedSteps):
         others = torch.ones(pool.shape[1], dtype=torch.bool, device=pool.device)
         for segment in batch.segments:
             others[segment.slots[segment.start + segment.scratch :]] = False
-        assert torch.equal(pool[:, others], before[:, others]), "it wrote elsewhere"
+        assert torch.equal(pool[:, others], before[:, others]), "a padded step wrote to other slots"
         self.compared.append(bucket)
         return found
 
 
 def draft_of(folder: Path, device: Device) -> DraftModel:
-    """A separate draft model in float32, as SpecExec's."""
+    """Return a separate draft model in float32, as SpecExec uses it."""
     config, dtype = read_config(folder), torch.float32
     model = build_on_meta(config, dtype, strict=False)
     units = CheckpointUnits(folder, model, dtype)
@@ -75,13 +75,20 @@ def draft_of(folder: Path, device: Device) -> DraftModel:
         model, BoundWeights(), units.other(), device=device.torch_device, strict=False
     )
     shape = kv_shape(config)
-    pool = PagePool(shape.num_layers, 40, shape.num_kv_heads, shape.head_dim, dtype, device)
+    pool = PagePool(
+        num_layers=shape.num_layers,
+        num_pages=40,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device=device,
+    )
     cache = KVCache(pool)
     return DraftModel("draft", decoder, OwnCache(cache, decoder.is_long), BOUNDS, VOCAB)
 
 
 def grow(model: DraftModel, growths: Sequence[Growth], steps: int) -> None:
-    """Run so many steps of all these trees together."""
+    """Run `steps` draft steps, each over all these trees together."""
     for _ in range(steps):
         chosen: list[tuple[Growth, list[Node]]] = []
         for growth in growths:

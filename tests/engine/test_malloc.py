@@ -1,4 +1,4 @@
-"""The allocator keeps large blocks."""
+"""The allocator keeps freed large blocks in the heap."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_large_blocks_stay_in_the_heap() -> None:
-    """In a process of its own: the setting is for good."""
+    """The test runs in its own process, because the setting is permanent."""
     script = """
 import ctypes, sys
 from engine.malloc import keep_freed_memory
@@ -21,8 +21,8 @@ mallinfo2.restype = Info
 before = mallinfo2()
 block = bytearray(100 << 20)
 during = mallinfo2()
-assert during.hblkhd == before.hblkhd, "mapped apart"
+assert during.hblkhd == before.hblkhd, "the block was mapped outside of the heap"
 del block
-assert mallinfo2().arena >= 100 << 20, "given back"
+assert mallinfo2().arena >= 100 << 20, "the block was returned to the kernel"
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""Step times: what is known at powers of two, between them and beyond."""
+"""The expected times of steps: at known numbers of rows, between them and beyond them."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from engine.timing import OUTLIER, SMOOTHING, StepTimes
 
 
 def timed(**seconds: float) -> StepTimes:
-    """Times known by rows, as in `timed(r4=0.1)`."""
+    """Return times with one known step for each argument; `timed(r4=0.1)` means 4 rows, 0.1 s."""
     times = StepTimes()
     for rows, value in seconds.items():
         times.observe(int(rows[1:]), value)
@@ -17,7 +17,7 @@ def test_nothing_is_known_before_the_first_step() -> None:
     assert StepTimes().expect(1) is None
 
 
-def test_one_size_tells_of_fewer_rows_as_much_and_of_more_in_proportion() -> None:
+def test_with_one_known_size_the_time_of_more_rows_is_in_proportion() -> None:
     times = timed(r8=2.0)
     assert times.expect(8) == times.expect(3) == times.expect(0) == 2.0
     assert times.expect(12) == pytest.approx(3.0)
@@ -27,13 +27,13 @@ def test_one_size_tells_of_fewer_rows_as_much_and_of_more_in_proportion() -> Non
     ("rows", "seconds"),
     [(1, 1.0), (2, 1.0), (4, 1.0), (6, 1.5), (8, 2.0), (16, 3.0), (24, 4.0), (48, 7.0)],
 )
-def test_between_known_sizes_and_behind_them_times_lie_on_lines(rows: int, seconds: float) -> None:
+def test_times_are_interpolated_and_extrapolated_linearly(rows: int, seconds: float) -> None:
     times = timed(r4=1.0, r8=2.0, r16=3.0)
     assert times.expect(rows) == pytest.approx(seconds)
 
 
 def test_fewer_rows_are_never_expected_to_take_longer_than_more() -> None:
-    """Or one disturbed step would keep its size from being tried, and corrected, ever after."""
+    """Otherwise steps of a size would never be tried again after one that was disturbed."""
     times = timed(r1=9.0, r4=2.0, r8=1.0)
     assert times.expect(1) == times.expect(4) == times.expect(6) == 1.0
     assert times.expect(8) == times.expect(64) == 1.0
@@ -44,7 +44,7 @@ def test_fewer_rows_are_never_expected_to_take_longer_than_more() -> None:
     assert times.expect(2) == pytest.approx(0.5, rel=0.01) and times.expect(8) == 1.0
 
 
-def test_sizes_up_to_a_power_of_two_are_known_together() -> None:
+def test_sizes_between_powers_of_two_share_one_time() -> None:
     times = timed(r5=1.0)
     assert times.expect(5) == 1.0 and times.expect(8) == pytest.approx(1.6)
     times.observe(8, 2.0)
@@ -54,17 +54,17 @@ def test_sizes_up_to_a_power_of_two_are_known_together() -> None:
     assert times.expect(1) == 0.5
 
 
-def test_times_follow_what_is_observed() -> None:
+def test_times_follow_the_observed_steps() -> None:
     times = timed(r1=1.0)
     for _ in range(60):
         times.observe(1, 0.2)
     assert times.expect(1) == pytest.approx(0.2, rel=0.01)
 
 
-def test_one_step_that_was_disturbed_counts_little() -> None:
+def test_one_disturbed_step_has_little_weight() -> None:
     times = timed(r1=1.0)
     times.observe(1, 1000.0)
     assert times.expect(1) == pytest.approx(1.0 + SMOOTHING * (OUTLIER - 1))
     for _ in range(100):
         times.observe(1, 1000.0)
-    assert times.expect(1) == pytest.approx(1000.0, rel=0.01), "all steps take so long now"
+    assert times.expect(1) == pytest.approx(1000.0, rel=0.01), "a lasting change is learned"

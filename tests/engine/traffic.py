@@ -1,4 +1,4 @@
-"""Random traffic against one engine, made from a seed, and what must hold throughout."""
+"""Random traffic for one engine, made from a seed, with checks of its invariants."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -30,18 +30,18 @@ from tests.engine.models import (
 )
 
 FAMILIES = ["llama", "mistral_window", "phi3_longrope", "gemma2", "gpt_oss"]
-MODELS = ["specexec", "subspec", "merged"]  # good ones
+MODELS = ["specexec", "subspec", "merged"]  # drafts that the target often accepts
 DRAFTERS = [*MODELS, *MODELS, "noise", "ngram", "guesses"]
 METHODS = [*[None] * 9, "none", "ngram", "recycling", "guesses", "specexec", "subspec"]
-MOST_ROWS = [*[None] * 6, 1, 2, 7]
+MAX_ROWS = [*[None] * 6, 1, 2, 7]
 GRAMMARS = [lark("start: /[a-z]{9,}-[0-9]+/"), lark('start: ("abcdefgh" | /[A-Z]+/ "=")+ "."')]
 LONGEST = 200  # tokens of a prompt
-STEPS = 3000  # no traffic here needs so many passes
+STEPS = 3000  # limit of passes, which no traffic here reaches
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One engine and what happens to it."""
+    """The settings of one engine and of its traffic."""
 
     family: str
     drafter: str
@@ -53,7 +53,7 @@ class Scene:
     fail: float  # chance of a unit that cannot be read in a step
     host_pages: int
     tuned: bool
-    ahead: float  # chance of one more step of drafting while a unit is awaited
+    ahead: float  # chance of a further draft step while the engine waits for a unit
     bounds: Bounds
 
 
@@ -97,7 +97,7 @@ def draft_spec(what: Scene) -> DraftSpec:
 
 @contextmanager
 def pages(number: int, host: int) -> Iterator[None]:
-    """Models loaded inside get so many KV pages, whatever the plan would give."""
+    """Give models that are loaded within this block these numbers of KV pages."""
 
     def fewer(*arguments: Any) -> Plan:
         plan = make_plan(*arguments)
@@ -109,7 +109,7 @@ def pages(number: int, host: int) -> Iterator[None]:
 
 
 def prompts(chance: random.Random, count: int, longest: int) -> list[list[int]]:
-    """Prompts of which many begin alike, at page borders too."""
+    """Return prompts, many of which share a prefix that may end at a page boundary."""
     stems = [[chance.randrange(3, VOCAB) for _ in range(LONGEST)] for _ in range(2)]
     made = []
     for _ in range(count):
@@ -143,7 +143,7 @@ def sampling(chance: random.Random) -> dict[str, Any]:
 
 
 def requests(chance: random.Random, what: Scene, plain: Engine) -> tuple[list[Generate], Answers]:
-    """What is asked for, and what a plain engine answers to each alone."""
+    """Return random requests, and the answers of a plain engine to each of them alone."""
     most = min(what.num_pages * PAGE, plain.info.context_length)
     asked: list[Generate] = []
     want: Answers = {}
@@ -166,7 +166,7 @@ def requests(chance: random.Random, what: Scene, plain: Engine) -> tuple[list[Ge
         guess = [*chance.choice(list(got.values())).ids, *tokens[:9]]
         for _ in range(chance.randrange(4)):
             guess[chance.randrange(len(guess))] = chance.randrange(VOCAB)
-        speculation = Speculation(chance.choice(METHODS), chance.choice(MOST_ROWS))
+        speculation = Speculation(chance.choice(METHODS), chance.choice(MAX_ROWS))
         prediction = tuple(guess) if chance.random() < 0.4 else ()
         asked.append(replace(message, speculation=speculation, prediction=prediction))
         want |= got
@@ -174,7 +174,7 @@ def requests(chance: random.Random, what: Scene, plain: Engine) -> tuple[list[Ge
 
 
 class Guesses:
-    """A look-up that knows the answers and hides them among wrong guesses, at any row."""
+    """A look-up that knows the answers, and proposes them among wrong guesses at random rows."""
 
     name = "guesses"
 
@@ -186,7 +186,7 @@ class Guesses:
         answer = self._want[(sequence.request_id, sequence.choice)].ids
         rest = answer[len(sequence.tokens) - sequence.num_prompt :]
         tokens, parents, depths = [sequence.tokens[-1]], [-1], [0]
-        right = 0  # the row down to which all is right
+        right = 0  # the last row of the path that is right
         for _ in range(self._chance.randrange(min(rows, 24))):
             known = right if self._chance.random() < 0.5 else self._chance.randrange(len(tokens))
             level = depths[known] + 1
@@ -205,10 +205,10 @@ class Guesses:
         return DraftTree(tuple(tokens), tuple(parents), tuple(depths), scores, sources)
 
     def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
-        """Nothing is learned."""
+        """Ignore the tokens: this look-up learns nothing."""
 
     def release(self, sequence: Running) -> None:
-        """Nothing is kept."""
+        """Do nothing: this look-up keeps no state of a sequence."""
 
 
 def open_engine(what: Scene, want: Answers, chance: random.Random) -> Engine:
@@ -230,7 +230,7 @@ def open_engine(what: Scene, want: Answers, chance: random.Random) -> Engine:
 
 
 def _pretend_times(policy: Any, chance: random.Random) -> None:
-    """What steps take does not follow the clock: some drafts pay, others do not."""
+    """Set random times of steps in place of measured ones: some drafts pay, others do not."""
     for rows in (1, 4, 16):
         policy.draft.observe(rows, chance.choice([0.01, 0.1, 1.0]))
     for rows in (64, 256):
@@ -240,7 +240,7 @@ def _pretend_times(policy: Any, chance: random.Random) -> None:
 
 @dataclass
 class Traffic:
-    """Requests on their way through an engine."""
+    """The requests that are sent to an engine, and the answers so far."""
 
     engine: Engine
     asked: list[Generate]
@@ -248,13 +248,13 @@ class Traffic:
     chance: random.Random
     what: Scene
     got: Answers = field(default_factory=dict)
-    left: set[str] = field(default_factory=set)  # their clients left
+    left: set[str] = field(default_factory=set)  # requests whose clients have left
     failed: set[str] = field(default_factory=set)
     passes: int = 0
-    ahead: int = 0  # steps drafted while a pass was under way
+    ahead: int = 0  # draft steps during passes
 
     def run(self) -> None:
-        """Serve all of it, checking on the way. Raises AssertionError."""
+        """Serve all requests, and check every step. Raise AssertionError if a check fails."""
         coming = list(self.asked)
         for _ in range(STEPS):
             while coming and (self.chance.random() < 0.3 or not self.engine.has_work()):
@@ -263,17 +263,17 @@ class Traffic:
                 self._check_answers()
                 check_idle(self.engine)
                 return
-            with self._trouble():
+            with self._random_failures():
                 events = self.engine.step()
             self.passes += 1
             for event in events:
                 self._take(event)
             check_books(self.engine)
-        raise AssertionError(f"not through after {STEPS} steps")
+        raise AssertionError(f"requests are unfinished after {STEPS} steps")
 
     @contextmanager
-    def _trouble(self) -> Iterator[None]:
-        """A client that leaves before the step or inside it; a unit that cannot be read."""
+    def _random_failures(self) -> Iterator[None]:
+        """Make clients leave before or within the step, or a unit unreadable, at random."""
         stream: Any = self.engine._loaded.stream
         own = stream.unit
         if self.chance.random() < self.what.abort:
@@ -284,7 +284,7 @@ class Traffic:
         broken = self.chance.randrange(4) if self.chance.random() < self.what.fail else None
 
         def unit(index: int, idle: Any = None) -> Any:
-            """As the stream does while the weights are on their way, it lets the engine draft."""
+            """Draft as the engine does while weights travel, and return or fail the unit."""
             while self.chance.random() < self.what.ahead:
                 self.ahead += self.engine._drafting.draft_ahead(1e9)
             return _fail() if index == broken else own(index, idle)
@@ -297,7 +297,7 @@ class Traffic:
             hooks(self.engine).on_unit = None
 
     def _leaving(self, at: int) -> Callable[[int], None]:
-        """Some clients leave at the border number `at` from now."""
+        """Return a hook by which some clients leave before the unit number `at` from now."""
         names = [message.request_id for message in self.asked]
         going = self.chance.sample(names, self.chance.randint(1, len(names)))
         if self.chance.random() < 0.6:
@@ -319,7 +319,7 @@ class Traffic:
             assert event.code == "weights_unreadable"
             self.failed.add(event.request_id)
             return
-        assert event.request_id not in self.failed, "nothing comes after the failure"
+        assert event.request_id not in self.failed, "tokens came after the failure"
         self.got.setdefault((event.request_id, event.choice), Answer()).take(event)
 
     def _check_answers(self) -> None:

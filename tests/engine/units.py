@@ -1,4 +1,4 @@
-"""A `UnitReader` whose weights are a function of the unit's index, with gates and faults."""
+"""Unit readers for tests, whose weights follow from a unit's index, with gates and faults."""
 
 import random
 import threading
@@ -13,7 +13,7 @@ from engine.weights.layout import PAGE_BYTES, UnitLayout, UnitReader, lay_out
 
 
 def layout(index: int, rows: int) -> UnitLayout:
-    """A few tensors of different dtypes and shapes; units differ in size."""
+    """Return the layout of a few tensors of different dtypes and shapes; units differ in size."""
     return lay_out(
         f"layer.{index}",
         {
@@ -25,9 +25,10 @@ def layout(index: int, rows: int) -> UnitLayout:
 
 
 class NumberedUnits(UnitReader):
-    """Unit i holds what `expected(i)` says. `faults[i]` are raised by the next reads of unit i.
+    """A reader of units whose tensors are those of `expected`.
 
-    With `gates`, a read of unit i waits for `gates[i]`. `jitter` spreads reads over time.
+    A read of unit i waits for `gates[i]` if there is one, and raises the first of `faults[i]` if
+    there is any. Each read is delayed by a random time of up to `jitter` seconds.
     """
 
     def __init__(self, count: int, rows: int = 64, jitter: float = 0.0) -> None:
@@ -46,10 +47,10 @@ class NumberedUnits(UnitReader):
         self.reads[index] += 1
         self.begun.release()
         if index in self.gates:
-            assert self.gates[index].acquire(timeout=30), f"nobody opened the gate of {index}"
+            assert self.gates[index].acquire(timeout=30), f"the gate of {index} was not opened"
         time.sleep(random.uniform(0, self.jitter))
         if self.faults.get(index):
-            slab.fill_(255)  # what a failed read leaves behind is not to be used
+            slab.fill_(255)  # the bytes of a failed read must not be used
             raise self.faults[index].pop(0)
         views = self.layouts[index].views(slab)
         for name, tensor in self.expected(index).items():
@@ -65,7 +66,7 @@ class NumberedUnits(UnitReader):
         return self._expected[index]
 
     def check(self, index: int, weights: Mapping[str, Tensor]) -> None:
-        """The weights are exactly unit `index`'s."""
+        """Check that the weights are exactly those of unit `index`."""
         expected = self.expected(index)
         assert list(weights) == list(expected)
         for name, tensor in expected.items():
@@ -75,16 +76,16 @@ class NumberedUnits(UnitReader):
 
 
 class PiecedUnits(NumberedUnits):
-    """Numbered units that are read in pieces of one page by several threads.
+    """Numbered units that several threads read in pieces of one page.
 
-    `gates` and `faults` are those of a piece: (unit, number of the piece).
+    `piece_gates` and `piece_faults` belong to a piece: (unit, number of the piece).
     """
 
     def __init__(self, count: int, rows: int = 1000, jitter: float = 0.0) -> None:
         super().__init__(count, rows, jitter)
         self.piece_gates: dict[tuple[int, int], threading.Semaphore] = {}
         self.piece_faults: dict[tuple[int, int], list[BaseException]] = {}
-        self.order: list[tuple[int, int]] = []  # as the reads began
+        self.order: list[tuple[int, int]] = []  # the pieces, in the order in which reads began
         self.under_way = Counter[int]()
         self.prepared: list[int] = []
 
@@ -101,9 +102,9 @@ class PiecedUnits(NumberedUnits):
         self.under_way[index] += 1
         try:
             if gate := self.piece_gates.get(place):
-                assert gate.acquire(timeout=30), f"gate of {place} stays shut"
+                assert gate.acquire(timeout=30), f"the gate of {place} was not opened"
             time.sleep(random.uniform(0, self.jitter))
-            if faults := self.piece_faults.get(place):  # the test may clear them meanwhile
+            if faults := self.piece_faults.get(place):  # the test may clear them at any time
                 memory.fill_(255)
                 raise faults.pop(0)
             memory.copy_(self._slab(index)[piece.start : piece.stop])

@@ -1,4 +1,4 @@
-"""No engine outlives its test here either."""
+"""Fixtures of the CUDA tests: engines are closed after each test."""
 
 from tests.engine.conftest import closed_engines
 

@@ -1,6 +1,6 @@
-"""On CUDA too, output never depends on draft, batch, cache or where the weights wait.
+"""Tests that on CUDA output does not depend on draft, batch, cache or the tier of the weights.
 
-Needs the engine's dependencies only.
+They need only the dependencies of the engine.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def asked() -> list[Any]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_draft_emits_what_plain_decoding_emits(family: str, dtype: torch.dtype) -> None:
+def test_every_draft_emits_the_tokens_of_plain_decoding(family: str, dtype: torch.dtype) -> None:
     folder = checkpoint(family, dtype)
     plain = load(folder, PLAIN, **CUDA)
     want = exact(alone(plain, asked()))
@@ -68,7 +68,7 @@ def test_every_draft_emits_what_plain_decoding_emits(family: str, dtype: torch.d
     ],
     ids=str,
 )
-def test_where_the_weights_wait_does_not_matter(stream: StreamSpec) -> None:
+def test_output_does_not_depend_on_the_tier_of_the_weights(stream: StreamSpec) -> None:
     folder = checkpoint("llama", torch.bfloat16)
     plain = load(folder, PLAIN, **CUDA)
     want = exact(run(plain, asked()))
@@ -78,7 +78,7 @@ def test_where_the_weights_wait_does_not_matter(stream: StreamSpec) -> None:
     engine.close()
 
 
-def test_aborted_requests_give_their_pages_back() -> None:
+def test_aborted_requests_release_their_pages() -> None:
     engine = load(checkpoint("llama"), DraftSpec("subspec", **SMALL), **CUDA)
     want = exact(run(engine, asked()))
     for message in asked():

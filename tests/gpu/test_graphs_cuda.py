@@ -1,6 +1,6 @@
-"""Draft steps as CUDA graphs compute what plain steps do, and serve the same answers.
+"""Tests that draft steps as CUDA graphs compute the same as plain steps, with the same answers.
 
-Without a device the padded step is tested in tests/engine/drafting/model/test_cuda_graphs.py.
+tests/engine/drafting/model/test_cuda_graphs.py tests the padded step without a device.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -31,7 +31,7 @@ MEMORY = MemorySpec(device=1 << 30)
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "qwen3", "mistral"])
-def test_a_replayed_step_computes_what_a_step_does(family: str) -> None:
+def test_a_replayed_step_computes_the_same_as_a_plain_step(family: str) -> None:
     model = draft_of(checkpoint(family), GPU)
     assert model.graphs is not None
     steps = Compared(model, GPU.capture(), tolerance=1e-3)
@@ -40,18 +40,18 @@ def test_a_replayed_step_computes_what_a_step_does(family: str) -> None:
     grow(model, growths[1:], 2)
     grow(model, growths, 4)
     again = Growth(make_sequence(prompt(33, 9)), 40)
-    grow(model, [again], 5)  # the same buckets: replays of what others captured
+    grow(model, [again], 5)  # the same buckets, so graphs of other growths are replayed
     assert len(steps.compared) > steps.num_captured > 3
 
 
 @torch.inference_mode()
-def test_length_dependent_rope_has_no_graphs() -> None:
+def test_models_with_length_dependent_rope_have_no_graphs() -> None:
     model = draft_of(checkpoint("phi3_longrope"), GPU)
     assert model.graphs is None
 
 
 @torch.inference_mode()
-def test_graphs_replay_on_whatever_stream_is_current() -> None:
+def test_graphs_replay_on_the_current_stream() -> None:
     model = draft_of(checkpoint("llama"), GPU)
     Compared(model, GPU.capture(), tolerance=1e-3)
     growth = Growth(make_sequence(prompt(20)), 40)
@@ -65,7 +65,7 @@ def test_graphs_replay_on_whatever_stream_is_current() -> None:
 
 
 @torch.inference_mode()
-def test_graphs_that_make_room_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evicted_graphs_release_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     model = draft_of(checkpoint("llama"), GPU)
     steps = model.graphs
@@ -86,14 +86,16 @@ def test_graphs_that_make_room_give_their_memory_back(monkeypatch: pytest.Monkey
 
 
 @torch.inference_mode()
-def test_work_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixture) -> None:
+def test_work_that_cannot_be_captured_runs_without_a_graph(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = draft_of(checkpoint("llama"), GPU)
     capture = GPU.capture()
 
     def waits_for_the_device(work: Work) -> Work:
         def run() -> Tensor:
             logits = work()
-            logits.sum().item()  # not permitted while a stream is captured
+            logits.sum().item()  # an error while a stream is captured
             return logits
 
         return capture(run)
@@ -105,13 +107,15 @@ def test_work_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixt
     assert [r for r in caplog.records if "without a CUDA graph" in r.message]
     assert torch.cuda.current_stream(CUDA) == caller
     model.graphs = graphed_steps(model.decoder, model.caches.cache.pool, capture)
-    grow(model, [Growth(make_sequence(prompt(20)), 40)], 5)  # the device is as it was
+    grow(
+        model, [Growth(make_sequence(prompt(20)), 40)], 5
+    )  # the failure left no trace on the device
     torch.cuda.synchronize(CUDA)
 
 
 @pytest.mark.parametrize("method", ["subspec", "specexec"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_engines_draft_by_graphs(method: str, dtype: torch.dtype) -> None:
+def test_engines_draft_with_graphs(method: str, dtype: torch.dtype) -> None:
     folder = checkpoint("llama", dtype)
     asked = [
         request("greedy", prompt(40, 1)),

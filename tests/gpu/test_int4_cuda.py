@@ -1,6 +1,6 @@
-"""The int4 product on a device, at the rows of draft steps, against the dense weight it stands for.
+"""Tests of int4 products on a device, with the rows of draft steps, against the dense weight.
 
-Needs the engine's dependencies only.
+They need only the dependencies of the engine.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -34,10 +34,10 @@ def weight_of(out_features: int, in_features: int) -> torch.Tensor:
     ("out_features", "in_features"),
     [(8, 64), (24, 96), (256, 128), (1000, 448), (3584, 3584), (512, 18944)],
 )
-def test_products_are_those_of_the_dense_weight(
+def test_products_are_close_to_those_of_the_dense_weight(
     out_features: int, in_features: int, group: int
 ) -> None:
-    """Inputs that are a multiple of 128, of 64 or of 32 only: each packs in another way."""
+    """Input sizes that are multiples of 128, 64 or only 32 are packed differently."""
     if in_features % group:
         pytest.skip("no whole groups")
     weight, bias = weight_of(out_features, in_features), torch.randn(out_features).bfloat16()

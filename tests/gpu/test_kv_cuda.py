@@ -1,6 +1,6 @@
-"""Pages between the device and pinned host memory, on a real device that is late at random.
+"""Tests of copies of KV pages between the device and pinned host memory, with random delays.
 
-Needs the engine's dependencies only.
+They need only the dependencies of the engine.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -29,14 +29,14 @@ CYCLES = 2_000_000  # about a millisecond
 
 
 def late(cycles: int = CYCLES) -> None:
-    """What is launched next on the compute stream comes later than the host thinks."""
+    """Delay all later work on the compute stream by `cycles` clock cycles."""
     torch.cuda._sleep(cycles)
 
 
 @pytest.mark.parametrize("staged", [1, 3, 64], ids="{} staged".format)
 @pytest.mark.parametrize("host_pages", [3, 40])
 @pytest.mark.parametrize("seed", range(3))
-def test_no_history_changes_what_is_stored(
+def test_stored_pages_keep_their_content_in_any_history(
     monkeypatch: pytest.MonkeyPatch, seed: int, host_pages: int, staged: int
 ) -> None:
     page_bytes = small_cache(1, device=GPU).pool.memory.nbytes
@@ -48,13 +48,13 @@ def test_no_history_changes_what_is_stored(
         traffic.step()
         if step % 10 == 0:
             traffic.queue_all_checks()
-    traffic.check()  # the first time that the host waits
+    traffic.check()  # the host waits here for the first time
     traffic.finish_all()
     check_pages(cache, [])
     cache.release()
 
 
-def test_a_stream_that_drafts_sees_the_pages_that_came_back() -> None:
+def test_a_drafting_stream_sees_the_restored_pages() -> None:
     cache = small_cache(6, 20, GPU)
     tokens = [7] * (4 * PAGE + 1)
     table = cache.open(tokens)
@@ -76,7 +76,7 @@ def test_a_stream_that_drafts_sees_the_pages_that_came_back() -> None:
     cache.release()
 
 
-def test_neither_way_makes_the_host_wait() -> None:
+def test_moving_pages_out_or_in_does_not_make_the_host_wait() -> None:
     cache = small_cache(4, 8, GPU)
     tokens = [3] * (3 * PAGE + 1)
     table = cache.open(tokens)
@@ -88,9 +88,9 @@ def test_neither_way_makes_the_host_wait() -> None:
     slept.record()
     cache.close(table)
     other = cache.open([1])
-    assert cache.reserve(other, 4 * PAGE)  # out
+    assert cache.reserve(other, 4 * PAGE)  # moves pages to the host
     cache.close(other)
-    table = cache.open(tokens)  # and back
+    table = cache.open(tokens)  # moves them to the device
     assert table.length == 3 * PAGE and not cache.is_ready(table)
     cache.slots(table)
     assert not slept.query(), "the host waited for the device"
@@ -99,9 +99,19 @@ def test_neither_way_makes_the_host_wait() -> None:
     cache.release()
 
 
-def test_pages_of_a_real_models_size_keep_every_bit() -> None:
-    """28 layers of 4 heads of 128, as in a 7B model: staging holds fewer pages than are moved."""
-    cache = KVCache(PagePool(28, 24, 4, 128, torch.bfloat16, GPU), host_pages=48)
+def test_pages_of_the_size_of_a_7b_model_keep_every_bit() -> None:
+    """At the layers and heads of a 7B model, staging has room for only a part of the pages."""
+    cache = KVCache(
+        PagePool(
+            num_layers=28,
+            num_pages=24,
+            num_kv_heads=4,
+            head_dim=128,
+            dtype=torch.bfloat16,
+            device=GPU,
+        ),
+        host_pages=48,
+    )
     filled = PageTable()
     tokens = list(range(20 * PAGE + 1))
     assert cache.reserve(filled, len(tokens))
@@ -115,7 +125,7 @@ def test_pages_of_a_real_models_size_keep_every_bit() -> None:
     cache.close(filled)
     other = cache.open([1])
     assert cache.reserve(other, 24 * PAGE)
-    cache.pool.keys[:, cache.slots(other)] = 0.0  # the pages are somebody else's now
+    cache.pool.keys[:, cache.slots(other)] = 0.0  # another sequence owns the pages now
     cache.pool.values[:, cache.slots(other)] = 0.0
     cache.close(other)
     assert cache.num_host_pages == 20
@@ -127,7 +137,7 @@ def test_pages_of_a_real_models_size_keep_every_bit() -> None:
     cache.release()
 
 
-def test_memory_comes_back() -> None:
+def test_a_released_cache_frees_its_device_memory() -> None:
     torch.cuda.synchronize(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
     cache = small_cache(8, 100, GPU)
@@ -138,6 +148,6 @@ def test_memory_comes_back() -> None:
     cache.release()
     cache.release()
     del cache, traffic
-    gc.collect()  # the traffic knows its own methods
+    gc.collect()  # the traffic refers to its own methods, a reference cycle
     torch.cuda.synchronize(CUDA)
     assert torch.cuda.memory_allocated(CUDA) == before

@@ -1,4 +1,4 @@
-"""What runs beside what on a device: layers, drafts ahead, choices."""
+"""Tests of work that overlaps on a device: layers, drafting ahead, choices."""
 
 # mypy: disallow-untyped-calls=False
 # torch.cuda declares no types for events and sleeps.
@@ -38,12 +38,12 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda", 0)
 GPU: dict[str, Any] = {"device": "cuda:0", "memory": MemorySpec(device=1 << 30)}
-CYCLES = 100_000_000  # some fifty milliseconds
+CYCLES = 100_000_000  # about fifty milliseconds
 
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Whatever makes the host wait for the device raises."""
+    """Raise an error in a `with` block if the host waits for the device."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -56,7 +56,7 @@ def asked() -> list[Any]:
         request("greedy", prompt(40, 1)),
         request("long", prompt(150, 2)),
         request("sampled", prompt(30, 3), temperature=1.0, top_p=0.9, seed=3),
-        request("told", prompt(12, 5), logprobs=2),
+        request("logprobs", prompt(12, 5), logprobs=2),
         request("penalized", prompt(12, 6), repetition_penalty=1.3, temperature=0.8, seed=5),
         request("choices", prompt(9, 4), n=3, temperature=1.2, seed=4),
     ]
@@ -68,7 +68,7 @@ def test_no_layer_makes_the_host_wait(
     monkeypatch: pytest.MonkeyPatch, family: str, numerics: Any
 ) -> None:
     engine = load(checkpoint(family), PLAIN, numerics=numerics, **GPU)
-    run(engine, asked()[:2])  # libraries set themselves up
+    run(engine, asked()[:2])  # libraries initialise themselves
     forward, passes = engine._decoder.forward, 0
 
     def watched(*arguments: Any) -> Tensor:
@@ -83,7 +83,7 @@ def test_no_layer_makes_the_host_wait(
 
 
 @pytest.mark.parametrize("method", ["subspec", "specexec"])
-def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
+def test_drafting_during_every_layer_changes_no_token(method: str) -> None:
     folder = checkpoint("llama", torch.bfloat16)
     some = asked()[::2]
     want = exact(alone(load(folder, PLAIN, **GPU), some))
@@ -94,9 +94,9 @@ def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
 
     def draft(_: int) -> None:
         nonlocal ahead, inside
-        if not inside:  # a draft has borders too
+        if not inside:  # the draft's own layers call this too
             inside = True
-            torch.cuda._sleep(CYCLES // 100)  # the layer's kernels are late
+            torch.cuda._sleep(CYCLES // 100)  # delays the layer's kernels
             ahead += drafting.draft_ahead(1.0)
             inside = False
 
@@ -107,7 +107,7 @@ def test_drafts_beside_every_layer_change_nothing(method: str) -> None:
     assert engine._cache.num_free_pages == engine._cache.num_pages
 
 
-def test_a_draft_waits_for_no_kernel_of_the_pass() -> None:
+def test_drafting_does_not_wait_for_kernels_of_the_pass() -> None:
     CudaDevice(CUDA).use_compute_stream()
     aside, ended = AheadStream(CUDA), torch.cuda.Event()
     numbers = torch.arange(1000, device=CUDA)
@@ -117,8 +117,8 @@ def test_a_draft_waits_for_no_kernel_of_the_pass() -> None:
         ended.record()
         with aside.drafting():
             assert numbers.sum().item() == 499_500
-        assert not ended.query(), "it waited for the pass"
-    numbers.zero_()  # comes after the draft
+        assert not ended.query(), "drafting waited for the pass"
+    numbers.zero_()  # runs after the draft
     torch.cuda.synchronize(CUDA)
 
 
@@ -129,7 +129,7 @@ def test_the_pass_has_the_higher_priority() -> None:
 
 
 @pytest.mark.parametrize("method", ["none", "subspec"])
-def test_choices_at_once_are_those_made_one_by_one(method: str) -> None:
+def test_choosing_all_rows_at_once_equals_choosing_one_by_one(method: str) -> None:
     draft = PLAIN if method == "none" else SUBSPEC
     at_once = load(checkpoint("llama"), draft, **GPU)
     assert at_once._at_once
@@ -148,7 +148,9 @@ def test_a_second_turn_computes_only_what_is_new() -> None:
     assert exact(found) == want
     stats = found["second", 0].stats
     assert stats is not None
-    assert stats.cached_tokens == len(first) + len(answer.ids) - 1  # the last one's KV is new too
+    assert (
+        stats.cached_tokens == len(first) + len(answer.ids) - 1
+    )  # the last token's KV is computed too
 
 
 def test_greedy_choices_do_not_make_the_host_wait() -> None:

@@ -1,4 +1,4 @@
-"""The same bits, and so the same choices, on a CUDA device as on the CPU."""
+"""Tests that noise and choices are the same on a CUDA device as on the CPU."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_choices_are_equal_on_both_devices(params: SamplingParams) -> None:
 
 @pytest.mark.parametrize("size", [1_000, 50_257, 152_064])
 @pytest.mark.parametrize("params", PARAMS)
-def test_rows_chosen_together_are_those_chosen_alone(params: SamplingParams, size: int) -> None:
+def test_rows_chosen_together_equal_rows_chosen_alone(params: SamplingParams, size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     logits = (torch.randn(64, size, generator=generator) * 2.5).to(CUDA)
     counts = TokenCounts([1, 2, 3])
@@ -74,7 +74,7 @@ def test_rows_chosen_together_are_those_chosen_alone(params: SamplingParams, siz
     assert together.tolist() == alone
 
 
-def test_both_devices_find_the_tokens_whose_noise_is_rare() -> None:
+def test_both_devices_find_the_same_tokens_of_rare_noise() -> None:
     starts = stream(3, 0, torch.arange(9))
     needed = torch.linspace(2, 14, 9 * 2376, dtype=torch.float64).view(9, 2376)
     found = []
@@ -106,7 +106,7 @@ def test_children_are_equal_on_both_devices(params: SamplingParams) -> None:
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-3)
 
 
-def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
+def test_a_row_has_the_same_bits_alone_and_with_other_rows() -> None:
     logits = logits_of(7).to(CUDA)
     params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.001)
     together = [sampling_logprobs(logits[row, None], params, None)[0] for row in range(7)]

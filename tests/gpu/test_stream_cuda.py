@@ -1,6 +1,6 @@
-"""The ring's orders on a real device: sleeping kernels make one side late, checksums tell.
+"""Tests of the ring's ordering rules on a real device, with delays by sleeping kernels.
 
-The same is asked of a fake device in tests/engine/streaming/test_cuda_link.py.
+tests/engine/streaming/test_cuda_link.py has the same tests with a fake device.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -28,7 +28,7 @@ if not torch.cuda.is_available():
 
 CUDA = torch.device("cuda", 0)
 CYCLES = 2_000_000  # about a millisecond
-SMALL, LARGE = 64, 1_000_000  # rows: copies of microseconds, or of a third of a millisecond
+SMALL, LARGE = 64, 1_000_000  # rows, whose copies take microseconds or a third of a millisecond
 MIXTURES: tuple[tuple[Tier, ...], ...] = (
     ("ram",) * 6,
     ("disk",) * 6,
@@ -37,19 +37,20 @@ MIXTURES: tuple[tuple[Tier, ...], ...] = (
 
 
 class Sums:
-    """Checksums computed on the device, compared at the end: reading them waits for nothing."""
+    """Checksums that are computed on the device and compared at the end, without waiting before."""
 
     def __init__(self, units: NumberedUnits) -> None:
         self.expected = [_checksum(units.expected(index)) for index in range(len(units.layouts))]
         self.seen: list[tuple[int, Tensor]] = []
 
     def launch(self, index: int, weights: Mapping[str, Tensor], cycles: int) -> None:
-        """Use the weights, let the device be late, use them again."""
+        """Use the weights, delay the device, and use them again."""
         self.seen.append((index, _checksum(weights)))
         torch.cuda._sleep(cycles)
         self.seen.append((index, _checksum(weights)))
 
     def check(self) -> None:
+        """Wait for the device and compare all checksums."""
         torch.cuda.synchronize(CUDA)
         assert self.seen
         for index, checksum in self.seen:
@@ -57,7 +58,7 @@ class Sums:
 
 
 def _checksum(weights: Mapping[str, Tensor]) -> Tensor:
-    """Position-dependent, so that a mixture of two units shows; exact in 64-bit integers."""
+    """Return an exact 64-bit checksum that depends on positions, so that mixed units differ."""
     total = torch.zeros((), dtype=torch.int64, device=next(iter(weights.values())).device)
     for tensor in weights.values():
         flat = tensor.flatten().to(torch.int64)
@@ -80,7 +81,7 @@ def open_stream(units: NumberedUnits, tiers: Sequence[Tier], slots: int) -> Laye
 @pytest.mark.parametrize(("rows", "cycles"), [(SMALL, CYCLES), (LARGE, 0), (LARGE, CYCLES)])
 @pytest.mark.parametrize("slots", [1, 2, 4])
 @pytest.mark.parametrize("tiers", MIXTURES)
-def test_orders_hold_when_compute_or_copies_are_slow(
+def test_ordering_holds_when_compute_or_copies_are_slow(
     tiers: Sequence[Tier], slots: int, rows: int, cycles: int
 ) -> None:
     units = NumberedUnits(6, rows)
@@ -91,7 +92,7 @@ def test_orders_hold_when_compute_or_copies_are_slow(
         sums.check()
 
 
-def test_pieces_from_the_disk_are_copied_while_others_are_read() -> None:
+def test_pieces_from_disk_are_copied_while_others_are_read() -> None:
     units = PiecedUnits(4, 2000, jitter=3e-4)
     sums = Sums(units)
     with closing(open_stream(units, ["disk", "disk", "resident", "ram"], 2)) as stream:
@@ -102,7 +103,7 @@ def test_pieces_from_the_disk_are_copied_while_others_are_read() -> None:
         sums.check()
 
 
-def test_compute_on_a_stream_of_its_own_is_ordered_too() -> None:
+def test_ordering_holds_for_compute_on_another_stream() -> None:
     units = NumberedUnits(6, LARGE)
     sums = Sums(units)
     compute = torch.cuda.Stream(CUDA)
@@ -112,7 +113,7 @@ def test_compute_on_a_stream_of_its_own_is_ordered_too() -> None:
         sums.check()
 
 
-def test_leaving_a_block_does_not_wait_for_the_device() -> None:
+def test_leaving_a_unit_does_not_wait_for_the_device() -> None:
     units = NumberedUnits(4, SMALL)
     with closing(open_stream(units, ["ram"] * 4, 2)) as stream:
         slept = torch.cuda.Event()
@@ -121,21 +122,21 @@ def test_leaving_a_block_does_not_wait_for_the_device() -> None:
             torch.cuda._sleep(2000 * CYCLES)
             slept.record()
         assert not slept.query(), "leaving the block waited"
-        with stream.unit(1):  # its slot is another one, filled long ago
+        with stream.unit(1):  # in another slot, which was filled earlier
             pass
-        assert not slept.query(), "a unit that is there made the host wait"
-        with stream.unit(2):  # lives in the first unit's slot
+        assert not slept.query(), "a loaded unit made the host wait"
+        with stream.unit(2):  # uses the slot of unit 0
             assert slept.query(), "the slot was filled while it was in use"
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_ram_that_cannot_be_pinned_goes_through_pieces(
+def test_ram_that_cannot_be_pinned_is_copied_in_pieces(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slots: int
 ) -> None:
     cudart, asked = torch.cuda.cudart(), threading.Semaphore(3)
 
     class Limited:
-        """Registers three times, then lets CUDA itself refuse: an unmapped address."""
+        """A cudart that registers three times, then has CUDA refuse an unmapped address."""
 
         cudaHostUnregister = cudart.cudaHostUnregister
 
@@ -150,14 +151,14 @@ def test_ram_that_cannot_be_pinned_goes_through_pieces(
         caplog.at_level(logging.WARNING),
         closing(open_stream(units, ["ram"] * 5, slots)) as stream,
     ):
-        for _ in range(2):  # a refusal that CUDA remembers would fail the next kernel launch
+        for _ in range(2):  # a refusal that is not cleared would fail the next kernel launch
             walk(stream, sums, CYCLES)
         sums.check()
     assert sum("refused to pin more RAM" in text for text in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("tiers", MIXTURES)
-def test_passes_left_early_and_failed_reads(tiers: Sequence[Tier]) -> None:
+def test_weights_are_right_after_early_ends_and_failed_reads(tiers: Sequence[Tier]) -> None:
     units = NumberedUnits(6, LARGE, jitter=1e-3)
     sums = Sums(units)
     with closing(open_stream(units, tiers, 3)) as stream:
@@ -169,7 +170,7 @@ def test_passes_left_early_and_failed_reads(tiers: Sequence[Tier]) -> None:
         for unit, tier in enumerate(tiers):
             if tier == "disk":
                 stream.seek(0)
-                units.faults[unit] = [OSError("pulled")] * 2  # one may be met reading ahead
+                units.faults[unit] = [OSError("pulled")] * 2  # a prefetch may raise one of them
                 with pytest.raises(ModelError, match="pulled"):
                     walk_twice(stream, sums)
                 units.faults.clear()
@@ -183,7 +184,7 @@ def walk_twice(stream: LayerStream, sums: Sums) -> None:
         walk(stream, sums)
 
 
-def test_figures_and_memory_come_back() -> None:
+def test_statistics_are_counted_and_memory_is_freed() -> None:
     torch.cuda.synchronize(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
     units = NumberedUnits(4, LARGE)

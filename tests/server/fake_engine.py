@@ -27,7 +27,7 @@ from engine.messages import (
 )
 from engine.process.admission import check_request
 from engine.process.client import EngineCallbacks, EngineClient, State
-from engine.process.token_stream import Mail, TokenStream
+from engine.process.token_stream import EventQueue, TokenStream
 from engine.spec import ModelSpec
 from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
@@ -157,7 +157,7 @@ class FakeEngine:
         self.requests: list[Generate] = []
         self.running: set[str] = set()
         self.waiting: list[str] = []  # the requests in `running` that have not begun
-        self.mails: dict[str, Mail] = {}
+        self.event_queues: dict[str, EventQueue] = {}
         self.closed_requests: list[str] = []  # requests closed before their last token
         self.request_started = asyncio.Event()
         self.request_closed = asyncio.Event()
@@ -206,14 +206,14 @@ class FakeEngine:
     def drain(self, reason: str) -> None:
         self.refusal = reason
         for request_id in self.waiting:
-            self.mails[request_id].put_nowait(EngineDied(reason, "engine_closed"))
+            self.event_queues[request_id].put_nowait(EngineDied(reason, "engine_closed"))
         self.restarted.set()
 
     async def close(self) -> None:
         self.state = "closed"
-        for request_id, mail in self.mails.items():
+        for request_id, events in self.event_queues.items():
             if request_id in self.running:
-                mail.put_nowait(EngineDied(self.refusal or "unloaded", "engine_closed"))
+                events.put_nowait(EngineDied(self.refusal or "unloaded", "engine_closed"))
 
     def generate(
         self,
@@ -240,9 +240,9 @@ class FakeEngine:
         assert request_id not in self.running
         self.requests.append(message)
         self.running.add(request_id)
-        mail: Mail = asyncio.Queue()
-        self.mails[request_id] = mail
-        serving = asyncio.create_task(self._serve(message, mail, on_start))
+        events: EventQueue = asyncio.Queue()
+        self.event_queues[request_id] = events
+        serving = asyncio.create_task(self._serve(message, events, on_start))
         self.waiting.append(request_id)
 
         def abort() -> None:
@@ -254,13 +254,13 @@ class FakeEngine:
                 self.closed_requests.append(request_id)
                 self.request_closed.set()
 
-        return TokenStream(mail, abort)
+        return TokenStream(events, abort)
 
     def position(self, request_id: str) -> int:
         return self.waiting.index(request_id) + 1 if request_id in self.waiting else 0
 
     async def _serve(
-        self, message: Generate, mail: Mail, on_start: Callable[[], None] | None
+        self, message: Generate, events: EventQueue, on_start: Callable[[], None] | None
     ) -> None:
         self.request_started.set()
         if self.script.queue is not None:
@@ -275,16 +275,16 @@ class FakeEngine:
         for i in range(longest):
             if self.script.error is not None and i == self.script.error_after:
                 self.running.discard(message.request_id)
-                mail.put_nowait(cast(EngineError, self.script.error))
+                events.put_nowait(cast(EngineError, self.script.error))
                 return
             if self.script.pause is not None and i == longest - 1:
                 await self.script.pause.wait()
             await asyncio.sleep(self.script.beat)
             for choice in passes:
                 if i < len(choice):
-                    mail.put_nowait(choice[i])
+                    events.put_nowait(choice[i])
         self.running.discard(message.request_id)
-        mail.put_nowait(None)
+        events.put_nowait(None)
 
     def _passes(self, message: Generate, choice: int) -> list[Tokens]:
         """Return the messages of one choice: bursts of tokens up to its end."""

@@ -6,15 +6,16 @@ from engine.drafting.tree import Bounds
 
 def needs(context: PlanContext) -> DraftNeeds:
     """Return the memory that the draft model takes. Its config.json is enough."""
-    from engine.model.library import build_on_meta
+    from engine.model.library import build_of_folder
     from engine.weights.family import kv_shape, read_config
     from engine.weights.hub import locate
     from engine.weights.outline import Outline
     from engine.weights.stored_format import plan_packed
 
     assert context.draft.source is not None, "the file was checked"
-    config = read_config(locate(context.draft.source, context.draft.revision))
-    model = build_on_meta(config, context.dtype, strict=False)
+    folder = locate(context.draft.source, context.draft.revision)
+    config = read_config(folder)
+    model = build_of_folder(folder, config, context.dtype, strict=False)
     outline = Outline(model, context.dtype, None, plan_packed(model), slice_bytes=None)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,

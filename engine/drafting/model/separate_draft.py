@@ -11,7 +11,7 @@ from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
 from engine.model.decoder import Decoder
-from engine.model.library import build_on_meta
+from engine.model.library import build_of_folder
 from engine.model.resident import bind_resident
 from engine.text.tokenizer import read_tokenizer
 from engine.weights.family import kv_shape, read_config
@@ -37,7 +37,7 @@ class SeparateDraft:
         self.folder = resolve(draft.source, draft.revision, context.progress).folder
         self.config = read_config(self.folder)
         self._check_vocabulary()
-        self.model = build_on_meta(self.config, context.dtype, strict=False)
+        self.model = build_of_folder(self.folder, self.config, context.dtype, strict=False)
         self.units = CheckpointUnits(self.folder, self.model, context.dtype)
 
     def _check_vocabulary(self) -> None:

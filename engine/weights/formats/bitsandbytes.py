@@ -5,7 +5,7 @@ when they are read, so that nothing but codes and maxima travels. A weight whose
 rows is expanded when it is read: no kernel expands it right.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
+from engine.files import parse_object
 from engine.weights.formats import nf4
 from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.sources import Source
 from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
 
+LONGEST_STATE = 1 << 16  # bytes
+LARGEST_SIZE = 1 << 31  # of a weight's dimension, or of a block
 _STATE = "quant_state.bitsandbytes__nf4"
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _STATE)
 
@@ -63,12 +66,14 @@ def _source(checkpoint: Checkpoint, weight: str) -> Source:
     if weight not in tensors or "absmax" not in parts:
         raise ModelError(f"{parts[_STATE].file}: {name} is there, but not its weight and absmax")
     codes = tensors[weight]
-    state = _parse_state(checkpoint.load(parts[_STATE]), name)
+    state = _parse_state(checkpoint.load(parts[_STATE]), f"{codes.file}: {name}")
     nested = {"nested_blocksize", "nested_offset"} <= state.keys()
     if "nested_absmax" in parts and not (nested and "nested_quant_map" in parts):
         raise ModelError(f"{codes.file}: {name}: incomplete double quantization of {weight}")
     shape, block = tuple(state["shape"]), state["blocksize"]
-    weights, blocks = (torch.Size(size).numel() for size in (shape, parts["absmax"].shape))
+    weights, blocks = math.prod(shape), math.prod(parts["absmax"].shape)
+    if "nested_absmax" in parts and not _is_double(blocks, parts, state):
+        raise ModelError(f"{codes.file}: {name}: wrong sizes of double quantization of {weight}")
     if (weights + 1) // 2 != codes.nbytes or -(-weights // block) != blocks:
         raise ModelError(
             f"{codes.file}: {codes.name} has {codes.nbytes} bytes and {blocks} blocks, not "
@@ -80,6 +85,13 @@ def _source(checkpoint: Checkpoint, weight: str) -> Source:
         parts=(codes, *parts.values()),
         packed=nf4.packed_fields(shape, block) if len(shape) == 2 else {},
     )
+
+
+def _is_double(blocks: int, parts: Mapping[str, StoredTensor], state: Mapping[str, Any]) -> bool:
+    """Return whether the maxima of `blocks` blocks can be made of what is stored of them."""
+    groups = math.prod(parts["nested_absmax"].shape)
+    is_coded = parts["absmax"].dtype == torch.uint8 and parts["nested_quant_map"].shape == (256,)
+    return is_coded and -(-blocks // state["nested_blocksize"]) == groups
 
 
 def _fill(
@@ -123,12 +135,20 @@ def _expand(packed: Tensor, absmax: Tensor, out: Tensor, block: int) -> None:
 
 def _parse_state(raw: Tensor, name: str) -> dict[str, Any]:
     """Return the quant_state of a weight, which is JSON in a uint8 tensor. Raises `ModelError`."""
-    try:
-        state = json.loads(bytes(raw.view(-1).tolist()))
-        blocksize, shape = int(state["blocksize"]), [int(size) for size in state["shape"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{name}: unreadable bitsandbytes quant_state ({error})") from error
-    return {**state, "blocksize": blocksize, "shape": shape}
+    where = f"{name}: unreadable bitsandbytes quant_state"
+    if raw.dtype != torch.uint8 or raw.numel() > LONGEST_STATE:
+        raise ModelError(f"{where}: {raw.numel()} values of {raw.dtype}")
+    text = bytes(raw.view(-1).tolist()).decode("utf-8", errors="replace")
+    state = parse_object(text, where)
+    shape = state.get("shape")
+    sizes = [state.get("blocksize"), state.get("nested_blocksize", 1)]
+    sizes += shape if isinstance(shape, list) and shape else [None]
+    if not all(type(size) is int and 1 <= size <= LARGEST_SIZE for size in sizes):
+        raise ModelError(f"{where}: shape {shown(shape)}, block sizes {shown(sizes[:2])}")
+    offset = state.get("nested_offset", 0.0)
+    if not isinstance(offset, int | float) or not math.isfinite(offset):
+        raise ModelError(f"{where}: nested_offset: {shown(offset)}")
+    return state
 
 
 FORMAT = StoredFormat(title="bitsandbytes 4-bit nf4", detect=detect, find=find, plan=plan)

@@ -50,6 +50,8 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
         blocks, scales = checkpoint.tensors[name], checkpoint.tensors.get(dense + _SCALES)
         if scales is None or scales.shape != blocks.shape[:-1]:
             raise ModelError(f"{blocks.file}: {name} has no {dense}{_SCALES} of its shape")
+        if len(blocks.shape) != 4 or {blocks.dtype, scales.dtype} != {torch.uint8}:
+            raise ModelError(f"{blocks.file}: {name}: no blocks of experts, but {blocks.shape}")
         found[dense] = _source(checkpoint, blocks, scales)
     return found
 

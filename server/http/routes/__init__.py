@@ -1,1 +1,1 @@
-"""The routes: every module here has an `api`, and the app finds it."""
+"""The routes. Every module of this package defines an `api`, which the app adds to its routes."""

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""The route POST /v1/chat/completions of the OpenAI API."""
 
 import functools
 from typing import Annotated
@@ -22,7 +22,7 @@ api = Api()
 async def create_chat_completion(
     request: Request, received: Annotated[Received[ChatRequest], Depends(body_of(ChatRequest))]
 ) -> Response:
-    """Continue a conversation."""
+    """Answer the last message of a conversation."""
     source = ChatSource(received.body, received.raw, read_chat)
     fold = functools.partial(fold_chat, logprobs=bool(received.body.logprobs))
     return await respond(request, source.chat, functools.partial(chat_chunks, source), fold)

@@ -1,4 +1,4 @@
-"""POST /v1/completions."""
+"""The route POST /v1/completions of the OpenAI API."""
 
 import functools
 from typing import Annotated
@@ -24,7 +24,7 @@ async def create_completion(
     request: Request,
     received: Annotated[Received[CompletionRequest], Depends(body_of(CompletionRequest))],
 ) -> Response:
-    """Continue texts or token ids."""
+    """Continue one or several texts, given as strings or token ids."""
     most = state_of(request).settings.max_queue
     write = functools.partial(text_chunks, received.raw, most)
     return await respond(request, received.body, write, fold_text)

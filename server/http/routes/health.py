@@ -1,4 +1,4 @@
-"""GET /health: the server lives. GET /ready: a model is loaded. Both are 503 when it stops."""
+"""GET /health (the server runs) and GET /ready (a model is loaded); 503 while the server stops."""
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 from server.errors import ApiError
 from server.http.api import Api
 from server.http.failures import error_response
-from server.http.in_flight import stopping
+from server.http.in_flight import stopping_error
 from server.http.state import state_of
 from server.schemas.answers import Status
 
@@ -15,7 +15,7 @@ api = Api(prefixes=("", "/v1"))
 
 @api.get("/health", Status)
 async def health(request: Request) -> Response:
-    """Answers as long as the server does, without a key; 503 once it is told to stop."""
+    """Report that the server runs. It needs no key, and answers 503 while the server stops."""
     if state_of(request).in_flight.is_stopping:
         return JSONResponse({"status": "stopping"}, status_code=503)
     return JSONResponse({"status": "ok"})
@@ -23,10 +23,10 @@ async def health(request: Request) -> Response:
 
 @api.get("/ready", Status)
 async def ready(request: Request) -> Response:
-    """200 when a model serves, else 503 (which is no failure: nothing is logged)."""
+    """Report whether a model is loaded: 200, else 503, which is not logged as a failure."""
     state = state_of(request)
     if state.in_flight.is_stopping:
-        return error_response(stopping())
+        return error_response(stopping_error())
     if state.models.ready is None:
         return error_response(ApiError.unavailable("No model is loaded.", "model_loading"))
     return JSONResponse({"status": "ready"})

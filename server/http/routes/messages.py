@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+"""The routes POST /v1/messages and /v1/messages/count_tokens of Anthropic's API."""
 
 import json
 from typing import Annotated
@@ -30,7 +30,7 @@ async def create_message(
     request: Request,
     received: Annotated[Received[MessagesRequest], Depends(body_of(MessagesRequest))],
 ) -> Response:
-    """Continue a conversation."""
+    """Answer the last message of a conversation."""
     source = await chat_of(request, received, chat_fields, NAMES)
     writer = MessageWriter(request.state.request_id)
     return await respond_in(request, source, writer, NAMES)
@@ -41,7 +41,7 @@ async def count_tokens(
     request: Request,
     received: Annotated[Received[CountTokensRequest], Depends(body_of(CountTokensRequest))],
 ) -> Response:
-    """How many tokens a request's prompt has."""
+    """Count the tokens of a request's prompt."""
     source = await chat_of(request, received, chat_fields, NAMES)
 
     async def work(model: LoadedModel) -> bytes:

@@ -1,4 +1,4 @@
-"""GET /metrics: figures in Prometheus' text format. Looking wakes no model."""
+"""The route GET /metrics, in Prometheus' text format. Reading metrics never loads a model."""
 
 from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
@@ -12,7 +12,7 @@ api = Api(prefixes=("",))
 
 @api.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """What was counted since the server began, and what holds now."""
+    """Return the counters since the start of the server, and the present gauges."""
     state = state_of(request)
     gauges, model = state.metrics.gauges, state.models.ready
     known = state.registry.entries

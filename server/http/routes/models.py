@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}."""
+"""The routes GET /v1/models and /v1/models/{id} of the OpenAI API."""
 
 from fastapi import Request
 
@@ -12,14 +12,14 @@ api = Api()
 
 @api.get("/models")
 async def list_models(request: Request) -> ModelList:
-    """Every model of the registry."""
+    """List every model of the registry."""
     entries = state_of(request).registry.entries.values()
     return {"object": "list", "data": [_describe(entry) for entry in entries]}
 
 
 @api.get("/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> Model:
-    """One model, by id or alias; ids may contain slashes."""
+    """Describe one model, by its id or alias. Ids may contain slashes."""
     return _describe(state_of(request).registry.named(model_id))
 
 

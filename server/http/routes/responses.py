@@ -1,4 +1,4 @@
-"""POST /v1/responses, and the count of its tokens."""
+"""The routes POST /v1/responses and /v1/responses/input_tokens of the OpenAI API."""
 
 from typing import Annotated
 
@@ -22,13 +22,13 @@ Body = Annotated[Received[ResponseRequest], Depends(body_of(ResponseRequest))]
 
 @api.post("/responses", ResponseRequest, response_answers.Response, response_answers.ResponseEvent)
 async def create_response(request: Request, received: Body) -> Response:
-    """Continue a conversation that is all in the request: nothing is stored."""
+    """Continue a conversation that the request holds whole. The server stores nothing."""
     source = await chat_of(request, received, chat_fields, NAMES)
     return await respond_in(request, source, ResponseWriter(received.body), NAMES)
 
 
 @api.post("/responses/input_tokens", ResponseRequest, InputTokens)
 async def count_response_tokens(request: Request, received: Body) -> Response:
-    """How many tokens a request's prompt has."""
+    """Count the tokens of a request's prompt."""
     source = await chat_of(request, received, chat_fields, NAMES)
     return await count_input_tokens(request, source, NAMES)

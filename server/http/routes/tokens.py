@@ -1,4 +1,4 @@
-"""Between texts and tokens: /tokenize, /detokenize, /apply-template, and the count of a chat."""
+"""The routes /tokenize, /detokenize and /apply-template, and the count of a chat's tokens."""
 
 from typing import Annotated
 
@@ -32,7 +32,7 @@ Tokens = Annotated[Received[DetokenizeRequest], Depends(body_of(DetokenizeReques
 
 @api.post("/tokenize", TokenizeRequest, Tokenized)
 async def tokenize(request: Request, received: Text) -> Response:
-    """The tokens of a text or of a rendered chat."""
+    """Tokenize a text, or the prompt of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
         return await model.text.call_on_model(tokenized, received.raw, model.info)
@@ -42,7 +42,7 @@ async def tokenize(request: Request, received: Text) -> Response:
 
 @api.post("/detokenize", DetokenizeRequest, Detokenized)
 async def detokenize(request: Request, received: Tokens) -> Response:
-    """The text of tokens, special ones too."""
+    """Return the text of tokens, including special tokens."""
 
     async def work(model: LoadedModel) -> bytes:
         return await model.text.call_on_model(detokenized, received.raw, model.info)
@@ -52,7 +52,7 @@ async def detokenize(request: Request, received: Tokens) -> Response:
 
 @api.post("/apply-template", ChatRequest, Rendered)
 async def apply_template(request: Request, received: Chat) -> Response:
-    """A chat as the model reads it."""
+    """Return the prompt that the template makes of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
         known = await model.text.call_on_model(rendered, received.raw, read_chat)
@@ -64,6 +64,6 @@ async def apply_template(request: Request, received: Chat) -> Response:
 
 @api.post("/chat/completions/input_tokens", ChatRequest, InputTokens)
 async def count_chat_tokens(request: Request, received: Chat) -> Response:
-    """How many tokens a chat's prompt has."""
+    """Count the tokens of a chat's prompt."""
     source = ChatSource(received.body, received.raw, read_chat)
     return await count_input_tokens(request, source)

@@ -1,4 +1,4 @@
-// Vercel's AI SDK: texts, streams, tools in several steps, objects, reasoning, completions.
+// Tests with Vercel's AI SDK: texts, streams, tools in several steps, objects, reasoning, completions.
 import assert from "node:assert/strict";
 import test from "node:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
@@ -35,13 +35,13 @@ test("a tool is run between two steps", async () => {
   }
 });
 
-test("an object is made to its schema", async () => {
+test("an object follows its schema", async () => {
   const schema = z.object({ name: z.enum(["Ada", "Bo"]), age: z.number() });
   const { output } = await generateText({ ...story, output: Output.object({ schema }) });
   schema.parse(output);
 });
 
-test("thoughts are told apart", async () => {
+test("reasoning is separate from the answer", async () => {
   const answer = await generateText({
     ...asked,
     prompt: "What is 58 + 27?",

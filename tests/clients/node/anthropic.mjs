@@ -1,4 +1,4 @@
-// Anthropic's client for Node: messages whole and streamed, tools, counts, errors.
+// Tests with Anthropic's client for Node: messages whole and streamed, tools, counts, errors.
 import assert from "node:assert/strict";
 import test from "node:test";
 import Anthropic from "@anthropic-ai/sdk";
@@ -16,7 +16,7 @@ test("a stream adds up to the answer", async () => {
   assert.equal(streamed.usage.output_tokens, whole.usage.output_tokens);
 });
 
-test("a tool is called and its result told", async () => {
+test("a tool is called and its result is used", async () => {
   const schema = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
   const tools = [{ name: "get_time", description: "The time in a city", input_schema: schema }];
   const fields = { ...asked, tools };
@@ -29,11 +29,11 @@ test("a tool is called and its result told", async () => {
     { role: "assistant", content: answer.content },
     { role: "user", content: [result] },
   ];
-  const told = await client.messages.create({ ...fields, messages });
-  assert.match(told.content[0].text, /14:05/);
+  const final = await client.messages.create({ ...fields, messages });
+  assert.match(final.content[0].text, /14:05/);
 });
 
-test("tokens are counted and mistakes are exceptions", async () => {
+test("tokens are counted and errors are exceptions", async () => {
   const counted = await client.messages.countTokens({ model: "demo", messages: story });
   assert.ok(counted.input_tokens > 5);
   const wrong = client.messages.create({ ...asked, model: "none", messages: story });

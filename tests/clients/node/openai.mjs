@@ -1,4 +1,4 @@
-// OpenAI's client for Node: chat, parsed answers, tools that are run, completions, responses, errors.
+// Tests with OpenAI's client for Node: chat, parsed answers, tools, completions, responses, errors.
 import assert from "node:assert/strict";
 import test from "node:test";
 import OpenAI from "openai";
@@ -30,7 +30,7 @@ test("an answer is parsed", async () => {
 });
 
 for (const stream of [false, true]) {
-  test(`a tool is run and its result told, ${stream ? "streamed" : "whole"}`, async () => {
+  test(`a tool is run and its result is used, ${stream ? "streamed" : "whole"}`, async () => {
     const cities = [];
     const getTime = zodFunction({
       name: "get_time",
@@ -70,7 +70,7 @@ test("a response is made and streamed", async () => {
   assert.equal(whole.status, "incomplete");
 });
 
-test("models are listed and mistakes are exceptions", async () => {
+test("models are listed and errors are exceptions", async () => {
   const ids = [];
   for await (const model of client.models.list()) ids.push(model.id);
   assert.ok(ids.includes("demo"));

@@ -1,4 +1,4 @@
-"""Clients of engine processes that have no model."""
+"""Fixtures that make clients of fake engines, which run in processes but have no model."""
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -20,7 +20,7 @@ MakeClient = Callable[..., EngineClient]
 
 @pytest.fixture
 async def clients(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeClient]:
-    """Makes clients of fake engines and closes them."""
+    """Return a function that makes clients of fake engines; they are closed after the test."""
     monkeypatch.setattr(watchdog, "BACKOFF_FIRST_S", 0.01)
     made: list[EngineClient] = []
 

@@ -1,4 +1,4 @@
-"""Requests that could never be served are refused before they are sent."""
+"""Requests that the model can never serve are refused before they are sent."""
 
 from typing import Any
 
@@ -8,7 +8,18 @@ from engine.errors import RequestError
 from engine.messages import Generate, ModelInfo, SamplingParams
 from engine.process.admission import check_request
 
-INFO = ModelInfo("m", 100, 32, 24, 1, (), "strict", "", "", "")
+INFO = ModelInfo(
+    model_id="m",
+    vocab_size=100,
+    context_length=32,
+    capacity_tokens=24,
+    max_sequences=1,
+    eos_token_ids=(),
+    numerics="strict",
+    fingerprint="",
+    tokenizer_path="",
+    plan="",
+)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +37,7 @@ INFO = ModelInfo("m", 100, 32, 24, 1, (), "strict", "", "", "")
         ([5] * 20, 1, {"max_tokens": 5}, "context_length_exceeded", "max_tokens", "25 tokens"),
     ],
 )
-def test_what_could_never_be_served_is_refused_at_the_door(
+def test_a_request_that_can_never_be_served_is_refused(
     prompt: list[int], n: int, params: dict[str, Any], code: str, param: str | None, words: str
 ) -> None:
     request = Generate("r", tuple(prompt), SamplingParams(**params), n)
@@ -36,12 +47,12 @@ def test_what_could_never_be_served_is_refused_at_the_door(
 
 
 @pytest.mark.parametrize(("num_prompt", "max_tokens"), [(23, None), (20, 4), (1, 23), (24, 0)])
-def test_what_just_fits_is_admitted(num_prompt: int, max_tokens: int | None) -> None:
+def test_a_request_that_just_fits_is_admitted(num_prompt: int, max_tokens: int | None) -> None:
     params = SamplingParams(max_tokens=max_tokens)
     check_request(Generate("r", (99,) * num_prompt, params), INFO)
 
 
-def test_a_prediction_of_tokens_that_there_are_not_is_refused() -> None:
+def test_a_prediction_with_unknown_tokens_is_refused() -> None:
     with pytest.raises(RequestError, match="prediction: token id 100") as refused:
         check_request(Generate("r", (5,), SamplingParams(), prediction=(7, 100)), INFO)
     assert (refused.value.code, refused.value.param) == ("invalid_token", "prediction")

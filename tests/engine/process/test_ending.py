@@ -1,4 +1,4 @@
-"""The end of an engine process: signals of its group do not end it, and requests are drained."""
+"""Signals of its group do not end an engine process, and draining ends waiting requests only."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ async def test_signals_of_the_group_are_left_to_the_front_end(
     assert (await answer(client, [5]))[-1].finish == "stop"
 
 
-async def test_draining_lets_those_in_a_pass_go_on(client: EngineClient) -> None:
+async def test_draining_fails_waiting_requests_and_not_running_ones(client: EngineClient) -> None:
     running = client.generate("runs", [ENDLESS], PARAMS)
     await anext(running)
     client.generate("spins", [SPIN], PARAMS)  # the passes of the others wait for it
@@ -45,7 +45,7 @@ async def test_draining_lets_those_in_a_pass_go_on(client: EngineClient) -> None
     assert died.value.code == "engine_closed"
 
 
-async def test_draining_does_not_leave_those_who_wait_for_a_restart(
+async def test_draining_fails_requests_that_wait_for_a_restart(
     clients: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "BACKOFF_FIRST_S", 60.0)

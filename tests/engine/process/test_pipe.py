@@ -1,4 +1,4 @@
-"""The front end's end of the pipe never waits, neither to read nor to write."""
+"""The front end's end of the pipe neither waits to read nor to write."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ def pipe() -> Iterator[Pipe]:
     theirs.close()
 
 
-def test_only_whole_messages_are_read_and_never_waited_for(pipe: Pipe) -> None:
+def test_whole_messages_are_read_without_waiting_for_others(pipe: Pipe) -> None:
     reader, _, theirs = pipe
     assert list(reader.read()) == []
     payload = pickle.dumps("cut in two")
@@ -44,7 +44,7 @@ def test_only_whole_messages_are_read_and_never_waited_for(pipe: Pipe) -> None:
     assert reader.at_end
 
 
-def test_sending_never_waits_for_the_other_end_and_keeps_the_order(pipe: Pipe) -> None:
+def test_sending_does_not_wait_and_keeps_the_order(pipe: Pipe) -> None:
     _, ours, theirs = pipe
     writer = PipeWriter(ours)
     large = list(range(1_000_000))  # far more than a pipe holds
@@ -52,14 +52,12 @@ def test_sending_never_waits_for_the_other_end_and_keeps_the_order(pipe: Pipe) -
         writer.send((index, large))
     assert [theirs.recv()[0] for _ in range(3)] == [0, 1, 2]
     theirs.close()
-    writer.send("to nobody")
+    writer.send("dropped")
     writer.close()
 
 
-def test_a_message_larger_than_the_pipe_is_whole_although_the_loop_made_the_pipe_non_blocking(
-    pipe: Pipe,
-) -> None:
-    """libuv does that to what it watches; the rest of a message must not be given up."""
+def test_a_large_message_arrives_whole_through_a_non_blocking_pipe(pipe: Pipe) -> None:
+    """libuv makes the pipes that it watches non-blocking."""
     _, ours, theirs = pipe
     os.set_blocking(ours.fileno(), False)
     writer = PipeWriter(ours)

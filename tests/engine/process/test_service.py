@@ -1,4 +1,4 @@
-"""The real engine in its own process: clients that leave, a killed engine, little room for KV."""
+"""The real engine in its own process: clients that leave, a killed engine, a small KV cache."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 
 
 async def ids_of(client: EngineClient, name: str, seed: int) -> list[int]:
-    """All tokens of one answer."""
+    """Return all tokens of one answer."""
     got: list[int] = []
     async for tokens in client.generate(name, prompt(60, seed), GREEDY):
         got += tokens.ids
@@ -30,21 +30,21 @@ async def ids_of(client: EngineClient, name: str, seed: int) -> list[int]:
 
 
 class Service:
-    """A client of the real engine, and what its passes told."""
+    """A client of the real engine, with the figures of its passes."""
 
     def __init__(self) -> None:
-        # Room for about three of eight sequences (see test_exactness).
+        # The KV cache holds about three of eight sequences (see test_exactness).
         spec = model_spec(checkpoint("llama"), SUBSPEC, memory=MemorySpec(device=3300 << 10))
         self.passes: list[PassStats] = []
         spec = replace(spec, context_length=256)
         self.client = EngineClient(spec, callbacks=EngineCallbacks(on_pass=self.passes.append))
 
     async def ids(self, name: str, seed: int) -> list[int]:
-        """All tokens of one answer."""
+        """Return all tokens of one answer."""
         return await ids_of(self.client, name, seed)
 
     async def leave_after(self, name: str, seed: int, messages: int) -> None:
-        """Ask, take some messages, go."""
+        """Send a request, read some messages of its answer, and leave."""
         stream = self.client.generate(name, prompt(60, seed), GREEDY)
         try:
             for _ in range(messages):
@@ -75,17 +75,17 @@ async def service() -> AsyncIterator[Service]:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_eight_at_once_with_room_for_three_get_what_each_gets_alone(
+async def test_answers_are_the_same_alone_and_with_too_little_kv_for_all(
     service: Service,
 ) -> None:
     alone = [await service.ids(f"alone{seed}", seed) for seed in range(8)]
     together = await asyncio.gather(*(service.ids(f"all{seed}", seed) for seed in range(8)))
     assert list(together) == alone
     assert max(p.sequences for p in service.passes) > 1
-    assert any(p.waiting for p in service.passes), "some had to wait for room"
+    assert any(p.waiting for p in service.passes), "some requests had to wait for KV pages"
 
 
-async def test_clients_that_leave_at_random_leave_nothing_behind(service: Service) -> None:
+async def test_clients_that_leave_at_random_leave_no_memory_in_use(service: Service) -> None:
     chance = random.Random(0)
     want = await service.ids("base", 1)
     all_pages = max(p.free_pages for p in service.passes)
@@ -104,7 +104,7 @@ async def test_clients_that_leave_at_random_leave_nothing_behind(service: Servic
     assert service.resident_bytes() < before * 1.05
 
 
-async def test_a_killed_engine_is_told_to_every_stream_and_comes_back(service: Service) -> None:
+async def test_a_killed_engine_fails_every_stream_and_is_restarted(service: Service) -> None:
     want = await service.ids("before", 2)
     streams = [service.client.generate(f"cut{i}", prompt(60, i), GREEDY) for i in range(4)]
     await anext(streams[0])
@@ -117,8 +117,8 @@ async def test_a_killed_engine_is_told_to_every_stream_and_comes_back(service: S
     assert await service.ids("again", 2) == want
 
 
-async def test_an_engine_that_restarts_over_other_files_is_refused(tmp_path: Path) -> None:
-    """The front end still has the first files' tokenizer; loaded anew, the model is another."""
+async def test_an_engine_that_restarts_with_other_files_is_refused(tmp_path: Path) -> None:
+    """The front end has the tokenizer of the first files; a new load has another fingerprint."""
     folder = tmp_path / "model"
     copytree(checkpoint("llama"), folder)
     client = EngineClient(model_spec(folder, PLAIN))
@@ -144,31 +144,31 @@ async def test_damaged_files_are_repaired_in_idle_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
-    told: asyncio.Queue[WeightsChecked] = asyncio.Queue()
+    reports: asyncio.Queue[WeightsChecked] = asyncio.Queue()
     stream = StreamSpec(tier="disk", slots=2, recheck_hours=1e-4)
     spec = model_spec(checkpoint("llama"), PLAIN, stream=stream)
-    client = EngineClient(spec, callbacks=EngineCallbacks(on_check=told.put_nowait))
+    client = EngineClient(spec, callbacks=EngineCallbacks(on_check=reports.put_nowait))
     await client.start()
     try:
         want = await ids_of(client, "before", 1)
         (unit,) = tmp_path.glob("*/00002.unit")
         whole = unit.read_bytes()
         unit.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-        while (await told.get()).repaired == 0:
-            pass  # rounds before the damage
+        while (await reports.get()).repaired == 0:
+            pass  # reports of rounds before the damage
         assert unit.read_bytes() == whole
         assert await ids_of(client, "after", 1) == want
     finally:
         await client.close()
 
 
-async def test_finished_answers_are_checked_in_idle_time() -> None:
-    told: asyncio.Queue[Audited] = asyncio.Queue()
+async def test_finished_answers_are_audited_in_idle_time() -> None:
+    reports: asyncio.Queue[Audited] = asyncio.Queue()
     spec = model_spec(checkpoint("llama"), SUBSPEC, audit=1.0)
-    client = EngineClient(spec, callbacks=EngineCallbacks(on_audit=told.put_nowait))
+    client = EngineClient(spec, callbacks=EngineCallbacks(on_audit=reports.put_nowait))
     await client.start()
     try:
         await asyncio.gather(*(ids_of(client, f"audited{seed}", seed) for seed in range(3)))
-        assert [await told.get() for _ in range(3)] == [Audited(40, 0)] * 3
+        assert [await reports.get() for _ in range(3)] == [Audited(40, 0)] * 3
     finally:
         await client.close()

@@ -1,4 +1,4 @@
-"""What the command line shows of names that come from outside."""
+"""The console and the commands escape control characters in untrusted names."""
 
 import io
 import json
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.messages import Progress
+from engine.errors import escaped
+from engine.messages import LoadProgress
 from engine.streaming import packed_cache
 from server.cli import main
-from server.cli.console import Console, printable, table
+from server.cli.console import Console, table
 from server.config import files
 
 ESCAPE = "evil\x1b[2J\x9b1m\r\u202egnp\udc80"
@@ -29,8 +30,8 @@ class Terminal(io.StringIO):
         ("a\nb\x00", "a\\nb\\x00"),
     ],
 )
-def test_only_what_a_terminal_just_shows_is_printed_as_it_is(text: str, shown: str) -> None:
-    assert printable(text) == shown
+def test_characters_that_a_terminal_might_interpret_are_escaped(text: str, shown: str) -> None:
+    assert escaped(text) == shown
 
 
 def test_a_table_escapes_its_cells() -> None:
@@ -44,7 +45,7 @@ def test_a_table_escapes_its_cells() -> None:
 def test_lines_and_progress_are_escaped() -> None:
     terminal = Terminal()
     console = Console(terminal)
-    console.progress(Progress(f"downloading {ESCAPE}", 1, 2))
+    console.progress(LoadProgress(f"downloading {ESCAPE}", 1, 2))
     console.line(f"one {ESCAPE}\ntwo")
     assert terminal.getvalue() == (f"\r\x1b[K  downloading {SHOWN}  50 %\r\x1b[Kone {SHOWN}\ntwo\n")
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and how it ends."""
+"""The output of the command line and its exit codes."""
 
 import logging
 import socket
@@ -15,7 +15,7 @@ from server.config import files
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Nothing of the real user's configuration or caches, and logging as it was before."""
+    """Hide the real user's configuration and caches, and restore logging after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     monkeypatch.chdir(tmp_path)
@@ -43,7 +43,9 @@ Capture = pytest.CaptureFixture[str]
         (["--version"], ["understudy"]),
     ],
 )
-def test_help_reads_well(capsys: Capture, arguments: list[str], words: list[str]) -> None:
+def test_help_names_the_commands_and_is_at_most_100_columns_wide(
+    capsys: Capture, arguments: list[str], words: list[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         main.main(arguments)
     assert end.value.code == 0
@@ -52,7 +54,7 @@ def test_help_reads_well(capsys: Capture, arguments: list[str], words: list[str]
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
-def test_a_taken_port_is_told(capsys: Capture) -> None:
+def test_the_error_of_a_port_in_use_names_the_port(capsys: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main.main(["serve", "--port", str(port)]) == 1
@@ -62,14 +64,14 @@ def test_a_taken_port_is_told(capsys: Capture) -> None:
     assert "--port" in error
 
 
-def test_an_open_host_needs_keys(capsys: Capture) -> None:
+def test_a_host_that_others_can_reach_needs_keys(capsys: Capture) -> None:
     assert main.main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 1
     error = capsys.readouterr().err
     assert "UNDERSTUDY_API_KEY" in error
     assert "--insecure" in error
 
 
-def test_a_key_of_the_command_line_counts_and_is_warned_of(capsys: Capture) -> None:
+def test_a_key_on_the_command_line_is_used_with_a_warning(capsys: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken_port = ["--port", str(taken.getsockname()[1])]
         assert main.main(["serve", "--host", "0.0.0.0", "--api-key", "k", *taken_port]) == 1
@@ -78,12 +80,12 @@ def test_a_key_of_the_command_line_counts_and_is_warned_of(capsys: Capture) -> N
     assert "in use" in error
 
 
-def test_an_unknown_host_is_told(capsys: Capture) -> None:
+def test_the_error_of_an_unknown_host_names_it(capsys: Capture) -> None:
     assert main.main(["serve", "--host", "no.such.host.invalid", "--insecure"]) == 1
     assert "no.such.host.invalid" in capsys.readouterr().err
 
 
-def test_a_wrong_file_ends_with_its_name(capsys: Capture, home: Path) -> None:
+def test_the_error_of_a_wrong_file_names_file_and_key(capsys: Capture, home: Path) -> None:
     (home / "configs" / "models").mkdir(parents=True)
     (home / "configs" / "models" / "bad.yaml").write_text("target: {source: a/b}\ndrafts: 1")
     assert main.main(["serve"]) == 1
@@ -92,7 +94,7 @@ def test_a_wrong_file_ends_with_its_name(capsys: Capture, home: Path) -> None:
     assert "Traceback" not in error
 
 
-def test_an_impossible_model_is_told(capsys: Capture) -> None:
+def test_the_error_of_an_unknown_model_names_it(capsys: Capture) -> None:
     assert main.main(["serve", "not-a-model"]) == 1
     assert "not-a-model" in capsys.readouterr().err
 
@@ -100,7 +102,9 @@ def test_an_impossible_model_is_told(capsys: Capture) -> None:
 def test_save_writes_the_file_that_is_printed(capsys: Capture, home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert main.main(["serve", "owner/name", "--port", port]) == 1  # only the file matters here
+        assert (
+            main.main(["serve", "owner/name", "--port", port]) == 1
+        )  # the port is in use; this test is about the file
         assert "--save writes it" in capsys.readouterr().err
         assert not (home / "xdg").exists()
         assert main.main(["serve", "owner/name", "--port", port, "--save"]) == 1
@@ -112,9 +116,7 @@ def test_save_writes_the_file_that_is_printed(capsys: Capture, home: Path) -> No
         assert "already has a file" in capsys.readouterr().err
 
 
-def test_a_folder_with_the_name_of_another_model_is_not_taken_for_it(
-    capsys: Capture, home: Path
-) -> None:
+def test_a_folder_with_the_id_of_another_model_is_refused(capsys: Capture, home: Path) -> None:
     folder = home / "elsewhere" / "demo"
     folder.mkdir(parents=True)
     assert main.main(["serve", str(folder), "--port", "0"]) == 1
@@ -123,7 +125,7 @@ def test_a_folder_with_the_name_of_another_model_is_not_taken_for_it(
     assert "'demo' is taken by" in error
 
 
-def test_models_lists_the_registry(capsys: Capture, home: Path) -> None:
+def test_models_lists_every_model_of_the_registry(capsys: Capture, home: Path) -> None:
     (home / "configs" / "models").mkdir(parents=True)
     (home / "configs" / "models" / "mine.yaml").write_text("target: {source: a/b}")
     assert main.main(["models"]) == 0
@@ -153,12 +155,12 @@ def test_pull_downloads_target_and_draft(
     assert f"a/b is at {home / 'a/b'}\n" in capsys.readouterr().err
 
 
-def test_pull_of_what_is_not_there_fails(capsys: Capture) -> None:
+def test_pull_of_an_unknown_model_fails(capsys: Capture) -> None:
     assert main.main(["pull", "some/model"]) == 1  # the tests run offline
     assert "some/model" in capsys.readouterr().err
 
 
-def test_prune_asks_and_removes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = [packed_cache.CacheEntry(Path("/cache/a"), "mine", 3 * 10**9, 0.0)]
     removed: list[packed_cache.CacheEntry] = []
     monkeypatch.setattr(packed_cache, "entries", lambda: packed)
@@ -173,15 +175,15 @@ def test_prune_asks_and_removes(capsys: Capture, monkeypatch: pytest.MonkeyPatch
     assert "3.0 GB" in capsys.readouterr().out
 
 
-def test_prune_without_a_terminal_wants_yes(
+def test_prune_without_input_asks_for_the_option_yes(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nobody(_: str) -> str:
+    def end_of_input(_: str) -> str:
         raise EOFError
 
     monkeypatch.setattr(
         packed_cache, "entries", lambda: [packed_cache.CacheEntry(Path("/a"), "m", 1, 0)]
     )
-    monkeypatch.setattr("builtins.input", nobody)
+    monkeypatch.setattr("builtins.input", end_of_input)
     assert main.main(["prune"]) == 1
     assert "--yes" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`understudy plan`: what it prints, from config.json alone, and how it ends."""
+"""`understudy plan`: its output from config.json alone, and its exit codes."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from server.config import files
 
 Capture = pytest.CaptureFixture[str]
 
-# Qwen2.5-7B's
+# the configuration of Qwen2.5-7B
 CONFIG = {
     "model_type": "qwen2",
     "hidden_size": 3584,
@@ -31,7 +31,7 @@ CARD = ["--device-memory", "8GiB", "--ram", "24GiB", "--link-gbps", "25"]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder with nothing but config.json, and nothing of the user's configuration."""
+    """Return a model folder with only config.json, and hide the user's configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("UNDERSTUDY_CONFIG", raising=False)
@@ -49,7 +49,7 @@ def planned(capsys: Capture, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_a_table_says_what_lives_where_and_how_fast(capsys: Capture, folder: Path) -> None:
+def test_the_table_lists_memory_speeds_and_assumptions(capsys: Capture, folder: Path) -> None:
     assert main.main(["plan", str(folder), *CARD]) == 0
     out = capsys.readouterr().out
     assert "seven-b (qwen2, from its config.json alone)" in out
@@ -60,18 +60,18 @@ def test_a_table_says_what_lives_where_and_how_fast(capsys: Capture, folder: Pat
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
-def test_what_is_planned_fits_what_was_asked_for(capsys: Capture, folder: Path) -> None:
+def test_the_plan_fits_the_requested_memory(capsys: Capture, folder: Path) -> None:
     found = planned(capsys, str(folder), *CARD)
     plan = found["plan"]
     assert plan["device_bytes"] <= 8 * GIB
     assert plan["host_bytes"] - plan["memory"]["host_runtime"] <= 24 * GIB + plan["embedding_bytes"]
     assert found["has_weights"] is False
-    layer = 2 * (3584 * (3584 + 2 * 512 + 3584) + 3 * 3584 * 18944)  # biases and norms beside
+    layer = 2 * (3584 * (3584 + 2 * 512 + 3584) + 3 * 3584 * 18944)  # without biases and norms
     assert found["unit_bytes"][0] == pytest.approx(layer, rel=1e-3)
     assert found["unit_bytes"][-1] == pytest.approx(2 * 3584 * 152064, rel=1e-3)
 
 
-def test_more_memory_and_a_faster_link_never_make_it_slower(capsys: Capture, folder: Path) -> None:
+def test_more_memory_or_a_faster_link_raises_the_forecast(capsys: Capture, folder: Path) -> None:
     def speed(device: str, link: str) -> float:
         asked = ["--device-memory", device, "--ram", "24GiB", "--link-gbps", link]
         found: float = planned(capsys, str(folder), *asked)["forecast"]["tokens_per_second"]
@@ -83,7 +83,7 @@ def test_more_memory_and_a_faster_link_never_make_it_slower(capsys: Capture, fol
     assert speed("32GiB", "12") == speed("32GiB", "25") > 2 * small, "nothing travels"
 
 
-def test_the_change_that_would_help_most_is_the_best_of_all(capsys: Capture, folder: Path) -> None:
+def test_the_gains_are_sorted_and_the_best_is_first(capsys: Capture, folder: Path) -> None:
     gains = planned(capsys, str(folder), *CARD)["gains"]
     factors = [gain["factor"] for gain in gains]
     assert factors == sorted(factors, reverse=True) and factors[0] > 1
@@ -93,20 +93,20 @@ def test_the_change_that_would_help_most_is_the_best_of_all(capsys: Capture, fol
     assert any(gain["change"].startswith("memory.ram: 4 GiB -> ") for gain in alone["gains"])
 
 
-def test_users_are_forecast_together(capsys: Capture, folder: Path) -> None:
+def test_several_users_are_forecast_together(capsys: Capture, folder: Path) -> None:
     asked = [str(folder), "--device-memory", "16GiB", "--users", "2"]
     forecast = planned(capsys, *asked)["forecast"]
     assert forecast["users"] == 2
     assert forecast["tokens_per_second"] < forecast["tokens_per_second_all"]
 
 
-def test_what_cannot_fit_ends_with_2_and_what_is_missing(capsys: Capture, folder: Path) -> None:
+def test_a_model_that_cannot_fit_ends_with_2_and_the_reason(capsys: Capture, folder: Path) -> None:
     assert main.main(["plan", str(folder), "--device-memory", "2GiB"]) == 2
     error = capsys.readouterr().err
     assert "does not fit" in error and "too little" in error and "ring of 2 slots" in error
 
 
-def test_this_machine_is_measured(
+def test_without_options_this_machine_is_measured(
     capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 128}
@@ -122,7 +122,7 @@ def test_this_machine_is_measured(
     assert "compute of 64 rows" not in {entry["what"] for entry in found["assumptions"]}
 
 
-def test_a_models_file_is_planned_by_its_id(capsys: Capture, folder: Path) -> None:
+def test_a_model_with_a_file_is_planned_by_its_id(capsys: Capture, folder: Path) -> None:
     models = folder.parent / "configs" / "models"
     models.mkdir(parents=True)
     text = f'target: {{source: "{folder}"}}\ndraft: {{method: none}}\ncontext_length: 4096\n'
@@ -134,7 +134,9 @@ def test_a_models_file_is_planned_by_its_id(capsys: Capture, folder: Path) -> No
 
 
 @pytest.mark.parametrize("arguments", [["--device-memory", "big"], ["--link-gbps", "0"]])
-def test_impossible_options_are_told(capsys: Capture, folder: Path, arguments: list[str]) -> None:
+def test_the_error_names_an_impossible_option(
+    capsys: Capture, folder: Path, arguments: list[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         main.main(["plan", str(folder), *arguments])
     assert end.value.code == 2

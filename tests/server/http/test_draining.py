@@ -1,4 +1,4 @@
-"""What clients are told while the server stops, each in the shape of its API."""
+"""The answers that clients get while the server stops, each in the format of its API."""
 
 import asyncio
 import json
@@ -22,13 +22,13 @@ ANTHROPIC = {"type": "overloaded_error", "message": TOLD}
 
 
 class Stoppable:
-    """A server of an app, a client of it, and what it printed."""
+    """A running server, a client of it, and the lines that it printed."""
 
     def __init__(self, server: Server, client: httpx.AsyncClient, port: int) -> None:
         self.server = server
         self.client = client
         self.port = port
-        self.told: asyncio.Queue[str] = asyncio.Queue()
+        self.printed: asyncio.Queue[str] = asyncio.Queue()
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def stoppable(app: App) -> AsyncIterator[Stoppable]:
         port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, timeout=30) as client, asyncio.timeout(30):
-            server = Server(http_config(app), app.shared, lambda text: it.told.put_nowait(text))
+            server = Server(http_config(app), app.shared, lambda text: it.printed.put_nowait(text))
             it = Stoppable(server, client, port)
             serving = asyncio.create_task(server.serve([listener]))
             while not server.started:
@@ -47,8 +47,8 @@ async def stoppable(app: App) -> AsyncIterator[Stoppable]:
             await serving
 
 
-async def running(engines: FakeEngines, count: int = 1) -> None:
-    """Wait until so many requests have reached the engine."""
+async def wait_for_requests(engines: FakeEngines, count: int = 1) -> None:
+    """Wait until `count` requests have reached the engine."""
     while not engines.made or len(engines.engine.requests) < count:
         await asyncio.sleep(0.001)
 
@@ -63,7 +63,7 @@ async def running(engines: FakeEngines, count: int = 1) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_requests_that_cannot_finish_are_told_in_the_shape_of_their_door(
+async def test_requests_that_cannot_finish_get_an_error_in_their_apis_format(
     make_app: MakeApp,
     engines: FakeEngines,
     path: str,
@@ -76,35 +76,35 @@ async def test_requests_that_cannot_finish_are_told_in_the_shape_of_their_door(
     async with stoppable(make_app(shutdown_timeout=0)) as it:
         body = {"model": "main", "stream": stream, **body}
         asking = asyncio.create_task(it.client.post(path, json=body))
-        await running(engines)
+        await wait_for_requests(engines)
         it.server.end()
         answer = await asking
-        assert await it.told.get() == "Stopping; 1 request is running and cannot finish."
+        assert await it.printed.get() == "Stopping; 1 request is running and cannot finish."
     if not stream:
         assert answer.status_code == 503
         assert answer.json()["error"] == whole
         return
     data = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
     last = json.loads(data[-1])
-    assert last.get("response", last)["error"] == streamed  # of a failed response: within it
+    assert last.get("response", last)["error"] == streamed  # a failed response contains its error
 
 
-async def test_a_running_request_finishes_and_a_queued_one_is_told_at_once(
+async def test_a_running_request_finishes_and_a_queued_one_fails_at_once(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.pause, engines.script.queue = asyncio.Event(), asyncio.Event()
     engines.script.queue.set()
     async with stoppable(make_app()) as it:
         first = asyncio.create_task(complete(it.client))
-        await running(engines)
+        await wait_for_requests(engines)
         while engines.engine.waiting:
             await asyncio.sleep(0.001)
         engines.script.queue.clear()
         queued = asyncio.create_task(complete(it.client))
-        await running(engines, 2)
+        await wait_for_requests(engines, 2)
         it.server.end()
         assert error_of(await queued, 503)["message"] == TOLD
-        assert "1 request is running; stopping in at most 8 s." in await it.told.get()
+        assert "1 request is running; stopping in at most 8 s." in await it.printed.get()
         assert not first.done()
         engines.script.pause.set()
         answer = await first
@@ -112,7 +112,7 @@ async def test_a_running_request_finishes_and_a_queued_one_is_told_at_once(
     assert answer.headers["connection"] == "close"
 
 
-async def test_requests_that_wait_for_a_load_are_told_at_once(
+async def test_requests_that_wait_for_a_load_fail_at_once(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.load_gate = asyncio.Event()
@@ -122,10 +122,10 @@ async def test_requests_that_wait_for_a_load_are_told_at_once(
             await asyncio.sleep(0.001)
         it.server.end()
         assert error_of(await waiting, 503)["message"] == TOLD
-        assert await it.told.get() == "Stopping; a model was still being loaded."
+        assert await it.printed.get() == "Stopping; a model was still being loaded."
 
 
-async def test_a_request_whose_body_has_not_arrived_is_told_at_once(make_app: MakeApp) -> None:
+async def test_a_request_whose_body_has_not_arrived_fails_at_once(make_app: MakeApp) -> None:
     async with stoppable(make_app()) as it:
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
@@ -139,7 +139,7 @@ async def test_a_request_whose_body_has_not_arrived_is_told_at_once(make_app: Ma
     assert TOLD.encode() in answer
 
 
-async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
+async def test_a_client_that_reads_nothing_does_not_delay_the_end(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.pause = asyncio.Event()
@@ -148,10 +148,10 @@ async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
         body = '{"prompt": "hi", "stream": true}'
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
         writer.write(f"{head}\r\n\r\n{body}".encode())
-        await running(engines)
+        await wait_for_requests(engines)
         (connection,) = it.server.server_state.connections
         connection.pause_writing()  # as its transport does when its buffers are full
         it.server.end()
-        await it.told.get()
+        await it.printed.get()
     writer.close()
     assert not it.server.server_state.tasks

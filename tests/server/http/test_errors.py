@@ -1,4 +1,4 @@
-"""The one shape of errors: bodies, limits, routes, keys, request ids."""
+"""Errors in OpenAI's format: bodies, limits, routes, keys and request ids."""
 
 import json
 from typing import Any
@@ -92,7 +92,7 @@ USER = {"role": "user", "content": "hi"}
         ({"model": 5}, "model", "invalid_type"),
     ],
 )
-async def test_a_bad_field_is_refused_by_name(
+async def test_the_error_names_a_bad_field(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str, code: str | None
 ) -> None:
     for stream in (False, True):
@@ -103,7 +103,7 @@ async def test_a_bad_field_is_refused_by_name(
             assert error["code"] == code
 
 
-async def test_a_missing_field_is_named(client: httpx.AsyncClient) -> None:
+async def test_the_error_names_a_missing_field(client: httpx.AsyncClient) -> None:
     error = error_of(await client.post("/v1/chat/completions", json={}), 400)
     assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")
 
@@ -129,7 +129,7 @@ async def test_broken_bodies_are_400(client: httpx.AsyncClient, body: bytes) -> 
     for path in ("/v1/chat/completions", "/v1/completions"):
         response = await client.post(path, content=body)
         if b"messages" in body and path == "/v1/completions" and response.status_code == 200:
-            continue  # an unknown field there
+            continue  # `messages` is an unknown field there, which is ignored
         error_of(response, 400)
 
 
@@ -157,7 +157,7 @@ async def test_a_body_parsed_in_a_thread_has_the_same_errors(client: httpx.Async
     assert error["param"] == "n"
 
 
-async def test_context_length_is_said_with_the_numbers(client: httpx.AsyncClient) -> None:
+async def test_the_error_of_a_long_prompt_states_the_numbers(client: httpx.AsyncClient) -> None:
     error = error_of(await chat(client, max_tokens=1010), 400)
     assert error["code"] == "context_length_exceeded"
     assert "maximum context length is 1024" in error["message"]
@@ -168,14 +168,18 @@ async def test_context_length_is_said_with_the_numbers(client: httpx.AsyncClient
     assert "20" in error["message"]
 
 
-async def test_unknown_models_are_404_and_list_what_there_is(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_model_is_a_404_that_lists_the_known_ones(
+    client: httpx.AsyncClient,
+) -> None:
     error = error_of(await chat(client, model="nothing"), 404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "main" in error["message"]
     assert "org/other" in error["message"]
 
 
-async def test_models_by_alias_default_and_lenient_names(make_app: MakeApp) -> None:
+async def test_unknown_names_get_the_default_model_unless_names_are_strict(
+    make_app: MakeApp,
+) -> None:
     async with client_of(make_app(strict=False)) as client:
         for name in ("gpt-x", None, "", "whatever"):
             assert (await chat(client, model=name)).json()["model"] == "main"
@@ -195,7 +199,7 @@ async def test_models_by_alias_default_and_lenient_names(make_app: MakeApp) -> N
         ("POST", "/v1/chat/completions/", 404),
     ],
 )
-async def test_wrong_urls_and_methods(
+async def test_wrong_urls_and_methods_are_errors_in_openais_format(
     client: httpx.AsyncClient, method: str, path: str, status: int
 ) -> None:
     response = await client.request(method, path)
@@ -213,7 +217,9 @@ async def test_models_are_listed_and_found_by_ids_with_slashes(client: httpx.Asy
     assert (await client.get("/models/gpt-x")).json()["id"] == "main"
 
 
-async def test_health_and_ready(client: httpx.AsyncClient) -> None:
+async def test_health_always_answers_and_ready_needs_a_loaded_model(
+    client: httpx.AsyncClient,
+) -> None:
     assert (await client.get("/health")).json() == {"status": "ok"}
     response = await client.get("/ready")
     assert error_of(response, 503)["code"] == "model_loading"
@@ -245,7 +251,7 @@ async def test_keys_may_be_any_text_in_utf8(make_app: MakeApp) -> None:
             assert (await client.get("/v1/models", headers=header)).status_code == status
 
 
-async def test_request_ids_are_kept_when_sane(client: httpx.AsyncClient) -> None:
+async def test_a_valid_request_id_is_kept_and_another_replaced(client: httpx.AsyncClient) -> None:
     kept = await client.get("/health", headers={"x-request-id": "abc-123"})
     assert kept.headers["x-request-id"] == "abc-123"
     for bad in ("a b", "x" * 200, "ä".encode().decode("latin-1"), ""):
@@ -281,7 +287,7 @@ async def test_engine_failures_before_the_first_byte_are_json(
     assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
 
 
-async def test_a_defect_is_a_500_that_tells_nothing(
+async def test_an_unexpected_exception_is_a_500_without_details(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.error = RuntimeError("secret detail")

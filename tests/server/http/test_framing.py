@@ -1,4 +1,4 @@
-"""What HTTP carries beside bodies is bounded before anything looks at it; upgrades are declined."""
+"""The bytes of HTTP that are not content have limits, and upgrades are declined."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.http.framing import MOST_FIELDS, MOST_FRAMING
-from server.http.protocol import MOST_QUEUED
+from server.http.framing import MAX_FIELDS, MAX_FRAMING
+from server.http.protocol import MAX_PIPELINED
 from tests.server.conftest import MakeApp, serving
 from tests.server.fake_engine import FakeEngines
 from tests.server.http.test_hostile import CHAT, HEAD, raw_connection
@@ -18,7 +18,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 BODY = b'{"prompt": "hi", "max_tokens": 3}'
 END = b"0\r\n\r\n"
-LARGEST = MOST_FRAMING + 2 * 16 * 1024  # a bound is noticed after a piece of 16 KiB
+TOO_MUCH = MAX_FRAMING + 2 * 16 * 1024  # the limit is checked after each piece of 16 KiB
 
 
 def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
@@ -27,7 +27,7 @@ def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
 
 
 async def answers_of(url: str, sent: bytes) -> list[tuple[int, dict[str, str], Any]]:
-    """Status, headers and JSON body of all answers, until the server ends the connection."""
+    """Return status, headers and JSON body of all answers until the server ends the connection."""
     async with raw_connection(url) as (reader, writer), asyncio.timeout(20):
         writer.write(sent)
         rest = await reader.read()
@@ -65,10 +65,10 @@ async def answers_of(url: str, sent: bytes) -> list[tuple[int, dict[str, str], A
         (CHUNKED + b"g\r\n", b"", 400, "invalid_http"),
     ],
 )
-async def test_bytes_without_a_body_end_in_an_answer(
+async def test_too_many_bytes_without_content_get_an_error(
     make_app: MakeApp, first: bytes, again: bytes, status: int, code: str
 ) -> None:
-    sent = first + again * (LARGEST // max(1, len(again)))
+    sent = first + again * (TOO_MUCH // max(1, len(again)))
     async with serving(make_app(keys=("alpha",) if status != 400 else ())) as url:
         [(got, headers, body)] = await answers_of(url, sent)
     assert (got, body["error"]["code"]) == (status, code)
@@ -76,7 +76,7 @@ async def test_bytes_without_a_body_end_in_an_answer(
     assert headers["connection"] == "close"
 
 
-async def test_a_head_that_comes_in_small_pieces_has_the_same_bound(make_app: MakeApp) -> None:
+async def test_a_head_in_small_pieces_has_the_same_limit(make_app: MakeApp) -> None:
     async with serving(make_app()) as url, raw_connection(url) as (reader, writer):
         answer = asyncio.create_task(reader.read())
         writer.write(GET + b"X: ")
@@ -91,21 +91,23 @@ async def test_a_head_that_comes_in_small_pieces_has_the_same_bound(make_app: Ma
     "sent",
     [
         HEAD + b"X: " + b"x" * 60_000 + b"\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY,
-        HEAD + b"A: b\r\n" * (MOST_FIELDS - 2) + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
+        HEAD + b"A: b\r\n" * (MAX_FIELDS - 2) + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
         CHUNKED + chunks(BODY + b" " * 30_000, 1) + END,
         CHUNKED + chunks(b" " * 300_000 + BODY, 8192, b";chunk-signature=" + b"f" * 64) + END,
         CHUNKED + chunks(BODY, 9) + b"0\r\nDigest: x\r\nX: y\r\n\r\n",
     ],
 )
-async def test_clients_in_use_are_served(make_app: MakeApp, sent: bytes) -> None:
-    """As often as they ask on one connection: the bounds begin anew with every request."""
+async def test_large_heads_and_small_chunks_within_limits_are_served(
+    make_app: MakeApp, sent: bytes
+) -> None:
+    """The limits apply to each request of a connection anew."""
     last = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
     async with serving(make_app()) as url:
         answers = await answers_of(url, sent * 4 + last)
     assert [status for status, _, _ in answers] == [200] * 5
 
 
-async def test_trailers_are_no_headers(make_app: MakeApp) -> None:
+async def test_trailers_are_not_read_as_headers(make_app: MakeApp) -> None:
     sent = CHUNKED + chunks(BODY, 99) + b"0\r\nx-api-key: alpha\r\n\r\n"
     last = HEAD + b"Connection: close\r\n\r\n"
     async with serving(make_app(keys=("alpha",))) as url:
@@ -116,17 +118,17 @@ async def test_trailers_are_no_headers(make_app: MakeApp) -> None:
 async def test_more_requests_than_may_wait_are_not_read(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
-    """The answers to those that were read come whole, then the connection ends."""
+    """Requests that were read are answered, and then the connection ends."""
     engines.script.beat = 0.01
     slow = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
     async with serving(make_app()) as url:
         answers = await answers_of(url, slow + (GET + b"\r\n") * 3000)
-    assert [status for status, _, _ in answers] == [200] * (1 + MOST_QUEUED)
+    assert [status for status, _, _ in answers] == [200] * (1 + MAX_PIPELINED)
     assert answers[0][2]["object"] == "text_completion"
 
 
-@pytest.mark.parametrize("garbage", [b"\x00", b"GET /" + b"x" * LARGEST, b"\r\n" * LARGEST])
-async def test_an_answer_under_way_is_not_disturbed(
+@pytest.mark.parametrize("garbage", [b"\x00", b"GET /" + b"x" * TOO_MUCH, b"\r\n" * TOO_MUCH])
+async def test_an_answer_in_progress_is_completed_before_a_refusal(
     make_app: MakeApp, engines: FakeEngines, garbage: bytes
 ) -> None:
     engines.script.beat = 0.01
@@ -143,7 +145,7 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Key: eA==\r\n"
 async def test_upgrades_are_declined(
     make_app: MakeApp, protocol: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As if nobody had asked: the same checks, ordinary answers, bodies, further requests."""
+    """Requests are checked and answered as if they did not ask for an upgrade."""
     upgrade = UPGRADE % protocol
     sent = [
         GET + upgrade + b"\r\n",
@@ -161,7 +163,7 @@ async def test_upgrades_are_declined(
 
 
 async def test_no_websocket_reaches_a_check_or_a_route(make_app: MakeApp) -> None:
-    """Other servers of ASGI may offer one."""
+    """Another ASGI server than ours may pass one on."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -182,7 +184,7 @@ async def test_no_websocket_reaches_a_check_or_a_route(make_app: MakeApp) -> Non
         (b'{"messages": [' + b"0," * 300_000, "too_many_values"),
     ],
 )
-async def test_an_excess_is_told_before_the_body_ends(
+async def test_a_body_above_a_limit_is_refused_before_it_ends(
     make_app: MakeApp, body: bytes, code: str
 ) -> None:
     async with serving(make_app()) as url, raw_connection(url) as (reader, writer):
@@ -193,7 +195,7 @@ async def test_an_excess_is_told_before_the_body_ends(
             assert code.encode() in await reader.readuntil(b"}}")
 
 
-async def test_a_text_that_looks_deep_is_a_text(client: httpx.AsyncClient) -> None:
+async def test_brackets_within_a_text_do_not_count_as_depth(client: httpx.AsyncClient) -> None:
     text = '[{"' * 200
     body = {**CHAT, "messages": [{"role": "user", "content": text}]}
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200

@@ -1,4 +1,4 @@
-"""Whatever is posted to whatever route: no 5xx, and every refusal in its door's shape."""
+"""No body of any route causes a 5xx, and every error has the format of its API."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ def transport(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> httpx.ASGIT
 
 
 @pytest.mark.parametrize(("path", "body"), RIGHT)
-async def test_right_bodies_are_right(client: httpx.AsyncClient, path: str, body: Any) -> None:
+async def test_valid_bodies_are_answered(client: httpx.AsyncClient, path: str, body: Any) -> None:
     answer = await client.post(path, json=body)
     assert answer.status_code == 200, answer.text
 
@@ -32,9 +32,7 @@ async def test_right_bodies_are_right(client: httpx.AsyncClient, path: str, body
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(wrong=wrong_bodies())
-async def test_no_body_whatever_makes_a_5xx(
-    transport: httpx.ASGITransport, wrong: tuple[str, Any]
-) -> None:
+async def test_no_body_causes_a_5xx(transport: httpx.ASGITransport, wrong: tuple[str, Any]) -> None:
     path, body = wrong
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         check(path, body, await client.post(path, json=body))

@@ -1,4 +1,4 @@
-"""Requests made to hurt: refused in few words, cheaply, and without a trace in other answers."""
+"""Hostile requests get short errors at little cost, and do not affect other requests."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from tests.server.fake_engine import FakeEngines
     "field", ["seed", "n", "max_tokens", "top_k", "min_tokens", "top_logprobs", "stop_token_ids"]
 )
 @pytest.mark.parametrize("number", ["1e300", "9" * 4200, "-" + "9" * 4200])
-async def test_endless_numbers_are_refused_in_few_words(
+async def test_huge_numbers_get_a_short_error(
     client: httpx.AsyncClient, field: str, number: str
 ) -> None:
     value = f"[{number}]" if field == "stop_token_ids" else number
@@ -29,7 +29,7 @@ async def test_endless_numbers_are_refused_in_few_words(
     assert len(error["message"]) < 200
 
 
-async def test_a_stop_string_longer_than_anybody_needs_is_refused(
+async def test_a_stop_string_above_its_limit_is_refused(
     client: httpx.AsyncClient,
 ) -> None:
     assert (await chat(client, stop="x" * 65_536)).status_code == 200
@@ -46,14 +46,14 @@ async def test_a_token_named_twice_counts_once(
     assert params.stop_token_ids == (7, 8)
 
 
-async def test_more_prompts_than_could_ever_be_queued_are_a_400(make_app: MakeApp) -> None:
+async def test_more_prompts_than_the_queue_holds_are_a_400(make_app: MakeApp) -> None:
     async with client_of(make_app(max_queue=2)) as client:
         assert (await complete(client, prompt=["a", "b"])).status_code == 200
         error = error_of(await complete(client, prompt=["a", "b", "c"]), 400)
         assert error["param"] == "prompt"
 
 
-async def test_names_of_the_client_are_told_back_shortened_and_logged_on_one_line(
+async def test_quoted_values_are_cut_and_logged_on_one_line(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "understudy"):
@@ -65,7 +65,7 @@ async def test_names_of_the_client_are_told_back_shortened_and_logged_on_one_lin
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
-async def test_a_client_that_leaves_within_its_body_leaves_no_traceback(
+async def test_a_client_that_leaves_within_its_body_logs_no_traceback(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "understudy"):
@@ -86,7 +86,7 @@ async def test_a_client_that_leaves_within_its_body_leaves_no_traceback(
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
-SHORT = 0.3  # seconds of patience
+SHORT = 0.3  # seconds: the `client_timeout` of these tests
 
 
 @asynccontextmanager
@@ -101,7 +101,9 @@ async def raw_connection(
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST", HEAD, HEAD + b"X: y\r\n"])
-async def test_a_head_that_does_not_end_is_hung_up_on(make_app: MakeApp, sent: bytes) -> None:
+async def test_a_head_that_does_not_end_closes_the_connection(
+    make_app: MakeApp, sent: bytes
+) -> None:
     async with serving(make_app(), SHORT) as url, raw_connection(url) as (reader, writer):
         writer.write(sent)
         async with asyncio.timeout(20):
@@ -119,7 +121,7 @@ async def test_a_body_that_does_not_end_is_a_408(make_app: MakeApp) -> None:
     assert json.loads(body)["error"]["code"] == "request_timeout"
 
 
-async def test_a_body_that_comes_byte_by_byte_is_a_408_too(make_app: MakeApp) -> None:
+async def test_a_body_that_arrives_byte_by_byte_is_a_408(make_app: MakeApp) -> None:
     async with (
         serving(make_app(client_timeout=SHORT)) as url,
         raw_connection(url) as (reader, writer),
@@ -132,7 +134,7 @@ async def test_a_body_that_comes_byte_by_byte_is_a_408_too(make_app: MakeApp) ->
     assert b"request_timeout" in answer.result()
 
 
-async def test_empty_lines_keep_no_connection(make_app: MakeApp) -> None:
+async def test_empty_lines_do_not_keep_a_connection_open(make_app: MakeApp) -> None:
     async with serving(make_app(), SHORT) as url, raw_connection(url) as (reader, writer):
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
@@ -144,7 +146,7 @@ async def test_empty_lines_keep_no_connection(make_app: MakeApp) -> None:
 
 
 def slow_client(url: str, body: object) -> socket.socket:
-    """A connection with small buffers that has asked for something."""
+    """Return a connection with small buffers that has sent a request."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", httpx.URL(url).port or 0))
@@ -157,15 +159,15 @@ def slow_client(url: str, body: object) -> socket.socket:
 
 @pytest.mark.parametrize("takes", [0, 1])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_that_is_not_taken_is_dropped(
+async def test_an_answer_that_the_client_does_not_read_is_dropped(
     make_app: MakeApp,
     engines: FakeEngines,
     monkeypatch: pytest.MonkeyPatch,
     stream: bool,
     takes: int,
 ) -> None:
-    """It has 100 chunks of 80 KB: the engine of a stream stops long before the last."""
-    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # the kernel's own bound
+    """The answer has 100 chunks of 80 KB: the engine of a stream stops long before the last."""
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # the kernel's own limit
     engines.script.answers = lambda _: [120] * 900
     engines.script.burst, engines.script.beat = 9, 0.01 if stream else 0.0
     body = {**CHAT, "n": 6, "stream": stream, "logprobs": True, "top_logprobs": 20}
@@ -182,7 +184,7 @@ async def test_an_answer_that_is_not_taken_is_dropped(
         assert bool(engines.engine.closed_requests) == stream
 
 
-async def test_what_is_not_http_is_refused_in_the_one_shape(make_app: MakeApp) -> None:
+async def test_bytes_that_are_not_http_get_an_error_in_openais_format(make_app: MakeApp) -> None:
     async with serving(make_app()) as url, raw_connection(url) as (reader, writer):
         writer.write(b"\x16\x03\x01 hello\r\n\r\n")
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
@@ -190,7 +192,7 @@ async def test_what_is_not_http_is_refused_in_the_one_shape(make_app: MakeApp) -
     assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
-async def test_idle_connections_and_pipelining_change_nothing_for_others(
+async def test_idle_and_pipelined_connections_do_not_affect_others(
     make_app: MakeApp,
 ) -> None:
     async with serving(make_app()) as url:

@@ -1,4 +1,4 @@
-"""Who may ask: keys of the environment, the command line and a file that changes; CORS."""
+"""API keys from the environment, the command line and a file that changes; CORS with keys."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ def test_keys_come_from_environment_command_line_and_file(tmp_path: Path) -> Non
     path = tmp_path / "keys"
     path.write_text("# ours\nalpha\n\n  beta  \n")
     keys = read_keys({"UNDERSTUDY_API_KEY": "gamma"}, path, "delta")
-    owners = {keys.owner(bearer(key)) for key in ("alpha", "beta", "gamma", "delta")}
+    owners = {keys.find_owner(bearer(key)) for key in ("alpha", "beta", "gamma", "delta")}
     assert len(owners) == 4
     assert None not in owners
 
@@ -51,13 +51,13 @@ def test_keys_come_from_environment_command_line_and_file(tmp_path: Path) -> Non
         (bearer("wrong") | {"x-api-key": "alpha"}, False),
     ],
 )
-def test_how_a_key_is_shown(headers: Mapping[str, str], known: bool) -> None:
-    assert (ApiKeys(["alpha"]).owner(headers) is not None) == known
+def test_a_key_is_found_in_either_header(headers: Mapping[str, str], known: bool) -> None:
+    assert (ApiKeys(["alpha"]).find_owner(headers) is not None) == known
 
 
-def test_keys_are_not_kept() -> None:
+def test_keys_themselves_are_not_kept_in_memory() -> None:
     keys = ApiKeys(["secret"])
-    assert "secret" not in str(vars(keys)) + str(keys.owner(bearer("secret")))
+    assert "secret" not in str(vars(keys)) + str(keys.find_owner(bearer("secret")))
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "\n \n", None])
@@ -71,7 +71,7 @@ def test_a_file_without_keys_is_an_error_at_start(tmp_path: Path, text: str | No
         read_keys({}, None, " ")
 
 
-def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
+def test_a_changed_file_applies_at_once_and_a_broken_one_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "keys"
@@ -79,7 +79,7 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
     keys = ApiKeys(file=KeyFile(path))
 
     def known(*names: str) -> list[str]:
-        return [name for name in names if keys.owner(bearer(name))]
+        return [name for name in names if keys.find_owner(bearer(name))]
 
     assert known("old", "newer") == ["old"]
     path.write_text("newer\nthird\n")
@@ -99,7 +99,7 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/health"])
-async def test_health_alone_is_open(make_app: MakeApp, path: str) -> None:
+async def test_only_health_needs_no_key(make_app: MakeApp, path: str) -> None:
     async with client_of(make_app(keys=("alpha",))) as client:
         assert (await client.get(path)).status_code == 200
         for closed in ("/metrics", "/openapi.json", f"{path}/", f"/x{path}"):
@@ -108,7 +108,7 @@ async def test_health_alone_is_open(make_app: MakeApp, path: str) -> None:
         assert refused.headers["www-authenticate"] == "Bearer"
 
 
-async def test_with_keys_browsers_are_told_nothing_by_default(make_app: MakeApp) -> None:
+async def test_with_keys_no_cors_headers_are_sent_by_default(make_app: MakeApp) -> None:
     async with client_of(make_app(keys=("alpha",)), headers=bearer("alpha")) as client:
         response = await client.options("/v1/chat/completions", headers=PREFLIGHT)
         assert error_of(response, 405)["code"] == "method_not_allowed"
@@ -117,7 +117,7 @@ async def test_with_keys_browsers_are_told_nothing_by_default(make_app: MakeApp)
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-async def test_a_configured_origin_may_ask_with_keys_set(make_app: MakeApp) -> None:
+async def test_a_configured_origin_may_send_requests_with_a_key(make_app: MakeApp) -> None:
     async with client_of(make_app(keys=("alpha",), cors_origins=[ORIGIN])) as client:
         preflight = await client.options("/v1/chat/completions", headers=PREFLIGHT)
         assert preflight.status_code == 200
@@ -136,7 +136,7 @@ async def test_a_configured_origin_may_ask_with_keys_set(make_app: MakeApp) -> N
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
-async def test_other_origins_are_refused_in_the_one_shape(make_app: MakeApp) -> None:
+async def test_other_origins_get_an_error_in_openais_format(make_app: MakeApp) -> None:
     app = make_app(keys=("alpha",), cors_origins=[ORIGIN])
     async with client_of(app, headers=bearer("alpha")) as client:
         other = PREFLIGHT | {"origin": "http://elsewhere.example"}
@@ -144,7 +144,7 @@ async def test_other_origins_are_refused_in_the_one_shape(make_app: MakeApp) -> 
         assert error_of(response, 400)["code"] == "cors_refused"
         client.headers["origin"] = other["origin"]
         answer = await chat(client)
-        assert answer.status_code == 200  # the key alone counts
+        assert answer.status_code == 200  # only the key decides
         assert "access-control-allow-origin" not in answer.headers
         # no preflight: an ordinary request
         assert error_of(await client.options("/health"), 405)["code"] == "method_not_allowed"

@@ -1,4 +1,4 @@
-"""Bodies that only a text process reads are answered like small ones."""
+"""Large bodies, which only a text process parses, are answered like small ones."""
 
 import json
 from typing import Any
@@ -51,7 +51,7 @@ async def post(client: httpx.AsyncClient, path: str, data: str) -> httpx.Respons
 
 
 def without_names(answer: Any) -> Any:
-    """An answer without what no two have in common: ids and times."""
+    """Return an answer without ids and times, which differ between answers."""
     if isinstance(answer, dict):
         kept = {key: value for key, value in answer.items() if key not in ("id", "timings")}
         return {key: without_names(value) for key, value in kept.items() if "created" not in key}
@@ -80,14 +80,14 @@ async def test_a_large_body_is_answered_like_a_small_one(
         ("/detokenize", {"tokens": [1, -1]}, "tokens.1"),
     ],
 )
-async def test_mistakes_in_large_bodies_are_named(
+async def test_the_error_names_a_mistake_in_a_large_body(
     client: httpx.AsyncClient, path: str, body: dict[str, Any], param: str
 ) -> None:
     error = error_of(await post(client, path, json.dumps(body) + " " * LARGE_BODY), 400)
     assert error["param"] == param
 
 
-async def test_an_answer_of_token_ids_has_a_bound(
+async def test_an_answer_of_token_ids_has_a_limit(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_calls, "LONGEST_ANSWER", 200)

@@ -1,4 +1,4 @@
-"""How long answers may be, what prompts are made of, and what choices cost: api.md 6, 9, 11, 17."""
+"""Lengths of answers, tokens of prompts, and usage of choices: api.md 6, 9, 11, 17."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ async def test_api_11_impossible_limits_are_refused(
     assert error_of(await ask(client, **fields), 400)["param"] == param
 
 
-async def test_api_11_a_chat_goes_on_until_the_context_is_full(
+async def test_api_11_a_chat_continues_until_the_context_is_full(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: ids_of("x" * 2000)
@@ -40,7 +40,7 @@ async def test_api_11_a_chat_goes_on_until_the_context_is_full(
 
 
 @pytest.mark.parametrize(("asked", "got"), [(None, 6), (9, 9), (3, 3)])
-async def test_api_11_the_models_cap_is_a_default(
+async def test_api_11_the_models_limit_is_a_default(
     make_app: MakeApp, engines: FakeEngines, asked: int | None, got: int
 ) -> None:
     engines.script.answers = lambda k: ids_of("x" * 2000)
@@ -55,10 +55,9 @@ async def test_api_11_a_completion_of_no_tokens_is_allowed(client: httpx.AsyncCl
     assert (choice["text"], choice["finish_reason"]) == ("", "length")
 
 
-async def test_api_09_all_prompts_have_the_same_choices_whatever_their_index(
+async def test_api_09_all_prompts_of_a_request_have_the_same_seed(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
-    """What differs is the index of the choice in the noise: one seed for all prompts."""
     answer = (await complete(client, prompt=["a", "b", "c"], n=2, seed=5)).json()
     assert [c["index"] for c in answer["choices"]] == list(range(6))
     assert [(r.n, r.params.seed) for r in engines.engine.requests] == [(2, 5)] * 3
@@ -76,7 +75,7 @@ async def test_api_09_too_many_choices_are_refused(client: httpx.AsyncClient, n:
     assert error_of(await complete(client, best_of=n), 400)["param"] == "best_of"
 
 
-async def test_api_06_what_was_generated_but_not_shown_is_counted(
+async def test_api_06_choices_that_are_not_returned_are_counted(
     client: httpx.AsyncClient,
 ) -> None:
     usage = (await complete(client, prompt=["a", "bc"], n=1, best_of=3)).json()["usage"]
@@ -85,7 +84,7 @@ async def test_api_06_what_was_generated_but_not_shown_is_counted(
     assert usage["total_tokens"] == 3 + 2 * 3 * 13
 
 
-async def test_api_06_tokens_behind_a_stop_never_existed(
+async def test_api_06_tokens_after_a_stop_are_not_counted(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.burst = 60
@@ -102,7 +101,7 @@ def with_begin_of_sequence() -> Tokenizer:
     return tokenizer
 
 
-async def test_api_17_a_texts_special_tokens_are_the_tokenizers_and_ids_are_taken_as_given(
+async def test_api_17_texts_get_special_tokens_and_ids_are_used_as_given(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     await complete(client)
@@ -120,7 +119,7 @@ async def test_api_17_a_texts_special_tokens_are_the_tokenizers_and_ids_are_take
         tokenizer.inner.backend_tokenizer.post_processor = None
 
 
-async def test_api_17_a_rendered_chat_gets_no_special_tokens_of_the_tokenizers(
+async def test_api_17_a_rendered_chat_gets_no_further_special_tokens(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     tokenizer = with_begin_of_sequence()
@@ -132,7 +131,7 @@ async def test_api_17_a_rendered_chat_gets_no_special_tokens_of_the_tokenizers(
     assert engines.engine.requests[0].prompt == rendered
 
 
-async def test_api_17_a_chat_without_a_template_is_sent_to_completions(
+async def test_api_17_a_chat_without_a_template_is_an_error_with_advice(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.tokenizer_path = "no-template"

@@ -1,4 +1,4 @@
-"""/openapi.json is true: schemathesis asks what it promises and checks what comes."""
+"""/openapi.json is correct: schemathesis sends requests that it allows and checks the answers."""
 
 import subprocess
 import sys
@@ -11,8 +11,8 @@ import pytest
 
 from tests.server.conftest import MakeApp, client_of
 
-# What a schema allows can still be too long, name no token of this model, or ask of it what it
-# has not: 400s that only a loaded model decides. All other checks of schemathesis are on.
+# What a schema allows can still be too long, name no token of this model, or ask for a feature that
+# it lacks: only a loaded model decides on these 400s. All other checks of schemathesis run.
 LEFT_OUT = "positive_data_acceptance"
 
 
@@ -25,7 +25,7 @@ def url() -> Iterator[str]:
         server.terminate()
 
 
-def test_schemathesis_finds_nothing(url: str, tmp_path: Path) -> None:
+def test_schemathesis_finds_no_failure(url: str, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
         *("run", f"{url}/openapi.json", "--exclude-checks", LEFT_OUT, "--no-color"),
@@ -45,7 +45,7 @@ def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-async def test_every_operation_tells_its_errors_and_bounds(client: httpx.AsyncClient) -> None:
+async def test_every_operation_states_its_errors_and_limits(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     for path, operation in operations(document):
         shape = "MessageErrorBody" if path.startswith("/v1/messages") else "ErrorBody"

@@ -1,4 +1,4 @@
-"""What this server tells beyond OpenAI's: where tokens came from, and what predictions brought."""
+"""Extensions of the API: the provenance of tokens, and the use of predictions."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from tests.server.conftest import chat, complete, events
 from tests.server.fake_engine import EOS, FakeEngines, ids_of
 
 
-def told(choice: dict[str, Any]) -> list[tuple[Any, ...]]:
+def provenance_of(choice: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [(e["token"], e["source"], e["depth"], e["pass"]) for e in choice["provenance"]]
 
 
-async def test_provenance_tells_source_depth_and_pass_of_each_token(
+async def test_provenance_has_source_depth_and_pass_of_each_token(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("abcd"), EOS)
@@ -25,13 +25,13 @@ async def test_provenance_tells_source_depth_and_pass_of_each_token(
         ("", "target", 0, 2),
     ]
     for answer in (await chat(client, provenance=True), await complete(client, provenance=True)):
-        assert told(answer.json()["choices"][0]) == want
+        assert provenance_of(answer.json()["choices"][0]) == want
 
 
 @pytest.mark.parametrize("ask", [chat, complete])
 @pytest.mark.parametrize("stop", [None, "there", "lo"])
 @pytest.mark.parametrize("burst", [1, 2, 5, 60])
-async def test_streamed_provenance_rides_with_its_text_and_adds_up(
+async def test_streamed_provenance_comes_with_its_text_and_adds_up(
     client: httpx.AsyncClient, engines: FakeEngines, ask: Any, stop: str | None, burst: int
 ) -> None:
     engines.script.answers = lambda k: (*ids_of("Hé🙂llo there."), EOS)
@@ -55,7 +55,7 @@ async def test_streamed_provenance_rides_with_its_text_and_adds_up(
         assert entries == choice["provenance"]
 
 
-async def test_a_character_that_is_never_finished_belongs_to_the_last_token(
+async def test_an_incomplete_character_belongs_to_the_last_token(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: ids_of("a🙂")
@@ -65,13 +65,13 @@ async def test_a_character_that_is_never_finished_belongs_to_the_last_token(
 
 
 @pytest.mark.parametrize("ask", [chat, complete])
-async def test_without_provenance_nothing_changes(client: httpx.AsyncClient, ask: Any) -> None:
+async def test_provenance_is_absent_unless_requested(client: httpx.AsyncClient, ask: Any) -> None:
     assert "provenance" not in (await ask(client)).json()["choices"][0]
     *chunks, _ = events((await ask(client, stream=True, provenance=False)).text)
     assert not any("provenance" in chunk["choices"][0] for chunk in chunks)
 
 
-async def test_timings_tell_tokens_per_pass(client: httpx.AsyncClient) -> None:
+async def test_timings_have_tokens_per_pass(client: httpx.AsyncClient) -> None:
     timings = (await chat(client)).json()["timings"]
     assert timings["tokens_per_pass"] == timings["predicted_n"] / timings["passes"] == 13 / 5
 
@@ -96,7 +96,7 @@ async def test_api_18_a_prediction_is_drafted_and_counted(
     assert details["rejected_prediction_tokens"] == 4 * len(ids_of(text))
 
 
-async def test_api_18_no_prediction_is_null_or_absent(
+async def test_api_18_a_prediction_may_be_null_or_absent(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     assert (await chat(client)).status_code == 200

@@ -1,4 +1,4 @@
-"""Signs of life of an answer that takes long: comments, white space, headers."""
+"""Keep-alive signals of an answer that takes long: comments, white space, headers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ QUICK = {"keepalive": 0.01, "blank_after": 0.02}
 
 @asynccontextmanager
 async def streaming(url: str, **fields: Any) -> AsyncIterator[AsyncIterator[str]]:
-    """The lines of a streamed chat."""
+    """Send a chat request and yield the lines of its stream."""
     async with (
         httpx.AsyncClient(base_url=url) as client,
         client.stream(
@@ -29,8 +29,8 @@ async def streaming(url: str, **fields: Any) -> AsyncIterator[AsyncIterator[str]
         yield response.aiter_lines()
 
 
-async def comment(lines: AsyncIterator[str], wanted: str) -> None:
-    """Read on until a comment says this; the test's time runs out when none does."""
+async def wait_for_comment(lines: AsyncIterator[str], wanted: str) -> None:
+    """Read lines until the wanted comment arrives; without one the test times out."""
     while await anext(lines) != f": {wanted}":
         pass
 
@@ -43,7 +43,7 @@ async def comment(lines: AsyncIterator[str], wanted: str) -> None:
         ("gate", "running", "running"),
     ],
 )
-async def test_comments_tell_what_a_stream_waits_for(
+async def test_comments_say_what_a_stream_waits_for(
     make_app: MakeApp, engines: FakeEngines, holds: str, first: str, second: str
 ) -> None:
     gate = asyncio.Event()
@@ -53,9 +53,9 @@ async def test_comments_tell_what_a_stream_waits_for(
         streaming(url) as lines,
         streaming(url) as others,
     ):
-        await comment(lines, first)
-        await comment(others, second)
-        await comment(others, second)  # and again
+        await wait_for_comment(lines, first)
+        await wait_for_comment(others, second)
+        await wait_for_comment(others, second)  # it is sent again
         gate.set()
         rest = [line async for line in others]
     assert "data: [DONE]" in rest
@@ -66,9 +66,9 @@ async def test_a_stream_waits_for_another_models_requests(
 ) -> None:
     engines.script.gate = asyncio.Event()
     async with serving(make_app(**QUICK)) as url, streaming(url) as running:
-        await comment(running, "running")
+        await wait_for_comment(running, "running")
         async with streaming(url, model="org/other") as lines:
-            await comment(lines, "waiting for org/other, position 1")
+            await wait_for_comment(lines, "waiting for org/other, position 1")
 
 
 async def test_a_late_json_answer_begins_with_white_space(
@@ -91,7 +91,7 @@ async def test_a_late_json_answer_begins_with_white_space(
         assert (await chat(client)).text.startswith("{")
 
 
-async def test_a_json_answer_that_only_waits_gets_no_byte_and_an_ordinary_error(
+async def test_a_waiting_json_answer_sends_nothing_before_an_ordinary_error(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.load_gate = asyncio.Event()
@@ -104,7 +104,7 @@ async def test_a_json_answer_that_only_waits_gets_no_byte_and_an_ordinary_error(
         assert error_of(await asking, 500)["code"] == "model_load_failed"
 
 
-async def test_a_late_answer_that_fails_is_cut_off_and_tried_again(
+async def test_a_late_answer_that_fails_is_cut_off_and_the_sdk_retries(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.gate = asyncio.Event()
@@ -147,7 +147,7 @@ async def test_leaving_while_queued_or_late_frees_the_request(
         while not engines.made:
             await asyncio.sleep(0)
         await engines.engine.request_started.wait()
-        await asyncio.sleep(0.1)  # signs of life, where there are any
+        await asyncio.sleep(0.1)  # for keep-alive signals, where the answer has any
         asking.cancel()
         async with asyncio.timeout(10):
             await engines.engine.request_closed.wait()

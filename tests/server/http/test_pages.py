@@ -1,4 +1,4 @@
-"""Web pages and a server without keys: foreign ones reach no route, others are answered."""
+"""On a server without keys, foreign web pages reach no route and other clients are answered."""
 
 import logging
 import socket
@@ -174,7 +174,7 @@ def decide(
     path: str = "/v1/models",
     **fields: Any,
 ) -> str | None:
-    """Return the code of the refusal."""
+    """Return the code of the refusal, None where the request is allowed."""
     raw = [(name.encode(), value.encode("latin-1")) for name, value in pairs]
     refusal = policy(**fields).refusal(method, path, Headers(raw=raw))
     assert refusal is None or (refusal.status == 403 and refusal.code is not None)
@@ -268,13 +268,15 @@ def test_a_configured_origin_passes(origin: str) -> None:
         ([("sec-fetch-mode", "cors")], "POST", None),  # Node's fetch
     ],
 )
-def test_a_page_that_hides_its_origin(pairs: Pairs, method: str, code: str | None) -> None:
+def test_a_cross_site_request_without_an_origin_is_refused_unless_a_link(
+    pairs: Pairs, method: str, code: str | None
+) -> None:
     assert decide(pairs, method) == code
     assert decide(pairs, method, cors_origins=("*",)) is None
 
 
 @pytest.mark.parametrize("content_type", [*FOREIGN_TYPES, *JSON_TYPES])
-def test_bodies_of_pages_are_json(content_type: str | None) -> None:
+def test_bodies_of_pages_must_be_json(content_type: str | None) -> None:
     want = None if content_type in JSON_TYPES else "content_type_not_allowed"
     for length in ({"content-length": "7"}, {"transfer-encoding": "chunked"}):
         assert decide(body(content_type, **length), "POST") == want
@@ -296,7 +298,7 @@ def test_bodies_of_pages_are_json(content_type: str | None) -> None:
         (body("text/plain", **{"content-length": "7"}), "api_key_file"),
     ],
 )
-def test_a_refusal_names_the_setting_in_few_words(pairs: Pairs, setting: str) -> None:
+def test_a_refusal_is_short_and_names_the_setting(pairs: Pairs, setting: str) -> None:
     raw = [(name.encode(), value.encode()) for name, value in pairs]
     refusal = policy().refusal("POST", "/v1/models", Headers(raw=raw))
     assert isinstance(refusal, ApiError)
@@ -306,7 +308,7 @@ def test_a_refusal_names_the_setting_in_few_words(pairs: Pairs, setting: str) ->
 
 
 def every_route() -> list[tuple[str, str]]:
-    """Return method and path of every route, and of some that no route takes."""
+    """Return method and path of every route, and of some requests that have no route."""
     found = {
         (method, f"{prefix}{route.path}".replace("{model_id:path}", "main"))
         for api in find_apis()
@@ -364,7 +366,7 @@ def transport(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> httpx.ASGIT
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(head=foreign_heads(), route=st.sampled_from(every_route()))
-async def test_nothing_foreign_reaches_a_route(
+async def test_no_foreign_request_reaches_a_route(
     transport: httpx.ASGITransport, head: tuple[Pairs, bool], route: tuple[str, str]
 ) -> None:
     (headers, is_health_open), (method, path) = head, route
@@ -385,7 +387,7 @@ async def test_nothing_foreign_reaches_a_route(
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/metrics", "/none"])
-async def test_a_refusal_has_the_shape_of_its_api(make_app: MakeApp, path: str) -> None:
+async def test_a_refusal_has_the_format_of_its_api(make_app: MakeApp, path: str) -> None:
     async with client_of(make_app()) as client:
         response = await client.post(path, json={}, headers={"origin": "null"})
         if path == "/v1/messages":
@@ -432,7 +434,9 @@ LEGITIMATE: dict[str, Mapping[str, str]] = {
 
 
 @pytest.mark.parametrize("who", LEGITIMATE)
-async def test_legitimate_pages_ask_and_may_read(make_app: MakeApp, who: str) -> None:
+async def test_legitimate_pages_are_answered_and_may_read_the_answer(
+    make_app: MakeApp, who: str
+) -> None:
     headers = LEGITIMATE[who]
     app = make_app(allowed_hosts=ALLOWED_HOSTS, cors_origins=[PAGE])
     async with client_of(app, headers=headers) as client:
@@ -468,7 +472,7 @@ async def test_legitimate_pages_ask_and_may_read(make_app: MakeApp, who: str) ->
     ],
     ids=lambda headers: headers["host"],
 )
-async def test_programs_ask_with_any_content_type(
+async def test_programs_may_send_any_content_type(
     make_app: MakeApp, headers: Mapping[str, str]
 ) -> None:
     async with client_of(make_app(), headers=headers) as client:

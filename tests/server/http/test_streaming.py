@@ -1,7 +1,8 @@
-"""Waiting, leaving and failing: keep-alive comments, disconnects, errors inside streams."""
+"""Keep-alive comments, clients that disconnect, and errors inside streams."""
 
 import asyncio
 import contextlib
+import json
 import socket
 from typing import Any
 
@@ -33,7 +34,7 @@ async def test_a_stream_that_waits_gets_comments(make_app: MakeApp, engines: Fak
     assert events("\n".join(rest))[-1] == "[DONE]"
 
 
-async def test_the_official_client_waits_through_comments(
+async def test_the_official_client_ignores_comments(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.load_gate = asyncio.Event()
@@ -49,7 +50,7 @@ async def test_the_official_client_waits_through_comments(
 
 
 @pytest.mark.parametrize("error_after", [0, 2])
-async def test_an_error_after_the_stream_began_ends_it_without_done(
+async def test_an_error_in_a_stream_ends_it_without_done(
     make_app: MakeApp, engines: FakeEngines, error_after: int
 ) -> None:
     engines.script.error = EngineDied("the engine is gone", "engine_stalled")
@@ -90,7 +91,7 @@ async def test_the_official_client_raises_for_an_error_event(
                 pass
 
 
-async def test_a_whole_answer_that_breaks_is_an_error(
+async def test_a_whole_answer_that_fails_is_an_error(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.error, engines.script.error_after = EngineDied("gone"), 2
@@ -121,6 +122,29 @@ async def test_a_client_that_leaves_closes_its_request(
             while engines.engine.running:
                 await asyncio.sleep(0)
     assert len(engines.engine.closed_requests) == len(engines.engine.requests)
+
+
+async def test_a_client_that_leaves_ends_every_request_it_sent_ahead(
+    make_app: MakeApp, engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines.script.pause = asyncio.Event()
+    body = json.dumps({"prompt": "a", "stream": True}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    async with serving(make_app(keepalive=0.05)) as url, httpx.AsyncClient(base_url=url) as client:
+        await complete(client, max_tokens=0)  # loads the model
+        before = len(engines.engine.requests)
+        _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(2 * (head.encode() + body))
+        await engines.engine.request_started.wait()
+        writer.close()
+        async with asyncio.timeout(10):
+            await engines.engine.request_closed.wait()
+            while engines.engine.running:
+                await asyncio.sleep(0)
+    assert len(engines.engine.requests) == before + 1, "the second one never begins"
+    assert not caplog.records or "Traceback" not in caplog.text
 
 
 async def _read_one(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
@@ -157,7 +181,7 @@ async def test_a_finished_stream_is_not_counted_as_left(
     assert engines.engine.closed_requests == []
 
 
-async def test_queue_full_is_said_before_the_stream_opens(
+async def test_a_full_queue_is_reported_before_the_stream_opens(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.gate = asyncio.Event()
@@ -175,14 +199,14 @@ async def test_queue_full_is_said_before_the_stream_opens(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_server_that_is_told_to_end_tells_who_still_waits(
+async def test_a_server_that_stops_ends_its_requests_with_an_error(
     make_app: MakeApp, engines: FakeEngines, stream: bool
 ) -> None:
     engines.script.pause = asyncio.Event()
     app = make_app(shutdown_timeout=0)
     config = uvicorn.Config(app, log_config=None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(config, app.shared, tell=lambda _: None)
+        server = Server(config, app.shared, announce=lambda _: None)
         running = asyncio.create_task(server._serve([listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(20):

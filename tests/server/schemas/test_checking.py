@@ -1,4 +1,4 @@
-"""The `param` of a refusal: where in a nested body the mistake is, whatever else is in the body."""
+"""The `param` of an error names the place of the mistake in a nested body."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ RIGHT: dict[type[Body], dict[str, Any]] = {
 
 
 def refusal(kind: type[Body], raw: bytes) -> tuple[str | None, str | None]:
-    """The parameter and the code."""
+    """Return the `param` and the `code` of the error that a body raises."""
     with pytest.raises(ApiError) as raised:
         parse_body(kind, raw)
     assert raised.value.status == 400
@@ -96,7 +96,9 @@ CHAT: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param", "code"), CHAT)
-def test_a_chats_mistakes_are_named(fields: dict[str, Any], param: str, code: str) -> None:
+def test_the_error_names_the_mistake_of_a_chat(
+    fields: dict[str, Any], param: str, code: str
+) -> None:
     found = refusal(ChatRequest, json.dumps(RIGHT[ChatRequest] | fields).encode())
     assert found == (param, code)
 
@@ -127,7 +129,7 @@ def test_a_chats_mistakes_are_named(fields: dict[str, Any], param: str, code: st
         ),
     ],
 )
-def test_mistakes_of_other_bodies_are_named(
+def test_the_error_names_the_mistake_of_other_bodies(
     kind: type[Body], fields: dict[str, Any], param: str
 ) -> None:
     assert refusal(kind, json.dumps(RIGHT[kind] | fields).encode())[0] == param
@@ -146,5 +148,7 @@ def test_mistakes_of_other_bodies_are_named(
         (b"", None, "invalid_json"),
     ],
 )
-def test_bytes_that_are_no_sane_json(raw: bytes, param: str | None, code: str) -> None:
+def test_bytes_that_are_not_valid_json_are_refused(
+    raw: bytes, param: str | None, code: str
+) -> None:
     assert refusal(CompletionRequest, raw) == (param, code)

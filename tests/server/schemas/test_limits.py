@@ -1,4 +1,4 @@
-"""Every list and every free object of a body has a bound, which /openapi.json says."""
+"""Every list and every free object of a body has a limit, which /openapi.json states."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def chat_of(message: dict[str, Any]) -> dict[str, Any]:
 
 
 LISTS: list[tuple[type[Body], dict[str, Any], str, Any, int]] = [
-    # the body, the path of the list in it, what it holds, the most of it
+    # the body, the path of the list in it, an element, the limit of its length
     (ChatRequest, {}, "messages", USER, MAX_MESSAGES),
     (ChatRequest, chat_of(USER), "messages.0.content", PART, MAX_MESSAGES),
     (ChatRequest, chat_of({"role": "assistant"}), "messages.0.tool_calls", CALL, MAX_MESSAGES),
@@ -81,7 +81,7 @@ def body_with(body: dict[str, Any], path: str, value: Any) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "body", "path", "element", "most"), LISTS)
-def test_a_longer_list_is_refused_with_its_bound(
+def test_a_list_above_its_limit_is_refused_with_the_limit(
     kind: type[Body], body: dict[str, Any], path: str, element: Any, most: int
 ) -> None:
     with pytest.raises(ApiError, match=f"at most {most} items") as raised:
@@ -90,14 +90,14 @@ def test_a_longer_list_is_refused_with_its_bound(
 
 
 def unbounded(schema: Any, where: str) -> Iterator[str]:
-    """Lists and free objects without a bound below a schema."""
+    """Yield the places of lists and free objects without a limit within a schema."""
     if isinstance(schema, list):
         for inner in schema:
             yield from unbounded(inner, where)
     elif isinstance(schema, dict):
         if schema.get("type") == "array" and "maxItems" not in schema:
             yield where
-        # a body with further fields (`properties`) is bounded by its number of values
+        # the number of values limits a body that allows other fields besides its `properties`
         is_free = schema.get("additionalProperties") and "properties" not in schema
         if is_free and "maxProperties" not in schema:
             yield where
@@ -105,21 +105,21 @@ def unbounded(schema: Any, where: str) -> Iterator[str]:
             yield from unbounded(inner, f"{where}.{key}")
 
 
-def reached(schema: Any, known: dict[str, Any], found: set[str]) -> None:
-    """Collect the names of all schemas that one refers to."""
+def collect_references(schema: Any, known: dict[str, Any], found: set[str]) -> None:
+    """Add the names of all schemas that `schema` refers to, directly or not, to `found`."""
     if isinstance(schema, list):
         for inner in schema:
-            reached(inner, known, found)
+            collect_references(inner, known, found)
     elif isinstance(schema, dict):
         name = str(schema.get("$ref", "")).rpartition("/")[2]
         if name and name not in found:
             found.add(name)
-            reached(known[name], known, found)
+            collect_references(known[name], known, found)
         for inner in schema.values():
-            reached(inner, known, found)
+            collect_references(inner, known, found)
 
 
-async def test_the_document_says_a_bound_for_everything_in_a_body(
+async def test_openapi_states_a_limit_for_every_list_and_object_of_a_body(
     client: httpx.AsyncClient,
 ) -> None:
     document = (await client.get("/openapi.json")).json()
@@ -127,7 +127,7 @@ async def test_the_document_says_a_bound_for_everything_in_a_body(
     found: set[str] = set()
     for methods in document["paths"].values():
         for operation in methods.values():
-            reached(operation.get("requestBody", {}), known, found)
+            collect_references(operation.get("requestBody", {}), known, found)
     assert len(found) > 40
     assert [place for name in sorted(found) for place in unbounded(known[name], name)] == []
 
@@ -140,7 +140,7 @@ async def test_long_conversations_and_many_tools_are_served(client: httpx.AsyncC
         assert error["code"] == "context_length_exceeded"  # of the test's small model
 
 
-async def test_a_prompt_of_too_many_ids_for_the_model_still_says_so(
+async def test_a_prompt_of_too_many_ids_gets_the_error_that_fits(
     client: httpx.AsyncClient,
 ) -> None:
     for ids, code in ((MAX_IDS, "context_length_exceeded"), (2 * MAX_IDS, "too_many_values")):

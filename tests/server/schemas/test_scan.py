@@ -1,4 +1,4 @@
-"""Depth and number of a body's values, counted while it arrives, wherever its pieces end."""
+"""Depth and number of values are counted while a body arrives, wherever its pieces end."""
 
 import json
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ def refusal(pieces: Iterable[bytes], *bounds: int) -> str | None:
 
 @settings(deadline=None, max_examples=100)
 @given(value=JSON, form=FORMS, is_ascii=st.booleans())
-def test_every_cut_counts_the_same_as_the_parsed_value(
+def test_a_body_cut_anywhere_counts_the_same_as_its_parsed_value(
     value: Any, form: dict[str, Any], is_ascii: bool
 ) -> None:
     raw = json.dumps(value, ensure_ascii=is_ascii, **form).encode()
@@ -78,7 +78,7 @@ OPEN = b'{"a":'
         (b"[" + b"{}" * FLOOD, "too_many_values"),
         (b'"' + b"[" * FLOOD + b'"', None),
         (b'"' + b'\\"[' * FLOOD, None),
-        # not JSON, which the parser says
+        # not JSON: the parser refuses these
         (b'"\\' * FLOOD, None),
         (b"\\" * FLOOD, None),
         (b"9" * FLOOD, None),
@@ -86,11 +86,11 @@ OPEN = b'{"a":'
         (b"]" * FLOOD, None),
     ],
 )
-def test_a_body_is_refused_at_its_first_excess(body: bytes, code: str | None) -> None:
+def test_a_body_is_refused_where_it_first_exceeds_a_limit(body: bytes, code: str | None) -> None:
     assert refusal([body]) == code
 
 
-def test_a_refusal_says_the_bound_and_where() -> None:
+def test_the_error_states_the_limit_and_the_place() -> None:
     scan = BodyScan()
     scan.feed(b" " * 3 * PIECE)
     place = f"more than 64 deep.* {3 * PIECE} and {3 * PIECE + 99}"
@@ -99,8 +99,7 @@ def test_a_refusal_says_the_bound_and_where() -> None:
     assert raised.value.status == 400
 
 
-def test_nothing_is_looked_at_after_the_first_excess() -> None:
-    """The error comes in the piece that exceeds, of pieces without end."""
+def test_nothing_is_read_after_the_piece_that_exceeds_a_limit() -> None:
     fed = []
 
     def endless() -> Iterable[bytes]:

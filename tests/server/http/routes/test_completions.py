@@ -1,4 +1,4 @@
-"""POST /v1/completions: prompts in all forms, echo, logprobs, best_of, streams."""
+"""POST /v1/completions: prompts in all forms, echo, logprobs, best_of and streams."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ async def test_a_whole_answer_has_the_documented_shape(client: httpx.AsyncClient
     assert answer["usage"]["prompt_tokens"] == 2
 
 
-async def test_api_11_sixteen_tokens_unless_told_otherwise(
+async def test_api_11_the_default_limit_is_16_tokens(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: ids_of("x" * 100)
@@ -51,7 +51,7 @@ async def test_api_11_the_fitting_limit_shrinks_at_the_end_of_the_context(
         (["a", [1]], [ids_of("a"), (1,)]),
     ],
 )
-async def test_api_17_prompts_of_every_form(
+async def test_api_17_prompts_of_every_form_are_accepted(
     client: httpx.AsyncClient, engines: FakeEngines, prompt: Any, sent: list[tuple[int, ...]]
 ) -> None:
     answer = (await complete(client, prompt=prompt)).json()
@@ -77,7 +77,7 @@ async def test_api_17_prompts_of_every_form(
         ([[1], [300]], "prompt", "invalid_value"),
     ],
 )
-async def test_api_17_impossible_prompts_are_refused_by_name(
+async def test_api_17_the_error_names_an_impossible_prompt(
     client: httpx.AsyncClient, prompt: Any, param: str, code: str
 ) -> None:
     error = error_of(await complete(client, prompt=prompt), 400)
@@ -95,7 +95,7 @@ async def test_api_09_index_is_prompt_times_n_plus_choice(
     assert answer["usage"]["completion_tokens"] == 12
 
 
-async def test_streams_of_several_prompts_finish_once_each(client: httpx.AsyncClient) -> None:
+async def test_a_stream_of_several_prompts_finishes_each_once(client: httpx.AsyncClient) -> None:
     response = await complete(
         client, prompt=["a", "b", "c"], stream=True, stream_options={"include_usage": True}
     )
@@ -117,7 +117,7 @@ async def test_echo_comes_first_also_in_streams(client: httpx.AsyncClient) -> No
     assert ids.json()["choices"][0]["text"] == "HiH"
 
 
-async def test_api_11_max_tokens_zero_asks_the_engine_nothing(
+async def test_api_11_max_tokens_zero_sends_nothing_to_the_engine(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     answer = (await complete(client, max_tokens=0, echo=True, n=2, best_of=3)).json()
@@ -152,7 +152,7 @@ async def test_api_08_streamed_logprobs_add_up(client: httpx.AsyncClient) -> Non
         assert [v for c in chunks for v in c["choices"][0]["logprobs"][key]] == values
 
 
-async def test_api_09_best_of_shows_the_most_probable_and_counts_all(
+async def test_api_09_best_of_returns_the_most_probable_and_counts_all(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda k: (*ids_of(f"choice {k}"), EOS)  # later ones are better
@@ -175,13 +175,13 @@ async def test_api_09_best_of_shows_the_most_probable_and_counts_all(
         ({"prompt": ["a"] * 2049}, "prompt"),
     ],
 )
-async def test_what_cannot_be_honoured_is_refused(
+async def test_unsupported_combinations_of_fields_are_refused(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str
 ) -> None:
     assert error_of(await complete(client, **fields), 400)["param"] == param
 
 
-async def test_one_refused_prompt_ends_its_neighbours(
+async def test_one_refused_prompt_ends_the_others_of_its_request(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.max_queue = 2

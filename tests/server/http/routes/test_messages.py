@@ -1,4 +1,4 @@
-"""POST /v1/messages: Anthropic's own client on it, and what it refuses."""
+"""POST /v1/messages, with Anthropic's own client, and the errors of the route."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,7 +30,7 @@ async def message(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 
 
 def message_error_of(response: httpx.Response, status: int) -> tuple[str, str]:
-    """Type and message of an error, after checking its shape."""
+    """Return type and message of an error after checking its format."""
     assert response.status_code == status, response.text
     body = response.json()
     assert set(body) == {"type", "error", "request_id"}
@@ -100,7 +100,7 @@ class City(BaseModel):
     name: str
 
 
-async def test_the_official_client_parses_what_a_schema_holds(
+async def test_the_official_client_parses_an_answer_that_matches_a_schema(
     anthropic_client: anthropic.AsyncAnthropic, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda choice: (*ids_of('{"name": "Rome"}'), EOS)
@@ -111,15 +111,15 @@ async def test_the_official_client_parses_what_a_schema_holds(
     assert engines.engine.requests[0].params.grammar
 
 
-async def test_a_stop_sequence_is_told(client: httpx.AsyncClient) -> None:
+async def test_an_answer_names_the_stop_sequence_that_ended_it(client: httpx.AsyncClient) -> None:
     answer = (await message(client, stop_sequences=["zz", " th"])).json()
     assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", " th")
     assert answer["content"] == [{"type": "text", "text": "Hello", "citations": None}]
-    told = events((await message(client, stop_sequences=[" th"], stream=True)).text)
-    assert told[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": " th"}
+    streamed = events((await message(client, stop_sequences=[" th"], stream=True)).text)
+    assert streamed[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": " th"}
 
 
-async def test_a_limit_is_told(client: httpx.AsyncClient) -> None:
+async def test_an_answer_says_that_its_limit_ended_it(client: httpx.AsyncClient) -> None:
     answer = (await message(client, max_tokens=5)).json()
     assert (answer["stop_reason"], answer["content"][0]["text"]) == ("max_tokens", "Hello")
 
@@ -130,7 +130,7 @@ async def test_a_stream_names_its_events(client: httpx.AsyncClient) -> None:
     assert names == [event["type"] for event in events(response.text)]
 
 
-async def test_a_last_turn_of_the_assistant_is_continued(
+async def test_the_last_turn_is_continued_if_it_is_the_assistants(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     turns = [USER, {"role": "assistant", "content": "Once"}]
@@ -178,7 +178,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_mistakes_are_named_in_anthropics_shape(client: httpx.AsyncClient) -> None:
+async def test_the_error_names_a_mistake_in_anthropics_format(client: httpx.AsyncClient) -> None:
     for fields, words in REFUSALS:
         for stream in (False, True):
             kind, text = message_error_of(await message(client, **fields, stream=stream), 400)
@@ -191,7 +191,7 @@ async def test_mistakes_are_named_in_anthropics_shape(client: httpx.AsyncClient)
     message_error_of(await client.post("/v1/messages", content="{"), 400)
 
 
-async def test_other_failures_have_anthropics_shape_too(
+async def test_other_failures_have_anthropics_format(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     async with client_of(make_app(keys=("secret",), max_body_bytes=2048)) as client:

@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's own client on it, and what it refuses."""
+"""POST /v1/responses, with OpenAI's own client, and the errors of the route."""
 
 import asyncio
 from typing import Any
@@ -52,10 +52,10 @@ async def test_the_official_client_reads_a_stream(openai_client: openai.AsyncOpe
 
 async def test_a_stream_names_its_events_and_ends_without_done(client: httpx.AsyncClient) -> None:
     response = await respond(client, stream=True)
-    told = events(response.text)
+    streamed = events(response.text)
     names = [line[7:] for line in response.text.splitlines() if line.startswith("event: ")]
-    assert names == [event["type"] for event in told]
-    assert told[-1]["type"] == "response.completed"
+    assert names == [event["type"] for event in streamed]
+    assert streamed[-1]["type"] == "response.completed"
 
 
 async def test_the_whole_answer_is_the_end_of_the_stream(client: httpx.AsyncClient) -> None:
@@ -150,7 +150,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-async def test_mistakes_are_named(client: httpx.AsyncClient) -> None:
+async def test_the_error_names_a_mistake(client: httpx.AsyncClient) -> None:
     for fields, param, code in REFUSALS:
         for stream in (False, True):
             response = await respond(client, **fields, stream=stream)
@@ -158,7 +158,7 @@ async def test_mistakes_are_named(client: httpx.AsyncClient) -> None:
             assert (error["param"], error["code"]) == (param, code), fields
 
 
-async def test_what_cannot_be_kept_is_read_over(client: httpx.AsyncClient) -> None:
+async def test_fields_without_effect_are_accepted(client: httpx.AsyncClient) -> None:
     harmless = {
         "store": True,
         "truncation": "auto",
@@ -178,13 +178,13 @@ async def test_a_failure_in_a_stream_is_an_event(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.error, engines.script.error_after = EngineDied("gone"), 2
-    told = events((await respond(client, stream=True)).text)
-    assert told[-1]["type"] == "response.failed"
-    assert told[-1]["response"]["error"] == {"code": "server_error", "message": "gone"}
+    streamed = events((await respond(client, stream=True)).text)
+    assert streamed[-1]["type"] == "response.failed"
+    assert streamed[-1]["response"]["error"] == {"code": "server_error", "message": "gone"}
     assert error_of(await respond(client), 503)["code"] == "engine_died"
 
 
-async def test_the_official_client_raises_for_a_failure_before_the_answer_began(
+async def test_the_official_client_raises_for_a_failure_before_the_answer(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.error = EngineDied("gone")
@@ -199,7 +199,7 @@ async def test_the_official_client_raises_for_a_failure_before_the_answer_began(
             await anext(aiter(stream))
 
 
-async def test_tokens_are_counted_as_they_will_be(
+async def test_the_count_equals_the_tokens_of_the_prompt(
     openai_client: openai.AsyncOpenAI, engines: FakeEngines
 ) -> None:
     counted = await openai_client.responses.input_tokens.count(model="main", input="hi")
@@ -221,7 +221,7 @@ class City(BaseModel):
     people: int
 
 
-async def test_the_official_client_parses_what_a_schema_holds(
+async def test_the_official_client_parses_an_answer_that_matches_a_schema(
     openai_client: openai.AsyncOpenAI, engines: FakeEngines
 ) -> None:
     engines.script.answers = lambda choice: (*ids_of('{"name": "Rome", "people": 3}'), EOS)

@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize, /apply-template and the count of a chat's tokens."""
+"""The routes /tokenize, /detokenize, /apply-template, and the count of a chat's tokens."""
 
 from typing import Any
 
@@ -22,20 +22,20 @@ async def post(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
 async def test_texts_become_tokens_and_back(client: httpx.AsyncClient, prefix: str) -> None:
     ids = list(ids_of("né"))
     for field in ("content", "prompt"):
-        told = await post(client, f"{prefix}/tokenize", **{field: "né"})
-        assert told == {"tokens": ids, "count": 3, "max_model_len": CONTEXT, "token_strs": None}
-    told = await post(client, f"{prefix}/detokenize", tokens=[*ids, EOS])
-    assert told == {"content": "né<eos>", "prompt": "né<eos>"}
+        answer = await post(client, f"{prefix}/tokenize", **{field: "né"})
+        assert answer == {"tokens": ids, "count": 3, "max_model_len": CONTEXT, "token_strs": None}
+    answer = await post(client, f"{prefix}/detokenize", tokens=[*ids, EOS])
+    assert answer == {"content": "né<eos>", "prompt": "né<eos>"}
     assert (await post(client, f"{prefix}/detokenize", tokens=[]))["content"] == ""
 
 
-async def test_tokens_are_shown_in_pieces(client: httpx.AsyncClient) -> None:
-    told = await post(client, "/tokenize", content="né<eos>", with_pieces=True)
+async def test_tokens_are_returned_as_pieces_on_request(client: httpx.AsyncClient) -> None:
+    answer = await post(client, "/tokenize", content="né<eos>", with_pieces=True)
     pieces: list[Any] = ["n", [0xC3], [0xA9], "<eos>"]
     ids = [*ids_of("né"), EOS]
-    assert told["tokens"] == [{"id": i, "piece": p} for i, p in zip(ids, pieces, strict=True)]
-    told = await post(client, "/tokenize", prompt="a b", return_token_strs=True)
-    assert told["token_strs"] == ["a", "Ġ", "b"]
+    assert answer["tokens"] == [{"id": i, "piece": p} for i, p in zip(ids, pieces, strict=True)]
+    answer = await post(client, "/tokenize", prompt="a b", return_token_strs=True)
+    assert answer["token_strs"] == ["a", "Ġ", "b"]
 
 
 async def test_a_chat_is_rendered_tokenized_and_counted_alike(
@@ -43,17 +43,17 @@ async def test_a_chat_is_rendered_tokenized_and_counted_alike(
 ) -> None:
     await chat(client, messages=MESSAGES)
     prompt = engines.engine.requests[0].prompt
-    told = await post(client, "/tokenize", messages=MESSAGES, model="main")
-    assert tuple(told["tokens"]) == prompt
+    answer = await post(client, "/tokenize", messages=MESSAGES, model="main")
+    assert tuple(answer["tokens"]) == prompt
     assert prompt[0] == START
     assert (await post(client, "/apply-template", messages=MESSAGES)) == {"prompt": RENDERED}
     counted = await post(client, "/v1/chat/completions/input_tokens", messages=MESSAGES)
     assert counted == {"object": "response.input_tokens", "input_tokens": len(prompt)}
     bare = await post(client, "/tokenize", messages=MESSAGES, add_generation_prompt=False)
-    assert bare["count"] < told["count"]
+    assert bare["count"] < answer["count"]
 
 
-async def test_what_no_model_could_take_is_counted_all_the_same(client: httpx.AsyncClient) -> None:
+async def test_a_prompt_above_the_context_length_is_counted(client: httpx.AsyncClient) -> None:
     long = [{"role": "user", "content": "x" * 3000}]
     assert (await post(client, "/v1/chat/completions/input_tokens", messages=long))[
         "input_tokens"
@@ -78,13 +78,13 @@ async def test_what_no_model_could_take_is_counted_all_the_same(client: httpx.As
         ("/v1/chat/completions/input_tokens", {"messages": {}}, "messages"),
     ],
 )
-async def test_mistakes_are_named(
+async def test_the_error_names_a_mistake(
     client: httpx.AsyncClient, path: str, body: dict[str, Any], param: str
 ) -> None:
     assert error_of(await client.post(path, json=body), 400)["param"] == param
 
 
-async def test_a_template_that_refuses_is_told(client: httpx.AsyncClient) -> None:
+async def test_the_error_of_a_template_reaches_the_client(client: httpx.AsyncClient) -> None:
     named = [{"role": "user", "name": "nobody", "content": "x"}]
     error = error_of(await client.post("/apply-template", json={"messages": named}), 400)
     assert error["code"] == "chat_template_error"
@@ -92,7 +92,7 @@ async def test_a_template_that_refuses_is_told(client: httpx.AsyncClient) -> Non
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template", "/v1/responses"])
-async def test_every_door_asks_for_the_key(make_app: MakeApp, path: str) -> None:
+async def test_every_route_requires_the_key(make_app: MakeApp, path: str) -> None:
     async with client_of(make_app(keys=("secret",))) as client:
         assert error_of(await client.post(path, json={}), 401)["code"] == "invalid_api_key"
         header = {"authorization": "Bearer secret"}

@@ -1,0 +1,62 @@
+"""The door to the libraries that read files of a model repository."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.errors import EngineError, ModelError, printable, shown
+
+LONGEST_REASON = 400  # characters of a library's message; some list all names that they know
+BLAME_SECONDS = 3.0
+
+
+@contextmanager
+def library_call(where: Path | str, blame: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turn whatever a library raises in the block into a `ModelError` that names the file.
+
+    For calls that hand values of a file to a library: it may raise any exception for them (a
+    ZeroDivisionError, a TypeError, a RuntimeError of torch), so all are taken. Errors of ours pass.
+
+    Args:
+        where: The file that the values are from.
+        blame: Return "key: value: " for the value that the library does not take, "" if unclear.
+    """
+    try:
+        yield
+    except EngineError:
+        raise
+    except BaseException as error:
+        # A panic of the tokenizers' Rust code is no Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = printable(" ".join(str(error).split()) or "no reason given", LONGEST_REASON)
+        raise ModelError(
+            f"{where}: {blame()}cannot be used: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def find_key(values: Mapping[str, Any], call: Callable[[dict[str, Any]], object]) -> str:
+    """Return "key: value: " for the value without which a call works that fails with it.
+
+    The library's exceptions seldom name the key. Returns "" if there is no such value, or none was
+    found in time.
+    """
+    until = time.monotonic() + BLAME_SECONDS
+    if _works(call, values):  # it is something else that failed
+        return ""
+    for key in values:
+        if time.monotonic() > until:
+            break
+        if _works(call, {other: value for other, value in values.items() if other != key}):
+            return f"{key}: {shown(values[key])}: "
+    return ""
+
+
+def _works(call: Callable[[dict[str, Any]], object], values: Mapping[str, Any]) -> bool:
+    try:
+        call(dict(values))
+    except Exception:  # a call of a library, as in `library_call`
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""config.json as it stands in the file, checked before any code of the library sees it.
+
+The library builds lists, tables and modules in these numbers: a wrong one costs unbounded time or
+memory there, or an error that does not name the key.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ModelError, shown
+from engine.files import read_object
+
+CONFIG_NAME = "config.json"
+
+# (least, most) of what every family has; null stands for the family's own value. The largest
+# models published so far have 128 layers, 25,000 hidden values and 262,400 tokens.
+_BOUNDS: Mapping[str, tuple[int, int]] = {
+    "num_hidden_layers": (1, 1024),
+    "hidden_size": (1, 1 << 18),
+    "intermediate_size": (1, 1 << 22),
+    "moe_intermediate_size": (1, 1 << 22),
+    "shared_expert_intermediate_size": (0, 1 << 22),
+    "num_attention_heads": (1, 1 << 12),
+    "num_key_value_heads": (1, 1 << 12),
+    "head_dim": (0, 1 << 14),
+    "vocab_size": (1, 1 << 24),
+    "max_position_embeddings": (1, 1 << 40),
+    "original_max_position_embeddings": (1, 1 << 40),
+    "num_experts": (0, 1 << 14),
+    "num_local_experts": (0, 1 << 14),
+    "n_routed_experts": (0, 1 << 14),
+    "num_experts_per_tok": (0, 1 << 14),
+    "num_labels": (0, 1 << 16),
+    "sliding_window": (0, 1 << 40),
+}
+_LAYERS = re.compile(r"(layers?|depths?|stages|blocks)$")
+_MOST_LAYERS = 1024
+# Positions, frequencies and ids: nothing is built in as many pieces as these numbers say.
+_LONG = re.compile(r"position|length|window|theta|base|token|seed|index|ctx|context|pixels")
+_MOST_LONG = 1 << 53
+_MOST = 1 << 24
+_DTYPES = frozenset(
+    {"float32", "float16", "bfloat16", "float64", "float", "half", "auto"}
+    | {"float8_e4m3fn", "float8_e5m2", "int8", "uint8"}
+)
+_TEXTS = ("model_type", "hidden_act", "hidden_activation")
+_OBJECTS = ("quantization_config", "rope_scaling", "rope_parameters", "text_config")
+_LISTS = ("layer_types",)
+_MODULES = ("llm_int8_skip_modules", "modules_to_not_convert")  # of a quantization_config
+
+
+def read_config_values(folder: Path) -> dict[str, Any]:
+    """Return the values of a folder's config.json. Raises `ModelError` that names file and key.
+
+    Counts that are written with a decimal point (131072.0) become integers.
+    """
+    where = str(folder / CONFIG_NAME)
+    values = read_object(folder / CONFIG_NAME)
+    kind = values.get("model_type")
+    if kind is None:
+        raise ModelError(f"{where}: model_type is missing: this file describes no model")
+    for key in _TEXTS:
+        _expect(values, key, str, "text", where)
+    for key in _OBJECTS:
+        _expect(values, key, dict, "an object", where)
+    for key in _LISTS:
+        _expect(values, key, list, "a list", where)
+    for key in _MODULES:
+        names = (values.get("quantization_config") or {}).get(key)
+        if names is not None and not _are_texts(names):
+            raise ModelError(
+                f"{where}: quantization_config.{key}: names are expected, found {shown(names)}"
+            )
+    for key in ("dtype", "torch_dtype"):
+        _expect(values, key, str, "text", where)
+        name = values.get(key)
+        if name is not None and name.removeprefix("torch.") not in _DTYPES:
+            raise ModelError(f"{where}: {key}: {shown(name)} is no type of weights")
+        if name is not None:
+            values[key] = name.removeprefix("torch.")
+    return _checked(values, where, "")
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def whole(value: Any) -> Any:
+    """Return the integer that a float is equal to; other values as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _expect(values: Mapping[str, Any], key: str, kind: type, title: str, where: str) -> None:
+    value = values.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ModelError(f"{where}: {key}: {title} is expected, found {shown(value)}")
+
+
+def _checked(values: dict[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """Return the values of an object, numbers checked, in objects inside of it too."""
+    return {key: _value(key, value, where, f"{prefix}{key}") for key, value in values.items()}
+
+
+def _value(key: str, value: Any, where: str, path: str) -> Any:
+    if isinstance(value, dict):
+        return _checked(value, where, f"{path}.")
+    if isinstance(value, list):
+        return [_value(key, item, where, path) if item is not None else None for item in value]
+    if key in _BOUNDS and value is not None:
+        return _count(value, _BOUNDS[key], where, path)
+    if isinstance(value, float) and not math.isfinite(value) and not key.endswith("_limit"):
+        raise ModelError(f"{where}: {path}: {value} is no finite number")
+    if isinstance(value, int) and not isinstance(value, bool):
+        most = _MOST_LAYERS if _LAYERS.search(key) else _MOST_LONG if _LONG.search(key) else _MOST
+        if abs(value) > most:
+            raise ModelError(f"{where}: {path}: {shown(value)} is out of range (at most {most})")
+    return value
+
+
+def _count(value: object, bounds: tuple[int, int], where: str, path: str) -> int:
+    least, most = bounds
+    value = whole(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ModelError(f"{where}: {path}: an integer is expected, found {shown(value)}")
+    if not least <= value <= most:
+        raise ModelError(
+            f"{where}: {path}: {shown(value)} is out of range (from {least} to {most})"
+        )
+    return value

@@ -1,0 +1,64 @@
+"""YAML as it is read here: plain keys and values, each key once.
+
+What else the language has (anchors, merge keys, tags of other types) can make a small file endless
+or hide which value counts, and no setting needs it.
+"""
+
+from typing import Any
+
+import yaml
+
+from engine.errors import shown
+
+DEEPEST = 32  # lists and mappings inside each other
+
+
+def parse_yaml(text: str) -> object:
+    """Return the value of a YAML text. Raises `yaml.YAMLError` that names the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError(f"nested more than {DEEPEST} deep") from error
+    except (ValueError, OverflowError) as error:  # a date or a number that there is not
+        raise yaml.YAMLError(str(error)) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads texts, numbers, truth values, null, lists and mappings; anything else is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # its stub has no types
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem="anchors and aliases (& and *) are not supported: repeat the value",
+                problem_mark=event.start_mark,
+            )
+        if self._depth == DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark
+            )
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[object, int] = {}
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise yaml.MarkedYAMLError(
+                    problem="this key is no text: write it in quotes, if it is meant",
+                    problem_mark=key.start_mark,
+                )
+            if key.value in lines:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {shown(key.value)} is there twice, first in line "
+                    f"{lines[key.value] + 1}",
+                    problem_mark=key.start_mark,
+                )
+            lines[key.value] = key.start_mark.line
+        return super().construct_mapping(node, deep)
