@@ -230,6 +230,8 @@ class Model(TypedDict):
     created: int
     owned_by: str
     aliases: list[str]
+    state: Literal["loaded", "unloaded"]
+    max_model_len: NotRequired[int]  # tokens of the context, of the loaded model
 
 
 class ModelList(TypedDict):
@@ -237,6 +239,10 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
+
+
+class Version(TypedDict):
+    version: str
 
 
 class Status(TypedDict):
