@@ -58,6 +58,7 @@ async def chat_chunks(
         answer,
         new_parser,
         custom_names=asked.custom_names,
+        is_call=asked.is_call,
         has_old_calls=asked.has_old_calls,
     )
     return run(model, body, caller, job, answer, writer)

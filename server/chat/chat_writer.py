@@ -25,6 +25,7 @@ class ChatWriter:
         answer: the properties that all chunks share.
         new_parser: makes the parser of one choice.
         custom_names: the names of the tools whose calls have a text instead of arguments.
+        is_call: whether the answer must be a call.
         has_old_calls: whether a call is a `function_call`, the form that `tool_calls` replaced.
     """
 
@@ -34,11 +35,13 @@ class ChatWriter:
         new_parser: Callable[[], Parser],
         *,
         custom_names: Collection[str] = (),
+        is_call: bool = False,
         has_old_calls: bool = False,
     ) -> None:
         self._answer = answer
         self._new_parser = new_parser
         self._custom_names = custom_names
+        self._is_call = is_call
         self._has_old_calls = has_old_calls
         self._replies: dict[int, Reply] = {}
 
@@ -56,7 +59,8 @@ class ChatWriter:
                 logprobs=answer.logprobs,
                 provenance=answer.provenance,
             )
-            yield self._choice_chunk(index, {"role": "assistant", "content": ""})
+            content = None if self._is_call else ""
+            yield self._choice_chunk(index, {"role": "assistant", "content": content})
         reply = self._replies[index]
         for delta, placed in reply.read(tokens):
             yield self._choice_chunk(index, delta, placed)

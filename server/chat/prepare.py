@@ -37,6 +37,7 @@ class Prepared:
         shown_tokens: special tokens that the parser looks for in the text.
         tool_names: the tools that the answer may call.
         custom_names: of these the ones whose calls have a text instead of arguments.
+        is_call: whether the answer must be a call.
         has_old_calls: whether a call is given in the form that `tool_calls` replaced.
         left_out: what of the request the model is not given.
         before: the text that the answer continues.
@@ -48,6 +49,7 @@ class Prepared:
     shown_tokens: tuple[int, ...]
     tool_names: frozenset[str]
     custom_names: frozenset[str]
+    is_call: bool
     has_old_calls: bool
     left_out: list[str]
     before: str
@@ -87,6 +89,7 @@ def prepare(
         tokenizer.special_tokens(marks),
         use.names,
         request.custom_names,
+        use.is_required,
         request.has_old_calls,
         [*request.left_out, *dropped_of_answer(request, use)],
         before,

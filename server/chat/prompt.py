@@ -32,7 +32,7 @@ def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...
 
 def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     """A chat as its template renders it. Raises `ApiError` 400 when it cannot."""
-    continued = bool(request.continue_final_message)
+    continued = request.is_continued
     generation = request.add_generation_prompt
     form = formats_of(tokenizer.template).tools
     messages = [template_message(message, form.call_id) for message in request.messages]
@@ -50,7 +50,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
 
 def begun_answer(request: ChatRequest) -> str:
     """The beginning of the answer that the request itself gives, if any."""
-    if not request.continue_final_message:
+    if not request.is_continued:
         return ""
     return joined_text(request.messages[-1].content or "")
 

@@ -84,7 +84,7 @@ class BlockReader:
             if reasoning := delta.get("reasoning_content"):
                 yield from self._append("reasoning", reasoning)
             self._unplaced += choice["logprobs"]["content"] if choice["logprobs"] else []
-            text, is_text = delta.get("content", ""), self._open and self._open.kind == "text"
+            text, is_text = delta.get("content") or "", self._open and self._open.kind == "text"
             if text or (is_text and self._unplaced):
                 logprobs, self._unplaced = self._unplaced, []
                 yield from self._append("text", text, logprobs)

@@ -140,7 +140,7 @@ class Delta(TypedDict, total=False):
     """What one chunk adds to a choice's message."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None  # null in the first delta where a call is forced
     reasoning_content: str
     tool_calls: list[CallDelta]
     function_call: CallFunctionDelta  # where the request has `functions`

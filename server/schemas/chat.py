@@ -14,6 +14,7 @@ from server.schemas.fields import (
     JsonObject,
     TokenLimit,
     field_error,
+    joined_text,
     refuse_if_set,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
@@ -155,6 +156,22 @@ class ChatRequest(StructuredBody, GenerationBody):
         if self.modalities not in (None, [], ["text"]):
             refuse_if_set("modalities", self.modalities)
         return self
+
+    @property
+    def is_continued(self) -> bool:
+        """Return whether the answer continues the last message, which is the assistant's.
+
+        That is so unless a flag says otherwise: chat pages continue answers in this way.
+        """
+        if self.continue_final_message is not None:
+            return self.continue_final_message
+        last = self.messages[-1]
+        return (
+            not self.add_generation_prompt
+            and isinstance(last, AssistantMessage)
+            and bool(joined_text(last.content))
+            and not (last.tool_calls or last.function_call)
+        )
 
     @property
     def offered(self) -> list[tuple[str, Tool]]:

@@ -344,3 +344,10 @@ async def test_arguments_may_be_an_object(client: httpx.AsyncClient, engines: Fa
     assert (await chat(client, messages=messages)).status_code == 200
     prompt = bytes(i for i in engines.engine.requests[-1].prompt if i < 256).decode()
     assert '"arguments": {"a": "é"}' in prompt
+
+
+async def test_the_first_delta_of_a_forced_call_has_no_content(client: httpx.AsyncClient) -> None:
+    for fields, content in (({"tool_choice": "required"}, None), ({}, "")):
+        *chunks, _ = events((await chat(client, tools=TOOLS, stream=True, **fields)).text)
+        first = chunks[0]["choices"][0]["delta"]
+        assert first == {"role": "assistant", "content": content}
