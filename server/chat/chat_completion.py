@@ -30,7 +30,7 @@ async def chat_chunks(
     )
     note_left_out(caller.request_id, caller.measurement, asked.left_out)
     formats = model.formats.forced if asked.grammar else model.formats
-    new_parser = functools.partial(formats.parser, asked.tool_names, asked.before)
+    new_parser = functools.partial(formats.parser, asked.tools, asked.before)
     limit = body.token_limit
     if limit is None or (isinstance(body, TranslatedChat) and body.clamps_limit):
         most = model.entry.sampling.max_tokens if limit is None else limit

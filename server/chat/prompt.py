@@ -8,7 +8,8 @@ from engine.messages import ModelInfo
 from server.chat.tool_instructions import tell_tools
 from server.chat.tools import tool_use
 from server.errors import ApiError
-from server.parsing.selection import formats_of
+from server.parsing.formats import hermes
+from server.parsing.selection import FALLBACK, formats_of, known_formats
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.chat_messages import (
     AssistantMessage,
@@ -37,8 +38,8 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     form = formats_of(tokenizer.template).tools
     messages = [template_message(message, form.call_id) for message in request.messages]
     tools = [tool.described() for tool in tool_use(request).tools]
-    if "tools" not in tokenizer.template:
-        messages = tell_tools(messages, tools)
+    if form is known_formats()[FALLBACK] or "tools" not in tokenizer.template:
+        messages, tools = tell_tools(messages, tools, form.syntax or hermes.SYNTAX), []
     return tokenizer.render(
         messages,
         tools=tools,

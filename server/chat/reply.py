@@ -63,7 +63,7 @@ class Reply:
             start += piece.width
             if piece.kind == "call":
                 yield from self._end_of_input()
-            delta = self._delta(piece)
+            delta = self._delta(piece) if piece.text else {}
             if delta:
                 num_tokens = sum(p.offset < start for p in placed)
                 yield delta, placed[:num_tokens]
