@@ -101,7 +101,6 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("server.chat.received", "prediction", "a field of a request"),
     ("server.schemas.*", "none", "a value of `tool_choice` and `reasoning_effort`"),
     ("server.doors.messages.request", "none", "a value of `tool_choice`"),
-    ("server.chat.prompt", "none", "a value of `reasoning_effort`"),
     ("server.chat.tools", "none", "a value of `tool_choice`"),
     ("server.parsing.selection", "none", "a value of `parsers.reasoning`"),
     ("server.config.registry", "none", "an empty list in a message"),

@@ -49,7 +49,10 @@ class StopRules:
         self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._min_tokens = params.min_tokens
         self._max_tokens = max_tokens
-        self._strings = [stop for stop in dict.fromkeys(params.stop) if stop]
+        # by their first character: of many strings, few are compared with each character
+        self._strings: dict[str, list[str]] = {}
+        for stop in filter(None, dict.fromkeys(params.stop)):
+            self._strings.setdefault(stop[0], []).append(stop)
         self._detokenizer = detokenizer
         self._withheld = ""  # the end of the text that may become a stop string
         self._finished = False
@@ -97,21 +100,21 @@ class StopRules:
             return text, None
         known, text = len(self._withheld), self._withheld + text
         if self.num_tokens > self._min_tokens:
-            found = ((text.find(s, max(known - len(s) + 1, 0)), len(s), s) for s in self._strings)
-            ends = [(first + size, -size, stop) for first, size, stop in found if first >= 0]
+            ends = [
+                (start + len(stop), -len(stop), stop)
+                for start, character in enumerate(text)
+                for stop in self._strings.get(character, ())
+                if start + len(stop) > known and text.startswith(stop, start)
+            ]
             if ends:
                 end, _, stop = min(ends)
                 return text[: end - len(stop)], stop
-        split = len(text) - max(_partial_match_length(text, stop) for stop in self._strings)
+        split = next(filter(lambda start: self._may_begin(text[start:]), range(len(text))), None)
+        split = len(text) if split is None else split
         self._withheld = text[split:]
         return text[:split], None
 
-
-def _partial_match_length(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text may be the start of a stop string.
-
-    Lengths are tried from the longest on. Text without a match is not withheld, so each character
-    of an answer takes part in few tries.
-    """
-    tries = range(min(len(text), len(stop) - 1), 0, -1)
-    return next((count for count in tries if text.endswith(stop[:count])), 0)
+    def _may_begin(self, end: str) -> bool:
+        """Return whether the end of a text may be the start of a stop string."""
+        stops = self._strings.get(end[0], ())
+        return any(len(stop) > len(end) and stop.startswith(end) for stop in stops)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -30,6 +30,13 @@ class Caller:
     request_id: str
     key: str  # the name of the API key, which the scheduler treats fairly; "" without keys
     measurement: Measurement
+
+
+def note_left_out(request_id: str, measurement: Measurement, names: Sequence[str]) -> None:
+    """Report what of a request is left out: in the header of its answer, and in the log."""
+    if names:
+        measurement.leave_out(names)
+        log.info("%s: left out of the request: %s", request_id, measurement.left_out)
 
 
 class Writer(Protocol[ChunkT_co]):

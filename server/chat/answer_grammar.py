@@ -11,10 +11,12 @@ from server.chat.grammars import (
     allow_thinking,
     chat_grammar,
     checked,
+    dropped_keywords,
     json_grammar,
     passages_grammar,
     prepend_tags,
 )
+from server.chat.json_schemas import prepared_schema
 from server.chat.parameter_grammar import is_expressible
 from server.chat.tools import ToolUse
 from server.errors import ApiError
@@ -40,12 +42,22 @@ def answer_grammar(
     text = chat_grammar(request)
     if use.is_forced or (use.tools and text):
         grammar = calls_grammar(use, formats, tokens, text)
-        _check(grammar, use, request.tools or ())
+        _check(grammar, use, request.offered)
         return grammar
     syntax = formats.tools.syntax
     if text and syntax is not None and syntax.text_begin:
         return prepend_tags(syntax.text_begin, text, tokens)
     return text
+
+
+def dropped_of_answer(request: ChatRequest, use: ToolUse) -> list[str]:
+    """Return the keywords that `answer_grammar` drops from schemas."""
+    dropped = dropped_keywords(request)
+    if use.is_forced:
+        for tool in use.tools:
+            is_strict = bool(tool.function.strict)
+            dropped += prepared_schema(use.schema(tool), is_strict=is_strict)[1]
+    return dropped
 
 
 def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], text: str = "") -> str:
@@ -57,7 +69,7 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], tex
     syntax = formats.tools.syntax
     assert syntax is not None, "calls are forced in formats that have a syntax"
     return passages_grammar(
-        [_passage(tool.function.name, use.schema(tool), syntax) for tool in use.tools],
+        [_passage(tool, use.schema(tool), syntax) for tool in use.tools],
         at_least_one=use.is_required,
         several=use.is_parallel and syntax.separator is not None,
         free_text=not use.is_required and not text and bool(syntax.trigger),
@@ -72,24 +84,25 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], tex
     )
 
 
-def _passage(name: str, schema: Mapping[str, Any], syntax: CallSyntax) -> Passage:
+def _passage(tool: Tool, schema: Mapping[str, Any], syntax: CallSyntax) -> Passage:
     """Return a call of a tool, as one JSON object if the format cannot express its parameters."""
+    schema, _ = prepared_schema(schema, is_strict=bool(tool.function.strict))
     begin, end, parameters = syntax.begin, syntax.end, syntax.parameters
     if parameters is not None and not is_expressible(schema, parameters):
         begin, end, parameters = syntax.whole_begin, syntax.whole_end, None
-    return Passage(begin.replace("%s", name), schema, end, parameters)
+    return Passage(begin.replace("%s", tool.function.name), schema, end, parameters)
 
 
-def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:
+def _check(grammar: str, use: ToolUse, offered: Sequence[tuple[str, Tool]]) -> None:
     """Raise `ApiError` 400 if a grammar of calls does not compile, naming the schema at fault."""
     try:
         checked(grammar, "tools")
     except ApiError:
         used = {tool.function.name for tool in use.tools}  # comparing whole tools would be slow
-        for index, tool in enumerate(tools):
+        for path, tool in offered:
             if tool.function.name in used:
-                schema = json_grammar(use.schema(tool))
-                checked(schema, f"tools.{index}.function.parameters")
+                schema, is_strict = use.schema(tool), bool(tool.function.strict)
+                checked(json_grammar(schema, is_strict=is_strict), f"{path}.parameters")
         raise
 
 

@@ -3,16 +3,16 @@
 import functools
 from collections.abc import AsyncGenerator
 
-from server.chat.answer import Caller, new_answer, new_id, run
+from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.chat_writer import ChatWriter
 from server.chat.generation import Job
 from server.chat.prepare import prepare
 from server.chat.received import ChatSource
-from server.chat.sampling import default_limit, sampling_params
+from server.chat.sampling import fitting_limit, sampling_params
 from server.chat.speculation import speculation_of
 from server.models.lending import LoadedModel
 from server.schemas.answers import ChatChunk
-from server.schemas.chat import ChatRequest
+from server.schemas.chat import ChatRequest, TranslatedChat
 
 
 async def chat_chunks(
@@ -28,11 +28,13 @@ async def chat_chunks(
     asked = await model.text.call_on_model(
         prepare, source.raw, source.read, model.info, parsers.tools, parsers.reasoning
     )
+    note_left_out(caller.request_id, caller.measurement, asked.left_out)
     formats = model.formats.forced if asked.grammar else model.formats
     new_parser = functools.partial(formats.parser, asked.tools, asked.before)
     limit = body.token_limit
-    if limit is None:
-        limit = default_limit(model.entry.sampling.max_tokens, len(asked.prompt), model.info)
+    if limit is None or (isinstance(body, TranslatedChat) and body.clamps_limit):
+        most = model.entry.sampling.max_tokens if limit is None else limit
+        limit = fitting_limit(most, len(asked.prompt), model.info)
     params = sampling_params(
         body,
         model.entry.sampling,
@@ -52,4 +54,11 @@ async def chat_chunks(
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))
-    return run(model, body, caller, job, answer, ChatWriter(answer, new_parser))
+    writer = ChatWriter(
+        answer,
+        new_parser,
+        custom_names=asked.custom_names,
+        is_call=asked.is_call,
+        has_old_calls=asked.has_old_calls,
+    )
+    return run(model, body, caller, job, answer, writer)

@@ -1,6 +1,6 @@
 """The answer to a chat, written as chunks and folded from chunks to the whole. Pure."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from server.chat.answer import Answer
 from server.chat.generation import Output
@@ -8,7 +8,6 @@ from server.chat.logprobs import PlacedToken, chat_logprobs, token_origins
 from server.chat.reply import Reply
 from server.parsing.parser import Parser
 from server.schemas.answers import (
-    CallFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -25,11 +24,25 @@ class ChatWriter:
     Args:
         answer: the properties that all chunks share.
         new_parser: makes the parser of one choice.
+        custom_names: the names of the tools whose calls have a text instead of arguments.
+        is_call: whether the answer must be a call.
+        has_old_calls: whether a call is a `function_call`, the form that `tool_calls` replaced.
     """
 
-    def __init__(self, answer: Answer, new_parser: Callable[[], Parser]) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        new_parser: Callable[[], Parser],
+        *,
+        custom_names: Collection[str] = (),
+        is_call: bool = False,
+        has_old_calls: bool = False,
+    ) -> None:
         self._answer = answer
         self._new_parser = new_parser
+        self._custom_names = custom_names
+        self._is_call = is_call
+        self._has_old_calls = has_old_calls
         self._replies: dict[int, Reply] = {}
 
     def write(self, output: Output) -> Iterator[ChatChunk]:
@@ -42,17 +55,22 @@ class ChatWriter:
             self._replies[index] = Reply(
                 self._new_parser(),
                 answer.spelling,
+                custom_names=self._custom_names,
                 logprobs=answer.logprobs,
                 provenance=answer.provenance,
             )
-            yield self._choice_chunk(index, {"role": "assistant", "content": ""})
+            content = None if self._is_call else ""
+            yield self._choice_chunk(index, {"role": "assistant", "content": content})
         reply = self._replies[index]
         for delta, placed in reply.read(tokens):
             yield self._choice_chunk(index, delta, placed)
         if tokens.finish is None:
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
-        last = self._choice_chunk(index, {}, finish=reply.finish(tokens.finish))
+        finish = reply.finish(tokens.finish)
+        if self._has_old_calls and finish == "tool_calls":
+            finish = "function_call"
+        last = self._choice_chunk(index, {}, finish=finish)
         if tokens.stop_reason is not None:
             last["choices"][0]["stop_reason"] = tokens.stop_reason
         yield last
@@ -68,6 +86,8 @@ class ChatWriter:
         finish: str | None = None,
     ) -> ChatChunk:
         entries = chat_logprobs(placed, self._answer.spelling)
+        if self._has_old_calls and "tool_calls" in delta:
+            delta = {"function_call": delta["tool_calls"][0]["function"]}
         choice: ChatChunkChoice = {
             "index": index,
             "delta": delta,
@@ -130,11 +150,22 @@ def _extend_message(message: Message, delta: Delta) -> None:
         message["content"] = (message["content"] or "") + text
     if text := delta.get("reasoning_content"):
         message["reasoning_content"] = message.get("reasoning_content", "") + text
+    if "function_call" in delta:
+        called = delta["function_call"]
+        message.setdefault("function_call", {"name": called.get("name", ""), "arguments": ""})
+        message["function_call"]["arguments"] += called["arguments"]
+        message["content"] = message["content"] or None
     for piece in delta.get("tool_calls", ()):
         calls = message.setdefault("tool_calls", [])
-        function = piece["function"]
         if "id" in piece:
-            whole: CallFunction = {"name": function["name"], "arguments": ""}
-            calls.append({"id": piece["id"], "type": "function", "function": whole})
+            calls.append({"id": piece["id"], "type": piece["type"]})
             message["content"] = message["content"] or None
-        calls[piece["index"]]["function"]["arguments"] += function["arguments"]
+        call = calls[piece["index"]]
+        if "custom" in piece:
+            custom = piece["custom"]
+            call.setdefault("custom", {"name": custom.get("name", ""), "input": ""})
+            call["custom"]["input"] += custom["input"]
+        else:
+            function = piece["function"]
+            call.setdefault("function", {"name": function.get("name", ""), "arguments": ""})
+            call["function"]["arguments"] += function["arguments"]

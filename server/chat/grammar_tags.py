@@ -7,7 +7,13 @@ from typing import Any
 
 # Each JSON text can be written in one way only, the one that models have seen most. A model cannot
 # go on writing white space for ever, and more of the answer is forced.
-JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+# Branches of `oneOf` that overlap are read as those of `anyOf`.
+JSON_FORM = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "coerce_one_of": True,
+}
 
 
 def with_json_form(schema: Mapping[str, Any]) -> dict[str, Any]:

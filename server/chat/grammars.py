@@ -12,12 +12,13 @@ from engine.errors import RequestError
 from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
 from server.chat.grammar_tags import Tags, with_json_form
+from server.chat.json_schemas import prepared_schema
 from server.chat.parameter_grammar import parameter_rules
 from server.errors import ApiError
 from server.parsing.format import ParameterSyntax
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
-from server.schemas.structured import StructuredOutputs
+from server.schemas.structured import StructuredBody, StructuredOutputs
 from server.text.stages import Stage, doing
 
 _TEXT = "TEXT: /(?s:.)*/"
@@ -32,11 +33,12 @@ def chat_grammar(body: ChatRequest) -> str:
     """
     form = body.response_format
     if form is None or form.type == "text":
-        return _structured_grammar(body.structured_outputs)
+        return _structured_grammar(body)
     if form.json_schema is None or form.json_schema.json_schema is None:
         return json_grammar({"type": "object"})
-    schema = form.json_schema.json_schema
-    return checked(json_grammar(schema), "response_format.json_schema.schema")
+    schema, is_strict = form.json_schema.json_schema, bool(form.json_schema.strict)
+    grammar = json_grammar(schema, is_strict=is_strict)
+    return checked(grammar, "response_format.json_schema.schema")
 
 
 def completion_grammar(body: CompletionRequest) -> str:
@@ -44,7 +46,7 @@ def completion_grammar(body: CompletionRequest) -> str:
 
     Raise `ApiError` 400 for a grammar that does not compile.
     """
-    return _structured_grammar(body.structured_outputs)
+    return _structured_grammar(body)
 
 
 @contextmanager
@@ -60,24 +62,26 @@ def name_grammar_field(body: ChatRequest | CompletionRequest) -> Iterator[None]:
 
 def _grammar_field(body: ChatRequest | CompletionRequest) -> str:
     """Return the name of the field from which the answer's grammar is made."""
-    if body.structured_outputs is not None:
-        return "structured_outputs"
+    if body.form is not None:
+        return body.form[0].partition(".")[0]
     form = body.response_format if isinstance(body, ChatRequest) else None
     return "tools" if form is None or form.type == "text" else "response_format"
 
 
-def _structured_grammar(form: StructuredOutputs | None) -> str:
+def _structured_grammar(body: StructuredBody) -> str:
+    if body.form is None:
+        return ""
+    param, form = body.form
     match form:
         case StructuredOutputs(json_=dict(schema)):
-            return checked(json_grammar(schema), "structured_outputs.json")
+            return checked(json_grammar(schema), param)
         case StructuredOutputs(regex=str(regex)):
             lark = regex_to_lark(regex)
-            return checked(serialize_grammar(lark_grammar=lark), "structured_outputs.regex")
+            return checked(serialize_grammar(lark_grammar=lark), param)
         case StructuredOutputs(choice=list(texts)):
             lark = f"start: {' | '.join(map(json.dumps, texts))}"
-            return checked(serialize_grammar(lark_grammar=lark), "structured_outputs.choice")
+            return checked(serialize_grammar(lark_grammar=lark), param)
         case StructuredOutputs(grammar=str(grammar)):
-            param = "structured_outputs.grammar"
             try:
                 lark = to_lark(grammar)
             except ValueError as error:
@@ -101,9 +105,23 @@ def _compile_error(reason: str, param: str) -> ApiError:
     return ApiError(message, code="invalid_grammar", param=param)
 
 
-def json_grammar(schema: Mapping[str, Any]) -> str:
-    """Return the grammar of JSON that matches a schema."""
-    return serialize_grammar(json_schema=with_json_form(schema))
+def dropped_keywords(body: ChatRequest | CompletionRequest) -> list[str]:
+    """Return the keywords that `chat_grammar` or `completion_grammar` drops from a schema."""
+    schema: Mapping[str, Any] | None = None
+    is_strict = False
+    if body.form is not None:
+        schema = body.form[1].json_
+    elif isinstance(body, ChatRequest) and body.response_format is not None:
+        form = body.response_format.json_schema
+        if form is not None:
+            schema, is_strict = form.json_schema, bool(form.strict)
+    return [] if schema is None else prepared_schema(schema, is_strict=is_strict)[1]
+
+
+def json_grammar(schema: Mapping[str, Any], *, is_strict: bool = False) -> str:
+    """Return the grammar of JSON that matches a schema; `is_strict` as in `prepared_schema`."""
+    prepared, _ = prepared_schema(schema, is_strict=is_strict)
+    return serialize_grammar(json_schema=with_json_form(prepared))
 
 
 class Passage(NamedTuple):

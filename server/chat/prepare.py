@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import ModelInfo
-from server.chat.answer_grammar import answer_grammar, behind_thought
+from server.chat.answer_grammar import answer_grammar, behind_thought, dropped_of_answer
 from server.chat.echo import Echo
-from server.chat.grammars import completion_grammar
+from server.chat.grammars import completion_grammar, dropped_keywords
 from server.chat.prompt import (
     begun_answer,
     chat_ids,
@@ -37,6 +37,10 @@ class Prepared:
         grammar: as llguidance writes it; "": anything.
         shown_tokens: special tokens that the parser looks for in the text.
         tools: the tools that the answer may call.
+        custom_names: of these the ones whose calls have a text instead of arguments.
+        is_call: whether the answer must be a call.
+        has_old_calls: whether a call is given in the form that `tool_calls` replaced.
+        left_out: what of the request the model is not given.
         before: the text that the answer continues.
     """
 
@@ -45,6 +49,10 @@ class Prepared:
     grammar: str
     shown_tokens: tuple[int, ...]
     tools: Tools
+    custom_names: frozenset[str]
+    is_call: bool
+    has_old_calls: bool
+    left_out: list[str]
     before: str
 
 
@@ -81,17 +89,25 @@ def prepare(
         grammar,
         tokenizer.special_tokens(marks),
         use.schemas,
+        request.custom_names,
+        use.is_required,
+        request.has_old_calls,
+        [*request.left_out, *dropped_of_answer(request, use)],
         before,
     )
 
 
 @dataclass(frozen=True)
 class PreparedTexts:
-    """The prompts of a request, what is shown of each, and what the answers must match."""
+    """The prompts of a request, what is shown of each, and what the answers must match.
+
+    `left_out` is what of the request is not followed.
+    """
 
     prompts: "list[array[int]]"
     echoes: list[Echo]
     grammar: str
+    left_out: list[str]
 
 
 def prepare_texts(
@@ -118,4 +134,4 @@ def prepare_texts(
             Echo(text if isinstance(text, str) else tokenizer.decode(own), own)
             for text, own in zip(given, ids, strict=True)
         ]
-    return PreparedTexts(ids, echoes, completion_grammar(body))
+    return PreparedTexts(ids, echoes, completion_grammar(body), dropped_keywords(body))

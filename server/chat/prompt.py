@@ -33,7 +33,7 @@ def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...
 
 def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     """A chat as its template renders it. Raises `ApiError` 400 when it cannot."""
-    continued = bool(request.continue_final_message)
+    continued = request.is_continued
     generation = request.add_generation_prompt
     form = formats_of(tokenizer.template).tools
     messages = [template_message(message, form.call_id) for message in request.messages]
@@ -45,24 +45,15 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
         tools=tools,
         add_generation_prompt=not continued if generation is None else generation,
         continue_final_message=continued,
-        arguments=_reasoning_arguments(request) | (request.chat_template_kwargs or {}),
+        arguments=request.reasoning_switches | (request.chat_template_kwargs or {}),
     )
 
 
 def begun_answer(request: ChatRequest) -> str:
     """The beginning of the answer that the request itself gives, if any."""
-    if not request.continue_final_message:
+    if not request.is_continued:
         return ""
     return joined_text(request.messages[-1].content or "")
-
-
-def _reasoning_arguments(request: ChatRequest) -> dict[str, Any]:
-    """What templates of reasoning models look at; each family has its own switch."""
-    effort = request.reasoning_effort
-    if effort is None:
-        return {}
-    thinks = effort != "none"
-    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
 
 
 def predicted_tokens(
@@ -89,18 +80,17 @@ def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str
 def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dict[str, Any]:
     """A message as chat templates expect it; `call_id` makes ids that the template takes."""
     role = "system" if message.role == "developer" else message.role
-    content = None if message.content is None else joined_text(message.content)
+    content = joined_text(message.content)
     fields: dict[str, Any] = {"role": role, "content": content}
     if isinstance(message, ToolMessage):
         return fields | {"tool_call_id": call_id(message.tool_call_id)}
     if isinstance(message, FunctionMessage):  # what a tool message was before
-        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content or ""}
+        return {"role": "tool", "tool_call_id": call_id(message.name), "content": content}
     if message.name is not None:
         fields["name"] = message.name
     if isinstance(message, AssistantMessage):
-        if fields["content"] is None:
-            fields["content"] = message.refusal or ""
-        reasoning = message.reasoning_content or message.reasoning
+        fields["content"] = content or message.refusal or ""
+        reasoning = message.thoughts
         if reasoning is not None:
             fields["reasoning_content"] = reasoning
             fields["thinking"] = reasoning  # as gpt_oss calls it

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from server.schemas.chat import ChatRequest
+from server.schemas.chat import ChatRequest, TranslatedChat
 from server.schemas.checking import parse_body
 from server.schemas.completions import CompletionRequest
 from server.schemas.fields import Body
@@ -25,11 +25,13 @@ BodyT = TypeVar("BodyT", bound=Body)
 _CHAT: dict[str, Any] = {
     "messages": [],
     "tools": None,
+    "functions": None,
     "prediction": None,
     "chat_template_kwargs": None,
 }
 _HEAVY: Mapping[type[Body], Mapping[str, Any]] = {
     ChatRequest: _CHAT,
+    TranslatedChat: _CHAT,
     CompletionRequest: {"prompt": None},
     TokenizeRequest: {"content": None, "prompt": None, "messages": None},
     DetokenizeRequest: {"tokens": []},

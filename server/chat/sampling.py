@@ -68,11 +68,10 @@ def sampling_params(
     )
 
 
-def default_limit(default: int | None, num_prompt: int, info: ModelInfo) -> int | None:
-    """Return the token limit of an answer whose request sets none; None if `default` is None.
+def fitting_limit(limit: int | None, num_prompt: int, info: ModelInfo) -> int | None:
+    """Return `limit`, but at most what a prompt of `num_prompt` tokens leaves free, and at least 1.
 
-    The limit is at least 1 and at most what a prompt of `num_prompt` tokens leaves free: a default
-    must not make the engine refuse the request.
+    It is for limits that must not make the engine refuse the request. None stays None.
     """
     room = min(info.context_length, info.capacity_tokens) - num_prompt
-    return None if default is None else max(1, min(default, room))
+    return None if limit is None else max(1, min(limit, room))

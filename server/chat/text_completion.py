@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncGenerator
 
-from server.chat.answer import Caller, new_answer, new_id, run
+from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.generation import Job
 from server.chat.prepare import prepare_texts
-from server.chat.sampling import default_limit, sampling_params
+from server.chat.sampling import fitting_limit, sampling_params
 from server.chat.speculation import speculation_of
 from server.chat.text_writer import TextWriter
 from server.models.lending import LoadedModel
@@ -24,10 +24,11 @@ async def text_chunks(
     Raise `ApiError` 400 for a request that this model cannot answer.
     """
     asked = await model.text.call_on_model(prepare_texts, raw, model.info, most_prompts)
+    note_left_out(caller.request_id, caller.measurement, asked.left_out)
     limit = body.max_tokens
     if limit is None:
         longest = max(len(prompt) for prompt in asked.prompts)
-        limit = default_limit(DEFAULT_MAX_TOKENS, longest, model.info)
+        limit = fitting_limit(DEFAULT_MAX_TOKENS, longest, model.info)
     params = sampling_params(
         body,
         model.entry.sampling,

@@ -5,7 +5,7 @@ Answers are JSON already: of a large text, the front end would take seconds to w
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.messages import ModelInfo
 from engine.text.detokenize import TokenBytes
@@ -22,6 +22,8 @@ from server.schemas.tokens import (
     TokenizeRequest,
 )
 from server.text.tokenizer import Tokenizer
+
+ResultT = TypeVar("ResultT")
 
 LONGEST_ANSWER = 32 * 2**20  # bytes: as much as a body may have by default
 
@@ -63,15 +65,33 @@ def detokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
     return _json(answer)
 
 
-def rendered(tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]) -> bytes:
+class Known(NamedTuple, Generic[ResultT]):
+    """What was found out about a chat.
+
+    Args:
+        left_out: what of the request the model would not be given.
+    """
+
+    result: ResultT
+    left_out: list[str]
+
+
+def rendered(
+    tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]
+) -> Known[bytes]:
     """Return the answer to /apply-template. Raises `ApiError` 400."""
-    answer: Rendered = {"prompt": chat_text(tokenizer, read(raw))}
-    return _json(answer)
+    request = read(raw)
+    answer: Rendered = {"prompt": chat_text(tokenizer, request)}
+    return Known(_json(answer), request.left_out)
 
 
-def num_tokens(tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]) -> int:
+def num_tokens(
+    tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]
+) -> Known[int]:
     """Return how many tokens a chat's prompt has, also where they are too many for the model."""
-    return len(tokenizer.encode(chat_text(tokenizer, read(raw)), special=False))
+    request = read(raw)
+    ids = tokenizer.encode(chat_text(tokenizer, request), special=False)
+    return Known(len(ids), request.left_out)
 
 
 def _piece(spelling: TokenBytes, token: int) -> Piece:

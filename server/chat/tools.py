@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.schemas.chat import ChatRequest
-from server.schemas.tools import AllowedToolsChoice, NamedTool, Tool
+from server.schemas.tools import AllowedToolsChoice, NamedCustomTool, NamedTool, Tool
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,16 @@ class ToolUse:
 
 def tool_use(request: ChatRequest) -> ToolUse:
     """Return what `tools`, `tool_choice` and `parallel_tool_calls` of a request allow together."""
-    tools, choice = tuple(request.tools or ()), request.tool_choice
+    tools, choice = tuple(tool for _, tool in request.offered), request.choice
     if not tools or choice == "none":
         return ToolUse()
     names = {tool.function.name for tool in tools}
     is_required = choice == "required"
-    if isinstance(choice, NamedTool):
-        names, is_required = {choice.function.name}, True
+    if isinstance(choice, NamedTool | NamedCustomTool):
+        names, is_required = {choice.name}, True
     elif isinstance(choice, AllowedToolsChoice):
-        names = {tool.function.name for tool in choice.allowed_tools.tools}
+        names = {tool.name for tool in choice.allowed_tools.tools}
         is_required = choice.allowed_tools.mode == "required"
     allowed = tuple(tool for tool in tools if tool.function.name in names)
-    return ToolUse(allowed, is_required, request.parallel_tool_calls is not False)
+    is_parallel = request.parallel_tool_calls is not False and not request.has_old_calls
+    return ToolUse(allowed, is_required, is_parallel)

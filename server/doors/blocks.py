@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from server.schemas.answers import ChatChunk, ChatLogprob, Usage
+from server.schemas.answers import CallDelta, ChatChunk, ChatLogprob, Usage
 
 Kind = Literal["reasoning", "text", "call"]
 
@@ -16,8 +16,9 @@ class Block:
     index: int  # among the blocks of the answer
     kind: Kind
     call_id: str = ""
-    name: str = ""  # of the called function
-    text: str = ""  # the reasoning, the text, or the arguments of the call
+    name: str = ""  # of the called tool
+    is_custom: bool = False  # the tool takes a text instead of arguments
+    text: str = ""  # the reasoning, the text, or the arguments or input of the call
     logprobs: list[ChatLogprob] = field(default_factory=list)
     is_complete: bool = False  # the block has ended, and not by the token limit
 
@@ -83,15 +84,16 @@ class BlockReader:
             if reasoning := delta.get("reasoning_content"):
                 yield from self._append("reasoning", reasoning)
             self._unplaced += choice["logprobs"]["content"] if choice["logprobs"] else []
-            text, is_text = delta.get("content", ""), self._open and self._open.kind == "text"
+            text, is_text = delta.get("content") or "", self._open and self._open.kind == "text"
             if text or (is_text and self._unplaced):
                 logprobs, self._unplaced = self._unplaced, []
                 yield from self._append("text", text, logprobs)
             for call in delta.get("tool_calls", ()):
-                function = call["function"]
+                is_custom = "custom" in call
+                name, piece = _name_and_text(call)
                 if "id" in call:
-                    yield from self._begin("call", call["id"], function["name"])
-                if piece := function["arguments"]:
+                    yield from self._begin("call", call["id"], name, is_custom=is_custom)
+                if piece:
                     yield from self._append("call", piece)
             if choice["finish_reason"] is not None:
                 self.finish = choice["finish_reason"]
@@ -110,9 +112,11 @@ class BlockReader:
         block.append(piece, logprobs)
         yield BlockDelta(block, piece, logprobs)
 
-    def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> Iterator[BlockEvent]:
+    def _begin(
+        self, kind: Kind, call_id: str = "", name: str = "", *, is_custom: bool = False
+    ) -> Iterator[BlockEvent]:
         yield from self._close()
-        self._open = Block(len(self.all), kind, call_id, name)
+        self._open = Block(len(self.all), kind, call_id, name, is_custom)
         self.all.append(self._open)
         yield BlockStart(self._open)
 
@@ -121,3 +125,10 @@ class BlockReader:
             block, self._open = self._open, None
             block.close(is_complete=is_complete)
             yield BlockStop(block)
+
+
+def _name_and_text(call: CallDelta) -> tuple[str, str]:
+    """Return the name in a delta of a call, "" after the first one, and more of its text."""
+    if "custom" in call:
+        return call["custom"].get("name", ""), call["custom"]["input"]
+    return call["function"].get("name", ""), call["function"]["arguments"]

@@ -1,8 +1,24 @@
 """The messages of a chat, built from the items or blocks of other APIs. Pure."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from server.schemas.chat_messages import LeftOutPart
+from server.schemas.fields import HasText, joined_text
+
 SEPARATOR = "\n\n"  # between the texts of messages that are joined
+
+
+def chat_content(content: str | Sequence[HasText | LeftOutPart]) -> str | list[dict[str, Any]]:
+    """Return the content of a result as a chat has it: one text, unless parts are left out."""
+    if isinstance(content, str) or not any(isinstance(part, LeftOutPart) for part in content):
+        return joined_text(content)
+    return [
+        {"type": part.type}
+        if isinstance(part, LeftOutPart)
+        else {"type": "text", "text": part.text}
+        for part in content
+    ]
 
 
 class ConversationBuilder:
@@ -32,9 +48,14 @@ class ConversationBuilder:
         calls = self._message_of("assistant").setdefault("tool_calls", [])
         calls.append({"id": call_id, "type": "function", "function": function})
 
-    def add_result(self, call_id: str, text: str) -> None:
+    def add_custom_call(self, call_id: str, name: str, text: str) -> None:
+        """Add a call of a custom tool that the assistant made; `text` is its input."""
+        calls = self._message_of("assistant").setdefault("tool_calls", [])
+        calls.append({"id": call_id, "type": "custom", "custom": {"name": name, "input": text}})
+
+    def add_result(self, call_id: str, content: str | list[dict[str, Any]]) -> None:
         """Add the result of a call, always as a message of its own."""
-        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
     def _message_of(self, role: str) -> dict[str, Any]:
         """Return the last message if it has this role, else a new one at the end."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error
 from server.schemas.answers import ChatChunk
-from server.schemas.chat import ChatRequest
+from server.schemas.chat import ChatRequest, TranslatedChat
 from server.schemas.checking import check_object, parse_body
 from server.schemas.fields import GenerationBody
 
@@ -46,7 +46,7 @@ def chat_request(fields: Mapping[str, Any], names: Names) -> ChatRequest:
     """
     present = {name: value for name, value in fields.items() if value is not None}
     with named(names):
-        return check_object(ChatRequest, present)
+        return check_object(TranslatedChat, present)
 
 
 def read_as_chat(

@@ -11,7 +11,7 @@ from server.errors import ApiError
 from server.http.failures import error_response, log_failure
 from server.http.origins import PagePolicy
 
-EXPOSED = ("x-request-id", "x-understudy-queue-ms", "retry-after")
+EXPOSED = ("x-request-id", "x-understudy-queue-ms", "x-understudy-ignored", "retry-after")
 PRIVATE_NETWORK = "Access-Control-Allow-Private-Network"
 EVERY_ORIGIN = r"(?s:.*)"
 

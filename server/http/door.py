@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.responses import Response
 
-from server.chat.answer import Caller
+from server.chat.answer import Caller, note_left_out
 from server.chat.chat_completion import chat_chunks
 from server.chat.received import ChatSource, Received, light_chat
 from server.chat.token_calls import num_tokens
 from server.doors.translation import Event, Names, Writer, chat_request, named, read_as_chat
+from server.http.measure import measurement_of
 from server.http.respond import pace_of, respond
 from server.http.state import state_of
 from server.http.stream import Dialect, whole_answer
@@ -95,11 +96,18 @@ def _json_response(made: list[bytes]) -> Response:
     return Response(made[0], media_type="application/json")
 
 
+async def count_of(request: Request, source: ChatSource, model: LoadedModel) -> int:
+    """Return the number of tokens of a chat's prompt."""
+    counted = await model.text.call_on_model(num_tokens, source.raw, source.read)
+    note_left_out(request.state.request_id, measurement_of(request), counted.left_out)
+    return counted.result
+
+
 async def count_input_tokens(request: Request, source: ChatSource, names: Names = ()) -> Response:
     """Return an answer with the number of a prompt's tokens, in the format of OpenAI."""
 
     async def work(model: LoadedModel) -> bytes:
-        counted = await model.text.call_on_model(num_tokens, source.raw, source.read)
+        counted = await count_of(request, source, model)
         answer: InputTokens = {"object": "response.input_tokens", "input_tokens": counted}
         return json.dumps(answer, separators=(",", ":")).encode()
 

@@ -27,12 +27,16 @@ class Failures:
     """The exception handlers of the app, which answer each failure in the format of its API."""
 
     def __init__(self, apis: Iterable[Api]) -> None:
+        apis = list(apis)
         self._shapes = [
             (f"{prefix}{path}", api.error_body)
             for api in apis
             for prefix in api.prefixes
             for path in api.paths
         ]
+        self._known_paths = ", ".join(
+            sorted(f"{api.prefixes[0]}{path}" for api in apis for path in api.paths)
+        )
 
     def install(self, app: FastAPI) -> None:
         """Make these the exception handlers of `app`."""
@@ -58,7 +62,7 @@ class Failures:
         assert isinstance(error, HTTPException)
         url = f"{request.method} {request.url.path}"
         messages: dict[int, tuple[str, str | None]] = {
-            404: (f"Unknown URL: {url}", "unknown_url"),
+            404: (f"Unknown URL: {url}. There are: {self._known_paths}.", "unknown_url"),
             405: (f"Method not allowed: {url}", "method_not_allowed"),
         }
         message, code = messages.get(error.status_code, (str(error.detail), None))

@@ -10,6 +10,8 @@ from server.metrics.measurement import Measurement
 
 # Milliseconds until the request ran, or until its stream opened where that was earlier.
 QUEUE_HEADER = "x-understudy-queue-ms"
+# What of the request the model was not given, as far as it was known when the answer began.
+IGNORED_HEADER = "x-understudy-ignored"
 
 
 def measurement_of(request: Request) -> Measurement:
@@ -47,9 +49,11 @@ class Measure:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = MutableHeaders(scope=message)
                 if route and status < 400:
-                    headers = MutableHeaders(scope=message)
                     headers[QUEUE_HEADER] = str(measurement.wait.milliseconds)
+                if measurement.left_out:
+                    headers[IGNORED_HEADER] = measurement.left_out
             await send(message)
 
         try:

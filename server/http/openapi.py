@@ -23,6 +23,11 @@ QUEUE_MS = {
     "schema": {"type": "string", "pattern": "^[0-9]+$"},
 }
 
+IGNORED = {
+    "description": "What of the request was left out, such as `tools[7] web_search`",
+    "schema": {"type": "string"},
+}
+
 
 def _reference(kind: Any) -> dict[str, str]:
     return {"$ref": REFERENCE.format(model=kind.__name__)}
@@ -59,7 +64,7 @@ def describe(body: type[BaseModel], whole: Any, event: Any, error: Any) -> dict[
         event: the type of a stream's events, None for a route that never streams.
         error: the type of an error's body.
     """
-    headers = {"x-request-id": REQUEST_ID}
+    headers = {"x-request-id": REQUEST_ID, "x-understudy-ignored": IGNORED}
     answer: dict[str, Any] = {"model": whole, "description": "Whole answer", "headers": headers}
     if event is not None:
         answer["description"] = "Whole answer, or a stream of events with `stream: true`"

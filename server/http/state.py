@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from server.config.registry import Registry
@@ -68,6 +68,8 @@ class App(FastAPI):
         """Answer a request. WebSockets are refused first, because no route accepts one."""
         if scope["type"] == "websocket":
             await WebSocketClose()(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] == "HEAD":
+            await super().__call__({**scope, "method": "GET"}, receive, _without_body(send))
         else:
             await super().__call__(scope, receive, send)
 
@@ -76,6 +78,17 @@ class App(FastAPI):
         if self.openapi_schema is None:
             self.openapi_schema = document(self, self._schemas, has_keys=self._has_keys)
         return self.openapi_schema
+
+
+def _without_body(send: Send) -> Send:
+    """Return a function that sends an answer to HEAD: that to GET, but without its body."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
 
 
 def state_of(request: Request) -> AppState:

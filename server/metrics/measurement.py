@@ -1,10 +1,26 @@
 """The measurement of one request, from its first byte to the end of its answer."""
 
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from server.metrics.usage import Totals
 from server.metrics.wait_status import Wait
+
+LONGEST_LIST = 2000  # characters: many clients and proxies take headers of 8 KiB, all together
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return `names`, parts of a request, as a header's value: each once, and a bounded number."""
+    text = ""
+    distinct = list(dict.fromkeys(names))
+    for index, name in enumerate(distinct):
+        clean = re.sub(r"[^ -+\--~]", "?", name[:100])
+        if len(text) + len(clean) > LONGEST_LIST:
+            return f"{text}, and {len(distinct) - index} more"
+        text += f", {clean}" if text else clean
+    return text
 
 
 @dataclass
@@ -15,6 +31,7 @@ class Measurement:
     model: str = ""  # the id of the model, once it is known to exist
     outcome: str = ""  # a finish reason, the code of an error or "client_left"; "" while unknown
     first_token_s: float | None = None  # seconds from the request to its first token
+    left_out: str = ""  # what of the request the model was not given
     totals: Totals | None = None  # once the answer is complete
     wait: Wait = field(default_factory=Wait)
     started: float = field(default_factory=time.perf_counter)
@@ -27,6 +44,10 @@ class Measurement:
     def set_model(self, model: str) -> None:
         """Note the id of the model that the request is for."""
         self.model = model
+
+    def leave_out(self, names: Sequence[str]) -> None:
+        """Note what of the request the model was not given."""
+        self.left_out = listed(names)
 
     def note_token(self) -> None:
         """Note that the engine emitted a token for the request."""

@@ -3,6 +3,8 @@
 from engine.messages import Stats, Tokens
 from server.schemas.answers import Timings, Usage
 
+DIGITS = 3  # after the point of times and rates: people read them
+
 
 class Totals:
     """The sums of the statistics of finished choices.
@@ -77,16 +79,17 @@ class Totals:
         later = predicted - len(self._all)  # the time begins with the first token of each choice
         passes = max((s.passes for s in self._all), default=0)
         predicted_ms = max((s.predicted_ms for s in self._all), default=0.0)
+        per_second = 1e3 * max(later, 0) / predicted_ms if predicted_ms > 0 else 0.0
         return {
             "cache_n": cached,
             "prompt_n": sum(s.prompt_tokens for s in self._first) - cached,
-            "prompt_ms": max((s.prompt_ms for s in self._all), default=0.0),
+            "prompt_ms": round(max((s.prompt_ms for s in self._all), default=0.0), DIGITS),
             "predicted_n": predicted,
-            "predicted_ms": predicted_ms,
-            "predicted_per_second": 1e3 * max(later, 0) / predicted_ms if predicted_ms > 0 else 0.0,
+            "predicted_ms": round(predicted_ms, DIGITS),
+            "predicted_per_second": round(per_second, DIGITS),
             "draft_n": sum(s.drafted for s in self._all),
             "draft_n_accepted": sum(s.accepted for s in self._all),
             "passes": passes,
-            "tokens_per_pass": predicted / max(1, passes),
+            "tokens_per_pass": round(predicted / max(1, passes), DIGITS),
             "seed": self._seed,
         }

@@ -88,12 +88,18 @@ class CallFunction(TypedDict):
     arguments: str  # JSON
 
 
+class CallCustom(TypedDict):
+    name: str
+    input: str
+
+
 class Call(TypedDict):
-    """A tool call in a whole answer."""
+    """A tool call of a whole answer: of a function, or of a custom tool."""
 
     id: str
-    type: Literal["function"]
-    function: CallFunction
+    type: Literal["function", "custom"]
+    function: NotRequired[CallFunction]
+    custom: NotRequired[CallCustom]
 
 
 class CallFunctionDelta(TypedDict):
@@ -103,13 +109,19 @@ class CallFunctionDelta(TypedDict):
     arguments: str
 
 
+class CallCustomDelta(TypedDict):
+    name: NotRequired[str]
+    input: str
+
+
 class CallDelta(TypedDict):
     """A piece of a tool call: the first has id, type and name, the others bring arguments."""
 
     index: int
     id: NotRequired[str]
-    type: NotRequired[Literal["function"]]
-    function: CallFunctionDelta
+    type: NotRequired[Literal["function", "custom"]]
+    function: NotRequired[CallFunctionDelta]
+    custom: NotRequired[CallCustomDelta]
 
 
 # Defined by a call, because the key `pass` is a keyword of Python.
@@ -128,9 +140,10 @@ class Delta(TypedDict, total=False):
     """What one chunk adds to a choice's message."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None  # null in the first delta where a call is forced
     reasoning_content: str
     tool_calls: list[CallDelta]
+    function_call: CallFunctionDelta  # where the request has `functions`
 
 
 class ChatChunkChoice(TypedDict):
@@ -160,6 +173,7 @@ class Message(TypedDict):
     refusal: None
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
+    function_call: NotRequired[CallFunction]  # where the request has `functions`
 
 
 class ChatChoice(TypedDict):
@@ -216,6 +230,8 @@ class Model(TypedDict):
     created: int
     owned_by: str
     aliases: list[str]
+    state: Literal["loaded", "unloaded"]
+    max_model_len: NotRequired[int]  # tokens of the context, of the loaded model
 
 
 class ModelList(TypedDict):
@@ -223,6 +239,10 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
+
+
+class Version(TypedDict):
+    version: str
 
 
 class Status(TypedDict):

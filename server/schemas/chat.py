@@ -1,22 +1,58 @@
 """The body of POST /v1/chat/completions."""
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from server.schemas.chat_messages import AssistantMessage, ChatMessage, ToolMessage
+from server.schemas.chat_messages import AssistantMessage, ChatMessage, LeftOutPart, ToolMessage
 from server.schemas.fields import (
     Body,
     Content,
     GenerationBody,
     Int,
     JsonObject,
+    TokenLimit,
     field_error,
+    joined_text,
     refuse_if_set,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
-from server.schemas.structured import ResponseFormat, StructuredOutputs
-from server.schemas.tools import AllowedToolsChoice, NamedTool, ToolChoice, Tools
+from server.schemas.structured import ResponseFormat, StructuredBody
+from server.schemas.tools import (
+    AllowedToolsChoice,
+    CustomTool,
+    Function,
+    FunctionChoice,
+    HostedTool,
+    NamedCustomTool,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    Tools,
+    walk_tools,
+)
+
+Effort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
+    AfterValidator(lambda effort: "xhigh" if effort == "max" else effort),
+]
+
+
+class Reasoning(Body):
+    effort: Effort | None = None
+    enabled: bool | None = None
+
+
+class Thinking(Body):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+ThinkingSwitch = Annotated[
+    Annotated[bool, Tag("bool")] | Annotated[Thinking, Tag("object")],
+    Discriminator(lambda value: "bool" if isinstance(value, bool) else "object"),
+]
 
 
 class Prediction(Body):
@@ -26,44 +62,44 @@ class Prediction(Body):
     content: Content
 
 
-class ChatRequest(GenerationBody):
+class ChatRequest(StructuredBody, GenerationBody):
     """The body of a request that continues a conversation."""
 
     messages: Annotated[
         list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
-    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
-    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_completion_tokens: TokenLimit = None
+    max_tokens: TokenLimit = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    structured_outputs: StructuredOutputs | None = None
+    reasoning_effort: Effort | None = None
+    # other words for it, of other servers
+    reasoning: Reasoning | None = None
+    thinking: ThinkingSwitch | None = None
+    enable_thinking: bool | None = None
     prediction: Prediction | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    # what tools and tool_choice were before
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    function_call: FunctionChoice | None = None
     # known to OpenAI's clients, refused when set
-    functions: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS)] | None = None
-    function_call: str | JsonObject | None = None
     modalities: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
     audio: JsonObject | None = None
 
     @model_validator(mode="after")
     def _check_fields_agree(self) -> Self:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise field_error(
-                "max_tokens", "Give 'max_completion_tokens' or 'max_tokens', not both"
-            )
         formed = self.response_format is not None and self.response_format.type != "text"
-        if formed and self.structured_outputs is not None:
-            message = "Give 'response_format' or 'structured_outputs', not both"
-            raise field_error("structured_outputs", message)
-        if self.top_logprobs is not None and not self.logprobs:
+        if formed and self.form is not None:
+            field = self.form[0].partition(".")[0]
+            raise field_error(field, f"Give 'response_format' or '{field}', not both")
+        if self.top_logprobs and not self.logprobs:
             raise field_error("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
 
@@ -83,19 +119,24 @@ class ChatRequest(GenerationBody):
     @model_validator(mode="after")
     def _check_tool_choice(self) -> Self:
         choice = self.tool_choice
-        if choice in (None, "none"):
-            return self
-        if not self.tools:
-            raise field_error("tool_choice", "'tool_choice' is only allowed when 'tools' are given")
-        known = {tool.function.name for tool in self.tools}
-        if isinstance(choice, NamedTool) and choice.function.name not in known:
-            message = f"No tool has the name '{choice.function.name}'"
-            raise field_error("tool_choice.function.name", message)
-        if isinstance(choice, AllowedToolsChoice):
-            for i, tool in enumerate(choice.allowed_tools.tools):
-                if tool.function.name not in known:
-                    field = f"tool_choice.allowed_tools.tools.{i}.function.name"
-                    raise field_error(field, f"No tool has the name '{tool.function.name}'")
+        if choice in ("none", "auto"):
+            choice = None
+        known = {tool.function.name for _, tool in self.offered}
+        called = self.function_call
+        if isinstance(called, NamedFunction) and called.name not in known:
+            raise field_error("function_call.name", f"No function has the name '{called.name}'")
+        if choice is not None and not known:
+            what = "has none that this server can offer" if self.tools else "is missing"
+            raise field_error("tool_choice", f"'tool_choice' asks for a call, but 'tools' {what}")
+        chosen: list[tuple[str, NamedTool | NamedCustomTool]] = []
+        if isinstance(choice, NamedTool | NamedCustomTool):
+            chosen.append(("tool_choice", choice))
+        elif isinstance(choice, AllowedToolsChoice):
+            path = "tool_choice.allowed_tools.tools"
+            chosen += [(f"{path}.{i}", tool) for i, tool in enumerate(choice.allowed_tools.tools)]
+        for path, tool in chosen:
+            if tool.name not in known:
+                raise field_error(f"{path}.{tool.type}.name", f"No tool has the name '{tool.name}'")
         return self
 
     @model_validator(mode="after")
@@ -111,18 +152,111 @@ class ChatRequest(GenerationBody):
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> Self:
-        call = None if self.function_call == "none" else self.function_call
-        for field, value in (
-            ("functions", self.functions),
-            ("function_call", call),
-            ("audio", self.audio),
-        ):
-            refuse_if_set(field, value)
+        refuse_if_set("audio", self.audio)
         if self.modalities not in (None, [], ["text"]):
             refuse_if_set("modalities", self.modalities)
         return self
 
     @property
+    def is_continued(self) -> bool:
+        """Return whether the answer continues the last message, which is the assistant's.
+
+        That is so unless a flag says otherwise: chat pages continue answers in this way.
+        """
+        if self.continue_final_message is not None:
+            return self.continue_final_message
+        last = self.messages[-1]
+        return (
+            not self.add_generation_prompt
+            and isinstance(last, AssistantMessage)
+            and bool(joined_text(last.content))
+            and not (last.tool_calls or last.function_call)
+        )
+
+    @property
+    def offered(self) -> list[tuple[str, Tool]]:
+        """Return the functions that the model may be offered, with their paths in the body."""
+        offered = [
+            (f"{path}.{tool.type}", tool.as_function() if isinstance(tool, CustomTool) else tool)
+            for path, tool in walk_tools(self.tools or ())
+            if not isinstance(tool, HostedTool)
+        ]
+        for index, function in enumerate(self.functions or ()):
+            offered.append((f"functions.{index}", Tool(type="function", function=function)))
+        return offered
+
+    @property
+    def has_old_calls(self) -> bool:
+        """Return whether the answer has a `function_call` instead of `tool_calls`."""
+        return bool(self.functions) and not self.tools
+
+    @property
+    def choice(self) -> ToolChoice | None:
+        """Return which tools may or must be called, in today's form."""
+        if self.tool_choice is not None or self.function_call is None:
+            return self.tool_choice
+        if isinstance(self.function_call, NamedFunction):
+            return NamedTool(type="function", function=self.function_call)
+        return self.function_call
+
+    @property
+    def custom_names(self) -> frozenset[str]:
+        """Return the names of the tools that take a text instead of arguments."""
+        tools = walk_tools(self.tools or ())
+        return frozenset(tool.custom.name for _, tool in tools if isinstance(tool, CustomTool))
+
+    @property
+    def left_out(self) -> list[str]:
+        """Return what of the request the model is not given, by place and name."""
+        found: list[str] = []
+        for path, tool in walk_tools(self.tools or ()):
+            place = re.sub(r"\.(\d+)", r"[\1]", path)
+            if isinstance(tool, HostedTool):
+                found.append(f"{place} {tool.type}")
+            elif isinstance(tool, CustomTool) and tool.custom.syntax is not None:
+                found.append(f"{place}.format")
+        for message in self.messages:
+            if isinstance(message, ToolMessage) and isinstance(message.content, list):
+                kinds = [part.type for part in message.content if isinstance(part, LeftOutPart)]
+                found += [f"{kind} in a tool result" for kind in kinds]
+        return found
+
+    @property
+    def reasoning_switches(self) -> dict[str, Any]:
+        """Return the arguments by which templates set reasoning; each family has its own switch."""
+        nested = None if self.reasoning is None else self.reasoning.effort
+        effort = self.reasoning_effort or nested
+        thinks = self._thinks if effort is None else effort != "none"
+        switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
+        return switches if effort is None else switches | {"reasoning_effort": effort}
+
+    @property
+    def _thinks(self) -> bool | None:
+        """Return whether the model should think, where a request says it without an effort."""
+        if isinstance(self.thinking, Thinking):
+            kind = self.thinking.type
+            return None if kind == "adaptive" else kind == "enabled"
+        enabled = None if self.reasoning is None else self.reasoning.enabled
+        given = (self.enable_thinking, self.thinking, enabled)
+        return next((value for value in given if value is not None), None)
+
+    @property
     def token_limit(self) -> int | None:
         """The largest number of tokens to emit; None for no limit but the context."""
-        return self.max_tokens or self.max_completion_tokens
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TranslatedChat(ChatRequest):
+    """A chat that was made of a body of another API.
+
+    Args:
+        skipped: what of that body has no place in a chat.
+        clamps_limit: whether a token limit above what is left of the context means all of that.
+    """
+
+    skipped: list[str] = Field(default_factory=list)
+    clamps_limit: bool = False
+
+    @property
+    def left_out(self) -> list[str]:
+        return [*super().left_out, *self.skipped]

@@ -1,11 +1,22 @@
 """The messages of a conversation, one class for each role."""
 
-from typing import Annotated, Literal, Self
+import json
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema
 
-from server.schemas.fields import Body, Content, ContentOf, TextPart, field_error, only_types
+from server.schemas.fields import (
+    Arguments,
+    Body,
+    Content,
+    ContentOf,
+    TextPart,
+    joined_text,
+    only_types,
+    type_of,
+)
 from server.schemas.limits import MAX_MESSAGES
+from server.schemas.tools import CUSTOM_INPUT
 
 
 class SystemMessage(Body):
@@ -35,9 +46,33 @@ class RefusalPart(Body):
         return self.refusal
 
 
+class ThinkingPart(Body):
+    """What the assistant thought, as some servers put it between the parts of its content."""
+
+    type: Literal["thinking"]
+    thinking: ContentOf[TextPart]
+
+    @property
+    def text(self) -> str:
+        """Return the part's share of the content, which is none."""
+        return ""
+
+
+class RedactedThinkingPart(Body):
+    """Another server's secret, without a text to read."""
+
+    type: Literal["redacted_thinking"]
+
+    @property
+    def text(self) -> str:
+        return ""
+
+
 AssistantPart = Annotated[
-    Annotated[TextPart | RefusalPart, Field(discriminator="type")],
-    only_types("Content parts", "text", "refusal"),
+    Annotated[
+        TextPart | RefusalPart | ThinkingPart | RedactedThinkingPart, Field(discriminator="type")
+    ],
+    only_types("Content parts", "text", "refusal", "thinking", "redacted_thinking"),
 ]
 
 
@@ -45,15 +80,45 @@ class CalledFunction(Body):
     """The name of a called function, and its arguments as JSON text."""
 
     name: str
-    arguments: str
+    arguments: Arguments
 
 
-class ToolCall(Body):
-    """A tool call that the assistant made earlier."""
+class FunctionCall(Body):
+    """A call of a function that the assistant made earlier."""
 
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+
+
+class CalledCustomTool(Body):
+    name: str
+    input: str
+
+
+class CustomCall(Body):
+    """A call of a tool that takes a text."""
+
+    id: str
+    type: Literal["custom"]
+    custom: CalledCustomTool
+
+    @property
+    def function(self) -> CalledFunction:
+        """Return the call of the function that the model is offered for the tool."""
+        arguments = json.dumps({CUSTOM_INPUT: self.custom.input}, ensure_ascii=False)
+        return CalledFunction(name=self.custom.name, arguments=arguments)
+
+
+def _kind_of_call(value: object) -> str:
+    """Return the kind of a call: a function's may leave its type out."""
+    return "custom" if type_of(value) == "custom" else "function"
+
+
+ToolCall = Annotated[
+    Annotated[FunctionCall, Tag("function")] | Annotated[CustomCall, Tag("custom")],
+    Discriminator(_kind_of_call),
+]
 
 
 class AssistantMessage(Body):
@@ -65,26 +130,45 @@ class AssistantMessage(Body):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # the name that some clients use for `reasoning_content`
-    tool_calls: (
-        Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-        | None
-    ) = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = (
+        None
+    )
     function_call: CalledFunction | None = None  # OpenAI's older form of `tool_calls`
 
-    @model_validator(mode="after")
-    def _check_not_empty(self) -> Self:
-        said = (self.content, self.refusal, self.tool_calls, self.function_call)
-        if all(part is None for part in said):
-            message = "An assistant message needs 'content' or 'tool_calls'"
-            raise field_error("content", message, "missing_required_parameter")
-        return self
+    @property
+    def thoughts(self) -> str | None:
+        """Return the reasoning, from wherever the message has it."""
+        parts = () if self.content is None or isinstance(self.content, str) else self.content
+        thoughts = [joined_text(p.thinking) for p in parts if isinstance(p, ThinkingPart)]
+        return self.reasoning_content or self.reasoning or "".join(thoughts) or None
+
+
+class LeftOutPart(Body):
+    """A part of a tool's result that is no text: a line says that it was left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"const": "text"}})]
+
+    @property
+    def text(self) -> str:
+        what = "An image" if "image" in self.type else f"A part of type '{self.type[:64]}'"
+        return f"\n[{what} was left out here: this model takes text.]\n"
+
+
+def _kind_of_result(value: object) -> str:
+    return "text" if type_of(value) in (None, "text") else "other"
+
+
+ResultPart = Annotated[
+    Annotated[TextPart, Tag("text")] | Annotated[LeftOutPart, Tag("other")],
+    Discriminator(_kind_of_result),
+]
 
 
 class ToolMessage(Body):
     """The result of a tool call."""
 
     role: Literal["tool"]
-    content: Content
+    content: ContentOf[ResultPart] | None
     tool_call_id: str
 
 
@@ -92,7 +176,7 @@ class FunctionMessage(Body):
     """The result of a call in OpenAI's older form, `function_call`."""
 
     role: Literal["function"]
-    content: Content | None
+    content: Content
     name: str
 
 

@@ -2,11 +2,18 @@
 
 from typing import Annotated, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
-from server.schemas.fields import GenerationBody, Int, field_error, refuse_if_set
+from server.schemas.fields import GenerationBody, Int, field_error, none_if_minus_one, refuse_if_set
 from server.schemas.limits import MAX_IDS, MAX_PROMPTS
-from server.schemas.structured import StructuredOutputs
+from server.schemas.structured import StructuredBody
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -42,16 +49,19 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(GenerationBody):
+class CompletionRequest(StructuredBody, GenerationBody):
     """The body of a request that continues texts or token ids."""
 
     prompt: Prompt | None = None  # null stands for an empty text
-    max_tokens: Annotated[Int, Field(ge=0)] | None = None
+    max_tokens: Annotated[
+        Annotated[Int, Field(ge=0)] | None,
+        BeforeValidator(none_if_minus_one),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": -1}, {"type": "null"}]}),
+    ] = None
     best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
     suffix: str | None = None
-    structured_outputs: StructuredOutputs | None = None  # an extension of this server
 
     @model_validator(mode="after")
     def _check_completion(self) -> Self:

@@ -1,15 +1,18 @@
 """Field types that several bodies share: strict JSON types with ranges, and null for absent."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -39,6 +42,12 @@ def field_error(field: str, message: str, code: str = "invalid_value") -> Pydant
         code: the `code` of the API's error object.
     """
     return PydanticCustomError(code, "{message}", {"message": message, "field": field})
+
+
+def type_of(value: object) -> str | None:
+    """Return the `type` of an object of the body, or of what it was turned into."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if isinstance(kind, str) else None
 
 
 def only_types(what: str, *kinds: str) -> BeforeValidator:
@@ -83,8 +92,46 @@ def _to_integer(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_to_integer)]
 Seed = Annotated[Int, Field(ge=-(2**63), lt=2**64)]
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
+
+
+def none_if_minus_one(value: object) -> object:
+    """Return None for -1, which other local servers take for "no limit"."""
+    is_minus_one = not isinstance(value, bool) and isinstance(value, int | float) and value == -1
+    return None if is_minus_one else value
+
+
+_LIMIT: list[dict[str, Any]] = [{"type": "integer", "minimum": 1}, {"const": -1}]
+TokenLimit = Annotated[
+    Annotated[Int, Field(ge=1)] | None,
+    BeforeValidator(none_if_minus_one),
+    WithJsonSchema({"anyOf": [*_LIMIT, {"type": "null"}]}),
+]
+
+
+def _given(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return none_if_minus_one(value)
+
+
+StopsT = TypeVar("StopsT", str, list[str])
+GivenTokenLimit = Annotated[
+    Annotated[Int, Field(ge=1)] | None, BeforeValidator(_given), WithJsonSchema({"anyOf": _LIMIT})
+]
+
+
+def _not_too_long(stops: StopsT) -> StopsT:
+    length = len(stops) if isinstance(stops, str) else sum(map(len, stops))
+    if length > MAX_STOP_LENGTH:
+        message = f"All stop strings together should have at most {MAX_STOP_LENGTH} characters"
+        raise PydanticCustomError("invalid_value", "{message}", {"message": message})
+    return stops
+
+
+StopString = Annotated[str, AfterValidator(_not_too_long)]  # "" is none
+StopStrings = Annotated[
+    list[StopString], Field(max_length=MAX_STOPS, fail_fast=True), AfterValidator(_not_too_long)
+]
 
 
 def _str_or_list(value: object) -> str:
@@ -92,8 +139,7 @@ def _str_or_list(value: object) -> str:
 
 
 Stop = Annotated[
-    Annotated[StopString, Tag("str")]
-    | Annotated[list[StopString], Field(min_length=1, max_length=4), Tag("list")],
+    Annotated[StopString, Tag("str")] | Annotated[StopStrings, Tag("list")],
     Discriminator(_str_or_list),
 ]
 
@@ -151,8 +197,6 @@ class GenerationBody(Body):
 
     @model_validator(mode="after")
     def _check_shared_fields(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise field_error("stream_options", "'stream_options' needs 'stream': true")
         for token in self.logit_bias or {}:
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise field_error(f"logit_bias.{token}", "keys of 'logit_bias' are token ids")
@@ -161,14 +205,13 @@ class GenerationBody(Body):
     @property
     def include_usage(self) -> bool:
         """Whether a streamed answer ends with a chunk that has its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return bool(self.stream and self.stream_options and self.stream_options.include_usage)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The strings that end an answer; empty when the request has none."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        return tuple(filter(None, stops))
 
 
 class TextPart(Body):
@@ -185,9 +228,9 @@ class HasText(Protocol):
     def text(self) -> str: ...
 
 
-def joined_text(content: str | Sequence[HasText]) -> str:
-    """Return the text of a content, its parts joined without separators."""
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+def joined_text(content: str | Sequence[HasText] | None) -> str:
+    """Return the text of a content, its parts joined without separators; "" for null."""
+    return content if isinstance(content, str) else "".join(part.text for part in content or ())
 
 
 def _refuse_other_parts(value: object) -> object:
@@ -202,10 +245,17 @@ Part = Annotated[TextPart, BeforeValidator(_refuse_other_parts)]
 PartT = TypeVar("PartT")
 ContentOf = Annotated[
     Annotated[str, Tag("str")]
-    | Annotated[
-        list[PartT], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), Tag("list")
-    ],
+    | Annotated[list[PartT], Field(max_length=MAX_MESSAGES, fail_fast=True), Tag("list")],
     Discriminator(_str_or_list),
 ]
-Content = ContentOf[Part]
-JsonObject = Annotated[dict[str, Any], Field(max_length=MAX_VALUES)]  # `scan` limits its depth
+Content = ContentOf[Part] | None
+JsonObject = Annotated[dict[str, Any], Field(max_length=MAX_VALUES)]  # `scan` bounds its depth
+
+
+def _arguments_text(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
+_ARGUMENTS = {"anyOf": [{"type": "string"}, {"type": "object", "maxProperties": MAX_VALUES}]}
+# Of a call in the conversation: JSON, which some clients send as the object itself.
+Arguments = Annotated[str, BeforeValidator(_arguments_text), WithJsonSchema(_ARGUMENTS)]

@@ -14,11 +14,11 @@ MAX_VALUES = MAX_IDS + 100
 # Messages, items and blocks of a conversation, and the parts of a message. Agents reach some
 # thousands. Each has about ten values, so more would exceed `MAX_VALUES` anyway.
 MAX_MESSAGES = 20_000
-MAX_TOOLS = 1024  # agents with several tool servers offer some hundreds
+MAX_TOOLS = 20_000  # agents offer some hundreds; the size of the body bounds them first
 MAX_PROMPTS = 2048  # of one request; evaluation harnesses send some hundreds
 MAX_CHOICES = 20_000  # strings of `structured_outputs.choice`; all become one grammar
-MAX_STOPS = 256  # stop strings of one request; every token is searched for all of them: 1 ms
-MAX_STOP_LENGTH = 4096  # characters
+MAX_STOPS = 1024  # stop strings of one request; all are looked for at every token
+MAX_STOP_LENGTH = 65_536  # characters of all stop strings of a request
 MAX_STOP_IDS = 16_384
 MAX_BIASES = MAX_IDS  # clients exclude whole scripts: some ten thousand tokens
 MAX_NAMES = 1024  # lists of names (`include`) and pairs of `metadata`

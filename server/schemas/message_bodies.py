@@ -2,18 +2,23 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
+from server.schemas.chat_messages import ResultPart
 from server.schemas.fields import (
     Body,
     GenerationBody,
+    GivenTokenLimit,
     Int,
     JsonObject,
     StopStrings,
     field_error,
     only_types,
+    type_of,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
+
+_OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
 
 
 class TextBlock(Body):
@@ -34,6 +39,12 @@ class RedactedThinkingBlock(Body):
     """Reasoning that another server has encrypted; it is ignored."""
 
     type: Literal["redacted_thinking"]
+
+
+class HostedBlock(Body):
+    """A call that a provider's own tool answered, or its result: read over."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"enum": list(_OWN_BLOCKS)}})]
 
 
 class ToolUseBlock(Body):
@@ -59,24 +70,42 @@ Text = Annotated[
 ]
 
 
+ResultBlocks = Annotated[list[ResultPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+
+
 class ToolResultBlock(Body):
     """The result of a tool call."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Text | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("text")] | Annotated[ResultBlocks, Tag("blocks")],
+            Discriminator(_text_or_blocks),
+        ]
+        | None
+    ) = None
 
 
 UserBlock = Annotated[
     Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
     only_types("Content blocks", "text", "tool_result"),
 ]
+
+
+def _kind_of_block(value: object) -> str:
+    """Return the kind of an assistant's block: one of its own, or one of a hosted tool."""
+    kind = type_of(value) or "text"
+    return kind if kind in _OWN_BLOCKS else "hosted"
+
+
 AssistantBlock = Annotated[
-    Annotated[
-        TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock,
-        Field(discriminator="type"),
-    ],
-    only_types("Content blocks", "text", "thinking", "redacted_thinking", "tool_use"),
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ThinkingBlock, Tag("thinking")]
+    | Annotated[RedactedThinkingBlock, Tag("redacted_thinking")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[HostedBlock, Tag("hosted")],
+    Discriminator(_kind_of_block),
 ]
 
 
@@ -128,6 +157,23 @@ class MessageTool(Body):
     strict: bool | None = None
 
 
+class HostedTool(Body):
+    """A tool that only the provider's own servers can run: it is left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"const": "custom"}})]
+    name: str | None = None
+
+
+def _kind_of_tool(value: object) -> str:
+    return "custom" if type_of(value) in (None, "custom") else "hosted"
+
+
+Tool = Annotated[
+    Annotated[MessageTool, Tag("custom")] | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(_kind_of_tool),
+]
+
+
 class ToolChoice(Body):
     """Which tools the model may or must call."""
 
@@ -175,13 +221,7 @@ class CountTokensRequest(GenerationBody):
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     system: Text | None = None
-    tools: (
-        Annotated[
-            list[Annotated[MessageTool, only_types("Tools", "custom")]],
-            Field(max_length=MAX_TOOLS, fail_fast=True),
-        ]
-        | None
-    ) = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -191,7 +231,7 @@ class CountTokensRequest(GenerationBody):
 class MessagesRequest(CountTokensRequest):
     """The body of a request that continues a conversation."""
 
-    max_tokens: Annotated[Int, Field(ge=1)]
+    max_tokens: GivenTokenLimit
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     stop_sequences: StopStrings | None = None
     metadata: Metadata | None = None

@@ -12,16 +12,21 @@ from pydantic import (
     model_validator,
 )
 
+from server.schemas.chat_messages import LeftOutPart
 from server.schemas.fields import (
+    Arguments,
     Body,
     GenerationBody,
     Int,
     JsonObject,
+    TokenLimit,
     field_error,
     only_types,
     refuse_if_set,
+    type_of,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
+from server.schemas.tools import Custom, HostedTool, kind_in_namespace, kind_of_tool
 
 
 class ItemPart(Body):
@@ -62,15 +67,36 @@ class CallItem(Body):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
+    namespace: str | None = None
+    arguments: Arguments
+
+
+class CustomCallItem(Body):
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    namespace: str | None = None
+    input: str
+
+
+def _kind_of_result(value: object) -> str:
+    return "text" if type_of(value) in (None, *_PART_TYPES) else "other"
+
+
+ResultPart = Annotated[
+    Annotated[ItemPart, Tag("text")] | Annotated[LeftOutPart, Tag("other")],
+    Discriminator(_kind_of_result),
+]
+ResultParts = Annotated[list[ResultPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class CallOutputItem(Body):
-    """An item with the result of a function call."""
-
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
-    output: ItemContent
+    output: Annotated[
+        Annotated[str, Tag("text")] | Annotated[ResultParts, Tag("parts")],
+        Discriminator(_text_or_parts),
+    ]
 
 
 class ReasoningItem(Body):
@@ -81,17 +107,56 @@ class ReasoningItem(Body):
     content: Parts | None = None
 
 
-def _add_message_type(value: object) -> object:
-    """Return an item of a role without a type as a message: messages may leave their type out."""
+_ITEM_TYPES = (
+    "message",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+    "reasoning",
+)
+_NOT_HOSTED = {"type": "string", "not": {"enum": [*_ITEM_TYPES, "item_reference"]}}
+
+
+class HostedItem(Body):
+    """A call of a provider's own tool, or its result. What it says as text is kept."""
+
+    type: Annotated[str, WithJsonSchema(_NOT_HOSTED)]
+    output: Any = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.type == "item_reference":
+            message = "Nothing is stored, so no item can be referred to; send the item itself"
+            raise field_error("type", message, "unsupported_content")
+        return self
+
+
+def _kind_of_item(value: object) -> str:
+    """Return the kind of an item; without a type it is a call, which then lacks its type."""
+    kind = type_of(value) or "function_call"
+    return kind if kind in _ITEM_TYPES else "hosted"
+
+
+def _message_if_untyped(value: object) -> object:
+    """A message may leave its type out."""
     if isinstance(value, dict) and value.get("type") is None and "role" in value:
         return {**value, "type": "message"}
     return value
 
 
 Item = Annotated[
-    Annotated[MessageItem | CallItem | CallOutputItem | ReasoningItem, Field(discriminator="type")],
-    only_types("Items", "message", "function_call", "function_call_output", "reasoning"),
-    BeforeValidator(_add_message_type),
+    Annotated[
+        Annotated[MessageItem, Tag("message")]
+        | Annotated[CallItem, Tag("function_call")]
+        | Annotated[CallOutputItem, Tag("function_call_output")]
+        | Annotated[CustomCallItem, Tag("custom_tool_call")]
+        | Annotated[CallOutputItem, Tag("custom_tool_call_output")]
+        | Annotated[ReasoningItem, Tag("reasoning")]
+        | Annotated[HostedItem, Tag("hosted")],
+        Discriminator(_kind_of_item),
+    ],
+    BeforeValidator(_message_if_untyped),
 ]
 Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 Input = Annotated[
@@ -110,14 +175,58 @@ class ResponseTool(Body):
     strict: bool | None = None
 
 
-Tool = Annotated[ResponseTool, only_types("Tools", "function")]
+class CustomTool(Custom):
+    """A tool that takes any text."""
+
+    type: Literal["custom"]
+
+
+SimpleTool = Annotated[
+    Annotated[ResponseTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(kind_in_namespace),
+]
+
+
+class NamespaceTool(Body):
+    """Tools under a common name; each is offered by itself."""
+
+    type: Literal["namespace"]
+    name: str
+    tools: Annotated[list[SimpleTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+
+Tool = Annotated[
+    Annotated[ResponseTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[NamespaceTool, Tag("namespace")]
+    | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(kind_of_tool),
+]
 
 
 class FunctionChoice(Body):
-    """The choice of one function by its name."""
-
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: str
+
+
+class HostedChoice(Body):
+    """A tool that is left out, among those that are allowed."""
+
+    type: Annotated[
+        str, WithJsonSchema({"type": "string", "not": {"enum": ["function", "custom"]}})
+    ]
+
+
+def _kind_of_choice(value: object) -> str:
+    return "offered" if type_of(value) in (None, "function", "custom") else "hosted"
+
+
+AllowedTool = Annotated[
+    Annotated[FunctionChoice, Tag("offered")] | Annotated[HostedChoice, Tag("hosted")],
+    Discriminator(_kind_of_choice),
+]
 
 
 class AllowedTools(Body):
@@ -125,10 +234,7 @@ class AllowedTools(Body):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[
-        list[Annotated[FunctionChoice, only_types("Tools", "function")]],
-        Field(min_length=1, max_length=MAX_TOOLS),
-    ]
+    tools: Annotated[list[AllowedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 def _mode_or_choice(value: object) -> str:
@@ -139,7 +245,7 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("mode")]
     | Annotated[
         Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")],
-        only_types("Tool choices", "function", "allowed_tools"),
+        only_types("Tool choices", "function", "custom", "allowed_tools"),
         Tag("choice"),
     ],
     Discriminator(_mode_or_choice),
@@ -181,7 +287,7 @@ class ResponseRequest(GenerationBody):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_output_tokens: TokenLimit = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     include: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=MAX_NAMES)] | None = None

@@ -1,12 +1,13 @@
 """Fields that prescribe the form of an answer: JSON schemas, regular expressions and grammars."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.fields import Body, JsonObject, field_error
-from server.schemas.limits import MAX_CHOICES, MAX_DEPTH
+from server.schemas.limits import MAX_CHOICES, MAX_DEPTH, MAX_VALUES
 
 
 def _check_depth(value: JsonObject) -> JsonObject:
@@ -77,3 +78,74 @@ class StructuredOutputs(Body):
             message = "Give one of 'json', 'regex', 'choice' and 'grammar'"
             raise PydanticCustomError("invalid_value", "{message}", {"message": message})
         return self
+
+
+def _parsed(value: object) -> object:
+    """Return a schema that came as text, as some clients of vLLM send it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("invalid_value", "The schema is not valid JSON") from None
+
+
+_SCHEMA_OR_TEXT = {
+    "anyOf": [
+        {"type": "object", "maxProperties": MAX_VALUES},
+        {"type": "string", "contentMediaType": "application/json"},
+    ]
+}
+SchemaOrText = Annotated[JsonSchema, BeforeValidator(_parsed), WithJsonSchema(_SCHEMA_OR_TEXT)]
+
+
+class StructuredBody(Body):
+    """The extensions that set the form of an answer: one of them, at most.
+
+    vLLM had `guided_...` before `structured_outputs`; `json_schema` and `grammar` are llama.cpp's.
+    An empty text or list means none.
+    """
+
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaOrText | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(max_length=MAX_CHOICES, fail_fast=True)] | None = None
+    guided_grammar: str | None = None
+    json_schema: SchemaOrText | None = None
+    grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Self:
+        given = list(self._forms)
+        if len(given) > 1:
+            raise field_error(given[1], f"Give '{given[0]}' or '{given[1]}', not both")
+        return self
+
+    @property
+    def form(self) -> tuple[str, StructuredOutputs] | None:
+        """Return the path of the field that sets a form, and the form."""
+        return next(iter(self._forms.items()), None)
+
+    @property
+    def _forms(self) -> dict[str, StructuredOutputs]:
+        """Return the forms that are given, by their path."""
+        forms: dict[str, StructuredOutputs] = {}
+        for name, way in _WAYS.items():
+            value = getattr(self, name)
+            if value not in (None, "", []):
+                forms[name] = StructuredOutputs.model_construct(**{way: value})
+        if self.structured_outputs is not None:
+            given = self.structured_outputs
+            way = next(way for way in _WAYS.values() if getattr(given, way) is not None)
+            forms[f"structured_outputs.{way.rstrip('_')}"] = given
+        return forms
+
+
+_WAYS = {
+    "guided_json": "json_",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json_",
+    "grammar": "grammar",
+}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import chat, complete, error_of, events
-from tests.server.fake_engine import FakeEngines
+from tests.server.fake_engine import CONTEXT, FakeEngines
 
 USER = {"role": "user", "content": "hi"}
 
@@ -64,7 +64,7 @@ async def test_api_05_a_stream_has_the_usage_if_asked_for(client: httpx.AsyncCli
     assert last["choices"] == [] and last["usage"]["total_tokens"] > 0
     assert all(chunk["usage"] is None for chunk in chunks)
     assert not any("usage" in c for c in events((await chat(client, stream=True)).text)[:-1])
-    assert error_of(await chat(client, stream_options={}), 400)["param"] == "stream_options"
+    assert (await chat(client, stream_options=options)).json()["usage"] == last["usage"]
 
 
 async def test_api_06_usage_counts_all_choices(client: httpx.AsyncClient) -> None:
@@ -80,9 +80,34 @@ async def test_api_10_a_stop_string_ends_the_answer(client: httpx.AsyncClient) -
     for stop in ("there", ["zzz", "there"]):
         answer = (await chat(client, stop=stop)).json()["choices"][0]
         assert (answer["message"]["content"], answer["finish_reason"]) == ("Hello ", "stop")
-    assert (await chat(client, stop=None)).status_code == 200
-    for wrong in ([], list("abcde")):
-        error_of(await chat(client, stop=wrong), 400)
+    many = [f"x{i}" for i in range(1023)]
+    none: list[Any] = [None, "", [], [""], list("xyzab")]
+    for stop in (*none, many):
+        answer = (await chat(client, stop=stop)).json()["choices"][0]
+        assert answer["message"]["content"] == "Hello there.", stop
+    answer = (await chat(client, stop=[*many, "there"])).json()["choices"][0]
+    assert (answer["message"]["content"], answer["stop_reason"]) == ("Hello ", "there")
+
+
+async def test_api_11_limits(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    async def limit_of(path: str, **fields: Any) -> int | None:
+        answer = await client.post(path, json=fields)
+        assert answer.status_code == 200, answer.text
+        return engines.engine.requests[-1].params.max_tokens
+
+    chats, messages = {"messages": [USER]}, {"messages": [USER]}
+    path = "/v1/chat/completions"
+    assert await limit_of(path, **chats, max_tokens=-1, max_completion_tokens=-1.0) is None
+    assert await limit_of(path, **chats, max_tokens=5, max_completion_tokens=7) == 7
+    assert await limit_of("/v1/completions", prompt="a", max_tokens=-1) == 16
+    for path, name, body in (
+        ("/v1/messages", "max_tokens", messages),
+        ("/v1/responses", "max_output_tokens", {"input": "hi"}),
+    ):
+        assert await limit_of(path, **body, **{name: -1}) is None
+        assert await limit_of(path, **body, **{name: 7}) == 7
+        most = await limit_of(path, **body, **{name: 32_000})
+        assert most == CONTEXT - len(engines.engine.requests[-1].prompt)
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_a_message_calls_a_tool_and_uses_its_result(
     [
         ({"model": "none"}, anthropic.NotFoundError),
         ({"messages": []}, anthropic.BadRequestError),
-        ({"max_tokens": 3000}, anthropic.BadRequestError),
+        ({"max_tokens": -2}, anthropic.BadRequestError),
     ],
 )
 def test_errors_become_the_exceptions_of_anthropics_client(

@@ -122,6 +122,32 @@ CHATS: dict[str, dict[str, Any]] = {
     },
 }
 
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": [1]}}}
+
+# what other local servers take, and what clients therefore send
+CHATS |= {
+    "choice_without_tools": {"tool_choice": "auto"},
+    "no_choice_without_tools": {"tool_choice": "none", "tools": []},
+    "no_calls": {"messages": [USER, {"role": "assistant", "content": "a", "tool_calls": []}, USER]},
+    "nothing_said": {"messages": [USER, {"role": "assistant"}, USER]},
+    "empty_results": {
+        "messages": [
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c", "content": None},
+            {"role": "tool", "tool_call_id": "c", "content": []},
+        ]
+    },
+    "empty_contents": {"messages": [{"role": "system", "content": None}, {**USER, "content": []}]},
+    "options_of_streams": {"stream": False, "stream_options": {"include_usage": True}},
+    "no_logprobs": {"top_logprobs": 0},
+    "most_effort": {"reasoning_effort": "max"},
+    "many_tools": {
+        "tools": [{"type": "function", "function": {"name": f"s.f{i}"}} for i in range(1500)],
+        "tool_choice": "none",
+    },
+    "long_names": {"tools": [{"type": "function", "function": {"name": "x" * 128}}]},
+}
+
 SILLYTAVERN = {
     "max_new_tokens": 8,
     "max_tokens": 8,

@@ -1,14 +1,17 @@
 """The conversion of a request of the Messages API to a chat. Pure."""
 
 import json
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from server.doors.conversation import ConversationBuilder
+from server.doors.conversation import ConversationBuilder, chat_content
 from server.doors.translation import Names, shared_fields
 from server.schemas.fields import joined_text
 from server.schemas.message_bodies import (
     CountTokensRequest,
+    HostedBlock,
+    HostedTool,
     MessagesRequest,
     MessageTool,
     RedactedThinkingBlock,
@@ -36,10 +39,12 @@ NAMES: Names = (
 def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     """Return the fields of the chat that answers `body`; a field that is None is absent."""
     messages = _messages(body)
-    last = messages[-1]
+    last = messages[-1] if messages else {"role": ""}
     choice = body.tool_choice
     fields = shared_fields(body, SHARED) | {
         "messages": messages,
+        "skipped": list(_skipped(body)),
+        "clamps_limit": True,
         # if the assistant has the last turn, that is the beginning of its answer
         "continue_final_message": last["role"] == "assistant"
         and bool(last.get("content"))
@@ -50,14 +55,13 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
     if body.output_config is not None:
-        effort = body.output_config.effort
-        fields["reasoning_effort"] = "xhigh" if effort == "max" else effort
+        fields["reasoning_effort"] = body.output_config.effort
         if body.output_config.format is not None:
             schema = {"name": "answer", "schema": body.output_config.format.schema_, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     if isinstance(body, MessagesRequest):
         fields["max_completion_tokens"] = body.max_tokens
-        fields["stop"] = body.stop_sequences or None
+        fields["stop"] = body.stop_sequences
     return fields
 
 
@@ -104,10 +108,20 @@ def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
                     arguments = json.dumps(block.input, ensure_ascii=False)
                     conversation.add_call(block.id, block.name, arguments)
                 case ToolResultBlock():
-                    conversation.add_result(block.tool_use_id, joined_text(block.content or ""))
+                    conversation.add_result(block.tool_use_id, chat_content(block.content or ""))
 
 
-def _tool(tool: MessageTool) -> dict[str, Any]:
+def _skipped(body: CountTokensRequest) -> Iterator[str]:
+    """Yield the places and types of the blocks that have no place in a chat."""
+    for turn_index, turn in enumerate(body.messages):
+        for index, block in enumerate(turn.content):
+            if isinstance(block, HostedBlock):
+                yield f"messages[{turn_index}].content[{index}] {block.type}"
+
+
+def _tool(tool: MessageTool | HostedTool) -> dict[str, Any]:
+    if isinstance(tool, HostedTool):
+        return {"type": tool.type, "name": tool.name}
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
     if tool.description is not None:
         function["description"] = tool.description
@@ -118,14 +132,12 @@ def _tool(tool: MessageTool) -> dict[str, Any]:
 
 def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
     match choice.type:
-        case "auto":  # the default of a chat, which refuses the field if there are no tools
-            return None
         case "any":
             return "required"
         case "tool":
             return {"type": "function", "function": {"name": choice.name}}
         case _:
-            return "none"
+            return choice.type
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:

@@ -11,10 +11,13 @@ from server.doors.blocks import (
     BlockStart,
     BlockStop,
 )
+from server.doors.responses.tools import ToolNames
 from server.doors.translation import Event
 from server.errors import ApiError
 from server.schemas.answers import ChatChunk, Usage
 from server.schemas.response_answers import (
+    OutputCall,
+    OutputCustomCall,
     OutputItem,
     OutputText,
     ReasoningText,
@@ -25,13 +28,16 @@ from server.schemas.response_answers import (
     Status,
 )
 from server.schemas.response_bodies import ResponseRequest
+from server.schemas.tools import HostedTool
 
 PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}  # of the ids of items
+CUSTOM_PREFIX = "ctc"
 DELTAS = {  # kind of a block -> type of the events that append to it
     "text": "response.output_text.delta",
     "reasoning": "response.reasoning_text.delta",
     "call": "response.function_call_arguments.delta",
 }
+CUSTOM_DELTA = "response.custom_tool_call_input.delta"
 
 
 class ResponseWriter:
@@ -43,6 +49,7 @@ class ResponseWriter:
 
     def __init__(self, request: ResponseRequest) -> None:
         self._settings = _settings(request)
+        self._names = ToolNames(request.tools or ())
         self._blocks = BlockReader()
         self._head: ChatChunk | None = None  # the first chunk, with the id, the time and the model
         self._next_number = 0  # the sequence number of the next event
@@ -89,24 +96,88 @@ class ResponseWriter:
         match event:
             case BlockStart():
                 yield self._event(
-                    "response.output_item.added", **item, item=_item(block, item_id, "in_progress")
+                    "response.output_item.added", **item, item=self._item(block, "in_progress")
                 )
                 if block.kind != "call":
                     yield self._event("response.content_part.added", **part, part=_part(block))
             case BlockDelta():
                 extra = {"logprobs": event.logprobs} if block.kind == "text" else {}
-                yield self._event(DELTAS[block.kind], **part, delta=event.piece, **extra)
+                kind = CUSTOM_DELTA if block.is_custom else DELTAS[block.kind]
+                yield self._event(kind, **part, delta=event.piece, **extra)
             case BlockStop():
-                kind, whole = _done_event(block)
+                kind, whole = self._done_event(block)
                 yield self._event(kind, **part, **whole)
                 if block.kind != "call":
                     yield self._event("response.content_part.done", **part, part=_part(block))
                 yield self._event(
-                    "response.output_item.done", **item, item=_item(block, item_id, _status(block))
+                    "response.output_item.done", **item, item=self._item(block, _status(block))
                 )
 
+    def _item(self, block: Block, status: Status) -> OutputItem:
+        """Return the item of a block, without content while it is in progress."""
+        item_id = self._item_id(block)
+        match block.kind:
+            case "call":
+                return self._call(block, item_id, status)
+            case "text":
+                return {
+                    "id": item_id,
+                    "type": "message",
+                    "status": status,
+                    "role": "assistant",
+                    "content": [] if status == "in_progress" else [_text(block)],
+                }
+            case "reasoning":
+                return {
+                    "id": item_id,
+                    "type": "reasoning",
+                    "status": status,
+                    "summary": [],
+                    "content": [] if status == "in_progress" else [_reasoning(block)],
+                }
+
+    def _call(self, block: Block, item_id: str, status: Status) -> OutputCall | OutputCustomCall:
+        namespace, name = self._names.own(block.name)
+        call: OutputCall | OutputCustomCall
+        if block.is_custom:
+            call = {
+                "id": item_id,
+                "type": "custom_tool_call",
+                "status": status,
+                "call_id": block.call_id,
+                "name": name,
+                "input": block.text,
+            }
+        else:
+            call = {
+                "id": item_id,
+                "type": "function_call",
+                "status": status,
+                "call_id": block.call_id,
+                "name": name,
+                "arguments": block.text,
+            }
+        if namespace is not None:
+            call["namespace"] = namespace
+        return call
+
+    def _done_event(self, block: Block) -> tuple[str, dict[str, Any]]:
+        """Return the type and the fields of the event that has a block's whole text."""
+        match block.kind:
+            case "text":
+                fields = {"text": block.text, "logprobs": list(block.logprobs)}
+                return "response.output_text.done", fields
+            case "reasoning":
+                return "response.reasoning_text.done", {"text": block.text}
+            case "call" if block.is_custom:
+                return "response.custom_tool_call_input.done", {"input": block.text}
+            case "call":
+                fields = {"name": self._names.own(block.name)[1], "arguments": block.text}
+                return "response.function_call_arguments.done", fields
+
     def _item_id(self, block: Block) -> str:
-        return f"{PREFIXES[block.kind]}_{self._random_id}{block.index:02x}"
+        prefix = CUSTOM_PREFIX if block.is_custom else PREFIXES[block.kind]
+        return f"{prefix}_{self._random_id}{block.index:02x}"
 
     @property
     def _random_id(self) -> str:
@@ -128,7 +199,7 @@ class ResponseWriter:
             if status == "incomplete"
             else None,
             "model": self._head["model"],
-            "output": [_item(b, self._item_id(b), _status(b)) for b in blocks],
+            "output": [self._item(block, _status(block)) for block in blocks],
             "usage": None if usage is None else _usage(usage),
             **self._settings,
         }
@@ -136,36 +207,6 @@ class ResponseWriter:
 
 def _status(block: Block) -> Status:
     return "completed" if block.is_complete else "incomplete"
-
-
-def _item(block: Block, item_id: str, status: Status) -> OutputItem:
-    """Return the item of a block, without content while it is in progress."""
-    match block.kind:
-        case "call":
-            return {
-                "id": item_id,
-                "type": "function_call",
-                "status": status,
-                "call_id": block.call_id,
-                "name": block.name,
-                "arguments": block.text,
-            }
-        case "text":
-            return {
-                "id": item_id,
-                "type": "message",
-                "status": status,
-                "role": "assistant",
-                "content": [] if status == "in_progress" else [_text(block)],
-            }
-        case "reasoning":
-            return {
-                "id": item_id,
-                "type": "reasoning",
-                "status": status,
-                "summary": [],
-                "content": [] if status == "in_progress" else [_reasoning(block)],
-            }
 
 
 def _part(block: Block) -> OutputText | ReasoningText:
@@ -179,19 +220,6 @@ def _text(block: Block) -> OutputText:
 
 def _reasoning(block: Block) -> ReasoningText:
     return {"type": "reasoning_text", "text": block.text}
-
-
-def _done_event(block: Block) -> tuple[str, dict[str, Any]]:
-    """Return the type and the fields of the event that has a block's whole text."""
-    match block.kind:
-        case "text":
-            fields = {"text": block.text, "logprobs": list(block.logprobs)}
-            return "response.output_text.done", fields
-        case "reasoning":
-            return "response.reasoning_text.done", {"text": block.text}
-        case "call":
-            fields = {"name": block.name, "arguments": block.text}
-            return "response.function_call_arguments.done", fields
 
 
 def _usage(usage: Usage) -> ResponseUsage:
@@ -214,7 +242,11 @@ def _settings(request: ResponseRequest) -> Settings:
     effort = request.reasoning.effort if request.reasoning is not None else None
     return {
         "instructions": request.instructions,
-        "tools": [tool.model_dump() for tool in request.tools or ()],
+        "tools": [
+            tool.model_dump()
+            for tool in request.tools or ()
+            if not isinstance(tool, HostedTool)  # these are not used
+        ],
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "text": text,

@@ -1,20 +1,23 @@
 """The conversion of a request of the Responses API to a chat. Pure."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from server.doors.conversation import ConversationBuilder
+from server.doors.conversation import ConversationBuilder, chat_content
+from server.doors.responses.tools import ToolNames, chat_tools
 from server.doors.translation import Names, shared_fields
 from server.schemas.fields import joined_text
 from server.schemas.response_bodies import (
     AllowedTools,
     CallItem,
     CallOutputItem,
+    CustomCallItem,
     FunctionChoice,
+    HostedItem,
     Item,
     MessageItem,
     ReasoningItem,
     ResponseRequest,
-    ResponseTool,
     TextFormat,
     ToolChoice,
 )
@@ -26,18 +29,21 @@ NAMES: Names = (
     ("reasoning_effort", "reasoning.effort"),
     (r"response_format\.json_schema", "text.format"),
     ("response_format", "text.format"),
-    (r"tools\.(\d+)\.function", r"tools.\1"),
-    (r"tool_choice\.allowed_tools\.tools\.(\d+)\.function", r"tool_choice.tools.\1"),
-    (r"tool_choice\.(function|allowed_tools)", "tool_choice"),
+    (r"tools\.(\d+(?:\.tools\.\d+)?)\.(function|custom)", r"tools.\1"),
+    (r"tool_choice\.allowed_tools\.tools\.(\d+)\.(function|custom)", r"tool_choice.tools.\1"),
+    (r"tool_choice\.(function|custom|allowed_tools)", "tool_choice"),
 )
 
 
 def chat_fields(body: ResponseRequest) -> dict[str, Any]:
     """Return the fields of the chat that answers `body`; a field that is None is absent."""
     text_format = body.text.format if body.text is not None else None
+    names = ToolNames(body.tools or ())
     return shared_fields(body, SHARED) | {
-        "messages": _messages(body),
-        "tools": [_tool(tool) for tool in body.tools or ()] or None,
+        "messages": _messages(body, names),
+        "skipped": list(_skipped(body)),
+        "clamps_limit": True,
+        "tools": chat_tools(body.tools or (), names) or None,
         "tool_choice": _tool_choice(body.tool_choice),
         "response_format": None if text_format is None else _response_format(text_format),
         "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
@@ -70,7 +76,7 @@ SHARED = (
 )
 
 
-def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
+def _messages(body: ResponseRequest, names: ToolNames) -> list[dict[str, Any]]:
     conversation = ConversationBuilder()
     if body.instructions is not None:
         conversation.add_text("system", body.instructions)
@@ -78,24 +84,33 @@ def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
         conversation.add_text("user", body.input)
     else:
         for item in body.input:
-            _add_item(conversation, item)
+            _add_item(conversation, item, names)
     return conversation.messages
 
 
-def _add_item(conversation: ConversationBuilder, item: Item) -> None:
+def _add_item(conversation: ConversationBuilder, item: Item, names: ToolNames) -> None:
     match item:
         case MessageItem():
             conversation.add_text(item.role, joined_text(item.content))
         case ReasoningItem():
             conversation.add_reasoning(joined_text(item.content or item.summary or ""))
         case CallItem():
-            conversation.add_call(item.call_id, item.name, item.arguments)
+            name = names.offered(item.namespace, item.name)
+            conversation.add_call(item.call_id, name, item.arguments)
+        case CustomCallItem():
+            name = names.offered(item.namespace, item.name)
+            conversation.add_custom_call(item.call_id, name, item.input)
         case CallOutputItem():
-            conversation.add_result(item.call_id, joined_text(item.output))
+            conversation.add_result(item.call_id, chat_content(item.output))
+        case HostedItem(output=str(output)) if output:
+            conversation.add_text("assistant", f"[{item.type}]\n{output}")
 
 
-def _tool(tool: ResponseTool) -> dict[str, Any]:
-    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+def _skipped(body: ResponseRequest) -> Iterator[str]:
+    """Yield the places and types of the items that have no place in a chat."""
+    for index, item in enumerate(body.input):
+        if isinstance(item, HostedItem) and not (isinstance(item.output, str) and item.output):
+            yield f"input[{index}] {item.type}"
 
 
 def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:
@@ -103,17 +118,15 @@ def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:
         case FunctionChoice():
             return _function(choice)
         case AllowedTools():
-            tools = [_function(tool) for tool in choice.tools]
+            tools = [_function(tool) for tool in choice.tools if isinstance(tool, FunctionChoice)]
             allowed = {"mode": choice.mode, "tools": tools}
             return {"type": "allowed_tools", "allowed_tools": allowed}
-        case "auto":  # the default of a chat, which refuses the field if there are no tools
-            return None
         case _:
             return choice
 
 
 def _function(choice: FunctionChoice) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": choice.name}}
+    return {"type": choice.type, choice.type: {"name": choice.name}}
 
 
 def _response_format(text: TextFormat) -> dict[str, Any]:

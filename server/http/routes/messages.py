@@ -7,13 +7,12 @@ from fastapi import Depends, Request
 from starlette.responses import Response
 
 from server.chat.received import Received
-from server.chat.token_calls import num_tokens
 from server.doors.messages.errors import message_error
 from server.doors.messages.events import MessageWriter
 from server.doors.messages.request import NAMES, chat_fields
 from server.http.api import Api
 from server.http.body import body_of
-from server.http.door import answer_of_model, chat_of, respond_in
+from server.http.door import answer_of_model, chat_of, count_of, respond_in
 from server.models.lending import LoadedModel
 from server.schemas.message_answers import (
     CountedTokens,
@@ -46,8 +45,7 @@ async def count_tokens(
     source = await chat_of(request, received, chat_fields, NAMES)
 
     async def work(model: LoadedModel) -> bytes:
-        counted = await model.text.call_on_model(num_tokens, source.raw, source.read)
-        answer: CountedTokens = {"input_tokens": counted}
+        answer: CountedTokens = {"input_tokens": await count_of(request, source, model)}
         return json.dumps(answer, separators=(",", ":")).encode()
 
     return await answer_of_model(request, source.chat.model, work, NAMES)

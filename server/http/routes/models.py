@@ -5,6 +5,7 @@ from fastapi import Request
 from server.config.registry import ModelEntry
 from server.http.api import Api
 from server.http.state import state_of
+from server.models.lending import LoadedModel
 from server.schemas.answers import Model, ModelList
 
 api = Api()
@@ -12,22 +13,35 @@ api = Api()
 
 @api.get("/models")
 async def list_models(request: Request) -> ModelList:
-    """List every model of the registry."""
-    entries = state_of(request).registry.entries.values()
-    return {"object": "list", "data": [_describe(entry) for entry in entries]}
+    """List every model: the loaded one first, then the default, then the others.
+
+    Chat pages begin with the first one, and another than the loaded one would have to be loaded.
+    """
+    state = state_of(request)
+    loaded, default = state.models.ready, state.registry.default
+    first = [None if loaded is None else loaded.entry.id, None if default is None else default.id]
+    entries = [state.registry.entries[model_id] for model_id in first if model_id is not None]
+    ordered = {entry.id: entry for entry in (*entries, *state.registry.entries.values())}
+    return {"object": "list", "data": [_describe(entry, loaded) for entry in ordered.values()]}
 
 
 @api.get("/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> Model:
-    """Describe one model, by its id or alias. Ids may contain slashes."""
-    return _describe(state_of(request).registry.named(model_id))
+    """Describe the model that requests with this name get. Ids may contain slashes."""
+    state = state_of(request)
+    return _describe(state.registry.find(model_id), state.models.ready)
 
 
-def _describe(entry: ModelEntry) -> Model:
-    return {
+def _describe(entry: ModelEntry, loaded: LoadedModel | None) -> Model:
+    is_loaded = loaded is not None and loaded.entry.id == entry.id
+    model: Model = {
         "id": entry.id,
         "object": "model",
         "created": entry.created,
         "owned_by": "understudy",
         "aliases": list(entry.aliases),
+        "state": "loaded" if is_loaded else "unloaded",
     }
+    if loaded is not None and is_loaded:
+        model["max_model_len"] = loaded.info.context_length
+    return model

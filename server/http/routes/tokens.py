@@ -5,11 +5,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from server.chat.answer import note_left_out
 from server.chat.received import ChatSource, Received, read_chat
 from server.chat.token_calls import detokenized, rendered, tokenized
 from server.http.api import Api
 from server.http.body import body_of
 from server.http.door import answer_of_model, count_input_tokens
+from server.http.measure import measurement_of
 from server.models.lending import LoadedModel
 from server.schemas.chat import ChatRequest
 from server.schemas.tokens import (
@@ -53,7 +55,9 @@ async def apply_template(request: Request, received: Chat) -> Response:
     """Return the prompt that the template makes of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
-        return await model.text.call_on_model(rendered, received.raw, read_chat)
+        known = await model.text.call_on_model(rendered, received.raw, read_chat)
+        note_left_out(request.state.request_id, measurement_of(request), known.left_out)
+        return known.result
 
     return await answer_of_model(request, received.body.model, work)
 

@@ -72,7 +72,7 @@ async def test_api_17_a_last_assistant_message_is_continued(
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
     await chat(client, messages=messages, continue_final_message=True)
     assert rendered(engines) == "<turn>user:hi<eos><turn>assistant:Well"
-    await chat(client, messages=messages)
+    await chat(client, messages=messages, add_generation_prompt=True)
     assert rendered(engines).endswith("Well<eos><turn>assistant:")
 
 
@@ -124,3 +124,20 @@ async def test_arguments_of_calls_may_be_broken_json(client: httpx.AsyncClient) 
         calls = [{"id": "call_1", "type": "function", "function": function}]
         messages = [{"role": "assistant", "tool_calls": calls}]
         assert (await chat(client, messages=messages, max_tokens=1)).status_code in (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_continued"),
+    [
+        ({}, True),
+        ({"add_generation_prompt": True}, False),
+        ({"add_generation_prompt": False}, True),
+        ({"continue_final_message": False}, False),
+    ],
+)
+async def test_a_last_message_of_the_assistant_is_continued_without_flags(
+    client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], is_continued: bool
+) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Once upon"}]
+    assert (await chat(client, messages=messages, **fields)).status_code == 200
+    assert rendered(engines).endswith("assistant:Once upon") is is_continued

@@ -58,7 +58,7 @@ class Folded:
                     finish=finish,
                 )
             ):
-                self.content += delta.get("content", "")
+                self.content += delta.get("content") or ""
                 self.reasoning += delta.get("reasoning_content", "")
                 for call in delta.get("tool_calls", []):
                     if "name" in call["function"]:

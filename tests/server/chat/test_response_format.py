@@ -183,3 +183,60 @@ async def test_a_regex_that_backtracks_exponentially_elsewhere_is_cheap(
 ) -> None:
     """llguidance never backtracks, and limits the size of what it builds."""
     assert (await chat(client, structured_outputs={"regex": regex})).status_code == 200
+
+
+LARK = 'start: "a"'
+SCHEMA_TEXT = '{"type": "object"}'
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "way"),
+    [
+        ("guided_json", {"type": "object"}, "json"),
+        ("guided_json", SCHEMA_TEXT, "json"),
+        ("json_schema", {"type": "object"}, "json"),
+        ("guided_regex", "a+", "regex"),
+        ("guided_choice", ["a", "b"], "choice"),
+        ("guided_grammar", LARK, "grammar"),
+        ("grammar", 'root ::= "a"', "grammar"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_forms_of_other_servers_are_followed(
+    client: httpx.AsyncClient, engines: FakeEngines, path: str, field: str, value: Any, way: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
+
+    async def grammar_of(**fields: Any) -> str:
+        answer = await client.post(path, json=body | fields)
+        assert answer.status_code == 200, answer.text
+        return engines.engine.requests[-1].params.grammar
+
+    meant = json.loads(value) if value == SCHEMA_TEXT else value
+    grammar = await grammar_of(**{field: value})
+    assert grammar and grammar == await grammar_of(structured_outputs={way: meant})
+    assert await grammar_of(guided_regex="", guided_choice=[], grammar="", guided_json=None) == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": [1]}, "guided_json"),
+        ({"grammar": 5}, "grammar"),
+        ({"guided_choice": "a"}, "guided_choice"),
+        ({"json_schema": {"type": "foo"}}, "json_schema"),
+        ({"grammar": LARK, "guided_regex": "a"}, "grammar"),
+        ({"grammar": LARK, "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        ({"grammar": LARK, "response_format": {"type": "json_object"}}, "grammar"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
+        ({"reasoning": 5}, "reasoning"),
+        ({"thinking": {"type": "maybe"}}, "thinking.type"),
+        ({"enable_thinking": "no"}, "enable_thinking"),
+    ],
+)
+async def test_wrong_forms_of_other_servers_are_refused(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    assert error_of(await chat(client, **fields), 400)["param"] == param

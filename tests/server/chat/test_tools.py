@@ -164,13 +164,18 @@ BROKEN = {"a": {"type": "string", "pattern": "("}}
         ({"tools": "x"}, "tools"),
         ({"tools": [None]}, "tools.0"),
         ({"tools": [{}]}, "tools.0.type"),
-        ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.custom.name"),
+        (
+            {"tools": [{"type": "namespace", "tools": [{"type": "namespace"}]}]},
+            "tools.0.tools.0.type",
+        ),
+        ({"tools": [{"type": "mcp"}], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"tools": [{"type": "function", "function": []}]}, "tools.0.function"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name"),
         ({"tools": [*TOOLS, tool(name="a b")]}, "tools.2.function.name"),
         ({"tools": [tool(name="a\n")]}, "tools.0.function.name"),
-        ({"tools": [tool(name="x" * 65)]}, "tools.0.function.name"),
+        ({"tools": [tool(name="x" * 129)]}, "tools.0.function.name"),
         ({"tools": [tool(name=1)]}, "tools.0.function.name"),
         ({"tools": [tool(description=1)]}, "tools.0.function.description"),
         ({"tools": [tool(parameters=[])]}, "tools.0.function.parameters"),
@@ -189,11 +194,12 @@ BROKEN = {"a": {"type": "string", "pattern": "("}}
             {"tools": TOOLS, "tool_choice": allowed("auto", "add", "sub")},
             "tool_choice.allowed_tools.tools.1.function.name",
         ),
-        ({"tool_choice": "auto"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": named("add")[0]}, "tool_choice"),
         ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls"),
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"functions": [{"name": "f g"}]}, "functions.0.name"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call.name"),
+        ({"functions": [{"name": "f"}], "function_call": "required"}, "function_call"),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
         (
             {"tools": [*TOOLS, tool(parameters={"properties": BROKEN}, strict=True)]},
@@ -314,6 +320,13 @@ async def test_a_call_that_the_token_limit_cuts_off_ends_with_length(
         ({}, False),
         ({"reasoning_effort": "none"}, False),
         ({"reasoning_effort": "minimal"}, True),
+        ({"reasoning": {"effort": "none"}}, False),
+        ({"reasoning": {"effort": "high"}}, True),
+        ({"reasoning": {"enabled": False}}, False),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, True),
+        ({"thinking": False}, False),
+        ({"enable_thinking": True}, True),
         ({"reasoning_effort": "xhigh"}, True),
         ({"chat_template_kwargs": {"enable_thinking": True}}, True),
         ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, False),
@@ -352,3 +365,40 @@ async def test_a_result_must_have_a_call(client: httpx.AsyncClient) -> None:
     error = error_of(await chat(client, messages=[user, result]), 400)
     assert error["param"] == "messages.1.tool_call_id"
     assert (await chat(client, messages=[user, called, result])).status_code == 200
+
+
+@pytest.mark.parametrize("asked", [{}, {"function_call": {"name": "get_time"}}])
+async def test_functions_are_answered_in_their_own_form(
+    client: httpx.AsyncClient, engines: FakeEngines, asked: dict[str, Any]
+) -> None:
+    engines.script.answers = lambda choice: (*ids_of(CALL), EOS)
+    fields = {"functions": [tool["function"] for tool in TOOLS], **asked}
+    whole = (await chat(client, **fields)).json()["choices"][0]
+    called = {"name": "get_time", "arguments": '{"city": "Paris"}'}
+    assert whole["message"]["function_call"] == called
+    assert "tool_calls" not in whole["message"] and whole["message"]["content"] is None
+    assert whole["finish_reason"] == "function_call"
+    *chunks, _ = events((await chat(client, stream=True, **fields)).text)
+    pieces = [chunk["choices"][0]["delta"].get("function_call", {}) for chunk in chunks]
+    assert "".join(piece.get("name", "") for piece in pieces) == "get_time"
+    assert "".join(piece.get("arguments", "") for piece in pieces) == called["arguments"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+    grammar = engines.engine.requests[-1].params.grammar.replace("additionalProperties", "")
+    assert "get_time" in grammar  # an answer has one call at most
+    assert ("add" in grammar) is not bool(asked)
+
+
+async def test_arguments_may_be_an_object(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    function = {"name": "add", "arguments": {"a": "é"}}
+    call = {"id": "c", "type": "function", "function": function}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert (await chat(client, messages=messages)).status_code == 200
+    prompt = bytes(i for i in engines.engine.requests[-1].prompt if i < 256).decode()
+    assert '"arguments": {"a": "é"}' in prompt
+
+
+async def test_the_first_delta_of_a_forced_call_has_no_content(client: httpx.AsyncClient) -> None:
+    for fields, content in (({"tool_choice": "required"}, None), ({}, "")):
+        *chunks, _ = events((await chat(client, tools=TOOLS, stream=True, **fields)).text)
+        first = chunks[0]["choices"][0]["delta"]
+        assert first == {"role": "assistant", "content": content}

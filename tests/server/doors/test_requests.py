@@ -110,7 +110,7 @@ def test_items_of_the_responses_api_become_messages(
         ({"include": ["message.output_text.logprobs"]}, {"logprobs": True}),
         ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
         ({"tool_choice": "required"}, {"tool_choice": "required"}),
-        ({"tool_choice": "auto"}, {"tool_choice": None}),
+        ({"tool_choice": "auto"}, {"tool_choice": "auto"}),
         (
             {"tool_choice": {"type": "function", "name": "f"}},
             {"tool_choice": {"type": "function", "function": {"name": "f"}}},
@@ -224,13 +224,13 @@ def test_turns_of_the_messages_api_become_messages(
     [
         ({}, {"max_completion_tokens": 9, "continue_final_message": False, "stop": None}),
         ({"stop_sequences": ["a"]}, {"stop": ["a"]}),
-        ({"stop_sequences": []}, {"stop": None}),
+        ({"stop_sequences": []}, {"stop": []}),
         ({"temperature": 1, "top_k": 4, "top_p": 0.5}, {"temperature": 1, "top_k": 4}),
         ({"tool_choice": {"type": "any"}}, {"tool_choice": "required"}),
         ({"tool_choice": {"type": "none"}}, {"tool_choice": "none", "parallel_tool_calls": None}),
         (
             {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
-            {"tool_choice": None, "parallel_tool_calls": False},
+            {"tool_choice": "auto", "parallel_tool_calls": False},
         ),
         (
             {"tool_choice": {"type": "tool", "name": "f"}},
@@ -268,7 +268,7 @@ def test_turns_of_the_messages_api_become_messages(
                 }
             },
             {
-                "reasoning_effort": "xhigh",
+                "reasoning_effort": "max",
                 "response_format": {
                     "type": "json_schema",
                     "json_schema": {"name": "answer", "schema": {"type": "null"}, "strict": True},
@@ -329,7 +329,7 @@ def test_errors_of_a_chat_name_the_parameter_of_the_door(
 
 def test_an_invalid_chat_names_the_parameter_of_the_door() -> None:
     with pytest.raises(ApiError) as caught:
-        chat_request({"messages": [USER], "stop": ["a"] * 5}, message_request.NAMES)
+        chat_request({"messages": [USER], "stop": ["a"] * 1025}, message_request.NAMES)
     assert caught.value.param == "stop_sequences"
 
 

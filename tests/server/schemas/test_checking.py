@@ -78,7 +78,6 @@ CHAT: list[tuple[dict[str, Any], str, str]] = [
         "messages.0.tool_calls.0.function",
         MISSING,
     ),
-    ({"stop": []}, "stop", "empty_array"),
     ({"stop": {"list": ["a"]}}, "stop", "invalid_type"),
     ({"stop": ["a"] * 100_000}, "stop", "invalid_value"),
     ({"stop": ["a", "x" * 1_000_000]}, "stop.1", "invalid_value"),

@@ -29,7 +29,7 @@ async def test_api_11_the_default_limit_is_16_tokens(
     assert choice["finish_reason"] == "length"
 
 
-async def test_api_11_the_default_limit_shrinks_at_the_end_of_the_context(
+async def test_api_11_the_fitting_limit_shrinks_at_the_end_of_the_context(
     client: httpx.AsyncClient, engines: FakeEngines
 ) -> None:
     engines.script.context_length = 10

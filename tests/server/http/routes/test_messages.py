@@ -148,7 +148,8 @@ TOOL = {"name": "f", "input_schema": {"type": "object"}}
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": "9"}, "max_tokens"),
-    ({"max_tokens": 5000}, "maximum context length"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": None}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role"),
@@ -158,19 +159,19 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (user(IMAGE), "messages.0.content.0.type"),
     (user({"type": "tool_result"}), "messages.0.content.0.tool_use_id"),
     (
-        user({"type": "tool_result", "tool_use_id": "c", "content": [IMAGE]}),
-        "messages.0.content.0.content.0.type",
-    ),
-    (
         {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "c"}]}]},
         "messages.0.content.0.name",
     ),
     ({"system": [IMAGE]}, "system.0.type"),
     ({"temperature": 1.5}, "temperature"),
-    ({"stop_sequences": [""]}, "stop_sequences.0"),
-    ({"stop_sequences": ["a"] * 5}, "stop_sequences"),
+    ({"stop_sequences": [5]}, "stop_sequences.0"),
+    ({"stop_sequences": ["a"] * 1025}, "stop_sequences"),
     ({"thinking": {"type": "maybe"}}, "thinking.type"),
-    ({"tools": [TOOL, {"type": "web_search_20250305", "name": "w"}]}, "tools.1.type"),
+    (
+        {"tools": [TOOL, {"type": "web_search_20250305", "name": "w"}]}
+        | {"tool_choice": {"type": "tool", "name": "w"}},
+        "tool_choice.name",
+    ),
     ({"tools": [{"name": "f"}]}, "tools.0.input_schema"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"tools": [TOOL], "tool_choice": "auto"}, "tool_choice"),

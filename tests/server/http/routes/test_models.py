@@ -1,0 +1,54 @@
+"""GET /v1/models, /version and HEAD: what clients show people, and what they probe."""
+
+import httpx
+import pytest
+
+from tests.server.conftest import MakeApp, chat, client_of, entry, error_of
+
+
+async def test_the_loaded_model_is_listed_first_then_the_default(make_app: MakeApp) -> None:
+    entries = [entry(name) for name in ("a", "main", "z")]
+    async with client_of(make_app(entries=entries)) as client:
+
+        async def listed() -> list[str]:
+            return [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+
+        assert await listed() == ["main", "a", "z"]
+        assert (await chat(client, model="z")).status_code == 200
+        assert await listed() == ["z", "main", "a"]
+        models = (await client.get("/v1/models")).json()["data"]
+        assert [model["state"] for model in models] == ["loaded", "unloaded", "unloaded"]
+        assert [model.get("max_model_len") for model in models] == [1024, None, None]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_any_name_has_a_model_unless_names_are_strict(
+    make_app: MakeApp, strict: bool
+) -> None:
+    async with client_of(make_app(strict=strict)) as client:
+        answer = await client.get("/v1/models/gpt-4o")
+        if strict:
+            error_of(answer, 404)
+        else:
+            assert answer.json()["id"] == "main"
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/models", "/v1/models/main", "/version", "/openapi.json", "/metrics"]
+)
+async def test_head_is_answered_wherever_get_is(client: httpx.AsyncClient, path: str) -> None:
+    got, head = await client.get(path), await client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+async def test_an_unknown_url_tells_which_there_are(client: httpx.AsyncClient) -> None:
+    assert (await client.head("/v1/chat/completions")).status_code == 405
+    message = error_of(await client.get("/api/tags"), 404)["message"]
+    assert "/v1/chat/completions" in message and "/v1/models" in message
+
+
+async def test_timings_are_rounded(client: httpx.AsyncClient) -> None:
+    timings = (await chat(client)).json()["timings"]
+    floats = [value for value in timings.values() if isinstance(value, float)]
+    assert floats and all(value == round(value, 3) for value in floats)
