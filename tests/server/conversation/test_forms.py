@@ -18,7 +18,7 @@ ARGUMENTS = "c.function.arguments | tojson"
 CALLED = f"{{% for c in m.tool_calls or [] %}}[{{{{ c.function.name }}}} {{{{ {ARGUMENTS} }}}}]"
 TAKES_ALL = (
     "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}HERE"
-    f"{SAID}{CALLED}{{% endfor %}}{{% endfor %}}"
+    f"{SAID}{CALLED}{{% endfor %}}{{% endfor %}}{{# calls are read as <tool_call> #}}"
 )
 
 
