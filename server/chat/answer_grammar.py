@@ -4,6 +4,7 @@ Compiling a grammar is slow: call the functions that raise `ApiError` in a threa
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from server.chat.grammars import (
     Passage,
@@ -14,8 +15,10 @@ from server.chat.grammars import (
     passages_grammar,
     prepend_tags,
 )
+from server.chat.parameter_grammar import is_expressible
 from server.chat.tools import ToolUse
 from server.errors import ApiError
+from server.parsing.format import CallSyntax
 from server.parsing.selection import Formats
 from server.schemas.chat import ChatRequest
 from server.schemas.tools import Tool
@@ -54,20 +57,27 @@ def calls_grammar(use: ToolUse, formats: Formats, tokens: Mapping[str, int], tex
     syntax = formats.tools.syntax
     assert syntax is not None, "calls are forced in formats that have a syntax"
     return passages_grammar(
-        [
-            Passage(syntax.begin % tool.function.name, use.schema(tool), syntax.end)
-            for tool in use.tools
-        ],
+        [_passage(tool.function.name, use.schema(tool), syntax) for tool in use.tools],
         at_least_one=use.is_required,
         several=use.is_parallel and syntax.separator is not None,
         free_text=not use.is_required and not text and bool(syntax.trigger),
         separator=syntax.separator or "",
+        opening=syntax.open,
+        closing=syntax.close,
         trigger=syntax.trigger,
         text=text,
         text_begin=syntax.text_begin,
         text_not_begin=syntax.text_not_begin,
         tokens=tokens,
     )
+
+
+def _passage(name: str, schema: Mapping[str, Any], syntax: CallSyntax) -> Passage:
+    """Return a call of a tool, as one JSON object if the format cannot express its parameters."""
+    begin, end, parameters = syntax.begin, syntax.end, syntax.parameters
+    if parameters is not None and not is_expressible(schema, parameters):
+        begin, end, parameters = syntax.whole_begin, syntax.whole_end, None
+    return Passage(begin.replace("%s", name), schema, end, parameters)
 
 
 def _check(grammar: str, use: ToolUse, tools: Sequence[Tool]) -> None:

@@ -29,7 +29,7 @@ async def chat_chunks(
         prepare, source.raw, source.read, model.info, parsers.tools, parsers.reasoning
     )
     formats = model.formats.forced if asked.grammar else model.formats
-    new_parser = functools.partial(formats.parser, asked.tool_names, asked.before)
+    new_parser = functools.partial(formats.parser, asked.tools, asked.before)
     limit = body.token_limit
     if limit is None:
         limit = default_limit(model.entry.sampling.max_tokens, len(asked.prompt), model.info)

@@ -4,7 +4,6 @@ Compiling a grammar is slow: call the functions that raise `ApiError` in a threa
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,15 +11,14 @@ from typing import Any, NamedTuple
 from engine.errors import RequestError
 from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
+from server.chat.grammar_tags import Tags, with_json_form
+from server.chat.parameter_grammar import parameter_rules
 from server.errors import ApiError
+from server.parsing.format import ParameterSyntax
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.structured import StructuredOutputs
 from server.text.stages import Stage, doing
-
-# Each JSON text can be written in one way only, the one that models have seen most. A model cannot
-# go on writing white space for ever, and more of the answer is forced.
-JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 _TEXT = "TEXT: /(?s:.)*/"
 
@@ -109,11 +107,19 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
 
 
 class Passage(NamedTuple):
-    """A kind of passage in an answer: JSON between two tags, such as a call of one tool."""
+    """A kind of passage in an answer, such as a call of one tool.
+
+    Args:
+        begin: the tag before it.
+        schema: the JSON schema of what is between the tags.
+        end: the tag after it.
+        parameters: how the members of the object are written one by one; None: as JSON.
+    """
 
     begin: str
     schema: Mapping[str, Any]
     end: str
+    parameters: ParameterSyntax | None = None
 
 
 def passages_grammar(
@@ -123,6 +129,8 @@ def passages_grammar(
     several: bool,
     free_text: bool,
     separator: str = "",
+    opening: str = "",
+    closing: str = "",
     trigger: str = "",
     text: str = "",
     text_begin: str = "",
@@ -147,6 +155,8 @@ def passages_grammar(
         several: whether an answer may have more than one passage.
         free_text: whether any text may come before passages.
         separator: the text between two passages.
+        opening: the tags before the first of several passages.
+        closing: the tags after the last of them.
         trigger: a part of begin tags that makes a passage obligatory; used with `free_text`.
         text: the grammar of an answer that is text; "" for any text.
         text_begin: the tags before an answer that is text.
@@ -154,32 +164,49 @@ def passages_grammar(
         tokens: the ids of the tokenizer's added tokens, by their spelling. Where a tag contains
             such a spelling, the answer must have that token.
     """
-    tags = _Tags(tokens or {}, trigger)
-    rules, passages = [], []
-    for index, kind in enumerate(kinds):
-        opening = tags.open(kind.begin) if free_text else tags.literal(kind.begin)
-        rules.append(f"passage_{index}: {opening} json_{index} {tags.literal(kind.end)}")
-        rules.append(f"json_{index}: %json {json.dumps(with_json_form(kind.schema))}")
-        passages.append(f"passage_{index}")
-    rules.append(f"passage: {' | '.join(passages)}")
+    tags, group = Tags(tokens or {}, trigger), "passage"
+    rules = _passage_rules(kinds, tags, after_text=free_text and not opening)
+    more = f"({tags.literal(separator)} passage)*" if several else ""
+    if opening:
+        begin = tags.open(opening) if free_text else tags.literal(opening)
+        rules.append(f"passages: {begin} passage {more} {tags.literal(closing)}")
+        group, more = "passages", ""
     if free_text:
-        more = "passage* TEXT" if several else ""
-        start = f"passage {more}" if at_least_one else (more or "passage | TEXT")
+        more = f"{group}* TEXT" if several else ""
+        start = f"{group} {more}" if at_least_one else (more or f"{group} | TEXT")
+    elif not at_least_one and (text or text_begin or text_not_begin):
+        said = "@text" if text else _text_without(text_not_begin)
+        start = f"{group} {more} | {tags.literal(text_begin)} {said}"
     else:
-        more = f"({tags.literal(separator)} passage)*" if several else ""
-        start = f"passage {more}" if at_least_one else f"(passage {more})?"
-        if not at_least_one and (text or text_begin or text_not_begin):
-            excluded = "".join(f"\\x{ord(character):02x}" for character in text_not_begin)
-            any_text = f"(/[^{excluded}]/ TEXT)?" if excluded else "TEXT"
-            start = f"passage {more} | {tags.literal(text_begin)} {'@text' if text else any_text}"
+        start = f"{group} {more}" if at_least_one else f"({group} {more})?"
     lark = "\n".join([f"start: {start}", *rules, *tags.rules, _TEXT])
     grammar = serialize_grammar(lark_grammar=lark)
     return _add_part(grammar, "text", text) if "@text" in start else grammar
 
 
+def _text_without(characters: str) -> str:
+    """Return any text that does not begin with one of `characters`, in Lark."""
+    excluded = "".join(f"\\x{ord(character):02x}" for character in characters)
+    return f"(/[^{excluded}]/ TEXT)?" if excluded else "TEXT"
+
+
+def _passage_rules(kinds: Sequence[Passage], tags: Tags, *, after_text: bool) -> list[str]:
+    """Return the rules of a passage; with `after_text`, any text may come before it."""
+    rules = []
+    for index, kind in enumerate(kinds):
+        begin = tags.open(kind.begin) if after_text else tags.literal(kind.begin)
+        rules.append(f"passage_{index}: {begin} json_{index} {tags.literal(kind.end)}")
+        if kind.parameters is None:
+            rules.append(f"json_{index}: %json {json.dumps(with_json_form(kind.schema))}")
+        else:
+            rules += parameter_rules(f"json_{index}", kind.schema, kind.parameters, tags)
+    names = " | ".join(f"passage_{index}" for index in range(len(kinds)))
+    return [*rules, f"passage: {names}"]
+
+
 def prepend_tags(tags: str, grammar: str, tokens: Mapping[str, int]) -> str:
     """Return the grammar of `tags` followed by `grammar`; `tokens` as in `passages_grammar`."""
-    start = serialize_grammar(lark_grammar=f"start: {_Tags(tokens).literal(tags)} @text")
+    start = serialize_grammar(lark_grammar=f"start: {Tags(tokens).literal(tags)} @text")
     return _add_part(start, "text", grammar)
 
 
@@ -195,7 +222,7 @@ def allow_thinking(grammar: str, close: str, tokens: Mapping[str, int], *, begin
         begin: the tag that begins the thinking part, which may be missing then; "": the thinking
             part has already begun, and cannot be missing.
     """
-    tags = _Tags(tokens)
+    tags = Tags(tokens)
     thinking = f"{tags.open(close)} /[ \\n]?[ \\n]?/"
     if begin:
         thinking = f"({tags.literal(begin)} {thinking})?"
@@ -213,43 +240,3 @@ def _add_part(grammar: str, name: str, part: str) -> str:
 def serialize_grammar(**grammar: object) -> str:
     """Return a grammar of one part as JSON: `json_schema=...` or `lark_grammar=...`."""
     return json.dumps({"grammars": [grammar]})
-
-
-def with_json_form(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema whose JSON is written in `JSON_FORM`, unless it sets a form itself."""
-    return {"x-guidance": JSON_FORM, **schema}
-
-
-class _Tags:
-    """The spelling of tags in Lark; `rules` are the rules that the results of `open` refer to."""
-
-    def __init__(self, tokens: Mapping[str, int], trigger: str = "") -> None:
-        self._tokens = tokens
-        spellings = sorted(filter(None, {*tokens, trigger}), key=len, reverse=True)
-        self._cut = re.compile(f"({'|'.join(map(re.escape, spellings))})" if spellings else "(?!)")
-        self._heads: dict[str, str] = {}  # the first piece of a tag -> the name of its rule
-        self.rules: list[str] = []
-
-    def literal(self, tag: str) -> str:
-        """Return the tag alone, in Lark."""
-        return " ".join(map(self._piece, self._pieces(tag)))
-
-    def open(self, tag: str) -> str:
-        """Return any text and then the tag, in Lark.
-
-        The first piece of the tag ends the text, as a token or spelled out.
-        """
-        first, *rest = self._pieces(tag)
-        if first not in self._heads:
-            name = self._heads[first] = f"head_{len(self._heads)}"
-            token = f" | TEXT {self._piece(first)}" if first in self._tokens else ""
-            self.rules.append(f"spelled_{name}[lazy]: TEXT {json.dumps(first)}")
-            self.rules.append(f"{name}: spelled_{name}{token}")
-        return " ".join([self._heads[first], *map(self._piece, rest)])
-
-    def _pieces(self, tag: str) -> list[str]:
-        return [piece for piece in self._cut.split(tag) if piece]
-
-    def _piece(self, piece: str) -> str:
-        token = self._tokens.get(piece)
-        return json.dumps(piece) if token is None else f"<[{token}]>"

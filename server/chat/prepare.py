@@ -21,6 +21,7 @@ from server.chat.prompt import (
 )
 from server.chat.tools import tool_use
 from server.errors import ApiError
+from server.parsing.calls import Tools
 from server.parsing.selection import formats_of
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import parse_body
@@ -35,7 +36,7 @@ class Prepared:
     Args:
         grammar: as llguidance writes it; "": anything.
         shown_tokens: special tokens that the parser looks for in the text.
-        tool_names: the tools that the answer may call.
+        tools: the tools that the answer may call.
         before: the text that the answer continues.
     """
 
@@ -43,7 +44,7 @@ class Prepared:
     prediction: "array[int]"
     grammar: str
     shown_tokens: tuple[int, ...]
-    tool_names: frozenset[str]
+    tools: Tools
     before: str
 
 
@@ -79,7 +80,7 @@ def prepare(
         array("I", predicted),
         grammar,
         tokenizer.special_tokens(marks),
-        use.names,
+        use.schemas,
         before,
     )
 

@@ -8,7 +8,8 @@ from server.chat.tools import tool_use
 from server.conversation.features import Message, Tool
 from server.conversation.forms import render_conversation
 from server.errors import ApiError
-from server.parsing.selection import formats_of
+from server.parsing.formats import hermes
+from server.parsing.selection import FALLBACK, formats_of, known_formats
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.chat_messages import (
     AssistantMessage,
@@ -34,9 +35,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     """A chat as its template renders it. Raises `ApiError` 400 when it cannot."""
     continued = bool(request.continue_final_message)
     generation = request.add_generation_prompt
-    formats = formats_of(tokenizer.template)
-    call_id, syntax = formats.tools.call_id, formats.forced.tools.syntax
-    assert syntax is not None, "forced calls have one"
+    form = formats_of(tokenizer.template).tools
     arguments = _reasoning_arguments(request) | (request.chat_template_kwargs or {})
 
     def render(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
@@ -51,9 +50,10 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     return render_conversation(
         render,
         tokenizer.support,
-        [template_message(message, call_id) for message in request.messages],
+        [template_message(message, form.call_id) for message in request.messages],
         [tool.described() for tool in tool_use(request).tools],
-        syntax,
+        form.syntax or hermes.SYNTAX,
+        is_format_known=form is not known_formats()[FALLBACK],
     )
 
 

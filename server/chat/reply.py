@@ -51,7 +51,7 @@ class Reply:
         placed = self._place(replace(tokens, text=read))
         for piece in merge(pieces):
             start += piece.width
-            if piece.kind != "markup":
+            if piece.text:  # markup has none
                 num_tokens = sum(p.offset < start for p in placed)
                 yield self._delta(piece), placed[:num_tokens]
                 placed = placed[num_tokens:]

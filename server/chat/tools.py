@@ -1,5 +1,6 @@
 """The tools that a request lets the model call. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +36,9 @@ class ToolUse:
         return {"type": "object"} | parameters
 
     @property
-    def names(self) -> frozenset[str]:
-        """Return the names of the tools that may be called."""
-        return frozenset(tool.function.name for tool in self.tools)
+    def schemas(self) -> dict[str, Mapping[str, Any]]:
+        """Return the schemas of the parameters of the tools that may be called, by tool name."""
+        return {tool.function.name: tool.function.parameters or {} for tool in self.tools}
 
 
 def tool_use(request: ChatRequest) -> ToolUse:

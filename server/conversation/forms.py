@@ -1,7 +1,7 @@
 """A conversation rendered in the first of several forms that keeps all its texts."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from server.conversation.features import (
     Feature,
@@ -22,6 +22,7 @@ log = logging.getLogger("understudy.text")
 LONGEST_REASON = 300  # characters of a template's own words, for the log
 # What the last form but one keeps, where the template takes it.
 _KEPT = frozenset({Feature.SYSTEM, Feature.TOOLS})
+_IN_WORDS = frozenset({Feature.TOOLS, Feature.CALL})
 
 
 def render_conversation(
@@ -30,19 +31,24 @@ def render_conversation(
     messages: Sequence[Message],
     tools: Sequence[Tool],
     syntax: CallSyntax,
+    *,
+    is_format_known: bool,
 ) -> str:
     """Return the prompt of a conversation, without losing a text of it.
 
     Args:
         messages: the arguments of their calls are texts.
         syntax: the form of calls that have to be written as text.
+        is_format_known: whether calls in the template's own form can be read. If not, tools and
+            calls are always written as text, in the form that is read.
 
     Raises `ApiError` 400 if the template takes it in no form.
     """
-    own = support.with_tools if tools else support.without_tools
+    own = support.with_tools if tools and is_format_known else support.without_tools
+    always = own.lacking & {Feature.NO_TOOLS} | (frozenset() if is_format_known else _IN_WORDS)
     messages = with_arguments(messages, are_texts=own.takes_text_arguments)
     reason = ""
-    for form, form_tools in _forms(own, messages, tools, syntax):
+    for form, form_tools in _forms(own, messages, tools, syntax, always):
         try:
             prompt = _whole_prompt(render, own, form, form_tools, syntax)
         except TemplateRefusal as refusal:
@@ -56,10 +62,13 @@ def render_conversation(
 
 
 def _forms(
-    support: Support, messages: Sequence[Message], tools: Sequence[Tool], syntax: CallSyntax
+    support: Support,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    syntax: CallSyntax,
+    always: Set[Feature],
 ) -> Iterator[tuple[list[Message], list[Tool] | None]]:
-    """Yield the conversation as it is, then without more and more of what templates refuse."""
-    always = support.lacking & {Feature.NO_TOOLS}
+    """Yield the conversation without `always`, then without more and more that templates refuse."""
     everything = frozenset(Feature) - {Feature.NO_TOOLS}
     tried: list[tuple[list[Message], list[Tool] | None]] = []
     for lacking in (

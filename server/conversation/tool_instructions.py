@@ -63,4 +63,8 @@ def _call_text(function: Mapping[str, Any], syntax: CallSyntax) -> str:
 
 
 def _written(name: str, arguments: str, syntax: CallSyntax) -> str:
-    return syntax.begin.replace("%s", name) + arguments + syntax.end
+    """Return a call with its arguments as JSON, which every format reads."""
+    begin, end = syntax.begin, syntax.end
+    if syntax.parameters is not None:
+        begin, end = syntax.whole_begin, syntax.whole_end
+    return f"{syntax.open}{begin.replace('%s', name)}{arguments}{end}{syntax.close}"

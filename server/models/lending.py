@@ -19,12 +19,23 @@ from server.errors import ApiError
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.statistics import EngineStatistics
-from server.parsing.selection import Formats, formats_of
+from server.parsing.selection import (
+    FALLBACK,
+    Formats,
+    format_names,
+    formats_of,
+    known_formats,
+)
 from server.text.client import TextWork
 from server.text.messages import TextFacts
 
 log = logging.getLogger("understudy")
 
+NO_FORMAT = (
+    "%s: the chat template asks for no known format of tool calls. Tools are described to the "
+    "model in words, and calls are read as the format `generic` says. If the model has another "
+    "format, name it in the model's file, `parsers: {tools: NAME}`: %s"
+)
 SHUTTING_DOWN = "The server is shutting down."
 
 
@@ -247,6 +258,8 @@ class Models:
             facts = await self.text.load(info.tokenizer_path, entry.chat_template)
             statistics.loaded(info)
             formats = formats_of(facts.template, entry.parsers.tools, entry.parsers.reasoning)
+            if formats.tools is known_formats()[FALLBACK]:
+                log.warning(NO_FORMAT, entry.id, ", ".join(format_names("tools")))
             self._current = LoadedModel(entry, engine, info, self.text, facts, statistics, formats)
         finally:
             if self._current is None:

@@ -1,14 +1,20 @@
-"""Readers of tool calls that arrive one character at a time, and of answers that contain them."""
+"""Readers of single tool calls that arrive one character at a time: the JSON of their arguments."""
 
-from collections.abc import Collection, Iterator
-from typing import Protocol
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
-from server.parsing.json_object import JsonObject, NotJson
-from server.parsing.parser import BLANKS, Piece, Reader, arguments, content, markup
-from server.parsing.tags import Tags
+from server.parsing.json_text import JsonText, NotJson, as_json
+from server.parsing.parser import Piece, markup
 
+Tools = Mapping[str, Mapping[str, Any]]  # the JSON schema of each tool's arguments, by its name
+
+NAME = "name"
 ARGUMENTS = ("arguments", "parameters")
-MEMBERS = frozenset({"name", "id", "type", *ARGUMENTS})
+OTHERS = ("id", "type")
+TOOL_NAME = r"[\w.-]{1,128}"
+LONGEST_HEAD = 256  # characters; a longer one is text of a model that does not know the format
 
 
 class NotACall(Exception):
@@ -18,9 +24,9 @@ class NotACall(Exception):
 class CallText(Protocol):
     """A reader of one call, fed character by character.
 
-    The call is certain as soon as the name of a tool and the beginning of a JSON object of
-    arguments have been read: from there on `feed` returns pieces. Before that, what was read may
-    still turn out to be text.
+    The call is certain as soon as the name of a tool and the beginning of its arguments have been
+    read: from there on `feed` returns pieces. Before that, what was read may still turn out to be
+    text.
     """
 
     @property
@@ -33,6 +39,9 @@ class CallText(Protocol):
         Raise `NotACall` at a character that cannot belong to the call.
         """
 
+    def end(self) -> list[Piece]:
+        """Return what completes the arguments of a certain call that has broken off."""
+
 
 class ArgumentsText:
     """A reader of the arguments of a call whose name was read before.
@@ -40,32 +49,43 @@ class ArgumentsText:
     Args:
         name: the tool that is called.
         width: the number of characters before the arguments that belong to the call.
+        has_bare_keys: whether the keys of objects may have no quotes.
     """
 
-    def __init__(self, name: str, width: int) -> None:
+    def __init__(self, name: str, width: int, *, has_bare_keys: bool = False) -> None:
         self._name = name
         self._width = width
-        self._object = JsonObject()
-        self._held = ""  # what was read while the call was not certain
+        self._object = JsonText(has_bare_keys=has_bare_keys)
+        self._read = ""  # what was read while the call was not certain
+        self._written = ""  # what was written meanwhile
         self._is_certain = False
 
     @property
     def complete(self) -> bool:
-        return self._object.complete
+        return self._object.is_complete
 
     def feed(self, character: str) -> list[Piece]:
+        if not self._read.strip() and not character.isspace() and character != "{":
+            raise NotACall
         try:
-            self._object.feed(character)
+            text = self._object.feed(character)
         except NotJson:
             raise NotACall from None
         if self._is_certain:
-            return [arguments(character)]
-        self._held += character
-        if not is_begun(self._held):
+            return [Piece("arguments", text, len(character))]
+        self._read += character
+        self._written += text
+        if not is_begun(self._read):
             return []
         self._is_certain = True
-        blanks = len(self._held) - len(self._held.lstrip())
-        return [Piece("call", self._name, self._width + blanks), arguments(self._held[blanks:])]
+        blanks = len(self._read) - len(self._read.lstrip())
+        return [
+            Piece("call", self._name, self._width + blanks),
+            Piece("arguments", self._written, len(self._read) - blanks),
+        ]
+
+    def end(self) -> list[Piece]:
+        return [] if self.complete else [Piece("arguments", self._object.finish(), 0)]
 
 
 def is_begun(text: str) -> bool:
@@ -73,173 +93,209 @@ def is_begun(text: str) -> bool:
     return len(text.strip()) > 1
 
 
-class CallObject:
-    """A reader of a call that is one object, `{"name": ..., "arguments": {...}}`, in any order."""
+class HeadedCall:
+    """A reader of a call that is a head, such as a name and a tag, and an object of arguments.
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
-        self._object = JsonObject()
-        self._num_read = 0
-        self._arguments = ""  # what was read of them while the call was not certain
-        self._is_certain = False
+    Args:
+        head: matches the head and finds the `name` in it.
+        end: the tag after a call; a call that ends without arguments has none.
+        begun: matches every beginning of a head; None if only its length is limited.
+    """
+
+    def __init__(
+        self, head: re.Pattern[str], end: str = "", begun: re.Pattern[str] | None = None
+    ) -> None:
+        self._pattern = head
+        self._end = end
+        self._begun = begun
+        self._head = ""
+        self._arguments: ArgumentsText | None = None
+        self._is_empty = False
 
     @property
     def complete(self) -> bool:
-        return self._object.complete
+        return self._is_empty or (self._arguments is not None and self._arguments.complete)
 
     def feed(self, character: str) -> list[Piece]:
-        before = self._object.depth
-        try:
-            self._object.feed(character)
-        except NotJson:
-            raise NotACall from None
-        is_inner = max(before, self._object.depth) > 1 and self._object.key in ARGUMENTS
-        if self._is_certain:
-            return [arguments(character) if is_inner else markup(character)]
-        self._check(character, is_inner)
-        self._num_read += 1
-        if is_inner:
-            self._arguments += character
-        name = self._object.strings.get("name")
-        if name is None or not (is_begun(self._arguments) or self.complete):
-            return []
-        self._is_certain = True
-        head = Piece("call", name, self._num_read - len(self._arguments))
-        return [
-            head,
-            arguments(self._arguments) if self._arguments else Piece("arguments", "{}", 0),
-        ]
-
-    def _check(self, character: str, is_inner: bool) -> None:
-        """Raise `NotACall` if what was read up to `character` cannot be a call.
-
-        Args:
-            character: the latest character, which `self._object` has already read.
-            is_inner: whether it belongs to the object of arguments.
-        """
-        name = self._object.strings.get("name")
-        is_known = name is None or name in self._names
-        is_member = self._object.key is None or self._object.key in MEMBERS
-        is_no_object = self._object.key in ARGUMENTS and self._object.in_scalar and not is_inner
-        if is_inner and not self._arguments and character != "{":
-            is_no_object = True
-        if not is_known or not is_member or is_no_object or (self.complete and name is None):
+        if self._arguments is not None:
+            return self._arguments.feed(character)
+        if character == "{":
+            self._arguments = self._new_arguments(self._name(self._head), len(self._head))
+            return self._arguments.feed(character)
+        self._head += character
+        if self._end and self._head.endswith(self._end):
+            name = self._name(self._head.removesuffix(self._end))
+            self._is_empty = True
+            return [Piece("call", name, len(self._head)), Piece("arguments", "{}", 0)]
+        is_begun = self._begun is None or self._begun.fullmatch(self._head) is not None
+        if len(self._head) > LONGEST_HEAD or not is_begun:
             raise NotACall
+        return []
+
+    def end(self) -> list[Piece]:
+        return [] if self._arguments is None else self._arguments.end()
+
+    def _new_arguments(self, name: str, width: int) -> ArgumentsText:
+        return ArgumentsText(name, width)
+
+    def _name(self, head: str) -> str:
+        found = self._pattern.fullmatch(head)
+        if found is None:
+            raise NotACall
+        return found["name"]
 
 
-class CallReader(Reader):
-    """A parser of answers whose calls are JSON objects after a tag, or between two tags.
+Needs = Literal["name", "arguments", "known name"]
+
+
+class CallObject:
+    """A reader of a call that is one object, `{"name": ..., "arguments": {...}}`, in any order.
 
     Args:
-        names: the names of the tools; an object with another name is text.
-        opens: the tags after which a call may begin.
-        closes: the tags that may follow a call; those that do are not shown.
-        between: the characters that may come before a call, after a tag or after another call.
-        at_start: whether the answer may begin with a call that has no tag.
+        tools: the tools that may be called.
+        needs: what makes a call of an object. A tool that is not known needs "arguments" where
+            the object has no tag, and is never called where text is as likely ("known name").
+        name: the key of the tool's name.
+        others: the keys of further members.
     """
 
     def __init__(
         self,
-        names: Collection[str],
+        tools: Tools,
+        needs: Needs = "name",
         *,
-        opens: Collection[str],
-        closes: Collection[str] = (),
-        between: str = "",
-        at_start: bool = False,
+        name: str = NAME,
+        others: tuple[str, ...] = OTHERS,
     ) -> None:
-        self._names = names
-        self._opens = opens
-        self._closes = closes
-        self._between = frozenset(between)
-        self._tags = Tags(*opens, *closes)
-        self._can_begin = at_start  # whether the next character may begin a call
-        self._held = ""  # tags and blanks: shown if text follows, not if a call does
-        self._call: CallText | None = None
-        self._call_text = ""  # what was read of the call while it was not certain
-        self._is_certain = False  # whether the call that is being read is certain
-        self._is_after_call = False  # whether no text has followed the last call
+        self._tools = tools
+        self._needs = needs
+        self._name_key = name
+        self._members = {name, *ARGUMENTS, *others}
+        self._object = JsonText()
+        self._arguments: JsonText | None = None
+        self._num_read = 0
+        self._inner = ""  # the arguments that were read while the call was not certain
+        self._written = ""  # the arguments that were written meanwhile
+        self._seen: list[str] = []
+        self._is_certain = False
 
-    def _read(self, character: str) -> Iterator[Piece]:
-        if self._call is not None:
-            yield from self._read_call(self._call, character)
-            return
-        text, tag = self._tags.feed(character)
-        for each in text:
-            yield from self._read_plain(each)
-        if tag:
-            yield from self._read_tag(tag)
+    @property
+    def complete(self) -> bool:
+        return self._object.is_complete
 
-    def _read_plain(self, character: str) -> Iterator[Piece]:
-        """Yield the pieces that a character makes certain which belongs to no tag."""
-        if self._call is not None:
-            yield from self._read_call(self._call, character)
-        else:
-            yield from self._read_text(character)
-
-    def _read_text(self, character: str) -> Iterator[Piece]:
-        call = self._new_call(character) if self._can_begin else None
-        if call is not None:
-            self._call, self._call_text, self._is_certain = call, "", False
-            self._can_begin = False
-            for each in character + self._tags.finish():  # tags mean nothing inside a call
-                yield from self._read(each)
-        elif character in BLANKS:
-            self._held += character
-        elif (self._is_after_call or self._can_begin) and character in self._between:
-            self._held += character
-            self._can_begin = True
-        else:
-            yield from self._show(character)
-
-    def _new_call(self, character: str) -> CallText | None:
-        """Return a reader of a call that may begin with `character`; None if no call does."""
-        return CallObject(self._names) if character == "{" else None
-
-    def _read_tag(self, tag: str) -> Iterator[Piece]:
-        if self._is_after_call and tag in self._closes:
-            yield markup(self._held + tag)
-            self._held = ""
-        elif tag in self._opens:
-            self._held += tag
-            self._can_begin = True
-        else:
-            yield from self._show(tag)
-
-    def _read_call(self, call: CallText, character: str) -> Iterator[Piece]:
+    def feed(self, character: str) -> list[Piece]:
+        outer = self._object
+        if (
+            character == "{"
+            and self._arguments is None
+            and outer.expects_value
+            and outer.depth == 1
+            and outer.key in ARGUMENTS
+        ):
+            self._arguments = JsonText()
+        is_inner = self._arguments is not None and not self._arguments.is_complete
         try:
-            pieces = call.feed(character)
-        except NotACall:
-            yield from self._leave_call()
-            yield from self._read(character)
-            return
-        if not self._is_certain:
-            self._call_text += character
-        if pieces and not self._is_certain:
-            self._is_certain = True
-            yield markup(self._held)
-            self._held = ""
-        yield from pieces
-        if call.complete:
-            self._is_after_call = True
-            self._call = None
+            outer.feed(character)
+            text = self._arguments.feed(character) if self._arguments and is_inner else ""
+        except NotJson:
+            raise NotACall from None
+        if self._is_certain:
+            return [Piece("arguments", text, 1) if is_inner else markup(character)]
+        self._num_read += 1
+        if is_inner:
+            self._inner += character
+            self._written += text
+        self._check(is_inner)
+        name = self._name()
+        if name is None or not self._has_begun(name):
+            return []
+        self._is_certain = True
+        return [
+            Piece("call", name, self._num_read - len(self._inner)),
+            Piece("arguments", self._written or "{}", len(self._inner)),
+        ]
 
-    def _leave_call(self) -> Iterator[Piece]:
-        """Stop reading the current call, and yield it as text unless it was certain already."""
-        text, self._call = self._call_text, None
-        if not self._is_certain:
-            yield from self._show(text)
+    def end(self) -> list[Piece]:
+        if self._arguments is None or self._arguments.is_complete:
+            return []
+        return [Piece("arguments", self._arguments.finish(), 0)]
 
-    def _show(self, text: str) -> Iterator[Piece]:
-        yield content(self._held + text)
-        self._held = ""
-        self._can_begin = self._is_after_call = False
+    def _name(self) -> str | None:
+        """Return the name of the tool if it was read."""
+        written = self._object.values.get(self._name_key)
+        name = None if written is None else json.loads(written)
+        if name is not None and (not isinstance(name, str) or not name):
+            raise NotACall
+        return name
 
-    def _end(self) -> Iterator[Piece]:
-        waiting = self._tags.finish()
-        while waiting:
-            character, waiting = waiting[0], waiting[1:]
-            yield from self._read_plain(character)
-            waiting = self._tags.finish() + waiting
-        if self._call is not None:
-            yield from self._leave_call()
-        yield markup(self._held) if self._is_after_call else content(self._held)
+    def _has_begun(self, name: str) -> bool:
+        """Return whether enough was read to be certain that this is a call."""
+        self._written = self._written or self._written_arguments()
+        is_known = name in self._tools
+        if not is_known and self._needs == "known name":
+            raise NotACall
+        if not is_known and self._needs == "arguments" and self.complete and not self._written:
+            raise NotACall
+        return is_begun(self._inner) or (bool(self._written) and not self._inner) or self.complete
+
+    def _written_arguments(self) -> str:
+        """Return the arguments where they are null or a string that holds the object."""
+        written = next((self._object.values[k] for k in ARGUMENTS if k in self._object.values), "")
+        if written in ("", "null"):
+            return "{}" if written else ""
+        value = json.loads(written)
+        if not isinstance(value, str):
+            raise NotACall
+        text = as_json(value) if value.strip() else "{}"
+        if text is None or not text.startswith("{"):
+            raise NotACall
+        return text
+
+    def _check(self, is_inner: bool) -> None:
+        """Raise `NotACall` if what was read so far cannot be a call."""
+        outer = self._object
+        if outer.num_keys > len(self._seen):
+            assert outer.key is not None
+            if outer.key in self._seen or outer.key not in self._members:
+                raise NotACall
+            self._seen.append(outer.key)
+        if outer.depth > 1 and not is_inner and outer.key in (self._name_key, *ARGUMENTS):
+            raise NotACall
+        if self.complete and self._name_key not in outer.values:
+            raise NotACall
+
+
+class KeyedCall:
+    """A reader of a call that is an object with the tool's name as its key, `{"add": {...}}`."""
+
+    def __init__(self) -> None:
+        self._head = ""
+        self._arguments: ArgumentsText | None = None
+        self._is_closed = False
+
+    @property
+    def complete(self) -> bool:
+        return self._is_closed
+
+    def feed(self, character: str) -> list[Piece]:
+        if self._arguments is None:
+            if character == "{" and self._head:
+                found = re.fullmatch(rf'\{{\s*"(?P<name>{TOOL_NAME})"\s*:\s*', self._head)
+                if found is None:
+                    raise NotACall
+                self._arguments = ArgumentsText(found["name"], len(self._head))
+                return self._arguments.feed(character)
+            self._head += character
+            if len(self._head) > LONGEST_HEAD or not re.match(r'\{\s*("|$)', self._head):
+                raise NotACall
+            return []
+        if not self._arguments.complete:
+            return self._arguments.feed(character)
+        if character == "}":
+            self._is_closed = True
+        elif not character.isspace():
+            raise NotACall
+        return [markup(character)]
+
+    def end(self) -> list[Piece]:
+        return [] if self._arguments is None else self._arguments.end()

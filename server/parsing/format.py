@@ -2,43 +2,73 @@
 
 Adding a file to `server/parsing/formats` adds a format. The format has the name of the file, and
 the file's `FORMAT` declares the rest. A model's answers are read in the format that recognises its
-chat template, or in the one that its YAML file names (`parsers: {tools: granite}`). This is a
-complete file, `server/parsing/formats/granite.py`:
+chat template, or in the one that its YAML file names (`parsers: {tools: marked}`). This is a
+complete file, `server/parsing/formats/marked.py`:
 
-    # Granite writes an array after a tag: `<|tool_call|>[{"name": ..., "arguments": {...}}]`.
+    # An array after a mark: `<|calls|>[{"name": ..., "arguments": {...}}]`.
 
-    from collections.abc import Collection
-
-    from server.parsing.calls import CallReader
+    from server.parsing.call_reader import CallReader
+    from server.parsing.calls import Tools
     from server.parsing.format import TOOLS, CallSyntax, Format
 
-    TAG = "<|tool_call|>"
+    MARK = "<|calls|>"
 
 
     def recognises(template: str) -> bool:
-        return TAG in template
+        return MARK in template
 
 
-    def parser(names: Collection[str], before: str) -> CallReader:
-        return CallReader(names, opens=[TAG], between="[,]")
+    def parser(tools: Tools, before: str) -> CallReader:
+        return CallReader(tools, opens=[MARK])
 
 
     SYNTAX = CallSyntax(
-        begin=f'{TAG}[{{"name": "%s", "arguments": ', end="}]", separator=None, trigger=TAG
+        open=f"{MARK}[",
+        begin='{"name": "%s", "arguments": ',
+        end="}",
+        separator=", ",
+        close="]",
+        trigger=MARK,
     )
-    FORMAT = Format(TOOLS, recognises, parser, special_tokens=(TAG,), syntax=SYNTAX)
+    FORMAT = Format(TOOLS, recognises, parser, special_tokens=(MARK,), syntax=SYNTAX)
 
-A format whose calls are not single JSON objects has a parser of its own: see `mistral.py` and
-`harmony.py`.
+Where calls are not JSON objects, there are readers of a name and its arguments (`kimi_k2.py`), of
+elements such as `<parameter=key>value</parameter>` (`qwen3_coder.py`), and of Python's syntax
+(`lfm2.py`).
 """
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from server.parsing.calls import Tools
 from server.parsing.parser import Parser
+from server.parsing.thoughts import Pairs, find_open_tag
 
 Part = Literal["tools", "reasoning"]
+
+
+@dataclass(frozen=True)
+class ParameterSyntax:
+    """The syntax of the arguments of a forced call, where they are not one JSON object.
+
+    Args:
+        begin: returns the text before a value, given the key and the JSON type of the value.
+        end: the text after a value; of a string, if they differ, `string_end`.
+        separator: the text between two arguments.
+        keys: matches the keys that can be written.
+        is_raw: whether a string is written as it is, up to its end, and not as JSON.
+        barred: what a raw string cannot contain, besides its end.
+    """
+
+    begin: Callable[[str, str], str]
+    end: str
+    string_end: str | None = None
+    separator: str = ""
+    keys: re.Pattern[str] = re.compile(r"[^<>\"'\s]+")
+    is_raw: bool = True
+    barred: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,21 +76,31 @@ class CallSyntax:
     """The syntax of calls that a grammar forces (`tool_choice: "required"`, `strict`).
 
     Args:
-        begin: the text before the arguments, with `%s` for the name of the tool.
+        begin: the text before the arguments of a call, with `%s` for the name of the tool.
         end: the text after the arguments.
         separator: the text between two calls; None if an answer can have only one call.
-        trigger: the part of `begin` after which text has to continue as a call; "" if an answer is
-            either calls or text, which its beginning decides.
+        open: the text before all calls, once.
+        close: the text after all calls, once.
+        trigger: the part of `open` or `begin` after which text has to continue as a call; "" if an
+            answer is either calls or text, which its beginning decides.
         text_begin: the tags before an answer that is text.
         text_not_begin: the characters with which an answer that is text cannot begin.
+        parameters: the syntax of the arguments; None if they are a JSON object.
+        whole_begin, whole_end: the text around a call that is one JSON object with the name in it,
+            for a tool whose schema `parameters` cannot express.
     """
 
     begin: str
     end: str
     separator: str | None
+    open: str = ""
+    close: str = ""
     trigger: str = ""
     text_begin: str = ""
     text_not_begin: str = ""
+    parameters: ParameterSyntax | None = None
+    whole_begin: str = ""
+    whole_end: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +116,18 @@ class Thought:
     close: str
 
 
+def thought_in(pairs: Pairs, before: str, tag: str) -> Thought | None:
+    """Return the marks around the reasoning of an answer that is read with `ThinkReader`.
+
+    They are those that `before`, which the answer continues, has left open, or else `tag` and its
+    closing tag; None if `before` ends with reasoning.
+    """
+    if before.rstrip().endswith(tuple(pairs.values())):
+        return None
+    opened = find_open_tag(pairs, before)
+    return Thought("" if opened else tag, pairs[opened or tag])
+
+
 @dataclass(frozen=True)
 class Format:
     """The way in which models of one family mark tool calls, reasoning, or both.
@@ -83,8 +135,9 @@ class Format:
     Args:
         reads: what the parser finds. A parser that finds both is the only one of an answer.
         recognises: returns whether the text of a chat template belongs to this family.
-        parser: makes the parser of one answer, given the names of the tools that may be called and
-            the text that the answer continues (the prompt, or the beginning of the answer).
+        parser: makes the parser of one answer, given the tools that may be called, with the schemas
+            of their parameters, and the text that the answer continues (the prompt, or the
+            beginning of the answer).
         special_tokens: the marks that the parser looks for. Where a mark is a special token of the
             model, the answer's text shows it to the parser; it would be left out otherwise.
         syntax: the syntax of forced calls; None if they are forced in the syntax of `hermes`.
@@ -96,7 +149,7 @@ class Format:
 
     reads: frozenset[Part]
     recognises: Callable[[str], bool]
-    parser: Callable[[Collection[str], str], Parser]
+    parser: Callable[[Tools, str], Parser]
     special_tokens: tuple[str, ...] = ()
     syntax: CallSyntax | None = None
     thought: Callable[[str, str], Thought | None] = lambda _before, _template: None

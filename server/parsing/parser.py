@@ -1,7 +1,7 @@
 """Parsers of an answer's text, and the pieces that they return."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
 BLANKS = frozenset(" \t\n\r")
@@ -98,24 +98,69 @@ class PlainText:
 class Chain:
     """A parser that runs two after each other: the second one reads the content of the first.
 
+    A call in reasoning that the answer ends with, as if the reasoning had been closed before it,
+    is a call: the reasoning is held back from where such a call may begin.
+
     Args:
-        first: the parser that reads the answer, usually for its reasoning.
-        then: the parser that reads the content which `first` finds, usually for its calls.
+        first: the parser that reads the answer, for its reasoning.
+        new_second: makes the parser that reads the content which `first` finds, for its calls.
     """
 
-    def __init__(self, first: Parser, then: Parser) -> None:
+    def __init__(self, first: Parser, new_second: Callable[[], Parser]) -> None:
         self._first = first
-        self._then = then
+        self._second = new_second()
+        self._new_second = new_second
+        self._probe = new_second()  # reads the reasoning
+        self._found: list[Piece] = []  # by the probe, from the start of the first call on
+        self._text = ""  # the reasoning that is held back
 
     def feed(self, text: str) -> list[Piece]:
         return list(self._pass_on(self._first.feed(text)))
 
     def finish(self) -> list[Piece]:
-        return [*self._pass_on(self._first.finish()), *self._then.finish()]
+        pieces = [*self._pass_on(self._first.finish())]
+        if self._text:
+            pieces += self._end_reasoning()
+        return [*pieces, *self._second.finish()]
 
     def _pass_on(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         for piece in pieces:
+            if piece.kind == "reasoning":
+                for character in piece.text:
+                    yield from self._read_reasoning(character)
+                continue
+            yield from self._release()
             if piece.kind == "content":
-                yield from self._then.feed(piece.text)
+                yield from self._second.feed(piece.text)
             else:
                 yield piece
+
+    def _read_reasoning(self, character: str) -> Iterator[Piece]:
+        self._text += character
+        for piece in self._probe.feed(character):
+            if piece.kind != "content":
+                self._found.append(piece)
+            elif self._found and piece.text.strip():  # it goes on after a call
+                yield from self._release()
+            elif self._found:
+                self._found.append(markup(piece.text))
+            else:
+                yield reasoning(piece.text)
+                self._text = self._text[piece.width :]
+
+    def _release(self) -> Iterator[Piece]:
+        """Yield the reasoning that was held back: it does not end with a call."""
+        if self._text:
+            yield reasoning(self._text)
+            self._text, self._found, self._probe = "", [], self._new_second()
+
+    def _end_reasoning(self) -> list[Piece]:
+        """Return the pieces of what was held back, where the answer ends in reasoning."""
+        found = [*self._found, *self._probe.finish()]
+        has_call = any(piece.kind == "call" for piece in found)
+        if has_call and any(piece.kind == "content" and piece.text.strip() for piece in found):
+            return [reasoning(self._text)]
+        return [
+            piece._replace(kind="reasoning") if piece.kind == "content" else piece
+            for piece in found
+        ]

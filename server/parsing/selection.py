@@ -3,10 +3,10 @@
 import functools
 import importlib
 import pkgutil
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from server.parsing import formats
+from server.parsing.calls import Tools
 from server.parsing.format import Format, Part
 from server.parsing.formats import hermes
 from server.parsing.parser import Chain, Parser, PlainText
@@ -27,15 +27,18 @@ class Formats:
     tools: Format
     reasoning: Format | None
 
-    def parser(self, names: Collection[str], before: str) -> Parser:
+    def parser(self, tools: Tools, before: str) -> Parser:
         """Return a parser of one answer.
 
         Args:
-            names: the names of the tools that the answer may call.
+            tools: the tools that the answer may call.
             before: the text that the answer continues.
         """
-        found = [format.parser(names, before) for format in self._used(bool(names))]
-        return functools.reduce(Chain, found) if found else PlainText()
+        used = self._used(bool(tools))
+        if not used:
+            return PlainText()
+        first, *others = [functools.partial(format.parser, tools, before) for format in used]
+        return Chain(first(), *others) if others else first()
 
     def special_tokens(self, *, tools: bool) -> frozenset[str]:
         """Return the marks that the parsers look for; `tools`: whether there are tools to call."""
@@ -77,12 +80,11 @@ def formats_of(template: str, tools: str | None = None, reasoning: str | None = 
         reasoning: the name of the format of reasoning, or `NO_REASONING`; None: the one that
             recognises the template.
     """
-    return Formats(
-        _named(tools) or _recognised("tools", template) or known_formats()[FALLBACK],
-        None
-        if reasoning == NO_REASONING
-        else _named(reasoning) or _recognised("reasoning", template),
-    )
+    calls = _named(tools) or _recognised("tools", template) or known_formats()[FALLBACK]
+    if reasoning == NO_REASONING:
+        return Formats(calls, None)
+    both = calls if "reasoning" in calls.reads else None
+    return Formats(calls, _named(reasoning) or both or _recognised("reasoning", template))
 
 
 def _named(name: str | None) -> Format | None:

@@ -1,5 +1,15 @@
 """The search for tags in text that arrives one character at a time."""
 
+SHORTEST_MARK = 3  # characters
+
+
+def is_mark(text: str) -> bool:
+    """Return whether `text`, the beginning of a tag at the end of an answer, can only be a tag.
+
+    A tag that begins as words or as a fence of Markdown do may be text as well.
+    """
+    return len(text) >= SHORTEST_MARK and text[0] in "<[]|"
+
 
 class Tags:
     """A search for several tags, none of which is the beginning of another.
@@ -9,6 +19,7 @@ class Tags:
 
     def __init__(self, *tags: str) -> None:
         self._tags = tags
+        self._first = frozenset(tag[0] for tag in tags)
         self.held = ""  # the longest end of the text that is the beginning of a tag
 
     def feed(self, character: str) -> tuple[str, str]:
@@ -16,6 +27,8 @@ class Tags:
 
         Either may be "".
         """
+        if not self.held and character not in self._first:
+            return character, ""
         held = self.held + character
         start = 0
         while start < len(held) and not any(tag.startswith(held[start:]) for tag in self._tags):

@@ -42,6 +42,13 @@ def regex_to_lark(regex: str) -> str:
     return f"start: /{regex_to_lark(regex, '')}/"
 
 
+def regex_part(regex: str) -> str:
+    """Return a regular expression of JSON schema as part of one in a Lark grammar."""
+    from llguidance import regex_to_lark
+
+    return regex_to_lark(regex, "dw")
+
+
 def to_lark(grammar: str) -> str:
     """Return a grammar in Lark syntax, converted from llama.cpp's GBNF if necessary.
 

@@ -1,16 +1,19 @@
-"""The format for all other models: a call is a JSON object, with or without tags around it."""
+"""The format for all other models: a call is a JSON object, with or without tags around it.
 
-from collections.abc import Collection
+The tools are told to these models in words (`server/conversation/tool_instructions.py`), which ask
+for calls as `hermes` writes them.
+"""
 
-from server.parsing.calls import CallReader
+from server.parsing.call_reader import CallReader
+from server.parsing.calls import Tools
 from server.parsing.format import TOOLS, Format
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
-def parser(names: Collection[str], _before: str) -> CallReader:
+def parser(tools: Tools, _before: str) -> CallReader:
     """Return a parser of one answer, which may begin with a call that has no tag."""
-    return CallReader(names, opens=[OPEN], closes=[CLOSE], at_start=True)
+    return CallReader(tools, opens=[OPEN], closes=[CLOSE], at_start=True, fenced=True)
 
 
 FORMAT = Format(TOOLS, lambda _template: False, parser, special_tokens=(OPEN, CLOSE))

@@ -5,30 +5,32 @@ the commentary channel. A message to `functions.NAME` is a call.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from server.parsing.calls import ArgumentsText, NotACall
+from server.parsing.calls import TOOL_NAME, ArgumentsText, NotACall, Tools
 from server.parsing.format import BOTH, CallSyntax, Format, Thought
 from server.parsing.parser import BLANKS, Piece, Reader, content, markup, reasoning
-from server.parsing.tags import Tags
+from server.parsing.tags import Tags, is_mark
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
-RECIPIENT = re.compile(r"to=functions\.([a-zA-Z0-9_-]{1,64})")
+RECIPIENT = re.compile(rf"to=functions\.({TOOL_NAME})")
 ANALYSIS = re.compile(r"<\|channel\|>\s*analysis")
+HEAD_BEGUN = re.compile(r"\s*(<\||(t|to|to=.*|assistant.*)?$)")
 LONGEST_HEAD = 256  # characters; a longer head is text of a model that does not use the format
 
 
 class HarmonyReader(Reader):
     """A parser that reads heads and bodies of messages in turn; an answer begins inside a head."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
-        self._tags = Tags(START, MESSAGE, *ENDS)
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._tags = Tags(START, CHANNEL, MESSAGE, *ENDS)
         self._head: str | None = ""  # what was read of a head; None outside of heads
         self._show = content  # makes the pieces of the body that is being read
         self._call: ArgumentsText | None = None
-        self._uncertain = ""  # head and body of a call that is not certain yet
+        self._called = ""  # the tool of a call that is not certain yet
+        self._uncertain = ""  # head and body of that call
 
     def _read(self, character: str) -> Iterator[Piece]:
         text, tag = self._tags.feed(character)
@@ -36,10 +38,12 @@ class HarmonyReader(Reader):
             yield from self._read_text(each)
         if tag == MESSAGE and self._head is not None:
             yield from self._open(self._head + tag)
+        elif tag == CHANNEL and self._head is not None:
+            self._head += tag
         elif tag:
             yield from self._close()
-            self._head = tag if tag == START else None
-            if tag != START:
+            self._head = tag if tag in (START, CHANNEL) else None
+            if self._head is None:
                 yield markup(tag)
 
     def _read_text(self, character: str) -> Iterator[Piece]:
@@ -56,8 +60,9 @@ class HarmonyReader(Reader):
         """Begin the body of the message that has the head `head`, and yield the head's piece."""
         recipient = RECIPIENT.search(head)
         self._head = None
-        if recipient is not None and recipient[1] in self._names:
+        if recipient is not None and self._tools:
             self._call, self._uncertain = ArgumentsText(recipient[1], len(head)), head
+            self._called = recipient[1]
             return
         self._show = reasoning if ANALYSIS.search(head) else content
         yield markup(head) if recipient is None else content(head)
@@ -71,22 +76,46 @@ class HarmonyReader(Reader):
                 raise NotACall
             pieces = call.feed(character)
         except NotACall:
-            yield from self._close()
+            yield from self._leave_call(call)
             yield content(character)
             return
-        self._uncertain = "" if pieces else self._uncertain + character
+        self._uncertain += character
+        if pieces:
+            self._uncertain = self._called = ""
         yield from pieces
 
+    def _leave_call(self, call: ArgumentsText) -> Iterator[Piece]:
+        """Complete a call that is certain; one that is not is text."""
+        uncertain, self._uncertain = self._uncertain, ""
+        is_certain, self._called = not self._called, ""
+        yield from call.end() if is_certain else [content(uncertain)]
+        self._call = None
+
     def _close(self) -> Iterator[Piece]:
-        """End a head or body, and yield as content what became neither a message nor a call."""
+        """End a head or body. A body without arguments is a call without any."""
         head, self._head = self._head or "", None
         yield markup(head) if CHANNEL in head or START in head else content(head)
-        yield content(self._uncertain)
-        self._call, self._uncertain, self._show = None, "", content
+        if self._call is not None and self._uncertain.rstrip().endswith(MESSAGE):
+            yield Piece("call", self._called, len(self._uncertain))
+            yield Piece("arguments", "{}", 0)
+        elif self._call is not None:
+            yield from self._leave_call(self._call)
+        self._call, self._uncertain, self._called, self._show = None, "", "", content
 
     def _end(self) -> Iterator[Piece]:
-        for character in self._tags.finish():
-            yield from self._read_text(character)
+        mark = self._tags.finish()
+        head, self._head = self._head or "", None
+        is_cut = is_mark(mark) or HEAD_BEGUN.match(head) is not None
+        if head:
+            yield markup(head + mark) if is_cut else content(head + mark)
+        elif is_cut:
+            yield markup(mark)
+        else:
+            for character in mark:
+                yield from self._read_text(character)
+        if self._call is not None and self._called:  # cut off before it is certain
+            yield markup(self._uncertain)
+            self._call = None
         yield from self._close()
 
 
@@ -95,9 +124,9 @@ def recognises(template: str) -> bool:
     return CHANNEL in template and MESSAGE in template
 
 
-def parser(names: Collection[str], _before: str) -> HarmonyReader:
+def parser(tools: Tools, _before: str) -> HarmonyReader:
     """Return a parser of one answer, for its calls and its reasoning."""
-    return HarmonyReader(names)
+    return HarmonyReader(tools)
 
 
 def thought(_before: str, _template: str) -> Thought:

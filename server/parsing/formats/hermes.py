@@ -1,23 +1,23 @@
-"""The format of Hermes and Qwen: calls in tags, `<tool_call>{"name": ..., ...}</tool_call>`."""
+"""The format of Hermes and Qwen: calls in tags, `<tool_call>{"name": ..., "arguments": {...}}`."""
 
-from collections.abc import Collection
-
-from server.parsing.calls import CallReader
+from server.parsing.call_reader import CallReader
+from server.parsing.calls import Tools
 from server.parsing.format import TOOLS, CallSyntax, Format
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-# other models write something else than JSON between the same tags (Qwen3-Coder, GLM)
-NOT_JSON = ("<function=", "<arg_key>")
+# Others put something else than JSON between the same tags: Qwen3-Coder, GLM, MiniMax M3. Apriel's
+# template asks for these tags, but its calls are in others.
+NOT_JSON = ("<function=", "<arg_key>", "minimax[>[", "<tool_calls>")
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template writes calls as JSON between the tags."""
+    """Return whether a chat template has the tag of calls, with JSON after it."""
     return OPEN in template and not any(mark in template for mark in NOT_JSON)
 
 
-def parser(names: Collection[str], _before: str) -> CallReader:
-    """Return a parser of one answer."""
-    return CallReader(names, opens=[OPEN], closes=[CLOSE])
+def parser(tools: Tools, _before: str) -> CallReader:
+    """Return a parser of one answer. Qwen2.5-Coder often writes a block of JSON instead of tags."""
+    return CallReader(tools, opens=[OPEN], closes=[CLOSE], fenced=True)
 
 
 SYNTAX = CallSyntax(

@@ -2,52 +2,25 @@
 
 import hashlib
 import re
-import string
-from collections.abc import Collection
 
-from server.parsing.calls import ArgumentsText, CallReader, CallText, NotACall
+from server.parsing.call_reader import CallReader
+from server.parsing.calls import TOOL_NAME, CallText, HeadedCall, Tools
 from server.parsing.format import TOOLS, CallSyntax, Format
-from server.parsing.parser import Piece
 
 TAG = "[TOOL_CALLS]"
 CALL_ID, ARGUMENTS = "[CALL_ID]", "[ARGS]"
-HEAD = re.compile(r"([a-zA-Z0-9_-]{1,64})(\[CALL_ID\][a-zA-Z0-9]*)?(\[ARGS\])?")
+HEAD = re.compile(rf"(?P<name>{TOOL_NAME})\s*(\[CALL_ID\]\s*[a-zA-Z0-9]*\s*)?(\[ARGS\])?\s*")
+HEAD_BEGUN = re.compile(r"[\w.-]*\s*(\[[\w\[\]\s]*)?")
 CALL_ID_FORM = re.compile(r"[a-zA-Z0-9]{9}")
-HEAD_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_-[]")
-
-
-class NamedCall:
-    """A reader of `name{...}`, where `[CALL_ID]...` and `[ARGS]` may come before the arguments."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
-        self._head = ""
-        self._arguments: ArgumentsText | None = None
-
-    @property
-    def complete(self) -> bool:
-        return self._arguments is not None and self._arguments.complete
-
-    def feed(self, character: str) -> list[Piece]:
-        if self._arguments is not None:
-            return self._arguments.feed(character)
-        if character in HEAD_CHARACTERS:
-            self._head += character
-            return []
-        head = HEAD.fullmatch(self._head) if character == "{" else None
-        if head is None or head[1] not in self._names:
-            raise NotACall
-        self._arguments = ArgumentsText(head[1], len(self._head))
-        return self._arguments.feed(character)
 
 
 class MistralReader(CallReader):
     """A parser that reads both ways to write calls."""
 
-    def _new_call(self, character: str) -> CallText | None:
-        if character in HEAD_CHARACTERS - self._between:
-            return NamedCall(self._names)
-        return super()._new_call(character)
+    def _new_call(self, begin: str) -> CallText | None:
+        if re.match(r"[\w.-]", begin):
+            return HeadedCall(HEAD, begun=HEAD_BEGUN)
+        return super()._new_call(begin)
 
 
 def recognises(template: str) -> bool:
@@ -55,9 +28,9 @@ def recognises(template: str) -> bool:
     return TAG in template
 
 
-def parser(names: Collection[str], _before: str) -> MistralReader:
+def parser(tools: Tools, _before: str) -> MistralReader:
     """Return a parser of one answer."""
-    return MistralReader(names, opens=[TAG], between="[,]")
+    return MistralReader(tools, opens=[TAG])
 
 
 def call_id(given: str) -> str:
@@ -71,6 +44,11 @@ def call_id(given: str) -> str:
 
 
 SYNTAX = CallSyntax(
-    begin=f'{TAG} [{{"name": "%s", "arguments": ', end="}]", separator=None, trigger=TAG
+    open=f"{TAG} [",
+    begin='{"name": "%s", "arguments": ',
+    end="}",
+    separator=", ",
+    close="]",
+    trigger=TAG,
 )
 FORMAT = Format(TOOLS, recognises, parser, (TAG, CALL_ID, ARGUMENTS), SYNTAX, call_id=call_id)

@@ -67,8 +67,10 @@ def written(name: str, *calls: tuple[str, str]) -> str:
     """Return calls in the syntax of a format."""
     syntax = formats(name).tools.syntax
     assert syntax is not None
-    texts = [syntax.begin % called + arguments + syntax.end for called, arguments in calls]
-    return (syntax.separator or "").join(texts)
+    texts = [
+        syntax.begin.replace("%s", called) + arguments + syntax.end for called, arguments in calls
+    ]
+    return syntax.open + (syntax.separator or "").join(texts) + syntax.close
 
 
 NAMED = {"type": "function", "function": {"name": "get_time"}}
@@ -108,7 +110,7 @@ def test_api_15_a_forced_answer_is_calls_that_match(
             ids = vocabulary.encode(reasoning + text, add_special_tokens=False).ids
             accepted = matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
             assert accepted == ok, (reasoning, text)
-            parser = form.parser(asked.names, "")
+            parser = form.parser(asked.schemas, "")
             pieces = merge([*parser.feed(reasoning + text), *parser.finish()])
             if ok:
                 assert [p.text for p in pieces if p.kind == "call"] == [c[0] for c in calls]

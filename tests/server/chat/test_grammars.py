@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from server.chat.grammars import (
-    Passage,
-    allow_thinking,
-    passages_grammar,
-    serialize_grammar,
-    with_json_form,
-)
+from server.chat.grammar_tags import with_json_form
+from server.chat.grammars import Passage, allow_thinking, passages_grammar, serialize_grammar
 
 DEMO = Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"
 TOKENS = {"<tool_call>": 4090, "</tool_call>": 4091, "</think>": 4089}

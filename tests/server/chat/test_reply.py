@@ -1,5 +1,6 @@
 """Tests that the deltas of a choice do not depend on how passes group its tokens."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ class Folded:
 
     def __init__(self, ids: list[int], cuts: list[int]) -> None:
         known = known_formats()
-        parser = Chain(known["think"].parser((), ""), known["hermes"].parser({"add"}, ""))
+        parser = Chain(
+            known["think"].parser({}, ""), partial(known["hermes"].parser, {"add": {}}, "")
+        )
         reply, detokenizer = (
             Reply(parser, BYTES, logprobs=True, provenance=False),
             Detokenizer(BYTES),

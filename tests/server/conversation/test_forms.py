@@ -244,6 +244,15 @@ def test_tools_are_written_into_the_messages_where_a_template_has_none(
 
 
 EITHER = "c.function.arguments if c.function.arguments is string else c.function.arguments | tojson"
+
+
+def test_tools_and_calls_are_told_in_words_where_the_format_of_calls_is_not_known() -> None:
+    chat_template = template().replace("<tool_call>", "")
+    prompt = rendered(chat_template, messages=[U, CALL, R], tools=[TOOL])
+    assert prompt == f"<system>{TOLD}<user>hi<assistant>{CALL_TEXT}<user>{RESULT_TEXT}"
+    assert rendered(chat_template, messages=[U, A, U]) == "<user>hi<assistant>yes<user>hi"
+
+
 ORDINARY = [
     [U],
     [S, U],

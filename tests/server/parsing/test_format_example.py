@@ -16,18 +16,18 @@ from tests.server.fake_engine import EOS, TEMPLATE, FakeEngines, ids_of
 
 CALLS = (("get_time", '{"city": "Paris"}'), ("add", '{"a": [1, "]"]}'))
 ANSWER = (
-    'Sure. <|tool_call|>[{"name": "get_time", "arguments": {"city": "Paris"}}, '
+    'Sure. <|calls|>[{"name": "get_time", "arguments": {"city": "Paris"}}, '
     '{"name": "add", "arguments": {"a": [1, "]"]}}]'
 )
-TAGGED = TEMPLATE + "{# answers: <|tool_call|> #}"
+TAGGED = TEMPLATE + "{# answers: <|calls|> #}"
 TOOLS = [{"type": "function", "function": {"name": name}} for name, _ in CALLS]
 
 
 @pytest.fixture(autouse=True)
-def granite(tmp_path: Path) -> Iterator[None]:
+def marked(tmp_path: Path) -> Iterator[None]:
     """Add the file of the example to the formats while a test runs."""
     known_formats.cache_clear()
-    write_files(tmp_path, {"server/parsing/formats/granite.py": example_in(example.__doc__)})
+    write_files(tmp_path, {"server/parsing/formats/marked.py": example_in(example.__doc__)})
     with added(tmp_path, formats):
         yield
     known_formats.cache_clear()
@@ -39,23 +39,23 @@ def model_file(folder: Path, text: str) -> ModelEntry:
 
 
 def test_the_format_has_the_name_of_its_file() -> None:
-    assert "granite" in format_names("tools")
-    assert "granite" not in format_names("reasoning")
+    assert "marked" in format_names("tools")
+    assert "marked" not in format_names("reasoning")
 
 
 def test_the_format_is_recognised_by_a_chat_template() -> None:
-    assert formats_of(TAGGED).tools is known_formats()["granite"]
-    assert formats_of(TEMPLATE).tools is not known_formats()["granite"]
+    assert formats_of(TAGGED).tools is known_formats()["marked"]
+    assert formats_of(TEMPLATE).tools is not known_formats()["marked"]
 
 
 def test_a_model_file_can_name_the_format(tmp_path: Path) -> None:
-    named = model_file(tmp_path, "target: {source: a/b}\nparsers: {tools: granite}\n")
-    assert formats_of(TEMPLATE, named.parsers.tools).tools is known_formats()["granite"]
+    named = model_file(tmp_path, "target: {source: a/b}\nparsers: {tools: marked}\n")
+    assert formats_of(TEMPLATE, named.parsers.tools).tools is known_formats()["marked"]
 
 
 @pytest.mark.parametrize("size", range(1, len(ANSWER) + 1))
 def test_the_parser_reads_an_answer_in_pieces_of_any_size(size: int) -> None:
-    parser = formats_of(TAGGED).parser([name for name, _ in CALLS], before="")
+    parser = formats_of(TAGGED).parser({name: {} for name, _ in CALLS}, before="")
     pieces = [p for i in range(0, len(ANSWER), size) for p in parser.feed(ANSWER[i : i + size])]
     found = [(p.kind, p.text) for p in merge([*pieces, *parser.finish()]) if p.kind != "markup"]
     calls = [[("call", name), ("arguments", arguments)] for name, arguments in CALLS]
@@ -63,11 +63,13 @@ def test_the_parser_reads_an_answer_in_pieces_of_any_size(size: int) -> None:
 
 
 def test_the_parser_reads_calls_in_the_syntax_that_a_grammar_forces() -> None:
-    form = known_formats()["granite"]
+    form = known_formats()["marked"]
     assert form.syntax is not None
     for name, arguments in CALLS:
-        parser = form.parser([name], "")
-        pieces = parser.feed(form.syntax.begin % name + arguments + form.syntax.end)
+        parser = form.parser({name: {}}, "")
+        syntax = form.syntax
+        call = syntax.begin.replace("%s", name) + arguments + syntax.end
+        pieces = parser.feed(syntax.open + call + syntax.close)
         found = [(p.kind, p.text) for p in merge([*pieces, *parser.finish()])]
         assert [piece for piece in found if piece[0] != "markup"] == [
             ("call", name),

@@ -1,49 +1,25 @@
 """Tests of what each parser reads in a text, however the text is cut up."""
 
 import json
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given, strategies as st
 
-from server.parsing.json_object import JsonObject, NotJson
-from server.parsing.parser import Chain, Parser, Piece, merge
+from server.parsing.parser import Chain, Parser
 from server.parsing.selection import known_formats
+from tests.server.parsing.readings import Read, pieces_of, read
+from tests.server.parsing.samples import SAMPLES
 
-NAMES = ("get_time", "add")
+TOOLS = {"get_time": {"properties": {"city": {"type": "string"}}}, "add": {}}
 PARIS = '{"city": "Paris"}'
 
 
-class Read(NamedTuple):
-    """The parts of an answer that a client sees."""
-
-    content: str = ""
-    calls: tuple[tuple[str, str], ...] = ()
-    reasoning: str = ""
-
-
 def new_parser(name: str, before: str = "") -> Parser:
-    if name == "think+hermes":
-        return Chain(new_parser("think", before), new_parser("hermes"))
-    return known_formats()[name].parser(NAMES, before)
-
-
-def pieces_of(parser: Parser, *texts: str) -> list[Piece]:
-    pieces = [piece for text in texts for piece in parser.feed(text)]
-    return merge([*pieces, *parser.finish()])
-
-
-def read(pieces: list[Piece]) -> Read:
-    calls: list[tuple[str, str]] = []
-    for piece in pieces:
-        if piece.kind == "call":
-            calls.append((piece.text, ""))
-        elif piece.kind == "arguments":
-            calls[-1] = (calls[-1][0], calls[-1][1] + piece.text)
-    texts = {
-        kind: "".join(p.text for p in pieces if p.kind == kind) for kind in ("content", "reasoning")
-    }
-    return Read(texts["content"], tuple(calls), texts["reasoning"])
+    """Return a parser; in the names of two formats, the first one reads the reasoning."""
+    if "+" in name:
+        first, second = name.split("+")
+        return Chain(new_parser(first, before), lambda: new_parser(second))
+    return known_formats()[name].parser(TOOLS, before)
 
 
 def hermes(name: str, arguments: str) -> str:
@@ -73,12 +49,12 @@ CASES: list[tuple[str, str, Read]] = [
     (
         "hermes",
         '<tool_call>{"name": "get_time", "arguments": {"city": "Pa',
-        Read(calls=(("get_time", '{"city": "Pa'),)),
+        Read(calls=(("get_time", '{"city": "Pa"}'),)),
     ),
     (
         "hermes",
         '<tool_call>{"name": "get_time", "arguments": {"a": 1, b}}',
-        Read("b}}", (("get_time", '{"a": 1, '),)),
+        Read("b}}", (("get_time", '{"a": 1}'),)),
     ),
     ("llama3_json", CALL, Read(calls=(TIME,))),
     (
@@ -126,7 +102,8 @@ CASES: list[tuple[str, str, Read]] = [
     ("think", "<think>\nHm, well.\n</think>\n\nYes.", Read("Yes.", (), "Hm, well.")),
     ("think", "<think>\n\n</think>\n\nYes.\n", Read("Yes.\n")),
     ("think", "\n<think>Hm. ", Read("", (), "Hm. ")),
-    ("think", " <thin", Read(" <thin")),
+    ("think", " <thin", Read()),
+    ("think", " <", Read(" <")),
     ("think", "So <think>no</think>", Read("So <think>no</think>")),
     ("think", "[THINK]Hm.[/THINK]Yes", Read("Yes", (), "Hm.")),
     (
@@ -136,34 +113,129 @@ CASES: list[tuple[str, str, Read]] = [
     ),
 ]
 
+# Whatever is not quite JSON in a call, or not quite the format: sections of the same kinds.
+CASES += [
+    ("hermes", hermes(*wrong), Read(calls=(right,)))
+    for wrong, right in [
+        (("add", '{"a": "x\ny\tz"}'), ("add", '{"a": "x\\ny\\tz"}')),
+        (("add", r"""{"a": "\d+ \u12 \' \x"}"""), ("add", r"""{"a": "\\d+ \\u12 ' \\x"}""")),
+        (("add", "null"), ("add", "{}")),
+        (("add", '""'), ("add", "{}")),
+        (("add", json.dumps(PARIS)), ("add", PARIS)),
+        (("add", "{'a': None, 'b': [True,],}"), ("add", '{"a": null, "b": [true]}')),
+        (("add", '{"a": [1, 2}'), ("add", '{"a": [1, 2]}')),
+        (("unknown", PARIS), ("unknown", PARIS)),
+    ]
+]
+FENCED = f'Sure:\n```json\n{{"name": "add", "arguments": {PARIS}}}\n```'
+DOUBLED = f'{{{{"name": "add", "arguments": {PARIS}}}}}'
+ADD = ("add", PARIS)
+SHORT = hermes("add", PARIS).replace("}\n<", "\n<")
+BOTH_IN_ONE = hermes("add", PARIS).replace(
+    "\n</", f'\n{{"name": "get_time", "arguments": {PARIS}}}\n</'
+)
+CASES += [
+    ("hermes", f"<tool_call>{DOUBLED}</tool_call>", Read(calls=(ADD,))),
+    ("hermes", f"<tool_call>{DOUBLED[:-1]}</tool_call>", Read(calls=(ADD,))),
+    ("hermes", SHORT, Read(calls=(ADD,))),
+    ("hermes", SHORT.replace("}\n<", "\n<"), Read(calls=(ADD,))),
+    ("hermes", BOTH_IN_ONE, Read(calls=(ADD, TIME))),
+    (
+        "hermes",
+        f"<tool_call>[{DOUBLED[1:-1]}, {DOUBLED[1:-1]}]</tool_call>",
+        Read(calls=(ADD, ADD)),
+    ),
+    ("hermes", FENCED, Read("Sure:", (ADD,))),
+    ("hermes", FENCED.replace("add", "sub"), Read(FENCED.replace("add", "sub"))),
+    ("hermes", f'{{"name": "add", "arguments": {PARIS}}}', Read(calls=(ADD,))),
+    ("hermes", '{"name": "Anna", "arguments": {}}', Read('{"name": "Anna", "arguments": {}}')),
+    ("hermes", "See:\n```json\n[1]\n```", Read("See:\n```json\n[1]\n```")),
+    ("phi4_mini", "It is fun", Read("It is fun")),
+    ("hermes", "<tool_call>", Read()),
+    ("hermes", "a < b <tool_cal", Read("a < b")),
+    ("hermes", '<tool_call>\n{"name": "get_time", "arguments": ', Read()),
+    ("hermes", '<tool_call>\n{"name": "get_time", "arguments": {', Read()),
+    ("llama3_json", '{"name": "Anna", "parameters": {}}', Read(calls=(("Anna", "{}"),))),
+    ("llama3_json", '{"name": "Anna"}', Read('{"name": "Anna"}')),
+    (
+        "llama3_json",
+        "[add(a=1), get_time()]",
+        Read(calls=(("add", '{"a": 1}'), ("get_time", "{}"))),
+    ),
+    ("llama3_json", "[see(it)]", Read("[see(it)]")),
+    ("llama3_json", '{"name": "get_t', Read()),
+    ("mistral", "[TOOL_CALLS]", Read()),
+    ("mistral", "[TOOL_CALLS]unknown{}", Read(calls=(("unknown", "{}"),))),
+    ("mistral", f"[TOOL_CALLS]add[ARGS] {PARIS}", Read(calls=(ADD,))),
+    ("mistral", '[TOOL_CALLS]add[ARGS]{"a": "x\ny"}', Read(calls=(("add", '{"a": "x\\ny"}'),))),
+    ("harmony", f"{CHANNEL}commentary to=functions.f<|message|>{{}}", Read(calls=(("f", "{}"),))),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>Sure<|return|>",
+        Read("Sure", (), "hm"),
+    ),
+    (
+        "harmony",
+        "<|channel|>commentary to=functions.add <|constrain|>json<|message|><|call|>",
+        Read(calls=(("add", "{}"),)),
+    ),
+    (
+        "harmony",
+        '<|channel|>commentary to=functions.add<|message|>{"a": "x\ny"}<|call|>',
+        Read(calls=(("add", '{"a": "x\\ny"}'),)),
+    ),
+    ("think+hermes", f"<think>\nhm\n{hermes(*TIME)}", Read("", (TIME,), "hm")),
+    ("think+hermes", f"<think>\nhm\n{hermes(*TIME)}\n", Read("", (TIME,), "hm")),
+    (
+        "think+hermes",
+        f"<think>\nhm {hermes(*TIME)} no",
+        Read("", (), f"hm {hermes(*TIME)} no"),
+    ),
+    (
+        "qwen3_coder",
+        "<function=get_time>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>",
+        Read(calls=(TIME,)),
+    ),
+    (
+        "qwen3_coder",
+        "<tool_call>\n<function=get_time>\n<parameter=city>\nParis\n</function>\n</tool_call>",
+        Read(calls=(TIME,)),
+    ),
+    (
+        "qwen3_coder",
+        "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</tool_call>\n",
+        Read(calls=(("add", '{"a": 1}'),)),
+    ),
+    ("qwen3_coder", hermes(*TIME), Read(calls=(TIME,))),
+    (
+        "minicpm5",
+        '<function name="add"><param name="a"><![CDATA[5</param>]]></param></function>',
+        Read(calls=(("add", '{"a": "5</param>"}'),)),
+    ),
+    ("glm", hermes(*TIME), Read(calls=(TIME,))),
+    ("glm", "<tool_call>no call, but text", Read("<tool_call>no call, but text")),
+]
+
 TEXT_AS_IT_IS = [
     ("hermes", text)
     for text in (
-        "<tool_call>",
         "<tool_call></tool_call>",
-        "a < b <tool_cal",
-        hermes("unknown", PARIS),
         hermes("get_time", "[1]"),
         hermes("get_time", '"x"'),
         hermes("get_time", "{city: 1}"),
         '<tool_call>{"name": "get_time", "age": 3}</tool_call>',
         '<tool_call>{"name": "get_time", "name": "add"}</tool_call>',
         '<tool_call>{"arguments": {}}</tool_call>',
-        '<tool_call>\n{"name": "get_time", "arguments": ',
         "<tool_call>\n<function=get_time>\n",
         "</tool_call>",
     )
 ]
 TEXT_AS_IT_IS += [
-    ("llama3_json", '{"name": "Anna", "parameters": {}}'),
     ("llama3_json", "<|python_tag|>print(1)"),
     ("llama3_json", "{"),
-    ("mistral", "[TOOL_CALLS]"),
     ("mistral", "[TOOL_CALLS] [1, 2]"),
-    ("mistral", "[TOOL_CALLS]unknown{}"),
     ("mistral", "[TOOL_CALLS]get_time and more"),
     ("mistral", '[a] [{"name": "get_time", "arguments": {}}]'),
-    ("harmony", "<|channel|>commentary to=functions.unknown<|message|>{}"),
     ("harmony", "<|channel|>commentary to=functions.add<|message|>{1"),
 ]
 CASES += [(name, text, Read(text)) for name, text in TEXT_AS_IT_IS]
@@ -198,6 +270,7 @@ FRAGMENTS = sorted(
         "\\u00",
     }
     | {text for _, text, _ in CASES}
+    | {text for sample in SAMPLES.values() for text in sample}
 )
 
 
@@ -216,50 +289,10 @@ def test_the_result_does_not_depend_on_how_the_text_is_cut_up(
     parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert pieces_of(new_parser(name, before), *parts) == whole
     assert sum(piece.width for piece in whole) == len(text)
-    assert {name for name, _ in read(whole).calls} <= set(NAMES)
+    for _, arguments in read(whole).calls:
+        assert isinstance(json.loads(arguments), dict)
     shown = 0
     for piece in whole:  # the shown text is exactly what the model wrote
         if piece.kind in ("content", "reasoning"):
             assert text[shown : shown + piece.width] == piece.text
         shown += piece.width
-
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.text(), JSON, max_size=4), st.sampled_from([None, 1]), st.booleans())
-def test_every_json_object_is_read_to_its_end(
-    value: dict[str, object], indent: int | None, ascii_only: bool
-) -> None:
-    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
-    reader = JsonObject()
-    for character in text:
-        assert not reader.complete
-        reader.feed(character)
-    assert reader.complete
-    assert reader.strings == {k: v for k, v in value.items() if isinstance(v, str)}
-    arguments = f'{{"name": "add", "arguments": {text}}}'
-    assert read(pieces_of(new_parser("generic"), arguments)).calls == (("add", text),)
-
-
-@given(st.text(st.sampled_from('{}[]",:\\u0aeE+-.1 tfn'), max_size=12))
-def test_an_object_that_is_read_to_its_end_is_valid_json(inner: str) -> None:
-    reader, text = JsonObject(), "{" + inner
-    try:
-        for i, character in enumerate(text):
-            reader.feed(character)
-            if reader.complete:
-                text = text[: i + 1]
-                break
-    except NotJson:
-        return
-    if reader.complete:
-        assert isinstance(json.loads(text), dict)
