@@ -22,6 +22,8 @@ PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Spinning OpenMP threads slow each other on a busy machine.
 QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
 PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Tests that follow each other share servers and models, and stay in one process.
+SPREAD := -n 2 --dist worksteal
 
 # Called only where an environment is made, so that existing environments are not checked.
 define check-python
@@ -39,11 +41,15 @@ help: ## show this list
 serve: $(VENV)/.installed ## install into .venv and serve the built-in demo model
 	@trap : INT; $(BIN)/understudy serve $(ARGS) || [ $$? -eq 130 ] # ending by Ctrl-C is not an error
 
+# mypy runs beside the tests; its result is shown after theirs.
 test: $(VENV)/.installed-test ## check format, lint and types, and run the quick tests
-	@$(MAKE) --no-print-directory lint types unit count
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going unit build/types.txt; \
+	  status=$$?; cat build/types.txt; exit $$status
+	@$(MAKE) --no-print-directory count
 
 test-slow: $(VENV)/.installed-test ## run the slow tests, some of which need curl and chromium
-	$(PYTEST) $(BIN)/pytest -q -n 2 -m slow $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m slow $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check $(CHECKED)
@@ -52,8 +58,13 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy $(CHECKED)
 
+.PHONY: build/types.txt
+build/types.txt:
+	@mkdir -p build
+	@$(MAKE) --no-print-directory types > $@ 2>&1
+
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q -n 2 -m "not gpu and not slow" --ignore tests/clients $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow" --ignore tests/clients $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
 	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)
@@ -67,7 +78,7 @@ test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.ins
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
 test-oldest: $(OLDEST_VENV)/.installed ## run the engine's tests with the oldest supported transformers
-	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q -n 2 tests/engine $(ARGS)
+	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q $(SPREAD) tests/engine $(ARGS)
 
 bench: $(VENV)/.installed-bench ## run the benchmarks and write docs/benchmarks.md (15 minutes)
 	$(BIN)/python -m benchmarks.report $(ARGS)

@@ -135,7 +135,7 @@ def watch_session(served: Session) -> Iterator[Stopwatch]:
     drafting.propose = watch.wrap("propose", drafting.propose)
     places: tuple[tuple[Any, str], ...] = (
         (engine.drafting.model.draft_model, "draft_children"),
-        (engine.runtime.verify, "choose_ahead"),
+        (engine.runtime.verify, "choose_likely_rows"),
     )
     originals = [getattr(owner, name) for owner, name in places]
     for (owner, name), call in zip(places, originals, strict=True):
@@ -176,7 +176,7 @@ def measure_answer(
                     "host": whole - seconds["target"] - seconds["draft"] - drafting,
                     "drafting": drafting,
                     "scoring": seconds["draft_children"],
-                    "choosing": seconds["choose_ahead"],
+                    "choosing": seconds["choose_likely_rows"],
                 }
             )
     return found

@@ -6,7 +6,7 @@ of their shape and add exactly zero (`benchmarks.grow`), so its 4-bit copy count
 of a draft that is certain is a chain; `Filler` adds rows that are never right.
 """
 
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from benchmarks.random_model import SCALE, TOKENIZER, Checkpoint, Shape, write_c
 from benchmarks.runs import Session
 from engine.drafting.tree import DraftTree
 from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 FIRST = 300  # first token of a prompt, far from special tokens
 SURE = 16.0  # logit of the next token; all other logits are noise around 0
@@ -70,7 +70,7 @@ class Filler:
         """Take the number of rows of a full tree, with its root."""
         self.rows = rows
 
-    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         """Return the root with `rows` - 1 tokens, none of which is the next one."""
         count, last = self.rows - 1, sequence.tokens[-1]
         return DraftTree(
@@ -81,8 +81,8 @@ class Filler:
             sources=("", *(self.name,) * count),
         )
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Do nothing: no text changes the proposals."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Do nothing: no state is kept for a sequence."""

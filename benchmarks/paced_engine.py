@@ -19,7 +19,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import OnBorder, OnStart, StepEngine, serve
+from engine.process.worker import OnPassProgress, OnStart, StepEngine, serve
 from engine.spec import ModelSpec
 from engine.streaming.recheck import Rechecks
 
@@ -39,7 +39,7 @@ class Schedule:
 class NoAudits:
     """An implementation of `engine.process.worker.Audits` that checks nothing."""
 
-    pending = False
+    has_pending = False
 
     def preempt(self) -> None:
         pass
@@ -138,7 +138,10 @@ def main(connection: Connection, spec: ModelSpec, schedule: Schedule) -> None:
     """Run the engine's process, in place of `engine.process.worker.main`."""
 
     def load(
-        spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+        spec: ModelSpec,
+        progress: ReportProgress,
+        on_pass_progress: OnPassProgress,
+        on_start: OnStart,
     ) -> StepEngine:
         """Return the paced engine; it has no use for the callbacks."""
         return PacedEngine(schedule, spec.max_sequences or 1)

@@ -194,7 +194,7 @@ def _watch_answer(
         ),  # so that the paths are given
         replace_attribute(engine.drafting.model.draft_model, "draft_children", draft),
         replace_attribute(
-            engine.runtime.choices, "AHEAD", 1
+            engine.runtime.choices, "MAX_LIKELY_ROWS", 1
         ),  # choose only for rows that are visited
         replace_attribute(engine.runtime.choices, "choose_rows", watched),
     ):

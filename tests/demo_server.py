@@ -3,16 +3,20 @@
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
+# The process of a server, and the URL of its API.
+DemoServer = tuple[subprocess.Popen[str], str]
+
 
 @contextmanager
-def demo_server(python: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def demo_server(python: str, home: Path) -> Iterator[DemoServer]:
     """Start a server with the interpreter `python`; yield its process and the printed URL."""
     env = {
         **os.environ,
@@ -37,3 +41,24 @@ def demo_server(python: str, home: Path) -> Iterator[tuple[subprocess.Popen[str]
         yield server, found[1]
         server.kill()
         drain.shutdown()
+
+
+class SharedDemoServer:
+    """One demo server for many tests: started when it is needed and does not run.
+
+    Args:
+        stack: ends the server when it is closed.
+        make_home: makes a folder for the settings and the cache of a server.
+    """
+
+    def __init__(self, stack: ExitStack, make_home: Callable[[], Path]) -> None:
+        self._stack = stack
+        self._make_home = make_home
+        self._running: DemoServer | None = None
+
+    def get(self) -> DemoServer:
+        """Return the server, a new one if the one before has ended."""
+        if self._running is None or self._running[0].poll() is not None:
+            server = demo_server(sys.executable, self._make_home())
+            self._running = self._stack.enter_context(server)
+        return self._running

@@ -8,7 +8,7 @@ The drafting takes no time.
 
 import json
 import random
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from engine.drafting.method import BuildDraft, DraftContext, MethodFacts
 from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
 from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 RIGHT, WRONG = -0.01, -1.0  # a row's score relative to its parent, which orders the rows
 FACTS = MethodFacts(
@@ -60,9 +60,9 @@ class Replay:
     scripts: dict[str, Script]
     vocab_size: int
     name: str = "replay"
-    _random: dict[Sequence, random.Random] = field(default_factory=dict)
+    _random: dict[TokenSequence, random.Random] = field(default_factory=dict)
 
-    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         """Return the next tree of a sequence, None if its request has no script."""
         script = self.scripts.get(sequence.request_id)
         if script is None:
@@ -78,14 +78,14 @@ class Replay:
         wrong = [] if len(right) >= depth else self._wrong(sequence, after, rows - 1 - len(right))
         return _tree(sequence.tokens[-1], right, wrong, self.name)
 
-    def _depth(self, sequence: Sequence, script: Script) -> int:
+    def _depth(self, sequence: TokenSequence, script: Script) -> int:
         """Return the number of right tokens of the next tree, whose mean is `mean` - 1."""
         if sequence not in self._random:
             self._random[sequence] = random.Random(script.seed)
         whole, part = divmod(script.mean - 1, 1)
         return int(whole) + (self._random[sequence].random() < part)
 
-    def _wrong(self, sequence: Sequence, after: Seq[int], count: int) -> list[int]:
+    def _wrong(self, sequence: TokenSequence, after: Sequence[int], count: int) -> list[int]:
         """Return `count` tokens that are not in `after` and would not end the answer."""
         wrong: list[int] = []
         for token in range(self.vocab_size):
@@ -95,15 +95,15 @@ class Replay:
                 wrong.append(token)
         return wrong
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Do nothing: the script has all tokens."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget the random numbers of a sequence."""
         self._random.pop(sequence, None)
 
 
-def _tree(root: int, right: Seq[int], wrong: Seq[int], source: str) -> DraftTree:
+def _tree(root: int, right: Sequence[int], wrong: Sequence[int], source: str) -> DraftTree:
     """Return a chain of right tokens whose last node has the wrong tokens as children."""
     end = len(right)
     count = 1 + end + len(wrong)

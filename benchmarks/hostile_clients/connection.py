@@ -3,7 +3,7 @@
     python -m benchmarks.hostile_clients connection [--only NAME ...] [--seconds 10] [--json]
 
 Each shape is sent over one connection to the real server with the demo model, one shape after the
-other. Meanwhile the resident memory (RSS) of the server's processes is read every 20 ms, and a
+other. Meanwhile the memory of the server's processes is read every 50 ms, and a
 client in its own process sends `GET /health` every 20 ms over one connection. "Beside the body" is
 the peak of the front end and its child processes without the engine, minus their memory before the
 attack, minus the length of the body. "Not given back" is the memory that they have more than

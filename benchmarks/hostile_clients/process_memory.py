@@ -1,8 +1,9 @@
-"""Read the resident memory (RSS) of a server's processes from /proc.
+"""Read the memory of a server's processes from /proc.
 
-RSS counts the pages of shared libraries in every process, so only differences over time of the same
-processes are used. It is read from `statm`, which costs the server nothing; reading PSS would walk
-the page tables under the lock that the server's page faults need.
+The workers of the text process share most of their pages with it, so a page counts in proportion to
+the processes that share it (PSS). For the front end and the engine, which share only libraries,
+resident memory (RSS) is read from `statm`, which costs the server nothing; reading PSS walks the
+page tables under the lock that the server's page faults need.
 """
 
 import os
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-EVERY_SECONDS = 0.02
+EVERY_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The resident bytes of a server's processes."""
+    """The bytes of memory of a server's processes."""
 
     front_end: int  # with its child processes except the engine
     engine: int
@@ -29,6 +30,15 @@ def read_resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
     except (OSError, IndexError):  # the process has ended or is ending
         return 0
+
+
+def read_proportional_bytes(pid: int) -> int:
+    """Return the bytes of a process in which shared pages count in part, 0 if it does not exist."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # the process has ended or is ending
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def list_descendants(pid: int) -> list[int]:
@@ -57,11 +67,11 @@ class ServerMemory:
 
     def read(self) -> Memory:
         """Return the memory that the server's processes use now."""
-        sizes = {pid: read_resident_bytes(pid) for pid in list_descendants(self._pid)}
-        if not sizes.get(self._engine):
+        others = list_descendants(self._pid)
+        if self._engine not in others:
             self._engine = self._largest_child()
-        engine = sizes.pop(self._engine, 0)
-        return Memory(read_resident_bytes(self._pid) + sum(sizes.values()), engine)
+        text = sum(read_proportional_bytes(pid) for pid in others if pid != self._engine)
+        return Memory(read_resident_bytes(self._pid) + text, read_resident_bytes(self._engine))
 
     def _largest_child(self) -> int:
         return max(list_descendants(self._pid), key=read_resident_bytes, default=0)

@@ -7,7 +7,7 @@ steps of the draft model while a pass waits for its weights: `draft_ahead`.
 
 import time
 from collections import Counter
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, log
 
@@ -20,8 +20,8 @@ from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import NO_DRAFT, PREDICTION
 from engine.model.decoder import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence
-from engine.streaming.ahead_stream import Aside
+from engine.sequences.sequence import TokenSequence
+from engine.streaming.side_stream import SideStream
 
 LOOKUP_ROWS = 32  # of each look-up's tree beside a draft model: they take time on the host
 MIN_AHEAD_SCORE = log(0.002)  # a path less probable than this is not drafted ahead
@@ -44,12 +44,12 @@ class Drafting:
     def __init__(
         self,
         model: DraftModel | None,
-        lookups: Seq[Lookup],
+        lookups: Sequence[Lookup],
         bounds: Bounds,
         policy: TreePolicy,
         *,
         can_draft_ahead: bool,
-        aside: Aside | None = None,
+        side_stream: SideStream | None = None,
     ) -> None:
         """Take the drafts of an engine.
 
@@ -57,17 +57,17 @@ class Drafting:
             model: the draft model; None if only look-ups draft.
             bounds: the largest size of a tree.
             can_draft_ahead: whether the model drafts while a pass waits for weights.
-            aside: where drafting ahead runs. None: on the stream of everything else.
+            side_stream: where drafting ahead runs. None: on the stream of everything else.
         """
         self.policy = policy
         self.stats = DraftStats()
-        self.aside = aside or Aside()
+        self.side_stream = side_stream or SideStream()
         self._model = model
         self._lookups = lookups
         self._bounds = bounds
         self._can_draft_ahead = can_draft_ahead and model is not None
         self._lookup_rows = bounds.budget if model is None else LOOKUP_ROWS
-        self._growths: dict[Sequence, Growth] = {}
+        self._growths: dict[TokenSequence, Growth] = {}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -76,7 +76,11 @@ class Drafting:
         return (*([self._model.name] if self._model else []), *names)
 
     def propose(
-        self, sequences: Seq[Sequence], rooms: Seq[int], fixed_rows: int, max_rows: int
+        self,
+        sequences: Sequence[TokenSequence],
+        rooms: Sequence[int],
+        fixed_rows: int,
+        max_rows: int,
     ) -> list[DraftTree]:
         """Return a draft tree for each decoding sequence.
 
@@ -132,7 +136,7 @@ class Drafting:
 
         A step is finished if at least half of it was run.
         """
-        self.aside.join()
+        self.side_stream.join()
         model = self._model
         if model is None or model.unfinished is None:
             return
@@ -145,7 +149,7 @@ class Drafting:
     def _continue_step(self, model: DraftModel, began: float, until: float) -> bool:
         """Run the unfinished step until a time of perf_counter. Return True if it progressed."""
         try:
-            with self.aside.drafting():
+            with self.side_stream.drafting():
                 return model.continue_step(until, self.policy.calibration)
         except PassCancelled:  # all clients of the step left; the pass may serve others
             model.drop_step()
@@ -169,12 +173,12 @@ class Drafting:
         stats, self.stats = self.stats, DraftStats()
         return stats
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Give all look-ups the target's logits at rows of a pass; the first rows fed `tokens`."""
         for lookup in self._lookups:
             lookup.observe(tokens, logits)
 
-    def commit(self, sequence: Sequence, tree: DraftTree, rows: Seq[int]) -> None:
+    def commit(self, sequence: TokenSequence, tree: DraftTree, rows: Sequence[int]) -> None:
         """Learn from a pass and move the root of the sequence's growth to its last token.
 
         Args:
@@ -191,7 +195,7 @@ class Drafting:
         self._learn_from(growth, path, emitted)
         self._move_root(growth, path, emitted)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget what is kept for a sequence that ended or was paused."""
         self._drop(sequence)
         if self._model is not None:
@@ -208,7 +212,7 @@ class Drafting:
         for sequence in list(self._growths):
             self._drop(sequence)
 
-    def _get_growth(self, sequence: Sequence) -> Growth:
+    def _get_growth(self, sequence: TokenSequence) -> Growth:
         """Return the sequence's growth, or a new one if there is none or its KV is gone."""
         growth = self._growths.get(sequence)
         if growth is None or (self._model is not None and not self._model.can_continue(growth)):
@@ -218,7 +222,7 @@ class Drafting:
             growth = self._growths[sequence] = Growth(sequence, budget)
         return growth
 
-    def _drop(self, sequence: Sequence) -> None:
+    def _drop(self, sequence: TokenSequence) -> None:
         """Forget the sequence's growth and free the scratch pages of the draft model for it."""
         model, growth = self._model, self._growths.pop(sequence, None)
         if model is None:
@@ -269,7 +273,7 @@ class Drafting:
             return False
         return sequence.speculation.method in (None, self._model.name)
 
-    def _grow(self, growths: Seq[Growth], fixed_rows: int) -> float:
+    def _grow(self, growths: Sequence[Growth], fixed_rows: int) -> float:
         """Run steps of the draft model while they pay, and return the seconds that they took."""
         drafting = [growth for growth in growths if self._can_draft(growth)]
         began, elapsed = time.perf_counter(), 0.0
@@ -287,7 +291,7 @@ class Drafting:
             elapsed = time.perf_counter() - began
         return elapsed
 
-    def _run_step(self, step: Seq[tuple[Growth, list[Node]]]) -> int:
+    def _run_step(self, step: Sequence[tuple[Growth, list[Node]]]) -> int:
         """Run a draft step, time it, and return the number of its rows."""
         assert self._model is not None
         began = time.perf_counter()
@@ -299,7 +303,7 @@ class Drafting:
             self.policy.draft.observe(rows, time.perf_counter() - began)
         return rows
 
-    def _learn_from(self, growth: Growth, path: Seq[Node], emitted: Seq[int]) -> None:
+    def _learn_from(self, growth: Growth, path: Sequence[Node], emitted: Sequence[int]) -> None:
         """Calibrate the drafts by which children of each reached node the target took."""
         calibration = self.policy.calibration
         model = self._model.name if self._model is not None else None
@@ -313,7 +317,7 @@ class Drafting:
                 params, logprob = growth.sequence.params, first.logprobs[model]
                 calibration.observe_first(params, logprob, hit=first.token == token)
 
-    def _move_root(self, growth: Growth, path: Seq[Node], emitted: Seq[int]) -> None:
+    def _move_root(self, growth: Growth, path: Sequence[Node], emitted: Sequence[int]) -> None:
         """Make the bonus token the root, or drop the growth if that token was not drafted."""
         sequence = growth.sequence
         is_drafted = len(path) == len(emitted) + 1 and sequence.finish is None

@@ -1,19 +1,19 @@
 """Grammars and draft trees: cut rows that a grammar forbids, add tokens that it forces."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from engine.drafting.growth import Growth, Node
 from engine.drafting.tree import DraftTree
 from engine.sampling.grammar.constraint import to_tensor
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 SOURCE = "grammar"
 FORCED_GAIN = -1e-6  # below 0, so that scores fall along a path and parents come first
 
 
-def prune(tree: DraftTree, sequence: Sequence) -> DraftTree:
+def prune(tree: DraftTree, sequence: TokenSequence) -> DraftTree:
     """Return the tree without the rows that the sequence's grammar forbids."""
     if sequence.constraint is None:
         return tree
@@ -41,7 +41,7 @@ def force(growth: Growth, node: Node) -> bool:
     return bool(tokens)
 
 
-def select_undetermined(growth: Growth, nodes: Seq[Node]) -> tuple[list[int], Tensor | None]:
+def select_undetermined(growth: Growth, nodes: Sequence[Node]) -> tuple[list[int], Tensor | None]:
     """Return the indices of the nodes whose next token a draft has to guess, and a mask for them.
 
     The mask [n, V] has the tokens that the grammar allows after each of these n nodes. Without a

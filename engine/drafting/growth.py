@@ -10,7 +10,7 @@ drafted while the weights travelled, is the start of the next tree.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import exp, inf
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.drafting.calibration import Calibration
 from engine.drafting.tree import DraftTree
 from engine.messages import PREDICTION
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +47,7 @@ class Growth:
     row is not worth running.
     """
 
-    def __init__(self, sequence: Sequence, budget: int) -> None:
+    def __init__(self, sequence: TokenSequence, budget: int) -> None:
         self.sequence = sequence
         self.budget = budget
         position = len(sequence.tokens) - 1
@@ -99,7 +99,7 @@ class Growth:
         self.put_back(too_deep)
         return chosen
 
-    def put_back(self, nodes: Seq[Node]) -> None:
+    def put_back(self, nodes: Sequence[Node]) -> None:
         """Return nodes to the frontier that were taken from it and not run."""
         for node in nodes:
             self._push(node)
@@ -116,7 +116,7 @@ class Growth:
         node.slot = slot
         self._append_run(node)
 
-    def undo_run(self, nodes: Seq[Node]) -> list[int]:
+    def undo_run(self, nodes: Sequence[Node]) -> list[int]:
         """Record that the nodes run last were not run after all, and return their scratch slots."""
         slots = [node.slot for node in nodes if node.slot is not None]
         assert len(slots) == len(nodes) and self.ran[-len(nodes) :] == list(nodes)
@@ -126,7 +126,7 @@ class Growth:
             self._push(node)
         return slots
 
-    def visible(self, nodes: Seq[Node]) -> tuple[list[Node], Tensor | None]:
+    def visible(self, nodes: Sequence[Node]) -> tuple[list[Node], Tensor | None]:
         """Return the earlier nodes on the paths of `nodes`, and the attention mask.
 
         `nodes` are those run last. The mask is [nodes, earlier + nodes], bool. It is None for a
@@ -192,7 +192,7 @@ class Growth:
                     pushed += 1
         return order
 
-    def tree(self, nodes: Seq[Node]) -> DraftTree:
+    def tree(self, nodes: Sequence[Node]) -> DraftTree:
         """Return the tree of these nodes: the root first, and each after its parent."""
         row_of = {id(node): row for row, node in enumerate(nodes)}
         return DraftTree(
@@ -212,7 +212,7 @@ class Growth:
             node = node.parent
         return tokens[::-1]
 
-    def follow(self, tokens: Seq[int]) -> list[Node]:
+    def follow(self, tokens: Sequence[int]) -> list[Node]:
         """Return the root and the nodes of the emitted tokens below it, as far as they exist."""
         nodes = [self.root]
         for token in tokens:

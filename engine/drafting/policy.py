@@ -9,7 +9,7 @@ its own E / T.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -62,7 +62,7 @@ class TreePolicy:
 
     def choose_step(
         self,
-        growths: Seq[Growth],
+        growths: Sequence[Growth],
         width: int,
         depth: int,
         elapsed: float,
@@ -142,7 +142,7 @@ class TreePolicy:
 
     def allot_rows(
         self,
-        ranked: Seq[Seq[float]],
+        ranked: Sequence[Sequence[float]],
         elapsed: float,
         fixed_rows: int,
         max_rows: int,

@@ -5,8 +5,8 @@ memory. `KVCache` owns both: it hands pages to sequences, counts references, and
 prefixes by their tokens.
 
 A sequence holds a `PageTable`. A pass or a draft writes into the slots after the table's prefix
-(scratch slots). `keep` moves the accepted rows to the first of these slots and counts them as part
-of the prefix.
+(scratch slots). `append_rows` moves the accepted rows to the first of these slots and adds them to
+the prefix.
 
 Full pages are immutable and indexed by their own tokens and all tokens before them, so that a later
 prompt with the same first tokens shares them. The last, partial page of a finished sequence is
@@ -126,7 +126,7 @@ class KVCache:
         self._host.wait(table.ready_ticket)
         return table.slots(self.pool.device.torch_device)
 
-    def keep(self, table: PageTable, rows: Sequence[int]) -> None:
+    def append_rows(self, table: PageTable, rows: Sequence[int]) -> None:
         """Append accepted scratch rows to the prefix and move them next to each other.
 
         Kernels are launched in order on one stream, so the copy runs after the pass that wrote the
@@ -142,7 +142,7 @@ class KVCache:
             self.pool.copy_rows(torch.tensor(slots), table.pages, table.length + in_place)
         table.extend_prefix(len(rows))
 
-    def keep_from(self, table: PageTable, source_slots: Tensor) -> None:
+    def append_copies(self, table: PageTable, source_slots: Tensor) -> None:
         """Append copies of any slots of the pool to the prefix, whichever sequence owns them.
 
         The copy runs on the current stream. If another stream wrote the slots, the caller has to

@@ -17,7 +17,7 @@ from engine.kv.page_pool import PagePool
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Segment
-from engine.streaming.ring import Idle
+from engine.streaming.ring import OnWait
 
 ATTENTION = "understudy"
 MAX_SCORES = 1 << 22  # attention scores computed at a time: limits memory for long contexts
@@ -33,7 +33,7 @@ class Batch:
         rows: the numbers of this batch's rows in the pass.
         strict: whether results must not depend on the other rows (strict numerics).
         resumable: the state of a forward that may be interrupted; None if this one may not.
-        idle: called while the forward waits for weights (see `LayerStream.unit`).
+        on_wait: called while the forward waits for weights (see `LayerStream.unit`).
     """
 
     pool: PagePool
@@ -41,7 +41,7 @@ class Batch:
     rows: range
     strict: bool
     resumable: ResumableForward | None = None
-    idle: Idle | None = None
+    on_wait: OnWait | None = None
 
     def select_tile(self, first: int, last: int) -> "Batch":
         """Return the batch of rows `first` to `last` - 1, with the segments that have such rows."""
@@ -104,7 +104,7 @@ def attend(
         rows = range(first, min(batch.rows.stop - segment.first, segment.count))  # in this tile
         offset = segment.first - batch.rows.start
         tile = slice(offset + rows.start, offset + rows.stop)
-        before = segment.start + segment.scratch
+        before = segment.start + segment.num_scratch
         batch.pool.write(
             layer,
             segment.slots[before + rows.start : before + rows.stop],
@@ -154,15 +154,15 @@ def _attend_padded(
 
 def _visibility_mask(segment: Segment, rows: range, window: int | None) -> Tensor | None:
     """Return which keys each row sees, [rows, keys] bool, or None if it sees all of them."""
-    own = segment.seen_by(rows)
+    own = segment.visible_slots(rows)
     if own is not None:
         own = F.pad(own, (segment.start, 0), value=True)
     if window is None:
         return own
-    end = segment.scratch + rows.stop
+    end = segment.num_scratch + rows.stop
     prefix = torch.arange(segment.start, device=segment.slots.device)
     positions = torch.cat([prefix, segment.positions[:end]])
-    queries = segment.positions[segment.scratch + rows.start : end]
+    queries = segment.positions[segment.num_scratch + rows.start : end]
     near = queries[:, None] - positions < window
     return near if own is None else near & own
 

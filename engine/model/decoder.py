@@ -19,7 +19,7 @@ from engine.model.experts import DeferredExperts, add_experts
 from engine.model.library import Binder, defer_experts, place_tensors, replace_modules
 from engine.model.rope import mark_long, original_length
 from engine.spec import TILE
-from engine.streaming.ring import Idle
+from engine.streaming.ring import OnWait
 from engine.weights.layout import LayerUnits, whole_layers
 from engine.weights.safetensors import OtherTensor
 
@@ -32,11 +32,11 @@ class Weights(Protocol):
     """A lender of weights to a decoder: the units of its layers in order, then the head."""
 
     def unit(
-        self, index: int, idle: Idle | None = None
+        self, index: int, on_wait: OnWait | None = None
     ) -> AbstractContextManager[Mapping[str, Tensor]]:
         """Return a context manager that lends the tensors of a unit, by name.
 
-        `idle` may be called while the weights are being copied.
+        `on_wait` may be called while the weights are being copied.
         """
 
 
@@ -49,14 +49,14 @@ class StreamedLayer(nn.Module):
         units: LayerUnits,
         weights: Weights,
         tile: int | None,
-        on_border: Callable[[], None],
+        on_pass_progress: Callable[[], None],
     ) -> None:
         super().__init__()
         self.inner = inner
         self.units = units
         self.weights = weights
         self.tile = tile
-        self.on_border = on_border
+        self.on_pass_progress = on_pass_progress
         self.experts: DeferredExperts | None = None
         if units.slices:
             self.experts = defer_experts(inner, units.experts)
@@ -94,14 +94,14 @@ class StreamedLayer(nn.Module):
 
     def _run_tiles(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> None:
         """Borrow the layer's first unit and run the layer over all tiles that have live rows."""
-        with self.weights.unit(self.units.first, batch.idle) as views:
+        with self.weights.unit(self.units.first, batch.on_wait) as views:
             if not batch.has_live_rows():
                 raise PassCancelled
             self._binder.bind(views)
             rows = hidden.shape[1]
             tile = self.tile or rows
             for first in range(0, rows, tile):
-                self.on_border()
+                self.on_pass_progress()
                 last = min(first + tile, rows)
                 part = batch.select_tile(first, last)
                 if part.has_live_rows():
@@ -120,8 +120,8 @@ class StreamedLayer(nn.Module):
         tile = None if batch.strict else self.tile or len(out)
         prefix = f"{self.units.experts}."
         for unit, expert_ids in zip(self.units.units[1:], self.units.slices, strict=True):
-            self.on_border()
-            with self.weights.unit(unit, batch.idle) as views:
+            self.on_pass_progress()
+            with self.weights.unit(unit, batch.on_wait) as views:
                 if not batch.has_live_rows():
                     raise PassCancelled
                 tensors = {name.removeprefix(prefix): view for name, view in views.items()}
@@ -157,7 +157,7 @@ class Decoder:
         strict: bool,
         tile: int | None = None,
         layers: Sequence[LayerUnits] | None = None,
-        on_border: Callable[[], None] = lambda: None,
+        on_pass_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Build the decoder over a model that has no weights yet.
 
@@ -170,14 +170,14 @@ class Decoder:
             tile: the number of rows that run through a layer at a time; None: all of them. Strict
                 numerics always use `TILE`.
             layers: the units of each layer; None: each layer is one unit.
-            on_border: called before each unit and each tile.
+            on_pass_progress: called before each unit and each tile.
         """
         self.model = model
         self.weights = weights
         self.device = device
         self.strict = strict
         self.tile = TILE if strict else tile
-        self.on_border = on_border
+        self.on_pass_progress = on_pass_progress
         self.original_length = original_length(model.config)
         self.decoder = model.get_decoder()
         self.output = model.get_output_embeddings()
@@ -188,7 +188,7 @@ class Decoder:
         modules = self.decoder.layers
         layers = layers or whole_layers(len(modules))
         streamed = [
-            StreamedLayer(inner, units, weights, self.tile, on_border)
+            StreamedLayer(inner, units, weights, self.tile, on_pass_progress)
             for inner, units in zip(modules, layers, strict=True)
         ]
         self.head_unit = layers[-1].units.stop
@@ -254,14 +254,14 @@ class Decoder:
         return output.last_hidden_state[0]  # type: ignore[no-any-return]  # the model is Any
 
     @contextmanager
-    def head(self, idle: Idle | None = None) -> Iterator[Callable[[Tensor], Tensor]]:
+    def head(self, on_wait: OnWait | None = None) -> Iterator[Callable[[Tensor], Tensor]]:
         """Borrow the head's weights and yield a function that computes logits.
 
         The function returns the logits [rows, V] of hidden states [rows, D], at most 64 rows at a
-        time. `idle` may be called while the weights are being copied.
+        time. `on_wait` may be called while the weights are being copied.
         """
-        self.on_border()
-        with self.weights.unit(self.head_unit, idle) as views:
+        self.on_pass_progress()
+        with self.weights.unit(self.head_unit, on_wait) as views:
             self._output_binder.bind(views)
             yield self._logits
 

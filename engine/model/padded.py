@@ -76,13 +76,13 @@ def pad_segments(segments: Sequence[Segment]) -> PaddedBatch | None:
         positions[index, segment.start : length] = segment.positions
         own = visible[index, : segment.count, :length]
         own[:, : segment.start] = True
-        seen = segment.seen_by(range(segment.count))
+        seen = segment.visible_slots(range(segment.count))
         own[:, segment.start :] = True if seen is None else seen
         visible[index, segment.count :] = visible[index, 0]
         rows += range(segment.first, segment.first + segment.count)
         rows += [segment.first] * (count - segment.count)
         places += range(index * count, index * count + segment.count)
-    own_positions = torch.cat([s.positions[s.scratch :] for s in segments])
+    own_positions = torch.cat([s.positions[s.num_scratch :] for s in segments])
     where = torch.tensor(places, device=device)
     queries = torch.zeros(len(segments) * count, dtype=torch.int64, device=device)
     queries[where] = own_positions
@@ -90,7 +90,7 @@ def pad_segments(segments: Sequence[Segment]) -> PaddedBatch | None:
         rows=torch.tensor(rows, device=device),
         places=where,
         slots=slots.view(-1),
-        own_slots=torch.cat([s.slots[s.start + s.scratch :] for s in segments]),
+        own_slots=torch.cat([s.slots[s.start + s.num_scratch :] for s in segments]),
         visible=visible,
         positions=positions,
         own_positions=queries.view(len(segments), count),

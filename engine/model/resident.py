@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.messages import ReportProgress
 from engine.model.decoder import Weights
 from engine.model.library import bind
-from engine.streaming.ring import Idle
+from engine.streaming.ring import OnWait
 from engine.weights.layout import UnitReader
 from engine.weights.packing import dense_layout, expand
 
@@ -63,8 +63,8 @@ class ExpandedWeights:
         self._scratch = torch.empty(nbytes, dtype=torch.uint8, device=device)
 
     @contextmanager
-    def unit(self, index: int, idle: Idle | None = None) -> Iterator[Mapping[str, Tensor]]:
-        with self._packed.unit(index, idle) as views:
+    def unit(self, index: int, on_wait: OnWait | None = None) -> Iterator[Mapping[str, Tensor]]:
+        with self._packed.unit(index, on_wait) as views:
             yield expand(views, self._dense[index].views(self._scratch))
 
 

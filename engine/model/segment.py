@@ -18,12 +18,13 @@ class Segment:
         first: the number of the sequence's first row in the pass.
         count: the number of its rows.
         start: the number of tokens in the stored prefix.
-        slots: numbers of slots in the KV cache, [start + scratch + count] int64.
+        slots: numbers of slots in the KV cache, [start + num_scratch + count] int64.
         positions: positions in the sequence of the scratch rows and of this pass's rows,
-            [scratch + count] int64. Sliding windows count them. Rows of a tree at the same depth
-            have the same position.
-        mask: which scratch rows and rows of this pass each row sees, [count, scratch + count] bool;
-            None if each row sees all rows before it and itself (a chain).
+            [num_scratch + count] int64. Sliding windows count them. Rows of a tree at the same
+            depth have the same position.
+        mask: which scratch rows and rows of this pass each row sees,
+            [count, num_scratch + count] bool; None if each row sees all rows before it and itself
+            (a chain).
         cancelled: set when the client has left.
         is_long: whether the rows use the long rope frequencies (`rope.py`).
     """
@@ -38,19 +39,19 @@ class Segment:
     is_long: bool = False
 
     @property
-    def scratch(self) -> int:
+    def num_scratch(self) -> int:
         """The number of scratch rows written by earlier steps of a draft."""
         return len(self.positions) - self.count
 
-    def seen_by(self, rows: range) -> Tensor | None:
-        """Return which slots after the prefix some rows see, [rows, scratch + rows.stop] bool.
+    def visible_slots(self, rows: range) -> Tensor | None:
+        """Return which slots after the prefix some rows see, [rows, num_scratch + rows.stop] bool.
 
         Slots after the last of these rows are left out. Return None if each row sees all of them.
         """
-        end = self.scratch + rows.stop
+        end = self.num_scratch + rows.stop
         if self.mask is not None:
             return self.mask[rows.start : rows.stop, :end]
         if len(rows) == 1:
             return None
         numbers = torch.arange(end, device=self.slots.device)
-        return numbers <= numbers[self.scratch + rows.start :, None]
+        return numbers <= numbers[self.num_scratch + rows.start :, None]

@@ -60,7 +60,7 @@ class Plan:
     other_bytes: int  # norms; expanded 4-bit weights
     host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
-    slab_bytes: int = 0  # units of the ram tier
+    ram_unit_bytes: int = 0  # units of the ram tier
     staging_bytes: int = 0  # pinned buffers between disk and device
     embedding_bytes: int  # in the page cache: its rows are read from the checkpoint
     making_bytes: int  # taken for a while during loading, beyond the rest
@@ -78,7 +78,7 @@ class Plan:
 
         If the device has no memory of its own, `device_bytes` come on top.
         """
-        taken = self.slab_bytes + self.staging_bytes + self.host_kv_bytes
+        taken = self.ram_unit_bytes + self.staging_bytes + self.host_kv_bytes
         return taken + self.making_bytes + self.memory.host_runtime
 
     def __str__(self) -> str:
@@ -268,14 +268,14 @@ class _Planner:
         buffers = min(READERS, len(loaded)) if memory.has_own_memory else 0
         loading = buffers * max(loaded, default=0)
         tiers = self._tiers(plan.tiers, room, loading)
-        slabs = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
+        units = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.
         staging = DISK_STAGING if memory.has_own_memory and "disk" in tiers else loading
-        pages = self._host_pages(plan.max_sequences, room - slabs - staging)
+        pages = self._host_pages(plan.max_sequences, room - units - staging)
         return replace(
             plan,
             tiers=tiers,
-            slab_bytes=slabs,
+            ram_unit_bytes=units,
             staging_bytes=staging,
             host_pages=pages,
             host_kv_bytes=pages * self.demand.host_page_bytes,

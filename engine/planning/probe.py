@@ -29,8 +29,8 @@ from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
 from engine.spec import TILE
 from engine.streaming.device import Device
-from engine.streaming.pinned import Slab, allocate_pages
-from engine.streaming.ring import Idle
+from engine.streaming.pinned import HostBuffer, allocate_pages
+from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import kv_shape
@@ -197,11 +197,11 @@ def copy_gbps(device: Device) -> float:
 
     The RAM is pinned if the system allows it.
     """
-    slab = Slab(COPIED_BYTES)
-    slab.pin(device.pin)
+    buffer = HostBuffer(COPIED_BYTES)
+    buffer.pin(device.pin)
     copied = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device.torch_device)
-    seconds = fastest(lambda: copied.copy_(slab.memory, non_blocking=True), device)
-    slab.unpin()
+    seconds = fastest(lambda: copied.copy_(buffer.memory, non_blocking=True), device)
+    buffer.unpin()
     return COPIED_BYTES / seconds / 1e9
 
 
@@ -231,7 +231,7 @@ class _ConstantWeights:
         ]
 
     def unit(
-        self, index: int, idle: Idle | None = None
+        self, index: int, on_wait: OnWait | None = None
     ) -> AbstractContextManager[Mapping[str, Tensor]]:
         """Return the tensors of a unit, which need not be loaded."""
         return nullcontext(self._views[index])

@@ -74,7 +74,7 @@ class Audits(Protocol):
     """The interface of the audit that this loop needs; `engine.runtime.audit.Auditor` has it."""
 
     @property
-    def pending(self) -> bool: ...
+    def has_pending(self) -> bool: ...
     def preempt(self) -> None: ...
     def run(self) -> Audited | None: ...
 
@@ -88,9 +88,9 @@ class Rechecks(Protocol):
     def take_report(self) -> WeightsChecked | None: ...
 
 
-OnBorder = Callable[[], None]  # called before the engine runs another part of a pass
+OnPassProgress = Callable[[], None]  # called before the engine runs another part of a pass
 OnStart = Callable[[str], None]  # called with a request's id when its first pass begins
-Load = Callable[[ModelSpec, ReportProgress, OnBorder, OnStart], StepEngine]
+Load = Callable[[ModelSpec, ReportProgress, OnPassProgress, OnStart], StepEngine]
 
 
 def main(connection: Connection, spec: ModelSpec) -> None:
@@ -128,11 +128,11 @@ def _load_or_report(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngin
 
 
 def _load_engine(
-    spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+    spec: ModelSpec, progress: ReportProgress, on_pass_progress: OnPassProgress, on_start: OnStart
 ) -> StepEngine:
     from engine.runtime.engine import Engine  # imports torch, which only this process needs
 
-    return Engine.load(spec, progress, on_border, on_start)
+    return Engine.load(spec, progress, on_pass_progress, on_start)
 
 
 class _Outbox:
@@ -253,7 +253,7 @@ class _Service:
         while self._take_messages():
             if self._engine.has_work():
                 self._step()
-            elif self._engine.auditor.pending:
+            elif self._engine.auditor.has_pending:
                 audited = self._engine.auditor.run()
                 if audited is not None:
                     self._outbox.send(audited)
@@ -273,7 +273,7 @@ class _Service:
     def _take_messages(self) -> bool:
         """Handle messages that have arrived. Return False if one asks the process to end."""
         seconds = self._engine.rechecks.seconds_until_due()
-        if self._engine.has_work() or self._engine.auditor.pending:
+        if self._engine.has_work() or self._engine.auditor.has_pending:
             seconds = 0.0
         for message in self._inbox.take(seconds):
             match message:

@@ -1,9 +1,9 @@
-"""The audit: finished answers are checked against plain decoding, in idle time.
+"""The audit: it checks finished answers against plain decoding while no request runs.
 
-Teacher-forced: the prompt and the answer run through the decoder once more, in a chain, into pages
-of their own, and at each position of the answer the token is chosen anew from the same logit
-rules, noise and counts. Drafts, trees, batches and cached prefixes play no part in that, so a
-token they had changed comes to light as a mismatch.
+The check is teacher-forced. The prompt and the answer run through the decoder once more as a chain,
+with KV pages of their own. At each position of the answer, the token is chosen again with the same
+logit rules, noise and counts. This uses no draft, tree, batch or cached prefix, so a token that one
+of them changed is found as a mismatch.
 """
 
 import logging
@@ -24,25 +24,25 @@ from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
 from engine.model.decoder import PassCancelled
 from engine.model.segment import Segment
-from engine.runtime.choices import Logits, settle
+from engine.runtime.choices import Logits, ensure_closable
 from engine.runtime.load import Loaded
 from engine.sampling.choose import choose
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.logit_rules import TokenCounts, is_greedy, sampling_logprobs
 from engine.sampling.noise import gumbel
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 64  # answers kept for a check; the oldest make room for newer ones
-# How far rounding may move logits under fast numerics (nats, before temperature).
+MAX_WAITING = 64  # answers kept for a check; beyond that the oldest are dropped
+# How far rounding may move logits under fast numerics (nats, before the temperature).
 TOLERANCES = {torch.bfloat16: 0.25, torch.float32: 1e-3}
 
 
 class Auditor:
-    """Keeps a share of the finished answers and checks them one by one.
+    """A queue of finished answers, a share of all of them, that are checked one by one.
 
-    One thread calls `offer` and `run`; `preempt` may come from any other.
+    One thread calls `offer` and `run`. Any thread may call `preempt`.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -50,18 +50,18 @@ class Auditor:
         self._decoder = loaded.decoder
         self._cache = loaded.cache
         self._tolerance = TOLERANCES[loaded.decoder.embedding.weight.dtype]
-        self._waiting: deque[Sequence] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[TokenSequence] = deque(maxlen=MAX_WAITING)
         self._preempted = Event()
 
     @property
-    def pending(self) -> bool:
-        """Whether an answer waits for its check."""
+    def has_pending(self) -> bool:
+        """Whether an answer is waiting to be checked."""
         return bool(self._waiting)
 
-    def offer(self, sequence: Sequence) -> None:
-        """A choice has finished; it is kept for a check if the draw says so.
+    def offer(self, sequence: TokenSequence) -> None:
+        """Queue a finished choice for a check if it belongs to the share that is audited.
 
-        The draw is a hash of the choice's name: the same in every run.
+        A hash of the request's id and the choice's number decides, so it is the same in every run.
         """
         name = f"{sequence.request_id}/{sequence.choice}"
         drawn = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
@@ -69,19 +69,20 @@ class Auditor:
             self._waiting.append(sequence)
 
     def preempt(self) -> None:
-        """A request came: the check at hand ends at the next layer border, to be tried again.
+        """End the running check before its next layer, because a request has arrived.
 
-        Call it after the request can be seen by the thread that runs the checks. That thread looks
-        for requests between two calls of `run`, so none is missed.
+        The check is repeated later. Queue the request before calling this: the thread that runs the
+        checks looks for requests between two calls of `run`, so it misses none.
         """
         self._preempted.set()
 
     @torch.inference_mode()
     def run(self) -> Audited | None:
-        """Check one answer, if there is a `pending` one; what is known of it is dropped then.
+        """Check the oldest waiting answer and return the result. There must be one.
 
-        None when it was preempted (it stays), when its rows do not fit into the free KV pages, or
-        when weights could not be read (it is dropped).
+        Return None if there is no result. If the check was preempted, the answer stays in the
+        queue. If its rows do not fit into the free KV pages, or weights could not be read, it is
+        dropped.
         """
         sequence = self._waiting.popleft()
         try:
@@ -92,13 +93,13 @@ class Auditor:
             return None
         except ModelError as error:
             self._loaded.stream.seek()
-            log.warning("audit of %s dropped: %s", sequence.request_id, error)
+            log.warning("The audit of %s is dropped: %s", sequence.request_id, error)
             return None
         finally:
             self._preempted.clear()
         if audited is not None and audited.mismatches:
             log.warning(
-                "audit of %s, choice %d: %d of %d tokens are not what plain decoding chooses",
+                "Audit of %s, choice %d: plain decoding chooses %d of %d tokens differently",
                 sequence.request_id,
                 sequence.choice,
                 audited.mismatches,
@@ -106,7 +107,8 @@ class Auditor:
             )
         return audited
 
-    def _check(self, sequence: Sequence) -> Audited | None:
+    def _check(self, sequence: TokenSequence) -> Audited | None:
+        """Return the number of mismatches of an answer; None if there are too few free pages."""
         counts = TokenCounts(sequence.tokens[: sequence.num_prompt])
         constraint = sequence.request.constraint and sequence.request.constraint.copy()
         mismatches = 0
@@ -115,8 +117,10 @@ class Auditor:
             try:
                 if not self._cache.reserve(table, positions.stop - 1):
                     return None
-                for position, logits in self._walk(sequence, table, positions, is_long):
-                    mismatches += not self._agrees(sequence, counts, constraint, position, logits)
+                for position, logits in self._logits_by_position(
+                    sequence, table, positions, is_long
+                ):
+                    mismatches += not self._matches(sequence, counts, constraint, position, logits)
                     counts.add(sequence.tokens[position])
                     if constraint is not None:
                         constraint.emit(sequence.tokens[position])
@@ -124,10 +128,18 @@ class Auditor:
                 self._cache.close(table)
         return Audited(len(sequence.tokens) - sequence.num_prompt, mismatches)
 
-    def _walk(
-        self, sequence: Sequence, table: PageTable, positions: range, is_long: bool
+    def _logits_by_position(
+        self, sequence: TokenSequence, table: PageTable, positions: range, is_long: bool
     ) -> Iterator[tuple[int, Tensor]]:
-        """The positions of the answer in order, each with the logits [V] of the row before it."""
+        """Yield the positions of the answer in order, each with the logits [V] that choose it.
+
+        Args:
+            table: pages with room for all rows before the last position.
+            positions: the positions of the answer, all on one side of the original length.
+            is_long: whether the rows use the long rope frequencies.
+
+        Raises `PassCancelled` if the check is preempted.
+        """
         rows, most = positions.stop - 1, self._loaded.plan.max_rows
         for start in range(0, rows, most):
             stop = min(start + most, rows)
@@ -139,8 +151,10 @@ class Auditor:
                         raise PassCancelled
                     yield row + 1, logits.row(row - start)
 
-    def _forward(self, sequence: Sequence, table: PageTable, rows: range, is_long: bool) -> Tensor:
-        """Hidden states [>= rows, D] of a chain of the sequence's tokens."""
+    def _forward(
+        self, sequence: TokenSequence, table: PageTable, rows: range, is_long: bool
+    ) -> Tensor:
+        """Run some tokens of the sequence as a chain; return hidden states [>= rows, D]."""
         segment = Segment(
             first=0,
             count=len(rows),
@@ -154,15 +168,21 @@ class Auditor:
         batch = Batch(self._cache.pool, (segment,), range(len(rows)), self._decoder.strict)
         return self._decoder.forward(sequence.tokens[rows.start : rows.stop], rows, batch)
 
-    def _agrees(
+    def _matches(
         self,
-        sequence: Sequence,
+        sequence: TokenSequence,
         counts: TokenCounts,
         constraint: Constraint | None,
         position: int,
         logits: Tensor,
     ) -> bool:
-        """Whether the token at a position is the one these logits choose."""
+        """Return whether the token at a position is the one that these logits [V] choose.
+
+        Under fast numerics, return True as well if rounding explains the difference.
+
+        Args:
+            counts, constraint: the state after all tokens before the position.
+        """
         token, banned = sequence.tokens[position], sequence.banned(position)
         params, choice = sequence.params, sequence.choice
         allowed = None
@@ -171,26 +191,26 @@ class Auditor:
         chosen = choose(
             logits, params, counts, position=position, choice=choice, banned=banned, allowed=allowed
         )
-        settled = chosen
+        emitted = chosen
         if constraint is not None:
-            settled = settle(sequence, chosen, logits, constraint, counts, position)
-        if settled == token or self._decoder.strict:
-            return settled == token
-        if settled != chosen:
-            return True  # the limit of tokens decided, which knows no near-ties
+            emitted = ensure_closable(sequence, chosen, logits, constraint, counts, position)
+        if emitted == token or self._decoder.strict:
+            return emitted == token
+        if emitted != chosen:
+            return True  # the token limit decided this token, whatever the logits are
         if is_greedy(params):
             params = replace(params, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
         tolerance = self._tolerance / params.temperature
-        # The rules that cut tokens off have borders, which rounding moves too.
+        # Rounding also moves the thresholds of top-k, top-p and min-p.
         uncut = replace(params, top_k=0, top_p=1.0, min_p=0.0)
-        warped = partial(
+        warp = partial(
             sampling_logprobs, logits[None], counts=counts, banned=[banned], allowed=allowed
         )
-        scores = warped(params=uncut)[0].double()
+        scores = warp(params=uncut)[0].double()
         if is_greedy(sequence.params):
             return bool(scores[token] + tolerance >= scores.max())
         surely, possibly = (
-            scores >= _floor(scores, params, slack, warped) for slack in (-tolerance, tolerance)
+            scores >= _lowest_kept(scores, params, slack, warp) for slack in (-tolerance, tolerance)
         )
         tokens = torch.arange(len(scores), device=scores.device)
         noisy = scores + gumbel(params.seed, choice, position, tokens)
@@ -198,31 +218,33 @@ class Auditor:
         return bool(possibly[token] and noisy[token] + tolerance >= best)
 
 
-def _spans(sequence: Sequence) -> Iterator[tuple[range, bool]]:
-    """Positions of the answer, and whether their rows used the long rope frequencies.
+def _spans(sequence: TokenSequence) -> Iterator[tuple[range, bool]]:
+    """Yield ranges of the answer's positions, and whether they used the long rope frequencies.
 
-    A sequence that crosses the border of a length-dependent rope has all its KV computed anew.
+    There are two ranges if the answer grew beyond the original length of a length-dependent rope:
+    from there on all KV of the sequence was computed again.
     """
     first, end = sequence.num_prompt, len(sequence.tokens)
     original = sequence.original_length
-    border = end if original is None else min(max(original + 1, first), end)
-    for positions, is_long in ((range(first, border), False), (range(border, end), True)):
+    first_long = end if original is None else min(max(original + 1, first), end)
+    for positions, is_long in ((range(first, first_long), False), (range(first_long, end), True)):
         if positions:
             yield positions, is_long
 
 
-def _floor(
-    scores: Tensor, params: SamplingParams, slack: float, warped: Callable[..., Tensor]
+def _lowest_kept(
+    scores: Tensor, params: SamplingParams, slack: float, warp: Callable[..., Tensor]
 ) -> Tensor:
     """Return the lowest of `scores` [V] that top-k, top-p and min-p keep, less `slack` nats.
 
-    `warped(params=...)` gives the logits [1, V] under other parameters.
+    Args:
+        warp: returns log-probabilities [1, V] for given sampling parameters.
     """
     moved = replace(
         params,
-        # A share of the mass moves by at most half of what logits move by.
+        # A share of the probability mass moves by at most half of what logits move by.
         top_p=min(max(params.top_p + slack / 2, 1e-6), 1.0) if params.top_p < 1 else 1.0,
         min_p=min(params.min_p * exp(-slack), 1.0),
     )
-    kept = warped(params=moved)[0] > -torch.inf
+    kept = warp(params=moved)[0] > -torch.inf
     return scores[kept].min() - slack

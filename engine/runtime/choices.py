@@ -1,13 +1,14 @@
-"""Logits of a pass's rows, and the target's choice at them: some ahead, or a tree at once.
+"""The logits of a pass's rows, and the tokens that the target chooses at them.
 
-A walk visits few of a tree's rows, so on the host a row's choice is made when the walk comes to
-it, with those that likely follow: in one call they cost a small part of what calls of their own
-would. A device makes all of them in the time of one, and the walk would wait for each: there a
-tree's choices are made at once, and only the token ids come to the host.
+Verification walks down a tree and visits few of its rows. On the CPU, a row's token is chosen when
+the walk reaches the row, together with those of the rows it is likely to visit next: one call for
+several rows is much cheaper than one call for each. A GPU chooses at all rows in the time of one,
+and the walk would wait for each call. There the tokens of a whole tree are chosen by one call, and
+only the token ids are copied to the host.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,17 +19,18 @@ from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.grammar.grammar import Mask
 from engine.sampling.large_vocabularies.blocks import Matrix, Rows
 from engine.sampling.logit_rules import TokenCounts, is_path_dependent
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
 
-AHEAD = 16  # rows chosen in one call, at most,
-CHANCE = 1 / 4  # while the walk comes to the next one with this chance
+MAX_LIKELY_ROWS = 16  # the most rows whose tokens `choose_likely_rows` chooses in one call
+MIN_LIKELIHOOD = 1 / 4  # of visiting a row, given the row reached; less likely rows are left out
 
 
 class Logits:
-    """Logits of the rows a walk visits, computed in blocks, each at most once.
+    """The logits of a pass's rows, computed by the head on request, in blocks of 64 rows.
 
-    Walks ask for ascending rows, so one block is all that is held: 64 x V.
+    Callers ask for rows in ascending order, so only one block, [64, V], is held at a time, and each
+    is computed once.
     """
 
     def __init__(
@@ -37,7 +39,13 @@ class Logits:
         head: Callable[[Tensor], Tensor],
         show: Callable[[int, Matrix], None] = lambda first, block: None,
     ) -> None:
-        """`show(first, logits)` sees every block, which begins with row `first` of the pass."""
+        """Create the logits of some rows without computing any.
+
+        Args:
+            hidden: the hidden states of the pass's rows, [R, D].
+            head: returns the logits [n, V] of hidden states [n, D].
+            show: called with each computed block and the pass's row that it begins with.
+        """
         self._hidden = hidden
         self._head = head
         self._show = show
@@ -45,21 +53,21 @@ class Logits:
         self._block = Matrix(hidden[:0])
 
     def row(self, row: int) -> Tensor:
-        """Logits [V] of a row of the pass."""
+        """Return the logits [V] of a row of the pass."""
         return self.span(range(row, row + 1))[0]
 
     def span(self, rows: range) -> Tensor:
-        """Logits [n, V] of rows of one block of the pass."""
+        """Return the logits [n, V] of consecutive rows of the pass, which lie in one block."""
         block, first = self._block_of(rows[0]), self._first
         return block.values[rows.start - first : rows.stop - first, : block.size]
 
-    def rows(self, rows: Seq[int]) -> Rows:
-        """Rows of one block of the pass, to choose at."""
+    def rows(self, rows: Sequence[int]) -> Rows:
+        """Return rows of the pass, which lie in one block, for choosing tokens at them."""
         block = self._block_of(rows[0])
         return block.rows([row - self._first for row in rows])
 
     def parts(self, rows: range) -> Iterator[range]:
-        """These rows of the pass, those of a block at a time."""
+        """Yield these rows of the pass in parts that each lie in one block."""
         first = rows.start
         while first < rows.stop:
             last = min((first // TILE + 1) * TILE, rows.stop)
@@ -67,6 +75,7 @@ class Logits:
             first = last
 
     def _block_of(self, row: int) -> Matrix:
+        """Return the block of a row; compute it if it is not the last one."""
         first = row // TILE * TILE
         if first != self._first:
             self._first = first
@@ -76,12 +85,16 @@ class Logits:
 
 
 def choose_tree(
-    sequence: Sequence, depths: Seq[int], root: int, logits: Logits
+    sequence: TokenSequence, depths: Sequence[int], root: int, logits: Logits
 ) -> list[int] | None:
-    """The target's choice at each row of a tree; None where a choice must wait for the walk.
+    """Return the target's token at each row of a tree, or None if they cannot be chosen together.
 
-    That is where the tokens before a row change its logits, and where its log-probabilities are
-    asked for. The tree's rows have these depths and begin with row `root` of the pass.
+    They cannot if the tokens before a row change its logits (penalties, a grammar), or if
+    log-probabilities are requested.
+
+    Args:
+        depths: the depth of each row of the tree.
+        root: the row of the pass that is the tree's root.
     """
     params = sequence.params
     rules = is_path_dependent(params) or sequence.constraint is not None
@@ -91,23 +104,25 @@ def choose_tree(
     for rows in logits.parts(range(root, root + len(depths))):
         positions = [len(sequence.tokens) + depths[row - root] for row in rows]
         chosen.append(_choose(sequence, logits.rows(rows), positions))
-    return torch.cat(chosen).tolist()  # the one time that the host waits for this tree
+    return torch.cat(chosen).tolist()  # the host waits for the device only here
 
 
-def choose_ahead(
-    sequence: Sequence, tree: DraftTree, row: int, root: int, logits: Logits
+def choose_likely_rows(
+    sequence: TokenSequence, tree: DraftTree, row: int, root: int, logits: Logits
 ) -> dict[int, int]:
-    """The target's choice at the row a walk has come to, and at rows it likely comes to next.
+    """Return the target's token at a row of the tree, and at rows that are likely visited next.
 
-    The tree begins with row `root` of the pass; the tokens down to `row` are emitted.
+    Args:
+        row: the row that verification has reached; the tokens down to it have been emitted.
+        root: the row of the pass that is the tree's root.
     """
     params = sequence.params
     is_alone = is_path_dependent(params) or params.logprobs is not None
     stop = min(len(tree), ((root + row) // TILE + 1) * TILE - root)
-    rows = [row] if is_alone else _likely(tree, row, stop)
+    rows = [row] if is_alone else _likely_rows(tree, row, stop)
     allowed = None
     if sequence.constraint is not None:
-        masks = _allowed(sequence, sequence.constraint, tree, rows)
+        masks = _allowed_tokens(sequence, sequence.constraint, tree, rows)
         rows, allowed = list(masks), to_tensor(list(masks.values()))
     positions = [_position(sequence, tree, row, own) for own in rows]
     chosen = _choose(sequence, logits.rows([root + own for own in rows]), positions, allowed)
@@ -115,9 +130,9 @@ def choose_ahead(
 
 
 def _choose(
-    sequence: Sequence, logits: Rows, positions: Seq[int], allowed: Tensor | None = None
+    sequence: TokenSequence, logits: Rows, positions: Sequence[int], allowed: Tensor | None = None
 ) -> Tensor:
-    """Return the target's choices [R] at these positions, among the `allowed` tokens [R, V]."""
+    """Return the target's tokens [R] at these positions, among the `allowed` ones [R, V]."""
     banned = None if allowed is not None else [sequence.banned(own) for own in positions]
     return choose_rows(
         logits,
@@ -130,49 +145,57 @@ def _choose(
     )
 
 
-def _position(sequence: Sequence, tree: DraftTree, row: int, below: int) -> int:
-    """Of the token chosen at a row below the one that the walk has come to."""
+def _position(sequence: TokenSequence, tree: DraftTree, row: int, below: int) -> int:
+    """Return the position of the token chosen at row `below`, a descendant of the row reached."""
     return len(sequence.tokens) + tree.depths[below] - tree.depths[row]
 
 
-def _likely(tree: DraftTree, row: int, stop: int) -> list[int]:
-    """A row and the likeliest below it and before `stop`, ascending; parents are among them."""
-    least = tree.scores[row] + math.log(CHANCE)
+def _likely_rows(tree: DraftTree, row: int, stop: int) -> list[int]:
+    """Return a row and its likeliest descendants before row `stop`, ascending.
+
+    The parent of each returned descendant is returned too.
+    """
+    least = tree.scores[row] + math.log(MIN_LIKELIHOOD)
     below = {row}
     for own in range(row + 1, stop):
         if tree.parents[own] in below and tree.scores[own] >= least:
             below.add(own)
-    return sorted(sorted(below, key=lambda own: (-tree.scores[own], own))[:AHEAD])
+    return sorted(sorted(below, key=lambda own: (-tree.scores[own], own))[:MAX_LIKELY_ROWS])
 
 
-def settle(
-    sequence: Sequence,
+def ensure_closable(
+    sequence: TokenSequence,
     token: int,
     logits: Tensor,
     constraint: Constraint,
     counts: TokenCounts,
     position: int,
 ) -> int:
-    """What is emitted at a position for the target's choice there, out of logits [V].
+    """Return `token`, or another one if the answer could not be completed in time after it.
 
-    Another token only where the answer could not be completed in time behind this one.
-    `constraint` and `counts` stand behind the tokens before the position.
+    Args:
+        token: the token that the target chose at the position.
+        logits: the logits [V] that chose it; the other token is chosen from them as well.
+        constraint, counts: the state after all tokens before the position.
     """
 
-    def choose_of(allowed: Tensor) -> int:
+    def choose_among(allowed: Tensor) -> int:
         params, choice = sequence.params, sequence.choice
         return choose(logits, params, counts, position=position, choice=choice, allowed=allowed)
 
     room = sequence.num_left(position) - 1
-    return constraint.first_closable(token, room, sequence.banned(position), choose_of)
+    return constraint.first_closable(token, room, sequence.banned(position), choose_among)
 
 
-def _allowed(
-    sequence: Sequence, constraint: Constraint, tree: DraftTree, rows: Seq[int]
+def _allowed_tokens(
+    sequence: TokenSequence, constraint: Constraint, tree: DraftTree, rows: Sequence[int]
 ) -> dict[int, Mask]:
-    """What a grammar allows at the row that a walk has come to, the first, and at those below it.
+    """Return the tokens that a grammar allows at each of some rows.
 
-    A row is left out where the tokens down to it do not match.
+    A row is left out if the tokens down to it do not match the grammar.
+
+    Args:
+        rows: the row that verification has reached, then descendants of it, ascending.
     """
     paths: dict[int, tuple[int, ...]] = {rows[0]: ()}
     masks = {rows[0]: constraint.allowed(sequence.banned(len(sequence.tokens)))}

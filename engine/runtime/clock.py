@@ -1,8 +1,8 @@
-"""Where the time of a step goes, and what is learned and reported of it."""
+"""The durations of steps: where the time goes, what is learned from it, and what is reported."""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.messages import Failed, PassStats, Tokens
@@ -12,7 +12,7 @@ from engine.sequences.scheduler import Scheduler, Turn
 
 
 class Clock:
-    """Measures the steps of one engine, one after another."""
+    """A stopwatch for the steps of one engine, which run one after another."""
 
     def __init__(self, loaded: Loaded, scheduler: Scheduler) -> None:
         self._loaded = loaded
@@ -22,8 +22,8 @@ class Clock:
         self._before = loaded.stream.stats
         self._is_decoding = False
 
-    def start(self, turns: Seq[Turn]) -> None:
-        """Start to measure a step with these turns."""
+    def start(self, turns: Sequence[Turn]) -> None:
+        """Start measuring a step with these turns."""
         self._seconds.clear()
         self._before = self._loaded.stream.stats
         self._is_decoding = any(turn.is_decoding for turn in turns)
@@ -31,7 +31,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of the block, or of a function, as part of a phase of the step.
+        """Count the time of a `with` block, or of a decorated function, as a phase of the step.
 
         The phases are "draft", "verify" and "head", which is a part of "verify".
         """
@@ -41,8 +41,12 @@ class Clock:
         finally:
             self._seconds[name] += time.perf_counter() - began
 
-    def finish(self, rows: Pass, events: Seq[Tokens | Failed]) -> PassStats:
-        """Learn from the step how long passes take, and return its figures."""
+    def finish(self, rows: Pass, events: Sequence[Tokens | Failed]) -> PassStats:
+        """Update the expected pass times from the finished step, and return its figures.
+
+        Args:
+            events: the results of the step.
+        """
         stats, before = self._loaded.stream.stats, self._before
         policy, draft_stats = self._loaded.drafting.policy, self._loaded.drafting.take_stats()
         draft, ahead = self._seconds["draft"], draft_stats.ahead_seconds
@@ -51,7 +55,10 @@ class Clock:
         compute = max(seconds - stall - ahead, 0.0)
         link = stats.busy_seconds - before.busy_seconds
         link_bytes = stats.bytes - before.bytes
-        num_rows, prompt_rows = len(rows.tokens), sum(entry.chain for entry in rows.entries)
+        num_rows, prompt_rows = (
+            len(rows.tokens),
+            sum(entry.num_before_tree for entry in rows.entries),
+        )
         accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
         policy.passes.observe(num_rows, compute, link, rows.num_pairs)
         if not prompt_rows:

@@ -1,11 +1,12 @@
-"""The step: schedule, draft, forward, verify, emit.
+"""The engine's step: schedule, draft, run the model, verify, emit.
 
-One pass serves every running sequence; it is the only time weights move. SpecExec (arXiv
-2406.02532) and SubSpec (arXiv 2509.18344) for many sequences at once: one tree a sequence, all
-trees and prompts in one forward, and each tree walked by the target's own choices.
+One pass serves every running sequence, and weights are streamed only during a pass. This is
+SpecExec (arXiv 2406.02532) and SubSpec (arXiv 2509.18344) for many sequences together: each
+sequence has one draft tree, all trees and prompts run in one forward, and each tree is verified
+against the tokens that the target itself chooses.
 """
 
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +29,7 @@ from engine.spec import ModelSpec
 
 
 class Engine:
-    """One loaded model and the requests it serves. `step` is called by one thread."""
+    """A loaded model and the requests that it serves. One thread calls `step`."""
 
     def __init__(
         self, loaded: Loaded, on_start: Callable[[str], None] = lambda request_id: None
@@ -54,7 +55,7 @@ class Engine:
         self.rechecks = loaded.rechecks
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_start)
         self.clock = Clock(loaded, self._scheduler)
-        # Choices are made a tree at a time where the host would wait for each (`choose_tree`).
+        # On an asynchronous device the host would wait for each choice (see `choose_tree`).
         self._at_once = loaded.device.is_asynchronous
 
     @classmethod
@@ -62,50 +63,54 @@ class Engine:
         cls,
         spec: ModelSpec,
         progress: ReportProgress,
-        on_border: Callable[[], None] = lambda: None,
+        on_pass_progress: Callable[[], None] = lambda: None,
         on_start: Callable[[str], None] = lambda request_id: None,
     ) -> "Engine":
-        """Load a model. Raises `ModelError`. The thread that loads it also calls `step`.
+        """Load a model and return its engine. The loading thread must also call `step`.
 
         Args:
-            on_border: called before each unit and each tile of a pass.
+            progress: called with the progress of loading.
+            on_pass_progress: called before each unit and each tile of a pass.
             on_start: called with a request's id when its first pass begins.
+
+        Raises `ModelError` if the model cannot be served.
         """
         with torch.inference_mode():
-            return cls(load(spec, progress, on_border), on_start)
+            return cls(load(spec, progress, on_pass_progress), on_start)
 
     def close(self) -> None:
-        """Give back what the model holds of the machine."""
+        """End the threads of the weight stream and unpin host memory."""
         self._loaded.stream.close()
         self._loaded.cache.release()
 
     def add(self, message: Generate) -> None:
-        """Queue a request. Raises `RequestError` for one that could never be served."""
+        """Queue a request. Raises `RequestError` if it can never be served."""
         self._requests.add(message)
 
     def abort(self, request_id: str) -> None:
-        """Cancel a request whose client left. Called from the thread that reads the pipe."""
+        """Cancel a request whose client has left. The thread that reads the pipe calls this."""
         self._requests.abort(request_id)
 
     def has_work(self) -> bool:
+        """Return True if a sequence is running or waiting."""
         return bool(self._scheduler.running) or self._scheduler.num_waiting > 0
 
     @torch.inference_mode()
     def step(self) -> Events:
-        """Run one pass and return what it emitted: nothing when no sequence could run."""
+        """Run one pass and return its results; the list is empty if no sequence could run."""
         events: Events = []
         self._requests.drop_cancelled()
         if not (turns := self._scheduler.schedule()):
             return events
         self._requests.start(turns)
-        with self._requests.surviving([turn.sequence for turn in turns], events):
+        with self._requests.fail_pass_on_error([turn.sequence for turn in turns], events):
             self.clock.start(turns)
             with self.clock.phase("draft"):
                 trees = self._draft(turns)
             rows = assemble(
-                turns, trees, self._cache, self._decoder, idle=self._drafting.draft_ahead
+                turns, trees, self._cache, self._decoder, on_wait=self._drafting.draft_ahead
             )
-            with self._drafting.aside.passing():
+            with self._drafting.side_stream.during_pass():
                 hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
                 with self.clock.phase("verify"):
                     events += self._verify(rows, hidden)
@@ -113,52 +118,56 @@ class Engine:
         self.rechecks.postpone()
         return events
 
-    def _draft(self, turns: Seq[Turn]) -> list[DraftTree | None]:
-        """Return a tree for each turn: a bare root after a prompt, None within a prompt."""
+    def _draft(self, turns: Sequence[Turn]) -> list[DraftTree | None]:
+        """Return a tree for each turn.
+
+        It is a root alone if the turn ends a prompt, and None if the prompt goes on in a later
+        pass.
+        """
         drafting = [turn for turn in turns if turn.is_decoding]
         proposed = self._drafting.propose(
             [turn.sequence for turn in drafting],
-            [turn.room for turn in drafting],
-            fixed_rows=sum(turn.chain for turn in turns if not turn.is_decoding),
+            [turn.max_tree_rows for turn in drafting],
+            fixed_rows=sum(turn.num_pending for turn in turns if not turn.is_decoding),
             max_rows=self._scheduler.max_rows,
         )
-        trees = {t: DraftTree.root(t.sequence.tokens[-1]) for t in turns if t.room == 1}
+        trees = {t: DraftTree.root(t.sequence.tokens[-1]) for t in turns if t.max_tree_rows == 1}
         trees |= dict(zip(drafting, proposed, strict=True))
         return [trees.get(turn) for turn in turns]
 
     def _verify(self, rows: Pass, hidden: Tensor) -> Events:
-        """Walk every tree with the target's logits; keep and emit what was accepted."""
+        """Verify every tree with the target's logits, and emit the accepted tokens."""
         if not rows.batch.has_live_rows():
             raise PassCancelled
         events: Events = []
         with self._logits(rows, hidden) as logits:
             for entry in rows.entries:
                 sequence = entry.sequence
-                with self._requests.refusing(sequence, events):
-                    score_prompt(entry, logits, self._decoder.on_border)
+                with self._requests.fail_request_on_error(sequence, events):
+                    score_prompt(entry, logits, self._decoder.on_pass_progress)
                 if sequence.is_cancelled:
-                    continue  # its tiles may have been skipped
+                    continue  # its rows may not have been computed
                 sequence.count_pass()
                 if entry.tree is None:
                     self._keep(entry, [])
                     continue
-                with self._requests.refusing(sequence, events):
+                with self._requests.fail_request_on_error(sequence, events):
                     events += self._emit(entry, entry.tree, logits)
         return events
 
     @contextmanager
     def _logits(self, rows: Pass, hidden: Tensor) -> Iterator[Logits]:
-        """Borrow the head: it gives the logits of the pass's rows, which the drafts see too."""
+        """Borrow the head's weights and yield the logits of the pass, which the drafts see too."""
 
         def observe(first: int, block: Matrix) -> None:
             self._drafting.observe(rows.tokens[first : first + len(block.values)], block)
 
         with self._decoder.head(self._drafting.draft_ahead) as head:
-            self._drafting.finish_ahead()  # nothing is drafted ahead from here on
+            self._drafting.finish_ahead()  # drafting ahead ends when all weights have arrived
             yield Logits(hidden, self.clock.phase("head")(head), observe)
 
     def _emit(self, entry: Entry, tree: DraftTree, logits: Logits) -> Events:
-        """Emit what the target accepts of one tree; after a prompt, start the other choices."""
+        """Emit the accepted tokens of a tree. After a prompt, start the request's other choices."""
         sequence = entry.sequence
         is_first = sequence.choice == 0 and len(sequence.tokens) == sequence.num_prompt
         accepted = emit_accepted(sequence, tree, entry.root, logits, at_once=self._at_once)
@@ -177,10 +186,10 @@ class Engine:
             self._requests.end(sequence)
         return events
 
-    def _keep(self, entry: Entry, accepted: Seq[int]) -> None:
-        """Store the KV of pending tokens and accepted rows, and tell the draft."""
+    def _keep(self, entry: Entry, accepted: Sequence[int]) -> None:
+        """Store the KV of pending tokens and accepted rows, and move the draft's root."""
         sequence = entry.sequence
-        self._cache.keep(sequence.pages, entry.kept(accepted))
+        self._cache.append_rows(sequence.pages, entry.kept_rows(accepted))
         self._cache.publish(sequence.pages, sequence.tokens)
         if entry.tree is not None:
             self._drafting.commit(sequence, entry.tree, accepted)

@@ -1,4 +1,4 @@
-"""Loading a model: from a specification to everything a step needs."""
+"""Loading a model: from its specification to everything that a step needs."""
 
 import logging
 from collections.abc import Callable
@@ -39,12 +39,12 @@ from engine.weights.layout import UnitReader
 
 log = logging.getLogger(__name__)
 
-FAST_ROWS = 16  # fast numerics: rows that take as long as one
+FAST_ROWS = 16  # fast numerics: this many rows take as long as one
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready to serve."""
+    """A loaded model and everything that serves requests with it."""
 
     info: ModelInfo
     limits: Limits
@@ -54,19 +54,22 @@ class Loaded:
     stream: LayerStream
     cache: KVCache
     drafting: Drafting
-    scratch_rows: int  # of the target's cache, for one tree
-    draft_rows: int  # of the target's cache, for what one tree's draft stores
+    scratch_rows: int  # the most rows of a tree
+    draft_rows: int  # the most rows that a tree's draft stores in the target's KV cache
     tokens: TokenBytes
     grammars: Grammars
-    audit: float  # share of the finished answers that are checked
+    audit: float  # the share of finished answers that is checked
     rechecks: Rechecks
 
     def constraint(self, params: SamplingParams) -> Constraint | None:
-        """What the answers to a request are held to. Raises `RequestError`."""
+        """Return the grammar that answers to a request must match, or None if there is none.
+
+        Raises `RequestError` if the grammar cannot be compiled.
+        """
         return Constraint(self.grammars.compile(params.grammar)) if params.grammar else None
 
     def stop_rules(self, message: Generate) -> StopRules:
-        """The stop rules of one choice of a request."""
+        """Return new stop rules for one choice of a request."""
         most = self.limits.max_tokens - len(message.prompt)
         wanted = message.params.max_tokens
         return StopRules(
@@ -78,35 +81,39 @@ class Loaded:
 
 
 def load(
-    spec: ModelSpec, progress: ReportProgress, on_border: Callable[[], None] = lambda: None
+    spec: ModelSpec, progress: ReportProgress, on_pass_progress: Callable[[], None] = lambda: None
 ) -> Loaded:
-    """Load a model within its limits. Raises `ModelError` that says what is wrong and where.
+    """Load a model within the memory limits of its specification.
 
-    `on_border` is called by the loaded model before each unit and each tile of a pass.
+    Args:
+        progress: called with the progress of loading.
+        on_pass_progress: called by the loaded model before each unit and each tile of a pass.
+
+    Raises `ModelError`, which names the file or setting that is wrong.
     """
     files = TargetFiles(spec, progress)
     files.device.use_compute_stream()
     if files.config.model_type not in TESTED:
-        log.warning("family %s is not among the tested ones", files.config.model_type)
-    if what := files.expanded:
+        log.warning("Model family %s is not among the tested ones", files.config.model_type)
+    if parts := files.expanded:
         total = sum(layout.nbytes for layout in files.units.layouts)
-        log.info("%s: %s are expanded when read, %.1f GB in all", spec.id, what, total / 1e9)
+        log.info("%s: %s are expanded when read, %.1f GB in all", spec.id, parts, total / 1e9)
     measured = probe.pass_times(files, files.device)
-    build, scheme = _choose(files, measured.rows)
+    build, scheme = _choose_scheme(files, measured.rows)
     plan = scheme.plan
     log.info("%s: %s", spec.id, plan)
-    reader = files.reader(plan)
+    reader = files.make_reader(plan)
     check_free(plan)
-    stream = files.stream(plan, reader)
+    stream = files.make_stream(plan, reader)
     with ExitStack() as stack:
         stack.callback(stream.close)
-        decoder = files.decoder(stream, on_border)
-        cache = files.kv_cache(plan)
+        decoder = files.make_decoder(stream, on_pass_progress)
+        cache = files.make_kv_cache(plan)
         stack.callback(cache.release)
         draft = build(LoadedTarget(files.tensors, reader, stream, decoder, cache))
         link_gbps = stream.measure_link()
-        passes = _pass_times(files, measured, scheme, link_gbps)
-        drafting = _drafting(files, draft, scheme.bounds, passes)
+        passes = _expected_pass_times(files, measured, scheme, link_gbps)
+        drafting = _make_drafting(files, draft, scheme.bounds, passes)
         stack.pop_all()
     limits = Limits(
         max_tokens=min(files.context_length, plan.num_pages * PAGE),
@@ -114,7 +121,7 @@ def load(
         original_length=decoder.original_length,
     )
     return Loaded(
-        info=replace(files.info(plan, link_gbps), draft_methods=drafting.methods),
+        info=replace(files.model_info(plan, link_gbps), draft_methods=drafting.methods),
         limits=limits,
         plan=plan,
         device=files.device,
@@ -129,21 +136,21 @@ def load(
             files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
         ),
         audit=spec.audit,
-        rechecks=_rechecks(spec, plan, reader),
+        rechecks=_make_rechecks(spec, plan, reader),
     )
 
 
-def _rechecks(spec: ModelSpec, plan: Plan, reader: UnitReader) -> Rechecks:
-    """Return the idle checks of the units that every pass reads from the disk."""
+def _make_rechecks(spec: ModelSpec, plan: Plan, reader: UnitReader) -> Rechecks:
+    """Return the checksum checks, in idle time, of units that each pass reads from the disk."""
     packed = reader if isinstance(reader, PackedUnits) else None
     indices = [index for index, tier in enumerate(plan.tiers) if tier == "disk"]
     return Rechecks(packed, indices, 3600 * spec.stream.recheck_hours)
 
 
-def _pass_times(
+def _expected_pass_times(
     files: TargetFiles, measured: probe.MeasuredPass, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
-    """What a pass takes by rows, as far as it is known before the first."""
+    """Return the expected pass times by number of rows, as far as it was measured."""
     units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
     travelling = [nbytes for nbytes, tier in units if tier != "resident"]
     travels = sum(travelling)
@@ -160,26 +167,28 @@ def _pass_times(
     return passes
 
 
-def _drafting(
+def _make_drafting(
     files: TargetFiles, draft: DraftModel | Lookup | None, bounds: Bounds, passes: PassTimes
 ) -> Drafting:
-    """The draft with everything that joins its trees for free."""
+    """Return the drafting of an engine: the chosen draft, and look-ups that add to its trees."""
     wanted = files.spec.draft
     model = draft if isinstance(draft, DraftModel) else None
     lookups: list[Lookup] = []
     if model is not None or wanted.method is None:
         lookups = all_lookups()
     elif draft is not None and not isinstance(draft, DraftModel):
-        # What a request predicts joins even where another look-up was asked for by name.
+        # A request's prediction is used even if the settings name another look-up.
         predicted = (own for own in all_lookups() if own.name == PREDICTION)
         lookups = [draft, *(own for own in predicted if own.name != draft.name)]
     policy = TreePolicy(Calibration(), passes, is_tuned=wanted.tuned)
-    aside = files.device.ahead_stream()
-    return Drafting(model, lookups, bounds, policy, can_draft_ahead=wanted.ahead, aside=aside)
+    side_stream = files.device.side_stream()
+    return Drafting(
+        model, lookups, bounds, policy, can_draft_ahead=wanted.ahead, side_stream=side_stream
+    )
 
 
-def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
-    """Return who drafts, prepared, and with which plan."""
+def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
+    """Return the prepared draft method, chosen or named by the settings, and its memory plan."""
     prepared: dict[str, BuildDraft] = {}
     spec = files.spec
     is_open = spec.draft.method is None
@@ -190,7 +199,7 @@ def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
     memory = available_memory(files.device)
     machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft)
 
-    def scheme(name: str) -> Scheme:
+    def prepare_scheme(name: str) -> Scheme:
         prepared[name] = prepare(
             DraftContext(
                 method=name,
@@ -206,5 +215,5 @@ def _choose(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
         )
         return make_scheme(name, spec, files, machine, USERS)
 
-    best = best_scheme(spec, scheme)
+    best = best_scheme(spec, prepare_scheme)
     return prepared[best.method], best

@@ -1,6 +1,6 @@
-"""The rows of a pass: prompts and draft trees of all sequences, side by side."""
+"""The rows of a pass: the prompts and draft trees of all sequences, one after another."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,32 +11,42 @@ from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.sequences.scheduler import Turn
-from engine.sequences.sequence import Sequence
-from engine.streaming.ring import Idle
+from engine.sequences.sequence import TokenSequence
+from engine.streaming.ring import OnWait
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sequence's place in a pass."""
+    """The rows of one sequence in a pass.
 
-    sequence: Sequence
-    tree: DraftTree | None  # None: the prompt goes on in a later pass
-    first: int  # its first row in the pass
-    chain: int  # rows of pending tokens before the tree
+    Args:
+        tree: the sequence's draft tree; None if its prompt goes on in a later pass.
+        first: the number of the sequence's first row in the pass.
+        num_before_tree: the number of rows before the tree's root; without a tree, of all rows.
+    """
+
+    sequence: TokenSequence
+    tree: DraftTree | None
+    first: int
+    num_before_tree: int
 
     @property
     def root(self) -> int:
-        """The pass's row of the tree's root."""
-        return self.first + self.chain
+        """The number of the tree's root row in the pass."""
+        return self.first + self.num_before_tree
 
-    def kept(self, rows: Seq[int]) -> list[int]:
-        """Rows of this sequence that become its prefix: the chain, then accepted tree rows."""
-        return [*range(self.chain), *(self.chain + row for row in rows)]
+    def kept_rows(self, accepted: Sequence[int]) -> list[int]:
+        """Return the sequence's rows that join its stored prefix, counted from its first row.
+
+        These are the rows before the tree and the `accepted` rows of the tree.
+        """
+        before = self.num_before_tree
+        return [*range(before), *(before + row for row in accepted)]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Everything a walk over the layers needs to know of its rows."""
+    """The rows of a pass, as the decoder runs them."""
 
     entries: tuple[Entry, ...]
     tokens: list[int]
@@ -45,21 +55,25 @@ class Pass:
 
     @property
     def num_pairs(self) -> float:
-        """Pairs of a row and a token that it sees; a tree counts as a chain of its rows."""
+        """The number of pairs of a row and a token that it sees, with trees counted as chains."""
         return sum(s.count * (s.start + s.count / 2) for s in self.batch.segments)
 
 
 def assemble(
-    turns: Seq[Turn],
-    trees: Seq[DraftTree | None],
+    turns: Sequence[Turn],
+    trees: Sequence[DraftTree | None],
     cache: KVCache,
     decoder: Decoder,
-    idle: Idle | None = None,
+    on_wait: OnWait | None = None,
 ) -> Pass:
-    """Lay the rows of all turns side by side. A tree comes after its sequence's pending tokens.
+    """Return the pass of all turns, in order: of each the pending tokens, then the tree.
 
-    Only a root has pending tokens before it: a sequence that drafts has none, its root is all.
-    `idle` is called while the pass waits for weights.
+    The last pending token is the tree's root. A tree of several rows has no pending tokens before
+    its root, since only decoding sequences are drafted for.
+
+    Args:
+        trees: the tree of each turn; None if the turn does not end its prompt.
+        on_wait: called while the pass waits for weights.
     """
     tokens: list[int] = []
     positions: list[int] = []
@@ -68,25 +82,27 @@ def assemble(
     for turn, tree in zip(turns, trees, strict=True):
         sequence = turn.sequence
         start = sequence.pages.length
-        chain = turn.chain - (tree is not None)
-        assert tree is None or chain == 0 or len(tree.tokens) == 1
-        own = sequence.tokens[start : start + chain] + list(tree.tokens if tree else ())
-        depths = list(range(chain)) + [chain + depth for depth in (tree.depths if tree else ())]
-        where = [start + depth for depth in depths]
+        num_before = turn.num_pending - (tree is not None)
+        assert tree is None or num_before == 0 or len(tree.tokens) == 1
+        own = sequence.tokens[start : start + num_before] + list(tree.tokens if tree else ())
+        depths = list(range(num_before)) + [
+            num_before + depth for depth in (tree.depths if tree else ())
+        ]
+        own_positions = [start + depth for depth in depths]
         segments.append(
             Segment(
                 first=len(tokens),
                 count=len(own),
                 start=start,
                 slots=cache.slots(sequence.pages)[: start + len(own)],
-                positions=torch.tensor(where, device=decoder.device),
+                positions=torch.tensor(own_positions, device=decoder.device),
                 mask=tree.mask().to(decoder.device) if tree and len(tree.tokens) > 1 else None,
                 cancelled=sequence.cancelled,
                 is_long=sequence.is_long,
             )
         )
-        entries.append(Entry(sequence, tree, len(tokens), chain))
+        entries.append(Entry(sequence, tree, len(tokens), num_before))
         tokens += own
-        positions += where
-    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict, idle=idle)
+        positions += own_positions
+    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict, on_wait=on_wait)
     return Pass(tuple(entries), tokens, positions, batch)

@@ -1,6 +1,6 @@
 """The requests that an engine has accepted: how they begin, end and fail."""
 
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.errors import ModelError, PassFailed, RequestError
@@ -9,13 +9,13 @@ from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.load import Loaded
 from engine.sequences.scheduler import Scheduler, Turn
-from engine.sequences.sequence import Request, Sequence
+from engine.sequences.sequence import Request, TokenSequence
 
 Events = list[Tokens | Failed]
 
 
 class Requests:
-    """Requests by id, from their acceptance until their last choice has ended."""
+    """The accepted requests of an engine, by id, until the last choice of each has ended."""
 
     def __init__(
         self,
@@ -24,7 +24,10 @@ class Requests:
         auditor: Auditor,
         on_start: Callable[[str], None],
     ) -> None:
-        """`on_start` is called with the id of each request that takes part in its first pass."""
+        """Create the collection without requests.
+
+        `on_start` is called with the id of each request that takes part in its first pass.
+        """
         self._loaded = loaded
         self._scheduler = scheduler
         self._auditor = auditor
@@ -32,7 +35,11 @@ class Requests:
         self._by_id: dict[str, Request] = {}
 
     def add(self, message: Generate) -> None:
-        """Queue a request. Raises `RequestError` for one that could never be served."""
+        """Queue a request.
+
+        Raises `RequestError` if the prompt is too long for the model or the KV cache, or if the
+        request's grammar cannot be compiled.
+        """
         most = self._loaded.limits.max_tokens
         if len(message.prompt) + message.params.least_tokens > most:
             raise RequestError(
@@ -43,44 +50,48 @@ class Requests:
         constraint = self._loaded.constraint(message.params)
         request = Request(message, self._loaded.limits, constraint)
         self._by_id[message.request_id] = request
-        self._scheduler.add(Sequence(request, 0, self._loaded.stop_rules(message)))
+        self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
 
     def abort(self, request_id: str) -> None:
-        """Cancel a request whose client left. May be called from any thread."""
+        """Cancel a request whose client has left. Any thread may call this."""
         request = self._by_id.get(request_id)
         if request is not None:
             request.cancelled.set()
 
     def drop_cancelled(self) -> None:
-        """Forget the requests whose clients left."""
+        """Remove the requests whose clients have left."""
         for sequence in self._scheduler.drop_cancelled():
             self._by_id.pop(sequence.request_id, None)
 
-    def start(self, turns: Seq[Turn]) -> None:
-        """Report requests that begin: again when their first pass was cut short."""
+    def start(self, turns: Sequence[Turn]) -> None:
+        """Report requests whose first pass begins; once more if that pass has to be repeated."""
         for turn in turns:
             if turn.sequence.passes == 0:
                 self._on_start(turn.sequence.request_id)
 
-    def fork(self, sequence: Sequence) -> Iterator[Sequence]:
-        """Yield the other choices of a request whose first choice has run the prompt."""
+    def fork(self, sequence: TokenSequence) -> Iterator[TokenSequence]:
+        """Yield the other choices of a request, given the first one, which has run the prompt."""
         message = sequence.request.message
         for choice in range(1, message.n):
             rules = self._loaded.stop_rules(message)
-            yield Sequence(sequence.request, choice, rules, sequence.num_cached, sequence.passes)
+            yield TokenSequence(
+                sequence.request, choice, rules, sequence.num_cached, sequence.passes
+            )
 
-    def end(self, sequence: Sequence) -> None:
-        """Take a finished choice off its request; the request ends with its last choice."""
+    def end(self, sequence: TokenSequence) -> None:
+        """Record that a choice has finished, and remove the request after its last choice."""
         self._auditor.offer(sequence)
         if sequence.request.end_choice():
             del self._by_id[sequence.request_id]
 
     @contextmanager
-    def surviving(self, sequences: Seq[Sequence], events: Events) -> Iterator[None]:
-        """Catch what ends the pass in the block, so that the engine can run its next pass.
+    def fail_pass_on_error(
+        self, sequences: Sequence[TokenSequence], events: Events
+    ) -> Iterator[None]:
+        """Enter a block that runs a pass; handle its errors, so that the next pass can run.
 
-        The requests of these sequences fail where weights cannot be read. A pass whose clients
-        have all left just ends.
+        If weights cannot be read, the requests of `sequences` fail, which is appended to `events`.
+        If all clients of the pass have left, the pass ends without an event.
         """
         try:
             yield
@@ -91,22 +102,24 @@ class Requests:
             events += self._fail(sequences, str(error), "weights_unreadable")
 
     @contextmanager
-    def refusing(self, sequence: Sequence, events: Events) -> Iterator[None]:
-        """Fail only this sequence's request where its answer cannot go on.
+    def fail_request_on_error(self, sequence: TokenSequence, events: Events) -> Iterator[None]:
+        """Enter a block that emits tokens of a sequence; if it raises, fail only its request.
 
-        That is where its grammar can be followed no further, or its logits are no numbers.
+        The block raises `RequestError` when the request's grammar has become too complex to be
+        followed, and `PassFailed` when its logits are not finite.
         """
         try:
             yield
         except (RequestError, PassFailed) as error:
             events += self._fail([sequence], str(error), error.code or "invalid_request")
 
-    def _fail(self, sequences: Seq[Sequence], message: str, code: str) -> list[Failed]:
+    def _fail(self, sequences: Sequence[TokenSequence], message: str, code: str) -> list[Failed]:
+        """Remove the requests of some sequences with all their choices; return their failures."""
         failed = dict.fromkeys(sequence.request for sequence in sequences)  # ordered, each once
-        for sequence in list(self._scheduler.all()):
+        for sequence in list(self._scheduler.all_sequences()):
             if sequence.request in failed:
                 self._scheduler.remove(sequence)
         for request in failed:
-            request.cancelled.set()  # its other choices of this pass are not walked
+            request.cancelled.set()  # its other choices of this pass are skipped
             self._by_id.pop(request.message.request_id, None)
         return [Failed(request.message.request_id, message, code) for request in failed]

@@ -1,7 +1,7 @@
-"""Log-probabilities of a prompt's own tokens, from the pass that runs the prompt.
+"""Log-probabilities of a prompt's own tokens, computed in the pass that runs the prompt.
 
-Row p tells of token p + 1, so each row of a prompt goes through the head: block by block, as the
-rows of a walk do, so that no more than 64 x V logits are held at once.
+The row of token p predicts token p + 1, so each row of a prompt goes through the head. That is done
+in blocks of 64 rows, as for verification, so that at most [64, V] logits are held at a time.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,19 @@ from engine.sampling.logprobs import rows_logprobs
 
 
 def score_prompt(entry: Entry, logits: Logits, on_block: Callable[[], None]) -> None:
-    """Score what an entry of a pass tells of its sequence's prompt, if that is wanted.
+    """Add the log-probabilities of the prompt tokens that an entry's rows predict, if requested.
 
-    Called before the entry's rows are kept. `on_block` is called after each block of logits: the
-    head takes a while for a long prompt. A client that leaves ends it early.
+    Call it before the entry's rows are stored. It ends early if the client leaves.
+
+    Args:
+        on_block: called after each block of logits, since a long prompt takes a while.
     """
     sequence = entry.sequence
     top = sequence.params.prompt_logprobs
     if top is None:
         return
     shift = entry.first - sequence.pages.length  # from a place in the sequence to a row of the pass
-    last = min(sequence.pages.length + entry.chain, sequence.num_prompt - 1)
+    last = min(sequence.pages.length + entry.num_before_tree, sequence.num_prompt - 1)
     for rows in logits.parts(range(sequence.num_scored - 1 + shift, last + shift)):
         own = logits.span(rows)
         on_block()

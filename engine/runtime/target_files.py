@@ -1,4 +1,4 @@
-"""The target's files, read but not loaded: configuration, tokenizer, units, sizes."""
+"""The target's files before its weights are loaded: configuration, tokenizer, units, sizes."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.plan import Plan
 from engine.spec import ModelSpec, Numerics
 from engine.streaming.device import choose_device
-from engine.streaming.packed_cache import packed
+from engine.streaming.packed_cache import open_or_pack
 from engine.streaming.ring import LayerStream
 from engine.text.tokenizer import read_tokenizer
 from engine.weights.config_file import CONFIG_NAME
@@ -33,7 +33,10 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 class TargetFiles(Blueprint):
-    """A checked checkpoint. Raises `ModelError` for anything that cannot be served."""
+    """A checkpoint that has been found and checked, with what is built from it.
+
+    The constructor raises `ModelError` if the model cannot be served.
+    """
 
     def __init__(self, spec: ModelSpec, progress: ReportProgress) -> None:
         self.progress = progress
@@ -43,32 +46,32 @@ class TargetFiles(Blueprint):
         super().__init__(spec, source.folder)
         self.tokenizer = read_tokenizer(self.folder)
         self.units = self.checkpoint_units()
-        # From here on the open files are read, or nothing: what replaces them plays no part.
+        # From here on only the open files are read, so later changes by name have no effect.
         if (identity_of(self.folder), text_digest(self.folder)) != (self._revision, self._text):
             raise ModelError(
                 f"{self.folder}: its files changed while they were read. Load the model again when "
                 "they are complete"
             )
         self.outline = self.units.outline
-        self.tensors = self.units.other()
+        self.tensors = self.units.other_tensors()
 
     @property
     def identity(self) -> str:
-        """What the weights are: source, revision and precision."""
+        """A hash that identifies the weights: source, revision and precision."""
         parts = [self._revision, str(self.dtype), str(self.spec.target.quantize)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @property
     def expanded(self) -> str:
-        """What of the checkpoint is expanded when it is read, for the log; empty if nothing is."""
+        """The parts of the checkpoint that are expanded when read, for the log; may be empty."""
         stored = stored_format(self.config)
         return stored.expanded if stored else ""
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """All end-of-sequence ids: the generation config's, else the model's.
+        """All end-of-sequence token ids: of the generation config, else of the model's config.
 
-        What is no id of the vocabulary is left out, with a line in the log.
+        Values that are not ids of the vocabulary are left out and logged.
         """
         path = self.folder / GENERATION_CONFIG
         ids = read_object(path).get("eos_token_id") if exists(path) else None
@@ -79,27 +82,32 @@ class TargetFiles(Blueprint):
         asked = ids if isinstance(ids, list) else [ids]
         found = frozenset(id_ for id_ in asked if type(id_) is int and 0 <= id_ < self.vocab_size)
         if wrong := [id_ for id_ in asked if type(id_) is not int or id_ not in found]:
-            log.warning("%s: eos_token_id: %s: no tokens of this model", path, shown(wrong))
+            log.warning("%s: eos_token_id: %s are not tokens of this model", path, shown(wrong))
         return found
 
-    def reader(self, plan: Plan) -> UnitReader:
-        """The units; packs what the stream will read from disk, and what is quantized, once."""
+    def make_reader(self, plan: Plan) -> UnitReader:
+        """Return the reader of the units.
+
+        If the plan has units on disk, or the target is quantized, the units are read from the cache
+        of packed models, and packed first if they are not there.
+        """
         if "disk" in plan.tiers or self.spec.target.quantize is not None:
             limit = self.spec.memory.cache
-            return packed(self.units, self.spec.id, self.identity, limit, self.progress)
+            return open_or_pack(self.units, self.spec.id, self.identity, limit, self.progress)
         return self.units
 
-    def stream(self, plan: Plan, reader: UnitReader) -> LayerStream:
-        """The weight stream over the units of `reader`."""
+    def make_stream(self, plan: Plan, reader: UnitReader) -> LayerStream:
+        """Return the weight stream over the units of `reader`."""
         return LayerStream(
             reader,
             plan.tiers,
             device=self.device,
-            slots=max(plan.slots, 1),  # a ring without units has none anyway
+            slots=max(plan.slots, 1),  # without streamed units no slot is allocated
             progress=self.progress,
         )
 
-    def decoder(self, stream: LayerStream, on_border: Callable[[], None]) -> Decoder:
+    def make_decoder(self, stream: LayerStream, on_pass_progress: Callable[[], None]) -> Decoder:
+        """Return the decoder, whose layers borrow their weights from `stream`."""
         weights: Weights = stream
         if expanded_bytes(self.units, self.dtype):
             weights = ExpandedWeights(stream, self.units, self.device.torch_device, self.dtype)
@@ -111,15 +119,17 @@ class TargetFiles(Blueprint):
             strict=self.strict,
             tile=FAST_TILE,
             layers=self.units.layers,
-            on_border=on_border,
+            on_pass_progress=on_pass_progress,
         )
 
-    def kv_cache(self, plan: Plan) -> KVCache:
+    def make_kv_cache(self, plan: Plan) -> KVCache:
+        """Return the KV cache, with the pages of the plan allocated."""
         shape = kv_shape(self.config)
         pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
         return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
 
-    def info(self, plan: Plan, link_gbps: float) -> ModelInfo:
+    def model_info(self, plan: Plan, link_gbps: float) -> ModelInfo:
+        """Return what the front end needs to know of the loaded model."""
         numerics: Numerics = "strict" if self.strict else "fast"
         parts = [self.identity, self._text, numerics, __version__]
         return ModelInfo(

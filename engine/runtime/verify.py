@@ -1,9 +1,9 @@
-"""Tree verification: which drafted tokens the target would have chosen itself.
+"""Tree verification: find the drafted tokens that the target would have chosen itself.
 
-SpecInfer (arXiv 2305.09781, algorithm 2, VerifyGreedy): walk down from the root; at each row take
-the target's own choice; while the tree holds it as a child, go on there. The choice may be a
-sample: its noise is keyed by position, so that it does not depend on the tree, and what is emitted
-is what plain decoding would have emitted.
+This is VerifyGreedy of SpecInfer (arXiv 2305.09781, algorithm 2). From the root on, take the token
+that the target chooses at each row, and continue at the child with that token while there is one.
+The token may be sampled: the noise is keyed by position and does not depend on the tree, so the
+emitted tokens are those of plain decoding.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,22 @@ from collections.abc import Callable
 from engine.drafting.tree import DraftTree
 from engine.errors import not_finite
 from engine.messages import PREDICTION
-from engine.runtime.choices import Logits, choose_ahead, choose_tree, settle
+from engine.runtime.choices import Logits, choose_likely_rows, choose_tree, ensure_closable
 from engine.sampling.choose import NO_CHOICE
 from engine.sampling.logprobs import model_logprobs
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 
 def verify(
     tree: DraftTree, choose: Callable[[int], int], emit: Callable[[int, int], bool]
 ) -> list[int]:
-    """Walk the tree by the target's choices, and return the rows walked, the root first.
+    """Follow the target's choices down the tree and return the visited rows, the root first.
 
-    `choose(row)` gives the token after a row; it is called on visited rows only, in ascending
-    order, once each. `emit(row, token)` is called with each choice: the token of the next row
-    walked, or the bonus token, which no row holds. Where it returns True the token is the last one.
+    Args:
+        choose: returns the target's token after a row. It is called once for each visited row, in
+            ascending order, and for no other row.
+        emit: called with each visited row and the token chosen there. The last of these tokens is
+            the bonus token, which is not in the tree, unless emit ends the walk by returning True.
     """
     rows = [0]
     while not emit(rows[-1], token := choose(rows[-1])):
@@ -36,15 +38,19 @@ def verify(
 
 
 def emit_accepted(
-    sequence: Sequence, tree: DraftTree, root: int, logits: Logits, *, at_once: bool
+    sequence: TokenSequence, tree: DraftTree, root: int, logits: Logits, *, at_once: bool
 ) -> list[int]:
-    """Emit what the target accepts of a sequence's tree; return the accepted rows, the root first.
+    """Emit the tokens that the target accepts of a tree; return the accepted rows, the root first.
 
-    The tree begins with row `root` of the pass. With `at_once` the choices of all its rows are
-    made together, where they can be. Raises `PassFailed` where the target's logits are no numbers.
+    Args:
+        root: the row of the pass that is the tree's root.
+        at_once: whether to choose the tokens of all rows in one call, where that is possible.
+
+    Raises `RequestError` if the sequence's grammar is too complex to be followed any further, and
+    `PassFailed` if the target's logits are not finite.
     """
     params, constraint = sequence.params, sequence.constraint
-    if sequence.max_new_tokens == 0:  # only its prompt was to be scored
+    if sequence.max_new_tokens == 0:  # the request only scores its prompt
         sequence.end_at_limit()
         return [0]
     all_rows = choose_tree(sequence, tree.depths, root, logits) if at_once else None
@@ -52,13 +58,13 @@ def emit_accepted(
 
     def choose(row: int) -> int:
         if row not in chosen:
-            chosen.update(choose_ahead(sequence, tree, row, root, logits))
+            chosen.update(choose_likely_rows(sequence, tree, row, root, logits))
         if chosen[row] == NO_CHOICE:
             raise not_finite()
         if constraint is None:
             return chosen[row]
         own, length = logits.row(root + row), len(sequence.tokens)
-        return settle(sequence, chosen[row], own, constraint, sequence.counts, length)
+        return ensure_closable(sequence, chosen[row], own, constraint, sequence.counts, length)
 
     def emit(row: int, token: int) -> bool:
         logprob = None

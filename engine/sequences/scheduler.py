@@ -16,7 +16,7 @@ from math import inf
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
-from engine.sequences.sequence import Sequence, Status
+from engine.sequences.sequence import Status, TokenSequence
 from engine.spec import TILE
 from engine.timing import PassTimes, smoothed
 
@@ -32,20 +32,20 @@ class Turn:
 
     Args:
         sequence: the sequence that runs.
-        chain: the number of pending tokens to run, in order. The last pending token is the root of
-            the sequence's tree.
-        room: the most rows of the tree, the root included; 0 if the prompt does not end in this
-            pass.
+        num_pending: the number of pending tokens to run, in order. The last pending token is the
+            root of the sequence's tree.
+        max_tree_rows: the most rows of the tree, the root included; 0 if the prompt does not end in
+            this pass.
     """
 
-    sequence: Sequence
-    chain: int
-    room: int
+    sequence: TokenSequence
+    num_pending: int
+    max_tree_rows: int
 
     @property
     def is_decoding(self) -> bool:
         """Whether the sequence may have a draft in this pass."""
-        return self.chain == 1 and self.sequence.is_decoding
+        return self.num_pending == 1 and self.sequence.is_decoding
 
 
 class PrefillBudget:
@@ -103,7 +103,7 @@ class Scheduler:
         max_rows: int,
         scratch_rows: int,
         draft_rows: int,
-        release: Callable[[Sequence], None],
+        release: Callable[[TokenSequence], None],
         reclaim: Callable[[], None],
         num_reclaimable: Callable[[], int],
         passes: PassTimes,
@@ -130,27 +130,27 @@ class Scheduler:
         self.reclaim = reclaim
         self.num_reclaimable = num_reclaimable
         self.prefill_budget = PrefillBudget(passes, max_rows)
-        self.running: list[Sequence] = []  # oldest first
-        self.paused: deque[Sequence] = deque()  # resumed before any waiting one is admitted
-        self._waiting: OrderedDict[str, deque[Sequence]] = OrderedDict()
+        self.running: list[TokenSequence] = []  # oldest first
+        self.paused: deque[TokenSequence] = deque()  # resumed before any waiting one is admitted
+        self._waiting: OrderedDict[str, deque[TokenSequence]] = OrderedDict()
 
     @property
     def num_waiting(self) -> int:
         """The number of waiting and paused sequences."""
         return len(self.paused) + sum(map(len, self._waiting.values()))
 
-    def all(self) -> Iterator[Sequence]:
+    def all_sequences(self) -> Iterator[TokenSequence]:
         """Yield all sequences: the running, then the paused, then the waiting ones."""
         yield from self.running
         yield from self.paused
         for queue in self._waiting.values():
             yield from queue
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: TokenSequence) -> None:
         """Append a new sequence to the queue of its key."""
         self._waiting.setdefault(sequence.key, deque()).append(sequence)
 
-    def add_fork(self, sequence: Sequence, table: PageTable | None) -> None:
+    def add_fork(self, sequence: TokenSequence, table: PageTable | None) -> None:
         """Add a fork of a running sequence.
 
         It runs at once if it has pages and fewer than `max_sequences` run. Otherwise it is paused,
@@ -168,14 +168,14 @@ class Scheduler:
         sequence.pause()
         self.paused.append(sequence)
 
-    def drop_cancelled(self) -> list[Sequence]:
+    def drop_cancelled(self) -> list[TokenSequence]:
         """Remove and return the sequences whose clients have left."""
-        cancelled = [s for s in self.all() if s.is_cancelled]
+        cancelled = [s for s in self.all_sequences() if s.is_cancelled]
         for sequence in cancelled:
             self.remove(sequence)
         return cancelled
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: TokenSequence) -> None:
         """Remove a sequence, whatever its status, and mark it as finished."""
         if sequence.status is Status.RUNNING:
             self._stop(sequence)
@@ -211,15 +211,15 @@ class Scheduler:
                 log.info("Request %s is paused: no KV pages are free", youngest.request_id)
                 self._pause(youngest)
 
-    def _reserve_pending(self, sequence: Sequence) -> bool:
+    def _reserve_pending(self, sequence: TokenSequence) -> bool:
         """Reserve pages for a sequence's pending tokens. Return False if too few are free."""
         return self.cache.reserve(sequence.pages, sequence.num_pending)
 
-    def _pause(self, sequence: Sequence) -> None:
+    def _pause(self, sequence: TokenSequence) -> None:
         self._stop(sequence)
         self.paused.appendleft(sequence)
 
-    def _stop(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: TokenSequence) -> None:
         """Stop a running sequence and free its pages. Its status becomes paused."""
         self.running.remove(sequence)
         self.cache.close(sequence.pages, sequence.tokens)
@@ -243,7 +243,7 @@ class Scheduler:
         if not self._waiting[key]:
             del self._waiting[key]
 
-    def _try_admit(self, sequence: Sequence) -> bool:
+    def _try_admit(self, sequence: TokenSequence) -> bool:
         """Give a sequence the pages for all its tokens, and return True if it can run.
 
         One free page is left for each running sequence, so that it can grow.
@@ -273,18 +273,19 @@ class Scheduler:
         turns = [self._plan_tree(s, len(decoding) - i) for i, s in enumerate(decoding)]
         rows = self.max_rows - len(decoding)
         if decoding:
-            beside = sum(min(turn.room, TILE) for turn in turns)
+            beside = sum(min(turn.max_tree_rows, TILE) for turn in turns)
             context = max((prompt.pages.length for prompt in prompts), default=0)
             rows = min(self.prefill_budget.rows(beside, context), max(rows, TILE))
         for sequence in prompts:
-            chain = min(sequence.num_pending, rows)
-            if chain <= 0:
+            num_pending = min(sequence.num_pending, rows)
+            if num_pending <= 0:
                 break
-            rows -= chain
-            turns.append(Turn(sequence, chain, room=int(chain == sequence.num_pending)))
+            rows -= num_pending
+            ends = num_pending == sequence.num_pending
+            turns.append(Turn(sequence, num_pending, max_tree_rows=int(ends)))
         return turns
 
-    def _plan_tree(self, sequence: Sequence, sharing: int) -> Turn:
+    def _plan_tree(self, sequence: TokenSequence, sharing: int) -> Turn:
         """Return a decoding sequence's turn, with its share of the free pages for its tree.
 
         The tree gets at most `scratch_rows` rows. If its draft stores rows in this cache too, half
@@ -297,7 +298,7 @@ class Scheduler:
         if self.draft_rows:
             share //= 2
         spare = sequence.pages.capacity - sequence.pages.length
-        room = max(min(self.scratch_rows, spare + share * PAGE), 1)
-        granted = self.cache.reserve(sequence.pages, room)
+        max_rows = max(min(self.scratch_rows, spare + share * PAGE), 1)
+        granted = self.cache.reserve(sequence.pages, max_rows)
         assert granted, "the share of free pages is free"
-        return Turn(sequence, 1, room)
+        return Turn(sequence, 1, max_rows)

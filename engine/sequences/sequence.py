@@ -1,7 +1,7 @@
 """Requests and their sequences: the state of the answers that are being generated."""
 
 import time
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from threading import Event
@@ -51,7 +51,7 @@ class Status(Enum):
     FINISHED = "finished"  # its answer is complete, its client left, or its pass failed
 
 
-class Sequence:
+class TokenSequence:
     """One choice of a request: its token ids, stop rules, KV pages and statistics.
 
     The request's parameters, its key and whether its client has left can be read from it too.
@@ -132,7 +132,7 @@ class Sequence:
         return len(self.tokens) - self.pages.length
 
     @property
-    def reusable(self) -> Seq[int]:
+    def reusable(self) -> Sequence[int]:
         """The leading tokens whose KV may be taken from the prefix cache.
 
         `KVCache.open` never takes the last one. If log-probabilities of the prompt are requested,
@@ -184,7 +184,7 @@ class Sequence:
         ignored = self.params.ignore_eos and self.constraint is None
         return not ignored and token in self.request.limits.eos_token_ids
 
-    def banned(self, position: int) -> Seq[int]:
+    def banned(self, position: int) -> Sequence[int]:
         """Return the tokens that must not be chosen at an absolute position.
 
         Tokens that end the answer are banned for its first `min_tokens` tokens. An end-of-sequence
@@ -230,7 +230,7 @@ class Sequence:
         """Finish without emitting a token, for a request that only scores its prompt."""
         self.finish = "length"
 
-    def score(self, logprobs: Seq[TokenLogprob]) -> None:
+    def score(self, logprobs: Sequence[TokenLogprob]) -> None:
         """Append the log-probabilities of the next tokens of the prompt."""
         self._prompt_logprobs += logprobs
         self.num_scored += len(logprobs)

@@ -1,1 +1,1 @@
-"""Weights on their way to the device: a ring of slots that links fill from RAM or disk."""
+"""The weight stream: a ring of device slots that links fill from RAM or disk."""

@@ -1,8 +1,8 @@
 """Files and folders of the cache of packed models: their names, how they are written and removed.
 
-Only what has a name that we give is removed, and no link is followed: the cache's folder may be
-one that holds other things too (`UNDERSTUDY_CACHE=$HOME`), and another program may replace a file
-between a look at it and its removal.
+Only files with names that this module gives are removed, and links are not followed: the folder of
+the cache may hold other files too (`UNDERSTUDY_CACHE=$HOME`), and another program may replace a
+file after it was checked and before it is removed.
 """
 
 import fcntl
@@ -15,18 +15,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INDEX = "index.json"
-_REPLACING = ".new"  # suffix of a file that will replace a unit's
+_REPLACING = ".new"  # suffix of a file that will replace the file of a unit
 _FILE = re.compile(rf"index\.json|\d{{5,}}\.unit(\.[0-9a-f]{{16}}\{_REPLACING})?")
 _PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")  # of a folder that is being packed
 _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def unit_name(index: int) -> str:
+    """Return the file name of a unit."""
     return f"{index:05}.unit"
 
 
 def write_file(path: Path, memory: memoryview) -> None:
-    """Write a new file whose bytes are on the disk when this returns."""
+    """Write a new file; its bytes have reached the disk when this returns."""
     with open(path, "xb") as file:
         file.write(memory)
         file.flush()
@@ -34,7 +35,7 @@ def write_file(path: Path, memory: memoryview) -> None:
 
 
 def replace_file(path: Path, memory: memoryview) -> None:
-    """Put a file with these bytes in the place of another, whole or not at all."""
+    """Replace a file by one with these bytes, in one step that either happens or does not."""
     new = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_REPLACING}")
     try:
         write_file(new, memory)
@@ -46,7 +47,7 @@ def replace_file(path: Path, memory: memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Wait until the names in a folder have reached the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,10 +57,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def partial_folder(folder: Path) -> Iterator[Path]:
-    """Make a locked temporary folder beside `folder`; remove it unless it was renamed."""
+    """Make a locked temporary folder beside `folder`, yield it, and remove it unless renamed."""
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     partial = made.with_name(f"{made.name}.partial")
-    with lock(made):  # held before the name says partial, or `remove_stale` might take it
+    with lock(made):  # before it gets its final name, or `remove_stale` might remove it
         made.rename(partial)
         try:
             yield partial
@@ -68,7 +69,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_stale(root: Path) -> None:
-    """Remove what killed processes left behind: partial folders that are not locked."""
+    """Remove the partial folders of killed processes, which are not locked."""
     for name in folders(root):
         if _PARTIAL.fullmatch(name):
             with lock(root / name) as free:
@@ -77,19 +78,19 @@ def remove_stale(root: Path) -> None:
 
 
 def folders(root: Path) -> list[str]:
-    """Return the names of the folders in a folder, without links to folders."""
+    """Return the sorted names of the folders in `root`, without links to folders."""
     try:
         with os.scandir(root) as found:
             return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
-    except OSError:  # it is not there, or not for us to read
+    except OSError:  # it does not exist or is not readable
         return []
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove the files of a packed model, then their folder unless it holds anything else.
+    """Remove the files of a packed model, then their folder unless it holds other files.
 
-    The index goes first: from then on the folder is no entry of the cache. A folder that cannot be
-    opened, or is a link, is left as it is.
+    The index is removed first: from then on the folder is no entry of the cache. A folder that
+    cannot be opened, or is a link, is left unchanged.
     """
     with suppress(OSError):
         above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -101,19 +102,20 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remove_files(folder: str, above: int) -> None:
+    """Remove the files of a packed model from `folder` in the folder of descriptor `above`."""
     inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=above)
     try:
         names = [name for name in os.listdir(inside) if _FILE.fullmatch(name)]
         for name in sorted(names, key=lambda name: name != INDEX):
-            with suppress(OSError):  # a folder of that name is none of ours
-                os.unlink(name, dir_fd=inside)  # of a link, the link itself
+            with suppress(OSError):  # a folder with such a name was not made by this module
+                os.unlink(name, dir_fd=inside)  # removes a link, not its target
     finally:
         os.close(inside)
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
-    """Try to lock a file or folder; give True if it was not locked, or does not exist.
+    """Try to lock a file or folder; yield True if it was not locked, or does not exist.
 
     A link is not followed, and counts as locked.
     """

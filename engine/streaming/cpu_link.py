@@ -1,4 +1,7 @@
-"""`device: cpu`: slots are ordinary memory, filled from the disk or, at a simulated speed, RAM."""
+"""The device of `device: cpu`: its slots are ordinary memory, filled from the disk or from RAM.
+
+A copy from RAM may be slowed down to a simulated bandwidth.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,8 +13,8 @@ from torch import Tensor
 from engine.streaming.device import Device
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
-from engine.streaming.pinned import Slab, allocate_pages, copy_bytes
-from engine.streaming.workers import Batch, Workers
+from engine.streaming.pinned import HostBuffer, allocate_pages, copy_bytes
+from engine.streaming.workers import JobBatch, Workers
 from engine.weights.layout import UnitReader
 
 
@@ -24,52 +27,61 @@ class CpuDevice(Device):
         super().__init__(torch_device or torch.device("cpu"))
         self._simulate_gbps = simulate_gbps
 
-    def simulating(self, gbps: float) -> "CpuDevice":
+    def with_simulated_link(self, gbps: float) -> "CpuDevice":
         return CpuDevice(self.torch_device, gbps)
 
     def open_link(
-        self, reader: UnitReader, meters: Meters, readers: int, staged: Sequence[int], copiers: int
+        self,
+        reader: UnitReader,
+        meters: Meters,
+        num_readers: int,
+        staged: Sequence[int],
+        num_copiers: int,
     ) -> "CpuLink":
-        return CpuLink(reader, meters, readers, self._simulate_gbps)
+        return CpuLink(reader, meters, num_readers, self._simulate_gbps)
 
 
 def open_device(device: torch.device) -> CpuDevice:
+    """Return the CPU as a device."""
     return CpuDevice(device)
 
 
 class CpuLink:
-    """Readers fill slots straight from the disk; one thread copies from RAM, in order."""
+    """A link whose threads read into slots directly; one more thread copies from RAM, in order."""
 
     def __init__(
-        self, reader: UnitReader, meters: Meters, readers: int, simulate_gbps: float | None
+        self, reader: UnitReader, meters: Meters, num_readers: int, simulate_gbps: float | None
     ) -> None:
         self._reader = reader
         self._meters = meters
         self._simulated = (
             None if simulate_gbps is None else SimulatedLink(simulate_gbps, meters.ram)
         )
-        self._readers = Workers("weights-read", readers)
+        self._readers = Workers("weights-read", num_readers)
         self._copier = Workers("weights-copy", 1)
 
     def slot(self, nbytes: int) -> "CpuSlot":
+        """Allocate a slot. Raises `ModelError` if the system refuses the memory."""
         return CpuSlot(self, allocate_pages(nbytes))
 
-    def slab(self, unit: int) -> tuple[Slab, Arrival]:
-        slab = Slab(self._nbytes(unit))
-        return slab, self.read(unit, slab.memory)
+    def host_buffer(self, unit: int) -> tuple[HostBuffer, Arrival]:
+        buffer = HostBuffer(self._nbytes(unit))
+        return buffer, self.read(unit, buffer.memory)
 
-    def read(self, unit: int, memory: Tensor) -> Batch:
-        """Fill `memory` from the reader, in pieces that threads take in order."""
+    def read(self, unit: int, memory: Tensor) -> JobBatch:
+        """Start to fill `memory` from the reader, in pieces that threads take in order."""
         pieces = {p: memory[p.start : p.stop] for p in self._reader.pieces(unit)}
         jobs = [partial(self._reader.read_piece, unit, *piece) for piece in pieces.items()]
-        return self._readers.submit(*jobs, around=self._meters.disk.carrying(self._nbytes(unit)))
+        return self._readers.submit(
+            *jobs, context=self._meters.disk.time_transfer(self._nbytes(unit))
+        )
 
-    def send(self, unit: int, source: Tensor, memory: Tensor) -> Batch:
-        """Fill `memory` from a slab, no faster than the simulated link."""
+    def send(self, unit: int, source: Tensor, memory: Tensor) -> JobBatch:
+        """Start to copy a unit from `source` to `memory`, no faster than the simulated link."""
         nbytes, meter = self._nbytes(unit), self._meters.ram
         copy = partial(copy_bytes, memory[:nbytes], source[:nbytes])
         if self._simulated is None:
-            return self._copier.submit(copy, around=meter.carrying(nbytes))
+            return self._copier.submit(copy, context=meter.time_transfer(nbytes))
         return self._copier.submit(partial(self._simulated.carry, nbytes, meter.clock(), copy))
 
     def close(self) -> None:
@@ -81,7 +93,10 @@ class CpuLink:
 
 
 class CpuSlot:
-    """A slot of host memory. Fills are started after the block that used it: none has to wait."""
+    """A slot in host memory.
+
+    It is filled again only after the block that used it has ended, so no transfer has to wait.
+    """
 
     def __init__(self, link: CpuLink, memory: Tensor) -> None:
         self.memory = memory
@@ -90,19 +105,19 @@ class CpuSlot:
     def read(self, unit: int) -> Arrival:
         return self._link.read(unit, self.memory)
 
-    def send(self, unit: int, slab: Slab) -> Arrival:
-        return self._link.send(unit, slab.memory, self.memory)
+    def send(self, unit: int, buffer: HostBuffer) -> Arrival:
+        return self._link.send(unit, buffer.memory, self.memory)
 
     def release(self) -> None:
         pass
 
 
 class SimulatedLink:
-    """RAM behind a link of `gbps` gigabytes (1e9) a second. Carries one transfer at a time.
+    """A simulated link of `gbps` gigabytes (1e9) per second, which carries one transfer at a time.
 
-    A transfer takes its bytes over the bandwidth from when it was asked for or the link became
-    free. The next one starts from that computed end, not from when the sleep returned, so the
-    bandwidth is met on average; it is never exceeded.
+    A transfer starts when it was requested or the link became free, and lasts as long as its bytes
+    need at the bandwidth. The next one starts at this computed end, not when the sleep returned, so
+    the bandwidth is met on average. It is never exceeded.
     """
 
     def __init__(
@@ -114,13 +129,13 @@ class SimulatedLink:
         self._sleep = sleep
         self._free_at = 0.0
 
-    def carry(self, nbytes: int, asked: float, copy: Callable[[], None]) -> None:
+    def carry(self, nbytes: int, requested_at: float, copy: Callable[[], None]) -> None:
         """Run `copy`, which moves `nbytes`, and return when the link would have carried them.
 
-        `asked` is the time of the meter's clock at which the transfer could have begun.
+        `requested_at` is the time of the meter's clock at which the transfer could have begun.
         """
         clock = self._meter.clock
-        start = max(asked, self._free_at)
+        start = max(requested_at, self._free_at)
         self._meter.begin(start)
         copy()
         self._free_at = max(start + nbytes * self._seconds_per_byte, clock())

@@ -1,9 +1,9 @@
-"""`device: cuda`: large asynchronous copies on a stream of their own.
+"""The device of `device: cuda`: large asynchronous copies on a stream of their own.
 
 Events keep three orders. A copy into a slot waits, on the device, for the work that was using the
 slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer waits
-until the copy out of it is done (`drained`). The host never waits for the device except in
-`Arrival.result`, which keeps it at most as many units ahead as there are slots.
+until the copy out of it is done (`drained`). The computing thread waits for the device only in
+`Arrival.result`, so it is never further ahead of the device than there are slots.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -23,21 +23,21 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.streaming.cuda_pages import CudaPageStore
-from engine.streaming.cuda_streams import AheadStream, CudaCapture
+from engine.streaming.cuda_streams import CudaCapture, CudaSideStream
 from engine.streaming.device import KERNEL_RUNS, Device, OwnMemory
-from engine.streaming.disk import PIECE_BYTES, cut
+from engine.streaming.disk import PIECE_BYTES, split_pieces
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
 from engine.streaming.page_store import PageStore
-from engine.streaming.pinned import Slab, Unpin, copy_bytes
-from engine.streaming.workers import Batch, Workers
+from engine.streaming.pinned import HostBuffer, Unpin, copy_bytes
+from engine.streaming.workers import JobBatch, Workers
 from engine.weights.layout import UnitReader
 
 logger = logging.getLogger(__name__)
 
-BUFFERS_PER_THREAD = 2  # one is filled while the other drains
-LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is others'
-HEAD_START = 5_000_000  # cycles that a device sleeps: longer than the launches take
+BUFFERS_PER_THREAD = 2  # one is filled while the other is copied from
+LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is other programs'
+SLEEP_CYCLES = 5_000_000  # how long the device sleeps: longer than the launches take
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
 _SUCCESS = 0
 
@@ -48,9 +48,14 @@ class CudaDevice(Device):
     is_asynchronous = True
 
     def open_link(
-        self, reader: UnitReader, meters: Meters, readers: int, staged: Sequence[int], copiers: int
+        self,
+        reader: UnitReader,
+        meters: Meters,
+        num_readers: int,
+        staged: Sequence[int],
+        num_copiers: int,
     ) -> "CudaLink":
-        return CudaLink(self, reader, meters, readers, staged, copiers)
+        return CudaLink(self, reader, meters, num_readers, staged, num_copiers)
 
     def own_memory(self) -> OwnMemory:
         free, total = torch.cuda.mem_get_info(self.torch_device)
@@ -77,14 +82,14 @@ class CudaDevice(Device):
         torch.cuda.synchronize(self.torch_device)
 
     def kernel_seconds(self, step: Callable[[], object]) -> list[float]:
-        """Return the seconds of some runs of a step by the device's own clock.
+        """Return the seconds of each of some runs of a step, by the device's own clock.
 
-        Draft steps are CUDA graphs, so that launches cost nothing there: here all are launched
-        while the device sleeps, and run without a gap.
+        Draft steps are CUDA graphs, in which launches cost nothing. So here all runs are launched
+        while the device sleeps, and then run without a gap.
         """
         with torch.cuda.device(self.torch_device):
             events = [torch.cuda.Event(enable_timing=True) for _ in range(KERNEL_RUNS + 1)]
-            torch.cuda._sleep(HEAD_START)
+            torch.cuda._sleep(SLEEP_CYCLES)
             events[0].record()
             for event in events[1:]:
                 step()
@@ -97,8 +102,8 @@ class CudaDevice(Device):
             return super().page_store(pool, num_places)
         return CudaPageStore(pool, num_places, self)
 
-    def ahead_stream(self) -> AheadStream:
-        return AheadStream(self.torch_device)
+    def side_stream(self) -> CudaSideStream:
+        return CudaSideStream(self.torch_device)
 
     def capture(self) -> CudaCapture:
         return CudaCapture(self.torch_device)
@@ -106,7 +111,7 @@ class CudaDevice(Device):
     def use_compute_stream(self) -> None:
         before = torch.cuda.current_stream(self.torch_device)
         if before.priority < 0:
-            return  # the thread has one
+            return  # the thread already has such a stream
         stream = torch.cuda.Stream(self.torch_device, priority=-1)
         stream.wait_stream(before)
         torch.cuda.set_stream(stream)
@@ -114,8 +119,8 @@ class CudaDevice(Device):
     def _call(self, function: Callable[[], int]) -> int:
         """Return the CUDA error code of a call made on a thread of its own.
 
-        CUDA remembers a refused call per thread and torch would raise it at that thread's next
-        kernel launch, whatever that is; a thread that ends takes it away.
+        CUDA stores the error of a refused call per thread, and torch would raise it at that
+        thread's next kernel launch. The error is gone when its thread ends.
         """
 
         def run() -> int:
@@ -127,21 +132,23 @@ class CudaDevice(Device):
 
 
 def open_device(device: torch.device) -> CudaDevice:
-    """Return the device. Raises `ModelError` when this machine does not have it."""
+    """Return the GPU. Raises `ModelError` when this machine does not have it."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         raise ModelError(
-            f"device: {str(device)!r} is not there ({count} GPUs seen by this torch). "
+            f"device: {str(device)!r} was not found (this torch sees {count} GPUs). "
             "Use auto or cpu, or install a CUDA build of torch."
         )
     return CudaDevice(device)
 
 
 class CudaLink:
-    """Copies pinned slabs straight to the device, all else in pieces through pinned buffers.
+    """A link that copies pinned host buffers directly, and all else through staging buffers.
 
-    `readers` threads read slabs and the units of `staged` from the disk; `copiers` threads copy
-    slabs that could not be pinned.
+    Args:
+        num_readers: threads that read from the disk, into host buffers or staging buffers.
+        staged: the units that are read through staging buffers.
+        num_copiers: threads that copy host buffers which could not be pinned.
     """
 
     def __init__(
@@ -149,9 +156,9 @@ class CudaLink:
         device: CudaDevice,
         reader: UnitReader,
         meters: Meters,
-        readers: int,
+        num_readers: int,
         staged: Sequence[int],
-        copiers: int,
+        num_copiers: int,
     ) -> None:
         self.device = device
         self.meters = meters
@@ -159,14 +166,15 @@ class CudaLink:
         self._reader = reader
         self._pin_lock = threading.Lock()
         self._pinning_refused = False
-        self._readers = Workers("weights-read", readers)
-        self._copiers = Workers("weights-copy", copiers)
+        self._readers = Workers("weights-read", num_readers)
+        self._copiers = Workers("weights-copy", num_copiers)
         largest = max((len(p) for unit in staged for p in reader.pieces(unit)), default=0)
         each = BUFFERS_PER_THREAD if largest <= PIECE_BYTES else 1  # whole units are too large
-        self._read_into = _Staging(readers * each if staged else 0, largest, device)
-        self._copied_into = _Staging(copiers * BUFFERS_PER_THREAD, PIECE_BYTES, device)
+        self._read_into = _StagingBuffers(num_readers * each if staged else 0, largest, device)
+        self._copied_into = _StagingBuffers(num_copiers * BUFFERS_PER_THREAD, PIECE_BYTES, device)
 
     def slot(self, nbytes: int) -> "CudaSlot":
+        """Allocate a slot. Raises `ModelError` when the device has too little memory."""
         try:
             with torch.inference_mode(False):
                 memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device.torch_device)
@@ -177,30 +185,30 @@ class CudaLink:
             ) from error
         return CudaSlot(self, memory)
 
-    def slab(self, unit: int) -> tuple[Slab, Arrival]:
-        slab = Slab(self._nbytes(unit))
-        pieces = {p: slab.memory[p.start : p.stop] for p in self._reader.pieces(unit)}
+    def host_buffer(self, unit: int) -> tuple[HostBuffer, Arrival]:
+        buffer = HostBuffer(self._nbytes(unit))
+        pieces = {p: buffer.memory[p.start : p.stop] for p in self._reader.pieces(unit)}
         jobs = [partial(self._reader.read_piece, unit, *piece) for piece in pieces.items()]
-        return slab, self._readers.submit(*jobs, around=self._pinning(slab))
+        return buffer, self._readers.submit(*jobs, context=self._pinning(buffer))
 
     def read(self, unit: int, slot: "CudaSlot") -> Arrival:
-        """Fill a slot from the disk."""
+        """Start to fill a slot from the disk, through staging buffers."""
         pieces = self._reader.pieces(unit)
         fill = partial(self._reader.read_piece, unit)
         return self._stage(pieces, fill, slot, self._read_into, self._readers, self.meters.disk)
 
-    def send(self, unit: int, slab: Slab, slot: "CudaSlot") -> Arrival:
-        """Fill a slot from RAM: one copy if the slab is pinned, else piece by piece."""
-        source = slab.memory[: self._nbytes(unit)]
-        if slab.is_pinned:
+    def send(self, unit: int, buffer: HostBuffer, slot: "CudaSlot") -> Arrival:
+        """Start to fill a slot from RAM: by one copy if the buffer is pinned, else in pieces."""
+        source = buffer.memory[: self._nbytes(unit)]
+        if buffer.is_pinned:
             with slot.filling():
                 slot.copy(0, source)
-            return _Direct(slot, source.nbytes)
+            return _DirectCopy(slot, source.nbytes)
 
         def fill(piece: range, memory: Tensor) -> None:
             copy_bytes(memory, source[piece.start : piece.stop])
 
-        pieces = cut(source.nbytes)
+        pieces = split_pieces(source.nbytes)
         return self._stage(pieces, fill, slot, self._copied_into, self._copiers, self.meters.ram)
 
     def compute_stream(self) -> torch.cuda.Stream:
@@ -219,11 +227,11 @@ class CudaLink:
         pieces: Sequence[range],
         fill: Callable[[range, Tensor], None],
         slot: "CudaSlot",
-        staging: "_Staging",
+        staging: "_StagingBuffers",
         workers: Workers,
         meter: Meter,
     ) -> Arrival:
-        """Let threads fill buffers and launch the copies out of them."""
+        """Let threads fill staging buffers with pieces of a unit and launch copies to the slot."""
 
         def job(piece: range) -> None:
             with staging.buffer() as (memory, drained):
@@ -232,14 +240,14 @@ class CudaLink:
 
         nbytes = pieces[-1].stop
         jobs = [partial(job, piece) for piece in pieces]
-        return _Staged(workers.submit(*jobs, around=_carrying(nbytes, meter, slot)), slot)
+        return _StagedCopy(workers.submit(*jobs, context=_fill_timed(nbytes, meter, slot)), slot)
 
     @contextmanager
-    def _pinning(self, slab: Slab) -> Iterator[None]:
-        """Enter a block that fills the slab; if it succeeds, the slab is pinned."""
+    def _pinning(self, buffer: HostBuffer) -> Iterator[None]:
+        """Enter a block that fills the buffer; pin the buffer if the block succeeds."""
         yield
         with self._pin_lock:  # several readers: one warning is enough
-            if not self._pinning_refused and not slab.pin(self.device.pin):
+            if not self._pinning_refused and not buffer.pin(self.device.pin):
                 self._pinning_refused = True
                 logger.warning(
                     "The system refused to pin more RAM: the remaining units travel through a "
@@ -252,13 +260,14 @@ class CudaLink:
 
 
 @contextmanager
-def _carrying(nbytes: int, meter: Meter, slot: "CudaSlot") -> Iterator[None]:
-    with meter.carrying(nbytes), slot.filling():
+def _fill_timed(nbytes: int, meter: Meter, slot: "CudaSlot") -> Iterator[None]:
+    """Enter a block that fills a slot with `nbytes`, and count it as a transfer."""
+    with meter.time_transfer(nbytes), slot.filling():
         yield
 
 
 class CudaSlot:
-    """Device memory, with the events that order its users."""
+    """Device memory for one unit, with the events that order its uses."""
 
     def __init__(self, link: CudaLink, memory: Tensor) -> None:
         self.memory = memory
@@ -266,20 +275,20 @@ class CudaSlot:
         self.began = torch.cuda.Event(enable_timing=True)
         self.ready = torch.cuda.Event(enable_timing=True, blocking=True)
         self._free = torch.cuda.Event()
-        self.release()  # the allocator may hand out memory that earlier kernels still use
+        self.release()  # the allocator may return memory that earlier kernels still use
 
     def read(self, unit: int) -> Arrival:
         return self.link.read(unit, self)
 
-    def send(self, unit: int, slab: Slab) -> Arrival:
-        return self.link.send(unit, slab, self)
+    def send(self, unit: int, buffer: HostBuffer) -> Arrival:
+        return self.link.send(unit, buffer, self)
 
     def release(self) -> None:
         self._free.record(self.link.compute_stream())
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Enter a block that launches the copies of a unit, after the work that used the slot."""
+        """Enter a block that launches copies into the slot, to run after the work that used it."""
         stream = self.link.stream
         stream.wait_event(self._free)
         self.began.record(stream)
@@ -289,7 +298,7 @@ class CudaSlot:
             self.ready.record(stream)
 
     def copy(self, first: int, part: Tensor, drained: "torch.cuda.Event | None" = None) -> None:
-        """Launch the copy of `part` to byte `first`; record in `drained` when it has been read."""
+        """Launch the copy of `part` to byte `first`; record `drained` after it, if given."""
         stream = self.link.stream
         with torch.cuda.stream(stream):
             self.memory[first : first + part.nbytes].copy_(part, non_blocking=True)
@@ -297,8 +306,8 @@ class CudaSlot:
             drained.record(stream)
 
 
-class _Direct:
-    """A copy that is launched; the device's clock times it."""
+class _DirectCopy:
+    """The arrival of one copy that has been launched; the device's clock times it."""
 
     def __init__(self, slot: CudaSlot, nbytes: int) -> None:
         self._slot = slot
@@ -313,13 +322,13 @@ class _Direct:
     def result(self) -> None:
         _wait(self._slot)
         seconds = self._slot.began.elapsed_time(self._slot.ready) / 1e3
-        self._slot.link.meters.ram.credit(seconds, self._nbytes)
+        self._slot.link.meters.ram.add_transfer(seconds, self._nbytes)
 
 
-class _Staged:
-    """A copy that a thread launches when it has the bytes."""
+class _StagedCopy:
+    """The arrival of a unit whose copies are launched by threads when they have read the bytes."""
 
-    def __init__(self, launched: Batch, slot: CudaSlot) -> None:
+    def __init__(self, launched: JobBatch, slot: CudaSlot) -> None:
         self._launched = launched
         self._slot = slot
 
@@ -335,33 +344,36 @@ class _Staged:
 
 
 def _wait(slot: CudaSlot) -> None:
-    """Wait on the host, so that it does not run ahead of the ring, and before what it launches."""
+    """Wait until a slot is filled, on the host and on the compute stream.
+
+    The host waits so that it does not run further ahead than the ring has slots.
+    """
     slot.ready.synchronize()
     slot.link.compute_stream().wait_event(slot.ready)
 
 
-class _Staging:
-    """Pinned buffers; each is borrowed, filled, copied from and refilled."""
+class _StagingBuffers:
+    """A set of pinned buffers, each of which is borrowed, filled, copied from and used again."""
 
     def __init__(self, count: int, nbytes: int, device: CudaDevice) -> None:
-        self._slabs = [Slab(nbytes) for _ in range(count)]
-        self._waiting: SimpleQueue[tuple[Slab, torch.cuda.Event]] = SimpleQueue()
-        if not all(slab.pin(device.pin) for slab in self._slabs):
+        self._host_buffers = [HostBuffer(nbytes) for _ in range(count)]
+        self._waiting: SimpleQueue[tuple[HostBuffer, torch.cuda.Event]] = SimpleQueue()
+        if not all(buffer.pin(device.pin) for buffer in self._host_buffers):
             logger.warning("The system refused to pin the staging buffers: copies will be slow.")
-        for slab in self._slabs:
-            self._waiting.put((slab, torch.cuda.Event(blocking=True)))
+        for buffer in self._host_buffers:
+            self._waiting.put((buffer, torch.cuda.Event(blocking=True)))
 
     @contextmanager
     def buffer(self) -> Iterator[tuple[Tensor, torch.cuda.Event]]:
-        """Borrow a buffer that no copy reads, and the event to record after the copy out of it."""
-        slab, drained = self._waiting.get()
+        """Yield a buffer that no copy reads, and the event to record after the copy out of it."""
+        buffer, drained = self._waiting.get()
         try:
             drained.synchronize()
-            yield slab.memory, drained
+            yield buffer.memory, drained
         finally:
-            self._waiting.put((slab, drained))
+            self._waiting.put((buffer, drained))
 
     def close(self) -> None:
-        for slab in self._slabs:
-            slab.unpin()
-        self._slabs = []
+        for buffer in self._host_buffers:
+            buffer.unpin()
+        self._host_buffers = []

@@ -1,8 +1,8 @@
-"""Idle KV pages between a CUDA device and pinned host memory.
+"""Copies of idle KV pages between a CUDA device and pinned host memory.
 
-In the pool a page is 2 L stretches far apart, so it passes through a contiguous staging page on the
-device. That hop ends the reading of the pool: the page may be written again while its bytes are
-still on the link.
+In the pool the memory of a page is 2 L separate runs, so a page is copied through a contiguous
+staging page on the device. Once it is there, the page in the pool may be written again, while its
+bytes are still on the link.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 
 
 class CudaPageStore(PageStore):
-    """Copies pages to and from pinned host memory on a stream of its own.
+    """A page store that copies on a CUDA stream of its own.
 
-    The stream orders all copies: a staging page or a place that the next copy writes has been read
-    by the last. So the host never waits, and the compute stream waits only where it uses a page
-    that a copy still uses (`wait`).
+    All copies run in order on that stream, so a copy writes a staging page or a host place only
+    after the last copy has read it. The host never waits. The compute stream waits only before it
+    uses a page that a copy still uses (`wait`).
     """
 
     def __init__(self, pool: Tensor, num_places: int, device: Device) -> None:
         super().__init__(pool, num_places, device.pin)
         self.device = device.torch_device
         self.stream = torch.cuda.Stream(self.device)
-        if not self._slab.is_pinned:
+        if not self._buffer.is_pinned:
             logger.warning(
                 "The system refused to pin %.0f MiB of RAM for idle KV pages: they travel more "
                 "slowly. Raise the locked-memory limit (ulimit -l, or the container's).",
-                self._slab.memory.nbytes / 2**20,
+                self._buffer.memory.nbytes / 2**20,
             )
         pages = num_staging_pages(page_bytes(pool), num_places)
         try:
@@ -54,7 +54,9 @@ class CudaPageStore(PageStore):
             ) from error
         self._issued = 0
         self._ended = 0
-        self._events: deque[tuple[int, torch.cuda.Event]] = deque()  # of tickets not ended
+        self._events: deque[tuple[int, torch.cuda.Event]] = (
+            deque()
+        )  # by ticket, of copies that may still run
 
     def save(self, pages: Sequence[int], places: Sequence[int]) -> int:
         self._follow_compute()
@@ -62,7 +64,7 @@ class CudaPageStore(PageStore):
             for batch in self._batches(pages, places):
                 for page, _, staged in batch:
                     staged.copy_(self._pool[:, page], non_blocking=True)
-                ticket = self._ticket()  # the last batch's counts
+                ticket = self._issue_ticket()  # the last batch's ticket is returned
                 for _, place, staged in batch:
                     self._places[place].copy_(staged, non_blocking=True)
         return ticket
@@ -75,7 +77,7 @@ class CudaPageStore(PageStore):
                     staged.copy_(self._places[place], non_blocking=True)
                 for page, _, staged in batch:
                     self._pool[:, page].copy_(staged, non_blocking=True)
-            return self._ticket()
+            return self._issue_ticket()
 
     def done(self, ticket: int) -> bool:
         while self._events and self._events[0][1].query():
@@ -92,12 +94,13 @@ class CudaPageStore(PageStore):
         super().close()
 
     def _follow_compute(self) -> None:
-        """Make later copies come after what was launched on the current stream so far."""
+        """Make later copies run after the work launched on the current stream so far."""
         launched = torch.cuda.Event()
         launched.record(torch.cuda.current_stream(self.device))
         self.stream.wait_event(launched)
 
-    def _ticket(self) -> int:
+    def _issue_ticket(self) -> int:
+        """Return the ticket of all copies launched so far."""
         event = torch.cuda.Event()
         event.record(self.stream)
         self._issued += 1
@@ -107,7 +110,7 @@ class CudaPageStore(PageStore):
     def _batches(
         self, pages: Sequence[int], places: Sequence[int]
     ) -> Iterator[list[tuple[int, int, Tensor]]]:
-        """Yield page, place and staging page, as many at a time as there are staging pages."""
+        """Yield batches of (page, place, staging page), each batch with different staging pages."""
         pairs = list(zip(pages, places, strict=True))
         for first in range(0, len(pairs), len(self._staging)):
             batch = pairs[first : first + len(self._staging)]

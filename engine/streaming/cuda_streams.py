@@ -1,7 +1,7 @@
-"""CUDA streams that drafting uses: one to draft ahead on, beside a pass, and captured graphs.
+"""CUDA streams and graphs for drafting: a side stream beside a pass, and captured graphs.
 
-A stream is "low" only beside a higher one, and CUDA's default priority is the lowest there is: so
-the pass, and all else, computes on a stream of high priority (`CudaDevice.use_compute_stream`).
+CUDA's default priority is the lowest. So that the side stream has a lower priority than the pass,
+all other work computes on a stream of high priority (`CudaDevice.use_compute_stream`).
 """
 
 # mypy: disallow-untyped-calls=False
@@ -13,25 +13,28 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from engine.streaming.ahead_stream import Aside
 from engine.streaming.device import Work
+from engine.streaming.side_stream import SideStream
 
 
-class AheadStream(Aside):
-    """A CUDA stream of the lowest priority; `passing` and `join` are called on the pass's own."""
+class CudaSideStream(SideStream):
+    """A side stream of the lowest priority.
+
+    Call `during_pass` and `join` with the compute stream as the current stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device, priority=0)
         self._began = torch.cuda.Event()
         self._drafted = torch.cuda.Event()
-        self._aside = False  # whether a pass is being walked
-        self._waiting = False  # whether something was drafted since the last join
+        self._is_in_pass = False  # whether a pass runs
+        self._has_drafted = False  # since the last join
 
     @contextmanager
-    def passing(self) -> Iterator[None]:
+    def during_pass(self) -> Iterator[None]:
         self._began.record(torch.cuda.current_stream(self._device))
-        self._aside = True
+        self._is_in_pass = True
         try:
             yield
         finally:
@@ -39,7 +42,7 @@ class AheadStream(Aside):
 
     @contextmanager
     def drafting(self) -> Iterator[None]:
-        if not self._aside:
+        if not self._is_in_pass:
             yield
             return
         self._stream.wait_event(self._began)
@@ -48,36 +51,42 @@ class AheadStream(Aside):
                 yield
         finally:
             self._drafted.record(self._stream)
-            self._waiting = True
+            self._has_drafted = True
 
     def join(self) -> None:
-        self._aside = False
-        if self._waiting:
+        self._is_in_pass = False
+        if self._has_drafted:
             torch.cuda.current_stream(self._device).wait_event(self._drafted)
-            self._waiting = False
+            self._has_drafted = False
 
 
 class CudaCapture:
-    """Captures work on a stream of its own; all graphs share one memory pool.
+    """A function that captures work as a CUDA graph, on a stream of its own.
 
-    They can share it because two graphs never run at a time, and the result of one is outside of
-    the pool. Their kernels keep the priority of that stream, which is the lowest.
+    All graphs share one memory pool. They can, because two graphs never run at the same time, and
+    results are stored outside of the pool. The kernels of a graph keep the priority of the
+    capturing stream, which is the lowest.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._results: dict[torch.Size, Tensor] = {}  # one is read before the next is written
+        self._results: dict[
+            torch.Size, Tensor
+        ] = {}  # each is read before the next replay writes it
 
     def __call__(self, work: Work) -> Work:
-        """Run the work once, then record it. Raises `RuntimeError` for what cannot be captured."""
+        """Run the work once, capture it, and return a function that replays it.
+
+        Raises `RuntimeError` if the work cannot be captured.
+        """
         caller = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
         # The outer block restores the caller's stream where a failed capture does not.
         with torch.cuda.stream(self._stream):
-            # Libraries set themselves up in their first call, which cannot be captured.
+            # Libraries initialize themselves in their first call, which cannot be captured.
             logits = work()
             result = self._results.setdefault(logits.shape, torch.empty_like(logits))
             # "thread_local": other threads may read weights and pin memory meanwhile.

@@ -1,8 +1,8 @@
-"""The device that computes: what the engine asks of it beyond torch's own operations.
+"""The device that computes: what the engine needs of it beyond torch's own operations.
 
-`choose_device` finds a device by its name. The file `engine/streaming/<type>_link.py`, for torch's
-type of device, is all that a new one needs, besides what its kernels need. The docstring of
-`engine.streaming.link` contains a complete example.
+`choose_device` finds a device by its name. A new device needs only the file
+`engine/streaming/<type>_link.py`, named after torch's type of the device, and its kernels. The
+docstring of `engine.streaming.link` contains a complete example.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,36 +16,36 @@ from torch import Tensor
 
 import engine.streaming
 from engine.errors import ModelError
-from engine.streaming.ahead_stream import Aside
 from engine.streaming.link import Link, Meters
 from engine.streaming.page_store import PageStore
 from engine.streaming.pinned import Unpin
+from engine.streaming.side_stream import SideStream
 from engine.timing import time_runs
 from engine.weights.layout import UnitReader
 
-KERNEL_RUNS = 9
-KERNEL_SECONDS = 0.1  # of timing a kernel, at most
+KERNEL_RUNS = 9  # the most runs for timing a kernel
+KERNEL_SECONDS = 0.1  # no run begins later
 
 Work = Callable[[], Tensor]
-Capture = Callable[[Work], Work]  # work, and the same work replayed into the same tensor
+Capture = Callable[[Work], Work]  # returns a function that replays the work
 
 
 @dataclass(frozen=True)
 class OwnMemory:
-    """Memory that only the device has, in bytes."""
+    """Sizes of a device's own memory, in bytes."""
 
     free: int
-    runtime: int  # what the driver and the libraries hold of it
+    runtime: int  # what the driver and the libraries use
 
 
 class Device:
-    """A device. The defaults suit one without streams that computes in RAM.
+    """A device. The defaults suit one that computes in RAM and has no streams.
 
     A subclass implements `open_link`. Its module has a function
-    `open_device(torch.device) -> Device`, which raises `ModelError` when the device is not there.
+    `open_device(torch.device) -> Device`, which raises `ModelError` if the device does not exist.
     """
 
-    # Whether calls only launch work, so that reading a result waits for the device.
+    # Whether calls only launch work, so that the host waits when it reads a result.
     is_asynchronous = False
 
     def __init__(self, torch_device: torch.device) -> None:
@@ -65,40 +65,49 @@ class Device:
         return self.own_memory() is not None
 
     def open_link(
-        self, reader: UnitReader, meters: Meters, readers: int, staged: Sequence[int], copiers: int
+        self,
+        reader: UnitReader,
+        meters: Meters,
+        num_readers: int,
+        staged: Sequence[int],
+        num_copiers: int,
     ) -> Link:
         """Open a link that moves the units of `reader` into slots.
 
         Args:
-            readers: threads that read from the disk.
-            staged: the units that are read straight into slots, without a slab.
-            copiers: threads that copy slabs which the device refused to pin; 0 if there are none.
+            num_readers: the number of threads that read from the disk.
+            staged: the units that are read into slots, not into host buffers.
+            num_copiers: the number of threads that copy host buffers which the device refused to
+                pin; 0 if there are none.
         """
         raise NotImplementedError
 
-    def simulating(self, gbps: float) -> "Device":
-        """Return the same device behind a simulated link. Raises `ModelError` for a real link."""
+    def with_simulated_link(self, gbps: float) -> "Device":
+        """Return the same device with a link of this simulated bandwidth.
+
+        Raises `ModelError` if the device has a real link.
+        """
         raise ModelError(
             f"stream.simulate_gbps is {gbps}, but {self} has a link of its own: "
             "remove it, or set device to cpu."
         )
 
     def own_memory(self) -> OwnMemory | None:
-        """Return what there is of the device's own memory; None if it uses the RAM."""
+        """Return the sizes of the device's own memory; None if it computes in RAM."""
         return None
 
     def pin(self, memory: Tensor) -> Unpin | None:
-        """Pin host memory, so that the device reads it directly; None if that is refused.
+        """Pin host memory, so that the device can read it directly.
 
-        Returns the function that gives the pages back to the system's paging.
+        Return the function that unpins it, or None if the system refuses to pin the memory.
         """
         return None
 
     def synchronize(self) -> None:
-        """Wait until everything launched so far has been computed."""
+        """Wait until all work launched so far has been computed."""
 
     def kernel_seconds(self, step: Callable[[], object]) -> list[float]:
-        """Return the seconds of some runs of a step, without the cost of launching it."""
+        """Return the seconds of each of some runs of a step, without the cost of launching it."""
 
         def run() -> None:
             step()
@@ -113,30 +122,31 @@ class Device:
         """
         return PageStore(pool, num_places, self.pin)
 
-    def ahead_stream(self) -> Aside:
-        """Return where drafting ahead runs, beside a pass."""
-        return Aside()
+    def side_stream(self) -> SideStream:
+        """Return the stream on which drafting ahead runs beside a pass."""
+        return SideStream()
 
     def capture(self) -> Capture | None:
-        """Return what records work as a graph; None if the device has no graphs."""
+        """Return the function that captures work as a graph; None if the device has no graphs."""
         return None
 
     def use_compute_stream(self) -> None:
-        """Compute on this thread, from now on, at a higher priority than drafting ahead."""
+        """Make this thread compute, from now on, at a higher priority than drafting ahead."""
 
 
 def choose_device(name: str | None, simulate_gbps: float | None = None) -> Device:
-    """Return the device of this name; None means the first accelerator, else the CPU.
+    """Return the device of this name, or the first accelerator, else the CPU, if it is None.
 
-    `simulate_gbps` is the bandwidth of a simulated link. Raises `ModelError`.
+    `simulate_gbps` is the bandwidth of a simulated link. Raises `ModelError` if the device does not
+    exist, is not supported, or has a link that cannot be simulated.
     """
     device = _automatic() if name is None else _named(name)
-    return device if simulate_gbps is None else device.simulating(simulate_gbps)
+    return device if simulate_gbps is None else device.with_simulated_link(simulate_gbps)
 
 
 def _automatic() -> Device:
     for kind in sorted(_kinds() - {"cpu"}):
-        with suppress(ModelError):  # it is not there
+        with suppress(ModelError):  # this machine has no such device
             return _named(f"{kind}:0")
     return _named("cpu")
 
@@ -145,7 +155,7 @@ def _named(name: str) -> Device:
     try:
         wanted = torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"device: {name!r} is no device; use auto, cpu or cuda:0") from error
+        raise ModelError(f"device: {name!r} is not a device; use auto, cpu or cuda:0") from error
     if wanted.type not in _kinds():
         raise ModelError(f"device: {name!r} is not supported; use auto, cpu or cuda:0")
     device: Device = import_module(f"engine.streaming.{wanted.type}_link").open_device(wanted)

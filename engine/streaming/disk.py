@@ -1,7 +1,7 @@
-"""Reading units from a disk: in pieces by several threads, directly or through the page cache.
+"""Reading units from a disk: in pieces, by several threads, directly or through the page cache.
 
-A unit's file is whole pages, so direct reads (O_DIRECT) may fill a slot without a copy and without
-evicting other pages from memory. Where the page cache is faster, reads go through it.
+The file of a unit consists of whole pages. So direct reads (O_DIRECT) can fill a slot without a
+copy and without evicting other pages from memory. Where the page cache is faster, it is used.
 """
 
 import logging
@@ -24,49 +24,55 @@ from engine.weights.open_file import OpenFile
 
 logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 8 * 2**20  # of one read, and of one checksum of a packed unit
+PIECE_BYTES = 8 * 2**20  # bytes of one read, and of one checksum of a packed unit
 READERS = 4  # threads that read from the disk
-SMALLEST = 64 * 2**20  # bytes; reading less is not worth a measurement
-TRIAL_S = 0.3  # no round of the measurement begins later
+MIN_MEASURED_BYTES = 64 * 2**20  # reading fewer bytes is not worth a measurement
+TRIAL_S = 0.3  # seconds after which no round of the measurement begins
 TRIAL_ROUNDS = 4
-TRIAL_PIECES = 2  # that each thread reads in a round
-PREFERENCE = 0.75  # direct reads may be slower: they take a tenth of the CPU time, and no memory
+TRIAL_PIECES = 2  # pieces that each thread reads in a round
+# Direct reads are used from this share of the cached speed on: they take a tenth of the CPU time,
+# and no memory.
+MIN_DIRECT_SPEED = 0.75
 
 
-def cut(nbytes: int) -> list[range]:
-    """Return pieces of `PIECE_BYTES`, at least one; the last one is the rest."""
+def split_pieces(nbytes: int) -> list[range]:
+    """Return the byte ranges of pieces of `PIECE_BYTES`, at least one; the last may be shorter."""
     firsts = range(0, max(nbytes, 1), PIECE_BYTES)
     return [range(first, min(first + PIECE_BYTES, nbytes)) for first in firsts]
 
 
 class UnitFile:
-    """An open file of whole pages, read from any thread."""
+    """An open file of whole pages that any thread may read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._cached = OpenFile(path, os.O_NOFOLLOW)
         self._direct: OpenFile | None = None
-        self.is_direct = False  # whether reads go past the page cache, where borders allow
+        self.is_direct = False  # whether aligned reads bypass the page cache
 
     @property
     def nbytes(self) -> int:
+        """The size of the file."""
         return self._cached.nbytes
 
     def open_direct(self) -> bool:
-        """Make direct reads possible; return False if the file system refuses them."""
+        """Open the file for direct reads too. Return False if the file system refuses that."""
         if self._direct is None and hasattr(os, "O_DIRECT"):
             with suppress(ModelError):  # tmpfs, some overlays
                 self._direct = OpenFile(self.path, os.O_DIRECT | os.O_NOFOLLOW)
         return self._direct is not None
 
     def use_direct(self) -> None:
-        """Read past the page cache from now on."""
+        """Bypass the page cache from now on."""
         self.is_direct = True
 
     def read(self, memory: Tensor, offset: int, *, direct: bool | None = None) -> None:
-        """Fill `memory` (uint8) from `offset`. Raises `ModelError` that names the file.
+        """Fill `memory` (uint8) with the file's bytes from `offset` on.
 
-        `direct` says whether to read past the page cache; None means as `is_direct` says.
+        Args:
+            direct: whether to bypass the page cache, if addresses allow it; None: as `is_direct`.
+
+        Raises `ModelError`, which names the file, if it cannot be read.
         """
         flat = memory.numpy().data
         aligned = (memory.data_ptr() | offset | len(flat)) % PAGE_BYTES == 0
@@ -77,35 +83,36 @@ class UnitFile:
     def read_stored(self, memory: Tensor, offset: int) -> None:
         """Fill `memory` (whole pages) from the disk rather than from the page cache, if possible.
 
-        What was written and is not on the disk yet is written before. Raises as `read` does.
+        Bytes that were written and have not reached the disk are written first. Raises
+        `ModelError` as `read` does.
         """
         if not self.open_direct():
             self.evict(range(offset, offset + len(memory)))
         self.read(memory, offset, direct=True)
 
     def close(self) -> None:
-        """Close the file: a read raises `ModelError` from now on. May be called again."""
+        """Close the file. Later reads raise `ModelError`. It may be called again."""
         self._cached.close()
         if self._direct is not None:
             self._direct.close()
 
     def is_cached(self) -> bool:
-        """Return whether the page in the file's middle is in the page cache, without a read."""
+        """Return whether the middle page of the file is in the page cache, without reading it."""
         page = bytearray(PAGE_BYTES)
         middle = self.nbytes // 2 // PAGE_BYTES * PAGE_BYTES
         try:
             return os.preadv(self._cached.descriptor, [page], middle, os.RWF_NOWAIT) == PAGE_BYTES
-        except OSError:  # not there, or the file system cannot tell
+        except OSError:  # it is not cached, or the file system does not support this flag
             return False
 
     def evict(self, piece: range) -> None:
-        """Drop these bytes from the page cache."""
+        """Drop a range of bytes from the page cache."""
         os.posix_fadvise(self._cached.descriptor, piece.start, len(piece), os.POSIX_FADV_DONTNEED)
 
     def _read_direct(self, flat: memoryview, offset: int) -> int:
-        """Return how many bytes were read directly.
+        """Fill the start of `flat` by direct reads, and return how many bytes were read.
 
-        The caller reads the rest through the page cache, which raises what was wrong.
+        After an error the caller reads the rest through the page cache, which raises the error.
         """
         done = 0
         while self._direct is not None and done < len(flat) and done % PAGE_BYTES == 0:
@@ -120,18 +127,18 @@ class UnitFile:
 
 
 def direct_is_faster(files: Sequence[UnitFile]) -> bool:
-    """Return whether reading these files again and again is faster past the page cache.
+    """Return whether reading these files again and again is faster without the page cache.
 
-    If all of them are in the cache, they fit, and nothing is faster. Else uncached pieces are read
-    both ways in turn, by as many threads as later. The best rounds are compared, since other
-    programs only ever slow a disk down. Takes about `TRIAL_S`.
+    If all of them are in the cache, they fit in memory, and the cache is faster. Otherwise uncached
+    pieces are read both ways in turn, by as many threads as in a pass. The fastest rounds are
+    compared, because other programs can only slow a disk down. This takes about `TRIAL_S` seconds.
     """
     files = [file for file in files if file.nbytes]
-    if sum(file.nbytes for file in files) < SMALLEST:
+    if sum(file.nbytes for file in files) < MIN_MEASURED_BYTES:
         return False
     if not all(file.open_direct() for file in files) or all(file.is_cached() for file in files):
         return False
-    places = [(file, piece) for file in files for piece in cut(file.nbytes)]
+    places = [(file, piece) for file in files for piece in split_pieces(file.nbytes)]
     count = READERS * TRIAL_PIECES
     memory = torch.frombuffer(mmap.mmap(-1, READERS * PIECE_BYTES), dtype=torch.uint8)
     memory.fill_(1)  # the first touch of a page is not part of reading
@@ -139,21 +146,21 @@ def direct_is_faster(files: Sequence[UnitFile]) -> bool:
     with closing(Workers("weights-trial", READERS)) as workers:
         began = time.perf_counter()
         for number in range(TRIAL_ROUNDS):
-            for direct in (True, False):  # in the order of a pass
+            for direct in (True, False):  # pieces in the order of a pass
                 first = (2 * number + direct) * (len(places) - count) // (2 * TRIAL_ROUNDS)
                 run = places[first : first + count]
                 paces[direct].append(_trial(run, memory, workers, direct=direct))
             if time.perf_counter() - began > TRIAL_S:
                 break
     directly, cached = max(paces[True]), max(paces[False])
-    logger.info("disk: %.2f GB/s directly, %.2f through the page cache", directly, cached)
-    return directly >= PREFERENCE * cached
+    logger.info("Disk: %.2f GB/s directly, %.2f GB/s through the page cache", directly, cached)
+    return directly >= MIN_DIRECT_SPEED * cached
 
 
 def _trial(
     places: Sequence[tuple[UnitFile, range]], memory: Tensor, workers: Workers, *, direct: bool
 ) -> float:
-    """Return the GB/s at which the places are read, all at once."""
+    """Return the speed, in GB/s, of reading these pieces of files by all threads together."""
     jobs: list[Callable[[], None]] = []
     for number, (file, piece) in enumerate(places):
         file.evict(piece)

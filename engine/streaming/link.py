@@ -1,7 +1,7 @@
-'''What the ring needs of a device: slots, and the link that fills them.
+'''What the weight stream needs of a device: slots, and the link that fills them.
 
 A device is one file of this package, `<type>_link.py` for torch's type of device, with a function
-`open_device`. This is a complete one. It copies with memcpy into ordinary memory, on one thread:
+`open_device`. This is a complete example. It copies by memcpy into ordinary memory, on one thread:
 
     """A device whose memory is ordinary memory."""
 
@@ -10,7 +10,7 @@ A device is one file of this package, `<type>_link.py` for torch's type of devic
     import torch
 
     from engine.streaming.device import Device
-    from engine.streaming.pinned import Slab, allocate_pages, copy_bytes
+    from engine.streaming.pinned import HostBuffer, allocate_pages, copy_bytes
     from engine.streaming.workers import Workers
 
 
@@ -24,15 +24,15 @@ A device is one file of this package, `<type>_link.py` for torch's type of devic
         def read(self, unit):
             return self._link.read(unit, self.memory)
 
-        def send(self, unit, slab):
-            return self._link.copy(unit, slab.memory, self.memory)
+        def send(self, unit, buffer):
+            return self._link.copy(unit, buffer.memory, self.memory)
 
         def release(self):
-            pass  # work is never launched ahead: the block that used the slot is over
+            pass  # work is never launched ahead: the block that used the slot has ended
 
 
     class MemcpyLink:
-        """One thread fills slots and slabs, in the order in which they were asked for."""
+        """A link whose only thread fills slots and host buffers in the order of the requests."""
 
         def __init__(self, reader, meters):
             self._reader, self._meters = reader, meters
@@ -41,9 +41,9 @@ A device is one file of this package, `<type>_link.py` for torch's type of devic
         def slot(self, nbytes):
             return MemcpySlot(self, nbytes)
 
-        def slab(self, unit):
-            slab = Slab(self._reader.layouts[unit].nbytes)
-            return slab, self.read(unit, slab.memory)
+        def host_buffer(self, unit):
+            buffer = HostBuffer(self._reader.layouts[unit].nbytes)
+            return buffer, self.read(unit, buffer.memory)
 
         def read(self, unit, memory):
             job = partial(self._reader.read, unit, memory)
@@ -59,13 +59,13 @@ A device is one file of this package, `<type>_link.py` for torch's type of devic
 
         def _submit(self, job, unit, meter):
             nbytes = self._reader.layouts[unit].nbytes
-            return self._worker.submit(job, around=meter.carrying(nbytes))
+            return self._worker.submit(job, context=meter.time_transfer(nbytes))
 
 
     class MemcpyDevice(Device):
-        """What a device must say of itself; everything else has a default."""
+        """A device that implements only what has no default."""
 
-        def open_link(self, reader, meters, readers, staged, copiers):
+        def open_link(self, reader, meters, num_readers, staged, num_copiers):
             return MemcpyLink(reader, meters)
 
 
@@ -79,59 +79,60 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.streaming.meter import Meter
-from engine.streaming.pinned import Slab
+from engine.streaming.pinned import HostBuffer
 
 
 @dataclass(frozen=True)
 class Meters:
-    """One meter for each way weights travel."""
+    """The meters of the two transfers of weights: RAM to device, and disk to host memory."""
 
     ram: Meter = field(default_factory=Meter)
     disk: Meter = field(default_factory=Meter)
 
 
 class Arrival(Protocol):
-    """A unit on its way; `concurrent.futures.Future` is one."""
+    """The transfer of a unit into a slot or host buffer; `concurrent.futures.Future` is one."""
 
     def done(self) -> bool:
-        """Return whether `result` would return, or raise, at once."""
+        """Return whether `result` would return or raise without waiting."""
 
     def result(self) -> None:
-        """Wait for the bytes; what the caller launches from here on sees them.
+        """Wait for the bytes. Work that the caller launches afterwards sees them.
 
-        Raises what the reader raised, or `CancelledError`. Called once, or until it stops raising.
+        Raise the error of the reader, or `CancelledError`. It is called once, or again after it has
+        raised.
         """
 
     def cancel(self) -> bool:
-        """Cancel the transfer if it has not begun; return False if it has."""
+        """Cancel the transfer if it has not begun. Return False if it has."""
 
 
 class Slot(Protocol):
-    """Device memory for one unit. Each fill waits for the last `release`."""
+    """Device memory for one unit. Each transfer into it waits for the last `release`."""
 
     memory: Tensor  # uint8 on the device
 
     def read(self, unit: int) -> Arrival:
-        """Fill the slot from the reader."""
+        """Start to fill the slot with a unit from the reader."""
 
-    def send(self, unit: int, slab: Slab) -> Arrival:
-        """Fill the slot from RAM."""
+    def send(self, unit: int, buffer: HostBuffer) -> Arrival:
+        """Start to fill the slot with a unit from the RAM in `buffer`."""
 
     def release(self) -> None:
-        """Mark the slot as free: what was launched so far may use it, nothing later will."""
+        """Mark the slot as free. Only work that was launched before may still use it."""
 
 
 class Link(Protocol):
-    """Makes slots and moves weights into them, with threads of its own."""
+    """An allocator of slots and host buffers that fills them with threads of its own."""
 
     def slot(self, nbytes: int) -> Slot:
-        """Allocate device memory. Raises `ModelError` when there is no room."""
+        """Allocate device memory. Raises `ModelError` when there is too little."""
 
-    def slab(self, unit: int) -> tuple[Slab, Arrival]:
-        """Allocate host memory and start to fill it with the unit, pinned where that helps."""
+    def host_buffer(self, unit: int) -> tuple[HostBuffer, Arrival]:
+        """Allocate host memory, pinned where that helps, and start to fill it with the unit."""
 
     def close(self) -> None:
-        """Wait for transfers begun, end the threads, free staging memory. May be called again.
+        """Wait for running transfers, end the threads, free staging memory. May be called again.
 
-        Slots and slabs stay valid; slabs are unpinned by their owner.
+        Slots and host buffers stay valid; the owner of a host buffer unpins it.
         """

@@ -1,4 +1,4 @@
-"""What a link carried and how long that took, and how much idle time that leaves the walker."""
+"""Bytes and durations of a link's transfers, and the time they leave for other work."""
 
 import threading
 import time
@@ -8,58 +8,59 @@ from dataclasses import dataclass
 
 from engine.timing import smoothed
 
-_SMOOTHING = 0.2  # weight of the newest transfer, or walk from one unit to the next
+_SMOOTHING = 0.2  # weight of the newest figure in a moving average
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one tier's link carried: whole transfers, counted when they end."""
+    """The traffic of one link. Only whole transfers are counted, when they end."""
 
     bytes: int
-    seconds: float  # in which at least one transfer was under way
+    seconds: float  # in which at least one transfer was running
 
     @property
     def gbps(self) -> float:
-        """Return gigabytes (1e9) a second while the link was busy; 0 if nothing was carried."""
+        """Gigabytes (1e9) per second while the link was busy; 0 if nothing was carried."""
         return self.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class LinkStats:
-    """The stream's figures since the last reset."""
+    """The figures of a weight stream since the last reset."""
 
     ram: Traffic  # RAM to device
     disk: Traffic  # disk to host memory
-    stall_seconds: float  # the caller waited for a unit, time given to `idle` not counted
-    units: int  # units walked, resident ones too
-    idle_seconds: float = 0.0  # given to `idle`
+    stall_seconds: float  # in which the caller waited for a unit, without the time of `on_wait`
+    units: int  # units that were used, resident ones too
+    callback_seconds: float = 0.0  # in which `on_wait` ran
 
     @property
     def bytes(self) -> int:
+        """The bytes that both links carried."""
         return self.ram.bytes + self.disk.bytes
 
     @property
     def busy_seconds(self) -> float:
-        """Return the sum over both links, which may carry at the same time."""
+        """The sum of the seconds of both links, which may be busy at the same time."""
         return self.ram.seconds + self.disk.seconds
 
 
 class Meter:
-    """Counts one link's traffic. Transfers may overlap: time is the union of their intervals."""
+    """A counter of one link's traffic. The time of transfers that overlap is counted once."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self.seconds_per_byte = 0.0  # smoothed over recent transfers; 0.0 before the first
-        self.ended = 0.0  # when the last transfer was over, on the clock
+        self.ended = 0.0  # when the last transfer ended, on the clock
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._num_running = 0
         self._counted_until = 0.0
         self._bytes = 0
         self._seconds = 0.0
 
     @contextmanager
-    def carrying(self, nbytes: int) -> Iterator[None]:
-        """Enter a block that is a transfer; its bytes count unless it raises."""
+    def time_transfer(self, nbytes: int) -> Iterator[None]:
+        """Enter a block that runs a transfer. Its bytes are counted unless it raises."""
         self.begin(self.clock())
         arrived = 0
         try:
@@ -69,31 +70,32 @@ class Meter:
             self.end(self.clock(), arrived)
 
     def begin(self, at: float) -> None:
-        """Count a transfer that begins at this time of the clock."""
+        """Record that a transfer begins at this time of the clock."""
         with self._lock:
-            if self._under_way == 0:
+            if self._num_running == 0:
                 self._counted_until = at
-            self._under_way += 1
+            self._num_running += 1
 
     def end(self, at: float, nbytes: int) -> None:
-        """Count the end of a transfer of `nbytes`."""
+        """Record that a transfer of `nbytes` ends at this time of the clock."""
         with self._lock:
-            self._under_way -= 1
+            self._num_running -= 1
             self._count(at - self._counted_until, nbytes)
             self._counted_until = self.ended = at
 
-    def credit(self, seconds: float, nbytes: int) -> None:
-        """Count a transfer that the device's own clock timed."""
+    def add_transfer(self, seconds: float, nbytes: int) -> None:
+        """Record a transfer that the device's own clock timed."""
         with self._lock:
             self._count(seconds, nbytes)
             self.ended = self.clock()
 
     def traffic(self) -> Traffic:
+        """Return the traffic since the last reset."""
         with self._lock:
             return Traffic(self._bytes, self._seconds)
 
     def reset(self) -> None:
-        """Count from zero; transfers under way are counted when they end."""
+        """Count from zero again. Running transfers are counted when they end."""
         with self._lock:
             self._bytes, self._seconds = 0, 0.0
 
@@ -101,35 +103,38 @@ class Meter:
         self._bytes += nbytes
         self._seconds += seconds
         if nbytes:
-            pace = seconds / nbytes
-            known = self.seconds_per_byte or pace
-            self.seconds_per_byte = smoothed(known, pace, _SMOOTHING)
+            newest = seconds / nbytes
+            known = self.seconds_per_byte or newest
+            self.seconds_per_byte = smoothed(known, newest, _SMOOTHING)
 
 
-class Smoothed:
-    """An exponential average, which is None before the first figure."""
+class MovingAverage:
+    """An exponential moving average of figures."""
 
     def __init__(self) -> None:
         self.value: float | None = None  # None before the first figure
 
     def observe(self, figure: float) -> None:
+        """Include one more figure in the average."""
         known = figure if self.value is None else self.value
         self.value = smoothed(known, figure, _SMOOTHING)
 
 
-def time_away(
+def spare_seconds(
     now: float, due: Sequence[float], later: Sequence[float], compute: float | None
 ) -> float:
-    """Return for how many seconds the walker may do something else at no loss; 0 if it must wait.
+    """Return the seconds of other work that do not delay the pass; 0 if the thread must wait.
 
-    Two things bound them. When everything that was asked for has arrived, the link is idle until a
-    slot is free, which takes the compute of the unit in it. And the pass ends no later only if the
-    walker can catch up, by computing faster than the link carries.
+    There are two bounds. Once all requested units have arrived, the link is idle until a slot is
+    free, that is until the unit in it has been computed. And the pass ends no later only if the
+    computing thread can catch up, which it can if it computes units faster than the link carries
+    them.
 
     Args:
-        due: when the unit that the walker waits for arrives, then those asked for after it.
-        later: the link's seconds for each streamed unit of the pass after the one waited for.
-        compute: the walker's own seconds for one of them; None if they are not known yet.
+        now: the current time, on the clock of `due`.
+        due: when the next unit arrives, then the units requested after it.
+        later: the link's seconds for each streamed unit of the pass after the next one.
+        compute: the thread's own seconds for one of them; None if they are not known yet.
     """
     if compute is None:
         return max(0.0, due[0] - now)

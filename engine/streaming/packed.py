@@ -1,11 +1,12 @@
-"""Packed units, one file each: what the disk tier reads, and how quantized copies are kept.
+"""Packed units, one file each: the disk tier and quantized copies are stored in this form.
 
-A checkpoint's tensors of one layer lie scattered over shards, unaligned. Packed, a unit is one
-file with the slab's own layout, filled by one large positional read. The index is written last
-and the folder renamed after that, so a killed packing leaves nothing that loads.
+In a checkpoint the tensors of one layer are spread over shards, and not aligned. A packed unit is
+one file with the same layout as the unit in memory, so it is read in few large pieces. The index is
+written last, and the folder gets its name after that, so a killed packing never leaves a folder
+that can be loaded.
 
-The checksums tell damage from weights; they do not tell who wrote the files. Whoever may write to
-the cache's folder decides what is computed, as with the checkpoint itself.
+The checksums detect damage. They do not show who wrote the files: a program that may write to the
+cache's folder can change the weights, as it can in the checkpoint itself.
 """
 
 import fcntl
@@ -35,30 +36,31 @@ from engine.streaming.cache_files import (
     unit_name,
     write_file,
 )
-from engine.streaming.disk import PIECE_BYTES, UnitFile, cut, direct_is_faster
+from engine.streaming.disk import PIECE_BYTES, UnitFile, direct_is_faster, split_pieces
 from engine.weights.layout import Field, UnitLayout, UnitReader
 from engine.weights.open_file import OpenFile
 
 log = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 2  # of index.json, slabs and pieces; older entries are packed again
-RECHECKED_BYTES = 1 << 20  # read at a time by `recheck`, between looks at whether to stop
+LAYOUT_VERSION = 2  # of index.json, units and pieces; entries of another version are packed again
+RECHECKED_BYTES = 1 << 20  # bytes that `recheck` reads at a time; it can stop after each
 
 
 class PackedUnits(UnitReader):
-    """Reads the units of a packed folder, in pieces.
+    """A reader of the units of a packed folder, in pieces.
 
     The checksum of a piece is compared only when it is first read after opening, so that later
-    passes read at the disk's speed (zlib.crc32 does about 2 GB/s a thread, while other threads
-    read); `recheck` compares it again. While the object lives, it holds a shared lock on the
+    passes read at the disk's speed (zlib.crc32 checks about 2 GB/s per thread while other threads
+    read). `recheck` compares it again. While the object is open, it holds a shared lock on the
     index, so that pruning does not remove the folder.
 
     Args:
-        key: What the folder must have been packed under; None: anything.
-        source: The reader that the units were packed from. A unit that is missing or damaged is
-            packed from it again, by itself. Without it, damage is an error.
+        key: the key that the folder must have been packed with; None: any key.
+        source: the reader that the units were packed from. A single unit that is missing or damaged
+            is packed from it again. If it is None, damage is an error.
 
-    Raises `ModelError` when the folder is not completely packed or was packed from something else.
+    The constructor raises `ModelError` if the folder is not completely packed, or was packed from
+    another model.
     """
 
     def __init__(
@@ -67,18 +69,18 @@ class PackedUnits(UnitReader):
         self.folder = folder
         self.num_repaired = 0  # units that were packed again
         self._source = source
-        self._repairing = threading.Lock()  # held while the files of units are replaced
+        self._repair_lock = threading.Lock()  # held while the files of units are replaced
         self._files: list[UnitFile] = []
         self._index = OpenFile(folder / INDEX, os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(self._index.descriptor, fcntl.LOCK_SH)
-            with suppress(OSError):  # a cache that only others may write to still serves
+            with suppress(OSError):  # a cache without write permission can still be read
                 os.utime(folder / INDEX)  # when the entry was last used
             self.key, self.layouts, self._checksums = _parse_index(self._index)
             if key is not None and self.key != key:
                 raise ModelError(f"{folder / INDEX}: packed for another model or version")
             if source is not None and list(source.layouts) != list(self.layouts):
-                raise ModelError(f"{folder / INDEX}: packed from a model of other units")
+                raise ModelError(f"{folder / INDEX}: packed from a model with other units")
             self._verified = [[False] * len(sums) for sums in self._checksums]
             for unit in range(len(self.layouts)):
                 self._files.append(self._open_unit(unit))
@@ -86,49 +88,52 @@ class PackedUnits(UnitReader):
             self.close()
             raise
 
-    def read(self, index: int, slab: Tensor) -> None:
-        """Fill `slab` with unit `index`; any thread may call it."""
+    def read(self, index: int, buffer: Tensor) -> None:
+        """Fill `buffer` with unit `index`. Any thread may call this."""
         for piece in self.pieces(index):
-            self.read_piece(index, piece, slab[piece.start : piece.stop])
+            self.read_piece(index, piece, buffer[piece.start : piece.stop])
 
     def pieces(self, index: int) -> Sequence[range]:
-        return cut(self.layouts[index].nbytes)
+        return split_pieces(self.layouts[index].nbytes)
 
     def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
-        """Fill `memory` with a piece. If the piece is damaged, pack its unit again before.
+        """Fill `memory` with a piece. If the piece is damaged, pack its unit again first.
 
-        Raises `ModelError` when that is not possible or did not help.
+        Raises `ModelError` if that is not possible or does not help.
         """
         damage = self._read(index, piece, memory)
         if damage is None:
             return
         if self._source is None:
             raise ModelError(
-                f"{damage}. Remove {self.folder}; it is packed again at the next start"
+                f"{damage}. Remove {self.folder}; the model is packed again at the next start"
             )
-        with self._repairing:
+        with self._repair_lock:
             if self._read(index, piece, memory) is None:
                 return  # another thread has repaired it
             self._pack_again(index, damage)
             if (still := self._read(index, piece, memory)) is not None:
-                raise ModelError(_hopeless(still))
+                raise ModelError(_damaged_again(still))
 
     def prepare(self, indices: Sequence[int]) -> None:
-        """Read these units directly if that is measured to be faster; takes under a second."""
+        """Read these units directly from now on if a measurement, of under 1 s, finds it faster."""
         files = [self._files[index] for index in indices]
         if direct_is_faster(files):
             for file in files:
                 file.use_direct()
 
     def recheck(self, index: int, piece: range, is_wanted: Callable[[], bool]) -> bool:
-        """Compare a piece with its checksum as it lies on the disk; repair its unit if it differs.
+        """Compare a piece, as it is on the disk, with its checksum; repair its unit if it differs.
 
-        Return False when `is_wanted`, which is asked after each `RECHECKED_BYTES`, says no: then
-        nothing is known of the piece. Raises `ModelError` when the piece is damaged and cannot be
-        repaired: from then on each read compares its checksum until one is right.
+        Args:
+            is_wanted: called before each `RECHECKED_BYTES`; it returns False to end the check.
+
+        Return False if the check was ended before its result was known. Raises `ModelError` if the
+        piece is damaged and cannot be repaired. Then each later read compares the checksum, until
+        one is right.
         """
         file, checksum = self._files[index], 0
-        memory = _pages(min(RECHECKED_BYTES, len(piece)))
+        memory = _allocate_pages(min(RECHECKED_BYTES, len(piece)))
         damage = None
         try:
             for first in range(piece.start, piece.stop, RECHECKED_BYTES):
@@ -143,7 +148,7 @@ class PackedUnits(UnitReader):
         if damage is None and checksum != self._checksums[index][number]:
             damage = _wrong_checksum(file)
         if damage is not None:
-            with self._repairing:
+            with self._repair_lock:
                 self._verified[index][number] = False
                 self._pack_again(index, damage)
         return True
@@ -155,7 +160,7 @@ class PackedUnits(UnitReader):
         self._index.close()
 
     def _open_unit(self, index: int) -> UnitFile:
-        """Open the file of a unit; pack it again if it is missing or has another size."""
+        """Open the file of a unit; pack the unit again if it is missing or has another size."""
         path, nbytes = self.folder / unit_name(index), self.layouts[index].nbytes
         try:
             size = os.stat(path, follow_symlinks=False).st_size
@@ -170,7 +175,10 @@ class PackedUnits(UnitReader):
         return UnitFile(path)
 
     def _read(self, index: int, piece: range, memory: Tensor) -> str | None:
-        """Read a piece, and compare its checksum unless it is known; return what is damaged."""
+        """Read a piece into `memory`. Return a description of its damage, or None if there is none.
+
+        The checksum is compared unless it has been right before.
+        """
         file, number = self._files[index], piece.start // PIECE_BYTES
         try:
             file.read(memory, piece.start)
@@ -185,34 +193,34 @@ class PackedUnits(UnitReader):
         return None
 
     def _pack_again(self, index: int, damage: str) -> None:
-        """Replace the file of a unit and check that it reached the disk.
+        """Replace the file of a unit and check what has reached the disk.
 
-        Reads under way go on with the old file, which is closed when the last of them ends.
+        Reads that are running go on with the old file, which is closed when the last of them ends.
         """
         self._write_again(index, damage)
         old, file = self._files[index], UnitFile(self.folder / unit_name(index))
         if old.is_direct and file.open_direct():
             file.use_direct()
-        memory = _pages(PIECE_BYTES)
+        memory = _allocate_pages(PIECE_BYTES)
         for piece, checksum in zip(self.pieces(index), self._checksums[index], strict=True):
             part = memory[: len(piece)]
             file.read_stored(part, piece.start)
             if zlib.crc32(part.numpy().data) != checksum:
-                raise ModelError(_hopeless(_wrong_checksum(file)))
+                raise ModelError(_damaged_again(_wrong_checksum(file)))
         self._files[index] = file
         self._verified[index] = [True] * len(self._checksums[index])
 
     def _write_again(self, index: int, damage: str) -> None:
-        """Pack a unit from the source. Raises `ModelError` unless its bytes are the same again."""
-        assert self._source is not None, "damage is an error where there is no source"
-        log.warning("%s: it is packed again", damage)
+        """Pack a unit from the source again. Raises `ModelError` if its bytes have changed."""
+        assert self._source is not None, "without a source, damage is an error"
+        log.warning("%s. The unit is packed again", damage)
         path, nbytes = self.folder / unit_name(index), self.layouts[index].nbytes
-        slab = _pages(nbytes)
+        buffer = _allocate_pages(nbytes)
         try:
-            self._source.read(index, slab)
+            self._source.read(index, buffer)
         except ModelError as error:
             raise ModelError(f"{damage}, and cannot be packed again: {error}") from error
-        memory = slab.numpy().data
+        memory = buffer.numpy().data
         if _checksums(memory, nbytes) != self._checksums[index]:
             with suppress(OSError):
                 (self.folder / INDEX).unlink()  # the next start packs everything
@@ -230,10 +238,16 @@ class PackedUnits(UnitReader):
 
 
 def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -> PackedUnits:
-    """Write every unit of `reader` into `folder` and open it; `key` is stored in the index.
+    """Write every unit of `reader` into `folder`, and return a reader of the folder.
 
-    The folder appears whole or not at all. If another process was faster, its result is opened.
-    Raises `ModelError` when the disk is too small, and what the reader raises.
+    The folder gets its name only when it is complete. If another process was faster, its result is
+    opened.
+
+    Args:
+        key: stored in the index; it must be given to open the folder.
+        progress: called after each unit, with bytes.
+
+    Raises `ModelError` if the disk is too small or cannot be written, and what the reader raises.
     """
     total = packed_bytes(reader)
     try:
@@ -261,13 +275,14 @@ def packed_bytes(reader: UnitReader) -> int:
 def _write_units(
     reader: UnitReader, partial: Path, key: str, total: int, progress: ReportProgress
 ) -> None:
-    slab = _pages(max(layout.nbytes for layout in reader.layouts))
+    """Write all units, `total` bytes, and then the index into the folder `partial`."""
+    buffer = _allocate_pages(max(layout.nbytes for layout in reader.layouts))
     units: list[dict[str, Any]] = []
     done = 0
     for index, layout in enumerate(reader.layouts):
-        slab.zero_()  # the gaps between fields are part of the checksum
-        reader.read(index, slab)
-        memory = slab.numpy().data[: layout.nbytes]
+        buffer.zero_()  # the checksum includes the gaps between fields
+        reader.read(index, buffer)
+        memory = buffer.numpy().data[: layout.nbytes]
         write_file(partial / unit_name(index), memory)
         units.append({**_format_layout(layout), "crc32": _checksums(memory, layout.nbytes)})
         done += layout.nbytes
@@ -285,14 +300,14 @@ def _write_units(
     sync_folder(partial)
 
 
-def _pages(nbytes: int) -> Tensor:
-    """Return zeroed memory of whole pages, not from the heap, which keeps what is freed."""
+def _allocate_pages(nbytes: int) -> Tensor:
+    """Return zeroed memory outside of the heap, which would keep the memory when it is freed."""
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]
 
 
 def _checksums(memory: memoryview, nbytes: int) -> list[int]:
     """Return the checksums of a unit's pieces."""
-    return [zlib.crc32(memory[piece.start : piece.stop]) for piece in cut(nbytes)]
+    return [zlib.crc32(memory[piece.start : piece.stop]) for piece in split_pieces(nbytes)]
 
 
 def _index_checksum(key: str, units: list[dict[str, Any]]) -> int:
@@ -300,7 +315,7 @@ def _index_checksum(key: str, units: list[dict[str, Any]]) -> int:
 
 
 def _parse_index(file: OpenFile) -> tuple[str, list[UnitLayout], list[list[int]]]:
-    """Return the key, the layouts and the checksums of each unit. Raises `ModelError`."""
+    """Return the key, and the layouts and checksums of all units. Raises `ModelError`."""
     try:
         text = bytearray(file.nbytes)
         file.read(memoryview(text), 0)
@@ -313,7 +328,7 @@ def _parse_index(file: OpenFile) -> tuple[str, list[UnitLayout], list[list[int]]
         layouts = [_parse_layout(unit) for unit in units]
         checksums = [list(map(int, unit["crc32"])) for unit in units]
         for layout, sums in zip(layouts, checksums, strict=True):
-            if len(sums) != len(cut(layout.nbytes)):
+            if len(sums) != len(split_pieces(layout.nbytes)):
                 raise ValueError(f"{layout.name}: not one checksum for each piece")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file.path}: corrupt ({error!r}). Remove {file.path.parent}") from error
@@ -324,7 +339,7 @@ def _wrong_checksum(file: UnitFile) -> str:
     return f"{file.path}: wrong checksum: the file was damaged"
 
 
-def _hopeless(damage: str) -> str:
+def _damaged_again(damage: str) -> str:
     return (
         f"{damage}, again after it was packed again. The disk or the machine's memory fails: set "
         "UNDERSTUDY_CACHE to another disk"

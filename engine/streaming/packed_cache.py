@@ -1,9 +1,9 @@
-"""The cache of packed models: where its entries are, how many bytes they take, which go first.
+"""The cache of packed models: its folder, its entries, and which are removed to make room.
 
-An entry is keyed by what its bytes depend on: the source's identity, the precision, the layout
-version. `UNDERSTUDY_CACHE` names the folder; else it is `understudy` in the user's cache folder.
-Entries are readable for their owner alone. Whoever else may write to the folder could put other
-weights into it, checksums and all: it has to be as trusted as the checkpoint.
+The key of an entry names all that its bytes depend on: the source's identity, the precision and the
+layout version. `UNDERSTUDY_CACHE` names the folder; by default it is `understudy` in the user's
+cache folder. Only the owner can read the entries. A program that may write to the folder can
+replace the weights, with valid checksums, so the folder must be as trusted as the checkpoint.
 """
 
 import hashlib
@@ -26,30 +26,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One packed model."""
+    """One packed model in the cache."""
 
     path: Path
-    model: str  # the id it was packed for
+    model: str  # the model id that it was packed for
     nbytes: int
     last_used: float  # seconds since the epoch
 
 
 def cache_root() -> Path:
-    """Return the folder of all entries; it may not exist yet."""
+    """Return the folder of the cache, which may not exist yet."""
     if own := os.environ.get("UNDERSTUDY_CACHE"):
         return Path(own).expanduser()
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(users).expanduser() / "understudy"
 
 
-def packed(
+def open_or_pack(
     reader: UnitReader, model: str, identity: str, limit: int | None, progress: ReportProgress
 ) -> PackedUnits:
-    """Return the units of `reader` from the cache; pack them first if they are not there.
+    """Return the units of `reader` from the cache. Pack them first if they are not in the cache.
 
-    `identity` distinguishes source, revision, precision and kind of device. `limit` bounds the
-    bytes of all entries: those used least recently are removed. Raises `ModelError` when there is
-    not enough room.
+    Args:
+        model: the model id.
+        identity: distinguishes source, revision, precision and type of device.
+        limit: the most bytes of all entries; the least recently used ones are removed to keep it.
+        progress: called with the progress of packing.
+
+    Raises `ModelError` if there is too little room.
     """
     key = _key(model, identity)
     folder = _folder(model, key)
@@ -61,21 +65,21 @@ def packed(
 
 
 def is_cached(model: str, identity: str) -> bool:
-    """Return whether there is an entry; whether it is whole shows when it is opened."""
+    """Return whether the cache has an entry, without a check that it is complete."""
     return (_folder(model, _key(model, identity)) / INDEX).is_file()
 
 
 def entries() -> list[CacheEntry]:
-    """Return all entries, the least recently used first."""
+    """Return all entries, the least recently used one first."""
     root = cache_root()
     found = [_entry(root / name) for name in folders(root)]
     return sorted((entry for entry in found if entry), key=lambda entry: entry.last_used)
 
 
 def remove(entry: CacheEntry) -> None:
-    """Delete an entry, but no file that is not ours.
+    """Remove an entry, but no file of another program.
 
-    Raises `ModelError` when a running engine reads it.
+    Raises `ModelError` if a running engine uses it.
     """
     with lock(entry.path / INDEX) as free:
         if not free:
@@ -84,7 +88,7 @@ def remove(entry: CacheEntry) -> None:
 
 
 def remove_leftovers() -> None:
-    """Delete what packings left behind that were killed."""
+    """Remove the partial folders of packings that were killed."""
     remove_stale(cache_root())
 
 
@@ -108,13 +112,17 @@ def _open(folder: Path, key: str, reader: UnitReader) -> PackedUnits | None:
     try:
         return PackedUnits(folder, key, reader)
     except ModelError as error:
-        log.warning("%s: it is packed again as a whole", error)
+        log.warning("%s. All units are packed again", error)
     remove_folder(folder)
     return None
 
 
 def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
-    """Remove the least recently used entries, other models' first, until `needed` bytes fit."""
+    """Remove the least recently used entries until `needed` bytes fit.
+
+    Entries of other models are removed before entries of `model`. Raises `ModelError` if the bytes
+    cannot fit within `limit`.
+    """
     remove_stale(root)
     if limit is None:
         return
@@ -128,7 +136,7 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
     for entry in kept:
         if used + needed <= limit:
             return
-        with suppress(ModelError):  # in use
+        with suppress(ModelError):  # the entry is in use
             remove(entry)
             used -= entry.nbytes
     if used + needed > limit:
@@ -139,7 +147,7 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
 
 
 def _entry(folder: Path) -> CacheEntry | None:
-    """Return an entry; None if the folder is not one that we packed, or is being removed."""
+    """Return an entry, or None if the folder is not a packed model or is being removed."""
     index = folder / INDEX
     try:
         if not index.is_file() or index.is_symlink():
@@ -147,7 +155,7 @@ def _entry(folder: Path) -> CacheEntry | None:
         key = json.loads(index.read_text(encoding="utf-8"))["key"]
         model = str(key).split("\n")[0]
         if folder.name != _folder_name(model, key):
-            return None  # of another program
+            return None  # the folder of another program
         nbytes = sum(path.lstat().st_size for path in folder.iterdir())
         return CacheEntry(folder, model, nbytes, index.stat().st_mtime)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

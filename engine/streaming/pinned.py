@@ -1,4 +1,4 @@
-"""Host memory for weights and idle KV: whole pages, which a device may pin and copy fast."""
+"""Host memory for weights and idle KV pages, in whole pages, so that a device can pin it."""
 
 import ctypes
 import mmap
@@ -11,14 +11,14 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.weights.layout import PAGE_BYTES, round_up
 
-Unpin = Callable[[], None]  # gives pinned pages back to the system's paging
-Pin = Callable[[Tensor], Unpin | None]  # pins memory; None where that is refused
+Unpin = Callable[[], None]  # unpins memory
+Pin = Callable[[Tensor], Unpin | None]  # pins memory; returns None if the system refuses that
 
 
 def allocate_pages(nbytes: int, purpose: str = "weights") -> Tensor:
-    """Allocate zeroed, page-aligned uint8 memory of at least one page, in huge pages if possible.
+    """Return zeroed, page-aligned uint8 memory of at least one page, in huge pages if possible.
 
-    Raises `ModelError`, which names the `purpose`, when the system refuses it.
+    Raises `ModelError`, which names the `purpose`, if the system refuses the memory.
     """
     length = round_up(max(nbytes, 1), PAGE_BYTES)
     try:
@@ -29,24 +29,24 @@ def allocate_pages(nbytes: int, purpose: str = "weights") -> Tensor:
             "Lower memory.ram, or set stream.tier to disk."
         ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; halves the cost of the first touch
-        with suppress(OSError):  # a kernel built without huge pages serves small ones
+        with suppress(OSError):  # a kernel without huge pages uses small ones
             pages.madvise(mmap.MADV_HUGEPAGE)
-    with torch.inference_mode(False):  # other threads write into it outside of inference mode
+    with torch.inference_mode(False):  # other threads write to it outside of inference mode
         return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def copy_bytes(destination: Tensor, source: Tensor) -> None:
     """Copy all of `source` to the start of `destination`, both contiguous host memory.
 
-    One thread and no lock of the interpreter: `Tensor.copy_` would start a team of OpenMP threads
-    beside the ones that compute.
+    It uses one thread and releases the interpreter's lock. `Tensor.copy_` would start OpenMP
+    threads, which compete with the ones that compute.
     """
     assert source.nbytes <= destination.nbytes
     ctypes.memmove(destination.data_ptr(), source.data_ptr(), source.nbytes)
 
 
-class Slab:
-    """Host memory of one unit, a staging buffer or idle KV; a device may pin it."""
+class HostBuffer:
+    """Host memory that a device may pin: for one unit, for staging, or for idle KV pages."""
 
     def __init__(self, nbytes: int, purpose: str = "weights") -> None:
         self.memory = allocate_pages(nbytes, purpose)
@@ -54,15 +54,16 @@ class Slab:
 
     @property
     def is_pinned(self) -> bool:
+        """Whether the memory is pinned now."""
         return self._unpin is not None
 
     def pin(self, pin: Pin) -> bool:
-        """Pin the memory by a device's `pin`; return False if that is refused."""
+        """Pin the memory by a device's function `pin`. Return False if the system refuses that."""
         self._unpin = pin(self.memory)
         return self.is_pinned
 
     def unpin(self) -> None:
-        """Give the pages back to the system's paging; no copy may be under way."""
+        """Unpin the memory if it is pinned. No copy may be running."""
         if self._unpin is not None:
             self._unpin()
             self._unpin = None

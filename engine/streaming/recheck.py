@@ -1,8 +1,8 @@
-"""Checksums of packed units, compared again while nobody waits.
+"""Checks that compare the checksums of packed units again while no request runs.
 
-A disk or a program may damage a file after its first read. What the disk tier reads in every pass
-is compared once in a period, a piece at a time and far below the speed of a disk, and a damaged
-unit is packed again before a start, or the page cache's loss of its copy, meets the damage.
+A disk or a program may damage a file after its first read. So the units of the disk tier are
+checked once per period, a piece at a time and far below the speed of a disk. A damaged unit is
+packed again before the damage can matter: at the next start, or when the page cache drops its copy.
 """
 
 import logging
@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING
 from engine.errors import ModelError
 from engine.messages import WeightsChecked
 
-if TYPE_CHECKING:  # torch, which engines that stand in for the real one do without
+if TYPE_CHECKING:  # it imports torch, which the fake engine of tests does not need
     from engine.streaming.packed import PackedUnits
 
 log = logging.getLogger(__name__)
 
-BYTES_PER_SECOND = 32 * 2**20  # read from the disk, at most
-QUIET_S = 2.0  # without a pass, before a check begins
+BYTES_PER_SECOND = 32 * 2**20  # the most that checks read from the disk
+QUIET_S = 2.0  # seconds without a pass before a check begins
 
 
 class Rechecks:
-    """Compares the checksums of some units of a packed folder, all of them once a period.
+    """A schedule of checks that compares the checksums of some packed units once per period.
 
-    One thread calls all methods but `preempt`, which may come from any other.
+    One thread calls all methods but `preempt`, which any thread may call.
 
     Args:
-        units: What is compared; None: nothing is packed.
-        indices: Which of the units are read from the disk again and again.
-        period_s: Seconds from the start of one round to the start of the next; 0: no round.
+        units: the packed units; None if there are none.
+        indices: the units that are read from the disk in every pass. Only these are checked.
+        period_s: seconds from the start of one round to the start of the next; 0: no rounds.
     """
 
     def __init__(
@@ -45,32 +45,32 @@ class Rechecks:
         self._period_s = period_s
         self._clock = clock
         self._pieces = [(i, piece) for i in indices for piece in units.pieces(i)] if units else []
-        self._next = 0  # of the pieces
+        self._next = 0  # index of the next piece
         self._began = self._due = clock() + QUIET_S
         self._preempted = Event()
         self._nbytes = 0
         self._unrepaired = 0
-        self._num_repaired = 0  # that was reported
+        self._num_repaired = 0  # units that were reported as repaired
 
     def seconds_until_due(self) -> float | None:
-        """Return the seconds until `run` has something to do; None: never."""
+        """Return the seconds until `run` has something to do, or None if it never has."""
         if not self._pieces or not self._period_s:
             return None
         return max(0.0, self._due - self._clock())
 
     def postpone(self) -> None:
-        """Leave the disk alone for a while: a pass has ended, and another may follow."""
+        """Do not check for `QUIET_S` seconds, because a pass has ended and another may follow."""
         self._due = max(self._due, self._clock() + QUIET_S)
 
     def preempt(self) -> None:
-        """End the check at hand, because a request came; the piece is tried again later.
+        """End the running check, because a request has arrived. The piece is checked again later.
 
-        Call it after the request can be seen by the thread that runs the checks.
+        Queue the request before calling this, so that the checking thread sees it.
         """
         self._preempted.set()
 
     def run(self) -> None:
-        """Compare one piece, if it is due. A damaged unit is packed again before this returns."""
+        """Check one piece if it is due. A damaged unit is packed again before this returns."""
         if self._units is None or self.seconds_until_due() != 0:
             self._preempted.clear()
             return
@@ -92,7 +92,7 @@ class Rechecks:
             self._due = max(self._due, self._began + self._period_s)
 
     def take_report(self) -> WeightsChecked | None:
-        """Return what became known since the last report: after a round, or at once of damage."""
+        """Return a report after a round, and after damage was found or repaired; otherwise None."""
         repaired = self._units.num_repaired - self._num_repaired if self._units else 0
         is_over = self._next == 0 and self._nbytes > 0
         if not (repaired or self._unrepaired or is_over):

@@ -1,4 +1,4 @@
-"""Named daemon threads that run jobs, alone or in batches."""
+"""Named daemon threads that run jobs, in batches."""
 
 import threading
 from collections.abc import Callable
@@ -9,29 +9,29 @@ from queue import Empty, SimpleQueue
 Job = Callable[[], None]
 
 
-class Batch:
-    """Jobs that belong together. The batch is over when none of them runs or will run.
+class JobBatch:
+    """A batch of jobs that belong together. It is over when none of them runs or will run.
 
-    When one fails, those that have not begun are cancelled. The thread that begins first enters
-    `around`, and the one that ends last leaves it, with the first failure.
+    When one fails, the jobs that have not begun are cancelled. The thread that begins the first job
+    enters `context`, and the thread that ends the last job leaves it, with the first error.
     """
 
-    def __init__(self, count: int, around: AbstractContextManager[object]) -> None:
+    def __init__(self, count: int, context: AbstractContextManager[object]) -> None:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._waiting = count
         self._running = 0
-        self._around = around
+        self._context = context
         self._entered = False
         self._cancelled = False
         self._error: BaseException | None = None
 
     def done(self) -> bool:
-        """Return whether `result` would return, or raise, at once."""
+        """Return whether `result` would return or raise without waiting."""
         return self._over.is_set()
 
     def result(self) -> None:
-        """Wait until the batch is over. Raises the first failure, or `CancelledError`."""
+        """Wait until the batch is over. Raises the first error of a job, or `CancelledError`."""
         self._over.wait()
         if self._error is not None:
             raise self._error
@@ -39,7 +39,7 @@ class Batch:
             raise CancelledError
 
     def cancel(self) -> bool:
-        """Cancel the jobs that have not begun; return False if all have."""
+        """Cancel the jobs that have not begun. Return False if all have begun."""
         with self._lock:
             if self._waiting:
                 self._cancelled, self._waiting = True, 0
@@ -47,13 +47,13 @@ class Batch:
             return self._cancelled
 
     def run(self, job: Job) -> None:
-        """Run one of the jobs, unless they were cancelled."""
+        """Run one of the jobs, unless the batch was cancelled."""
         if not self._begin():
             return
         error: BaseException | None = None
         try:
             job()
-        except BaseException as raised:  # this thread's outermost handler: the waiter raises it
+        except BaseException as raised:  # the thread's outermost handler: `result` raises it
             error = raised
         with self._lock:
             self._running -= 1
@@ -61,15 +61,16 @@ class Batch:
             self._finish_if_over()
 
     def _begin(self) -> bool:
+        """Count a job as running and return True, or return False if the batch was cancelled."""
         with self._lock:
             if self._waiting == 0:
                 return False
             if not self._entered:
                 self._entered = True
                 try:
-                    self._around.__enter__()
+                    self._context.__enter__()
                 except BaseException as error:
-                    self._around = nullcontext()
+                    self._context = nullcontext()
                     self._fail(error)
                     self._finish_if_over()
                     return False
@@ -83,13 +84,13 @@ class Batch:
             self._waiting = 0
 
     def _finish_if_over(self) -> None:
-        """Leave `around` and wake the waiter, if the batch is over."""
+        """If the batch is over, leave `context` and let `result` return."""
         if self._waiting or self._running or self._over.is_set():
             return
         try:
             if self._entered:
                 failure = self._error or (CancelledError() if self._cancelled else None)
-                self._around.__exit__(type(failure) if failure else None, failure, None)
+                self._context.__exit__(type(failure) if failure else None, failure, None)
         except BaseException as error:
             self._error = self._error or error
         finally:
@@ -97,14 +98,14 @@ class Batch:
 
 
 class Workers:
-    """Threads that run jobs in the order in which they were submitted.
+    """A pool of threads that begin jobs in the order in which they were submitted.
 
-    Unlike `ThreadPoolExecutor`'s, the threads are daemons: a read that hangs on a dead disk never
-    keeps the process alive.
+    The threads are daemons, unlike those of `ThreadPoolExecutor`, so a read that hangs on a dead
+    disk never keeps the process alive.
     """
 
     def __init__(self, name: str, count: int) -> None:
-        self._jobs: SimpleQueue[tuple[Batch, Job] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[JobBatch, Job] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -112,17 +113,20 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, *jobs: Job, around: AbstractContextManager[object] | None = None) -> Batch:
-        """Queue at least one job; any threads run them, also at the same time."""
-        assert self._threads, "no threads: none were planned for this kind of work, or closed"
-        assert jobs, "nothing to do"
-        batch = Batch(len(jobs), around or nullcontext())
+    def submit(self, *jobs: Job, context: AbstractContextManager[object] | None = None) -> JobBatch:
+        """Queue at least one job and return the batch of all of them. They may run in parallel.
+
+        `context` is entered before the first job begins and left after the last one ends.
+        """
+        assert self._threads, "the pool has no threads, or was closed"
+        assert jobs, "no jobs were submitted"
+        batch = JobBatch(len(jobs), context or nullcontext())
         for job in jobs:
             self._jobs.put((batch, job))
         return batch
 
     def close(self) -> None:
-        """Cancel jobs that have not begun, wait for the others, end the threads.
+        """Cancel jobs that have not begun, wait for the others, and end the threads.
 
         It may be called again.
         """
@@ -139,4 +143,4 @@ class Workers:
         while (waiting := self._jobs.get()) is not None:
             batch, job = waiting
             batch.run(job)
-            del waiting, batch, job  # an idle thread must not keep slabs alive
+            del waiting, batch, job  # an idle thread must not keep buffers alive

@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder."""
+"""Loading the tokenizer of a model folder."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ SAMPLE = "Hello there, 123"
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Return the library's fast tokenizer. Code of the folder is never run.
+    """Return the fast tokenizer of transformers for a folder, without running code of the folder.
 
-    Raises `ModelError` if there is none.
+    Raises `ModelError` if there is none or it cannot be used.
     """
     with private_copy(folder) as files:
         if (files / FAST_FILE).exists() and (fault := check.fault(files / FAST_FILE)) is not None:
@@ -30,7 +30,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _load(folder: Path, files: Path) -> Any:
-    """Return the tokenizer of the copied files of a folder."""
+    """Return the tokenizer of `folder`, read from `files`, a checked copy of its files."""
     values = read_object(files / CONFIG_FILE) if (files / CONFIG_FILE).exists() else {}
     try:
         if all(path.name in (CONFIG_NAME, CONFIG_FILE) for path in files.iterdir()):
@@ -41,7 +41,7 @@ def _load(folder: Path, files: Path) -> Any:
         with library_call(f"{folder}: {CONFIG_FILE} or {FAST_FILE}"):
             tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
             if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-                backend.encode(SAMPLE)  # fails where a vocabulary lacks its own unknown token
+                backend.encode(SAMPLE)  # fails if the vocabulary lacks its own unknown token
             return tokenizer
     except ModelError as error:
         if values.get("auto_map"):

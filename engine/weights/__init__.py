@@ -1,1 +1,1 @@
-"""Tensors at rest: finding, reading, naming and laying out a checkpoint's weights."""
+"""Checkpoints at rest: finding, reading and naming their tensors, and the layout of units."""

@@ -1,7 +1,7 @@
-"""config.json as it stands in the file, checked before any code of the library sees it.
+"""Reading config.json, and checking its values before they are passed to transformers.
 
-The library builds lists, tables and modules in these numbers: a wrong one costs unbounded time or
-memory there, or an error that does not name the key.
+transformers builds lists, tables and modules of the sizes in this file. A wrong number would take
+unbounded time or memory there, or raise an error that does not name the key.
 """
 
 import math
@@ -15,8 +15,8 @@ from engine.files import read_object
 
 CONFIG_NAME = "config.json"
 
-# (least, most) of what every family has; null stands for the family's own value. The largest
-# models published so far have 128 layers, 25,000 hidden values and 262,400 tokens.
+# (least, most) of the sizes that every family has; null means the family's default. The largest
+# models published so far have 128 layers, a hidden size of 25,000 and 262,400 tokens.
 _BOUNDS: Mapping[str, tuple[int, int]] = {
     "num_hidden_layers": (1, 1024),
     "hidden_size": (1, 1 << 18),
@@ -38,7 +38,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
 }
 _LAYERS = re.compile(r"(layers?|depths?|stages|blocks)$")
 _MOST_LAYERS = 1024
-# Positions, frequencies and ids: nothing is built in as many pieces as these numbers say.
+# Positions, frequencies and ids: nothing of the size of these numbers is built.
 _LONG = re.compile(r"position|length|window|theta|base|token|seed|index|ctx|context|pixels")
 _MOST_LONG = 1 << 53
 _MOST = 1 << 24
@@ -53,7 +53,7 @@ _MODULES = ("llm_int8_skip_modules", "modules_to_not_convert")  # of a quantizat
 
 
 def read_config_values(folder: Path) -> dict[str, Any]:
-    """Return the values of a folder's config.json. Raises `ModelError` that names file and key.
+    """Return the values of a folder's config.json. Raises `ModelError`, which names file and key.
 
     Counts that are written with a decimal point (131072.0) become integers.
     """
@@ -61,7 +61,7 @@ def read_config_values(folder: Path) -> dict[str, Any]:
     values = read_object(folder / CONFIG_NAME)
     kind = values.get("model_type")
     if kind is None:
-        raise ModelError(f"{where}: model_type is missing: this file describes no model")
+        raise ModelError(f"{where}: model_type is missing: this file does not describe a model")
     for key in _TEXTS:
         _expect(values, key, str, "text", where)
     for key in _OBJECTS:
@@ -78,7 +78,7 @@ def read_config_values(folder: Path) -> dict[str, Any]:
         _expect(values, key, str, "text", where)
         name = values.get(key)
         if name is not None and name.removeprefix("torch.") not in _DTYPES:
-            raise ModelError(f"{where}: {key}: {shown(name)} is no type of weights")
+            raise ModelError(f"{where}: {key}: {shown(name)} is not a type of weights")
         if name is not None:
             values[key] = name.removeprefix("torch.")
     return _checked(values, where, "")
@@ -89,22 +89,24 @@ def _are_texts(value: object) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """Return the integer that a float is equal to; other values as they are."""
+    """Return the integer that equals a float; return other values unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _expect(values: Mapping[str, Any], key: str, kind: type, title: str, where: str) -> None:
+    """Raise `ModelError` if the value of a key is neither null nor of this type."""
     value = values.get(key)
     if value is not None and not isinstance(value, kind):
         raise ModelError(f"{where}: {key}: {title} is expected, found {shown(value)}")
 
 
 def _checked(values: dict[str, Any], where: str, prefix: str) -> dict[str, Any]:
-    """Return the values of an object, numbers checked, in objects inside of it too."""
+    """Return the values of an object after checking its numbers, also in nested objects."""
     return {key: _value(key, value, where, f"{prefix}{key}") for key, value in values.items()}
 
 
 def _value(key: str, value: Any, where: str, path: str) -> Any:
+    """Return a value after checking its numbers. `path` is the path of its key in the file."""
     if isinstance(value, dict):
         return _checked(value, where, f"{path}.")
     if isinstance(value, list):
@@ -112,7 +114,7 @@ def _value(key: str, value: Any, where: str, path: str) -> Any:
     if key in _BOUNDS and value is not None:
         return _count(value, _BOUNDS[key], where, path)
     if isinstance(value, float) and not math.isfinite(value) and not key.endswith("_limit"):
-        raise ModelError(f"{where}: {path}: {value} is no finite number")
+        raise ModelError(f"{where}: {path}: {value} is not a finite number")
     if isinstance(value, int) and not isinstance(value, bool):
         most = _MOST_LAYERS if _LAYERS.search(key) else _MOST_LONG if _LONG.search(key) else _MOST
         if abs(value) > most:
@@ -121,6 +123,7 @@ def _value(key: str, value: Any, where: str, path: str) -> Any:
 
 
 def _count(value: object, bounds: tuple[int, int], where: str, path: str) -> int:
+    """Return a value as an integer. Raises `ModelError` unless it is one within its bounds."""
     least, most = bounds
     value = whole(value)
     if isinstance(value, bool) or not isinstance(value, int):

@@ -1,7 +1,7 @@
-"""Which model families can be served, and the shape of their KV cache.
+"""The model families that can be served, and the shape of their KV cache.
 
 Draft trees need attention in every layer: a layer with a recurrent state (linear attention,
-convolution) has one state per sequence, not one per branch. Such families are refused by name.
+convolution) has one state per sequence and not one per branch. Such families are refused by name.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from engine.library_call import find_key, library_call
 from engine.printable_logs import make_printable
 from engine.weights.config_file import CONFIG_NAME, read_config_values, whole
 
-# The library's warnings quote values of config.json.
+# Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
 
 # Each has an exactness test of its own (tests/engine/runtime/test_exactness.py).
@@ -52,7 +52,7 @@ ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 @dataclass(frozen=True)
 class KVShape:
-    """The keys and values of one token."""
+    """The shape of one token's keys and values."""
 
     num_layers: int
     num_kv_heads: int
@@ -66,8 +66,8 @@ class KVShape:
 def read_config(folder: Path) -> Any:
     """Return the model's configuration. Raises `ModelError` if its family cannot be served.
 
-    Code of a model repository is never run. Where the library knows the family, its own code is
-    used, also if the repository has code as well.
+    Code of a model repository is never run. If transformers knows the family, its own code is used,
+    even if the repository has code too.
     """
     where = folder / CONFIG_NAME
     values = read_config_values(folder)
@@ -86,28 +86,28 @@ def read_config(folder: Path) -> Any:
         config = make_config(values)
         check_family(config)
         if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise ModelError(f"{where}: model_type {shown(name)} is no model of text")
+            raise ModelError(f"{where}: model_type {shown(name)} is not a text model")
         _check_numbers(config, where)
     return config
 
 
 def make_config(values: Mapping[str, Any]) -> Any:
-    """Return the library's configuration of the values of a config.json."""
+    """Return the configuration of transformers for the values of a config.json."""
     with TemporaryDirectory(prefix="understudy-config-") as own:
-        # The library reads a file of ours: with the values that were checked, and nothing else.
+        # transformers reads this file, which has only values that were checked.
         write_config(values, Path(own))
         return AutoConfig.from_pretrained(own, trust_remote_code=False)
 
 
 def write_config(values: Mapping[str, Any], folder: Path) -> None:
-    """Write the values of a config.json as the library takes them, without code to run.
+    """Write the values of a config.json in a form that transformers accepts, without code to run.
 
-    They get the types that the library's class declares: it takes 1.0 for no integer, and 0 for no
-    real number.
+    They are converted to the types that the class of transformers declares, which accepts neither
+    1.0 as an integer nor 0 as a float.
     """
     found = {key: value for key, value in values.items() if key != "auto_map"}
     fields = {}
-    if (name := values["model_type"]) in CONFIG_MAPPING:  # whose `get` finds nothing
+    if (name := values["model_type"]) in CONFIG_MAPPING:  # its `get` does not work
         kind = CONFIG_MAPPING[name]
         fields = {field.name: _atoms(field.type) for field in dataclasses.fields(kind)}
     for key, value in list(found.items()):
@@ -120,13 +120,13 @@ def write_config(values: Mapping[str, Any], folder: Path) -> None:
 
 
 def _atoms(kind: Any) -> frozenset[Any]:
-    """Return the types that a union is made of."""
+    """Return the types that a union consists of."""
     parts = get_args(kind)
     return frozenset(a for part in parts for a in _atoms(part)) if parts else frozenset([kind])
 
 
 def _check_numbers(config: Any, where: Path) -> None:
-    """Raise `ModelError` for numbers with which no layer of attention can be built."""
+    """Raise `ModelError` if attention layers cannot be built with these numbers."""
     keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     for key in (*keys, "max_position_embeddings"):
         value = getattr(config, key, None)

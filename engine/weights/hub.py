@@ -1,6 +1,6 @@
-"""Where a model's files are: a local folder, or a snapshot of a hub repository.
+"""Finding a model's files: in a local folder, or in a snapshot of a hub repository.
 
-`HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` act as in every tool that uses huggingface_hub.
+`HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as in every tool that uses huggingface_hub.
 """
 
 import errno
@@ -27,7 +27,7 @@ from engine.weights.shards import advice
 
 _CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
-# No code and no pickles; no second copy of the weights in a subfolder or in Mistral's own format.
+# Code, pickles, and second copies of the weights in a subfolder or in Mistral's own format.
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "*.gguf", "*/*", "consolidated*.safetensors"]
 _TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
@@ -39,17 +39,17 @@ _HTTP_ERROR = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
 
 @dataclass(frozen=True)
 class Resolved:
-    """The files of a model."""
+    """The local folder of a model, and the identity of its weights."""
 
     folder: Path
-    identity: str  # of the weights: changes when their files do; begins with a snapshot's commit
+    identity: str  # changes when the weights do; begins with the commit of a snapshot
 
 
 def resolve(source: str, revision: str | None, progress: ReportProgress) -> Resolved:
     """Return the local files of a model: `source` if it is a folder, else the hub's snapshot.
 
-    A model of the hub is downloaded unless it is cached; `progress` is called with the bytes.
-    Raises `ModelError` when the repository or revision is not found or gated, the hub cannot be
+    A model of the hub is downloaded unless it is cached, and `progress` is called with the bytes.
+    Raises `ModelError` if the repository or revision is not found or gated, the hub cannot be
     reached, the disk is too small, or the model has no safetensors weights.
     """
     folder = _find(source, revision, partial(_snapshot, source, revision, progress))
@@ -59,17 +59,17 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
 
 
 def locate(source: str, revision: str | None) -> Path:
-    """Return the folder of a model's config.json; if nothing of the model is here, fetch it.
+    """Return the folder of a model's config.json, which is downloaded if it is not cached.
 
-    Raises `ModelError` when there is none.
+    Raises `ModelError` if there is none.
     """
     return _find(source, revision, partial(_config_folder, source, revision))
 
 
 def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:
-    """Return the folder that `source` is or that `fetch` gets from the hub, with a config.json.
+    """Return the folder `source`, or the one that `fetch` gets from the hub, with a config.json.
 
-    The hub's errors become `ModelError`s that say what to do.
+    Errors of the hub are raised as `ModelError`s that say what to do.
     """
     folder = _local_folder(source)
     if folder is None:
@@ -83,7 +83,7 @@ def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:
 
 
 def _local_folder(source: str) -> Path | None:
-    """Return the folder that `source` is, None if it is the name of a repository."""
+    """Return `source` as a folder, or None if it is the name of a repository."""
     if (folder := find_folder(source)) is not None:
         return folder
     if source.startswith((".", "/", "~")):
@@ -92,8 +92,11 @@ def _local_folder(source: str) -> Path | None:
 
 
 def identity_of(folder: Path) -> str:
-    """Return a digest of config.json's text and of every safetensors file's name, size and time
-    of change; of a hub snapshot after its commit, because its files can be overwritten too."""
+    """Return a digest of config.json and of the name, size and change time of each weight file.
+
+    For a hub snapshot the commit precedes the digest. It does not suffice, because the files of a
+    snapshot can be overwritten.
+    """
     digest = hashlib.blake2b(read_bytes(folder / _CONFIG), digest_size=20)
     for path in filter(os.path.isfile, sorted(folder.glob("*.safetensors"))):
         status = path.stat()
@@ -103,9 +106,9 @@ def identity_of(folder: Path) -> str:
 
 
 def text_digest(folder: Path) -> str:
-    """Return a digest of the files beside the weights: tokenizer, template, configuration.
+    """Return a digest of the text files: tokenizer, chat template and configuration.
 
-    Their text decides which text an answer has, as the weights do.
+    Like the weights, they determine the text of an answer.
     """
     digest = hashlib.blake2b(digest_size=20)
     for path in sorted(folder.iterdir()):
@@ -120,7 +123,7 @@ def text_digest(folder: Path) -> str:
 
 
 def _config_folder(source: str, revision: str | None) -> Path:
-    """Return the cached snapshot of a repository, or one to which config.json is fetched."""
+    """Return the cached snapshot of a repository, or one with only config.json downloaded."""
     path = huggingface_hub.try_to_load_from_cache(source, _CONFIG, revision=revision)
     if not isinstance(path, str):
         try:
@@ -134,10 +137,11 @@ def _config_folder(source: str, revision: str | None) -> Path:
 
 
 def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Path:
+    """Return the snapshot of a repository, after downloading the files that are missing."""
     try:
         # The wanted files, their sizes, and whether they are cached.
         files: list[Any] = _download(source, revision, dry_run=True)
-    except errors.DryRunError as error:  # the hub cannot be asked: what is cached must do
+    except errors.DryRunError as error:  # the hub cannot be reached: use the cached files
         return _cached(source, revision, error.__cause__)
     if not any(file.filename.endswith(".safetensors") for file in files):
         raise ModelError(
@@ -156,7 +160,7 @@ def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Pa
 
 
 def _download(source: str, revision: str | None, **how: Any) -> Any:
-    """Download the wanted files and return their folder, or do what `how` asks for instead."""
+    """Download the wanted files and return their folder; `how` are options of the library."""
     disable_progress_bars()
     return huggingface_hub.snapshot_download(
         source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, **how
@@ -164,10 +168,11 @@ def _download(source: str, revision: str | None, **how: Any) -> Any:
 
 
 def _cached(source: str, revision: str | None, cause: BaseException | None) -> Path:
+    """Return the cached snapshot. Raises `ModelError` with the `cause` of the missing download."""
     try:
         return Path(_download(source, revision, local_files_only=True))
     except errors.LocalEntryNotFoundError as error:
-        # It is neither cached nor reachable: the message says why it could not be reached.
+        # The model is neither cached nor reachable: say why it could not be reached.
         if isinstance(cause, errors.OfflineModeIsEnabled):
             raise ModelError(
                 f"{source}: not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
@@ -182,6 +187,7 @@ def _cached(source: str, revision: str | None, cause: BaseException | None) -> P
 
 
 def _check_space(source: str, cache: Path, missing: int) -> None:
+    """Raise `ModelError` if the disk of the cache has fewer free bytes than are missing."""
     place = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < missing:
@@ -192,9 +198,9 @@ def _check_space(source: str, cache: Path, missing: int) -> None:
 
 
 def _explanation(error: Exception, source: str, revision: str | None) -> str:
-    """Return what went wrong on the hub and what to do; derived classes of errors come first."""
+    """Return a message about an error of the hub that says what to do."""
     place = f"{source}@{revision}" if revision else source
-    match error:
+    match error:  # derived classes before their base classes
         case errors.HFValidationError():
             return f"{shown(source)} is neither a folder nor a hub id (owner/name)"
         case errors.GatedRepoError():
@@ -222,9 +228,9 @@ def _explanation(error: Exception, source: str, revision: str | None) -> str:
 def _reporting(
     what: str, blobs: Path, cached: int, total: int, progress: ReportProgress
 ) -> Iterator[None]:
-    """Report to `progress` how many bytes have arrived in `blobs` until the block is left.
+    """Enter a block that downloads; report to `progress` how many bytes are in the folder `blobs`.
 
-    The folder's size is watched because the library's own counters differ from release to release.
+    The size of the folder is measured, because the library's own counters differ between releases.
     """
     start = _size(blobs)
     over = threading.Event()
@@ -246,7 +252,7 @@ def _reporting(
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of a folder's files, 0 if it is not there; files may vanish meanwhile."""
+    """Return the bytes of a folder's files, 0 if it does not exist. Files may vanish meanwhile."""
     total = 0
     for path in folder.glob("*"):
         with suppress(FileNotFoundError):

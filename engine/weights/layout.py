@@ -1,7 +1,7 @@
-"""Where each tensor of a unit lies inside its slab.
+"""The layout of a unit: where each of its tensors lies in memory.
 
-A unit (a layer, a part of one, or the head) is one contiguous run of bytes, the slab. The layout is
-the same in RAM, in a device slot, and in a packed file on disk, so a unit moves as one large copy.
+A unit (a layer, a part of one, or the head) is one contiguous run of bytes. The layout is the same
+in RAM, in a device slot, and in a packed file on disk, so a unit is moved by one large copy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,48 +11,52 @@ import torch
 from torch import Tensor
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
-Fields = Mapping[str, TensorSpec]  # of one tensor: suffix of the field's name -> what it holds
+Fields = Mapping[str, TensorSpec]  # the packed fields of one tensor, by the suffix of their names
 
-PAGE_BYTES = 4096  # direct I/O and pinning want whole pages
-TENSOR_BYTES = 256  # widest vector load and CUDA's own allocation granularity
+PAGE_BYTES = 4096  # direct I/O and pinning need whole pages
+TENSOR_BYTES = 256  # alignment: the widest vector load, and the granularity of CUDA's allocator
 
 
 @dataclass(frozen=True)
 class Field:
-    """One tensor of a unit."""
+    """A tensor of a unit, and its place in the unit's memory."""
 
     name: str  # path inside the unit's module, for example "self_attn.q_proj.weight"
     dtype: torch.dtype
     shape: tuple[int, ...]
-    offset: int  # bytes from the start of the slab, a multiple of TENSOR_BYTES
+    offset: int  # bytes from the start of the unit, a multiple of TENSOR_BYTES
 
     @property
     def nbytes(self) -> int:
+        """The size of the tensor in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class UnitLayout:
-    """The tensors of one unit and the size of its slab."""
+    """The tensors of one unit, and the size of its memory."""
 
-    name: str  # for messages: "model.layers.3", "lm_head"
+    name: str  # the path of its module: "model.layers.3", "lm_head"
     fields: tuple[Field, ...]
     nbytes: int  # a multiple of PAGE_BYTES
 
-    def views(self, slab: Tensor) -> dict[str, Tensor]:
-        """Return typed views into a slab (uint8, at least `nbytes` long) without a copy."""
+    def views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """Return the tensors in the memory of a unit (uint8, at least `nbytes` long), by name.
+
+        They are views: nothing is copied.
+        """
         return {
-            f.name: slab[f.offset : f.offset + f.nbytes].view(f.dtype).view(f.shape)
+            f.name: buffer[f.offset : f.offset + f.nbytes].view(f.dtype).view(f.shape)
             for f in self.fields
         }
 
 
 @dataclass(frozen=True)
 class LayerUnits:
-    """The consecutive units of one layer: one unit, or the base and then slices of its experts."""
+    """The consecutive units of one layer: a unit, then slices of its experts, if it is sliced."""
 
-    first: int  # the unit that holds everything but sliced experts
-    experts: str = ""  # path of the sliced experts inside the layer, "mlp.experts"
+    first: int  # the unit that holds all but the sliced experts
+    experts: str = ""  # path of the sliced experts inside the layer: "mlp.experts"
     slices: tuple[range, ...] = ()  # the experts in each of the units that follow the first
 
     @property
@@ -62,28 +66,28 @@ class LayerUnits:
 
 
 def whole_layers(num_layers: int) -> tuple[LayerUnits, ...]:
-    """Return layers of one unit each, as they are where nothing is sliced."""
+    """Return layers of one unit each, for a model whose layers are not sliced."""
     return tuple(LayerUnits(index) for index in range(num_layers))
 
 
 class UnitReader:
-    """Fills slabs with weights: from the checkpoint itself or from packed files.
+    """A reader of units, from the checkpoint itself or from packed files.
 
-    A subclass sets `layouts` and implements `read`. One whose units may be read by several threads
-    at once overrides the other methods too.
+    A subclass sets `layouts` and implements `read`. If several threads may read one unit in
+    parallel, it overrides the other methods too.
     """
 
-    layouts: Sequence[UnitLayout]  # of each unit
+    layouts: Sequence[UnitLayout]  # one for each unit
 
-    def read(self, index: int, slab: Tensor) -> None:
-        """Fill `slab[:layouts[index].nbytes]` (uint8, host memory). Called from any thread.
+    def read(self, index: int, buffer: Tensor) -> None:
+        """Fill `buffer[:layouts[index].nbytes]` (uint8, host memory). Any thread may call this.
 
-        Raises `ModelError` that names the file when the bytes cannot be read or are wrong.
+        Raises `ModelError`, which names the file, if the bytes cannot be read or are wrong.
         """
         raise NotImplementedError
 
     def pieces(self, index: int) -> Sequence[range]:
-        """Return the unit's bytes in pieces; each begins at a whole page."""
+        """Return byte ranges that can be read separately; each begins at a whole page."""
         return [range(self.layouts[index].nbytes)]
 
     def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
@@ -91,7 +95,7 @@ class UnitReader:
         self.read(index, memory)
 
     def prepare(self, indices: Sequence[int]) -> None:
-        """Find out how these units, which will be read again and again, are read fastest."""
+        """Find out how to read these units fastest. They will be read in every pass."""
 
 
 def lay_out(name: str, tensors: Mapping[str, TensorSpec]) -> UnitLayout:
@@ -106,5 +110,5 @@ def lay_out(name: str, tensors: Mapping[str, TensorSpec]) -> UnitLayout:
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is not below `value`."""
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint make which tensor of the model.
+"""The mapping from the tensors of a checkpoint to the tensors of the model.
 
-Names are translated by the library's own table (transformers/conversion_mapping.py), so that old
-names, prefixes and experts stored one by one are understood exactly as `from_pretrained` does.
+Names are translated by transformers' own table (transformers/conversion_mapping.py), so that old
+names, prefixes and experts stored one by one are handled exactly as by `from_pretrained`.
 """
 
 import re
@@ -24,10 +24,10 @@ from transformers.core_model_loading import (
 from engine.errors import ModelError
 from engine.weights.layout import TensorSpec
 from engine.weights.safetensors import Checkpoint
-from engine.weights.sources import Expert, Source, merged, plain
+from engine.weights.sources import Expert, Source, merge_sources, plain_source
 from engine.weights.stored_format import find_stored, titles
 
-Wanted = Mapping[str, TensorSpec]  # by the tensor's name in the model
+Wanted = Mapping[str, TensorSpec]  # the needed tensors, by their names in the model
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,17 +35,17 @@ _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def find_sources(
     model: PreTrainedModel, checkpoint: Checkpoint, wanted: Wanted
 ) -> dict[str, Source]:
-    """Return the source of every tensor in `wanted` (the model's state dict).
+    """Return the source of every tensor in `wanted` (the model's state dict), by name.
 
-    Raises `ModelError` for tensors that are missing, unexpected, of a wrong shape or dtype, and
-    for a `quantization_config` that is not supported.
+    Raises `ModelError` if tensors are missing, unexpected, or have a wrong shape or dtype, or if
+    the `quantization_config` is not supported.
     """
     names = _Names(model)
     sources: dict[str, Source] = {}
     groups: dict[str, dict[str, list[Source]]] = defaultdict(lambda: defaultdict(list))
     unexpected: dict[str, Path] = {}
     for stored_name, source in _stored_sources(model, checkpoint):
-        target, pattern = names.target(stored_name)
+        target, pattern = names.translate(stored_name)
         file = source.parts[0].file
         if target not in wanted:
             unexpected[stored_name] = file
@@ -54,38 +54,38 @@ def find_sources(
         elif target in sources:
             raise ModelError(f"{file}: {stored_name} is a second tensor for {target}")
         else:
-            _check(target, source, wanted[target])
+            _check_source(target, source, wanted[target])
             sources[target] = source
     _refuse_unexpected(model, unexpected)
     for target, group in groups.items():
         converter = names.by_pattern[next(iter(group))]
-        if not _only_merges(converter):
+        if not _is_merge(converter):
             raise ModelError(
                 f"{checkpoint.folder}: {target} is stored in a form that must be computed "
                 f"({converter.operations}): model_type {model.config.model_type!r} is not supported"
             )
-        sources[target] = _merged(checkpoint, converter, target, group, wanted[target])
-    _add_tied(model, sources)
+        sources[target] = _merge_experts(checkpoint, converter, target, group, wanted[target])
+    _add_tied_sources(model, sources)
     if missing := sorted(wanted.keys() - sources.keys(), key=dot_natural_key):
         raise ModelError(
-            f"{checkpoint.folder}: no tensor for {missing[0]}{_more(missing)} of "
+            f"{checkpoint.folder}: no tensor for {missing[0]}{_and_more(missing)} of "
             f"{type(model).__name__}. The checkpoint is incomplete or of another architecture"
         )
     return sources
 
 
 def _stored_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> list[tuple[str, Source]]:
-    """Return what the checkpoint holds, by the names of dense tensors, in their natural order."""
+    """Return the checkpoint's sources with the names of dense tensors, in natural order."""
     found = find_stored(model.config, checkpoint)
     consumed = {part.name for source in found.values() for part in source.parts}
     for name, stored in checkpoint.tensors.items():
         if name not in consumed:
-            found[name] = plain(checkpoint, stored)
+            found[name] = plain_source(checkpoint, stored)
     return sorted(found.items(), key=lambda item: dot_natural_key(item[0]))
 
 
 class _Names:
-    """The library's translation of stored names for one model."""
+    """The translation of stored names to one model's names, by transformers' table."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         transforms = get_model_conversion_mapping(model)
@@ -95,8 +95,8 @@ class _Names:
         self._prefix = model.base_model_prefix
         self._state = model.state_dict()
 
-    def target(self, stored: str) -> tuple[str, str | None]:
-        """Return the model tensor of a stored one, and the converter's pattern that it matched."""
+    def translate(self, stored: str) -> tuple[str, str | None]:
+        """Return the model's name of a stored tensor, and the matching converter's pattern."""
         name, pattern = rename_source_key(
             stored, self._renamings, self._converters, self._prefix, self._state
         )
@@ -105,8 +105,8 @@ class _Names:
         return name, pattern
 
 
-def _only_merges(converter: WeightConverter) -> bool:
-    """Return whether it stacks experts along dim 0, then concatenates rows (gate and up)."""
+def _is_merge(converter: WeightConverter) -> bool:
+    """Return whether a converter only stacks experts along dim 0 and concatenates their rows."""
     match converter.operations:
         case [MergeModulelist(dim=0)]:
             return len(converter.source_patterns) == 1
@@ -115,14 +115,14 @@ def _only_merges(converter: WeightConverter) -> bool:
     return False
 
 
-def _merged(
+def _merge_experts(
     checkpoint: Checkpoint,
     converter: WeightConverter,
     target: str,
     groups: Mapping[str, list[Source]],
     wanted: TensorSpec,
 ) -> Source:
-    """Return a source that puts each expert in its rows of the fused [experts, rows, columns]."""
+    """Return a source of a fused tensor [experts, rows, columns], made of one source per expert."""
     dtype, (experts, rows, columns) = wanted
     pieces: list[tuple[Expert, Source]] = []
     begin = 0
@@ -135,7 +135,7 @@ def _merged(
             )
         height = group[0].shape[0] if group[0].shape else 0
         for expert, source in enumerate(group):
-            _check(f"expert {expert} of {target}", source, (dtype, (height, columns)))
+            _check_source(f"expert {expert} of {target}", source, (dtype, (height, columns)))
             pieces.append(((expert, slice(begin, begin + height)), source))
         begin += height
     if begin != rows:
@@ -143,11 +143,14 @@ def _merged(
             f"{checkpoint.folder}: the experts of {target} have {begin} rows, {rows} are needed. "
             "config.json does not belong to this checkpoint"
         )
-    return merged((experts, rows, columns), pieces)
+    return merge_sources((experts, rows, columns), pieces)
 
 
-def _check(name: str, source: Source, wanted: TensorSpec) -> None:
-    """Raise `ModelError` unless the source makes this tensor; plain ones have no scales for it."""
+def _check_source(name: str, source: Source, wanted: TensorSpec) -> None:
+    """Raise `ModelError` unless the source gives a tensor of the wanted dtype and shape.
+
+    A plain source of another kind of dtype is refused, since it has no scales to convert it.
+    """
     stored, (dtype, shape) = source.parts[0], wanted
     is_float = dtype in _FLOAT_DTYPES and stored.dtype in _FLOAT_DTYPES
     if source.is_plain and not is_float and stored.dtype != dtype:
@@ -163,8 +166,8 @@ def _check(name: str, source: Source, wanted: TensorSpec) -> None:
         )
 
 
-def _add_tied(model: PreTrainedModel, sources: dict[str, Source]) -> None:
-    """Read a tied tensor that is not stored from its twin, whichever of the two is there."""
+def _add_tied_sources(model: PreTrainedModel, sources: dict[str, Source]) -> None:
+    """Give tied tensors that are not stored the source of the tensor they are tied to."""
     tied: Mapping[str, str] = model.all_tied_weights_keys
     for target, twin in tied.items():
         for absent, present in ((target, twin), (twin, target)):
@@ -173,15 +176,15 @@ def _add_tied(model: PreTrainedModel, sources: dict[str, Source]) -> None:
 
 
 def _refuse_unexpected(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
-    """Raise `ModelError` for tensors without a place, but for what the library itself drops."""
+    """Raise `ModelError` for tensors that the model lacks and transformers does not drop."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
     names = [name for name in files if not any(re.search(pattern, name) for pattern in patterns)]
     if names:
         raise ModelError(
-            f"{files[names[0]]}: unexpected tensor {names[0]}{_more(names)}: the model has no "
+            f"{files[names[0]]}: unexpected tensor {names[0]}{_and_more(names)}: the model has no "
             "place for it. config.json does not belong to this checkpoint"
         )
 
 
-def _more(names: list[str]) -> str:
+def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

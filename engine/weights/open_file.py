@@ -1,4 +1,4 @@
-"""Files that stay open: positional reads from any thread, of the file that was opened."""
+"""Files that stay open for positional reads from any thread."""
 
 import os
 import weakref
@@ -8,10 +8,11 @@ from engine.errors import ModelError
 
 
 class OpenFile:
-    """A file that is open for reading. Raises `ModelError` when it cannot be opened.
+    """A file that is open for reading.
 
-    What is put in its place later is another file, and is not read. Reads after `close` raise
-    `ModelError`: the number of a closed descriptor may belong to another file by then.
+    If another file later gets its name, the opened file is still the one that is read. Reads after
+    `close` raise `ModelError`, because a closed descriptor's number may belong to another file. The
+    constructor raises `ModelError` if the file cannot be opened.
     """
 
     def __init__(self, path: Path, flags: int = 0) -> None:
@@ -33,30 +34,31 @@ class OpenFile:
 
     @property
     def is_open(self) -> bool:
+        """Whether the file has not been closed."""
         return self._finalizer.alive
 
     @property
     def nbytes(self) -> int:
-        """The size that the file has now."""
+        """The current size of the file."""
         return os.fstat(self.descriptor).st_size
 
     def close(self) -> None:
-        """Close the file. May be called again."""
+        """Close the file. It may be called again."""
         self._finalizer()
 
     def check_unchanged(self) -> None:
-        """Raise `ModelError` if the file was written to, or cut off, since it was opened."""
+        """Raise `ModelError` if the file was written to or truncated since it was opened."""
         if self._state() != self._opened:
             raise ModelError(
                 f"{self.path}: the file was changed after the model began to load from it. "
-                "Restart the server, which loads the file that is there then"
+                "Restart the server, which then loads the changed file"
             )
 
     def read(self, memory: memoryview, offset: int) -> None:
-        """Fill `memory` from `offset`. Raises `ModelError` when the file ends early."""
+        """Fill `memory` from `offset` on. Raises `ModelError` if the file ends early."""
         done = 0
         while done < len(memory):
-            try:  # at most 2 GiB a call
+            try:  # one call reads at most 2 GiB
                 count = os.preadv(self.descriptor, [memory[done:]], offset + done)
             except OSError as error:
                 raise ModelError(
@@ -71,5 +73,6 @@ class OpenFile:
             done += count
 
     def _state(self) -> tuple[int, int]:
+        """Return the size and the time of the last change."""
         status = os.fstat(self.descriptor)
         return status.st_size, status.st_mtime_ns

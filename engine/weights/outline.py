@@ -1,7 +1,7 @@
-"""The units of a model, which its configuration alone determines: no checkpoint is needed.
+"""The units of a model, as its configuration alone determines them, without a checkpoint.
 
-There is one unit for each decoder layer, or several for a large layer with fused experts; then
-there is one for the head.
+Each decoder layer is one unit, or several if it is large and has fused experts. The head is the
+last unit.
 """
 
 import re
@@ -21,47 +21,47 @@ from engine.weights.stored_format import Quantization, quantization
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of the model, or some experts of one, that a unit holds."""
+    """A tensor of a unit: a tensor of the model, or some experts of one."""
 
     field: str  # its path inside the unit's module
     name: str  # its path in the model
     dtype: torch.dtype
     shape: tuple[int, ...]
-    stored: Fields  # those in which the checkpoint holds it packed; empty if it is read dense
-    quantization: Quantization | None = None  # to be made when it is read
-    held: range | None = None  # the experts, where it is not all of them
+    stored: Fields  # its packed fields in the checkpoint; empty if it is read dense
+    quantization: Quantization | None = None  # applied when it is read
+    held: range | None = None  # the experts that it has; None: all of them
 
     def experts(self, held: range) -> "Part":
-        """Return the part that holds only some of the experts."""
+        """Return the part that has only these experts."""
         return replace(self, shape=(len(held), *self.shape[1:]), held=held, stored={})
 
     @property
     def quantized(self) -> Fields:
-        """The fields that reading it quantizes it into; empty if it does not."""
+        """The fields of the tensor if it is quantized when it is read; else empty."""
         if self.quantization is None or self.stored:
             return {}
         return self.quantization.fields(self.shape)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Return the fields of the unit that stand for it."""
+        """Return the dtype and shape of the unit's fields for this tensor, by name."""
         fields = self.stored or self.quantized or {"": (self.dtype, self.shape)}
         return {self.field + suffix: spec for suffix, spec in fields.items()}
 
 
 class Outline:
-    """What each unit of a model holds, and where in the unit it lies.
+    """The tensors and the layout of each unit of a model.
 
     A layer of more than `slice_bytes` that has fused experts becomes several units: the layer
     without them, then slices of whole experts, each of at most `slice_bytes` or one expert.
 
     Args:
-        model: The empty model on the `meta` device, its layers still the library's own.
-        dtype: What weights become when they are read.
-        quantize: The quantization of the linear weights of layers, a file in
+        model: the empty model on the `meta` device, with the layers of transformers.
+        dtype: the dtype that weights have after they are read.
+        quantize: the name of the quantization of the linear weights of layers, which is a file in
             engine/weights/formats/.
-        stored: The packed fields of the tensors that the checkpoint holds packed, by their names
-            in the model. In a slice of experts and in the head they become dense.
-        slice_bytes: The largest layer that stays whole.
+        stored: the fields of the tensors that the checkpoint stores packed, by their names in the
+            model. In a slice of experts and in the head these tensors become dense.
+        slice_bytes: the largest layer that is not sliced; None: no layer is sliced.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Outline:
         self.wanted = wanted_tensors(model, dtype)
         self.layouts: list[UnitLayout] = []
         self.layers: list[LayerUnits] = []
-        self.parts: list[tuple[Part, ...]] = []  # of each unit
+        self.parts: list[tuple[Part, ...]] = []  # one tuple for each unit
         self._stored = stored
         self._quantization = quantization(quantize) if quantize else None
         layers, (head, head_module) = unit_modules(model)
@@ -87,12 +87,12 @@ class Outline:
 
     @property
     def other_tensors(self) -> dict[str, TensorSpec]:
-        """The tensors of no unit (embedding, final norm) by their full names."""
+        """The tensors outside of all units (embedding, final norm), by their full names."""
         streamed = {part.name for parts in self.parts for part in parts}
         return {name: spec for name, spec in self.wanted.items() if name not in streamed}
 
     def _parts(self, name: str, module: nn.Module, quantized: frozenset[str]) -> list[Part]:
-        """Return the tensors of a module; `quantized` are those to quantize, if any are."""
+        """Return the tensors of a module. If weights are quantized, those in `quantized` are."""
         parts = []
         for field in module.state_dict():
             full = f"{name}.{field}"
@@ -103,6 +103,7 @@ class Outline:
     def _add_layer(
         self, name: str, layer: nn.Module, parts: Sequence[Part], slice_bytes: int | None
     ) -> None:
+        """Add the units of a layer: one, or several if its experts are sliced."""
         first = len(self.layouts)
         path = fused_experts(layer)
         size = _lay_out(name, parts).nbytes
@@ -124,14 +125,14 @@ class Outline:
 
 
 class UnreadUnits(UnitReader):
-    """The units of a model that is planned and not loaded: sizes without bytes."""
+    """A reader with the layouts of a model that is only planned; it cannot read."""
 
     def __init__(self, outline: Outline) -> None:
         self.layouts = outline.layouts
 
-    def read(self, index: int, slab: Tensor) -> None:
-        """Raises `ModelError`: there is nothing to read."""
-        raise ModelError(f"{self.layouts[index].name}: only the model's config.json is here")
+    def read(self, index: int, buffer: Tensor) -> None:
+        """Raise `ModelError`, since there is no checkpoint."""
+        raise ModelError(f"{self.layouts[index].name}: only the model's config.json is there")
 
 
 def _lay_out(name: str, parts: Sequence[Part]) -> UnitLayout:
@@ -140,7 +141,7 @@ def _lay_out(name: str, parts: Sequence[Part]) -> UnitLayout:
 
 
 def _slices(parts: Sequence[Part], slice_bytes: int) -> tuple[range, ...]:
-    """Return the fewest runs of experts, of nearly equal size, that fit; or one expert each."""
+    """Return the fewest runs of experts that fit, of nearly equal size, or one run per expert."""
     total = parts[0].shape[0]
     for count in range(1, total):
         largest = range(-(-total // count))
@@ -148,8 +149,8 @@ def _slices(parts: Sequence[Part], slice_bytes: int) -> tuple[range, ...]:
             break
     else:
         count = total
-    borders = [i * total // count for i in range(count + 1)]
-    return tuple(range(a, b) for a, b in pairwise(borders))
+    starts = [i * total // count for i in range(count + 1)]
+    return tuple(range(a, b) for a, b in pairwise(starts))
 
 
 NamedModule = tuple[str, nn.Module]
@@ -169,14 +170,14 @@ def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule
 
 
 def linear_weights(module: nn.Module) -> frozenset[str]:
-    """Return the parameters worth quantizing: linear weights and fused experts [E, ., .]."""
+    """Return the names of parameters to quantize: linear weights and fused experts [E, ., .]."""
     linear = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Linear)}
     experts = {name for name, parameter in module.named_parameters() if parameter.dim() == 3}
     return frozenset(linear | experts)
 
 
 def fused_experts(layer: nn.Module) -> str | None:
-    """Return the path of the layer's experts if one module has them, as [experts, ...]."""
+    """Return the path of the one module with fused experts [E, ...]; None if there is none."""
     paths = {
         n.rpartition(".")[0] for n, parameter in layer.named_parameters() if parameter.dim() == 3
     }
@@ -188,9 +189,9 @@ def fused_experts(layer: nn.Module) -> str | None:
 
 
 def wanted_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, TensorSpec]:
-    """Return the dtype and shape of every tensor of the model when its weights are `dtype`.
+    """Return the dtype and shape of every tensor of the model if its weights are of `dtype`.
 
-    What the library keeps in float32 on purpose (routing corrections) stays float32.
+    Tensors that transformers always keeps in float32 (routing corrections) stay float32.
     """
     kept = model._get_dtype_plan(dtype)
     wanted: dict[str, TensorSpec] = {}

@@ -1,4 +1,4 @@
-"""Units whose tensors travel packed, in whatever form, and their dense tensors."""
+"""Units with packed tensors, of any form, and the dense tensors that they expand to."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,9 +10,9 @@ from engine.weights.stored_format import Packing, packings
 
 
 def dense_layout(unit: UnitLayout, dtype: torch.dtype) -> UnitLayout:
-    """Return the layout of the slab that `expand` fills: the unit's packed tensors made dense.
+    """Return the layout of the dense tensors that `expand` makes of a unit's packed tensors.
 
-    It is empty for a unit without packed tensors.
+    It has no fields if the unit has no packed tensors.
     """
     shapes = {field.name: field.shape for field in unit.fields}
     packed = _packed(shapes).items()
@@ -21,7 +21,7 @@ def dense_layout(unit: UnitLayout, dtype: torch.dtype) -> UnitLayout:
 
 
 def dense_tensors(unit: UnitLayout, dtype: torch.dtype) -> dict[str, TensorSpec]:
-    """Return all tensors of a unit as they are after `expand`."""
+    """Return the dtype and shape of all tensors of a unit after `expand`, by name."""
     taken = _packed_fields(_packed(field.name for field in unit.fields))
     plain = [field for field in unit.fields if field.name not in taken]
     fields = [*plain, *dense_layout(unit, dtype).fields]
@@ -29,10 +29,11 @@ def dense_tensors(unit: UnitLayout, dtype: torch.dtype) -> dict[str, TensorSpec]
 
 
 def expand(fields: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the unit's tensors, with every packed one expanded into its place in `out`.
+    """Return the dense tensors of a unit, by name. Packed ones are expanded into `out`.
 
-    `out` holds the views of a slab laid out by `dense_layout`, on the device of `fields`. Dense
-    tensors are passed through, not copied.
+    Args:
+        fields: the tensors of the unit; dense ones are returned without a copy.
+        out: the views of memory with the layout of `dense_layout`, on the device of `fields`.
     """
     packed = _packed(fields)
     taken = _packed_fields(packed)
@@ -43,7 +44,7 @@ def expand(fields: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> dict[str,
 
 
 def _packed(names: Iterable[str]) -> dict[str, Packing]:
-    """Return how each packed tensor of a unit is packed, given the names of the unit's fields."""
+    """Return the packing of each packed tensor of a unit, given the names of the unit's fields."""
     known = packings()
     return {
         name.removesuffix(packing.suffixes[0]): packing
@@ -54,5 +55,5 @@ def _packed(names: Iterable[str]) -> dict[str, Packing]:
 
 
 def _packed_fields(packed: Mapping[str, Packing]) -> set[str]:
-    """Return the names of the fields that hold the packed tensors."""
+    """Return the names of all fields of these packed tensors."""
     return {name + suffix for name, packing in packed.items() for suffix in packing.suffixes}

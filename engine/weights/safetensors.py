@@ -1,8 +1,8 @@
-"""A checkpoint on disk: which tensors its safetensors files hold, and positional reads of them.
+"""A checkpoint on disk: the tensors of its safetensors files, and positional reads of them.
 
-The container is that of safetensors: 8 bytes of header length, a JSON header, then the data.
-Headers are parsed here rather than by the library because several threads read pieces of files
-straight into slabs.
+A safetensors file has 8 bytes with the length of the header, a JSON header, and then the data. The
+header is parsed here and not by the library, because several threads read pieces of the files
+directly into the memory of units.
 """
 
 import math
@@ -24,7 +24,7 @@ from engine.weights.shards import AGAIN, INDEX_NAME, SINGLE_NAME, read_index
 
 # The format allows 100 MB, for which Python would take gigabytes. 100,000 tensors take 15 MB.
 MAX_HEADER_BYTES = 25_000_000
-LONGEST_NAME = 500  # characters; the library's patterns are tried on every name
+LONGEST_NAME = 500  # characters; transformers matches its patterns against every name
 
 _DTYPES = {
     "F64": torch.float64,
@@ -44,7 +44,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: in `file`, `nbytes` bytes from `offset` on."""
+    """The place of a stored tensor: `nbytes` bytes of `file`, from `offset` on."""
 
     name: str
     file: Path
@@ -54,7 +54,7 @@ class StoredTensor:
     nbytes: int
 
     def part(self, rows: range) -> "StoredTensor":
-        """Return where some entries of the first dimension lie."""
+        """Return the place of some entries of the first dimension."""
         stride = self.nbytes // self.shape[0]
         return replace(
             self,
@@ -65,10 +65,10 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """The tensors of a folder of safetensors files, readable from any thread.
+    """The tensors of a folder of safetensors files. Any thread may read them.
 
-    Opening reads all headers and checks them against the files' sizes, so that a truncated
-    download fails at once and not in the middle of a pass. Raises `ModelError`.
+    The constructor reads all headers and checks them against the files' sizes, so that a truncated
+    download fails before the first pass. It raises `ModelError` if the files are not a checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class Checkpoint:
         self.tensors: Mapping[str, StoredTensor] = self._read_headers()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files. Later reads raise `ModelError`."""
         for file in self._files.values():
             file.close()
 
@@ -99,10 +99,10 @@ class Checkpoint:
         return out
 
     def read_rows(self, stored: StoredTensor, rows: Sequence[int]) -> Tensor:
-        """Return some rows of a stored matrix, [len(rows), columns]; raises as `read` does."""
+        """Return some rows of a stored matrix, [len(rows), columns]. Raises as `read` does."""
         count, columns = stored.shape
         if not all(0 <= row < count for row in rows):
-            raise IndexError(f"{stored.name} has {count} rows, asked for {list(rows)}")
+            raise IndexError(f"{stored.name} has {count} rows, but {list(rows)} are requested")
         out = torch.empty(len(rows), columns, dtype=stored.dtype)
         memory, stride = out.view(-1).view(torch.uint8).numpy().data, stored.nbytes // count
         file = self._files[stored.file]
@@ -113,6 +113,7 @@ class Checkpoint:
         return out
 
     def _read_headers(self) -> dict[str, StoredTensor]:
+        """Open all files of the checkpoint and return their tensors by name."""
         placed = read_index(self.folder)
         names = sorted(set(placed.values())) or [SINGLE_NAME]
         tensors: dict[str, StoredTensor] = {}
@@ -132,6 +133,7 @@ class Checkpoint:
         return tensors
 
     def _check_index(self, placed: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+        """Raise `ModelError` unless the index names the file of each tensor, and no others."""
         path = self.folder / INDEX_NAME
         for name, file in placed.items():
             if name not in tensors or tensors[name].file.name != file:
@@ -147,7 +149,7 @@ class Checkpoint:
 
 
 def num_layers(folder: Path) -> int:
-    """Return how many layers the tensors of a checkpoint are of, by their names' first number."""
+    """Return the number of layers of a checkpoint: of different first numbers in tensor names."""
     checkpoint = Checkpoint(folder)
     checkpoint.close()
     numbers = (re.search(r"\.(\d+)\.", name) for name in checkpoint.tensors)
@@ -155,10 +157,10 @@ def num_layers(folder: Path) -> int:
 
 
 class StoredRows:
-    """A matrix whose rows stay in their file until they are needed, as the embedding's do.
+    """A matrix whose rows are read from the file when they are needed, such as the embedding.
 
-    It is not mapped: touching the pages of a mapped file that was cut off ends the process
-    (SIGBUS), and those of one that was overwritten are other weights.
+    The file is not mapped into memory. Reading a mapped file that was truncated would end the
+    process (SIGBUS), and one that was overwritten would give other weights without an error.
     """
 
     def __init__(self, checkpoint: Checkpoint, stored: StoredTensor) -> None:
@@ -177,13 +179,14 @@ class StoredRows:
         return self._checkpoint.read_rows(self._stored, rows)
 
 
-OtherTensor = Tensor | StoredRows  # a tensor outside layers and head
+OtherTensor = Tensor | StoredRows  # a tensor outside of layers and head
 
 
 def _read_header(file: OpenFile) -> list[StoredTensor]:
+    """Return the tensors of a safetensors file. Raises `ModelError` if its header is wrong."""
     path, size = file.path, file.nbytes
     if size < 8:
-        raise ModelError(f"{path}: {size} bytes are no safetensors file. Download it again")
+        raise ModelError(f"{path}: {size} bytes are not a safetensors file. Download it again")
     prefix = bytearray(8)
     file.read(memoryview(prefix), 0)
     if POINTER.encode().startswith(prefix):
@@ -224,7 +227,7 @@ def _text(raw: bytearray, path: Path) -> str:
 
 
 def _parse(path: Path, name: str, entry: object, data: int) -> StoredTensor:
-    """Return what a header entry describes; `data` is where the file's data begins."""
+    """Return the tensor that a header entry describes. `data` is the offset of the file's data."""
     if len(name) > LONGEST_NAME:
         raise _corrupt(path, shown(name), f"a name of {len(name)} characters")
     if not isinstance(entry, dict):

@@ -1,4 +1,4 @@
-"""Which safetensors files a checkpoint consists of: its index, or the one file without one."""
+"""The safetensors files that a checkpoint consists of: those of its index, or a single file."""
 
 import os
 from pathlib import Path
@@ -14,9 +14,9 @@ MOST_FILES = 900  # all are open at the same time; the largest published models 
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """Return the name of the file that holds each tensor; empty for one file without an index.
+    """Return the file name of each tensor; empty if the checkpoint is one file without an index.
 
-    Raises `ModelError` when the folder has neither an index nor that file, or a broken index.
+    Raises `ModelError` if the folder has neither an index nor that file, or if the index is broken.
     """
     path = folder / INDEX_NAME
     if not path.exists():
@@ -50,14 +50,14 @@ _ONLY = "Only safetensors weights are read"
 
 
 def advice(folder: Path) -> str:
-    """Return what to do with a folder that is no safetensors checkpoint, by what it holds."""
+    """Return what to do with a folder that is not a safetensors checkpoint, by its files."""
     for pattern, found, remedy in _OTHERS:
         if any(folder.glob(pattern)):
             return f"{_ONLY} and the folder holds {found}: {remedy}"
     return f"{_ONLY}: convert other formats with save_pretrained"
 
 
-# What model folders may hold instead: a pattern of file names, what that is, and what to do.
+# Other files of model folders: a pattern of their names, what they are, and what to do.
 _OTHERS = (
     (
         "adapter_config.json",
@@ -85,7 +85,7 @@ _OTHERS = (
 
 
 def has_weights(folder: Path) -> bool:
-    """Return whether all files of the checkpoint are there. Raises `ModelError` as `read_index`."""
+    """Return whether all files of a checkpoint exist. Raises `ModelError` as `read_index` does."""
     if not (folder / INDEX_NAME).exists() and not any(folder.glob("*.safetensors")):
         return False
     names = set(read_index(folder).values()) or {SINGLE_NAME}

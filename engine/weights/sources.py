@@ -1,4 +1,4 @@
-"""How one tensor of a model is made from the tensors of its checkpoint."""
+"""Sources: how each tensor of a model is made from the tensors of its checkpoint."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ Expert = tuple[int, slice]  # one expert's rows in a fused tensor [experts, rows
 
 @dataclass(frozen=True)
 class Source:
-    """Makes one tensor of a model.
+    """A recipe that makes one tensor of a model.
 
     Args:
-        shape: The shape of the dense tensor.
-        fill: Write the tensor into one dense argument or, where the tensor stays packed, into as
-            many as there are `packed` fields. Threads call it at the same time.
-        parts: The stored tensors that it is made from. Messages name the first.
-        packed: The fields in which the tensor travels; empty if it travels dense.
-        experts: Return the source of some entries of the first dimension, to be read alone. None
-            where only the whole can be made.
-        is_plain: Whether it is the one stored tensor in `parts`, but for the dtype.
+        shape: the shape of the dense tensor.
+        fill: writes the tensor into its argument, or into one argument for each of the `packed`
+            fields, if there are any. Several threads may call it in parallel.
+        parts: the stored tensors that it is made from. Messages name the first one.
+        packed: the fields of the tensor if it stays packed; empty if it becomes dense.
+        experts: returns a source of some entries of the first dimension, which reads only these.
+            None if only the whole tensor can be made.
+        is_plain: whether the tensor is the only one of `parts`, apart from the dtype.
     """
 
     shape: tuple[int, ...]
@@ -36,18 +36,18 @@ class Source:
     is_plain: bool = False
 
 
-def plain(checkpoint: Checkpoint, stored: StoredTensor) -> Source:
-    """Return the source of a tensor that is stored as it is."""
+def plain_source(checkpoint: Checkpoint, stored: StoredTensor) -> Source:
+    """Return the source of a tensor that the checkpoint stores as it is."""
     return Source(
         shape=stored.shape,
         fill=partial(_copy, checkpoint, stored),
         parts=(stored,),
-        experts=lambda experts: plain(checkpoint, stored.part(experts)),
+        experts=lambda experts: plain_source(checkpoint, stored.part(experts)),
         is_plain=True,
     )
 
 
-def merged(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]]) -> Source:
+def merge_sources(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]]) -> Source:
     """Return the source of a fused tensor whose experts are stored one by one."""
 
     def fill(out: Tensor) -> None:
@@ -56,15 +56,16 @@ def merged(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]]) -> S
 
     def some(experts: range) -> Source:
         own = [((e - experts.start, rows), piece) for (e, rows), piece in pieces if e in experts]
-        return merged((len(experts), *shape[1:]), own)
+        return merge_sources((len(experts), *shape[1:]), own)
 
     return Source(shape=shape, fill=fill, experts=some)
 
 
-def excerpt(source: Source, experts: range) -> Source:
+def select_experts(source: Source, experts: range) -> Source:
     """Return the source of some experts of a fused tensor.
 
-    Only their own bytes are read where the source can do that; else the whole is made and cut.
+    It reads only their bytes if `source` supports that. Otherwise it makes the whole tensor and
+    copies the experts.
     """
     if source.experts is not None:
         return source.experts(experts)
@@ -77,8 +78,8 @@ def excerpt(source: Source, experts: range) -> Source:
     return Source(shape=(len(experts), *source.shape[1:]), fill=fill)
 
 
-def quantized(source: Source, dtype: torch.dtype, quantize: Callable[..., None]) -> Source:
-    """Return a source that fills packed fields by quantizing another's tensor of this dtype."""
+def quantize_source(source: Source, dtype: torch.dtype, quantize: Callable[..., None]) -> Source:
+    """Return a source that quantizes the tensor of `source`, in this dtype, into packed fields."""
 
     def fill(*out: Tensor) -> None:
         weight = torch.empty(source.shape, dtype=dtype)

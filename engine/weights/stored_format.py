@@ -1,6 +1,6 @@
-"""What the files of engine/weights/formats/ state, and how they are found.
+"""The definitions that a file of engine/weights/formats/ may have, and functions that find them.
 
-The docstring of that package shows a complete file.
+The docstring of that package contains a complete example of such a file.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,23 +18,23 @@ from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Source
 
-QuantizationConfig = Mapping[str, Any]  # config.json's quantization_config
+QuantizationConfig = Mapping[str, Any]  # quantization_config of config.json
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """A form in which checkpoints store weights, other than as plain tensors.
+    """A format in which checkpoints store weights that are not plain tensors.
 
     Args:
-        title: The format's name in messages.
-        detect: Return whether a quantization_config describes this format. Raise `unsupported`
+        title: the format's name in messages.
+        detect: returns whether a quantization_config describes this format. Raises `unsupported`
             for a variant of it that cannot be read.
-        find: Return the source of every tensor that is stored in this format, by the name that a
-            plain checkpoint would give it. Raise `ModelError` where parts are missing or wrong.
-        plan: Return the packed fields of the model's tensors that stay packed, by their names in
-            the model, without a checkpoint: plans are made from config.json alone.
-        expanded: What is expanded when it is read, for the log; empty if nothing is.
+        find: returns the source of every tensor that is stored in this format, by the name that it
+            would have in a plain checkpoint. Raises `ModelError` if parts are missing or wrong.
+        plan: returns the packed fields of the tensors that stay packed, by their names in the
+            model. It has no checkpoint, because plans are made from config.json alone.
+        expanded: the tensors that are expanded when read, for the log; empty if there are none.
     """
 
     title: str
@@ -46,14 +46,14 @@ class StoredFormat:
 
 @dataclass(frozen=True)
 class Packing:
-    """A form in which tensors travel to the device, to be expanded there.
+    """A packed form in which tensors are copied to the device, where they are expanded.
 
     Args:
-        suffixes: What the names of the packed fields add to the dense tensor's. The first marks
-            a packed tensor: no other format and no module of a model may use it.
-        dense_shape: Return the shape of the dense tensor, given that of the first field.
-        expand: Fill the dense tensor, the last argument, from the fields, which come before it in
-            the order of `suffixes`; all are on one device.
+        suffixes: the suffixes that the names of the packed fields add to that of the dense tensor.
+            The first one identifies the packing: no other format and no module may use it.
+        dense_shape: returns the shape of the dense tensor, given that of the first field.
+        expand: fills the dense tensor, its last argument, from the fields, its other arguments in
+            the order of `suffixes`. All are on one device.
     """
 
     suffixes: tuple[str, ...]
@@ -63,11 +63,11 @@ class Packing:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantization that is made while weights are read; what it makes has a `Packing`.
+    """A quantization of weights while they are read, to fields that have a `Packing`.
 
     Args:
-        fields: Return the packed fields of a weight of this shape; none if it stays dense.
-        quantize: Fill the fields, all arguments but the first, from the dense weight.
+        fields: returns the packed fields of a weight of this shape; none if it stays dense.
+        quantize: fills the fields, all its arguments but the first, from the dense weight.
     """
 
     fields: Callable[[Shape], Fields]
@@ -75,9 +75,9 @@ class Quantization:
 
 
 def stored_format(config: Any) -> StoredFormat | None:
-    """Return the format that a model's configuration names, None if its weights are plain.
+    """Return the format that a model's configuration names, or None if its weights are plain.
 
-    Raises `ModelError` for a format that is not supported.
+    Raises `ModelError` if the format is not supported.
     """
     quantization = _quantization(config)
     if not quantization:
@@ -90,19 +90,19 @@ def stored_format(config: Any) -> StoredFormat | None:
 
 
 def find_stored(config: Any, checkpoint: Checkpoint) -> dict[str, Source]:
-    """Return the sources of the tensors that the checkpoint does not store as plain ones."""
+    """Return the sources of the tensors that the checkpoint does not store as plain tensors."""
     found = stored_format(config)
     return found.find(checkpoint, _quantization(config)) if found else {}
 
 
 def plan_packed(model: PreTrainedModel) -> dict[str, Fields]:
-    """Return the packed fields of the tensors that stay packed, as config.json alone tells."""
+    """Return the packed fields of the tensors that stay packed, from config.json alone."""
     found = stored_format(model.config)
     return found.plan(model, _quantization(model.config)) if found else {}
 
 
 def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelError:
-    """Return the error for a stored format, or a kind of one, that cannot be read."""
+    """Return the error for a stored format, or a variant of one, that cannot be read."""
     method = quantization["quant_method"]
     return ModelError(
         f"config.json: quantization_config.quant_method {method!r} {kind or ''} is not supported; "
@@ -112,17 +112,17 @@ def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelErro
 
 
 def titles() -> list[str]:
-    """Return the names of the formats that are read, for messages."""
+    """Return the titles of the supported formats, for messages."""
     return [module.FORMAT.title for module in _modules() if hasattr(module, "FORMAT")]
 
 
 def packings() -> tuple[Packing, ...]:
-    """Return every form in which tensors may travel."""
+    """Return the packings of all formats."""
     return tuple(module.PACKING for module in _modules() if hasattr(module, "PACKING"))
 
 
 def quantization(name: str) -> Quantization:
-    """Return the quantization that a model's YAML names (`target.quantize`)."""
+    """Return the quantization of this name, which a model's YAML sets (`target.quantize`)."""
     found: Quantization = import_module(f"{engine.weights.formats.__name__}.{name}").QUANTIZATION
     return found
 
@@ -135,7 +135,7 @@ def _modules() -> tuple[Any, ...]:
 
 
 def _quantization(config: Any) -> QuantizationConfig:
-    """Return the quantization_config, its method as text; empty where there is none."""
+    """Return the quantization_config, with its method as text; empty if there is none."""
     stored: Any = getattr(config, "quantization_config", None) or {}
     values = dict(stored if isinstance(stored, dict) else stored.to_dict())
     method = values.get("quant_method")

@@ -1,4 +1,4 @@
-"""The units of a model, read from its checkpoint."""
+"""A reader of a model's units from its checkpoint."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from engine.weights.layout import UnitReader
 from engine.weights.mapping import find_sources
 from engine.weights.outline import Outline, Part, wanted_tensors
 from engine.weights.safetensors import Checkpoint, OtherTensor, StoredRows
-from engine.weights.sources import Source, excerpt, quantized
+from engine.weights.sources import Source, quantize_source, select_experts
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,10 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def warn_unless_finite(values: Tensor, name: str) -> None:
-    """Log how many values of a tensor are NaN or infinite.
+    """Log how many values of a tensor are NaN or infinite, if there are any.
 
-    The model is served all the same: such values may lie in rows of tokens that do not occur. The
-    first look (10 GB/s on one core) is cheap beside reading the values.
+    The model is served nevertheless, because such values may belong to tokens that never occur. The
+    first test (10 GB/s on one core) takes little time compared with reading the values.
     """
     if values.dtype in _FLOATS and values.numel():
         low, high = torch.aminmax(values)
@@ -32,13 +32,13 @@ def warn_unless_finite(values: Tensor, name: str) -> None:
 
 
 class CheckpointUnits(UnitReader):
-    """Reads the units of a folder of safetensors files.
+    """A reader of the units of a folder of safetensors files.
 
-    `model` is the empty model that the folder's config.json describes. Its units and the other
-    arguments are those of `Outline`; embedding, norms, routers and head are never quantized, and
-    what the checkpoint holds packed stays as it is.
+    `model` is the empty model that the folder's config.json describes. The units and the other
+    arguments are as in `Outline`. Embedding, norms, routers and head are never quantized, and
+    tensors that the checkpoint stores packed are not changed.
 
-    Raises `ModelError` when the checkpoint does not hold exactly this model.
+    The constructor raises `ModelError` if the checkpoint is not exactly of this model.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class CheckpointUnits(UnitReader):
         self._checkpoint = Checkpoint(folder)
         self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
         stored = {name: source.packed for name, source in self._sources.items()}
-        self._checked: set[int] = set()  # the units that were read once
+        self._checked: set[int] = set()  # the units whose values were checked
         self.outline = Outline(model, dtype, quantize, stored, slice_bytes)
         self.layouts = self.outline.layouts
-        self.layers = self.outline.layers  # the head's unit comes after those of all layers
-        self._filled = [  # by each unit: its sources, and the fields that each of them fills
+        self.layers = self.outline.layers  # the unit of the head follows those of all layers
+        self._filled = [  # for each unit: its sources, each with the fields that it fills
             [(self._source(part), tuple(part.tensors())) for part in parts]
             for parts in self.outline.parts
         ]
 
-    def read(self, index: int, slab: Tensor) -> None:
-        """Fill `slab` with unit `index`, straight from the file where dtypes agree."""
-        views = self.layouts[index].views(slab)
+    def read(self, index: int, buffer: Tensor) -> None:
+        """Fill `buffer` with unit `index`, without a copy if dtypes need no conversion."""
+        views = self.layouts[index].views(buffer)
         for source, fields in self._filled[index]:
             source.fill(*(views[field] for field in fields))
         if index not in self._checked:
@@ -74,22 +74,23 @@ class CheckpointUnits(UnitReader):
                     values, f"{self._checkpoint.folder}: {self.layouts[index].name}.{field}"
                 )
 
-    def other(self) -> dict[str, OtherTensor]:
-        """Return the tensors of no unit (embedding, final norm) by their full names.
+    def other_tensors(self) -> dict[str, OtherTensor]:
+        """Return the tensors outside of all units (embedding, final norm), by their full names.
 
         Matrices whose stored dtype is the wanted one stay in their file: their rows are read when
-        they are needed, and cost no memory of the process.
+        they are needed, so they take no memory.
         """
         other = self.outline.other_tensors
         return {name: self._load(name, self._sources[name], *spec) for name, spec in other.items()}
 
     def close(self) -> None:
-        """Close the files. Rows of a matrix that `other` left in its file cannot be read then."""
+        """Close the files. Matrices that stay in their file cannot be read afterwards."""
         self._checkpoint.close()
 
     def _load(
         self, name: str, source: Source, dtype: torch.dtype, shape: tuple[int, ...]
     ) -> OtherTensor:
+        """Return a tensor outside of all units, in memory or in its file."""
         if source.is_plain and source.parts[0].dtype == dtype and len(shape) == 2:
             return StoredRows(self._checkpoint, source.parts[0])
         out = torch.empty(shape, dtype=dtype)
@@ -101,7 +102,7 @@ class CheckpointUnits(UnitReader):
         """Return the source that fills the fields of a part."""
         source = self._sources[part.name]
         if part.held is not None:
-            source = excerpt(source, part.held)
+            source = select_experts(source, part.held)
         if part.quantization is not None and part.quantized:
-            source = quantized(source, part.dtype, part.quantization.quantize)
+            source = quantize_source(source, part.dtype, part.quantization.quantize)
         return source

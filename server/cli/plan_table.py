@@ -74,7 +74,7 @@ def host_rows(plan: "Plan") -> list[Row]:
 
     counts = Counter(plan.tiers)
     rows = [
-        ("units in RAM", plan.slab_bytes, f"{counts['ram']} units"),
+        ("units in RAM", plan.ram_unit_bytes, f"{counts['ram']} units"),
         ("staging", plan.staging_bytes, "between disk and device"),
         ("idle KV", plan.host_kv_bytes, f"{plan.host_pages * PAGE} tokens"),
         ("embedding", plan.embedding_bytes, "in the page cache: read from the file row by row"),

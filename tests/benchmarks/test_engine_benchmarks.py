@@ -50,6 +50,7 @@ def test_aborted_requests_leave_an_idle_engine() -> None:
         )
 
 
+@pytest.mark.slow
 def test_tuning_compares_each_text_with_the_best_of_the_grid() -> None:
     kinds = tuning.make_texts(1, 3)
     figures = tuning.measure(TARGET, kinds, [(1, 1), (2, 2)], rounds=1, over_draft=1.0)
@@ -84,6 +85,7 @@ def test_gaps_are_measured_from_the_last_tokens_of_the_stream(
     assert found.passes >= 1
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_has_a_dry_run_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_the_rate_without_tokens_is_zero() -> None:
     assert Run(began=1.0, ended=3.0).tokens_per_second == 0.0
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_needs_no_web_stack() -> None:
     web = "{'fastapi', 'pydantic', 'uvicorn', 'starlette', 'httpx', 'server', 'matplotlib'}"
     code = f"import sys, benchmarks.gpu; print(sorted({web} & set(sys.modules)))"

@@ -33,6 +33,7 @@ def test_the_model_and_its_4_bit_copy_count(counting: Path) -> None:
     assert [(stats.rows, stats.accepted) for stats in full] == [(16, 5)] * 2
 
 
+@pytest.mark.slow
 def test_batch_reports_its_ratios_and_has_a_bar_for_eight_users(counting: Path) -> None:
     figures = batch.measure(counting, TARGET, 8, 2, passes=1, rounds=1)
     users = [row[1] for row in figures.tables[0].rows]
@@ -44,6 +45,7 @@ def test_batch_reports_its_ratios_and_has_a_bar_for_eight_users(counting: Path) 
     assert all(bar.value > 0 and bar.bound == batch.AT_LEAST for bar in figures.bars)
 
 
+@pytest.mark.slow
 def test_link_has_bars_for_full_trees_and_a_table_for_chats(counting: Path) -> None:
     known = link.Text(counting, [counting_prompt(5)])
     chat = link.Text(TARGET, [counting_prompt(9)])

@@ -9,7 +9,7 @@ from benchmarks.drafters.replay import Replay, Script, read_scripts, write_scrip
 from engine.drafting.tree import DraftTree
 from engine.errors import ModelError
 from engine.runtime.verify import verify
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from tests.engine.sequence_makers import make_sequence
 
 PROMPT = (3, 4, 5)
@@ -31,7 +31,7 @@ def replayed(script: Script, *, max_tokens: int, rows: int = 16) -> list[int]:
     return emitted
 
 
-def _advance(sequence: Sequence, tree: DraftTree, script: Script) -> int:
+def _advance(sequence: TokenSequence, tree: DraftTree, script: Script) -> int:
     at = len(sequence.tokens)
 
     def emit(_row: int, token: int) -> bool:

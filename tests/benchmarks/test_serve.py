@@ -54,6 +54,7 @@ def test_the_paced_engine_emits_a_burst_for_every_sequence() -> None:
     assert last.stats is not None and last.stats.completion_tokens == 6
 
 
+@pytest.mark.slow
 def test_clients_get_all_characters_and_tokens_over_http() -> None:
     spec = ModelSpec("paced", TargetSpec("nowhere"), max_sequences=3)
     factory = partial(EngineClient, target=partial(paced_main, schedule=QUICK))

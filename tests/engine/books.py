@@ -10,7 +10,7 @@ from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
 from engine.runtime.engine import Engine
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from tests.engine.page_traffic import check_pages
 
 
@@ -56,7 +56,7 @@ def check_idle(made: Engine) -> None:
             assert not getattr(lookup, kept, None), (lookup.name, kept)
         assert not getattr(getattr(lookup, "_search", None), "_proposed", None), lookup.name
     assert not made._requests._by_id and made._scheduler.num_waiting == 0
-    assert not list(made._scheduler.all())
+    assert not list(made._scheduler.all_sequences())
 
 
 def caches(made: Engine) -> list[KVCache]:
@@ -67,7 +67,7 @@ def caches(made: Engine) -> list[KVCache]:
     return [made._cache, model.caches.cache]
 
 
-def own_tables(made: Engine) -> dict[Sequence, PageTable]:
+def own_tables(made: Engine) -> dict[TokenSequence, PageTable]:
     """Return the page tables of the draft's own cache, by sequence."""
     caches: Any = made._drafting._model and made._drafting._model.caches
     return getattr(caches, "_tables", {})

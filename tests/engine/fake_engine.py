@@ -21,7 +21,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import OnBorder, OnStart, serve
+from engine.process.worker import OnPassProgress, OnStart, serve
 from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.recheck import Rechecks
 
@@ -78,7 +78,7 @@ class FakeAudits:
         self._preempted = threading.Event()
 
     @property
-    def pending(self) -> bool:
+    def has_pending(self) -> bool:
         return bool(self._waiting)
 
     def offer(self, message: Generate) -> None:
@@ -99,7 +99,9 @@ class FakeAudits:
 class FakeEngine:
     """A fake engine with the interface `engine.process.worker.StepEngine`."""
 
-    def __init__(self, spec: ModelSpec, on_border: OnBorder, on_start: OnStart) -> None:
+    def __init__(
+        self, spec: ModelSpec, on_pass_progress: OnPassProgress, on_start: OnStart
+    ) -> None:
         self.info = ModelInfo(
             model_id=spec.id,
             vocab_size=VOCAB_SIZE,
@@ -115,19 +117,23 @@ class FakeEngine:
         self.auditor = FakeAudits()
         self.rechecks = Rechecks(None, [], 0)
         self.last_pass: PassStats | None = None
-        self._on_border = on_border
+        self._on_pass_progress = on_pass_progress
         self._on_start = on_start
         self._requests: dict[str, _Request] = {}
         self._aborted: list[str] = []
 
     @classmethod
     def load(
-        cls, spec: ModelSpec, progress: ReportProgress, on_border: OnBorder, on_start: OnStart
+        cls,
+        spec: ModelSpec,
+        progress: ReportProgress,
+        on_pass_progress: OnPassProgress,
+        on_start: OnStart,
     ) -> "FakeEngine":
         progress("loading", 0, 2)
         _fail_if_asked(spec)
         progress("loading", 2, 2)
-        return cls(spec, on_border, on_start)
+        return cls(spec, on_pass_progress, on_start)
 
     def add(self, request: Generate) -> None:
         if request.prompt[0] == REFUSE:
@@ -190,7 +196,7 @@ class FakeEngine:
             self._walk_unit()
 
     def _walk_unit(self) -> None:
-        self._on_border()
+        self._on_pass_progress()
 
     def _emit(self, request: _Request, choice: int) -> Tokens | None:
         """Return the next token of a choice, None after its end. Choice k ends k tokens early."""

@@ -34,7 +34,7 @@ def store_tokens(cache: KVCache, table: PageTable, tokens: list[int]) -> None:
             values.view(-1, 1, 1).expand(-1, 1, 4),
             values.view(-1, 1, 1).expand(-1, 1, 4),
         )
-    cache.keep(table, range(rows))
+    cache.append_rows(table, range(rows))
     cache.publish(table, tokens)
 
 

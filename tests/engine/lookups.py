@@ -1,21 +1,24 @@
 """Helpers that run look-ups against a target which writes a given text, and check their trees."""
 
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from engine.drafting.lookups.lookup import Lookup
 from engine.drafting.tree import DraftTree
 from engine.runtime.verify import verify
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from tests.engine.sequence_makers import make_sequence
 
 Path = tuple[int, ...]
 
 
 def answering(
-    prompt: Seq[int], emitted: Seq[int] = (), prediction: Seq[int] = (), **arguments: Any
-) -> Sequence:
+    prompt: Sequence[int],
+    emitted: Sequence[int] = (),
+    prediction: Sequence[int] = (),
+    **arguments: Any,
+) -> TokenSequence:
     """Return a sequence that has emitted these tokens. Keyword arguments as in `make_sequence`."""
     sequence = make_sequence(prompt, prediction=prediction, **arguments)
     sequence.tokens += emitted
@@ -39,7 +42,9 @@ def leaves(tree: DraftTree | None) -> list[Path]:
     return sorted(ends, key=lambda path: [-found[path[: n + 1]] for n in range(len(path))])
 
 
-def check(tree: DraftTree | None, sequence: Sequence, depth: int, rows: int, name: str) -> None:
+def check(
+    tree: DraftTree | None, sequence: TokenSequence, depth: int, rows: int, name: str
+) -> None:
     """Check what holds for every tree of a look-up. The tree itself checks its shape."""
     if tree is None:
         return
@@ -54,12 +59,12 @@ def check(tree: DraftTree | None, sequence: Sequence, depth: int, rows: int, nam
 
 def writing(
     lookup: Lookup,
-    sequence: Sequence,
-    text: Seq[int],
+    sequence: TokenSequence,
+    text: Sequence[int],
     *,
     depth: int = 48,
     rows: int = 64,
-    after: Callable[[DraftTree, Seq[int]], None] = lambda tree, wanted: None,
+    after: Callable[[DraftTree, Sequence[int]], None] = lambda tree, wanted: None,
 ) -> Iterator[int]:
     """Run passes of a target that writes this text, and yield the number of tokens of each.
 
@@ -79,10 +84,10 @@ def writing(
         yield len(tokens)
 
 
-def _chosen(tree: DraftTree, wanted: Seq[int], row: int) -> int:
+def _chosen(tree: DraftTree, wanted: Sequence[int], row: int) -> int:
     return wanted[tree.depths[row]]
 
 
-def passes(lookup: Lookup, sequence: Sequence, text: Seq[int], **arguments: Any) -> int:
+def passes(lookup: Lookup, sequence: TokenSequence, text: Sequence[int], **arguments: Any) -> int:
     """Return the number of passes that the text takes."""
     return sum(1 for _ in writing(lookup, sequence, text, **arguments))

@@ -38,12 +38,12 @@ class Hooks:
 
     on_unit: Callable[[int], None] | None = None
     on_start: Callable[[str], None] | None = None
-    borders: int = 0
+    calls: int = 0
 
-    def border(self) -> None:
-        self.borders += 1
+    def on_pass_progress(self) -> None:
+        self.calls += 1
         if self.on_unit is not None:
-            self.on_unit(self.borders)
+            self.on_unit(self.calls)
 
     def start(self, request_id: str) -> None:
         if self.on_start is not None:
@@ -117,7 +117,7 @@ def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
     """Return a loaded engine, which conftest.py closes at the end of the test."""
     own = Hooks()
     spec = model_spec(folder, draft, **changes)
-    engine = Engine.load(spec, lambda what, done, total: None, own.border, own.start)
+    engine = Engine.load(spec, lambda what, done, total: None, own.on_pass_progress, own.start)
     _loaded.append(engine)
     _hooks[engine] = own
     return engine
@@ -171,10 +171,10 @@ def draft_ahead(engine: Engine, steps: int = 3) -> None:
     stream: Any = engine._loaded.stream
     own = stream.unit
 
-    def unit(index: int, idle: Any = None) -> Any:
+    def unit(index: int, on_wait: Any = None) -> Any:
         for _ in range(steps):
             engine._drafting.draft_ahead(1e9)
-        return own(index, idle)
+        return own(index, on_wait)
 
     stream.unit = unit
 

@@ -44,7 +44,7 @@ class Compared(GraphedSteps):
 
     def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
         pool, decoder = self._pool.memory, self._decoder
-        positions = [int(p) for s in batch.segments for p in s.positions[s.scratch :]]
+        positions = [int(p) for s in batch.segments for p in s.positions[s.num_scratch :]]
         before = pool.clone()
         hidden = decoder.forward(tokens, positions, batch)
         with decoder.head() as head:
@@ -59,7 +59,7 @@ class Compared(GraphedSteps):
         torch.testing.assert_close(pool, stored, atol=self._tolerance, rtol=1e-4)
         others = torch.ones(pool.shape[1], dtype=torch.bool, device=pool.device)
         for segment in batch.segments:
-            others[segment.slots[segment.start + segment.scratch :]] = False
+            others[segment.slots[segment.start + segment.num_scratch :]] = False
         assert torch.equal(pool[:, others], before[:, others]), "a padded step wrote to other slots"
         self.compared.append(bucket)
         return found
@@ -72,7 +72,7 @@ def draft_of(folder: Path, device: Device) -> DraftModel:
     units = CheckpointUnits(folder, model, dtype)
     bind_resident(model, units, device.torch_device, dtype, lambda *_: None)
     decoder = Decoder(
-        model, BoundWeights(), units.other(), device=device.torch_device, strict=False
+        model, BoundWeights(), units.other_tensors(), device=device.torch_device, strict=False
     )
     shape = kv_shape(config)
     pool = PagePool(

@@ -70,7 +70,7 @@ def run_prompt(cache: KVCache, table: PageTable, tokens: Sequence[int]) -> bool:
         return False
     slots = cache.slots(table)[table.length : len(tokens)]
     write(cache, slots, expected_values(tokens, table.length))
-    cache.keep(table, range(rows))
+    cache.append_rows(table, range(rows))
     return True
 
 
@@ -160,7 +160,7 @@ class Traffic:
         values[kept] = expected_values(tokens, len(live.tokens))
         start = live.table.length
         write(self.cache, self.cache.slots(live.table)[start : start + rows], values)
-        self.cache.keep(live.table, kept)
+        self.cache.append_rows(live.table, kept)
         self._grew(live, tokens)
 
     def accept_from_elsewhere(self) -> None:
@@ -174,7 +174,7 @@ class Traffic:
             order = self.random.sample(range(count), count)
             slots = self.cache.slots(scratch)[torch.tensor(order)]
             write(self.cache, slots, expected_values(tokens, len(live.tokens)))
-            self.cache.keep_from(live.table, slots)
+            self.cache.append_copies(live.table, slots)
             self._grew(live, tokens)
         self.cache.close(scratch)
 

@@ -1,13 +1,13 @@
 """Sequences without a model, for tests of code that reads only their tokens."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine.messages import AUTO, Generate, SamplingParams, Speculation
-from engine.sequences.sequence import Limits, Request, Sequence
+from engine.sequences.sequence import Limits, Request, TokenSequence
 from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
 
@@ -16,14 +16,14 @@ LIMITS = Limits(max_tokens=100_000, eos_token_ids=frozenset({EOS}), original_len
 
 
 def make_request(
-    prompt: Seq[int],
+    prompt: Sequence[int],
     *,
     name: str = "r",
     key: str = "",
     n: int = 1,
     limits: Limits = LIMITS,
     speculation: Speculation = AUTO,
-    prediction: Seq[int] = (),
+    prediction: Sequence[int] = (),
     **params: Any,
 ) -> Request:
     own = SamplingParams(**params)
@@ -39,19 +39,19 @@ def make_request(
     return Request(message, limits)
 
 
-def make_sequence(prompt: Seq[int], **arguments: Any) -> Sequence:
+def make_sequence(prompt: Sequence[int], **arguments: Any) -> TokenSequence:
     """Return the first choice of a new request. Keyword arguments are those of `make_request`."""
     return choice_of(make_request(prompt, **arguments))
 
 
-def choice_of(request: Request, choice: int = 0) -> Sequence:
+def choice_of(request: Request, choice: int = 0) -> TokenSequence:
     rules = StopRules(
         request.message.params,
         eos_token_ids=request.limits.eos_token_ids,
         max_tokens=request.limits.max_tokens,
         detokenizer=Detokenizer(_bytes()),
     )
-    return Sequence(request, choice, rules)
+    return TokenSequence(request, choice, rules)
 
 
 @cache

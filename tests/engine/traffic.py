@@ -14,7 +14,7 @@ from engine.messages import Failed, Generate, Speculation, Tokens
 from engine.planning.plan import Plan, make_plan
 from engine.runtime.engine import Engine
 from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence as Running
+from engine.sequences.sequence import TokenSequence
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
@@ -182,7 +182,7 @@ class Guesses:
         self._want = want
         self._chance = chance
 
-    def propose(self, sequence: Running, depth: int, rows: int) -> DraftTree:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree:
         answer = self._want[(sequence.request_id, sequence.choice)].ids
         rest = answer[len(sequence.tokens) - sequence.num_prompt :]
         tokens, parents, depths = [sequence.tokens[-1]], [-1], [0]
@@ -207,7 +207,7 @@ class Guesses:
     def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Ignore the tokens: this look-up learns nothing."""
 
-    def release(self, sequence: Running) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Do nothing: this look-up keeps no state of a sequence."""
 
 
@@ -280,14 +280,14 @@ class Traffic:
             at = self.chance.randint(0, 8)
             hooks(self.engine).on_unit = self._leaving(at)
             if at == 0:
-                hooks(self.engine).border()
+                hooks(self.engine).on_pass_progress()
         broken = self.chance.randrange(4) if self.chance.random() < self.what.fail else None
 
-        def unit(index: int, idle: Any = None) -> Any:
+        def unit(index: int, on_wait: Any = None) -> Any:
             """Draft as the engine does while weights travel, and return or fail the unit."""
             while self.chance.random() < self.what.ahead:
                 self.ahead += self.engine._drafting.draft_ahead(1e9)
-            return _fail() if index == broken else own(index, idle)
+            return _fail() if index == broken else own(index, on_wait)
 
         stream.unit = unit
         try:
@@ -304,7 +304,7 @@ class Traffic:
             going = going[:1]
         seen = [0]
 
-        def border(_: int) -> None:
+        def abort_some(_: int) -> None:
             seen[0] += 1
             if seen[0] >= at:
                 for name in going:
@@ -312,7 +312,7 @@ class Traffic:
                         self.left.add(name)
                         self.engine.abort(name)
 
-        return border
+        return abort_some
 
     def _take(self, event: Tokens | Failed) -> None:
         if isinstance(event, Failed):

@@ -40,19 +40,19 @@ class NumberedUnits(UnitReader):
         self.jitter = jitter
         self._expected: dict[int, dict[str, Tensor]] = {}
 
-    def read(self, index: int, slab: Tensor) -> None:
-        assert slab.dtype == torch.uint8
-        assert slab.data_ptr() % 4096 == 0
-        assert len(slab) >= self.layouts[index].nbytes
+    def read(self, index: int, buffer: Tensor) -> None:
+        assert buffer.dtype == torch.uint8
+        assert buffer.data_ptr() % 4096 == 0
+        assert len(buffer) >= self.layouts[index].nbytes
         self.reads[index] += 1
         self.begun.release()
         if index in self.gates:
             assert self.gates[index].acquire(timeout=30), f"the gate of {index} was not opened"
         time.sleep(random.uniform(0, self.jitter))
         if self.faults.get(index):
-            slab.fill_(255)  # the bytes of a failed read must not be used
+            buffer.fill_(255)  # the bytes of a failed read must not be used
             raise self.faults[index].pop(0)
-        views = self.layouts[index].views(slab)
+        views = self.layouts[index].views(buffer)
         for name, tensor in self.expected(index).items():
             views[name].copy_(tensor)
 
@@ -107,15 +107,15 @@ class PiecedUnits(NumberedUnits):
             if faults := self.piece_faults.get(place):  # the test may clear them at any time
                 memory.fill_(255)
                 raise faults.pop(0)
-            memory.copy_(self._slab(index)[piece.start : piece.stop])
+            memory.copy_(self._buffer(index)[piece.start : piece.stop])
         finally:
             self.under_way[index] -= 1
 
     def prepare(self, indices: Sequence[int]) -> None:
         self.prepared = list(indices)
 
-    def _slab(self, index: int) -> Tensor:
-        slab = torch.zeros(self.layouts[index].nbytes, dtype=torch.uint8)
-        for name, view in self.layouts[index].views(slab).items():
+    def _buffer(self, index: int) -> Tensor:
+        buffer = torch.zeros(self.layouts[index].nbytes, dtype=torch.uint8)
+        for name, view in self.layouts[index].views(buffer).items():
             view.copy_(self.expected(index)[name])
-        return slab
+        return buffer

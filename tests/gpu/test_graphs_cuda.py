@@ -56,9 +56,9 @@ def test_graphs_replay_on_the_current_stream() -> None:
     Compared(model, GPU.capture(), tolerance=1e-3)
     growth = Growth(make_sequence(prompt(20)), 40)
     grow(model, [growth], 2)
-    aside = torch.cuda.Stream(CUDA)
-    aside.wait_stream(torch.cuda.current_stream(CUDA))
-    with torch.cuda.stream(aside):
+    side_stream = torch.cuda.Stream(CUDA)
+    side_stream.wait_stream(torch.cuda.current_stream(CUDA))
+    with torch.cuda.stream(side_stream):
         grow(model, [growth], 3)
         grow(model, [Growth(make_sequence(prompt(21, 1)), 40)], 3)
     torch.cuda.synchronize(CUDA)

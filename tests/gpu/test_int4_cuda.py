@@ -71,11 +71,11 @@ def test_other_shapes_stay_dense(in_features: int, out_features: int) -> None:
 def test_a_product_can_be_captured() -> None:
     layer = substitute(weight_of(512, 512), None, 32, CUDA, "int4")
     inputs = torch.randn(1, 6, 512, device=CUDA).bfloat16()
-    aside = torch.cuda.Stream(CUDA)
-    aside.wait_stream(torch.cuda.current_stream(CUDA))
-    with torch.cuda.stream(aside):
+    side_stream = torch.cuda.Stream(CUDA)
+    side_stream.wait_stream(torch.cuda.current_stream(CUDA))
+    with torch.cuda.stream(side_stream):
         layer(inputs)
-    torch.cuda.current_stream(CUDA).wait_stream(aside)
+    torch.cuda.current_stream(CUDA).wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = layer(inputs)

@@ -120,7 +120,7 @@ def test_pages_of_the_size_of_a_7b_model_keep_every_bit() -> None:
         side.copy_(torch.randn(side.shape, device=CUDA, generator=generator))
     slots = cache.slots(filled)[: 20 * PAGE]
     keys, values = cache.pool.keys[:, slots].clone(), cache.pool.values[:, slots].clone()
-    cache.keep(filled, range(len(tokens)))
+    cache.append_rows(filled, range(len(tokens)))
     cache.publish(filled, tokens)
     cache.close(filled)
     other = cache.open([1])

@@ -17,7 +17,7 @@ from engine.sampling.choose import choose_rows
 from engine.sampling.large_vocabularies.blocks import Rows
 from engine.spec import DraftSpec, MemorySpec
 from engine.streaming.cuda_link import CudaDevice
-from engine.streaming.cuda_streams import AheadStream
+from engine.streaming.cuda_streams import CudaSideStream
 from tests.engine.models import (
     PLAIN,
     SMALL,
@@ -90,7 +90,7 @@ def test_drafting_during_every_layer_changes_no_token(method: str) -> None:
     source = str(folder) if method == "specexec" else None
     engine = load(folder, DraftSpec(method, source=source, **SMALL), **GPU)
     drafting, ahead, inside = engine._drafting, 0, False
-    assert isinstance(drafting.aside, AheadStream)
+    assert isinstance(drafting.side_stream, CudaSideStream)
 
     def draft(_: int) -> None:
         nonlocal ahead, inside
@@ -109,13 +109,13 @@ def test_drafting_during_every_layer_changes_no_token(method: str) -> None:
 
 def test_drafting_does_not_wait_for_kernels_of_the_pass() -> None:
     CudaDevice(CUDA).use_compute_stream()
-    aside, ended = AheadStream(CUDA), torch.cuda.Event()
+    side_stream, ended = CudaSideStream(CUDA), torch.cuda.Event()
     numbers = torch.arange(1000, device=CUDA)
     numbers.sum().item()
-    with aside.passing():
+    with side_stream.during_pass():
         torch.cuda._sleep(20 * CYCLES)
         ended.record()
-        with aside.drafting():
+        with side_stream.drafting():
             assert numbers.sum().item() == 499_500
         assert not ended.query(), "drafting waited for the pass"
     numbers.zero_()  # runs after the draft
@@ -124,8 +124,8 @@ def test_drafting_does_not_wait_for_kernels_of_the_pass() -> None:
 
 def test_the_pass_has_the_higher_priority() -> None:
     CudaDevice(CUDA).use_compute_stream()
-    aside = AheadStream(CUDA)
-    assert torch.cuda.current_stream(CUDA).priority < aside._stream.priority
+    side_stream = CudaSideStream(CUDA)
+    assert torch.cuda.current_stream(CUDA).priority < side_stream._stream.priority
 
 
 @pytest.mark.parametrize("method", ["none", "subspec"])

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -20,6 +20,7 @@ from server.config.settings import Settings
 from server.http.app import create_app
 from server.http.auth import ApiKeys
 from server.http.state import App
+from tests.demo_server import DemoServer, SharedDemoServer
 from tests.server.fake_engine import FakeEngines
 from tests.server.fake_text import FakeText
 
@@ -131,3 +132,16 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert error["message"]
     assert isinstance(error["type"], str)
     return error
+
+
+@pytest.fixture(scope="session")
+def shared_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedDemoServer]:
+    """End the server of `served_demo` when all tests have run."""
+    with ExitStack() as stack:
+        yield SharedDemoServer(stack, lambda: tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def served_demo(shared_demo: SharedDemoServer) -> DemoServer:
+    """Return `understudy serve demo`, which tests share."""
+    return shared_demo.get()

@@ -1,9 +1,6 @@
 """Tests of `understudy serve` with the demo model, through OpenAI's official client."""
 
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.demo_server import ROOT, demo_server
+from tests.demo_server import ROOT, DemoServer
 
 STARTERS = json.loads((ROOT / "configs" / "demo" / "starters.json").read_text())
 TOOLS: Any = next(starter["tools"] for starter in STARTERS if starter["id"] == "tool_call")
@@ -23,17 +20,9 @@ for tool in TOOLS:
 STORY: Any = [{"role": "user", "content": "Tell me a story."}]
 
 
-@pytest.fixture(scope="module")
-def process(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with demo_server(sys.executable, tmp_path_factory.mktemp("home")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(process: tuple[subprocess.Popen[str], str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=process[1], api_key="none", max_retries=0) as client:
+@pytest.fixture
+def client(served_demo: DemoServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served_demo[1], api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -116,11 +105,11 @@ def test_the_context_is_never_exceeded(client: openai.OpenAI) -> None:
 
 
 def test_metrics_report_passes_drafts_and_the_link(
-    process: tuple[subprocess.Popen[str], str], client: openai.OpenAI
+    served_demo: DemoServer, client: openai.OpenAI
 ) -> None:
     usage = ask(client).usage
     assert usage is not None
-    response = httpx.get(process[1].removesuffix("/v1") + "/metrics")
+    response = httpx.get(served_demo[1].removesuffix("/v1") + "/metrics")
     assert response.status_code == 200
     values = {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -240,12 +229,3 @@ def test_reasoning_is_separated_from_content_and_counted(client: openai.OpenAI) 
     assert 0 < (details.reasoning_tokens or 0) < answer.usage.completion_tokens
     quiet = ask(client, question, reasoning_effort="none")
     assert not hasattr(quiet.choices[0].message, "reasoning_content")
-
-
-def test_an_interrupt_ends_the_server_with_status_0(
-    process: tuple[subprocess.Popen[str], str], client: openai.OpenAI
-) -> None:
-    server, _ = process
-    assert client.models.retrieve("demo").id == "demo"
-    server.send_signal(signal.SIGINT)
-    assert server.wait(60) == 0

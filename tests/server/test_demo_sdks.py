@@ -1,7 +1,6 @@
 """Tests of the official clients of OpenAI and Anthropic with a real server and the demo model."""
 
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.demo_server import demo_server
+from tests.demo_server import DemoServer
 
 STORY: Any = [{"role": "user", "content": "Tell me a story."}]
 TIME: Any = [{"role": "user", "content": "What time is it in Paris?"}]
@@ -39,21 +38,15 @@ class Pet(BaseModel):
     friends: list[Literal["fox", "bear"]] | None
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with demo_server(sys.executable, tmp_path_factory.mktemp("home")) as (_, url):
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+@pytest.fixture
+def client(served_demo: DemoServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served_demo[1], api_key="none", max_retries=0) as client:
         yield client
 
 
-@pytest.fixture(scope="module")
-def claude(url: str) -> Iterator[anthropic.Anthropic]:
-    root = url.removesuffix("/v1")
+@pytest.fixture
+def claude(served_demo: DemoServer) -> Iterator[anthropic.Anthropic]:
+    root = served_demo[1].removesuffix("/v1")
     with anthropic.Anthropic(base_url=root, api_key="none", max_retries=0) as client:
         yield client
 

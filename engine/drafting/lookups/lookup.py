@@ -8,7 +8,7 @@ as answers are emitted, so that the score of a row is a calibrated log-probabili
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Mapping, Sequence as Seq
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import log
@@ -18,7 +18,7 @@ from engine.drafting.tree import DraftTree
 
 if TYPE_CHECKING:  # a method's file imports this module, and the front end reads that file
     from engine.sampling.large_vocabularies.blocks import Matrix
-    from engine.sequences.sequence import Sequence
+    from engine.sequences.sequence import TokenSequence
 
 PRIOR_WEIGHT = 4.0  # trials that the prior of a guess counts for
 MEMORY = 128.0  # the weight of a trial falls by 1 / MEMORY with each later one
@@ -33,7 +33,7 @@ class Lookup(Protocol):
 
     name: str  # the source of its rows, in metrics and in an answer's provenance
 
-    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         """Return a tree below the sequence's last token, or None where nothing is found.
 
         The tree has at most `rows` rows, its root included, and `depth` levels below the root.
@@ -42,10 +42,10 @@ class Lookup(Protocol):
         `sequence.max_draft_depth`.
         """
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Take the target's logits at rows of a pass; the first rows fed these tokens."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget what is kept for a sequence that ended or was paused."""
 
 
@@ -72,7 +72,7 @@ class HitRates:
         hits, trials = self._counts.get(guess.kind, (0.0, 0.0))
         return min((PRIOR_WEIGHT * guess.prior + hits) / (PRIOR_WEIGHT + trials), MAX_RATE)
 
-    def estimate_probabilities(self, guesses: Seq[Guess]) -> list[tuple[int, float]]:
+    def estimate_probabilities(self, guesses: Sequence[Guess]) -> list[tuple[int, float]]:
         """Return the guessed tokens, each with the probability that it comes next.
 
         It is the probability that all guesses before the token's own miss, that its own is right,
@@ -87,7 +87,7 @@ class HitRates:
             left *= 1 - rate
         return probabilities
 
-    def record(self, guesses: Seq[Guess], token: int) -> None:
+    def record(self, guesses: Sequence[Guess], token: int) -> None:
         """Count a trial for each guess up to the one that named `token`, the token that came."""
         for guess in guesses:
             hits, trials = self._counts.get(guess.kind, (0.0, 0.0))
@@ -100,7 +100,7 @@ class HitRates:
 class _TreeBuilder(Generic[State]):
     """A tree under construction, with the guesses made at its rows."""
 
-    def __init__(self, sequence: Sequence, state: State, depth: int) -> None:
+    def __init__(self, sequence: TokenSequence, state: State, depth: int) -> None:
         self.sequence = sequence
         self.start = len(sequence.tokens)  # position of the first level in the sequence
         self.depth = min(depth, sequence.max_draft_depth)
@@ -109,7 +109,7 @@ class _TreeBuilder(Generic[State]):
         self.depths = [0]
         self.probabilities = [1.0]  # of the path down to each row
         self.states = [state]
-        self.guesses: dict[int, Seq[Guess]] = {}
+        self.guesses: dict[int, Sequence[Guess]] = {}
         self._candidates: list[
             tuple[float, int, int, int]
         ] = []  # -probability, number, parent, token
@@ -119,7 +119,7 @@ class _TreeBuilder(Generic[State]):
         ends = row > 0 and self.sequence.is_terminal(self.tokens[row])
         return self.depths[row] < self.depth and not ends
 
-    def expand(self, row: int, guesses: Seq[Guess], rates: HitRates) -> None:
+    def expand(self, row: int, guesses: Sequence[Guess], rates: HitRates) -> None:
         """Make the guessed tokens candidates for children of the row."""
         self.guesses[row] = guesses
         path = self.probabilities[row]
@@ -155,7 +155,7 @@ class _ProposedTree:
 
     start: int  # position of the first level in the sequence
     tree: DraftTree
-    guesses: Mapping[int, Seq[Guess]]  # row -> guesses of its children
+    guesses: Mapping[int, Sequence[Guess]]  # row -> guesses of its children
 
 
 class BestFirstSearch(Generic[State]):
@@ -170,16 +170,18 @@ class BestFirstSearch(Generic[State]):
     def __init__(
         self,
         source: str,
-        guesses: Callable[[State], Seq[Guess]],
+        guesses: Callable[[State], Sequence[Guess]],
         follow: Callable[[State, int], State],
     ) -> None:
         self.rates = HitRates()
         self._source = source
         self._guesses = guesses
         self._follow = follow
-        self._proposed: dict[Sequence, _ProposedTree] = {}
+        self._proposed: dict[TokenSequence, _ProposedTree] = {}
 
-    def grow(self, sequence: Sequence, state: State, depth: int, rows: int) -> DraftTree | None:
+    def grow(
+        self, sequence: TokenSequence, state: State, depth: int, rows: int
+    ) -> DraftTree | None:
         """Return the tree of the best `rows` rows, the root included; None without any guess.
 
         First record which guesses of the sequence's last tree were right.
@@ -200,7 +202,7 @@ class BestFirstSearch(Generic[State]):
         self._proposed[sequence] = _ProposedTree(builder.start, tree, builder.guesses)
         return tree
 
-    def _learn(self, sequence: Sequence) -> None:
+    def _learn(self, sequence: TokenSequence) -> None:
         """Record the guesses at the rows of the last tree that the emitted tokens reached."""
         proposed = self._proposed.pop(sequence, None)
         if proposed is None:
@@ -213,6 +215,6 @@ class BestFirstSearch(Generic[State]):
                 return
             row = children[token]
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget the last tree of a sequence that ended or was paused."""
         self._proposed.pop(sequence, None)

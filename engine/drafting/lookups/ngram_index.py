@@ -1,7 +1,7 @@
 """An index of the n-grams of a text, and guesses of what follows where the last tokens recur."""
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence as Seq
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class NgramIndex:
         self._last: dict[int, dict[tuple[int, ...], int]] = {n: {} for n in LENGTHS}
         self._before = {n: array("i", [0] * n) for n in LENGTHS}  # place -> the previous one
 
-    def update(self, text: Seq[int]) -> None:
+    def update(self, text: Sequence[int]) -> None:
         """Index what was added to the text, but not its last n-grams: nothing follows them yet."""
         for n in LENGTHS:
             last, before = self._last[n], self._before[n]
@@ -46,7 +46,7 @@ class NgramIndex:
                 last[gram] = place
 
     def matches(
-        self, text: Seq[int], tail: Seq[int], places: int, shortest: int = 1
+        self, text: Sequence[int], tail: Sequence[int], places: int, shortest: int = 1
     ) -> list[Match]:
         """Return places of the text that follow the n-grams with which `tail` ends.
 
@@ -67,7 +67,7 @@ class NgramIndex:
         return sorted(map(Match._make, found.items()), key=lambda m: (-m.length, -m.place))
 
 
-def _count_agreeing(text: Seq[int], end: int, tail: Seq[int]) -> int:
+def _count_agreeing(text: Sequence[int], end: int, tail: Sequence[int]) -> int:
     """Return how many tokens before `end` equal the last tokens of `tail`, at most `LONGEST`."""
     count = 0
     most = min(end, len(tail), LONGEST)
@@ -77,7 +77,7 @@ def _count_agreeing(text: Seq[int], end: int, tail: Seq[int]) -> int:
 
 
 def guess_from_matches(
-    matches: Seq[Match], token_at: Callable[[int], int | None], priors: Mapping[int, float]
+    matches: Sequence[Match], token_at: Callable[[int], int | None], priors: Mapping[int, float]
 ) -> list[Guess]:
     """Return one guess for each kind of match, in the order of `matches`.
 

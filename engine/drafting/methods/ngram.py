@@ -6,7 +6,7 @@ propose what came next. All places found go into one tree; longer matches get be
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from engine.drafting.tree import Bounds, DraftTree
 
 if TYPE_CHECKING:
     from engine.sampling.large_vocabularies.blocks import Matrix
-    from engine.sequences.sequence import Sequence
+    from engine.sequences.sequence import TokenSequence
 
 FACTS = MethodFacts(
     bounds=Bounds(depth=24, width=1, branch=1, budget=32), agreement=0.3, is_candidate=True
@@ -31,7 +31,7 @@ PRIORS = {1: 0.41, 2: 0.51, 3: 0.64, 4: 0.8, 5: 0.85, 6: 0.9, 7: 0.95}
 class _Branch:
     """A drafted path and the matches that agree with it so far."""
 
-    text: Seq[int]
+    text: Sequence[int]
     matches: tuple[Match, ...]
     path: tuple[int, ...] = ()
 
@@ -62,9 +62,9 @@ class Ngram:
 
     def __init__(self) -> None:
         self._search = BestFirstSearch(self.name, _Branch.guesses, _Branch.follow)
-        self._pasts: dict[Sequence, NgramIndex] = {}
+        self._pasts: dict[TokenSequence, NgramIndex] = {}
 
-    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         """Return a tree of what followed the earlier occurrences of the last tokens."""
         tokens = sequence.tokens
         past = self._pasts.setdefault(sequence, NgramIndex())
@@ -72,10 +72,10 @@ class Ngram:
         branch = _Branch(tokens, tuple(past.matches(tokens, tokens, PLACES)))
         return self._search.grow(sequence, branch, depth, rows)
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Ignore the logits: the sequence's tokens are all that is needed."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget the index and the last tree of a sequence."""
         self._pasts.pop(sequence, None)
         self._search.release(sequence)

@@ -8,7 +8,7 @@ tokens were replaced, inserted or left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from engine.messages import PREDICTION
 
 if TYPE_CHECKING:
     from engine.sampling.large_vocabularies.blocks import Matrix
-    from engine.sequences.sequence import Sequence
+    from engine.sequences.sequence import TokenSequence
 
 # No agreement is expected: most requests have no prediction.
 FACTS = MethodFacts(bounds=Bounds(depth=48, width=1, branch=1, budget=64))
@@ -55,7 +55,7 @@ class _Pointer:
     def __post_init__(self) -> None:
         self.index.update(self.text)
 
-    def advance(self, tokens: Seq[int], num_prompt: int) -> None:
+    def advance(self, tokens: Sequence[int], num_prompt: int) -> None:
         """Follow the tokens that were emitted since the last call."""
         for end in range(self.num_seen + 1, len(tokens) + 1):
             if not self.lost and self._expected(self.place) == tokens[end - 1]:
@@ -72,7 +72,7 @@ class _Pointer:
     def _distance(self, match: Match) -> int:
         return abs(match.place - self.place - self.lost)
 
-    def _realign(self, tail: Seq[int]) -> None:
+    def _realign(self, tail: Sequence[int]) -> None:
         """Move a lost pointer to the place that matches the answer's last tokens, if any does."""
         found = [
             match
@@ -83,7 +83,7 @@ class _Pointer:
             best = min(found, key=lambda match: (-match.length, self._distance(match)))
             self.place, self.run, self.lost = best.place, best.length, 0
 
-    def matches(self, tail: Seq[int]) -> tuple[Match, ...]:
+    def matches(self, tail: Sequence[int]) -> tuple[Match, ...]:
         """Return the places where the answer may continue, those with the longest match first."""
         found = {} if self.lost else {self.place: self.run}
         for match in self.index.matches(self.text, tail, ELSEWHERE, shortest=2):
@@ -140,9 +140,9 @@ class Prediction:
 
     def __init__(self) -> None:
         self._search = BestFirstSearch(self.name, _Branch.guesses, _Branch.follow)
-        self._pointers: dict[Sequence, _Pointer] = {}
+        self._pointers: dict[TokenSequence, _Pointer] = {}
 
-    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         """Return a tree of the prediction's next tokens; None for a request without one."""
         text = sequence.prediction
         if not text:
@@ -155,10 +155,10 @@ class Prediction:
         branch = _Branch(text, pointer.matches(tail))
         return self._search.grow(sequence, branch, depth, rows)
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Ignore the logits: the prediction is all that is needed."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget the pointer and the last tree of a sequence."""
         self._pointers.pop(sequence, None)
         self._search.release(sequence)

@@ -9,7 +9,7 @@ the probabilities are kept beside the tokens and shape it. One matrix serves all
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.drafting.lookups.lookup import MIN_PROBABILITY, BestFirstSearch, Guess
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.sampling.large_vocabularies.blocks import Matrix, Rows
-    from engine.sequences.sequence import Sequence
+    from engine.sequences.sequence import TokenSequence
 
 FACTS = MethodFacts(bounds=Bounds(depth=8, width=1, branch=1, budget=64), agreement=0.5)
 
@@ -43,12 +43,12 @@ class Recycling:
         # Of the last pass: tokens, their successors and log-probabilities, on the device.
         self._fresh: tuple[list[int], Tensor, Tensor] | None = None
 
-    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         """Return a tree of the known successors below the sequence's last token."""
         self._store()
         return self._search.grow(sequence, sequence.tokens[-1], depth, rows)
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Remember the best tokens at these rows as the successors of the tokens they fed.
 
         Of several rows that fed the same token the first counts: it is on the most probable branch.
@@ -97,7 +97,7 @@ class Recycling:
             left -= probability
         return guesses
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget the last tree of a sequence. The matrix is kept."""
         self._search.release(sequence)
 

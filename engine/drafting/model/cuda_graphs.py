@@ -45,7 +45,7 @@ class Bucket:
     def of(cls, batch: Batch) -> "Bucket | None":
         """Return the smallest bucket that holds the batch; None for a batch that is too large."""
         rows = _next_power(len(batch.rows), 1)
-        kv = _next_power(sum(s.start + s.scratch for s in batch.segments), MIN_KV)
+        kv = _next_power(sum(s.start + s.num_scratch for s in batch.segments), MIN_KV)
         return cls(rows, kv) if rows <= TILE and kv <= MAX_KV else None
 
 
@@ -81,7 +81,7 @@ class PaddedStep:
         first = 0  # of the segment's visible slots
         for segment in segments:
             self._place(segment, first)
-            first += segment.start + segment.scratch
+            first += segment.start + segment.num_scratch
         last = self._kv + rows - 1
         for inputs in (self._slots, self._positions):
             inputs[first : self._kv] = inputs[last : last + 1]
@@ -99,7 +99,7 @@ class PaddedStep:
 
     def _place(self, segment: Segment, first: int) -> None:
         """Write a segment's slots, positions and mask, its visible slots from column `first` on."""
-        before = segment.start + segment.scratch
+        before = segment.start + segment.num_scratch
         visible = slice(first, first + before)
         scratch = slice(first + segment.start, first + before)
         rows = slice(segment.first, segment.first + segment.count)
@@ -107,15 +107,15 @@ class PaddedStep:
         self._slots[visible] = segment.slots[:before]
         self._slots[own] = segment.slots[before : before + segment.count]
         self._positions[first : scratch.start] = self._numbers[: segment.start]
-        self._positions[scratch] = segment.positions[: segment.scratch]
-        self._positions[own] = segment.positions[segment.scratch :]
+        self._positions[scratch] = segment.positions[: segment.num_scratch]
+        self._positions[own] = segment.positions[segment.num_scratch :]
         self._mask[rows, visible] = True
-        mask = segment.seen_by(range(segment.count))
+        mask = segment.visible_slots(range(segment.count))
         if mask is None:
             self._mask[rows, own] = True
         else:
-            self._mask[rows, scratch] = mask[:, : segment.scratch]
-            self._mask[rows, own] = mask[:, segment.scratch :]
+            self._mask[rows, scratch] = mask[:, : segment.num_scratch]
+            self._mask[rows, own] = mask[:, segment.num_scratch :]
 
 
 class GraphedSteps:

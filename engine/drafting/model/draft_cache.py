@@ -1,6 +1,6 @@
 """The KV cache of a draft model: each sequence's prefix, and scratch slots for drafted rows."""
 
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 
 
 class DraftCache(Protocol):
@@ -17,19 +17,19 @@ class DraftCache(Protocol):
     cache: KVCache
     is_shared: bool  # whether it is the target's own cache
 
-    def prefix(self, sequence: Sequence) -> PageTable | None:
+    def prefix(self, sequence: TokenSequence) -> PageTable | None:
         """Return the stored prefix of a sequence, or None if there is no room.
 
         Its pages have room for all tokens of the sequence but the last.
         """
 
-    def keep_pending(self, sequence: Sequence) -> None:
+    def keep_pending(self, sequence: TokenSequence) -> None:
         """Add the tokens that were run after the prefix to it: all tokens but the last."""
 
-    def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
+    def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Add the next tokens to the prefix. These slots of the pool hold their KV."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Free the pages of a sequence that ended or was paused."""
 
 
@@ -41,17 +41,17 @@ class SharedCache:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
 
-    def prefix(self, sequence: Sequence) -> PageTable | None:
+    def prefix(self, sequence: TokenSequence) -> PageTable | None:
         """Return the target's own prefix of the sequence."""
         return sequence.pages
 
-    def keep_pending(self, sequence: Sequence) -> None:
+    def keep_pending(self, sequence: TokenSequence) -> None:
         """Do nothing: the target's pass has stored all tokens but the last."""
 
-    def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
+    def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Do nothing: the target's pass stores exact KV of the accepted tokens."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Do nothing: the engine frees the sequence's pages."""
 
 
@@ -69,9 +69,9 @@ class OwnCache:
         """
         self.cache = cache
         self._is_long = is_long
-        self._tables: dict[Sequence, PageTable] = {}
+        self._tables: dict[TokenSequence, PageTable] = {}
 
-    def prefix(self, sequence: Sequence) -> PageTable | None:
+    def prefix(self, sequence: TokenSequence) -> PageTable | None:
         """Return the sequence's table in this cache, opened anew where the rope changed."""
         table = self._tables.get(sequence)
         salt = int(self._is_long(len(sequence.tokens)))
@@ -81,20 +81,20 @@ class OwnCache:
         pending = len(sequence.tokens) - 1 - table.length
         return table if self.cache.reserve(table, max(pending, 0)) else None
 
-    def keep_pending(self, sequence: Sequence) -> None:
+    def keep_pending(self, sequence: TokenSequence) -> None:
         """Add the tokens that were run after the prefix to it, and let other prompts find them."""
         table = self._tables[sequence]
-        self.cache.keep(table, range(len(sequence.tokens) - 1 - table.length))
+        self.cache.append_rows(table, range(len(sequence.tokens) - 1 - table.length))
         self.cache.publish(table, sequence.tokens)
 
-    def accept(self, sequence: Sequence, slots: Seq[int]) -> None:
+    def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Copy the KV of accepted rows to the prefix. Without room the tokens are run again."""
         table = self._tables.get(sequence)
         if slots and table is not None and self.cache.reserve(table, len(slots)):
-            self.cache.keep_from(table, torch.tensor(slots))
+            self.cache.append_copies(table, torch.tensor(slots))
             self.cache.publish(table, sequence.tokens)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Close the sequence's table. Its tokens can still be found by other prompts."""
         table = self._tables.pop(sequence, None)
         if table is not None:
@@ -124,7 +124,7 @@ class Scratch:
             self._free += range((page + 1) * PAGE - 1, page * PAGE - 1, -1)
         return self._free.pop() if self._free else None
 
-    def give_back(self, slots: Seq[int]) -> None:
+    def give_back(self, slots: Sequence[int]) -> None:
         """Make slots free, so that they can be taken again."""
         self._free += slots
 

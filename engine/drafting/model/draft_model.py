@@ -5,7 +5,7 @@ scratch slots, and each row attends to the prefix and its own ancestors. The tar
 other slots, so a tree can grow during a pass and its branches outlive the pass.
 """
 
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import exp, inf
@@ -27,10 +27,10 @@ from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
 from engine.model.segment import Segment
 from engine.sampling.logit_rules import is_path_dependent
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
 from engine.streaming.device import Capture
-from engine.streaming.ring import Idle
+from engine.streaming.ring import OnWait
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
 NEGLIGIBLE = -9.0  # log-probability: a child below it is not worth a node
@@ -40,7 +40,7 @@ class BoundWeights:
     """The weights of a model whose modules hold them all the time, so that none are streamed."""
 
     def unit(
-        self, index: int, idle: Idle | None = None
+        self, index: int, on_wait: OnWait | None = None
     ) -> AbstractContextManager[Mapping[str, Tensor]]:
         """Return an empty unit: the module has its weights already."""
         return nullcontext({})
@@ -84,7 +84,7 @@ class DraftModel:
         self.bounds = bounds
         self.vocab_size = vocab_size
         self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
-        self._scratch: dict[Sequence, Scratch] = {}
+        self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished
 
     @property
@@ -99,7 +99,7 @@ class DraftModel:
             return 0
         return sum(scratch.num_pages for scratch in self._scratch.values())
 
-    def step(self, chosen: Seq[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
+    def step(self, chosen: Sequence[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
         """Run these nodes in one batch, add their children, and return the number of rows run.
 
         With a root, all tokens before it that the cache lacks are run too (a prompt, the bonus
@@ -117,7 +117,7 @@ class DraftModel:
         """Return the number of pieces in which a step can run; 1 where steps are CUDA graphs."""
         return len(self.decoder.decoder.layers) if self.graphs is None else 1
 
-    def begin_step(self, chosen: Seq[tuple[Growth, list[Node]]]) -> None:
+    def begin_step(self, chosen: Sequence[tuple[Growth, list[Node]]]) -> None:
         """Start a draft step that can be run in several pieces."""
         assert self.unfinished is None, "one step at a time"
         self.unfinished = self._prepare(chosen)
@@ -152,7 +152,7 @@ class DraftModel:
         table = self.caches.prefix(growth.sequence)
         return table is not None and table.length == growth.root.position
 
-    def accept(self, growth: Growth, path: Seq[Node]) -> None:
+    def accept(self, growth: Growth, path: Sequence[Node]) -> None:
         """Keep the KV of these nodes, from the root down: the target emitted their tokens."""
         slots: list[int] = []
         for node in path:
@@ -161,18 +161,18 @@ class DraftModel:
             slots.append(node.slot)
         self.caches.accept(growth.sequence, slots)
 
-    def free_slots(self, sequence: Sequence, slots: Seq[int]) -> None:
+    def free_slots(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Free the scratch slots of a sequence's rows that are not needed any more."""
         if slots:
             self._scratch[sequence].give_back(slots)
 
-    def close_scratch(self, sequence: Sequence) -> None:
+    def close_scratch(self, sequence: TokenSequence) -> None:
         """Free the scratch pages of a sequence whose growth was dropped."""
         scratch = self._scratch.pop(sequence, None)
         if scratch is not None:
             scratch.close()
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Free all pages of a sequence that ended or was paused."""
         self.close_scratch(sequence)
         self.caches.release(sequence)
@@ -244,7 +244,7 @@ class DraftModel:
                 if gain > NEGLIGIBLE or node.children.get(token):
                     growth.add(node, token, logprob, gain, self.name)
 
-    def _prepare(self, chosen: Seq[tuple[Growth, list[Node]]]) -> DraftStep | None:
+    def _prepare(self, chosen: Sequence[tuple[Growth, list[Node]]]) -> DraftStep | None:
         """Return a step of the nodes for which there is room; None if there is none."""
         ready = [(growth, own) for growth, nodes in chosen if (own := self._place(growth, nodes))]
         if not ready:

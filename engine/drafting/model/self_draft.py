@@ -6,7 +6,7 @@ The draft reads the exact KV of the verified prefix and writes its own into scra
 
 import gc
 import logging
-from collections.abc import Collection, Sequence as Seq
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ from engine.drafting.model.draft_model import BoundWeights, DraftModel
 from engine.drafting.model.kernel_choice import fastest_kernel
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
+    allocate_host_buffer,
     describe_form,
-    host_slab,
     linear_paths,
     substitute_unit,
     warm_up_products,
@@ -28,7 +28,7 @@ from engine.malloc import give_back_freed
 from engine.model.decoder import Decoder
 from engine.model.library import bind, build_on_meta
 from engine.streaming.packed import PackedUnits
-from engine.streaming.packed_cache import is_cached, packed
+from engine.streaming.packed_cache import is_cached, open_or_pack
 from engine.weights.formats.linear import Kernel, available_kernels
 from engine.weights.layout import UnitReader
 
@@ -70,17 +70,17 @@ class SelfDraft:
         with closing(self._packed(reader, modules)) as units:
             gc.collect()
             give_back_freed()  # the memory that quantizing took on a first start: loading needs it
-            slab = host_slab(max(layout.nbytes for layout in units.layouts))
+            buffer = allocate_host_buffer(max(layout.nbytes for layout in units.layouts))
             for index, layout in enumerate(units.layouts):
                 if index not in shared:
-                    units.read(index, slab)
-                    fields = layout.views(slab)
+                    units.read(index, buffer)
+                    fields = layout.views(buffer)
                     modules[index] = substitute_unit(modules[index], fields, device)
                     warm_up_products(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
         give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
 
-    def _packed(self, reader: UnitReader, modules: Seq[nn.Module]) -> PackedUnits:
+    def _packed(self, reader: UnitReader, modules: Sequence[nn.Module]) -> PackedUnits:
         """Return all substitutes from the cache of packed weights, and make them if it has none."""
         context = self.context
         kernel = self._kernel(modules[0])
@@ -93,7 +93,7 @@ class SelfDraft:
             device=context.device.torch_device,
             dtype=context.dtype,
         )
-        return packed(
+        return open_or_pack(
             units,
             context.spec.id,
             self._identity(kernel),

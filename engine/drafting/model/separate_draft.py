@@ -64,12 +64,12 @@ class SeparateDraft:
         decoder = Decoder(
             self.model,
             BoundWeights(),
-            self.units.other(),
+            self.units.other_tensors(),
             device=device,
             strict=False,
             tile=PROMPT_TILE,
             # Prefill of a long prompt may take longer than the watchdog waits for a sign of life.
-            on_border=target.decoder.on_border,
+            on_pass_progress=target.decoder.on_pass_progress,
         )
         shape, num_pages = kv_shape(self.config), target.cache.num_pages
         pool = PagePool.of_shape(shape, num_pages, context.dtype, context.device)

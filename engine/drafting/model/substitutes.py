@@ -59,18 +59,18 @@ class SubstituteUnits(UnitReader):
             layouts.append(lay_out(layout.name, tensors))
         self.layouts = layouts
 
-    def read(self, index: int, slab: Tensor) -> None:
-        """Fill `slab` with unit `index`. The same weights always give the same bytes."""
+    def read(self, index: int, buffer: Tensor) -> None:
+        """Fill `buffer` with unit `index`. The same weights always give the same bytes."""
         layout = self._units.layouts[index]
         dense = dense_layout(layout, self._dtype)
-        own, expanded = host_slab(layout.nbytes), host_slab(dense.nbytes)
+        own, expanded = allocate_host_buffer(layout.nbytes), allocate_host_buffer(dense.nbytes)
         self._units.read(index, own)
-        fields = self.layouts[index].views(slab)
+        fields = self.layouts[index].views(buffer)
         for name, tensor in expand(layout.views(own), dense.views(expanded)).items():
             store(tensor, name, fields)
 
 
-def host_slab(nbytes: int) -> Tensor:
+def allocate_host_buffer(nbytes: int) -> Tensor:
     """Return `nbytes` of memory that goes back to the system when freed, unlike the heap's."""
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
 
@@ -91,7 +91,7 @@ def substitute_unit(
 ) -> nn.Module:
     """Return the substitute of a unit on `device`: `module` with its linear layers replaced.
 
-    `fields` are the tensors of a unit of `SubstituteUnits`. They are copied, so their slab may be
+    `fields` are the tensors of a unit of `SubstituteUnits`. They are copied, so their buffer may be
     used again.
     """
     paths = linear_paths(module)

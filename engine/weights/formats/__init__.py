@@ -1,13 +1,14 @@
-'''Formats of stored weights, one file each: add a file, and checkpoints of its format are read.
+'''Formats of stored weights, one file each. A new file adds a format that checkpoints may have.
 
-A file may state three things (see engine/weights/stored_format.py); nothing is registered by hand:
+Files are found by their place, without a registration. A file may define three names (see
+engine/weights/stored_format.py):
 
-- `FORMAT`: how checkpoints of the format are recognized, found and read.
-- `PACKING`: how its tensors travel to the device in fewer bytes and are expanded there. Without it
+- `FORMAT`: how checkpoints of the format are recognized and read.
+- `PACKING`: how its tensors are copied to the device in fewer bytes and expanded there. Without it
   they are expanded when they are read.
 - `QUANTIZATION`: how weights are quantized while they are read (`quantize: <file's name>` in YAML).
 
-This is a complete file. It reads checkpoints that store each linear weight `w` [out, in] as two
+This is a complete example. It reads checkpoints that store each linear weight `w` [out, in] as two
 tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose config.json has
 `"quantization_config": {"quant_method": "int8_rows"}`. Weights stay packed until a layer runs:
 
@@ -26,12 +27,12 @@ tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose c
 
 
     def fields(shape):
-        """Return the fields in which a weight of `shape` travels, by the suffix of their names."""
+        """Return the packed fields of a weight of `shape`, by the suffix of their names."""
         return {CODES: (torch.int8, shape), SCALE: (torch.float32, shape[:1])}
 
 
     def find(checkpoint, quantization):
-        """Return the source of every weight, by the name that the weight has when it is dense."""
+        """Return the source of every weight, by the name of the dense weight."""
         found = {}
         for name, codes in checkpoint.tensors.items():
             if not name.endswith(CODES):
@@ -50,7 +51,7 @@ tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose c
 
 
     def fill(checkpoint, codes, scale, *out):
-        """Write a weight into its packed fields, or into one dense tensor (the head is dense)."""
+        """Write a weight into its two packed fields, or into one dense tensor (the head)."""
         if len(out) == 2:
             checkpoint.read(codes, out[0])
             checkpoint.read(scale, out[1])
@@ -64,7 +65,7 @@ tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose c
 
 
     def plan(model, quantization):
-        """Return the fields of the weights that stay packed, as config.json alone tells."""
+        """Return the packed fields of all linear weights, from config.json alone."""
         linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         return {f"{name}.weight": fields(tuple(module.weight.shape)) for name, module in linear}
 

@@ -1,8 +1,8 @@
 """Checkpoints that bitsandbytes quantized to nf4, with single or double quantization.
 
-Weights travel packed as engine.weights.formats.nf4 does; double-quantized maxima become float32
-when they are read, so that nothing but codes and maxima travels. A weight whose blocks run across
-rows is expanded when it is read: no kernel expands it right.
+Weights stay packed in the form of engine.weights.formats.nf4. Double-quantized maxima become
+float32 when they are read, so that only codes and maxima are copied to the device. A weight whose
+blocks extend over several rows is expanded when it is read, since no kernel expands it correctly.
 """
 
 import math
@@ -24,13 +24,13 @@ from engine.weights.sources import Source
 from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
 
 LONGEST_STATE = 1 << 16  # bytes
-LARGEST_SIZE = 1 << 31  # of a weight's dimension, or of a block
+LARGEST_SIZE = 1 << 31  # of a dimension of a weight, or of a block
 _STATE = "quant_state.bitsandbytes__nf4"
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _STATE)
 
 
 def detect(quantization: QuantizationConfig) -> bool:
-    """Return whether bitsandbytes made the checkpoint. Raises `ModelError` unless it is nf4."""
+    """Return whether bitsandbytes quantized the checkpoint. Raises `ModelError` if not to nf4."""
     if quantization["quant_method"] != "bitsandbytes":
         return False
     four_bit = quantization.get("load_in_4bit") or quantization.get("_load_in_4bit")
@@ -88,7 +88,7 @@ def _source(checkpoint: Checkpoint, weight: str) -> Source:
 
 
 def _is_double(blocks: int, parts: Mapping[str, StoredTensor], state: Mapping[str, Any]) -> bool:
-    """Return whether the maxima of `blocks` blocks can be made of what is stored of them."""
+    """Return whether the double-quantized maxima of `blocks` blocks have the right sizes."""
     groups = math.prod(parts["nested_absmax"].shape)
     is_coded = parts["absmax"].dtype == torch.uint8 and parts["nested_quant_map"].shape == (256,)
     return is_coded and -(-blocks // state["nested_blocksize"]) == groups
@@ -101,7 +101,7 @@ def _fill(
     state: Mapping[str, Any],
     *out: Tensor,
 ) -> None:
-    """Write a weight into packed codes and maxima, or into one dense tensor."""
+    """Write a weight into its packed codes and maxima, or into one dense tensor."""
     absmax = _absmax(checkpoint, parts, state)
     if len(out) == 2:
         checkpoint.read(codes, out[0])
@@ -113,7 +113,7 @@ def _fill(
 def _absmax(
     checkpoint: Checkpoint, parts: Mapping[str, StoredTensor], state: Mapping[str, Any]
 ) -> Tensor:
-    """Return float32 maxima, also of double quantization (QLoRA, section 3)."""
+    """Return the maxima in float32, also of double quantization (QLoRA, section 3)."""
     absmax = checkpoint.load(parts["absmax"])
     if "nested_absmax" not in parts:
         return absmax.float()
@@ -125,7 +125,7 @@ def _absmax(
 
 
 def _expand(packed: Tensor, absmax: Tensor, out: Tensor, block: int) -> None:
-    """Expand a weight of any shape, also one whose blocks run across rows: one row a block."""
+    """Expand a weight of any shape, as one row per block, since blocks may extend over rows."""
     blocks = torch.empty(absmax.numel(), block, dtype=out.dtype)
     flat = packed.view(-1)
     whole = F.pad(flat, (0, blocks.numel() // 2 - flat.numel()))

@@ -1,7 +1,8 @@
-"""Int4 weights in groups along the input, multiplied by torch's own weight-only kernels.
+"""Int4 weights in groups along the input, which torch's own weight-only kernels multiply.
 
-Each group has a scale and a zero point (bfloat16). On normal weights the relative error of
-asymmetric groups of 32 is .078, of symmetric ones .086 to .097, of asymmetric groups of 64 .090.
+Each group has a scale and a zero point (bfloat16). On normally distributed weights the relative
+error of asymmetric groups of 32 is .078, of symmetric ones .086 to .097, and of asymmetric groups
+of 64 .090.
 """
 
 import torch
@@ -13,10 +14,10 @@ PACKED = ".int4"  # field suffix: uint8 [out, in / 2], the first code of a byte 
 SCALES = ".scales_and_zeros"  # field suffix: bfloat16 [in / group, out, 2]
 _LEVELS = 16
 _CENTRE = 8  # the kernels compute (code - 8) * scale + zero
-_TINY = 1e-8  # a scale for groups whose weights are all equal
-_CHUNK_WEIGHTS = 1 << 22  # quantized or packed at once: bounds the 4-byte temporaries
+_TINY = 1e-8  # the scale of groups whose weights are all equal
+_CHUNK_WEIGHTS = 1 << 22  # weights quantized or packed at a time: bounds the 4-byte temporaries
 _CPU_ROW_MULTIPLE = 16
-_CPU_BLOCK = 64  # rows the CPU's order mixes, at most; whole blocks are packed independently
+_CPU_BLOCK = 64  # the most rows that the CPU's order mixes; blocks are packed independently
 _CUDA_ROW_MULTIPLE = 8
 _CUDA_CAPABILITY = (8, 0)  # the kernel needs bfloat16 tensor cores
 _CUDA_INNER_TILES = (8, 4, 2)  # tiles of 16 inputs that one load takes (16, 8, 4 bytes)
@@ -41,7 +42,7 @@ def quantize(weight: Tensor, pairs: Tensor, scales_and_zeros: Tensor) -> None:
 
 
 def packed_tensors(name: str, shape: tuple[int, ...], group: int) -> dict[str, TensorSpec]:
-    """Return the two fields that stand for the dense weight `name` of `shape`, on any device."""
+    """Return the two packed fields of the weight `name` of this shape, the same on any device."""
     out_features, in_features = shape
     return {
         name + PACKED: (torch.uint8, (out_features, in_features // 2)),
@@ -50,7 +51,7 @@ def packed_tensors(name: str, shape: tuple[int, ...], group: int) -> dict[str, T
 
 
 def supports(in_features: int, out_features: int, group: int, device: torch.device) -> bool:
-    """Return whether the device's kernel takes a weight of this shape."""
+    """Return whether the device's kernel supports a weight of this shape."""
     if in_features % group:
         return False
     if device.type == "cpu":  # torch has a kernel of its own for each device
@@ -61,10 +62,10 @@ def supports(in_features: int, out_features: int, group: int, device: torch.devi
 
 
 class Int4Linear(nn.Module):
-    """A linear layer with int4 weights, whose activations are bfloat16 inside.
+    """A linear layer with int4 weights that computes in bfloat16.
 
-    On CUDA one tile of tensor cores takes 16 rows: 1 to 16 rows cost the same, and 17 to 32 read
-    the weights twice, mostly from the second-level cache.
+    On CUDA one tile of the tensor cores has 16 rows: 1 to 16 rows cost the same, and 17 to 32 rows
+    read the weights twice, mostly from the second-level cache.
     """
 
     weight: Tensor
@@ -72,7 +73,12 @@ class Int4Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, pairs: Tensor, scales_and_zeros: Tensor, bias: Tensor | None) -> None:
-        """`pairs` and `scales_and_zeros` as in `packed_tensors`, `bias` [out], on the device."""
+        """Create the layer, with the weight in the order of the device's kernel.
+
+        Args:
+            pairs, scales_and_zeros: the fields of `packed_tensors`, on the device.
+            bias: [out], on the device; None if there is none.
+        """
         super().__init__()
         self.out_features, self.in_features = pairs.shape[0], pairs.shape[1] * 2
         self.group = self.in_features // len(scales_and_zeros)
@@ -81,9 +87,9 @@ class Int4Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Map [..., in] to [..., out] in the dtype of `rows`."""
+        """Return the layer's output [..., out] for `rows` [..., in], in the dtype of `rows`."""
         flat = rows.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
-        if flat.device.type == "cpu":  # the same product is another function of torch there
+        if flat.device.type == "cpu":  # torch has another function for the CPU
             kernel = torch._weight_int4pack_mm_for_cpu
         else:
             kernel = torch._weight_int4pack_mm
@@ -94,21 +100,23 @@ class Int4Linear(nn.Module):
 
 
 def _inner_tiles(in_features: int) -> int | None:
+    """Return the most tiles of inputs that one load of the CUDA kernel can take, if any."""
     return next((n for n in _CUDA_INNER_TILES if in_features % (n * 16) == 0), None)
 
 
 def _unpair(pairs: Tensor) -> Tensor:
+    """Return codes [out, in] of pairs [out, in / 2]."""
     return torch.stack([pairs >> 4, pairs & (_LEVELS - 1)], dim=-1).flatten(1)
 
 
 def _pack(pairs: Tensor) -> Tensor:
     """Return the codes [out, in / 2] in the kernel's own order, which depends on the device."""
     in_features = pairs.shape[1] * 2
-    if pairs.device.type == "cpu":  # its kernel reads another order, made by another function
+    if pairs.device.type == "cpu":  # torch has another order and function for the CPU
         rows = max(_CPU_BLOCK, _CHUNK_WEIGHTS // in_features // _CPU_BLOCK * _CPU_BLOCK)
         convert = torch._convert_weight_to_int4pack_for_cpu
         return torch.cat([convert(_unpair(part).int(), 1) for part in torch.split(pairs, rows)])
     inner_tiles = _inner_tiles(in_features)
     assert inner_tiles is not None, pairs.shape
-    # CUDA takes bytes and the CPU integers; both read the first of two codes from the high half.
+    # CUDA takes bytes and the CPU integers. In a byte, the first of two codes is the high half.
     return torch._convert_weight_to_int4pack(pairs, inner_tiles)

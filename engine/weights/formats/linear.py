@@ -1,6 +1,6 @@
 """4-bit linear layers that a draft uses in place of the target's dense ones (SubSpec).
 
-Where a kernel does not take a shape, the layer stays dense.
+If the kernel does not support the shape of a layer, the layer stays dense.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ def stored_tensors(
     device: torch.device,
     kernel: Kernel,
 ) -> dict[str, TensorSpec]:
-    """Return the fields in which the substitute of the linear weight `name` is kept.
+    """Return the tensors that store the substitute of the linear weight `name`.
 
-    They are 4-bit, or `spec` itself where `kernel` cannot take the shape on `device`.
+    They are 4-bit, or `spec` itself if `kernel` does not support the shape on `device`.
     """
     _, shape = spec
     out_features, in_features = shape
@@ -37,7 +37,7 @@ def stored_tensors(
 
 
 def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
-    """Fill those of `fields` that stand for the tensor `name`. Equal tensors give equal bytes."""
+    """Fill the fields that store the tensor `name`. Equal tensors give equal bytes."""
     if name in fields:
         fields[name].copy_(tensor)
     elif name + nf4.PACKED in fields:
@@ -47,7 +47,10 @@ def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
 
 
 def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.Module:
-    """Return the linear layer at `path` of a unit ("": the unit itself), copied to `device`."""
+    """Return the linear layer at `path` of a unit ("": the unit itself), copied to `device`.
+
+    `fields` are the tensors of the unit.
+    """
     prefix = f"{path}." if path else ""
     weight = f"{prefix}weight"
     own = {
@@ -69,10 +72,10 @@ def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.
 def substitute(
     weight: Tensor, bias: Tensor | None, group: int, device: torch.device, kernel: Kernel
 ) -> nn.Module:
-    """Return the 4-bit twin of a linear layer on `device`, or a dense one for other shapes.
+    """Return the 4-bit version of a linear layer on `device`, or a dense one for other shapes.
 
-    `weight` [out, in] and `bias` [out] are float, on any device. They are copied, so they may be
-    views of a slab.
+    `weight` [out, in] and `bias` [out] are float, on any device. They are copied, so their memory
+    may be used again.
     """
     spec = (weight.dtype, tuple(weight.shape))
     wanted = stored_tensors("weight", spec, group, device, kernel)
@@ -85,24 +88,24 @@ def substitute(
 
 
 def available_kernels() -> list[Kernel]:
-    """Return the kernels whose packages are installed."""
+    """Return the names of the kernels whose packages are installed."""
     return ["int4", "nf4"] if nf4.is_available() else ["int4"]
 
 
 def supports(
     in_features: int, out_features: int, group: int, device: torch.device, kernel: Kernel
 ) -> bool:
-    """Return whether `kernel` multiplies weights of this shape on `device`."""
+    """Return whether `kernel` supports weights of this shape on `device`."""
     if kernel == "nf4":
         return nf4.is_available() and nf4.Nf4Linear.supports(in_features, out_features)
     return int4.supports(in_features, out_features, group, device)
 
 
 def substitute_bytes(layout: UnitLayout, group: int) -> int:
-    """Return the device bytes that a unit's substitute takes at most, with either kernel.
+    """Return the most bytes that a unit's substitute takes on the device, with any kernel.
 
-    Matrices become 4-bit where the kernels take them; the rest of the unit is kept as it is. A
-    unit that travels packed is substituted from its dense form.
+    Matrices become 4-bit if the kernels support their shape; the rest of the unit is not changed.
+    The substitute of a packed unit is made from its dense form.
     """
     total = 0
     for spec in dense_tensors(layout, torch.bfloat16).values():

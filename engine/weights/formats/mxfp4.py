@@ -1,6 +1,6 @@
 """MXFP4 experts (gpt-oss): 4-bit values in blocks of 32 that share a power of two.
 
-They are expanded when they are read.
+They are expanded to dense tensors when they are read.
 
 Source: OCP Microscaling Formats specification v1.0, section 5.3 (E2M1 elements, E8M0 scales).
 """
@@ -25,16 +25,19 @@ def expanded_shape(blocks: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
-    """Expand stored experts to the very bits that transformers makes of them.
+    """Expand stored experts to the same bits as transformers does.
 
-    `blocks` [E, out, G, bytes] uint8, the first value of a byte in its low half; `scales`
-    [E, out, G] uint8; `out` [E, in, out] of the wanted dtype (transposed, as the library's gpt-oss
-    experts hold it).
+    Args:
+        blocks: [E, out, G, bytes] uint8, with the first value of a byte in its low half.
+        scales: [E, out, G] uint8.
+        out: [E, in, out] of the wanted dtype, transposed as in the gpt-oss of transformers.
     """
     low_high = torch.tensor(
         [(_VALUES[byte & 15], _VALUES[byte >> 4]) for byte in range(256)], dtype=out.dtype
     )
-    for expert in range(blocks.shape[0]):  # one at a time: the index tensor is eight times as large
+    for expert in range(
+        blocks.shape[0]
+    ):  # one at a time, since the index tensor is eight times as large
         pairs = low_high[blocks[expert].long()]  # [out, G, bytes, 2]
         values = pairs.flatten(-2)  # [out, G, 2 * bytes]
         exponents = scales[expert].to(torch.int32).sub_(_EXPONENT_BIAS).unsqueeze(-1)
@@ -51,7 +54,9 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
         if scales is None or scales.shape != blocks.shape[:-1]:
             raise ModelError(f"{blocks.file}: {name} has no {dense}{_SCALES} of its shape")
         if len(blocks.shape) != 4 or {blocks.dtype, scales.dtype} != {torch.uint8}:
-            raise ModelError(f"{blocks.file}: {name}: no blocks of experts, but {blocks.shape}")
+            raise ModelError(
+                f"{blocks.file}: {name}: blocks of experts are expected, found {blocks.shape}"
+            )
         found[dense] = _source(checkpoint, blocks, scales)
     return found
 

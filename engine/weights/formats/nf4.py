@@ -1,6 +1,6 @@
-"""NF4 weights: 4-bit codes of normal quantiles in blocks that share one absolute maximum.
+"""NF4 weights: 4-bit codes of normal quantiles, in blocks that share one absolute maximum.
 
-The only file that imports bitsandbytes, and it does so on first use.
+This is the only file that imports bitsandbytes, which it does on first use.
 Source: Dettmers et al., QLoRA, arXiv 2305.14314, section 3.
 """
 
@@ -21,12 +21,13 @@ BLOCK = 64  # weights that share one absolute maximum
 PACKED = ".nf4"  # field suffix: uint8 [..., in / 2], the first weight of a byte in its high half
 ABSMAX = ".absmax"  # field suffix: float32 [..., in / block]
 _ROW_MULTIPLE = 32  # the fused CPU product works on blocks of 32 rows
-_CHUNK_WEIGHTS = 1 << 20  # quantized or expanded at once, so that temporaries stay in cache
+_CHUNK_WEIGHTS = 1 << 20  # weights quantized or expanded at a time: temporaries fit the CPU cache
 
 
 @functools.cache
 def _bitsandbytes() -> ModuleType:
-    # On import it warns that an optional package is missing, which nothing here needs.
+    """Return the package bitsandbytes. Raises `ModelError` if it cannot be imported."""
+    # On import it warns of a missing optional package, which is not needed here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes
@@ -46,7 +47,7 @@ def is_available() -> bool:
 
 
 def packed_tensors(name: str, shape: tuple[int, ...], block: int = BLOCK) -> dict[str, TensorSpec]:
-    """Return the two fields that stand for the dense tensor `name` of `shape`."""
+    """Return the two packed fields of the tensor `name` of this shape."""
     *rows, columns = shape
     return {
         name + PACKED: (torch.uint8, (*rows, columns // 2)),
@@ -55,16 +56,17 @@ def packed_tensors(name: str, shape: tuple[int, ...], block: int = BLOCK) -> dic
 
 
 def packed_fields(shape: tuple[int, ...], block: int = BLOCK) -> Fields:
-    """Return the fields in which a weight of this shape is kept; none if it stays dense.
+    """Return the packed fields of a weight of this shape; none if it stays dense.
 
-    bitsandbytes' CPU expansion is silently wrong where a row is no whole number of blocks.
+    It stays dense if its rows are not whole blocks: bitsandbytes expands such weights wrongly on
+    the CPU, without an error.
     """
     is_whole = len(shape) >= 2 and shape[-1] % block == 0
     return packed_tensors("", shape, block) if is_whole else {}
 
 
 def quantize(weight: Tensor, packed: Tensor, absmax: Tensor) -> None:
-    """Quantize `weight` [..., in] (float) into `packed` and `absmax` of `packed_tensors`."""
+    """Quantize a float `weight` [..., in] into the fields of `packed_tensors`."""
     functional = _bitsandbytes().functional
     columns = weight.shape[-1]
     dense = weight.reshape(-1, columns)
@@ -79,12 +81,13 @@ def quantize(weight: Tensor, packed: Tensor, absmax: Tensor) -> None:
 
 def dequantize(packed: Tensor, absmax: Tensor, out: Tensor) -> None:
     """Expand codes [..., in / 2] and maxima [..., in / block] into `out` [..., in]."""
-    functional = _bitsandbytes().functional  # codes as [n, 1]: it transposes what has one row
+    functional = _bitsandbytes().functional
     columns = out.shape[-1]
     block = columns // absmax.shape[-1]
     dense = out.view(-1, columns)
     codes, scales = packed.view(-1, columns // 2), absmax.view(-1, absmax.shape[-1])
-    if out.device.type != "cpu":  # a CPU has no kernel with `out`
+    # Codes are passed as [n, 1], because bitsandbytes transposes codes of a single row.
+    if out.device.type != "cpu":  # the CPU kernel has no argument `out`
         functional.dequantize_4bit(
             codes.view(-1, 1), absmax=scales.view(-1), out=dense, blocksize=block, quant_type="nf4"
         )
@@ -101,10 +104,10 @@ def dequantize(packed: Tensor, absmax: Tensor, out: Tensor) -> None:
 
 
 class Nf4Linear(nn.Module):
-    """A linear layer with an nf4 weight. On a CPU bitsandbytes' fused product runs it."""
+    """A linear layer with an nf4 weight. On a CPU, bitsandbytes runs it as a fused product."""
 
     def __init__(self, packed: Tensor, absmax: Tensor, bias: Tensor | None) -> None:
-        """`packed` [out, in / 2], `absmax` [out, in / 64], `bias` [out], all on the device."""
+        """Create the layer of `packed` [out, in / 2], `absmax` [out, in / 64] and `bias` [out]."""
         super().__init__()
         library = _bitsandbytes()
         out_features, in_features = packed.shape[0], packed.shape[1] * 2
@@ -132,11 +135,11 @@ class Nf4Linear(nn.Module):
 
     @staticmethod
     def supports(in_features: int, out_features: int) -> bool:
-        """Return whether bitsandbytes computes this shape right on every device."""
+        """Return whether bitsandbytes computes this shape correctly on every device."""
         return in_features % BLOCK == 0 and out_features % _ROW_MULTIPLE == 0
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Map [..., in] to [..., out] in the dtype of `rows`, computed in bfloat16."""
+        """Return the layer's output [..., out], computed in bfloat16, in the dtype of `rows`."""
         with torch.no_grad():
             result: Tensor = self.inner(rows.to(torch.bfloat16))
             if self.bias is not None:
@@ -145,7 +148,7 @@ class Nf4Linear(nn.Module):
 
 
 def _pieces(dense: Tensor, *packed: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield some rows at a time of a dense weight and of its fields."""
+    """Yield a dense weight and its fields in pieces of some rows."""
     step = max(1, _CHUNK_WEIGHTS // dense.shape[-1])
     return zip(*(torch.split(tensor, step) for tensor in (dense, *packed)), strict=True)
 

@@ -1,7 +1,7 @@
 """Drafts over many passes: drafting ahead, several drafts at once, choice by name, counts."""
 
 import math
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import Generate, PassStats, Speculation, Tokens
 from engine.runtime.engine import Engine
 from engine.sampling.large_vocabularies.blocks import Matrix
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.spec import DraftSpec
 from engine.timing import PassTimes, StepTimes
 from tests.engine.books import check_books, check_idle
@@ -43,17 +43,17 @@ class Fixed:
     def __init__(self, name: str, *tokens: int) -> None:
         self.name = name
         self.tokens = tokens
-        self.released: list[Sequence] = []
+        self.released: list[TokenSequence] = []
 
-    def propose(self, sequence: Sequence, depth: int, rows: int) -> DraftTree | None:
+    def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         tokens = [sequence.tokens[-1], *self.tokens][: min(depth + 1, rows)]
         scores = [-0.5 * i for i in range(len(tokens))]
         return DraftTree.chain(tokens, scores, self.name) if len(tokens) > 1 else None
 
-    def observe(self, tokens: Seq[int], logits: Matrix) -> None:
+    def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
         """Do nothing: this look-up learns nothing."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         self.released.append(sequence)
 
 
@@ -64,18 +64,18 @@ def looking_up(*lookups: Fixed, tuned: bool = False, **bounds: int) -> Drafting:
     return Drafting(None, lookups, Bounds(**own), policy, can_draft_ahead=True)
 
 
-def asking(method: str | None = None, max_rows: int | None = None, **params: Any) -> Sequence:
+def asking(method: str | None = None, max_rows: int | None = None, **params: Any) -> TokenSequence:
     """Return a sequence whose request asks for a drafting method and a bound of rows."""
     speculation = Speculation(method, max_rows)
     return make_sequence([5, 6, 7], ignore_eos=True, speculation=speculation, **params)
 
 
-def proposed(drafting: Drafting, sequence: Sequence, room: int = 99) -> DraftTree:
+def proposed(drafting: Drafting, sequence: TokenSequence, room: int = 99) -> DraftTree:
     (tree,) = drafting.propose([sequence], [room], 0, 999)
     return tree
 
 
-def emit(drafting: Drafting, sequence: Sequence, tree: DraftTree, *tokens: int) -> None:
+def emit(drafting: Drafting, sequence: TokenSequence, tree: DraftTree, *tokens: int) -> None:
     """Commit a pass that emitted these tokens: accepted rows of the tree and a bonus token."""
     rows = [0]
     for token in tokens[:-1]:
@@ -201,11 +201,13 @@ class Watched:
         model: Any = draft_model(self.engine)
         step, propose = model.step, drafting.propose
 
-        def stepping(chosen: Seq[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
+        def stepping(chosen: Sequence[tuple[Growth, list[Node]]], calibration: Calibration) -> int:
             self.steps.append([node for _, nodes in chosen for node in nodes])
             return int(step(chosen, calibration))
 
-        def proposing(sequences: Seq[Sequence], *rest: Any, **others: Any) -> list[DraftTree]:
+        def proposing(
+            sequences: Sequence[TokenSequence], *rest: Any, **others: Any
+        ) -> list[DraftTree]:
             before = len(self.steps)
             growths = [drafting._growths.get(sequence) for sequence in sequences]
             self.roots += [g is not None and g.root.slot is not None for g in growths]

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -339,7 +339,7 @@ def test_scores_fall_along_a_path_even_of_certain_tokens() -> None:
     assert tree.scores == pytest.approx([n * math.log(MAX_PROBABILITY) for n in range(4)])
 
 
-def run_all(growth: Growth, children: dict[Path, Seq[int]]) -> list[Path]:
+def run_all(growth: Growth, children: dict[Path, Sequence[int]]) -> list[Path]:
     """Run all nodes with these children by path, and return the paths in the order they ran."""
     ran: list[Path] = []
     while nodes := growth.pop(1, 100):
@@ -400,7 +400,7 @@ def test_emitted_tokens_are_followed_as_far_as_they_were_drafted() -> None:
     growth = new_growth(10)
     growth.insert(chain((3, -0.1), (4, -0.1)), Calibration())
 
-    def tokens(nodes: Seq[Node]) -> list[int]:
+    def tokens(nodes: Sequence[Node]) -> list[int]:
         return [node.token for node in nodes]
 
     assert tokens(growth.follow([3, 4])) == [7, 3, 4]

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
@@ -36,7 +36,7 @@ def policy(times: PassTimes, step: float | None, *, tuned: bool = True) -> TreeP
     return made
 
 
-def growth(probabilities: Seq[float], budget: int = 20) -> Growth:
+def growth(probabilities: Sequence[float], budget: int = 20) -> Growth:
     """Return a growth whose root was run and has children of these probabilities."""
     made = Growth(make_sequence([5, 7], ignore_eos=True), budget)
     (root,) = made.pop(1, 9)
@@ -48,7 +48,7 @@ def growth(probabilities: Seq[float], budget: int = 20) -> Growth:
 
 def choose(
     own: TreePolicy,
-    trees: Seq[Growth],
+    trees: Sequence[Growth],
     *,
     width: int = 9,
     depth: int = 9,
@@ -63,7 +63,7 @@ def choose(
 
 def allot(
     own: TreePolicy,
-    ranked: Seq[Seq[float]],
+    ranked: Sequence[Sequence[float]],
     *,
     elapsed: float = 0.0,
     fixed_rows: int = 0,
@@ -278,10 +278,10 @@ def test_rows_are_allotted_in_the_best_way(seed: int) -> None:
     assert all(1 <= n <= len(r) for n, r in zip(counts, ranked, strict=True))
     assert sum(counts) + fixed <= most
 
-    def expected(counts: Seq[int]) -> float:
+    def expected(counts: Sequence[int]) -> float:
         return sum(sum(r[:n]) for n, r in zip(counts, ranked, strict=True))
 
-    def rate(counts: Seq[int]) -> float:
+    def rate(counts: Sequence[int]) -> float:
         return expected(counts) / (elapsed + (times.expect(fixed + sum(counts)) or 0.0))
 
     ways = product(*(range(1, len(r) + 1) for r in ranked))

@@ -78,7 +78,7 @@ def test_keep_compacts_the_accepted_rows() -> None:
     rows = torch.arange(100.0, 106.0).view(-1, 1, 1).expand(-1, 1, 4)
     for layer in range(2):
         cache.pool.write(layer, slots, rows, rows)
-    cache.keep(table, [0, 2, 5])
+    cache.append_rows(table, [0, 2, 5])
     assert stored_tokens(cache, table) == [*tokens, 100, 102, 105]
 
 
@@ -117,7 +117,7 @@ def test_trim_frees_the_scratch_pages() -> None:
     cache = new_cache()
     table = cache.open([1])
     assert cache.reserve(table, 5 * PAGE)
-    cache.keep(table, [0])
+    cache.append_rows(table, [0])
     cache.trim(table)
     assert len(table.pages) == 1 and cache.num_free_pages == 7
 
@@ -134,7 +134,7 @@ def test_opening_costs_the_pages_that_no_running_sequence_uses() -> None:
 
 
 @pytest.mark.parametrize("length", [10, PAGE - 2, 2 * PAGE])
-def test_keep_from_appends_slots_of_another_table_to_the_prefix(length: int) -> None:
+def test_append_copies_appends_slots_of_another_table_to_the_prefix(length: int) -> None:
     cache, tokens = new_cache(), prompt(length)
     table, scratch = cache.open(tokens), PageTable()
     store_tokens(cache, table, tokens)
@@ -143,16 +143,16 @@ def test_keep_from_appends_slots_of_another_table_to_the_prefix(length: int) -> 
     rows = torch.tensor([500.0, 501.0, 502.0, 503.0]).view(-1, 1, 1).expand(-1, 1, 4)
     for layer in range(2):
         cache.pool.write(layer, source, rows, rows)
-    cache.keep_from(table, source)
+    cache.append_copies(table, source)
     assert stored_tokens(cache, table) == [*tokens, 500, 501, 502, 503]
-    cache.keep_from(table, source[:0])
+    cache.append_copies(table, source[:0])
     assert table.length == length + 4
 
 
-def test_keep_from_without_reserved_pages_is_an_error() -> None:
+def test_append_copies_without_reserved_pages_is_an_error() -> None:
     cache = new_cache()
     with pytest.raises(AssertionError, match="reserve"):
-        cache.keep_from(PageTable(), torch.tensor([1]))
+        cache.append_copies(PageTable(), torch.tensor([1]))
 
 
 @pytest.mark.parametrize("host_pages", [0, 1, 5, 40])

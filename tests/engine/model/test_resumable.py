@@ -10,7 +10,7 @@ from engine.drafting.drafter import Drafting
 from engine.drafting.growth import Growth
 from engine.model.resumable import OutOfTime, ResumableForward
 from engine.runtime.engine import Engine
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from tests.engine.models import SUBSPEC, checkpoint, draft_model, load, prompt, request
 
 
@@ -36,7 +36,7 @@ def test_a_layer_runs_only_if_it_ends_in_time(clock: "count[int]") -> None:
         forward.run(fail_to_run)
 
 
-def engine_after_prompt() -> tuple[Engine, Sequence]:
+def engine_after_prompt() -> tuple[Engine, TokenSequence]:
     """Return an engine that has run a prompt, and the sequence, which is still decoding."""
     engine = load(checkpoint("llama"), SUBSPEC)
     engine.add(request("r", prompt(30), max_tokens=40))

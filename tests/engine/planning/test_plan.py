@@ -188,7 +188,7 @@ def test_units_are_in_the_ram_tier_if_they_fit(
 def test_units_that_do_not_fit_the_ram_are_on_disk_spread_evenly() -> None:
     found = plan(5 * LAYER, ram=ALL // 2 + DISK_STAGING, stream={"tier": None})
     waiting = [unit for unit, tier in enumerate(found.tiers) if tier == "ram"]
-    assert len(waiting) == 5 and found.slab_bytes == 5 * LAYER
+    assert len(waiting) == 5 and found.ram_unit_bytes == 5 * LAYER
     assert found.tiers.count("disk") == len(found.tiers) - len(waiting) - len(residents(found))
     assert all(after - before <= 3 for before, after in pairwise(waiting))
     assert found.staging_bytes == DISK_STAGING
@@ -200,7 +200,7 @@ def test_without_a_gpu_device_and_host_share_one_memory() -> None:
     with pytest.raises(DoesNotFit, match=r"memory\.ram"):
         plan(3 * LAYER, ram=ALL + 2 * LAYER, memory=small, **asked)
     found = plan(3 * LAYER, ram=ALL + 3 * LAYER, memory=small, **asked)
-    assert found.device_bytes + found.slab_bytes <= ALL + 3 * LAYER
+    assert found.device_bytes + found.ram_unit_bytes <= ALL + 3 * LAYER
 
 
 def test_more_than_the_machines_ram_is_not_planned_for_the_device() -> None:
@@ -210,13 +210,13 @@ def test_more_than_the_machines_ram_is_not_planned_for_the_device() -> None:
 
 def test_idle_pages_take_a_bounded_share_of_the_ram_that_is_left() -> None:
     found = plan(5 * LAYER, ram=ALL + 400 * MIB)
-    left = ALL + 400 * MIB - found.slab_bytes - found.staging_bytes
+    left = ALL + 400 * MIB - found.ram_unit_bytes - found.staging_bytes
     assert found.host_pages == left // 4 // MIB
     assert found.host_kv_bytes == found.host_pages * MIB
     plenty = plan(5 * LAYER, ram=100 * ALL)
     assert plenty.host_pages == 2 * plenty.max_sequences * 16, "two full contexts for each sequence"
     limited = plan(5 * LAYER, ram=100 * ALL, memory=MemorySpec(ram=ALL))
-    assert limited.slab_bytes + limited.staging_bytes + limited.host_kv_bytes <= ALL
+    assert limited.ram_unit_bytes + limited.staging_bytes + limited.host_kv_bytes <= ALL
 
 
 def test_idle_pages_of_a_draft_with_its_own_cache_hold_the_targets_kv_only() -> None:

@@ -1,4 +1,4 @@
-"""A model's files change while its requests run: the texts stay the same, or the requests fail."""
+"""Tests of files that change while requests run: texts stay the same, or the requests fail."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ BY_NAME: list[Change] = [replace, os.unlink]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint of our own, and a cache of our own."""
+    """Return a copy of a checkpoint, and use an empty cache."""
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     shutil.copytree(checkpoint("llama"), tmp_path / "model")
     return tmp_path / "model"
@@ -62,7 +62,7 @@ def change_all(folder: Path, pattern: str, change: Change) -> None:
 
 
 def changed_after(passes: int, engine: Engine, folder: Path, change: Change) -> list[object]:
-    """Serve requests whose checkpoint is changed after some passes; return all events."""
+    """Serve requests, change their checkpoint after some passes, and return all results."""
     for message in ASKED:
         engine.add(message)
     events: list[object] = []
@@ -89,10 +89,10 @@ def test_files_that_are_replaced_or_removed_change_no_text(
 
 @pytest.mark.parametrize("change", IN_PLACE)
 @pytest.mark.parametrize("tier", TIERS)
-def test_files_that_are_written_to_fail_requests_by_name(
+def test_requests_fail_with_the_name_of_a_file_that_is_written_to(
     tier: Tier, change: Change, folder: Path
 ) -> None:
-    """Only the rows of the embedding are still read from the checkpoint, in every tier."""
+    """In every tier, only rows of the embedding are still read from the checkpoint."""
     engine = load(folder, SUBSPEC, stream=TIERS[tier])
     failed = [e for e in changed_after(2, engine, folder, change) if isinstance(e, Failed)]
     assert {e.request_id for e in failed} == {"a", "b"}
@@ -103,7 +103,7 @@ def test_files_that_are_written_to_fail_requests_by_name(
 
 
 @pytest.mark.parametrize("change", [*IN_PLACE, *BY_NAME])
-def test_a_unit_damaged_while_requests_run_costs_none_of_them(
+def test_a_packed_unit_that_is_damaged_fails_no_request(
     change: Change, folder: Path, tmp_path: Path
 ) -> None:
     """The first read of a piece after a start compares its checksum."""

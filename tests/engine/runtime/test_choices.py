@@ -1,4 +1,4 @@
-"""A tree's choices at once are those of a walk that makes them one by one."""
+"""Tests of the target's choices: choosing several rows together gives the same tokens."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import engine.runtime.choices
 import engine.runtime.verify
-from engine.runtime.choices import Logits, choose_ahead, choose_tree
+from engine.runtime.choices import Logits, choose_likely_rows, choose_tree
 from engine.sampling.choose import choose
 from engine.spec import TILE, DraftSpec
 from tests.engine.models import SMALL, checkpoint, exact, load, prompt, request, run
@@ -34,7 +34,7 @@ def asked(kinds: tuple[dict[str, Any], ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize("method", ["specexec", "subspec"])
-def test_answers_are_the_same_either_way(method: str) -> None:
+def test_answers_are_the_same_for_whole_trees_and_single_rows(method: str) -> None:
     folder = checkpoint("llama")
     source = str(folder) if method == "specexec" else None
     draft = DraftSpec(method, source=source, **SMALL)
@@ -49,26 +49,28 @@ def test_answers_are_the_same_either_way(method: str) -> None:
 
 
 @pytest.mark.parametrize(("ahead", "chance"), [(1, 0.5), (3, 0.5), (1000, 0.5), (1000, 1e-9)])
-def test_answers_are_the_same_however_many_rows_are_chosen_ahead(
+def test_answers_do_not_depend_on_how_many_rows_are_chosen_together(
     ahead: int, chance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, everything = checkpoint("llama"), asked(AT_ONCE + ROW_BY_ROW)
     want = run(load(folder, DraftSpec("none")), everything)
-    monkeypatch.setattr(engine.runtime.choices, "AHEAD", ahead)
-    monkeypatch.setattr(engine.runtime.choices, "CHANCE", chance)
+    monkeypatch.setattr(engine.runtime.choices, "MAX_LIKELY_ROWS", ahead)
+    monkeypatch.setattr(engine.runtime.choices, "MIN_LIKELIHOOD", chance)
     found = run(load(folder, DraftSpec("subspec", **SMALL)), everything)
     assert exact(found) == exact(want)
 
 
-def test_nothing_is_chosen_ahead_where_paths_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_whose_logits_depend_on_the_path_are_chosen_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = 0
 
     def count(*arguments: Any, **named: Any) -> dict[int, int]:
         nonlocal calls
         calls += 1
-        return choose_ahead(*arguments, **named)
+        return choose_likely_rows(*arguments, **named)
 
-    monkeypatch.setattr(engine.runtime.verify, "choose_ahead", count)
+    monkeypatch.setattr(engine.runtime.verify, "choose_likely_rows", count)
     served = load(checkpoint("llama"), DraftSpec("subspec", **SMALL))
     served._at_once = True
     run(served, asked(AT_ONCE))
@@ -81,7 +83,7 @@ def head(hidden: Tensor) -> Tensor:
     return hidden * 2
 
 
-def test_parts_are_the_rows_and_blocks_are_computed_once() -> None:
+def test_parts_cover_the_rows_and_blocks_are_computed_once() -> None:
     hidden, shown = torch.randn(200, 8), []
     logits = Logits(hidden, head, lambda first, block: shown.append((first, len(block.values))))
     parts = list(logits.parts(range(10, 140)))
@@ -93,7 +95,7 @@ def test_parts_are_the_rows_and_blocks_are_computed_once() -> None:
 
 
 @pytest.mark.parametrize("root", [0, 5, 60, 100])
-def test_a_tree_across_blocks(root: int) -> None:
+def test_the_tokens_of_a_tree_across_blocks_are_right(root: int) -> None:
     sequence = make_sequence([3, 4, 5], temperature=1.0, seed=9)
     hidden = torch.randn(180, 50)
     depths = [0, 1, 1, *range(2, 70)]
@@ -104,7 +106,7 @@ def test_a_tree_across_blocks(root: int) -> None:
     ]
 
 
-def test_the_walk_keeps_what_depends_on_it() -> None:
+def test_choices_that_depend_on_the_path_are_not_made_together() -> None:
     logits = Logits(torch.randn(3, 50), head, lambda *_: None)
     for kind in ROW_BY_ROW:
         assert choose_tree(make_sequence([3], **kind), [0, 1, 2], 0, logits) is None

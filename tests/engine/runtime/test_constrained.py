@@ -1,4 +1,4 @@
-"""Answers held to a grammar: they match, and no draft changes them."""
+"""Tests of answers with a grammar: they match it, and drafts do not change them."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from engine.errors import RequestError
 from engine.messages import Generate, Speculation
-from engine.runtime.choices import CHANCE
+from engine.runtime.choices import MIN_LIKELIHOOD
 from engine.spec import DraftSpec
 from tests.engine.grammars import (
     EOS,
@@ -95,7 +95,7 @@ def want() -> dict[tuple[str, int], Answer]:
 
 
 @pytest.mark.parametrize(
-    ("draft", "chance"), [*((draft, CHANCE) for draft in DRAFTS), ("subspec", 1e-9)]
+    ("draft", "chance"), [*((draft, MIN_LIKELIHOOD) for draft in DRAFTS), ("subspec", 1e-9)]
 )
 def test_no_draft_changes_an_answer(
     draft: str,
@@ -103,7 +103,9 @@ def test_no_draft_changes_an_answer(
     want: dict[tuple[str, int], Answer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engine.runtime.choices.CHANCE", chance)  # of a row that is chosen ahead
+    monkeypatch.setattr(
+        "engine.runtime.choices.MIN_LIKELIHOOD", chance
+    )  # of a row that is chosen ahead
     engine = load(json_checkpoint(), DRAFTS[draft], max_sequences=8)
     predicted = tuple(ids('{"name": "abc", "age": 1, "tags": ["red", "green"]}'))
     messages = [replace(message, prediction=predicted) for message in asked()]
@@ -129,20 +131,20 @@ def test_every_answer_matches_its_grammar(want: dict[tuple[str, int], Answer]) -
             assert len(answer.ids) <= 40
 
 
-def test_stops_hold_inside_a_grammar(want: dict[tuple[str, int], Answer]) -> None:
+def test_stop_strings_work_inside_a_grammar(want: dict[tuple[str, int], Answer]) -> None:
     for (name, _), answer in want.items():
         if name.endswith("stops"):
             assert "e" not in answer.text and '"age' not in answer.text
             assert answer.finish == "stop"
 
 
-def test_min_tokens_and_bias_yield_to_the_grammar(want: dict[tuple[str, int], Answer]) -> None:
+def test_the_grammar_overrides_min_tokens_and_bias(want: dict[tuple[str, int], Answer]) -> None:
     assert want["choice bias", 0].text in ("red", "green", "a b c")
     assert len(want["number bias", 0].ids) >= 9, "a number may go on"
     assert EOS not in want["person greedy", 0].ids, "nothing may follow: no token says so"
 
 
-def test_an_answer_is_closed_before_its_limit() -> None:
+def test_an_answer_is_completed_before_its_token_limit() -> None:
     engine = load(json_checkpoint(), SUBSPEC, max_sequences=8)
     shortest = len(ids('{"name": "", "age": 0, "tags": []}'))
     params: dict[str, Any] = {"grammar": GRAMMARS["person"], "temperature": 1.0, "n": 2}
@@ -157,7 +159,7 @@ def test_an_answer_is_closed_before_its_limit() -> None:
         assert answer.finish == "length" or matches("person", answer.text)
 
 
-def test_the_context_is_a_limit_too() -> None:
+def test_an_answer_is_completed_before_the_end_of_the_context() -> None:
     engine = load(json_checkpoint(), PLAIN, context_length=64)
     message = request(
         "r", ids("a" * 20), grammar=GRAMMARS["object"], max_tokens=None, temperature=1.0, seed=4
@@ -186,7 +188,7 @@ def test_a_grammar_that_cannot_be_followed_is_refused(source: str, reason: str) 
     assert not engine.has_work() and not engine._requests._by_id
 
 
-def test_forced_tokens_need_no_draft() -> None:
+def test_forced_tokens_are_accepted_without_a_draft() -> None:
     schema = {"const": {"abcabcabcabc": "defdefdef", "def": [1, 2, 3, 4, 5]}}
     engine = load(json_checkpoint(), replace(DRAFTS["ngram"], depth=24, budget=32, tuned=False))
     message = request("r", ids("go"), grammar=schema_grammar(schema), max_tokens=80)
@@ -200,7 +202,7 @@ def test_forced_tokens_need_no_draft() -> None:
     assert one_by_one.exact == answer.exact
 
 
-def test_random_schemas() -> None:
+def test_answers_match_random_schemas() -> None:
     engine = load(json_checkpoint(), SUBSPEC, max_sequences=8)
     chance = random.Random(7)
     schemas = [random_schema(chance) for _ in range(20)]
@@ -220,10 +222,10 @@ def test_random_schemas() -> None:
         assert Draft202012Validator(schemas[int(name)]).is_valid(json.loads(answer.text)), name
 
 
-def test_the_audit_replays_grammars() -> None:
+def test_the_audit_finds_no_mismatch_in_answers_with_grammars() -> None:
     engine = load(json_checkpoint(), SUBSPEC, audit=1.0)
     names = ("person greedy", "person hot", "object hot", "number no end", "regex stops")
     run(engine, [message for message in asked() if message.request_id in names])
-    while engine.auditor.pending:
+    while engine.auditor.has_pending:
         audited = engine.auditor.run()
         assert audited is not None and audited.positions > 0 and audited.mismatches == 0

@@ -1,4 +1,4 @@
-"""The step: aborts, failures, tiers, quantized targets, refusals."""
+"""Tests of the engine's step: aborts, failures, tiers, quantized targets, refused models."""
 
 import json
 import shutil
@@ -58,26 +58,26 @@ def test_an_abort_frees_the_pages_and_leaves_the_others_alone(engine: Engine) ->
 
 
 @pytest.mark.parametrize("unit", range(4))
-def test_an_abort_takes_effect_at_the_next_layer_border(engine: Engine, unit: int) -> None:
+def test_an_abort_takes_effect_before_the_next_layer(engine: Engine, unit: int) -> None:
     engine.add(request("r", prompt(70), max_tokens=30))
     engine.step()
     seen = []
 
-    def border(count: int) -> None:
+    def abort(count: int) -> None:
         seen.append(count)
         if len(seen) == unit + 1:
             engine.abort("r")
 
-    hooks(engine).on_unit = border
+    hooks(engine).on_unit = abort
     engine.step()
-    assert len(seen) == unit + 1, "nothing ran behind the border"
+    assert len(seen) == unit + 1, "no unit ran after the abort"
     assert engine.step() == [] and not engine.has_work()
     hooks(engine).on_unit = None
     again = run(engine, [request("next", prompt(70), max_tokens=8)])
     assert again[("next", 0)].finish == "length"
 
 
-def test_all_clients_gone_in_mid_pass_leaves_a_clean_engine(engine: Engine) -> None:
+def test_the_engine_works_after_all_clients_left_during_a_pass(engine: Engine) -> None:
     want = run(engine, [request("a", prompt(40), max_tokens=12)])[("a", 0)]
     for i in range(3):
         engine.add(request(f"gone{i}", prompt(40, i), max_tokens=30))
@@ -92,12 +92,12 @@ def test_all_clients_gone_in_mid_pass_leaves_a_clean_engine(engine: Engine) -> N
     assert run(engine, [request("a", prompt(40), max_tokens=12)])[("a", 0)].exact == want.exact
 
 
-def test_an_abort_inside_the_draft_leaves_no_unfinished_pages_to_share() -> None:
+def test_an_abort_while_drafting_leaves_no_incomplete_page_to_share() -> None:
     folder = checkpoint("llama")
     engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
     model = draft_model(engine)
     for layer in model.decoder.decoder.layers:
-        layer.tile = 64  # so that some tiles hold rows of the one who leaves alone
+        layer.tile = 64  # so that some tiles hold only rows of the cancelled request
     engine.add(request("leaves", prompt(200), max_tokens=30))
     engine.add(request("stays", prompt(70, 1), max_tokens=30))
     engine.step()
@@ -109,20 +109,20 @@ def test_an_abort_inside_the_draft_leaves_no_unfinished_pages_to_share() -> None
     engine.close()
 
 
-def test_a_draft_that_reads_a_prompt_tells_of_progress() -> None:
+def test_a_draft_that_runs_a_prompt_reports_progress() -> None:
     folder, units = checkpoint("llama"), 4
     engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
     engine.add(request("r", prompt(40), max_tokens=30))
     seen: list[int] = []
     hooks(engine).on_unit = seen.append
     engine.step()
-    assert len(seen) == units, "the prompt is not drafted for"
+    assert len(seen) == units, "no tree is drafted for the prompt"
     engine.step()
-    assert len(seen) > 2 * units, "nor is the draft silent"
+    assert len(seen) > 2 * units, "the draft reports progress too"
     engine.close()
 
 
-def test_a_request_is_told_to_run_when_its_first_pass_begins(engine: Engine) -> None:
+def test_a_request_is_reported_when_its_first_pass_begins(engine: Engine) -> None:
     started: list[str] = []
     hooks(engine).on_start = started.append
     engine.add(request("r", prompt(5), max_tokens=4))
@@ -141,7 +141,7 @@ def test_aborting_an_unknown_or_finished_request_changes_nothing(engine: Engine)
     assert not engine.has_work()
 
 
-def test_a_failed_read_fails_the_requests_of_that_pass_and_the_next_one_works() -> None:
+def test_a_failed_read_fails_only_the_requests_of_its_pass() -> None:
     engine = load(checkpoint("llama"), PLAIN, stream=StreamSpec(tier="disk", slots=2))
     want = run(engine, [request("a", prompt(9), max_tokens=6)])[("a", 0)]
     reader: Any = engine._loaded.stream
@@ -157,16 +157,16 @@ def test_a_failed_read_fails_the_requests_of_that_pass_and_the_next_one_works() 
 
 
 class BrokenOnce:
-    """Makes a stream raise at unit 1, as it does when the disk fails."""
+    """A patch that makes a stream raise at unit 1, as it does when the disk fails."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._unit = stream, stream.unit
         stream.unit = self._fail
 
-    def _fail(self, index: int, idle: Any = None) -> Any:
+    def _fail(self, index: int, on_wait: Any = None) -> Any:
         if index == 1:
             raise ModelError("model.layers.1: its weights could not be read")
-        return self._unit(index, idle)
+        return self._unit(index, on_wait)
 
     def restore(self) -> None:
         self._stream.unit = self._unit
@@ -185,7 +185,9 @@ class BrokenOnce:
     ids=str,
 )
 @pytest.mark.parametrize("draft", [PLAIN, SUBSPEC], ids=["plain", "subspec"])
-def test_where_the_weights_wait_does_not_matter(stream: StreamSpec, draft: DraftSpec) -> None:
+def test_answers_do_not_depend_on_the_tiers_of_the_weights(
+    stream: StreamSpec, draft: DraftSpec
+) -> None:
     asked = [request("g", prompt(30)), request("s", prompt(9), temperature=1.0, seed=3)]
     want = run(load(checkpoint("llama"), PLAIN), asked)
     engine = load(checkpoint("llama"), draft, stream=stream)
@@ -195,8 +197,8 @@ def test_where_the_weights_wait_does_not_matter(stream: StreamSpec, draft: Draft
 
 
 @pytest.mark.parametrize("tier", ["ram", "disk", "resident"])
-def test_a_target_quantized_when_read_is_exact_too(tier: Any) -> None:
-    """Four bits change the model, not the rule: drafts and batches change nothing."""
+def test_answers_of_a_quantized_target_do_not_depend_on_the_draft(tier: Any) -> None:
+    """Four bits change the answers, but drafts and batches still do not."""
     folder = checkpoint("llama")
     target = TargetSpec(str(folder), quantize="nf4")
     asked = [request(str(i), prompt(20, i), temperature=float(i), seed=i) for i in range(3)]
@@ -206,11 +208,11 @@ def test_a_target_quantized_when_read_is_exact_too(tier: Any) -> None:
     engine = load(folder, SUBSPEC, target=target, stream=StreamSpec(tier=tier, slots=2))
     got = run(engine, asked)
     assert exact(got) == exact(want)
-    assert any(dense[key].ids != got[key].ids for key in got), "four bits are seen"
+    assert any(dense[key].ids != got[key].ids for key in got), "four bits change the answers"
     engine.close()
 
 
-def test_all_end_of_sequence_ids_of_the_generation_config_end_an_answer(tmp_path: Path) -> None:
+def test_each_end_token_of_the_generation_config_ends_an_answer(tmp_path: Path) -> None:
     folder = copied("llama", tmp_path)
     path = folder / "generation_config.json"
     free = run(load(folder, PLAIN), [request("r", prompt(8), max_tokens=20)])[("r", 0)].ids
@@ -223,7 +225,7 @@ def test_all_end_of_sequence_ids_of_the_generation_config_end_an_answer(tmp_path
     assert answer.stats is not None and answer.stats.completion_tokens == first + 1
 
 
-def test_cached_tokens_are_told_and_the_last_token_is_never_one_of_them(engine: Engine) -> None:
+def test_cached_tokens_are_reported_and_never_include_the_last_one(engine: Engine) -> None:
     first = run(engine, [request("a", prompt(150), max_tokens=2)])[("a", 0)]
     second = run(engine, [request("b", prompt(150), max_tokens=2)])[("b", 0)]
     assert first.stats is not None and second.stats is not None
@@ -270,7 +272,7 @@ def edit_config(folder: Path, **changes: Any) -> Path:
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
     ],
 )
-def test_what_cannot_be_served_is_refused_by_name(
+def test_the_error_of_an_unsupported_model_names_the_reason(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
@@ -280,12 +282,12 @@ def test_what_cannot_be_served_is_refused_by_name(
 @pytest.mark.parametrize(
     "kind", ["qwen3_next", "lfm2", "mamba", "falcon_h1", "jamba", "recurrent_gemma"]
 )
-def test_hybrids_with_a_state_are_refused_by_name(kind: str) -> None:
+def test_models_with_a_recurrent_state_are_refused_by_name(kind: str) -> None:
     with pytest.raises(ModelError, match=kind):
         check_family(AutoConfig.for_model(kind))
 
 
-def test_a_draft_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+def test_a_draft_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     other = copied("llama", tmp_path)
     path = other / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -302,22 +304,22 @@ def test_subspec_on_a_mixture_of_experts_is_refused_with_advice() -> None:
         load(checkpoint("mixtral"), DraftSpec("subspec"))
 
 
-def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+def test_the_error_of_an_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"ngram, none, .*, specexec, subspec"):
         load(checkpoint("llama"), DraftSpec("medusa"))
 
 
-def test_a_context_longer_than_the_models_own_is_refused() -> None:
+def test_a_context_longer_than_the_models_is_refused() -> None:
     with pytest.raises(ModelError, match="context_length: 4096"):
         load(checkpoint("llama"), PLAIN, context_length=4096)
 
 
-def test_too_little_memory_is_refused_with_the_numbers() -> None:
+def test_the_error_of_too_little_memory_has_the_numbers() -> None:
     with pytest.raises(ModelError, match=r"memory.device: 1.0 MiB is .* too little"):
         load(checkpoint("llama"), PLAIN, memory=MemorySpec(device=1 << 20))
 
 
-def test_without_a_method_the_draft_is_chosen() -> None:
+def test_a_draft_is_chosen_if_no_method_is_set() -> None:
     slow = StreamSpec(tier="ram", simulate_gbps=0.01)
     streamed = load(checkpoint("llama"), DraftSpec(), stream=slow)
     assert draft_model(streamed).name == "subspec" and "ngram" in streamed.info.draft_methods
@@ -325,7 +327,7 @@ def test_without_a_method_the_draft_is_chosen() -> None:
     assert mixture._drafting._model is None and "ngram" in mixture.info.draft_methods
 
 
-def test_api_20_the_fingerprint_tells_weights_precision_numerics_and_version_apart(
+def test_api_20_the_fingerprint_depends_on_all_that_changes_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = checkpoint("llama")
@@ -338,11 +340,11 @@ def test_api_20_the_fingerprint_tells_weights_precision_numerics_and_version_apa
     ]
     monkeypatch.setattr("engine.runtime.target_files.__version__", "another")
     found.append(load(folder, PLAIN).info.fingerprint)
-    assert found[0] == found[1], "the draft is no part of it"
+    assert found[0] == found[1], "it does not depend on the draft"
     assert len(set(found)) == 5
 
 
-def test_logprobs_are_those_of_the_model() -> None:
+def test_logprobs_equal_those_of_transformers() -> None:
     folder, ids = checkpoint("llama"), prompt(12)
     params: dict[str, Any] = {"temperature": 1.5, "seed": 2, "top_k": 3, "logprobs": 4}
     answer = run(load(folder, SUBSPEC), [request("r", ids, max_tokens=6, **params)])[("r", 0)]
@@ -355,7 +357,7 @@ def test_logprobs_are_those_of_the_model() -> None:
         assert [t for t, _ in entry.top] == row.topk(4).indices.tolist()
 
 
-def test_a_special_token_is_shown_to_who_asks() -> None:
+def test_a_special_token_is_shown_to_requests_that_ask_for_it() -> None:
     engine = load(json_checkpoint(), PLAIN)
     grammar = lark(f'start: "a" <[{SPECIAL.index("<tag>")}]> "b"')
     asked = [

@@ -1,4 +1,4 @@
-"""Output never depends on draft, tree, batch or cache: bit for bit under strict numerics."""
+"""Tests of strict numerics: no bit of the output depends on draft, tree, batch or cache."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 
 
 def drafts(family: str) -> dict[str, DraftSpec]:
-    """Good drafts, and one whose guesses are noise."""
+    """Return good drafts, and one whose guesses are random."""
     other = checkpoint("llama", seed=9, layers=1)
     found = {
         "ngram": DraftSpec("ngram"),
@@ -56,7 +56,7 @@ def drafts(family: str) -> dict[str, DraftSpec]:
 
 
 def requests() -> list[Any]:
-    """Sequences of different lengths and samplings, the prompts repetitive enough for n-grams."""
+    """Return requests of different lengths and sampling, with prompts that suit n-gram drafts."""
     texts = [prompt(5, 1) * 4, prompt(70, 2), prompt(3, 3), prompt(40, 4) * 2]
     asked = [
         request(name, texts[i % len(texts)], **params)
@@ -66,7 +66,7 @@ def requests() -> list[Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_draft_emits_what_plain_decoding_emits(family: str) -> None:
+def test_answers_with_every_draft_equal_those_of_plain_decoding(family: str) -> None:
     plain = load(checkpoint(family), PLAIN)
     want = alone(plain, requests())
     plain.close()
@@ -76,14 +76,14 @@ def test_every_draft_emits_what_plain_decoding_emits(family: str) -> None:
             together = run(engine, requests())
             for key, answer in want.items():
                 assert together[key].exact == answer.exact, (name, attempt, key)
-        if name == "specexec":  # the target itself as a draft: all is accepted
+        if name == "specexec":  # the target as its own draft: all tokens are accepted
             stats = together[("greedy", 0)].stats
             assert stats is not None and stats.passes < len(want[("greedy", 0)].ids)
         engine.close()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2"])
-def test_bfloat16_is_exact_too(family: str) -> None:
+def test_answers_in_bfloat16_do_not_depend_on_the_draft(family: str) -> None:
     folder = checkpoint(family, torch.bfloat16)
     plain = load(folder, PLAIN)
     want = alone(plain, requests())
@@ -104,7 +104,7 @@ def test_plain_greedy_decoding_equals_generate(family: str) -> None:
         attention_mask=torch.ones_like(inputs),
         max_new_tokens=30,
         do_sample=False,
-        use_cache=False,  # transformers 5.17 with a cache goes wrong at longrope's border
+        use_cache=False,  # with a cache, transformers 5.17 is wrong where longrope changes
         eos_token_id=None,
         pad_token_id=2,
     )[0, 20:].tolist()
@@ -113,8 +113,8 @@ def test_plain_greedy_decoding_equals_generate(family: str) -> None:
     assert got.ids == want
 
 
-def test_a_short_sequence_beside_one_behind_the_rope_border() -> None:
-    """phi3's longrope changes frequencies at 32 tokens; neighbours must not notice."""
+def test_sequences_of_both_rope_frequencies_can_share_a_pass() -> None:
+    """The longrope of phi3 changes its frequencies at 32 tokens."""
     folder = checkpoint("phi3_longrope")
     plain = load(folder, PLAIN)
     asked = [request("short", prompt(6, 1), max_tokens=12), request("long", prompt(50, 2))]
@@ -125,7 +125,7 @@ def test_a_short_sequence_beside_one_behind_the_rope_border() -> None:
     assert exact(together) == exact(want)
 
 
-def test_api_09_choices_differ_and_the_first_equals_a_single_one() -> None:
+def test_api_09_choices_differ_and_the_first_equals_that_of_n_1() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     params: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_tokens": 16}
     four = run(engine, [request("four", prompt(10), n=4, **params)])
@@ -137,8 +137,8 @@ def test_api_09_choices_differ_and_the_first_equals_a_single_one() -> None:
 
 @pytest.mark.parametrize("draft", ["specexec", "subspec"])
 @pytest.mark.parametrize("length", [1, 65], ids=["one token", "a page and one token"])
-def test_choices_of_a_prompt_with_one_row_left_to_run_are_exact(length: int, draft: str) -> None:
-    """All choices go on from the prompt's KV, so its last row must not carry a draft."""
+def test_choices_are_exact_if_one_row_of_the_prompt_is_left_to_run(length: int, draft: str) -> None:
+    """All choices continue from the prompt's KV, so its last row must not have a draft."""
     params: dict[str, Any] = {"temperature": 0.3, "max_tokens": 16}
     asked = [request(str(i), [9] * length, n=3, seed=i, **params) for i in range(2)]
     want = alone(load(checkpoint("llama"), PLAIN), asked)
@@ -149,7 +149,7 @@ def test_choices_of_a_prompt_with_one_row_left_to_run_are_exact(length: int, dra
     engine.close()
 
 
-def test_equal_seeds_give_equal_answers_and_others_do_not() -> None:
+def test_equal_seeds_give_equal_answers_and_other_seeds_do_not() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     asked = [request(str(i), prompt(9), temperature=1.0, seed=i // 2) for i in range(4)]
     answers = run(engine, asked)
@@ -157,7 +157,7 @@ def test_equal_seeds_give_equal_answers_and_others_do_not() -> None:
     assert ids[0] == ids[1] and ids[2] == ids[3] and ids[0] != ids[2]
 
 
-def test_sequences_pause_when_pages_run_out_and_their_text_does_not_change() -> None:
+def test_pauses_for_lack_of_pages_do_not_change_answers() -> None:
     folder = checkpoint("llama")
     asked = [request(str(i), prompt(60, i), max_tokens=80) for i in range(8)]
     plain = load(folder, PLAIN)

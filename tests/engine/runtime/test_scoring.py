@@ -1,6 +1,6 @@
-"""Prompts scored in the pass that runs them, and where emitted tokens come from."""
+"""Tests of prompt log-probabilities, and of the origins of emitted tokens."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -30,8 +30,8 @@ from tests.engine.sequence_makers import make_sequence
 SCORED: dict[str, Any] = {"prompt_logprobs": 2, "max_tokens": 0}
 
 
-def reference(family: str, ids: Seq[int]) -> Tensor:
-    """Log-probabilities [R - 1, V] of the tokens behind each, by the library alone."""
+def reference(family: str, ids: Sequence[int]) -> Tensor:
+    """Return log-probabilities [R - 1, V] of the next tokens, computed by transformers alone."""
     model: Any = AutoModelForCausalLM
     model = model.from_pretrained(checkpoint(family), attn_implementation="eager")
     with torch.no_grad():
@@ -40,7 +40,7 @@ def reference(family: str, ids: Seq[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "phi3_longrope"])
-def test_api_08_a_prompts_logprobs_are_those_of_a_plain_forward(family: str) -> None:
+def test_api_08_prompt_logprobs_equal_those_of_transformers(family: str) -> None:
     ids = prompt(150, 1)
     answer = run(load(checkpoint(family), PLAIN), [request("r", ids, **SCORED)])[("r", 0)]
     first, *rest = answer.prompt_logprobs
@@ -52,7 +52,7 @@ def test_api_08_a_prompts_logprobs_are_those_of_a_plain_forward(family: str) -> 
         assert [value for _, value in entry.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
-def test_api_08_a_prompt_is_scored_in_one_pass_and_64_rows_of_logits_at_a_time() -> None:
+def test_api_08_a_prompt_is_scored_in_blocks_of_64_rows_in_one_pass() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     seen: list[int] = []
     decoder: Any = engine._decoder
@@ -69,7 +69,7 @@ def test_api_08_a_prompt_is_scored_in_one_pass_and_64_rows_of_logits_at_a_time()
     assert answer.stats is not None and answer.stats.passes == 1
 
 
-def test_api_08_scoring_only_ends_without_a_token() -> None:
+def test_api_08_a_request_that_only_scores_emits_no_token() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     answers = run(engine, [request("r", prompt(70), n=3, **SCORED)])
     for choice in range(3):
@@ -77,11 +77,11 @@ def test_api_08_scoring_only_ends_without_a_token() -> None:
         assert (answer.ids, answer.text, answer.finish) == ([], "", "length")
         assert answer.stats is not None and answer.stats.completion_tokens == 0
     scored = [len(answers[("r", choice)].prompt_logprobs) for choice in range(3)]
-    assert scored == [70, 0, 0], "once, with the first choice"
+    assert scored == [70, 0, 0], "only with the first choice"
     assert not engine.has_work() and engine._cache.num_free_pages == engine._cache.num_pages
 
 
-def test_a_prompt_of_one_token_has_nothing_to_score() -> None:
+def test_a_prompt_of_one_token_has_no_logprobs() -> None:
     answer = run(load(checkpoint("llama"), PLAIN), [request("r", [5], **SCORED)])[("r", 0)]
     assert answer.prompt_logprobs == [None]
 
@@ -95,7 +95,7 @@ def test_a_prompt_that_fills_the_context_can_be_scored() -> None:
         engine.add(request("r", prompt(longest + 1), **SCORED))
 
 
-def test_the_prefix_cache_hides_no_row_and_is_filled_all_the_same() -> None:
+def test_scored_prompts_fill_the_prefix_cache_but_do_not_use_it() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     scored, plain = request("r", prompt(150), **SCORED), request("p", prompt(150), max_tokens=4)
     first = run(engine, [scored])[("r", 0)]
@@ -107,7 +107,7 @@ def test_the_prefix_cache_hides_no_row_and_is_filled_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("rows", [64, 100, 130])
-def test_a_prompt_that_takes_several_passes_is_scored_as_in_one(rows: int) -> None:
+def test_logprobs_do_not_depend_on_the_passes_of_a_prompt(rows: int) -> None:
     asked = [request(str(i), prompt(170 + i, i), prompt_logprobs=i, max_tokens=3) for i in range(3)]
     engine = load(checkpoint("llama"), PLAIN)
     want = alone(engine, asked)
@@ -115,9 +115,9 @@ def test_a_prompt_that_takes_several_passes_is_scored_as_in_one(rows: int) -> No
     assert exact(run(engine, asked)) == exact(want)
 
 
-def test_who_was_paused_while_it_was_scored_reuses_no_row_that_is_still_to_be_scored() -> None:
+def test_a_paused_prompt_reuses_only_rows_that_have_been_scored() -> None:
     sequence = make_sequence(prompt(100), prompt_logprobs=0)
-    assert len(sequence.reusable) == 1, "none: the last token of these is never reused"
+    assert len(sequence.reusable) == 1, "no row: the last token of these is never reused"
     sequence.score([TokenLogprob(7, -1.0, ())] * 63)
     assert len(sequence.reusable) == 64
     sequence.score([TokenLogprob(7, -1.0, ())] * 36)
@@ -125,37 +125,37 @@ def test_who_was_paused_while_it_was_scored_reuses_no_row_that_is_still_to_be_sc
     assert make_sequence(prompt(100)).reusable == prompt(100)
 
 
-def test_a_client_that_leaves_while_its_prompt_goes_through_the_head_ends_that() -> None:
+def test_scoring_a_prompt_ends_when_its_client_leaves() -> None:
     engine = load(checkpoint("llama"), PLAIN)
     want = run(engine, [request("before", prompt(9))])[("before", 0)]
-    borders: list[int] = []
-    hooks(engine).on_unit = borders.append
+    calls: list[int] = []
+    hooks(engine).on_unit = calls.append
     run(engine, [request("r", prompt(500), **SCORED)])
-    in_layers, blocks = len(borders) - 8, 8  # the last block holds the last rows
+    in_layers, blocks = len(calls) - 8, 8  # the last block holds the last rows
 
     def leave(_: int) -> None:
-        borders.append(0)
-        if len(borders) == in_layers + 2:
+        calls.append(0)
+        if len(calls) == in_layers + 2:
             engine.abort("gone")
 
-    borders.clear()
+    calls.clear()
     hooks(engine).on_unit = leave
     engine.add(request("gone", prompt(500), **SCORED))
     assert engine.step() == []
-    assert len(borders) == in_layers + 2 < in_layers + blocks
+    assert len(calls) == in_layers + 2 < in_layers + blocks
     assert engine.step() == [] and not engine.has_work()
     hooks(engine).on_unit = None
     assert run(engine, [request("next", prompt(9))])[("next", 0)].exact == want.exact
 
 
 def passes_of(answer: Answer) -> list[list[Origin]]:
-    """The origins of each pass that emitted."""
+    """Return the origins of the tokens of each pass."""
     numbers = sorted({origin.pass_number for origin in answer.origins})
     return [[o for o in answer.origins if o.pass_number == number] for number in numbers]
 
 
 @pytest.mark.parametrize("method", ["specexec", "ngram", "none"])
-def test_each_token_tells_its_draft_its_depth_and_its_pass(method: str) -> None:
+def test_each_token_has_its_draft_its_depth_and_its_pass(method: str) -> None:
     folder = checkpoint("llama")
     own = {"source": str(folder), **SMALL} if method == "specexec" else {}
     engine = load(folder, DraftSpec(method, **own))
@@ -173,11 +173,13 @@ def test_each_token_tells_its_draft_its_depth_and_its_pass(method: str) -> None:
         assert (last.source, last.depth) == ("target", 0) or number == len(emitted)
         assert {o.source for o in drafted} <= {method, "ngram", "recycling"}
     drafted_tokens = sum(origin.source != "target" for origin in answer.origins)
-    assert drafted_tokens - answer.stats.accepted in (0, 1), "a drafted last token leads nowhere"
+    assert drafted_tokens - answer.stats.accepted in (0, 1), (
+        "a drafted last token may not count as accepted"
+    )
     assert (drafted_tokens > 0) == (method != "none")
 
 
-def test_choices_share_the_passes_of_their_prompt() -> None:
+def test_choices_count_the_passes_of_their_shared_prompt() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     engine._scheduler.max_rows = 64
     answers = run(engine, [request("r", prompt(100), n=2, temperature=1.0, seed=1)])
@@ -185,7 +187,7 @@ def test_choices_share_the_passes_of_their_prompt() -> None:
     assert starts == [Origin("target", 0, 2)] * 2
 
 
-def test_api_09_more_choices_and_prompts_than_run_at_once_wait_their_turn() -> None:
+def test_api_09_more_choices_than_may_run_are_answered_in_turn() -> None:
     params: dict[str, Any] = {"temperature": 1.0, "max_tokens": 6, "prompt_logprobs": 0}
     asked = [request(str(i), prompt(20, i), n=3, seed=i, **params) for i in range(3)]
     want = alone(load(checkpoint("llama"), PLAIN), asked)

@@ -1,4 +1,4 @@
-"""A chat's second turn: of its prompt, the new tokens are computed and the answer's last one."""
+"""Tests of a chat's second turn: it computes its new tokens and the answer's last one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ def drafts(family: str = "llama") -> dict[str, DraftSpec]:
 
 
 def next_turn(name: str, asked: Generate, answer: Answer, **params: Any) -> Generate:
-    """What a client sends next: the conversation so far and a question."""
+    """Return the next request of a client: the conversation so far and a question."""
     return request(name, [*asked.prompt, *answer.ids, *prompt(NEW, 77)], **params)
 
 
@@ -55,13 +55,15 @@ def computed(answer: Answer) -> int:
 
 
 def cold(family: str, asked: list[Generate]) -> dict[Any, Any]:
-    """What an engine answers that stores nothing and drafts nothing."""
+    """Return the answers of an engine without prefix cache and draft."""
     return exact(alone(load(checkpoint(family), PLAIN, prefix_cache=False), asked))
 
 
 @pytest.mark.parametrize("draft", ["none", "ngram", "subspec", "specexec"])
 @pytest.mark.parametrize(("length", "emitted"), [(150, 52), (20, 9), (64, 1)])
-def test_a_second_turn_computes_what_is_new_and_one(length: int, emitted: int, draft: str) -> None:
+def test_a_second_turn_computes_its_new_tokens_and_one_more(
+    length: int, emitted: int, draft: str
+) -> None:
     engine = load(checkpoint("llama"), drafts()[draft])
     turns = [request("1", prompt(length), max_tokens=emitted)]
     got = run(engine, turns)
@@ -75,7 +77,7 @@ def test_a_second_turn_computes_what_is_new_and_one(length: int, emitted: int, d
 
 
 def rows_of_passes(decoder: Any) -> list[int]:
-    """Filled with the rows of every pass over a decoder from here on."""
+    """Return a list to which the number of rows of each later pass of a decoder is appended."""
     rows: list[int] = []
     forward = type(decoder).forward
 
@@ -98,7 +100,9 @@ def rows_of_passes(decoder: Any) -> list[int]:
     ],
     ids=str,
 )
-def test_a_second_turn_gets_the_answer_of_a_cold_engine(family: str, dtype: torch.dtype) -> None:
+def test_a_second_turn_gets_the_answer_of_an_engine_without_cache(
+    family: str, dtype: torch.dtype
+) -> None:
     folder = checkpoint(family, dtype)
     engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))
     first = request("1", prompt(75), max_tokens=30)
@@ -109,8 +113,8 @@ def test_a_second_turn_gets_the_answer_of_a_cold_engine(family: str, dtype: torc
     assert exact(got) == exact(run(plain, [second]))
 
 
-def test_rows_of_other_rope_frequencies_are_not_taken() -> None:
-    """The first turn ends before the border (32 tokens), the second lies behind it."""
+def test_stored_rows_with_other_rope_frequencies_are_not_reused() -> None:
+    """The frequencies change at 32 tokens: the first turn is shorter, the second longer."""
     engine = load(checkpoint("phi3_longrope"), drafts("phi3_longrope")["specexec"])
     first = request("1", prompt(20), max_tokens=8)
     answer = run(engine, [first])[("1", 0)]
@@ -127,7 +131,7 @@ def test_rows_of_other_rope_frequencies_are_not_taken() -> None:
 
 
 @pytest.mark.parametrize("draft", ["none", "subspec", "specexec"])
-def test_every_choice_can_be_gone_on_with(draft: str) -> None:
+def test_a_second_turn_can_continue_any_choice(draft: str) -> None:
     engine = load(checkpoint("llama"), drafts()[draft])
     first = request("1", prompt(70), n=2, max_tokens=20, temperature=1.5, seed=3)
     answers = run(engine, [first])
@@ -138,7 +142,7 @@ def test_every_choice_can_be_gone_on_with(draft: str) -> None:
     assert exact(got) == cold("llama", seconds)
 
 
-def test_the_drafts_own_cache_reads_no_more_than_the_target() -> None:
+def test_the_draft_model_runs_no_more_rows_than_the_target() -> None:
     engine = load(checkpoint("llama"), drafts()["specexec"])
     rows = rows_of_passes(draft_model(engine).decoder)
     first = request("1", prompt(150), max_tokens=52)
@@ -146,11 +150,11 @@ def test_the_drafts_own_cache_reads_no_more_than_the_target() -> None:
     assert max(rows) >= 150
     rows.clear()
     run(engine, [second])
-    assert NEW < max(rows) <= NEW + 1 + SMALL["depth"], "its last accepted rows it had not run"
+    assert NEW < max(rows) <= NEW + 1 + SMALL["depth"], "it had not run its last accepted rows"
 
 
 @pytest.mark.parametrize("draft", ["none", "subspec", "specexec"])
-def test_who_was_paused_goes_on_with_the_next_token(draft: str) -> None:
+def test_a_paused_sequence_continues_with_the_next_token(draft: str) -> None:
     engine = load(checkpoint("llama"), drafts()[draft])
     asked = request("r", prompt(100), max_tokens=30)
     want = cold("llama", [asked])
@@ -169,7 +173,7 @@ def test_who_was_paused_goes_on_with_the_next_token(draft: str) -> None:
 
 
 @pytest.mark.parametrize("draft", ["none", "subspec", "specexec"])
-def test_a_second_turn_finds_what_has_moved_to_host_memory(draft: str) -> None:
+def test_a_second_turn_finds_pages_that_have_moved_to_host_memory(draft: str) -> None:
     with pages(8, host=20):
         engine = load(checkpoint("llama"), drafts()[draft])
     first = request("1", prompt(150), max_tokens=52)
@@ -177,14 +181,14 @@ def test_a_second_turn_finds_what_has_moved_to_host_memory(draft: str) -> None:
     run(engine, [request("other", prompt(8 * PAGE - 40, 5), max_tokens=10)])
     cache = engine._cache
     beginning = tuple(second.prompt[:PAGE])
-    assert cache._index._pages[0, beginning] >= cache.num_pages, "it is on the host"
+    assert cache._index._pages[0, beginning] >= cache.num_pages, "the page is in host memory"
     got = run(engine, [second])
     assert computed(got[("2", 0)]) == NEW + 1
     assert exact(got) == cold("llama", [second])
     check_books(engine)
 
 
-def test_prompts_that_differ_in_mid_page_share_what_is_before() -> None:
+def test_prompts_that_differ_inside_a_page_share_the_rows_before() -> None:
     engine = load(checkpoint("llama"), SUBSPEC)
     stem = prompt(90)
     asked = [request(str(i), [*stem, *prompt(30 + i, i)], **SAMPLED) for i in range(4)]
@@ -193,7 +197,7 @@ def test_prompts_that_differ_in_mid_page_share_what_is_before() -> None:
     assert exact(got) == cold("llama", asked)
 
 
-def test_the_audits_pages_are_not_stored() -> None:
+def test_pages_of_the_audit_are_not_stored() -> None:
     engine = load(checkpoint("llama"), PLAIN, audit=1.0)
     run(engine, [request("r", prompt(70), max_tokens=20)])
     before = dict(engine._cache._index._keys)
@@ -204,7 +208,7 @@ def test_the_audits_pages_are_not_stored() -> None:
 
 @contextmanager
 def arriving(engine: Engine, late: PageTable) -> Iterator[None]:
-    """The pages of one table are still on their way from the host."""
+    """Enter a block in which the pages of one table are still being copied from the host."""
     cache: Any = engine._cache
     cache.is_ready = lambda table: table is not late
     try:
@@ -213,7 +217,7 @@ def arriving(engine: Engine, late: PageTable) -> Iterator[None]:
         del cache.is_ready
 
 
-def test_who_goes_on_while_its_pages_arrive_lets_the_others_go_first() -> None:
+def test_a_sequence_waits_for_its_pages_while_others_run() -> None:
     engine = load(checkpoint("llama"), PLAIN)
     for name in "ab":
         engine.add(request(name, prompt(70, ord(name)), max_tokens=9))
@@ -225,6 +229,8 @@ def test_who_goes_on_while_its_pages_arrive_lets_the_others_go_first() -> None:
             assert [turn.sequence for turn in scheduler.schedule()] == [second]
             scheduler._pause(second)
             scheduler.max_sequences = 1
-            assert [turn.sequence for turn in scheduler.schedule()] == [first], "nobody else runs"
+            assert [turn.sequence for turn in scheduler.schedule()] == [first], (
+                "no other sequence runs"
+            )
         scheduler.max_sequences = 2
         assert [turn.sequence for turn in scheduler.schedule()] == [first, second]

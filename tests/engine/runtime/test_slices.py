@@ -1,4 +1,4 @@
-"""Mixtures of experts whose layers move in slices: the same bits through a smaller ring."""
+"""Tests of mixtures of experts whose layers are streamed in slices: the answers are the same."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.weights.layout import LayerUnits
 from engine.weights.open_file import OpenFile
-from engine.weights.sources import Source, excerpt
+from engine.weights.sources import Source, select_experts
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import HIDDEN, INTERMEDIATE
 from tests.engine.models import (
@@ -47,7 +47,7 @@ EXPERT = 3 * INTERMEDIATE * HIDDEN * 4  # bytes of one float32 expert of mixtral
 
 
 def requests() -> list[Generate]:
-    """Sequences of several lengths, one longer than two tiles."""
+    """Return requests of several lengths, one longer than two tiles."""
     return [
         request("greedy", prompt(5, 1) * 4, logprobs=2, max_tokens=16),
         request("sampled", prompt(150, 2), temperature=1.0, seed=3, logprobs=0, max_tokens=10),
@@ -68,7 +68,7 @@ def layers(made: Engine) -> list[StreamedLayer]:
 
 
 def whole_answers(folder: Path, **changes: Any) -> Answers:
-    """What an engine answers whose layers are not sliced."""
+    """Return the answers of an engine whose layers are not sliced."""
     whole = load(folder, PLAIN, **changes)
     assert not any(layer.units.slices for layer in layers(whole))
     want = alone(whole, requests())
@@ -77,7 +77,7 @@ def whole_answers(folder: Path, **changes: Any) -> Answers:
 
 
 @pytest.mark.parametrize(("family", "dtype"), CASES, ids=str)
-def test_sliced_layers_answer_bit_for_bit_what_whole_ones_do(
+def test_answers_of_sliced_layers_equal_those_of_whole_ones(
     monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype
 ) -> None:
     folder = checkpoint(family, dtype)
@@ -106,7 +106,7 @@ def test_a_slice_may_hold_several_experts(monkeypatch: pytest.MonkeyPatch) -> No
     [StreamSpec(tier="disk", slots=2), StreamSpec(tier="resident"), StreamSpec(resident=1)],
     ids=str,
 )
-def test_where_the_slices_wait_does_not_matter(
+def test_answers_do_not_depend_on_the_tiers_of_the_slices(
     monkeypatch: pytest.MonkeyPatch, family: str, stream: StreamSpec
 ) -> None:
     folder = checkpoint(family)
@@ -121,7 +121,7 @@ def test_where_the_slices_wait_does_not_matter(
     made.close()
 
 
-def test_the_ring_holds_slices_and_not_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_have_the_size_of_slices_and_not_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("mixtral")
     whole = load(folder, PLAIN)
     small = sliced(monkeypatch, folder, PLAIN)
@@ -134,21 +134,21 @@ def test_the_ring_holds_slices_and_not_layers(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("tier", ["ram", "disk", "resident"])
-def test_slices_quantized_when_read_are_exact_too(
+def test_answers_of_quantized_slices_equal_those_of_whole_layers(
     monkeypatch: pytest.MonkeyPatch, tier: Any
 ) -> None:
     folder = checkpoint("mixtral")
     target = TargetSpec(str(folder), quantize="nf4")
     want = exact(whole_answers(folder, target=target))
-    assert want != exact(whole_answers(folder)), "four bits are seen"
+    assert want != exact(whole_answers(folder)), "four bits change the answers"
     stream = StreamSpec(tier=tier, slots=2)
     made = sliced(monkeypatch, folder, DraftSpec("ngram"), target=target, stream=stream)
     assert exact(run(made, requests())) == want
     made.close()
 
 
-def test_fast_numerics_run_slices_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32 the next token is far from a tie, so the words agree, if not the last bits."""
+def test_fast_numerics_give_the_same_tokens_with_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 no token is near a tie, so the tokens agree, though not the last bits."""
     folder = checkpoint("mixtral")
     want = whole_answers(folder)
     made = sliced(monkeypatch, folder, PLAIN, numerics="fast")
@@ -157,13 +157,13 @@ def test_fast_numerics_run_slices_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(got[key].finish == answer.finish for key, answer in want.items())
 
 
-# Three tiles, then four slices. Tiles tell though they are skipped; rows that wait for the experts
+# Three tiles, then four slices. Skipped tiles still report progress; rows that wait for the experts
 # are dropped at the first slice.
 @pytest.mark.parametrize(
-    ("border", "last"), [(0, 2), (1, 3), (2, 3), (3, 3), (4, 4), (6, 6), (7, 9), (11, 11)]
+    ("unit", "last"), [(0, 2), (1, 3), (2, 3), (3, 3), (4, 4), (6, 6), (7, 9), (11, 11)]
 )
-def test_an_abort_takes_effect_at_the_next_slice(
-    monkeypatch: pytest.MonkeyPatch, border: int, last: int
+def test_an_abort_takes_effect_before_the_next_slice(
+    monkeypatch: pytest.MonkeyPatch, unit: int, last: int
 ) -> None:
     made = sliced(monkeypatch, checkpoint("mixtral"), PLAIN)
     made.add(request("r", prompt(150), max_tokens=30))
@@ -171,12 +171,12 @@ def test_an_abort_takes_effect_at_the_next_slice(
 
     def leave(count: int) -> None:
         seen.append(count)
-        if len(seen) == border + 1:
+        if len(seen) == unit + 1:
             made.abort("r")
 
     hooks(made).on_unit = leave
     made.step()
-    assert len(seen) == last + 1, "nothing ran behind the border"
+    assert len(seen) == last + 1, "no unit ran after the abort"
     assert made.step() == [] and not made.has_work()
     hooks(made).on_unit = None
     assert not any(layer.experts.routed for layer in layers(made) if layer.experts is not None)
@@ -185,7 +185,7 @@ def test_an_abort_takes_effect_at_the_next_slice(
     made.close()
 
 
-def test_an_abort_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abort_does_not_change_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     made = sliced(monkeypatch, checkpoint("mixtral"), PLAIN)
     stays = request("stays", prompt(70, 1), max_tokens=10)
     want = run(made, [stays])[("stays", 0)].ids
@@ -196,7 +196,7 @@ def test_an_abort_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> No
     made.close()
 
 
-def test_other_families_and_small_layers_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_families_and_small_layers_are_not_sliced(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("mixtral")
     monkeypatch.setattr(engine.planning.blueprint, "SLICE_BYTES", 1 << 20)
     assert not any(layer.units.slices for layer in layers(load(folder, PLAIN)))
@@ -239,7 +239,7 @@ def test_slices_are_the_fewest_that_fit(slice_bytes: int, slices: tuple[range, .
 
 
 def assert_slices_make(units: Any, whole: dict[str, Tensor]) -> None:
-    """The first layer's units together are exactly the layer."""
+    """Check that the units of the first layer together are exactly the layer."""
     layer: LayerUnits = units.layers[0]
     base, *parts = [read(units, index) for index in layer.units]
     found = dict(base)
@@ -261,7 +261,7 @@ def test_slices_hold_the_bytes_of_the_whole_layer(family: str, quantize: Any) ->
     assert_slices_make(units, read(whole, 0))
 
 
-def test_slices_of_stored_mxfp4_are_expanded_alone(
+def test_a_slice_of_stored_mxfp4_is_expanded_on_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = mxfp4_checkpoint(tmp_path)
@@ -278,7 +278,7 @@ def test_slices_of_stored_mxfp4_are_expanded_alone(
 
 
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of all reads of checkpoint files from here on."""
+    """Return a list to which the length of each later read of checkpoint files is appended."""
     original, amounts = OpenFile.read, list[int]()
 
     def counted(file: OpenFile, memory: memoryview, offset: int) -> None:
@@ -290,9 +290,7 @@ def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("family", MIXTURES)
-def test_reading_a_slice_touches_only_its_bytes(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_a_slice_reads_only_its_bytes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts are stored one by one (mixtral, qwen3_moe) or as one tensor (gpt_oss)."""
     units = slice_units(checkpoint(family), torch.float32, TINY)
     amounts = bytes_read(monkeypatch)
@@ -302,11 +300,11 @@ def test_reading_a_slice_touches_only_its_bytes(
         amounts.clear()
 
 
-def test_what_is_only_made_as_a_whole_is_cut() -> None:
+def test_experts_of_a_computed_source_are_cut_from_the_whole() -> None:
     def count(out: Tensor) -> None:
         out.copy_(torch.arange(24).view(4, 3, 2))
 
-    source = excerpt(Source((4, 3, 2), count), range(1, 3))
+    source = select_experts(Source((4, 3, 2), count), range(1, 3))
     assert source.shape == (2, 3, 2)
     found = torch.empty(2, 3, 2)
     source.fill(found)
@@ -344,7 +342,7 @@ def test_the_plan_keeps_whole_layers_on_the_device() -> None:
     assert plan.ring_bytes == 3 * 8 * mega
 
 
-def test_the_plan_counts_the_rows_that_wait_for_slices() -> None:
+def test_the_plan_counts_the_rows_that_are_kept_for_slices() -> None:
     mega = 1 << 20
     spec = model_spec(Path(), PLAIN, memory=MemorySpec(device=6 * mega))
     pages = [

@@ -1,6 +1,6 @@
-"""Random traffic: arrivals, aborts, failures, few pages. Answers and books must stay right.
+"""Tests with random requests, aborts and failures: answers are right and no page is lost.
 
-`UNDERSTUDY_TRAFFIC_SEEDS=FIRST:LAST` runs other, and more, seeds than the usual few.
+`UNDERSTUDY_TRAFFIC_SEEDS=FIRST:LAST` runs other seeds than the usual few.
 """
 
 import os

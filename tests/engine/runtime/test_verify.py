@@ -1,4 +1,4 @@
-"""Verification by tables, and against plain decoding on random trees."""
+"""Tests of verification: by tables, and against plain decoding on random trees."""
 
 import random
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def walk(
     choose: Callable[[int], int],
     stop: Callable[[int, int], bool] = lambda row, token: False,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The rows that are walked, and the tokens emitted at them."""
+    """Return the visited rows and the tokens emitted at them."""
     tokens: list[int] = []
 
     def emit(row: int, token: int) -> bool:
@@ -38,19 +38,23 @@ def walk(
 @pytest.mark.parametrize(
     ("choices", "rows", "tokens"),
     [
-        ({0: 99}, (0,), (99,)),  # nothing right: plain decoding's one token
-        ({0: 12, 2: 11}, (0, 2), (12, 11)),  # the tree holds 11 elsewhere, not here
+        ({0: 99}, (0,), (99,)),  # no draft is right: one token, as in plain decoding
+        ({0: 12, 2: 11}, (0, 2), (12, 11)),  # the tree has 11 at another row only
         ({0: 11, 1: 14, 4: 7}, (0, 1, 4), (11, 14, 7)),
-        ({0: 11, 1: 13, 3: 15, 5: 15}, (0, 1, 3, 5), (11, 13, 15, 15)),  # all right, and a bonus
+        (
+            {0: 11, 1: 13, 3: 15, 5: 15},
+            (0, 1, 3, 5),
+            (11, 13, 15, 15),
+        ),  # all drafts are right, and there is a bonus token
     ],
 )
-def test_the_walk_follows_the_choices(
+def test_visited_rows_follow_the_choices(
     choices: dict[int, int], rows: tuple[int, ...], tokens: tuple[int, ...]
 ) -> None:
     assert walk(TREE, choices.__getitem__) == (rows, tokens)
 
 
-def test_choices_are_made_on_visited_rows_only_once_and_in_order() -> None:
+def test_choices_are_made_once_per_visited_row_and_in_order() -> None:
     asked: list[int] = []
 
     def choose(row: int) -> int:
@@ -62,7 +66,7 @@ def test_choices_are_made_on_visited_rows_only_once_and_in_order() -> None:
 
 
 @pytest.mark.parametrize(("last", "tokens"), [(11, (11,)), (13, (11, 13)), (15, (11, 13, 15))])
-def test_nothing_is_walked_after_a_stop(last: int, tokens: tuple[int, ...]) -> None:
+def test_no_row_is_visited_after_the_last_token(last: int, tokens: tuple[int, ...]) -> None:
     choices = {0: 11, 1: 13, 3: 15, 5: 16}
     asked: list[int] = []
     offered: list[int] = []
@@ -78,18 +82,18 @@ def test_nothing_is_walked_after_a_stop(last: int, tokens: tuple[int, ...]) -> N
     rows, walked = walk(TREE, choose, stop)
     assert walked == tokens
     assert asked == list(rows)
-    assert offered == list(tokens)  # each emitted token once: emitting may happen there
+    assert offered == list(tokens)  # once for each emitted token
 
 
-def test_a_root_alone_emits_one_token() -> None:
+def test_a_root_without_children_emits_one_token() -> None:
     assert walk(DraftTree.root(4), lambda row: 5) == ((0,), (5,))
 
 
-def test_any_tree_emits_what_plain_decoding_emits() -> None:
+def test_random_trees_emit_the_tokens_of_plain_decoding() -> None:
     rng = random.Random(1)
 
     def decode(prefix: tuple[int, ...]) -> int:
-        """A made-up model: any function of the prefix."""
+        """Return the next token of a model, here any function of the prefix."""
         return hash((prefix, 17)) % 3
 
     for _ in range(300):

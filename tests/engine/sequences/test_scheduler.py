@@ -1,6 +1,6 @@
 """Tests of the scheduler over a tiny KV cache, without a model."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.sequences.scheduler import Scheduler, Turn
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
 from engine.streaming.cpu_link import CpuDevice
 from engine.timing import PassTimes
@@ -34,7 +34,7 @@ class Harness:
                 device=CpuDevice(),
             )
         )
-        self.released: list[Sequence] = []
+        self.released: list[TokenSequence] = []
         self.passes = PassTimes(granularity=64)
         limits: dict[str, Any] = {"max_sequences": 8, "max_rows": 4096}
         limits |= {"scratch_rows": 1, "draft_rows": 0}
@@ -47,7 +47,7 @@ class Harness:
             passes=self.passes,
         )
 
-    def add(self, name: str, length: int = 10, key: str = "", **arguments: Any) -> Sequence:
+    def add(self, name: str, length: int = 10, key: str = "", **arguments: Any) -> TokenSequence:
         """Queue a request whose prompt depends on its name."""
         tokens = prompt(length, seed=sum(map(ord, name)))
         sequence = make_sequence(tokens, name=name, key=key, **arguments)
@@ -62,9 +62,9 @@ class Harness:
         turns = self.scheduler.schedule()
         for turn in turns:
             sequence, pages = turn.sequence, turn.sequence.pages
-            tokens = min(emit, turn.room) if sequence.is_decoding else turn.room
-            rows = tokens if sequence.is_decoding else turn.chain
-            self.cache.keep(pages, range(rows))
+            tokens = min(emit, turn.max_tree_rows) if sequence.is_decoding else turn.max_tree_rows
+            rows = tokens if sequence.is_decoding else turn.num_pending
+            self.cache.append_rows(pages, range(rows))
             sequence.tokens += [NEXT] * tokens
             self.cache.publish(pages, sequence.tokens)
         return turns
@@ -78,13 +78,13 @@ class Harness:
         return names(self.scheduler.paused)
 
 
-def names(sequences: Seq[Sequence]) -> list[str]:
+def names(sequences: Sequence[TokenSequence]) -> list[str]:
     return [sequence.request_id for sequence in sequences]
 
 
-def ran(turns: Seq[Turn]) -> dict[str, tuple[int, int]]:
+def ran(turns: Sequence[Turn]) -> dict[str, tuple[int, int]]:
     """Return the chain and room of each turn, by request id."""
-    return {t.sequence.request_id: (t.chain, t.room) for t in turns}
+    return {t.sequence.request_id: (t.num_pending, t.max_tree_rows) for t in turns}
 
 
 def test_without_sequences_no_turn_is_scheduled() -> None:
@@ -250,7 +250,7 @@ def test_a_waiting_sequence_holds_no_page_of_its_stored_prefix() -> None:
     assert harness.cache.num_free_pages == 6
 
 
-def three_full_sequences(pages: int) -> tuple[Harness, list[Sequence]]:
+def three_full_sequences(pages: int) -> tuple[Harness, list[TokenSequence]]:
     """Return three sequences that have filled two pages each, so that each needs a third one."""
     harness = Harness(pages=pages, max_sequences=3)
     sequences = [harness.add(name, PAGE) for name in "abc"]
@@ -347,7 +347,7 @@ def test_cancelled_sequences_are_removed_in_every_status() -> None:
     for sequence in (running, paused, waiting):
         sequence.request.cancelled.set()
     assert set(harness.scheduler.drop_cancelled()) == {running, paused, waiting}
-    assert names(list(harness.scheduler.all())) == ["b", "e"]
+    assert names(list(harness.scheduler.all_sequences())) == ["b", "e"]
     other.request.cancelled.set()
     harness.scheduler.drop_cancelled()
     assert harness.scheduler.num_waiting == 0
@@ -364,7 +364,7 @@ def test_all_choices_of_a_cancelled_request_are_removed() -> None:
     assert harness.cache.num_free_pages == harness.cache.num_pages
 
 
-def with_forks(harness: Harness, count: int) -> tuple[Sequence, list[Sequence]]:
+def with_forks(harness: Harness, count: int) -> tuple[TokenSequence, list[TokenSequence]]:
     """Return the choices of a request, forked after its prompt as the engine does."""
     request = make_request(prompt(100), n=count + 1)
     first = choice_of(request)
@@ -383,7 +383,10 @@ def test_a_fork_runs_beside_its_first_choice_and_decodes_at_once() -> None:
     assert harness.scheduler.running == [first, *forks]
     assert all(fork.is_decoding for fork in forks)
     turns = harness.step()
-    assert [(turn.sequence, turn.chain) for turn in turns] == [(first, 1), *((f, 1) for f in forks)]
+    assert [(turn.sequence, turn.num_pending) for turn in turns] == [
+        (first, 1),
+        *((f, 1) for f in forks),
+    ]
 
 
 def test_a_fork_beyond_max_sequences_waits_first_and_holds_no_pages() -> None:
@@ -396,7 +399,7 @@ def test_a_fork_beyond_max_sequences_waits_first_and_holds_no_pages() -> None:
     harness.scheduler.remove(first)
     turns = harness.step()
     assert harness.scheduler.running == [forks[0], forks[1]]
-    assert turns[1].chain == 1, "its prompt is still stored"
+    assert turns[1].num_pending == 1, "its prompt is still stored"
 
 
 def test_a_fork_without_a_free_page_waits_first() -> None:
@@ -412,7 +415,7 @@ def test_removing_a_sequence_frees_its_pages() -> None:
     harness.step()
     harness.scheduler.remove(running)
     harness.scheduler.remove(waiting)
-    assert list(harness.scheduler.all()) == []
+    assert list(harness.scheduler.all_sequences()) == []
     assert harness.released == [running]
     assert harness.cache.num_free_pages == harness.cache.num_pages
 
@@ -447,13 +450,13 @@ def test_random_requests_all_finish_and_no_page_is_lost(
         for number, (length, tokens, key) in enumerate(asked)
     }
     steps = 0
-    while any(True for _ in harness.scheduler.all()):
+    while any(True for _ in harness.scheduler.all_sequences()):
         steps += 1
         turns = harness.step(emit)
         assert turns, "some sequence runs while sequences remain"
         assert steps < 5000
         assert len(turns) <= most
-        assert sum(turn.chain for turn in turns) <= 256
+        assert sum(turn.num_pending for turn in turns) <= 256
         for sequence in list(harness.scheduler.running):
             number = int(sequence.request_id)
             if len(sequence.tokens) >= wanted[sequence]:

@@ -5,7 +5,7 @@ import torch
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
 from engine.messages import Speculation
-from engine.sequences.sequence import Sequence, Status
+from engine.sequences.sequence import Status, TokenSequence
 from engine.streaming.cpu_link import CpuDevice
 from tests.engine.sequence_makers import LIMITS, choice_of, make_request, make_sequence
 
@@ -30,7 +30,7 @@ def test_a_sequence_waits_runs_pauses_runs_again_and_finishes() -> None:
     sequence.run(cache.open(sequence.tokens))
     look()
     cache.reserve(sequence.pages, 3)
-    cache.keep(sequence.pages, range(3))
+    cache.append_rows(sequence.pages, range(3))
     cache.close(sequence.pages, sequence.tokens)
     sequence.pause()
     look()
@@ -69,7 +69,7 @@ def test_a_fork_has_the_cached_tokens_and_passes_of_its_first_choice() -> None:
     first = choice_of(request)
     first.count_pass()
     rules = choice_of(request, 1).rules
-    fork = Sequence(request, 1, rules, num_cached=2, passes=first.passes)
+    fork = TokenSequence(request, 1, rules, num_cached=2, passes=first.passes)
     assert (fork.stats().cached_tokens, fork.stats().passes) == (2, 1)
 
 

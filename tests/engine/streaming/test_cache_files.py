@@ -1,4 +1,4 @@
-"""Only files of packed models are removed, no link is followed, foreign folders lose nothing."""
+"""Tests of the cache's files: only packed models are removed, and links are not followed."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from engine.streaming.cache_files import INDEX, lock, remove_folder, remove_stale, unit_name
-from engine.streaming.packed_cache import entries, packed, remove, remove_leftovers
+from engine.streaming.packed_cache import entries, open_or_pack, remove, remove_leftovers
 from tests.engine.units import NumberedUnits
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder as the cache's folder, with all kinds of things in it."""
+    """Return a home folder that is the cache's folder, with many files of other programs."""
     home = tmp_path / "home"
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(home))
     contents = {
@@ -37,7 +37,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def everything(folder: Path) -> dict[str, str]:
-    """Every file below a folder, with its content; a link with where it leads."""
+    """Return the content of every file below a folder, and the target of every link, by path."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_text()
         for path in folder.rglob("*")
@@ -46,11 +46,11 @@ def everything(folder: Path) -> dict[str, str]:
 
 
 def pack_one(model: str = "m") -> Path:
-    packed(NumberedUnits(2), model, "a", None, lambda *_: None).close()
+    open_or_pack(NumberedUnits(2), model, "a", None, lambda *_: None).close()
     return next(entry.path for entry in entries() if entry.model == model)
 
 
-def test_a_foreign_folder_loses_nothing(root: Path) -> None:
+def test_files_of_other_programs_are_kept(root: Path) -> None:
     before = everything(root)
     assert entries() == []
     pack_one()
@@ -60,7 +60,7 @@ def test_a_foreign_folder_loses_nothing(root: Path) -> None:
     assert everything(root) == before and not entry.path.exists()
 
 
-def test_what_else_is_in_an_entry_is_kept(root: Path) -> None:
+def test_other_files_inside_an_entry_are_kept(root: Path) -> None:
     path = pack_one()
     (path / "notes.txt").write_text("mine")
     (path / "00001.unit.orig").write_text("mine")
@@ -71,7 +71,7 @@ def test_what_else_is_in_an_entry_is_kept(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [unit_name(0), INDEX])
-def test_a_link_in_an_entry_is_removed_and_not_what_it_leads_to(root: Path, name: str) -> None:
+def test_a_link_in_an_entry_is_removed_but_not_its_target(root: Path, name: str) -> None:
     path, outside = pack_one(), root / "precious"
     (entry,) = entries()
     (path / name).rename(outside)
@@ -81,7 +81,7 @@ def test_a_link_in_an_entry_is_removed_and_not_what_it_leads_to(root: Path, name
     assert outside.read_bytes() == before and not path.exists()
 
 
-def test_a_link_to_a_folder_is_no_entry(root: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_not_an_entry(root: Path, tmp_path: Path) -> None:
     path = pack_one()
     (entry,) = entries()
     path.rename(tmp_path / "elsewhere")
@@ -103,16 +103,16 @@ def test_an_index_that_is_a_link_counts_as_locked(tmp_path: Path) -> None:
         assert free
 
 
-def test_a_pipe_as_index_does_not_hold_anything_up(root: Path) -> None:
+def test_a_pipe_in_place_of_the_index_does_not_block(root: Path) -> None:
     path = pack_one()
     (path / INDEX).unlink()
     os.mkfifo(path / INDEX)
     assert entries() == []
-    packed(NumberedUnits(2), "m", "a", None, lambda *_: None).close()
+    open_or_pack(NumberedUnits(2), "m", "a", None, lambda *_: None).close()
     assert len(entries()) == 1
 
 
-def test_packed_files_are_for_their_owner_alone(
+def test_only_the_owner_can_read_packed_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "new"))

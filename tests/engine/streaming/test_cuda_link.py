@@ -1,6 +1,6 @@
-"""The CUDA path's orders, on a fake device that runs late: no GPU needed.
+"""Tests of the order of CUDA operations, on a fake device that runs with a delay, without a GPU.
 
-tests/gpu/test_stream_cuda.py asks the same of a real one.
+tests/gpu/test_stream_cuda.py has the same tests for a real GPU.
 """
 
 import logging
@@ -41,7 +41,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
 def launch(
     device: FakeDevice, units: NumberedUnits, index: int, weights: Mapping[str, Tensor]
 ) -> None:
-    """Compute on the device: the weights are right at its first and at its last use of them."""
+    """Launch work that checks the weights on the device, at their first and at their last use."""
     plain = {name: tensor.as_subclass(Tensor) for name, tensor in weights.items()}
     for _ in range(2):
         device.compute.launch(lambda: units.check(index, plain))
@@ -67,7 +67,7 @@ def open_stream(units: NumberedUnits, tiers: Sequence[Tier], slots: int) -> Laye
 @pytest.mark.parametrize(("compute", "copy"), [(2 * MS, 0.0), (0.0, 2 * MS), (MS, MS)])
 @pytest.mark.parametrize("slots", [1, 2, 4])
 @pytest.mark.parametrize("tiers", MIXTURES)
-def test_orders_hold_when_compute_or_copies_are_slow(
+def test_weights_are_right_when_compute_or_copies_are_slow(
     device: FakeDevice, tiers: Sequence[Tier], slots: int, compute: float, copy: float
 ) -> None:
     device.compute.slow, device.copy_speed = compute, copy
@@ -82,7 +82,7 @@ def test_orders_hold_when_compute_or_copies_are_slow(
 def test_pieces_from_the_disk_are_copied_while_others_are_read(
     device: FakeDevice, slots: int
 ) -> None:
-    """More pieces than buffers: each is refilled while copies out of others are under way."""
+    """There are more pieces than buffers: each is refilled while others are copied from."""
     device.compute.slow, device.copy_speed = 0.5 * MS, 0.5 * MS
     units = PiecedUnits(4, jitter=0.3 * MS)
     tiers: list[Tier] = ["disk", "disk", "resident", "ram"]
@@ -101,7 +101,7 @@ def test_pieces_from_the_disk_are_copied_while_others_are_read(
 
 @pytest.mark.parametrize("limit", [0, 3 * 4096, 15 * 4096])
 @pytest.mark.parametrize("slots", [1, 3])
-def test_ram_that_cannot_be_pinned_goes_through_pieces(
+def test_ram_that_cannot_be_pinned_is_copied_in_pieces(
     device: FakeDevice,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -126,7 +126,7 @@ def test_ram_that_cannot_be_pinned_goes_through_pieces(
         assert stream.stats.busy_seconds > 0
 
 
-def test_leaving_a_block_does_not_wait_and_the_host_runs_at_most_slots_ahead(
+def test_the_host_is_at_most_as_many_units_ahead_as_there_are_slots(
     device: FakeDevice,
 ) -> None:
     slots = 3
@@ -143,12 +143,12 @@ def test_leaving_a_block_does_not_wait_and_the_host_runs_at_most_slots_ahead(
                 device.compute.launch(compute)
         waiting = threading.Event()
 
-        def idle(seconds: float) -> bool:
+        def on_wait(seconds: float) -> bool:
             waiting.set()
-            held.release()  # the first unit's work is done: its slot may be filled again
+            held.release()  # the first unit's work ends: its slot may be filled again
             return False
 
-        with stream.unit(slots, idle) as weights:
+        with stream.unit(slots, on_wait) as weights:
             assert waiting.is_set(), "the host ran ahead of the ring"
             assert finished.acquire(blocking=False)
             launch(device, units, slots, weights)
@@ -157,7 +157,9 @@ def test_leaving_a_block_does_not_wait_and_the_host_runs_at_most_slots_ahead(
 
 
 @pytest.mark.parametrize("tiers", MIXTURES)
-def test_passes_left_early_and_failed_reads(device: FakeDevice, tiers: Sequence[Tier]) -> None:
+def test_weights_are_right_after_passes_that_end_early_or_fail(
+    device: FakeDevice, tiers: Sequence[Tier]
+) -> None:
     device.compute.slow, device.copy_speed = MS, MS
     units = NumberedUnits(6, jitter=MS)
     with closing(open_stream(units, tiers, 3)) as stream:
@@ -188,7 +190,7 @@ def test_pinned_copies_are_timed_by_the_device(device: FakeDevice) -> None:
         assert stats.ram.gbps > 0
 
 
-def test_a_full_device_says_what_to_lower(
+def test_the_error_of_a_full_device_names_the_settings_to_lower(
     device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*shape: object, **options: object) -> None:
@@ -202,7 +204,7 @@ def test_a_full_device_says_what_to_lower(
 
 def test_a_real_link_cannot_be_simulated() -> None:
     with pytest.raises(ModelError, match=r"simulate_gbps is 2\.0, but cuda:0 has a link"):
-        CUDA.simulating(2.0)
+        CUDA.with_simulated_link(2.0)
 
 
 def test_a_failed_load_unpins_after_the_last_copy(device: FakeDevice) -> None:

@@ -1,4 +1,4 @@
-"""Files read in pieces, directly or through the page cache: the same bytes, whatever happens."""
+"""Tests of reading files in pieces, directly or through the page cache: the bytes are the same."""
 
 import errno
 import os
@@ -15,8 +15,8 @@ from engine.streaming import disk
 from engine.streaming.disk import (
     PIECE_BYTES,
     UnitFile,
-    cut,
     direct_is_faster,
+    split_pieces,
 )
 from engine.streaming.pinned import allocate_pages
 from engine.weights.layout import PAGE_BYTES
@@ -42,7 +42,7 @@ def file(tmp_path: Path, content: Tensor) -> UnitFile:
 
 def test_pieces_cover_a_unit_without_gaps() -> None:
     for nbytes in (0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES + 4096):
-        pieces = cut(nbytes)
+        pieces = split_pieces(nbytes)
         assert [position for piece in pieces for position in (piece.start, piece.stop)][1:-1] == [
             border for first in range(PIECE_BYTES, nbytes, PIECE_BYTES) for border in (first, first)
         ]
@@ -86,7 +86,7 @@ def test_short_reads_are_continued(
     assert torch.equal(memory, content)
 
 
-def test_a_file_system_that_refuses_direct_files_is_read_through_the_page_cache(
+def test_without_direct_reads_files_are_read_through_the_page_cache(
     tmp_path: Path, content: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = os.open
@@ -99,7 +99,7 @@ def test_a_file_system_that_refuses_direct_files_is_read_through_the_page_cache(
     path = tmp_path / "0.unit"
     path.write_bytes(bytes(content.tolist()))
     monkeypatch.setattr(os, "open", refuse)
-    monkeypatch.setattr(disk, "SMALLEST", 0)
+    monkeypatch.setattr(disk, "MIN_MEASURED_BYTES", 0)
     file = UnitFile(path)
     assert not file.open_direct()
     assert not direct_is_faster([file])
@@ -109,7 +109,7 @@ def test_a_file_system_that_refuses_direct_files_is_read_through_the_page_cache(
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_direct_read_that_fails_is_tried_once_more_through_the_page_cache(
+def test_a_failed_direct_read_is_repeated_through_the_page_cache(
     file: UnitFile, content: Tensor, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preadv, calls = os.preadv, list[int]()
@@ -131,7 +131,9 @@ def test_a_direct_read_that_fails_is_tried_once_more_through_the_page_cache(
     assert len(set(calls)) == 2
 
 
-def test_a_dead_disk_is_named(file: UnitFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_dead_disk_names_the_file(
+    file: UnitFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def dead(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -141,7 +143,7 @@ def test_a_dead_disk_is_named(file: UnitFile, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("left", [5 * PAGE_BYTES, 5 * PAGE_BYTES + 10, 0])
-def test_a_file_truncated_under_us_is_told(file: UnitFile, left: int) -> None:
+def test_a_file_that_is_truncated_while_open_is_an_error(file: UnitFile, left: int) -> None:
     os.truncate(file.path, left)
     with pytest.raises(ModelError, match=rf"0\.unit: ends at {left}, .*truncated"):
         file.read(allocate_pages(PAGES * PAGE_BYTES), 0)
@@ -153,14 +155,14 @@ def test_a_file_truncated_under_us_is_told(file: UnitFile, left: int) -> None:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[UnitFile]:
     monkeypatch.setattr(disk, "PIECE_BYTES", PAGE_BYTES)
-    monkeypatch.setattr(disk, "SMALLEST", 8 * PAGE_BYTES)
+    monkeypatch.setattr(disk, "MIN_MEASURED_BYTES", 8 * PAGE_BYTES)
     for number in range(3):
         (tmp_path / f"{number}.unit").write_bytes(bytes(PAGES * PAGE_BYTES))
     return [UnitFile(tmp_path / f"{number}.unit") for number in range(3)]
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, direct: float, cached: float, warm: int) -> list[bool]:
-    """Rounds that measure these paces, and so many files in the page cache."""
+    """Make the trial rounds measure these speeds, with this number of files in the page cache."""
     rounds: list[bool] = []
     original = disk._trial
 
@@ -180,7 +182,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, direct: float, cached: float, warm:
     [(2.0, 1.0, True), (0.9, 1.0, True), (0.5, 1.0, False)],
 )
 @pytest.mark.parametrize("warm", [0, 2])
-def test_the_faster_way_is_chosen_and_direct_when_they_are_close(
+def test_the_faster_way_is_chosen_and_direct_reads_if_they_are_close(
     files: list[UnitFile],
     monkeypatch: pytest.MonkeyPatch,
     direct: float,
@@ -193,25 +195,25 @@ def test_the_faster_way_is_chosen_and_direct_when_they_are_close(
     assert rounds.count(True) == rounds.count(False) >= 1
 
 
-def test_what_is_in_the_page_cache_as_a_whole_is_read_from_there(
+def test_files_that_are_fully_cached_are_read_from_the_page_cache(
     files: list[UnitFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pretend(monkeypatch, 2.0, 1.0, warm=3) == []
     assert not direct_is_faster(files)
 
 
-def test_little_is_not_worth_a_measurement(
+def test_small_files_are_not_measured(
     files: list[UnitFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = pretend(monkeypatch, 2.0, 1.0, warm=0)
     assert not direct_is_faster(files[:0])
-    monkeypatch.setattr(disk, "SMALLEST", 100 * PAGE_BYTES)
+    monkeypatch.setattr(disk, "MIN_MEASURED_BYTES", 100 * PAGE_BYTES)
     assert not direct_is_faster(files)
     assert rounds == []
 
 
-def test_what_was_just_read_is_known_to_be_cached(file: UnitFile) -> None:
-    """Where the file system can tell at all; evicted, it is not."""
+def test_a_file_that_was_just_read_is_cached_until_it_is_evicted(file: UnitFile) -> None:
+    """It is skipped on file systems that cannot tell whether a page is cached."""
     file.read(allocate_pages(PAGES * PAGE_BYTES), 0, direct=False)
     if not file.is_cached():
         pytest.skip("this file system does not tell")

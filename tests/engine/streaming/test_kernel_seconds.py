@@ -1,4 +1,4 @@
-"""How long a 4-bit product takes is measured on the device, not with the host's launches."""
+"""Tests of timing kernels by the device's clock, without the time of launching them."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -12,7 +12,7 @@ from engine.streaming.cuda_link import CudaDevice
 
 
 class Device:
-    """A device's clock, in milliseconds: it moves when work ends, and work is only launched."""
+    """A fake of torch.cuda with a clock in milliseconds, which work moves on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -38,7 +38,7 @@ class Device:
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.launched.append("sleep"))
 
     def layer(self, *milliseconds: float) -> nn.Module:
-        """A layer whose calls take so long, in turn."""
+        """Return a layer whose calls take these times, one after another."""
         times = list(milliseconds)
         device = self
 
@@ -51,7 +51,9 @@ class Device:
         return Layer()
 
 
-def test_calls_are_timed_behind_a_sleeping_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_launched_while_the_device_sleeps_and_then_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     device = Device(monkeypatch)
     layer = device.layer(3.0, 1.0, *[2.0] * 7)
     seconds = CudaDevice(torch.device("cuda:0")).kernel_seconds(partial(layer, torch.zeros(1, 1)))

@@ -1,4 +1,4 @@
-"""Packed units equal the reader's, a broken packing never loads, the cache keeps its limit."""
+"""Tests of packed units: same bytes, no broken packing is loaded, the cache keeps its limit."""
 
 import json
 import os
@@ -14,12 +14,19 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.streaming.cache_files import INDEX, unit_name
 from engine.streaming.packed import PackedUnits, pack, packed_bytes
-from engine.streaming.packed_cache import CacheEntry, cache_root, entries, is_cached, packed, remove
+from engine.streaming.packed_cache import (
+    CacheEntry,
+    cache_root,
+    entries,
+    is_cached,
+    open_or_pack,
+    remove,
+)
 from engine.weights.layout import UnitReader, lay_out
 
 
 class RandomUnits(UnitReader):
-    """A reader of random bytes; the same seed gives the same bytes."""
+    """A reader of random bytes. The same seed gives the same bytes."""
 
     def __init__(self, seed: int = 0, units: int = 4, fail_at: int | None = None) -> None:
         self.seed = seed
@@ -27,11 +34,11 @@ class RandomUnits(UnitReader):
         shapes = {"a.weight": (torch.bfloat16, (5, 7)), "b": (torch.uint8, (2, 3, 3000))}
         self.layouts = [lay_out(f"model.layers.{i}", shapes) for i in range(units)]
 
-    def read(self, index: int, slab: Tensor) -> None:
+    def read(self, index: int, buffer: Tensor) -> None:
         if index == self.fail_at:
             raise ModelError("shard 7: damaged")
         generator = torch.Generator().manual_seed(self.seed * 1000 + index)
-        for view in self.layouts[index].views(slab).values():
+        for view in self.layouts[index].views(buffer).values():
             data = torch.randint(0, 256, (view.nbytes,), dtype=torch.uint8, generator=generator)
             view.view(-1).view(torch.uint8).copy_(data)
 
@@ -58,7 +65,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # One folder
 
 
-def test_packed_units_equal_the_readers(root: Path) -> None:
+def test_packed_units_equal_those_of_the_reader(root: Path) -> None:
     told: list[tuple[str, int, int]] = []
     reader = RandomUnits()
     units = pack(reader, root / "m", "key", lambda *line: told.append(line))
@@ -75,7 +82,7 @@ def test_unit_files_are_whole_pages(root: Path) -> None:
     assert len(sizes) == 4 and all(size % 4096 == 0 for size in sizes)
 
 
-def test_an_unaligned_slab_is_filled(root: Path) -> None:
+def test_an_unaligned_buffer_is_filled(root: Path) -> None:
     reader = RandomUnits()
     units = pack(reader, root / "m", "key", silent)
     nbytes = reader.layouts[0].nbytes
@@ -105,7 +112,7 @@ def test_units_are_read_by_many_threads_at_once(root: Path) -> None:
     assert not failed
 
 
-def test_a_packing_that_fails_leaves_nothing(root: Path) -> None:
+def test_a_packing_that_fails_leaves_no_files(root: Path) -> None:
     with pytest.raises(ModelError, match="shard 7: damaged"):
         pack(RandomUnits(fail_at=2), root / "m", "key", silent)
     assert list(root.iterdir()) == []
@@ -126,8 +133,8 @@ pack(RandomUnits(), Path(sys.argv[1]), "key", kill_in_the_middle)
 
 
 @pytest.mark.parametrize("quarters", [1, 4])
-def test_a_killed_packing_does_not_load_and_is_swept_up(root: Path, quarters: int) -> None:
-    """Four quarters: all units are written, but not the index."""
+def test_a_killed_packing_cannot_be_loaded_and_is_removed(root: Path, quarters: int) -> None:
+    """After four quarters all units are written, but not the index."""
     root.mkdir()
     program = [sys.executable, "-c", KILLED.format(quarters=quarters), str(root / "m")]
     result = subprocess.run(program, cwd=Path(__file__).parents[3], check=False)
@@ -141,8 +148,8 @@ def test_a_killed_packing_does_not_load_and_is_swept_up(root: Path, quarters: in
     assert list(root.iterdir()) == [root / "m"]
 
 
-def test_a_packing_under_way_is_not_swept_up(root: Path) -> None:
-    """Another engine packs the same model meanwhile: the second result is the one that is kept."""
+def test_a_running_packing_is_not_removed(root: Path) -> None:
+    """Another engine packs the same model meanwhile, and its result is the one that is kept."""
     inner: list[PackedUnits] = []
 
     def pack_again(what: str, done: int, total: int) -> None:
@@ -155,7 +162,7 @@ def test_a_packing_under_way_is_not_swept_up(root: Path) -> None:
     assert list(root.iterdir()) == [root / "m"]
 
 
-def test_too_small_a_disk_is_told_with_the_numbers(
+def test_too_small_a_disk_is_an_error_with_the_numbers(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000}))
@@ -175,14 +182,14 @@ def test_a_flipped_bit_is_found_when_the_unit_is_first_read(root: Path) -> None:
     pack(reader, root / "m", "key", silent).close()
     flip_byte(root / "m" / unit_name(2))
     units = PackedUnits(root / "m", "key")
-    slab = torch.empty(reader.layouts[0].nbytes, dtype=torch.uint8)
-    units.read(1, slab)
+    buffer = torch.empty(reader.layouts[0].nbytes, dtype=torch.uint8)
+    units.read(1, buffer)
     for _ in range(2):
         with pytest.raises(ModelError, match=r"00002.unit: wrong checksum"):
-            units.read(2, slab)
+            units.read(2, buffer)
 
 
-def test_a_file_that_shrinks_while_serving_is_told(root: Path) -> None:
+def test_a_file_that_shrinks_while_serving_is_an_error(root: Path) -> None:
     reader = RandomUnits()
     pack(reader, root / "m", "key", silent).close()
     units = PackedUnits(root / "m", "key")
@@ -193,7 +200,7 @@ def test_a_file_that_shrinks_while_serving_is_told(root: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "index", "version", "key", "dtype"])
-def test_a_damaged_folder_is_refused_by_name(damage: str, root: Path) -> None:
+def test_the_error_of_a_damaged_folder_names_the_file(damage: str, root: Path) -> None:
     pack(RandomUnits(), root / "m", "key", silent).close()
     index = root / "m" / INDEX
     unit = root / "m" / unit_name(1)
@@ -225,7 +232,7 @@ def total(found: list[CacheEntry]) -> int:
 
 
 def test_a_model_is_packed_once(root: Path) -> None:
-    packed(RandomUnits(), "org/m", "a", None, silent).close()
+    open_or_pack(RandomUnits(), "org/m", "a", None, silent).close()
     (entry,) = entries()
     assert entry.model == "org/m" and entry.path.parent == root
     assert entry.nbytes > packed_bytes(RandomUnits())
@@ -233,19 +240,19 @@ def test_a_model_is_packed_once(root: Path) -> None:
     def packs_again(what: str, done: int, total: int) -> None:
         raise AssertionError("packed twice")
 
-    assert_same(packed(RandomUnits(), "org/m", "a", None, packs_again), RandomUnits())
+    assert_same(open_or_pack(RandomUnits(), "org/m", "a", None, packs_again), RandomUnits())
 
 
-def test_an_entry_is_known_before_it_is_opened() -> None:
+def test_is_cached_finds_an_entry_without_opening_it() -> None:
     assert not is_cached("org/m", "a")
-    packed(RandomUnits(), "org/m", "a", None, silent).close()
+    open_or_pack(RandomUnits(), "org/m", "a", None, silent).close()
     assert is_cached("org/m", "a")
     assert not is_cached("org/m", "b") and not is_cached("m", "a")
 
 
 def test_another_identity_is_another_entry() -> None:
-    first = packed(RandomUnits(0), "m", "commit 0, bfloat16", None, silent)
-    second = packed(RandomUnits(1), "m", "commit 1, bfloat16", None, silent)
+    first = open_or_pack(RandomUnits(0), "m", "commit 0, bfloat16", None, silent)
+    second = open_or_pack(RandomUnits(1), "m", "commit 1, bfloat16", None, silent)
     assert_same(first, RandomUnits(0))
     assert_same(second, RandomUnits(1))
     assert len(entries()) == 2
@@ -253,14 +260,14 @@ def test_another_identity_is_another_entry() -> None:
 
 @pytest.mark.parametrize("damage", [unit_name(1), INDEX])
 def test_a_damaged_entry_is_packed_again(damage: str) -> None:
-    packed(RandomUnits(), "m", "a", None, silent).close()
+    open_or_pack(RandomUnits(), "m", "a", None, silent).close()
     os.truncate(entries()[0].path / damage, 10)
-    assert_same(packed(RandomUnits(), "m", "a", None, silent), RandomUnits())
+    assert_same(open_or_pack(RandomUnits(), "m", "a", None, silent), RandomUnits())
 
 
 def test_an_entry_of_another_layout_is_packed_again() -> None:
-    packed(RandomUnits(units=3), "m", "a", None, silent).close()
-    assert_same(packed(RandomUnits(units=4), "m", "a", None, silent), RandomUnits(units=4))
+    open_or_pack(RandomUnits(units=3), "m", "a", None, silent).close()
+    assert_same(open_or_pack(RandomUnits(units=4), "m", "a", None, silent), RandomUnits(units=4))
     assert len(entries()) == 1
 
 
@@ -268,45 +275,45 @@ def use(entry: CacheEntry, when: float) -> None:
     os.utime(entry.path / INDEX, (when, when))
 
 
-def test_the_least_recently_used_entries_of_other_models_go_first() -> None:
+def test_least_recently_used_entries_of_other_models_are_removed_first() -> None:
     for age, model in enumerate(["own", "old", "young"]):
-        packed(RandomUnits(), model, "a", None, silent).close()
+        open_or_pack(RandomUnits(), model, "a", None, silent).close()
         (entry,) = [entry for entry in entries() if entry.model == model]
         use(entry, 1000.0 + age)
     room_for_three = total(entries()) + 100
-    packed(RandomUnits(), "own", "b", room_for_three, silent).close()
+    open_or_pack(RandomUnits(), "own", "b", room_for_three, silent).close()
     assert [entry.model for entry in entries()] == ["own", "young", "own"]
     assert total(entries()) <= room_for_three
 
 
 def test_opening_an_entry_counts_as_use() -> None:
     for model in ("first", "second"):
-        packed(RandomUnits(), model, "a", None, silent).close()
+        open_or_pack(RandomUnits(), model, "a", None, silent).close()
         use(next(entry for entry in entries() if entry.model == model), 1000.0)
-    packed(RandomUnits(), "first", "a", None, silent).close()
+    open_or_pack(RandomUnits(), "first", "a", None, silent).close()
     assert [entry.model for entry in entries()] == ["second", "first"]
 
 
 def test_an_entry_in_use_is_not_removed() -> None:
-    units = packed(RandomUnits(), "m", "a", None, silent)
+    units = open_or_pack(RandomUnits(), "m", "a", None, silent)
     (entry,) = entries()
     with pytest.raises(ModelError, match="in use"):
         remove(entry)
     limit = entry.nbytes + 100
     with pytest.raises(ModelError, match=r"in use by running engines; packing n needs"):
-        packed(RandomUnits(), "n", "a", limit, silent)
+        open_or_pack(RandomUnits(), "n", "a", limit, silent)
     units.close()
-    packed(RandomUnits(), "n", "a", limit, silent).close()
+    open_or_pack(RandomUnits(), "n", "a", limit, silent).close()
     (entry,) = entries()
     assert entry.model == "n"
     remove(entry)
     assert entries() == [] and not entry.path.exists()
 
 
-def test_a_limit_that_can_never_fit_is_told_with_the_numbers() -> None:
-    packed(RandomUnits(), "m", "a", None, silent).close()
+def test_a_limit_below_the_models_size_is_an_error_with_the_numbers() -> None:
+    open_or_pack(RandomUnits(), "m", "a", None, silent).close()
     with pytest.raises(ModelError, match=r"memory.cache: 0.00 GB, but packing n needs 0.00 GB"):
-        packed(RandomUnits(), "n", "a", 1000, silent)
+        open_or_pack(RandomUnits(), "n", "a", 1000, silent)
     assert len(entries()) == 1
 
 

@@ -1,6 +1,6 @@
-"""Pages on their way to host memory and back: plain copies, and the CUDA orders on a fake device.
+"""Tests of copies of KV pages to and from host memory: plain ones, and those of a fake GPU.
 
-tests/gpu/test_kv_cuda.py asks the same of a real one.
+tests/gpu/test_kv_cuda.py has the same tests for a real GPU.
 """
 
 import logging
@@ -29,7 +29,7 @@ MS = 1e-3
 
 
 class PoolTensor(DeviceTensor):
-    """Device memory that may also be copied from, to the host or to other device memory."""
+    """Device memory that can also be the source of copies, to the host or to the device."""
 
     leaving: threading.Event | None = None  # copies to the host wait for it
 
@@ -55,11 +55,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
 
 
 def numbered_pool(pages: int = PAGES) -> Tensor:
-    """[2 L, pages, values]: every value its own."""
+    """Return a pool [2 L, pages, values] in which all values are different."""
     return torch.arange(ROWS * pages * WIDTH, dtype=torch.float32).view(ROWS, pages, WIDTH)
 
 
-def test_pages_come_back_to_wherever_they_are_wanted() -> None:
+def test_pages_can_be_loaded_to_any_page_of_the_pool() -> None:
     pool = numbered_pool()
     before = pool.clone()
     store = CpuDevice().page_store(pool, PLACES)
@@ -72,7 +72,7 @@ def test_pages_come_back_to_wherever_they_are_wanted() -> None:
     store.close()
 
 
-def test_a_place_may_be_saved_to_as_soon_as_its_page_was_asked_back() -> None:
+def test_a_host_page_may_be_saved_to_right_after_its_load() -> None:
     pool = numbered_pool()
     before = pool.clone()
     store = CpuDevice().page_store(pool, 1)
@@ -83,20 +83,20 @@ def test_a_place_may_be_saved_to_as_soon_as_its_page_was_asked_back() -> None:
     assert torch.equal(pool[:, [1, 3]], before[:, [0, 2]])
 
 
-def test_a_store_without_places_is_no_error() -> None:
+def test_a_store_without_host_pages_can_be_used() -> None:
     with closing(CpuDevice().page_store(numbered_pool(), 0)) as store:
         store.wait(0)
         assert store.done(0)
 
 
-def test_staging_stays_within_its_bytes_but_holds_a_page() -> None:
+def test_staging_memory_is_bounded_but_holds_at_least_one_page() -> None:
     assert num_staging_pages(page_store.STAGING_BYTES // 4, 100) == 4
     assert num_staging_pages(page_store.STAGING_BYTES * 3, 100) == 1
     assert num_staging_pages(page_store.STAGING_BYTES // 4, 2) == 2
 
 
 class Orders:
-    """Uses pages as the cache does, and checks on the device what it finds there."""
+    """A user of a page store that works as the KV cache does and checks pages on the device."""
 
     def __init__(self, device: FakeDevice, seed: int) -> None:
         self.device = device
@@ -110,14 +110,14 @@ class Orders:
         self.next = 100
 
     def write(self, page: int) -> None:
-        """A pass fills a page, once no copy is in the way."""
+        """Fill a page, as a pass does, after waiting for the copies that use it."""
         self.store.wait(self.tickets[page])
         value = self.in_pages[page] = self.next
         self.next += 1
         self.device.compute.launch(lambda: self.plain[:, page].fill_(value))
 
     def read(self, page: int) -> None:
-        """A pass reads a page, once it is there."""
+        """Check a page on the device, as a pass reads it, after waiting for copies that fill it."""
         self.store.wait(self.tickets[page])
         value = self.in_pages[page]
         if value is not None:
@@ -162,7 +162,7 @@ class Orders:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("compute", "copies"), [(0, 1), (1, 0), (1, 1)])
-def test_orders_hold_when_compute_or_copies_are_slow(
+def test_pages_are_right_when_compute_or_copies_are_slow(
     device: FakeDevice, monkeypatch: pytest.MonkeyPatch, compute: int, copies: int, seed: int
 ) -> None:
     monkeypatch.setattr(page_store, "STAGING_BYTES", 2 * PAGE_BYTES)
@@ -174,7 +174,7 @@ def test_orders_hold_when_compute_or_copies_are_slow(
             orders.read(page)
 
 
-def test_the_host_waits_for_no_copy(device: FakeDevice) -> None:
+def test_the_host_does_not_wait_for_copies(device: FakeDevice) -> None:
     orders = Orders(device, seed=0)
     gate = threading.Event()
     with closing(orders.store) as store:
@@ -190,7 +190,7 @@ def test_the_host_waits_for_no_copy(device: FakeDevice) -> None:
         assert store.done(loaded) and store.done(saved)
 
 
-def test_a_page_is_let_go_before_its_bytes_have_left_the_device(
+def test_a_page_may_be_written_before_its_bytes_have_left_the_device(
     device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
@@ -210,7 +210,7 @@ def test_a_page_is_let_go_before_its_bytes_have_left_the_device(
         orders.read(0)
 
 
-def test_memory_that_cannot_be_pinned_is_used_all_the_same(
+def test_memory_that_cannot_be_pinned_is_used_unpinned(
     device: FakeDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.cudart.limit = 0

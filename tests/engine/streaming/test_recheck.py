@@ -1,4 +1,4 @@
-"""Checks in idle time: every piece once a period, no faster than allowed, reported once."""
+"""Tests of checks in idle time: each piece once per period, at a bounded speed, reported once."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ PERIOD_S = 1000.0
 
 
 class Units(PackedUnits):
-    """Two pieces a unit; `found` says what a check of one finds."""
+    """Units of two pieces each, some of which are damaged or cannot be repaired."""
 
     def __init__(self) -> None:
         self.num_repaired = 0
@@ -60,7 +60,7 @@ def clock() -> Clock:
 
 
 def wait_and_run(rechecks: Rechecks, clock: Clock) -> WeightsChecked | None:
-    """Wait until a check is due, as the engine's process does, and run it."""
+    """Move the clock until a check is due, run it, and return the report."""
     seconds = rechecks.seconds_until_due()
     assert seconds is not None
     clock.now += seconds
@@ -68,7 +68,9 @@ def wait_and_run(rechecks: Rechecks, clock: Clock) -> WeightsChecked | None:
     return rechecks.take_report()
 
 
-def test_each_piece_is_checked_once_a_period_at_a_bounded_speed(units: Units, clock: Clock) -> None:
+def test_each_piece_is_checked_once_per_period_at_a_bounded_speed(
+    units: Units, clock: Clock
+) -> None:
     rechecks = Rechecks(units, [0, 2], PERIOD_S, clock)
     began = clock.now
     times, reports = list[float](), list[WeightsChecked | None]()
@@ -91,7 +93,7 @@ def test_nothing_is_checked_before_it_is_due(units: Units, clock: Clock) -> None
 
 
 @pytest.mark.parametrize(("indices", "period_s"), [([], PERIOD_S), ([0], 0.0)])
-def test_nothing_is_due_where_nothing_is_wanted(
+def test_without_units_or_period_no_check_is_ever_due(
     indices: list[int], period_s: float, units: Units, clock: Clock
 ) -> None:
     for rechecks in (Rechecks(units, indices, period_s, clock), Rechecks(None, indices, period_s)):
@@ -101,7 +103,7 @@ def test_nothing_is_due_where_nothing_is_wanted(
     assert units.checked == []
 
 
-def test_a_request_ends_a_check_which_is_tried_again(units: Units, clock: Clock) -> None:
+def test_a_check_that_a_request_ends_is_repeated_later(units: Units, clock: Clock) -> None:
     rechecks = Rechecks(units, [0], PERIOD_S, clock)
     units.on_check = rechecks.preempt  # while it reads
     assert wait_and_run(rechecks, clock) is None and units.checked == []
@@ -111,7 +113,7 @@ def test_a_request_ends_a_check_which_is_tried_again(units: Units, clock: Clock)
     assert units.checked == [(0, 0)]
 
 
-def test_damage_is_reported_at_once(units: Units, clock: Clock) -> None:
+def test_damage_is_reported_before_the_round_ends(units: Units, clock: Clock) -> None:
     rechecks = Rechecks(units, [0, 1, 2], PERIOD_S, clock)
     units.damaged, units.hopeless = {0}, {1}
     reports = [wait_and_run(rechecks, clock) for _ in range(6)]
@@ -125,7 +127,7 @@ def test_damage_is_reported_at_once(units: Units, clock: Clock) -> None:
     ]
 
 
-def test_what_a_pass_repaired_is_reported_too(units: Units, clock: Clock) -> None:
+def test_units_that_a_pass_repaired_are_reported_too(units: Units, clock: Clock) -> None:
     rechecks = Rechecks(units, [0], 0.0, clock)
     units.num_repaired = 3
     assert rechecks.take_report() == WeightsChecked(0, 3, 0)

@@ -1,4 +1,4 @@
-"""A packed unit that is damaged is packed again by itself, and only it; what cannot be is told."""
+"""Tests of repairs: a damaged unit alone is packed again, or an error says why it cannot be."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from engine.streaming import disk, packed as packed_module
 from engine.streaming.cache_files import INDEX, replace_file, unit_name
 from engine.streaming.disk import UnitFile
 from engine.streaming.packed import PackedUnits
-from engine.streaming.packed_cache import entries, packed
+from engine.streaming.packed_cache import entries, open_or_pack
 from tests.engine.units import NumberedUnits
 
 PAGE = 4096
@@ -31,7 +31,7 @@ def small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_cache(source: NumberedUnits) -> PackedUnits:
-    return packed(source, "m", "a", None, lambda *_: None)
+    return open_or_pack(source, "m", "a", None, lambda *_: None)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def source() -> NumberedUnits:
 
 @pytest.fixture
 def folder(source: NumberedUnits) -> Path:
-    """A packed folder; the source counts its reads from here on."""
+    """Return a packed folder. The source counts its reads from then on."""
     open_cache(source).close()
     source.reads.clear()
     (entry,) = entries()
@@ -54,9 +54,9 @@ def pages(nbytes: int) -> Tensor:
 
 def assert_whole(units: PackedUnits, source: NumberedUnits) -> None:
     for index, layout in enumerate(units.layouts):
-        slab = pages(layout.nbytes)
-        units.read(index, slab)
-        source.check(index, layout.views(slab))
+        buffer = pages(layout.nbytes)
+        units.read(index, buffer)
+        source.check(index, layout.views(buffer))
 
 
 def flip(path: Path) -> None:
@@ -84,7 +84,7 @@ DAMAGES: list[Damage] = [flip, cut_off, lengthen, os.unlink, replace_by_link]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_only_the_damaged_unit_is_packed_again_at_a_start(
+def test_at_a_start_only_the_damaged_unit_is_packed_again(
     damage: Damage, source: NumberedUnits, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -101,7 +101,7 @@ def test_only_the_damaged_unit_is_packed_again_at_a_start(
 
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("damage", [flip, cut_off])
-def test_damage_is_repaired_while_others_read(
+def test_damage_is_repaired_while_other_threads_read(
     damage: Damage, direct: bool, source: NumberedUnits, folder: Path
 ) -> None:
     units = open_cache(source)
@@ -129,7 +129,7 @@ def test_damage_is_repaired_while_others_read(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "\xff", "[" * 10_000, "edited", "old"])
-def test_a_damaged_index_is_packed_again_with_everything(
+def test_all_units_are_packed_again_if_the_index_is_damaged(
     text: str, source: NumberedUnits, folder: Path
 ) -> None:
     index = json.loads((folder / INDEX).read_text())
@@ -144,7 +144,7 @@ def test_a_damaged_index_is_packed_again_with_everything(
     assert source.reads == dict.fromkeys(range(4), 1)
 
 
-def test_another_checkpoint_is_not_mixed_with_what_was_packed(
+def test_units_of_a_changed_checkpoint_are_not_mixed_with_packed_ones(
     source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(folder / unit_name(2))
@@ -157,7 +157,9 @@ def test_another_checkpoint_is_not_mixed_with_what_was_packed(
     assert_whole(open_cache(source), source)  # all of it is of the new one
 
 
-def test_a_checkpoint_that_cannot_be_read_is_told(source: NumberedUnits, folder: Path) -> None:
+def test_a_repair_without_a_readable_checkpoint_is_an_error(
+    source: NumberedUnits, folder: Path
+) -> None:
     flip(folder / unit_name(2))
     units = open_cache(source)
     source.faults = {2: [ModelError("model.safetensors: the file was changed")]}
@@ -167,7 +169,7 @@ def test_a_checkpoint_that_cannot_be_read_is_told(source: NumberedUnits, folder:
     assert_whole(units, source)
 
 
-def test_a_full_disk_is_told(
+def test_a_repair_on_a_full_disk_is_an_error(
     source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(folder / unit_name(2))
@@ -184,7 +186,7 @@ def test_a_full_disk_is_told(
     assert_whole(units, source)
 
 
-def test_a_disk_that_damages_what_is_written_is_told(
+def test_a_disk_that_damages_written_bytes_is_an_error(
     source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(folder / unit_name(2))
@@ -199,8 +201,8 @@ def test_a_disk_that_damages_what_is_written_is_told(
         assert_whole(units, source)
 
 
-def test_a_closed_folder_is_not_read(source: NumberedUnits, folder: Path) -> None:
-    """Another file may have the number of a descriptor that was closed."""
+def test_a_closed_folder_is_never_read(source: NumberedUnits, folder: Path) -> None:
+    """Another file may get the number of a descriptor that was closed."""
     units = open_cache(source)
     units.close()
     others = [os.open(folder / INDEX, os.O_RDONLY) for _ in range(20)]
@@ -239,7 +241,7 @@ def test_damage_after_the_first_read_is_found_and_repaired(
     assert source.reads == {3: 1}
 
 
-def test_damage_that_cannot_be_repaired_is_compared_by_the_next_read(
+def test_the_next_read_checks_a_piece_that_could_not_be_repaired(
     source: NumberedUnits, folder: Path
 ) -> None:
     units = open_cache(source)
@@ -254,7 +256,7 @@ def test_damage_that_cannot_be_repaired_is_compared_by_the_next_read(
             found()
 
 
-def test_a_check_ends_when_it_is_not_wanted(
+def test_a_check_ends_when_is_wanted_returns_false(
     source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_module, "RECHECKED_BYTES", PAGE // 4)

@@ -1,4 +1,4 @@
-"""The ring on ordinary memory: order, overlap, faults, cancelled passes, accounting."""
+"""Tests of the weight stream in ordinary memory: order, overlap, errors, seeking, statistics."""
 
 import random
 import threading
@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming.cpu_link import CpuDevice
-from engine.streaming.ring import Idle, LayerStream
+from engine.streaming.ring import LayerStream, OnWait
 from engine.weights.layout import PAGE_BYTES
 from tests.engine.units import NumberedUnits
 
@@ -41,11 +41,11 @@ def walk(
     units: NumberedUnits,
     first: int = 0,
     compute: float = 0.0,
-    idle: Idle | None = None,
+    on_wait: OnWait | None = None,
 ) -> None:
-    """The rest of a pass: each unit is right when its block begins and when it ends."""
+    """Run the rest of a pass, and check each unit when its block begins and when it ends."""
     for index in range(first, len(units.layouts)):
-        with stream.unit(index, idle) as weights:
+        with stream.unit(index, on_wait) as weights:
             units.check(index, weights)
             time.sleep(random.uniform(0, compute))
             units.check(index, weights)
@@ -57,7 +57,7 @@ def weight_threads() -> list[str]:
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 4])
 @pytest.mark.parametrize("tier", TIERS)
-def test_gives_every_unit_again_and_again(tier: Tier, slots: int) -> None:
+def test_every_unit_is_given_in_each_of_several_passes(tier: Tier, slots: int) -> None:
     units = NumberedUnits(5)
     with opened(units, [tier] * 5, slots) as stream:
         for _ in range(3):
@@ -72,7 +72,7 @@ def test_gives_every_unit_again_and_again(tier: Tier, slots: int) -> None:
     compute_ms=st.sampled_from([0.0, 1.0]),
     leaves=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=4),
 )
-def test_every_mixture_of_tiers_survives_passes_left_early(
+def test_weights_are_right_after_passes_that_end_early(
     tiers: list[Tier],
     slots: int,
     read_ms: float,
@@ -97,7 +97,7 @@ def test_every_mixture_of_tiers_survives_passes_left_early(
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 4])
 def test_a_slot_is_not_written_while_its_block_runs(slots: int) -> None:
-    """Fast reads, slow compute: inside a block exactly the other slots are read ahead."""
+    """Reads are faster than computing: inside a block exactly the other slots are filled."""
     units = NumberedUnits(6)
     with opened(units, ["disk"] * 6, slots) as stream:
         for _ in range(slots):
@@ -111,8 +111,8 @@ def test_a_slot_is_not_written_while_its_block_runs(slots: int) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_waits_for_a_slow_read_and_tells_idle(slots: int) -> None:
-    """Slow reads, fast compute: no read ends before the walker waits for its unit."""
+def test_on_wait_is_called_while_a_slow_read_runs(slots: int) -> None:
+    """Reads are slower than computing: none ends before the caller waits for its unit."""
     units = NumberedUnits(4)
     units.gates = {index: threading.Semaphore(0) for index in range(4)}
     waited: list[int] = []
@@ -120,14 +120,14 @@ def test_waits_for_a_slow_read_and_tells_idle(slots: int) -> None:
         for step in range(8):
             index = step % 4
 
-            def idle(seconds: float, index: int = index, step: int = step) -> bool:
+            def on_wait(seconds: float, index: int = index, step: int = step) -> bool:
                 assert seconds >= 0
                 assert threading.current_thread() is threading.main_thread()
                 waited.append(step)
                 units.gates[index].release()
                 return False
 
-            with stream.unit(index, idle) as weights:
+            with stream.unit(index, on_wait) as weights:
                 units.check(index, weights)
         assert waited == list(range(8))
         assert stream.stats.units == 8
@@ -136,24 +136,24 @@ def test_waits_for_a_slow_read_and_tells_idle(slots: int) -> None:
             gate.release()
 
 
-def test_idle_expects_the_measured_time_of_a_unit() -> None:
+def test_on_wait_gets_the_measured_time_of_a_unit() -> None:
     units = NumberedUnits(3)  # all of one size
-    told: list[float] = []
+    offered: list[float] = []
     with opened(units, ["ram"] * 3, 1, simulate_gbps=1e-4) as stream:
         walk(stream, units)
 
-        def idle(seconds: float) -> bool:
-            told.append(seconds)
+        def on_wait(seconds: float) -> bool:
+            offered.append(seconds)
             return False
 
-        walk(stream, units, idle=idle)
-        assert 0 < max(told) <= stream.stats.busy_seconds
+        walk(stream, units, on_wait=on_wait)
+        assert 0 < max(offered) <= stream.stats.busy_seconds
 
 
-def test_idle_is_not_told_when_the_unit_is_there() -> None:
+def test_on_wait_is_not_called_when_the_unit_has_arrived() -> None:
     units = NumberedUnits(2)
     with opened(units, ["resident", "resident"]) as stream:
-        walk(stream, units, idle=lambda seconds: pytest.fail("nothing to wait for"))
+        walk(stream, units, on_wait=lambda seconds: pytest.fail("nothing to wait for"))
         assert stream.stats.stall_seconds == 0
 
 
@@ -169,7 +169,7 @@ def test_a_failed_read_fails_its_unit_and_the_next_pass_works(fault: Exception) 
             pass
         with pytest.raises(ModelError, match=r"layer\.2.*could not be read|bad checksum"):
             walk(stream, units, 2)
-        with pytest.raises(ModelError):  # still: the failure is not forgotten without a seek
+        with pytest.raises(ModelError):  # the failure lasts until seek is called
             walk(stream, units, 2)
         stream.seek(0)
         walk(stream, units)
@@ -177,12 +177,12 @@ def test_a_failed_read_fails_its_unit_and_the_next_pass_works(fault: Exception) 
 
 
 def replace_fault(fault: Exception) -> Exception:
-    """An exception gathers tracebacks: each test run raises its own."""
+    """Return a new exception for each run, since an exception collects tracebacks."""
     return type(fault)(*fault.args)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_a_failed_unit_can_be_asked_for_again(slots: int) -> None:
+def test_a_failed_unit_can_be_requested_again(slots: int) -> None:
     units = NumberedUnits(3)
     units.faults = {0: [OSError("pulled"), OSError("pulled again")]}
     with opened(units, ["disk"] * 3, slots) as stream:
@@ -193,7 +193,7 @@ def test_a_failed_unit_can_be_asked_for_again(slots: int) -> None:
         walk(stream, units)
 
 
-def test_a_failure_read_ahead_belongs_to_the_pass_that_needs_the_unit() -> None:
+def test_a_failed_prefetch_fails_only_the_pass_that_needs_the_unit() -> None:
     units = NumberedUnits(3)
     with opened(units, ["disk"] * 3, 2) as stream:
         for index in range(2):
@@ -207,7 +207,7 @@ def test_a_failure_read_ahead_belongs_to_the_pass_that_needs_the_unit() -> None:
         walk(stream, units)
 
 
-def test_a_bug_in_the_reader_reaches_the_walker_unchanged() -> None:
+def test_an_unexpected_error_of_the_reader_is_raised_unchanged() -> None:
     units = NumberedUnits(2)
     units.faults = {1: [ZeroDivisionError("bug")]}
     with opened(units, ["disk"] * 2) as stream:
@@ -218,7 +218,7 @@ def test_a_bug_in_the_reader_reaches_the_walker_unchanged() -> None:
 
 
 @pytest.mark.parametrize("last", [4, 5])
-def test_seek_keeps_what_was_read_ahead_and_is_wanted(last: int) -> None:
+def test_seek_keeps_prefetched_units_that_are_still_needed(last: int) -> None:
     units = NumberedUnits(5)
     with opened(units, ["disk"] * 5, 3) as stream:
         for index in range(last):  # a pass may end before the head: no row needs logits
@@ -231,7 +231,7 @@ def test_seek_keeps_what_was_read_ahead_and_is_wanted(last: int) -> None:
                 assert units.reads[index] == 2  # once for each pass that used it
 
 
-def test_a_block_left_by_an_exception_frees_its_slot() -> None:
+def test_a_block_that_raises_frees_its_slot() -> None:
     units = NumberedUnits(3)
     with opened(units, ["ram", "disk", "ram"], 1) as stream:
         for index in range(2):
@@ -280,7 +280,7 @@ def test_a_failed_load_raises_and_leaves_no_thread(tier: Tier, fault: Exception)
     assert weight_threads() == []
 
 
-def test_refused_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_refused_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
@@ -290,14 +290,14 @@ def test_refused_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None
     assert weight_threads() == []
 
 
-def test_wrong_use_is_told_at_once() -> None:
+def test_wrong_use_fails_an_assertion() -> None:
     units = NumberedUnits(3)
     with pytest.raises(AssertionError, match="one tier for each unit"):
         LayerStream(units, ["ram"] * 2, device=CPU, slots=1)
-    with pytest.raises(AssertionError, match="ring of 0"):
+    with pytest.raises(AssertionError, match="at least one slot is needed, not 0"):
         LayerStream(units, ["ram"] * 3, device=CPU, slots=0)
     with opened(units, ["ram"] * 3) as stream:
-        with pytest.raises(AssertionError, match="unit 1 asked for where 0 is next"):
+        with pytest.raises(AssertionError, match="unit 1 was requested, but unit 0 is next"):
             stream.unit(1).__enter__()
         with pytest.raises(AssertionError, match="no unit 3"):
             stream.seek(3)
@@ -305,7 +305,7 @@ def test_wrong_use_is_told_at_once() -> None:
             stream.seek(0)
 
 
-def test_resident_views_never_change_and_are_read_once() -> None:
+def test_resident_tensors_never_change_and_are_read_once() -> None:
     units = NumberedUnits(4)
     tiers: list[Tier] = ["resident", "disk", "resident", "ram"]
     with opened(units, tiers) as stream:
@@ -324,14 +324,14 @@ def test_resident_views_never_change_and_are_read_once() -> None:
 
 
 def test_loading_reports_each_unit() -> None:
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     units = NumberedUnits(4)
     tiers: list[Tier] = ["resident", "disk", "ram", "ram"]
     stream = LayerStream(
-        units, tiers, device=CPU, slots=1, progress=lambda *step: told.append(step)
+        units, tiers, device=CPU, slots=1, progress=lambda *step: reported.append(step)
     )
     stream.close()
-    assert told == [("weights", 1, 3), ("weights", 2, 3), ("weights", 3, 3)]
+    assert reported == [("weights", 1, 3), ("weights", 2, 3), ("weights", 3, 3)]
 
 
 def test_slots_are_page_aligned_and_allocated_once() -> None:
@@ -345,18 +345,18 @@ def test_slots_are_page_aligned_and_allocated_once() -> None:
         assert all(address % PAGE_BYTES == 0 for address in seen)
 
 
-def test_inference_mode_around_the_stream_is_harmless() -> None:
+def test_the_stream_works_in_inference_mode() -> None:
     units = NumberedUnits(4)
     with torch.inference_mode(), opened(units, ["resident", "ram", "disk", "ram"]) as stream:
         walk(stream, units)
         walk(stream, units)
 
 
-def test_a_unit_without_tensors_is_walked_like_any_other() -> None:
+def test_a_unit_without_tensors_is_streamed_like_any_other() -> None:
     class WithEmptyHead(NumberedUnits):
-        def read(self, index: int, slab: Tensor) -> None:
+        def read(self, index: int, buffer: Tensor) -> None:
             if index < 2:
-                super().read(index, slab)
+                super().read(index, buffer)
 
     for tier in TIERS:
         units = WithEmptyHead(3)
@@ -367,7 +367,7 @@ def test_a_unit_without_tensors_is_walked_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_the_simulated_link_is_busy_for_bytes_over_bandwidth(slots: int) -> None:
+def test_the_simulated_link_is_busy_for_bytes_divided_by_bandwidth(slots: int) -> None:
     gbps = 0.01
     units = NumberedUnits(4)
     with opened(units, ["ram"] * 4, slots, simulate_gbps=gbps) as stream:

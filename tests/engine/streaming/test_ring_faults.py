@@ -1,4 +1,4 @@
-"""Units read in pieces by several threads: order, slow links, stalled disks, faults, time away."""
+"""Tests of units read in pieces by several threads: order, slow links, errors, `on_wait`."""
 
 import random
 import threading
@@ -17,7 +17,7 @@ from engine.streaming import disk
 from engine.streaming.cache_files import unit_name
 from engine.streaming.cpu_link import CpuDevice, SimulatedLink
 from engine.streaming.packed import PackedUnits, pack
-from engine.streaming.ring import Idle, LayerStream
+from engine.streaming.ring import LayerStream, OnWait
 from tests.engine.units import NumberedUnits, PiecedUnits
 
 CPU = CpuDevice()
@@ -37,10 +37,10 @@ def walk(
     units: NumberedUnits,
     first: int = 0,
     last: int = 99,
-    idle: Idle | None = None,
+    on_wait: OnWait | None = None,
 ) -> None:
     for index in range(first, min(last, len(units.layouts))):
-        with stream.unit(index, idle) as weights:
+        with stream.unit(index, on_wait) as weights:
             units.check(index, weights)
 
 
@@ -63,26 +63,28 @@ def test_units_in_pieces_are_whole(tier: Tier, slots: int) -> None:
     assert units.prepared == ([0, 1, 2, 3, 4] if tier == "disk" else [])
 
 
-def test_the_earliest_units_pieces_go_first() -> None:
-    """One after another a link carries units: later ones wait until threads are free."""
+def test_pieces_of_earlier_units_begin_first() -> None:
+    """The link carries one unit after another: pieces of later units wait for free threads."""
     units = PiecedUnits(6)
     with opened(units, 3) as stream:
         for _ in range(2):
             walk(stream, units)
     units_as_begun = [unit for unit, _ in units.order]
-    behind = [late for late, soon in pairwise(units_as_begun) if (soon - late) % 6 not in (0, 1)]
-    assert not behind, "a piece of an earlier unit began after one of a later unit"
+    late_pieces = [
+        late for late, soon in pairwise(units_as_begun) if (soon - late) % 6 not in (0, 1)
+    ]
+    assert not late_pieces, "a piece of an earlier unit began after one of a later unit"
 
 
-def test_the_next_units_pieces_begin_while_the_last_piece_is_read() -> None:
-    """The link does not stand still between two units."""
+def test_pieces_of_the_next_unit_begin_while_the_last_piece_is_read() -> None:
+    """The link is not idle between two units."""
     units = PiecedUnits(2)
     last = len(units.pieces(0)) - 1
     units.piece_gates = {(0, last): threading.Semaphore(0)}
     with opened(units, 2) as stream:
         total = len(units.pieces(0)) + len(units.pieces(1))
         for _ in range(total):
-            assert units.begun.acquire(timeout=30), "pieces behind a slow one must begin"
+            assert units.begun.acquire(timeout=30), "pieces after a slow one must begin"
         units.piece_gates[0, last].release()
         with stream.unit(0) as weights:
             units.check(0, weights)
@@ -93,31 +95,31 @@ def test_the_next_units_pieces_begin_while_the_last_piece_is_read() -> None:
 # Stalls and errors
 
 
-def test_a_disk_that_stalls_delays_and_changes_nothing() -> None:
+def test_a_disk_that_stalls_delays_a_pass_but_changes_no_weights() -> None:
     units = PiecedUnits(4)
     gate = threading.Semaphore(0)
     with opened(units, 3) as stream:
         walk(stream, units)
         stream.reset_stats()
         units.piece_gates = {(3, 1): gate}
-        told: list[float] = []
+        offered: list[float] = []
 
-        def idle(seconds: float) -> bool:
-            told.append(seconds)
+        def on_wait(seconds: float) -> bool:
+            offered.append(seconds)
             gate.release()
             return False
 
-        walk(stream, units, 0, 3)  # unit 3 may have been asked for before the gate
-        walk(stream, units, 3, idle=idle)
+        walk(stream, units, 0, 3)  # unit 3 may have been requested before the gate
+        walk(stream, units, 3, on_wait=on_wait)
         for _ in range(4):
             gate.release()
         walk(stream, units)
-        assert all(seconds >= 0 for seconds in told)
+        assert all(seconds >= 0 for seconds in offered)
 
 
 @pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), ModelError("bad checksum")])
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_failed_piece_fails_its_unit_when_nothing_writes_any_more(
+def test_a_failed_piece_fails_its_unit_after_all_its_reads_have_ended(
     fault: Exception, slots: int
 ) -> None:
     units = PiecedUnits(4)
@@ -126,12 +128,12 @@ def test_a_failed_piece_fails_its_unit_when_nothing_writes_any_more(
         walk(stream, units)
         stream.seek(0)
         units.piece_faults = {(2, 1): [type(fault)(*fault.args)]}
-        units.piece_gates = {(2, 0): gate}  # still under way when its neighbour fails
+        units.piece_gates = {(2, 0): gate}  # still running when the next piece fails
         opener = threading.Timer(0.01, gate.release)
         opener.start()
         with pytest.raises(ModelError, match=r"layer\.2.*could not be read|bad checksum"):
             walk_twice(stream, units)  # unit 2 may have been read before the fault was set
-        assert units.under_way[2] == 0, "its slot was given back while a thread wrote into it"
+        assert units.under_way[2] == 0, "its slot was freed while a thread wrote into it"
         opener.join()
         units.piece_gates.clear()
         stream.seek(0)
@@ -139,7 +141,7 @@ def test_a_failed_piece_fails_its_unit_when_nothing_writes_any_more(
         walk(stream, units)
 
 
-def test_seek_while_pieces_are_read_waits_for_those_and_drops_the_others() -> None:
+def test_seek_waits_for_running_pieces_and_cancels_the_others() -> None:
     units = PiecedUnits(4)
     first = (0, 0)
     units.piece_gates = {first: threading.Semaphore(0)}
@@ -162,7 +164,7 @@ def test_seek_while_pieces_are_read_waits_for_those_and_drops_the_others() -> No
     leaves=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=5),
     faults=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=3),
 )
-def test_passes_left_early_and_faults_at_any_piece_leave_every_unit_right(
+def test_units_are_right_after_passes_that_end_early_or_fail(
     count: int, slots: int, leaves: list[tuple[int, int]], faults: list[tuple[int, int]]
 ) -> None:
     units = PiecedUnits(count, jitter=3e-4)
@@ -176,7 +178,7 @@ def test_passes_left_early_and_faults_at_any_piece_leave_every_unit_right(
             first = target % count
             stream.seek(first)
         units.piece_faults.clear()
-        stream.seek(first)  # what failed ahead of the walk is dropped here or below
+        stream.seek(first)  # failed prefetches are dropped here or below
         for _ in range(2):
             with suppress(ModelError):
                 walk(stream, units, first)
@@ -200,19 +202,19 @@ def test_close_in_the_middle_of_a_unit_ends_every_thread() -> None:
 # A slow link
 
 
-def test_a_link_that_slows_down_is_expected_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The walker may then be away for longer; the weights stay right."""
+def test_on_wait_gets_more_time_when_the_link_slows_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights stay right."""
     units = NumberedUnits(4)
-    takes = 20 * units.layouts[0].nbytes / 1e6  # of a unit, later
+    slow_seconds = 20 * units.layouts[0].nbytes / 1e6  # of a unit, on the slow link
     carry = SimulatedLink.carry
-    told: list[float] = []
+    offered: list[float] = []
 
     def slowly(link: SimulatedLink, *arguments: Any) -> None:
         link._seconds_per_byte = 20 / 1e6
         carry(link, *arguments)
 
-    def idle(seconds: float) -> bool:
-        told.append(seconds)
+    def on_wait(seconds: float) -> bool:
+        offered.append(seconds)
         return False
 
     stream = LayerStream(units, ["ram"] * 4, device=CpuDevice(simulate_gbps=1e-3), slots=2)
@@ -221,14 +223,14 @@ def test_a_link_that_slows_down_is_expected_to_be_slow(monkeypatch: pytest.Monke
         monkeypatch.setattr(SimulatedLink, "carry", slowly)
         walk(stream, units)
         walk(stream, units)
-        walk(stream, units, idle=idle)
-    assert max(told) > takes / 2
+        walk(stream, units, on_wait=on_wait)
+    assert max(offered) > slow_seconds / 2
 
 
-# Time away
+# Calls of `on_wait`
 
 
-def test_idle_is_called_again_while_it_does_something_and_time_is_left() -> None:
+def test_on_wait_is_called_again_while_it_returns_true_and_time_is_left() -> None:
     units = NumberedUnits(6, rows=2000)
     calls: list[int] = []
     with closing(
@@ -241,14 +243,14 @@ def test_idle_is_called_again_while_it_does_something_and_time_is_left() -> None
             calls.append(1)
             return len(calls) % 4 != 0  # three steps, then nothing fits
 
-        walk(stream, units, idle=step)
+        walk(stream, units, on_wait=step)
         stats = stream.stats
-        assert len(calls) > 6, "more than once a unit"
-        assert stats.idle_seconds > 0
+        assert len(calls) > 6, "more than once per unit"
+        assert stats.callback_seconds > 0
         assert stats.stall_seconds > 0
 
 
-def test_idle_is_over_when_the_unit_has_arrived() -> None:
+def test_on_wait_is_not_called_again_when_the_unit_has_arrived() -> None:
     units = NumberedUnits(3)
     units.gates = {0: threading.Semaphore(0)}
     done: list[bool] = []
@@ -266,7 +268,7 @@ def test_idle_is_over_when_the_unit_has_arrived() -> None:
         units.gates.clear()
 
 
-def test_what_idle_raises_leaves_the_stream_usable() -> None:
+def test_the_stream_is_usable_after_on_wait_raised() -> None:
     units = NumberedUnits(3)
     units.gates = {0: threading.Semaphore(0)}
 
@@ -287,7 +289,7 @@ def test_what_idle_raises_leaves_the_stream_usable() -> None:
 
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("tiers", [["ram"] * 4, ["disk"] * 4, ["resident", "ram", "disk", "ram"]])
-def test_measuring_leaves_the_ring_as_it_was(tiers: list[Tier], slots: int) -> None:
+def test_units_are_right_after_the_link_was_measured(tiers: list[Tier], slots: int) -> None:
     units = PiecedUnits(4)
     with opened(units, slots, tiers) as stream:
         assert stream.measure_link() > 0
@@ -305,13 +307,13 @@ def test_the_simulated_bandwidth_is_not_exceeded() -> None:
         assert 0 < stream.measure_link() <= 0.01 * (1 + 1e-6)
 
 
-def test_nothing_travels_nothing_is_measured() -> None:
+def test_without_streamed_units_no_bandwidth_is_measured() -> None:
     units = NumberedUnits(2)
     with opened(units, 2, ["resident", "resident"]) as stream:
         assert stream.measure_link() == 0.0
 
 
-def test_a_disk_that_fails_while_it_is_measured_is_told() -> None:
+def test_a_disk_that_fails_while_it_is_measured_is_an_error() -> None:
     units = PiecedUnits(3)
     with opened(units, 1) as stream:
         units.piece_faults = {(2, 0): [OSError("pulled")]}
@@ -328,7 +330,7 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackedUn
     monkeypatch.setattr(disk, "PIECE_BYTES", 4096)
     monkeypatch.setattr("engine.streaming.packed.PIECE_BYTES", 4096)
     pack(NumberedUnits(4, rows=1000), tmp_path / "m", "key", lambda *_: None).close()
-    found = PackedUnits(tmp_path / "m", "key")  # with nothing to pack a damaged unit from
+    found = PackedUnits(tmp_path / "m", "key")  # without a source to repair from
     yield found
     found.close()
 
@@ -348,7 +350,7 @@ def test_packed_units_are_read_in_pieces(
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_a_packed_file_truncated_under_us_fails_the_pass_and_no_other_unit(
+def test_a_packed_file_truncated_while_open_fails_only_its_unit(
     packed: PackedUnits, direct: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def choose(files: Sequence[disk.UnitFile]) -> bool:
@@ -370,7 +372,7 @@ def test_a_packed_file_truncated_under_us_fails_the_pass_and_no_other_unit(
         walk(stream, units)
 
 
-def test_a_damaged_piece_is_found_once_and_named(packed: PackedUnits) -> None:
+def test_the_error_of_a_damaged_piece_names_the_file(packed: PackedUnits) -> None:
     path = packed.folder / unit_name(1)
     data = bytearray(path.read_bytes())
     data[3 * 4096 + 5] ^= 1

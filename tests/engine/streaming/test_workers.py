@@ -1,4 +1,4 @@
-"""Batches of jobs: who begins, who is given up, and who closes the door."""
+"""Tests of batches of jobs: their order, cancellation, errors, and their context."""
 
 import threading
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ import pytest
 from engine.streaming.workers import Workers
 
 
-class Doors:
-    """Notes how a batch's `around` was entered and left."""
+class ContextRecorder:
+    """A recorder of how the context of a batch was entered and left."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -28,16 +28,16 @@ class Doors:
         self.notes.append("out")
 
 
-def test_jobs_begin_in_order_and_around_is_entered_once() -> None:
-    doors, seen = Doors(), list[int]()
+def test_jobs_begin_in_order_and_the_context_is_entered_once() -> None:
+    recorder, seen = ContextRecorder(), list[int]()
     with closing(Workers("weights-test", 1)) as workers:
-        first = workers.submit(*(partial(seen.append, i) for i in range(5)), around=doors())
+        first = workers.submit(*(partial(seen.append, i) for i in range(5)), context=recorder())
         second = workers.submit(partial(seen.append, 5))
         second.result()
         assert first.done()
         first.result()
     assert seen == [0, 1, 2, 3, 4, 5]
-    assert doors.notes == ["in", "out"]
+    assert recorder.notes == ["in", "out"]
 
 
 def test_several_threads_work_on_one_batch() -> None:
@@ -45,13 +45,18 @@ def test_several_threads_work_on_one_batch() -> None:
     with closing(Workers("weights-test", 3)) as workers:
 
         def meet() -> None:
-            meeting.wait()  # none could pass alone
+            meeting.wait()  # passes only when all three threads are here
 
         workers.submit(meet, meet, meet).result()
 
 
-def test_a_failure_gives_up_what_has_not_begun_and_waits_for_what_has() -> None:
-    doors, seen, gate, running = Doors(), list[int](), threading.Event(), threading.Event()
+def test_a_failed_job_cancels_jobs_that_have_not_begun() -> None:
+    recorder, seen, gate, running = (
+        ContextRecorder(),
+        list[int](),
+        threading.Event(),
+        threading.Event(),
+    )
 
     def slow() -> None:
         running.set()
@@ -63,55 +68,55 @@ def test_a_failure_gives_up_what_has_not_begun_and_waits_for_what_has() -> None:
         raise OSError("torn")
 
     with closing(Workers("weights-test", 2)) as workers:
-        batch = workers.submit(slow, fail, *[partial(seen.append, 9)] * 4, around=doors())
-        workers.submit(lambda: None).result()  # the second thread has left the batch behind
-        assert not batch.done(), "a job of it still runs"
-        assert doors.notes == ["in"]
+        batch = workers.submit(slow, fail, *[partial(seen.append, 9)] * 4, context=recorder())
+        workers.submit(lambda: None).result()  # the second thread has ended its job of the batch
+        assert not batch.done(), "one of its jobs still runs"
+        assert recorder.notes == ["in"]
         gate.set()
         for _ in range(2):
             with pytest.raises(OSError, match="torn"):
                 batch.result()
     assert seen == [1]
-    assert doors.notes == ["in", "OSError"]
+    assert recorder.notes == ["in", "OSError"]
 
 
-def test_a_batch_given_up_in_the_middle_ends_with_the_jobs_that_run() -> None:
-    doors, begun, gate = Doors(), threading.Event(), threading.Event()
+def test_a_cancelled_batch_ends_when_its_running_jobs_end() -> None:
+    recorder, begun, gate = ContextRecorder(), threading.Event(), threading.Event()
 
     def slow() -> None:
         begun.set()
         assert gate.wait(30)
 
     with closing(Workers("weights-test", 1)) as workers:
-        batch = workers.submit(slow, partial(pytest.fail, "was given up"), around=doors())
+        batch = workers.submit(slow, partial(pytest.fail, "was cancelled"), context=recorder())
         assert begun.wait(30)
         assert batch.cancel()
-        assert batch.cancel(), "twice is once"
+        assert batch.cancel(), "cancelling twice is allowed"
         assert not batch.done()
         gate.set()
         with pytest.raises(CancelledError):
             batch.result()
-    assert doors.notes == ["in", "CancelledError"]
+    assert recorder.notes == ["in", "CancelledError"]
 
 
-def test_what_never_began_is_over_at_once_and_enters_nothing() -> None:
-    doors, gate = Doors(), threading.Event()
+def test_a_batch_cancelled_before_it_began_does_not_enter_its_context() -> None:
+    recorder, gate = ContextRecorder(), threading.Event()
     with closing(Workers("weights-test", 1)) as workers:
 
         def wait() -> None:
             assert gate.wait(30)
 
         blocking = workers.submit(wait)
-        batch = workers.submit(lambda: None, around=doors())
+        batch = workers.submit(lambda: None, context=recorder())
         assert batch.cancel()
         assert batch.done()
         gate.set()
         blocking.result()
         assert not blocking.cancel(), "it had begun"
-    assert doors.notes == []
+    assert recorder.notes == []
 
 
-class Locked(AbstractContextManager[None]):
+class FailingContext(AbstractContextManager[None]):
     def __enter__(self) -> None:
         raise RuntimeError("locked")
 
@@ -119,14 +124,16 @@ class Locked(AbstractContextManager[None]):
         pytest.fail("left without having been entered")
 
 
-def test_a_door_that_does_not_open_fails_the_batch() -> None:
+def test_an_error_on_entering_the_context_fails_the_batch() -> None:
     with closing(Workers("weights-test", 1)) as workers:
-        batch = workers.submit(partial(pytest.fail, "behind the door"), around=Locked())
+        batch = workers.submit(
+            partial(pytest.fail, "the context was not entered"), context=FailingContext()
+        )
         with pytest.raises(RuntimeError, match="locked"):
             batch.result()
 
 
-def test_close_gives_up_what_waits() -> None:
+def test_close_cancels_batches_that_have_not_begun() -> None:
     gate, begun = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -137,11 +144,11 @@ def test_close_gives_up_what_waits() -> None:
     running, waiting = workers.submit(slow), workers.submit(lambda: None)
     assert begun.wait(30)
 
-    def open_when_given_up() -> None:
+    def open_when_cancelled() -> None:
         assert waiting._over.wait(30)
         gate.set()
 
-    threading.Thread(target=open_when_given_up).start()
+    threading.Thread(target=open_when_cancelled).start()
     workers.close()
     running.result()
     with pytest.raises(CancelledError):

@@ -1,4 +1,4 @@
-"""A config.json with values that nobody expects is an error that names file and key, at once."""
+"""Tests of bad values in config.json: the error names file and key, and takes little time."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(folder: Path, tmp_path: Path, **changes: Any) -> Path:
-    """A folder with this config.json, changed, and nothing else."""
+    """Write a folder with only a config.json, with some values changed."""
     values = json.loads((folder / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(values))
     return tmp_path
@@ -62,7 +62,7 @@ def changed(folder: Path, tmp_path: Path, **changes: Any) -> Path:
         ("architectures", {"a": {"b": HUGE}}),
     ],
 )  # fmt: skip
-def test_a_value_out_of_bounds_is_told_with_its_key(
+def test_the_error_of_a_value_out_of_bounds_names_its_key(
     key: str, value: object, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError) as caught:
@@ -81,7 +81,7 @@ def test_a_value_out_of_bounds_is_told_with_its_key(
         ("some_unknown_key", 10**6, 10**6),
     ],
 )
-def test_what_can_be_read_is_read(
+def test_values_that_can_be_converted_are_accepted(
     key: str, value: object, read_as: object, folder: Path, tmp_path: Path
 ) -> None:
     found = getattr(read_config(changed(folder, tmp_path, **{key: value})), key)
@@ -97,7 +97,7 @@ def test_what_can_be_read_is_read(
         ("rope_scaling", {"rope_type": "yarn", "factor": "x"}),
     ],
 )
-def test_what_the_library_cannot_build_is_told_with_its_key(
+def test_the_error_of_a_value_that_transformers_refuses_names_its_key(
     key: str, value: object, folder: Path, tmp_path: Path
 ) -> None:
     place = changed(folder, tmp_path, rope_parameters=None, **{key: value})
@@ -106,7 +106,7 @@ def test_what_the_library_cannot_build_is_told_with_its_key(
     assert str(caught.value).startswith(f"{place / 'config.json'}: {key}: ")
 
 
-def test_what_the_library_logs_of_a_file_is_escaped(
+def test_log_lines_of_transformers_are_escaped(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rope = {"rope_type": "yarn", "factor": "\x1b[2J"}
@@ -127,7 +127,7 @@ def test_layers_are_counted_before_a_model_is_built(tmp_path: Path) -> None:
         Blueprint(model_spec(folder, PLAIN), folder)
 
 
-def test_more_experts_than_there_are_cannot_be_chosen(tmp_path: Path) -> None:
+def test_choosing_more_experts_than_there_are_is_an_error(tmp_path: Path) -> None:
     folder = save_tiny("mixtral", tmp_path)
     changed(folder, folder, num_experts_per_tok=5)
     with pytest.raises(ModelError, match=r"config\.json: num_experts_per_tok: 5 of 4 experts"):
@@ -144,7 +144,7 @@ def test_more_experts_than_there_are_cannot_be_chosen(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("has_config", [False, True])
-def test_what_is_no_checkpoint_says_what_it_is(
+def test_the_error_of_a_folder_without_a_checkpoint_says_what_it_has(
     name: str, advice: str, has_config: bool, folder: Path, tmp_path: Path
 ) -> None:
     from engine.weights.hub import resolve

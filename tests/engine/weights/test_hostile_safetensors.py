@@ -1,4 +1,4 @@
-"""Headers and indexes of safetensors files that were made to harm are refused by name, at once."""
+"""Tests of malicious safetensors headers and indexes: the error names the file."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ def write(folder: Path, header: bytes, data: int = 64, length: int | None = None
     ],
     ids=str,
 )
-def test_an_entry_that_describes_no_tensor_is_refused(
+def test_a_header_entry_that_is_not_a_tensor_is_refused(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
     write(tmp_path, json.dumps({"good": GOOD, "bad": {**GOOD, "shape": [0], **change}}).encode())
@@ -94,7 +94,9 @@ def test_an_entry_that_describes_no_tensor_is_refused(
         ),
     ],
 )
-def test_a_header_that_is_none_is_refused(header: bytes, reason: str, tmp_path: Path) -> None:
+def test_the_error_of_a_bad_header_names_the_file(
+    header: bytes, reason: str, tmp_path: Path
+) -> None:
     write(tmp_path, header)
     with pytest.raises(ModelError, match=rf"{SINGLE_NAME}: .*{reason}"):
         Checkpoint(tmp_path)
@@ -113,7 +115,7 @@ def test_a_header_that_is_none_is_refused(header: bytes, reason: str, tmp_path: 
     ],
     ids=str,
 )
-def test_a_quant_state_that_is_none_is_refused(state: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_quant_state_is_refused(state: dict[str, Any], tmp_path: Path) -> None:
     sound = {"blocksize": 64, "shape": [8, 16]}
     text = bytearray(json.dumps(sound | state).encode())
     tensors = {
@@ -126,7 +128,7 @@ def test_a_quant_state_that_is_none_is_refused(state: dict[str, Any], tmp_path: 
         bitsandbytes.find(Checkpoint(tmp_path), {})
 
 
-def test_a_header_longer_than_any_real_one_is_not_read(tmp_path: Path) -> None:
+def test_a_header_that_is_too_long_is_not_read(tmp_path: Path) -> None:
     write(tmp_path, b"{}", data=64, length=MAX_HEADER_BYTES + 1)
     with open(tmp_path / SINGLE_NAME, "r+b") as file:
         file.truncate(1 << 40)  # takes no disk
@@ -134,14 +136,14 @@ def test_a_header_longer_than_any_real_one_is_not_read(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-def test_a_pointer_of_git_lfs_says_so(tmp_path: Path) -> None:
+def test_the_error_of_a_git_lfs_pointer_says_what_it_is(tmp_path: Path) -> None:
     (tmp_path / SINGLE_NAME).write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
     with pytest.raises(ModelError, match="Git LFS pointer"):
         Checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["../a", "/etc/passwd", "a/b", ".", "..", "", "a" * 5000, 5])
-def test_an_index_leads_to_no_other_folder(file: object, tmp_path: Path) -> None:
+def test_an_index_cannot_name_files_of_other_folders(file: object, tmp_path: Path) -> None:
     (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"\x1b[2J": file}}))
     with pytest.raises(ModelError, match="not a file name") as caught:
         read_index(tmp_path)
@@ -149,7 +151,7 @@ def test_an_index_leads_to_no_other_folder(file: object, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["\0", "pipe", "folder", "\ud800"])
-def test_a_file_that_cannot_be_one_is_missing(name: str, tmp_path: Path) -> None:
+def test_an_index_entry_that_is_not_a_regular_file_is_missing(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # to open it would wait for a writer
     (tmp_path / "folder").mkdir()
     (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": name}}))
@@ -191,10 +193,10 @@ def outcome(engine: Engine, **params: Any) -> Any:
         ("lm_head.weight", float("nan")),
     ],
 )
-def test_a_weight_that_is_no_number_is_logged_and_fails_its_requests(
+def test_nan_and_infinite_weights_are_logged_and_fail_requests(
     tensor: str, value: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not one request is answered by what such values give: the lowest token, again and again."""
+    """No request is answered with the token that such values give, which is always the lowest."""
     engine = load(spoiled(tmp_path, tensor, value), SUBSPEC)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     (told,) = [text for text in warnings if "NaN or infinite" in text]
@@ -211,7 +213,7 @@ def test_a_weight_that_is_no_number_is_logged_and_fails_its_requests(
         assert isinstance(failed, Failed) and failed.code == "logits_not_finite", params
 
 
-def test_sound_weights_log_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_finite_weights_log_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_tiny("llama", tmp_path, dtype=torch.bfloat16)
     add_tokenizer(folder)
     load(folder, PLAIN)

@@ -1,4 +1,4 @@
-"""Folders and hub ids are resolved to local files; every failure says what to do."""
+"""Tests of resolving folders and hub ids to local files; every error says what to do."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ def silent(what: str, done: int, total: int) -> None:
 # Local folders
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny("llama", tmp_path / "tiny", layers=1)
     monkeypatch.chdir(tmp_path)
     assert resolve(str(tmp_path / "tiny"), None, silent).folder == tmp_path / "tiny"
@@ -77,7 +77,7 @@ def test_a_changed_folder_has_another_identity(
     "name", ["tokenizer.json", "chat_template.jinja", "generation_config.json"]
 )
 @pytest.mark.parametrize("change", [write, os.unlink])
-def test_the_text_of_a_model_has_a_digest(
+def test_a_changed_text_file_changes_the_text_digest(
     name: str, change: Callable[[Path], object], tmp_path: Path
 ) -> None:
     for known in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
@@ -101,7 +101,7 @@ def test_a_folder_without_a_model_is_refused(pattern: str, message: str, tmp_pat
 
 
 @pytest.mark.parametrize("source", ["/nowhere/model", "./nowhere", "~/nowhere"])
-def test_a_path_that_is_no_folder_is_not_looked_up_on_the_hub(source: str) -> None:
+def test_a_path_that_is_not_a_folder_is_not_requested_from_the_hub(source: str) -> None:
     with pytest.raises(ModelError, match=f"{source}: there is no such folder"):
         resolve(source, None, silent)
 
@@ -111,7 +111,7 @@ def test_a_path_that_is_no_folder_is_not_looked_up_on_the_hub(source: str) -> No
 
 @dataclass
 class File:
-    """As huggingface_hub.DryRunFileInfo."""
+    """A file of a dry run, as in huggingface_hub.DryRunFileInfo."""
 
     filename: str
     file_size: int
@@ -121,7 +121,7 @@ class File:
 
 
 class FakeHub:
-    """Answers like `snapshot_download`; each of its three calls can be made to raise."""
+    """A fake of `snapshot_download`. Each of its three calls can be made to raise."""
 
     def __init__(self, cache: Path, names: list[str], *, cached: bool = False) -> None:
         self.folder = cache / "models--org--m" / "snapshots" / COMMIT
@@ -168,7 +168,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return found
 
 
-def test_a_model_is_downloaded_and_known_by_its_commit(fake: FakeHub) -> None:
+def test_a_downloaded_model_is_identified_by_its_commit(fake: FakeHub) -> None:
     told: list[tuple[str, int, int]] = []
     found = resolve("org/m", "main", lambda *line: told.append(line))
     assert found.folder == fake.folder and found.identity.split("-")[0] == COMMIT
@@ -192,7 +192,7 @@ def test_a_cached_model_is_not_downloaded_again(fake: FakeHub) -> None:
     assert fake.calls == ["list"]
 
 
-def test_neither_code_nor_pickles_nor_second_copies_are_fetched(fake: FakeHub) -> None:
+def test_code_pickles_and_second_copies_are_not_downloaded(fake: FakeHub) -> None:
     resolve("org/m", None, silent)
     wanted = ["model-00001-of-00002.safetensors", "config.json", "tokenizer.model"]
     wanted += ["model.safetensors.index.json", "chat_template.jinja", "merges.txt"]
@@ -206,14 +206,14 @@ def test_neither_code_nor_pickles_nor_second_copies_are_fetched(fake: FakeHub) -
     assert list(kept) == wanted
 
 
-def test_a_repository_without_safetensors_is_refused_before_the_download(fake: FakeHub) -> None:
+def test_a_repository_without_safetensors_is_not_downloaded(fake: FakeHub) -> None:
     fake.names = ["config.json"]
     with pytest.raises(ModelError, match=r"org/m: the repository has no \*.safetensors"):
         resolve("org/m", None, silent)
     assert fake.calls == ["list"]
 
 
-def test_too_small_a_disk_is_told_before_the_download(fake: FakeHub) -> None:
+def test_too_small_a_disk_is_an_error_before_the_download(fake: FakeHub) -> None:
     fake.size = 10**18
     with pytest.raises(ModelError, match=r"2000000000.00 GB are to be downloaded.* GB free"):
         resolve("org/m", None, silent)
@@ -236,7 +236,7 @@ def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
         (HfHubHTTPError, 500, "org/m@v1: the hub answers"),
     ],
 )
-def test_refusals_of_the_hub_say_what_to_do(
+def test_errors_of_the_hub_say_what_to_do(
     kind: type[HfHubHTTPError], status: int, message: str, call: str, fake: FakeHub
 ) -> None:
     error: Exception = http_error(kind, status)
@@ -262,31 +262,35 @@ def unreachable(cause: Exception) -> DryRunError:
         (ConnectionError("no route"), r"the hub cannot be reached \(no route\)"),
     ],
 )
-def test_offline_and_not_cached(cause: Exception, message: str, fake: FakeHub) -> None:
+def test_a_model_that_is_not_cached_is_an_error_offline(
+    cause: Exception, message: str, fake: FakeHub
+) -> None:
     fake.errors = {"list": unreachable(cause), "cached": LocalEntryNotFoundError("not cached")}
     with pytest.raises(ModelError, match=message):
         resolve("org/m", None, silent)
 
 
-def test_offline_and_cached(fake: FakeHub) -> None:
+def test_a_cached_model_is_found_offline(fake: FakeHub) -> None:
     fake.errors = {"list": unreachable(OfflineModeIsEnabled("off"))}
     assert resolve("org/m", None, silent).folder == fake.folder
     assert fake.calls == ["list", "cached"]
 
 
-def test_a_disk_that_fills_up_during_the_download(fake: FakeHub) -> None:
+def test_a_disk_that_fills_up_during_the_download_is_an_error(fake: FakeHub) -> None:
     fake.errors["download"] = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ModelError, match="the disk is full"):
         resolve("org/m", None, silent)
 
 
-def test_a_connection_that_breaks_during_the_download(fake: FakeHub) -> None:
+def test_a_connection_that_breaks_during_the_download_is_an_error(fake: FakeHub) -> None:
     fake.errors["download"] = hub._HTTP_ERROR("connection reset")
     with pytest.raises(ModelError, match="org/m: the hub answers: connection reset"):
         resolve("org/m", None, silent)
 
 
-def test_a_name_that_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_not_a_hub_id_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="'a b' is neither a folder nor a hub id"):
         resolve("a b", None, silent)

@@ -1,4 +1,4 @@
-"""Code of a model repository never runs, and nobody is asked whether it may."""
+"""Tests that code of a model repository never runs, and that no question is asked on stdin."""
 
 import json
 import os
@@ -36,7 +36,7 @@ for read in (read_config, read_tokenizer):
 
 
 def repository(folder: Path) -> Path:
-    """A model folder of an unknown family, with code that leaves a file when it runs."""
+    """Write a model folder of an unknown family, with code that writes a file when it runs."""
     folder.mkdir()
     (folder / "own.py").write_text(CODE)
     config = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
@@ -46,8 +46,8 @@ def repository(folder: Path) -> Path:
     return folder
 
 
-def test_whatever_stdin_is_the_code_is_refused_by_name_at_once(tmp_path: Path) -> None:
-    """The library would ask on stdin, and wait for the answer."""
+def test_code_is_refused_by_name_whatever_stdin_is(tmp_path: Path) -> None:
+    """transformers would ask on stdin and wait for the answer."""
     silent, writer = os.pipe()
     stdins = {"open": subprocess.PIPE, "closed": subprocess.DEVNULL, "silent": silent}
     command = [sys.executable, "-c", READ_BOTH]
@@ -72,7 +72,7 @@ def test_whatever_stdin_is_the_code_is_refused_by_name_at_once(tmp_path: Path) -
     os.close(writer)
 
 
-def test_a_known_family_is_read_by_the_librarys_own_code(tmp_path: Path) -> None:
+def test_a_known_family_is_read_by_the_code_of_transformers(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text()) | {"auto_map": {"AutoConfig": "own.OwnConfig"}}
@@ -85,7 +85,7 @@ def test_a_known_family_is_read_by_the_librarys_own_code(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"model_type": "own"}', '{"auto_map": {}}', "[" * 100_000]
 )
-def test_an_unusable_config_without_code_is_refused_for_what_it_is(
+def test_the_error_of_a_bad_config_without_code_does_not_mention_code(
     text: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Units read from a checkpoint equal what transformers loads, and every damage is told."""
+"""Tests of reading units: they equal what transformers loads, and damage is an error."""
 
 import json
 import os
@@ -37,12 +37,12 @@ def whole(tensor: OtherTensor) -> Tensor:
 
 
 def read_all(units: CheckpointUnits) -> dict[str, Tensor]:
-    """Every tensor of the model by its full name, each unit in a slab of its own."""
-    tensors = {name: whole(tensor) for name, tensor in units.other().items()}
+    """Return every tensor of the model by its full name, each unit in memory of its own."""
+    tensors = {name: whole(tensor) for name, tensor in units.other_tensors().items()}
     for index, layout in enumerate(units.layouts):
-        slab = torch.empty(layout.nbytes, dtype=torch.uint8)
-        units.read(index, slab)
-        views = layout.views(slab).items()
+        buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
+        units.read(index, buffer)
+        views = layout.views(buffer).items()
         tensors |= {f"{layout.name}.{name}": tensor for name, tensor in views}
     return tensors
 
@@ -71,7 +71,7 @@ def test_units_equal_from_pretrained(family: str, tied: bool, tmp_path: Path) ->
     ("stored", "wanted"),
     [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)],
 )
-def test_dtypes_are_converted_as_from_pretrained_does(
+def test_dtypes_are_converted_as_by_from_pretrained(
     family: str, stored: torch.dtype, wanted: torch.dtype, tmp_path: Path
 ) -> None:
     save_tiny(family, tmp_path, dtype=stored, layers=1)
@@ -84,8 +84,8 @@ def test_a_single_file_without_index_is_read(tmp_path: Path) -> None:
     assert_equals_transformers(tmp_path, torch.float32)
 
 
-def test_a_stored_head_wins_over_the_tie(tmp_path: Path) -> None:
-    """Some checkpoints say "tied" and still store the head: the library uses what is stored."""
+def test_a_stored_head_is_used_although_the_config_ties_it(tmp_path: Path) -> None:
+    """Some checkpoints are "tied" and still store the head, which transformers then uses."""
     save_tiny("llama", tmp_path, tied=False, layers=1)
     edit_json(tmp_path / "config.json", tie_word_embeddings=True)
     assert_equals_transformers(tmp_path, torch.float32)
@@ -114,10 +114,10 @@ def test_routing_corrections_stay_in_float32(tmp_path: Path) -> None:
     assert kept == ["mlp.gate.e_score_correction_bias"]
 
 
-def test_bytes_of_the_wanted_dtype_go_straight_to_their_place(
+def test_bytes_of_the_wanted_dtype_are_read_without_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts too: each stored tensor is read into its rows of the fused one, with no copy."""
+    """Experts too: each stored tensor is read directly into its rows of the fused one."""
     save_tiny("mixtral", tmp_path, layers=1)
     units = open_units(tmp_path)
 
@@ -130,11 +130,11 @@ def test_bytes_of_the_wanted_dtype_go_straight_to_their_place(
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_the_embedding_of_the_wanted_dtype_stays_in_its_file(
+def test_an_embedding_of_the_wanted_dtype_stays_in_its_file(
     stored: torch.dtype, tmp_path: Path
 ) -> None:
     save_tiny("llama", tmp_path, dtype=stored, layers=1)
-    embedding = open_units(tmp_path).other()["model.embed_tokens.weight"]
+    embedding = open_units(tmp_path).other_tensors()["model.embed_tokens.weight"]
     assert isinstance(embedding, StoredRows) == (stored == torch.float32)
     if isinstance(embedding, StoredRows):
         assert torch.equal(embedding.read([5, 0, 127]), embedding.load()[[5, 0, 127]])
@@ -144,11 +144,11 @@ def test_the_embedding_of_the_wanted_dtype_stays_in_its_file(
     assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "no file is mapped"
 
 
-def test_a_closed_checkpoint_is_not_read(tmp_path: Path) -> None:
-    """Another file may have the number of a descriptor that was closed."""
+def test_a_closed_checkpoint_is_never_read(tmp_path: Path) -> None:
+    """Another file may get the number of a descriptor that was closed."""
     save_tiny("llama", tmp_path, layers=1)
     units = open_units(tmp_path)
-    embedding = units.other()["model.embed_tokens.weight"]
+    embedding = units.other_tensors()["model.embed_tokens.weight"]
     units.close()
     others = [(tmp_path / "config.json").open() for _ in range(8)]
     assert isinstance(embedding, StoredRows)
@@ -175,28 +175,28 @@ def replace(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [(overwrite, "the file was changed.*Restart"), (shrink, "ends at .*was truncated")],
 )
 def test_a_file_that_changes_while_it_is_open_is_refused(
-    change: Callable[[Path], None], told: str, tmp_path: Path
+    change: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     save_tiny("llama", tmp_path, layers=1, max_shard_size="1GB")
     units = open_units(tmp_path)
-    embedding = units.other()["model.embed_tokens.weight"]
+    embedding = units.other_tensors()["model.embed_tokens.weight"]
     change(tmp_path / "model.safetensors")
-    slab = torch.empty(units.layouts[0].nbytes, dtype=torch.uint8)
-    reads: list[Callable[[], object]] = [lambda: units.read(0, slab)]
+    buffer = torch.empty(units.layouts[0].nbytes, dtype=torch.uint8)
+    reads: list[Callable[[], object]] = [lambda: units.read(0, buffer)]
     if isinstance(embedding, StoredRows):
         reads += [lambda: embedding.read([0]), embedding.load]
     assert len(reads) == 3
     for read in reads:
-        with pytest.raises(ModelError, match=r"model\.safetensors: " + told):
+        with pytest.raises(ModelError, match=r"model\.safetensors: " + message):
             read()
 
 
 @pytest.mark.parametrize("change", [replace, os.unlink])
-def test_a_file_that_is_replaced_or_removed_is_read_on(
+def test_an_open_file_is_read_although_its_name_is_gone(
     change: Callable[[Path], None], tmp_path: Path
 ) -> None:
     save_tiny("llama", tmp_path, layers=1, max_shard_size="1GB")
@@ -217,11 +217,11 @@ def test_units_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
         for step in range(20):
             index = (start + step) % len(units.layouts)
             layout = units.layouts[index]
-            slab = torch.empty(layout.nbytes, dtype=torch.uint8)
-            units.read(index, slab)
+            buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
+            units.read(index, buffer)
             wrong.extend(
                 name
-                for name, tensor in layout.views(slab).items()
+                for name, tensor in layout.views(buffer).items()
                 if not torch.equal(tensor, expected[f"{layout.name}.{name}"])
             )
 
@@ -363,7 +363,7 @@ def only_pickles(folder: Path) -> None:
         (only_pickles, "Only safetensors"),
     ],
 )
-def test_damage_is_refused_by_name(
+def test_the_error_of_damage_names_the_file_or_tensor(
     damage: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     save_tiny("llama", tmp_path, layers=2)
@@ -372,7 +372,7 @@ def test_damage_is_refused_by_name(
         open_units(tmp_path)
 
 
-def test_a_missing_expert_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_expert_names_it(tmp_path: Path) -> None:
     save_tiny("mixtral", tmp_path, layers=1)
     name = "model.layers.0.block_sparse_moe.experts.2.w3.weight"
     rewrite(tmp_path, lambda tensors: tensors.__delitem__(name), name)
@@ -380,7 +380,7 @@ def test_a_missing_expert_is_refused_by_name(tmp_path: Path) -> None:
         open_units(tmp_path)
 
 
-def test_an_expert_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_of_an_expert_of_another_shape_names_it(tmp_path: Path) -> None:
     save_tiny("mixtral", tmp_path, layers=1)
     name = "model.layers.0.block_sparse_moe.experts.2.w3.weight"
     rewrite(tmp_path, lambda tensors: tensors.update({name: torch.zeros(96, 63)}), name)
@@ -395,7 +395,7 @@ def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
     assert_equals_transformers(tmp_path, torch.float32)
 
 
-def test_a_file_that_shrinks_while_serving_is_told(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_while_serving_is_an_error(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path, layers=2, tied=True)
     units = open_units(tmp_path)
     for path in tmp_path.glob("*.safetensors"):
@@ -406,7 +406,7 @@ def test_a_file_that_shrinks_while_serving_is_told(tmp_path: Path) -> None:
         units.read(0, torch.empty(layout.nbytes, dtype=torch.uint8))
 
 
-def test_closing_is_idempotent_and_gives_the_files_back(tmp_path: Path) -> None:
+def test_closing_twice_closes_all_files(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path, layers=1)
     checkpoint = Checkpoint(tmp_path)
     assert _open_files(tmp_path)

@@ -105,6 +105,11 @@ SCHEMA = "response_format.json_schema.schema"
         ({"structured_outputs": {"json": 3}}, "structured_outputs.json", "invalid_type"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "invalid_grammar"),
         ({"structured_outputs": {"regex": "(?=a)"}}, "structured_outputs.regex", "invalid_grammar"),
+        (  # takes 10 s to compile if it is not refused
+            {"structured_outputs": {"regex": "(a|b)?" * 25_000}},
+            "structured_outputs.regex",
+            "invalid_grammar",
+        ),
         ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "invalid_value"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "empty_array"),
         ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice.0", "invalid_type"),

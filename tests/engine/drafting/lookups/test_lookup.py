@@ -1,6 +1,6 @@
 """Guesses, their hit rates, the trees searched among them, and the index of n-grams."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from math import exp, isclose, log
 
 import pytest
@@ -27,7 +27,7 @@ from tests.engine.sequence_makers import EOS, make_sequence
 GUESSES = (Guess("a", 0.5, {10: 0.75, 11: 0.25}), Guess("b", 0.8, {12: 1.0}))
 
 
-def counting(guesses: Seq[Guess] = GUESSES) -> BestFirstSearch[int]:
+def counting(guesses: Sequence[Guess] = GUESSES) -> BestFirstSearch[int]:
     """Return a search with the same guesses in all states; the state is the depth."""
     return BestFirstSearch("test", lambda depth: guesses, lambda depth, token: depth + 1)
 

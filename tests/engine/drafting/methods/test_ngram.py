@@ -1,6 +1,6 @@
 """N-gram look-up: what is proposed, in which order, within which bounds, and what is forgotten."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given, strategies as st
 
 from engine.drafting.methods.ngram import PLACES, Ngram
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from tests.engine.lookups import answering, leaves, passes, paths, writing
 from tests.engine.sequence_makers import EOS, LIMITS, make_sequence
 
 MANY = 1000
 
 
-def found(tokens: Seq[int], depth: int = 4, rows: int = MANY, **arguments: Any) -> list[Seq[int]]:
+def found(
+    tokens: Sequence[int], depth: int = 4, rows: int = MANY, **arguments: Any
+) -> list[Sequence[int]]:
     """Return the proposed continuations, the best first."""
     return list(leaves(Ngram().propose(make_sequence(tokens, **arguments), depth, rows)))
 
@@ -143,7 +145,7 @@ def test_text_that_repeats_itself_takes_few_passes() -> None:
     assert passes(Ngram(), sequence, [*verse, 8, *verse, 9, *verse]) < 15
 
 
-def first_score(lookup: Ngram, sequence: Sequence) -> float:
+def first_score(lookup: Ngram, sequence: TokenSequence) -> float:
     tree = lookup.propose(sequence, 4, MANY)
     lookup.release(sequence)
     return max(paths(tree).values())

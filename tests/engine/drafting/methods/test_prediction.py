@@ -1,7 +1,7 @@
 """Predicted outputs: how the pointer follows an answer, is lost and is found again."""
 
 import random
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -33,7 +33,9 @@ def text_like(length: int, seed: int = 0) -> list[int]:
     return [2 + min(int(draw.paretovariate(0.7)), 5000) for _ in range(length)]
 
 
-def after(emitted: Seq[int], prediction: Seq[int] = EXPECTED, depth: int = 4) -> list[Seq[int]]:
+def after(
+    emitted: Sequence[int], prediction: Sequence[int] = EXPECTED, depth: int = 4
+) -> list[Sequence[int]]:
     """Return the continuations proposed after these emitted tokens, the best first."""
     sequence = answering(PROMPT, emitted, prediction)
     return list(leaves(Prediction().propose(sequence, depth, 64)))

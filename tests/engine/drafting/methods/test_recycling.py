@@ -1,7 +1,7 @@
 """Token Recycling: the successors kept of the target's logits, and the trees grown from them."""
 
 import random
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def logits(*rows: dict[int, float]) -> Tensor:
     return values
 
 
-def observing(tokens: Seq[int], *rows: dict[int, float]) -> Recycling:
+def observing(tokens: Sequence[int], *rows: dict[int, float]) -> Recycling:
     """Return a look-up that has observed these logits at rows that fed these tokens."""
     lookup = Recycling()
     lookup.observe(tokens, Matrix(logits(*rows)))
@@ -116,7 +116,7 @@ def test_a_text_with_fixed_successors_takes_few_passes() -> None:
         text.append(follower(text[-1]))
     lookup = Recycling()
 
-    def look(tree: DraftTree, wanted: Seq[int]) -> None:
+    def look(tree: DraftTree, wanted: Sequence[int]) -> None:
         after = logits(*({follower(token): 0.0} for token in tree.tokens))
         lookup.observe(tree.tokens, Matrix(after))
 
@@ -187,7 +187,7 @@ def test_any_text_is_emitted_with_trees_within_bounds(
 
         def look(
             tree: DraftTree,
-            wanted: Seq[int],
+            wanted: Sequence[int],
             lookup: Recycling = lookup,
             noise: torch.Generator = noise,
         ) -> None:

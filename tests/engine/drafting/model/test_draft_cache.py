@@ -1,6 +1,6 @@
 """The KV caches of draft models: scratch slots, and a cache of their own or the target's."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from engine.drafting.model.draft_cache import OwnCache, Scratch, SharedCache
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
-from engine.sequences.sequence import Sequence
+from engine.sequences.sequence import TokenSequence
 from engine.streaming.cpu_link import CpuDevice
 from tests.engine.models import prompt
 from tests.engine.page_traffic import check_pages
@@ -34,7 +34,7 @@ def caches(num_pages: int = 8, border: int = 10_000) -> OwnCache:
     return OwnCache(pool(num_pages), lambda num_tokens: num_tokens > border)
 
 
-def write(cache: KVCache, slots: Seq[int], tokens: Seq[int]) -> None:
+def write(cache: KVCache, slots: Sequence[int], tokens: Sequence[int]) -> None:
     """Write KV whose values are the tokens to these slots."""
     rows = torch.tensor(tokens, dtype=torch.float32).view(-1, 1, 1).expand(-1, 1, 4)
     cache.pool.write(0, torch.tensor(slots), rows, rows)
@@ -46,7 +46,7 @@ def stored(cache: KVCache, table: PageTable) -> list[int]:
     return keys[:, 0, 0].int().tolist()
 
 
-def prefix(own: OwnCache, sequence: Sequence) -> PageTable:
+def prefix(own: OwnCache, sequence: TokenSequence) -> PageTable:
     table = own.prefix(sequence)
     assert table is not None
     return table
@@ -57,7 +57,7 @@ def take(scratch: Scratch, count: int) -> list[int]:
     return [slot for _ in range(count) if (slot := scratch.take()) is not None]
 
 
-def run_pending(own: OwnCache, sequence: Sequence) -> PageTable:
+def run_pending(own: OwnCache, sequence: TokenSequence) -> PageTable:
     """Run all tokens after the prefix but the last, as a step with a root does."""
     table = prefix(own, sequence)
     pending = range(table.length, len(sequence.tokens) - 1)

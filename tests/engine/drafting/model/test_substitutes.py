@@ -120,9 +120,9 @@ def units_of(
 
 def read(units: Any, index: int, fill: int = 0) -> dict[str, Tensor]:
     layout = units.layouts[index]
-    slab = torch.full((layout.nbytes,), fill, dtype=torch.uint8)
-    units.read(index, slab)
-    found: dict[str, Tensor] = layout.views(slab)
+    buffer = torch.full((layout.nbytes,), fill, dtype=torch.uint8)
+    units.read(index, buffer)
+    found: dict[str, Tensor] = layout.views(buffer)
     return found
 
 
@@ -279,8 +279,8 @@ def test_modules_of_a_read_unit_compute_what_direct_substitutes_compute(
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_module_does_not_alias_the_slab(kernel: Kernel) -> None:
-    """The slab is used again for the next unit."""
+def test_a_module_shares_no_memory_with_the_buffer(kernel: Kernel) -> None:
+    """The buffer is used again for the next unit."""
     units, _, modules = units_of("qwen2", kernel)
     fields = read(units, 0)
     replacement = substitute_unit(modules[0], fields, CPU)

@@ -1,4 +1,4 @@
-"""4-bit weights: what travels packed expands to bitsandbytes' own values; int4 is near dense."""
+"""Tests of 4-bit weights: packed ones expand to bitsandbytes' values, int4 is close to dense."""
 
 import json
 from pathlib import Path
@@ -33,9 +33,9 @@ def meta_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 def read(units: CheckpointUnits, index: int) -> dict[str, Tensor]:
     layout = units.layouts[index]
-    slab = torch.empty(layout.nbytes, dtype=torch.uint8)
-    units.read(index, slab)
-    return layout.views(slab)
+    buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
+    units.read(index, buffer)
+    return layout.views(buffer)
 
 
 def read_dense(units: CheckpointUnits, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def read_dense(units: CheckpointUnits, index: int, dtype: torch.dtype) -> dict[s
 
 
 def bitsandbytes_values(weight: Tensor) -> Tensor:
-    """What bitsandbytes makes of a weight, taken in rows of one block, where it is right."""
+    """Return bitsandbytes' dense values of a weight in rows of one block, which are right."""
     codes, state = bnb.quantize_4bit(weight.reshape(-1, 64), quant_type="nf4", blocksize=64)
     return bnb.dequantize_4bit(codes, state).view(weight.shape)
 
@@ -54,7 +54,7 @@ def bitsandbytes_values(weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_linear_weights_of_layers_travel_as_nf4(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_linear_weights_of_layers_are_packed_as_nf4(dtype: torch.dtype, tmp_path: Path) -> None:
     save_tiny("llama", tmp_path, dtype=dtype, layers=1)
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype, "nf4")
     full = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).state_dict()
@@ -62,7 +62,7 @@ def test_linear_weights_of_layers_travel_as_nf4(dtype: torch.dtype, tmp_path: Pa
     assert "self_attn.q_proj.weight.nf4" in read(units, 0)
     for name, tensor in found.items():
         expected = full[f"model.layers.0.{name}"]
-        # 64 inputs are one block; down_proj has 96 and stays dense, as norms do
+        # 64 inputs are one block. down_proj has 96 and stays dense, as norms do.
         quantized = expected.dim() == 2 and expected.shape[1] == 64
         assert torch.equal(tensor, bitsandbytes_values(expected) if quantized else expected), name
     assert {f"model.layers.0.{name}" for name in found} == {n for n in full if ".0." in n}
@@ -74,12 +74,12 @@ def test_head_and_embedding_stay_dense(tmp_path: Path) -> None:
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype, "nf4")
     full = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert torch.equal(read(units, 1)["weight"], full["lm_head.weight"])
-    embedding = units.other()["model.embed_tokens.weight"]
+    embedding = units.other_tensors()["model.embed_tokens.weight"]
     assert isinstance(embedding, StoredRows)
     assert torch.equal(embedding.load(), full["model.embed_tokens.weight"])
 
 
-def test_experts_travel_as_nf4_and_their_router_does_not(tmp_path: Path) -> None:
+def test_experts_are_packed_as_nf4_but_not_their_router(tmp_path: Path) -> None:
     save_tiny("qwen3_moe", tmp_path, layers=1)
     dtype = torch.float32
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype, "nf4")
@@ -91,7 +91,7 @@ def test_experts_travel_as_nf4_and_their_router_does_not(tmp_path: Path) -> None
     assert torch.equal(found["mlp.gate.weight"], full["model.layers.0.mlp.gate.weight"])
 
 
-def test_expanding_copies_no_dense_tensor(tmp_path: Path) -> None:
+def test_expanding_does_not_copy_dense_tensors(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path, layers=1)
     dtype = torch.float32
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype, "nf4")
@@ -104,7 +104,7 @@ def test_expanding_copies_no_dense_tensor(tmp_path: Path) -> None:
     assert layout.fields and not packing.dense_layout(units.layouts[1], dtype).fields
 
 
-def test_large_weights_are_expanded_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_expanded_in_pieces_have_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(43, 128)  # the last piece is one row
     fields = nf4.packed_tensors("", tuple(weight.shape)).values()
     codes, absmax = (torch.empty(shape, dtype=dtype) for dtype, shape in fields)
@@ -119,7 +119,7 @@ def test_large_weights_are_expanded_in_pieces_alike(monkeypatch: pytest.MonkeyPa
 
 
 def quantize_checkpoint(folder: Path, *, nested: bool) -> dict[str, Tensor]:
-    """Store the linear weights of a checkpoint as bitsandbytes does; their dense values."""
+    """Store the linear weights of a checkpoint as bitsandbytes does; return their dense values."""
     dense: dict[str, Tensor] = {}
     (path,) = folder.glob("*.safetensors")
     tensors = load_file(path)
@@ -129,7 +129,7 @@ def quantize_checkpoint(folder: Path, *, nested: bool) -> dict[str, Tensor]:
         tensors[name] = codes
         parts = state.as_dict(packed=True)
         tensors |= {f"{name}.{part}": value.contiguous() for part, value in parts.items()}
-        state.shape = torch.Size((weight.numel() // 64, 64))  # bitsandbytes is right there
+        state.shape = torch.Size((weight.numel() // 64, 64))  # for this shape bitsandbytes is right
         dense[name] = bnb.dequantize_4bit(codes, state).view(weight.shape)
     save_file(tensors, path)
     set_quantization(folder, quant_method="bitsandbytes", load_in_4bit=True, kind="nf4")
@@ -155,7 +155,7 @@ def test_a_bitsandbytes_checkpoint_is_read(
         layout = units.layouts[index]
         found = read_dense(units, index, dtype)
         assert "self_attn.q_proj.weight.nf4" in {field.name for field in layout.fields}
-        # 96 inputs are no whole number of blocks: the only one that is expanded when read
+        # 96 inputs are not whole blocks: only this weight is expanded when read.
         assert "mlp.down_proj.weight" in {field.name for field in layout.fields}
         for name, tensor in expected.items():
             if name.startswith(layout.name):
@@ -197,7 +197,7 @@ def test_other_quantizations_are_refused_by_name(
         CheckpointUnits(tmp_path, meta_model(tmp_path, torch.float32), torch.float32)
 
 
-def test_an_unreadable_quant_state_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_of_an_unreadable_quant_state_names_it(tmp_path: Path) -> None:
     save_tiny("qwen2", tmp_path, layers=1, max_shard_size="1GB")
     quantize_checkpoint(tmp_path, nested=False)
     (path,) = tmp_path.glob("*.safetensors")
@@ -207,7 +207,7 @@ def test_an_unreadable_quant_state_is_refused_by_name(tmp_path: Path) -> None:
         CheckpointUnits(tmp_path, meta_model(tmp_path, torch.float32), torch.float32)
 
 
-def test_missing_maxima_are_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_of_missing_maxima_names_the_weight(tmp_path: Path) -> None:
     save_tiny("qwen2", tmp_path, layers=1, max_shard_size="1GB")
     quantize_checkpoint(tmp_path, nested=False)
     (path,) = tmp_path.glob("*.safetensors")
@@ -218,7 +218,7 @@ def test_missing_maxima_are_refused_by_name(tmp_path: Path) -> None:
         CheckpointUnits(tmp_path, meta_model(tmp_path, torch.float32), torch.float32)
 
 
-def test_incomplete_double_quantization_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_of_incomplete_double_quantization_names_the_weight(tmp_path: Path) -> None:
     save_tiny("qwen2", tmp_path, layers=1, max_shard_size="1GB")
     quantize_checkpoint(tmp_path, nested=True)
     (path,) = tmp_path.glob("*.safetensors")
@@ -234,7 +234,7 @@ def test_incomplete_double_quantization_is_refused_by_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_mxfp4_expands_bit_for_bit_as_transformers_does(dtype: torch.dtype) -> None:
+def test_mxfp4_expands_to_the_same_bits_as_in_transformers(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, 50, 4, 16), dtype=torch.uint8, generator=generator)
     scales = torch.randint(0, 256, (3, 50, 4), dtype=torch.uint8, generator=generator)
@@ -245,7 +245,7 @@ def test_mxfp4_expands_bit_for_bit_as_transformers_does(dtype: torch.dtype) -> N
 
 
 def mxfp4_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """A gpt-oss checkpoint as it is published; its experts' dense values."""
+    """Write a gpt-oss checkpoint as it is published; return the dense values of its experts."""
     save_tiny("gpt_oss", folder, dtype=torch.bfloat16, layers=1, max_shard_size="1GB")
     (path,) = folder.glob("*.safetensors")
     tensors = load_file(path)
@@ -289,21 +289,21 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("group", "bound"), [(32, 0.080), (64, 0.092)])
-def test_int4_error_on_normal_weights(group: int, bound: float) -> None:
+def test_the_int4_error_on_normal_weights_is_bounded(group: int, bound: float) -> None:
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     quantized = int4_codes.quantize(weight, group)
     assert 0.05 < relative_error(quantized.dense(), weight) < bound
 
 
-def test_int4_of_constant_and_one_sided_weights() -> None:
-    """Groups of equal weights have no range; groups far from zero need their zero point."""
+def test_int4_of_constant_and_one_sided_weights_is_close() -> None:
+    """Groups of equal weights have no range, and groups far from zero need their zero point."""
     weight = torch.cat([torch.zeros(16, 64), torch.full((16, 64), 3.0), torch.rand(16, 64) + 5])
     dense = int4_codes.quantize(weight, 32).dense()
     assert torch.equal(dense[:32], weight[:32])
     assert (dense[32:] - weight[32:]).abs().max() < 1 / 15
 
 
-def test_int4_is_quantized_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int4_quantized_in_pieces_has_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(50, 64)
     whole = int4_codes.quantize(weight, 32)
     monkeypatch.setattr(int4, "_CHUNK_WEIGHTS", 7 * 64)
@@ -313,7 +313,9 @@ def test_int4_is_quantized_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("rows", [16, 64, 80, 256, 304])
-def test_int4_is_packed_in_pieces_alike(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int4_packed_in_pieces_has_the_same_bytes(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quantized = int4_codes.quantize(torch.randn(rows, 64), 32)
     whole = torch._convert_weight_to_int4pack_for_cpu(quantized.codes.int(), 1)
     monkeypatch.setattr(int4, "_CHUNK_WEIGHTS", 130 * 64)
@@ -352,7 +354,7 @@ def test_nf4_linear_multiplies_the_quantized_weight(rows: int) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["int4", "nf4"])
-def test_shapes_that_a_kernel_cannot_take_stay_dense(kernel: Any) -> None:
+def test_shapes_that_a_kernel_does_not_support_stay_dense(kernel: Any) -> None:
     weight, bias = torch.randn(50, 100), torch.randn(50)
     layer = substitute(weight, bias, 32, CPU, kernel)
     assert isinstance(layer, nn.Linear) and torch.equal(layer.weight, weight)
@@ -362,10 +364,8 @@ def test_shapes_that_a_kernel_cannot_take_stay_dense(kernel: Any) -> None:
 
 @pytest.mark.parametrize("kernel", ["int4", "nf4"])
 @pytest.mark.parametrize("shape", [(64, 64), (50, 100)])
-def test_a_substitute_does_not_alias_what_it_was_made_from(
-    kernel: Any, shape: tuple[int, int]
-) -> None:
-    """It is made from views of a stream's slot, which the next unit overwrites."""
+def test_a_substitute_shares_no_memory_with_its_weight(kernel: Any, shape: tuple[int, int]) -> None:
+    """It is made from views of memory that the next unit overwrites."""
     weight, bias = torch.randn(shape).bfloat16(), torch.randn(shape[0]).bfloat16()
     layer, inputs = substitute(weight, bias, 32, CPU, kernel), torch.randn(2, shape[1]).bfloat16()
     expected = layer(inputs)
@@ -375,34 +375,36 @@ def test_a_substitute_does_not_alias_what_it_was_made_from(
 
 
 @pytest.mark.parametrize("kernel", ["int4", "nf4"])
-def test_substitutes_of_a_llama_compute_what_their_dense_values_do(
+def test_a_llama_with_substitutes_computes_with_their_dense_values(
     kernel: Any, tmp_path: Path
 ) -> None:
     save_tiny("llama", tmp_path, dtype=torch.float32, layers=2)
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
     layers = model.model.layers
-    twins: dict[str, nn.Module] = {}
+    substitutes: dict[str, nn.Module] = {}
     for path, layer in layers.named_modules():
         if isinstance(layer, nn.Linear):
             weight = layer.weight.detach().clone()
-            twins[path] = substitute(weight, layer.bias, 32, CPU, kernel)
-            if isinstance(twins[path], int4.Int4Linear):
+            substitutes[path] = substitute(weight, layer.bias, 32, CPU, kernel)
+            if isinstance(substitutes[path], int4.Int4Linear):
                 layer.weight.data = int4_codes.quantize(weight, 32).dense()
-            elif isinstance(twins[path], nf4.Nf4Linear):
+            elif isinstance(substitutes[path], nf4.Nf4Linear):
                 layer.weight.data = bitsandbytes_values(weight)
     ids = torch.arange(5, 25).unsqueeze(0)
     with torch.no_grad():
         expected = model(ids).logits
-        for path, twin in twins.items():
-            layers.set_submodule(path, twin)
+        for path, layer_of_draft in substitutes.items():
+            layers.set_submodule(path, layer_of_draft)
         found = model(ids).logits
-    assert {"int4": int4.Int4Linear, "nf4": nf4.Nf4Linear}[kernel] in map(type, twins.values())
+    assert {"int4": int4.Int4Linear, "nf4": nf4.Nf4Linear}[kernel] in map(
+        type, substitutes.values()
+    )
     assert relative_error(found, expected) < 0.03  # bfloat16 activations
 
 
 @pytest.mark.parametrize("group", [32, 64])
 @pytest.mark.parametrize("packed", [None, "nf4"])
-def test_substitute_bytes_bound_what_substitutes_take(
+def test_substitute_bytes_bound_the_memory_of_substitutes(
     packed: Any, group: int, tmp_path: Path
 ) -> None:
     dtype = torch.bfloat16

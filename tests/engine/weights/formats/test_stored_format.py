@@ -1,4 +1,4 @@
-"""The stored format that the package's docstring shows works by adding its file."""
+"""Tests that the example in the docstring of the package works when its file is added."""
 
 import shutil
 from collections.abc import Iterator
@@ -58,11 +58,11 @@ def write(family: str, folder: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize("stream", [StreamSpec("ram", 2), StreamSpec("disk", 2)])
 @pytest.mark.parametrize(
     ("family", "draft"),
-    # The experts of the second are stored, and so quantized, one by one.
+    # The experts of qwen3_moe are stored, and so quantized, one by one.
     [("llama", PLAIN), ("llama", SUBSPEC), ("qwen3_moe", DraftSpec("ngram"))],
 )
 @pytest.mark.usefixtures("example")
-def test_the_example_computes_what_the_plain_checkpoint_does(
+def test_the_example_gives_the_answers_of_the_plain_checkpoint(
     family: str, draft: DraftSpec, stream: StreamSpec, tmp_path: Path
 ) -> None:
     stored, plain = write(family, tmp_path)
@@ -105,7 +105,9 @@ def of_no_module(tensors: dict[str, Tensor]) -> None:
     ],
 )
 @pytest.mark.usefixtures("example")
-def test_a_damaged_checkpoint_is_refused_by_name(damage: Any, message: str, tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_checkpoint_names_the_tensor(
+    damage: Any, message: str, tmp_path: Path
+) -> None:
     stored, _ = write("llama", tmp_path)
     (path,) = stored.glob("*.safetensors")
     tensors = load_file(path)
@@ -116,7 +118,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage: Any, message: str, tmp_
 
 
 @pytest.mark.usefixtures("example")
-def test_a_refusal_lists_what_is_read(tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
     stored, _ = write("llama", tmp_path)
     set_quantization(stored, quant_method="other")
     with pytest.raises(ModelError, match=r"'other'.*; bitsandbytes 4-bit nf4 and mxfp4 and int8 r"):

@@ -1,4 +1,4 @@
-"""Checkpoints that are stored in 4 bits, served: packed nf4, expanded MXFP4."""
+"""Tests of serving checkpoints that are stored in 4 bits: packed nf4 and expanded MXFP4."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def nf4(folder: Path) -> dict[str, Tensor]:
     ],
     ids=["nf4", "mxfp4"],
 )
-def test_the_dense_values_are_what_is_computed_with(
+def test_answers_are_computed_with_the_dense_values(
     write: Callable[[Path], dict[str, Tensor]],
     family: str,
     dtype: torch.dtype,
