@@ -24,6 +24,7 @@ PACKAGES: tuple[str, ...] = (
     "server.chat",
     "server.models",
     "server.text",
+    "server.conversation",
     "server.config",
     "server.metrics",
     "server.parsing",

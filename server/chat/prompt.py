@@ -1,12 +1,12 @@
 """From a request to token ids: work of the text process."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.messages import ModelInfo
-from server.chat.tool_instructions import tell_tools
 from server.chat.tools import tool_use
+from server.conversation.features import Message, Tool
+from server.conversation.forms import render_conversation
 from server.errors import ApiError
 from server.parsing.formats import hermes
 from server.parsing.selection import FALLBACK, formats_of, known_formats
@@ -36,16 +36,24 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     continued = request.is_continued
     generation = request.add_generation_prompt
     form = formats_of(tokenizer.template).tools
-    messages = [template_message(message, form.call_id) for message in request.messages]
-    tools = [tool.described() for tool in tool_use(request).tools]
-    if form is known_formats()[FALLBACK] or "tools" not in tokenizer.template:
-        messages, tools = tell_tools(messages, tools, form.syntax or hermes.SYNTAX), []
-    return tokenizer.render(
-        messages,
-        tools=tools,
-        add_generation_prompt=not continued if generation is None else generation,
-        continue_final_message=continued,
-        arguments=request.reasoning_switches | (request.chat_template_kwargs or {}),
+    arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
+
+    def render(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
+        return tokenizer.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=not continued if generation is None else generation,
+            continue_final_message=continued,
+            arguments=arguments,
+        )
+
+    return render_conversation(
+        render,
+        tokenizer.support,
+        [template_message(message, form.call_id) for message in request.messages],
+        [tool.described() for tool in tool_use(request).tools],
+        form.syntax or hermes.SYNTAX,
+        is_format_known=form is not known_formats()[FALLBACK],
     )
 
 
@@ -103,17 +111,8 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
 
 
 def _template_call(call_id: str, called: CalledFunction) -> dict[str, Any]:
-    function = {"name": called.name, "arguments": _arguments(called.arguments)}
+    function = {"name": called.name, "arguments": called.arguments}
     return {"id": call_id, "type": "function", "function": function}
-
-
-def _arguments(text: str) -> Any:
-    """Templates print arguments as JSON, so they want the object; broken or endlessly nested
-    JSON stays text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def text_prompts(

@@ -7,15 +7,17 @@ front end: then its pipe does.
 
 import gc
 import importlib
+import logging
 import mmap
 import os
+import pickle
 import select
 import signal
 import socket
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, replace
+from typing import Generic, NoReturn, TypeVar
 
 from engine.errors import ModelError
 from server.text import frames, stages, worker
@@ -34,6 +36,10 @@ from server.text.messages import (
 )
 from server.text.stages import Stage
 from server.text.tokenizer import Tokenizer, load_tokenizer, template_file
+
+log = logging.getLogger("understudy.text")
+
+T = TypeVar("T")
 
 # Read by the libraries when they are imported. Threads of theirs would not survive a fork, and a
 # backtrace of Rust's in the log for each text that a tokenizer cannot take helps nobody.
@@ -149,8 +155,8 @@ class _Host:
             size = f"{LOAD.memory // MB} MiB"
             self._send(NotLoaded(f"{folder}: loading its tokenizer takes more memory than {size}"))
             return
-        reason = refusal(tokenizer.compile_template, order.trial)
-        if reason is not None:
+        reason = tried(tokenizer.compile_template, order.trial).reason
+        if reason:
             where = template_file(folder, chat_template)
             message = (
                 f"{where}: the chat template cannot be compiled: {reason}. Correct it, or set "
@@ -162,7 +168,15 @@ class _Host:
             order.trial
         ):  # as in the trial: what is folded into the template stays the same
             tokenizer.compile_template()  # again in this process: workers share what is compiled
-        self._tokenizer = tokenizer
+        found = tried(tokenizer.probed, order.trial)
+        if found.value is None:
+            log.warning(
+                "%s: the trial of the chat template ended early: %s. Conversations that it does "
+                "not take are found out at each request.",
+                template_file(folder, chat_template),
+                found.reason,
+            )
+        self._tokenizer = replace(tokenizer, support=found.value or tokenizer.support)
         _share_memory()
         self._send(Loaded(facts))
 
@@ -173,34 +187,44 @@ class _Host:
             self._end()
 
 
-def refusal(work: Callable[[], object], lane: Lane) -> str | None:
-    """Try `work` in a process of its own, under limits. Return why it failed; None: it did not."""
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What a trial returned; `reason`: why it failed, "" if it did not."""
+
+    value: T | None = None
+    reason: str = ""
+
+
+def tried(work: Callable[[], T], lane: Lane) -> Outcome[T]:
+    """Try `work` in a process of its own, under limits."""
     theirs, ours = socket.socketpair()
     no_memory = f"it takes more than {lane.memory // MB} MiB of memory"
 
-    def tried() -> None:
+    def run() -> None:
         ours.close()
         bound_memory(lane.memory)
         bound_time(lane.seconds)
         try:
-            work()
+            outcome = Outcome(work())
         except MemoryError:
-            theirs.sendall(no_memory.encode())
+            outcome = Outcome(reason=no_memory)
         except Exception as error:
             reason = str(error)[:LONGEST_REASON] or type(error).__name__
-            theirs.sendall(reason.encode(errors="replace"))
+            outcome = Outcome(reason=reason.encode(errors="replace").decode())
+        theirs.sendall(pickle.dumps(outcome))
 
-    pid = _forked(tried)
+    pid = _forked(run)
     theirs.close()
     with ours:
         said = b"".join(iter(lambda: ours.recv(4096), b""))
     _, status = os.waitpid(pid, 0)
-    if said:
-        return said.decode(errors="replace")
     code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        outcome: Outcome[T] = pickle.loads(said)
+        return outcome
     if code in (-signal.SIGPROF, -signal.SIGALRM):
-        return f"it takes more than {lane.seconds:g} s"
-    return None if code == 0 else no_memory
+        return Outcome(reason=f"it takes more than {lane.seconds:g} s")
+    return Outcome(reason=no_memory)
 
 
 def _forked(work: Callable[[], None]) -> int:

@@ -5,7 +5,7 @@ take a while and much memory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from engine.text.detokenize import TokenBytes
+from server.conversation.features import TemplateRefusal, TemplateSupport
+from server.conversation.probe import probe
 from server.errors import ApiError
 from server.text.stages import Stage, doing
 
@@ -46,17 +48,21 @@ class Tokenizer:
     inner: Any  # transformers' tokenizer: its classes carry no types
     bytes: TokenBytes
     chat_template: str | None
+    support: TemplateSupport = field(default_factory=TemplateSupport)
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool,
         continue_final_message: bool,
         arguments: Mapping[str, Any],
     ) -> str:
-        """The text of a chat. Raises `ApiError` 400 when there is no template or it refuses."""
+        """Return the text of a chat.
+
+        Raises `ApiError` 400 if there is no template, and `TemplateRefusal` if it raises an error.
+        """
         for name in arguments:
             if name in RESERVED_TEMPLATE_ARGUMENTS:
                 param = f"chat_template_kwargs.{name}"
@@ -72,7 +78,7 @@ class Tokenizer:
             with doing(Stage.TEMPLATE):
                 text: str = self.inner.apply_chat_template(
                     [dict(m) for m in messages],
-                    tools=[dict(tool) for tool in tools] or None,
+                    tools=None if tools is None else [dict(tool) for tool in tools],
                     chat_template=self.chat_template,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
@@ -80,9 +86,22 @@ class Tokenizer:
                     **arguments,
                 )
         except _TEMPLATE_ERRORS as error:
-            message = f"The chat template refused the messages: {error}"
-            raise ApiError(message, code="chat_template_error", param="messages") from error
+            raise TemplateRefusal(str(error) or type(error).__name__) from error
         return text
+
+    def probed(self) -> TemplateSupport:
+        """Return what the chat template takes of conversations."""
+        if not self.template:
+            return self.support
+        return probe(
+            lambda messages, tools: self.render(
+                messages,
+                tools=tools,
+                add_generation_prompt=True,
+                continue_final_message=False,
+                arguments={},
+            )
+        )
 
     @cached_property
     def template(self) -> str:
@@ -154,7 +173,8 @@ _TEMPLATE_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    AssertionError,
+    RuntimeError,  # also of too deep a recursion
 )
 
 

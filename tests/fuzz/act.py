@@ -12,7 +12,7 @@ from engine.planning import probe
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from server.cli import main as command_line, serve
-from server.text.host import refusal
+from server.text.host import tried
 from server.text.limits import LANES
 from server.text.tokenizer import load_tokenizer, template_file
 
@@ -64,7 +64,7 @@ def _tokenizer(folder: Path) -> str:
         list(loaded.bytes)
     except ModelError as error:
         return str(error)
-    reason = refusal(loaded.compile_template, LANES[0])
+    reason = tried(loaded.compile_template, LANES[0]).reason
     return f"{template_file(str(folder), None)}: {reason}" if reason else ""
 
 

@@ -79,12 +79,14 @@ def spelling() -> TokenBytes:
     return TokenBytes(transformers_tokenizer().backend_tokenizer)
 
 
+@cache
 def load_fake_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
     """Return a tokenizer as `load_tokenizer` does; the path "no-template" has no chat template."""
     inner = transformers_tokenizer()
     if path == "no-template":
         inner = _library_tokenizer(inner.backend_tokenizer)
-    return Tokenizer(inner, spelling(), chat_template)
+    tokenizer = Tokenizer(inner, spelling(), chat_template)
+    return replace(tokenizer, support=tokenizer.probed())
 
 
 def ids_of(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The format for all other models: a call is a JSON object, with or without tags around it.
 
-The tools are told to these models in words (`server/chat/tool_instructions.py`), which ask for
-calls as `hermes` writes them.
+The tools are told to these models in words (`server/conversation/tool_instructions.py`), which ask
+for calls as `hermes` writes them.
 """
 
 from server.parsing.call_reader import CallReader

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from server.text.tokenizer import Tokenizer
-from tests.server.conftest import chat, error_of
+from tests.server.conftest import MakeApp, chat, client_of, entry, error_of
 from tests.server.fake_engine import EOS, START, FakeEngines
 
 
@@ -87,13 +87,15 @@ async def test_continuing_excludes_a_generation_prompt(client: httpx.AsyncClient
     assert error["param"] == "add_generation_prompt"
 
 
-async def test_an_error_of_the_template_is_a_400_with_its_message(
-    client: httpx.AsyncClient,
-) -> None:
-    messages = [{"role": "user", "name": "nobody", "content": "x"}]
-    error = error_of(await chat(client, messages=messages, stream=True), 400)
+async def test_an_error_of_the_template_is_a_400_in_our_words(make_app: MakeApp) -> None:
+    template = "{% if messages | length > 1 %}{{ raise_exception('Secret.') }}{% endif %}hi"
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}] * 2
+    async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
+        assert (await chat(client)).status_code == 200
+        error = error_of(await chat(client, messages=messages, stream=True), 400)
     assert error["code"] == "chat_template_error"
-    assert "no names here" in error["message"]
+    assert "Secret" not in error["message"]
+    assert "two user messages in a row" in error["message"]
 
 
 async def test_arguments_that_break_the_template_are_a_400(client: httpx.AsyncClient) -> None:

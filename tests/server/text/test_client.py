@@ -229,3 +229,17 @@ async def test_a_template_that_cannot_be_compiled_is_an_error_that_names_its_fil
             await text.load(str(tmp_path), None)
         assert str(tmp_path / "chat_template.jinja") in str(raised.value)
         assert await text.call(work.given, b"", 1) == (0, 1)
+
+
+async def test_a_template_that_never_ends_on_some_conversations_is_loaded_all_the_same(
+    tmp_path: Path,
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((DEMO / name).read_bytes())
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    chat_template = "{% if messages[0].role == 'system' %}" + endless + "{% endif %}"
+    trial = Lane(float("inf"), workers=1, slow_workers=0, kept=1, seconds=1, memory=256 * MB)
+    async with text_process(trial) as text:
+        facts = await text.load(str(tmp_path), chat_template)
+        assert facts.template == chat_template
+        assert await text.call_on_model(work.size_of_vocabulary, b"") == len(facts.bytes)

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.conftest import MakeApp, chat, client_of, error_of
+from tests.server.conftest import MakeApp, chat, client_of, entry, error_of
 from tests.server.fake_engine import CONTEXT, EOS, START, VOCAB, FakeEngines, ids_of
 
 MESSAGES = [{"role": "user", "content": "né"}]
@@ -84,11 +84,13 @@ async def test_the_error_names_a_mistake(
     assert error_of(await client.post(path, json=body), 400)["param"] == param
 
 
-async def test_the_error_of_a_template_reaches_the_client(client: httpx.AsyncClient) -> None:
-    named = [{"role": "user", "name": "nobody", "content": "x"}]
-    error = error_of(await client.post("/apply-template", json={"messages": named}), 400)
+async def test_the_error_of_a_template_reaches_the_client(make_app: MakeApp) -> None:
+    template = "{{ raise_exception('Secret.') }}"
+    async with client_of(make_app(entries=[entry("main", chat_template=template)])) as client:
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        error = error_of(await client.post("/apply-template", json=body), 400)
     assert error["code"] == "chat_template_error"
-    assert "no names here" in error["message"]
+    assert "Secret" not in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template", "/v1/responses"])

@@ -1,0 +1,120 @@
+"""A conversation rendered in the first of several forms that keeps all its texts."""
+
+import logging
+from collections.abc import Iterator, Sequence, Set
+
+from server.conversation.features import (
+    Feature,
+    Message,
+    Render,
+    Support,
+    TemplateRefusal,
+    TemplateSupport,
+    Tool,
+)
+from server.conversation.presence import is_whole, marked
+from server.conversation.shape import shaped, with_arguments
+from server.errors import ApiError
+from server.parsing.format import CallSyntax
+
+log = logging.getLogger("understudy.text")
+
+LONGEST_REASON = 300  # characters of a template's own words, for the log
+# What the last form but one keeps, where the template takes it.
+_KEPT = frozenset({Feature.SYSTEM, Feature.TOOLS})
+_IN_WORDS = frozenset({Feature.TOOLS, Feature.CALL})
+
+
+def render_conversation(
+    render: Render,
+    support: TemplateSupport,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    syntax: CallSyntax,
+    *,
+    is_format_known: bool,
+) -> str:
+    """Return the prompt of a conversation, without losing a text of it.
+
+    Args:
+        messages: the arguments of their calls are texts.
+        syntax: the form of calls that have to be written as text.
+        is_format_known: whether calls in the template's own form can be read. If not, tools and
+            calls are always written as text, in the form that is read.
+
+    Raises `ApiError` 400 if the template takes it in no form.
+    """
+    own = support.with_tools if tools and is_format_known else support.without_tools
+    always = own.lacking & {Feature.NO_TOOLS} | (frozenset() if is_format_known else _IN_WORDS)
+    messages = with_arguments(messages, are_texts=own.takes_text_arguments)
+    reason = ""
+    for form, form_tools in _forms(own, messages, tools, syntax, always):
+        try:
+            prompt = _whole_prompt(render, own, form, form_tools, syntax)
+        except TemplateRefusal as refusal:
+            reason = reason or str(refusal)
+            continue
+        if prompt is not None:
+            return prompt
+        reason = reason or "it leaves a part of the messages out"
+    log.warning("The chat template refused a conversation: %.*r", LONGEST_REASON, reason)
+    raise _refused(own)
+
+
+def _forms(
+    support: Support,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    syntax: CallSyntax,
+    always: Set[Feature],
+) -> Iterator[tuple[list[Message], list[Tool] | None]]:
+    """Yield the conversation without `always`, then without more and more that templates refuse."""
+    everything = frozenset(Feature) - {Feature.NO_TOOLS}
+    tried: list[tuple[list[Message], list[Tool] | None]] = []
+    for lacking in (
+        frozenset[Feature](),
+        support.lost,
+        support.lacking,
+        support.lacking | {Feature.TOOLS},
+        everything - (_KEPT - support.lacking),
+        everything,
+    ):
+        form = shaped(messages, tools, lacking | always, syntax)
+        if form not in tried:
+            tried.append(form)
+            yield form
+
+
+def _whole_prompt(
+    render: Render,
+    support: Support,
+    messages: list[Message],
+    tools: list[Tool] | None,
+    syntax: CallSyntax,
+) -> str | None:
+    """Return the prompt of one form of a conversation; None if a text of it is lost.
+
+    Where texts are not found as they are, or could be found by chance, a conversation of the same
+    shape decides: what the template does not show of a text then, it reads or drops on purpose.
+    """
+    prompt = None
+    if shaped(messages, tools or (), support.lost, syntax)[0] == messages:
+        prompt = render(messages, tools)
+        if is_whole(messages, tools, prompt):
+            return prompt
+    sample = marked(messages)
+    if not is_whole(sample, tools, render(sample, tools)):
+        return None
+    return render(messages, tools) if prompt is None else prompt
+
+
+def _refused(support: Support) -> ApiError:
+    refused = ", ".join(feature.value for feature in Feature if feature in support.refused)
+    hint = f" What it refuses: {refused}." if refused else ""
+    return ApiError(
+        "The model's chat template takes these messages in none of the forms that were tried."
+        f"{hint} Change the messages, or set another template with `chat_template` in the model's "
+        "YAML file; the server's log has the template's own words.",
+        code="chat_template_error",
+        param="messages",
+    )

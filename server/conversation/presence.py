@@ -1,0 +1,107 @@
+"""The search for a conversation's texts in its prompt."""
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from server.conversation.features import Message, Tool
+
+END_OF_THOUGHT = "</think>"  # templates leave past thoughts out of the content
+MOST_RESCANS = 32  # texts that are searched from the beginning again, so that time stays linear
+
+
+def is_whole(messages: Sequence[Message], tools: Sequence[Tool] | None, prompt: str) -> bool:
+    """Return whether a prompt has all texts of a conversation.
+
+    They are the contents, the names of users, calls and tools, and strings in arguments of calls.
+    Templates trim and escape texts, and move those of a system; the texts of one role stay in
+    order. Reasoning is not looked for: templates drop what is past.
+    """
+    finder = _Finder(prompt)
+    return all(finder.has(text, order) for text, order in _texts(messages, tools or ()))
+
+
+def marked(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation of the same shape whose texts occur in no template.
+
+    Whether a template takes a shape shows in the prompt of this one, whatever the texts are: a
+    short text is found in most prompts, and some templates read a text and write another.
+    """
+    return [_marked(message, number) for number, message in enumerate(messages)]
+
+
+def _marked(message: Message, number: int) -> Message:
+    other = dict(message)
+    if message.get("content"):
+        other["content"] = f"content-{number}-mark"
+    if message.get("name"):
+        other["name"] = f"name_{number}_mark"
+    if "tool_calls" in message:
+        other["tool_calls"] = [
+            call | {"function": _marked_call(call["function"], f"call_{number}_{place}_mark")}
+            for place, call in enumerate(message["tool_calls"])
+        ]
+    return other
+
+
+def _marked_call(function: Mapping[str, Any], mark: str) -> dict[str, Any]:
+    if not isinstance(function["arguments"], dict):
+        return {**function, "name": mark}
+    return {**function, "name": mark, "arguments": {"key": f"argument_of_{mark}"}}
+
+
+def _texts(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[tuple[str, str]]:
+    """Yield the texts that a prompt must have, each with the name of the order it belongs to."""
+    for tool in tools:
+        yield tool["function"]["name"], "tools"
+    for message in messages:
+        role, content = message["role"], message["content"] or ""
+        if role == "assistant":
+            content = content.rpartition(END_OF_THOUGHT)[2]
+        yield content, role
+        if role != "tool":
+            yield message.get("name", ""), "names"
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            yield function["name"], "calls"
+            if isinstance(function["arguments"], dict):
+                yield from ((text, "calls") for text in _strings(function["arguments"]))
+
+
+def _strings(arguments: Mapping[str, Any]) -> Iterator[str]:
+    return (value for value in arguments.values() if isinstance(value, str))
+
+
+class _Finder:
+    """A search through a prompt, forwards in each order of texts."""
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+        self._places: dict[str, int] = {}  # by order: the end of its last text
+        self._rescans = MOST_RESCANS
+
+    def has(self, text: str, order: str) -> bool:
+        """Return whether the prompt has a text, where possible after the last one of its order."""
+        text = text.strip()
+        place = self._places.get(order, 0)
+        for spelled in _spellings(text):
+            found = self._prompt.find(spelled, place)
+            if found >= 0:
+                self._places[order] = found + len(spelled)
+                return True
+        self._rescans -= 1
+        return self._rescans >= 0 and any(spelled in self._prompt for spelled in _spellings(text))
+
+
+def _spellings(text: str) -> Iterator[str]:
+    """Yield a text as templates write it; most write it as it is."""
+    yield text
+    escaped: Any = json.dumps(text, ensure_ascii=False)[1:-1]
+    if escaped != text:
+        yield escaped
+    if not text.isascii():
+        yield json.dumps(text)[1:-1]
+    escaped = html.escape(text)
+    if escaped != text:
+        yield escaped
