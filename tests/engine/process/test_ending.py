@@ -30,7 +30,7 @@ async def test_signals_of_the_group_are_left_to_the_front_end(
 async def test_draining_fails_waiting_requests_and_not_running_ones(client: EngineClient) -> None:
     running = client.generate("runs", [ENDLESS], PARAMS)
     await anext(running)
-    client.generate("spins", [SPIN], PARAMS)  # the passes of the others wait for it
+    spinning = client.generate("spins", [SPIN], PARAMS)  # the passes of the others wait for it
     waiting = client.generate("waits", [5], PARAMS)
     client.drain("enough for today")
     with pytest.raises(EngineDied, match="enough for today"):
@@ -38,6 +38,7 @@ async def test_draining_fails_waiting_requests_and_not_running_ones(client: Engi
     with pytest.raises(EngineDied, match="enough for today"):
         client.generate("late", [5], PARAMS)
     assert client.num_outstanding == 1
+    await spinning.aclose()
     assert (await anext(running)).text == "on"
     await client.close()
     with pytest.raises(EngineDied, match="enough for today") as died:
