@@ -17,15 +17,16 @@ from engine.errors import ModelError, shown
 LARGEST_TEXT = 16 << 20  # bytes; the longest configurations list every module of a large mixture
 POINTER = "version https://git-lfs.github.com/spec/"
 DEEPEST = 64  # objects and lists inside each other
-# A string, or a comma to be removed. A string that is never closed is matched too, and nothing is
-# given back, so that the time is linear for every text.
+# A string, or a comma to be removed. A string that is never closed is matched too, and the
+# possessive quantifiers (`++`) never backtrack, so that the time is linear for every text.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]++|\\.)*+"?+)|,(?=\s*[}\]])', re.DOTALL)
 
 
 def find_folder(name: str, place: Path = Path()) -> Path | None:
-    """Return the folder, without links, that a name (as "~/models") means seen from `place`.
+    """Return the folder with this name, such as "~/models", with all links resolved.
 
-    None if there is none: whatever the name is, also one that no file can have.
+    Relative names start from `place`. Return None if there is no such folder, also for a name that
+    no file can have.
     """
     try:
         folder = (place / Path(name).expanduser()).resolve()
@@ -35,7 +36,7 @@ def find_folder(name: str, place: Path = Path()) -> Path | None:
 
 
 def exists(path: Path) -> bool:
-    """Return whether a folder has this entry, also if it is a link that leads nowhere."""
+    """Return whether this path exists, which a broken link does too."""
     return os.path.lexists(path)
 
 
@@ -63,7 +64,10 @@ def read_bytes(path: Path, most: int = LARGEST_TEXT) -> bytes:
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
-    """Return the text of a UTF-8 file, without a byte order mark. Raises `ModelError`."""
+    """Return the text of a UTF-8 file, without a byte order mark.
+
+    Raises `ModelError` if the file cannot be read or is a Git LFS pointer.
+    """
     try:
         text = read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,22 +88,22 @@ def pointer_error(path: Path) -> ModelError:
 
 
 def read_object(path: Path, most: int = LARGEST_TEXT) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises `ModelError`."""
+    """Return the object in a JSON file. Raises `ModelError` if there is none."""
     return parse_object(read_text(path, most), str(path))
 
 
 def parse_object(
     text: str, where: str, *, unique: bool = False, remedy: str = ""
 ) -> dict[str, Any]:
-    """Return the JSON object that a text holds. Raises `ModelError`.
+    """Return the JSON object that a text holds. Raises `ModelError` if it holds none.
 
-    A comma before a closing bracket is read over.
+    A comma before a closing bracket is allowed and ignored.
 
     Args:
-        where: What messages begin with: the file.
-        unique: Whether a key that is there twice is an error. Else its last value counts, as in
+        where: the file, with which error messages begin.
+        unique: whether a key that occurs twice is an error. If not, its last value counts, as in
             the libraries that read these files too.
-        remedy: What messages end with.
+        remedy: what the user can do, with which error messages end.
     """
     hook, end = (_unique_keys if unique else None), (f". {remedy}" if remedy else "")
     try:
@@ -127,7 +131,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_deep(value: dict[str, Any]) -> bool:
-    """Return whether code that calls itself for each level would call itself too often."""
+    """Return whether a value is nested so deeply that recursive code could fail on it."""
     level: list[Any] = [value]
     for _ in range(DEEPEST):
         inner = [each.values() if isinstance(each, dict) else each for each in level]

@@ -1,4 +1,4 @@
-"""The door to the libraries that read files of a model repository."""
+"""Calls of libraries with values from the files of a model repository."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +14,14 @@ BLAME_SECONDS = 3.0
 
 @contextmanager
 def library_call(where: Path | str, blame: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Turn whatever a library raises in the block into a `ModelError` that names the file.
+    """Turn any exception that a library raises in the block into a `ModelError`.
 
-    For calls that hand values of a file to a library: it may raise any exception for them (a
-    ZeroDivisionError, a TypeError, a RuntimeError of torch), so all are taken. Errors of ours pass.
+    The block passes values of a file to a library, which may raise anything for them (a
+    ZeroDivisionError, a TypeError, a RuntimeError of torch). An `EngineError` is not changed.
 
     Args:
-        where: The file that the values are from.
-        blame: Return "key: value: " for the value that the library does not take, "" if unclear.
+        where: the file that the values are from, which the error names.
+        blame: returns "key: value: " for the value that the library refuses, "" if that is unclear.
     """
     try:
         yield
@@ -38,10 +38,10 @@ def library_call(where: Path | str, blame: Callable[[], str] = lambda: "") -> It
 
 
 def find_key(values: Mapping[str, Any], call: Callable[[dict[str, Any]], object]) -> str:
-    """Return "key: value: " for the value without which a call works that fails with it.
+    """Return "key: value: " for the value that makes a call fail; the call works without it.
 
-    The library's exceptions seldom name the key. Returns "" if there is no such value, or none was
-    found in time.
+    The library's exceptions seldom name the key. Return "" if no single value is the cause, or if
+    it was not found within `BLAME_SECONDS`.
     """
     until = time.monotonic() + BLAME_SECONDS
     if _works(call, values):  # it is something else that failed

@@ -51,7 +51,7 @@ class Batch:
         return replace(self, segments=segments, rows=range(first, last))
 
     def has_live_rows(self) -> bool:
-        """Return True if the client of at least one segment has not left."""
+        """Return True unless the clients of all segments have disconnected."""
         return any(not s.cancelled.is_set() for s in self.segments)
 
     @cached_property

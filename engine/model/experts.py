@@ -100,7 +100,7 @@ class DeferredExperts(nn.Module):
             self.routed = None
 
     def begin_tile(self, first: int) -> None:
-        """Set the pass's row, `first`, that the next call's rows begin with."""
+        """Set the number, within the pass, of the first row of the next `forward` call."""
         self._first = first
 
     def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

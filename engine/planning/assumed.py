@@ -1,4 +1,4 @@
-"""Assumed speeds of a machine, for those that `understudy plan` cannot measure."""
+"""Assumed speeds of a machine, used where `understudy plan` cannot measure them."""
 
 from dataclasses import dataclass, field, replace
 
@@ -39,9 +39,9 @@ class Machine:
     ram_gbps: float  # from RAM to the device, 1e9 bytes a second
     disk_gbps: float
     device_memory: int = 0  # bytes of the whole card, or of the RAM that is used as the device's
-    # Of a pass by rows, without waiting for weights.
+    # Seconds of a pass by its number of rows, if it never waits for weights.
     passes: StepTimes = field(default_factory=StepTimes)
-    # Of one draft step by rows; measured for low-bit copies of the target's layers only.
+    # Seconds of a draft step by rows; measured only for low-bit copies of the target's layers.
     draft: StepTimes = field(default_factory=StepTimes)
 
     @property
@@ -56,7 +56,7 @@ def complete_times(machine: Machine, demand: Demand, plan: Plan) -> Machine:
     if passes.expect(1) is None:
         passes = pass_times(demand, machine.device_speed)
     if draft.expect(1) is None or not demand.is_self_drafted:
-        # A draft of the target's own layers reads the resident units too.
+        # A draft that is made of the target's own layers reads the resident units too.
         shared = plan.resident_bytes if demand.is_self_drafted else 0
         draft = draft_times(plan.draft_bytes + shared, len(demand.layers), machine.device_speed)
     return replace(machine, passes=passes, draft=draft)

@@ -48,7 +48,7 @@ class Blueprint:
 
     @cached_property
     def outline(self) -> Outline:
-        """Return the outline of the checkpoint if it is there, else one made from config.json."""
+        """Return the outline of the checkpoint if it exists, else one made from config.json."""
         if has_weights(self.folder):
             units = self.checkpoint_units()
             units.close()
@@ -62,7 +62,7 @@ class Blueprint:
         return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
 
     def demand(self, needs: DraftNeeds) -> Demand:
-        """Return what the target and a draft of these needs take, before a plan limits it."""
+        """Return the memory that the target and a draft with these needs take without any limit."""
         config, shape, outline = self.config, kv_shape(self.config), self.outline
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
@@ -90,9 +90,9 @@ class Blueprint:
         )
 
     def _check_layers(self) -> None:
-        """Raise `ModelError` if the checkpoint, where it is there, has too few layers.
+        """Raise `ModelError` if there is a checkpoint and it has too few layers.
 
-        It is asked before the model is built, which takes time and memory for each layer.
+        It is called before the model is built, which takes time and memory for each layer.
         """
         wanted = self.config.num_hidden_layers
         if has_weights(self.folder) and (held := num_layers(self.folder)) < wanted:

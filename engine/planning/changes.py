@@ -58,7 +58,11 @@ def changes(
 
 
 def _more_device(spec: ModelSpec, machine: Machine) -> Change:
-    """Return the change to the next larger card; without CUDA, to as much more RAM."""
+    """Return the change to a device with as much memory as the next larger common GPU.
+
+    Above the largest of `CARDS`, the memory doubles. If the device has no memory of its own, RAM
+    grows by the same amount.
+    """
     now = machine.device_memory
     more = next((size * GIB for size in CARDS if size * GIB > now * 1.05), 2 * now) - now
     memory = replace(machine.memory, device=machine.memory.device + more)

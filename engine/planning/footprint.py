@@ -41,22 +41,22 @@ class Demand:
     active_share: float = 1.0  # of the weights that one token uses
 
     def draft_bytes(self, resident: Set[int]) -> int:
-        """Return the device bytes of the draft's weights. Resident units need no substitutes."""
+        """Return the device bytes of the draft's weights, without substitutes of resident units."""
         return self.draft.weight_bytes - sum(self._spared_bytes(unit) for unit in resident)
 
     def net_bytes(self, unit: int) -> int:
-        """Return the device bytes that a resident unit takes more than its substitute would."""
+        """Return how many more device bytes a resident unit takes than its substitute."""
         return self.unit_bytes[unit] - self._spared_bytes(unit)
 
     def _spared_bytes(self, unit: int) -> int:
-        """Return the bytes of the substitute that is not needed if this unit is resident."""
+        """Return the bytes of the low-bit copy that is not needed if this unit is resident."""
         # Units that are packed and expanded during a pass cannot be shared.
         shares = self.is_self_drafted and not self.expanded_bytes
         return self.draft.substitute_bytes[unit] if shares else 0
 
     @property
     def is_self_drafted(self) -> bool:
-        """Return True if low-bit copies of the target's own layers draft."""
+        """Return True if the draft model consists of low-bit copies of the target's own layers."""
         return bool(self.draft.substitute_bytes)
 
     @property
@@ -85,9 +85,11 @@ def pass_rows(demand: Demand, max_sequences: int) -> int:
 
 
 def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
-    """Return the bytes of a pass's hidden states, a tile in a layer, a block of logits, attention.
+    """Return the bytes of all activations of a pass.
 
-    These parts of a pass run one after another, but memory that one part freed may not fit the
+    They are the hidden states, a tile in a layer, a block of logits, and attention.
+
+    These parts run one after another, but memory that one part freed may not fit the
     next: so they are added up.
 
     Args:

@@ -40,7 +40,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Cycle:
-    """Drafting a tree and the pass after it."""
+    """One cycle of speculative decoding: drafting a tree, and the pass that verifies it."""
 
     depth: int
     emitted: float  # tokens of one user
@@ -82,7 +82,7 @@ def make_forecast(
 
 
 def link_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
-    """Return the seconds in which the weights of a pass travel.
+    """Return the seconds that the transfer of the weights for one pass takes.
 
     Units on disk are read ahead only as far as the ring reaches, so the times from RAM and from
     disk are added up.

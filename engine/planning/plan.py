@@ -45,7 +45,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Where everything is kept, and in which sizes. Sizes are in bytes."""
+    """The places and sizes of weights, KV pages, draft and buffers. Sizes are in bytes."""
 
     tiers: tuple[Tier, ...]
     slots: int
@@ -186,7 +186,7 @@ class _Planner:
     def _residents(self, left: int, wanted_pages: int) -> tuple[set[int], int]:
         """Return the resident units and the number of ring slots for the others.
 
-        `left` bytes of the device are for units, ring, draft and KV.
+        `left` is the number of device bytes for units, ring, draft and KV together.
         """
         demand, stream, layers = self.demand, self.spec.stream, self.demand.layers
         all_units = set(range(len(self.units)))
@@ -210,9 +210,9 @@ class _Planner:
         return resident | _spread(layers, count), slots
 
     def _slots(self, room: int) -> int:
-        """Return the number of ring slots that is fastest, or fewer to fit `room`.
+        """Return the default number of ring slots, or the fewest if it does not fit `room` bytes.
 
-        A head that these slots make resident counts too.
+        The head is counted too if it becomes resident with that number (see `_large_head`).
         """
         best = min(DEFAULT_SLOTS, len(self.units))
         resident = self._large_head(best)
@@ -221,9 +221,9 @@ class _Planner:
         return best if needed <= room else min(FEWEST_SLOTS, len(self.units))
 
     def _large_head(self, slots: int) -> set[int]:
-        """Return the head's unit if making it resident takes no more of the device, else no unit.
+        """Return the head's unit if keeping it resident takes no more device memory, else no unit.
 
-        A head that travels makes every slot as large as itself.
+        If the head is streamed, every slot of the ring must be as large as the head.
         """
         head, rest = self.units[-1], max(self.units[:-1])
         return {len(self.units) - 1} if head + slots * rest <= slots * head else set()
@@ -324,7 +324,7 @@ class _Planner:
 
 
 def _device_limit(spec: ModelSpec, memory: Memory) -> int:
-    """Return the bytes of the device that a plan may use: memory.device, if there is as much.
+    """Return the device bytes that a plan may use: memory.device, or less if less is available.
 
     In a device's own memory, memory.device includes the runtime. In RAM it may be more than the
     share that is used by default.
@@ -337,6 +337,6 @@ def _device_limit(spec: ModelSpec, memory: Memory) -> int:
 
 
 def _spread(layers: Sequence[LayerUnits], count: int) -> set[int]:
-    """Return the units of `count` layers, as evenly apart as possible."""
+    """Return the units of `count` layers that are spread evenly over the depth of the model."""
     chosen = [layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count)]
     return {unit for layer in chosen for unit in layer.units}

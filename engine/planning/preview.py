@@ -27,7 +27,7 @@ LEAST_GAIN = 1.02  # factor in tokens a second: a change that brings less is not
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A machine to plan for. None stands for the value of the machine that runs the command."""
+    """A machine to plan for. None means the value of the machine that runs the command."""
 
     device_memory: int | None = None  # bytes of a CUDA card
     ram: int | None = None  # bytes
@@ -69,7 +69,7 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
     """Return the plan and the forecast of a model without loading it.
 
     Raises `DoesNotFit` when the model cannot be served within the limits, and `ModelError` when it
-    cannot be served at all or its config.json cannot be had.
+    cannot be served at all or its config.json cannot be found.
     """
     planner = _Planner(spec, what_if)
     scheme = planner.best(planner.spec, planner.machine)
@@ -117,7 +117,7 @@ class _Planner:
         return self._described[key]
 
     def _machine(self) -> Machine:
-        """Return this machine, measured, or the assumed machine that is asked about."""
+        """Return this machine with measured speeds, or the machine that `what_if` describes."""
         asked, spec = self.what_if, self.spec
         ram_gbps = asked.link_gbps or spec.stream.simulate_gbps or assumed.LINK_GBPS
         if asked.device_memory is not None:
@@ -136,7 +136,7 @@ class _Planner:
         if asked.ram is not None:
             device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
             memory = replace(memory, ram=asked.ram, device=device)
-        # Without a device of its own the disk is the way weights travel.
+        # If the device computes in RAM, weights are streamed from the disk.
         disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
         blueprint = self.describe(spec)
         return Machine(

@@ -95,7 +95,7 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 
 def _work_bytes(blueprint: Blueprint) -> int:
-    """Return what the timed passes take besides weights: activations, and the KV of one layer."""
+    """Return the bytes of the timed passes without weights: activations, and KV of one layer."""
     demand = blueprint.demand(DraftNeeds(scratch_rows=0))
     demand = replace(demand, tile=min(demand.tile, ROWS[-1]))
     context = CONTEXT + ROWS[0]
@@ -147,7 +147,7 @@ def _time_passes(
 def choose_threads(step: Callable[[], object], device: Device) -> None:
     """Set the number of torch's threads to the one with which this step is fastest.
 
-    It begins with the present number and halves it while that is faster. To wake a thread may take
+    It begins with the present number and halves it while that is faster. Waking a thread may take
     longer than the work it saves (a small model on two cores: 1.5 times as fast with one thread).
     """
     threads = torch.get_num_threads()

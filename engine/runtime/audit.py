@@ -2,8 +2,8 @@
 
 The check is teacher-forced. The prompt and the answer run through the decoder once more as a chain,
 with KV pages of their own. At each position of the answer, the token is chosen again with the same
-logit rules, noise and counts. This uses no draft, tree, batch or cached prefix, so a token that one
-of them changed is found as a mismatch.
+logit rules, noise and counts. This uses no draft, tree or batch, and no KV that any request has
+stored, so a token that one of them changed is found as a mismatch.
 """
 
 import logging
@@ -40,7 +40,7 @@ TOLERANCES = {torch.bfloat16: 0.25, torch.float32: 1e-3}
 
 
 class Auditor:
-    """A queue of finished answers, a share of all of them, that are checked one by one.
+    """A queue of finished answers to check one by one; it takes a share of all answers.
 
     One thread calls `offer` and `run`. Any thread may call `preempt`.
     """
@@ -242,7 +242,7 @@ def _lowest_kept(
     """
     moved = replace(
         params,
-        # A share of the probability mass moves by at most half of what logits move by.
+        # If logits move by x nats, a share of the probability mass moves by at most x / 2.
         top_p=min(max(params.top_p + slack / 2, 1e-6), 1.0) if params.top_p < 1 else 1.0,
         min_p=min(params.min_p * exp(-slack), 1.0),
     )

@@ -150,7 +150,7 @@ def _make_rechecks(spec: ModelSpec, plan: Plan, reader: UnitReader) -> Rechecks:
 def _expected_pass_times(
     files: TargetFiles, measured: probe.MeasuredPass, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
-    """Return the expected pass times by number of rows, as far as it was measured."""
+    """Return the expected pass times by number of rows, from measurements where there are any."""
     units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
     travelling = [nbytes for nbytes, tier in units if tier != "resident"]
     travels = sum(travelling)

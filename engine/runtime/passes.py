@@ -36,7 +36,7 @@ class Entry:
         return self.first + self.num_before_tree
 
     def kept_rows(self, accepted: Sequence[int]) -> list[int]:
-        """Return the sequence's rows that join its stored prefix, counted from its first row.
+        """Return the rows whose KV the sequence keeps, counted from its first row in the pass.
 
         These are the rows before the tree and the `accepted` rows of the tree.
         """
@@ -66,7 +66,7 @@ def assemble(
     decoder: Decoder,
     on_wait: OnWait | None = None,
 ) -> Pass:
-    """Return the pass of all turns, in order: of each the pending tokens, then the tree.
+    """Return the pass of all turns, in order: for each its pending tokens, then its tree.
 
     The last pending token is the tree's root. A tree of several rows has no pending tokens before
     its root, since only decoding sequences are drafted for.

@@ -64,7 +64,7 @@ class Requests:
             self._by_id.pop(sequence.request_id, None)
 
     def start(self, turns: Sequence[Turn]) -> None:
-        """Report requests whose first pass begins; once more if that pass has to be repeated."""
+        """Call `on_start` for requests whose first pass begins, again if it is repeated."""
         for turn in turns:
             if turn.sequence.passes == 0:
                 self._on_start(turn.sequence.request_id)
@@ -88,7 +88,7 @@ class Requests:
     def fail_pass_on_error(
         self, sequences: Sequence[TokenSequence], events: Events
     ) -> Iterator[None]:
-        """Enter a block that runs a pass; handle its errors, so that the next pass can run.
+        """Handle the errors of a block that runs a pass, so that the next pass can run.
 
         If weights cannot be read, the requests of `sequences` fail, which is appended to `events`.
         If all clients of the pass have left, the pass ends without an event.
@@ -103,7 +103,7 @@ class Requests:
 
     @contextmanager
     def fail_request_on_error(self, sequence: TokenSequence, events: Events) -> Iterator[None]:
-        """Enter a block that emits tokens of a sequence; if it raises, fail only its request.
+        """Let only the request of `sequence` fail if the block, which emits its tokens, raises.
 
         The block raises `RequestError` when the request's grammar has become too complex to be
         followed, and `PassFailed` when its logits are not finite.

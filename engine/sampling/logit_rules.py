@@ -29,7 +29,7 @@ class TokenCounts:
         self._table: _Table | None = None  # made on first use: most requests have no penalties
 
     def add(self, token: int) -> None:
-        """Count one emitted token."""
+        """Add one emitted token to the counts of the answer."""
         count = self._output[token] = self._output.get(token, 0) + 1
         if self._table is not None:
             self._table.set(token, count)

@@ -180,7 +180,7 @@ class LayerStream:
         )
 
     def reset_stats(self) -> None:
-        """Count from zero again."""
+        """Set all figures of `stats` back to zero."""
         self._meters.ram.reset()
         self._meters.disk.reset()
         self._stall_seconds, self._units, self._callback_seconds = 0.0, 0, 0.0

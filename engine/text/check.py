@@ -1,7 +1,7 @@
-"""Read a tokenizer.json in a process of its own, under limits of time and memory.
+"""Checking a tokenizer.json in a process of its own, under limits of time and memory.
 
 The tokenizers library may panic, overflow its stack or take unbounded memory for a file that was
-made to do so. A file that is read here is read in the engine too.
+made to do so. A file that passes this check is then read in the engine.
 """
 
 import resource
@@ -32,7 +32,7 @@ def fault(path: Path) -> str | None:
 
 
 def _read(path: Path) -> str:
-    """Return what is wrong with the file, "" if nothing is."""
+    """Return what is wrong with the file, or "" if the library can read it."""
     import json
 
     from tokenizers import Tokenizer
@@ -54,7 +54,7 @@ def _read(path: Path) -> str:
 
 
 def _limit(kind: int, wanted: int) -> None:
-    """Limit this process, to less than `wanted` where it may not have as much."""
+    """Limit a resource of this process to `wanted`, or to its hard limit if that is lower."""
     _, most = resource.getrlimit(kind)
     limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(kind, (limit, limit))

@@ -77,7 +77,7 @@ class TokenBytes:
         return shown
 
     def spelled_out(self) -> "TokenBytes":
-        """Return the same without the library's tokenizer, for processes that do not load it."""
+        """Return a copy without the library's tokenizer, for processes that do not load it."""
         assert self._tokenizer is not None, "it is spelled out already"
         spelled = copy.copy(self)
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
@@ -145,7 +145,7 @@ class _TokenDecoder:
         return piece.encode("utf-8", errors="replace")
 
     def _add_step(self, step: dict[str, Any]) -> None:
-        """Take over one step of the tokenizer's decoder. Raises `ModelError` if unsupported."""
+        """Add one step of the tokenizer's decoder. Raises `ModelError` if it is not supported."""
         match step:
             case {"type": "ByteLevel"}:
                 self._is_byte_level = True

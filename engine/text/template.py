@@ -1,4 +1,4 @@
-"""Whether a chat template can be read as one."""
+"""The syntax check of a chat template."""
 
 from jinja2 import Environment, TemplateSyntaxError
 from jinja2.ext import Extension
@@ -9,7 +9,7 @@ from engine.errors import ModelError
 
 
 class _Generation(Extension):
-    """The library's tag `{% generation %}`, around what the assistant writes."""
+    """The tag `{% generation %}` of transformers, around what the assistant writes."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]  # declared as a set
 
@@ -19,9 +19,9 @@ class _Generation(Extension):
 
 
 def check_template(text: str, where: str) -> None:
-    """Raise `ModelError` that names `where` and the line for a text that is no Jinja template.
+    """Raise `ModelError`, which names `where` and the line, if a text is not a Jinja template.
 
-    Nothing of it runs: its constants are not folded either.
+    The template is only parsed, and no part of it is evaluated.
     """
     environment = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
     try:

@@ -63,7 +63,7 @@ def private_copy(folder: Path) -> Iterator[Path]:
 
 
 def _check_numbers(values: dict[str, Any], path: Path) -> None:
-    """Raise `ModelError` for more tokens and larger numbers than any tokenizer has."""
+    """Raise `ModelError` if there are more tokens or larger numbers than any tokenizer has."""
     for key in ("added_tokens_decoder", "added_tokens"):
         added = values.get(key)
         if isinstance(added, dict | list) and len(added) > MOST_ADDED:

@@ -89,7 +89,7 @@ def _are_texts(value: object) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """Return the integer that equals a float; return other values unchanged."""
+    """Return a float without a fraction as an integer, and other values unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -123,7 +123,7 @@ def _value(key: str, value: Any, where: str, path: str) -> Any:
 
 
 def _count(value: object, bounds: tuple[int, int], where: str, path: str) -> int:
-    """Return a value as an integer. Raises `ModelError` unless it is one within its bounds."""
+    """Return a value as an integer. Raises `ModelError` if it is not one in its bounds."""
     least, most = bounds
     value = whole(value)
     if isinstance(value, bool) or not isinstance(value, int):

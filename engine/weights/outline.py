@@ -32,7 +32,7 @@ class Part:
     held: range | None = None  # the experts that it has; None: all of them
 
     def experts(self, held: range) -> "Part":
-        """Return the part that has only these experts."""
+        """Return a copy of this part that holds only the experts `held`."""
         return replace(self, shape=(len(held), *self.shape[1:]), held=held, stored={})
 
     @property

@@ -1,4 +1,4 @@
-"""The safetensors files that a checkpoint consists of: those of its index, or a single file."""
+"""The safetensors files of a checkpoint: the files that its index lists, or a single file."""
 
 import os
 from pathlib import Path
@@ -50,7 +50,7 @@ _ONLY = "Only safetensors weights are read"
 
 
 def advice(folder: Path) -> str:
-    """Return what to do with a folder that is not a safetensors checkpoint, by its files."""
+    """Return advice for a folder without a safetensors checkpoint, given the files in it."""
     for pattern, found, remedy in _OTHERS:
         if any(folder.glob(pattern)):
             return f"{_ONLY} and the folder holds {found}: {remedy}"

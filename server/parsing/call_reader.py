@@ -15,7 +15,7 @@ CALL_BEGUN = re.compile(rf"(?:{re.escape(OBJECT_BEGUN)})?(?P<name>[\w.-]*)")
 class CallReader(Reader):
     """A parser of answers whose calls come after a tag, or between two tags.
 
-    A subclass says with `_new_call` what else than a JSON object may be a call.
+    A call is a JSON object, unless a subclass overrides `_new_call`.
 
     Args:
         tools: the tools that may be called. Without any, tags and calls are text.
@@ -25,8 +25,8 @@ class CallReader(Reader):
         between: the characters that may come before a call, after a tag or after another call.
         silent: the tags that are never shown.
         at_start: whether the answer may begin with a call that has no tag.
-        fenced: whether a call of a known tool may be an object at the start of the answer, or in
-            a fenced block of JSON, as models write it that forget their tags.
+        fenced: whether an object that names a known tool is a call at the start of the answer and
+            in a ```json block too. Models that forget their tags write such calls.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CallReader(Reader):
         return CallObject(self._tools, self._needs()) if begin == "{" else None
 
     def _needs(self) -> Needs:
-        """Return what makes a call of an object at this place."""
+        """Return what an object at this place must have to be a call (see `CallObject`)."""
         if self._open == FENCE or not (self._open or self._is_native):
             return "known name"
         return "name" if self._open else "arguments"
@@ -83,7 +83,7 @@ class CallReader(Reader):
             yield from self._read_tag(tag)
 
     def _read_plain(self, character: str) -> Iterator[Piece]:
-        """Yield the pieces that a character makes certain which belongs to no tag."""
+        """Read a character that belongs to no tag, and yield the pieces that are certain now."""
         if self._call is not None:
             yield from self._read_call(self._call, character)
         else:
@@ -107,7 +107,7 @@ class CallReader(Reader):
             yield from self._show(character)
 
     def _leftovers(self) -> str:
-        """Return the characters that are not shown between a call and what closes it."""
+        """Return the characters that are left out between a call and the tag that closes it."""
         return "]}`" if self._open == FENCE else "]}"
 
     def _begin(self, call: CallText) -> None:
@@ -180,7 +180,7 @@ class CallReader(Reader):
         yield markup(text) if is_cut else content(text)
 
     def _is_call_begun(self, text: str) -> bool:
-        """Return whether `text`, which the end of the answer has cut, began as a call does."""
+        """Return whether `text`, with which the answer breaks off, may begin a call."""
         begun = "".join((self._held + text).split()).lstrip("[")
         if len(begun) > 1 and OBJECT_BEGUN.startswith(begun):
             return True

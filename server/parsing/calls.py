@@ -34,13 +34,13 @@ class CallText(Protocol):
         """Return whether the call has ended."""
 
     def feed(self, character: str) -> list[Piece]:
-        """Return the pieces that `character` makes certain.
+        """Read one more character, and return the pieces that are certain now.
 
         Raise `NotACall` at a character that cannot belong to the call.
         """
 
     def end(self) -> list[Piece]:
-        """Return what completes the arguments of a certain call that has broken off."""
+        """Return what completes the arguments if the answer breaks off in a certain call."""
 
 
 class ArgumentsText:
@@ -94,7 +94,7 @@ def is_begun(text: str) -> bool:
 
 
 class HeadedCall:
-    """A reader of a call that is a head, such as a name and a tag, and an object of arguments.
+    """A reader of a call that is a head, such as a name and a tag, then an object of arguments.
 
     Args:
         head: matches the head and finds the `name` in it.
@@ -153,10 +153,10 @@ class CallObject:
 
     Args:
         tools: the tools that may be called.
-        needs: what makes a call of an object. A tool that is not known needs "arguments" where
-            the object has no tag, and is never called where text is as likely ("known name").
+        needs: what an object must have to be a call: the name of any tool ("name"), arguments too
+            if the tool is unknown ("arguments"), or the name of a known tool ("known name").
         name: the key of the tool's name.
-        others: the keys of further members.
+        others: the keys of further members that the object may have.
     """
 
     def __init__(
@@ -239,7 +239,10 @@ class CallObject:
         return is_begun(self._inner) or (bool(self._written) and not self._inner) or self.complete
 
     def _written_arguments(self) -> str:
-        """Return the arguments where they are null or a string that holds the object."""
+        """Return the arguments if the model wrote them as null or as a string with an object.
+
+        Return "" if they were written otherwise or have not been read.
+        """
         written = next((self._object.values[k] for k in ARGUMENTS if k in self._object.values), "")
         if written in ("", "null"):
             return "{}" if written else ""

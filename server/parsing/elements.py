@@ -55,7 +55,7 @@ class Elements:
 
 
 def attribute(name: str, group: str) -> str:
-    """Return a regular expression of an attribute, which the group `group` finds the value of."""
+    """Return a regular expression for an attribute of a tag; its value is in the group `group`."""
     return rf"""\s*{name}\s*=\s*["']?(?P<{group}>[^"'\s]*)["']?"""
 
 
@@ -151,7 +151,7 @@ class ElementsCall:
             self._json.feed(text[0])
 
     def _read_json(self, json_text: ArgumentsText, character: str) -> list[Piece]:
-        """Read arguments that are a JSON object where elements should be."""
+        """Read arguments that the model wrote as a JSON object instead of elements."""
         pieces = [p for p in json_text.feed(character) if p.kind == "arguments"]
         if json_text.complete:
             self._enter("body")
@@ -195,7 +195,7 @@ class ElementsCall:
 class _Value:
     """A writer of the JSON of one value, given its raw text.
 
-    Strings are written as they are read; other values when they are complete.
+    Strings are written while they are read, other values once they are complete.
     """
 
     def __init__(self, start: str, kinds: frozenset[Kind], marks: Elements) -> None:
@@ -207,11 +207,11 @@ class _Value:
         self._raw = ""  # of a string: a line break that may be the last character
 
     def begin(self) -> str:
-        """Return what is certain before the value: the key of a string."""
+        """Return the JSON before a string, with its key; "" for values that are written later."""
         return self._start + '"' if self._is_streamed else ""
 
     def feed(self, text: str) -> str:
-        """Return what is certain after more text."""
+        """Read more text of the value, and return the JSON that is certain now."""
         self._raw += text
         if self._is_trimmed is None and self._raw:
             self._is_trimmed = self._raw.startswith("\n")
@@ -223,9 +223,9 @@ class _Value:
         return quoted(ready)
 
     def contains_tag(self) -> bool:
-        """Return whether a tag at this place is a part of the value.
+        """Return whether a tag at this place belongs to the value and does not end it.
 
-        It is one in a CDATA section, and in a string inside an object or array.
+        That is so inside a CDATA section, and inside a string of an object or array.
         """
         raw = self._raw.lstrip()
         if self._marks.has_cdata and raw.startswith(CDATA[0]):
@@ -233,7 +233,7 @@ class _Value:
         return bool(self._kinds & BRACKETED) and "string" not in self._kinds and is_in_string(raw)
 
     def finish(self) -> str:
-        """Return the rest of the value."""
+        """Return the JSON of the value that has not been returned yet."""
         if self._is_trimmed:
             self._raw = self._raw.removesuffix("\n")
         if self._is_streamed:
@@ -245,7 +245,7 @@ class _Value:
         return self._start + typed(text, kinds)
 
     def cut(self) -> str:
-        """Return what completes the value where the answer ends; only a string is kept."""
+        """Return what completes a value that the answer breaks off; "" unless it is a string."""
         return '"' if self._is_streamed else ""
 
 

@@ -16,7 +16,7 @@ WORDS = {  # as JSON, as Python, and as JavaScript write them
     "NaN": "null",
 }
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-# Whatever a number may begin with: each part may end where the text does.
+# Matches every beginning of a number, since the text may end within any part of it.
 NUMBER_BEGUN = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?((?<=\d)[eE][+-]?\d*)?)?", re.ASCII)
 BARE_KEY = re.compile(r"[\w.$-]", re.ASCII)
 ESCAPES = frozenset('"\\/bfnrt')
@@ -27,11 +27,11 @@ QUOTES = frozenset({'"', "'", RAW_QUOTE})
 
 
 class NotJson(Exception):
-    """The error raised when a text is no JSON value, whatever follows."""
+    """The error raised when no continuation of a text could make it a JSON value."""
 
 
 def quoted(text: str) -> str:
-    """Return `text` as it stands inside a JSON string."""
+    """Return `text` escaped for a JSON string, without the quotes around it."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
@@ -39,7 +39,7 @@ class JsonText:
     """A writer of one JSON value, fed with what a model wrote, symbol by symbol.
 
     What `feed` and `finish` return is JSON. It is the model's own text where that is JSON already.
-    Besides, the writer takes control characters and unknown escapes in strings, strings in single
+    The writer also accepts control characters and unknown escapes in strings, strings in single
     quotes, Python's words, a comma before a closing bracket, doubled braces (`{{"a": 1}}`) and
     closing brackets that are missing before others.
 
@@ -101,9 +101,10 @@ class JsonText:
         return text + self._read_structure(symbol)
 
     def finish(self) -> str:
-        """Return what completes the value where the text ends or is not JSON any more.
+        """End the value, and return the JSON that completes it, such as missing brackets.
 
-        A member or an item that is not complete is left out, but a string is kept as it is.
+        Call it where the text ends or is not JSON any more. An incomplete member or item is left
+        out, but an incomplete string is kept and closed.
         """
         text = ""
         if self._quote and self._expects == "value":
@@ -121,7 +122,10 @@ class JsonText:
         return _begins_scalar(self._token + symbol)
 
     def _end_token(self) -> str:
-        """Return the JSON of a number or word that has ended, or hold a bare key."""
+        """End the number, word or bare key that was being read, and return its JSON.
+
+        A key is returned later, together with its value. Raises `NotJson` for any other token.
+        """
         token, self._token = self._token, ""
         if self._expects == "key":
             self._end_key(f'"{token}"')
@@ -131,7 +135,7 @@ class JsonText:
         return self._end_value(self._release(WORDS.get(token, token)), WORDS.get(token, token))
 
     def _end_value(self, text: str, value: str) -> str:
-        """Return `text` after a string or scalar has been read, which is `value` as JSON."""
+        """Record that a string or scalar has ended, with `value` as its JSON; return `text`."""
         if self.key is not None and self._is_outermost():
             self.values[self.key] = value
         self._expects = "next"
@@ -160,7 +164,7 @@ class JsonText:
         return self._keep(quoted(symbol))
 
     def _read_escape(self, symbol: str) -> str:
-        """Return the text of an escape that `symbol` ends, or "" while it goes on."""
+        """Return the JSON of an escape sequence if `symbol` ends it, else ""."""
         escape = self._escape + symbol
         if escape == "\\u" or (len(escape) < 6 and escape[1] == "u" and symbol in HEX):
             self._escape = escape
@@ -173,7 +177,7 @@ class JsonText:
         return self._keep("'" if symbol == "'" else quoted(escape))
 
     def _keep(self, text: str) -> str:
-        """Return text of a value's string, or hold that of a key."""
+        """Return text of a string that is a value; collect it and return "" if it is a key."""
         if self._expects == "key":
             self._token += text
             return ""
@@ -182,7 +186,7 @@ class JsonText:
         return text
 
     def _is_outermost(self) -> bool:
-        """Return whether members of an object are read that is the whole value."""
+        """Return whether the whole value is an object and its own members are being read."""
         return self.depth == 1 and self._closers[0] == "}"
 
     def _end_string(self) -> str:
@@ -229,7 +233,7 @@ class JsonText:
         return ""
 
     def _close(self, symbol: str) -> str:
-        """Return a closing bracket, and before it those that are missing."""
+        """Return a closing bracket, preceded by the closing brackets that the model left out."""
         if symbol not in self._closers:
             raise NotJson
         text = self._held if self._held.isspace() else ""
@@ -246,12 +250,12 @@ class JsonText:
 
 
 def _begins_scalar(text: str) -> bool:
-    """Return whether a number or a word may begin like this."""
+    """Return whether `text` is the beginning of a number or of a word such as `true`."""
     return bool(NUMBER_BEGUN.fullmatch(text)) or any(word.startswith(text) for word in WORDS)
 
 
 def as_json(text: str) -> str | None:
-    """Return the JSON of a whole text that is one value, or nearly; None if it is none."""
+    """Return a text as valid JSON if `JsonText` can read it as one whole value, else None."""
     writer, written = JsonText(), ""
     try:
         for index, character in enumerate(text := text.strip()):

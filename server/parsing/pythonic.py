@@ -20,8 +20,8 @@ class PythonicCall:
 
     Args:
         tools: the tools that may be called.
-        is_tagged: whether the call comes after a tag. Without one, a name that is not among the
-            tools needs arguments.
+        is_tagged: whether the call comes after a tag. Without one, a call of an unknown
+            tool counts as a call only if it has arguments.
     """
 
     def __init__(self, tools: Tools, *, is_tagged: bool) -> None:
@@ -117,7 +117,7 @@ class PythonicCall:
         return written
 
     def _written(self, text: str) -> str:
-        """Return the text of a value after its key, which is certain as soon as the value is."""
+        """Return new text of a value; before the first of it, also the key."""
         if not text:
             return ""
         pending, self._pending = self._pending, ""
@@ -125,7 +125,7 @@ class PythonicCall:
 
 
 class PythonicReader(CallReader):
-    """A parser of answers with lists of calls in Python's syntax, or with objects."""
+    """A parser of answers with calls in Python's syntax, or as JSON objects."""
 
     def _new_call(self, begin: str) -> CallText | None:
         if re.match(r"[^\W\d]", begin) and ("[" in self._held or self._open or self._is_after_call):

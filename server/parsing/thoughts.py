@@ -9,7 +9,7 @@ Pairs = Mapping[str, str]  # the closing tag of each opening tag
 
 
 class ThinkReader(Reader):
-    """A parser that reads as reasoning what is between two tags, without the blanks around it.
+    """A parser of reasoning between two tags; blanks around the reasoning are left out.
 
     Args:
         pairs: the closing tag of each opening tag.
@@ -76,7 +76,7 @@ class ThinkReader(Reader):
 
 
 def find_open_tag(pairs: Pairs, before: str) -> str:
-    """Return the tag that the text which an answer continues has left open; "" for none."""
+    """Return the opening tag of reasoning that has begun but not ended in `before`, else ""."""
     for opened, close in pairs.items():
         unclosed = before.lstrip().startswith(opened) and close not in before
         if unclosed or before.rstrip().endswith(opened):

@@ -1,4 +1,4 @@
-"""The JSON of arguments that models write as raw text, by the schemas of a tool's parameters."""
+"""Conversion of arguments that models write as raw text to JSON, by the parameters' schemas."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ WRITTEN_KINDS["n"] = "null"
 
 
 def kind_of(value: Any) -> Kind:
-    """Return the JSON type of a value; of any number "number"."""
+    """Return the JSON type of a value, which is "number" for integers too."""
     return KINDS.get(type(value), "number")
 
 
@@ -28,7 +28,9 @@ def parameter_schema(parameters: Schema, key: str) -> Schema:
 
 
 def kinds_of(schema: Schema, parameters: Schema) -> frozenset[Kind]:
-    """Return the JSON types that a parameter may have, "integer" as "number"; none if any.
+    """Return the JSON types that a parameter may have; an empty set if it may have any.
+
+    "integer" becomes "number".
 
     Args:
         schema: the schema of the parameter.
@@ -57,7 +59,7 @@ def _kinds(schema: Any, parameters: Schema, budget: int) -> Iterator[Kind]:
 
 
 def resolve(reference: str, parameters: Schema) -> Any:
-    """Return what a reference into the same document refers to; None if there is nothing."""
+    """Return the schema that a reference (`#/$defs/Name`) refers to; None if it does not exist."""
     found: Any = parameters
     for part in reference.removeprefix("#").split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
@@ -66,15 +68,15 @@ def resolve(reference: str, parameters: Schema) -> Any:
 
 
 def is_text(kinds: frozenset[Kind]) -> bool:
-    """Return whether a parameter of these types is a string, whatever its text looks like."""
+    """Return whether a parameter of these types can only be a string."""
     return kinds == {"string"}
 
 
 def typed(text: str, kinds: frozenset[Kind]) -> str:
     """Return the JSON of a parameter that is written as raw text.
 
-    It is a string where the types allow no other, and where the text is no JSON value of another
-    type.
+    The result is a JSON string if only a string is allowed, if the text is not JSON, or if a string
+    is allowed and the text is not JSON of another allowed type.
     """
     value = None if is_text(kinds) else as_json(text)
     if value is not None:

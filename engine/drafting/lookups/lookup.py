@@ -43,7 +43,11 @@ class Lookup(Protocol):
         """
 
     def observe(self, tokens: Sequence[int], logits: Matrix) -> None:
-        """Take the target's logits at rows of a pass; the first rows fed these tokens."""
+        """Learn from the target's logits at rows of a pass.
+
+        Args:
+            tokens: the input tokens of the first rows.
+        """
 
     def release(self, sequence: TokenSequence) -> None:
         """Forget what is kept for a sequence that ended or was paused."""
@@ -75,8 +79,8 @@ class HitRates:
     def estimate_probabilities(self, guesses: Sequence[Guess]) -> list[tuple[int, float]]:
         """Return the guessed tokens, each with the probability that it comes next.
 
-        It is the probability that all guesses before the token's own miss, that its own is right,
-        and that the token is the right one of it.
+        That is the probability that all earlier guesses are wrong, times the hit rate of the
+        token's own guess, times the token's share of it.
         """
         probabilities = []
         left = 1.0
@@ -88,7 +92,7 @@ class HitRates:
         return probabilities
 
     def record(self, guesses: Sequence[Guess], token: int) -> None:
-        """Count a trial for each guess up to the one that named `token`, the token that came."""
+        """Count a trial for each guess up to the first that contains `token`, the actual token."""
         for guess in guesses:
             hits, trials = self._counts.get(guess.kind, (0.0, 0.0))
             fade = 1 - 1 / MEMORY
@@ -164,7 +168,7 @@ class BestFirstSearch(Generic[State]):
     Args:
         source: the source of the trees' rows.
         guesses: returns the guesses of the next token in a state.
-        follow: returns the state after a state and a token.
+        follow: returns the state that a token leads to from a state.
     """
 
     def __init__(

@@ -104,7 +104,11 @@ class _Pointer:
 
 
 def _with_skip(matches: tuple[Match, ...]) -> tuple[Match, ...]:
-    """Add, as the last, the guess that the answer leaves out the first match's next token."""
+    """Return the matches and, as the last, the place one token after the first match's place.
+
+    It guesses that the answer leaves out the token that the prediction has next. Nothing is added
+    if the first match agrees with no token.
+    """
     if not matches or matches[0].length <= 0:
         return matches
     return (*matches, Match(matches[0].place + 1, SKIPPED))

@@ -98,7 +98,11 @@ class PaddedStep:
             return head(hidden)
 
     def _place(self, segment: Segment, first: int) -> None:
-        """Write a segment's slots, positions and mask, its visible slots from column `first` on."""
+        """Copy a segment's slots, positions and mask to the inputs of the graph.
+
+        Args:
+            first: the column of the mask for the first of the slots before the segment's rows.
+        """
         before = segment.start + segment.num_scratch
         visible = slice(first, first + before)
         scratch = slice(first + segment.start, first + before)

@@ -178,7 +178,7 @@ class DraftModel:
         self.caches.release(sequence)
 
     def _place(self, growth: Growth, nodes: list[Node]) -> list[Node]:
-        """Give nodes scratch slots, and return the nodes for which there was room.
+        """Assign scratch slots of the KV cache to nodes, and return the nodes that got one.
 
         Args:
             nodes: parents before their children.

@@ -100,7 +100,10 @@ class Int4Linear(nn.Module):
 
 
 def _inner_tiles(in_features: int) -> int | None:
-    """Return the most tiles of inputs that one load of the CUDA kernel can take, if any."""
+    """Return how many tiles of 16 inputs one load of the CUDA kernel takes (`innerKTiles`).
+
+    It is the largest number that divides `in_features` evenly; None if none does.
+    """
     return next((n for n in _CUDA_INNER_TILES if in_features % (n * 16) == 0), None)
 
 

@@ -15,7 +15,7 @@ class ApertusReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls."""
+    """Return whether a chat template contains `<|tools_prefix|>`, which comes before calls."""
     return OPEN in template
 
 

@@ -1,6 +1,6 @@
 """The format of Apriel: `<tool_calls>[{"name": ..., "arguments": ...}]`, and reasoning in words.
 
-The reasoning begins with "Here are my reasoning steps:", which some prompts end with. The answer
+The reasoning begins with "Here are my reasoning steps:", with which some prompts end. The answer
 comes after `[BEGIN FINAL RESPONSE]`.
 """
 
@@ -17,7 +17,7 @@ PAIRS = {STEPS: RESPONSE}
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template asks for a marked final response."""
+    """Return whether a chat template contains `[BEGIN FINAL RESPONSE]`, which ends reasoning."""
     return RESPONSE in template
 
 
@@ -31,7 +31,7 @@ def parser(tools: Tools, before: str) -> Parser:
 
 
 def thought(before: str, _template: str) -> Thought | None:
-    """Return the marks around the reasoning of an answer."""
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
     return thought_in(PAIRS, before, STEPS)
 
 

@@ -1,6 +1,6 @@
 """The format of Command R7B and A: `<|START_ACTION|>[{"tool_name": ..., "parameters": {...}}]`.
 
-Reasoning is between `<|START_THINKING|>` and `<|END_THINKING|>`, and the answer may have marks too.
+Reasoning is between `<|START_THINKING|>` and `<|END_THINKING|>`, and the answer may be marked too.
 """
 
 from server.parsing.call_reader import CallReader
@@ -15,7 +15,7 @@ TEXT = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|
 
 
 class CommandReader(CallReader):
-    """A parser of calls whose names are "tool_name"."""
+    """A parser of calls whose objects hold the name of the tool under the key "tool_name"."""
 
     def _new_call(self, begin: str) -> CallText | None:
         if begin != "{":
@@ -24,7 +24,7 @@ class CommandReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls."""
+    """Return whether a chat template contains `<|START_ACTION|>`, which comes before calls."""
     return OPEN in template
 
 
@@ -37,7 +37,7 @@ def parser(tools: Tools, before: str) -> Parser:
 
 
 def thought(before: str, _template: str) -> Thought | None:
-    """Return the marks around the reasoning of an answer."""
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
     return thought_in(PAIRS, before, "<|START_THINKING|>")
 
 

@@ -8,7 +8,7 @@ from server.parsing.formats.deepseek_v31 import BEGIN, END, SECTION, SECTION_END
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls and fenced blocks after it."""
+    """Return whether a chat template has V3's marks of calls and ```json blocks."""
     return BEGIN in template and "```json" in template
 
 

@@ -17,7 +17,7 @@ HEAD = re.compile(
 
 
 class DeepSeekReader(CallReader):
-    """A parser of calls in marks."""
+    """A parser of calls that begin with `BEGIN` and the name of the tool."""
 
     def _new_call(self, begin: str) -> CallText | None:
         return HeadedCall(HEAD, END) if begin == BEGIN else None
@@ -27,7 +27,7 @@ class DeepSeekReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls, without fenced blocks after it."""
+    """Return whether a chat template has V3's marks of calls, but no ```json blocks."""
     return BEGIN in template and "```json" not in template
 
 

@@ -1,6 +1,7 @@
 """The format of DeepSeek V3.2 and V4: elements whose tags begin with `｜DSML｜`.
 
-V3.2 writes all calls into `<｜DSML｜function_calls>`. A parameter says whether it is a string.
+V3.2 writes all calls into one element, `<｜DSML｜function_calls>`. The tag of a parameter says
+whether it is a string.
 """
 
 import re
@@ -25,7 +26,7 @@ ELEMENTS = Elements(
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark, and the section of V3.2."""
+    """Return whether a chat template has `｜DSML｜` tags and a `function_calls` element."""
     return MARK in template and "function_calls>" in template
 
 
@@ -35,12 +36,12 @@ def parser(tools: Tools, _before: str) -> ElementsReader:
 
 
 def parameter_begin(key: str, kind: str) -> str:
-    """Return the tag before a value."""
+    """Return the opening tag of an argument, which says whether its value is a string."""
     return f'<{MARK}parameter name="{key}" string="{str(kind == "string").lower()}">'
 
 
 def syntax_of(section: int) -> CallSyntax:
-    """Return the syntax of forced calls in a section of `OPENS`."""
+    """Return the syntax of forced calls inside the element that `OPENS[section]` opens."""
     return CallSyntax(
         open=f"{OPENS[section]}\n",
         begin=f'<{MARK}invoke name="%s">\n',

@@ -6,7 +6,7 @@ from server.parsing.formats import deepseek_v32
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark, and the section of V4."""
+    """Return whether a chat template has `｜DSML｜` tags, but no `function_calls` element."""
     return deepseek_v32.MARK in template and "function_calls>" not in template
 
 

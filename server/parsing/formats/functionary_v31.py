@@ -7,7 +7,7 @@ from server.parsing.formats.qwen3_coder import ELEMENTS
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls, without tags of parameters."""
+    """Return whether a chat template contains `<function=`, but no `<parameter=`."""
     return "<function=" in template and "<parameter=" not in template
 
 

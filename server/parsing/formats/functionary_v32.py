@@ -17,11 +17,11 @@ HEAD_BEGUN = re.compile(rf"({MARK})?[\w.-]{{0,128}}")
 
 
 class FunctionaryReader(Reader):
-    """A parser that reads heads, which are lines with a recipient, and bodies in turn.
+    """A parser of messages, each a head (a line with the recipient) and a body.
 
     Args:
-        tools: the tools that may be called; without any, only heads with `all` are left out.
-        is_marked: whether the answer begins inside a head.
+        tools: the tools that may be called. Without any, heads other than `all` are shown as text.
+        is_marked: whether the answer begins inside a head, since the prompt ends with `>>>`.
     """
 
     def __init__(self, tools: Tools, *, is_marked: bool) -> None:
@@ -93,7 +93,7 @@ class FunctionaryReader(Reader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template asks for recipients after `>>>`."""
+    """Return whether a chat template writes `>>>` and then the recipient of a message."""
     return f"{MARK}${{recipient}}" in template or f"{MARK}{ALL}" in template
 
 

@@ -1,6 +1,6 @@
 """The format of Gemma 4: `<|tool_call>call:look_up{key:<|"|>tea<|"|>,n:3}<tool_call|>`.
 
-Keys have no quotes, and strings have marks of their own. Reasoning is in a channel, `<|channel>
+Keys have no quotes, and strings are quoted by `<|"|>`. Reasoning is in a channel, `<|channel>
 thought` to `<channel|>`.
 """
 
@@ -20,7 +20,7 @@ PAIRS = {"<|channel>thought": "<channel|>"}
 
 
 class GemmaCall(HeadedCall):
-    """A reader of one call, whose arguments are read symbol by symbol."""
+    """A reader of one call, which reads the quote `<|"|>` as a single symbol of the arguments."""
 
     def __init__(self) -> None:
         super().__init__(HEAD, CLOSE)
@@ -44,14 +44,14 @@ class GemmaCall(HeadedCall):
 
 
 class GemmaReader(CallReader):
-    """A parser of calls that are a name and arguments with bare keys."""
+    """A parser of calls that are a name and an object whose keys have no quotes."""
 
     def _new_call(self, begin: str) -> CallText | None:
         return GemmaCall() if re.match(r"[^\W\d]", begin) else super()._new_call(begin)
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls."""
+    """Return whether a chat template contains `<|tool_call>`, which begins a call."""
     return OPEN in template
 
 
@@ -64,12 +64,12 @@ def parser(tools: Tools, before: str) -> Parser:
 
 
 def thought(before: str, _template: str) -> Thought | None:
-    """Return the marks around the reasoning of an answer."""
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
     return thought_in(PAIRS, before, "<|channel>thought")
 
 
 def parameter_begin(key: str, kind: str) -> str:
-    """Return the key before a value, and the mark that begins a string."""
+    """Return the name of an argument and a colon; before a string, also the opening quote."""
     return f"{key}:" + (RAW_QUOTE if kind == "string" else "")
 
 

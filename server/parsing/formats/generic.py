@@ -1,7 +1,7 @@
 """The format for all other models: a call is a JSON object, with or without tags around it.
 
-The tools are told to these models in words (`server/conversation/tool_instructions.py`), which ask
-for calls as `hermes` writes them.
+The prompt describes the tools to these models (`server/conversation/tool_instructions.py`) and asks
+for calls in the format `hermes`.
 """
 
 from server.parsing.call_reader import CallReader

@@ -1,4 +1,4 @@
-"""The format of GigaChat 3: one object after a mark, or in a message of its own role."""
+"""The format of GigaChat 3: one JSON object after a mark, or in a message of its own role."""
 
 from server.parsing.call_reader import CallReader
 from server.parsing.calls import Tools
@@ -9,7 +9,7 @@ HEAD = f"function call{ROLE}"
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls or the role of calls."""
+    """Return whether a chat template marks calls by `<|function_call|>` or by their own role."""
     return MARK in template or (ROLE in template and "'function call'" in template)
 
 

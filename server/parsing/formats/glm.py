@@ -22,7 +22,7 @@ ELEMENTS = Elements(
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of keys."""
+    """Return whether a chat template contains `<arg_key>`, the tag of an argument's name."""
     return "<arg_key>" in template
 
 
@@ -32,7 +32,7 @@ def parser(tools: Tools, _before: str) -> ElementsReader:
 
 
 def parameter_begin(key: str, _kind: str) -> str:
-    """Return the elements before a value."""
+    """Return the element with an argument's name, and the tag that opens its value."""
     return f"<arg_key>{key}</arg_key>\n<arg_value>"
 
 

@@ -17,7 +17,7 @@ PAIRS = {"<think>": "</think>"}
 
 
 class GraniteReader(CallReader):
-    """A parser of calls that leaves out the tags around a response."""
+    """A parser of calls that also leaves out the tags around the answer (`<response>`)."""
 
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools, opens=[TAG], closes=[RESPONSE, RESPONSE_END])
@@ -39,7 +39,7 @@ class GraniteReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template asks for the tag of calls, as Granite's do."""
+    """Return whether a chat template has Granite's role marks and `<|tool_call|>`."""
     return TAG in template and "<|start_of_role|>" in template
 
 
@@ -49,7 +49,7 @@ def parser(tools: Tools, before: str) -> Parser:
 
 
 def thought(before: str, _template: str) -> Thought | None:
-    """Return the marks around the reasoning of an answer."""
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
     return thought_in(PAIRS, before, "<think>")
 
 

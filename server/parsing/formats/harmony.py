@@ -21,7 +21,7 @@ LONGEST_HEAD = 256  # characters; a longer head is text of a model that does not
 
 
 class HarmonyReader(Reader):
-    """A parser that reads heads and bodies of messages in turn; an answer begins inside a head."""
+    """A parser of messages, each a head and a body. An answer begins inside a head."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -57,7 +57,7 @@ class HarmonyReader(Reader):
             yield from self._read_call(self._call, character)
 
     def _open(self, head: str) -> Iterator[Piece]:
-        """Begin the body of the message that has the head `head`, and yield the head's piece."""
+        """Begin the body of a message after its head, and yield the piece that covers the head."""
         recipient = RECIPIENT.search(head)
         self._head = None
         if recipient is not None and self._tools:
@@ -85,14 +85,14 @@ class HarmonyReader(Reader):
         yield from pieces
 
     def _leave_call(self, call: ArgumentsText) -> Iterator[Piece]:
-        """Complete a call that is certain; one that is not is text."""
+        """Stop reading a call. Complete its arguments if it is certain, else show it as text."""
         uncertain, self._uncertain = self._uncertain, ""
         is_certain, self._called = not self._called, ""
         yield from call.end() if is_certain else [content(uncertain)]
         self._call = None
 
     def _close(self) -> Iterator[Piece]:
-        """End a head or body. A body without arguments is a call without any."""
+        """End a head or body. An empty body of a call means that the call has no arguments."""
         head, self._head = self._head or "", None
         yield markup(head) if CHANNEL in head or START in head else content(head)
         if self._call is not None and self._uncertain.rstrip().endswith(MESSAGE):
@@ -120,12 +120,12 @@ class HarmonyReader(Reader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template writes messages in channels."""
+    """Return whether a chat template contains `<|channel|>` and `<|message|>`."""
     return CHANNEL in template and MESSAGE in template
 
 
 def parser(tools: Tools, _before: str) -> HarmonyReader:
-    """Return a parser of one answer, for its calls and its reasoning."""
+    """Return a parser of one answer, which finds both its calls and its reasoning."""
     return HarmonyReader(tools)
 
 

@@ -5,18 +5,18 @@ from server.parsing.calls import Tools
 from server.parsing.format import TOOLS, CallSyntax, Format
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-# Others put something else than JSON between the same tags: Qwen3-Coder, GLM, MiniMax M3. Apriel's
-# template asks for these tags, but its calls are in others.
+# Qwen3-Coder, GLM and MiniMax M3 put something else than JSON between the same tags. Apriel's
+# template asks for these tags, but the model writes others.
 NOT_JSON = ("<function=", "<arg_key>", "minimax[>[", "<tool_calls>")
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls, with JSON after it."""
+    """Return whether a chat template has `<tool_call>`, and no mark of `NOT_JSON`."""
     return OPEN in template and not any(mark in template for mark in NOT_JSON)
 
 
 def parser(tools: Tools, _before: str) -> CallReader:
-    """Return a parser of one answer. Qwen2.5-Coder often writes a block of JSON instead of tags."""
+    """Return a parser of one answer. Qwen2.5-Coder often writes a block of JSON without tags."""
     return CallReader(tools, opens=[OPEN], closes=[CLOSE], fenced=True)
 
 

@@ -1,4 +1,4 @@
-"""The format of Hunyuan 3: GLM's elements in one section, each tag with a suffix.
+"""The format of Hunyuan 3: GLM's elements inside one outer element, each tag with a suffix.
 
 Its template builds the tags from a variable, so they cannot be found in its text.
 """
@@ -15,7 +15,7 @@ SUFFIX = ":opensource"
 
 
 def tag(name: str) -> str:
-    """Return a tag with the suffix."""
+    """Return the tag with this name and the suffix of all tags."""
     return f"<{name}{SUFFIX}>"
 
 
@@ -34,7 +34,7 @@ PAIRS = {tag("think"): tag("/think")}
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template names the suffix and the tags."""
+    """Return whether a chat template contains both `:opensource` and `<tool_sep`."""
     return SUFFIX in template and "<tool_sep" in template
 
 
@@ -47,12 +47,12 @@ def parser(tools: Tools, before: str) -> Parser:
 
 
 def thought(before: str, _template: str) -> Thought | None:
-    """Return the marks around the reasoning of an answer."""
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
     return thought_in(PAIRS, before, tag("think"))
 
 
 def parameter_begin(key: str, _kind: str) -> str:
-    """Return the elements before a value."""
+    """Return the element with an argument's name, and the tag that opens its value."""
     return f"{tag('arg_key')}{key}{tag('/arg_key')}\n{tag('arg_value')}"
 
 

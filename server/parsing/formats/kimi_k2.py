@@ -24,7 +24,7 @@ class KimiReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls."""
+    """Return whether a chat template contains `<|tool_call_begin|>`."""
     return BEGIN in template
 
 

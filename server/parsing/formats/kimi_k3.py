@@ -28,7 +28,7 @@ OTHERS = (*RESPONSE, f"{CLOSE}message{SEP}", END)
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the opening and the closing mark."""
+    """Return whether a chat template contains `<|open|>`, `<|close|>` and `<|sep|>`."""
     return OPEN in template and CLOSE in template and SEP in template
 
 
@@ -42,14 +42,14 @@ def parser(tools: Tools, before: str) -> Parser:
 
 
 def thought(before: str, _template: str) -> Thought | None:
-    """Return the marks around the reasoning of an answer."""
+    """Return the marks around reasoning; None if `before` ends after it or opens the response."""
     if before.endswith(RESPONSE[0]):
         return None
     return thought_in(PAIRS, before, f"{OPEN}think{SEP}")
 
 
 def parameter_begin(key: str, kind: str) -> str:
-    """Return the mark before a value."""
+    """Return the opening mark of an argument, with its name and the JSON type of its value."""
     return f'{OPEN}argument key="{key}" type="{kind}"{SEP}'
 
 

@@ -9,7 +9,7 @@ LIST = "List of tools: ["  # the instruct models' templates write no calls
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls, or lists tools as LFM2's do."""
+    """Return whether a chat template marks calls, or lists the tools, as LFM2's do."""
     return OPEN in template or LIST in template or "<|tool_list_start|>" in template
 
 

@@ -13,7 +13,7 @@ HEADERS = ("<|start_header_id|>", "<|header_start|>")
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has Llama's headers and asks for calls as JSON."""
+    """Return whether a chat template has Llama's headers and asks for calls in JSON."""
     has_headers = any(header in template for header in HEADERS)
     return has_headers and '{"name": function name, "parameters"' in template
 

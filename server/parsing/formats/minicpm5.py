@@ -23,7 +23,7 @@ ELEMENTS = Elements(
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tags of calls and of parameters."""
+    """Return whether a chat template contains `<function name=` and `<param name=`."""
     return "<function name=" in template and "<param name=" in template
 
 
@@ -33,7 +33,7 @@ def parser(tools: Tools, _before: str) -> ElementsReader:
 
 
 def parameter_begin(key: str, kind: str) -> str:
-    """Return the tag before a value."""
+    """Return the opening tag of an argument; for a string, also the start of a CDATA section."""
     return f'<param name="{key}">' + ("<![CDATA[" if kind == "string" else "")
 
 

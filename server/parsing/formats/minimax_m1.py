@@ -8,7 +8,7 @@ OPEN, CLOSE = "<tool_calls>", "</tool_calls>"
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls, with objects after it."""
+    """Return whether a chat template writes JSON on the line after `<tool_calls>`."""
     return f"{OPEN}\\n" in template or f"{OPEN}\n{{" in template
 
 

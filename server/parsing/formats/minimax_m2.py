@@ -20,7 +20,7 @@ ELEMENTS = Elements(
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls."""
+    """Return whether a chat template contains `<minimax:tool_call>`, which comes before calls."""
     return OPEN in template
 
 
@@ -30,7 +30,7 @@ def parser(tools: Tools, _before: str) -> ElementsReader:
 
 
 def parameter_begin(key: str, _kind: str) -> str:
-    """Return the tag before a value."""
+    """Return the opening tag of the argument `key`, which comes before its value."""
     return f'<parameter name="{key}">'
 
 

@@ -1,6 +1,6 @@
 """The format of MiniMax M3: `<invoke name="look_up">`, and an element for each argument.
 
-Every tag comes after a mark. Objects are elements for their keys, arrays are `<item>` elements.
+Every tag comes after a mark. An object has an element for each key, an array has `<item>` elements.
 """
 
 import json
@@ -32,11 +32,11 @@ class Element:
     children: list["Element"] = field(default_factory=list)
 
     def add(self, text: str) -> None:
-        """Add text."""
+        """Append more of the text between the tags."""
         self.text += text
 
     def written(self, schema: Schema, parameters: Schema) -> str:
-        """Return the element as JSON; `schema` is its own."""
+        """Return the element's value as JSON, with the types that its own `schema` gives."""
         kinds = kinds_of(schema, parameters)
         if not self.children:
             if not self.text.strip() and kinds in ({"object"}, {"array"}):
@@ -56,7 +56,7 @@ class Element:
 
 
 class MiniMaxCall:
-    """A reader of one call, from the name of its tool on."""
+    """A reader of one call, which begins at the name of the tool."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -92,7 +92,7 @@ class MiniMaxCall:
         return [] if self.complete else [Piece("arguments", "}", 0)]
 
     def _is_in_json(self, parameters: Schema) -> bool:
-        """Return whether a parameter is read that is written as JSON, inside a string of it."""
+        """Return whether the parser is inside a string of a parameter that is written as JSON."""
         if len(self._open) != 1 or self._open[0].children:
             return False
         kinds = kinds_of(parameter_schema(parameters, self._open[0].name), parameters)
@@ -114,7 +114,7 @@ class MiniMaxCall:
         return [Piece("call", found["name"], self._num_read), Piece("arguments", "{", 0)]
 
     def _read_tag(self, name: str, parameters: Schema) -> str:
-        """Return the JSON that a tag makes certain."""
+        """Open or close an element, and return the JSON of an argument that is complete now."""
         if not name.startswith("/"):
             self._open.append(Element(name))
             if len(self._open) > MAX_DEPTH:
@@ -133,7 +133,7 @@ class MiniMaxCall:
 
 
 class MiniMaxReader(CallReader):
-    """A parser of calls in elements."""
+    """A parser of calls whose arguments are nested elements."""
 
     def _new_call(self, begin: str) -> CallText | None:
         if begin == f"{MARK}{INVOKE}":
@@ -142,7 +142,7 @@ class MiniMaxReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark before tags."""
+    """Return whether a chat template contains `]<]minimax[>[`, the mark before each tag."""
     return MARK in template
 
 
@@ -152,7 +152,7 @@ def parser(tools: Tools, _before: str) -> MiniMaxReader:
 
 
 def parameter_begin(key: str, _kind: str) -> str:
-    """Return the tag before a value."""
+    """Return the opening tag of the argument `key`, which comes before its value."""
     return f"{MARK}<{key}>"
 
 

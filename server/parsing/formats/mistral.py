@@ -15,7 +15,7 @@ CALL_ID_FORM = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 class MistralReader(CallReader):
-    """A parser that reads both ways to write calls."""
+    """A parser of calls in an array of objects, or as a name and its arguments."""
 
     def _new_call(self, begin: str) -> CallText | None:
         if re.match(r"[\w.-]", begin):
@@ -24,7 +24,7 @@ class MistralReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template writes the tag of calls."""
+    """Return whether a chat template contains `[TOOL_CALLS]`, which comes before calls."""
     return TAG in template
 
 
@@ -34,9 +34,9 @@ def parser(tools: Tools, _before: str) -> MistralReader:
 
 
 def call_id(given: str) -> str:
-    """Return `given`, or a hash of it where Mistral's chat templates would refuse it.
+    """Return the id of a call in a form that Mistral's chat templates accept.
 
-    They refuse every id that is not nine letters and digits.
+    They refuse every id that is not nine letters and digits: for these, return a hash of the id.
     """
     if CALL_ID_FORM.fullmatch(given):
         return given

@@ -1,6 +1,6 @@
 """The format of Muse: messages with recipients, and `<atem:invoke name="look_up">` elements.
 
-A message to `self` is reasoning; one to `user` is the answer; one to a tool has its call.
+A message to `self` is reasoning, one to `user` is the answer, and one to a tool is a call of it.
 """
 
 import re
@@ -62,7 +62,7 @@ class MuseReader(ElementsReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls."""
+    """Return whether a chat template contains `<atem:`, with which the tags of calls begin."""
     return "<atem:" in template
 
 
@@ -77,7 +77,7 @@ def thought(_before: str, _template: str) -> Thought:
 
 
 def parameter_begin(key: str, _kind: str) -> str:
-    """Return the tag before a value."""
+    """Return the opening tag of the argument `key`, which comes before its value."""
     return f'<atem:parameter name="{key}">'
 
 

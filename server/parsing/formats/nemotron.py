@@ -8,7 +8,7 @@ OPEN, CLOSE = "<TOOLCALL>", "</TOOLCALL>"
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls."""
+    """Return whether a chat template contains `<TOOLCALL>`, which comes before calls."""
     return OPEN in template
 
 

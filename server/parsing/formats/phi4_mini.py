@@ -9,7 +9,7 @@ WORD = "functools"
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of tools, or asks for `functools[...]`."""
+    """Return whether a chat template contains `<|/tool|>`, or asks for `functools[...]`."""
     return "<|/tool|>" in template or f"{WORD}[" in template
 
 

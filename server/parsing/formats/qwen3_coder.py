@@ -22,7 +22,7 @@ ELEMENTS = Elements(
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tags of calls and of parameters."""
+    """Return whether a chat template has `<tool_call>`, `<function=` and `<parameter=`."""
     return OPEN in template and "<function=" in template and "<parameter=" in template
 
 
@@ -32,7 +32,7 @@ def parser(tools: Tools, _before: str) -> ElementsReader:
 
 
 def parameter_begin(key: str, _kind: str) -> str:
-    """Return the line before a value."""
+    """Return the opening tag of the argument `key`, on a line before its value."""
     return f"<parameter={key}>\n"
 
 

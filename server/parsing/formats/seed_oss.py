@@ -12,7 +12,7 @@ ELEMENTS = replace(qwen3_coder.ELEMENTS, is_trimmed=False)
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the tag of calls."""
+    """Return whether a chat template contains `<seed:tool_call>`, which comes before calls."""
     return OPEN in template
 
 
@@ -22,7 +22,7 @@ def parser(tools: Tools, _before: str) -> ElementsReader:
 
 
 def parameter_begin(key: str, _kind: str) -> str:
-    """Return the tag before a value."""
+    """Return the opening tag of the argument `key`, which comes before its value."""
     return f"<parameter={key}>"
 
 

@@ -1,4 +1,4 @@
-"""The format of Solar Open: marks around an id, a name and arguments; parts of an answer in turn.
+"""The format of Solar Open: a call is an id, a name and arguments, each after a mark.
 
 An answer is reasoning after `<|think|>`, text after `<|content|>`, or calls after `<|tool_calls|>`,
 each in a message of its own.
@@ -30,7 +30,7 @@ class SolarReader(CallReader):
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template has the mark of calls."""
+    """Return whether a chat template contains `<|tool_call:begin|>`, which begins a call."""
     return BEGIN in template
 
 

@@ -15,7 +15,7 @@ PAIRS = {
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template writes one of the opening tags."""
+    """Return whether a chat template contains an opening tag of reasoning, such as `<think>`."""
     return any(tag in template for tag in PAIRS)
 
 
@@ -25,7 +25,7 @@ def parser(_tools: Tools, before: str) -> ThinkReader:
 
 
 def thought(before: str, template: str) -> Thought | None:
-    """Return the tags around the reasoning of an answer; None if `before` ends with reasoning."""
+    """Return the tags around reasoning; None if `before` already ends with a closing tag."""
     written = [tag for tag in PAIRS if tag in template]
     return thought_in(PAIRS, before, next(iter(written), "<think>"))
 
