@@ -1,1 +1,1 @@
-"""Answers to chats and text completions: prompt, tools and grammar, generation, then chunks."""
+"""Answers to chats and text completions: prompts, tools, grammars, generation, stream chunks."""

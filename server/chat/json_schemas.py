@@ -1,11 +1,12 @@
-"""JSON schemas made ready for grammars: objects are closed, what grammars cannot say is dropped.
+"""The preparation of JSON schemas for grammars: close objects and drop inexpressible keywords.
 
-llguidance reads a schema without `additionalProperties` as one that allows every key, and weak
-models then invent keys. So objects with `properties` are closed, unless the schema says otherwise.
-That is decided for the object that all parts of a schema make together (`allOf`, `$ref` and what
-stands beside them), never inside a part: two closed parts would exclude each other's keys.
+A closed object takes no other keys than those in its `properties`. llguidance reads a schema
+without `additionalProperties` as one that allows every key, and weak models then invent keys. So
+objects with `properties` are closed, unless the schema says otherwise. Several parts of a schema
+may describe one object together: `allOf`, the target of `$ref`, and the keywords next to them. The
+object is closed as a whole, never inside a part: two closed parts would exclude each other's keys.
 
-Pure. A schema is never changed in place.
+The functions are pure and never change a schema in place.
 """
 
 import re
@@ -16,7 +17,8 @@ from typing import Any, Literal
 
 Schema = Mapping[str, Any]
 
-# What grammars cannot express. Without `strict` these are dropped, and the answer's header says so.
+# Keywords that grammars cannot express. Without `strict` they are dropped, and a header of the
+# answer names them.
 DROPPED = frozenset(
     {
         *("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"),
@@ -24,7 +26,7 @@ DROPPED = frozenset(
         *("propertyNames", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"),
     }
 )
-# Those that say something only beside another one.
+# Keywords that have a meaning only next to another dropped one, so the header does not name them.
 _COMPANIONS = frozenset({"then", "else", "minContains", "maxContains"})
 FORMATS = frozenset(
     {
@@ -33,14 +35,14 @@ FORMATS = frozenset(
     }
 )
 _IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
-_IN_PLACE = ("if", "then", "else")  # dropped, but the names in them are meant
+_IN_PLACE = ("if", "then", "else")  # dropped, but their property names count as the object's
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLES = ("additionalProperties", "items", "additionalItems")
 _LISTS = ("prefixItems", "items")
 _PATTERNS = "patternProperties"
-# Look-around and references to groups, which regular expressions in grammars do not have.
+# Look-around and back-references, which regular expressions in grammars do not support.
 _LOOK_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?:<?[=!])|\\[1-9]|\\k<)")
-# Keys that make an object together with the branches of `anyOf` or `oneOf` beside them.
+# Keywords that describe an object together with the branches of `anyOf` or `oneOf` next to them.
 _JOINING = frozenset(
     {
         *("properties", "patternProperties", "required", "additionalProperties", "propertyNames"),
@@ -50,11 +52,11 @@ _JOINING = frozenset(
 
 
 class _Role(Enum):
-    """What a schema is to the object that it describes.
+    """The role of a schema for the object that it describes: all of it, or one of several parts.
 
-    A part is never closed by itself. Where parts that the client closed exclude what others
-    require, nothing would match: then they are lifted, which is to say opened, and the object that
-    they make together is closed instead.
+    A part is never closed by itself. If a part that the client closed excludes keys that another
+    part requires, nothing would match. Then the parts are lifted: they lose their
+    `additionalProperties: false`, and the object that they describe together is closed instead.
     """
 
     WHOLE = "whole"
@@ -64,21 +66,21 @@ class _Role(Enum):
 
 @dataclass
 class _Object:
-    """What all parts of a schema say about an object together."""
+    """An object as all parts of a schema describe it together."""
 
-    names: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)  # the keys in `properties`
     required: set[str] = field(default_factory=set)
-    has_word: bool = False  # on further keys
-    has_conflict: bool = False  # a closed part excludes what another one requires
-    is_closed: bool = False  # by `unevaluatedProperties`, which counts for all parts together
-    fewest: int = 0
+    has_word: bool = False  # whether a part has a keyword about further keys
+    has_conflict: bool = False  # whether a closed part excludes a key that another one requires
+    is_closed: bool = False  # by `unevaluatedProperties: false`, which applies to all parts
+    fewest: int = 0  # the largest `minProperties`
 
 
 def prepared_schema(schema: Schema, *, is_strict: bool) -> tuple[dict[str, Any], list[str]]:
-    """Return a schema for a grammar, and the names of the keywords that were dropped.
+    """Return a schema that is ready for a grammar, and the names of the dropped keywords.
 
-    With `is_strict` only keywords that say nothing are dropped: the others are left for the
-    compiler to refuse.
+    With `is_strict`, only keywords that exclude nothing are dropped. The others stay, and the
+    grammar's compiler raises an error for them.
     """
     preparation = _Preparation(schema, is_strict=is_strict)
     prepared = preparation.run()
@@ -86,22 +88,25 @@ def prepared_schema(schema: Schema, *, is_strict: bool) -> tuple[dict[str, Any],
 
 
 class _Preparation:
+    """The preparation of one schema, with the dropped keywords and the copies made so far."""
+
     def __init__(self, root: Schema, *, is_strict: bool) -> None:
         self._root = root
         self._is_strict = is_strict
-        self._open_copies: dict[str, Any] = {}  # by name: targets of references, as parts
+        self._open_copies: dict[str, Any] = {}  # targets of `$ref`, not closed, by name in `$defs`
         self.dropped: list[str] = []
 
     def run(self) -> dict[str, Any]:
+        """Return the prepared schema, with the copies that its references need."""
         prepared = self._schema(self._root, _Role.WHOLE)
-        if not isinstance(prepared, dict):  # it takes nothing
+        if not isinstance(prepared, dict):  # it is `false`, which matches no value
             return {"not": {}}
         if self._open_copies:
             prepared["$defs"] = {**prepared.get("$defs", {}), **self._open_copies}
         return prepared
 
     def _schema(self, schema: Any, role: _Role) -> Any:
-        """Return a schema made ready."""
+        """Return the prepared form of a schema that has this role."""
         if not isinstance(schema, Mapping):
             return schema
         if schema.get("not") in ({}, True):
@@ -124,7 +129,7 @@ class _Preparation:
         return made
 
     def _value(self, key: str, value: Any, role: _Role) -> Any:
-        """Return the value of one keyword with the schemas in it made ready."""
+        """Return the value of one keyword, with the schemas inside it prepared."""
         if key in _IN_PLACE_LISTS and isinstance(value, list):
             return [self._schema(inner, role) for inner in value]
         if key in _MAPS and isinstance(value, Mapping):
@@ -135,7 +140,10 @@ class _Preparation:
         return self._schema(value, _Role.WHOLE) if key in _SINGLES else value
 
     def _keeps(self, key: str, value: Any, schema: Schema) -> bool:
-        """Return whether a keyword stays, and note it if it had a meaning and does not."""
+        """Return whether a keyword of `schema` stays in the prepared schema.
+
+        A dropped keyword is added to `dropped` if it restricted the values.
+        """
         if key == "pattern":
             return not isinstance(value, str) or self._keeps_pattern(value, key)
         if key in ("minProperties", "maxProperties"):
@@ -149,19 +157,20 @@ class _Preparation:
         if key not in DROPPED or _says_nothing(key, value):
             return key not in DROPPED
         if key == "unevaluatedProperties" and isinstance(value, bool):
-            return False  # `_close` minds it
+            return False  # its effect is kept: `_close` closes or opens the object by it
         return self._is_strict or self._drop(key)
 
     def _keeps_pattern(self, pattern: str, key: str = _PATTERNS) -> bool:
         return self._is_strict or _LOOK_AROUND.search(pattern) is None or self._drop(key)
 
     def _drop(self, key: str) -> Literal[False]:
+        """Add a keyword to `dropped`, and return False for the caller to return."""
         if key not in _COMPANIONS and key not in self.dropped:
             self.dropped.append(key)
         return False
 
     def _object(self, schema: Schema) -> _Object:
-        """Return what the parts of a schema say about an object together."""
+        """Return the object that the parts of a schema describe together."""
         whole = _Object()
         parts = list(self._parts(schema, set()))
         for part in parts:
@@ -183,7 +192,10 @@ class _Preparation:
         return whole
 
     def _parts(self, schema: Any, seen: set[str]) -> Iterator[Schema]:
-        """Yield the schemas that make an object together."""
+        """Yield the schemas that describe one object together: `schema` and its parts.
+
+        `seen` has the references that were followed already, and prevents endless recursion.
+        """
         if not isinstance(schema, Mapping):
             return
         yield schema
@@ -201,18 +213,18 @@ class _Preparation:
             yield from self._parts(part, seen)
 
     def _open_copy(self, ref: str, role: _Role) -> str:
-        """Return a reference to the target of `ref` as a part, which is not closed by itself."""
+        """Return a reference to a copy of the target of `ref`, prepared as a part: not closed."""
         target = self._target(ref)
         if target is None:
             return ref
         name = f"{role.value}{re.sub('[^0-9A-Za-z_.-]', '-', ref)}"
         if name not in self._open_copies:
-            self._open_copies[name] = True  # until it is made: it may refer to itself
+            self._open_copies[name] = True  # a placeholder, since the target may refer to itself
             self._open_copies[name] = self._schema(target, role)
         return f"#/$defs/{name}"
 
     def _target(self, ref: str) -> Any:
-        """Return the schema that a reference within this schema names; None without one."""
+        """Return the schema to which a reference within the root schema points, or None."""
         if not ref.startswith("#"):
             return None
         place: Any = self._root
@@ -228,7 +240,11 @@ class _Preparation:
 
 
 def _is_alone(schema: Schema) -> bool:
-    """Return whether no part makes an object: there is none, or one that stands for all."""
+    """Return whether no object has to be put together from the parts of this schema.
+
+    That is so if it describes no object here, or only by a `$ref` or by an `allOf` of one schema:
+    these are then prepared as a whole by themselves.
+    """
     parts = _JOINING & schema.keys()
     several = schema.get("allOf")
     is_one = isinstance(several, list) and len(several) == 1
@@ -236,7 +252,11 @@ def _is_alone(schema: Schema) -> bool:
 
 
 def _close(whole: _Object, made: dict[str, Any]) -> None:
-    """Close an object, unless it says itself which further keys it takes."""
+    """Close the object `whole` in its prepared schema `made`, which is changed in place.
+
+    The object stays open if it says itself which further keys it takes, if it has no properties, or
+    if nothing could match it when it is closed.
+    """
     is_satisfiable = whole.required <= whole.names and whole.fewest <= len(whole.names)
     is_open = whole.has_word or not (whole.names and is_satisfiable)
     if is_open and not (whole.is_closed or whole.has_conflict):
@@ -253,7 +273,7 @@ def _texts(value: Any) -> Sequence[str]:
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    """Return whether a keyword with this value excludes nothing."""
+    """Return whether a keyword with this value excludes no value at all."""
     if key == "propertyNames":
         return value in ({}, True, {"type": "string"})
     if key == "not":

@@ -1,6 +1,7 @@
-"""Grammars of arguments that a call writes one by one, as raw text or as JSON.
+"""Grammars for call formats that write each argument separately, as raw text or as JSON.
 
-The raw text of a string cannot contain what ends it; `enum`, `pattern` and lengths apply to it.
+Raw text is a string without quotes and escapes. It cannot contain the mark that ends it; `enum`,
+`pattern` and the limits of its length apply to the text itself.
 """
 
 import json
@@ -14,7 +15,7 @@ from server.parsing.format import ParameterSyntax
 from server.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 
 OTHER_KINDS = ("number", "boolean", "null", "array", "object")
-# What the schema of all parameters may say besides the parameters themselves.
+# The keywords that the schema of all parameters may have, apart from `ANNOTATIONS`.
 EXPRESSIBLE = frozenset({"type", "properties", "required", "additionalProperties"})
 ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
@@ -24,7 +25,7 @@ STRING_KEYWORDS = frozenset(
     {"type", "enum", "const", "pattern", "minLength", "maxLength", "format"}
     | {"allOf", "anyOf", "oneOf", "$ref", "nullable", "contentMediaType", "contentEncoding"}
 )
-OTHER_KEYWORDS = frozenset(  # of values that are no strings
+OTHER_KEYWORDS = frozenset(  # keywords for values that are no strings
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "items"}
     | {"prefixItems", "minItems", "maxItems", "uniqueItems", "properties", "required"}
     | {"additionalProperties", "patternProperties", "minProperties", "maxProperties"}
@@ -46,7 +47,7 @@ FORMATS = {
     "uuid": r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
     "uri": r"[a-z][a-z0-9+.-]{1,15}:(//)?[a-zA-Z0-9._~/?#@!$&()*+,;=-]+",
 }
-# The beginning of a raw text that cannot be read as a value of another type.
+# A raw text that cannot be read as a value of another type, because of its first character.
 NO_JSON = r"([^\s0-9tfnNTF{\[\"'-](?s:.*))?"
 ANY = "/(?s:.*)/"
 STRING = frozenset({"string"})
@@ -54,11 +55,11 @@ MAX_REFERENCES = 16
 
 
 class Inexpressible(Exception):
-    """The error raised for a schema that has no grammar of raw text."""
+    """The error for a schema that cannot be expressed as a grammar of separate arguments."""
 
 
 def is_expressible(schema: Schema, syntax: ParameterSyntax) -> bool:
-    """Return whether arguments that match a schema can be written one by one."""
+    """Return whether a grammar can restrict separately written arguments to this schema."""
     try:
         parameter_rules("root", schema, syntax, Tags({}))
     except Inexpressible:
@@ -67,9 +68,9 @@ def is_expressible(schema: Schema, syntax: ParameterSyntax) -> bool:
 
 
 def parameter_rules(name: str, schema: Schema, syntax: ParameterSyntax, tags: Tags) -> list[str]:
-    """Return the rules of the arguments of a call; the first one is called `name`.
+    """Return the grammar rules of a call's arguments; the first rule has the name `name`.
 
-    Raises `Inexpressible`.
+    Raises `Inexpressible` for a schema that these rules cannot express.
     """
     if set(schema) - EXPRESSIBLE - ANNOTATIONS:
         raise Inexpressible
@@ -95,7 +96,7 @@ def parameter_rules(name: str, schema: Schema, syntax: ParameterSyntax, tags: Ta
 
 
 def _any_parameters(name: str, syntax: ParameterSyntax, tags: Tags) -> list[str]:
-    """Return the rules of any arguments."""
+    """Return the grammar rules for arguments with any names and any values."""
     before, after = syntax.begin("\0", "string").split("\0")
     end = syntax.end if syntax.string_end is None else syntax.string_end
     head = f"{tags.literal(before)} {name}_key {tags.literal(after)}"
@@ -115,7 +116,7 @@ def _any_parameters(name: str, syntax: ParameterSyntax, tags: Tags) -> list[str]
 
 
 class _Writer:
-    """A writer of the rules of named arguments, in the order of the schema."""
+    """A writer of the rules for named arguments, which must come in the order of the schema."""
 
     def __init__(self, name: str, schema: Schema, syntax: ParameterSyntax, tags: Tags) -> None:
         self._name = name
@@ -126,7 +127,7 @@ class _Writer:
         self._required: list[bool] = []
 
     def add(self, key: str, schema: Schema, *, is_required: bool) -> None:
-        """Add a parameter."""
+        """Add the rules for a parameter with this name and schema."""
         rule = f"{self._name}_p{len(self._required)}"
         self._required.append(is_required)
         alternatives = []
@@ -136,7 +137,7 @@ class _Writer:
         self._rules.append(f"{rule}: {' | '.join(alternatives)}")
 
     def rules(self) -> list[str]:
-        """Return all rules, the first one of which is called as the writer is."""
+        """Return all rules; the first one has the name that the writer was given."""
         name, separator = self._name, self._tags.literal(self._syntax.separator)
         count = len(self._required)
         sequence = [f'{name}_first{count}: ""', f'{name}_next{count}: ""']
@@ -148,7 +149,7 @@ class _Writer:
         return [f"{name}: {name}_first0", *sequence, *self._rules]
 
     def _values(self, rule: str, key: str, schema: Schema) -> Iterator[tuple[str, str, list[str]]]:
-        """Yield the kinds of a value, each with what is written and the rules that this needs."""
+        """Yield the types that a value may have, each with its expression and the rules for it."""
         syntax, root = self._syntax, self._schema
         end = syntax.end.replace("{key}", key)
         if not syntax.is_raw:
@@ -171,13 +172,16 @@ class _Writer:
                 yield kind, *self._json(f"{rule}_{kind}", document, end)
 
     def _json(self, rule: str, schema: Schema, end: str) -> tuple[str, list[str]]:
-        """Return a value as JSON and its end, and the rule that this needs."""
+        """Return the expression of a JSON value followed by `end`, and the rules for it."""
         document = json.dumps(with_json_form(in_root(schema, self._schema)))
         return f"{rule} {self._tags.literal(end)}", [f"{rule}: %json {document}"]
 
 
 def restricted(schema: Schema, kinds: frozenset[str]) -> Schema | None:
-    """Return a schema of the values that have one of the types; None if there are none."""
+    """Return a schema of the values of `schema` that have one of the types `kinds`.
+
+    Returns None if there are no such values.
+    """
     if "const" in schema or "enum" in schema:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         values = [value for value in values if kind_of(value) in kinds]
@@ -192,7 +196,7 @@ def restricted(schema: Schema, kinds: frozenset[str]) -> Schema | None:
 
 
 def in_root(schema: Schema, root: Schema) -> dict[str, Any]:
-    """Return a schema that stands alone: references into `root` refer to a copy in it."""
+    """Return a self-contained schema, with a copy of `root` to which its references point."""
     if "$ref" not in json.dumps(schema):
         return dict(schema)
     alone = dict(_moved(schema))
@@ -201,7 +205,7 @@ def in_root(schema: Schema, root: Schema) -> dict[str, Any]:
 
 
 def _moved(value: Any) -> Any:
-    """Return a schema whose references go to `#/$defs/root`."""
+    """Return a copy of a schema in which references to the root point to `#/$defs/root`."""
     if isinstance(value, Mapping):
         return {
             key: f"#/$defs/root{inner[1:]}"
@@ -213,7 +217,7 @@ def _moved(value: Any) -> Any:
 
 
 def raw_text(term: str, end: str, syntax: ParameterSyntax, tags: Tags) -> str:
-    """Return the rule of a raw text that matches `term`, and of its end."""
+    """Return the expression of a raw text that matches `term`, followed by its end mark `end`."""
     barred = "|".join(_escaped(mark) for mark in (end.strip(), *syntax.barred))
     return tags.text(f"({term}) & ~/(?s:.*)({barred})(?s:.*)/", end)
 
@@ -221,7 +225,7 @@ def raw_text(term: str, end: str, syntax: ParameterSyntax, tags: Tags) -> str:
 def string_term(schema: Schema, root: Schema, kinds: frozenset[str]) -> str:
     """Return the Lark expression of the raw texts of the strings that match a schema.
 
-    Where `kinds` allow other types, a text that would be read as one of them is left out.
+    If `kinds` allow other types too, texts that would be read as one of them are excluded.
     """
     terms = list(_terms(schema, root, kinds, MAX_REFERENCES))
     if kinds != STRING and not any(key in schema for key in ("enum", "const")):
@@ -230,7 +234,11 @@ def string_term(schema: Schema, root: Schema, kinds: frozenset[str]) -> str:
 
 
 def _terms(schema: Any, root: Schema, kinds: frozenset[str], budget: int) -> Iterator[str]:
-    """Yield the expressions all of which a text has to match."""
+    """Yield Lark expressions, all of which a text has to match.
+
+    `budget` is the number of nested references and combiners that may still be followed. Raises
+    `Inexpressible` when it is used up, and for keywords that have no expression.
+    """
     if not isinstance(schema, Mapping) or not budget:
         raise Inexpressible
     if set(schema) - STRING_KEYWORDS - OTHER_KEYWORDS - ANNOTATIONS:
@@ -270,12 +278,12 @@ def _allows_string(schema: Any, root: Schema) -> bool:
 
 
 def _escaped(text: str) -> str:
-    """Return a regular expression of exactly `text`, as it stands between slashes."""
+    """Return a regular expression that matches exactly `text`, to be put between slashes."""
     return "".join(c if c.isalnum() and c.isascii() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
 def _searched(pattern: str) -> str:
-    """Return a regular expression of the texts in which `pattern` is found.
+    """Return a regular expression for the texts in which `pattern` occurs somewhere.
 
     Raises `Inexpressible` for anchors elsewhere than at the ends of alternatives.
     """
@@ -292,7 +300,7 @@ def _searched(pattern: str) -> str:
 
 
 def _alternatives(pattern: str) -> Iterator[str]:
-    """Yield the alternatives of a regular expression."""
+    """Yield the alternatives of a regular expression, which `|` separates at its top level."""
     part, depth, in_class, is_escaped = "", 0, False, False
     for character in pattern:
         if character == "|" and not depth and not in_class and not is_escaped:

@@ -1,7 +1,7 @@
-"""What a request comes to on one model, before the engine is asked: work of the text process.
+"""The preparation of a request for one model's engine, done in the text process.
 
-Rendering, tokenizing and compiling grammars take a while, and what a template or a library does to
-the process must harm this request only.
+It renders the chat, tokenizes the prompt, and writes the grammar of the answer. These steps take
+time, and a failure in a template or a library must affect this request only.
 """
 
 from array import array
@@ -31,16 +31,19 @@ from server.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prompt, what of the answer is predicted and what it must match, and how it is read.
+    """A chat, prepared for the engine, with what is needed to parse the model's answer.
 
     Args:
-        grammar: as llguidance writes it; "": anything.
-        shown_tokens: special tokens that the parser looks for in the text.
-        tools: the tools that the answer may call.
-        custom_names: of these the ones whose calls have a text instead of arguments.
-        is_call: whether the answer must be a call.
-        has_old_calls: whether a call is given in the form that `tool_calls` replaced.
-        left_out: what of the request the model is not given.
+        prompt: the token ids of the prompt.
+        prediction: the token ids of the request's predicted answer; empty if it has none.
+        grammar: the grammar that the answer must match, in llguidance's Lark form; "": any text.
+        shown_tokens: the ids of special tokens that stay in the text, because the parser needs them
+            to find reasoning and tool calls.
+        tools: the schemas of the parameters of the tools that the answer may call, by name.
+        custom_names: the names of the custom tools, whose calls have a text instead of arguments.
+        is_call: whether the answer must be a tool call.
+        has_old_calls: whether the answer has `function_call` instead of `tool_calls`.
+        left_out: the parts of the request that are not followed or not shown to the model.
         before: the text that the answer continues.
     """
 
@@ -64,12 +67,16 @@ def prepare(
     tools: str | None,
     reasoning: str | None,
 ) -> Prepared:
-    """Prepare the chat that `read` makes of a body.
+    """Prepare the chat that `read` makes of a request body.
 
-    `tools` and `reasoning` name the formats of the answer, where the model's file does.
+    Raises `ApiError` 400 for an invalid body, for messages that cannot be rendered, and for schemas
+    that cannot be expressed as a grammar.
 
-    Raises `ApiError` 400 for messages that cannot be rendered and for schemas that cannot be
-    followed.
+    Args:
+        raw: the request body.
+        read: a function that checks the body and returns it as a chat.
+        tools: the format of tool calls that the model's file names; None: the template's.
+        reasoning: the format of reasoning that the model's file names; None: the template's.
     """
     request = read(raw)
     formats = formats_of(tokenizer.template, tools, reasoning)
@@ -99,9 +106,13 @@ def prepare(
 
 @dataclass(frozen=True)
 class PreparedTexts:
-    """The prompts of a request, what is shown of each, and what the answers must match.
+    """A completion request, prepared for the engine.
 
-    `left_out` is what of the request is not followed.
+    Args:
+        prompts: the token ids of each prompt.
+        echoes: the part of each prompt that the answer repeats, which is empty without `echo`.
+        grammar: the grammar that the answers must match; "": any text.
+        left_out: the parts of the request that are not followed.
     """
 
     prompts: "list[array[int]]"
@@ -113,7 +124,10 @@ class PreparedTexts:
 def prepare_texts(
     tokenizer: Tokenizer, raw: bytes, info: ModelInfo, most_prompts: int
 ) -> PreparedTexts:
-    """Prepare a completion request, in the text process. Raises `ApiError` 400."""
+    """Prepare a completion request in the text process.
+
+    Raises `ApiError` 400 for an invalid body, too many prompts, and prompts that are too long.
+    """
     body = parse_body(CompletionRequest, raw)
     given = body.prompts
     if len(given) > most_prompts:
@@ -121,7 +135,7 @@ def prepare_texts(
         raise ApiError(message, code="invalid_value", param="prompt")
     prompts = text_prompts(tokenizer, info, given)
     longest, context = max(len(prompt) for prompt in prompts), info.context_length
-    if longest > context:  # said by the engine's client too, but not for `max_tokens: 0`
+    if longest > context:  # the engine's client checks this too, but not for `max_tokens: 0`
         message = (
             f"This model's maximum context length is {context} tokens. However, the prompt has "
             f"{longest} tokens. Shorten the prompt."

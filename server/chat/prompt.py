@@ -1,4 +1,4 @@
-"""From a request to token ids: work of the text process."""
+"""The conversion of a request's messages or prompts to token ids, done in the text process."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,16 +23,19 @@ from server.text.tokenizer import Tokenizer
 
 
 def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...]:
-    """The ids of a rendered chat; the template has written all special tokens itself.
+    """Return the token ids of a rendered chat, whose template has written all special tokens.
 
-    Raises `ApiError` 400 for a text that is far too long.
+    Raises `ApiError` 400 for a text that cannot fit the model's context.
     """
     _refuse_endless(tokenizer, info, text, "messages")
     return tokenizer.encode(text, special=False)
 
 
 def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
-    """A chat as its template renders it. Raises `ApiError` 400 when it cannot."""
+    """Return the text of a chat, rendered by the model's chat template.
+
+    Raises `ApiError` 400 when the template cannot render it.
+    """
     continued = request.is_continued
     generation = request.add_generation_prompt
     form = formats_of(tokenizer.template).tools
@@ -58,7 +61,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
 
 
 def begun_answer(request: ChatRequest) -> str:
-    """The beginning of the answer that the request itself gives, if any."""
+    """Return the beginning of the answer that the request itself gives, or ""."""
     if not request.is_continued:
         return ""
     return joined_text(request.messages[-1].content or "")
@@ -67,14 +70,17 @@ def begun_answer(request: ChatRequest) -> str:
 def predicted_tokens(
     tokenizer: Tokenizer, info: ModelInfo, prediction: Prediction
 ) -> tuple[int, ...]:
-    """The ids of a predicted text, as far as an answer could be long."""
+    """Return the token ids of a predicted text, cut off at the model's context length."""
     text = joined_text(prediction.content)
     longest = info.context_length
     return tokenizer.encode(text[: longest * tokenizer.longest], special=False)[:longest]
 
 
 def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str) -> None:
-    """Refuse what cannot fit, without the seconds that megabytes take to be tokenized."""
+    """Raise `ApiError` 400 for a text that cannot fit the model's context.
+
+    The number of bytes decides, because tokenizing megabytes would take seconds.
+    """
     num_tokens = len(text.encode(errors="replace")) // tokenizer.longest
     if num_tokens > info.context_length:
         raise ApiError(
@@ -86,13 +92,16 @@ def _refuse_endless(tokenizer: Tokenizer, info: ModelInfo, text: str, param: str
 
 
 def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dict[str, Any]:
-    """A message as chat templates expect it; `call_id` makes ids that the template takes."""
+    """Return a message in the form that chat templates expect.
+
+    `call_id` converts the id of a tool call to one that the template accepts.
+    """
     role = "system" if message.role == "developer" else message.role
     content = joined_text(message.content)
     fields: dict[str, Any] = {"role": role, "content": content}
     if isinstance(message, ToolMessage):
         return fields | {"tool_call_id": call_id(message.tool_call_id)}
-    if isinstance(message, FunctionMessage):  # what a tool message was before
+    if isinstance(message, FunctionMessage):  # the older API's form of a tool message
         return {"role": "tool", "tool_call_id": call_id(message.name), "content": content}
     if message.name is not None:
         fields["name"] = message.name
@@ -101,7 +110,7 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
         reasoning = message.thoughts
         if reasoning is not None:
             fields["reasoning_content"] = reasoning
-            fields["thinking"] = reasoning  # as gpt_oss calls it
+            fields["thinking"] = reasoning  # the name in the template of gpt-oss
         calls = [(call.id, call.function) for call in message.tool_calls or ()]
         if message.function_call is not None:
             calls.append((message.function_call.name, message.function_call))
@@ -118,7 +127,11 @@ def _template_call(call_id: str, called: CalledFunction) -> dict[str, Any]:
 def text_prompts(
     tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[str | list[int]]
 ) -> list[tuple[int, ...]]:
-    """The ids of each prompt of a completion. Raises `ApiError` 400 for ids it has not."""
+    """Return the token ids of each prompt of a completion request.
+
+    Raises `ApiError` 400 for a prompt that cannot fit the context, for ids outside the vocabulary,
+    and for an empty prompt if the model has no token to begin with.
+    """
     return [_text_prompt(tokenizer, info, prompt) for prompt in prompts]
 
 

@@ -1,8 +1,8 @@
-"""A body as it was received: what the front end reads of it, and the bytes for the text process.
+"""A request body as received: its small fields for the front end, its bytes for the text process.
 
-The front end never holds the objects of a large body. They would take it hundreds of megabytes and
-hold the interpreter for seconds; so a worker of the text process reads the bytes, each time that
-they are needed, and of its objects only the light ones travel.
+The front end never parses a large body. Its objects would take hundreds of megabytes and block the
+interpreter for seconds. So a worker of the text process parses the bytes each time that they are
+needed, and sends back only the fields that the front end uses. The other fields are called heavy.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from server.text.limits import LARGE_BODY
 
 BodyT = TypeVar("BodyT", bound=Body)
 
-# The fields that only a text process reads, and what stands in their place in the front end.
+# The heavy fields, which only the text process reads, with the values that replace them.
 _CHAT: dict[str, Any] = {
     "messages": [],
     "tools": None,
@@ -43,11 +43,11 @@ _HEAVY: Mapping[type[Body], Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Received(Generic[BodyT]):
-    """A checked body.
+    """A checked request body.
 
     Args:
-        body: of a large one, without the fields that only a text process reads.
-        raw: its bytes.
+        body: the body; if it is large, without its heavy fields.
+        raw: the bytes of the whole body.
     """
 
     body: BodyT
@@ -56,11 +56,12 @@ class Received(Generic[BodyT]):
 
 @dataclass(frozen=True)
 class ChatSource:
-    """A chat, as `Received` has it, and how it is read from the bytes of its request.
+    """A chat, with the bytes of its request and the function that makes the one of the other.
 
     Args:
-        chat: without the heavy fields where the request is large.
-        read: is importable, for the text process.
+        chat: the chat; if the request is large, without its heavy fields.
+        raw: the bytes of the request body, which may be of another API than chats.
+        read: returns the chat of `raw`; it must be importable, for the text process.
     """
 
     chat: ChatRequest
@@ -69,14 +70,17 @@ class ChatSource:
 
 
 async def received(text: TextWork, kind: type[BodyT], raw: bytes) -> Received[BodyT]:
-    """Check a body. Raises `ApiError` 400 for the first mistake."""
+    """Check a request body, in the text process if it is large, and return it.
+
+    Raises `ApiError` 400 for the first mistake.
+    """
     if len(raw) < LARGE_BODY:
         return Received(parse_body(kind, raw), raw)
     return Received(await text.call(light_body, raw, kind), raw)
 
 
 def light_body(raw: bytes, kind: type[BodyT]) -> BodyT:
-    """Return a checked body without its heavy fields. Raises `ApiError` 400."""
+    """Return a checked body without its heavy fields. Raises `ApiError` 400 if it is invalid."""
     return lightened(parse_body(kind, raw))
 
 
@@ -86,10 +90,10 @@ def light_chat(raw: bytes, read: Callable[[bytes], ChatRequest]) -> ChatRequest:
 
 
 def lightened(body: BodyT) -> BodyT:
-    """Return a copy without the fields that only a text process reads."""
+    """Return a copy of `body` without the heavy fields, which only the text process reads."""
     return body.model_copy(update=_HEAVY.get(type(body), {}))
 
 
 def read_chat(raw: bytes) -> ChatRequest:
-    """Return the chat of a body that is one. Raises `ApiError` 400."""
+    """Return the chat in a chat request's body. Raises `ApiError` 400 if it is invalid."""
     return parse_body(ChatRequest, raw)

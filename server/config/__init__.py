@@ -1,1 +1,1 @@
-"""YAML files: the settings of the server, the files of models, and the registry made of them."""
+"""YAML files: the settings of the server, the model files, and the registry of known models."""

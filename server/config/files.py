@@ -1,4 +1,4 @@
-"""Reading configuration files: where they lie, how values are written, how mistakes are told."""
+"""Configuration files: the folders to search, the forms of values, and the errors for mistakes."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,26 +17,26 @@ _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*)\s*")
 
 
-LARGEST_FILE = 128 << 10  # bytes, for which the YAML parser takes two seconds
+LARGEST_FILE = 128 << 10  # bytes; the YAML parser takes two seconds for a file of this size
 
 
 class ConfigError(Exception):
-    """A configuration file or setting is wrong; the message names file and key."""
+    """The error for a wrong configuration file or setting; the message names file and key."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class Section(BaseModel):
-    """A part of a configuration file: unknown keys are errors, values never change."""
+    """A part of a configuration file, checked by pydantic: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def parse_size(value: object) -> object:
-    """Bytes of a size such as "8GiB", "500 MB" or 4096; other values pass through unchanged.
+    """Return the number of bytes of a size such as "8GiB", "500 MB" or "4096".
 
-    Raises `ValueError` for text that is not a size.
+    Values that are no text are returned unchanged. Raises `ValueError` for text that is no size.
     """
     if not isinstance(value, str):
         return value
@@ -59,12 +59,18 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def read_section(path: Path, kind: type[SectionT]) -> SectionT:
-    """Read and check one YAML file. Raises `ConfigError` that names the file and the key."""
+    """Read a YAML file and return it as a checked section of type `kind`.
+
+    Raises `ConfigError` that names the file and the key.
+    """
     return check_section(read_yaml(path), kind, str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping at the top of a YAML file; an empty file is an empty mapping."""
+    """Return the mapping at the top of a YAML file, which is empty for an empty file.
+
+    Raises `ConfigError` if the file cannot be read or holds something else.
+    """
     try:
         value = parse_yaml(read_text(path, LARGEST_FILE))
     except ModelError as error:
@@ -84,9 +90,13 @@ def check_section(
     where: str,
     origin: Mapping[str, str] | None = None,
 ) -> SectionT:
-    """Validate values; a mistake is told as "where: key: what is wrong".
+    """Return `values` as a checked section of type `kind`.
 
-    `origin` names another place for single top-level keys (an option, a variable).
+    Raises `ConfigError` with a line "where: key: what is wrong" for each mistake.
+
+    Args:
+        where: the place that the values come from, usually a file.
+        origin: for top-level keys with another place (an option, a variable), its name.
     """
     try:
         return kind.model_validate(values)
@@ -121,15 +131,16 @@ def _keys_at(kind: type[Section], loc: Sequence[int | str]) -> Iterator[str]:
 
 
 def asked_folder(option: Path | None, env: Mapping[str, str]) -> Path | None:
-    """The folder of `--config`, else of the environment."""
+    """Return the folder that `--config` names, else UNDERSTUDY_CONFIG in `env`, else None."""
     named = env.get("UNDERSTUDY_CONFIG")
     return option or (Path(named) if named else None)
 
 
 def search_path(explicit: Path | None, cwd: Path, env: Mapping[str, str]) -> list[Path]:
-    """Configuration folders that exist, most specific first; the packaged demo is the last.
+    """Return the configuration folders that exist, most specific first.
 
-    Raises `ConfigError` when the folder that was asked for does not exist.
+    These are `explicit`, or else ./configs and the user's folder; then the packaged demo's folder.
+    Raises `ConfigError` when `explicit` does not exist.
     """
     if explicit is not None and not explicit.is_dir():
         raise ConfigError(f"--config {explicit}: no such folder")
@@ -142,20 +153,20 @@ def search_path(explicit: Path | None, cwd: Path, env: Mapping[str, str]) -> lis
 
 
 def save_folder(explicit: Path | None, cwd: Path, env: Mapping[str, str]) -> Path:
-    """Where new files go: the folder asked for, else ./configs if there is one, else the user's."""
+    """Return the folder for new files: `explicit`, else ./configs if it exists, else the user's."""
     if explicit is not None:
         return explicit
     return cwd / "configs" if (cwd / "configs").is_dir() else user_folder(env)
 
 
 def user_folder(env: Mapping[str, str]) -> Path:
-    """The user's own configuration folder."""
+    """Return the user's own configuration folder, which follows XDG_CONFIG_HOME."""
     home = env.get("XDG_CONFIG_HOME")
     return (Path(home) if home else Path.home() / ".config") / "understudy"
 
 
 def packaged_folder() -> Path:
-    """The folder with the built-in demo: inside the wheel, else in the repository."""
+    """Return the folder with the built-in demo: inside the wheel, else in the repository."""
     server = Path(__file__).parent.parent
     inside = server / "configs"
     return inside if inside.is_dir() else server.parent / "configs"

@@ -1,4 +1,4 @@
-"""One model's YAML file, checked: `configs/models/<id>.yaml`."""
+"""The YAML file of one model, `configs/models/<id>.yaml`: its keys, checks and reading."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from server.parsing.selection import NO_REASONING, format_names
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
-LARGEST_TEMPLATE = 1 << 20  # bytes of a .jinja file
+LARGEST_TEMPLATE = 1 << 20  # bytes of the largest .jinja file that is read
 
 Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[Size, Field(ge=2**20)]
@@ -48,7 +48,7 @@ def _method(value: str | None) -> str | None:
 
 
 class TargetSection(Section):
-    """`target`: the model whose tokens are emitted."""
+    """The key `target`: the model whose tokens are the answer, and its number format."""
 
     source: Annotated[str, Field(min_length=1)]
     revision: str | None = None
@@ -57,7 +57,7 @@ class TargetSection(Section):
 
 
 class DraftSection(Section):
-    """`draft`: who proposes tokens, and the upper bounds of its tree."""
+    """The key `draft`: the method that proposes tokens, and the upper bounds of its draft trees."""
 
     method: Annotated[Auto[str], AfterValidator(_method)] = None
     source: str | None = None
@@ -83,7 +83,10 @@ class DraftSection(Section):
 
 
 class MemorySection(Section):
-    """`memory`: limits, as sizes."""
+    """The key `memory`: the most bytes that the engine may use, each `auto` by default.
+
+    `device` limits device memory, `ram` host memory, and `cache` the disk space of packed weights.
+    """
 
     device: Auto[Bytes] = None
     ram: Auto[Bytes] = None
@@ -91,7 +94,7 @@ class MemorySection(Section):
 
 
 class StreamSection(Section):
-    """`stream`: where the target's units wait and how they travel."""
+    """The key `stream`: where the target's weights are stored and how they reach the device."""
 
     tier: Auto[Tier] = None
     resident: Auto[Annotated[int, Field(ge=0)]] = None
@@ -101,7 +104,7 @@ class StreamSection(Section):
 
 
 class SamplingSection(Section):
-    """`sampling`: what a request that is silent gets."""
+    """The key `sampling`: the values for requests that do not set these parameters."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Probability = 1.0
@@ -110,7 +113,7 @@ class SamplingSection(Section):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    max_tokens: Positive | None = None  # cap of a chat answer
+    max_tokens: Positive | None = None  # the most tokens of a chat's answer
 
 
 def _tools(name: str | None) -> str | None:
@@ -128,14 +131,20 @@ def _format(name: str | None, known: Sequence[str]) -> str | None:
 
 
 class ParsersSection(Section):
-    """`parsers`: how tool calls and reasoning are marked; auto: as the chat template does."""
+    """The key `parsers`: the formats in which the model writes tool calls and reasoning.
+
+    `auto` (None) finds the format from the chat template.
+    """
 
     tools: Annotated[Auto[str], AfterValidator(_tools)] = None
     reasoning: Annotated[Auto[str], AfterValidator(_reasoning)] = None
 
 
 class ModelFile(Section):
-    """A whole file. Only `target.source` is required; the file name is the id."""
+    """The content of one model file.
+
+    Only `target.source` is required. The model's id is not in the file: it is the file's name.
+    """
 
     target: TargetSection
     draft: DraftSection = DraftSection()
@@ -148,7 +157,7 @@ class ModelFile(Section):
     prefix_cache: bool = True
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     sampling: SamplingSection = SamplingSection()
-    chat_template: str | None = None  # the template itself, or a .jinja file beside this one
+    chat_template: str | None = None  # the template itself, or the name of a .jinja file
     parsers: ParsersSection = ParsersSection()
     audit: Probability = 0.0  # share of finished answers that are checked in idle time
 
@@ -160,10 +169,11 @@ class ModelFile(Section):
 
 
 def read_model_file(path: Path) -> ModelFile:
-    """Read one file; relative folders become absolute and a template file its text.
+    """Read and check one model file.
 
-    Folders are looked for beside the file, then in the configuration folder.
-    Raises `ConfigError` naming file and key.
+    In the result, relative folders are absolute, and the name of a template file is replaced by its
+    text. Both are searched next to the model file, then in the configuration folder. Raises
+    `ConfigError` that names file and key.
     """
     file = read_section(path, ModelFile)
     places = (path.parent, *(p.parent for p in path.parents if p.name == "models"))
@@ -179,7 +189,10 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def _source(source: str, places: tuple[Path, ...], where: str) -> str:
-    """An absolute folder, or the hub id as it is."""
+    """Return the absolute path of the folder `source`, or the hub id `source` unchanged.
+
+    Raises `ConfigError` if it is neither.
+    """
     looks_local = source.startswith((".", "/", "~"))
     for place in places:
         if (folder := find_folder(source, place)) is not None:
@@ -190,10 +203,13 @@ def _source(source: str, places: tuple[Path, ...], where: str) -> str:
 
 
 def _template(template: str | None, places: tuple[Path, ...], where: str) -> str | None:
-    """Return the text of the chat template that a file holds or names."""
+    """Return the text of the chat template that a model file contains or names.
+
+    Raises `ConfigError` if the template's file cannot be read or the template is invalid.
+    """
     if template is None:
         return None
-    from engine.text.template import check_template  # jinja, which few model files need
+    from engine.text.template import check_template  # imports jinja, which few model files need
 
     try:
         if template.endswith(".jinja") and "\n" not in template:
@@ -208,7 +224,10 @@ def _template(template: str | None, places: tuple[Path, ...], where: str) -> str
 
 
 def build_spec(model_id: str, file: ModelFile) -> ModelSpec:
-    """The engine's view of a file: sampling defaults, aliases and template stay in the server."""
+    """Return the engine's part of a model file.
+
+    Sampling defaults, aliases, parsers and the chat template are used by the server only.
+    """
     return ModelSpec(
         id=model_id,
         target=TargetSpec(**file.target.model_dump()),

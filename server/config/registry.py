@@ -1,4 +1,4 @@
-"""The models this server knows: one YAML file each, ids, aliases and the default."""
+"""The registry of the models that this server can load, found by id, alias or default."""
 
 import os
 import re
@@ -23,30 +23,31 @@ from server.config.model_file import (
 from server.errors import ApiError
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
-LONGEST_NAME = 100  # characters of an unknown name that are told back
+LONGEST_NAME = 100  # characters of an unknown name that the error repeats
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model that can be served."""
+    """A model that can be served, as its file or the command line describes it."""
 
     id: str
     spec: ModelSpec
-    created: int  # unix seconds
+    created: int  # seconds of Unix time
     sampling: SamplingSection = field(default_factory=SamplingSection)
     aliases: tuple[str, ...] = ()
     chat_template: str | None = None
     parsers: ParsersSection = field(default_factory=ParsersSection)
-    path: Path | None = None  # its YAML file; None: made up from the command line
+    path: Path | None = None  # its YAML file; None: made from the command line
 
 
 class Registry:
-    """Every known model by id and alias.
+    """All known models, by id and by alias.
 
     Args:
-        entries: most specific folder first; a later entry never hides an earlier id or alias.
-        default: id or alias that requests naming no model get; None: they are refused.
-        strict: whether unknown names are refused rather than served by the default.
+        entries: the models, those of the most specific folder first; of two entries with the same
+            id or alias, the earlier one is found by it.
+        default: the id or alias of the model for requests that name none; None: they are refused.
+        strict: whether unknown names are refused; otherwise the default model serves them.
     """
 
     def __init__(
@@ -65,7 +66,10 @@ class Registry:
         self._strict = strict
 
     def find(self, name: str | None) -> ModelEntry:
-        """The entry a request names; the default for none. Raises `ApiError` 404."""
+        """Return the entry for the model name of a request, which is the default if it is empty.
+
+        Raises `ApiError` if there is no default, and `ApiError` 404 for an unknown name.
+        """
         if not name:
             if self.default is None:
                 raise ApiError.missing("model", "no default model is set; name one in `model`")
@@ -75,7 +79,7 @@ class Registry:
         return self.named(name)
 
     def named(self, name: str) -> ModelEntry:
-        """The entry with this id or alias, whatever the default. Raises `ApiError` 404."""
+        """Return the entry with this id or alias, never the default. Raises `ApiError` 404."""
         if name not in self._names:
             raise ApiError(self._unknown(name), code="model_not_found", param="model", status=404)
         return self._names[name]
@@ -87,7 +91,10 @@ class Registry:
 
 
 def read_entries(folders: Sequence[Path]) -> list[ModelEntry]:
-    """Read `models/**/*.yaml` of each folder. Raises `ConfigError` for the first bad file."""
+    """Read `models/**/*.yaml` in each folder and return the entries in the folders' order.
+
+    Raises `ConfigError` for the first invalid file.
+    """
     return [entry for folder in folders for entry in _read_folder(folder / "models")]
 
 
@@ -104,7 +111,10 @@ def _read_folder(models: Path) -> list[ModelEntry]:
 
 
 def read_entry(path: Path, model_id: str) -> ModelEntry:
-    """One model file as an entry of the registry."""
+    """Read a model file and return it as an entry with the id `model_id`.
+
+    Raises `ConfigError` if the id or the file is invalid.
+    """
     if not MODEL_ID.fullmatch(model_id):
         raise ConfigError(f"{path}: the file name is the model's id; use letters, digits, . _ -")
     file = read_model_file(path)
@@ -121,9 +131,9 @@ def read_entry(path: Path, model_id: str) -> ModelEntry:
 
 
 def make_entry(model: str) -> ModelEntry:
-    """An entry for a folder or a hub id that has no file: the plan chooses tier and draft.
+    """Return an entry for a folder or hub id that has no model file, with all keys at `auto`.
 
-    Raises `ConfigError` when it is neither.
+    Raises `ConfigError` when `model` is neither a folder nor a hub id.
     """
     folder = find_folder(model)
     if folder is not None:
@@ -145,6 +155,6 @@ def make_entry(model: str) -> ModelEntry:
 
 
 def entry_yaml(entry: ModelEntry) -> str:
-    """The file that gives a made-up entry: `models/<id>.yaml`."""
+    """Return the text of a model file for an entry that `make_entry` made."""
     source = entry.spec.target.source
     return f'target: {{source: "{source}"}}\ndraft: {{method: auto}}\n'

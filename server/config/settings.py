@@ -1,4 +1,7 @@
-"""How the server itself behaves: command line over environment over `understudy.yaml`."""
+"""The server's own settings, from the command line, the environment and `understudy.yaml`.
+
+Command-line options override environment variables, which override the file.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,45 +18,49 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _words(value: object) -> object:
-    """A list as the environment writes it: words between commas."""
+    """Return the list in a text with commas, as environment variables have it; else `value`."""
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
 
-# as browsers write it: no path and no slash at the end, else it never matches
+# Browsers send an origin without a path and a slash at its end; with them it would never match.
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+|file://)$")]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_words)]
-# names only: without keys every IP address is allowed, and ports do not count
+# Names only: IP addresses are always allowed (without API keys), and ports are not compared.
 HostName = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9._-]+)$")]
 HostNames = Annotated[tuple[HostName, ...], BeforeValidator(_words)]
 
 
 class Settings(Section):
-    """The server's settings; every field is a key of `understudy.yaml` and a variable."""
+    """The server's settings.
+
+    Each field is a key of `understudy.yaml` and an environment variable `UNDERSTUDY_<FIELD>`.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     default_model: str = "demo"
     strict_model: bool = True  # false: an unknown model name is served by the default model
-    max_queue: Annotated[int, Field(ge=1)] = 256  # requests accepted and not finished
-    load_timeout: Seconds = 600.0  # a request waits so long for its model
-    keepalive: Seconds = 15.0  # between two signs of life of an answer that has nothing to say
+    max_queue: Annotated[int, Field(ge=1)] = 256  # the most requests accepted and not finished
+    load_timeout: Seconds = 600.0  # the longest time that a request waits for its model
+    keepalive: Seconds = 15.0  # between keep-alive messages while an answer has no new text
     blank_after: Seconds = 60.0  # a JSON answer that takes longer is begun with white space
-    client_timeout: Seconds = 60.0  # a client that sends or takes nothing for so long is dropped
+    client_timeout: Seconds = 60.0  # a client that sends or reads nothing for this long is dropped
     shutdown_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0: at once
     max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     api_key_file: Path | None = None
-    cors_origins: Origins = ()  # pages of these may ask from a browser; "*": of all
-    allowed_hosts: HostNames = ()  # without keys: further names of this server; "*": any
-    insecure: bool = False  # allow a host other than loopback without keys
+    cors_origins: Origins = ()  # web pages of these origins may send requests; "*": of all
+    allowed_hosts: HostNames = ()  # further host names of this server, if it has no keys; "*": any
+    insecure: bool = False  # whether to listen on other hosts than loopback without keys
 
 
 def load_settings(
     folders: Sequence[Path], env: Mapping[str, str], options: Mapping[str, Any]
 ) -> Settings:
-    """Merge the first `understudy.yaml` found, the environment, and the command line's options.
+    """Merge the first `understudy.yaml` in `folders`, the environment, and the options.
 
-    Options that are None were not given. Raises `ConfigError` naming file, variable or option.
+    `options` are those of the command line; None means that one was not given. Raises `ConfigError`
+    that names the file, variable or option of a wrong value.
     """
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}

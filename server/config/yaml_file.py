@@ -1,7 +1,7 @@
-"""YAML as it is read here: plain keys and values, each key once.
+"""A parser for the part of YAML that configuration files may use: plain keys and values.
 
-What else the language has (anchors, merge keys, tags of other types) can make a small file endless
-or hide which value counts, and no setting needs it.
+Other features of YAML (anchors, merge keys, repeated keys, tags of other types) are errors. They
+can make a small file endless or hide which value counts, and no setting needs them.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import yaml
 
 from engine.errors import shown
 
-DEEPEST = 32  # lists and mappings inside each other
+DEEPEST = 32  # the most levels of lists and mappings inside each other
 
 
 def parse_yaml(text: str) -> object:
@@ -19,12 +19,15 @@ def parse_yaml(text: str) -> object:
         return yaml.load(text, _Loader)
     except RecursionError as error:
         raise yaml.YAMLError(f"nested more than {DEEPEST} deep") from error
-    except (ValueError, OverflowError) as error:  # a date or a number that there is not
+    except (ValueError, OverflowError) as error:  # an invalid date or number
         raise yaml.YAMLError(str(error)) from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads texts, numbers, truth values, null, lists and mappings; anything else is an error."""
+    """A loader of strings, numbers, booleans, null, lists and mappings with distinct text keys.
+
+    Anchors, aliases, repeated keys, and nesting deeper than `DEEPEST` are errors.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -1,7 +1,8 @@
-"""Conversations in the shape that a chat template takes. Pure.
+"""Conversations, rewritten where needed so that a model's chat template renders all their texts.
 
-Templates differ in what they take: one raises on a system message, another leaves the second of two
-calls out without a word. `probe` renders marked conversations once, when a template is loaded, and
-notes what is refused or lost (`features`). A request is rendered as it is where the template takes
-it; else `shape` rewrites what it does not take, and no text is lost (`presence`, `forms`).
+Templates differ in what they support: one raises an error on a system message, another silently
+leaves out the second of two calls. When a template is loaded, `probe` renders sample conversations
+and records which features are refused or lost (`features`). `forms` renders a request unchanged if
+the template supports it; otherwise `shape` rewrites the unsupported parts. `presence` checks that
+the prompt has all texts. The functions are pure.
 """

@@ -1,4 +1,4 @@
-"""What conversations may have, and what of it a chat template takes."""
+"""The features that conversations may have, and the record of those a chat template supports."""
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ from typing import Any
 Message = dict[str, Any]
 Tool = dict[str, Any]
 
-# Renders messages; the tools are None where a request has none. Raises `TemplateRefusal`.
+# Renders messages and tools, which are None if a request has none. Raises `TemplateRefusal`.
 Render = Callable[[Sequence[Message], Sequence[Tool] | None], str]
 
 
 class TemplateRefusal(Exception):
-    """A chat template raised an error; the text is its own, or that of its library."""
+    """The error raised when a chat template fails; its text is the template's or jinja's."""
 
 
 class Feature(Enum):
-    """What a conversation may have that not every chat template takes, in words for clients."""
+    """A feature of conversations that not every chat template supports; values are for clients."""
 
     SYSTEM = "a system message"
     SECOND_SYSTEM = "two system messages at the beginning"
@@ -40,12 +40,12 @@ class Feature(Enum):
 
 @dataclass(frozen=True)
 class Support:
-    """What a chat template takes of conversations, either with tools or without.
+    """The features that a chat template does not support, either with tools or without.
 
     Args:
-        lost: what it leaves out of the prompt, at least in some places.
-        refused: what it raises an error on, at least in some places.
-        takes_text_arguments: whether arguments of calls have to be JSON text instead of objects.
+        lost: the features that it leaves out of the prompt, in some positions at least.
+        refused: the features on which it raises an error, in some positions at least.
+        takes_text_arguments: whether arguments of calls must be JSON text instead of objects.
     """
 
     lost: Set[Feature] = frozenset()
@@ -54,13 +54,13 @@ class Support:
 
     @property
     def lacking(self) -> Set[Feature]:
-        """Return what the template does not take, in one way or the other."""
+        """Return the features that the template does not support, whether lost or refused."""
         return self.lost | self.refused
 
 
 @dataclass(frozen=True)
 class TemplateSupport:
-    """What a chat template takes; the default is everything, as it comes."""
+    """A template's support of features without and with tools; by default, of all features."""
 
     without_tools: Support = field(default_factory=Support)
     with_tools: Support = field(default_factory=Support)

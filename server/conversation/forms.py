@@ -1,4 +1,4 @@
-"""A conversation rendered in the first of several forms that keeps all its texts."""
+"""The rendering of a conversation, in the first of several forms that keeps all its texts."""
 
 import logging
 from collections.abc import Iterator, Sequence, Set
@@ -19,8 +19,8 @@ from server.parsing.format import CallSyntax
 
 log = logging.getLogger("understudy.text")
 
-LONGEST_REASON = 300  # characters of a template's own words, for the log
-# What the last form but one keeps, where the template takes it.
+LONGEST_REASON = 300  # characters of a template's error text in the log
+# The features that the last form but one keeps, if the template supports them.
 _KEPT = frozenset({Feature.SYSTEM, Feature.TOOLS})
 _IN_WORDS = frozenset({Feature.TOOLS, Feature.CALL})
 
@@ -34,15 +34,15 @@ def render_conversation(
     *,
     is_format_known: bool,
 ) -> str:
-    """Return the prompt of a conversation, without losing a text of it.
+    """Return the prompt of a conversation, which contains all its texts.
 
     Args:
-        messages: the arguments of their calls are texts.
-        syntax: the form of calls that have to be written as text.
-        is_format_known: whether calls in the template's own form can be read. If not, tools and
-            calls are always written as text, in the form that is read.
+        messages: the messages, with the arguments of their calls as JSON texts.
+        syntax: the format of calls that have to be written as text.
+        is_format_known: whether calls in the template's own format can be parsed. If not, tools
+            and calls are always written as text, in the format `syntax`, which can be parsed.
 
-    Raises `ApiError` 400 if the template takes it in no form.
+    Raises `ApiError` 400 if the template refuses every form, or loses a text in each.
     """
     own = support.with_tools if tools and is_format_known else support.without_tools
     always = own.lacking & {Feature.NO_TOOLS} | (frozenset() if is_format_known else _IN_WORDS)
@@ -68,7 +68,11 @@ def _forms(
     syntax: CallSyntax,
     always: Set[Feature],
 ) -> Iterator[tuple[list[Message], list[Tool] | None]]:
-    """Yield the conversation without `always`, then without more and more that templates refuse."""
+    """Yield different forms of a conversation and its tools, from unchanged to plain.
+
+    The features `always` are missing in all forms; each further form lacks more of the features
+    that the template, or some templates, do not support.
+    """
     everything = frozenset(Feature) - {Feature.NO_TOOLS}
     tried: list[tuple[list[Message], list[Tool] | None]] = []
     for lacking in (
@@ -92,10 +96,11 @@ def _whole_prompt(
     tools: list[Tool] | None,
     syntax: CallSyntax,
 ) -> str | None:
-    """Return the prompt of one form of a conversation; None if a text of it is lost.
+    """Return the prompt of one form of a conversation, or None if one of its texts is lost.
 
-    Where texts are not found as they are, or could be found by chance, a conversation of the same
-    shape decides: what the template does not show of a text then, it reads or drops on purpose.
+    If a text is missing in the prompt, or could be in it by chance, a conversation of the same
+    shape with marked texts is rendered. If all marked texts are in its prompt, the template
+    supports the shape, and it changes or drops the real text on purpose.
     """
     prompt = None
     if shaped(messages, tools or (), support.lost, syntax)[0] == messages:

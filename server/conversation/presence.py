@@ -1,4 +1,4 @@
-"""The search for a conversation's texts in its prompt."""
+"""The check that a rendered prompt contains all texts of its conversation."""
 
 import html
 import json
@@ -7,26 +7,26 @@ from typing import Any
 
 from server.conversation.features import Message, Tool
 
-END_OF_THOUGHT = "</think>"  # templates leave past thoughts out of the content
-MOST_RESCANS = 32  # texts that are searched from the beginning again, so that time stays linear
+END_OF_THOUGHT = "</think>"  # templates remove past reasoning, up to this tag, from the content
+MOST_RESCANS = 32  # texts that may be searched from the beginning again; bounds the time
 
 
 def is_whole(messages: Sequence[Message], tools: Sequence[Tool] | None, prompt: str) -> bool:
-    """Return whether a prompt has all texts of a conversation.
+    """Return whether a prompt contains all texts of a conversation.
 
-    They are the contents, the names of users, calls and tools, and strings in arguments of calls.
-    Templates trim and escape texts, and move those of a system; the texts of one role stay in
-    order. Reasoning is not looked for: templates drop what is past.
+    The texts are the contents, the names of users, calls and tools, and strings in the arguments of
+    calls. Templates trim and escape texts, and move system messages, but the texts of one role stay
+    in order. Reasoning is not searched, because templates drop that of past turns.
     """
     finder = _Finder(prompt)
     return all(finder.has(text, order) for text, order in _texts(messages, tools or ()))
 
 
 def marked(messages: Sequence[Message]) -> list[Message]:
-    """Return a conversation of the same shape whose texts occur in no template.
+    """Return a conversation of the same shape, with texts that occur in no template.
 
-    Whether a template takes a shape shows in the prompt of this one, whatever the texts are: a
-    short text is found in most prompts, and some templates read a text and write another.
+    The prompt of this conversation shows whether a template supports the shape. The real texts may
+    not show it: a short text is in most prompts by chance, and some templates change texts.
     """
     return [_marked(message, number) for number, message in enumerate(messages)]
 
@@ -52,7 +52,10 @@ def _marked_call(function: Mapping[str, Any], mark: str) -> dict[str, Any]:
 
 
 def _texts(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[tuple[str, str]]:
-    """Yield the texts that a prompt must have, each with the name of the order it belongs to."""
+    """Yield the texts that a prompt must contain, each with the name of its sequence.
+
+    The texts of one sequence, such as those of one role, are in the prompt in the same order.
+    """
     for tool in tools:
         yield tool["function"]["name"], "tools"
     for message in messages:
@@ -74,15 +77,19 @@ def _strings(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Finder:
-    """A search through a prompt, forwards in each order of texts."""
+    """A search through a prompt, which proceeds forwards in each sequence of texts."""
 
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt
-        self._places: dict[str, int] = {}  # by order: the end of its last text
+        self._places: dict[str, int] = {}  # for each sequence, the end of its last found text
         self._rescans = MOST_RESCANS
 
     def has(self, text: str, order: str) -> bool:
-        """Return whether the prompt has a text, where possible after the last one of its order."""
+        """Return whether the prompt contains a text of the sequence `order`.
+
+        The search begins after the last found text of the sequence, and is repeated from the
+        prompt's beginning at most `MOST_RESCANS` times.
+        """
         text = text.strip()
         place = self._places.get(order, 0)
         for spelled in _spellings(text):
@@ -95,7 +102,7 @@ class _Finder:
 
 
 def _spellings(text: str) -> Iterator[str]:
-    """Yield a text as templates write it; most write it as it is."""
+    """Yield the ways in which templates write a text: as it is, as JSON, or as HTML."""
     yield text
     escaped: Any = json.dumps(text, ensure_ascii=False)[1:-1]
     if escaped != text:

@@ -1,4 +1,4 @@
-"""The trial of a chat template: what it takes of conversations, found with marked texts."""
+"""The trial of a chat template: it renders sample conversations to find unsupported features."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -31,7 +31,8 @@ _BARE_TOOLS: tuple[Tool, ...] = tuple(
     )
 )
 
-# The conversations that show whether a template takes a feature, a letter a message (`_unmarked`).
+# The conversations that show whether a template supports a feature, with one letter for each
+# message (see `_unmarked`).
 _SHAPES: Mapping[Feature, Sequence[str]] = {
     Feature.CALL: ("ucr", "ucrau", "uc"),
     Feature.SYSTEM: ("su", "sucr"),
@@ -50,15 +51,18 @@ _SHAPES: Mapping[Feature, Sequence[str]] = {
 }
 
 
-# Letters that are not tried where the template lacks a feature.
+# Conversations with these letters are not tried if the template lacks the feature.
 _NEEDED = ((Feature.SYSTEM, "s"), (Feature.CALL, "cCtT2"))
 
 
 def probe(render: Render) -> TemplateSupport:
-    """Return what a template takes, with tools and without. Raises nothing that `render` does."""
+    """Return which features a template supports, with tools and without.
+
+    Each `TemplateRefusal` that `render` raises counts as a refused feature.
+    """
     without_tools = _Probe(render, None).support()
     if Feature.TOOLS in (lacks := _lacks_tools(render)):
-        # they are written into the messages then
+        # The tools are then written into the messages.
         told = replace(without_tools, lost=without_tools.lost | lacks)
         return TemplateSupport(without_tools, told)
     lacks |= without_tools.refused & {Feature.NO_TOOLS}
@@ -67,7 +71,7 @@ def probe(render: Render) -> TemplateSupport:
 
 
 def _lacks_tools(render: Render) -> Set[Feature]:
-    """Return which kinds of tools a template does not take."""
+    """Return `Feature.TOOLS` or `Feature.BARE_TOOLS` in a set if the template lacks it."""
     if not _shows(render, _TOOLS, ("probe_tool", _KEY)):
         return {Feature.TOOLS}
     if all(_shows(render, [tool], ("probe_tool",)) for tool in _BARE_TOOLS):
@@ -84,7 +88,7 @@ def _shows(render: Render, tools: Sequence[Tool], texts: Sequence[str]) -> bool:
 
 
 class _Probe:
-    """A trial of a template with these tools, or with none."""
+    """A trial of one template, either with these tools or without tools."""
 
     def __init__(self, render: Render, tools: Sequence[Tool] | None) -> None:
         self._render = render
@@ -92,7 +96,7 @@ class _Probe:
         self._takes_texts = False
 
     def support(self) -> Support:
-        """Return what the template takes."""
+        """Render all sample conversations, and return which features are lost or refused."""
         no_tools: Set[Feature] = frozenset()
         if self._tools is None and self._prompt("u") is None:
             self._tools = []
@@ -108,7 +112,7 @@ class _Probe:
             lacking = lost | refused
             for shape in shapes:
                 if any(lacks in lacking and set(shape) & set(own) for lacks, own in _NEEDED):
-                    continue  # it will not be tried without what it lacks
+                    continue  # requests with the lacking feature are rewritten in any case
                 prompt = self._prompt(shape)
                 if prompt is None:
                     refused.add(feature)
@@ -120,17 +124,20 @@ class _Probe:
         return Support(frozenset(lost), frozenset(refused), self._takes_texts)
 
     def _takes_arguments(self) -> bool:
-        """Return whether a template writes a call, with its arguments as JSON or in its own way."""
+        """Return whether a template writes the arguments of a call in a correct form.
+
+        False for objects written in Python's syntax, and for JSON texts quoted a second time.
+        """
         try:
             prompt = self._render([*_unmarked("ucr", self._takes_texts)], self._tools)
         except TemplateRefusal:
             return False
-        is_python = f"'{_KEY}': '{_VALUE}'" in prompt  # an object that is written like a text
-        is_quoted = f'{{\\"{_KEY}\\": \\"{_VALUE}\\"}}' in prompt  # a text written like an object
+        is_python = f"'{_KEY}': '{_VALUE}'" in prompt  # the template expects a JSON text
+        is_quoted = f'{{\\"{_KEY}\\": \\"{_VALUE}\\"}}' in prompt  # the template expects an object
         return _KEY in prompt and _VALUE in prompt and not is_python and not is_quoted
 
     def _prompt(self, shape: str) -> str | None:
-        """Return a rendered conversation; None if the template refuses it."""
+        """Return the prompt of a sample conversation, or None if the template refuses it."""
         try:
             return self._render(self._messages(shape), self._tools)
         except TemplateRefusal:
@@ -141,11 +148,12 @@ class _Probe:
 
 
 def _messages(shape: str, *, are_texts: bool) -> list[Message]:
-    """Return a conversation with marked texts."""
+    """Return the sample conversation of a shape, with texts that occur in no template."""
     return marked([*_unmarked(shape, are_texts)])
 
 
 def _unmarked(shape: str, are_texts: bool) -> Iterator[Message]:
+    """Yield the messages of a shape, one for each letter; `marked` replaces their texts."""
     for letter in shape:
         match letter:
             case "s":
@@ -171,7 +179,10 @@ def _unmarked(shape: str, are_texts: bool) -> Iterator[Message]:
 
 
 def _call_message(letter: str, are_texts: bool) -> Message:
-    """Return a call (c), or one after reasoning (t), beside a text (C), or both (T); or two (2)."""
+    """Return a message with a call (c), also with reasoning (t), text (C) or both (T); or two (2).
+
+    `are_texts` makes the arguments JSON texts instead of objects.
+    """
     arguments: Any = f'{{"{_KEY}": "{_VALUE}"}}' if are_texts else {_KEY: _VALUE}
     message: Message = {"role": "assistant", "content": "?" if letter in "CT" else ""}
     if letter in "tT":

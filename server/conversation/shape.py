@@ -1,6 +1,7 @@
-"""A conversation rewritten without what a chat template does not take. Pure.
+"""Rewrites of a conversation that remove features which a chat template does not support.
 
-Every rewrite keeps the texts and their order, and looks at each message once.
+Every rewrite keeps the texts and their order, and takes time linear in the number of messages. The
+functions are pure.
 """
 
 import json
@@ -12,8 +13,8 @@ from server.conversation.features import Feature, Message, Tool
 from server.conversation.tool_instructions import tell_calls, tell_tools
 from server.parsing.format import CallSyntax
 
-SEPARATOR = "\n\n"  # between texts that are joined
-FILLER = "..."  # the text of a turn that is needed and cannot be empty
+SEPARATOR = "\n\n"  # between the texts of joined messages
+FILLER = "..."  # the text of an added message for templates that refuse an empty one
 
 
 def shaped(
@@ -22,10 +23,12 @@ def shaped(
     lacking: Set[Feature],
     syntax: CallSyntax,
 ) -> tuple[list[Message], list[Tool] | None]:
-    """Return a conversation and its tools without the features of `lacking`.
+    """Return a conversation and its tools, rewritten without the features of `lacking`.
+
+    The tools are None if the template must get none, and an empty list if it refuses None.
 
     Args:
-        syntax: the form of calls that are written as text.
+        syntax: the format of calls that are written as text.
     """
     shaped_tools: list[Tool] | None = list(tools) or ([] if Feature.NO_TOOLS in lacking else None)
     if Feature.TOOLS in lacking and tools:
@@ -43,7 +46,7 @@ def shaped(
 
 
 def _described(tool: Tool) -> Tool:
-    """Return a tool whose descriptions and types are all there."""
+    """Return a tool in which missing descriptions, types and parameters are added."""
     function = {"description": ""} | tool["function"]
     parameters = {"type": "object", "properties": {}, "required": []} | function["parameters"]
     return tool | {"function": function | {"parameters": _with_described_properties(parameters)}}
@@ -68,9 +71,10 @@ def _with_described_properties(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _with_names_as_text(
     messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
-    """Write names before the texts.
+    """Write the names of messages at the beginning of their texts.
 
-    The name of the assistant only where there are several: it would begin its answers with it.
+    An assistant's name is written only if there are several assistants; a single one would begin
+    its own answers with its name.
     """
     assistants = {message.get("name") for message in messages if message["role"] == "assistant"}
     return [
@@ -108,7 +112,10 @@ def _with_calls_as_text(
 def _with_text_before_calls(
     messages: Sequence[Message], lacking: Set[Feature], syntax: CallSyntax
 ) -> list[Message]:
-    """Put a text beside a call into a message of its own, before that of the call."""
+    """Move the text of a message with calls to a separate message before it.
+
+    If two assistant messages in a row are not supported, write the calls as text instead.
+    """
     if not any("tool_calls" in message and message["content"] for message in messages):
         return list(messages)
     if Feature.ASSISTANTS in lacking:
@@ -125,7 +132,7 @@ def _with_text_before_calls(
 def _with_one_call_each(
     messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
-    """Give each call a message of its own, with its result after it."""
+    """Give each call a separate message, followed by the message with its result."""
     split: list[Message] = []
     place = 0
     while place < len(messages):
@@ -151,7 +158,7 @@ def _with_one_call_each(
 def _with_joined_systems(
     messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
-    """Join the system messages at the beginning."""
+    """Join the system messages at the beginning to one message."""
     first = _num_leading_systems(messages)
     return [*_joined(messages[:first], "system"), *messages[first:]]
 
@@ -159,7 +166,10 @@ def _with_joined_systems(
 def _with_later_systems_as_users(
     messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
-    """Make system messages after the first turn a marked part of the next user message."""
+    """Move the text of later system messages into the next user message, between `<system>` tags.
+
+    If an assistant message or the end comes first, the text becomes a user message of its own.
+    """
     first = _num_leading_systems(messages)
     written = list(messages[:first])
     waiting: list[str] = []
@@ -173,7 +183,7 @@ def _with_later_systems_as_users(
         elif waiting and message["role"] == "assistant":
             written.append({"role": "user", "content": SEPARATOR.join(waiting)})
             waiting = []
-        written.append(message)  # a result stays beside its call
+        written.append(message)  # nothing is put between a tool result and its call
     if waiting:
         written.append({"role": "user", "content": SEPARATOR.join(waiting)})
     return written
@@ -182,7 +192,7 @@ def _with_later_systems_as_users(
 def _with_system_in_user(
     messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
-    """Write the system messages at the beginning before the text of the first user."""
+    """Join the system messages at the beginning to the first user message, or to a new one."""
     first = _num_leading_systems(messages)
     if first == 0:
         return list(messages)
@@ -205,9 +215,12 @@ def _with_joined_assistants(
 def _with_answers_after_results(
     messages: Sequence[Message], lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
-    """Put an empty answer between a result and a user, or join the user's text to the result."""
+    """Separate a tool result from a user message that follows it, by an empty assistant message.
+
+    If empty assistant messages are not supported, join the user's text to the result instead.
+    """
     written: list[Message] = []
-    run: list[Message] = []  # a result, and what is joined to it
+    run: list[Message] = []  # a tool result, and the user messages to join to it
     for message in messages:
         if message["role"] == "user" and run:
             if Feature.EMPTY_ASSISTANT in lacking:
@@ -225,7 +238,7 @@ def _with_answers_after_results(
 def _with_user_first(
     messages: Sequence[Message], lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
-    """Put a user message without a text at the beginning, if another role begins."""
+    """Insert a user message after the leading system messages if another role comes there."""
     first = _num_leading_systems(messages)
     if first < len(messages) and messages[first]["role"] == "user":
         return list(messages)
@@ -239,7 +252,7 @@ def _num_leading_systems(messages: Sequence[Message]) -> int:
 
 
 def _with_joined(messages: Sequence[Message], role: str) -> list[Message]:
-    """Join the neighbours of one role."""
+    """Join neighbouring messages of the role `role` to one message."""
     written: list[Message] = []
     run: list[Message] = []
     for message in messages:
@@ -253,7 +266,7 @@ def _with_joined(messages: Sequence[Message], role: str) -> list[Message]:
 
 
 def _joined(messages: Sequence[Message], role: str) -> list[Message]:
-    """Return one message in place of several; none in place of none."""
+    """Return the messages joined to one with the role `role`, in a list; [] for no messages."""
     if len(messages) < 2:
         return [message | {"role": role} for message in messages]
     joined: Message = {}
@@ -273,9 +286,10 @@ def _present(messages: Iterable[Message], field: str) -> list[str]:
 
 
 def with_arguments(messages: Sequence[Message], *, are_texts: bool) -> list[Message]:
-    """Return a conversation in which the arguments of calls are objects, or texts.
+    """Return a conversation in which the arguments of calls are objects, or JSON texts.
 
-    Texts stay as they were sent. One that is no JSON stays a text in any case.
+    With `are_texts`, the texts stay as they were sent. Otherwise they are parsed, except for those
+    that are not valid JSON.
     """
     return [
         message
@@ -293,7 +307,7 @@ def _with_arguments(call: Mapping[str, Any], are_texts: bool) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Return the value of a JSON text; broken or endlessly nested JSON stays text."""
+    """Return the value of a JSON text, {} for null, or the text itself if it is not valid JSON."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -303,7 +317,7 @@ def _parsed(text: str) -> Any:
 
 _REASONING = ("reasoning_content", "thinking")
 _Rewrite = Callable[[Sequence[Message], Set[Feature], CallSyntax], list[Message]]
-# In this order: a rewrite may make what a later one removes.
+# The order matters: a rewrite may create what a later one removes.
 _REWRITES: tuple[tuple[Feature, _Rewrite], ...] = (
     (Feature.NAME, _with_names_as_text),
     (Feature.REASONING, _without_reasoning),

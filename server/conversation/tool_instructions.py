@@ -1,4 +1,4 @@
-"""Tools, calls and results written as text, for chat templates that do not take them. Pure."""
+"""Tools, calls and results as text, for chat templates that do not support them. Pure functions."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from server.parsing.format import CallSyntax
 def tell_tools(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], syntax: CallSyntax
 ) -> list[Message]:
-    """Return the conversation with a system message that describes tools and the form of a call."""
+    """Return the conversation with the tools and the format of calls in its system message."""
     if not tools:
         return list(messages)
     has_system = bool(messages) and messages[0]["role"] == "system"
@@ -22,7 +22,7 @@ def tell_tools(
 
 
 def tell_calls(messages: Sequence[Message], syntax: CallSyntax) -> list[Message]:
-    """Return the conversation with tool calls and tool messages written as text."""
+    """Return the conversation with calls and results written as text in ordinary messages."""
     written: list[Message] = []
     for are_results, group in groupby(messages, lambda message: message["role"] == "tool"):
         if are_results:
@@ -33,7 +33,7 @@ def tell_calls(messages: Sequence[Message], syntax: CallSyntax) -> list[Message]
 
 
 def _instructions(tools: Sequence[Mapping[str, Any]], syntax: CallSyntax) -> str:
-    """Return the text from which a model learns how to call `tools`."""
+    """Return the text that explains to a model how to call `tools`."""
     described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     return (
         f"You may call these functions:\n{described}\n\n"
@@ -63,7 +63,7 @@ def _call_text(function: Mapping[str, Any], syntax: CallSyntax) -> str:
 
 
 def _written(name: str, arguments: str, syntax: CallSyntax) -> str:
-    """Return a call with its arguments as JSON, which every format reads."""
+    """Return the text of a call whose arguments are JSON, a form that every parser accepts."""
     begin, end = syntax.begin, syntax.end
     if syntax.parameters is not None:
         begin, end = syntax.whole_begin, syntax.whole_end

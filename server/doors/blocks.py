@@ -1,4 +1,4 @@
-"""The conversion of a chat's chunks to blocks: reasoning, text and calls. Pure."""
+"""The conversion of a chat's chunks to blocks of reasoning, text and calls, without any I/O."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,30 +11,30 @@ Kind = Literal["reasoning", "text", "call"]
 
 @dataclass
 class Block:
-    """A part of an answer of one kind, as far as it has arrived."""
+    """A consecutive part of an answer that is all of one kind, as far as it has arrived."""
 
-    index: int  # among the blocks of the answer
+    index: int  # the position among the blocks of the answer
     kind: Kind
     call_id: str = ""
-    name: str = ""  # of the called tool
-    is_custom: bool = False  # the tool takes a text instead of arguments
+    name: str = ""  # the name of the called tool
+    is_custom: bool = False  # whether the tool takes a text instead of arguments
     text: str = ""  # the reasoning, the text, or the arguments or input of the call
     logprobs: list[ChatLogprob] = field(default_factory=list)
-    is_complete: bool = False  # the block has ended, and not by the token limit
+    is_complete: bool = False  # whether the block has ended, and not by the token limit
 
     def append(self, piece: str, logprobs: Sequence[ChatLogprob]) -> None:
-        """Append text and its log-probabilities."""
+        """Append a piece of text and the log-probabilities of its tokens."""
         self.text += piece
         self.logprobs += logprobs
 
     def close(self, *, is_complete: bool) -> None:
-        """Set whether the block is complete, at its end."""
+        """Record, when the block ends, whether it is complete."""
         self.is_complete = is_complete
 
 
 @dataclass(frozen=True)
 class BlockStart:
-    """The event that a block begins, still without text."""
+    """The event that a block begins; it has no text yet."""
 
     block: Block
 
@@ -59,10 +59,10 @@ BlockEvent = BlockStart | BlockDelta | BlockStop
 
 
 class BlockReader:
-    """A reader of a chat's chunks, which puts its one choice together from blocks.
+    """A reader of a chat's chunks, which collects the blocks of the chat's only choice.
 
     Attributes:
-        all: the blocks so far, one after the other.
+        all: the blocks so far, in order.
         finish: the finish reason, once it has arrived.
         stop_string: the stop string that ended the text, if one did.
         usage: the usage, once it has arrived.
@@ -77,7 +77,7 @@ class BlockReader:
         self._unplaced: list[ChatLogprob] = []  # of tokens whose text has not arrived yet
 
     def feed(self, chunk: ChatChunk) -> Iterator[BlockEvent]:
-        """Yield what one chunk changes in the blocks, in order."""
+        """Add one chunk, and yield the events for the changes of the blocks, in order."""
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk["choices"]:
             delta = choice["delta"]
@@ -104,7 +104,7 @@ class BlockReader:
     def _append(
         self, kind: Kind, piece: str, logprobs: Sequence[ChatLogprob] = ()
     ) -> Iterator[BlockEvent]:
-        """Append `piece` to the open block of this kind, which is begun if there is none."""
+        """Append `piece` to the open block if it is of this kind, else to a new block."""
         block = self._open
         if block is None or block.kind != kind:
             yield from self._begin(kind)
@@ -128,7 +128,7 @@ class BlockReader:
 
 
 def _name_and_text(call: CallDelta) -> tuple[str, str]:
-    """Return the name in a delta of a call, "" after the first one, and more of its text."""
+    """Return the tool's name in a delta of a call, which only the first one has, and its text."""
     if "custom" in call:
         return call["custom"].get("name", ""), call["custom"]["input"]
     return call["function"].get("name", ""), call["function"]["arguments"]

@@ -1,4 +1,4 @@
-"""The messages of a chat, built from the items or blocks of other APIs. Pure."""
+"""The messages of a chat, built from the items or blocks of other APIs, without any I/O."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,11 @@ SEPARATOR = "\n\n"  # between the texts of messages that are joined
 
 
 def chat_content(content: str | Sequence[HasText | LeftOutPart]) -> str | list[dict[str, Any]]:
-    """Return the content of a result as a chat has it: one text, unless parts are left out."""
+    """Return the content of a tool result in the form of a chat's message.
+
+    It is one text. If a part is of a type that is left out of prompts (such as an image), it is a
+    list of parts instead, so that the chat can report what it leaves out.
+    """
     if isinstance(content, str) or not any(isinstance(part, LeftOutPart) for part in content):
         return joined_text(content)
     return [
@@ -22,7 +26,7 @@ def chat_content(content: str | Sequence[HasText | LeftOutPart]) -> str | list[d
 
 
 class ConversationBuilder:
-    """A builder of messages that joins neighbours of one role.
+    """A builder of a chat's messages, which joins neighbouring messages of one role.
 
     Many chat templates require that roles alternate, and expect the reasoning, text and calls of
     the assistant in one message.
@@ -32,7 +36,7 @@ class ConversationBuilder:
         self._messages: list[dict[str, Any]] = []
 
     def add_text(self, role: str, text: str) -> None:
-        """Add a text of a system, developer, user or assistant."""
+        """Add a text of the role system, developer, user or assistant."""
         message = self._message_of("system" if role == "developer" else role)
         before = message.get("content")
         message["content"] = text if before is None else before + SEPARATOR + text
@@ -54,7 +58,7 @@ class ConversationBuilder:
         calls.append({"id": call_id, "type": "custom", "custom": {"name": name, "input": text}})
 
     def add_result(self, call_id: str, content: str | list[dict[str, Any]]) -> None:
-        """Add the result of a call, always as a message of its own."""
+        """Add the result of a call, always as a separate message."""
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
     def _message_of(self, role: str) -> dict[str, Any]:
@@ -65,7 +69,7 @@ class ConversationBuilder:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """Return the messages in the form that the body of a chat has."""
+        """Return the messages in the form of a chat request's body."""
         return [
             message if "tool_calls" in message else {"content": "", **message}
             for message in self._messages

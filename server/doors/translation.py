@@ -1,4 +1,4 @@
-"""The parts that all doors share: making a chat's request, and translating its errors back."""
+"""The parts that all doors share: making a chat request, and renaming parameters in its errors."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,18 +31,19 @@ class Writer(Protocol):
 
 
 def shared_fields(body: GenerationBody, names: Sequence[str]) -> dict[str, Any]:
-    """Return the fields `names` of `body`, which a chat has too; a field that is None is absent.
+    """Return the values of the fields `names` of `body`, which a chat has too.
 
-    The last chunk of a stream gets the usage, which `BlockReader` needs.
+    A value of None means that the field is absent. For a stream, `stream_options` asks for the
+    usage in the last chunk, which `BlockReader` needs.
     """
     usage = {"include_usage": True} if body.stream else None
     return {name: getattr(body, name) for name in names} | {"stream_options": usage}
 
 
 def chat_request(fields: Mapping[str, Any], names: Names) -> ChatRequest:
-    """Return the request of the chat with these fields.
+    """Return the chat request with these fields; a field that is None is left out.
 
-    Raise `ApiError` 400 for an invalid field, under the name that `names` gives it.
+    Raises `ApiError` 400 for an invalid field, which it calls by its name in the door's API.
     """
     present = {name: value for name, value in fields.items() if value is not None}
     with named(names):
@@ -52,13 +53,21 @@ def chat_request(fields: Mapping[str, Any], names: Names) -> ChatRequest:
 def read_as_chat(
     kind: type[BodyT], fields: Callable[[BodyT], Mapping[str, Any]], names: Names, raw: bytes
 ) -> ChatRequest:
-    """Return the chat that answers a body of `kind` in JSON. Raises `ApiError` 400."""
+    """Return the chat request that answers the JSON body `raw` of a door's request.
+
+    Raises `ApiError` 400 for an invalid body.
+
+    Args:
+        kind: the type of the body.
+        fields: returns the fields of the chat for a body.
+        names: the names of a chat's parameters in the door's API.
+    """
     return chat_request(fields(parse_body(kind, raw)), names)
 
 
 @contextmanager
 def named(names: Names) -> Iterator[None]:
-    """Rename the parameters in errors that leave the block: from a chat's names to the door's."""
+    """Rename the parameters in errors that the block raises, to their names in the door's API."""
     try:
         yield
     except (ApiError, EngineError) as error:

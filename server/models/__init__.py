@@ -1,1 +1,1 @@
-"""Loaded models: engines that are started, lent to requests and swapped, and their tokenizers."""
+"""Loaded models: starting an engine and its tokenizer, sharing it among requests, and swapping."""

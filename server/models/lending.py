@@ -1,4 +1,7 @@
-"""Which model is loaded: one at a time, borrowed by requests, swapped first come first served."""
+"""The loaded model: requests borrow it, and the order of arrival decides which is loaded next.
+
+One model is loaded at a time. Another one replaces it when no request holds it any more.
+"""
 
 import asyncio
 import contextlib
@@ -40,7 +43,7 @@ SHUTTING_DOWN = "The server is shutting down."
 
 
 class EngineFactory(Protocol):
-    """Makes the engine of one model; `EngineClient` itself, or a fake of it."""
+    """A function that makes the engine of one model: `EngineClient` itself, or a fake in tests."""
 
     def __call__(
         self, spec: ModelSpec, *, max_queue: int, callbacks: EngineCallbacks
@@ -49,28 +52,31 @@ class EngineFactory(Protocol):
 
 @dataclass
 class LoadedModel:
-    """A model whose engine runs, and how many requests hold it."""
+    """A model whose engine was started, with the number of requests that hold it."""
 
     entry: ModelEntry
     engine: EngineClient
     info: ModelInfo
-    text: TextWork  # has the model's tokenizer
+    text: TextWork  # runs work with the model's tokenizer
     facts: TextFacts
     statistics: EngineStatistics
-    formats: Formats  # of tool calls and reasoning in its answers
+    formats: Formats  # the formats of tool calls and reasoning in its answers
     num_borrowers: int = 0
 
     def borrow(self) -> Self:
-        """Count one more request that holds the model."""
+        """Count one more request that holds the model, and return the model."""
         self.num_borrowers += 1
         return self
 
     def give_back(self) -> None:
-        """Count one request less."""
+        """Count one request less that holds the model."""
         self.num_borrowers -= 1
 
     async def restart(self, timeout: float) -> None:
-        """Wait until the engine runs again. Raises `ApiError` 503 after `timeout` seconds."""
+        """Wait until the restarting engine is ready again.
+
+        Raises `ApiError` 503 after `timeout` seconds.
+        """
         try:
             self.info = await self.engine.ready(timeout)
         except TimeoutError as error:
@@ -79,12 +85,14 @@ class LoadedModel:
 
     @property
     def usable(self) -> bool:
-        """False when the engine gave up: the model is then loaded anew."""
+        """Whether the engine can still serve; if not, the model has to be loaded again."""
         return self.engine.state not in ("failed", "closed")
 
 
 @dataclass
 class _Waiter:
+    """A request in the queue for a model, and the future that is set when it may use it."""
+
     entry: ModelEntry
     granted: asyncio.Future[LoadedModel] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -92,10 +100,11 @@ class _Waiter:
 
 
 class Models:
-    """Lends the loaded model to requests, and swaps it when the first waiter wants another.
+    """A queue of requests for models, and the one model that is loaded.
 
-    A request for the loaded model waits too when one for another model came before it, so nobody
-    starves. A swap begins when the last borrower is done.
+    Requests for the loaded model use it together. When the first request in the queue is for
+    another model, the models are swapped as soon as no request holds the loaded one. Later requests
+    wait for their turn even if they are for the loaded model, so that no request waits forever.
     """
 
     def __init__(
@@ -118,26 +127,31 @@ class Models:
 
     @property
     def ready(self) -> LoadedModel | None:
-        """The model that serves right now, if any."""
+        """The loaded model if its engine is ready, else None."""
         current = self._current
         return current if current is not None and current.engine.state == "ready" else None
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for a model."""
+        """The number of requests that wait for a model."""
         return len(self._waiters)
 
     async def preload(self, entry: ModelEntry) -> ModelInfo:
-        """Load a model before anybody asks. Raises the `EngineError` of a load that fails."""
+        """Load a model before the first request for it, and return the engine's facts about it.
+
+        Raises the `EngineError` of a load that fails.
+        """
         async with self._lend(entry, Wait(), timeout=None) as model:
             return model.info
 
     @contextlib.asynccontextmanager
     async def borrow(self, entry: ModelEntry, wait: Wait) -> AsyncGenerator[LoadedModel, None]:
-        """Hold a model for the time of one request; `wait` is told what it waits for.
+        """Yield a loaded model, and hold it until the block ends, which is one request.
 
-        Raises `QueueFull` when too many wait, `ApiError` 503 after the load timeout, and the
-        `EngineError` of a load that fails.
+        `wait` receives the reason for waiting, which a client can be shown.
+
+        Raises `QueueFull` when too many requests wait, `ApiError` 503 after the load timeout, and
+        the `EngineError` of a load that fails.
         """
         if len(self._waiters) >= self._settings.max_queue:
             raise QueueFull(f"{len(self._waiters)} requests wait for a model; try again later.")
@@ -150,7 +164,7 @@ class Models:
         return self._swap is not None
 
     def drain(self) -> None:
-        """Refuse new and waiting requests and give up a load; running requests may finish."""
+        """Refuse new and waiting requests and cancel a load; running requests may finish."""
         self._closed = True
         if self._swap is not None:
             self._swap.cancel()
@@ -159,7 +173,7 @@ class Models:
             self._current.engine.drain(SHUTTING_DOWN)
 
     async def close(self) -> None:
-        """End the engine; whoever waits or runs is told."""
+        """End the engine and the text process; waiting and running requests get an error."""
         self.drain()
         if self._swap is not None:
             await asyncio.wait([self._swap])
@@ -187,7 +201,10 @@ class Models:
             self._give_back(model)
 
     async def _turn(self, waiter: _Waiter, timeout: float | None) -> LoadedModel:
-        """Wait in the queue until the model is granted. Cancelling leaves the queue."""
+        """Wait in the queue for a model and return it, already counted as borrowed.
+
+        A cancelled request leaves the queue. Raises `ApiError` 503 after `timeout` seconds.
+        """
         if self._closed:
             raise EngineDied(SHUTTING_DOWN, "engine_closed")
         self._waiters.append(waiter)
@@ -204,7 +221,7 @@ class Models:
         return waiter.granted.result()
 
     def _place(self, waiter: _Waiter) -> str:
-        if waiter not in self._waiters:  # it was granted
+        if waiter not in self._waiters:  # it has its model and has left the queue
             return "waiting"
         what = "waiting for" if self._swap is None else "loading"
         return in_line(f"{what} {self._waiters[0].entry.id}", self._waiters.index(waiter) + 1)
@@ -221,7 +238,11 @@ class Models:
         self._advance()
 
     def _advance(self) -> None:
-        """Grant to those whose turn it is; begin a swap when the first wants another model."""
+        """Give the loaded model to the first requests in the queue that are for it.
+
+        When the first request is for another model and the loaded one is not in use, begin to load
+        the other model.
+        """
         while self._waiters and self._swap is None and not self._closed:
             entry = self._waiters[0].entry
             current = self._current
@@ -234,13 +255,13 @@ class Models:
                 return
 
     async def _load(self, entry: ModelEntry) -> None:
-        """Replace the current model: unload it first, since both may not fit."""
+        """Replace the loaded model by `entry`. It is unloaded first, since both may not fit."""
         if self._current is not None:
             log.info("unloading %s", self._current.entry.id)
             old, self._current = self._current, None
             await old.engine.close()
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
-        self.text.renew()  # it imports its libraries while the engine loads
+        self.text.renew()  # the text process imports its libraries while the engine loads
         statistics = EngineStatistics(entry.id, self._metrics)
         engine = self._engine_factory(
             entry.spec,
@@ -270,7 +291,7 @@ class Models:
         self._swap = None
         error = None if swap.cancelled() else swap.exception()
         if error is not None:
-            log.error("%s could not be loaded", entry.id)  # who waits is told why
+            log.error("%s could not be loaded", entry.id)  # the waiting requests get the reason
             self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
         self._advance()
 

@@ -1,4 +1,8 @@
-"""What the engine of a loaded model tells of its passes: counted, logged, and kept for answers."""
+"""Statistics of a loaded model's engine: its passes are counted as metrics and logged.
+
+A pass is one forward pass of the target model. The link is the connection (such as PCIe) over which
+weights are copied to the device during a pass.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -11,29 +15,34 @@ log = logging.getLogger("understudy")
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passes moved over the link, and how long they took."""
+    """The bytes that passes moved over the link, and the time that the passes took."""
 
     link_bytes: int = 0
     pass_seconds: float = 0.0
 
 
 class EngineStatistics:
-    """The callbacks of one engine."""
+    """The callbacks of one engine, which count and log what it reports.
+
+    Attributes:
+        last: the statistics of the last pass; None before the first one.
+        traffic: the sums over all passes.
+    """
 
     def __init__(self, model: str, metrics: Metrics) -> None:
         self.last: PassStats | None = None
-        self.traffic = Traffic()  # of all passes
-        self._limit_gbps = 0.0  # of the link, once the model is loaded; 0: nothing travels
+        self.traffic = Traffic()
+        self._limit_gbps = 0.0  # the link's bandwidth, once the model is loaded; 0: no link is used
         self._model = model
         self._metrics = metrics.engines
 
     def loaded(self, info: ModelInfo) -> None:
-        """Begin to count: the model is loaded."""
+        """Begin to count for a model that was just loaded."""
         self._limit_gbps = info.link_gbps
         self._metrics.begin(self._model)
 
     def passed(self, stats: PassStats) -> None:
-        """A pass is over."""
+        """Count and log the statistics of a finished pass."""
         self.last = stats
         self.traffic = Traffic(
             self.traffic.link_bytes + stats.link_bytes,
@@ -44,7 +53,7 @@ class EngineStatistics:
             log.debug("%s: %s", self._model, self._summary(stats))
 
     def audited(self, audited: Audited) -> None:
-        """An answer was checked."""
+        """Count and log the result of an audit, in which a finished answer was checked."""
         self._metrics.count_audit(self._model, audited)
         log.debug(
             "%s: audit: %d of %d tokens differ",
@@ -54,7 +63,7 @@ class EngineStatistics:
         )
 
     def checked(self, checked: WeightsChecked) -> None:
-        """Count and log what became known of packed weights."""
+        """Count and log the result of a check of the packed weights."""
         self._metrics.count_weights_check(self._model, checked)
         if checked.repaired:
             log.warning("%s: %d damaged units packed again", self._model, checked.repaired)
@@ -62,11 +71,14 @@ class EngineStatistics:
             log.error("%s: damaged units that cannot be packed again", self._model)
 
     def restarted(self) -> None:
-        """The engine's process died, and is started again."""
+        """Count a restart of the engine's process, which died."""
         self._metrics.count_restart(self._model)
 
     def link_since(self, before: Traffic) -> str:
-        """The bandwidth of the passes since then, for the log; "" when nothing travelled."""
+        """Return the link's mean bandwidth in the passes since `before`, as text for the log.
+
+        Returns "" if no bytes were moved since.
+        """
         moved = self.traffic.link_bytes - before.link_bytes
         seconds = self.traffic.pass_seconds - before.pass_seconds
         if moved <= 0 or seconds <= 0:

@@ -1,4 +1,8 @@
-"""The front end's text process: calls run in workers under limits, and nothing else suffers."""
+"""The front end's client of the text process: it runs functions in worker processes under limits.
+
+`TextProcess` starts the host process again when it dies, keeps a pool of workers for each range of
+body sizes (`Lane`), and turns the end of a worker into an error for the request that caused it.
+"""
 
 import asyncio
 import contextlib
@@ -18,29 +22,38 @@ from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("understudy.text")
 
-SLOW_S = 1.0  # after which a call makes room for others
-IDLE_S = 10.0  # after which a worker that is not kept is ended
-RESTART_WAIT_S = 20.0  # how long a call waits for a host that is started again
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0  # between the death of a host and the next
-GOOD_SERVICE_S = 30.0  # a host that lived this long is started again at once
+SLOW_S = 1.0  # a call that runs longer than this frees its slot for another call
+IDLE_S = 10.0  # an idle worker beyond the lane's `kept` is ended after this time
+RESTART_WAIT_S = 20.0  # the longest time that a call waits for a host that is being restarted
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0  # bounds of the growing delay between restarts
+GOOD_SERVICE_S = 30.0  # a host that lived at least this long is restarted without a delay
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class TextWork(Protocol):
-    """Where text work is done; `TextProcess` is the real one. Functions must be importable."""
+    """An interface for running text work; `TextProcess` is the implementation outside of tests.
+
+    Functions and their arguments are pickled, so the functions must be importable by name.
+    """
 
     def renew(self) -> None:
-        """Prepare to load another tokenizer."""
+        """Start whatever is needed to load another tokenizer."""
 
     async def load(self, folder: str, chat_template: str | None) -> TextFacts:
-        """Load the tokenizer of a folder. Raises `ModelError` when it cannot be used."""
+        """Load the tokenizer of a folder and return what the front end needs to know of it.
+
+        Raises `ModelError` when the tokenizer or its chat template cannot be used.
+        """
 
     async def call(
         self, function: Callable[Concatenate[bytes, P], T], raw: bytes, *args: P.args, **_: P.kwargs
     ) -> T:
-        """Return `function(raw, *args)`. Raises `ApiError`: what it raised, or what ended it."""
+        """Run `function(raw, *args)` in a worker and return its result.
+
+        Raises the `ApiError` that the function raised, or one that says which limit ended it.
+        """
 
     async def call_on_model(
         self,
@@ -49,33 +62,35 @@ class TextWork(Protocol):
         *args: P.args,
         **_: P.kwargs,
     ) -> T:
-        """Return `function(tokenizer, raw, *args)`; as `call`."""
+        """Run `function(tokenizer, raw, *args)` in a worker and return its result, as `call`."""
 
     async def close(self) -> None:
-        """End what runs."""
+        """End all processes and the calls that run in them."""
 
 
 @dataclass(eq=False)
 class _Worker:
+    """A worker process as the front end sees it: its number, its host and its pipe."""
+
     number: int
     host: Host
     has_tokenizer: bool
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    retirement: asyncio.TimerHandle | None = None  # while it is idle
+    retirement: asyncio.TimerHandle | None = None  # the timer that ends it while it is idle
 
 
 @dataclass
 class _Seat:
-    """A call that runs."""
+    """A running call's place in a pool: the worker that runs it, and whether it freed its slot."""
 
     worker: _Worker | None = None
-    is_slow: bool = False
+    is_slow: bool = False  # it has run for `SLOW_S` and no longer occupies a slot
 
 
 @dataclass
 class _Pool:
-    """The workers of one lane."""
+    """The workers of one lane, with the slots that limit how many calls run at once."""
 
     lane: Lane
     slots: asyncio.Semaphore
@@ -84,7 +99,7 @@ class _Pool:
 
     @contextlib.asynccontextmanager
     async def seat(self) -> AsyncGenerator[_Seat, None]:
-        """Wait for a slot, and hold it until the block ends or has become slow."""
+        """Wait for a free slot, and hold it until the block ends or the call has become slow."""
         await self.slots.acquire()
         seat = _Seat()
         timer = asyncio.get_running_loop().call_later(SLOW_S, self._become_slow, seat)
@@ -98,7 +113,10 @@ class _Pool:
                 self.slots.release()
 
     def _become_slow(self, seat: _Seat) -> None:
-        """Let others go before a call that takes long, while there are not too many of them."""
+        """Free the slot of a call that takes long, and lower the priority of its worker.
+
+        Nothing changes if the lane has `slow_workers` slow calls already.
+        """
         if self.num_slow < self.lane.slow_workers and seat.worker is not None:
             self.num_slow += 1
             seat.is_slow = True
@@ -107,44 +125,60 @@ class _Pool:
 
 
 class TextProcess:
-    """A host process and its workers. All methods belong to one event loop.
+    """A host process and its workers. All methods must be called in the same event loop.
 
-    The host is started by the first call or by `renew`, and again when it dies. A call whose
-    worker dies of something else than the call itself runs once more.
+    The host is started by the first call or by `renew`, and again whenever it dies. When a worker
+    dies for a reason that is not the call itself (such as the death of its host), the call is run
+    once more in another worker.
     """
 
     def __init__(self, modules: Sequence[str] = (), lanes: Sequence[Lane] = LANES) -> None:
-        """`modules` are imported once, by the host: those of the functions that are called."""
+        """Create the client without starting a process.
+
+        Args:
+            modules: modules that the host imports once, so that workers share them: those with the
+                functions that will be called.
+            lanes: the ranges of body sizes and their limits, smallest first.
+        """
         self._modules = modules
         self._pools = [_Pool(lane, asyncio.Semaphore(lane.workers)) for lane in lanes]
         self._host: Host | None = None
-        self._model: tuple[str, str | None] | None = None  # that the host has, or is to have
-        self._up = asyncio.Event()  # there is a host
+        self._model: tuple[str, str | None] | None = None  # folder and template of the tokenizer
+        self._up = asyncio.Event()  # set while there is a host
         self._watching: set[asyncio.Task[None]] = set()
         self._delay = 0.0
         self._num_forked = 0
         self._closed = False
 
     def renew(self) -> None:
-        """Prepare to load another tokenizer: a fresh host, and the memory of the old one back."""
+        """Start a new host unless the present one never loaded a tokenizer.
+
+        The old host ends, which frees the memory of the tokenizer that it loaded.
+        """
         if self._host is None or self._host.was_used:
             self._model = None
             self._start()
 
     async def load(self, folder: str, chat_template: str | None) -> TextFacts:
-        """Load the tokenizer of a folder. Raises `ModelError` when it cannot be used."""
+        """Load the tokenizer of a folder and return what the front end needs to know of it.
+
+        Raises `ModelError` when the tokenizer or its chat template cannot be used.
+        """
         self.renew()
         assert self._host is not None, "it was renewed"
         loading = self._host.load(folder, chat_template, self._pools[0].lane)
-        facts = await asyncio.shield(loading)  # it goes on in the host, whoever waits for it
+        facts = await asyncio.shield(loading)  # cancelling the caller does not stop the host's load
         self._model = (folder, chat_template)
-        self._drop_idle()  # they have no tokenizer
+        self._drop_idle()  # workers forked before the load have no tokenizer
         return facts
 
     async def call(
         self, function: Callable[Concatenate[bytes, P], T], raw: bytes, *args: P.args, **_: P.kwargs
     ) -> T:
-        """Return `function(raw, *args)`. Raises `ApiError`: what it raised, or what ended it."""
+        """Run `function(raw, *args)` in a worker and return its result.
+
+        Raises the `ApiError` that the function raised, or one that says which limit ended it.
+        """
         result: T = await self._run(Call(function, args, on_model=False), raw)
         return result
 
@@ -155,12 +189,12 @@ class TextProcess:
         *args: P.args,
         **_: P.kwargs,
     ) -> T:
-        """Return `function(tokenizer, raw, *args)`; as `call`."""
+        """Run `function(tokenizer, raw, *args)` in a worker and return its result, as `call`."""
         result: T = await self._run(Call(function, args, on_model=True), raw)
         return result
 
     async def close(self) -> None:
-        """End the host and all workers; calls that run raise `EngineDied`."""
+        """End the host and all its workers. Calls that are running raise `EngineDied`."""
         self._closed = True
         self._up.set()
         self._drop_idle()
@@ -172,6 +206,7 @@ class TextProcess:
     # -- calls
 
     async def _run(self, call: Call, raw: bytes) -> Any:
+        """Run a call in a worker of the lane for the size of `raw`, and return its result."""
         message = frames.frame(call, raw)
         pool = next(pool for pool in self._pools if len(raw) <= pool.lane.most_bytes)
         async with pool.seat() as seat:
@@ -195,7 +230,7 @@ class TextProcess:
         raise ApiError.unavailable(message_, "text_process_died")
 
     async def _take(self, pool: _Pool) -> _Worker:
-        """Return an idle worker, or a new one."""
+        """Return an idle worker of the present host, or fork a new one."""
         host = await self._running_host()
         while pool.idle:
             worker = pool.idle.pop()
@@ -209,6 +244,10 @@ class TextProcess:
         return _Worker(number, host, has_tokenizer, *await host.fork(number, pool.lane))
 
     async def _running_host(self) -> Host:
+        """Return the host once it is ready; start one if there is none.
+
+        Raises `ApiError` 503 if it takes more than `RESTART_WAIT_S`, `EngineDied` after `close`.
+        """
         if self._host is None and not self._watching:
             self._start()
         try:
@@ -226,7 +265,10 @@ class TextProcess:
             raise ApiError.unavailable(message, "text_process_starting") from None
 
     async def _ask(self, worker: _Worker, message: frames.Frame) -> frames.Frame | None:
-        """Return the reply of a worker; None: it died. Cancelling ends the worker."""
+        """Send a message to a worker and return its reply, or None if the worker died.
+
+        If the caller is cancelled, the worker is killed.
+        """
         try:
             await frames.write(worker.writer, message)
             return await frames.read(worker.reader)
@@ -249,6 +291,7 @@ class TextProcess:
         return reply.raw or answer.value
 
     def _give_back(self, pool: _Pool, worker: _Worker, answer: Answer, is_slow: bool) -> None:
+        """Keep a worker for later calls, or close it if it cannot serve them."""
         is_current = worker.host is self._host
         has_tokenizer = worker.has_tokenizer == (self._model is not None)
         if answer.is_last or is_slow or not is_current or not has_tokenizer:
@@ -274,7 +317,7 @@ class TextProcess:
     # -- the host
 
     def _start(self) -> None:
-        """Start a host in place of the one there is."""
+        """Start a new host in place of the present one, with the tokenizer that was loaded."""
         if self._host is not None:
             self._host.retire()
         self._drop_idle()
@@ -287,7 +330,7 @@ class TextProcess:
         watching.add_done_callback(self._watching.discard)
 
     async def _watch(self, host: Host) -> None:
-        """Start the next host when this one dies."""
+        """Wait until `host` dies, and start another one unless it was replaced on purpose."""
         await host.gone()
         if host.is_retired or host is not self._host:
             return
@@ -311,18 +354,21 @@ class TextProcess:
 
 
 def fault_of(ended: Ended, lane: Lane) -> ApiError | None:
-    """Return the error of a call that ended its worker; None: something else did."""
+    """Return the error for a call that exceeded a limit and so ended its worker.
+
+    Returns None if the worker ended for a reason that is not the call's fault.
+    """
     match -ended.exit_code:
         case signal.SIGPROF | signal.SIGALRM:
             return too_slow(ended.stage, lane)
-        case signal.SIGABRT | signal.SIGSEGV | signal.SIGBUS:  # how Rust and C run out of memory
+        case signal.SIGABRT | signal.SIGSEGV | signal.SIGBUS:  # Rust and C code out of memory
             return too_large(ended.stage, lane)
         case _:
             return None
 
 
 def _close(worker: _Worker) -> None:
-    """Close the pipe of a worker, which ends with it."""
+    """Close the pipe of a worker; the worker process ends when it reads the end of the pipe."""
     worker.host.forget(worker.number)
     with contextlib.suppress(OSError):
         worker.writer.close()

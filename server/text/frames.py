@@ -1,7 +1,7 @@
-"""Messages between the front end and its text process: a pickled object, and bytes as they are.
+"""Messages between the front end and its text process: a pickled object followed by raw bytes.
 
-Both ends are our own code. Bodies and answers of megabytes travel beside the object, so that
-neither end copies them into a pickle.
+Unpickling is safe here because both ends run this program's own code. Large bodies and answers are
+sent as raw bytes after the pickled object, so that neither end copies them into a pickle.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_HEAD = struct.Struct("!QQ")  # the length of the pickled object, and of the bytes
-LARGE = 1 << 16  # bytes of an object that takes milliseconds to be made
-_PIECE = 1 << 18  # bytes that are written at a time: asyncio copies what the pipe has no room for
+_HEAD = struct.Struct("!QQ")  # the lengths of the pickled object and of the raw bytes
+LARGE = 1 << 16  # bytes of a pickle that takes milliseconds to unpickle
+_PIECE = 1 << 18  # bytes per write: asyncio copies the part for which the pipe has no room
 
 
 class Frame(NamedTuple):
-    """One message as it travels."""
+    """One message in the form in which it is sent: a pickle and raw bytes."""
 
     pickled: bytes
     raw: bytes
@@ -28,23 +28,23 @@ class Frame(NamedTuple):
 
 
 def frame(message: object, raw: bytes = b"") -> Frame:
-    """Return a message ready to be sent."""
+    """Return `message`, pickled, and `raw` as a frame that is ready to be sent."""
     return Frame(pickle.dumps(message, pickle.HIGHEST_PROTOCOL), raw)
 
 
 def send(connection: socket.socket, message: Frame, fds: Sequence[int] = ()) -> None:
-    """Send a message, and open files with it, from a socket that blocks."""
+    """Send a message, together with open file descriptors, on a blocking socket."""
     head = _HEAD.pack(len(message.pickled), len(message.raw)) + message.pickled
     if fds:
         socket.send_fds(connection, [head[: _HEAD.size]], fds)
         head = head[_HEAD.size :]
     connection.sendall(head)
-    if message.raw:  # the other end may be content with the rest, and closed
+    if message.raw:  # sending nothing would fail if the other end had closed after the pickle
         connection.sendall(message.raw)
 
 
 def receive(connection: socket.socket) -> tuple[Frame, list[int]] | None:
-    """Return the next message and the files that came with it; None at the end of the pipe."""
+    """Return the next message and the file descriptors sent with it; None at the pipe's end."""
     head, fds, _, _ = socket.recv_fds(connection, _HEAD.size, 1)
     rest = _exactly(connection, _HEAD.size - len(head)) if head else None
     if rest is None:
@@ -66,7 +66,7 @@ def _exactly(connection: socket.socket, size: int) -> bytearray | None:
 
 
 async def write(writer: asyncio.StreamWriter, message: Frame) -> None:
-    """Send a message. Raises OSError when the other end is gone."""
+    """Send a message without blocking the loop. Raises OSError when the other end is closed."""
     writer.write(_HEAD.pack(len(message.pickled), len(message.raw)) + message.pickled)
     view = memoryview(message.raw)
     for begin in range(0, len(view), _PIECE):
@@ -76,12 +76,15 @@ async def write(writer: asyncio.StreamWriter, message: Frame) -> None:
 
 
 async def read_message(reader: asyncio.StreamReader) -> Any:
-    """Return the object of the next message, as `read` does."""
+    """Return the unpickled object of the next message. Raises the errors of `read`."""
     return await unpickled(await read(reader))
 
 
 async def unpickled(message: Frame) -> Any:
-    """Return the object of a message; a large one is made in a thread, which lets others run."""
+    """Return the unpickled object of a message.
+
+    A large object is unpickled in a thread, so that the event loop can go on with other tasks.
+    """
     if len(message.pickled) < LARGE:
         return message.message
     return await asyncio.to_thread(pickle.loads, message.pickled)

@@ -1,4 +1,4 @@
-"""The front end's hold on one host process: spawned, told what to do, and ended."""
+"""The front end's handle of one host process: it spawns, commands and ends the process."""
 
 import asyncio
 import contextlib
@@ -23,17 +23,20 @@ from server.text.messages import (
     TextFacts,
 )
 
-END_S = 5.0  # for a host that was told to end; then it is killed
-READ_AHEAD = 1 << 20  # bytes that are read of a pipe before anybody asks for them
+END_S = 5.0  # a host that has not ended after this time is killed
+READ_AHEAD = 1 << 20  # bytes of a pipe that asyncio buffers ahead of the reader
 
 
 class Host:
-    """One host process. Made and used inside the event loop."""
+    """One host process. The object must be made and used inside a running event loop."""
 
     def __init__(self, modules: Sequence[str]) -> None:
-        """Spawn the process, which imports `modules`. Raises OSError when the system cannot."""
+        """Spawn the process, which imports `modules`.
+
+        Raises OSError when the system cannot start a process.
+        """
         ours, theirs = socket.socketpair()
-        context = get_context("spawn")  # it inherits no file but its own: no listening socket
+        context = get_context("spawn")  # a fork would inherit all files, the listening socket too
         self._process = context.Process(
             target=host.main, args=(theirs, tuple(modules)), name="text host", daemon=True
         )
@@ -43,7 +46,7 @@ class Host:
             ours.close()
             raise
         finally:
-            theirs.close()  # or its end of file would never come
+            theirs.close()  # an open copy here would hide the end of the pipe
         self._control = ours
         self._ready = asyncio.Event()
         self._loading: asyncio.Future[TextFacts] | None = None
@@ -56,32 +59,39 @@ class Host:
 
     @property
     def is_retired(self) -> bool:
-        """Whether it was told to end."""
+        """Whether the process was asked to end, by `retire` or `close`."""
         return self._retired
 
     async def ready(self) -> None:
-        """Wait until the process takes orders, or has ended: it does not while it loads."""
+        """Wait until the process can handle messages, or has ended.
+
+        It handles none while it imports its libraries and while it loads a tokenizer.
+        """
         await self._ready.wait()
         if self._loading is not None:
             await asyncio.wait([self._loading])
 
     @property
     def was_used(self) -> bool:
-        """Whether a tokenizer was ever asked for: only a fresh host takes another."""
+        """Whether `load` was called: each host loads one tokenizer, so a used one is replaced."""
         return self._loading is not None
 
     async def gone(self) -> None:
-        """Wait until the process has ended."""
+        """Wait until the process has ended and its exit code is known."""
         await asyncio.wait([self._reading])
 
     def load(
         self, folder: str, chat_template: str | None, trial: Lane
     ) -> "asyncio.Future[TextFacts]":
-        """Load a tokenizer; workers that are forked from now on have it.
+        """Start to load a tokenizer, which workers forked after this call will have.
 
-        The chat template must be compiled within the limits of `trial`.
+        Return a future of what the front end needs to know of the tokenizer. It raises `ModelError`
+        when the tokenizer cannot be loaded.
 
-        The future raises `ModelError` when it cannot be loaded.
+        Args:
+            folder: the folder with the tokenizer's files.
+            chat_template: a template to use instead of the folder's own.
+            trial: the limits within which the chat template must be compiled.
         """
         self._loading = asyncio.get_running_loop().create_future()
         self._loading.add_done_callback(_retrieve)
@@ -92,7 +102,7 @@ class Host:
     async def fork(
         self, number: int, lane: Lane
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the pipe of a new worker."""
+        """Fork a worker under the limits of `lane`; return the reader and writer of its pipe."""
         ours, theirs = socket.socketpair()
         self._ended[number] = asyncio.get_running_loop().create_future()
         with theirs:
@@ -107,31 +117,34 @@ class Host:
             raise
 
     def give_way(self, number: int) -> None:
-        """Let whatever else runs go before a worker."""
+        """Give a worker the lowest scheduling priority, because its call takes long."""
         self._send(GiveWay(number))
 
     def kill(self, number: int) -> None:
-        """End a worker whose answer nobody waits for."""
+        """Kill a worker whose answer is no longer needed."""
         self._send(Kill(number))
         self.forget(number)
 
     async def ended(self, number: int) -> Ended | None:
-        """Return how a worker ended; None where its host ended before it."""
+        """Wait until a worker has ended and return how.
+
+        Returns None if its host ended first, or if `forget` was called for the worker.
+        """
         ended = self._ended.get(number)
         return None if ended is None else await ended
 
     def forget(self, number: int) -> None:
-        """Take no interest in how a worker ends any more."""
+        """Stop tracking how a worker ends, because `ended` will not be called for it."""
         self._ended.pop(number, None)
 
     def retire(self) -> None:
-        """Have the process end; its workers finish what they are doing."""
+        """Ask the process to end; its workers finish their present calls."""
         self._retired = True
         self._send(Retire())
         self._kill_if_busy()
 
     async def close(self) -> None:
-        """End the process and its workers, and wait for it."""
+        """End the process and its workers, and wait until the process has ended."""
         self._retired = True
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
@@ -142,7 +155,10 @@ class Host:
             await asyncio.wait([self._reading])
 
     def _kill_if_busy(self) -> None:
-        """Kill a host that imports or loads: it reads nothing meanwhile, and has no worker yet."""
+        """Kill a host that is importing or loading.
+
+        It would not read a message until it is done, and it has no workers that could be lost.
+        """
         is_loading = self._loading is not None and not self._loading.done()
         if self.exit_code is None and (is_loading or not self._ready.is_set()):
             self._process.kill()
@@ -152,10 +168,10 @@ class Host:
     ) -> None:
         try:
             frames.send(self._control, frames.frame(message), fds)
-        except BlockingIOError:  # room for hundreds of messages is full: the host hangs
+        except BlockingIOError:  # the pipe holds hundreds of unread messages: the host hangs
             self._process.kill()
         except OSError:
-            pass  # it is gone, and `_read` tells so
+            pass  # the process has ended, which `_read` detects and handles
 
     async def _read(self) -> None:
         reader, writer = await asyncio.open_unix_connection(
@@ -205,6 +221,6 @@ class Host:
 
 
 def _retrieve(loading: "asyncio.Future[TextFacts]") -> None:
-    """Take notice of how a load ended that nobody waits for any more."""
+    """Retrieve the exception of a finished load, or asyncio logs it as never retrieved."""
     if not loading.cancelled():
         loading.exception()

@@ -1,8 +1,9 @@
-"""The host of the text process: imports, loads a tokenizer, and forks workers that share both.
+"""The host of the text process: it imports libraries, loads a tokenizer, and forks workers.
 
-It has a single thread, so that a fork copies no lock that another thread holds, and it runs
-nothing of a request itself, so that it always hears when a worker is to be ended. It ends with the
-front end: then its pipe does.
+The workers share the memory of both. The host has a single thread, so that a fork copies no lock
+that another thread holds. It runs no work of requests itself, so that it can always react to a
+message that asks it to kill a worker. It ends when its pipe to the front end is closed, which also
+happens when the front end dies.
 """
 
 import gc
@@ -41,8 +42,8 @@ log = logging.getLogger("understudy.text")
 
 T = TypeVar("T")
 
-# Read by the libraries when they are imported. Threads of theirs would not survive a fork, and a
-# backtrace of Rust's in the log for each text that a tokenizer cannot take helps nobody.
+# The libraries read these variables when they are imported. Their threads would not survive a fork,
+# and a Rust backtrace in the log for each text that a tokenizer rejects would be of no use.
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
@@ -57,13 +58,15 @@ LONGEST_REASON = 500  # characters
 
 @dataclass(frozen=True)
 class _Child:
+    """A forked worker as its host tracks it."""
+
     number: int
-    stage: mmap.mmap  # one byte, shared with the worker
+    stage: mmap.mmap  # one byte, shared with the worker, which writes its `Stage` there
 
 
 def main(control: socket.socket, modules: Sequence[str]) -> None:
-    """Entry of the spawned process: import `modules`, then serve the front end to its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: parent decides
+    """Run the spawned process: import `modules`, then handle messages until `control` is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent reacts
     os.environ.update(ENVIRONMENT)
     for name in modules:
         importlib.import_module(name)
@@ -71,17 +74,22 @@ def main(control: socket.socket, modules: Sequence[str]) -> None:
 
 
 class _Host:
+    """The state of the host process and the loop that handles the front end's messages."""
+
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._children: dict[int, _Child] = {}  # by process id
         self._tokenizer: Tokenizer | None = None
-        self._woken, self._waker = socket.socketpair()  # by the end of a worker
+        self._woken, self._waker = socket.socketpair()  # readable when a worker has ended
         self._waker.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> NoReturn:
-        """Serve the front end, and end with it."""
+        """Handle the front end's messages and the ends of workers until the control pipe closes.
+
+        Then kill the remaining workers and exit this process; the method never returns.
+        """
         _share_memory()
         self._send(Ready())
         while True:
@@ -113,7 +121,10 @@ class _Host:
                 os._exit(0)
 
     def _pids(self, number: int) -> list[int]:
-        """Return the process of a worker, if it is not reaped yet: then it may be another's."""
+        """Return the id of a worker's process in a list, which is empty once it was reaped.
+
+        The system may give the id of a reaped process to another one, so it must not be used.
+        """
         return [pid for pid, child in self._children.items() if child.number == number]
 
     def _end(self) -> NoReturn:
@@ -166,8 +177,8 @@ class _Host:
             return
         with bounded(
             order.trial
-        ):  # as in the trial: what is folded into the template stays the same
-            tokenizer.compile_template()  # again in this process: workers share what is compiled
+        ):  # the trial's limits, so that jinja folds the same constants as in the trial
+            tokenizer.compile_template()  # again in this process, so that workers share the result
         found = tried(tokenizer.probed, order.trial)
         if found.value is None:
             log.warning(
@@ -189,14 +200,17 @@ class _Host:
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What a trial returned; `reason`: why it failed, "" if it did not."""
+    """The result of a trial: the value that it returned, or the reason why it failed.
+
+    `reason` is "" if the trial succeeded.
+    """
 
     value: T | None = None
     reason: str = ""
 
 
 def tried(work: Callable[[], T], lane: Lane) -> Outcome[T]:
-    """Try `work` in a process of its own, under limits."""
+    """Run `work` in a forked process under the limits of `lane`, and return its outcome."""
     theirs, ours = socket.socketpair()
     no_memory = f"it takes more than {lane.memory // MB} MiB of memory"
 
@@ -228,7 +242,7 @@ def tried(work: Callable[[], T], lane: Lane) -> Outcome[T]:
 
 
 def _forked(work: Callable[[], None]) -> int:
-    """Run `work` in a forked process, which ends after it; returns the process id."""
+    """Run `work` in a forked process, which then ends, and return the id of the process."""
     pid = os.fork()
     if pid:
         return pid
@@ -238,13 +252,16 @@ def _forked(work: Callable[[], None]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         work()
         code = 0
-    except BaseException:  # the border of the process
+    except BaseException:  # nothing may propagate into the host's own stack
         traceback.print_exc()
     finally:
         os._exit(code)  # not sys.exit: the stack above this belongs to the host
 
 
 def _share_memory() -> None:
-    """Keep the garbage collector from writing to, and so copying, what forked workers share."""
+    """Keep the garbage collector from writing to the memory that forked workers share.
+
+    Each write would make the system copy a page for the process that wrote.
+    """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""How much time and memory text work may take, and what a client reads that exceeds it."""
+"""Limits of time and memory for text work, and the errors for requests that exceed them."""
 
 import resource
 import signal
@@ -14,22 +14,22 @@ MB = 2**20
 PAGE = resource.getpagesize()
 LARGE_BODY = 64 * 1024  # bytes from which a body is never parsed in the front end
 
-# The limit is the time of the processor, so that a busy machine refuses nothing; a worker that
-# sleeps instead (on a slow disk, say) is ended after this many times as long.
+# The time limit counts CPU time, so that a busy machine does not fail requests. A worker that
+# waits instead of computing (for a slow disk, say) is ended after this multiple of it in real time.
 WALL_OVER_CPU = 6
 
 
 @dataclass(frozen=True)
 class Lane:
-    """Requests of one range of sizes, which never wait for larger ones.
+    """The limits of requests in one range of body sizes; they never wait for larger requests.
 
     Args:
-        most_bytes: the largest body.
-        workers: how many run at once. Others wait in turn.
-        slow_workers: how many may run beside them that have run for a second.
-        kept: idle workers that are not ended.
-        seconds: of the processor, for one call.
-        memory: bytes that a worker may take beside what it had when it was forked.
+        most_bytes: the size of the largest body in this lane.
+        workers: how many calls run at once; further ones wait in order.
+        slow_workers: how many calls that have run for over a second may run in addition.
+        kept: how many idle workers are kept for later calls.
+        seconds: the CPU time that one call may take.
+        memory: the bytes that a worker may allocate in addition to its memory at the fork.
     """
 
     most_bytes: float
@@ -40,16 +40,16 @@ class Lane:
     memory: int
 
 
-# Tokenizing takes up to 180 bytes of memory a byte of text, and 0.3 to 0.5 s a MB (tokenizers 0.23,
-# one core): any text that fits a context stays far within these limits. A chat of 20 messages takes
-# 3 ms. So 9 MB of text can be tokenized at once, and 32 MB cannot.
+# Tokenizing takes up to 180 bytes of memory per byte of text, and 0.3 to 0.5 s per MB (tokenizers
+# 0.23, one core), so any text that fits a context stays far within these limits. A chat of 20
+# messages takes 3 ms. A text of 9 MB can be tokenized in one call, and one of 32 MB cannot.
 LANES = (
     Lane(most_bytes=LARGE_BODY, workers=4, slow_workers=8, kept=1, seconds=10, memory=512 * MB),
     Lane(most_bytes=2 * MB, workers=2, slow_workers=2, kept=0, seconds=20, memory=512 * MB),
     Lane(most_bytes=float("inf"), workers=1, slow_workers=0, kept=0, seconds=40, memory=1024 * MB),
 )
 
-# For the load of a tokenizer, once a model.
+# The limits for loading a tokenizer, which happens once per model.
 LOAD = Lane(most_bytes=0, workers=1, slow_workers=0, kept=0, seconds=60, memory=2048 * MB)
 
 _WHAT = {
@@ -70,9 +70,10 @@ _ADVICE = {
 
 
 def bound_memory(nbytes: int) -> None:
-    """Let this process take `nbytes` more than it has now; more is a MemoryError, or its end.
+    """Limit this process to `nbytes` of address space in addition to what it has now.
 
-    Only where the system says what a process has: Linux.
+    Beyond that, Python code gets a MemoryError, and native code may end the process. The limit is
+    set only on Linux, where /proc has the present size.
     """
     if not _has_proc():
         return
@@ -85,7 +86,7 @@ def bound_memory(nbytes: int) -> None:
 
 @contextmanager
 def bounded(lane: Lane) -> Iterator[None]:
-    """Bound the memory and the time of the block."""
+    """Limit the memory and the time of the block to those of `lane`."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     bound_memory(lane.memory)
     bound_time(lane.seconds)
@@ -97,7 +98,7 @@ def bounded(lane: Lane) -> Iterator[None]:
 
 
 def private_bytes() -> int:
-    """Return the memory that only this process has; 0 where the system does not say."""
+    """Return the bytes of memory that this process shares with no other; 0 where unknown."""
     if not _has_proc():
         return 0
     _, resident, shared = Path("/proc/self/statm").read_text().split()[:3]
@@ -105,9 +106,9 @@ def private_bytes() -> int:
 
 
 def bound_time(seconds: float) -> None:
-    """End this process by a signal after so many seconds of work; 0: never.
+    """Let the kernel end this process by a signal after `seconds` of CPU time; 0 removes the limit.
 
-    The kernel ends it, so nothing that holds the interpreter can hold this up.
+    A signal with its default action works even while native code holds the interpreter's lock.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, seconds * WALL_OVER_CPU)
@@ -118,17 +119,17 @@ def _has_proc() -> bool:
 
 
 def too_slow(stage: Stage, lane: Lane) -> ApiError:
-    """Return the error of a call that was ended for its time."""
+    """Return the error for a call that was ended because it exceeded its time limit."""
     return _exceeded(stage, f"took more than {lane.seconds:g} s and was stopped")
 
 
 def too_large(stage: Stage, lane: Lane) -> ApiError:
-    """Return the error of a call that was ended for its memory."""
+    """Return the error for a call that was ended because it exceeded its memory limit."""
     return _exceeded(stage, f"needed more than {lane.memory // MB} MiB of memory and was stopped")
 
 
 def failed(stage: Stage, reason: str) -> ApiError:
-    """Return the error of a call on which a library failed."""
+    """Return the error for a call during which a library failed."""
     return _exceeded(stage, f"failed: {reason}")
 
 

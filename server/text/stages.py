@@ -1,4 +1,4 @@
-"""What a worker is doing, kept where its host can read it after the worker was killed."""
+"""The step that a worker is in, stored where its host can read it after the worker was killed."""
 
 import mmap
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Stage(IntEnum):
-    """The steps of text work that may take long, or end a worker."""
+    """The steps of text work that may take long or end a worker."""
 
     READING = 0
     TEMPLATE = 1
@@ -19,9 +19,10 @@ _current: bytearray | mmap.mmap = bytearray(1)
 
 
 def use_shared(memory: mmap.mmap) -> None:
-    """Note the stage in the first byte of `memory` from now on: the host shares it with a worker.
+    """Store the stage in the first byte of `memory` from now on; a worker shares it with its host.
 
-    A global, since what notes its stage lies deep below and knows nothing of processes.
+    The memory is a module global because the code that sets a stage lies deep below the worker and
+    does not know about processes.
     """
     global _current
     _current = memory
@@ -29,17 +30,20 @@ def use_shared(memory: mmap.mmap) -> None:
 
 @contextmanager
 def doing(stage: Stage) -> Iterator[None]:
-    """Note that the block is this stage. The note stays if the block raises: it says where."""
+    """Set the stage to `stage` for the block.
+
+    If the block raises, the stage stays, so that the error can name the step that failed.
+    """
     _current[0] = stage
     yield
     _current[0] = Stage.READING
 
 
 def reset() -> None:
-    """Note that a new call begins."""
+    """Set the stage for the beginning of a new call."""
     _current[0] = Stage.READING
 
 
 def current() -> Stage:
-    """Return the stage that was noted last."""
+    """Return the stage that was set last."""
     return Stage(_current[0])

@@ -1,7 +1,7 @@
-"""The tokenizer of a loaded model: rendering chats and turning text into ids.
+"""The tokenizer of a loaded model: it renders chats and converts between text and token ids.
 
-Only the text process has one: templates are programs of a model's author, and calls on long texts
-take a while and much memory.
+Only the text process has one, because a chat template is a program by the model's author, and
+because calls on long texts take much time and memory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,9 +59,10 @@ class Tokenizer:
         continue_final_message: bool,
         arguments: Mapping[str, Any],
     ) -> str:
-        """Return the text of a chat.
+        """Render a chat with the model's chat template and return the text.
 
-        Raises `ApiError` 400 if there is no template, and `TemplateRefusal` if it raises an error.
+        Raises `ApiError` 400 if there is no template or an argument is reserved, and
+        `TemplateRefusal` if the template itself raises an error.
         """
         for name in arguments:
             if name in RESERVED_TEMPLATE_ARGUMENTS:
@@ -90,7 +91,7 @@ class Tokenizer:
         return text
 
     def probed(self) -> TemplateSupport:
-        """Return what the chat template takes of conversations."""
+        """Return which features of conversations the chat template supports, found by trial."""
         if not self.template:
             return self.support
         return probe(
@@ -105,7 +106,7 @@ class Tokenizer:
 
     @cached_property
     def template(self) -> str:
-        """The text of the chat template; of several, that of all. "" without one."""
+        """The text of the chat template; several are joined by line ends; "" if there is none."""
         return "\n".join(self._templates)
 
     @property
@@ -114,9 +115,10 @@ class Tokenizer:
         return [*template.values()] if isinstance(template, dict) else [str(template)]
 
     def compile_template(self) -> None:
-        """Compile the chat template, which the library then remembers.
+        """Compile the chat template; transformers caches the compiled template.
 
-        Raises what jinja raises. Constants are computed here, so `{{ 9**9**9 }}` never ends.
+        Raises jinja's errors. Jinja computes constant expressions when it compiles, so a template
+        with `{{ 9**9**9 }}` never finishes: call this under limits.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -124,48 +126,55 @@ class Tokenizer:
             render_jinja_template(conversations=[], chat_template=template)
 
     def encode(self, text: str, *, special: bool) -> tuple[int, ...]:
-        """Token ids of a text; `special` adds the tokenizer's own (such as begin-of-sequence)."""
-        raw = self.inner.backend_tokenizer  # without places in the text: a third of the time less
+        """Return the token ids of a text.
+
+        `special` adds the special tokens that the tokenizer itself adds, such as begin-of-sequence.
+        """
+        raw = self.inner.backend_tokenizer  # its fast batch omits offsets: a third less time
         with doing(Stage.TOKENIZER):
             (found,) = raw.encode_batch_fast([text], add_special_tokens=special)
             return tuple(found.ids)
 
     @cached_property
     def added_tokens(self) -> dict[str, int]:
-        """The tokens that are never part of others, by their spelling."""
+        """The ids of the tokens that were added to the vocabulary, by their spelling."""
         return dict(self.inner.get_added_vocab())
 
     def special_tokens(self, spellings: Iterable[str]) -> tuple[int, ...]:
-        """The ids of those that are special tokens of this model."""
+        """Return the ids of the `spellings` that are special tokens of this model."""
         found = (self.bytes.special_token(spelling) for spelling in sorted(spellings))
         return tuple(token for token in found if token is not None)
 
     @cached_property
     def longest(self) -> int:
-        """Bytes of the longest token: a text of more bytes than n times these has over n tokens.
+        """The bytes of the longest token: a text of over n times as many bytes has over n tokens.
 
-        (Not so where a special token swallows the blanks around it; nobody needs so many blanks.)
+        The bound is wrong only where a special token also consumes many blanks around it, which
+        real prompts do not have.
         """
         return max(1, *map(len, self.bytes))
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """The text of ids; `special` shows special tokens too."""
+        """Return the text of token ids; with `special`, special tokens are shown too."""
         with doing(Stage.TOKENIZER):
             text: str = self.inner.decode(list(ids), skip_special_tokens=not special)
         return text
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """How the vocabulary spells ids."""
+        """Return the spellings of token ids in the vocabulary."""
         spelled: list[str] = self.inner.convert_ids_to_tokens(list(ids))
         return spelled
 
     def start_of_text(self, eos: Sequence[int]) -> int | None:
-        """What an empty prompt consists of: models cannot continue nothing at all."""
+        """Return the token that stands for an empty prompt, since a model needs one token at least.
+
+        This is the begin-of-sequence token, else the first of `eos`, else None.
+        """
         begin: int | None = self.inner.bos_token_id
         return begin if begin is not None else next(iter(eos), None)
 
 
-# a template is a program of the model's author: it fails in any of these ways
+# A template is a program by the model's author, so it may fail in any of these ways.
 _TEMPLATE_ERRORS = (
     TemplateError,
     TypeError,
@@ -174,13 +183,13 @@ _TEMPLATE_ERRORS = (
     AttributeError,
     ArithmeticError,
     AssertionError,
-    RuntimeError,  # also of too deep a recursion
+    RuntimeError,  # includes RecursionError
 )
 
 
 def load_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
     """Load the tokenizer of folder `path`. Raises `ModelError` when it cannot be read."""
-    # On first use: transformers takes seconds to import, and the front end must never do it.
+    # Imported here because transformers takes seconds to import, and the front end must not do it.
     from engine.text.tokenizer import read_tokenizer
 
     inner = read_tokenizer(Path(path))
@@ -190,7 +199,7 @@ def load_tokenizer(path: str, chat_template: str | None) -> Tokenizer:
 
 
 def template_file(path: str, chat_template: str | None) -> str:
-    """Return where the chat template of folder `path` was read, for messages."""
+    """Return where the chat template of folder `path` was read from, for error messages."""
     if chat_template is not None:
         return "`chat_template` of the model's YAML file"
     own = Path(path) / "chat_template.jinja"

@@ -1,4 +1,4 @@
-"""A worker: forked by the host, it runs one call at a time under limits until its pipe ends."""
+"""A worker process: forked by the host, it runs one call at a time until its pipe is closed."""
 
 import contextlib
 import signal
@@ -20,18 +20,21 @@ from server.text.limits import (
 from server.text.messages import Answer, Call
 from server.text.tokenizer import Tokenizer
 
-MOST_GROWTH = 64 * MB  # a worker that kept more than this after a call gives it back by ending
-LONGEST_REASON = 300  # characters of a library's own words
+MOST_GROWTH = 64 * MB  # a worker that has grown by more than this ends, to free the memory
+LONGEST_REASON = 300  # characters of a library's error text that a client is shown
 
 
 def serve(connection: socket.socket, lane: Lane, tokenizer: Tokenizer | None) -> None:
-    """Answer calls until the other end closes, or until this process has grown."""
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # `bound_time` relies on these
+    """Run the calls that arrive on `connection` under the limits of `lane`.
+
+    Return when the other end is closed, or when this process has grown by more than `MOST_GROWTH`.
+    """
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # `bound_time` relies on the default actions
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     bound_memory(lane.memory)
     at_first = private_bytes()
     is_last = False
-    with contextlib.suppress(OSError):  # the front end is gone, or waits no more
+    with contextlib.suppress(OSError):  # the front end has ended, or no longer needs the answer
         while not is_last and (received := frames.receive(connection)) is not None:
             message, _ = received
             bound_time(lane.seconds)
@@ -43,7 +46,7 @@ def serve(connection: socket.socket, lane: Lane, tokenizer: Tokenizer | None) ->
 
 
 def run(call: Call, raw: bytes, tokenizer: Tokenizer | None, lane: Lane) -> Answer:
-    """Return what a call comes to. Every exception is an answer."""
+    """Run a call and return its result; ordinary exceptions and Rust panics become an `Answer`."""
     stages.reset()
     try:
         if not call.on_model:
@@ -59,7 +62,7 @@ def run(call: Call, raw: bytes, tokenizer: Tokenizer | None, lane: Lane) -> Answ
     except Exception:
         return Answer(bug=traceback.format_exc())
     except BaseException as error:
-        # a panic of a Rust library; pyo3 derives it from BaseException and gives it no module
+        # A panic of a Rust library: pyo3 derives it from BaseException and exports no class for it.
         if type(error).__name__ != "PanicException":
             raise
         return Answer(error=failed(stages.current(), str(error)[:LONGEST_REASON]))

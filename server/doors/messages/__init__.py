@@ -1,1 +1,1 @@
-"""The Messages API of Anthropic, translated to a chat."""
+"""The Messages API of Anthropic, translated to and from a chat."""

@@ -1,4 +1,4 @@
-"""Errors in the shape of the Messages API. Pure."""
+"""The conversion of errors to the form of the Messages API."""
 
 from server.errors import ApiError
 from server.schemas.message_answers import MessageErrorBody
@@ -13,7 +13,7 @@ KINDS = {
 
 
 def message_error(failure: ApiError, request_id: str) -> MessageErrorBody:
-    """Return the body of an error in Anthropic's shape, whose message names the parameter."""
+    """Return the body of an error in Anthropic's form, whose message names the parameter."""
     kind = "api_error" if failure.status >= 500 else "invalid_request_error"
     message = failure.message
     if failure.param is not None and failure.param not in message:

@@ -1,4 +1,4 @@
-"""The conversion of a chat's chunks to the events of the Messages API. Pure."""
+"""The conversion of a chat's chunks to the events of the Messages API, without any I/O."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ class MessageWriter:
     """A converter of one chat's chunks to events, in the order that Anthropic's clients expect.
 
     Args:
-        request_id: the id of the request, which errors mention.
+        request_id: the id of the HTTP request, which errors mention.
     """
 
     def __init__(self, request_id: str) -> None:
@@ -54,11 +54,11 @@ class MessageWriter:
             yield {"type": "message_stop"}
 
     def failure(self, error: ApiError) -> Event:
-        """Return the event of a failed answer."""
+        """Return the error event, which ends the stream of a failed answer."""
         return message_error(error, self._request_id)
 
     def whole(self) -> MessageAnswer:
-        """Return the answer as far as it was written."""
+        """Return the answer with all blocks that were written so far."""
         assert self._head is not None, "nothing is written before the first chunk"
         blocks = self._blocks
         has_stop_string = blocks.finish == "stop" and blocks.stop_string is not None
@@ -114,7 +114,7 @@ def _parse_input(arguments: str) -> dict[str, Any]:
 
 
 def _usage(usage: Usage | None) -> MessageUsage:
-    """Return the usage in Anthropic's fields, with zeros as long as it has not arrived."""
+    """Return the usage in Anthropic's fields, with zeros if it has not arrived yet."""
     prompt, cached, completion = 0, 0, 0
     if usage is not None:
         prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]

@@ -1,4 +1,4 @@
-"""The conversion of a request of the Messages API to a chat. Pure."""
+"""The conversion of a request of the Messages API to a chat, without any I/O."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "messages": messages,
         "skipped": list(_skipped(body)),
         "clamps_limit": True,
-        # if the assistant has the last turn, that is the beginning of its answer
+        # If the last turn is the assistant's, its text is the beginning of the answer.
         "continue_final_message": last["role"] == "assistant"
         and bool(last.get("content"))
         and "tool_calls" not in last,
@@ -65,7 +65,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     return fields
 
 
-# the fields that a chat has under the same name; the last ones are extensions of both APIs
+# The fields that a chat has under the same name. The last ones are extensions of both APIs.
 SHARED = (
     "model",
     "stream",
@@ -94,7 +94,7 @@ def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
     if not turn.content:
         conversation.add_text(turn.role, "")
     for are_texts, run in groupby(turn.content, key=lambda block: isinstance(block, TextBlock)):
-        if are_texts:  # neighbouring text blocks are one text
+        if are_texts:  # neighbouring text blocks are joined to one text
             text = "".join(block.text for block in run if isinstance(block, TextBlock))
             conversation.add_text(turn.role, text)
             continue
@@ -112,7 +112,7 @@ def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
 
 
 def _skipped(body: CountTokensRequest) -> Iterator[str]:
-    """Yield the places and types of the blocks that have no place in a chat."""
+    """Yield the position and type of each block that cannot be converted to a part of a chat."""
     for turn_index, turn in enumerate(body.messages):
         for index, block in enumerate(turn.content):
             if isinstance(block, HostedBlock):
@@ -141,7 +141,7 @@ def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:
-    """Return the arguments by which chat templates turn reasoning on or off.
+    """Return the template arguments that turn reasoning on or off in common chat templates.
 
     There are none for "adaptive", which leaves the choice to the template.
     """

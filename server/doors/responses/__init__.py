@@ -1,1 +1,1 @@
-"""The Responses API of OpenAI, translated to a chat."""
+"""The Responses API of OpenAI, translated to and from a chat."""

@@ -1,4 +1,4 @@
-"""The conversion of a chat's chunks to the events of the Responses API. Pure."""
+"""The conversion of a chat's chunks to the events of the Responses API, without any I/O."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ from server.schemas.response_answers import (
 from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tools import HostedTool
 
-PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}  # of the ids of items
+PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}  # the beginnings of item ids
 CUSTOM_PREFIX = "ctc"
 DELTAS = {  # kind of a block -> type of the events that append to it
     "text": "response.output_text.delta",
@@ -55,7 +55,7 @@ class ResponseWriter:
         self._next_number = 0  # the sequence number of the next event
 
     def write(self, chunk: ChatChunk) -> Iterator[Event]:
-        """Yield the events of one chunk; the last one has the whole answer."""
+        """Yield the events of one chunk; the last event of a stream has the whole answer."""
         if self._head is None:
             self._head = chunk
             yield self._event("response.created", response=self._response("in_progress"))
@@ -73,13 +73,13 @@ class ResponseWriter:
             failed = self._response("failed", {"code": code, "message": error.message})
             return self._event("response.failed", response=failed)
         inner = error.body()["error"]
-        # in addition to the fields of the event: OpenAI's own clients raise for "error" only
+        # `error` repeats the event's fields, since OpenAI's clients raise for that key only.
         return self._event(
             "error", code=inner["code"], message=inner["message"], param=inner["param"], error=inner
         )
 
     def whole(self) -> Response:
-        """Return the answer that was written."""
+        """Return the whole answer, with all blocks that were written."""
         return self._response("incomplete" if self._blocks.finish == "length" else "completed")
 
     def _event(self, kind: str, **fields: Any) -> Event:
@@ -162,7 +162,7 @@ class ResponseWriter:
         return call
 
     def _done_event(self, block: Block) -> tuple[str, dict[str, Any]]:
-        """Return the type and the fields of the event that has a block's whole text."""
+        """Return the type and the fields of the event with the whole text of a finished block."""
         match block.kind:
             case "text":
                 fields = {"text": block.text, "logprobs": list(block.logprobs)}
@@ -214,7 +214,7 @@ def _part(block: Block) -> OutputText | ReasoningText:
 
 
 def _text(block: Block) -> OutputText:
-    logprobs = list(block.logprobs)  # a copy: the event is sent later, when there may be more
+    logprobs = list(block.logprobs)  # a copy, since the block may grow before the event is sent
     return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": logprobs}
 
 
@@ -245,7 +245,7 @@ def _settings(request: ResponseRequest) -> Settings:
         "tools": [
             tool.model_dump()
             for tool in request.tools or ()
-            if not isinstance(tool, HostedTool)  # these are not used
+            if not isinstance(tool, HostedTool)  # hosted tools are not used by this server
         ],
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "parallel_tool_calls": request.parallel_tool_calls is not False,

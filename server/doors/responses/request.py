@@ -1,4 +1,4 @@
-"""The conversion of a request of the Responses API to a chat. Pure."""
+"""The conversion of a request of the Responses API to a chat, without any I/O."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +53,7 @@ def chat_fields(body: ResponseRequest) -> dict[str, Any]:
     }
 
 
-# the fields that a chat has under the same name; the last ones are extensions of both APIs
+# The fields that a chat has under the same name. The last ones are extensions of both APIs.
 SHARED = (
     "model",
     "stream",
@@ -107,7 +107,7 @@ def _add_item(conversation: ConversationBuilder, item: Item, names: ToolNames) -
 
 
 def _skipped(body: ResponseRequest) -> Iterator[str]:
-    """Yield the places and types of the items that have no place in a chat."""
+    """Yield the position and type of each item that cannot be converted to a part of a chat."""
     for index, item in enumerate(body.input):
         if isinstance(item, HostedItem) and not (isinstance(item.output, str) and item.output):
             yield f"input[{index}] {item.type}"

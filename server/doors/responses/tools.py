@@ -1,4 +1,8 @@
-"""The tools of the Responses API, and the names under which a chat offers them. Pure."""
+"""The tools of the Responses API, and the names under which a chat offers them to the model.
+
+Tools may be grouped in namespaces there. A chat has none, so equal names get their namespace as a
+prefix.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,14 +11,14 @@ from typing import Any
 from server.schemas.response_bodies import CustomTool, NamespaceTool, ResponseTool, Tool
 from server.schemas.tools import HostedTool
 
-LONGEST_NAME = 128  # of a tool of a chat
+LONGEST_NAME = 128  # characters of the longest name of a chat's tool
 
 Own = tuple[str | None, str]
 """A tool's namespace, if it is in one, and its name there."""
 
 
 class ToolNames:
-    """The names under which a chat offers tools: their own, unless several have the same name."""
+    """The names under which a chat offers tools: their own, with the namespace if it is shared."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         own = list(_own_names(tools))
@@ -28,16 +32,16 @@ class ToolNames:
         self._own = {offered: own for own, offered in self._offered.items()}
 
     def offered(self, namespace: str | None, name: str) -> str:
-        """Return the name in the chat; of a tool that is not known, its own."""
+        """Return the name of a tool in the chat; an unknown tool keeps its own name."""
         return self._offered.get((namespace, name), name)
 
     def own(self, offered: str) -> Own:
-        """Return the namespace and the name of a tool of the chat."""
+        """Return the namespace (or None) and the own name of a tool that the chat offers."""
         return self._own.get(offered, (None, offered))
 
 
 def chat_tools(tools: Sequence[Tool], names: ToolNames) -> list[dict[str, Any]]:
-    """Return tools as a chat has them, each at its place."""
+    """Return the tools in the form of a chat request, in the same order and nesting."""
     return [_chat_tool(tool, names) for tool in tools]
 
 
