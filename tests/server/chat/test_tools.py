@@ -103,7 +103,7 @@ async def test_text_that_only_looks_like_a_call_stays_text(
         ("Sure. <tool_ca", "Sure.", []),
     ],
 )
-async def test_a_call_of_an_unknown_tool_is_passed_on_and_one_that_is_cut_off_is_not_shown(
+async def test_an_unknown_tool_is_called_and_a_call_cut_off_is_not_shown(
     client: httpx.AsyncClient,
     engines: FakeEngines,
     text: str,

@@ -246,7 +246,7 @@ def test_tools_are_written_into_the_messages_where_a_template_has_none(
 EITHER = "c.function.arguments if c.function.arguments is string else c.function.arguments | tojson"
 
 
-def test_tools_and_calls_are_told_in_words_where_the_format_of_calls_is_not_known() -> None:
+def test_tools_and_calls_are_written_in_words_without_a_known_format() -> None:
     chat_template = template().replace("<tool_call>", "")
     prompt = rendered(chat_template, messages=[U, CALL, R], tools=[TOOL])
     assert prompt == f"<system>{TOLD}<user>hi<assistant>{CALL_TEXT}<user>{RESULT_TEXT}"

@@ -205,7 +205,7 @@ async def test_workers_inherit_no_socket_of_the_front_end() -> None:
             assert inode not in await text.call(work.open_files, b"")
 
 
-async def test_a_tokenizer_is_loaded_for_the_workers_and_its_bytes_for_the_front_end() -> None:
+async def test_workers_get_the_tokenizer_and_the_front_end_its_token_bytes() -> None:
     async with text_process(LARGE) as text:
         assert await text.call(work.given, b"", 1) == (0, 1)
         facts = await text.load(str(DEMO), None)
@@ -231,7 +231,7 @@ async def test_a_template_that_cannot_be_compiled_is_an_error_that_names_its_fil
         assert await text.call(work.given, b"", 1) == (0, 1)
 
 
-async def test_a_template_that_never_ends_on_some_conversations_is_loaded_all_the_same(
+async def test_a_template_that_never_ends_on_some_conversations_is_loaded(
     tmp_path: Path,
 ) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
