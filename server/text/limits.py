@@ -86,7 +86,7 @@ def bound_memory(nbytes: int) -> None:
 
 @contextmanager
 def bounded(lane: Lane) -> Iterator[None]:
-    """Limit the memory and the time of the block to those of `lane`."""
+    """Bound the memory and the processor time of the `with` block by the limits of `lane`."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     bound_memory(lane.memory)
     bound_time(lane.seconds)
