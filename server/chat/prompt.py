@@ -64,7 +64,8 @@ def begun_answer(request: ChatRequest) -> str:
     """Return the beginning of the answer that the request itself gives, or ""."""
     if not request.is_continued:
         return ""
-    return joined_text(request.messages[-1].content or "")
+    last = request.messages[-1]
+    return last.said if isinstance(last, AssistantMessage) else ""
 
 
 def predicted_tokens(
@@ -106,7 +107,7 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
     if message.name is not None:
         fields["name"] = message.name
     if isinstance(message, AssistantMessage):
-        fields["content"] = content or message.refusal or ""
+        fields["content"] = message.said
         reasoning = message.thoughts
         if reasoning is not None:
             fields["reasoning_content"] = reasoning

@@ -92,6 +92,8 @@ class ChatRequest(StructuredBody, GenerationBody):
     # known to OpenAI's clients, refused when set
     modalities: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
     audio: JsonObject | None = None
+    # texts beside the messages, which templates of some servers show to the model
+    documents: Annotated[list[Any], Field(max_length=MAX_NAMES)] | None = None
 
     @model_validator(mode="after")
     def _check_fields_agree(self) -> Self:
@@ -153,6 +155,7 @@ class ChatRequest(StructuredBody, GenerationBody):
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> Self:
         refuse_if_set("audio", self.audio)
+        refuse_if_set("documents", self.documents)
         if self.modalities not in (None, [], ["text"]):
             refuse_if_set("modalities", self.modalities)
         return self
