@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+from server.chat.malformed_schemas import is_typed_keyword, is_well_formed
+
 Schema = Mapping[str, Any]
 
 # Keywords that grammars cannot express. Without `strict` they are dropped, and a header of the
@@ -80,8 +82,11 @@ def prepared_schema(schema: Schema, *, is_strict: bool) -> tuple[dict[str, Any],
     """Return a schema that is ready for a grammar, and the names of the dropped keywords.
 
     With `is_strict`, only keywords that exclude nothing are dropped. The others stay, and the
-    grammar's compiler raises an error for them.
+    grammar's compiler raises an error for them. It also does so for a schema that is not well
+    formed, which is returned as it is.
     """
+    if not is_well_formed(schema):
+        return dict(schema), []
     preparation = _Preparation(schema, is_strict=is_strict)
     prepared = preparation.run()
     return prepared, preparation.dropped
@@ -144,6 +149,8 @@ class _Preparation:
 
         A dropped keyword is added to `dropped` if it restricted the values.
         """
+        if value is None and is_typed_keyword(key):
+            return False
         if key == "pattern":
             return not isinstance(value, str) or self._keeps_pattern(value, key)
         if key in ("minProperties", "maxProperties"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.sampling.grammar.grammar import regex_part
 from server.chat.grammar_tags import Tags, with_json_form
+from server.chat.malformed_schemas import is_well_formed
 from server.parsing.format import ParameterSyntax
 from server.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 
@@ -60,6 +61,8 @@ class Inexpressible(Exception):
 
 def is_expressible(schema: Schema, syntax: ParameterSyntax) -> bool:
     """Return whether a grammar can restrict separately written arguments to this schema."""
+    if not is_well_formed(schema):
+        return False
     try:
         parameter_rules("root", schema, syntax, Tags({}))
     except Inexpressible:

@@ -44,7 +44,7 @@ def _kinds(schema: Any, parameters: Schema, budget: int) -> Iterator[Kind]:
         return
     types = schema.get("type")
     if types is not None:
-        for name in [types] if isinstance(types, str) else types:
+        for name in types if isinstance(types, list) else [types]:
             yield "number" if name == "integer" else str(name)
     elif "const" in schema:
         yield kind_of(schema["const"])
@@ -54,7 +54,8 @@ def _kinds(schema: Any, parameters: Schema, budget: int) -> Iterator[Kind]:
         yield from _kinds(resolve(schema["$ref"], parameters), parameters, budget - 1)
     else:
         for combiner in ("anyOf", "oneOf", "allOf"):
-            for part in schema.get(combiner) or ():
+            parts = schema.get(combiner)
+            for part in parts if isinstance(parts, list) else ():
                 yield from _kinds(part, parameters, budget - 1)
 
 
