@@ -5,8 +5,9 @@ from typing import Any
 
 from engine.messages import ModelInfo
 from server.chat.tools import tool_use
-from server.conversation.features import Message, Tool
+from server.conversation.features import Message, TemplateRefusal, Tool
 from server.conversation.forms import render_conversation
+from server.conversation.shape import without_last_thought
 from server.errors import ApiError
 from server.parsing.formats import hermes
 from server.parsing.selection import FALLBACK, formats_of, known_formats
@@ -42,6 +43,15 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
 
     def render(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
+        try:
+            return rendered(messages, tools)
+        except TemplateRefusal:
+            shorter = without_last_thought(messages) if continued else messages
+            if shorter == messages:
+                raise
+            return rendered(shorter, tools)  # the text to continue is what the template keeps
+
+    def rendered(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
         return tokenizer.render(
             messages,
             tools=tools,

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from server.conversation.features import Feature, Message, Tool
+from server.conversation.presence import END_OF_THOUGHT
 from server.conversation.tool_instructions import tell_calls, tell_tools
 from server.parsing.format import CallSyntax
 
 SEPARATOR = "\n\n"  # between the texts of joined messages
+BEGIN_OF_THOUGHT = "<think>"
 FILLER = "..."  # the text of an added message for templates that refuse an empty one
 
 
@@ -283,6 +285,19 @@ def _joined(messages: Sequence[Message], role: str) -> list[Message]:
 
 def _present(messages: Iterable[Message], field: str) -> list[str]:
     return [message[field] for message in messages if message.get(field)]
+
+
+def without_last_thought(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation with the thought in the last message's content as its reasoning.
+
+    The thought is what ends with `END_OF_THOUGHT`. A content that is nothing else stays as it is.
+    """
+    *others, last = messages
+    thought, _, text = (last["content"] or "").rpartition(END_OF_THOUGHT)
+    if not thought or not text.strip():
+        return list(messages)
+    reasoning = thought.rpartition(BEGIN_OF_THOUGHT)[2].strip()
+    return [*others, last | dict.fromkeys(_REASONING, reasoning) | {"content": text.lstrip()}]
 
 
 def with_arguments(messages: Sequence[Message], *, are_texts: bool) -> list[Message]:

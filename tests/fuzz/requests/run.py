@@ -16,7 +16,6 @@ from server.http.app import create_app
 from tests.fuzz.requests.clients import CHAT, MESSAGES, RESPONSES, TEXT
 from tests.fuzz.requests.marks import Expected, expected_texts
 from tests.fuzz.requests.mutations import make_request
-from tests.fuzz.requests.templates import TEMPLATES
 from tests.server.bodies import check
 from tests.server.conftest import entry, events, serving
 from tests.server.fake_engine import FakeEngines, transformers_tokenizer
@@ -121,9 +120,10 @@ def _stream_fault(path: str, answer: httpx.Response) -> str:
 
 @asynccontextmanager
 async def target(template: str, folder: Path) -> AsyncIterator[Target]:
-    """Serve a model that has one of the templates, with a text process, and yield it.
+    """Serve a model that has a chat template, with a text process, and yield it.
 
     Args:
+        template: the text of the template.
         folder: an empty folder for the tokenizer.
     """
     logging.disable()
@@ -131,7 +131,7 @@ async def target(template: str, folder: Path) -> AsyncIterator[Target]:
     engines = FakeEngines()
     engines.script.tokenizer_path = str(folder)
     engines.script.context_length = CONTEXT
-    model = entry("main", chat_template=TEMPLATES[template])
+    model = entry("main", chat_template=template)
     registry = Registry([model], "main", strict=False)
     app = create_app(Settings(keepalive=60), registry, engines)
     async with (

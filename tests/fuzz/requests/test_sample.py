@@ -8,6 +8,7 @@ from tests.fuzz.requests.clients import CHAT
 from tests.fuzz.requests.marks import expected_texts
 from tests.fuzz.requests.mutations import make_request
 from tests.fuzz.requests.run import target
+from tests.fuzz.requests.templates import TEMPLATES
 
 CASES = 100
 
@@ -16,7 +17,7 @@ CASES = 100
 async def test_mutated_bodies_of_clients_are_answered_or_refused(
     tmp_path: Path, template: str
 ) -> None:
-    async with target(template, tmp_path) as server:
+    async with target(TEMPLATES[template], tmp_path) as server:
         outcomes = [await server.run(seed) for seed in range(CASES)]
     assert [outcome for outcome in outcomes if outcome.wrong] == []
     assert {outcome.status for outcome in outcomes} <= {200, 400}

@@ -339,6 +339,24 @@ def test_a_continued_answer_stays_the_last_text() -> None:
         assert prompt.endswith("<assistant>Once upon")
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("{{ m.content }}", "<think>\nhm\n</think>\n\nOnce upon"),
+        ("{{ m.content.split('</think>')[-1] | trim }}", "Once upon"),
+        (
+            "{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}"
+            "{{ m.content.split('</think>')[-1] | trim }}",
+            "[hm]Once upon",
+        ),
+    ],
+)
+def test_an_answer_with_a_thought_in_its_text_is_continued(said: str, expected: str) -> None:
+    messages = [U, assistant("<think>\nhm\n</think>\n\nOnce upon")]
+    prompt = rendered(template(said=said), messages=messages)
+    assert prompt == "hi" + expected
+
+
 def test_the_probe_finds_what_a_template_takes() -> None:
     assert load_fake_tokenizer("fake", template()).support == TemplateSupport()
     found = load_fake_tokenizer("fake", ONLY_FIRST_SYSTEM).support.without_tools
