@@ -202,6 +202,17 @@ def _with_system_in_user(
     return [*_joined(messages[:last], "user"), *messages[last:]]
 
 
+def _without_empty_assistants(
+    messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
+) -> list[Message]:
+    """Leave out assistant messages without text and calls, except for a last one."""
+    return [
+        message
+        for message in messages[:-1]
+        if message["role"] != "assistant" or message["content"] or "tool_calls" in message
+    ] + [*messages[-1:]]
+
+
 def _with_joined_users(
     messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
@@ -342,6 +353,7 @@ _REWRITES: tuple[tuple[Feature, _Rewrite], ...] = (
     (Feature.SECOND_SYSTEM, _with_joined_systems),
     (Feature.LATER_SYSTEM, _with_later_systems_as_users),
     (Feature.SYSTEM, _with_system_in_user),
+    (Feature.EMPTY_ASSISTANT, _without_empty_assistants),
     (Feature.USERS, _with_joined_users),
     (Feature.ASSISTANTS, _with_joined_assistants),
     (Feature.USER_AFTER_RESULT, _with_answers_after_results),

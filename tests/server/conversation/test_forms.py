@@ -124,6 +124,14 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         [U, CALL, R, U, A],
         '<user>hi<assistant>[look_up {"k": "v"}]<tool>got\n\nhi<assistant>yes',
     ),
+    "empty answers": (
+        refuses(
+            "m.role == 'assistant' and not m.content and not m.tool_calls"
+            " or m.role == 'user' and not loop.first and loop.previtem.role == 'user'"
+        ),
+        [U, assistant(""), user("there"), A, assistant(None), CALL, R],
+        '<user>hi\n\nthere<assistant>yes<assistant>[look_up {"k": "v"}]<tool>got',
+    ),
     "a user first": (
         refuses(f"{FIRST_ROLE} == 'assistant'"),
         [A, U],
