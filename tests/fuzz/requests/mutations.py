@@ -166,7 +166,9 @@ def _retype(inside: Any, key: Any, rng: random.Random) -> None:
     value = inside[key]
     match value:
         case str():
-            inside[key] = rng.choice(([value], len(value), {"text": value}, value.encode().hex()))
+            inside[key] = rng.choice(
+                ([value], len(value), {"text": value}, value.encode(errors="replace").hex())
+            )
         case bool() | int() | float() | None:
             inside[key] = rng.choice((str(value), [value], {"value": value}))
         case list():
