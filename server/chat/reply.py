@@ -6,11 +6,11 @@ from dataclasses import replace
 from itertools import compress
 
 from engine.messages import Tokens
+from engine.parsing.parser import Parser, Piece, merge
 from engine.text.detokenize import TokenBytes
 from server.chat.answer_parts import AnswerParts, TokenOffsets
 from server.chat.custom_input import InputReader
 from server.chat.logprobs import PlacedToken, TokenAligner
-from server.parsing.parser import Parser, Piece, merge
 from server.schemas.answers import CallDelta, Delta
 
 
