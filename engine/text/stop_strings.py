@@ -114,9 +114,12 @@ class StopStrings:
         return end - len(stop), stop
 
     def _num_begun_in(self, content: str) -> int:
-        """Return the length of the longest end of `content` that a stop string begins with."""
+        """Return the length of the longest end of `content` that may grow to a stop string."""
         for start in range(max(0, len(content) - self._longest + 1), len(content)):
             stops = self._strings.get(content[start])
-            if stops and any(stop.startswith(content[start:]) for stop in stops):
-                return len(content) - start
+            if stops is None:
+                continue
+            end = content[start:]
+            if any(len(stop) > len(end) and stop.startswith(end) for stop in stops):
+                return len(end)
         return 0
