@@ -9,10 +9,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
+from engine.parsing.format import CallSyntax
 from server.conversation.features import Feature, Message, Tool
 from server.conversation.presence import END_OF_THOUGHT
 from server.conversation.tool_instructions import tell_calls, tell_tools
-from server.parsing.format import CallSyntax
 
 SEPARATOR = "\n\n"  # between the texts of joined messages
 BEGIN_OF_THOUGHT = "<think>"

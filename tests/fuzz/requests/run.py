@@ -22,6 +22,7 @@ from tests.server.fake_engine import FakeEngines, transformers_tokenizer
 
 CONTEXT = 1 << 24
 TIMEOUT_S = 120.0
+LOAD_TIMEOUT_S = 600.0  # of the first request, which loads the tokenizer
 IGNORED = "x-understudy-ignored"
 ANSWER = "Hello there."
 # The codes of errors that are about no single field.
@@ -61,7 +62,10 @@ class Target:
         return Outcome(seed, path, answer.status_code, wrong)
 
     async def _witness_fault(self) -> str:
-        answer = await self._client.post(CHAT, json=WITNESS)
+        try:
+            answer = await self._client.post(CHAT, json=WITNESS)
+        except httpx.HTTPError as error:
+            return f"a witness got no answer: {error!r}"
         is_usual = answer.status_code == 200 and ANSWER in answer.text
         return "" if is_usual else f"a witness got {answer.status_code} {answer.text[:300]}"
 
@@ -138,4 +142,5 @@ async def target(template: str, folder: Path) -> AsyncIterator[Target]:
         serving(app) as url,
         httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client,
     ):
+        await client.post(CHAT, json=WITNESS, timeout=LOAD_TIMEOUT_S)
         yield Target(client, engines)

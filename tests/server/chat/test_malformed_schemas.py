@@ -6,13 +6,13 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.parsing.selection import Formats, known_formats
+from engine.parsing.values import kinds_of, parameter_schema
 from server.chat.answer_grammar import calls_grammar
 from server.chat.grammars import json_grammar
 from server.chat.json_schemas import prepared_schema
 from server.chat.malformed_schemas import is_well_formed
 from server.chat.tools import ToolUse
-from server.parsing.selection import Formats, known_formats
-from server.parsing.values import kinds_of, parameter_schema
 from server.schemas.tools import Function, Tool
 from tests.server.conftest import chat, error_of
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from engine.parsing.formats import hermes
 from server.conversation.features import Feature, Message
 from server.conversation.presence import MOST_SCANS, is_whole, marked
 from server.conversation.shape import shaped
-from server.parsing.formats import hermes
 
 ROLES = st.sampled_from(["system", "user", "assistant", "call", "calls", "tool"])
 SYNTAX = hermes.SYNTAX
