@@ -146,7 +146,7 @@ class FakeEngine:
                 self._on_start(request.request_id)  # shows the client that compiling has begun
                 self._passed.wait()
 
-    def queue(self, request: Generate, constraint: None) -> None:
+    def queue(self, request: Generate, constraint: object) -> None:
         if request.prompt[0] == REFUSE:
             raise RequestError("not this one", "refused", "prompt")
         self._requests[request.request_id] = _Request(request)
