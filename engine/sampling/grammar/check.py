@@ -6,17 +6,13 @@ process stops. So the check belongs in a process that may end, under limits. A g
 it, with a quarter of the stack, compiles in the engine too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import count, islice
 from threading import Thread, stack_size
-from typing import TYPE_CHECKING
 
 from engine.errors import RequestError
-from engine.sampling.grammar.grammar import as_tokenizer, compiled
-
-if TYPE_CHECKING:
-    from llguidance import LLTokenizer
+from engine.sampling.grammar.grammar import compiler
 
 MAX_CHARACTERS = 256 << 10  # of a grammar
 STACK_BYTES = 4 << 20
@@ -43,7 +39,7 @@ class GrammarChecker:
 
     def prepare(self) -> None:
         """Build the tokenizer (0.1 s for 150,000 tokens), so that forked processes share it."""
-        _ = self._tokenizer  # cached by this
+        _ = self._compile  # cached by this
 
     def reason(self, source: str) -> str | None:
         """Return the reason why a grammar cannot be used, or None if it compiles.
@@ -53,11 +49,11 @@ class GrammarChecker:
         if len(source) > MAX_CHARACTERS:
             return f"it has {len(source)} characters; at most {MAX_CHARACTERS} are allowed"
         found: list[str | None] = []
-        tokenizer = self._tokenizer
+        compile_grammar = self._compile
 
         def check() -> None:
             try:
-                compiled(tokenizer, source)
+                compile_grammar(source)
                 found.append(None)
             except RequestError as error:
                 found.append(str(error))
@@ -70,8 +66,8 @@ class GrammarChecker:
         return found[0] if found else "the parser failed"
 
     @cached_property
-    def _tokenizer(self) -> "LLTokenizer":
-        return as_tokenizer(_Bytes(self._added_tokens, self._vocab_size))
+    def _compile(self) -> Callable[[str], object]:
+        return compiler(_Bytes(self._added_tokens, self._vocab_size))
 
 
 class _Bytes:

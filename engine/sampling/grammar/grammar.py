@@ -6,7 +6,7 @@ follow, its tokens are forced. The state of a grammar depends only on the tokens
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,15 +23,16 @@ Mask = NDArray[np.bool_]  # [V]: the tokens that are allowed
 MAX_REASON_CHARACTERS = 500  # characters
 
 
-def as_tokenizer(tokenizer: object) -> "LLTokenizer":
-    """Return a small tokenizer in llguidance's form.
+def compiler(tokenizer: object) -> Callable[[str], "LLMatcher"]:
+    """Return the function `compiled` for a small tokenizer.
 
     Args:
         tokenizer: has the attributes that `TokenizerWrapper` reads, and returns the ids of bytes.
     """
     from llguidance import LLTokenizer, TokenizerWrapper
 
-    return LLTokenizer(TokenizerWrapper(tokenizer), slices=[])  # slices speed up large ones
+    own = LLTokenizer(TokenizerWrapper(tokenizer), slices=[])  # slices speed up large ones
+    return partial(compiled, own)
 
 
 def compiled(tokenizer: "LLTokenizer", source: str) -> "LLMatcher":
