@@ -64,6 +64,7 @@ async def _send(seeds: range, known: Mapping[str, str]) -> list[Outcome]:
                     outcomes.append(outcome)
                     if outcome.wrong:
                         print(f"{seed} {outcome.path} ({name}): {outcome.wrong}", flush=True)
+        print(f"seeds {first} to {last - 1} sent", file=sys.stderr, flush=True)
         first = last
     return outcomes
 

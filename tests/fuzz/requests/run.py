@@ -91,12 +91,10 @@ class Target:
         if path == "/v1/tokenize":
             tokens = [t["id"] if isinstance(t, dict) else t for t in answer.json()["tokens"]]
         elif path in (CHAT, MESSAGES, RESPONSES, TEXT):
-            tokens = [
-                token
-                for engine in self._engines.made
-                for request in engine.requests
-                for token in request.prompt
-            ]
+            requests = [request for engine in self._engines.made for request in engine.requests]
+            if not requests:  # nothing is generated with `max_tokens: 0`
+                return None
+            tokens = [token for request in requests for token in request.prompt]
         else:
             return None
         return bytes(token for token in tokens if token < 256).decode(errors="replace")
