@@ -47,9 +47,16 @@ async def chat_of(
 
 
 async def respond_in(
-    request: Request, source: ChatSource, writer: Writer, names: Names
+    request: Request,
+    source: ChatSource,
+    writer: Writer,
+    names: Names,
+    keepalive: Callable[[str], Event] | None = None,
 ) -> Response:
-    """Return the answer to a chat in another API's format, which `writer` produces."""
+    """Return the answer to a chat in another API's format, which `writer` produces.
+
+    `keepalive` returns the event that says what a stream waits for; None: a comment says it.
+    """
 
     async def events(
         model: LoadedModel, body: ChatRequest, caller: Caller
@@ -60,7 +67,7 @@ async def respond_in(
     def whole(written: Sequence[Event]) -> Event:
         return {**writer.whole(), **_token_ids(written)}
 
-    dialect = Dialect(writer.failure, named=True, done=None)
+    dialect = Dialect(writer.failure, named=True, done=None, keepalive=keepalive)
     return await respond(request, source.chat, events, whole, dialect)
 
 

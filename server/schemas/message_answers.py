@@ -63,6 +63,7 @@ class MessageEvent(TokenIds):
     type: str
     index: NotRequired[int]
     message: NotRequired[MessageAnswer]
+    status: NotRequired[str]  # of a ping: what the request waits for
 
 
 class CountedTokens(TypedDict):
