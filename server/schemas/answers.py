@@ -238,6 +238,9 @@ class TextCompletion(Source, Costs):
     choices: list[TextChoice]
 
 
+Capability = Literal["completion", "chat", "tools", "thinking", "structured_outputs"]
+
+
 class Model(TypedDict):
     """A model of the registry, as GET /v1/models describes it."""
 
@@ -248,6 +251,7 @@ class Model(TypedDict):
     aliases: list[str]
     state: Literal["loaded", "unloaded"]
     max_model_len: NotRequired[int]  # tokens of the context, of the loaded model
+    capabilities: NotRequired[list[Capability]]  # of the loaded model
 
 
 class ModelList(TypedDict):
