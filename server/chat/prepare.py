@@ -81,7 +81,7 @@ def prepare(
     request = read(raw)
     formats = formats_of(tokenizer.template, tools, reasoning)
     use = tool_use(request)
-    text = chat_text(tokenizer, request)
+    text = chat_text(tokenizer, request, tools)
     before = begun_answer(request) or text
     tokens = tokenizer.added_tokens
     grammar = answer_grammar(request, use, formats.forced, tokens)
