@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.sampling.grammar.grammar import regex_part
 from server.chat.grammar_tags import Tags, with_json_form
+from server.chat.well_formed import is_well_formed
 from server.parsing.format import ParameterSyntax
 from server.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 
@@ -72,7 +73,7 @@ def parameter_rules(name: str, schema: Schema, syntax: ParameterSyntax, tags: Ta
 
     Raises `Inexpressible` for a schema that these rules cannot express.
     """
-    if set(schema) - EXPRESSIBLE - ANNOTATIONS:
+    if set(schema) - EXPRESSIBLE - ANNOTATIONS or not is_well_formed(schema):
         raise Inexpressible
     properties, required = dict(schema.get("properties") or {}), schema.get("required") or ()
     is_closed = schema.get("additionalProperties") is False
