@@ -12,7 +12,7 @@ from server.schemas.chat import ChatRequest, TranslatedChat
 from server.schemas.fields import joined_text
 from server.text.tokenizer import Tokenizer
 
-LONGEST_COUNTED = 2**20  # characters: the tokens of a longer text would take seconds to count
+LONGEST_COUNTED = 2**18  # characters: to count the tokens of a longer text takes long
 _NO_TOOLS = {"tools": None, "tool_choice": None, "functions": None, "function_call": None}
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from engine.parsing.selection import formats_of
 from server.chat.answer_grammar import answer_grammar
 from server.chat.tools import tool_use
 from server.errors import ApiError
-from server.parsing.selection import formats_of
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
 
@@ -35,4 +35,4 @@ def test_a_malformed_schema_gives_a_grammar_or_a_400(name: str, keyword: str) ->
         fields = {"messages": messages, "tools": tools, "tool_choice": "required"}
         with contextlib.suppress(ApiError):
             request = check_object(ChatRequest, fields)
-            answer_grammar(request, tool_use(request), formats_of("", name), {})
+            answer_grammar(request, tool_use(request), formats_of("", name), {}, lambda _: None)
