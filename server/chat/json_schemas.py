@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-from server.chat.malformed_schemas import is_typed_keyword, is_well_formed
-
 Schema = Mapping[str, Any]
 
 # Keywords that grammars cannot express. Without `strict` they are dropped, and a header of the
@@ -42,6 +40,7 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLES = ("additionalProperties", "items", "additionalItems")
 _LISTS = ("prefixItems", "items")
 _PATTERNS = "patternProperties"
+_VALUES = frozenset({"const", "default"})  # keywords for which null is a value like others
 # Look-around and back-references, which regular expressions in grammars do not support.
 _LOOK_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?:<?[=!])|\\[1-9]|\\k<)")
 # Keywords that describe an object together with the branches of `anyOf` or `oneOf` next to them.
@@ -82,11 +81,8 @@ def prepared_schema(schema: Schema, *, is_strict: bool) -> tuple[dict[str, Any],
     """Return a schema that is ready for a grammar, and the names of the dropped keywords.
 
     With `is_strict`, only keywords that exclude nothing are dropped. The others stay, and the
-    grammar's compiler raises an error for them. It also does so for a schema that is not well
-    formed, which is returned as it is.
+    grammar's compiler raises an error for them.
     """
-    if not is_well_formed(schema):
-        return dict(schema), []
     preparation = _Preparation(schema, is_strict=is_strict)
     prepared = preparation.run()
     return prepared, preparation.dropped
@@ -149,16 +145,15 @@ class _Preparation:
 
         A dropped keyword is added to `dropped` if it restricted the values.
         """
-        if value is None and is_typed_keyword(key):
-            return False
+        if value is None and key not in _VALUES:
+            return False  # some clients write null for an absent keyword
         if key == "pattern":
             return not isinstance(value, str) or self._keeps_pattern(value, key)
         if key in ("minProperties", "maxProperties"):
-            names = schema.get("properties") or {}
-            is_known = names.keys() <= set(_texts(schema.get("required")))
+            is_known = _properties(schema).keys() <= set(_texts(schema.get("required")))
             return is_known or self._is_strict or self._drop(key)
         if key == "format":
-            return value in FORMATS
+            return isinstance(value, str) and value in FORMATS
         if key == "$schema":
             return isinstance(value, str) and "json-schema.org/" in value
         if key not in DROPPED or _says_nothing(key, value):
@@ -181,7 +176,7 @@ class _Preparation:
         whole = _Object()
         parts = list(self._parts(schema, set()))
         for part in parts:
-            whole.names.update(part.get("properties") or ())
+            whole.names.update(_properties(part))
             whole.required.update(_texts(part.get("required")))
             whole.has_word |= not {"additionalProperties", "propertyNames"}.isdisjoint(
                 key for key in part if not _says_nothing(key, part[key])
@@ -193,7 +188,7 @@ class _Preparation:
         whole.has_conflict = whole.required <= whole.names and any(
             part.get("additionalProperties") is False
             and _PATTERNS not in part
-            and not whole.required <= set(part.get("properties") or ())
+            and not whole.required <= _properties(part).keys()
             for part in parts
         )
         return whole
@@ -277,6 +272,11 @@ def _close(whole: _Object, made: dict[str, Any]) -> None:
 
 def _texts(value: Any) -> Sequence[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else ()
+
+
+def _properties(schema: Schema) -> Mapping[str, Any]:
+    found = schema.get("properties")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _says_nothing(key: str, value: Any) -> bool:

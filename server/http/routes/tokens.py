@@ -35,7 +35,10 @@ async def tokenize(request: Request, received: Text) -> Response:
     """Tokenize a text, or the prompt of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
-        return _noted(request, await model.text.call_on_model(tokenized, received.raw, model.info))
+        known = await model.text.call_on_model(
+            tokenized, received.raw, model.info, model.entry.parsers.tools
+        )
+        return _noted(request, known)
 
     return await answer_of_model(request, received.body.model, work)
 
@@ -55,7 +58,10 @@ async def apply_template(request: Request, received: Chat) -> Response:
     """Return the prompt that the template makes of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
-        return _noted(request, await model.text.call_on_model(rendered, received.raw, read_chat))
+        known = await model.text.call_on_model(
+            rendered, received.raw, read_chat, model.entry.parsers.tools
+        )
+        return _noted(request, known)
 
     return await answer_of_model(request, received.body.model, work)
 
