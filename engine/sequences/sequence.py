@@ -10,6 +10,7 @@ from engine.kv.page_table import PageTable
 from engine.messages import PREDICTION, TARGET, Generate, Origin, Stats, TokenLogprob, Tokens
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.logit_rules import TokenCounts
+from engine.sampling.thinking import ThinkingState, forced_tokens
 from engine.text.stop import StopRules
 
 
@@ -32,6 +33,7 @@ class Request:
     message: Generate
     limits: Limits
     constraint: Constraint | None = None  # its state before the first token
+    thinking: ThinkingState | None = None  # the same of its thinking budget
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
     num_ended: int = 0  # choices that have ended
@@ -87,6 +89,7 @@ class TokenSequence:
         self.choice = choice
         self.rules = rules
         self.constraint = request.constraint and request.constraint.copy()
+        self.thinking = request.thinking
 
         self.status = Status.WAITING
         self.table: PageTable | None = None  # None unless the sequence runs
@@ -184,6 +187,15 @@ class TokenSequence:
         ignored = self.params.ignore_eos and self.constraint is None
         return not ignored and token in self.request.limits.eos_token_ids
 
+    @property
+    def can_force(self) -> bool:
+        """Whether a grammar or a thinking budget may leave only one token to come next."""
+        return self.constraint is not None or self.thinking is not None
+
+    def forced(self, path: Sequence[int] = ()) -> tuple[int, ...]:
+        """Return the tokens that the thinking budget forces after drafted tokens."""
+        return forced_tokens(self.thinking, self.constraint, path)
+
     def banned(self, position: int) -> Sequence[int]:
         """Return the tokens that must not be chosen at an absolute position.
 
@@ -254,6 +266,8 @@ class TokenSequence:
             self.first_token_at = time.monotonic()
         self.tokens.append(token)
         self.counts.add(token)
+        if self.thinking is not None:
+            self.thinking = self.thinking.after(token)
         complete = self.constraint is not None and self.constraint.emit(token)
         result = self.rules.push(token, last=complete)
         self._text += result.text
