@@ -39,7 +39,6 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
     continued = request.is_continued
     generation = request.add_generation_prompt
     form = formats_of(tokenizer.template).tools
-    arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
 
     def render(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
         return tokenizer.render(
@@ -47,7 +46,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
             tools=tools,
             add_generation_prompt=not continued if generation is None else generation,
             continue_final_message=continued,
-            arguments=arguments,
+            arguments=request.template_arguments,
         )
 
     return render_conversation(

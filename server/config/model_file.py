@@ -114,6 +114,7 @@ class SamplingSection(Section):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     max_tokens: Positive | None = None  # the most tokens of a chat's answer
+    thinking_budget: Positive | None = None  # the most of them that are reasoning
 
 
 def _tools(name: str | None) -> str | None:

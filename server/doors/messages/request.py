@@ -52,6 +52,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
+        "thinking_budget": None if body.thinking is None else body.thinking.budget_tokens,
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
     if body.output_config is not None:
@@ -145,8 +146,7 @@ def _thinking(body: CountTokensRequest) -> dict[str, bool]:
 
     There are none for "adaptive", which leaves the choice to the template.
     """
-    kind = body.thinking.type if body.thinking is not None else None
-    if kind not in ("enabled", "disabled"):
+    if body.thinking is None or body.thinking.type not in ("enabled", "disabled"):
         return {}
-    is_enabled = kind == "enabled"
+    is_enabled = body.thinking.type == "enabled" and body.thinking.budget_tokens != 0
     return {"enable_thinking": is_enabled, "thinking": is_enabled}
