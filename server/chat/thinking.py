@@ -4,7 +4,7 @@ import re
 
 from engine.messages import ThinkingBudget
 from server.chat.tools import ToolUse
-from server.conversation.features import TemplateRefusal
+from server.conversation.features import Message, TemplateRefusal
 from server.parsing.format import Thought
 from server.parsing.selection import Formats
 from server.schemas.chat import ChatRequest
@@ -94,11 +94,13 @@ def _template_close(tokenizer: Tokenizer, request: ChatRequest, thought: Thought
     function = {"name": _ANSWER, "arguments": "{}" if own.takes_text_arguments else {}}
     call = {"id": "probe0001", "type": "function", "function": function}
     result = {"role": "tool", "content": "?", "tool_call_id": "probe0001"}
-    for answer in ([{"content": _ANSWER}], [{"content": "", "tool_calls": [call]}, result]):
-        reasoned = {"role": "assistant", "reasoning_content": _THOUGHT, "thinking": _THOUGHT}
+    reasoned = {"role": "assistant", "reasoning_content": _THOUGHT, "thinking": _THOUGHT}
+    answered: Message = {**reasoned, "content": _ANSWER}
+    called: Message = {**reasoned, "content": "", "tool_calls": [call]}
+    for answer in ([answered], [called, result]):
         try:
             text = tokenizer.render(
-                [{"role": "user", "content": "?"}, reasoned | answer[0], *answer[1:]],
+                [{"role": "user", "content": "?"}, *answer],
                 add_generation_prompt=False,
                 continue_final_message=False,
                 arguments=request.template_arguments,

@@ -242,13 +242,15 @@ class ChatRequest(StructuredBody, GenerationBody):
         budget = self.thinking_limit
         if budget == 0:
             thinks = False
+        elif thinks is False:
+            budget = 0  # the switch of Seed-OSS, whose template tells the model its budget
         switches: dict[str, Any] = {}
         if thinks is not None:
             switches |= {"enable_thinking": thinks, "thinking": thinks}
         if effort is not None:
             switches["reasoning_effort"] = effort
         if budget is not None:
-            switches["thinking_budget"] = budget  # templates that tell the model its budget
+            switches["thinking_budget"] = budget
         return switches
 
     @property

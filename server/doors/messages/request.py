@@ -52,7 +52,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
-        "thinking_budget": None if body.thinking is None else body.thinking.budget_tokens,
+        "thinking_budget": _budget(body),
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
     if body.output_config is not None:
@@ -139,6 +139,12 @@ def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
             return {"type": "function", "function": {"name": choice.name}}
         case _:
             return choice.type
+
+
+def _budget(body: CountTokensRequest) -> int | None:
+    """Return the most tokens of reasoning; None for no limit, or if reasoning is turned off."""
+    thinking = body.thinking
+    return None if thinking is None or thinking.type == "disabled" else thinking.budget_tokens
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:
