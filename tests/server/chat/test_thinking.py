@@ -1,15 +1,23 @@
 """Tests of thinking budgets: how requests give them, and how thoughts of each family are closed."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from llguidance import LLMatcher, LLTokenizer
+from tokenizers import AddedToken, Tokenizer as RawTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from engine.messages import ModelInfo, ThinkingBudget
+from engine.text.detokenize import TokenBytes
 from server.chat.prepare import Prepared, prepare
 from server.chat.received import read_chat
 from server.config.model_file import SamplingSection
+from server.parsing.selection import known_formats
+from server.text.tokenizer import Tokenizer
+from tests.demo_server import ROOT
 from tests.server.chat.test_tools import TEMPLATE, TOOLS
 from tests.server.conftest import MakeApp, chat, client_of, entry, error_of
 from tests.server.fake_engine import EOS, FakeEngines, ids_of, load_fake_tokenizer
@@ -135,6 +143,50 @@ def test_a_call_may_follow_a_thought_that_was_closed(name: str, closings: list[s
     made = budget(FAMILIES[name][0], thinking_budget=7, tools=TOOLS)
     assert [bytes(closing).decode() for closing in made.closings] == closings
     assert made.repeats == (name == "gpt-oss")
+
+
+@pytest.fixture(scope="module")
+def raw_tokenizer() -> RawTokenizer:
+    """Return the demo's tokenizer with the marks of all formats as special tokens."""
+    raw = RawTokenizer.from_file(str(ROOT / "configs/demo/target/tokenizer.json"))
+    marks = {mark for known in known_formats().values() for mark in known.special_tokens}
+    raw.add_special_tokens([AddedToken(mark, special=True) for mark in sorted(marks)])
+    return raw
+
+
+@pytest.fixture(scope="module")
+def matcher_tokenizer(raw_tokenizer: RawTokenizer) -> LLTokenizer:
+    return LLTokenizer(raw_tokenizer.to_str())
+
+
+NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FORMED = {"type": "json_schema", "json_schema": {"name": "n", "schema": NUMBER}}
+
+
+@pytest.mark.parametrize("is_call", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_grammar_takes_the_closing_tokens(
+    raw_tokenizer: RawTokenizer, matcher_tokenizer: LLTokenizer, name: str, is_call: bool
+) -> None:
+    called = {"tools": TOOLS, "tool_choice": "required"}
+    fields: dict[str, Any] = called if is_call else {"response_format": FORMED}
+    inner: Any = PreTrainedTokenizerFast
+    inner = inner(tokenizer_object=raw_tokenizer)
+    tokenizer = Tokenizer(inner, TokenBytes(raw_tokenizer), FAMILIES[name][0])
+    body = {"messages": [{"role": "user", "content": "hi"}], "thinking_budget": 7, **fields}
+    info = replace(INFO, vocab_size=raw_tokenizer.get_vocab_size())
+    made = prepare(tokenizer, json.dumps(body).encode(), read_chat, info, None, None, None)
+    assert made.thinking is not None
+    spelled = tokenizer.bytes.showing(made.shown_tokens)
+    close = made.thinking.closings[0]
+    written = b"".join(spelled[token] for token in close).decode()
+    assert made.thinking.end in written and FAMILIES[name][2].startswith(written)
+    ids = [*tokenizer.encode(f"{made.thinking.begin}Hm", special=False), *close]
+    matcher = LLMatcher(matcher_tokenizer, made.grammar)
+    assert matcher.try_consume_tokens(ids) == len(ids), matcher.get_error()
+    if not is_call:
+        answer = [*tokenizer.encode('{"a": 1}', special=False)]
+        assert matcher.try_consume_tokens(answer) == len(answer) and matcher.is_accepting()
 
 
 def test_marks_that_are_special_tokens_are_used() -> None:
