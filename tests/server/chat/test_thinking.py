@@ -1,13 +1,14 @@
 """Tests of thinking budgets: how requests give them, and how thoughts of each family are closed."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from llguidance import LLMatcher, LLTokenizer
-from tokenizers import AddedToken, Tokenizer as RawTokenizer
+from tokenizers import AddedToken, Tokenizer as RawTokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from engine.messages import ModelInfo, ThinkingBudget
@@ -18,9 +19,10 @@ from server.config.model_file import SamplingSection
 from server.parsing.selection import known_formats
 from server.text.tokenizer import Tokenizer
 from tests.demo_server import ROOT
+from tests.engine.small_tokenizers import byte_level, sentencepiece
 from tests.server.chat.test_tools import TEMPLATE, TOOLS
 from tests.server.conftest import MakeApp, chat, client_of, entry, error_of
-from tests.server.fake_engine import EOS, FakeEngines, ids_of, load_fake_tokenizer
+from tests.server.fake_engine import EOS, FakeEngines, load_fake_tokenizer
 
 HEADER = "x-understudy-ignored"
 INFO = ModelInfo("m", 259, 4096, 4096, 1, (EOS,), "strict", "f", "p", "p")
@@ -189,12 +191,24 @@ def test_a_grammar_takes_the_closing_tokens(
         assert matcher.try_consume_tokens(answer) == len(answer) and matcher.is_accepting()
 
 
-def test_marks_that_are_special_tokens_are_used() -> None:
-    """`[TOOL_CALLS]` is one; here it stands between the thought and the answer."""
-    template = HIDDEN + "<think>{% endif %}"
-    tokenizer = load_fake_tokenizer("thinking", template)
-    assert tokenizer.encode("a[TOOL_CALLS]", special=False) == (ord("a"), 258)
-    assert budget(template, thinking_budget=1).closings == (ids_of("</think>"),)
+def prepending() -> RawTokenizer:
+    """Return a tokenizer that puts a blank before the first word of a text, as Llama 2's."""
+    made = RawTokenizer.from_str(sentencepiece().to_str())
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), made.normalizer])
+    return made
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, prepending])
+def test_closing_tokens_spell_the_text_within_an_answer(make: Callable[[], RawTokenizer]) -> None:
+    raw = make()
+    inner: Any = PreTrainedTokenizerFast
+    tokenizer = Tokenizer(inner(tokenizer_object=raw), TokenBytes(raw), FAMILIES["DeepSeek-R1"][0])
+    body = {"messages": [{"role": "user", "content": "hi"}], "thinking_budget": 7}
+    info = replace(INFO, vocab_size=raw.get_vocab_size())
+    made = prepare(tokenizer, json.dumps(body).encode(), read_chat, info, None, None, None)
+    assert made.thinking is not None
+    (close,) = made.thinking.closings
+    assert b"".join(map(tokenizer.bytes.__getitem__, close)) == b"\n</think>\n\n"
 
 
 def test_a_thought_that_the_request_has_begun_counts() -> None:
