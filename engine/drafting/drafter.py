@@ -246,8 +246,10 @@ class Drafting:
 
     def _can_force(self, growth: Growth) -> bool:
         """Return True if the tokens that a grammar or a budget forces may join the tree."""
-        wanted = growth.sequence.speculation.method
-        return growth.sequence.can_force and growth.budget > 1 and wanted != NO_DRAFT
+        sequence = growth.sequence
+        wanted = sequence.speculation.method
+        can_force = sequence.can_force(self._bounds.depth)
+        return can_force and growth.budget > 1 and wanted != NO_DRAFT
 
     def _rank_nodes(self, growth: Growth, rows: int) -> list[Node]:
         """Return the best nodes, after adding the tokens that are forced to likely leaves."""

@@ -15,7 +15,7 @@ FORCED_GAIN = -1e-6  # below 0, so that scores fall along a path and parents com
 
 def prune(tree: DraftTree, sequence: TokenSequence) -> DraftTree:
     """Return the tree without the rows that the sequence's grammar or budget forbids."""
-    if not sequence.can_force:
+    if not sequence.can_force(max(tree.depths)):
         return tree
     kept = {0}
     for row in range(1, len(tree)):
@@ -39,7 +39,7 @@ def force(growth: Growth, node: Node) -> bool:
 
     They form a chain with nearly the score of the node, because no other tokens can follow it.
     """
-    if not growth.sequence.can_force:
+    if not growth.sequence.can_force(node.position - growth.root.position):
         return False
     tokens = _forced(growth.path(node), growth.sequence)
     for token in tokens[: growth.last_position - node.position]:

@@ -187,10 +187,15 @@ class TokenSequence:
         ignored = self.params.ignore_eos and self.constraint is None
         return not ignored and token in self.request.limits.eos_token_ids
 
-    @property
-    def can_force(self) -> bool:
-        """Whether a grammar or a thinking budget may leave only one token to come next."""
-        return self.constraint is not None or self.thinking is not None
+    def can_force(self, depth: int) -> bool:
+        """Return whether a grammar or a thinking budget may force a token after a drafted path.
+
+        Args:
+            depth: the most tokens of the path.
+        """
+        if self.constraint is not None:
+            return True
+        return self.thinking is not None and self.thinking.num_free <= depth
 
     def forced(self, path: Sequence[int] = ()) -> tuple[int, ...]:
         """Return the tokens that the thinking budget forces after drafted tokens."""
