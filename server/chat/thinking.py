@@ -49,14 +49,15 @@ def thinking_budget(
     closings = [_spell(tokenizer, text, shown) for text in texts]
     if not all(closings):
         return None, left_out
-    begun = len(tokenizer.encode(thought.begun.lstrip(), special=False))
-    return ThinkingBudget(
-        max(limit - begun, 0),
-        thought.begin,
-        thought.end or thought.close,
-        tuple(closings),
-        thought.repeats,
-    ), []
+    num_begun = len(tokenizer.encode(thought.begun.lstrip(), special=False))
+    budget = ThinkingBudget(
+        tokens=max(limit - num_begun, 0),
+        begin=thought.begin,
+        end=thought.end or thought.close,
+        closings=tuple(closings),
+        repeats=thought.repeats,
+    )
+    return budget, []
 
 
 def _closing_texts(
@@ -77,9 +78,9 @@ def _closing_texts(
     close = _template_close(tokenizer, request, thought) or _usual_close(
         tokenizer.template, thought, before
     )
-    syntax = formats.tools.syntax
-    is_marked = formats.tools is formats.reasoning and syntax is not None
-    answer = close + syntax.text_begin if is_marked and syntax is not None else close
+    answer, syntax = close, formats.tools.syntax
+    if formats.tools is formats.reasoning and syntax is not None:
+        answer += syntax.text_begin
     if not has_tools:
         return [answer]
     return [close, answer] if thought.repeats else [close]

@@ -131,8 +131,11 @@ def thought_in(pairs: Pairs, before: str, tag: str) -> Thought | None:
     if before.rstrip().endswith(tuple(pairs.values())):
         return None
     opened = find_open_tag(pairs, before)
-    begun = before.lstrip().removeprefix(opened) if before.lstrip().startswith(opened) else ""
-    return Thought("" if opened else tag, pairs[opened or tag], begun=begun if opened else "")
+    if not opened:
+        return Thought(tag, pairs[tag])
+    own = before.lstrip()
+    begun = own.removeprefix(opened) if own.startswith(opened) else ""
+    return Thought("", pairs[opened], begun=begun)
 
 
 @dataclass(frozen=True)

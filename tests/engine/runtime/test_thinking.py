@@ -9,6 +9,7 @@ from engine.messages import Generate, Speculation, ThinkingBudget
 from engine.spec import DraftSpec
 from tests.engine.grammars import TAG, ids, json_checkpoint, lark
 from tests.engine.models import PLAIN, SMALL, SUBSPEC, Answer, alone, exact, load, request, run
+from tests.engine.runtime import test_constrained
 
 END = "]]"
 CLOSE = ids("\n]]\n")
@@ -33,13 +34,7 @@ BUDGETS = {
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"logprobs": 2},
     "hot": {"temperature": 1.0, "seed": 1, "logprobs": 0},
-    "penalties": {
-        "temperature": 0.7,
-        "seed": 3,
-        "repetition_penalty": 1.2,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 0.4,
-    },
+    "penalties": test_constrained.SAMPLINGS["penalties"],
     "bias": {"temperature": 1.0, "seed": 4, "logit_bias": ((ids("a")[0], 9.0), (TAG, -100.0))},
     "end": {"temperature": 1.0, "seed": 17, "logit_bias": ((ids("]")[0], 5.0),), "top_p": 0.9},
     "stops": {"temperature": 1.0, "seed": 6, "stop": ("\n]",), "ignore_eos": False},
@@ -51,11 +46,9 @@ GRAMMARS = {
     "5": lark('start: thought /[ \\n]?[ \\n]?/ ("red" | "green")', 'thought[lazy]: /(?s:.)*/ "]]"'),
 }
 DRAFTS = {
-    "subspec": SUBSPEC,
+    **test_constrained.DRAFTS,
     "same": DraftSpec("specexec", source=str(json_checkpoint()), **SMALL),
-    "noise": DraftSpec("specexec", source=str(json_checkpoint(seed=9, layers=1)), **SMALL),
     "ngram": DraftSpec("ngram", depth=24, budget=32, tuned=False),
-    "recycling": DraftSpec("recycling"),
 }
 
 
