@@ -30,8 +30,8 @@ class ThinkingBudget:
         end: the text that ends it.
         closings: the tokens that close it the first time, the second time, and so on; the last
             ones also serve all further times. They spell `end`.
-        repeats: whether an answer may have several thinking parts, which share the budget, and text
-            before them.
+        repeats: whether further thinking parts may begin with `begin`, after text too. All of them
+            share the budget.
     """
 
     tokens: int

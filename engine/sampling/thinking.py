@@ -72,7 +72,7 @@ class ThinkingRule:
 
     def leave(self, state: "ThinkingState") -> "ThinkingState":
         """Return the state after the end of a thinking part; its text is what follows the end."""
-        if not self.budget.repeats:
+        if not (self.budget.repeats and self._begin):
             return replace(state, phase=Phase.OVER, closing=())
         return self.look_for_begin(replace(state, phase=Phase.BEFORE, closing=()))
 

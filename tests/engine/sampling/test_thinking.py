@@ -126,6 +126,12 @@ def test_thoughts_that_repeat_share_the_budget(before: list[str], forced: list[s
     assert forced_after(made, ids(*before)) == ids(*forced)
 
 
+def test_a_thought_without_an_opening_mark_does_not_repeat() -> None:
+    made = budget(1, ids("<e>"), end="<e>", repeats=True)
+    assert forced_after(made, ids("a")) == ids("<e>")
+    assert forced_after(made, ids("a", "<e>", "a", "a")) == []
+
+
 @pytest.mark.parametrize(
     ("before", "is_due"),
     [
