@@ -28,10 +28,10 @@ def prune(tree: DraftTree, sequence: TokenSequence) -> DraftTree:
 
 def _is_allowed(path: list[int], sequence: TokenSequence) -> bool:
     """Return whether the last token of a path may follow the others, which are allowed."""
+    if sequence.constraint is not None and not sequence.constraint.may_follow(path):
+        return False
     forced = sequence.forced(path[:-1])
-    if forced:
-        return path[-1] == forced[0]
-    return sequence.constraint is None or sequence.constraint.grammar.matches(path)
+    return not forced or path[-1] == forced[0]
 
 
 def force(growth: Growth, node: Node) -> bool:
@@ -52,9 +52,7 @@ def _forced(path: Sequence[int], sequence: TokenSequence) -> Sequence[int]:
     tokens = sequence.forced(path)
     if tokens or sequence.constraint is None:
         return tokens
-    grammar = sequence.constraint.grammar
-    with grammar.trial(path) as matches:
-        return grammar.forced() if matches else ()
+    return sequence.constraint.forced_after(path)
 
 
 def select_undetermined(growth: Growth, nodes: Sequence[Node]) -> tuple[list[int], Tensor | None]:

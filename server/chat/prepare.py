@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import ModelInfo, ThinkingBudget
+from engine.parsing.calls import Tools
+from engine.parsing.selection import formats_of
 from server.chat.answer_grammar import answer_grammar, behind_thought, dropped_of_answer
 from server.chat.echo import Echo
 from server.chat.grammars import completion_grammar, dropped_keywords
@@ -22,8 +24,6 @@ from server.chat.prompt import (
 from server.chat.thinking import thinking_budget
 from server.chat.tools import tool_use
 from server.errors import ApiError
-from server.parsing.calls import Tools
-from server.parsing.selection import formats_of
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import parse_body
 from server.schemas.completions import CompletionRequest
@@ -88,8 +88,8 @@ def prepare(
     use = tool_use(request)
     text = chat_text(tokenizer, request)
     before = begun_answer(request) or text
-    tokens = tokenizer.added_tokens
-    grammar = answer_grammar(request, use, formats.forced, tokens)
+    tokens, check = tokenizer.added_tokens, tokenizer.grammar_checker.reason
+    grammar = answer_grammar(request, use, formats.forced, tokens, check)
     if grammar:
         formats = formats.forced
         grammar = behind_thought(grammar, formats, before, tokenizer.template, tokens)
@@ -155,4 +155,5 @@ def prepare_texts(
             Echo(text if isinstance(text, str) else tokenizer.decode(own), own)
             for text, own in zip(given, ids, strict=True)
         ]
-    return PreparedTexts(ids, echoes, completion_grammar(body), dropped_keywords(body))
+    grammar = completion_grammar(body, tokenizer.grammar_checker.reason)
+    return PreparedTexts(ids, echoes, grammar, dropped_keywords(body))

@@ -3,10 +3,10 @@
 import re
 
 from engine.messages import ThinkingBudget
+from engine.parsing.format import Thought
+from engine.parsing.selection import Formats
 from server.chat.tools import ToolUse
 from server.conversation.features import Message, TemplateRefusal
-from server.parsing.format import Thought
-from server.parsing.selection import Formats
 from server.schemas.chat import ChatRequest
 from server.text.tokenizer import Tokenizer
 

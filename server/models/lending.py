@@ -14,21 +14,22 @@ from typing import Protocol, Self
 
 from engine.errors import EngineDied, QueueFull
 from engine.messages import LoadProgress, ModelInfo
-from engine.process.client import EngineCallbacks, EngineClient
-from engine.spec import ModelSpec
-from server.config.registry import ModelEntry
-from server.config.settings import Settings
-from server.errors import ApiError
-from server.metrics.prometheus import Metrics
-from server.metrics.wait_status import Wait, in_line
-from server.models.statistics import EngineStatistics
-from server.parsing.selection import (
+from engine.parsing.selection import (
     FALLBACK,
     Formats,
     format_names,
     formats_of,
     known_formats,
 )
+from engine.process.client import EngineCallbacks, EngineClient
+from engine.spec import ModelSpec
+from server.config.model_file import SamplingSection
+from server.config.registry import ModelEntry
+from server.config.settings import Settings
+from server.errors import ApiError
+from server.metrics.prometheus import Metrics
+from server.metrics.wait_status import Wait, in_line
+from server.models.statistics import EngineStatistics
 from server.text.client import TextWork
 from server.text.messages import TextFacts
 
@@ -62,6 +63,11 @@ class LoadedModel:
     statistics: EngineStatistics
     formats: Formats  # the formats of tool calls and reasoning in its answers
     num_borrowers: int = 0
+
+    @property
+    def sampling(self) -> SamplingSection:
+        """The sampling defaults: of the model's file, else of its generation_config.json."""
+        return self.entry.sampling.over(self.info.sampling)
 
     def borrow(self) -> Self:
         """Count one more request that holds the model, and return the model."""

@@ -12,11 +12,11 @@ from tokenizers import AddedToken, Tokenizer as RawTokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from engine.messages import ModelInfo, ThinkingBudget
+from engine.parsing.selection import known_formats
 from engine.text.detokenize import TokenBytes
 from server.chat.prepare import Prepared, prepare
 from server.chat.received import read_chat
 from server.config.model_file import SamplingSection
-from server.parsing.selection import known_formats
 from server.text.tokenizer import Tokenizer
 from tests.demo_server import ROOT
 from tests.engine.small_tokenizers import byte_level, sentencepiece
