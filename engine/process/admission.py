@@ -20,7 +20,7 @@ def check_request(request: Generate, info: ModelInfo) -> None:
     _check_ids(request.prediction, info, "prediction")
     if params.thinking is not None:
         _check_ids(chain(*params.thinking.closings), info, "thinking")
-    _check_length(len(request.prompt), params, info)
+    check_length(len(request.prompt), params, info)
 
 
 def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
@@ -34,7 +34,8 @@ def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
         )
 
 
-def _check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> None:
+def check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> None:
+    """Raise `RequestError` if a prompt and its answer do not fit the context or the KV cache."""
     longest, max_tokens = min(info.context_length, info.capacity_tokens), params.max_tokens
     if max_tokens is not None and max_tokens < 0:
         raise RequestError(
