@@ -45,7 +45,6 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | Non
     continued = request.is_continued
     generation = request.add_generation_prompt
     form = formats_of(tokenizer.template, tool_format).tools
-    arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
 
     def render(
         messages: Sequence[Message], tools: Sequence[Tool] | None, more: Mapping[str, Any]
@@ -66,7 +65,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | Non
             tools=tools,
             add_generation_prompt=not continued if generation is None else generation,
             continue_final_message=continued,
-            arguments={**more, **arguments},
+            arguments={**more, **request.template_arguments},
         )
 
     return render_conversation(

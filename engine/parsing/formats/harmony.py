@@ -131,7 +131,8 @@ def parser(tools: Tools, _before: str) -> HarmonyReader:
 
 def thought(_before: str, _template: str) -> Thought:
     """Return the marks around the analysis message of an answer."""
-    return Thought(f"{CHANNEL}analysis{MESSAGE}", f"{ENDS[0]}{START}assistant")
+    close = f"{ENDS[0]}{START}assistant"
+    return Thought(f"{CHANNEL}analysis{MESSAGE}", close, end=ENDS[0], repeats=True)
 
 
 SYNTAX = CallSyntax(

@@ -73,7 +73,7 @@ def parser(tools: Tools, before: str) -> Parser:
 
 def thought(_before: str, _template: str) -> Thought:
     """Return the marks around the reasoning of an answer."""
-    return Thought(f" to=self{MESSAGE}", f"{ENDS[0]}{START}")
+    return Thought(f" to=self{MESSAGE}", f"{ENDS[0]}{START}", end=ENDS[0])
 
 
 def parameter_begin(key: str, _kind: str) -> str:
