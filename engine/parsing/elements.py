@@ -145,7 +145,7 @@ class ElementsCall:
         if state == "body":
             self._search = Tags(marks.parameter, marks.end, *self._closes)
         elif state == "key":
-            self._search = Tags(marks.key_end)
+            self._search = Tags(marks.key_end, marks.parameter, marks.end)
         elif state == "value":
             others = (marks.parameter, marks.end) if marks.is_repaired else ()
             self._search = Tags(marks.parameter_end, *others)
@@ -174,7 +174,7 @@ class ElementsCall:
 
     def _read_tag(self, tag: str) -> Iterator[str]:
         marks = self._marks
-        if self._state == "key":
+        if self._state == "key" and tag == marks.key_end:
             found = marks.key.fullmatch(self._head)
             groups = {"key": self._head.strip()} if found is None else found.groupdict()
             yield from self._begin_value(groups["key"], groups.get("kind"))

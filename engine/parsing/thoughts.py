@@ -81,7 +81,11 @@ class ThinkReader(Reader):
             is_shown = not self._opened and not is_mark(self._held.lstrip())
             yield content(self._held) if is_shown else markup(self._held)
             return
-        for each in self._close.finish():
+        tag = self._close.finish()
+        if is_mark(tag):
+            yield markup(self._held + tag)
+            return
+        for each in tag:
             yield from self._read_reasoning(each)
         yield reasoning(self._held)
 

@@ -34,7 +34,7 @@ def recognises(template: str) -> bool:
 
 def parser(tools: Tools, _before: str) -> DeepSeekReader:
     """Return a parser of one answer."""
-    return DeepSeekReader(tools, opens=[SECTION], starts=[BEGIN], closes=[END, SECTION_END])
+    return DeepSeekReader(tools, opens=[SECTION], starts=[BEGIN], silent=[END, SECTION_END])
 
 
 SYNTAX = CallSyntax(

@@ -39,6 +39,7 @@ THOUGHTS: list[tuple[str, str, str, Read]] = [
     ("hermes", THINKING, "</think>\n\nYes.", Read("Yes.")),
     ("hermes", THINKING, "<b> is bold.</think>Yes.", Read("Yes.", (), "<b> is bold.")),
     ("hermes", THINKING, "<thi", Read()),
+    ("hermes", THINKING, "Hm.\n</thi", Read("", (), "Hm.")),
     ("hermes", "", "</think>\n\nYes.", Read("Yes.")),
     ("hermes", "", f"</think>{HERMES}", Read("", (TEA,))),
     ("hermes", "", "</thi", Read()),
@@ -128,6 +129,18 @@ CALLS: list[tuple[str, str, str, Read]] = [
         Read("", (("look_up", '{"a": ["a", "b"]}'),)),
     ),
 ]
+KIMI = "<|tool_call_begin|>functions.{}:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+SECTION = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
+# A call that breaks off, with the rest of its text up to the next mark; and marks alone.
+BROKEN = KIMI.format("look_up", '{"key": "tea", "n": tru!}')
+CALLS += [
+    ("kimi_k2", "", SECTION.format(BROKEN + KIMI.format("now", "{}")), Read("", (TEA, NOW))),
+    ("kimi_k2", "", f"{SECTION.format(BROKEN)} Yes.", Read(" Yes.", (TEA,))),
+    ("kimi_k2", "", "Yes.<|tool_call_argument_begin|><|tool_calls_section_end|>", Read("Yes.")),
+    ("deepseek_v31", "", "Yes.<｜tool▁calls▁end｜>", Read("Yes.")),
+    ("hermes", "", HERMES.replace("}}", ", n}}"), Read("", (TEA,))),
+    ("hermes", "", HERMES.replace("}}\n</tool_call>", ", n: 1"), Read("n: 1", (TEA,))),
+]
 DSML = (
     '<｜DSML｜invoke name="look_up">\n<｜DSML｜parameter {}</｜DSML｜parameter>\n</｜DSML｜invoke>'
 )
@@ -149,6 +162,13 @@ ARGUMENTS = [
         "minicpm5",
         PARAM.format(' name="properties">{"key": "a"}</param><param name="n">5'),
         {"key": "a", "n": 5},
+    ),
+    # An argument without a value is left out.
+    ("glm", "<tool_call>look_up\n<arg_key>key</arg_key></tool_call>", {}),
+    (
+        "glm",
+        "<tool_call>look_up<arg_key>key</arg_key><arg_key>n</arg_key><arg_value>5</arg_value>",
+        {"n": 5},
     ),
     # JSON that is escaped once more than it should be.
     ("minicpm5", PARAM.format(r' name="l">[\"a\", \"b\\n\"]'), {"l": ["a", "b\n"]}),
