@@ -92,6 +92,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.plan_table", "engine.*"),
     ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
     ("server.config.model_file", "engine.drafting.method"),  # the facts in their files
+    ("server.config.registry", "engine.drafting.method"),  # the settings of the chosen method
 )
 
 # (module, name of a drafting method that it may write as a string, reason)

@@ -15,7 +15,7 @@ from engine.parsing.calls import (
     Tools,
     known_name,
 )
-from engine.parsing.json_text import is_in_string, quoted
+from engine.parsing.json_text import StringSearch, quoted
 from engine.parsing.parser import Piece
 from engine.parsing.tags import Tags
 from engine.parsing.values import Kind, Schema, is_text, kinds_of, parameter_schema, typed
@@ -61,6 +61,11 @@ class Elements:
     is_trimmed: bool = False
     is_repaired: bool = False
     has_cdata: bool = False
+
+
+def is_bracketed(kinds: frozenset[Kind]) -> bool:
+    """Return whether a parameter of these types may be an object or array, and no string."""
+    return bool(kinds & BRACKETED) and "string" not in kinds
 
 
 def attribute(name: str, group: str) -> str:
@@ -239,6 +244,7 @@ class _Value:
         self._is_streamed = is_text(kinds) and not marks.has_cdata and not is_wrapper
         self._is_trimmed: bool | None = None if marks.is_trimmed else False
         self._raw = ""  # of a string: a line break that may be the last character
+        self._strings = StringSearch() if is_bracketed(kinds) else None
 
     def begin(self) -> str:
         """Return the JSON before a string, with its key; "" for values that are written later."""
@@ -246,6 +252,8 @@ class _Value:
 
     def feed(self, text: str) -> str:
         """Read more text of the value, and return the JSON that is certain now."""
+        if self._strings is not None:
+            self._strings.feed(text)
         self._raw += text
         if self._is_trimmed is None and self._raw:
             self._is_trimmed = self._raw.startswith("\n")
@@ -264,7 +272,7 @@ class _Value:
         raw = self._raw.lstrip()
         if self._marks.has_cdata and raw.startswith(CDATA[0]):
             return not raw.rstrip().endswith(CDATA[1])
-        return bool(self._kinds & BRACKETED) and "string" not in self._kinds and is_in_string(raw)
+        return self._strings is not None and self._strings.is_in_string
 
     def finish(self) -> str:
         """Return the JSON of the value that has not been returned yet."""

@@ -267,14 +267,26 @@ def as_json(text: str) -> str | None:
         return None
 
 
-def is_in_string(text: str) -> bool:
-    """Return whether `text`, the beginning of an object or array, ends inside a string."""
-    writer = JsonText()
-    try:
+class StringSearch:
+    """A search for strings in the text of an object or array, which arrives in parts."""
+
+    def __init__(self) -> None:
+        self._writer = JsonText()
+        self._is_json = True  # whether the text is the beginning of a value that has not ended
+
+    @property
+    def is_in_string(self) -> bool:
+        """Whether the text ends inside a string."""
+        return self._is_json and self._writer.is_in_string
+
+    def feed(self, text: str) -> None:
+        """Read more of the text."""
         for character in text:
-            if writer.is_complete:
-                return False
-            writer.feed(character)
-    except NotJson:
-        return False
-    return writer.is_in_string
+            if not self._is_json:
+                return
+            try:
+                self._writer.feed(character)
+            except NotJson:
+                self._is_json = False
+            else:
+                self._is_json = not self._writer.is_complete

@@ -57,6 +57,17 @@ def merge(pieces: Iterable[Piece]) -> list[Piece]:
     return merged
 
 
+def clip(pieces: Iterable[Piece], width: int) -> list[Piece]:
+    """Return the pieces of the first `width` characters of longer content or reasoning."""
+    clipped: list[Piece] = []
+    for piece in pieces:
+        if piece.width > width:
+            return [*clipped, Piece(piece.kind, piece.text[:width], width)]
+        width -= piece.width
+        clipped.append(piece)
+    return clipped
+
+
 class Parser(Protocol):
     """A parser of one answer, whose merged pieces do not depend on how the text is cut up."""
 

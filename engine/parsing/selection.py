@@ -45,6 +45,13 @@ class Formats:
         return frozenset(mark for format in self._used(tools) for mark in format.special_tokens)
 
     @property
+    def names(self) -> tuple[str, str]:
+        """Return the names of the two formats, for which `formats_of` returns the same formats."""
+        names = {id(known): name for name, known in known_formats().items()}
+        reasoning = NO_REASONING if self.reasoning is None else names[id(self.reasoning)]
+        return names[id(self.tools)], reasoning
+
+    @property
     def forced(self) -> "Formats":
         """Return the formats for forced calls, with `hermes` if the one of tools has no syntax."""
         return self if self.tools.syntax is not None else replace(self, tools=hermes.FORMAT)

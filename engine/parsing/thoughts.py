@@ -27,6 +27,7 @@ class ThinkReader(Reader):
         self._pairs = {self._opened: pairs[self._opened]} if self._opened else pairs
         self._close: Tags | None = None  # the search for the closing tag, after the opening one
         self._held = ""  # blanks, and at the start what may become a tag
+        self._start = ""  # what may become a tag at the start, without the blanks before it
         self._has_reasoned = False  # whether reasoning other than blanks was read
         self._is_over = False  # whether the reasoning has ended: what follows is content
         self._has_answered = False  # whether content other than blanks was read
@@ -47,8 +48,10 @@ class ThinkReader(Reader):
 
     def _look_for_start(self, character: str) -> Iterator[Piece]:
         self._held += character
-        text = self._held.lstrip()
-        closes = self._pairs.values()
+        if character.isspace() and not self._start:
+            return
+        self._start += character
+        text, closes = self._start, self._pairs.values()
         if text in self._pairs or text in closes:
             yield markup(self._held)
             self._held, self._is_over = "", text in closes
@@ -78,7 +81,7 @@ class ThinkReader(Reader):
 
     def _end(self) -> Iterator[Piece]:
         if self._close is None:
-            is_shown = not self._opened and not is_mark(self._held.lstrip())
+            is_shown = not self._opened and not is_mark(self._start)
             yield content(self._held) if is_shown else markup(self._held)
             return
         tag = self._close.finish()

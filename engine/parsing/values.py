@@ -1,7 +1,7 @@
 """Conversion of arguments that models write as raw text to JSON, by the parameters' schemas."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from engine.parsing.json_text import as_json
@@ -9,7 +9,7 @@ from engine.parsing.json_text import as_json
 Schema = Mapping[str, Any]
 Kind = str  # the name of a JSON type
 
-MAX_REFERENCES = 32  # that are followed to find the types of one parameter
+MAX_SCHEMAS = 1000  # that are searched for the types of one parameter
 KINDS = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
 WRITTEN_KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean"}
 WRITTEN_KINDS["n"] = "null"
@@ -30,32 +30,37 @@ def parameter_schema(parameters: Schema, key: str) -> Schema:
 def kinds_of(schema: Schema, parameters: Schema) -> frozenset[Kind]:
     """Return the JSON types that a parameter may have; an empty set if it may have any.
 
-    "integer" becomes "number".
+    "integer" becomes "number". If more than `MAX_SCHEMAS` schemas say what it may be, it is any.
 
     Args:
         schema: the schema of the parameter.
         parameters: the schema of all parameters, to which references refer.
     """
-    return frozenset(_kinds(schema, parameters, MAX_REFERENCES))
-
-
-def _kinds(schema: Any, parameters: Schema, budget: int) -> Iterator[Kind]:
-    if not isinstance(schema, Mapping) or not budget:
-        return
-    types = schema.get("type")
-    if types is not None:
-        for name in [types] if isinstance(types, str) else types:
-            yield "number" if name == "integer" else str(name)
-    elif "const" in schema:
-        yield kind_of(schema["const"])
-    elif isinstance(schema.get("enum"), list):
-        yield from map(kind_of, schema["enum"])
-    elif isinstance(schema.get("$ref"), str):
-        yield from _kinds(resolve(schema["$ref"], parameters), parameters, budget - 1)
-    else:
-        for combiner in ("anyOf", "oneOf", "allOf"):
-            for part in schema.get(combiner) or ():
-                yield from _kinds(part, parameters, budget - 1)
+    kinds: set[Kind] = set()
+    seen: set[int] = set()  # a schema may refer to itself, many times over
+    waiting: list[Any] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, Mapping) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if len(seen) > MAX_SCHEMAS:
+            return frozenset()
+        types = part.get("type")
+        if types is not None:
+            named = types if isinstance(types, list) else [types]
+            kinds.update("number" if name == "integer" else str(name) for name in named)
+        elif "const" in part:
+            kinds.add(kind_of(part["const"]))
+        elif isinstance(part.get("enum"), list):
+            kinds.update(map(kind_of, part["enum"]))
+        elif isinstance(part.get("$ref"), str):
+            waiting.append(resolve(part["$ref"], parameters))
+        else:
+            for combiner in ("anyOf", "oneOf", "allOf"):
+                parts = part.get(combiner)
+                waiting += parts if isinstance(parts, list) else []
+    return frozenset(kinds)
 
 
 def resolve(reference: str, parameters: Schema) -> Any:

@@ -20,6 +20,7 @@ class Limits:
     max_tokens: int  # of prompt and answer together
     eos_token_ids: frozenset[int]
     original_length: int | None  # length where rope frequencies change (longrope)
+    suppressed: tuple[int, ...] = ()  # tokens that are never chosen, by generation_config.json
 
 
 @dataclass(eq=False)
@@ -107,7 +108,7 @@ class TokenSequence:
 
         self._num_reported = self.num_prompt
         # Text and other results since the last report.
-        self._text = ""
+        self._text = self._lookahead = ""
         self._logprobs: list[TokenLogprob] = []
         self._origins: list[Origin] = []
         self._prompt_logprobs: list[TokenLogprob | None] = []
@@ -187,14 +188,16 @@ class TokenSequence:
     def banned(self, position: int) -> Sequence[int]:
         """Return the tokens that must not be chosen at an absolute position.
 
-        Tokens that end the answer are banned for its first `min_tokens` tokens. An end-of-sequence
-        token always ends an answer that has a grammar; so with `ignore_eos`, it is always banned
-        there.
+        The model's suppressed tokens are banned everywhere, and tokens that end the answer for its
+        first `min_tokens` tokens. An end-of-sequence token always ends an answer that has a
+        grammar; so with `ignore_eos`, it is always banned there.
         """
-        eos = self.request.limits.eos_token_ids
-        if position - self.num_prompt >= self.params.min_tokens:
-            return tuple(eos) if self.constraint is not None and self.params.ignore_eos else ()
-        return (*eos, *self.params.stop_token_ids)
+        limits = self.request.limits
+        if position - self.num_prompt < self.params.min_tokens:
+            return (*limits.suppressed, *limits.eos_token_ids, *self.params.stop_token_ids)
+        if self.constraint is not None and self.params.ignore_eos:
+            return (*limits.suppressed, *limits.eos_token_ids)
+        return limits.suppressed
 
     def run(self, table: PageTable) -> None:
         """Set the status to running, with these pages."""
@@ -256,7 +259,7 @@ class TokenSequence:
         self.counts.add(token)
         complete = self.constraint is not None and self.constraint.emit(token)
         result = self.rules.push(token, last=complete)
-        self._text += result.text
+        self._text, self._lookahead = self._text + result.text, result.lookahead
         if logprob is not None:
             self._logprobs.append(logprob)
         self._origins.append(Origin(source, depth, self.passes))
@@ -276,6 +279,7 @@ class TokenSequence:
             origins=tuple(self._origins),
             finish=self.finish,
             stop_reason=self.stop_reason,
+            lookahead=self._lookahead,
             stats=None if self.finish is None else self.stats(),
         )
         self._num_reported, self._text = len(self.tokens), ""

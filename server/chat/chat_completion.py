@@ -3,6 +3,7 @@
 import functools
 from collections.abc import AsyncGenerator
 
+from engine.messages import AnswerFormat
 from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.chat_writer import ChatWriter
 from server.chat.generation import Job
@@ -33,11 +34,11 @@ async def chat_chunks(
     new_parser = functools.partial(formats.parser, asked.tools, asked.before)
     limit = body.token_limit
     if limit is None or (isinstance(body, TranslatedChat) and body.clamps_limit):
-        most = model.entry.sampling.max_tokens if limit is None else limit
+        most = model.sampling.max_tokens if limit is None else limit
         limit = fitting_limit(most, len(asked.prompt), model.info)
     params = sampling_params(
         body,
-        model.entry.sampling,
+        model.sampling,
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shown_tokens=asked.shown_tokens,
@@ -51,6 +52,9 @@ async def chat_chunks(
         key=caller.key,
         speculation=speculation_of(body.speculation, model.info),
         prediction=asked.prediction,
+        answer_format=AnswerFormat(*formats.names, asked.tools, asked.before)
+        if params.stop
+        else None,
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))

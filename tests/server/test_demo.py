@@ -229,3 +229,15 @@ def test_reasoning_is_separated_from_content_and_counted(client: openai.OpenAI) 
     assert 0 < (details.reasoning_tokens or 0) < answer.usage.completion_tokens
     quiet = ask(client, question, reasoning_effort="none")
     assert not hasattr(quiet.choices[0].message, "reasoning_content")
+
+
+def test_a_stop_string_counts_in_the_content_only(client: openai.OpenAI) -> None:
+    question = [{"role": "user", "content": "What is 58 + 27?"}]
+    asked: Any = {"messages": question, "reasoning_effort": "low", "max_tokens": 96}
+    whole: Any = ask(client, **asked).choices[0].message
+    stop = next(word for word in whole.content.split() if word in whole.reasoning_content)
+    (choice,) = ask(client, **asked, stop=[stop]).choices
+    message: Any = choice.message
+    assert message.reasoning_content == whole.reasoning_content
+    assert message.content == whole.content[: whole.content.index(stop)]
+    assert choice.finish_reason == "stop"

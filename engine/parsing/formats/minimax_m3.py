@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from engine.parsing.call_reader import CallReader
 from engine.parsing.calls import CallText, NotACall, Tools
-from engine.parsing.elements import BRACKETED, LONGEST_HEAD, attribute
+from engine.parsing.elements import LONGEST_HEAD, attribute, is_bracketed
 from engine.parsing.format import TOOLS, CallSyntax, Format, ParameterSyntax
-from engine.parsing.json_text import is_in_string
+from engine.parsing.json_text import StringSearch
 from engine.parsing.parser import Piece
 from engine.parsing.tags import Tags
 from engine.parsing.values import Schema, kinds_of, parameter_schema, typed
@@ -70,6 +70,7 @@ class MiniMaxCall:
         self._num_read = 0
         self._parameters: Schema | None = None  # of the tool, once its name is read
         self._open: list[Element] = []
+        self._strings: StringSearch | None = None  # of a parameter that is written as JSON
         self._num_written = 0
         self.complete = False
 
@@ -78,10 +79,9 @@ class MiniMaxCall:
             return self._read_name(character)
         if self._head is None:
             text, tag = self._tags.feed(character)
-            if self._open:
-                self._open[-1].add(text)
-            if tag and self._is_in_json(self._parameters):
-                self._open[-1].add(tag)
+            self._add(text)
+            if tag and self._strings is not None and self._strings.is_in_string:
+                self._add(tag)
             elif tag:
                 self._head = ""
             return [Piece("arguments", "", 1)]
@@ -96,13 +96,12 @@ class MiniMaxCall:
     def end(self) -> list[Piece]:
         return [] if self.complete else [Piece("arguments", "}", 0)]
 
-    def _is_in_json(self, parameters: Schema) -> bool:
-        """Return whether the parser is inside a string of a parameter that is written as JSON."""
-        if len(self._open) != 1 or self._open[0].children:
-            return False
-        kinds = kinds_of(parameter_schema(parameters, self._open[0].name), parameters)
-        is_bracketed = bool(kinds & BRACKETED) and "string" not in kinds
-        return is_bracketed and is_in_string(self._open[0].text.strip())
+    def _add(self, text: str) -> None:
+        """Add text between tags to the element that is being read."""
+        if self._open:
+            self._open[-1].add(text)
+        if self._strings is not None:
+            self._strings.feed(text)
 
     def _read_name(self, character: str) -> list[Piece]:
         assert self._head is not None, "a call begins inside of a tag"
@@ -124,11 +123,15 @@ class MiniMaxCall:
             self._open.append(Element(name))
             if len(self._open) > MAX_DEPTH:
                 raise NotACall
+            is_json = len(self._open) == 1 and is_bracketed(
+                kinds_of(parameter_schema(parameters, name), parameters)
+            )
+            self._strings = StringSearch() if is_json else None
             return ""
         if not self._open:
             self.complete = True
             return "}"
-        element = self._open.pop()
+        element, self._strings = self._open.pop(), None
         if self._open:
             self._open[-1].children.append(element)
             return ""

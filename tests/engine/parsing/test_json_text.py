@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from engine.parsing.json_text import JsonText, NotJson, as_json
-from engine.parsing.values import kinds_of, parameter_schema, typed
+from engine.parsing.values import MAX_SCHEMAS, kinds_of, parameter_schema, typed
 from tests.engine.parsing.readings import TOOLS
 
 JSON = st.recursive(
@@ -108,3 +108,16 @@ def test_what_is_nearly_json_is_mended(text: str, expected: str) -> None:
 def test_raw_text_gets_the_type_of_its_schema(key: str, text: str, expected: str) -> None:
     parameters: Any = TOOLS["look_up"]
     assert typed(text, kinds_of(parameter_schema(parameters, key), parameters)) == expected
+
+
+def test_a_schema_that_refers_to_itself_is_read_in_a_short_time() -> None:
+    itself = [{"$ref": "#/$defs/a"}] * 9
+    parameters: Any = {"$defs": {"a": {"anyOf": [*itself, {"type": ["integer", "null"]}]}}}
+    assert kinds_of({"$ref": "#/$defs/a"}, parameters) == {"number", "null"}
+    parameters["$defs"]["a"]["anyOf"] += [{"type": "string"} for _ in range(MAX_SCHEMAS)]
+    assert kinds_of({"$ref": "#/$defs/a"}, parameters) == frozenset()
+
+
+@pytest.mark.parametrize("schema", [{"type": 5}, {"anyOf": 5}, {"enum": 5}, {"$ref": "a"}])
+def test_a_schema_that_is_none_allows_any_type_or_an_unknown_one(schema: Any) -> None:
+    assert typed("3", kinds_of(schema, {})) in ("3", '"3"')

@@ -100,3 +100,20 @@ def test_a_call_ends_a_thought_that_is_not_closed(name: str, sample: Sample) -> 
     quoted = reading(name, f"{opened}\n{sample.one}{closed}{sample.text}")
     if name not in ("apriel", "granite"):  # their text has a thought of its own
         assert quoted.calls == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [
+        ("qwen3_coder", "<parameter=o>", "</parameter>"),
+        ("minimax_m3", "]<]minimax[>[<o>", "]<]minimax[>[</o>"),
+    ],
+)
+def test_the_end_of_a_value_inside_its_strings_belongs_to_them(
+    name: str, begin: str, end: str
+) -> None:
+    value = {"y": f'a{end} "{end}b', "z": ["c"]}
+    sample = SAMPLES[name].one.replace("key>", "o>").replace("=key", "=o")
+    text = sample.replace("tea", json.dumps(value))
+    assert begin in text
+    assert [json.loads(call[1]) for call in reading(name, text).calls] == [{"o": value}]
