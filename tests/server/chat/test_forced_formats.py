@@ -17,6 +17,7 @@ from server.schemas.chat import ChatRequest
 from tests.server.chat.random_tools import (
     DEMO,
     PATTERN_ENDS,
+    STRING_FORMATS,
     DemoModel,
     Random,
     decoded,
@@ -63,23 +64,23 @@ def ends_of(name: str, schema: dict[str, Any]) -> list[str]:
 
 
 def forced(
-    name: str, tokenizer: Tokenizer, seed: int
-) -> tuple[dict[str, Any], Mapping[str, Any], str]:
-    """Return the schema of a random tool, the tools by name, and the grammar of forced calls."""
-    schema: dict[str, Any] = Random(seed).tool()
+    name: str, tokenizer: Tokenizer, schema: dict[str, Any], *, is_parallel: bool
+) -> tuple[Mapping[str, Any], str]:
+    """Return the tools by name, of which one has this schema, and the grammar of forced calls."""
     tools = [{"type": "function", "function": {"name": "look_up", "parameters": schema}}]
     body = {"messages": [{"role": "user", "content": "x"}], "tools": tools}
     request = ChatRequest.model_validate(
-        body | {"tool_choice": "required", "parallel_tool_calls": seed % 4 == 0}
+        body | {"tool_choice": "required", "parallel_tool_calls": is_parallel}
     )
     use = tool_use(request)
     added = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}
-    return schema, use.schemas, calls_grammar(use, Formats(known_formats()[name], None), added)
+    return use.schemas, calls_grammar(use, Formats(known_formats()[name], None), added)
 
 
 def check(name: str, tokenizer: Tokenizer, grammars: Grammars, seed: int) -> None:
     """Assert that an answer of random tokens is a call that matches its random tool."""
-    schema, tools, grammar = forced(name, tokenizer, seed)
+    schema = Random(seed).tool()
+    tools, grammar = forced(name, tokenizer, schema, is_parallel=seed % 4 == 0)
     ends = [tokenizer.encode(end, add_special_tokens=False).ids for end in ends_of(name, schema)]
     answers = (
         random_answer(grammars, grammar, ends, seed + attempt * 1000) for attempt in range(ATTEMPTS)
@@ -124,6 +125,20 @@ def test_random_calls_are_read_and_match(
         check(name, tokenizer, grammars, seed)
 
 
+@pytest.mark.parametrize("string_format", STRING_FORMATS)
+def test_formats_of_strings_are_forced_in_raw_text(
+    tokenizer: Tokenizer, grammars: Grammars, string_format: str
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"key": {"type": "string", "format": string_format}},
+        "required": ["key"],
+        "additionalProperties": False,
+    }
+    _, grammar = forced("qwen3_coder", tokenizer, schema, is_parallel=False)
+    assert not grammars.compile(grammar).is_accepting()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FORMATS)
@@ -142,7 +157,8 @@ def test_calls_of_the_demo_model_are_read_and_match() -> None:
     num_ended = 0
     for seed in range(MODELLED):
         for name in FORMATS:
-            schema, tools, grammar = forced(name, tokenizer, seed)
+            schema = Random(seed).tool()
+            tools, grammar = forced(name, tokenizer, schema, is_parallel=seed % 4 == 0)
             ids, has_ended = model.answer(grammars, grammar, seed)
             check_text(name, schema, tools, decoded(tokenizer, ids), has_ended=has_ended)
             num_ended += has_ended
