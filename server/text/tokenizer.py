@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from engine.sampling.grammar.check import GrammarChecker
 from engine.text.detokenize import TokenBytes
 from server.conversation.features import TemplateRefusal, TemplateSupport
 from server.conversation.probe import probe
@@ -139,6 +140,11 @@ class Tokenizer:
     def added_tokens(self) -> dict[str, int]:
         """The ids of the tokens that were added to the vocabulary, by their spelling."""
         return dict(self.inner.get_added_vocab())
+
+    @cached_property
+    def grammar_checker(self) -> GrammarChecker:
+        """A checker of the grammars of this model's answers."""
+        return GrammarChecker(self.added_tokens, len(self.bytes))
 
     def special_tokens(self, spellings: Iterable[str]) -> tuple[int, ...]:
         """Return the ids of the `spellings` that are special tokens of this model."""
