@@ -20,7 +20,7 @@ EOS = 2
 LONGEST = 1000  # tokens of an answer of random tokens
 LONGEST_SAMPLED = 120  # tokens of an answer of the demo's model
 PROMPT = "<|im_start|>user\nUse the tool.<|im_end|>\n<|im_start|>assistant\n"
-RETRY = 50  # tokens after which another order of tokens is tried, as texts are ended
+RETRY = 50  # tokens after which the choice where no end fits changes
 WORDS = ("tea", "Ab c", "é|ü", "a<b", "</parameter>", "true", "5", 'q"uote', "null", "[x]", "it's")
 PATTERNS = ("^[a-z]{2,5}$", "^a|b$", "[0-9]+", "^(red|green)-\\d$", "^\\S+@x$", "^$|^x+$")
 
