@@ -33,15 +33,15 @@ BYTES_PER_TOKEN = 8
 LONGEST_ANSWER = 32 * 2**20  # bytes: as much as a body may have by default
 
 
-def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
-    """Return the answer to /tokenize. Raises `ApiError` 400."""
+def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: str | None) -> bytes:
+    """Return the answer to /tokenize. Raises `ApiError` 400. `tool_format`: as for `chat_text`."""
     body = parse_body(TokenizeRequest, raw)
     chat = chat_to_tokenize(body)
     if chat is None:
         param = "prompt" if body.content is None else "content"
         ids = _encode(tokenizer, body.text, info, special=body.special, param=param)
     else:
-        ids = _encode(tokenizer, chat_text(tokenizer, chat), info, param="messages")
+        ids = _encode(tokenizer, chat_text(tokenizer, chat, tool_format), info, param="messages")
     spelling = tokenizer.bytes
     answer: Tokenized = {
         "tokens": [_piece(spelling, i) for i in ids] if body.with_pieces else list(ids),
@@ -83,20 +83,34 @@ class Known(NamedTuple, Generic[ResultT]):
 
 
 def rendered(
-    tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]
+    tokenizer: Tokenizer,
+    raw: bytes,
+    read: Callable[[bytes], ChatRequest],
+    tool_format: str | None,
 ) -> Known[bytes]:
-    """Return the answer to /apply-template. Raises `ApiError` 400."""
+    """Return the answer to /apply-template. Raises `ApiError` 400.
+
+    `tool_format`: as for `chat_text`.
+    """
     request = read(raw)
-    answer: Rendered = {"prompt": chat_text(tokenizer, request)}
+    answer: Rendered = {"prompt": chat_text(tokenizer, request, tool_format)}
     return Known(_json(answer), request.left_out)
 
 
 def num_tokens(
-    tokenizer: Tokenizer, raw: bytes, info: ModelInfo, read: Callable[[bytes], ChatRequest]
+    tokenizer: Tokenizer,
+    raw: bytes,
+    info: ModelInfo,
+    read: Callable[[bytes], ChatRequest],
+    tool_format: str | None,
 ) -> Known[int]:
-    """Return how many tokens a chat's prompt has, also where they are too many for the model."""
+    """Return how many tokens a chat's prompt has, also where they are too many for the model.
+
+    `tool_format`: as for `chat_text`.
+    """
     request = read(raw)
-    ids = _encode(tokenizer, chat_text(tokenizer, request), info, param="messages")
+    text = chat_text(tokenizer, request, tool_format)
+    ids = _encode(tokenizer, text, info, param="messages")
     return Known(len(ids), request.left_out)
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from server.schemas.chat_messages import ResultPart
+from server.schemas.chat_messages import LeftOutPart
+from server.schemas.documents import ResultDocument, SearchResult, UserDocument
 from server.schemas.fields import (
     Body,
     GenerationBody,
@@ -19,6 +20,7 @@ from server.schemas.fields import (
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
+_RESULT_BLOCKS = ("text", "document", "search_result")
 
 
 class TextBlock(Body):
@@ -70,7 +72,25 @@ Text = Annotated[
 ]
 
 
-ResultBlocks = Annotated[list[ResultPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+class LeftOutBlock(LeftOutPart):
+    """A block of a tool's result that is no text: a line says that it was left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"enum": list(_RESULT_BLOCKS)}})]
+
+
+def _kind_of_result(value: object) -> str:
+    kind = type_of(value) or "text"
+    return kind if kind in _RESULT_BLOCKS else "other"
+
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ResultDocument, Tag("document")]
+    | Annotated[SearchResult, Tag("search_result")]
+    | Annotated[LeftOutBlock, Tag("other")],
+    Discriminator(_kind_of_result),
+]
+ResultBlocks = Annotated[list[ResultBlock], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class ToolResultBlock(Body):
@@ -88,8 +108,10 @@ class ToolResultBlock(Body):
 
 
 UserBlock = Annotated[
-    Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
-    only_types("Content blocks", "text", "tool_result"),
+    Annotated[
+        TextBlock | ToolResultBlock | UserDocument | SearchResult, Field(discriminator="type")
+    ],
+    only_types("Content blocks", "text", "tool_result", "document", "search_result"),
 ]
 
 

@@ -6,6 +6,7 @@ because calls on long texts take much time and memory.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,14 @@ class Tokenizer:
         if not self.template:
             return self.support
         return probe(
-            lambda messages, tools: self.render(
+            lambda messages, tools, arguments: self.render(
                 messages,
                 tools=tools,
                 add_generation_prompt=True,
                 continue_final_message=False,
-                arguments={},
-            )
+                arguments=arguments,
+            ),
+            date.today().isoformat(),
         )
 
     @cached_property
