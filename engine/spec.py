@@ -35,6 +35,7 @@ class DraftSpec:
     revision: str | None = None
     bits: Literal[4] = 4  # precision of low-bit copies of the target's layers
     group: Literal[32, 64] = 32  # number of their weights that share one scale
+    calibrate: bool = True  # fit their scales to the inputs of their layers, at the first start
     depth: int | None = None  # levels below the root
     width: int | None = None  # rows of one draft step
     branch: int | None = None  # children of one row

@@ -53,6 +53,13 @@ def _read(path: Path) -> str:
     return ""
 
 
+def limit_process(memory: int, seconds: int) -> None:
+    """Limit this process to `memory` bytes of addresses and `seconds` of CPU time."""
+    _limit(resource.RLIMIT_AS, memory)
+    _limit(resource.RLIMIT_CPU, seconds)
+    _limit(resource.RLIMIT_CORE, 0)
+
+
 def _limit(kind: int, wanted: int) -> None:
     """Limit a resource of this process to `wanted`, or to its hard limit if that is lower."""
     _, most = resource.getrlimit(kind)
@@ -61,9 +68,7 @@ def _limit(kind: int, wanted: int) -> None:
 
 
 def _main(path: str, memory: str, seconds: str) -> None:
-    _limit(resource.RLIMIT_AS, int(memory))
-    _limit(resource.RLIMIT_CPU, int(seconds))
-    _limit(resource.RLIMIT_CORE, 0)
+    limit_process(int(memory), int(seconds))
     print(_read(Path(path)), end="")
 
 

@@ -64,6 +64,7 @@ class DraftSection(Section):
     revision: str | None = None
     bits: Literal[4] = 4
     group: Literal[32, 64] = 32
+    calibrate: bool = True
     depth: Auto[Positive] = None
     width: Auto[Positive] = None
     branch: Auto[Positive] = None

@@ -39,7 +39,7 @@ FACTS = MethodFacts(
     has_draft_steps=True,
     is_candidate=True,
     needs=needs,
-    keys=frozenset({"bits", "group"}),
+    keys=frozenset({"bits", "group", "calibrate"}),
 )
 
 

@@ -2,19 +2,32 @@
 
 Every streamed layer has a 4-bit substitute on the device; target and draft share resident layers.
 The draft reads the exact KV of the verified prefix and writes its own into scratch slots.
+
+At a model's first start the substitutes are made twice. The first ones write some text, from which
+the importance of the input channels is measured (`importance.py`); the second ones, which are kept
+in the cache, have scales that are fitted by it. So each unit is read twice.
 """
 
 import gc
 import logging
+import time
 from collections.abc import Collection, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from engine.drafting.method import DraftContext, LoadedTarget
 from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import BoundWeights, DraftModel
+from engine.drafting.model.importance import (
+    ImportanceUnits,
+    Measured,
+    describe_importance,
+    importance_layouts,
+    measure_importance,
+)
 from engine.drafting.model.kernel_choice import fastest_kernel
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
@@ -23,12 +36,15 @@ from engine.drafting.model.substitutes import (
     linear_paths,
     substitute_unit,
     warm_up_products,
+    weight_name,
 )
+from engine.errors import ModelError
 from engine.malloc import give_back_freed
 from engine.model.decoder import Decoder
 from engine.model.library import bind, build_on_meta
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import is_cached, open_or_pack
+from engine.text.chat_start import start_tokens
 from engine.weights.formats.linear import Kernel, available_kernels
 from engine.weights.layout import UnitReader
 
@@ -44,70 +60,144 @@ class SelfDraft:
     def build(self, target: LoadedTarget) -> DraftModel:
         """Build a model of the target's resident units and of substitutes for all others."""
         context, stream = self.context, target.stream
-        model = build_on_meta(context.config, context.dtype, strict=False)
-        modules = [*model.get_decoder().layers, model.get_output_embeddings()]  # one unit each
         # Resident units that are packed and expanded during a pass cannot be shared.
         shares = target.decoder.weights is stream
-        shared = [i for i in range(len(modules)) if shares and stream.is_resident(i)]
-        if len(shared) < len(modules):
-            self._substitute(modules, shared, target.reader)
-        for index in shared:
-            bind(modules[index], stream.resident(index))
-        model.set_output_embeddings(modules[-1])
-        decoder = Decoder(
-            model, BoundWeights(), target.tensors, device=context.device.torch_device, strict=False
-        )
+        units = range(len(target.reader.layouts))
+        shared = [index for index in units if shares and stream.is_resident(index)]
+        parts = _Parts(context, target, shared)
+        decoder = parts.decoder(None) if len(shared) == len(units) else parts.substituted_decoder()
         caches, capture = SharedCache(target.cache), context.device.capture()
         return DraftModel(
             context.method, decoder, caches, context.bounds, context.vocab_size, capture
         )
 
-    def _substitute(
-        self, modules: list[nn.Module], shared: Collection[int], reader: UnitReader
+
+class _Parts:
+    """The parts of one draft while it is built: shared units, substitutes and their importance."""
+
+    def __init__(
+        self, context: DraftContext, target: LoadedTarget, shared: Collection[int]
     ) -> None:
-        """Replace all modules that are not shared by their substitutes, in place."""
-        context, device = self.context, self.context.device.torch_device
-        with closing(self._packed(reader, modules)) as units:
-            gc.collect()
-            give_back_freed()  # the memory that quantizing took on a first start: loading needs it
-            buffer = allocate_host_buffer(max(layout.nbytes for layout in units.layouts))
-            for index, layout in enumerate(units.layouts):
-                if index not in shared:
-                    units.read(index, buffer)
+        self._context = context
+        self._target = target
+        self._shared = shared
+        self._modules = _modules(self._model())  # for their shapes: they get no weights
+        self._paths = [linear_paths(module) for module in self._modules]
+
+    def decoder(self, substitutes: UnitReader | None) -> Decoder:
+        """Return a decoder of the shared units and, for all others, of `substitutes`.
+
+        `substitutes` may be None if all units are shared.
+        """
+        context, device = self._context, self._context.device.torch_device
+        model = self._model()
+        modules = _modules(model)
+        for index in self._shared:
+            bind(modules[index], self._target.stream.resident(index))
+        if substitutes is not None:
+            buffer = allocate_host_buffer(max(layout.nbytes for layout in substitutes.layouts))
+            for index, layout in enumerate(substitutes.layouts):
+                if index not in self._shared:
+                    substitutes.read(index, buffer)
                     fields = layout.views(buffer)
                     modules[index] = substitute_unit(modules[index], fields, device)
                     warm_up_products(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
-        give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
+        model.set_output_embeddings(modules[-1])
+        return Decoder(model, BoundWeights(), self._target.tensors, device=device, strict=False)
 
-    def _packed(self, reader: UnitReader, modules: Sequence[nn.Module]) -> PackedUnits:
-        """Return all substitutes from the cache of packed weights, and make them if it has none."""
-        context = self.context
-        kernel = self._kernel(modules[0])
+    def substituted_decoder(self) -> Decoder:
+        """Return a decoder with substitutes. They are made first if the cache has none."""
+        context = self._context
+        kernel = self._kernel()
         log.info("substitutes use the %s product", kernel)
-        units = SubstituteUnits(
-            reader,
-            [linear_paths(module) for module in modules],
-            group=context.spec.draft.group,
-            kernel=kernel,
-            device=context.device.torch_device,
-            dtype=context.dtype,
+        with ExitStack() as stack:
+            importance = self._importance(kernel)
+            if importance is not None:
+                stack.enter_context(closing(importance))
+            _free_unused()  # the draft in which importance was measured: packing needs its memory
+            units = open_or_pack(
+                self._units(kernel, importance),
+                context.spec.id,
+                self._identity(kernel, is_fitted=importance is not None),
+                context.spec.memory.cache,
+                lambda _, done, total: context.progress("making the substitutes", done, total),
+            )
+            stack.enter_context(closing(units))
+            _free_unused()  # the memory that quantizing took on a first start: loading needs it
+            decoder = self.decoder(units)
+        give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
+        return decoder
+
+    def _importance(self, kernel: Kernel) -> PackedUnits | None:
+        """Return the importance of the input channels, from the cache or measured now.
+
+        Return None if the settings say so or it cannot be measured, which is logged.
+        """
+        context = self._context
+        if not context.spec.draft.calibrate:
+            return None
+        layouts = importance_layouts(self._target.reader.layouts, self._linears(self._modules))
+        try:
+            return open_or_pack(
+                ImportanceUnits(layouts, lambda: self._measure(kernel)),
+                context.spec.id,
+                f"{context.identity}\n{describe_importance()}",
+                context.spec.memory.cache,
+                lambda *_: None,  # it has few bytes; measuring reports its own progress
+            )
+        except ModelError as error:
+            log.warning("substitutes are not calibrated: %s", error)
+            return None
+
+    def _measure(self, kernel: Kernel) -> Measured:
+        """Measure the importance of the input channels in substitutes that are made without it."""
+        context = self._context
+        start = [own for own in start_tokens(context.tokenizer) if own < context.vocab_size]
+        if not start:
+            raise ModelError("the tokenizer has no token with which a text begins")
+        began = time.perf_counter()
+        decoder = self.decoder(self._units(kernel, None))
+        modules = [*(layer.inner for layer in decoder.decoder.layers), decoder.output]
+        measured = measure_importance(
+            decoder, self._target.cache, self._linears(modules), start, context.progress
         )
-        return open_or_pack(
-            units,
-            context.spec.id,
-            self._identity(kernel),
-            context.spec.memory.cache,
-            lambda _, done, total: context.progress("making the substitutes", done, total),
+        seconds = time.perf_counter() - began
+        log.info("calibrating the substitutes took %.1f s, once for this model", seconds)
+        return measured
+
+    def _units(self, kernel: Kernel, importance: UnitReader | None) -> SubstituteUnits:
+        """Return a reader that makes substitutes of the target's units."""
+        return SubstituteUnits(
+            self._target.reader,
+            self._paths,
+            group=self._context.spec.draft.group,
+            kernel=kernel,
+            device=self._context.device.torch_device,
+            dtype=self._context.dtype,
+            importance=importance,
         )
 
-    def _identity(self, kernel: Kernel) -> str:
+    def _linears(self, modules: Sequence[nn.Module]) -> list[dict[str, nn.Module]]:
+        """Return the linear layers of units, or their substitutes, by their weights' names."""
+        return [
+            {weight_name(path): module.get_submodule(path) for path in paths}
+            for module, paths in zip(modules, self._paths, strict=True)
+        ]
+
+    def _model(self) -> Any:
+        """Return the draft's model without weights."""
+        return build_on_meta(self._context.config, self._context.dtype, strict=False)
+
+    def _identity(self, kernel: Kernel, *, is_fitted: bool) -> str:
         """Return the identity of the substitutes' cache entry: their weights and their form."""
-        context = self.context
-        form = describe_form(kernel, context.spec.draft.group, context.device.kind)
+        context = self._context
+        form = describe_form(
+            kernel, context.spec.draft.group, context.device.kind, is_fitted=is_fitted
+        )
         return f"{context.identity}\n{form}"
 
-    def _kernel(self, layer: nn.Module) -> Kernel:
+    def _kernel(self) -> Kernel:
         """Return the 4-bit kernel that is fastest here for the rows of a draft step.
 
         It is measured once for each kind of device; later the kernel of the cached substitutes is
@@ -115,10 +205,25 @@ class SelfDraft:
         machine, and substitutes for each would be made and take space in the cache.
         """
         for kernel in available_kernels():
-            if is_cached(self.context.spec.id, self._identity(kernel)):
+            forms = (self._identity(kernel, is_fitted=is_fitted) for is_fitted in (True, False))
+            if any(is_cached(self._context.spec.id, form) for form in forms):
                 return kernel
-        linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+        linears = [m for m in self._modules[0].modules() if isinstance(m, nn.Linear)]
         shapes = [(linear.out_features, linear.in_features) for linear in linears]
         return fastest_kernel(
-            shapes, self.context.bounds.width, self.context.device, self.context.spec.draft.group
+            shapes,
+            self._context.bounds.width,
+            self._context.device,
+            self._context.spec.draft.group,
         )
+
+
+def _modules(model: Any) -> list[nn.Module]:
+    """Return the modules of a model's units: its layers and its head."""
+    return [*model.get_decoder().layers, model.get_output_embeddings()]
+
+
+def _free_unused() -> None:
+    """Free models, whose parts refer to each other, and give freed memory back to the system."""
+    gc.collect()
+    give_back_freed()

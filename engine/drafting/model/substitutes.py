@@ -17,7 +17,7 @@ from engine.weights.formats.nf4 import BLOCK, Nf4Linear
 from engine.weights.layout import TensorSpec, UnitLayout, UnitReader, lay_out
 from engine.weights.packing import dense_layout, dense_tensors, expand
 
-FORM_VERSION = 1  # of what `store` writes; raised when a weight is quantized differently
+FORM_VERSION = 2  # of what `store` writes; raised when a weight is quantized differently
 
 
 class SubstituteUnits(UnitReader):
@@ -33,6 +33,8 @@ class SubstituteUnits(UnitReader):
         kernel: the product that the substitutes are for.
         device: where they will compute.
         dtype: the type to which packed weights of the target are expanded.
+        importance: of the input channels, one unit for each of `units`, with a tensor [in] for each
+            linear weight that has its name; scales are fitted by it. None: by the weights alone.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class SubstituteUnits(UnitReader):
         kernel: Kernel,
         device: torch.device,
         dtype: torch.dtype,
+        importance: UnitReader | None = None,
     ) -> None:
         self._units = units
+        self._importance = importance
         self._dtype = dtype
         layouts: list[UnitLayout] = []
         for layout, paths in zip(units.layouts, linears, strict=True):
-            weights = {f"{path}.weight" if path else "weight" for path in paths}
+            weights = set(map(weight_name, paths))
             tensors: dict[str, TensorSpec] = {}
             for name, spec in dense_tensors(layout, dtype).items():
                 if name in weights:
@@ -65,9 +69,18 @@ class SubstituteUnits(UnitReader):
         dense = dense_layout(layout, self._dtype)
         own, expanded = allocate_host_buffer(layout.nbytes), allocate_host_buffer(dense.nbytes)
         self._units.read(index, own)
-        fields = self.layouts[index].views(buffer)
+        fields, importance = self.layouts[index].views(buffer), self._importance_of(index)
         for name, tensor in expand(layout.views(own), dense.views(expanded)).items():
-            store(tensor, name, fields)
+            store(tensor, name, fields, importance.get(name))
+
+    def _importance_of(self, index: int) -> Mapping[str, Tensor]:
+        """Return the importance of the channels of a unit's linear weights, empty without one."""
+        if self._importance is None:
+            return {}
+        layout = self._importance.layouts[index]
+        buffer = allocate_host_buffer(layout.nbytes)
+        self._importance.read(index, buffer)
+        return layout.views(buffer)
 
 
 def allocate_host_buffer(nbytes: int) -> Tensor:
@@ -75,15 +88,26 @@ def allocate_host_buffer(nbytes: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
 
 
-def describe_form(kernel: Kernel, group: int, device_kind: str) -> str:
-    """Return a text that names all that substitutes depend on besides the target's weights."""
+def describe_form(kernel: Kernel, group: int, device_kind: str, *, is_fitted: bool) -> str:
+    """Return a text that names all that substitutes depend on besides the target's weights.
+
+    Args:
+        is_fitted: whether their scales are fitted by the importance of the input channels. The
+            importance itself is not named: other figures change acceptance alone.
+    """
     block = group if kernel == "int4" else BLOCK
-    return f"substitutes {FORM_VERSION} {kernel} {block} {device_kind}"
+    scales = "fitted" if is_fitted else "plain"
+    return f"substitutes {FORM_VERSION} {kernel} {block} {scales} {device_kind}"
 
 
 def linear_paths(module: nn.Module) -> list[str]:
     """Return the paths of the linear layers in a unit's module; [""] if it is linear itself."""
     return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+
+
+def weight_name(path: str) -> str:
+    """Return the name, in its unit, of the weight of the linear layer at a path."""
+    return f"{path}.weight" if path else "weight"
 
 
 def substitute_unit(

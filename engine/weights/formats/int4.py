@@ -8,6 +8,7 @@ of 64 .090.
 import torch
 from torch import Tensor, nn
 
+from engine.weights.formats.weighted import fit_scale_and_zero, group_weights
 from engine.weights.layout import TensorSpec
 
 PACKED = ".int4"  # field suffix: uint8 [out, in / 2], the first code of a byte in its high half
@@ -15,7 +16,8 @@ SCALES = ".scales_and_zeros"  # field suffix: bfloat16 [in / group, out, 2]
 _LEVELS = 16
 _CENTRE = 8  # the kernels compute (code - 8) * scale + zero
 _TINY = 1e-8  # the scale of groups whose weights are all equal
-_CHUNK_WEIGHTS = 1 << 22  # weights quantized or packed at a time: bounds the 4-byte temporaries
+_CHUNK_WEIGHTS = 1 << 22  # weights packed at a time: bounds the 4-byte temporaries
+_QUANTIZED_WEIGHTS = 1 << 18  # weights quantized at a time: temporaries fit the CPU's cache
 _CPU_ROW_MULTIPLE = 16
 _CPU_BLOCK = 64  # the most rows that the CPU's order mixes; blocks are packed independently
 _CUDA_ROW_MULTIPLE = 8
@@ -23,22 +25,40 @@ _CUDA_CAPABILITY = (8, 0)  # the kernel needs bfloat16 tensor cores
 _CUDA_INNER_TILES = (8, 4, 2)  # tiles of 16 inputs that one load takes (16, 8, 4 bytes)
 
 
-def quantize(weight: Tensor, pairs: Tensor, scales_and_zeros: Tensor) -> None:
-    """Quantize a float weight [out, in] into the two fields of `packed_tensors`."""
+def quantize(
+    weight: Tensor, pairs: Tensor, scales_and_zeros: Tensor, importance: Tensor | None = None
+) -> None:
+    """Quantize a float weight [out, in] into the two fields of `packed_tensors`.
+
+    Args:
+        importance: the mean square of each input channel [in], by which scale and zero of a group
+            are fitted; None: the group's least and largest weight give them.
+    """
     out_features, in_features = weight.shape
     num_groups = len(scales_and_zeros)
-    step = max(1, _CHUNK_WEIGHTS // in_features)
+    weights = None
+    if importance is not None:
+        weights = group_weights(importance.to(weight.device), in_features // num_groups)
+    step = max(1, _QUANTIZED_WEIGHTS // in_features)
     for begin in range(0, out_features, step):
         rows = slice(begin, begin + step)
         grouped = weight[rows].float().view(-1, num_groups, in_features // num_groups)
-        low, high = grouped.aminmax(dim=-1)
+        low, high = grouped.amin(dim=-1, keepdim=True), grouped.amax(dim=-1, keepdim=True)
         # Scale and zero are rounded first to what is stored, so that the codes fit them.
         scale = ((high - low) / (_LEVELS - 1)).clamp_(min=_TINY).bfloat16()
         zero = (low + _CENTRE * scale.float()).bfloat16()
-        levels = (grouped - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)
-        codes = levels.round_().add_(_CENTRE).clamp_(0, _LEVELS - 1).flatten(1).byte()
+        if weights is not None:
+            scale, zero = fit_scale_and_zero(grouped, weights, scale, zero, _to_levels)
+        levels = _to_levels(grouped, scale.float(), zero.float())
+        codes = levels.add_(_CENTRE).flatten(1).byte()
         pairs[rows] = (codes[:, ::2] << 4) | codes[:, 1::2]
-        scales_and_zeros[:, rows] = torch.stack([scale, zero], dim=-1).transpose(0, 1)
+        scales_and_zeros[:, rows] = torch.cat([scale, zero], dim=-1).transpose(0, 1)
+
+
+def _to_levels(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Return the level of each value, -8 to 7, with which level * scale + zero is nearest."""
+    levels = (values - zero).div_(scale)
+    return levels.round_().clamp_(-_CENTRE, _LEVELS - 1 - _CENTRE)
 
 
 def packed_tensors(name: str, shape: tuple[int, ...], group: int) -> dict[str, TensorSpec]:

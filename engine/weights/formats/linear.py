@@ -36,14 +36,23 @@ def stored_tensors(
     return int4.packed_tensors(name, shape, group)
 
 
-def store(tensor: Tensor, name: str, fields: Mapping[str, Tensor]) -> None:
-    """Fill the fields that store the tensor `name`. Equal tensors give equal bytes."""
+def store(
+    tensor: Tensor, name: str, fields: Mapping[str, Tensor], importance: Tensor | None = None
+) -> None:
+    """Fill the fields that store the tensor `name`. Equal arguments give equal bytes.
+
+    Args:
+        importance: the mean square of each input channel [in], by which the scales of a quantized
+            weight are fitted; None: they are chosen by the weight alone.
+    """
     if name in fields:
         fields[name].copy_(tensor)
     elif name + nf4.PACKED in fields:
-        nf4.quantize(tensor, fields[name + nf4.PACKED], fields[name + nf4.ABSMAX])
+        packed, absmax = fields[name + nf4.PACKED], fields[name + nf4.ABSMAX]
+        nf4.quantize(tensor, packed, absmax, importance)
     else:
-        int4.quantize(tensor, fields[name + int4.PACKED], fields[name + int4.SCALES])
+        packed, scales = fields[name + int4.PACKED], fields[name + int4.SCALES]
+        int4.quantize(tensor, packed, scales, importance)
 
 
 def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.Module:

@@ -1,0 +1,197 @@
+"""The importance of the input channels of linear layers, measured in a draft that writes a text.
+
+The 4-bit copies of a model write some text from the start of a chat, at temperature 1, and the mean
+square of each input channel of each linear layer is taken meanwhile. Scales that are fitted by it
+(`engine.weights.formats.weighted`) bring the copies nearer to the target. The text of the copies is
+as good for this as that of the target (measured), and no weight has to travel for it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ModelError
+from engine.kv.cache import KVCache
+from engine.kv.page_table import PageTable
+from engine.messages import ReportProgress
+from engine.model.attention import Batch
+from engine.model.decoder import Decoder
+from engine.model.segment import Segment
+from engine.weights.layout import UnitLayout, UnitReader, lay_out
+
+IMPORTANCE_VERSION = 1  # raised when importance is measured differently
+NUM_TEXTS = 4  # written together: a step of so few rows takes hardly longer than one of one row
+TEXT_TOKENS = 96  # written in each
+LONGEST_START = 128  # tokens of a chat's start that are used, the last ones
+_SEED = 0
+_INFINITE = "the 4-bit copies compute infinite numbers"
+
+Linears = Sequence[Mapping[str, nn.Module]]  # the linear layers of each unit, by their paths
+Measured = Sequence[Mapping[str, Tensor]]  # the importance [in] of each of them
+
+
+def describe_importance() -> str:
+    """Return a text that names how importance is measured, for the key of its cache entry."""
+    return f"importance {IMPORTANCE_VERSION}"
+
+
+class ImportanceUnits(UnitReader):
+    """A reader of importance, in units as the target has them, that is measured at the first read.
+
+    Args:
+        layouts: those of `importance_layouts`.
+        measure: returns the importance of each unit's linear weights, by name.
+    """
+
+    def __init__(self, layouts: Sequence[UnitLayout], measure: Callable[[], Measured]) -> None:
+        self.layouts = layouts
+        self._measure = measure
+        self._measured: Measured | None = None
+
+    def read(self, index: int, buffer: Tensor) -> None:
+        """Fill `buffer` with unit `index`. One thread may call this."""
+        if self._measured is None:
+            self._measured = self._measure()
+        for name, view in self.layouts[index].views(buffer).items():
+            view.copy_(self._measured[index][name])
+
+
+def importance_layouts(units: Sequence[UnitLayout], linears: Linears) -> list[UnitLayout]:
+    """Return the layouts of the importance of each unit's linear weights, [in] float32."""
+    layouts: list[UnitLayout] = []
+    for unit, own in zip(units, linears, strict=True):
+        widths: dict[str, Any] = {name: layer.in_features for name, layer in own.items()}
+        layouts.append(lay_out(unit.name, {n: (torch.float32, (w,)) for n, w in widths.items()}))
+    return layouts
+
+
+def measure_importance(
+    decoder: Decoder,
+    cache: KVCache,
+    linears: Linears,
+    start: Sequence[int],
+    progress: ReportProgress,
+) -> list[dict[str, Tensor]]:
+    """Return the mean square of each input channel of `linears` while `decoder` writes texts.
+
+    Args:
+        cache: nothing else uses it meanwhile; it is left empty.
+        linears: layers of the decoder, by unit and name.
+        start: the tokens with which every text begins.
+
+    Raises `ModelError` if the cache is too small or the model computes infinite numbers.
+    """
+    with _mean_squares(linears) as squares:
+        _write_texts(decoder, cache, start[-LONGEST_START:], progress)
+    means = [{name: square.mean().cpu() for name, square in own.items()} for own in squares]
+    if not all(mean.isfinite().all() for own in means for mean in own.values()):
+        raise ModelError(_INFINITE)
+    return means
+
+
+class _MeanSquare:
+    """The mean square of each input channel of a layer, which calls it before each product."""
+
+    def __init__(self) -> None:
+        self._total: Tensor = torch.zeros(())
+        self._rows = 0
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        rows = arguments[0].flatten(0, -2).float()
+        self._total = rows.square().sum(0) + self._total.to(rows.device)
+        self._rows += len(rows)
+
+    def mean(self) -> Tensor:
+        """Return the mean square [in]."""
+        return self._total / max(self._rows, 1)
+
+
+@contextmanager
+def _mean_squares(linears: Linears) -> Iterator[list[dict[str, _MeanSquare]]]:
+    """Measure the inputs of layers within the block; yield their mean squares, by unit and name."""
+    squares = [{name: _MeanSquare() for name in own} for own in linears]
+    hooks = [
+        layer.register_forward_pre_hook(squares[unit][name])
+        for unit, own in enumerate(linears)
+        for name, layer in own.items()
+    ]
+    try:
+        yield squares
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _write_texts(
+    decoder: Decoder, cache: KVCache, start: Sequence[int], progress: ReportProgress
+) -> None:
+    """Let the decoder write texts together, each after `start`, at temperature 1.
+
+    Raises `ModelError` if `cache` has no room for a single text.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    tables: list[PageTable] = []
+    try:
+        for _ in range(NUM_TEXTS):
+            table = PageTable()
+            if cache.reserve(table, len(start) + TEXT_TOKENS):
+                tables.append(table)
+        if not tables:
+            raise ModelError("the KV cache has no room for a text")
+        for table in tables:  # one by one: all together could be more rows than the plan allows for
+            logits = _run(decoder, cache, [table], [start])
+        chosen = _draw(logits.expand(len(tables), -1), generator)
+        for done in range(1, TEXT_TOKENS + 1):
+            logits = _run(decoder, cache, tables, [[token] for token in chosen])
+            chosen = _draw(logits, generator)
+            progress("measuring inputs for the substitutes", done, TEXT_TOKENS)
+    finally:
+        for table in tables:
+            cache.close(table)
+
+
+def _run(
+    decoder: Decoder,
+    cache: KVCache,
+    tables: Sequence[PageTable],
+    tokens: Sequence[Sequence[int]],
+) -> Tensor:
+    """Run the next tokens of each text and return the logits [texts, V] after the last of them."""
+    segments: list[Segment] = []
+    positions: list[int] = []
+    for table, own in zip(tables, tokens, strict=True):
+        where = range(table.length, table.length + len(own))
+        segments.append(
+            Segment(
+                first=len(positions),
+                count=len(own),
+                start=table.length,
+                slots=cache.slots(table)[: where.stop],
+                positions=torch.tensor(where, device=decoder.device),
+                mask=None,
+                cancelled=Event(),
+            )
+        )
+        positions += where
+        cache.append_rows(table, range(len(own)))
+    batch = Batch(cache.pool, tuple(segments), range(len(positions)), decoder.strict)
+    hidden = decoder.forward([token for own in tokens for token in own], positions, batch)
+    last = torch.tensor([segment.first + segment.count - 1 for segment in segments])
+    with decoder.head() as head:
+        return head(hidden[last.to(hidden.device)])
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> list[int]:
+    """Return a token for each row of logits, drawn at temperature 1.
+
+    Raises `ModelError` if they are no numbers.
+    """
+    probabilities = logits.float().softmax(-1).cpu()
+    if probabilities.isnan().any():
+        raise ModelError(_INFINITE)
+    drawn: list[int] = torch.multinomial(probabilities, 1, generator=generator).flatten().tolist()
+    return drawn
