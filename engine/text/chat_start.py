@@ -56,7 +56,8 @@ def render_start(template: str, tokens: Mapping[str, str]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     chat = [{"role": "user", "content": _USER}]
-    rendered: Any = render_jinja_template([chat], chat_template=template, **tokens)
+    names: dict[str, Any] = dict(tokens)
+    rendered: Any = render_jinja_template([chat], chat_template=template, **names)
     before, found, _ = rendered[0][0].partition(_USER)
     return before if found else ""
 

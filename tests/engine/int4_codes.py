@@ -32,6 +32,8 @@ class Int4Codes:
 def quantize(weight: Tensor, group: int, importance: Tensor | None = None) -> Int4Codes:
     """Quantize a float weight [out, in], in a multiple of `group`, on the weight's device."""
     specs = int4.packed_tensors("", tuple(weight.shape), group).values()
-    fields = [torch.empty(shape, dtype=dtype, device=weight.device) for dtype, shape in specs]
-    int4.quantize(weight, *fields, importance=importance)
-    return Int4Codes(*fields)
+    pairs, scales = (
+        torch.empty(shape, dtype=dtype, device=weight.device) for dtype, shape in specs
+    )
+    int4.quantize(weight, pairs, scales, importance)
+    return Int4Codes(pairs, scales)

@@ -18,10 +18,10 @@ def int4_dense(group: int) -> Dense:
 
 def nf4_dense(weight: Tensor, importance: Tensor | None) -> Tensor:
     specs = nf4.packed_tensors("", tuple(weight.shape)).values()
-    fields = [torch.empty(shape, dtype=dtype) for dtype, shape in specs]
-    nf4.quantize(weight, *fields, importance=importance)
+    packed, absmax = (torch.empty(shape, dtype=dtype) for dtype, shape in specs)
+    nf4.quantize(weight, packed, absmax, importance)
     out = torch.empty(weight.shape)
-    nf4.dequantize(*fields, out)
+    nf4.dequantize(packed, absmax, out)
     return out
 
 
