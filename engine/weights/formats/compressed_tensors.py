@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.errors import ModelError, shown
 from engine.weights.formats.groups import (
     AGAIN,
+    EXPONENTS,
     FP8,
     SCALES,
     Block,
@@ -53,8 +54,8 @@ _FORMATS = frozenset(
         "pack-quantized",
     }
 )
+_BLOCK_KEYS = ("strategy", "group_size", "block_structure")
 _PAIR = 2  # E2M1 values in a byte
-_EXPONENTS = (*SCALES, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class _Scheme:
 
 
 def detect(quantization: QuantizationConfig) -> bool:
-    """Return whether compressed-tensors made the checkpoint. Raises for a variant of it."""
+    """Return whether compressed-tensors made it. Raises `ModelError` for a variant of it."""
     if quantization["quant_method"] != "compressed-tensors":
         return False
     for key in ("transform_config", "sparsity_config"):
@@ -103,7 +104,7 @@ def _numbers(checkpoint: Checkpoint, codes: StoredTensor, schemes: Sequence[_Sch
         raise ModelError(f"{codes.file}: {codes.name}: a matrix is expected. {AGAIN}")
     scales = part_of(checkpoint, codes, f"{codes.name}_scale")
     shapes = _scale_shapes(codes, codes.shape, schemes)
-    check_part(scales, codes, shapes, _EXPONENTS)
+    check_part(scales, codes, shapes, (*SCALES, *EXPONENTS))
     block = shapes[scales.shape]
     zeros = checkpoint.tensors.get(f"{codes.name}_zero_point")
     if zeros is not None:
@@ -242,7 +243,7 @@ def _pairs(
     shape = (codes.shape[0], codes.shape[1] * _PAIR)
     scales = part_of(checkpoint, codes, f"{weight}_scale")
     shapes = _scale_shapes(codes, shape, schemes)
-    check_part(scales, codes, shapes, _EXPONENTS)
+    check_part(scales, codes, shapes, (*SCALES, *EXPONENTS))
     divisor = None
     if scales.dtype in FP8:  # nvfp4; the exponents of mxfp4 need no other scale
         divisor = part_of(checkpoint, codes, f"{weight}_global_scale")
@@ -302,9 +303,6 @@ def _block(quantization: QuantizationConfig, weights: Mapping[str, Any]) -> Bloc
         named = ", ".join(f"{key} {shown(weights.get(key))}" for key in _BLOCK_KEYS)
         raise unsupported(quantization, f"with {named}")
     return block[0], block[1]
-
-
-_BLOCK_KEYS = ("strategy", "group_size", "block_structure")
 
 
 def _object(values: Mapping[str, Any], key: str, path: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ first name is historical, and both are factors.
 from engine.errors import ModelError, shown
 from engine.weights.formats.groups import (
     AGAIN,
+    EXPONENTS,
     FP8,
     SCALES,
     Block,
@@ -51,7 +52,7 @@ def _source(checkpoint: Checkpoint, codes: StoredTensor, block: Block | None) ->
     if not stored:
         raise ModelError(f"{codes.file}: {codes.name} has no {' or '.join(names)}. {AGAIN}")
     shapes = scale_shapes(codes.shape, [block] if block else [])
-    check_part(stored[0], codes, shapes, SCALES)
+    check_part(stored[0], codes, shapes, (*SCALES, *EXPONENTS))
     return scaled_source(checkpoint, codes, stored[0], None, shapes[stored[0].shape])
 
 

@@ -70,7 +70,7 @@ class _Weight:
     groups: StoredTensor | None  # the group of each input; None: inputs are in order
     bits: int
     group_size: int
-    less: int  # what was subtracted from the stored zeros
+    is_less_one: bool  # whether zeros are stored less one
 
     def fill(self, out: Tensor) -> None:
         """Expand the weight into `out`."""
@@ -78,15 +78,25 @@ class _Weight:
         inputs = rows * _WORD_BITS // self.bits
         group = self._groups(inputs)
         scales = self.checkpoint.load(self.scales).float().T.contiguous()
-        zeros = unpack(self.checkpoint.load(self.zeros), self.bits)
-        # Codes of zero are of as many bits as others: 15, less one, stands for 0.
-        zeros = (zeros + self.less).bitwise_and_((1 << self.bits) - 1).float().T.contiguous()
+        zeros = self._zeros().float().T.contiguous()
         whole = self.bits if _WORD_BITS % self.bits else 1  # words that begin with a whole code
         for piece in pieces(rows, outputs * _WORD_BITS // self.bits, whole):
             words = self.checkpoint.load(self.codes.part(piece)).T.contiguous()
             start, stop = (edge * _WORD_BITS // self.bits for edge in (piece.start, piece.stop))
             codes = unpack(words, self.bits)
             dequantize(codes, scales, zeros, group[start:stop], out[:, start:stop])
+
+    def _zeros(self) -> Tensor:
+        """Return the codes that stand for zero, [groups, outputs]."""
+        words = self.checkpoint.load(self.zeros)
+        if not self.is_less_one:
+            return unpack(words, self.bits)
+        if _WORD_BITS % self.bits:
+            return (unpack(words, self.bits) + 1).bitwise_and_((1 << self.bits) - 1)
+        # The usual packer (gptqmodel) subtracts a one in each code from the whole word, so a zero
+        # of 0 borrows from the next code. This addition is the inverse, with the carry.
+        ones = sum(1 << shift for shift in range(0, _WORD_BITS, self.bits))
+        return unpack((words.long() + ones).to(torch.int32), self.bits)
 
     def _groups(self, inputs: int) -> Tensor:
         """Return the group of each input. Raises `ModelError` if the stored ones are wrong."""
@@ -124,7 +134,7 @@ def _source(checkpoint: Checkpoint, name: str, quantization: QuantizationConfig)
         groups=groups,
         bits=bits,
         group_size=size,
-        less=int(_version(quantization) == "gptq"),
+        is_less_one=_version(quantization) == "gptq",
     )
     parts = [part for part in (codes, zeros, scales, groups) if part is not None]
     return Source(shape=(outputs, inputs), fill=weight.fill, parts=tuple(parts))

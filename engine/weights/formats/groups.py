@@ -18,6 +18,7 @@ from engine.weights.sources import Source
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *FP8)
+EXPONENTS = (torch.uint8, torch.float8_e8m0fnu)  # of two: the scales of OCP's MX formats
 AGAIN = "The checkpoint is damaged or incomplete: download it again"
 
 _PIECE_WEIGHTS = 1 << 18  # 1 MB in float32: pieces of 16 MB, beyond the caches, took 1.9 x as long
@@ -142,11 +143,11 @@ def is_block(value: object) -> TypeGuard[Sequence[int]]:
     )
 
 
-def check_group(where: str, columns: int, group_size: int) -> None:
+def check_group(where: str, columns: int, size: int) -> None:
     """Raise `ModelError` unless groups of this size divide the columns of a weight."""
-    if columns % group_size:
+    if columns % size:
         raise ModelError(
-            f"{where}: group_size {group_size} of quantization_config does not divide its "
+            f"{where}: group_size {size} of quantization_config does not divide its "
             f"{columns} columns. Use the unquantized checkpoint"
         )
 
@@ -189,7 +190,7 @@ def load_groups(checkpoint: Checkpoint, stored: StoredTensor, count: int) -> Ten
 
 
 def load_scales(checkpoint: Checkpoint, stored: StoredTensor) -> Tensor:
-    """Return scales in float32. Bytes are exponents of two (E8M0 of OCP's MX formats)."""
+    """Return scales in float32. Those of type uint8 are exponents (E8M0)."""
     scales = checkpoint.load(stored)
     if stored.dtype == torch.uint8:
         scales = scales.view(torch.float8_e8m0fnu)

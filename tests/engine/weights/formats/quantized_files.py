@@ -140,6 +140,23 @@ def packed_integers(bits: int, group: int, *, zeros: str = "", shuffled: bool = 
     return make
 
 
+def mixed(random: np.random.Generator, shape: tuple[int, int]) -> Made:
+    """Return a weight of 8 bits if it has 64 rows, else of 4 bits."""
+    bits, group = (8, 0) if shape[0] == 64 else (4, 32)
+    return packed_integers(bits, group)(random, shape)
+
+
+def mxfp8(random: np.random.Generator, shape: tuple[int, int]) -> Made:
+    codes = fp8_codes(random, shape)
+    exponents = random.integers(117, 121, (shape[0] // 32, shape[1] // 32)).astype(np.uint8)
+    fields = {
+        "weight": tensor(codes).view(torch.float8_e4m3fn),
+        "weight_scale_inv": tensor(exponents).view(torch.float8_e8m0fnu),
+    }
+    factors = np.exp2(exponents.astype(np.float32) - 127)
+    return fields, E4M3[codes] * spread(factors, (32, 32), shape)
+
+
 def nvfp4(random: np.random.Generator, shape: tuple[int, int]) -> Made:
     codes = random.integers(0, 16, shape)
     scales = random.integers(40, 100, (shape[0], shape[1] // 16)).astype(np.uint8)
@@ -191,8 +208,8 @@ def awq_words(codes: Array) -> Array:
     return words.view(np.int32)
 
 
-def gptq(bits: int, group: int, *, less: int = 1, shuffled: bool = False) -> Maker:
-    """Return a maker of GPTQ weights. `less` is what version 1 subtracts from stored zeros."""
+def gptq(bits: int, group: int, *, version: int = 1, shuffled: bool = False) -> Maker:
+    """Return a maker of GPTQ weights. Version 1 stores zeros less one."""
 
     def make(random: np.random.Generator, shape: tuple[int, int]) -> Made:
         outputs, inputs = shape
@@ -205,7 +222,7 @@ def gptq(bits: int, group: int, *, less: int = 1, shuffled: bool = False) -> Mak
         scales = scales_of(random, zeros.shape, 0.6 / (1 << bits)).astype(np.float16)
         fields = {
             "qweight": tensor(pack_words(codes.T, bits).T),
-            "qzeros": tensor(pack_words((zeros - less) % (1 << bits), bits)),
+            "qzeros": tensor(pack_words(zeros, bits) if version == 2 else less_one(zeros, bits)),
             "scales": tensor(scales),
             "bias": torch.zeros(outputs, dtype=torch.float16),  # as AutoGPTQ stores it
         }
@@ -215,6 +232,14 @@ def gptq(bits: int, group: int, *, less: int = 1, shuffled: bool = False) -> Mak
         return fields, dense.T
 
     return make
+
+
+def less_one(zeros: Array, bits: int) -> Array:
+    """Return words of zeros less one; borrowed from the next code of a word, except for 3 bits."""
+    if bits == 3:
+        return pack_words((zeros - 1) % 8, bits)
+    ones = pack_words(np.ones_like(zeros), bits)
+    return (pack_words(zeros, bits).view(np.uint32) - ones.view(np.uint32)).view(np.int32)
 
 
 def compressed(stored: str, **weights: Any) -> dict[str, Any]:
@@ -234,9 +259,15 @@ _GROUP = {"strategy": "group", "group_size": 32}
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 _GPTQ = {"quant_method": "gptq", "group_size": 32, "sym": False}
 
+_MIXED = compressed("mixed-precision", num_bits=4, **_GROUP)
+_EIGHT = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
+_MIXED["config_groups"] |= {"group_1": {**_EIGHT, "format": "pack-quantized"}}
+
 FORMATS: dict[str, Format] = {
+    "ct-mixed": Format(_MIXED, mixed),
     "fp8-block": Format({**_FP8, "weight_block_size": [40, 48]}, fp8((40, 48))),
     "fp8-tensor": Format({**_FP8, "weight_block_size": None}, fp8((0, 0), flat=True)),
+    "fp8-exponents": Format({**_FP8, "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}, mxfp8),
     "fp8-channel": Format({"quant_method": "fbgemm_fp8"}, fp8((1, 0), "weight_scale")),
     "ct-pack4": Format(compressed("pack-quantized", num_bits=4, **_GROUP), packed_integers(4, 32)),
     "ct-pack4-asymmetric": Format(
@@ -278,8 +309,11 @@ FORMATS: dict[str, Format] = {
     "awq": Format({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, awq(32)),
     "awq-row": Format({"quant_method": "awq", "bits": 4, "group_size": -1}, awq(0)),
     "gptq4": Format({**_GPTQ, "bits": 4}, gptq(4, 32)),
+    "gptq8": Format({**_GPTQ, "bits": 8}, gptq(8, 32)),
     "gptq4-order": Format({**_GPTQ, "bits": 4, "desc_act": True}, gptq(4, 32, shuffled=True)),
-    "gptq8-v2": Format({**_GPTQ, "bits": 8, "checkpoint_format": "gptq_v2"}, gptq(8, 32, less=0)),
+    "gptq8-v2": Format(
+        {**_GPTQ, "bits": 8, "checkpoint_format": "gptq_v2"}, gptq(8, 32, version=2)
+    ),
     "gptq2-row": Format({**_GPTQ, "bits": 2, "group_size": -1}, gptq(2, 0)),
     "gptq3": Format({**_GPTQ, "bits": 3}, gptq(3, 32)),
 }
