@@ -19,6 +19,9 @@ MESSAGE_TOOL = {"name": "look_up", "input_schema": SCHEMA}
 PATCH = {"type": "custom", "name": "apply_patch", "description": "d"}
 IMAGE = {"type": "image", "source": {"type": "base64", "data": "x"}}
 LINE = "An image was left out"
+SEARCH_RESULT = {"type": "search_result", "source": "http://tea", "title": "Tea"} | {
+    "content": [{"type": "text", "text": "hot"}]
+}
 
 
 @pytest.fixture
@@ -151,6 +154,22 @@ def items(*more: dict[str, Any]) -> dict[str, Any]:
             LINE,
         ),
         (
+            "/v1/responses",
+            items({"type": "additional_tools", "role": "developer", "tools": [RESPONSE_TOOL]}),
+            None,
+            "look_up",
+        ),
+        (
+            "/v1/responses",
+            items(
+                {"type": "tool_search_output", "call_id": None}
+                | {"tools": [{"type": "namespace", "name": "n", "tools": [RESPONSE_TOOL]}]}
+            )
+            | {"tools": [PATCH, {"type": "tool_search", "execution": "client"}]},
+            "tools[1] tool_search",
+            "look_up",
+        ),
+        (
             "/v1/messages",
             {"tools": [MESSAGE_TOOL, {"type": "web_search_20250305", "name": "web_search"}]},
             "tools[1] web_search_20250305",
@@ -161,6 +180,55 @@ def items(*more: dict[str, Any]) -> dict[str, Any]:
             result_in_messages({"type": "text", "text": "seen"}, IMAGE),
             "image in a tool result",
             LINE,
+        ),
+        (
+            "/v1/messages",
+            result_in_messages({"type": "tool_reference", "tool_name": "look_up"}),
+            None,
+            "[The tool look_up can be called now.]",
+        ),
+        (
+            "/v1/messages",
+            result_in_messages(
+                {"type": "document", "title": "Tea", "source": {"type": "text", "data": "hot"}}
+            ),
+            None,
+            "\nTea\nhot\n",
+        ),
+        (
+            "/v1/messages",
+            result_in_messages({"type": "document", "source": {"type": "base64", "data": "x"}}),
+            "document in a tool result",
+            "A part of type 'document' was left out",
+        ),
+        (
+            "/v1/messages",
+            result_in_messages(SEARCH_RESULT),
+            None,
+            "\nTea\nhttp://tea\nhot\n",
+        ),
+        (
+            "/v1/messages",
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "Read:"},
+                            {
+                                "type": "document",
+                                "source": {
+                                    "type": "content",
+                                    "content": [{"type": "text", "text": "green"}],
+                                },
+                            },
+                            SEARCH_RESULT,
+                        ],
+                    }
+                ]
+            },
+            None,
+            "Read:\ngreen\n\nTea\nhttp://tea\nhot\n",
         ),
         (
             "/v1/messages",
@@ -276,6 +344,14 @@ async def test_what_would_change_the_answer_is_refused(
     assert error_of(await client.post(path, json=body_of(path, **fields)), 400)["param"] == param
 
 
+async def test_a_users_own_file_is_refused(client: httpx.AsyncClient) -> None:
+    file = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf"}}
+    body = body_of("/v1/messages", messages=[{"role": "user", "content": [file]}])
+    answer = await client.post("/v1/messages", json=body)
+    assert answer.status_code == 400
+    assert "Documents with a source of type 'base64'" in answer.json()["error"]["message"]
+
+
 async def test_thinking_parts_are_reasoning(make_app: MakeApp, engines: FakeEngines) -> None:
     template = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.content }};{% endfor %}"
     parts = [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "said"}]
@@ -314,6 +390,22 @@ async def test_a_custom_tool_is_answered_with_its_text(
     assert [e["input"] for e in seen if e["type"] == f"{kind}.done"] == [TEXT]
     last = seen[-1]["response"]["output"]
     assert [(i["name"], i["input"]) for i in last] == [("apply_patch", TEXT)]
+
+
+@pytest.mark.parametrize("size", [1, 70_000])
+async def test_the_tools_of_items_are_offered_besides_the_others(
+    client: httpx.AsyncClient, engines: FakeEngines, size: int
+) -> None:
+    engines.script.answers = lambda choice: (*ids_of(PATCH_CALL), EOS)
+    namespace = {"type": "namespace", "name": "n", "tools": [PATCH, RESPONSE_TOOL]}
+    item = {"type": "additional_tools", "tools": [RESPONSE_TOOL, namespace]}
+    fields = {"tools": [RESPONSE_TOOL], "metadata": {"m": "x" * size}}
+    body = body_of("/v1/responses", **items(item, item), **fields)
+    answer = (await client.post("/v1/responses", json=body)).json()
+    assert [tool["name"] for tool in answer["tools"]] == ["look_up", "n"]
+    (call,) = answer["output"]
+    assert (call["type"], call["namespace"], call["input"]) == ("custom_tool_call", "n", TEXT)
+    assert prompt_of(engines).count('"apply_patch"') == 1
 
 
 async def test_a_custom_tool_of_a_chat_is_answered_with_its_text(
