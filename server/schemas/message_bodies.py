@@ -13,13 +13,13 @@ from server.schemas.fields import (
     JsonObject,
     StopStrings,
     field_error,
-    joined_text,
     only_types,
     type_of,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
+_RESULT_BLOCKS = ("text", "tool_reference")
 
 
 class TextBlock(Body):
@@ -71,57 +71,6 @@ Text = Annotated[
 ]
 
 
-class PlainSource(Body):
-    """The text of a document."""
-
-    type: Literal["text"]
-    data: str
-
-
-class ContentSource(Body):
-    """The text of a document, in blocks."""
-
-    type: Literal["content"]
-    content: Text
-
-    @property
-    def data(self) -> str:
-        return joined_text(self.content)
-
-
-class DocumentBlock(Body):
-    """A document that is text; files in other formats cannot be read."""
-
-    type: Literal["document"]
-    title: str | None = None
-    context: str | None = None
-    source: Annotated[
-        Annotated[PlainSource | ContentSource, Field(discriminator="type")],
-        only_types("Documents with a source", "text", "content"),
-    ]
-
-    @property
-    def text(self) -> str:
-        return _paragraphs(self.title, self.context, self.source.data)
-
-
-class SearchResultBlock(Body):
-    """What a search of the application has found."""
-
-    type: Literal["search_result"]
-    source: str
-    title: str
-    content: TextBlocks
-
-    @property
-    def text(self) -> str:
-        return _paragraphs(self.title, self.source, joined_text(self.content))
-
-
-def _paragraphs(*texts: str | None) -> str:
-    return "\n" + "\n".join(text for text in texts if text) + "\n"
-
-
 class ToolReferenceBlock(Body):
     """A tool that a search for tools has found; from now on the request's `tools` has it."""
 
@@ -133,21 +82,21 @@ class ToolReferenceBlock(Body):
         return f"\n[The tool {self.tool_name} can be called now.]\n"
 
 
+class LeftOutBlock(LeftOutPart):
+    """A block of a tool's result that is no text: a line says that it was left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"enum": list(_RESULT_BLOCKS)}})]
+
+
 def _kind_of_result(value: object) -> str:
-    """Return the kind of a result's block: one that has text, or another, which is left out."""
     kind = type_of(value) or "text"
-    source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
-    if kind == "document":
-        return kind if type_of(source) in ("text", "content") else "other"
-    return kind if kind in ("text", "search_result", "tool_reference") else "other"
+    return kind if kind in _RESULT_BLOCKS else "other"
 
 
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("text")]
-    | Annotated[DocumentBlock, Tag("document")]
-    | Annotated[SearchResultBlock, Tag("search_result")]
     | Annotated[ToolReferenceBlock, Tag("tool_reference")]
-    | Annotated[LeftOutPart, Tag("other")],
+    | Annotated[LeftOutBlock, Tag("other")],
     Discriminator(_kind_of_result),
 ]
 ResultBlocks = Annotated[list[ResultBlock], Field(max_length=MAX_MESSAGES, fail_fast=True)]
@@ -168,10 +117,8 @@ class ToolResultBlock(Body):
 
 
 UserBlock = Annotated[
-    Annotated[
-        TextBlock | DocumentBlock | SearchResultBlock | ToolResultBlock, Field(discriminator="type")
-    ],
-    only_types("Content blocks", "text", "document", "search_result", "tool_result"),
+    Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
+    only_types("Content blocks", "text", "tool_result"),
 ]
 
 
@@ -192,7 +139,7 @@ AssistantBlock = Annotated[
 
 
 class UserTurn(Body):
-    """A turn of the user, with texts, documents and results of tool calls."""
+    """A turn of the user, with text and results of tool calls."""
 
     role: Literal["user"]
     content: Annotated[

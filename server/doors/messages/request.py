@@ -10,13 +10,11 @@ from server.doors.translation import Names, shared_fields
 from server.schemas.fields import joined_text
 from server.schemas.message_bodies import (
     CountTokensRequest,
-    DocumentBlock,
     HostedBlock,
     HostedTool,
     MessagesRequest,
     MessageTool,
     RedactedThinkingBlock,
-    SearchResultBlock,
     TextBlock,
     ThinkingBlock,
     ToolChoice,
@@ -67,8 +65,6 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     return fields
 
 
-TEXTS = (TextBlock, DocumentBlock, SearchResultBlock)  # the blocks of a turn that are text
-
 # The fields that a chat has under the same name. The last ones are extensions of both APIs.
 SHARED = (
     "model",
@@ -97,9 +93,9 @@ def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
         return
     if not turn.content:
         conversation.add_text(turn.role, "")
-    for are_texts, run in groupby(turn.content, key=lambda block: isinstance(block, TEXTS)):
+    for are_texts, run in groupby(turn.content, key=lambda block: isinstance(block, TextBlock)):
         if are_texts:  # neighbouring text blocks are joined to one text
-            text = "".join(block.text for block in run if isinstance(block, TEXTS))
+            text = "".join(block.text for block in run if isinstance(block, TextBlock))
             conversation.add_text(turn.role, text)
             continue
         for block in run:

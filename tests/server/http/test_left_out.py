@@ -19,9 +19,6 @@ MESSAGE_TOOL = {"name": "look_up", "input_schema": SCHEMA}
 PATCH = {"type": "custom", "name": "apply_patch", "description": "d"}
 IMAGE = {"type": "image", "source": {"type": "base64", "data": "x"}}
 LINE = "An image was left out"
-SEARCH_RESULT = {"type": "search_result", "source": "http://tea", "title": "Tea"} | {
-    "content": [{"type": "text", "text": "hot"}]
-}
 
 
 @pytest.fixture
@@ -189,49 +186,6 @@ def items(*more: dict[str, Any]) -> dict[str, Any]:
         ),
         (
             "/v1/messages",
-            result_in_messages(
-                {"type": "document", "title": "Tea", "source": {"type": "text", "data": "hot"}}
-            ),
-            None,
-            "\nTea\nhot\n",
-        ),
-        (
-            "/v1/messages",
-            result_in_messages({"type": "document", "source": {"type": "base64", "data": "x"}}),
-            "document in a tool result",
-            "A part of type 'document' was left out",
-        ),
-        (
-            "/v1/messages",
-            result_in_messages(SEARCH_RESULT),
-            None,
-            "\nTea\nhttp://tea\nhot\n",
-        ),
-        (
-            "/v1/messages",
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "text", "text": "Read:"},
-                            {
-                                "type": "document",
-                                "source": {
-                                    "type": "content",
-                                    "content": [{"type": "text", "text": "green"}],
-                                },
-                            },
-                            SEARCH_RESULT,
-                        ],
-                    }
-                ]
-            },
-            None,
-            "Read:\ngreen\n\nTea\nhttp://tea\nhot\n",
-        ),
-        (
-            "/v1/messages",
             {
                 "messages": [
                     {"role": "user", "content": "hi"},
@@ -342,14 +296,6 @@ async def test_what_would_change_the_answer_is_refused(
     client: httpx.AsyncClient, path: str, fields: dict[str, Any], param: str
 ) -> None:
     assert error_of(await client.post(path, json=body_of(path, **fields)), 400)["param"] == param
-
-
-async def test_a_users_own_file_is_refused(client: httpx.AsyncClient) -> None:
-    file = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf"}}
-    body = body_of("/v1/messages", messages=[{"role": "user", "content": [file]}])
-    answer = await client.post("/v1/messages", json=body)
-    assert answer.status_code == 400
-    assert "Documents with a source of type 'base64'" in answer.json()["error"]["message"]
 
 
 async def test_thinking_parts_are_reasoning(make_app: MakeApp, engines: FakeEngines) -> None:
