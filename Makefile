@@ -14,6 +14,7 @@ OLDEST_VENV := .venv-oldest
 PEERS_VENV := .venv-peers
 CLIENTS_VENV := .venv-clients
 NODE_CLIENTS := build/clients/node
+AGENTS := $(patsubst tests/clients/agents/%.json,build/clients/%/.installed,$(wildcard tests/clients/agents/*.json))
 OLDEST_TRANSFORMERS := 5.17.0
 BIN := $(VENV)/bin
 CHECKED := $(wildcard engine server tests configs benchmarks)
@@ -72,7 +73,7 @@ fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folder
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
 
-test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed ## test clients of other projects, in their own environments
+test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)
 	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
@@ -159,6 +160,13 @@ $(NODE_CLIENTS)/.installed: tests/clients/node/package.json
 	mkdir -p $(NODE_CLIENTS)
 	cp $< $(NODE_CLIENTS)
 	npm --prefix $(NODE_CLIENTS) install --no-audit --no-fund || true
+	@touch $@
+
+# The tests of an agent that cannot be installed are skipped, and show the end of the log.
+build/clients/%/.installed: tests/clients/agents/%.json
+	mkdir -p $(@D)
+	cp $< $(@D)/package.json
+	npm --prefix $(@D) install --no-audit --no-fund > $(@D)/install.log 2>&1 || true
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml constraints.txt

@@ -140,10 +140,14 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
-class Started:
-    """A notice that a request takes part in the pass that begins, sent before its first tokens."""
+class PromptProgress:
+    """A notice that the prompt of a request takes part in the pass that begins.
+
+    It is sent for the first pass, and for later ones at most once a second.
+    """
 
     request_id: str
+    done: int  # tokens of the prompt whose KV is stored
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ Outbound = (
     | Ready
     | LoadFailed
     | Heartbeat
-    | Started
+    | PromptProgress
     | Tokens
     | Failed
     | PassStats

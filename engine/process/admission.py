@@ -17,7 +17,7 @@ def check_request(request: Generate, info: ModelInfo) -> None:
     _check_ids(params.stop_token_ids, info, "stop_token_ids")
     _check_ids((token for token, _ in params.logit_bias), info, "logit_bias")
     _check_ids(request.prediction, info, "prediction")
-    _check_length(len(request.prompt), params, info)
+    check_length(len(request.prompt), params, info)
 
 
 def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
@@ -31,7 +31,8 @@ def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
         )
 
 
-def _check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> None:
+def check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> None:
+    """Raise `RequestError` if a prompt and its answer do not fit the context or the KV cache."""
     longest, max_tokens = min(info.context_length, info.capacity_tokens), params.max_tokens
     if max_tokens is not None and max_tokens < 0:
         raise RequestError(

@@ -12,6 +12,8 @@ from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.logit_rules import TokenCounts
 from engine.text.stop import StopRules
 
+REPORT_SECONDS = 1.0  # between two reports of how far a prompt is
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -35,11 +37,22 @@ class Request:
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
     num_ended: int = 0  # choices that have ended
+    _next_report: float = 0.0  # the monotonic time from which the prompt's progress is reported
 
     def end_choice(self) -> bool:
         """Count a choice that has ended. Return True if it was the last one."""
         self.num_ended += 1
         return self.num_ended == self.message.n
+
+    def is_report_due(self, now: float, *, is_first: bool) -> bool:
+        """Return whether to report how far the prompt is, and note the report if so.
+
+        `is_first`: no pass with the prompt is complete. `now` is the monotonic time.
+        """
+        is_due = is_first or now >= self._next_report
+        if is_due:
+            self._next_report = now + REPORT_SECONDS
+        return is_due
 
 
 class Status(Enum):

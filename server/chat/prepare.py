@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from engine.messages import ModelInfo
 from server.chat.answer_grammar import answer_grammar, behind_thought, dropped_of_answer
 from server.chat.echo import Echo
+from server.chat.fitting import fitting_ids
 from server.chat.grammars import completion_grammar, dropped_keywords
 from server.chat.prompt import (
     begun_answer,
-    chat_ids,
     chat_text,
     predicted_tokens,
     text_prompts,
@@ -69,8 +69,8 @@ def prepare(
 ) -> Prepared:
     """Prepare the chat that `read` makes of a request body.
 
-    Raises `ApiError` 400 for an invalid body, for messages that cannot be rendered, and for schemas
-    that cannot be expressed as a grammar.
+    Raises `ApiError` 400 for an invalid body, for messages that cannot be rendered or do not fit
+    the context, and for schemas that cannot be expressed as a grammar.
 
     Args:
         raw: the request body.
@@ -81,7 +81,7 @@ def prepare(
     request = read(raw)
     formats = formats_of(tokenizer.template, tools, reasoning)
     use = tool_use(request)
-    text = chat_text(tokenizer, request)
+    text = chat_text(tokenizer, request, tools)
     before = begun_answer(request) or text
     tokens = tokenizer.added_tokens
     grammar = answer_grammar(request, use, formats.forced, tokens)
@@ -91,7 +91,7 @@ def prepare(
     marks = formats.special_tokens(tools=bool(use.tools))
     predicted = predicted_tokens(tokenizer, info, request.prediction) if request.prediction else ()
     return Prepared(
-        array("I", chat_ids(tokenizer, info, text)),
+        array("I", fitting_ids(tokenizer, info, request, text, tools)),
         array("I", predicted),
         grammar,
         tokenizer.special_tokens(marks),

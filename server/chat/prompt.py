@@ -31,14 +31,17 @@ def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...
     return tokenizer.encode(text, special=False)
 
 
-def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
+def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | None = None) -> str:
     """Return the text of a chat, rendered by the model's chat template.
 
     Raises `ApiError` 400 when the template cannot render it.
+
+    Args:
+        tool_format: the format of tool calls that the model's file names; None: the template's.
     """
     continued = request.is_continued
     generation = request.add_generation_prompt
-    form = formats_of(tokenizer.template).tools
+    form = formats_of(tokenizer.template, tool_format).tools
     arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
 
     def render(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:

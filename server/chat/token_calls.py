@@ -28,14 +28,14 @@ ResultT = TypeVar("ResultT")
 LONGEST_ANSWER = 32 * 2**20  # bytes: as much as a body may have by default
 
 
-def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
-    """Return the answer to /tokenize. Raises `ApiError` 400."""
+def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: str | None) -> bytes:
+    """Return the answer to /tokenize. Raises `ApiError` 400. `tool_format`: as for `chat_text`."""
     body = parse_body(TokenizeRequest, raw)
     chat = chat_to_tokenize(body)
     if chat is None:
         ids = tokenizer.encode(body.text, special=body.special)
     else:
-        ids = tokenizer.encode(chat_text(tokenizer, chat), special=False)
+        ids = tokenizer.encode(chat_text(tokenizer, chat, tool_format), special=False)
     spelling = tokenizer.bytes
     answer: Tokenized = {
         "tokens": [_piece(spelling, i) for i in ids] if body.with_pieces else list(ids),
@@ -77,20 +77,32 @@ class Known(NamedTuple, Generic[ResultT]):
 
 
 def rendered(
-    tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]
+    tokenizer: Tokenizer,
+    raw: bytes,
+    read: Callable[[bytes], ChatRequest],
+    tool_format: str | None,
 ) -> Known[bytes]:
-    """Return the answer to /apply-template. Raises `ApiError` 400."""
+    """Return the answer to /apply-template. Raises `ApiError` 400.
+
+    `tool_format`: as for `chat_text`.
+    """
     request = read(raw)
-    answer: Rendered = {"prompt": chat_text(tokenizer, request)}
+    answer: Rendered = {"prompt": chat_text(tokenizer, request, tool_format)}
     return Known(_json(answer), request.left_out)
 
 
 def num_tokens(
-    tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]
+    tokenizer: Tokenizer,
+    raw: bytes,
+    read: Callable[[bytes], ChatRequest],
+    tool_format: str | None,
 ) -> Known[int]:
-    """Return how many tokens a chat's prompt has, also where they are too many for the model."""
+    """Return how many tokens a chat's prompt has, also where they are too many for the model.
+
+    `tool_format`: as for `chat_text`.
+    """
     request = read(raw)
-    ids = tokenizer.encode(chat_text(tokenizer, request), special=False)
+    ids = tokenizer.encode(chat_text(tokenizer, request, tool_format), special=False)
     return Known(len(ids), request.left_out)
 
 

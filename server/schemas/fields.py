@@ -148,6 +148,7 @@ class StreamOptions(Body):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # an extension: the usage so far on every chunk
 
 
 class SpeculationOptions(Body):
@@ -184,6 +185,7 @@ class GenerationBody(Body):
     # extensions of this server
     speculation: SpeculationOptions | None = None
     provenance: bool | None = None  # whether the answer says for each token what proposed it
+    return_token_ids: bool | None = None  # whether it has the ids of the prompt and of its tokens
     # extensions that local clients send
     top_k: Annotated[Int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -206,6 +208,12 @@ class GenerationBody(Body):
     def include_usage(self) -> bool:
         """Whether a streamed answer ends with a chunk that has its usage."""
         return bool(self.stream and self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def has_running_usage(self) -> bool:
+        """Whether every chunk of a streamed answer has the usage so far."""
+        options = self.stream_options
+        return bool(self.stream and options and options.continuous_usage_stats)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

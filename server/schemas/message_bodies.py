@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from server.schemas.chat_messages import ResultPart
+from server.schemas.chat_messages import LeftOutPart
 from server.schemas.fields import (
     Body,
     GenerationBody,
@@ -19,6 +19,7 @@ from server.schemas.fields import (
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
+_RESULT_BLOCKS = ("text", "tool_reference")
 
 
 class TextBlock(Body):
@@ -70,7 +71,35 @@ Text = Annotated[
 ]
 
 
-ResultBlocks = Annotated[list[ResultPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+class ToolReferenceBlock(Body):
+    """A tool that a search for tools has found; from now on the request's `tools` has it."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+    @property
+    def text(self) -> str:
+        return f"\n[The tool {self.tool_name} can be called now.]\n"
+
+
+class LeftOutBlock(LeftOutPart):
+    """A block of a tool's result that is no text: a line says that it was left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"enum": list(_RESULT_BLOCKS)}})]
+
+
+def _kind_of_result(value: object) -> str:
+    kind = type_of(value) or "text"
+    return kind if kind in _RESULT_BLOCKS else "other"
+
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ToolReferenceBlock, Tag("tool_reference")]
+    | Annotated[LeftOutBlock, Tag("other")],
+    Discriminator(_kind_of_result),
+]
+ResultBlocks = Annotated[list[ResultBlock], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class ToolResultBlock(Body):

@@ -75,6 +75,7 @@ SHARED = (
     "seed",
     "min_p",
     "speculation",
+    "return_token_ids",
 )
 
 

@@ -66,6 +66,7 @@ SHARED = (
     "frequency_penalty",
     "logit_bias",
     "speculation",
+    "return_token_ids",
     "top_k",
     "min_p",
     "repetition_penalty",

@@ -11,7 +11,7 @@ from server.doors.responses.request import NAMES, chat_fields
 from server.http.api import Api
 from server.http.body import body_of
 from server.http.door import chat_of, count_input_tokens, respond_in
-from server.schemas import response_answers
+from server.schemas.response_answers import ResponseEvent, WholeResponse
 from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import InputTokens
 
@@ -20,7 +20,7 @@ api = Api()
 Body = Annotated[Received[ResponseRequest], Depends(body_of(ResponseRequest))]
 
 
-@api.post("/responses", ResponseRequest, response_answers.Response, response_answers.ResponseEvent)
+@api.post("/responses", ResponseRequest, WholeResponse, ResponseEvent)
 async def create_response(request: Request, received: Body) -> Response:
     """Continue a conversation that the request holds whole. The server stores nothing."""
     source = await chat_of(request, received, chat_fields, NAMES)

@@ -35,7 +35,9 @@ async def tokenize(request: Request, received: Text) -> Response:
     """Tokenize a text, or the prompt of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
-        return await model.text.call_on_model(tokenized, received.raw, model.info)
+        return await model.text.call_on_model(
+            tokenized, received.raw, model.info, model.entry.parsers.tools
+        )
 
     return await answer_of_model(request, received.body.model, work)
 
@@ -55,7 +57,9 @@ async def apply_template(request: Request, received: Chat) -> Response:
     """Return the prompt that the template makes of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
-        known = await model.text.call_on_model(rendered, received.raw, read_chat)
+        known = await model.text.call_on_model(
+            rendered, received.raw, read_chat, model.entry.parsers.tools
+        )
         note_left_out(request.state.request_id, measurement_of(request), known.left_out)
         return known.result
 

@@ -16,10 +16,13 @@ TOOL = re.compile(r'\{"type": ?"function", ?"function":')
 def answer(script: Script, form: ModelFormat, prompt: str) -> str:
     """Return the answer to a prompt, with the mark of its end."""
     step = chosen(script, form, prompt)
+    tools = tools_in(prompt)
+    if step.calls and not tools:
+        step = script.otherwise
     try:
-        calls = resolve(step.calls, tools_in(prompt))
-    except LookupError:
-        step, calls = script.otherwise, []
+        calls = resolve(step.calls, tools)
+    except LookupError as error:
+        return form.write(f"The script cannot go on: {error}", "", [])
     return form.write(step.text, step.thought, calls)
 
 

@@ -28,6 +28,7 @@ class ModelFormat:
         thought: the text around a thought; empty if the models do not think.
         text: the text around an answer's text.
         text_before_calls: the text around a text that calls follow; None if it is left out.
+        has_one_call: whether an answer has at most one call.
     """
 
     call: WriteCall
@@ -37,9 +38,11 @@ class ModelFormat:
     thought: tuple[str, str] | None = None
     text: tuple[str, str] = ("", "")
     text_before_calls: tuple[str, str] | None = ("", "\n")
+    has_one_call: bool = False
 
     def write(self, text: str, thought: str, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-        """Return an answer with its end. Llama and gpt-oss have at most one call in an answer."""
+        """Return an answer with its end."""
+        assert len(calls) <= 1 or not self.has_one_call
         parts = [thought.join(self.thought)] if thought and self.thought else []
         around = self.text_before_calls if calls else self.text
         if text and around:
@@ -114,6 +117,7 @@ FORMATS: dict[str, ModelFormat] = {
         thought=("<|channel|>analysis<|message|>", NEXT),
         text=("<|channel|>final<|message|>", ""),
         text_before_calls=("<|channel|>commentary<|message|>", NEXT),
+        has_one_call=True,
     ),
     "llama3_json": ModelFormat(
         _llama3_json,
@@ -124,6 +128,7 @@ FORMATS: dict[str, ModelFormat] = {
         ),
         ends=("<|eot_id|>", "<|eom_id|>"),
         text_before_calls=None,
+        has_one_call=True,
     ),
     "mistral": ModelFormat(
         _mistral,

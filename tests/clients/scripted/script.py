@@ -6,8 +6,8 @@
 A prompt is answered by the turn whose `after` occurs last in it, so a conversation of several
 questions is several turns. The steps of a turn follow each other: a step is taken when the prompt
 has, after the place of `after`, the results of all calls of the steps before it. A prompt without
-any `after`, or without the tools that a step calls, is answered by `otherwise`: clients ask for
-titles in requests of their own.
+any `after`, or without tools where a step calls one, is answered by `otherwise`: clients ask for
+titles in requests of their own. If only the tool of a call is missing, the answer says so.
 
 This file needs only the standard library: tests in the environments of other projects import it.
 """
