@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -163,3 +163,13 @@ def left_out(server: ScriptedServer) -> set[str]:
     """Return what the server left out of the requests, without its place."""
     named = {part for r in server.requests() for part in r.ignored.split(", ") if part}
     return {part.partition("] ")[2] or part for part in named}
+
+
+def test_codex_waits_for_a_model_that_is_silent(scripted: ScriptedServer, tmp_path: Path) -> None:
+    """Only Codex has a limit of its own that comments do not reset; it is five minutes."""
+    program = program_of("Codex CLI", scripted, "scripted-hermes", tmp_path)
+    wire = 'wire_api = "responses"\n'
+    setup = program.setup.with_replaced(wire, f"{wire}stream_idle_timeout_ms = 4000\n")
+    scripted.play("hermes", Script(Turn(TASK, Step(DONE)), first_after_s=12.0))
+    assert DONE in replace(program, setup=setup).run()
+    assert len(scripted.requests()) == 1  # it has not asked again

@@ -25,7 +25,7 @@ from engine.messages import (
     Tokens,
 )
 from engine.process import worker
-from engine.process.worker import OnPassProgress, OnStart
+from engine.process.worker import OnPassProgress, OnPrompt
 from engine.spec import ModelSpec
 from engine.streaming.recheck import Rechecks
 from engine.text.detokenize import Detokenizer, TokenBytes
@@ -99,7 +99,7 @@ def _certain(token: int, num_top: int) -> TokenLogprob:
 class ScriptedEngine:
     """An engine with the interface `engine.process.worker.StepEngine`."""
 
-    def __init__(self, spec: ModelSpec, progress: OnPassProgress, on_start: OnStart) -> None:
+    def __init__(self, spec: ModelSpec, progress: OnPassProgress, on_prompt: OnPrompt) -> None:
         folder = Path(spec.target.source)
         self._script_path = folder / "script.json"
         self._format = FORMATS[json.loads((folder / "format.json").read_text())]
@@ -108,7 +108,7 @@ class ScriptedEngine:
         ends = map(self._bytes.special_token, self._format.ends)
         self._ends = tuple(end for end in ends if end is not None)
         self._progress = progress
-        self._on_start = on_start
+        self._on_prompt = on_prompt
         self._running: dict[str, Iterator[list[Tokens]]] = {}
         self._aborted: set[str] = set()
         self._lock = threading.Lock()
@@ -130,11 +130,11 @@ class ScriptedEngine:
 
     @classmethod
     def load(
-        cls, spec: ModelSpec, progress: ReportProgress, on_pass: OnPassProgress, on_start: OnStart
+        cls, spec: ModelSpec, progress: ReportProgress, on_pass: OnPassProgress, on_prompt: OnPrompt
     ) -> "ScriptedEngine":
         """Return an engine; see `engine.process.worker.Load`."""
         progress("loading", 1, 1)
-        return cls(spec, on_pass, on_start)
+        return cls(spec, on_pass, on_prompt)
 
     def add(self, request: Generate) -> None:
         """Begin a request. Raises `RequestError` for what no script can answer."""
@@ -177,7 +177,7 @@ class ScriptedEngine:
         prompt = self._tokenizer.decode(list(request.prompt), skip_special_tokens=False)
         text = answer(script, self._format, prompt)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        self._on_start(request.request_id)
+        self._on_prompt(request.request_id, 0)
         yield from _waiting(script.first_after_s)
         choices = [self._choice(request, index, list(ids)) for index in range(request.n)]
         while choices:
