@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.documented import TASK, setup_of
-from tests.clients.program import Program, installed
+from tests.clients.program import TIMEOUT_S, Program, installed
 from tests.clients.scripted.formats import FORMATS
 from tests.clients.scripted.script import Call, Script, Step, Turn
 from tests.clients.scripted.server import ScriptedServer
@@ -24,7 +24,10 @@ PATCH = """apply_patch <<'EOF'
 *** End Patch
 EOF
 """
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_S)  # a test has at most two runs
 DONE, AGAIN, DONE_AGAIN = "It is all done now.", "Read it once more.", "I have read it."
+LONG_DEMO = "demo-64k"  # whatever it says
+ANSWER_LIMIT = "8192"  # tokens, in the settings of the clients that have such a limit
 CHANGE = {"old_?[sS]tring": '"red"', "new_?[sS]tring": "'white'"}
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg=="
@@ -163,6 +166,17 @@ def left_out(server: ScriptedServer) -> set[str]:
     """Return what the server left out of the requests, without its place."""
     named = {part for r in server.requests() for part in r.ignored.split(", ") if part}
     return {part.partition("] ")[2] or part for part in named}
+
+
+@pytest.mark.parametrize("heading", AGENTS)
+def test_an_agent_gets_answers_of_the_demo(
+    scripted: ScriptedServer, tmp_path: Path, heading: str
+) -> None:
+    program = program_of(heading, scripted, LONG_DEMO, tmp_path)
+    program = replace(program, setup=program.setup.with_replaced(ANSWER_LIMIT, "64"))
+    program.run()
+    assert scripted.failed() == []
+    assert LONG_DEMO in scripted.requests()[-1].body
 
 
 def test_codex_waits_for_a_model_that_is_silent(scripted: ScriptedServer, tmp_path: Path) -> None:
