@@ -194,6 +194,7 @@ class ScriptedEngine:
             eos_token_ids=self._ends,
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
             detokenizer=Detokenizer(self._bytes.showing(params.shown_tokens)),
+            answer_format=request.answer_format,
         )
         return Choice(request, index, ids, rules)
 
