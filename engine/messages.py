@@ -4,8 +4,9 @@ They are frozen dataclasses, which the pipe pickles: the engine is a child of th
 trusted. The front end sends `Generate`, `Abort` and `Shutdown`, and the engine all others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from engine.spec import Numerics
 
@@ -66,6 +67,22 @@ AUTO = Speculation()  # the settings of the model's file
 
 
 @dataclass(frozen=True)
+class AnswerFormat:
+    """The way in which the answer to a chat is parsed, for the search for stop strings.
+
+    Args:
+        calls, reasoning: the names of the formats, for `engine.parsing.selection.formats_of`.
+        tools: the schemas of the parameters of the tools that the answer may call, by name.
+        before: the text that the answer continues.
+    """
+
+    calls: str
+    reasoning: str
+    tools: Mapping[str, Mapping[str, Any]]
+    before: str
+
+
+@dataclass(frozen=True)
 class Generate:
     """A request to generate n choices for one prompt. The noise of choice k is keyed by k."""
 
@@ -76,6 +93,7 @@ class Generate:
     key: str = ""  # names the API key, for round robin between keys
     speculation: Speculation = AUTO
     prediction: tuple[int, ...] = ()  # tokens that the client expects, which are drafted
+    answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
 
 
 @dataclass(frozen=True)
@@ -191,6 +209,9 @@ class Tokens:
     `text` can be shown at once: a possible beginning of a stop string or of a UTF-8 character is
     held back, so that it may be shorter than the text of `ids`. The last message of a choice has
     `finish` ("stop" or "length") and `stats`.
+
+    `lookahead` is what the answer's parser has to read after the last `text` of a choice that ends
+    at a stop string: what follows decides whether the end of the text is content. It is not shown.
     """
 
     request_id: str
@@ -202,6 +223,7 @@ class Tokens:
     origins: tuple[Origin, ...] = ()  # one for each id
     finish: str | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
+    lookahead: str = ""
     stats: Stats | None = None
 
 

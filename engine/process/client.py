@@ -12,6 +12,7 @@ from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, Request
 from engine.messages import (
     AUTO,
     Abort,
+    AnswerFormat,
     Audited,
     Failed,
     Generate,
@@ -144,6 +145,7 @@ class EngineClient:
         key: str = "",
         speculation: Speculation = AUTO,
         prediction: Sequence[int] = (),
+        answer_format: AnswerFormat | None = None,
         *,
         on_prompt: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
@@ -153,15 +155,14 @@ class EngineClient:
         request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
         Args:
-            key: the name of the API key, for fairness between keys.
-            prediction: tokens that the answer will probably contain.
+            key, prediction, answer_format: as in `Generate`.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
                 pass of the request begins, about once a second, and when the prompt is complete.
         """
         if self.state != "ready" or self.info is None or self._child is None or self._refusal:
             raise self._not_ready()
         message = Generate(
-            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction)
+            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction), answer_format
         )
         check_request(message, self.info)
         self._refuse_after_crashes(message)

@@ -77,6 +77,7 @@ class Loaded:
             eos_token_ids=self.limits.eos_token_ids,
             max_tokens=most if wanted is None else min(most, wanted),
             detokenizer=Detokenizer(self.tokens.showing(message.params.shown_tokens)),
+            answer_format=message.answer_format,
         )
 
 

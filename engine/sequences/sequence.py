@@ -120,7 +120,7 @@ class TokenSequence:
 
         self._num_reported = self.num_prompt
         # Text and other results since the last report.
-        self._text = ""
+        self._text = self._lookahead = ""
         self._logprobs: list[TokenLogprob] = []
         self._origins: list[Origin] = []
         self._prompt_logprobs: list[TokenLogprob | None] = []
@@ -269,7 +269,7 @@ class TokenSequence:
         self.counts.add(token)
         complete = self.constraint is not None and self.constraint.emit(token)
         result = self.rules.push(token, last=complete)
-        self._text += result.text
+        self._text, self._lookahead = self._text + result.text, result.lookahead
         if logprob is not None:
             self._logprobs.append(logprob)
         self._origins.append(Origin(source, depth, self.passes))
@@ -289,6 +289,7 @@ class TokenSequence:
             origins=tuple(self._origins),
             finish=self.finish,
             stop_reason=self.stop_reason,
+            lookahead=self._lookahead,
             stats=None if self.finish is None else self.stats(),
         )
         self._num_reported, self._text = len(self.tokens), ""

@@ -2,10 +2,14 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from engine.messages import SamplingParams
+from engine.messages import AnswerFormat, SamplingParams
+from engine.parsing.parser import Parser
+from engine.parsing.selection import formats_of
 from engine.text.detokenize import Detokenizer
+from engine.text.stop_strings import StopStrings
 
 
 @dataclass(frozen=True)
@@ -15,14 +19,15 @@ class StopResult:
     text: str
     finish: Literal["stop", "length"] | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id
+    lookahead: str = ""  # text after a stop, as in `Tokens`
 
 
 class StopRules:
     """The stop rules of one choice, which check its tokens one by one.
 
-    - A stop string ends the choice at the token that completes it. The string is never part of the
-      text, even if it spans several tokens. If several are completed, the one that is complete
-      first counts; of those complete at the same character, the longest.
+    - A stop string ends the choice at the token that completes it, or at the token that makes
+      certain that it is content (see `StopStrings`). The string is never part of the text, even if
+      it spans several tokens.
     - An end-of-sequence token or stop token ends the choice. Its own text is not shown.
     - Neither applies to the first `params.min_tokens` tokens. A stop string that is completed there
       is ordinary text.
@@ -34,6 +39,7 @@ class StopRules:
         max_tokens: the most tokens of the choice, by the context length and `params.max_tokens`;
             if it is 0, no token may be pushed.
         detokenizer: turns the tokens into text.
+        answer_format: how the answer is parsed; None if all its text is content.
     """
 
     def __init__(
@@ -43,18 +49,16 @@ class StopRules:
         eos_token_ids: Collection[int],
         max_tokens: int,
         detokenizer: Detokenizer,
+        answer_format: AnswerFormat | None = None,
     ) -> None:
         assert max_tokens >= 0, "the prompt is longer than the context"
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._min_tokens = params.min_tokens
         self._max_tokens = max_tokens
-        # by their first character: of many strings, few are compared with each character
-        self._strings: dict[str, list[str]] = {}
-        for stop in filter(None, dict.fromkeys(params.stop)):
-            self._strings.setdefault(stop[0], []).append(stop)
+        new_parser = None if answer_format is None else partial(_new_parser, answer_format)
+        self._stop_strings = StopStrings(params.stop, new_parser)
         self._detokenizer = detokenizer
-        self._withheld = ""  # the end of the text that may become a stop string
         self._finished = False
         self.num_tokens = 0
 
@@ -76,45 +80,29 @@ class StopRules:
             return self._end(text, "stop", None)
         if self.num_tokens >= self._max_tokens:
             return self._end(text, "length", None)
-        shown, stop = self._scan(text)
-        if stop is not None:
-            self._finished = True
-            return StopResult(shown, "stop", stop)
-        return StopResult(shown)
+        return self._scan(text)
 
     def _end(self, text: str, finish: Literal["stop", "length"], reason: int | None) -> StopResult:
         """Return the last result, with all withheld text unless a stop string is completed."""
         self._finished = True
-        shown, stop = self._scan(text + self._detokenizer.finish())
-        if stop is not None:
-            return StopResult(shown, "stop", stop)
-        return StopResult(shown + self._withheld, finish, reason)
+        return self._scan(text + self._detokenizer.finish(), finish, reason)
 
-    def _scan(self, text: str) -> tuple[str, str | None]:
-        """Add new text. Return the text that may be shown now, and a completed stop string if any.
+    def _scan(
+        self,
+        text: str,
+        finish: Literal["stop", "length"] | None = None,
+        reason: int | None = None,
+    ) -> StopResult:
+        """Add new text, and return the result of its token unless a stop string is completed."""
+        scanned = self._stop_strings.scan(
+            text, is_counted=self.num_tokens > self._min_tokens, is_last=finish is not None
+        )
+        if scanned.stop is None:
+            return StopResult(scanned.shown, finish, reason)
+        self._finished = True
+        return StopResult(scanned.shown, "stop", scanned.stop, scanned.lookahead)
 
-        A stop string counts only if it ends within the new text. One that was completed within the
-        first `min_tokens` tokens ends before it.
-        """
-        if not self._strings:
-            return text, None
-        known, text = len(self._withheld), self._withheld + text
-        if self.num_tokens > self._min_tokens:
-            ends = [
-                (start + len(stop), -len(stop), stop)
-                for start, character in enumerate(text)
-                for stop in self._strings.get(character, ())
-                if start + len(stop) > known and text.startswith(stop, start)
-            ]
-            if ends:
-                end, _, stop = min(ends)
-                return text[: end - len(stop)], stop
-        split = next(filter(lambda start: self._may_begin(text[start:]), range(len(text))), None)
-        split = len(text) if split is None else split
-        self._withheld = text[split:]
-        return text[:split], None
 
-    def _may_begin(self, end: str) -> bool:
-        """Return whether the end of a text may be the start of a stop string."""
-        stops = self._strings.get(end[0], ())
-        return any(len(stop) > len(end) and stop.startswith(end) for stop in stops)
+def _new_parser(answer: AnswerFormat) -> Parser:
+    """Return the parser of one answer, the same that the front end reads the answer with."""
+    return formats_of("", answer.calls, answer.reasoning).parser(answer.tools, answer.before)

@@ -6,6 +6,8 @@ Compiling a grammar is slow: call the functions that raise `ApiError` in a threa
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.parsing.format import CallSyntax
+from engine.parsing.selection import Formats
 from server.chat.grammars import (
     Passage,
     allow_thinking,
@@ -20,8 +22,6 @@ from server.chat.json_schemas import prepared_schema
 from server.chat.parameter_grammar import is_expressible
 from server.chat.tools import ToolUse
 from server.errors import ApiError
-from server.parsing.format import CallSyntax
-from server.parsing.selection import Formats
 from server.schemas.chat import ChatRequest
 from server.schemas.tools import Tool
 

@@ -4,8 +4,8 @@ import codecs
 from bisect import bisect_right
 from collections.abc import Iterable
 
+from engine.parsing.parser import Kind, Piece
 from engine.text.detokenize import TokenBytes
-from server.parsing.parser import Kind, Piece
 
 
 class AnswerParts:

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import AsyncGenerator
 
+from engine.messages import AnswerFormat
 from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.chat_writer import ChatWriter
 from server.chat.generation import Job
@@ -51,6 +52,9 @@ async def chat_chunks(
         key=caller.key,
         speculation=speculation_of(body.speculation, model.info),
         prediction=asked.prediction,
+        answer_format=AnswerFormat(*formats.names, asked.tools, asked.before)
+        if params.stop
+        else None,
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))

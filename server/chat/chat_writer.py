@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from engine.parsing.parser import Parser
 from server.chat.answer import Answer
 from server.chat.generation import Output
 from server.chat.logprobs import PlacedToken, chat_logprobs, token_origins
 from server.chat.reply import Reply
-from server.parsing.parser import Parser
 from server.schemas.answers import (
     ChatChoice,
     ChatChunk,

@@ -6,7 +6,15 @@ import functools
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from engine.messages import AUTO, SamplingParams, Speculation, Stats, TokenLogprob, Tokens
+from engine.messages import (
+    AUTO,
+    AnswerFormat,
+    SamplingParams,
+    Speculation,
+    Stats,
+    TokenLogprob,
+    Tokens,
+)
 from server.metrics.wait_status import Wait, in_line
 from server.models.lending import LoadedModel
 
@@ -23,6 +31,7 @@ class Job:
     key: str = ""  # the name of the API key
     speculation: Speculation = AUTO
     prediction: Sequence[int] = ()  # tokens that the client expects
+    answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
 
     @property
     def num_choices(self) -> int:
@@ -73,6 +82,7 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
                 job.key,
                 job.speculation,
                 job.prediction,
+                job.answer_format,
                 on_prompt=functools.partial(note_prompt, i),
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))

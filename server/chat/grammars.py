@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from engine.errors import RequestError
+from engine.parsing.format import ParameterSyntax
 from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
 from server.chat.grammar_tags import Tags, with_json_form
 from server.chat.json_schemas import prepared_schema
 from server.chat.parameter_grammar import parameter_rules
 from server.errors import ApiError
-from server.parsing.format import ParameterSyntax
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.structured import StructuredBody, StructuredOutputs

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from engine.parsing.format import ParameterSyntax
+from engine.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 from engine.sampling.grammar.grammar import regex_part
 from server.chat.grammar_tags import Tags, with_json_form
-from server.parsing.format import ParameterSyntax
-from server.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 
 OTHER_KINDS = ("number", "boolean", "null", "array", "object")
 # The keywords that the schema of all parameters may have, apart from `ANNOTATIONS`.

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import ModelInfo
+from engine.parsing.calls import Tools
+from engine.parsing.selection import formats_of
 from server.chat.answer_grammar import answer_grammar, behind_thought, dropped_of_answer
 from server.chat.echo import Echo
 from server.chat.fitting import fitting_ids
@@ -21,8 +23,6 @@ from server.chat.prompt import (
 )
 from server.chat.tools import tool_use
 from server.errors import ApiError
-from server.parsing.calls import Tools
-from server.parsing.selection import formats_of
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import parse_body
 from server.schemas.completions import CompletionRequest

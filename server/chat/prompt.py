@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.messages import ModelInfo
+from engine.parsing.formats import hermes
+from engine.parsing.selection import FALLBACK, formats_of, known_formats
 from server.chat.tools import tool_use
 from server.conversation.features import Message, Tool
 from server.conversation.forms import render_conversation
 from server.errors import ApiError
-from server.parsing.formats import hermes
-from server.parsing.selection import FALLBACK, formats_of, known_formats
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.chat_messages import (
     AssistantMessage,

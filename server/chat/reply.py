@@ -6,11 +6,11 @@ from dataclasses import replace
 from itertools import compress
 
 from engine.messages import Tokens
+from engine.parsing.parser import Parser, Piece, clip, merge
 from engine.text.detokenize import TokenBytes
 from server.chat.answer_parts import AnswerParts, TokenOffsets
 from server.chat.custom_input import InputReader
 from server.chat.logprobs import PlacedToken, TokenAligner
-from server.parsing.parser import Parser, Piece, merge
 from server.schemas.answers import CallDelta, Delta
 
 
@@ -49,9 +49,11 @@ class Reply:
 
     def read(self, tokens: Tokens) -> Iterator[tuple[Delta, list[PlacedToken]]]:
         """Yield the deltas that more tokens give, each with the tokens to report in its chunk."""
-        pieces = self._parser.feed(tokens.text)
+        pieces = self._parser.feed(tokens.text + tokens.lookahead)
         if tokens.finish is not None:
             pieces += self._parser.finish()
+        if tokens.lookahead:
+            pieces = clip(pieces, len(self._unread) + len(tokens.text))
         self._offsets.add(tokens.ids)
         start = self._parts.num_characters
         self._parts.add(pieces)

@@ -12,6 +12,7 @@ from engine.drafting.method import facts_of
 from engine.drafting.methods import available
 from engine.errors import ModelError, shown
 from engine.files import find_folder, read_text
+from engine.parsing.selection import NO_REASONING, format_names
 from engine.spec import (
     DraftSpec,
     MemorySpec,
@@ -23,7 +24,6 @@ from engine.spec import (
     Tier,
 )
 from server.config.files import Auto, ConfigError, Section, Size, read_section
-from server.parsing.selection import NO_REASONING, format_names
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")

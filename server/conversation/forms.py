@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence, Set
 
+from engine.parsing.format import CallSyntax
 from server.conversation.features import (
     Feature,
     Message,
@@ -15,7 +16,6 @@ from server.conversation.features import (
 from server.conversation.presence import is_whole, marked
 from server.conversation.shape import shaped, with_arguments
 from server.errors import ApiError
-from server.parsing.format import CallSyntax
 
 log = logging.getLogger("understudy.text")
 

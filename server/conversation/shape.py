@@ -9,9 +9,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
+from engine.parsing.format import CallSyntax
 from server.conversation.features import Feature, Message, Tool
 from server.conversation.tool_instructions import tell_calls, tell_tools
-from server.parsing.format import CallSyntax
 
 SEPARATOR = "\n\n"  # between the texts of joined messages
 FILLER = "..."  # the text of an added message for templates that refuse an empty one

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from engine.parsing.format import CallSyntax
 from server.conversation.features import Message
-from server.parsing.format import CallSyntax
 
 
 def tell_tools(

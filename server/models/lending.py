@@ -14,6 +14,13 @@ from typing import Protocol, Self
 
 from engine.errors import EngineDied, QueueFull
 from engine.messages import LoadProgress, ModelInfo
+from engine.parsing.selection import (
+    FALLBACK,
+    Formats,
+    format_names,
+    formats_of,
+    known_formats,
+)
 from engine.process.client import EngineCallbacks, EngineClient
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
@@ -22,13 +29,6 @@ from server.errors import ApiError
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.statistics import EngineStatistics
-from server.parsing.selection import (
-    FALLBACK,
-    Formats,
-    format_names,
-    formats_of,
-    known_formats,
-)
 from server.text.client import TextWork
 from server.text.messages import TextFacts
 

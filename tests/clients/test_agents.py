@@ -2,13 +2,13 @@
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.clients.documented import TASK, setup_of
-from tests.clients.program import Program, installed
+from tests.clients.program import TIMEOUT_S, Program, installed
 from tests.clients.scripted.formats import FORMATS
 from tests.clients.scripted.script import Call, Script, Step, Turn
 from tests.clients.scripted.server import ScriptedServer
@@ -24,7 +24,10 @@ PATCH = """apply_patch <<'EOF'
 *** End Patch
 EOF
 """
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_S)  # a test has at most two runs
 DONE, AGAIN, DONE_AGAIN = "It is all done now.", "Read it once more.", "I have read it."
+LONG_DEMO = "demo-64k"  # whatever it says
+ANSWER_LIMIT = "8192"  # tokens, in the settings of the clients that have such a limit
 CHANGE = {"old_?[sS]tring": '"red"', "new_?[sS]tring": "'white'"}
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg=="
@@ -163,3 +166,24 @@ def left_out(server: ScriptedServer) -> set[str]:
     """Return what the server left out of the requests, without its place."""
     named = {part for r in server.requests() for part in r.ignored.split(", ") if part}
     return {part.partition("] ")[2] or part for part in named}
+
+
+@pytest.mark.parametrize("heading", AGENTS)
+def test_an_agent_gets_answers_of_the_demo(
+    scripted: ScriptedServer, tmp_path: Path, heading: str
+) -> None:
+    program = program_of(heading, scripted, LONG_DEMO, tmp_path)
+    program = replace(program, setup=program.setup.with_replaced(ANSWER_LIMIT, "64"))
+    program.run()
+    assert scripted.failed() == []
+    assert LONG_DEMO in scripted.requests()[-1].body
+
+
+def test_codex_waits_for_a_model_that_is_silent(scripted: ScriptedServer, tmp_path: Path) -> None:
+    """Only Codex has a limit of its own that comments do not reset; it is five minutes."""
+    program = program_of("Codex CLI", scripted, "scripted-hermes", tmp_path)
+    wire = 'wire_api = "responses"\n'
+    setup = program.setup.with_replaced(wire, f"{wire}stream_idle_timeout_ms = 4000\n")
+    scripted.play("hermes", Script(Turn(TASK, Step(DONE)), first_after_s=12.0))
+    assert DONE in replace(program, setup=setup).run()
+    assert len(scripted.requests()) == 1  # it has not asked again

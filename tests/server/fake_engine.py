@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.errors import EngineDied, EngineError, QueueFull
 from engine.messages import (
     AUTO,
+    AnswerFormat,
     Generate,
     ModelInfo,
     Origin,
@@ -227,6 +228,7 @@ class FakeEngine:
         key: str = "",
         speculation: Speculation = AUTO,
         prediction: Sequence[int] = (),
+        answer_format: AnswerFormat | None = None,
         *,
         on_prompt: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
@@ -235,7 +237,7 @@ class FakeEngine:
         if self.script.refuse is not None:
             raise self.script.refuse
         message = Generate(
-            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction)
+            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction), answer_format
         )
         check_request(message, self.info)
         if len(self.running) >= self.max_queue:
@@ -300,6 +302,7 @@ class FakeEngine:
             eos_token_ids=(EOS,),
             max_tokens=room if params.max_tokens is None else params.max_tokens,
             detokenizer=Detokenizer(spelling().showing(params.shown_tokens)),
+            answer_format=message.answer_format,
         )
         script = list(self.script.answers(choice)) if params.max_tokens != 0 else []
         passes: list[Tokens] = []
@@ -308,12 +311,13 @@ class FakeEngine:
             passes.append(Tokens(message.request_id, choice, (), "", finish="length", stats=stats))
         while not passes or passes[-1].finish is None:
             burst, script = script[: self.script.burst], script[self.script.burst :]
-            text, ids, finish, reason = "", [], None, None
+            text, ids, finish, reason, lookahead = "", [], None, None, ""
             for token in burst or [ord(".")]:
                 verdict = rules.push(token)
                 ids.append(token)
                 text += verdict.text
                 finish, reason = verdict.finish, verdict.stop_reason
+                lookahead = verdict.lookahead
                 if finish is not None:
                     break
             passes.append(
@@ -328,6 +332,7 @@ class FakeEngine:
                     origins=_origins(len(ids), len(passes) + 1),
                     finish=finish,
                     stop_reason=reason,
+                    lookahead=lookahead,
                     stats=None
                     if finish is None
                     else _stats(message, rules.num_tokens, len(passes) + 1),

@@ -245,3 +245,15 @@ def test_the_demo_with_a_long_context_answers_the_same_without_a_draft(
         assert extra["timings"]["draft_n_accepted"] > 0
     assert answer.usage is not None and answer.usage.prompt_tokens > 2048
     assert text(ask(client, model="demo-64k")).startswith("Once")
+
+
+def test_a_stop_string_counts_in_the_content_only(client: openai.OpenAI) -> None:
+    question = [{"role": "user", "content": "What is 58 + 27?"}]
+    asked: Any = {"messages": question, "reasoning_effort": "low", "max_tokens": 96}
+    whole: Any = ask(client, **asked).choices[0].message
+    stop = next(word for word in whole.content.split() if word in whole.reasoning_content)
+    (choice,) = ask(client, **asked, stop=[stop]).choices
+    message: Any = choice.message
+    assert message.reasoning_content == whole.reasoning_content
+    assert message.content == whole.content[: whole.content.index(stop)]
+    assert choice.finish_reason == "stop"

@@ -177,7 +177,7 @@ class ScriptedEngine:
         prompt = self._tokenizer.decode(list(request.prompt), skip_special_tokens=False)
         text = answer(script, self._format, prompt)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        self._on_prompt(request.request_id, len(request.prompt))
+        self._on_prompt(request.request_id, 0)
         yield from _waiting(script.first_after_s)
         choices = [self._choice(request, index, list(ids)) for index in range(request.n)]
         while choices:
@@ -194,6 +194,7 @@ class ScriptedEngine:
             eos_token_ids=self._ends,
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
             detokenizer=Detokenizer(self._bytes.showing(params.shown_tokens)),
+            answer_format=request.answer_format,
         )
         return Choice(request, index, ids, rules)
 

@@ -48,8 +48,9 @@ class Recorder:
                 "body": body.decode(errors="replace"),
                 "answer": answer.decode(errors="replace"),
             }
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found | texts) + "\n")
+            line = json.dumps(found | texts) + "\n"
+            with self._path.open("ab", buffering=0) as file:  # one write: readers see whole lines
+                file.write(line.encode())
 
         async def receive_recorded() -> Message:
             message = await receive()

@@ -90,6 +90,8 @@ def scripted_server(python: str, folder: Path) -> Iterator[ScriptedServer]:
     """Run a server with the interpreter `python`, and yield it once a scripted model is loaded."""
     for name, form in FORMATS.items():
         write_model(folder, name, form)
+    # Clients with a short patience must get a signal in time.
+    (folder / "understudy.yaml").write_text("keepalive: 1\n")
     command = ["-m", "tests.clients.scripted.serve", str(folder / "requests.jsonl"), "serve"]
     command += [model_id("hermes"), "--config", str(folder), "--port", "0"]
     with running_server([python, *command], folder) as (_, url):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import ModelError, RequestError
-from engine.messages import Failed, Tokens
+from engine.messages import AnswerFormat, Failed, Tokens
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.weights.family import check_family
@@ -165,6 +166,20 @@ def test_a_failed_read_fails_only_the_requests_of_its_pass() -> None:
     assert all("layers.1" in e.message for e in events if isinstance(e, Failed))
     assert run(engine, [request("a", prompt(9), max_tokens=6)])[("a", 0)].exact == want.exact
     engine.close()
+
+
+def test_an_answer_that_cannot_be_parsed_fails_alone(engine: Engine) -> None:
+    unknown = AnswerFormat("no such format", "none", {}, "")
+    broken = request("a", prompt(9), max_tokens=6, stop=("x",), n=2)
+    engine.add(replace(broken, answer_format=unknown))
+    engine.add(request("b", prompt(9, 1), max_tokens=6, stop=("x",)))
+    events: list[Tokens | Failed] = []
+    while engine.has_work():
+        events += engine.step()
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert (failed.request_id, failed.code) == ("a", "answer_unreadable")
+    assert [e.request_id for e in events if isinstance(e, Tokens) and e.finish] == ["b"]
+    assert engine._cache.num_free_pages == engine._cache.num_pages
 
 
 class BrokenOnce:

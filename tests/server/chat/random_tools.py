@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from engine.parsing.selection import known_formats
 from engine.sampling.grammar.grammar import Grammar, Grammars
-from server.parsing.selection import known_formats
 
 DEMO = Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"
 EOS = 2

@@ -7,10 +7,10 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer
 
+from engine.parsing.parser import merge
+from engine.parsing.selection import Formats, known_formats
 from server.chat.answer_grammar import answer_grammar, behind_thought, calls_grammar
 from server.chat.tools import tool_use
-from server.parsing.parser import merge
-from server.parsing.selection import Formats, known_formats
 from server.schemas.chat import ChatRequest
 
 DEMO = Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"

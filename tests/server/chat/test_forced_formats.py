@@ -7,11 +7,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
+from engine.parsing.parser import merge
+from engine.parsing.selection import Formats, known_formats
 from engine.sampling.grammar.grammar import Grammars
 from server.chat.answer_grammar import calls_grammar
 from server.chat.tools import tool_use
-from server.parsing.parser import merge
-from server.parsing.selection import Formats, known_formats
 from server.schemas.chat import ChatRequest
 from tests.server.chat.random_tools import (
     PATTERN_ENDS,

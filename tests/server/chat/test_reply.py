@@ -8,10 +8,10 @@ from hypothesis import given, strategies as st
 from tokenizers import Tokenizer
 
 from engine.messages import Origin, TokenLogprob, Tokens
+from engine.parsing.parser import Chain
+from engine.parsing.selection import known_formats
 from engine.text.detokenize import Detokenizer, TokenBytes
 from server.chat.reply import Reply
-from server.parsing.parser import Chain
-from server.parsing.selection import known_formats
 
 DEMO = Tokenizer.from_file(str(Path(__file__).parents[3] / "configs/demo/target/tokenizer.json"))
 BYTES = TokenBytes(DEMO)

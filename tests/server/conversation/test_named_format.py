@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from engine.parsing.selection import format_names, formats_of
 from server.chat.prompt import chat_text
 from server.config.model_file import ParsersSection
-from server.parsing.selection import format_names, formats_of
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
+from tests.engine.parsing.readings import TOOLS, pieces_of, read
 from tests.server.conftest import MakeApp, chat, client_of, entry
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
-from tests.server.parsing.readings import TOOLS, pieces_of, read
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": TOOLS["look_up"]}}

@@ -4,10 +4,10 @@ from typing import Any
 
 from hypothesis import given, settings, strategies as st
 
+from engine.parsing.formats import hermes
 from server.conversation.features import Feature, Message
 from server.conversation.presence import MOST_RESCANS, is_whole, marked
 from server.conversation.shape import shaped
-from server.parsing.formats import hermes
 
 ROLES = st.sampled_from(["system", "user", "assistant", "call", "calls", "tool"])
 SYNTAX = hermes.SYNTAX

@@ -1,0 +1,64 @@
+"""The format of Granite 3: an array after a tag, `<|tool_call|>[{"name": ..., "arguments": ...}]`.
+
+Reasoning is in `<think>` tags, and the answer after it in `<response>` tags.
+"""
+
+from collections.abc import Iterator
+
+from engine.parsing.call_reader import CallReader
+from engine.parsing.calls import Tools
+from engine.parsing.format import BOTH, CallSyntax, Format, Thought, thought_in
+from engine.parsing.parser import Chain, Parser, Piece, markup
+from engine.parsing.thoughts import ThinkReader
+
+TAG = "<|tool_call|>"
+RESPONSE, RESPONSE_END = "<response>", "</response>"
+PAIRS = {"<think>": "</think>"}
+
+
+class GraniteReader(CallReader):
+    """A parser of calls that also leaves out the tags around the answer (`<response>`)."""
+
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools, opens=[TAG], closes=[RESPONSE, RESPONSE_END])
+        self._is_at_start = True
+        self._in_response = False
+
+    def _read_tag(self, tag: str) -> Iterator[Piece]:
+        begins = tag == RESPONSE and self._is_at_start
+        if begins or (tag == RESPONSE_END and self._in_response):
+            yield markup(self._held + tag)
+            self._held, self._in_response = "", begins
+            self._is_at_start = False
+        else:
+            yield from super()._read_tag(tag)
+
+    def _show(self, text: str) -> Iterator[Piece]:
+        self._is_at_start = False
+        yield from super()._show(text)
+
+
+def recognises(template: str) -> bool:
+    """Return whether a chat template has Granite's role marks and `<|tool_call|>`."""
+    return TAG in template and "<|start_of_role|>" in template
+
+
+def parser(tools: Tools, before: str) -> Parser:
+    """Return a parser of one answer that continues `before`."""
+    return Chain(ThinkReader(PAIRS, before), lambda: GraniteReader(tools))
+
+
+def thought(before: str, _template: str) -> Thought | None:
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
+    return thought_in(PAIRS, before, "<think>")
+
+
+SYNTAX = CallSyntax(
+    open=f"{TAG}[",
+    begin='{"name": "%s", "arguments": ',
+    end="}",
+    separator=", ",
+    close="]",
+    trigger=TAG,
+)
+FORMAT = Format(BOTH, recognises, parser, (TAG, *PAIRS, *PAIRS.values()), SYNTAX, thought)
