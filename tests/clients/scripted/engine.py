@@ -136,7 +136,10 @@ class ScriptedEngine:
         progress("loading", 1, 1)
         return cls(spec, on_pass, on_prompt)
 
-    def add(self, request: Generate) -> None:
+    def compile(self, request: Generate) -> None:
+        """Return no grammar: the script says what is answered."""
+
+    def queue(self, request: Generate, constraint: object) -> None:
         """Begin a request. Raises `RequestError` for what no script can answer."""
         if request.params.max_tokens == 0 or request.params.prompt_logprobs is not None:
             raise RequestError("A scripted model cannot score a prompt.", "unsupported", "prompt")
