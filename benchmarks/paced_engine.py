@@ -76,7 +76,10 @@ class PacedEngine:
             plan="no model: tokens at fixed intervals",
         )
 
-    def add(self, request: Generate) -> None:
+    def compile(self, request: Generate) -> None:
+        """Return nothing: the tokens follow no grammar."""
+
+    def queue(self, request: Generate, constraint: object) -> None:
         self._messages[request.request_id] = request
         self._lengths[request.request_id] = 0
 

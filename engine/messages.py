@@ -125,6 +125,8 @@ class ModelInfo:
     num_pages: int = 0  # of the KV pool
     link_gbps: float = 0.0  # measured bandwidth of the link, 1e9 bytes per second; 0: no link
     draft_methods: tuple[str, ...] = ()  # methods that a request may name, besides "auto"
+    draft_method: str = NO_DRAFT  # the one that was chosen, or that the model's file names
+    sampling: tuple[tuple[str, float], ...] = ()  # defaults in the model's generation_config.json
 
 
 @dataclass(frozen=True)

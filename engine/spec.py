@@ -30,7 +30,7 @@ class TargetSpec:
 
     source: str  # hub id or local folder
     revision: str | None = None
-    dtype: Literal["bfloat16", "float32"] | None = None  # None: that of config.json
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None  # None: that of the checkpoint
     quantize: Literal["nf4"] | None = None
     rope: RopeSpec = field(default_factory=RopeSpec)
 

@@ -81,7 +81,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.spec"),
     ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
     ("server.config.model_file", "engine.text.template"),  # whether one is a template
-    ("server.chat.grammars", "engine.sampling.grammar.check"),  # checks that a grammar compiles
+    ("server.text.tokenizer", "engine.sampling.grammar.check"),  # checks that a grammar compiles
     ("server.chat.parameter_grammar", "engine.sampling.grammar.grammar"),
     ("server.chat.fitting", "engine.process.admission"),  # the length that the engine takes
     ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
@@ -93,6 +93,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.plan_table", "engine.*"),
     ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
     ("server.config.model_file", "engine.drafting.method"),  # the facts in their files
+    ("server.config.registry", "engine.drafting.method"),  # the settings of the chosen method
 )
 
 # (module, name of a drafting method that it may write as a string, reason)

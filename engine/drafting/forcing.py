@@ -17,11 +17,11 @@ def prune(tree: DraftTree, sequence: TokenSequence) -> DraftTree:
     """Return the tree without the rows that the sequence's grammar forbids."""
     if sequence.constraint is None:
         return tree
-    grammar, kept = sequence.constraint.grammar, {0}
+    kept = {0}
     for row in range(1, len(tree)):
         if tree.parents[row] in kept:
             path = [tree.tokens[own] for own in tree.path(row)[1:]]
-            if grammar.matches(path):
+            if sequence.constraint.may_follow(path):
                 kept.add(row)
     return tree.only(sorted(kept))
 
@@ -34,8 +34,7 @@ def force(growth: Growth, node: Node) -> bool:
     constraint = growth.sequence.constraint
     if constraint is None:
         return False
-    with constraint.grammar.trial(growth.path(node)) as matches:
-        tokens = constraint.grammar.forced() if matches else []
+    tokens = constraint.forced_after(growth.path(node))
     for token in tokens[: growth.last_position - node.position]:
         node = growth.add(node, token, FORCED_GAIN, FORCED_GAIN, SOURCE)
     return bool(tokens)

@@ -16,6 +16,7 @@ from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
+from engine.weights.precision import computed_dtype
 from engine.weights.safetensors import num_layers
 from engine.weights.shards import has_weights
 from engine.weights.stored_format import plan_packed
@@ -23,7 +24,6 @@ from engine.weights.units import CheckpointUnits
 
 SLICE_BYTES = 256 << 20  # a larger layer moves in slices, if its family supports that
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Blueprint:
@@ -37,7 +37,7 @@ class Blueprint:
         self.folder = folder
         self.strict = spec.numerics != "fast"
         self.config = read_config(folder, spec.target.rope)
-        self.dtype = _dtype(spec, self.config)
+        self.dtype = computed_dtype(spec.target.dtype, self.config, folder)
         self._check_layers()
         self.model = build_of_folder(folder, self.config, self.dtype, strict=self.strict)
         # Rows of the embedding; may be more than the tokenizer has tokens.
@@ -119,9 +119,3 @@ def active_share(config: Any) -> float:
     """
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     return float(config.num_experts_per_tok / experts) if experts else 1.0
-
-
-def _dtype(spec: ModelSpec, config: Any) -> torch.dtype:
-    if spec.target.dtype is not None:
-        return DTYPES[spec.target.dtype]
-    return torch.float32 if config.dtype == torch.float32 else torch.bfloat16

@@ -46,7 +46,7 @@ RUNS = 3  # of one size: the fastest counts, because other processes use the mac
 COPIED_BYTES = 128 << 20
 PROBE_WEIGHTS = 16 << 20  # weights of a 4-bit product; a larger one is timed by a slice
 GROUP = 32  # weights that share a scale
-_FILL = 0x3C  # every byte of the weights: a small number in bfloat16 as in float32
+_FILL = 0x3C  # every byte of the weights: 0.01 in bfloat16 and float32, 1.06 in float16
 
 
 @dataclass(frozen=True)

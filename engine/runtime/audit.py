@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 64  # answers kept for a check; beyond that the oldest are dropped
 # How far rounding may move logits under fast numerics (nats, before the temperature).
-TOLERANCES = {torch.bfloat16: 0.25, torch.float32: 1e-3}
+TOLERANCES = {torch.bfloat16: 0.25, torch.float16: 0.05, torch.float32: 1e-3}
 
 
 class Auditor:

@@ -23,6 +23,7 @@ from engine.runtime.passes import Entry, Pass, assemble
 from engine.runtime.requests import Events, Requests
 from engine.runtime.scoring import score_prompt
 from engine.runtime.verify import emit_accepted
+from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.spec import ModelSpec
@@ -84,8 +85,23 @@ class Engine:
         self._loaded.cache.release()
 
     def add(self, message: Generate) -> None:
-        """Queue a request. Raises `RequestError` if it can never be served."""
-        self._requests.add(message)
+        """Compile a request's grammar and queue the request, as `compile` and `queue` do."""
+        self.queue(message, self.compile(message))
+
+    def compile(self, message: Generate) -> Constraint | None:
+        """Return the compiled grammar of a request, or None if it has none.
+
+        It may take a second, without holding the GIL. One other thread may call this during `step`.
+        Raises `RequestError` if the grammar cannot be used.
+        """
+        return self._loaded.constraint(message.params)
+
+    def queue(self, message: Generate, constraint: Constraint | None) -> None:
+        """Queue a request with its compiled grammar.
+
+        Raises `RequestError` if the request can never be served.
+        """
+        self._requests.add(message, constraint)
 
     def abort(self, request_id: str) -> None:
         """Cancel a request whose client has left. The thread that reads the pipe calls this."""

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from engine.drafting.calibration import Calibration
 from engine.drafting.drafter import Drafting
 from engine.drafting.lookups.lookup import Lookup
-from engine.drafting.method import BuildDraft, DraftContext, LoadedTarget, all_lookups, prepare
+from engine.drafting.method import (
+    BuildDraft,
+    DraftContext,
+    LoadedTarget,
+    all_lookups,
+    facts_of,
+    prepare,
+)
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import Bounds
@@ -34,7 +41,6 @@ from engine.streaming.ring import LayerStream
 from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
 from engine.timing import PassTimes, StepTimes
-from engine.weights.family import TESTED
 from engine.weights.layout import UnitReader
 
 log = logging.getLogger(__name__)
@@ -94,15 +100,12 @@ def load(
     """
     files = TargetFiles(spec, progress)
     files.device.use_compute_stream()
-    if files.config.model_type not in TESTED:
-        log.warning("Model family %s is not among the tested ones", files.config.model_type)
-    if parts := files.expanded:
-        total = sum(layout.nbytes for layout in files.units.layouts)
-        log.info("%s: %s are expanded when read, %.1f GB in all", spec.id, parts, total / 1e9)
+    files.log_remarks()
     measured = probe.pass_times(files, files.device)
     build, scheme = _choose_scheme(files, measured.rows)
     plan = scheme.plan
     log.info("%s: %s", spec.id, plan)
+    log.info("%s: %s", spec.id, _describe_draft(spec, scheme))
     reader = files.make_reader(plan)
     check_free(plan)
     stream = files.make_stream(plan, reader)
@@ -120,9 +123,14 @@ def load(
         max_tokens=min(files.context_length, plan.num_pages * PAGE),
         eos_token_ids=files.eos_token_ids,
         original_length=decoder.original_length,
+        suppressed=files.generation.suppressed,
     )
     return Loaded(
-        info=replace(files.model_info(plan, link_gbps), draft_methods=drafting.methods),
+        info=replace(
+            files.model_info(plan, link_gbps),
+            draft_methods=drafting.methods,
+            draft_method=scheme.method,
+        ),
         limits=limits,
         plan=plan,
         device=files.device,
@@ -139,6 +147,14 @@ def load(
         audit=spec.audit,
         rechecks=_make_rechecks(spec, plan, reader),
     )
+
+
+def _describe_draft(spec: ModelSpec, scheme: Scheme) -> str:
+    """Return a line for the log that says which drafting method is used, with its keys, and why."""
+    keys = sorted(facts_of(scheme.method).keys & {"bits", "group", "source"})
+    values = ", ".join(f"{key} {getattr(spec.draft, key)}" for key in keys)
+    why = "as the model's file says" if spec.draft.method else "which has the fastest forecast"
+    return f"draft {scheme.method}{f' ({values})' if values else ''}, {why}"
 
 
 def _make_rechecks(spec: ModelSpec, plan: Plan, reader: UnitReader) -> Rechecks:

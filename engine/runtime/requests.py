@@ -9,6 +9,7 @@ from engine.messages import Failed, Generate, Tokens
 from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.load import Loaded
+from engine.sampling.grammar.constraint import Constraint
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Request, TokenSequence
 
@@ -36,11 +37,10 @@ class Requests:
         self._on_prompt = on_prompt
         self._by_id: dict[str, Request] = {}
 
-    def add(self, message: Generate) -> None:
-        """Queue a request.
+    def add(self, message: Generate, constraint: Constraint | None) -> None:
+        """Queue a request with its compiled grammar.
 
-        Raises `RequestError` if the prompt is too long for the model or the KV cache, or if the
-        request's grammar cannot be compiled.
+        Raises `RequestError` if the prompt is too long for the model or the KV cache.
         """
         most = self._loaded.limits.max_tokens
         if len(message.prompt) + message.params.least_tokens > most:
@@ -49,7 +49,6 @@ class Requests:
                 "of prompt and answer together",
                 code="context_length_exceeded",
             )
-        constraint = self._loaded.constraint(message.params)
         request = Request(message, self._loaded.limits, constraint)
         self._by_id[message.request_id] = request
         self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from engine import __version__
-from engine.errors import ModelError, shown
-from engine.files import exists, read_object
+from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
@@ -22,15 +21,21 @@ from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import open_or_pack
 from engine.streaming.ring import LayerStream
 from engine.text.tokenizer import read_tokenizer
+from engine.text.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG
 from engine.weights.config_file import CONFIG_NAME
-from engine.weights.family import kv_shape
+from engine.weights.family import TESTED, kv_shape
+from engine.weights.generation_config import (
+    GENERATION_CONFIG,
+    GenerationConfig,
+    read_generation_config,
+    token_ids,
+)
 from engine.weights.hub import identity_of, resolve, text_digest
 from engine.weights.layout import UnitReader
+from engine.weights.precision import stored_dtype
 from engine.weights.stored_format import stored_format
 
 log = logging.getLogger(__name__)
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 class TargetFiles(Blueprint):
@@ -62,29 +67,38 @@ class TargetFiles(Blueprint):
         parts = [self._revision, str(self.dtype), str(self.spec.target.quantize)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    @property
-    def expanded(self) -> str:
-        """The parts of the checkpoint that are expanded when read, for the log; may be empty."""
-        stored = stored_format(self.config)
-        return stored.expanded if stored else ""
+    def log_remarks(self) -> None:
+        """Log what the user may not expect: an untested family, expanded parts, another type."""
+        if self.config.model_type not in TESTED:
+            log.warning("Model family %s is not among the tested ones", self.config.model_type)
+        stored_form, stored_type = stored_format(self.config), stored_dtype(self.folder)
+        if stored_form is not None and stored_form.expanded:
+            total = sum(layout.nbytes for layout in self.units.layouts)
+            text = "%s: %s are expanded when read, %.1f GB in all"
+            log.info(text, self.spec.id, stored_form.expanded, total / 1e9)
+        if stored_type is not None and stored_type != self.dtype:
+            names = [str(dtype).removeprefix("torch.") for dtype in (stored_type, self.dtype)]
+            why = "target.dtype" if self.spec.target.dtype else f"dtype in {CONFIG_NAME}"
+            log.info("%s: weights are converted from %s to %s (%s)", self.spec.id, *names, why)
+
+    @cached_property
+    def generation(self) -> GenerationConfig:
+        """The values of the model's generation_config.json."""
+        return read_generation_config(self.folder, self.vocab_size)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
         """All end-of-sequence token ids: of the generation config, else of the model's config.
 
+        The tokenizer's own is always one, because some models name their end of turn only there.
         Values that are not ids of the vocabulary are left out and logged.
         """
-        path = self.folder / GENERATION_CONFIG
-        ids = read_object(path).get("eos_token_id") if exists(path) else None
+        path, ids = self.folder / GENERATION_CONFIG, self.generation.eos_token_id
         if ids is None:
             path, ids = self.folder / CONFIG_NAME, self.config.eos_token_id
-        if ids is None:
-            return frozenset()
-        asked = ids if isinstance(ids, list) else [ids]
-        found = frozenset(id_ for id_ in asked if type(id_) is int and 0 <= id_ < self.vocab_size)
-        if wrong := [id_ for id_ in asked if type(id_) is not int or id_ not in found]:
-            log.warning("%s: eos_token_id: %s are not tokens of this model", path, shown(wrong))
-        return found
+        found = token_ids(path, "eos_token_id", ids, self.vocab_size)
+        path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
+        return found | token_ids(path, "eos_token", own, self.vocab_size)
 
     def make_reader(self, plan: Plan) -> UnitReader:
         """Return the reader of the units.
@@ -147,4 +161,5 @@ class TargetFiles(Blueprint):
             plan=str(plan),
             num_pages=plan.num_pages,
             link_gbps=link_gbps,
+            sampling=self.generation.sampling,
         )

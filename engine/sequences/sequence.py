@@ -22,6 +22,7 @@ class Limits:
     max_tokens: int  # of prompt and answer together
     eos_token_ids: frozenset[int]
     original_length: int | None  # length where rope frequencies change (longrope)
+    suppressed: tuple[int, ...] = ()  # tokens that are never chosen, by generation_config.json
 
 
 @dataclass(eq=False)
@@ -200,14 +201,16 @@ class TokenSequence:
     def banned(self, position: int) -> Sequence[int]:
         """Return the tokens that must not be chosen at an absolute position.
 
-        Tokens that end the answer are banned for its first `min_tokens` tokens. An end-of-sequence
-        token always ends an answer that has a grammar; so with `ignore_eos`, it is always banned
-        there.
+        The model's suppressed tokens are banned everywhere, and tokens that end the answer for its
+        first `min_tokens` tokens. An end-of-sequence token always ends an answer that has a
+        grammar; so with `ignore_eos`, it is always banned there.
         """
-        eos = self.request.limits.eos_token_ids
-        if position - self.num_prompt >= self.params.min_tokens:
-            return tuple(eos) if self.constraint is not None and self.params.ignore_eos else ()
-        return (*eos, *self.params.stop_token_ids)
+        limits = self.request.limits
+        if position - self.num_prompt < self.params.min_tokens:
+            return (*limits.suppressed, *limits.eos_token_ids, *self.params.stop_token_ids)
+        if self.constraint is not None and self.params.ignore_eos:
+            return (*limits.suppressed, *limits.eos_token_ids)
+        return limits.suppressed
 
     def run(self, table: PageTable) -> None:
         """Set the status to running, with these pages."""

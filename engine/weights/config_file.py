@@ -80,7 +80,8 @@ def read_config_values(folder: Path) -> dict[str, Any]:
         if name is not None and name.removeprefix("torch.") not in _DTYPES:
             raise ModelError(f"{where}: {key}: {shown(name)} is not a type of weights")
         if name is not None:
-            values[key] = name.removeprefix("torch.")
+            # "auto" leaves the choice to whoever reads the file, like a missing key.
+            values[key] = None if name == "auto" else name.removeprefix("torch.")
     return _checked(values, where, "")
 
 

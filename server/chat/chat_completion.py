@@ -34,11 +34,11 @@ async def chat_chunks(
     new_parser = functools.partial(formats.parser, asked.tools, asked.before)
     limit = body.token_limit
     if limit is None or (isinstance(body, TranslatedChat) and body.clamps_limit):
-        most = model.entry.sampling.max_tokens if limit is None else limit
+        most = model.sampling.max_tokens if limit is None else limit
         limit = fitting_limit(most, len(asked.prompt), model.info)
     params = sampling_params(
         body,
-        model.entry.sampling,
+        model.sampling,
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shown_tokens=asked.shown_tokens,

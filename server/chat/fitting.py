@@ -12,7 +12,7 @@ from server.schemas.chat import ChatRequest, TranslatedChat
 from server.schemas.fields import joined_text
 from server.text.tokenizer import Tokenizer
 
-LONGEST_COUNTED = 2**20  # characters: the tokens of a longer text would take seconds to count
+LONGEST_COUNTED = 2**18  # characters: to count the tokens of a longer text takes long
 _NO_TOOLS = {"tools": None, "tool_choice": None, "functions": None, "function_call": None}
 
 
@@ -72,11 +72,15 @@ def _shares(tokenizer: Tokenizer, request: ChatRequest, text: str, tool_format: 
         (of_systems, "system text"),
         (whole - of_tools - of_systems, _counted(len(request.messages) - len(systems), "message")),
     )
-    shown = [f"{number:,} for the {what}" for number, what in parts if number > 0]
-    if len(shown) < 2:
+    present = [(number, what) for number, what in parts if number > 0]
+    if len(present) < 2:
         return ""
-    unit = "tokens" if is_counted else "characters"
-    return f"The prompt's {whole:,} {unit}: {', '.join(shown[:-1])} and {shown[-1]}."
+    units = " of these tokens" if is_counted else f" of its {whole:,} characters"
+    shown = [
+        f"{number:,}{'' if index else units} are the {what}"
+        for index, (number, what) in enumerate(present)
+    ]
+    return f"{', '.join(shown[:-1])} and {shown[-1]}."
 
 
 def _counted(number: int, what: str) -> str:

@@ -13,6 +13,7 @@ from engine.parsing.format import ParameterSyntax
 from engine.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 from engine.sampling.grammar.grammar import regex_part
 from server.chat.grammar_tags import Tags, with_json_form
+from server.chat.well_formed import is_well_formed
 
 OTHER_KINDS = ("number", "boolean", "null", "array", "object")
 # The keywords that the schema of all parameters may have, apart from `ANNOTATIONS`.
@@ -72,7 +73,7 @@ def parameter_rules(name: str, schema: Schema, syntax: ParameterSyntax, tags: Ta
 
     Raises `Inexpressible` for a schema that these rules cannot express.
     """
-    if set(schema) - EXPRESSIBLE - ANNOTATIONS:
+    if set(schema) - EXPRESSIBLE - ANNOTATIONS or not is_well_formed(schema):
         raise Inexpressible
     properties, required = dict(schema.get("properties") or {}), schema.get("required") or ()
     is_closed = schema.get("additionalProperties") is False

@@ -83,8 +83,8 @@ def prepare(
     use = tool_use(request)
     text = chat_text(tokenizer, request, tools)
     before = begun_answer(request) or text
-    tokens = tokenizer.added_tokens
-    grammar = answer_grammar(request, use, formats.forced, tokens)
+    tokens, check = tokenizer.added_tokens, tokenizer.grammar_checker.reason
+    grammar = answer_grammar(request, use, formats.forced, tokens, check)
     if grammar:
         formats = formats.forced
         grammar = behind_thought(grammar, formats, before, tokenizer.template, tokens)
@@ -148,4 +148,5 @@ def prepare_texts(
             Echo(text if isinstance(text, str) else tokenizer.decode(own), own)
             for text, own in zip(given, ids, strict=True)
         ]
-    return PreparedTexts(ids, echoes, completion_grammar(body), dropped_keywords(body))
+    grammar = completion_grammar(body, tokenizer.grammar_checker.reason)
+    return PreparedTexts(ids, echoes, grammar, dropped_keywords(body))

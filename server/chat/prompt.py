@@ -1,6 +1,7 @@
 """The conversion of a request's messages or prompts to token ids, done in the text process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from engine.messages import ModelInfo
@@ -9,6 +10,7 @@ from engine.parsing.selection import FALLBACK, formats_of, known_formats
 from server.chat.tools import tool_use
 from server.conversation.features import Message, Tool
 from server.conversation.forms import render_conversation
+from server.conversation.places import placed
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.chat_messages import (
@@ -44,17 +46,19 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | Non
     form = formats_of(tokenizer.template, tool_format).tools
     arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
 
-    def render(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
+    def render(
+        messages: Sequence[Message], tools: Sequence[Tool] | None, more: Mapping[str, Any]
+    ) -> str:
         return tokenizer.render(
             messages,
             tools=tools,
             add_generation_prompt=not continued if generation is None else generation,
             continue_final_message=continued,
-            arguments=arguments,
+            arguments={**more, **arguments},
         )
 
     return render_conversation(
-        render,
+        placed(render, tokenizer.support.tool_place, date.today().isoformat()),
         tokenizer.support,
         [template_message(message, form.call_id) for message in request.messages],
         [tool.described() for tool in tool_use(request).tools],

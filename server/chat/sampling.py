@@ -27,7 +27,7 @@ def sampling_params(
 
     Args:
         body: the request; a field that it leaves out has the model's default.
-        defaults: the `sampling` section of the model's file.
+        defaults: the model's values for what a request leaves out.
         max_tokens: the limit of the answer; None: until the context is full.
         logprobs: the number of alternatives to each emitted token; None: no log-probabilities.
         shown_tokens: the special tokens that the answer's text shows.

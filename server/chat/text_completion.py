@@ -31,7 +31,7 @@ async def text_chunks(
         limit = fitting_limit(DEFAULT_MAX_TOKENS, longest, model.info)
     params = sampling_params(
         body,
-        model.entry.sampling,
+        model.sampling,
         max_tokens=limit,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

@@ -25,6 +25,11 @@ from server.text.tokenizer import Tokenizer
 
 ResultT = TypeVar("ResultT")
 
+# The longest text that is tokenized here, in bytes. The tokenizer takes up to 416 bytes of memory
+# per byte (tokenizers 0.23: letters and line ends in turn), so 256 KiB take 104 MB. A longer text
+# is accepted if it has at most 8 bytes per token of the context: most such texts fit the context.
+LONGEST_TEXT = 256 * 2**10
+BYTES_PER_TOKEN = 8
 LONGEST_ANSWER = 32 * 2**20  # bytes: as much as a body may have by default
 
 
@@ -33,9 +38,10 @@ def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: st
     body = parse_body(TokenizeRequest, raw)
     chat = chat_to_tokenize(body)
     if chat is None:
-        ids = tokenizer.encode(body.text, special=body.special)
+        param = "prompt" if body.content is None else "content"
+        ids = _encode(tokenizer, body.text, info, special=body.special, param=param)
     else:
-        ids = tokenizer.encode(chat_text(tokenizer, chat, tool_format), special=False)
+        ids = _encode(tokenizer, chat_text(tokenizer, chat, tool_format), info, param="messages")
     spelling = tokenizer.bytes
     answer: Tokenized = {
         "tokens": [_piece(spelling, i) for i in ids] if body.with_pieces else list(ids),
@@ -94,6 +100,7 @@ def rendered(
 def num_tokens(
     tokenizer: Tokenizer,
     raw: bytes,
+    info: ModelInfo,
     read: Callable[[bytes], ChatRequest],
     tool_format: str | None,
 ) -> Known[int]:
@@ -102,8 +109,24 @@ def num_tokens(
     `tool_format`: as for `chat_text`.
     """
     request = read(raw)
-    ids = tokenizer.encode(chat_text(tokenizer, request, tool_format), special=False)
+    text = chat_text(tokenizer, request, tool_format)
+    ids = _encode(tokenizer, text, info, param="messages")
     return Known(len(ids), request.left_out)
+
+
+def _encode(
+    tokenizer: Tokenizer, text: str, info: ModelInfo, *, special: bool = False, param: str
+) -> tuple[int, ...]:
+    """Return the token ids of a text. Raises `ApiError` 400 for a very long one."""
+    nbytes = len(text.encode(errors="replace"))
+    longest = max(LONGEST_TEXT, BYTES_PER_TOKEN * info.context_length)
+    if nbytes > longest:
+        message = (
+            f"The text has {nbytes} bytes, and at most {longest} are tokenized at once. Send the "
+            "text in parts, and divide it where a line or paragraph begins."
+        )
+        raise ApiError(message, code="text_too_long", param=param)
+    return tokenizer.encode(text, special=special)
 
 
 def _piece(spelling: TokenBytes, token: int) -> Piece:

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import errno
-import functools
 import resource
 import signal
 import socket
@@ -156,7 +155,9 @@ def serve(
     console.take_logs(settings.log_level)
     if args.api_key is not None:
         console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
-    _print_file(entry, save_folder(explicit, Path.cwd(), env), args.save, console)
+    if args.save and entry.path is not None:
+        console.line(f"{entry.id} already has a file: {entry.path}")
+    saved = save_folder(explicit, Path.cwd(), env) / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
     app = create_app(settings, registry, keys=keys, progress=console.progress)
     config = http_config(app, settings.client_timeout)
@@ -165,7 +166,11 @@ def serve(
         server = Server(config, app.shared, console.line)
         signals.ask_first(server.end, kill_children)
         loading = app.shared.models.preload(entry)
-        greeting = functools.partial(banner, entry, listener, keys)
+
+        def greeting(info: ModelInfo) -> str:
+            file = "" if entry.path is not None else offer_file(entry, info, saved, save=args.save)
+            return file + banner(entry, listener, keys, info)
+
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
         if signals.first is not None:
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
@@ -292,15 +297,10 @@ def _refuse_open_host(settings: Settings, keys: ApiKeys) -> None:
         )
 
 
-def _print_file(entry: ModelEntry, folder: Path, save: bool, console: Console) -> None:
-    """Print a file for a model that has none, and write it if `save` is set."""
-    if entry.path is not None:
-        if save:
-            console.line(f"{entry.id} already has a file: {entry.path}")
-        return
-    path = folder / "models" / f"{entry.id}.yaml"
-    text = entry_yaml(entry)
-    console.line(f"# {path}" + ("  (saved)" if save else "  (--save writes it)") + f"\n{text}")
+def offer_file(entry: ModelEntry, info: ModelInfo, path: Path, *, save: bool) -> str:
+    """Return the text of a file for a loaded model that has none, and write it if `save` is set."""
+    text = entry_yaml(entry, info)
     if save:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    return f"# {path}" + ("  (saved)" if save else "  (--save writes it)") + f"\n{text}"

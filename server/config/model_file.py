@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -66,7 +66,7 @@ class TargetSection(Section):
 
     source: Annotated[str, Field(min_length=1)]
     revision: str | None = None
-    dtype: Auto[Literal["bfloat16", "float32"]] = None
+    dtype: Auto[Literal["bfloat16", "float16", "float32"]] = None
     quantize: Literal["nf4"] | None = None
     rope: RopeSection = RopeSection()
 
@@ -119,7 +119,11 @@ class StreamSection(Section):
 
 
 class SamplingSection(Section):
-    """The key `sampling`: the values for requests that do not set these parameters."""
+    """The key `sampling`: the values for requests that do not set these parameters.
+
+    Keys that the file leaves out have the values of the model's generation_config.json, if it has
+    them, else the defaults below.
+    """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Probability = 1.0
@@ -128,7 +132,14 @@ class SamplingSection(Section):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    max_tokens: Positive | None = None  # the most tokens of a chat's answer
+    # The most tokens of a chat's answer; null: as many as the context has room for. A weak model at
+    # temperature 1 may never end its answer by itself.
+    max_tokens: Positive | None = 16_384
+
+    def over(self, defaults: Iterable[tuple[str, float]]) -> Self:
+        """Return a copy with these defaults, by name, for the keys that the file leaves out."""
+        own = {name: value for name, value in defaults if name not in self.model_fields_set}
+        return self.model_copy(update=own)
 
 
 def _tools(name: str | None) -> str | None:

@@ -6,9 +6,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from engine.drafting.method import facts_of
 from engine.errors import shown
 from engine.files import find_folder
+from engine.messages import ModelInfo
 from engine.spec import ModelSpec
 from server.config.files import ConfigError
 from server.config.model_file import (
@@ -154,7 +159,16 @@ def make_entry(model: str) -> ModelEntry:
     return ModelEntry(id=model_id, spec=build_spec(model_id, file), created=int(time.time()))
 
 
-def entry_yaml(entry: ModelEntry) -> str:
-    """Return the text of a model file for an entry that `make_entry` made."""
-    source = entry.spec.target.source
-    return f'target: {{source: "{source}"}}\ndraft: {{method: auto}}\n'
+def entry_yaml(entry: ModelEntry, info: ModelInfo) -> str:
+    """Return the text of a model file that serves a loaded model as it is served now.
+
+    It names what was chosen for an entry that `make_entry` made: the drafting method, and the
+    sampling defaults of the model's generation_config.json.
+    """
+    draft = {"method": info.draft_method}
+    used = facts_of(info.draft_method).keys
+    draft |= {key: getattr(entry.spec.draft, key) for key in ("bits", "group") if key in used}
+    sections: dict[str, Any] = {"target": {"source": entry.spec.target.source}, "draft": draft}
+    if info.sampling:
+        sections["sampling"] = dict(info.sampling)
+    return yaml.safe_dump(sections, default_flow_style=None, sort_keys=False, allow_unicode=True)

@@ -124,7 +124,7 @@ def _json_response(made: list[bytes]) -> Response:
 async def count_of(request: Request, source: ChatSource, model: LoadedModel) -> int:
     """Return the number of tokens of a chat's prompt."""
     counted = await model.text.call_on_model(
-        num_tokens, source.raw, source.read, model.entry.parsers.tools
+        num_tokens, source.raw, model.info, source.read, model.entry.parsers.tools
     )
     note_left_out(request.state.request_id, measurement_of(request), counted.left_out)
     return counted.result

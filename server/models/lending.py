@@ -23,6 +23,7 @@ from engine.parsing.selection import (
 )
 from engine.process.client import EngineCallbacks, EngineClient
 from engine.spec import ModelSpec
+from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
 from server.errors import ApiError
@@ -62,6 +63,11 @@ class LoadedModel:
     statistics: EngineStatistics
     formats: Formats  # the formats of tool calls and reasoning in its answers
     num_borrowers: int = 0
+
+    @property
+    def sampling(self) -> SamplingSection:
+        """The sampling defaults: of the model's file, else of its generation_config.json."""
+        return self.entry.sampling.over(self.info.sampling)
 
     def borrow(self) -> Self:
         """Count one more request that holds the model, and return the model."""

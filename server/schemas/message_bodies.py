@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from server.schemas.chat_messages import LeftOutPart
+from server.schemas.documents import ResultDocument, SearchResult, UserDocument
 from server.schemas.fields import (
     Body,
     GenerationBody,
@@ -19,7 +20,7 @@ from server.schemas.fields import (
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
-_RESULT_BLOCKS = ("text", "tool_reference")
+_RESULT_BLOCKS = ("text", "document", "search_result", "tool_reference")
 
 
 class TextBlock(Body):
@@ -96,6 +97,8 @@ def _kind_of_result(value: object) -> str:
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("text")]
     | Annotated[ToolReferenceBlock, Tag("tool_reference")]
+    | Annotated[ResultDocument, Tag("document")]
+    | Annotated[SearchResult, Tag("search_result")]
     | Annotated[LeftOutBlock, Tag("other")],
     Discriminator(_kind_of_result),
 ]
@@ -117,8 +120,10 @@ class ToolResultBlock(Body):
 
 
 UserBlock = Annotated[
-    Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
-    only_types("Content blocks", "text", "tool_result"),
+    Annotated[
+        TextBlock | ToolResultBlock | UserDocument | SearchResult, Field(discriminator="type")
+    ],
+    only_types("Content blocks", "text", "tool_result", "document", "search_result"),
 ]
 
 

@@ -6,12 +6,14 @@ because calls on long texts take much time and memory.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
+from engine.sampling.grammar.check import GrammarChecker
 from engine.text.detokenize import TokenBytes
 from server.conversation.features import TemplateRefusal, TemplateSupport
 from server.conversation.probe import probe
@@ -95,13 +97,14 @@ class Tokenizer:
         if not self.template:
             return self.support
         return probe(
-            lambda messages, tools: self.render(
+            lambda messages, tools, arguments: self.render(
                 messages,
                 tools=tools,
                 add_generation_prompt=True,
                 continue_final_message=False,
-                arguments={},
-            )
+                arguments=arguments,
+            ),
+            date.today().isoformat(),
         )
 
     @cached_property
@@ -139,6 +142,11 @@ class Tokenizer:
     def added_tokens(self) -> dict[str, int]:
         """The ids of the tokens that were added to the vocabulary, by their spelling."""
         return dict(self.inner.get_added_vocab())
+
+    @cached_property
+    def grammar_checker(self) -> GrammarChecker:
+        """A checker of the grammars of this model's answers."""
+        return GrammarChecker(self.added_tokens, len(self.bytes))
 
     def special_tokens(self, spellings: Iterable[str]) -> tuple[int, ...]:
         """Return the ids of the `spellings` that are special tokens of this model."""

@@ -121,6 +121,7 @@ class FakeEngine:
         self._on_prompt = on_prompt
         self._requests: dict[str, _Request] = {}
         self._aborted: list[str] = []
+        self._passed = threading.Event()  # set by the first pass; a long grammar waits for it
 
     @classmethod
     def load(
@@ -135,7 +136,17 @@ class FakeEngine:
         progress("loading", 2, 2)
         return cls(spec, on_pass_progress, on_prompt)
 
-    def add(self, request: Generate) -> None:
+    def compile(self, request: Generate) -> None:
+        match request.params.grammar:
+            case "unusable":
+                raise RequestError("it matches no text", "invalid_grammar")
+            case "bug":
+                raise ZeroDivisionError("no such grammar")
+            case "long":
+                self._on_prompt(request.request_id, 0)  # shows the client that compiling has begun
+                self._passed.wait()
+
+    def queue(self, request: Generate, constraint: object) -> None:
         if request.prompt[0] == REFUSE:
             raise RequestError("not this one", "refused", "prompt")
         self._requests[request.request_id] = _Request(request)
@@ -152,6 +163,7 @@ class FakeEngine:
         results = [
             result for request in list(self._requests.values()) for result in self._run(request)
         ]
+        self._passed.set()
         self.last_pass = PassStats(
             rows=len(results),
             sequences=len(self._requests),

@@ -104,6 +104,7 @@ class Script:
     context_length: int = CONTEXT
     tokenizer_path: str = "fake"
     draft_methods: tuple[str, ...] = ("subspec", "ngram")
+    sampling: tuple[tuple[str, float], ...] = ()  # the model's own defaults
     queue: asyncio.Event | None = None  # requests wait for it before they run
     gate: asyncio.Event | None = None  # answers wait for it before their first token
     num_prefilled: int = 2  # tokens of a prompt that are done when its request begins
@@ -196,6 +197,7 @@ class FakeEngine:
             num_pages=100,
             link_gbps=12.5,
             draft_methods=self.script.draft_methods,
+            sampling=self.script.sampling,
         )
         return self.info
 

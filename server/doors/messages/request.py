@@ -7,6 +7,7 @@ from typing import Any
 
 from server.doors.conversation import ConversationBuilder, chat_content
 from server.doors.translation import Names, shared_fields
+from server.schemas.documents import ResultDocument, SearchResult, UserDocument
 from server.schemas.fields import joined_text
 from server.schemas.message_bodies import (
     CountTokensRequest,
@@ -108,16 +109,26 @@ def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
                 case ToolUseBlock():
                     arguments = json.dumps(block.input, ensure_ascii=False)
                     conversation.add_call(block.id, block.name, arguments)
+                case UserDocument() | SearchResult():
+                    conversation.add_text(turn.role, block.text.strip())
                 case ToolResultBlock():
                     conversation.add_result(block.tool_use_id, chat_content(block.content or ""))
 
 
 def _skipped(body: CountTokensRequest) -> Iterator[str]:
-    """Yield the position and type of each block that cannot be converted to a part of a chat."""
+    """Yield the position and type of each block that cannot be converted to a part of a chat.
+
+    Images in results are not among them: the chat itself reports these.
+    """
     for turn_index, turn in enumerate(body.messages):
         for index, block in enumerate(turn.content):
+            place = f"messages[{turn_index}].content[{index}]"
             if isinstance(block, HostedBlock):
-                yield f"messages[{turn_index}].content[{index}] {block.type}"
+                yield f"{place} {block.type}"
+            elif isinstance(block, ToolResultBlock):
+                for part_index, part in enumerate(block.content or ()):
+                    if isinstance(part, ResultDocument):
+                        yield from (f"{place}.content[{part_index}] {o}" for o in part.left_out)
 
 
 def _tool(tool: MessageTool | HostedTool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.engine.models import PLAIN, VOCAB, add_tokenizer, exact, load, prompt
 Function = Callable[[Tensor], Tensor]
 
 THREADS = [1, 2, 3, 4, 6, 8]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Widths of an MLP: those of real models, and some that are no multiple of a vector block. One row
 # may be longer than a piece.
 WIDTHS = [1, 7, 33, 96, 511, 513, 896, 1400, 1537, 2880, 4864, 5001, 18944, 33333]
@@ -47,9 +47,9 @@ def _threads() -> Iterator[None]:
 def differing_values(function: Function, dtype: torch.dtype) -> Tensor:
     """Return values for which scalar and vector function differ; all values if none do."""
     torch.set_num_threads(1)
-    if dtype == torch.bfloat16:
+    if dtype.itemsize == 2:
         bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
-        values = bits.view(torch.bfloat16)
+        values = bits.view(dtype)
         values = values[values.isfinite()]
         values = values[: len(values) // TILE * TILE]
     else:

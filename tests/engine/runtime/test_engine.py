@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import ModelError, RequestError
 from engine.messages import AnswerFormat, Failed, Tokens
@@ -249,6 +249,30 @@ def test_each_end_token_of_the_generation_config_ends_an_answer(tmp_path: Path) 
     first = min(free.index(end) for end in ends)
     assert answer.ids == free[: first + 1] and answer.finish == "stop"
     assert answer.stats is not None and answer.stats.completion_tokens == first + 1
+
+
+def test_the_end_token_of_the_tokenizer_ends_an_answer_too(tmp_path: Path) -> None:
+    folder = copied("llama", tmp_path)
+    free = run(load(folder, PLAIN), [request("r", prompt(8), max_tokens=20)])[("r", 0)].ids
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(free[4])
+    tokenizer.save_pretrained(folder)
+    asked = request("r", prompt(8), max_tokens=20, ignore_eos=False)
+    answer = run(load(folder, SUBSPEC), [asked])[("r", 0)]
+    assert answer.ids == free[: free.index(free[4]) + 1] and answer.finish == "stop"
+
+
+def test_suppressed_tokens_of_the_generation_config_never_occur(tmp_path: Path) -> None:
+    folder = copied("llama", tmp_path)
+    path = folder / "generation_config.json"
+    free = run(load(folder, PLAIN), [request("r", prompt(8), max_tokens=20)])[("r", 0)].ids
+    path.write_text(json.dumps({**json.loads(path.read_text()), "suppress_tokens": free[3:6]}))
+    asked = [request("r", prompt(8), max_tokens=20), request("s", prompt(8), n=2, temperature=1.0)]
+    want = alone(load(folder, PLAIN), asked)
+    got = run(load(folder, SUBSPEC), asked)
+    assert exact(got) == exact(want)
+    assert got[("r", 0)].ids[:3] == free[:3] or set(free[:3]) & set(free[3:6])
+    assert not any(set(answer.ids) & set(free[3:6]) for answer in got.values())
 
 
 def test_cached_tokens_are_reported_and_never_include_the_last_one(engine: Engine) -> None:

@@ -82,9 +82,19 @@ def test_answers_with_every_draft_equal_those_of_plain_decoding(family: str) -> 
         engine.close()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2"])
-def test_answers_in_bfloat16_do_not_depend_on_the_draft(family: str) -> None:
-    folder = checkpoint(family, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("llama", torch.bfloat16),
+        ("qwen3_moe", torch.bfloat16),
+        ("gemma2", torch.bfloat16),
+        ("llama", torch.float16),
+        ("gemma2", torch.float16),
+    ],
+    ids=str,
+)
+def test_answers_in_16_bits_do_not_depend_on_the_draft(family: str, dtype: torch.dtype) -> None:
+    folder = checkpoint(family, dtype)
     plain = load(folder, PLAIN)
     want = alone(plain, requests())
     engine = load(folder, DraftSpec("specexec", source=str(folder), **SMALL))

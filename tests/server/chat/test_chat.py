@@ -221,6 +221,21 @@ async def test_sampling_fields_reach_the_engine(
     assert (params.stop, params.stop_token_ids) == (("zz",), (7,))
 
 
+async def test_the_models_own_defaults_count_where_neither_request_nor_file_says_more(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    from server.config.model_file import SamplingSection
+
+    engines.script.sampling = (("temperature", 0.6), ("top_p", 0.9), ("top_k", 20.0))
+    sampling = SamplingSection(top_p=0.5)
+    async with client_of(make_app(entries=[entry("main", sampling=sampling)])) as client:
+        await chat(client, top_k=3)
+        await client.post("/v1/completions", json={"prompt": "a", "temperature": 0.1})
+    first, second = (request.params for request in engines.engine.requests)
+    assert (first.temperature, first.top_p, first.top_k) == (0.6, 0.5, 3)
+    assert (second.temperature, second.top_p, second.top_k) == (0.1, 0.5, 20)
+
+
 async def test_a_field_that_is_null_has_the_models_default(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:

@@ -24,16 +24,15 @@ LARGE = {"role": "user", "content": "u" * 2000}
     [
         (
             {"messages": [S, U], "tools": TOOLS},
-            "The prompt's 1,117 tokens: 600 for the 2 tools, 100 for the system text and 417 for "
-            "the message.",
+            "600 of these tokens are the 2 tools, 100 are the system text and 417 are the message.",
         ),
         (
             {"messages": [U], "tools": TOOLS[:1], "max_tokens": 900},
-            "The prompt's 714 tokens: 300 for the tool and 414 for the message.",
+            "300 of these tokens are the tool and 414 are the message.",
         ),
         (
             {"messages": [U, S, U], "max_tokens": 200},
-            "The prompt's 920 tokens: 100 for the system text and 820 for the 2 messages.",
+            "100 of these tokens are the system text and 820 are the 2 messages.",
         ),
         ({"messages": [LARGE]}, ""),
         ({"messages": [LARGE], "tools": TOOLS, "tool_choice": "none"}, ""),
@@ -50,13 +49,27 @@ async def test_the_error_says_what_takes_the_room(
     assert error["message"].endswith(shares or "Shorten the prompt.")
 
 
+async def test_an_empty_prompt_has_no_shares(make_app: MakeApp) -> None:
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    messages = [{"role": "user", "content": ""}]
+    async with client_of(make_app(entries=[entry("main", chat_template=plain)])) as client:
+        error = error_of(await chat(client, messages=messages, max_tokens=5000), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].endswith(
+        "(0 in the prompt, 5000 in the completion). Shorten the prompt or lower max_tokens."
+    )
+
+
 async def test_the_other_apis_say_it_too(make_app: MakeApp) -> None:
     tools = [{"name": name, "input_schema": {}} for name in "ab"]
     body = {"system": "s" * 100, "messages": [LARGE], "tools": tools, "max_tokens": 9}
     async with client_of(make_app(entries=[entry("main", chat_template=TEMPLATE)])) as client:
         answer = await client.post("/v1/messages", json=body)
     assert answer.status_code == 400
-    assert "600 for the 2 tools, 100 for the system text" in answer.json()["error"]["message"]
+    assert (
+        "600 of these tokens are the 2 tools, 100 are the system text"
+        in answer.json()["error"]["message"]
+    )
 
 
 async def test_the_tokens_of_a_large_prompt_are_not_counted(
@@ -64,5 +77,4 @@ async def test_the_tokens_of_a_large_prompt_are_not_counted(
 ) -> None:
     monkeypatch.setattr(fitting, "LONGEST_COUNTED", 1500)
     error = error_of(await chat(client, messages=[S, LARGE], tools=TOOLS), 400)
-    assert "characters: " in error["message"]
-    assert "for the 2 tools, 100 for the system text and " in error["message"]
+    assert " characters are the 2 tools, 100 are the system text and " in error["message"]

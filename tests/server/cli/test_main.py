@@ -99,23 +99,6 @@ def test_the_error_of_an_unknown_model_names_it(capsys: Capture) -> None:
     assert "not-a-model" in capsys.readouterr().err
 
 
-def test_save_writes_the_file_that_is_printed(capsys: Capture, home: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert (
-            main.main(["serve", "owner/name", "--port", port]) == 1
-        )  # the port is in use; this test is about the file
-        assert "--save writes it" in capsys.readouterr().err
-        assert not (home / "xdg").exists()
-        assert main.main(["serve", "owner/name", "--port", port, "--save"]) == 1
-        path = home / "xdg" / "understudy" / "models" / "owner" / "name.yaml"
-        text = path.read_text()
-        assert text in capsys.readouterr().err
-        assert "owner/name" in text
-        main.main(["serve", "owner/name", "--port", port, "--save"])
-        assert "already has a file" in capsys.readouterr().err
-
-
 def test_a_folder_with_the_id_of_another_model_is_refused(capsys: Capture, home: Path) -> None:
     folder = home / "elsewhere" / "demo"
     folder.mkdir(parents=True)

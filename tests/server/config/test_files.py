@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from engine.messages import ModelInfo
 from engine.spec import DraftSpec, MemorySpec, RopeSpec, StreamSpec, TargetSpec
+from engine.weights.generation_config import RANGES
 from server.config.files import ConfigError, packaged_folder, parse_size, search_path
-from server.config.model_file import ParsersSection
+from server.config.model_file import ParsersSection, SamplingSection
 from server.config.registry import (
     ModelEntry,
     Registry,
@@ -33,6 +37,24 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write_file
+
+
+def loaded(method: str, sampling: tuple[tuple[str, float], ...] = ()) -> ModelInfo:
+    """Return the properties of a loaded model that drafts with this method."""
+    return ModelInfo(
+        model_id="m",
+        vocab_size=100,
+        context_length=100,
+        capacity_tokens=100,
+        max_sequences=1,
+        eos_token_ids=(),
+        numerics="strict",
+        fingerprint="us-1",
+        tokenizer_path="",
+        plan="",
+        draft_method=method,
+        sampling=sampling,
+    )
 
 
 def read(path: Path) -> ModelEntry:
@@ -287,12 +309,42 @@ def test_a_made_up_entry_and_its_file_are_the_same(write: Write, tmp_path: Path)
     (tmp_path / "My Model").mkdir()
     for model in ("owner/Some-7B", str(tmp_path / "My Model")):
         made = make_entry(model)
-        path = write(f"models/{made.id}.yaml", entry_yaml(made))
-        assert read_entry(path, made.id).spec == made.spec
+        path = write(f"models/{made.id}.yaml", entry_yaml(made, loaded("ngram")))
+        spec = read_entry(path, made.id).spec
+        assert spec == replace(made.spec, draft=DraftSpec(method="ngram"))
     assert make_entry("owner/Some-7B").id == "owner/Some-7B"
     assert make_entry(str(tmp_path / "My Model")).id == "My-Model"
     with pytest.raises(ConfigError, match="neither"):
         make_entry("nonsense")
+
+
+def test_the_file_of_a_loaded_model_says_what_was_chosen(write: Write) -> None:
+    made = make_entry("owner/Some-7B")
+    info = loaded("subspec", sampling=(("temperature", 0.6), ("top_k", 20)))
+    text = entry_yaml(made, info)
+    assert text == (
+        "target: {source: owner/Some-7B}\n"
+        "draft: {method: subspec, bits: 4, group: 32}\n"
+        "sampling: {temperature: 0.6, top_k: 20}\n"
+    )
+    entry = read_entry(write("models/m.yaml", text), "m")
+    assert (entry.sampling.temperature, entry.sampling.top_k) == (0.6, 20)
+
+
+def test_the_ranges_of_generation_config_are_those_of_the_file() -> None:
+    for name, (least, most) in RANGES.items():
+        for value in (least, min(most, 1000)):
+            SamplingSection.model_validate({name: value})
+        for value in (least - 1, most + 1) if most < 1000 else (least - 1,):
+            with pytest.raises(ValidationError):
+                SamplingSection.model_validate({name: value})
+
+
+def test_a_chats_answer_is_limited_unless_the_file_lifts_the_limit(write: Write) -> None:
+    head = "target: {source: a/b}\n"
+    assert read(write("models/a.yaml", head)).sampling.max_tokens == 16_384
+    lifted = read(write("models/b.yaml", head + "sampling: {max_tokens: null}"))
+    assert lifted.sampling.max_tokens is None
 
 
 def test_the_packaged_models_are_valid_and_demo_is_one() -> None:
