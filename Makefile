@@ -15,6 +15,7 @@ PEERS_VENV := .venv-peers
 CLIENTS_VENV := .venv-clients
 NODE_CLIENTS := build/clients/node
 AGENTS := $(patsubst tests/clients/agents/%.json,build/clients/%/.installed,$(wildcard tests/clients/agents/*.json))
+PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/%/.installed,$(wildcard tests/clients/python/*.txt))
 OLDEST_TRANSFORMERS := 5.17.0
 BIN := $(VENV)/bin
 CHECKED := $(wildcard engine server tests configs benchmarks)
@@ -73,7 +74,7 @@ fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folder
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
 
-test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) ## test clients of other projects, in their own environments
+test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)
 	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
@@ -167,6 +168,15 @@ build/clients/%/.installed: tests/clients/agents/%.json
 	mkdir -p $(@D)
 	cp $< $(@D)/package.json
 	npm --prefix $(@D) install --no-audit --no-fund > $(@D)/install.log 2>&1 || true
+	@touch $@
+
+# The packages of NAME.no-deps are installed without their dependencies: NAME.txt has those that are needed.
+build/clients/%/.installed: tests/clients/python/%.txt
+	$(check-python)
+	$(PYTHON) -m venv --clear $(@D)
+	@echo "Installing into $(@D) (once; a few minutes)"
+	{ $(foreach file,$(wildcard $(basename $<).no-deps),$(@D)/bin/pip install $(PIP_FLAGS) --no-deps -r $(file) &&) \
+	  $(@D)/bin/pip install $(PIP_FLAGS) -r $<; } > $(@D)/install.log 2>&1 || true
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml constraints.txt

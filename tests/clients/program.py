@@ -5,7 +5,6 @@ This file needs only the standard library: tests in the environments of other pr
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -63,17 +62,10 @@ class Program:
         quoted = f'"{TASK}"'
         assert quoted in self.setup.commands
         commands = self.setup.commands.replace(quoted, f'{more} "{task}"')
-        environment = {
-            "HOME": str(self.home),
-            "PATH": os.pathsep.join([str(self.binaries), os.environ["PATH"]]),
-            "LANG": "C.UTF-8",
-            "TERM": "dumb",
-            **NO_PROXY,
-        }
         with subprocess.Popen(
             ["bash", "-eu", "-c", commands],
             cwd=self.work,
-            env=environment,
+            env=environment_of(self.binaries, self.home),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,50 +75,59 @@ class Program:
             try:
                 printed, _ = process.communicate(timeout=TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                self._end_all()
+                end_processes(self.home)
                 printed, _ = process.communicate()
                 pytest.fail(f"{commands}\ntook more than {TIMEOUT_S:g} s:\n{printed}")
-        left = self._end_all(END_S)
+        left = end_processes(self.home, END_S)
         assert process.returncode == 0, f"{commands}\n{printed}"
         assert not left, f"{commands}\nleft processes: {left}"
         return printed
 
-    def _end_all(self, patience: float = 0.0) -> list[str]:
-        """Wait for the end of all processes with this home, and kill those that have not ended.
 
-        Returns the command lines of the killed.
-        """
-        deadline = time.monotonic() + patience
-        while (left := self._processes()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for number in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        return list(left.values())
+def environment_of(binaries: Path, home: Path) -> dict[str, str]:
+    """Return the environment of a client, in which only this machine can be reached."""
+    return {
+        "HOME": str(home),
+        "PATH": os.pathsep.join([str(binaries), os.environ["PATH"]]),
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        **NO_PROXY,
+    }
 
-    def _processes(self) -> dict[int, str]:
-        """Return the command lines of the processes whose home is `home`, by their numbers."""
-        found: dict[int, str] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"HOME={self.home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found[int(folder.name)] = (
-                        (folder / "cmdline").read_bytes().decode(errors="replace")
-                    )
-        return found
+
+def end_processes(home: Path, patience: float = 0.0) -> list[str]:
+    """Wait for the end of all processes with this home, and kill those that have not ended.
+
+    Returns the command lines of the killed.
+    """
+    deadline = time.monotonic() + patience
+    while (left := _processes(home)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for number in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    return list(left.values())
+
+
+def _processes(home: Path) -> dict[int, str]:
+    """Return the command lines of the processes whose home is `home`, by their numbers."""
+    found: dict[int, str] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+    return found
 
 
 def installed(name: str, program: str) -> Path:
-    """Return the folder with `program` of the Node package installed under `name`.
+    """Return the folder with `program` of the client that is installed under `name`.
 
     Skip the test if it could not be installed.
     """
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
     folder = INSTALLED / name
-    binaries = folder / "node_modules" / ".bin"
-    if not (binaries / program).exists():
-        log = folder / "install.log"
-        reason = log.read_text(encoding="utf-8")[-500:] if log.exists() else "run make test-clients"
-        pytest.skip(f"{program} could not be installed into {folder}: {reason}")
-    return binaries
+    for binaries in (folder / "node_modules" / ".bin", folder / "bin"):
+        if (binaries / program).exists():
+            return binaries
+    log = folder / "install.log"
+    reason = log.read_text(encoding="utf-8")[-500:] if log.exists() else "run make test-clients"
+    pytest.skip(f"{program} could not be installed into {folder}: {reason}")

@@ -38,8 +38,14 @@ def test_a_test_uses_the_section(heading: str) -> None:
 
 
 def test_the_versions_are_those_that_are_tested() -> None:
-    named = re.findall(r"`npm install -g (\S+)`, tried with ([\d.]+\d)", text_of(RUN_BY_CLIENTS))
+    install = r"`(?:npm install -g|pip install) (\S+)`, tried with ([\d.]+\d)"
+    named = re.findall(install, text_of(RUN_BY_CLIENTS))
     tested: dict[str, str] = {}
     for path in (CLIENTS / "agents").glob("*.json"):
         tested |= json.loads(path.read_text(encoding="utf-8"))["dependencies"]
+    for path in (CLIENTS / "python").glob("*.txt"):
+        alone = path.with_suffix(".no-deps")
+        pinned = (alone if alone.exists() else path).read_text(encoding="utf-8").split()
+        name, _, version = pinned[0].partition("==")
+        tested[name] = version
     assert dict(named) == tested
