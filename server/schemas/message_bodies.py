@@ -96,9 +96,9 @@ def _kind_of_result(value: object) -> str:
 
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("text")]
+    | Annotated[ToolReferenceBlock, Tag("tool_reference")]
     | Annotated[ResultDocument, Tag("document")]
     | Annotated[SearchResult, Tag("search_result")]
-    | Annotated[ToolReferenceBlock, Tag("tool_reference")]
     | Annotated[LeftOutBlock, Tag("other")],
     Discriminator(_kind_of_result),
 ]

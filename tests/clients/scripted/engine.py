@@ -137,12 +137,12 @@ class ScriptedEngine:
         return cls(spec, on_pass, on_prompt)
 
     def compile(self, request: Generate) -> None:
-        """Return no grammar: the script says what is answered."""
-
-    def queue(self, request: Generate, constraint: object) -> None:
-        """Begin a request. Raises `RequestError` for what no script can answer."""
+        """Raise `RequestError` for what no script can answer. Grammars are ignored."""
         if request.params.max_tokens == 0 or request.params.prompt_logprobs is not None:
             raise RequestError("A scripted model cannot score a prompt.", "unsupported", "prompt")
+
+    def queue(self, request: Generate, constraint: object) -> None:
+        """Begin a request."""
         self._running[request.request_id] = self._serve(request, Script.read(self._script_path))
 
     def abort(self, request_id: str) -> None:
