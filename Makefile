@@ -174,6 +174,7 @@ build/clients/%/.installed: tests/clients/agents/%.json
 	@touch $@
 
 # The packages of NAME.no-deps are installed without their dependencies: NAME.txt has those that are needed.
+build/clients/open-webui/.installed: tests/clients/python/open-webui.no-deps
 build/clients/%/.installed: tests/clients/python/%.txt
 	$(check-python)
 	$(PYTHON) -m venv --clear $(@D)
