@@ -35,7 +35,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -70,6 +70,9 @@ unit: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
 	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)
+
+fuzz-requests: $(VENV)/.installed-test ## send 10,000 mutated bodies of real clients to the server
+	$(PYTEST) $(BIN)/python -m tests.fuzz.requests $(ARGS)
 
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)

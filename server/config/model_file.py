@@ -135,6 +135,7 @@ class SamplingSection(Section):
     # The most tokens of a chat's answer; null: as many as the context has room for. A weak model at
     # temperature 1 may never end its answer by itself.
     max_tokens: Positive | None = 16_384
+    thinking_budget: Positive | None = None  # the most tokens of reasoning
 
     def over(self, defaults: Iterable[tuple[str, float]]) -> Self:
         """Return a copy with these defaults, by name, for the keys that the file leaves out."""

@@ -227,7 +227,7 @@ class Thinking(Body):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # ignored: it cannot be enforced
+    budget_tokens: Annotated[Int, Field(ge=0)] | None = None
 
 
 class OutputFormat(Body):

@@ -21,6 +21,7 @@ from server.schemas.fields import (
     GenerationBody,
     Int,
     JsonObject,
+    ThinkingBudget,
     TokenLimit,
     field_error,
     only_types,
@@ -304,6 +305,7 @@ class Reasoning(Body):
     """Options for the model's reasoning."""
 
     effort: str | None = None
+    max_tokens: ThinkingBudget = None  # an extension
 
 
 class ResponseRequest(GenerationBody):

@@ -251,6 +251,7 @@ async def test_what_cannot_be_run_is_left_out_and_named(
         ("/v1/responses/input_tokens", [RESPONSE_TOOL, {"type": "web_search"}]),
         ("/v1/chat/completions/input_tokens", [CHAT_TOOL, {"type": "web_search"}]),
         ("/v1/apply-template", [CHAT_TOOL, {"type": "web_search"}]),
+        ("/v1/tokenize", [CHAT_TOOL, {"type": "web_search"}]),
     ],
 )
 async def test_counts_leave_out_the_same(
