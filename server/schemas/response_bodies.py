@@ -340,7 +340,7 @@ class ResponseRequest(GenerationBody):
         body = handler(value)
         tools = list(body.tools or ())
         known = {key for tool in tools for key in _keys(tool)}
-        for item in body.input:
+        for item in () if isinstance(body.input, str) else body.input:
             if isinstance(item, ToolsItem):
                 found = item.tools or ()
                 tools += filter(None, (_without(tool, known) for tool in found))
