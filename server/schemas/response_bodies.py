@@ -155,7 +155,7 @@ class ToolsItem(Body):
     """An item with tools that are offered besides those of the request."""
 
     type: Literal["additional_tools", "tool_search_output"]
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
 
 _ITEM_TYPES = (
@@ -220,17 +220,21 @@ Input = Annotated[
 ]
 
 
-def _keys(tool: Tool) -> set[tuple[str | None, str | None]]:
+def _keys(tool: Tool) -> set[tuple[str | None, str]]:
     """Return the namespace and name of each tool in `tool`."""
     if isinstance(tool, NamespaceTool):
-        return {(tool.name, inner.name) for inner in tool.tools}
-    return {(None, tool.name)}
+        return {(tool.name, _name(inner)) for inner in tool.tools}
+    return {(None, _name(tool))}
 
 
-def _without(tool: Tool, known: Set[tuple[str | None, str | None]]) -> Tool | None:
+def _name(tool: ResponseTool | CustomTool | HostedTool) -> str:
+    return (tool.name or tool.type) if isinstance(tool, HostedTool) else tool.name
+
+
+def _without(tool: Tool, known: Set[tuple[str | None, str]]) -> Tool | None:
     """Return what of `tool` is not in `known`; None if nothing is left."""
     if isinstance(tool, NamespaceTool):
-        new = [inner for inner in tool.tools if (tool.name, inner.name) not in known]
+        new = [inner for inner in tool.tools if (tool.name, _name(inner)) not in known]
         return tool.model_copy(update={"tools": new}) if new else None
     return None if _keys(tool) <= known else tool
 
@@ -336,10 +340,11 @@ class ResponseRequest(GenerationBody):
         body = handler(value)
         tools = list(body.tools or ())
         known = {key for tool in tools for key in _keys(tool)}
-        for item in body.input:
+        for item in () if isinstance(body.input, str) else body.input:
             if isinstance(item, ToolsItem):
-                tools += filter(None, (_without(tool, known) for tool in item.tools))
-                known.update(key for tool in item.tools for key in _keys(tool))
+                found = item.tools or ()
+                tools += filter(None, (_without(tool, known) for tool in found))
+                known.update(key for tool in found for key in _keys(tool))
         return body.model_copy(update={"tools": tools}) if tools else body
 
     @model_validator(mode="after")

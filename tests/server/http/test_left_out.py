@@ -167,6 +167,16 @@ def items(*more: dict[str, Any]) -> dict[str, Any]:
             "look_up",
         ),
         (
+            "/v1/responses",
+            items(
+                {"type": "tool_search_output", "tools": None},
+                {"type": "additional_tools", "tools": [{"type": "web_search"}, {"type": "mcp"}]},
+            )
+            | {"tools": [RESPONSE_TOOL, {"type": "mcp"}]},
+            "tools[1] mcp, tools[2] web_search",
+            "look_up",
+        ),
+        (
             "/v1/messages",
             {"tools": [MESSAGE_TOOL, {"type": "web_search_20250305", "name": "web_search"}]},
             "tools[1] web_search_20250305",
