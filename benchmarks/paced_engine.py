@@ -19,7 +19,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import OnPassProgress, OnStart, StepEngine, serve
+from engine.process.worker import OnPassProgress, OnPrompt, StepEngine, serve
 from engine.spec import ModelSpec
 from engine.streaming.recheck import Rechecks
 
@@ -144,7 +144,7 @@ def main(connection: Connection, spec: ModelSpec, schedule: Schedule) -> None:
         spec: ModelSpec,
         progress: ReportProgress,
         on_pass_progress: OnPassProgress,
-        on_start: OnStart,
+        on_prompt: OnPrompt,
     ) -> StepEngine:
         """Return the paced engine; it has no use for the callbacks."""
         return PacedEngine(schedule, spec.max_sequences or 1)

@@ -34,10 +34,10 @@ from engine.messages import (
     ModelInfo,
     Outbound,
     PassStats,
+    PromptProgress,
     Ready,
     ReportProgress,
     Shutdown,
-    Started,
     Tokens,
     WeightsChecked,
 )
@@ -94,8 +94,9 @@ class Rechecks(Protocol):
 
 
 OnPassProgress = Callable[[], None]  # called before the engine runs another part of a pass
-OnStart = Callable[[str], None]  # called with a request's id when its first pass begins
-Load = Callable[[ModelSpec, ReportProgress, OnPassProgress, OnStart], StepEngine]
+# Called with a request's id and the number of its prompt's tokens whose KV is stored.
+OnPrompt = Callable[[str, int], None]
+Load = Callable[[ModelSpec, ReportProgress, OnPassProgress, OnPrompt], StepEngine]
 
 
 def main(connection: Connection, spec: ModelSpec) -> None:
@@ -126,18 +127,18 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
 
 def _load_or_report(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
     try:
-        return load(spec, outbox.report_load, outbox.count_unit, outbox.report_start)
+        return load(spec, outbox.report_load, outbox.count_unit, outbox.report_prompt)
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)
 
 
 def _load_engine(
-    spec: ModelSpec, progress: ReportProgress, on_pass_progress: OnPassProgress, on_start: OnStart
+    spec: ModelSpec, progress: ReportProgress, on_pass_progress: OnPassProgress, on_prompt: OnPrompt
 ) -> StepEngine:
     from engine.runtime.engine import Engine  # imports torch, which only this process needs
 
-    return Engine.load(spec, progress, on_pass_progress, on_start)
+    return Engine.load(spec, progress, on_pass_progress, on_prompt)
 
 
 class _Outbox:
@@ -166,9 +167,9 @@ class _Outbox:
             self._next_heartbeat = now + HEARTBEAT_S
             self.send(Heartbeat(self._num_units))
 
-    def report_start(self, request_id: str) -> None:
-        """Report that the first pass of a request begins."""
-        self.send(Started(request_id))
+    def report_prompt(self, request_id: str, done: int) -> None:
+        """Report how many tokens of a prompt have their KV stored when a pass begins."""
+        self.send(PromptProgress(request_id, done))
 
     def send(self, *messages: Outbound) -> None:
         """Send messages in one frame. Exit the process if the front end has ended."""

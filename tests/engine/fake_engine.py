@@ -21,7 +21,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import OnPassProgress, OnStart, serve
+from engine.process.worker import OnPassProgress, OnPrompt, serve
 from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.recheck import Rechecks
 
@@ -100,7 +100,7 @@ class FakeEngine:
     """A fake engine with the interface `engine.process.worker.StepEngine`."""
 
     def __init__(
-        self, spec: ModelSpec, on_pass_progress: OnPassProgress, on_start: OnStart
+        self, spec: ModelSpec, on_pass_progress: OnPassProgress, on_prompt: OnPrompt
     ) -> None:
         self.info = ModelInfo(
             model_id=spec.id,
@@ -118,7 +118,7 @@ class FakeEngine:
         self.rechecks = Rechecks(None, [], 0)
         self.last_pass: PassStats | None = None
         self._on_pass_progress = on_pass_progress
-        self._on_start = on_start
+        self._on_prompt = on_prompt
         self._requests: dict[str, _Request] = {}
         self._aborted: list[str] = []
         self._passed = threading.Event()  # set by the first pass; a long grammar waits for it
@@ -129,12 +129,12 @@ class FakeEngine:
         spec: ModelSpec,
         progress: ReportProgress,
         on_pass_progress: OnPassProgress,
-        on_start: OnStart,
+        on_prompt: OnPrompt,
     ) -> "FakeEngine":
         progress("loading", 0, 2)
         _fail_if_asked(spec)
         progress("loading", 2, 2)
-        return cls(spec, on_pass_progress, on_start)
+        return cls(spec, on_pass_progress, on_prompt)
 
     def compile(self, request: Generate) -> None:
         match request.params.grammar:
@@ -143,7 +143,7 @@ class FakeEngine:
             case "bug":
                 raise ZeroDivisionError("no such grammar")
             case "long":
-                self._on_start(request.request_id)  # shows the client that compiling has begun
+                self._on_prompt(request.request_id, 0)  # shows the client that compiling has begun
                 self._passed.wait()
 
     def queue(self, request: Generate, constraint: object) -> None:
@@ -179,7 +179,7 @@ class FakeEngine:
 
     def _run(self, request: _Request) -> list[Tokens | Failed]:
         if not any(request.emitted):
-            self._on_start(request.message.request_id)
+            self._on_prompt(request.message.request_id, 0)
         self._obey(request)
         if request.aborted.is_set():
             self._aborted.append(request.message.request_id)
