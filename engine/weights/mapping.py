@@ -32,6 +32,7 @@ from engine.weights.stored_format import (
     titles,
 )
 
+LARGEST_BIAS = 1 << 24  # values; more rows than any weight has
 Wanted = Mapping[str, TensorSpec]  # the needed tensors, by their names in the model
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -185,7 +186,8 @@ def _add_tied_sources(model: PreTrainedModel, sources: dict[str, Source]) -> Non
 
 def _is_zero_bias(name: str, source: Source) -> bool:
     """Return whether a tensor is a bias of zeros, as tools of GPTQ store for layers without one."""
-    if not name.endswith(".bias") or not source.is_plain or len(source.shape) != 1:
+    is_bias = name.endswith(".bias") and source.is_plain and len(source.shape) == 1
+    if not is_bias or source.shape[0] > LARGEST_BIAS:
         return False
     values = torch.empty(source.shape, dtype=torch.float32)
     source.fill(values)
