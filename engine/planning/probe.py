@@ -164,8 +164,7 @@ def choose_threads(step: Callable[[], object], device: Device) -> None:
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
     """Return the times of a draft step, by rows, of 4-bit copies of the target's layers.
 
-    One product is timed and scaled to all weights. It uses torch's own kernel; if another kernel is
-    chosen later, it is no slower.
+    One int4 product is timed and scaled to all weights.
 
     Args:
         width: the rows of a draft step of one sequence.

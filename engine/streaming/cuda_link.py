@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from queue import SimpleQueue
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.streaming.cuda_pages import CudaPageStore
 from engine.streaming.cuda_streams import CudaCapture, CudaSideStream
-from engine.streaming.device import KERNEL_RUNS, Device, OwnMemory
+from engine.streaming.device import Device, OwnMemory
 from engine.streaming.disk import PIECE_BYTES, split_pieces
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
@@ -37,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 BUFFERS_PER_THREAD = 2  # one is filled while the other is copied from
 LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is other programs'
-SLEEP_CYCLES = 5_000_000  # how long the device sleeps: longer than the launches take
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
 _SUCCESS = 0
 
@@ -80,22 +78,6 @@ class CudaDevice(Device):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
-
-    def kernel_seconds(self, step: Callable[[], object]) -> list[float]:
-        """Return the seconds of each of some runs of a step, by the device's own clock.
-
-        Draft steps are CUDA graphs, in which launches cost nothing. So here all runs are launched
-        while the device sleeps, and then run without a gap.
-        """
-        with torch.cuda.device(self.torch_device):
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(KERNEL_RUNS + 1)]
-            torch.cuda._sleep(SLEEP_CYCLES)
-            events[0].record()
-            for event in events[1:]:
-                step()
-                event.record()
-            events[-1].synchronize()
-        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
 
     def page_store(self, pool: Tensor, num_places: int) -> PageStore:
         if not num_places:

@@ -20,11 +20,7 @@ from engine.streaming.link import Link, Meters
 from engine.streaming.page_store import PageStore
 from engine.streaming.pinned import Unpin
 from engine.streaming.side_stream import SideStream
-from engine.timing import time_runs
 from engine.weights.layout import UnitReader
-
-KERNEL_RUNS = 9  # the most runs for timing a kernel
-KERNEL_SECONDS = 0.1  # no run begins later
 
 Work = Callable[[], Tensor]
 Capture = Callable[[Work], Work]  # returns a function that replays the work
@@ -105,15 +101,6 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait until all work launched so far has been computed."""
-
-    def kernel_seconds(self, step: Callable[[], object]) -> list[float]:
-        """Return the seconds of each of some runs of a step, without the cost of launching it."""
-
-        def run() -> None:
-            step()
-            self.synchronize()
-
-        return time_runs(run, KERNEL_RUNS, KERNEL_SECONDS)
 
     def page_store(self, pool: Tensor, num_places: int) -> PageStore:
         """Make a store of idle KV pages for `pool`, [2 L, pages, values of a page and layer].

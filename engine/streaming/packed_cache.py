@@ -64,11 +64,6 @@ def open_or_pack(
     return pack(reader, folder, key, progress)
 
 
-def is_cached(model: str, identity: str) -> bool:
-    """Return whether the cache has an entry, without a check that it is complete."""
-    return (_folder(model, _key(model, identity)) / INDEX).is_file()
-
-
 def entries() -> list[CacheEntry]:
     """Return all entries, the least recently used one first."""
     root = cache_root()

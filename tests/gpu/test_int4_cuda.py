@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from engine.drafting.model.kernel_choice import fastest_kernel
-from engine.streaming.cuda_link import CudaDevice
 from engine.weights.formats import int4
 from engine.weights.formats.linear import substitute, supports
 from tests.engine import int4_codes
@@ -82,7 +80,3 @@ def test_a_product_can_be_captured() -> None:
     inputs.copy_(torch.randn(1, 6, 512, device=CUDA))
     graph.replay()
     assert torch.equal(found, layer(inputs))
-
-
-def test_a_kernel_is_chosen_by_its_time_on_the_device() -> None:
-    assert fastest_kernel([(3584, 3584), (512, 3584)], 6, CudaDevice(CUDA)) in ("int4", "nf4")

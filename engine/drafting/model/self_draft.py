@@ -28,7 +28,6 @@ from engine.drafting.model.importance import (
     importance_layouts,
     measure_importance,
 )
-from engine.drafting.model.kernel_choice import fastest_kernel
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
     allocate_host_buffer,
@@ -43,9 +42,9 @@ from engine.malloc import give_back_freed
 from engine.model.decoder import Decoder
 from engine.model.library import bind, build_on_meta
 from engine.streaming.packed import PackedUnits
-from engine.streaming.packed_cache import is_cached, open_or_pack
+from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens
-from engine.weights.formats.linear import Kernel, available_kernels
+from engine.weights.formats.linear import Kernel, best_kernel
 from engine.weights.layout import UnitReader
 
 log = logging.getLogger(__name__)
@@ -153,10 +152,10 @@ class _Parts:
     def _measure(self, kernel: Kernel) -> Measured:
         """Measure the importance of the input channels in substitutes that are made without it."""
         context = self._context
+        began = time.perf_counter()
         start = [own for own in start_tokens(context.tokenizer) if own < context.vocab_size]
         if not start:
             raise ModelError("the tokenizer has no token with which a text begins")
-        began = time.perf_counter()
         decoder = self.decoder(self._units(kernel, None))
         modules = [*(layer.inner for layer in decoder.decoder.layers), decoder.output]
         measured = measure_importance(
@@ -198,24 +197,11 @@ class _Parts:
         return f"{context.identity}\n{form}"
 
     def _kernel(self) -> Kernel:
-        """Return the 4-bit kernel that is fastest here for the rows of a draft step.
-
-        It is measured once for each kind of device; later the kernel of the cached substitutes is
-        used. If it were measured again, kernels of nearly equal speed would alternate on a busy
-        machine, and substitutes for each would be made and take space in the cache.
-        """
-        for kernel in available_kernels():
-            forms = (self._identity(kernel, is_fitted=is_fitted) for is_fitted in (True, False))
-            if any(is_cached(self._context.spec.id, form) for form in forms):
-                return kernel
+        """Return the 4-bit kernel of the substitutes, by the shapes of the first layer."""
         linears = [m for m in self._modules[0].modules() if isinstance(m, nn.Linear)]
         shapes = [(linear.out_features, linear.in_features) for linear in linears]
-        return fastest_kernel(
-            shapes,
-            self._context.bounds.width,
-            self._context.device,
-            self._context.spec.draft.group,
-        )
+        group, device = self._context.spec.draft.group, self._context.device.torch_device
+        return best_kernel(shapes, group, device)
 
 
 def _modules(model: Any) -> list[nn.Module]:

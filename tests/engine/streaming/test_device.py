@@ -47,7 +47,6 @@ def test_the_documented_device_has_defaults_for_the_rest(documented: Device) -> 
     assert not documented.is_asynchronous and not documented.has_own_memory
     assert documented.capture() is None
     assert documented.pin(torch.zeros(1)) is None
-    assert len(documented.kernel_seconds(documented.synchronize)) > 1
     with documented.side_stream().during_pass():
         documented.use_compute_stream()
 

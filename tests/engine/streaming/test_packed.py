@@ -18,7 +18,6 @@ from engine.streaming.packed_cache import (
     CacheEntry,
     cache_root,
     entries,
-    is_cached,
     open_or_pack,
     remove,
 )
@@ -241,13 +240,6 @@ def test_a_model_is_packed_once(root: Path) -> None:
         raise AssertionError("packed twice")
 
     assert_same(open_or_pack(RandomUnits(), "org/m", "a", None, packs_again), RandomUnits())
-
-
-def test_is_cached_finds_an_entry_without_opening_it() -> None:
-    assert not is_cached("org/m", "a")
-    open_or_pack(RandomUnits(), "org/m", "a", None, silent).close()
-    assert is_cached("org/m", "a")
-    assert not is_cached("org/m", "b") and not is_cached("m", "a")
 
 
 def test_another_identity_is_another_entry() -> None:

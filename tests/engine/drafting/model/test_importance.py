@@ -154,7 +154,7 @@ def test_texts_fit_few_pages() -> None:
 # What is stored and used
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3_longrope", "gemma3"])
 def test_every_linear_weight_has_its_importance_in_the_cache(family: str, tmp_path: Path) -> None:
     folder = with_bos(family, tmp_path)
     load(folder, SUBSPEC)

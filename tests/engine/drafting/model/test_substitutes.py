@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,11 @@ def load(*arguments: Any, **changes: Any) -> Engine:
 
 
 @pytest.fixture
-def winners(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
-    """A list of the kernels that the next measurements choose; each measurement takes one."""
-    winners: list[Kernel] = []
-    monkeypatch.setattr(
-        "engine.drafting.model.self_draft.fastest_kernel", lambda *_: winners.pop(0)
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[Kernel], None]:
+    """A function that sets the kernel of the next starts."""
+    return lambda kernel: monkeypatch.setattr(
+        "engine.drafting.model.self_draft.best_kernel", lambda *_: kernel
     )
-    return winners
 
 
 def group_of(group: Any) -> DraftSpec:
@@ -132,37 +130,18 @@ def read(units: Any, index: int, fill: int = 0) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_second_load_quantizes_nothing_and_has_equal_tensors(
-    kernel: Kernel, group: int, winners: list[Kernel], monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel,
+    group: int,
+    choose: Callable[[Kernel], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    winners.append(kernel)
+    choose(kernel)
     fresh = draft_tensors(load(checkpoint("llama"), group_of(group)))
-    assert not winners
     forbid_quantizing(monkeypatch)
     assert_equal(draft_tensors(load(checkpoint("llama"), group_of(group))), fresh)
 
 
-def test_the_kernel_is_measured_once(winners: list[Kernel]) -> None:
-    """If it were measured again, noise could choose another kernel, which would be packed too."""
-    winners += ["nf4", "int4"]
-    load(checkpoint("llama"), SUBSPEC)
-    load(checkpoint("llama"), SUBSPEC)
-    assert winners == ["int4"] and len(packed_cache.entries()) == 1
-
-
-def test_without_bitsandbytes_nf4_entries_are_left_alone(
-    winners: list[Kernel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    winners += ["nf4", "int4"]
-    load(checkpoint("llama"), SUBSPEC)
-    monkeypatch.setattr(nf4, "is_available", lambda: False)
-    load(checkpoint("llama"), SUBSPEC)
-    assert not winners and len(packed_cache.entries()) == 2
-
-
-def test_another_group_checkpoint_or_precision_makes_another_entry(
-    winners: list[Kernel], tmp_path: Path
-) -> None:
-    winners += ["int4"] * 4
+def test_another_group_checkpoint_or_precision_makes_another_entry() -> None:
     load(checkpoint("llama"), group_of(32))
     assert len(packed_cache.entries()) == 1
     load(checkpoint("llama"), group_of(64))
@@ -174,8 +153,7 @@ def test_another_group_checkpoint_or_precision_makes_another_entry(
     assert len(packed_cache.entries()) == 4
 
 
-def test_a_changed_checkpoint_makes_another_entry(winners: list[Kernel], tmp_path: Path) -> None:
-    winners += ["int4"] * 2
+def test_a_changed_checkpoint_makes_another_entry(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "model"))
     before = draft_tensors(load(folder, SUBSPEC))
     save_tiny("llama", folder, seed=5)
@@ -325,9 +303,9 @@ def test_substitutes_of_an_nf4_target_are_made_of_its_expanded_weights(kernel: K
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])  # biases; a tied head
 def test_a_cached_draft_emits_what_plain_decoding_emits(
-    family: str, kernel: Kernel, winners: list[Kernel]
+    family: str, kernel: Kernel, choose: Callable[[Kernel], None]
 ) -> None:
-    winners.append(kernel)
+    choose(kernel)
     asked = [
         request("greedy", prompt(20, 1)),
         request("drawn", prompt(9, 2), temperature=1.0, seed=3),
@@ -371,7 +349,6 @@ def test_a_target_quantized_at_load_is_quantized_once(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(nf4, "quantize", counted)
     monkeypatch.setattr(nf4, "QUANTIZATION", replace(nf4.QUANTIZATION, quantize=counted))
-    monkeypatch.setattr("engine.drafting.model.self_draft.fastest_kernel", lambda *_: "int4")
     load(folder, SUBSPEC, target=TargetSpec(str(folder), quantize="nf4"))
     packed = CheckpointUnits(
         folder,

@@ -15,7 +15,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from engine.errors import ModelError
 from engine.weights import packing
 from engine.weights.formats import int4, mxfp4, nf4
-from engine.weights.formats.linear import substitute, substitute_bytes
+from engine.weights.formats.linear import best_kernel, substitute, substitute_bytes
 from engine.weights.safetensors import StoredRows
 from engine.weights.units import CheckpointUnits
 from tests.engine import int4_codes
@@ -424,3 +424,21 @@ def test_substitute_bytes_bound_the_memory_of_substitutes(
             else:
                 taken += weight.nbytes
         assert taken <= substitute_bytes(units.layouts[0], group), kernel
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [
+        (CPU, None, "int4"),
+        (torch.device("cuda"), (8, 0), "int4"),
+        (torch.device("cuda"), (7, 5), "nf4"),  # the int4 product needs newer tensor cores
+    ],
+)
+def test_int4_is_chosen_unless_nf4_supports_more(
+    device: torch.device, capability: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert best_kernel([(128, 128), (64, 128)], 64, device) == expected
+    assert best_kernel([(16, 96)], 64, device) == "int4"  # no kernel does: the weight stays dense
+    monkeypatch.setattr(nf4, "is_available", lambda: False)
+    assert best_kernel([(128, 128)], 64, device) == "int4"
