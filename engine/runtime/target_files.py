@@ -32,7 +32,7 @@ from engine.weights.generation_config import (
 from engine.weights.hub import identity_of, resolve, text_digest
 from engine.weights.layout import UnitReader
 from engine.weights.precision import stored_dtype
-from engine.weights.stored_format import stored_format
+from engine.weights.stored_format import expanded_tensors
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +70,11 @@ class TargetFiles(Blueprint):
         """Log what the user may not expect: an untested family, expanded parts, another type."""
         if self.config.model_type not in TESTED:
             log.warning("Model family %s is not among the tested ones", self.config.model_type)
-        stored_form, stored_type = stored_format(self.config), stored_dtype(self.folder)
-        if stored_form is not None and stored_form.expanded:
+        expanded, stored_type = expanded_tensors(self.config), stored_dtype(self.folder)
+        if expanded:
             total = sum(layout.nbytes for layout in self.units.layouts)
             text = "%s: %s are expanded when read, %.1f GB in all"
-            log.info(text, self.spec.id, stored_form.expanded, total / 1e9)
+            log.info(text, self.spec.id, expanded, total / 1e9)
         if stored_type is not None and stored_type != self.dtype:
             names = [str(dtype).removeprefix("torch.") for dtype in (stored_type, self.dtype)]
             why = "target.dtype" if self.spec.target.dtype else f"dtype in {CONFIG_NAME}"

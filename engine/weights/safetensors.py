@@ -7,7 +7,6 @@ directly into the memory of units.
 
 import math
 import os
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,14 +145,6 @@ class Checkpoint:
                 f"{path} has no entry for {strays[0]} (and {len(strays) - 1} more), which "
                 f"{tensors[strays[0]].file.name} holds. Download the checkpoint again"
             )
-
-
-def num_layers(folder: Path) -> int:
-    """Return the number of layers of a checkpoint: of different first numbers in tensor names."""
-    checkpoint = Checkpoint(folder)
-    checkpoint.close()
-    numbers = (re.search(r"\.(\d+)\.", name) for name in checkpoint.tensors)
-    return len({number[1] for number in numbers if number is not None})
 
 
 class StoredRows:

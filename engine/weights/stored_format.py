@@ -34,14 +34,14 @@ class StoredFormat:
             would have in a plain checkpoint. Raises `ModelError` if parts are missing or wrong.
         plan: returns the packed fields of the tensors that stay packed, by their names in the
             model. It has no checkpoint, because plans are made from config.json alone.
-        expanded: the tensors that are expanded when read, for the log; empty if there are none.
+        expanded: returns which tensors are expanded when read, for messages; "" if none are.
     """
 
     title: str
     detect: Callable[[QuantizationConfig], bool]
     find: Callable[[Checkpoint, QuantizationConfig], dict[str, Source]]
     plan: Callable[[PreTrainedModel, QuantizationConfig], dict[str, Fields]] = lambda *_: {}
-    expanded: str = ""
+    expanded: Callable[[QuantizationConfig], str] = lambda _: ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ def stored_format(config: Any) -> StoredFormat | None:
         if found is not None and found.detect(quantization):
             return found
     raise unsupported(quantization, quantization.get("fmt"))
+
+
+def expanded_tensors(config: Any) -> str:
+    """Return which tensors are expanded when they are read, for messages; "" if none are."""
+    found = stored_format(config)
+    return found.expanded(_quantization(config)) if found else ""
 
 
 def find_stored(config: Any, checkpoint: Checkpoint) -> dict[str, Source]:

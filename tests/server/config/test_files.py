@@ -220,7 +220,7 @@ audit: 0.01
         ("target: {source: a/b}\naudit: -0.1", ["audit"]),
         ("target: {source: a/b}\naudit: often", ["audit"]),
         ("target: {source: ./missing}", ["target.source", "./missing"]),
-        ("target: {source: just-a-name}", ["target.source", "neither a folder nor a hub id"]),
+        ("target: {source: just-a-name}", ["target.source", "neither a folder, a GGUF file"]),
         ("target: {source: a/b}\nparsers: {tool: x}", ["parsers.tool", "unknown key", "reasoning"]),
         ("target: {source: a/b}\nparsers: {tools: think}", ["parsers.tools", "hermes", "think"]),
         ("target: {source: a/b}\nparsers: {reasoning: x}", ["parsers.reasoning", "none", "x"]),
