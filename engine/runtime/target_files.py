@@ -146,6 +146,7 @@ class TargetFiles(Blueprint):
         """Return what the front end needs to know of the loaded model."""
         numerics: Numerics = "strict" if self.strict else "fast"
         parts = [self.identity, self._text, numerics, __version__]
+        expanded = expanded_tensors(self.config)
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,
@@ -156,7 +157,7 @@ class TargetFiles(Blueprint):
             numerics=numerics,
             fingerprint="us-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
             tokenizer_path=str(self.folder),
-            plan=str(plan),
+            plan=f"{plan}; {expanded} expanded when read" if expanded else str(plan),
             num_pages=plan.num_pages,
             link_gbps=link_gbps,
             sampling=self.generation.sampling,

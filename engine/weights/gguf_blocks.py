@@ -135,7 +135,8 @@ def _mxfp4(blocks: Tensor) -> Tensor:
 
 
 def _looked_up(table: tuple[int, ...], codes: Tensor) -> Tensor:
-    return torch.tensor(table, dtype=torch.float32)[codes.int()]
+    values = torch.tensor(table, dtype=torch.float32)
+    return values.index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 _EXPAND: Mapping[str, Callable[[Tensor], Tensor]] = {

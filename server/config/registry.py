@@ -152,7 +152,7 @@ def make_entry(model: str) -> ModelEntry:
             "safetensors checkpoint with its config.json"
         )
     elif HUB_ID.fullmatch(model):
-        source = model_id = model
+        source, model_id = model, model.replace(":", "-")
     else:
         raise ConfigError(
             f"{shown(model)} is neither a known model, a folder, a GGUF file, nor a hub id "

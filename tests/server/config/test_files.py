@@ -311,6 +311,23 @@ def test_a_made_up_entry_and_its_file_are_the_same(write: Write, tmp_path: Path)
         make_entry("nonsense")
 
 
+def test_a_gguf_file_is_a_source_beside_the_file_and_on_the_command_line(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("models/My Model.Q4_K_M.gguf", "")
+    made = make_entry(str(path))
+    assert (made.id, made.spec.target.source) == ("My-Model.Q4_K_M", str(path))
+    monkeypatch.chdir(path.parent)
+    assert make_entry(path.name).spec.target.source == str(path)
+    named = write("models/m.yaml", f"target: {{source: {path.name}}}")
+    assert read_entry(named, "m").spec.target.source == str(path)
+    quantized = make_entry("owner/Some-7B:Q4_K_M")
+    assert quantized.id == "owner/Some-7B-Q4_K_M"
+    assert quantized.spec.target.source == "owner/Some-7B:Q4_K_M"
+    with pytest.raises(ConfigError, match="neither a known model.*a GGUF file"):
+        make_entry("missing.gguf")
+
+
 def test_the_file_of_a_loaded_model_says_what_was_chosen(write: Write) -> None:
     made = make_entry("owner/Some-7B")
     info = loaded("subspec", sampling=(("temperature", 0.6), ("top_k", 20)))
