@@ -19,7 +19,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import OnPassProgress, OnStart, StepEngine, serve
+from engine.process.worker import OnPassProgress, OnPrompt, StepEngine, serve
 from engine.spec import ModelSpec
 from engine.streaming.recheck import Rechecks
 
@@ -76,7 +76,10 @@ class PacedEngine:
             plan="no model: tokens at fixed intervals",
         )
 
-    def add(self, request: Generate) -> None:
+    def compile(self, request: Generate) -> None:
+        """Return nothing: the tokens follow no grammar."""
+
+    def queue(self, request: Generate, constraint: object) -> None:
         self._messages[request.request_id] = request
         self._lengths[request.request_id] = 0
 
@@ -141,7 +144,7 @@ def main(connection: Connection, spec: ModelSpec, schedule: Schedule) -> None:
         spec: ModelSpec,
         progress: ReportProgress,
         on_pass_progress: OnPassProgress,
-        on_start: OnStart,
+        on_prompt: OnPrompt,
     ) -> StepEngine:
         """Return the paced engine; it has no use for the callbacks."""
         return PacedEngine(schedule, spec.max_sequences or 1)

@@ -164,7 +164,7 @@ def run_paced_engine(requests: Sequence[Generate]) -> list[Stream]:
     """Run the paced engine in this process and return its streams."""
     engine = PacedEngine(SCHEDULE, len(requests))
     for message in requests:
-        engine.add(message)
+        engine.queue(message, None)
     streams = {message.request_id: Stream() for message in requests}
     while engine.has_work():
         events = engine.step()

@@ -81,8 +81,9 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.spec"),
     ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
     ("server.config.model_file", "engine.text.template"),  # whether one is a template
-    ("server.chat.grammars", "engine.sampling.grammar.check"),  # checks that a grammar compiles
+    ("server.text.tokenizer", "engine.sampling.grammar.check"),  # checks that a grammar compiles
     ("server.chat.parameter_grammar", "engine.sampling.grammar.grammar"),
+    ("server.chat.fitting", "engine.process.admission"),  # the length that the engine takes
     ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
     ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`

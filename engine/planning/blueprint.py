@@ -36,7 +36,7 @@ class Blueprint:
         self.spec = spec
         self.folder = folder
         self.strict = spec.numerics != "fast"
-        self.config = read_config(folder)
+        self.config = read_config(folder, spec.target.rope)
         self.dtype = computed_dtype(spec.target.dtype, self.config, folder)
         self._check_layers()
         self.model = build_of_folder(folder, self.config, self.dtype, strict=self.strict)

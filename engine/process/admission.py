@@ -1,6 +1,7 @@
 """The check of a request before it is sent to the engine: whether the model can serve it at all."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from engine.errors import RequestError
 from engine.messages import Generate, ModelInfo, SamplingParams
@@ -17,7 +18,9 @@ def check_request(request: Generate, info: ModelInfo) -> None:
     _check_ids(params.stop_token_ids, info, "stop_token_ids")
     _check_ids((token for token, _ in params.logit_bias), info, "logit_bias")
     _check_ids(request.prediction, info, "prediction")
-    _check_length(len(request.prompt), params, info)
+    if params.thinking is not None:
+        _check_ids(chain(*params.thinking.closings), info, "thinking")
+    check_length(len(request.prompt), params, info)
 
 
 def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
@@ -31,7 +34,8 @@ def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
         )
 
 
-def _check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> None:
+def check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> None:
+    """Raise `RequestError` if a prompt and its answer do not fit the context or the KV cache."""
     longest, max_tokens = min(info.context_length, info.capacity_tokens), params.max_tokens
     if max_tokens is not None and max_tokens < 0:
         raise RequestError(

@@ -21,11 +21,11 @@ from engine.messages import (
     ModelInfo,
     Outbound,
     PassStats,
+    PromptProgress,
     Ready,
     SamplingParams,
     Shutdown,
     Speculation,
-    Started,
     Tokens,
     WeightsChecked,
 )
@@ -147,7 +147,7 @@ class EngineClient:
         prediction: Sequence[int] = (),
         answer_format: AnswerFormat | None = None,
         *,
-        on_start: Callable[[], None] | None = None,
+        on_prompt: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         """Send a request to the engine, and return the stream of its tokens.
 
@@ -156,7 +156,8 @@ class EngineClient:
 
         Args:
             key, prediction, answer_format: as in `Generate`.
-            on_start: is called when the first pass of the request begins, before it has tokens.
+            on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
+                pass of the request begins, about once a second, and when the prompt is complete.
         """
         if self.state != "ready" or self.info is None or self._child is None or self._refusal:
             raise self._not_ready()
@@ -171,7 +172,7 @@ class EngineClient:
         events: EventQueue = asyncio.Queue()
         if not self._running:
             self._watchdog.restart_timer(time.monotonic())
-        self._running[request_id] = RunningRequest(message, events, n, on_start)
+        self._running[request_id] = RunningRequest(message, events, n, on_prompt)
         self._child.send(message)
         self._schedule_check()
         return TokenStream(events, lambda: self._abort(request_id))
@@ -281,9 +282,9 @@ class EngineClient:
     def _on_message(self, message: Outbound) -> None:
         self._watchdog.restart_timer(time.monotonic())
         match message:
-            case Started(request_id):
+            case PromptProgress(request_id, done):
                 if request_id in self._running:
-                    self._running[request_id].start()
+                    self._running[request_id].note_prompt(done)
             case Tokens():
                 self._deliver(message)
             case Failed():
@@ -365,8 +366,7 @@ class EngineClient:
         running = self._running.get(message.request_id)
         if running is None:
             return  # aborted
-        running.start()
-        running.events.put_nowait(message)
+        running.deliver(message)
         if message.finish is not None and running.finish_choice():
             del self._running[message.request_id]
             running.events.put_nowait(None)

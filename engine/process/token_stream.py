@@ -69,17 +69,24 @@ class RunningRequest:
     message: Generate
     events: EventQueue
     num_unfinished: int  # choices without a `finish`
-    on_start: Callable[[], None] | None  # None once it was called, or if the caller gave none
+    on_prompt: Callable[[int], None] | None  # gets the number of prompt tokens that are done
     is_waiting: bool = True
+    has_tokens: bool = False
 
     def finish_choice(self) -> bool:
         """Count a finished choice, and return whether it was the last."""
         self.num_unfinished -= 1
         return self.num_unfinished == 0
 
-    def start(self) -> None:
-        """Record that the request takes part in a pass, and call `on_start` the first time."""
+    def note_prompt(self, done: int) -> None:
+        """Record that the request takes part in a pass, with `done` tokens of its prompt stored."""
         self.is_waiting = False
-        if self.on_start is not None:
-            self.on_start()
-            self.on_start = None
+        if self.on_prompt is not None:
+            self.on_prompt(done)
+
+    def deliver(self, tokens: Tokens) -> None:
+        """Add tokens to the stream. With the first ones, the prompt is complete."""
+        if not self.has_tokens:
+            self.has_tokens = True
+            self.note_prompt(len(self.message.prompt))
+        self.events.put_nowait(tokens)

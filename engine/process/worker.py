@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from engine.errors import ModelError, RequestError
 from engine.malloc import keep_freed_memory
@@ -34,16 +34,20 @@ from engine.messages import (
     ModelInfo,
     Outbound,
     PassStats,
+    PromptProgress,
     Ready,
     ReportProgress,
     Shutdown,
-    Started,
     Tokens,
     WeightsChecked,
 )
 from engine.printable_logs import make_printable
+from engine.process.grammar_compiler import Compiled, GrammarCompiler
 from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
+
+if TYPE_CHECKING:  # it imports torch, which only the engine process needs
+    from engine.sampling.grammar.constraint import Constraint
 
 EXIT_CRASHED = 70  # EX_SOFTWARE: an unexpected exception; its traceback is on stderr
 EXIT_NOT_LOADED = 78  # EX_CONFIG: the model cannot be loaded
@@ -63,7 +67,8 @@ class StepEngine(Protocol):
     def auditor(self) -> "Audits": ...
     @property
     def rechecks(self) -> "Rechecks": ...
-    def add(self, request: Generate) -> None: ...
+    def compile(self, request: Generate) -> "Constraint | None": ...
+    def queue(self, request: Generate, constraint: "Constraint | None") -> None: ...
     def abort(self, request_id: str) -> None: ...
     def step(self) -> Sequence[Tokens | Failed]: ...
     def has_work(self) -> bool: ...
@@ -89,8 +94,9 @@ class Rechecks(Protocol):
 
 
 OnPassProgress = Callable[[], None]  # called before the engine runs another part of a pass
-OnStart = Callable[[str], None]  # called with a request's id when its first pass begins
-Load = Callable[[ModelSpec, ReportProgress, OnPassProgress, OnStart], StepEngine]
+# Called with a request's id and the number of its prompt's tokens whose KV is stored.
+OnPrompt = Callable[[str, int], None]
+Load = Callable[[ModelSpec, ReportProgress, OnPassProgress, OnPrompt], StepEngine]
 
 
 def main(connection: Connection, spec: ModelSpec) -> None:
@@ -121,18 +127,18 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
 
 def _load_or_report(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
     try:
-        return load(spec, outbox.report_load, outbox.count_unit, outbox.report_start)
+        return load(spec, outbox.report_load, outbox.count_unit, outbox.report_prompt)
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)
 
 
 def _load_engine(
-    spec: ModelSpec, progress: ReportProgress, on_pass_progress: OnPassProgress, on_start: OnStart
+    spec: ModelSpec, progress: ReportProgress, on_pass_progress: OnPassProgress, on_prompt: OnPrompt
 ) -> StepEngine:
     from engine.runtime.engine import Engine  # imports torch, which only this process needs
 
-    return Engine.load(spec, progress, on_pass_progress, on_start)
+    return Engine.load(spec, progress, on_pass_progress, on_prompt)
 
 
 class _Outbox:
@@ -161,9 +167,9 @@ class _Outbox:
             self._next_heartbeat = now + HEARTBEAT_S
             self.send(Heartbeat(self._num_units))
 
-    def report_start(self, request_id: str) -> None:
-        """Report that the first pass of a request begins."""
-        self.send(Started(request_id))
+    def report_prompt(self, request_id: str, done: int) -> None:
+        """Report how many tokens of a prompt have their KV stored when a pass begins."""
+        self.send(PromptProgress(request_id, done))
 
     def send(self, *messages: Outbound) -> None:
         """Send messages in one frame. Exit the process if the front end has ended."""
@@ -185,7 +191,7 @@ class _Inbox:
     def __init__(self, connection: Connection) -> None:
         self._engine: StepEngine | None = None  # until it is loaded
         self._connection = connection
-        self._messages: SimpleQueue[Inbound] = SimpleQueue()
+        self._messages: SimpleQueue[Inbound | Compiled] = SimpleQueue()
         self._aborted: set[str] = set()  # request ids of the aborts among the messages
         Thread(target=self._receive, name="pipe reader", daemon=True).start()
 
@@ -193,12 +199,16 @@ class _Inbox:
         """Set the loaded engine, which gets aborts and the interruption of checks at once."""
         self._engine = engine
 
-    def take(self, seconds: float | None) -> Iterator[Inbound]:
+    def post(self, compiled: Compiled) -> None:
+        """Queue a request whose grammar is compiled behind the messages of the front end."""
+        self._messages.put(compiled)
+        self._interrupt_checks()
+
+    def take(self, seconds: float | None) -> Iterator[Inbound | Compiled]:
         """Yield messages that have arrived; wait for the first, at most `seconds` if given.
 
         Requests whose clients have left already are left out. After `TAKING_SECONDS` the rest waits
-        for the next call: each request may need a grammar compiled, and a flood of such requests
-        would keep the running ones from their next pass.
+        for the next call: a flood of requests would keep the running ones from their next pass.
         """
         try:
             message = self._messages.get(timeout=seconds)
@@ -212,7 +222,7 @@ class _Inbox:
         except Empty:
             return
 
-    def _is_aborted(self, message: Inbound) -> bool:
+    def _is_aborted(self, message: Inbound | Compiled) -> bool:
         """Return True for a request whose abort has arrived too."""
         if isinstance(message, Abort):
             self._aborted.discard(message.request_id)
@@ -230,10 +240,14 @@ class _Inbox:
                     self._engine.abort(message.request_id)
             # An abort is queued as well: the engine may not have received the request yet.
             self._messages.put(message)
-            if isinstance(message, Generate | Shutdown) and self._engine is not None:
-                # After the put, so that the main thread finds the message when its check ends.
-                self._engine.auditor.preempt()
-                self._engine.rechecks.preempt()
+            if isinstance(message, Generate | Shutdown):
+                self._interrupt_checks()
+
+    def _interrupt_checks(self) -> None:
+        """End an idle check. Call this after the put, so that the main thread finds the message."""
+        if self._engine is not None:
+            self._engine.auditor.preempt()
+            self._engine.rechecks.preempt()
 
 
 class _Service:
@@ -244,6 +258,7 @@ class _Service:
         self._inbox = inbox
         self._outbox = outbox
         self._unfinished: dict[str, int] = {}  # request id -> choices still running
+        self._compiler = GrammarCompiler(engine.compile, self._is_wanted, self._report_compiled)
         self._reported: PassStats | None = None
 
     def run(self) -> None:
@@ -279,6 +294,9 @@ class _Service:
             match message:
                 case Generate():
                     self._add(message)
+                case Compiled(request):
+                    if self._is_wanted(request):
+                        self._queue(message)
                 case Abort(request_id):
                     self._engine.abort(request_id)
                     self._unfinished.pop(request_id, None)
@@ -288,8 +306,24 @@ class _Service:
 
     def _add(self, request: Generate) -> None:
         self._unfinished[request.request_id] = request.n
+        if request.params.grammar:
+            self._compiler.submit(request)
+        else:
+            self._queue(Compiled(request))
+
+    def _is_wanted(self, request: Generate) -> bool:
+        return request.request_id in self._unfinished
+
+    def _report_compiled(self, compiled: Compiled) -> None:
+        self._inbox.post(compiled)
+        self._outbox.count_unit()  # no pass may run meanwhile, and the watchdog waits for a sign
+
+    def _queue(self, compiled: Compiled) -> None:
+        request = compiled.request
         try:
-            self._engine.add(request)
+            if compiled.error is not None:
+                raise compiled.error
+            self._engine.queue(request, compiled.constraint)
         except RequestError as error:
             del self._unfinished[request.request_id]
             code = error.code or "invalid_request"

@@ -23,6 +23,7 @@ from engine.runtime.passes import Entry, Pass, assemble
 from engine.runtime.requests import Events, Requests
 from engine.runtime.scoring import score_prompt
 from engine.runtime.verify import emit_accepted
+from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.spec import ModelSpec
@@ -32,7 +33,7 @@ class Engine:
     """A loaded model and the requests that it serves. One thread calls `step`."""
 
     def __init__(
-        self, loaded: Loaded, on_start: Callable[[str], None] = lambda request_id: None
+        self, loaded: Loaded, on_prompt: Callable[[str, int], None] = lambda request_id, done: None
     ) -> None:
         self.info: ModelInfo = loaded.info
         self.last_pass: PassStats | None = None
@@ -53,7 +54,7 @@ class Engine:
         )
         self.auditor = Auditor(loaded)
         self.rechecks = loaded.rechecks
-        self._requests = Requests(loaded, self._scheduler, self.auditor, on_start)
+        self._requests = Requests(loaded, self._scheduler, self.auditor, on_prompt)
         self.clock = Clock(loaded, self._scheduler)
         # On an asynchronous device the host would wait for each choice (see `choose_tree`).
         self._at_once = loaded.device.is_asynchronous
@@ -64,19 +65,19 @@ class Engine:
         spec: ModelSpec,
         progress: ReportProgress,
         on_pass_progress: Callable[[], None] = lambda: None,
-        on_start: Callable[[str], None] = lambda request_id: None,
+        on_prompt: Callable[[str, int], None] = lambda request_id, done: None,
     ) -> "Engine":
         """Load a model and return its engine. The loading thread must also call `step`.
 
         Args:
             progress: called with the progress of loading.
             on_pass_progress: called before each unit and each tile of a pass.
-            on_start: called with a request's id when its first pass begins.
+            on_prompt: called before passes that run a prompt; see `Requests`.
 
         Raises `ModelError` if the model cannot be served.
         """
         with torch.inference_mode():
-            return cls(load(spec, progress, on_pass_progress), on_start)
+            return cls(load(spec, progress, on_pass_progress), on_prompt)
 
     def close(self) -> None:
         """End the threads of the weight stream and unpin host memory."""
@@ -84,8 +85,23 @@ class Engine:
         self._loaded.cache.release()
 
     def add(self, message: Generate) -> None:
-        """Queue a request. Raises `RequestError` if it can never be served."""
-        self._requests.add(message)
+        """Compile a request's grammar and queue the request, as `compile` and `queue` do."""
+        self.queue(message, self.compile(message))
+
+    def compile(self, message: Generate) -> Constraint | None:
+        """Return the compiled grammar of a request, or None if it has none.
+
+        It may take a second, without holding the GIL. One other thread may call this during `step`.
+        Raises `RequestError` if the grammar cannot be used.
+        """
+        return self._loaded.constraint(message.params)
+
+    def queue(self, message: Generate, constraint: Constraint | None) -> None:
+        """Queue a request with its compiled grammar.
+
+        Raises `RequestError` if the request can never be served.
+        """
+        self._requests.add(message, constraint)
 
     def abort(self, request_id: str) -> None:
         """Cancel a request whose client has left. The thread that reads the pipe calls this."""
@@ -102,7 +118,7 @@ class Engine:
         self._requests.drop_cancelled()
         if not (turns := self._scheduler.schedule()):
             return events
-        self._requests.start(turns)
+        self._requests.report_prompts(turns)
         with self._requests.fail_pass_on_error([turn.sequence for turn in turns], events):
             self.clock.start(turns)
             with self.clock.phase("draft"):

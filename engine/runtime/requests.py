@@ -1,5 +1,6 @@
 """The requests that an engine has accepted: how they begin, end and fail."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ from engine.messages import Failed, Generate, Tokens
 from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.load import Loaded
+from engine.sampling.grammar.constraint import Constraint
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Request, TokenSequence
 
@@ -22,23 +24,23 @@ class Requests:
         loaded: Loaded,
         scheduler: Scheduler,
         auditor: Auditor,
-        on_start: Callable[[str], None],
+        on_prompt: Callable[[str, int], None],
     ) -> None:
         """Create the collection without requests.
 
-        `on_start` is called with the id of each request that takes part in its first pass.
+        `on_prompt` is called before a pass for each request whose prompt it runs: with its id, and
+        the number of prompt tokens whose KV is stored.
         """
         self._loaded = loaded
         self._scheduler = scheduler
         self._auditor = auditor
-        self._on_start = on_start
+        self._on_prompt = on_prompt
         self._by_id: dict[str, Request] = {}
 
-    def add(self, message: Generate) -> None:
-        """Queue a request.
+    def add(self, message: Generate, constraint: Constraint | None) -> None:
+        """Queue a request with its compiled grammar.
 
-        Raises `RequestError` if the prompt is too long for the model or the KV cache, or if the
-        request's grammar cannot be compiled.
+        Raises `RequestError` if the prompt is too long for the model or the KV cache.
         """
         most = self._loaded.limits.max_tokens
         if len(message.prompt) + message.params.least_tokens > most:
@@ -47,8 +49,8 @@ class Requests:
                 "of prompt and answer together",
                 code="context_length_exceeded",
             )
-        constraint = self._loaded.constraint(message.params)
-        request = Request(message, self._loaded.limits, constraint)
+        thinking = self._loaded.thinking(message.params)
+        request = Request(message, self._loaded.limits, constraint, thinking)
         self._by_id[message.request_id] = request
         self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
 
@@ -63,11 +65,18 @@ class Requests:
         for sequence in self._scheduler.drop_cancelled():
             self._by_id.pop(sequence.request_id, None)
 
-    def start(self, turns: Sequence[Turn]) -> None:
-        """Call `on_start` for requests whose first pass begins, again if it is repeated."""
+    def report_prompts(self, turns: Sequence[Turn]) -> None:
+        """Call `on_prompt` for the prompts of a pass that begins.
+
+        Each request is reported when its first pass begins, again if that is repeated, and then
+        once a second at most.
+        """
+        now = time.monotonic()
         for turn in turns:
-            if turn.sequence.passes == 0:
-                self._on_start(turn.sequence.request_id)
+            sequence = turn.sequence
+            is_prompt = len(sequence.tokens) == sequence.num_prompt
+            if is_prompt and sequence.request.is_report_due(now, is_first=sequence.passes == 0):
+                self._on_prompt(sequence.request_id, sequence.pages.length)
 
     def fork(self, sequence: TokenSequence) -> Iterator[TokenSequence]:
         """Yield the other choices of a request, given the first one, which has run the prompt."""

@@ -10,7 +10,10 @@ from engine.kv.page_table import PageTable
 from engine.messages import PREDICTION, TARGET, Generate, Origin, Stats, TokenLogprob, Tokens
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.logit_rules import TokenCounts
+from engine.sampling.thinking import ThinkingState, forced_tokens
 from engine.text.stop import StopRules
+
+REPORT_SECONDS = 1.0  # between two reports of how far a prompt is
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,26 @@ class Request:
     message: Generate
     limits: Limits
     constraint: Constraint | None = None  # its state before the first token
+    thinking: ThinkingState | None = None  # the same of its thinking budget
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
     num_ended: int = 0  # choices that have ended
+    _next_report: float = 0.0  # the monotonic time from which the prompt's progress is reported
 
     def end_choice(self) -> bool:
         """Count a choice that has ended. Return True if it was the last one."""
         self.num_ended += 1
         return self.num_ended == self.message.n
+
+    def is_report_due(self, now: float, *, is_first: bool) -> bool:
+        """Return whether to report how far the prompt is, and note the report if so.
+
+        `is_first`: no pass with the prompt is complete. `now` is the monotonic time.
+        """
+        is_due = is_first or now >= self._next_report
+        if is_due:
+            self._next_report = now + REPORT_SECONDS
+        return is_due
 
 
 class Status(Enum):
@@ -88,6 +103,7 @@ class TokenSequence:
         self.choice = choice
         self.rules = rules
         self.constraint = request.constraint and request.constraint.copy()
+        self.thinking = request.thinking
 
         self.status = Status.WAITING
         self.table: PageTable | None = None  # None unless the sequence runs
@@ -185,6 +201,20 @@ class TokenSequence:
         ignored = self.params.ignore_eos and self.constraint is None
         return not ignored and token in self.request.limits.eos_token_ids
 
+    def can_force(self, depth: int) -> bool:
+        """Return whether a grammar or a thinking budget may force a token after a drafted path.
+
+        Args:
+            depth: the most tokens of the path.
+        """
+        if self.constraint is not None:
+            return True
+        return self.thinking is not None and self.thinking.num_free <= depth
+
+    def forced(self, path: Sequence[int] = ()) -> tuple[int, ...]:
+        """Return the tokens that the thinking budget forces after drafted tokens."""
+        return forced_tokens(self.thinking, self.constraint, path)
+
     def banned(self, position: int) -> Sequence[int]:
         """Return the tokens that must not be chosen at an absolute position.
 
@@ -257,6 +287,8 @@ class TokenSequence:
             self.first_token_at = time.monotonic()
         self.tokens.append(token)
         self.counts.add(token)
+        if self.thinking is not None:
+            self.thinking = self.thinking.after(token)
         complete = self.constraint is not None and self.constraint.emit(token)
         result = self.rules.push(token, last=complete)
         self._text, self._lookahead = self._text + result.text, result.lookahead

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from engine.errors import ModelError, shown
 from engine.library_call import find_key, library_call
 from engine.printable_logs import make_printable
+from engine.spec import RopeSpec
 from engine.weights.config_file import CONFIG_NAME, read_config_values, whole
 
 # Warnings of transformers quote values of config.json.
@@ -47,6 +48,7 @@ TESTED = frozenset(
 # In these families a layer adds the experts' output to the residual and does nothing after it: no
 # norm of the output, no scale, no shared expert. So experts may be added when the rest is done.
 EXPERTS_LAST = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
+AS_WRITTEN = RopeSpec()  # positions as config.json has them
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -63,11 +65,14 @@ class KVShape:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
     """Return the model's configuration. Raises `ModelError` if its family cannot be served.
 
     Code of a model repository is never run. If transformers knows the family, its own code is used,
     even if the repository has code too.
+
+    Args:
+        rope: how far the positions are scaled.
     """
     where = folder / CONFIG_NAME
     values = read_config_values(folder)
@@ -88,7 +93,36 @@ def read_config(folder: Path) -> Any:
         if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise ModelError(f"{where}: model_type {shown(name)} is not a text model")
         _check_numbers(config, where)
+    if rope.factor > 1:
+        scaled = _scaled_positions(config, rope, where)
+        with library_call(f"target.rope: {where}"):  # phi3 has no such positions in transformers
+            return make_config(values | scaled)
     return config
+
+
+def _scaled_positions(config: Any, rope: RopeSpec, where: Path) -> dict[str, Any]:
+    """Return the values of config.json that scale its positions by YaRN (arXiv 2309.00071).
+
+    Raises `ModelError` if the model has no rotary positions or scales them already.
+    """
+    own, longest = getattr(config, "rope_parameters", None) or {}, config.max_position_embeddings
+    if own.get("rope_type") != "default":
+        raise ModelError(
+            "target.rope: only positions that are not scaled yet can be scaled, those of the "
+            f"rope_type 'default'. In {where} rope_parameters is {shown(own)}. Remove the key"
+        )
+    original = rope.original or longest
+    if original > longest:
+        raise ModelError(
+            f"target.rope.original: {original} is more than the model's own {longest} "
+            f"(max_position_embeddings in {where})"
+        )
+    new = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": original}
+    return {
+        "rope_scaling": None,  # the older name of rope_parameters
+        "rope_parameters": own | new,
+        "max_position_embeddings": int(rope.factor * original),
+    }
 
 
 def make_config(values: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.cache_files import cache_root
 from engine.errors import ModelError, shown
 from engine.files import exists, parse_object, read_object, read_text
 
@@ -86,8 +87,11 @@ LINK_NAME = "gguf.json"
 
 
 def has_link(folder: Path) -> bool:
-    """Return whether the weights of a folder are GGUF files elsewhere."""
-    return exists(folder / LINK_NAME)
+    """Return whether the weights of a folder are GGUF files elsewhere.
+
+    Only folders of the cache are trusted to name files elsewhere: other folders may be hostile.
+    """
+    return exists(folder / LINK_NAME) and folder.parent.resolve() == cache_root().resolve()
 
 
 def link_text(paths: Sequence[Path]) -> str:

@@ -34,14 +34,14 @@ class StoredFormat:
             would have in a plain checkpoint. Raises `ModelError` if parts are missing or wrong.
         plan: returns the packed fields of the tensors that stay packed, by their names in the
             model. It has no checkpoint, because plans are made from config.json alone.
-        expanded: returns which tensors are expanded when read, for messages; "" if none are.
+        expanded: the tensors that are expanded when read, for the log; empty if there are none.
     """
 
     title: str
     detect: Callable[[QuantizationConfig], bool]
     find: Callable[[Checkpoint, QuantizationConfig], dict[str, Source]]
     plan: Callable[[PreTrainedModel, QuantizationConfig], dict[str, Fields]] = lambda *_: {}
-    expanded: Callable[[QuantizationConfig], str] = lambda _: ""
+    expanded: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,17 @@ def stored_format(config: Any) -> StoredFormat | None:
 
 
 def expanded_tensors(config: Any) -> str:
-    """Return which tensors are expanded when they are read, for messages; "" if none are."""
+    """Return which tensors are expanded when they are read, for messages; "" if none are.
+
+    A quantization_config that lists the `types` of its packed tensors may list none.
+    """
     found = stored_format(config)
-    return found.expanded(_quantization(config)) if found else ""
+    if found is None or not found.expanded:
+        return ""
+    types = _quantization(config).get("types")
+    if types is None:
+        return found.expanded
+    return f"{found.expanded} ({types})" if types else ""
 
 
 def find_stored(config: Any, checkpoint: Checkpoint) -> dict[str, Source]:

@@ -57,7 +57,10 @@ class Answer:
         spelling: the bytes that each token adds to the text.
         logprobs: whether chunks have the log-probability of each token.
         provenance: whether chunks have the origin of each token.
+        token_ids: whether chunks have the ids of the prompt and of their tokens.
+        prompts: the token ids of the prompt of each choice that is shown.
         include_usage: whether the usage comes in a chunk without choices, the last one.
+        has_running_usage: whether all chunks have the usage so far.
     """
 
     id: str
@@ -66,15 +69,21 @@ class Answer:
     spelling: TokenBytes
     logprobs: bool
     provenance: bool
+    token_ids: bool
+    prompts: Sequence[Sequence[int]]
     include_usage: bool
+    has_running_usage: bool
 
     def costs(self, *, is_last: bool) -> Costs:
         """Return the costs in a chunk of choices; `is_last`: the chunk is a choice's last one."""
-        if self.include_usage:
-            return {"usage": None}
-        if is_last and self.totals.is_complete:
-            return {"timings": self.totals.timings()}
-        return {}
+        costs: Costs = {}
+        if self.has_running_usage:
+            costs["usage"] = self.totals.usage() if is_last else self.totals.counts()
+        elif self.include_usage:
+            costs["usage"] = None
+        if is_last and self.totals.is_complete and not self.include_usage:
+            costs["timings"] = self.totals.timings()
+        return costs
 
     def final_costs(self) -> Costs | None:
         """Return the costs in the chunk without choices; None if it is not due."""
@@ -105,11 +114,14 @@ def new_answer(
     return Answer(
         job.id,
         source,
-        Totals(job.num_choices, job.params.seed),
+        Totals(job.num_choices, job.params.seed, sum(map(len, job.prompts))),
         spelling,
         logprobs=logprobs,
         provenance=bool(body.provenance),
+        token_ids=bool(body.return_token_ids),
+        prompts=[prompt for prompt in job.prompts for _ in range(job.n)],
         include_usage=body.include_usage or not body.stream,
+        has_running_usage=body.has_running_usage,
     )
 
 
@@ -123,16 +135,17 @@ async def run(
 ) -> AsyncGenerator[ChunkT_co, None]:
     """Run `job`, and yield the chunks that `writer` makes of its outputs.
 
-    At its end the answer is counted and logged. Closing the generator aborts the job.
+    At its end the answer is logged. Closing the generator aborts the job.
     """
     before = model.statistics.traffic
+    caller.measurement.begin(answer.totals)
     with name_grammar_field(body):
         async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
             async for output in outputs:
                 caller.measurement.note_token()
                 for chunk in writer.write(output):
                     yield chunk
-    caller.measurement.complete(answer.totals)
+    caller.measurement.complete()
     log.info(
         "%s: %s %s: %s%s",
         caller.request_id,

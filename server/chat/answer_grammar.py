@@ -9,6 +9,7 @@ from typing import Any
 from engine.parsing.format import CallSyntax
 from engine.parsing.selection import Formats
 from server.chat.grammars import (
+    Check,
     Passage,
     allow_thinking,
     chat_grammar,
@@ -27,7 +28,11 @@ from server.schemas.tools import Tool
 
 
 def answer_grammar(
-    request: ChatRequest, use: ToolUse, formats: Formats, tokens: Mapping[str, int]
+    request: ChatRequest,
+    use: ToolUse,
+    formats: Formats,
+    tokens: Mapping[str, int],
+    check: Check,
 ) -> str:
     """Return the grammar of what follows the thinking part; "" if anything may follow.
 
@@ -38,11 +43,12 @@ def answer_grammar(
         use: the tools that the answer may call.
         formats: the formats of the answer, with a syntax for forced calls.
         tokens: the ids of the tokenizer's added tokens, by their spelling.
+        check: the check of grammars for this model.
     """
-    text = chat_grammar(request)
+    text = chat_grammar(request, check)
     if use.is_forced or (use.tools and text):
         grammar = calls_grammar(use, formats, tokens, text)
-        _check(grammar, use, request.offered)
+        _check(grammar, use, request.offered, check)
         return grammar
     syntax = formats.tools.syntax
     if text and syntax is not None and syntax.text_begin:
@@ -93,16 +99,16 @@ def _passage(tool: Tool, schema: Mapping[str, Any], syntax: CallSyntax) -> Passa
     return Passage(begin.replace("%s", tool.function.name), schema, end, parameters)
 
 
-def _check(grammar: str, use: ToolUse, offered: Sequence[tuple[str, Tool]]) -> None:
+def _check(grammar: str, use: ToolUse, offered: Sequence[tuple[str, Tool]], check: Check) -> None:
     """Raise `ApiError` 400 if a grammar of calls does not compile, naming the schema at fault."""
     try:
-        checked(grammar, "tools")
+        checked(grammar, "tools", check)
     except ApiError:
         used = {tool.function.name for tool in use.tools}  # comparing whole tools would be slow
         for path, tool in offered:
             if tool.function.name in used:
                 schema, is_strict = use.schema(tool), bool(tool.function.strict)
-                checked(json_grammar(schema, is_strict=is_strict), f"{path}.parameters")
+                checked(json_grammar(schema, is_strict=is_strict), f"{path}.parameters", check)
         raise
 
 

@@ -52,6 +52,7 @@ class ChatWriter:
         if index is None:
             return
         if index not in self._replies:
+            is_first = not self._replies
             self._replies[index] = Reply(
                 self._new_parser(),
                 answer.spelling,
@@ -60,17 +61,24 @@ class ChatWriter:
                 provenance=answer.provenance,
             )
             content = None if self._is_call else ""
-            yield self._choice_chunk(index, {"role": "assistant", "content": content})
+            first = self._choice_chunk(index, {"role": "assistant", "content": content})
+            if is_first and answer.token_ids:
+                first["prompt_token_ids"] = list(answer.prompts[0])
+            yield first
         reply = self._replies[index]
+        ids: Sequence[int] = tokens.ids  # they go into the first chunk that the output gives
         for delta, placed in reply.read(tokens):
-            yield self._choice_chunk(index, delta, placed)
+            yield self._choice_chunk(index, delta, placed, ids=ids)
+            ids = ()
         if tokens.finish is None:
+            if ids and answer.token_ids:  # all their text is held back
+                yield self._choice_chunk(index, {}, ids=ids)
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
         finish = reply.finish(tokens.finish)
         if self._has_old_calls and finish == "tool_calls":
             finish = "function_call"
-        last = self._choice_chunk(index, {}, finish=finish)
+        last = self._choice_chunk(index, {}, ids=ids, finish=finish)
         if tokens.stop_reason is not None:
             last["choices"][0]["stop_reason"] = tokens.stop_reason
         yield last
@@ -83,6 +91,8 @@ class ChatWriter:
         index: int,
         delta: Delta,
         placed: Sequence[PlacedToken] = (),
+        *,
+        ids: Sequence[int] = (),
         finish: str | None = None,
     ) -> ChatChunk:
         entries = chat_logprobs(placed, self._answer.spelling)
@@ -96,23 +106,33 @@ class ChatWriter:
         }
         if self._answer.provenance:
             choice["provenance"] = token_origins(placed)
+        if self._answer.token_ids:
+            choice["token_ids"] = list(ids)
         return self._new_chunk([choice], self._answer.costs(is_last=finish is not None))
 
     def _new_chunk(self, choices: list[ChatChunkChoice], costs: Costs) -> ChatChunk:
-        return {
+        chunk: ChatChunk = {
             "id": self._answer.id,
             "object": "chat.completion.chunk",
-            **self._answer.source,
+            "created": self._answer.source["created"],
+            "model": self._answer.source["model"],
+            "system_fingerprint": self._answer.source["system_fingerprint"],
             "choices": choices,
-            **costs,
         }
+        if "usage" in costs:
+            chunk["usage"] = costs["usage"]
+        if "timings" in costs:
+            chunk["timings"] = costs["timings"]
+        return chunk
 
 
 def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
     """Return the whole answer, as a client would join it from the chunks of a stream with usage."""
     choices: dict[int, ChatChoice] = {}
     last: ChatChunk | None = None
+    prompt_ids: list[int] | None = None
     for last in chunks:
+        prompt_ids = last.get("prompt_token_ids", prompt_ids)
         for piece in last["choices"]:
             choice = choices.setdefault(piece["index"], _empty_choice(piece["index"], logprobs))
             _extend_message(choice["message"], piece["delta"])
@@ -123,8 +143,10 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
             if "provenance" in piece:
                 choice.setdefault("provenance", []).extend(piece["provenance"])
+            if "token_ids" in piece:
+                choice.setdefault("token_ids", []).extend(piece["token_ids"])
     assert last is not None, "a stream has at least one chunk"
-    return {
+    whole: ChatCompletion = {
         "id": last["id"],
         "object": "chat.completion",
         "created": last["created"],
@@ -134,6 +156,9 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
         "usage": last["usage"],
         "timings": last["timings"],
     }
+    if prompt_ids is not None:
+        whole["prompt_token_ids"] = prompt_ids
+    return whole
 
 
 def _empty_choice(index: int, logprobs: bool) -> ChatChoice:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,7 +51,7 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
     """Run a job, and yield its outputs. Closing the generator aborts what still runs.
 
     Meanwhile `wait` reports the position of the job's first prompt in the queue, and ends when the
-    engine starts one of the prompts.
+    engine starts one of the prompts. Then it reports how far the prompts are.
 
     Raise the `EngineError` of the first prompt that is refused or fails.
     """
@@ -59,6 +60,13 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
             yield output
         return
     wait.set_reason(lambda: in_line("waiting", model.engine.position(f"{job.id}-0")))
+    done = [0] * len(job.prompts)
+    total = sum(map(len, job.prompts))
+
+    def note_prompt(index: int, num_tokens: int) -> None:
+        done[index] = num_tokens
+        wait.note_prompt(sum(done), total)
+
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
         params = job.params
@@ -75,7 +83,7 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
                 job.speculation,
                 job.prediction,
                 job.answer_format,
-                on_start=wait.end,
+                on_prompt=functools.partial(note_prompt, i),
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
             await asyncio.sleep(0)  # the checks of a long prompt's ids take milliseconds

@@ -4,13 +4,13 @@ Compiling a grammar is slow: call the functions that raise `ApiError` in a threa
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from engine.errors import RequestError
 from engine.parsing.format import ParameterSyntax
-from engine.sampling.grammar.check import check_grammar
 from engine.sampling.grammar.grammar import regex_to_lark, to_lark
 from server.chat.grammar_tags import Tags, with_json_form
 from server.chat.json_schemas import prepared_schema
@@ -19,34 +19,39 @@ from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.structured import StructuredBody, StructuredOutputs
+from server.text.limits import GRAMMAR
 from server.text.stages import Stage, doing
+from server.text.trial import tried
+
+Check = Callable[[str], str | None]  # returns the reason why a grammar cannot be used, if any
 
 _TEXT = "TEXT: /(?s:.)*/"
 
+SAFE_CHARACTERS = 1024  # shorter grammars neither crash the parser nor take more than 0.03 s
 LONGEST_REASON = 500  # characters; the reason quotes the grammar, which may be long
 
 
-def chat_grammar(body: ChatRequest) -> str:
+def chat_grammar(body: ChatRequest, check: Check) -> str:
     """Return the grammar of a chat's answer, "" for any text.
 
     Raise `ApiError` 400 for a grammar that does not compile.
     """
     form = body.response_format
     if form is None or form.type == "text":
-        return _structured_grammar(body)
+        return _structured_grammar(body, check)
     if form.json_schema is None or form.json_schema.json_schema is None:
         return json_grammar({"type": "object"})
     schema, is_strict = form.json_schema.json_schema, bool(form.json_schema.strict)
     grammar = json_grammar(schema, is_strict=is_strict)
-    return checked(grammar, "response_format.json_schema.schema")
+    return checked(grammar, "response_format.json_schema.schema", check)
 
 
-def completion_grammar(body: CompletionRequest) -> str:
+def completion_grammar(body: CompletionRequest, check: Check) -> str:
     """Return the grammar of a completion's answer, "" for any text.
 
     Raise `ApiError` 400 for a grammar that does not compile.
     """
-    return _structured_grammar(body)
+    return _structured_grammar(body, check)
 
 
 @contextmanager
@@ -68,36 +73,45 @@ def _grammar_field(body: ChatRequest | CompletionRequest) -> str:
     return "tools" if form is None or form.type == "text" else "response_format"
 
 
-def _structured_grammar(body: StructuredBody) -> str:
+def _structured_grammar(body: StructuredBody, check: Check) -> str:
     if body.form is None:
         return ""
     param, form = body.form
     match form:
         case StructuredOutputs(json_=dict(schema)):
-            return checked(json_grammar(schema), param)
+            return checked(json_grammar(schema), param, check)
         case StructuredOutputs(regex=str(regex)):
             lark = regex_to_lark(regex)
-            return checked(serialize_grammar(lark_grammar=lark), param)
+            return checked(serialize_grammar(lark_grammar=lark), param, check)
         case StructuredOutputs(choice=list(texts)):
             lark = f"start: {' | '.join(map(json.dumps, texts))}"
-            return checked(serialize_grammar(lark_grammar=lark), param)
+            return checked(serialize_grammar(lark_grammar=lark), param, check)
         case StructuredOutputs(grammar=str(grammar)):
             try:
                 lark = to_lark(grammar)
             except ValueError as error:
                 raise _compile_error(str(error), param) from None
-            return checked(serialize_grammar(lark_grammar=lark), param)
+            return checked(serialize_grammar(lark_grammar=lark), param, check)
         case _:
             return ""
 
 
-def checked(grammar: str, param: str) -> str:
+def checked(grammar: str, param: str, check: Check) -> str:
     """Return `grammar` if it compiles. Raise `ApiError` 400 with the reason if it does not."""
     with doing(Stage.GRAMMAR):
-        reason = check_grammar(grammar)
+        reason = _reason(grammar, check)
     if reason is not None:
         raise _compile_error(reason, param)
     return grammar
+
+
+@lru_cache(maxsize=64)
+def _reason(grammar: str, check: Check) -> str | None:
+    """Return the reason why a grammar cannot be used, which a long one is tried for elsewhere."""
+    if len(grammar) <= SAFE_CHARACTERS:
+        return check(grammar)
+    outcome = tried(partial(check, grammar), GRAMMAR)
+    return outcome.reason or outcome.value
 
 
 def _compile_error(reason: str, param: str) -> ApiError:

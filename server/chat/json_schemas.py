@@ -40,6 +40,7 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLES = ("additionalProperties", "items", "additionalItems")
 _LISTS = ("prefixItems", "items")
 _PATTERNS = "patternProperties"
+_VALUES = frozenset({"const", "default"})  # keywords for which null is a value like others
 # Look-around and back-references, which regular expressions in grammars do not support.
 _LOOK_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?:<?[=!])|\\[1-9]|\\k<)")
 # Keywords that describe an object together with the branches of `anyOf` or `oneOf` next to them.
@@ -144,14 +145,15 @@ class _Preparation:
 
         A dropped keyword is added to `dropped` if it restricted the values.
         """
+        if value is None and key not in _VALUES:
+            return False  # some clients write null for an absent keyword
         if key == "pattern":
             return not isinstance(value, str) or self._keeps_pattern(value, key)
         if key in ("minProperties", "maxProperties"):
-            names = schema.get("properties") or {}
-            is_known = names.keys() <= set(_texts(schema.get("required")))
+            is_known = _properties(schema).keys() <= set(_texts(schema.get("required")))
             return is_known or self._is_strict or self._drop(key)
         if key == "format":
-            return value in FORMATS
+            return isinstance(value, str) and value in FORMATS
         if key == "$schema":
             return isinstance(value, str) and "json-schema.org/" in value
         if key not in DROPPED or _says_nothing(key, value):
@@ -174,7 +176,7 @@ class _Preparation:
         whole = _Object()
         parts = list(self._parts(schema, set()))
         for part in parts:
-            whole.names.update(part.get("properties") or ())
+            whole.names.update(_properties(part))
             whole.required.update(_texts(part.get("required")))
             whole.has_word |= not {"additionalProperties", "propertyNames"}.isdisjoint(
                 key for key in part if not _says_nothing(key, part[key])
@@ -186,7 +188,7 @@ class _Preparation:
         whole.has_conflict = whole.required <= whole.names and any(
             part.get("additionalProperties") is False
             and _PATTERNS not in part
-            and not whole.required <= set(part.get("properties") or ())
+            and not whole.required <= _properties(part).keys()
             for part in parts
         )
         return whole
@@ -270,6 +272,11 @@ def _close(whole: _Object, made: dict[str, Any]) -> None:
 
 def _texts(value: Any) -> Sequence[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else ()
+
+
+def _properties(schema: Schema) -> Mapping[str, Any]:
+    found = schema.get("properties")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _says_nothing(key: str, value: Any) -> bool:

@@ -13,6 +13,7 @@ from engine.parsing.format import ParameterSyntax
 from engine.parsing.values import Schema, kind_of, kinds_of, resolve, typed
 from engine.sampling.grammar.grammar import regex_part
 from server.chat.grammar_tags import Tags, with_json_form
+from server.chat.well_formed import is_well_formed
 
 OTHER_KINDS = ("number", "boolean", "null", "array", "object")
 # The keywords that the schema of all parameters may have, apart from `ANNOTATIONS`.
@@ -45,7 +46,7 @@ FORMATS = {
     "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
     "ipv6": r"([0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}",
     "uuid": r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
-    "uri": r"[a-z][a-z0-9+.-]{1,15}:(//)?[a-zA-Z0-9._~/?#@!$&()*+,;=-]+",
+    "uri": r"[a-z][a-z0-9+.-]{1,15}:(\/\/)?[a-zA-Z0-9._~\/?#@!$&()*+,;=-]+",
 }
 # A raw text that cannot be read as a value of another type, because of its first character.
 NO_JSON = r"([^\s0-9tfnNTF{\[\"'-](?s:.*))?"
@@ -60,6 +61,8 @@ class Inexpressible(Exception):
 
 def is_expressible(schema: Schema, syntax: ParameterSyntax) -> bool:
     """Return whether a grammar can restrict separately written arguments to this schema."""
+    if not is_well_formed(schema):
+        return False
     try:
         parameter_rules("root", schema, syntax, Tags({}))
     except Inexpressible:
@@ -72,7 +75,7 @@ def parameter_rules(name: str, schema: Schema, syntax: ParameterSyntax, tags: Ta
 
     Raises `Inexpressible` for a schema that these rules cannot express.
     """
-    if set(schema) - EXPRESSIBLE - ANNOTATIONS:
+    if set(schema) - EXPRESSIBLE - ANNOTATIONS or not is_well_formed(schema):
         raise Inexpressible
     properties, required = dict(schema.get("properties") or {}), schema.get("required") or ()
     is_closed = schema.get("additionalProperties") is False

@@ -1,14 +1,17 @@
 """The conversion of a request's messages or prompts to token ids, done in the text process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from engine.messages import ModelInfo
 from engine.parsing.formats import hermes
 from engine.parsing.selection import FALLBACK, formats_of, known_formats
 from server.chat.tools import tool_use
-from server.conversation.features import Message, Tool
+from server.conversation.features import Message, TemplateRefusal, Tool
 from server.conversation.forms import render_conversation
+from server.conversation.places import placed
+from server.conversation.shape import without_last_thought
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.chat_messages import (
@@ -31,27 +34,42 @@ def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...
     return tokenizer.encode(text, special=False)
 
 
-def chat_text(tokenizer: Tokenizer, request: ChatRequest) -> str:
+def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | None = None) -> str:
     """Return the text of a chat, rendered by the model's chat template.
 
     Raises `ApiError` 400 when the template cannot render it.
+
+    Args:
+        tool_format: the format of tool calls that the model's file names; None: the template's.
     """
     continued = request.is_continued
     generation = request.add_generation_prompt
-    form = formats_of(tokenizer.template).tools
-    arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
+    form = formats_of(tokenizer.template, tool_format).tools
 
-    def render(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
+    def render(
+        messages: Sequence[Message], tools: Sequence[Tool] | None, more: Mapping[str, Any]
+    ) -> str:
+        try:
+            return rendered(messages, tools, more)
+        except TemplateRefusal:
+            shorter = without_last_thought(messages) if continued else messages
+            if shorter == messages:
+                raise
+            return rendered(shorter, tools, more)  # the text to continue is what the template keeps
+
+    def rendered(
+        messages: Sequence[Message], tools: Sequence[Tool] | None, more: Mapping[str, Any]
+    ) -> str:
         return tokenizer.render(
             messages,
             tools=tools,
             add_generation_prompt=not continued if generation is None else generation,
             continue_final_message=continued,
-            arguments=arguments,
+            arguments={**more, **request.template_arguments},
         )
 
     return render_conversation(
-        render,
+        placed(render, tokenizer.support.tool_place, date.today().isoformat()),
         tokenizer.support,
         [template_message(message, form.call_id) for message in request.messages],
         [tool.described() for tool in tool_use(request).tools],
@@ -64,7 +82,8 @@ def begun_answer(request: ChatRequest) -> str:
     """Return the beginning of the answer that the request itself gives, or ""."""
     if not request.is_continued:
         return ""
-    return joined_text(request.messages[-1].content or "")
+    last = request.messages[-1]
+    return last.said if isinstance(last, AssistantMessage) else ""
 
 
 def predicted_tokens(
@@ -106,7 +125,7 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
     if message.name is not None:
         fields["name"] = message.name
     if isinstance(message, AssistantMessage):
-        fields["content"] = content or message.refusal or ""
+        fields["content"] = message.said
         reasoning = message.thoughts
         if reasoning is not None:
             fields["reasoning_content"] = reasoning

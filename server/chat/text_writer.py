@@ -30,7 +30,8 @@ class TextWriter:
         if index is None:
             return
         echo = Echo()
-        if index not in self._aligners:
+        is_first = index not in self._aligners
+        if is_first:
             echo = self._echoes[index]
             has_tokens = answer.logprobs or answer.provenance
             self._aligners[index] = (
@@ -39,7 +40,8 @@ class TextWriter:
         aligner = self._aligners[index]
         placed = [] if aligner is None else aligner.feed(tokens)
         text = echo.text + tokens.text
-        if not (text or placed or tokens.prompt_logprobs or tokens.finish):
+        ids = list(tokens.ids) if answer.token_ids else []
+        if not (text or placed or ids or tokens.prompt_logprobs or tokens.finish):
             return
         choice: TextChoice = {
             "index": index,
@@ -49,6 +51,10 @@ class TextWriter:
         }
         if answer.provenance:
             choice["provenance"] = token_origins(placed)
+        if answer.token_ids:
+            choice["token_ids"] = ids
+            if is_first:
+                choice["prompt_token_ids"] = list(answer.prompts[index])
         yield self._new_chunk([choice], answer.costs(is_last=tokens.finish is not None))
         costs = answer.final_costs() if tokens.finish is not None else None
         if costs is not None:
@@ -91,6 +97,8 @@ def _extend_choice(choice: TextChoice, piece: TextChoice) -> None:
     choice["finish_reason"] = piece["finish_reason"]
     if "provenance" in choice:
         choice["provenance"] += piece["provenance"]
+    if "token_ids" in choice:
+        choice["token_ids"] += piece["token_ids"]
     whole, more = choice["logprobs"], piece["logprobs"]
     if whole is not None and more is not None:
         whole["tokens"] += more["tokens"]

@@ -25,17 +25,36 @@ from server.text.tokenizer import Tokenizer
 
 ResultT = TypeVar("ResultT")
 
+# The longest text that is tokenized here, in bytes. The tokenizer takes up to 416 bytes of memory
+# per byte (tokenizers 0.23: letters and line ends in turn), so 256 KiB take 104 MB. A longer text
+# is accepted if it has at most 8 bytes per token of the context: most such texts fit the context.
+LONGEST_TEXT = 256 * 2**10
+BYTES_PER_TOKEN = 8
 LONGEST_ANSWER = 32 * 2**20  # bytes: as much as a body may have by default
 
 
-def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
-    """Return the answer to /tokenize. Raises `ApiError` 400."""
+class Known(NamedTuple, Generic[ResultT]):
+    """What was found out about a chat.
+
+    Args:
+        left_out: what of the request the model would not be given.
+    """
+
+    result: ResultT
+    left_out: list[str]
+
+
+def tokenized(
+    tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: str | None
+) -> Known[bytes]:
+    """Return the answer to /tokenize. Raises `ApiError` 400. `tool_format`: as for `chat_text`."""
     body = parse_body(TokenizeRequest, raw)
     chat = chat_to_tokenize(body)
     if chat is None:
-        ids = tokenizer.encode(body.text, special=body.special)
+        param = "prompt" if body.content is None else "content"
+        ids = _encode(tokenizer, body.text, info, special=body.special, param=param)
     else:
-        ids = tokenizer.encode(chat_text(tokenizer, chat), special=False)
+        ids = _encode(tokenizer, chat_text(tokenizer, chat, tool_format), info, param="messages")
     spelling = tokenizer.bytes
     answer: Tokenized = {
         "tokens": [_piece(spelling, i) for i in ids] if body.with_pieces else list(ids),
@@ -43,7 +62,7 @@ def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
         "max_model_len": info.context_length,
         "token_strs": tokenizer.names(ids) if body.return_token_strs else None,
     }
-    return _json(answer)
+    return Known(_json(answer), [] if chat is None else chat.left_out)
 
 
 def chat_to_tokenize(body: TokenizeRequest) -> ChatRequest | None:
@@ -65,33 +84,51 @@ def detokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
     return _json(answer)
 
 
-class Known(NamedTuple, Generic[ResultT]):
-    """What was found out about a chat.
-
-    Args:
-        left_out: what of the request the model would not be given.
-    """
-
-    result: ResultT
-    left_out: list[str]
-
-
 def rendered(
-    tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]
+    tokenizer: Tokenizer,
+    raw: bytes,
+    read: Callable[[bytes], ChatRequest],
+    tool_format: str | None,
 ) -> Known[bytes]:
-    """Return the answer to /apply-template. Raises `ApiError` 400."""
+    """Return the answer to /apply-template. Raises `ApiError` 400.
+
+    `tool_format`: as for `chat_text`.
+    """
     request = read(raw)
-    answer: Rendered = {"prompt": chat_text(tokenizer, request)}
+    answer: Rendered = {"prompt": chat_text(tokenizer, request, tool_format)}
     return Known(_json(answer), request.left_out)
 
 
 def num_tokens(
-    tokenizer: Tokenizer, raw: bytes, read: Callable[[bytes], ChatRequest]
+    tokenizer: Tokenizer,
+    raw: bytes,
+    info: ModelInfo,
+    read: Callable[[bytes], ChatRequest],
+    tool_format: str | None,
 ) -> Known[int]:
-    """Return how many tokens a chat's prompt has, also where they are too many for the model."""
+    """Return how many tokens a chat's prompt has, also where they are too many for the model.
+
+    `tool_format`: as for `chat_text`.
+    """
     request = read(raw)
-    ids = tokenizer.encode(chat_text(tokenizer, request), special=False)
+    text = chat_text(tokenizer, request, tool_format)
+    ids = _encode(tokenizer, text, info, param="messages")
     return Known(len(ids), request.left_out)
+
+
+def _encode(
+    tokenizer: Tokenizer, text: str, info: ModelInfo, *, special: bool = False, param: str
+) -> tuple[int, ...]:
+    """Return the token ids of a text. Raises `ApiError` 400 for a very long one."""
+    nbytes = len(text.encode(errors="replace"))
+    longest = max(LONGEST_TEXT, BYTES_PER_TOKEN * info.context_length)
+    if nbytes > longest:
+        message = (
+            f"The text has {nbytes} bytes, and at most {longest} are tokenized at once. Send the "
+            "text in parts, and divide it where a line or paragraph begins."
+        )
+        raise ApiError(message, code="text_too_long", param=param)
+    return tokenizer.encode(text, special=special)
 
 
 def _piece(spelling: TokenBytes, token: int) -> Piece:

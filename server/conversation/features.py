@@ -58,9 +58,18 @@ class Support:
         return self.lost | self.refused
 
 
+class ToolPlace(Enum):
+    """Where a chat template takes tools."""
+
+    ARGUMENT = "the argument `tools`, a list"
+    SYSTEM_FIELD = "the field `tools` of the system message, JSON text"
+    FUNCTIONS = "the argument `functions`, JSON text, beside `datetime`"
+
+
 @dataclass(frozen=True)
 class TemplateSupport:
     """A template's support of features without and with tools; by default, of all features."""
 
     without_tools: Support = field(default_factory=Support)
     with_tools: Support = field(default_factory=Support)
+    tool_place: ToolPlace = ToolPlace.ARGUMENT

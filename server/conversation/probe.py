@@ -12,7 +12,9 @@ from server.conversation.features import (
     TemplateRefusal,
     TemplateSupport,
     Tool,
+    ToolPlace,
 )
+from server.conversation.places import RenderWith, placed
 from server.conversation.presence import is_whole, marked
 
 _KEY, _VALUE = "probe_key", "ProbeValue"
@@ -55,11 +57,19 @@ _SHAPES: Mapping[Feature, Sequence[str]] = {
 _NEEDED = ((Feature.SYSTEM, "s"), (Feature.CALL, "cCtT2"))
 
 
-def probe(render: Render) -> TemplateSupport:
-    """Return which features a template supports, with tools and without.
+def probe(render: RenderWith, today: str) -> TemplateSupport:
+    """Return which features a template supports, with tools and without, and where it takes tools.
 
-    Each `TemplateRefusal` that `render` raises counts as a refused feature.
+    Each `TemplateRefusal` that `render` raises counts as a refused feature. `today`: as `placed`.
     """
+    renders = {place: placed(render, place, today) for place in ToolPlace}
+    shown = (place for place in ToolPlace if _shows_tools(renders[place]))
+    place = next(shown, ToolPlace.ARGUMENT)
+    return replace(_probed(renders[place]), tool_place=place)
+
+
+def _probed(render: Render) -> TemplateSupport:
+    """Return which features a template supports, given its tools in the right place."""
     without_tools = _Probe(render, None).support()
     if Feature.TOOLS in (lacks := _lacks_tools(render)):
         # The tools are then written into the messages.
@@ -72,11 +82,15 @@ def probe(render: Render) -> TemplateSupport:
 
 def _lacks_tools(render: Render) -> Set[Feature]:
     """Return `Feature.TOOLS` or `Feature.BARE_TOOLS` in a set if the template lacks it."""
-    if not _shows(render, _TOOLS, ("probe_tool", _KEY)):
+    if not _shows_tools(render):
         return {Feature.TOOLS}
     if all(_shows(render, [tool], ("probe_tool",)) for tool in _BARE_TOOLS):
         return frozenset()
     return {Feature.BARE_TOOLS}
+
+
+def _shows_tools(render: Render) -> bool:
+    return _shows(render, _TOOLS, ("probe_tool", _KEY))
 
 
 def _shows(render: Render, tools: Sequence[Tool], texts: Sequence[str]) -> bool:

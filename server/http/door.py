@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -47,9 +47,16 @@ async def chat_of(
 
 
 async def respond_in(
-    request: Request, source: ChatSource, writer: Writer, names: Names
+    request: Request,
+    source: ChatSource,
+    writer: Writer,
+    names: Names,
+    keepalive: Callable[[str], Event] | None = None,
 ) -> Response:
-    """Return the answer to a chat in another API's format, which `writer` produces."""
+    """Return the answer to a chat in another API's format, which `writer` produces.
+
+    `keepalive` returns the event that says what a stream waits for; None: a comment says it.
+    """
 
     async def events(
         model: LoadedModel, body: ChatRequest, caller: Caller
@@ -57,19 +64,37 @@ async def respond_in(
         with named(names):
             return _translated(await chat_chunks(source, model, body, caller), writer, names)
 
-    dialect = Dialect(writer.failure, named=True, done=None)
-    return await respond(request, source.chat, events, lambda _: writer.whole(), dialect)
+    def whole(written: Sequence[Event]) -> Event:
+        return {**writer.whole(), **_token_ids(written)}
+
+    dialect = Dialect(writer.failure, named=True, done=None, keepalive=keepalive)
+    return await respond(request, source.chat, events, whole, dialect)
 
 
 async def _translated(
     chunks: AsyncGenerator[ChatChunk, None], writer: Writer, names: Names
 ) -> AsyncGenerator[Event, None]:
-    """Yield the events for a chat's chunks. Closing the generator also closes the chunks."""
+    """Yield the events for a chat's chunks. Closing the generator also closes the chunks.
+
+    The token ids of a chunk, if the request asks for them, are in the first event after it.
+    """
+    unsent: dict[str, list[int]] = {}
     with named(names):
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
+                unsent = _token_ids([unsent, chunk, *chunk["choices"]])
                 for event in writer.write(chunk):
-                    yield event
+                    yield {**event, **unsent}
+                    unsent = {}
+
+
+def _token_ids(parts: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Return the joined ids in the parts of an answer; {} if the request does not ask for them."""
+    joined: dict[str, list[int]] = {}
+    for field in ("prompt_token_ids", "token_ids"):
+        if found := [part[field] for part in parts if field in part]:
+            joined[field] = [token for ids in found for token in ids]
+    return joined
 
 
 async def answer_of_model(
@@ -98,7 +123,9 @@ def _json_response(made: list[bytes]) -> Response:
 
 async def count_of(request: Request, source: ChatSource, model: LoadedModel) -> int:
     """Return the number of tokens of a chat's prompt."""
-    counted = await model.text.call_on_model(num_tokens, source.raw, source.read)
+    counted = await model.text.call_on_model(
+        num_tokens, source.raw, model.info, source.read, model.entry.parsers.tools
+    )
     note_left_out(request.state.request_id, measurement_of(request), counted.left_out)
     return counted.result
 

@@ -1,10 +1,10 @@
 """Turn a generator of chunks into an HTTP answer, streamed or whole; a client that leaves ends it.
 
 Errors before the first chunk are ordinary answers. When a request waits longer than the keep-alive
-interval (for a model, in the queue, for a long prompt), its stream is opened and gets comments that
-say what it waits for; from then on errors are sent as events. A whole answer gets white space
-instead, later and only once its request is running; from then on an error breaks the connection
-off.
+interval (for a model, in the queue, for a long prompt), its stream is opened and gets comments, or
+events of its API, that say what it waits for; from then on errors are sent as events. A whole
+answer gets white space instead, later and only once its request is running; from then on an error
+breaks the connection off.
 """
 
 import asyncio
@@ -39,6 +39,8 @@ class Dialect:
     failure: Callable[[ApiError], Mapping[str, Any]] = ApiError.body  # returns an error's event
     named: bool = False  # whether the `type` of an event is also its SSE event name
     done: str | None = "[DONE]"  # the data of the last event; None for no such event
+    # Returns the event that says what a request waits for; None: a comment says it.
+    keepalive: Callable[[str], Mapping[str, Any]] | None = None
 
 
 OPENAI = Dialect()
@@ -218,7 +220,7 @@ class _EventStream(EventSourceResponse):
             _events(request_id, first, chunks, pace.wait, dialect),
             ping=pace.keepalive,
             sep="\n",
-            ping_message_factory=functools.partial(_make_comment, pace.wait),
+            ping_message_factory=functools.partial(_make_signal, pace.wait, dialect),
         )
         self._first = first
         self._chunks = chunks
@@ -245,7 +247,7 @@ async def _events(
 ) -> AsyncGenerator[ServerSentEvent, None]:
     try:
         if not first.done():
-            yield _make_comment(wait)
+            yield _make_signal(wait, dialect)
         yield _make_event(await first, dialect)
         async for chunk in chunks:
             yield _make_event(chunk, dialect)
@@ -262,5 +264,7 @@ def _make_event(chunk: Mapping[str, Any], dialect: Dialect) -> ServerSentEvent:
     return ServerSentEvent(data, event=chunk["type"] if dialect.named else None, sep="\n")
 
 
-def _make_comment(wait: Wait) -> ServerSentEvent:
-    return ServerSentEvent(comment=str(wait), sep="\n")
+def _make_signal(wait: Wait, dialect: Dialect) -> ServerSentEvent:
+    if dialect.keepalive is None:
+        return ServerSentEvent(comment=str(wait), sep="\n")
+    return _make_event(dialect.keepalive(str(wait)), dialect)

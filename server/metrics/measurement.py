@@ -32,7 +32,7 @@ class Measurement:
     outcome: str = ""  # a finish reason, the code of an error or "client_left"; "" while unknown
     first_token_s: float | None = None  # seconds from the request to its first token
     left_out: str = ""  # what of the request the model was not given
-    totals: Totals | None = None  # once the answer is complete
+    totals: Totals | None = None  # of the answer, once it is begun
     wait: Wait = field(default_factory=Wait)
     started: float = field(default_factory=time.perf_counter)
 
@@ -55,9 +55,14 @@ class Measurement:
         if self.first_token_s is None:
             self.first_token_s = self.seconds
 
-    def complete(self, totals: Totals) -> None:
-        """Note that all choices have finished."""
-        self.outcome, self.totals = totals.finish, totals
+    def begin(self, totals: Totals) -> None:
+        """Note that an answer is begun, whose tokens `totals` counts."""
+        self.totals = totals
+
+    def complete(self) -> None:
+        """Note that all choices of the answer have finished."""
+        assert self.totals is not None, "the answer was begun"
+        self.outcome = self.totals.finish
 
     def fail(self, code: str | None) -> None:
         """Note the code of the error with which the request ends."""

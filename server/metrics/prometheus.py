@@ -79,14 +79,16 @@ class _Requests:
         if measured.first_token_s is not None:
             self._first_token.labels(route, model).observe(measured.first_token_s)
         if measured.totals is not None:
-            self._seconds.labels(route, model).observe(measured.seconds)
             self._count_tokens(model, measured.totals)
+            if measured.totals.is_complete:
+                self._seconds.labels(route, model).observe(measured.seconds)
 
     def _count_tokens(self, model: str, totals: Totals) -> None:
-        usage = totals.usage()
-        self._prompt.labels(model).inc(usage["prompt_tokens"])
-        self._cached.labels(model).inc(usage["prompt_tokens_details"]["cached_tokens"])
-        self._completion.labels(model).inc(usage["completion_tokens"])
+        """Count emitted tokens, and the prompts of complete answers: of them the reuse is known."""
+        self._completion.labels(model).inc(totals.num_emitted)
+        if totals.is_complete:
+            self._prompt.labels(model).inc(totals.usage()["prompt_tokens"])
+            self._cached.labels(model).inc(totals.num_cached)
 
 
 class _Engines:

@@ -7,23 +7,27 @@ DIGITS = 3  # after the point of times and rates: people read them
 
 
 class Totals:
-    """The sums of the statistics of finished choices.
+    """The tokens of all choices so far, and the sums of the statistics of those that have finished.
 
     Args:
         num_choices: the number of choices that will finish, also those that are not shown.
         seed: the seed, reported so that the answer can be reproduced.
+        num_prompt: the number of tokens of all prompts.
     """
 
-    def __init__(self, num_choices: int, seed: int) -> None:
+    def __init__(self, num_choices: int, seed: int, num_prompt: int) -> None:
+        self.num_emitted = 0
         self._num_choices = num_choices
         self._seed = seed
+        self._num_prompt = num_prompt
         self._first: list[Stats] = []  # the statistics of each prompt's first choice
         self._all: list[Stats] = []
         self._finishes: set[str] = set()
         self._num_reasoning = 0
 
     def add(self, tokens: Tokens) -> None:
-        """Add the statistics that come with a choice's last tokens."""
+        """Count tokens of a choice, and add the statistics that come with its last ones."""
+        self.num_emitted += len(tokens.ids)
         if tokens.stats is None:
             return
         if tokens.choice == 0:  # the choices of a prompt share its tokens
@@ -46,21 +50,30 @@ class Totals:
         """Return one finish reason for all choices: "length" if the limit cut off any of them."""
         return "length" if "length" in self._finishes else min(self._finishes, default="")
 
-    def usage(self) -> Usage:
-        """Return the numbers of tokens; a prompt counts once for all its choices."""
-        prompt = sum(s.prompt_tokens for s in self._first)
-        completion = sum(s.completion_tokens for s in self._all)
+    def counts(self) -> Usage:
+        """Return the numbers of tokens so far; a prompt counts once for all its choices."""
         return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(s.cached_tokens for s in self._first)},
-            "completion_tokens_details": {
+            "prompt_tokens": self._num_prompt,
+            "completion_tokens": self.num_emitted,
+            "total_tokens": self._num_prompt + self.num_emitted,
+        }
+
+    def usage(self) -> Usage:
+        """Return the numbers of tokens, with details when all choices have finished."""
+        usage = self.counts()
+        if self.is_complete:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.num_cached}
+            usage["completion_tokens_details"] = {
                 "reasoning_tokens": self._num_reasoning,
                 "accepted_prediction_tokens": sum(s.prediction_accepted for s in self._all),
                 "rejected_prediction_tokens": sum(s.prediction_rejected for s in self._all),
-            },
-        }
+            }
+        return usage
+
+    @property
+    def num_cached(self) -> int:
+        """Return the number of prompt tokens whose KV was reused, of choices that have finished."""
+        return sum(s.cached_tokens for s in self._first)
 
     def summary(self) -> str:
         """Return the most important figures as text for the log."""
@@ -74,15 +87,15 @@ class Totals:
 
     def timings(self) -> Timings:
         """Return sums of tokens, but the longest of times, since choices run at the same time."""
-        cached = sum(s.cached_tokens for s in self._first)
-        predicted = sum(s.completion_tokens for s in self._all)
+        cached = self.num_cached
+        predicted = self.num_emitted
         later = predicted - len(self._all)  # the time begins with the first token of each choice
         passes = max((s.passes for s in self._all), default=0)
         predicted_ms = max((s.predicted_ms for s in self._all), default=0.0)
         per_second = 1e3 * max(later, 0) / predicted_ms if predicted_ms > 0 else 0.0
         return {
             "cache_n": cached,
-            "prompt_n": sum(s.prompt_tokens for s in self._first) - cached,
+            "prompt_n": self._num_prompt - cached,
             "prompt_ms": round(max((s.prompt_ms for s in self._all), default=0.0), DIGITS),
             "predicted_n": predicted,
             "predicted_ms": round(predicted_ms, DIGITS),

@@ -1,4 +1,4 @@
-"""The reason why a request waits for the engine, as keep-alive comments report it."""
+"""What a request waits for, and how far its prompt is, as keep-alive signals report it."""
 
 import time
 from collections.abc import Callable
@@ -11,6 +11,7 @@ class Wait:
         self._arrived = time.perf_counter()
         self._ended: float | None = None
         self._reason: Callable[[], str] = lambda: "waiting"
+        self._prompt_left = ""  # how far the prompt is, while it runs
 
     def set_reason(self, reason: Callable[[], str]) -> None:
         """Set the function that returns the reason, which is called anew for each comment."""
@@ -20,6 +21,11 @@ class Wait:
         """End the wait, when the engine runs the request; only the first call counts."""
         if self._ended is None:
             self._ended = time.perf_counter()
+
+    def note_prompt(self, done: int, total: int) -> None:
+        """Note that the engine runs the request, and how many tokens of its prompts are done."""
+        self.end()
+        self._prompt_left = f"prompt {done} of {total}" if done < total else ""
 
     @property
     def is_over(self) -> bool:
@@ -32,7 +38,7 @@ class Wait:
         return round(1e3 * ((self._ended or time.perf_counter()) - self._arrived))
 
     def __str__(self) -> str:
-        return "running" if self.is_over else self._reason()
+        return self._prompt_left or "running" if self.is_over else self._reason()
 
 
 def in_line(what: str, position: int) -> str:

@@ -90,6 +90,11 @@ class LoadedModel:
             raise ApiError.unavailable(message, "model_loading") from error
 
     @property
+    def has_tool_format(self) -> bool:
+        """Whether answers are read in a known format of tool calls, not in words of the server."""
+        return self.formats.tools is not known_formats()[FALLBACK]
+
+    @property
     def usable(self) -> bool:
         """Whether the engine can still serve; if not, the model has to be loaded again."""
         return self.engine.state not in ("failed", "closed")
@@ -285,9 +290,10 @@ class Models:
             facts = await self.text.load(info.tokenizer_path, entry.chat_template)
             statistics.loaded(info)
             formats = formats_of(facts.template, entry.parsers.tools, entry.parsers.reasoning)
-            if formats.tools is known_formats()[FALLBACK]:
+            loaded = LoadedModel(entry, engine, info, self.text, facts, statistics, formats)
+            if not loaded.has_tool_format:
                 log.warning(NO_FORMAT, entry.id, ", ".join(format_names("tools")))
-            self._current = LoadedModel(entry, engine, info, self.text, facts, statistics, formats)
+            self._current = loaded
         finally:
             if self._current is None:
                 await engine.close()

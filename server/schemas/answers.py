@@ -28,13 +28,16 @@ class CompletionTokensDetails(TypedDict):
 
 
 class Usage(TypedDict):
-    """The token counts of a request, over all its choices."""
+    """The token counts of a request, over all its choices.
+
+    A chunk that has the usage so far lacks the details, unless it is the last one.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails
+    prompt_tokens_details: NotRequired[PromptTokensDetails]
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 class Timings(TypedDict):
@@ -146,6 +149,13 @@ class Delta(TypedDict, total=False):
     function_call: CallFunctionDelta  # where the request has `functions`
 
 
+class TokenIds(TypedDict, total=False):
+    """The ids of the prompt and of the answer's tokens, when asked for: an extension."""
+
+    prompt_token_ids: list[int]  # in the first event of a stream
+    token_ids: list[int]  # in an event, the tokens since the last one that has them
+
+
 class ChatChunkChoice(TypedDict):
     """One choice in a chunk of a streamed chat."""
 
@@ -155,6 +165,7 @@ class ChatChunkChoice(TypedDict):
     finish_reason: str | None
     stop_reason: NotRequired[str | int]  # the stop string or stop token that ended it
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
+    token_ids: NotRequired[list[int]]  # an extension, when asked for
 
 
 class ChatChunk(Source, Costs):
@@ -163,6 +174,7 @@ class ChatChunk(Source, Costs):
     id: str
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
+    prompt_token_ids: NotRequired[list[int]]  # in the first chunk, when asked for
 
 
 class Message(TypedDict):
@@ -185,6 +197,7 @@ class ChatChoice(TypedDict):
     finish_reason: str | None
     stop_reason: NotRequired[str | int]
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
+    token_ids: NotRequired[list[int]]  # an extension, when asked for
 
 
 class ChatCompletion(Source, Costs):
@@ -193,6 +206,7 @@ class ChatCompletion(Source, Costs):
     id: str
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    prompt_token_ids: NotRequired[list[int]]  # an extension, when asked for
 
 
 class TextLogprobs(TypedDict):
@@ -212,6 +226,8 @@ class TextChoice(TypedDict):
     logprobs: TextLogprobs | None
     finish_reason: str | None
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
+    prompt_token_ids: NotRequired[list[int]]  # in the first chunk of the choice
+    token_ids: NotRequired[list[int]]  # an extension, when asked for
 
 
 class TextCompletion(Source, Costs):
@@ -220,6 +236,9 @@ class TextCompletion(Source, Costs):
     id: str
     object: Literal["text_completion"]
     choices: list[TextChoice]
+
+
+Capability = Literal["completion", "chat", "tools", "thinking", "structured_outputs"]
 
 
 class Model(TypedDict):
@@ -232,6 +251,7 @@ class Model(TypedDict):
     aliases: list[str]
     state: Literal["loaded", "unloaded"]
     max_model_len: NotRequired[int]  # tokens of the context, of the loaded model
+    capabilities: NotRequired[list[Capability]]  # of the loaded model
 
 
 class ModelList(TypedDict):

@@ -108,6 +108,14 @@ TokenLimit = Annotated[
 ]
 
 
+_BUDGET: list[dict[str, Any]] = [{"type": "integer", "minimum": 0}, {"const": -1}]
+ThinkingBudget = Annotated[
+    Annotated[Int, Field(ge=0)] | None,
+    BeforeValidator(none_if_minus_one),
+    WithJsonSchema({"anyOf": [*_BUDGET, {"type": "null"}]}),
+]
+
+
 def _given(value: object) -> object:
     if value is None:
         raise PydanticCustomError("int_type", "Input should be a valid integer")
@@ -148,6 +156,7 @@ class StreamOptions(Body):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # an extension: the usage so far on every chunk
 
 
 class SpeculationOptions(Body):
@@ -184,6 +193,7 @@ class GenerationBody(Body):
     # extensions of this server
     speculation: SpeculationOptions | None = None
     provenance: bool | None = None  # whether the answer says for each token what proposed it
+    return_token_ids: bool | None = None  # whether it has the ids of the prompt and of its tokens
     # extensions that local clients send
     top_k: Annotated[Int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -206,6 +216,12 @@ class GenerationBody(Body):
     def include_usage(self) -> bool:
         """Whether a streamed answer ends with a chunk that has its usage."""
         return bool(self.stream and self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def has_running_usage(self) -> bool:
+        """Whether every chunk of a streamed answer has the usage so far."""
+        options = self.stream_options
+        return bool(self.stream and options and options.continuous_usage_stats)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

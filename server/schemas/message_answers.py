@@ -4,6 +4,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from server.schemas.answers import TokenIds
+
 
 class TextContent(TypedDict):
     """A block of the answer's text."""
@@ -42,7 +44,7 @@ class MessageUsage(TypedDict):
     cache_creation_input_tokens: int
 
 
-class MessageAnswer(TypedDict):
+class MessageAnswer(TokenIds):
     """The whole answer to a request for a message."""
 
     id: str
@@ -55,12 +57,13 @@ class MessageAnswer(TypedDict):
     usage: MessageUsage
 
 
-class MessageEvent(TypedDict):
+class MessageEvent(TokenIds):
     """One event of a streamed answer; the other fields follow from its type."""
 
     type: str
     index: NotRequired[int]
     message: NotRequired[MessageAnswer]
+    status: NotRequired[str]  # of a ping: what the request waits for
 
 
 class CountedTokens(TypedDict):

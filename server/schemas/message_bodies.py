@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from server.schemas.chat_messages import ResultPart
+from server.schemas.chat_messages import LeftOutPart
+from server.schemas.documents import ResultDocument, SearchResult, UserDocument
 from server.schemas.fields import (
     Body,
     GenerationBody,
@@ -19,6 +20,7 @@ from server.schemas.fields import (
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
+_RESULT_BLOCKS = ("text", "document", "search_result", "tool_reference")
 
 
 class TextBlock(Body):
@@ -70,7 +72,37 @@ Text = Annotated[
 ]
 
 
-ResultBlocks = Annotated[list[ResultPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+class ToolReferenceBlock(Body):
+    """A tool that a search for tools has found; from now on the request's `tools` has it."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+    @property
+    def text(self) -> str:
+        return f"\n[The tool {self.tool_name} can be called now.]\n"
+
+
+class LeftOutBlock(LeftOutPart):
+    """A block of a tool's result that is no text: a line says that it was left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"enum": list(_RESULT_BLOCKS)}})]
+
+
+def _kind_of_result(value: object) -> str:
+    kind = type_of(value) or "text"
+    return kind if kind in _RESULT_BLOCKS else "other"
+
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ToolReferenceBlock, Tag("tool_reference")]
+    | Annotated[ResultDocument, Tag("document")]
+    | Annotated[SearchResult, Tag("search_result")]
+    | Annotated[LeftOutBlock, Tag("other")],
+    Discriminator(_kind_of_result),
+]
+ResultBlocks = Annotated[list[ResultBlock], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class ToolResultBlock(Body):
@@ -88,8 +120,10 @@ class ToolResultBlock(Body):
 
 
 UserBlock = Annotated[
-    Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")],
-    only_types("Content blocks", "text", "tool_result"),
+    Annotated[
+        TextBlock | ToolResultBlock | UserDocument | SearchResult, Field(discriminator="type")
+    ],
+    only_types("Content blocks", "text", "tool_result", "document", "search_result"),
 ]
 
 
@@ -193,7 +227,7 @@ class Thinking(Body):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # ignored: it cannot be enforced
+    budget_tokens: Annotated[Int, Field(ge=0)] | None = None
 
 
 class OutputFormat(Body):

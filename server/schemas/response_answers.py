@@ -4,7 +4,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.schemas.answers import ChatLogprob
+from server.schemas.answers import ChatLogprob, TokenIds
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -142,7 +142,11 @@ class Response(Settings):
     usage: ResponseUsage | None
 
 
-class ResponseEvent(TypedDict):
+class WholeResponse(Response, TokenIds):
+    """The whole answer to a request for a response."""
+
+
+class ResponseEvent(TokenIds):
     """One event of a streamed answer; the other fields follow from its type."""
 
     type: str

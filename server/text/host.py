@@ -11,18 +11,16 @@ import importlib
 import logging
 import mmap
 import os
-import pickle
 import select
 import signal
 import socket
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, NoReturn, TypeVar
+from typing import NoReturn
 
 from engine.errors import ModelError
 from server.text import frames, stages, worker
-from server.text.limits import LOAD, MB, Lane, bound_memory, bound_time, bounded
+from server.text.limits import LOAD, MB, Lane, bounded
 from server.text.messages import (
     Ended,
     Fork,
@@ -37,10 +35,9 @@ from server.text.messages import (
 )
 from server.text.stages import Stage
 from server.text.tokenizer import Tokenizer, load_tokenizer, template_file
+from server.text.trial import forked, tried
 
 log = logging.getLogger("understudy.text")
-
-T = TypeVar("T")
 
 # The libraries read these variables when they are imported. Their threads would not survive a fork,
 # and a Rust backtrace in the log for each text that a tokenizer rejects would be of no use.
@@ -52,8 +49,6 @@ ENVIRONMENT = {
     "RUST_BACKTRACE": "0",
 }
 LOWEST_PRIORITY = 19
-EXIT_CRASHED = 70  # EX_SOFTWARE: the traceback is on stderr
-LONGEST_REASON = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ class _Host:
             stages.use_shared(stage)
             worker.serve(connection, lane, self._tokenizer)
 
-        self._children[_forked(work)] = _Child(number, stage)
+        self._children[forked(work)] = _Child(number, stage)
 
     def _reap(self) -> None:
         while self._children:
@@ -188,6 +183,7 @@ class _Host:
                 found.reason,
             )
         self._tokenizer = replace(tokenizer, support=found.value or tokenizer.support)
+        self._tokenizer.grammar_checker.prepare()
         _share_memory()
         self._send(Loaded(facts))
 
@@ -196,66 +192,6 @@ class _Host:
             frames.send(self._control, frames.frame(message))
         except OSError:
             self._end()
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[T]):
-    """The result of a trial: the value that it returned, or the reason why it failed.
-
-    `reason` is "" if the trial succeeded.
-    """
-
-    value: T | None = None
-    reason: str = ""
-
-
-def tried(work: Callable[[], T], lane: Lane) -> Outcome[T]:
-    """Run `work` in a forked process under the limits of `lane`, and return its outcome."""
-    theirs, ours = socket.socketpair()
-    no_memory = f"it takes more than {lane.memory // MB} MiB of memory"
-
-    def run() -> None:
-        ours.close()
-        bound_memory(lane.memory)
-        bound_time(lane.seconds)
-        try:
-            outcome = Outcome(work())
-        except MemoryError:
-            outcome = Outcome(reason=no_memory)
-        except Exception as error:
-            reason = str(error)[:LONGEST_REASON] or type(error).__name__
-            outcome = Outcome(reason=reason.encode(errors="replace").decode())
-        theirs.sendall(pickle.dumps(outcome))
-
-    pid = _forked(run)
-    theirs.close()
-    with ours:
-        said = b"".join(iter(lambda: ours.recv(4096), b""))
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code == 0:
-        outcome: Outcome[T] = pickle.loads(said)
-        return outcome
-    if code in (-signal.SIGPROF, -signal.SIGALRM):
-        return Outcome(reason=f"it takes more than {lane.seconds:g} s")
-    return Outcome(reason=no_memory)
-
-
-def _forked(work: Callable[[], None]) -> int:
-    """Run `work` in a forked process, which then ends, and return the id of the process."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = EXIT_CRASHED
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        work()
-        code = 0
-    except BaseException:  # nothing may propagate into the host's own stack
-        traceback.print_exc()
-    finally:
-        os._exit(code)  # not sys.exit: the stack above this belongs to the host
 
 
 def _share_memory() -> None:

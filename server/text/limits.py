@@ -40,9 +40,9 @@ class Lane:
     memory: int
 
 
-# Tokenizing takes up to 180 bytes of memory per byte of text, and 0.3 to 0.5 s per MB (tokenizers
-# 0.23, one core), so any text that fits a context stays far within these limits. A chat of 20
-# messages takes 3 ms. A text of 9 MB can be tokenized in one call, and one of 32 MB cannot.
+# Tokenizing takes 60 to 416 bytes of memory per byte of text, and 0.3 to 2 s per MB (tokenizers
+# 0.23, one core), so a text that fits a context stays within these limits. A chat of 20 messages
+# takes 3 ms.
 LANES = (
     Lane(most_bytes=LARGE_BODY, workers=4, slow_workers=8, kept=1, seconds=10, memory=512 * MB),
     Lane(most_bytes=2 * MB, workers=2, slow_workers=2, kept=0, seconds=20, memory=512 * MB),
@@ -51,6 +51,11 @@ LANES = (
 
 # The limits for loading a tokenizer, which happens once per model.
 LOAD = Lane(most_bytes=0, workers=1, slow_workers=0, kept=0, seconds=60, memory=2048 * MB)
+
+# The limits for compiling a grammar. Ordinary ones take up to 0.02 s (50 tools), the largest that
+# the parser follows 0.1 s; hostile ones take a time that is quadratic in their length. An accepted
+# grammar is compiled again in the engine, in a thread beside the passes.
+GRAMMAR = Lane(most_bytes=0, workers=1, slow_workers=0, kept=0, seconds=0.5, memory=256 * MB)
 
 _WHAT = {
     Stage.READING: ("Reading this request", "request_too_complex", None),

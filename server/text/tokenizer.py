@@ -6,12 +6,14 @@ because calls on long texts take much time and memory.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
+from engine.sampling.grammar.check import GrammarChecker
 from engine.text.detokenize import TokenBytes
 from server.conversation.features import TemplateRefusal, TemplateSupport
 from server.conversation.probe import probe
@@ -24,6 +26,7 @@ RESERVED_TEMPLATE_ARGUMENTS = frozenset(
         "chat_template",
         "continue_final_message",
         "conversation",
+        "conversations",
         "documents",
         "max_length",
         "messages",
@@ -88,20 +91,21 @@ class Tokenizer:
                 )
         except _TEMPLATE_ERRORS as error:
             raise TemplateRefusal(str(error) or type(error).__name__) from error
-        return text
+        return _without_lone_surrogates(text)
 
     def probed(self) -> TemplateSupport:
         """Return which features of conversations the chat template supports, found by trial."""
         if not self.template:
             return self.support
         return probe(
-            lambda messages, tools: self.render(
+            lambda messages, tools, arguments: self.render(
                 messages,
                 tools=tools,
                 add_generation_prompt=True,
                 continue_final_message=False,
-                arguments={},
-            )
+                arguments=arguments,
+            ),
+            date.today().isoformat(),
         )
 
     @cached_property
@@ -140,6 +144,11 @@ class Tokenizer:
         """The ids of the tokens that were added to the vocabulary, by their spelling."""
         return dict(self.inner.get_added_vocab())
 
+    @cached_property
+    def grammar_checker(self) -> GrammarChecker:
+        """A checker of the grammars of this model's answers."""
+        return GrammarChecker(self.added_tokens, len(self.bytes))
+
     def special_tokens(self, spellings: Iterable[str]) -> tuple[int, ...]:
         """Return the ids of the `spellings` that are special tokens of this model."""
         found = (self.bytes.special_token(spelling) for spelling in sorted(spellings))
@@ -172,6 +181,19 @@ class Tokenizer:
         """
         begin: int | None = self.inner.bos_token_id
         return begin if begin is not None else next(iter(eos), None)
+
+
+def _without_lone_surrogates(text: str) -> str:
+    """Return a text with U+FFFD in place of lone surrogates, which no tokenizer takes.
+
+    JSON inside of a string, such as the arguments of a call, may have them: clients cut texts
+    within an emoji.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 # A template is a program by the model's author, so it may fail in any of these ways.

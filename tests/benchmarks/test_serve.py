@@ -38,7 +38,7 @@ def test_a_stream_that_came_all_at_once_has_no_rate() -> None:
 def test_the_paced_engine_emits_a_burst_for_every_sequence() -> None:
     engine = PacedEngine(QUICK, max_sequences=2)
     for name in "abc":
-        engine.add(make_request(name, [1], replace(GREEDY, max_tokens=6)))
+        engine.queue(make_request(name, [1], replace(GREEDY, max_tokens=6)), None)
     passes = []
     while engine.has_work():
         passes.append(engine.step())

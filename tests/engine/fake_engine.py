@@ -21,7 +21,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.process.worker import OnPassProgress, OnStart, serve
+from engine.process.worker import OnPassProgress, OnPrompt, serve
 from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.recheck import Rechecks
 
@@ -100,7 +100,7 @@ class FakeEngine:
     """A fake engine with the interface `engine.process.worker.StepEngine`."""
 
     def __init__(
-        self, spec: ModelSpec, on_pass_progress: OnPassProgress, on_start: OnStart
+        self, spec: ModelSpec, on_pass_progress: OnPassProgress, on_prompt: OnPrompt
     ) -> None:
         self.info = ModelInfo(
             model_id=spec.id,
@@ -118,9 +118,10 @@ class FakeEngine:
         self.rechecks = Rechecks(None, [], 0)
         self.last_pass: PassStats | None = None
         self._on_pass_progress = on_pass_progress
-        self._on_start = on_start
+        self._on_prompt = on_prompt
         self._requests: dict[str, _Request] = {}
         self._aborted: list[str] = []
+        self._passed = threading.Event()  # set by the first pass; a long grammar waits for it
 
     @classmethod
     def load(
@@ -128,14 +129,24 @@ class FakeEngine:
         spec: ModelSpec,
         progress: ReportProgress,
         on_pass_progress: OnPassProgress,
-        on_start: OnStart,
+        on_prompt: OnPrompt,
     ) -> "FakeEngine":
         progress("loading", 0, 2)
         _fail_if_asked(spec)
         progress("loading", 2, 2)
-        return cls(spec, on_pass_progress, on_start)
+        return cls(spec, on_pass_progress, on_prompt)
 
-    def add(self, request: Generate) -> None:
+    def compile(self, request: Generate) -> None:
+        match request.params.grammar:
+            case "unusable":
+                raise RequestError("it matches no text", "invalid_grammar")
+            case "bug":
+                raise ZeroDivisionError("no such grammar")
+            case "long":
+                self._on_prompt(request.request_id, 0)  # shows the client that compiling has begun
+                self._passed.wait()
+
+    def queue(self, request: Generate, constraint: object) -> None:
         if request.prompt[0] == REFUSE:
             raise RequestError("not this one", "refused", "prompt")
         self._requests[request.request_id] = _Request(request)
@@ -152,6 +163,7 @@ class FakeEngine:
         results = [
             result for request in list(self._requests.values()) for result in self._run(request)
         ]
+        self._passed.set()
         self.last_pass = PassStats(
             rows=len(results),
             sequences=len(self._requests),
@@ -167,7 +179,7 @@ class FakeEngine:
 
     def _run(self, request: _Request) -> list[Tokens | Failed]:
         if not any(request.emitted):
-            self._on_start(request.message.request_id)
+            self._on_prompt(request.message.request_id, 0)
         self._obey(request)
         if request.aborted.is_set():
             self._aborted.append(request.message.request_id)

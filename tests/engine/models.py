@@ -34,10 +34,10 @@ Answers = dict[tuple[str, int], "Answer"]
 
 @dataclass
 class Hooks:
-    """Functions that a test runs before each unit, given its number, and when a request starts."""
+    """Functions that a test runs before each unit, given its number, and for reported prompts."""
 
     on_unit: Callable[[int], None] | None = None
-    on_start: Callable[[str], None] | None = None
+    on_prompt: Callable[[str, int], None] | None = None
     calls: int = 0
 
     def on_pass_progress(self) -> None:
@@ -45,9 +45,9 @@ class Hooks:
         if self.on_unit is not None:
             self.on_unit(self.calls)
 
-    def start(self, request_id: str) -> None:
-        if self.on_start is not None:
-            self.on_start(request_id)
+    def report_prompt(self, request_id: str, done: int) -> None:
+        if self.on_prompt is not None:
+            self.on_prompt(request_id, done)
 
 
 @dataclass
@@ -117,7 +117,9 @@ def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
     """Return a loaded engine, which conftest.py closes at the end of the test."""
     own = Hooks()
     spec = model_spec(folder, draft, **changes)
-    engine = Engine.load(spec, lambda what, done, total: None, own.on_pass_progress, own.start)
+    engine = Engine.load(
+        spec, lambda what, done, total: None, own.on_pass_progress, own.report_prompt
+    )
     _loaded.append(engine)
     _hooks[engine] = own
     return engine

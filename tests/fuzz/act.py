@@ -12,9 +12,9 @@ from engine.planning import probe
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from server.cli import main as command_line, serve
-from server.text.host import tried
 from server.text.limits import LANES
 from server.text.tokenizer import load_tokenizer, template_file
+from server.text.trial import tried
 
 NAMES_A_FILE = re.compile(r"\.(json|jinja|safetensors|yaml|model|txt)\b|/model\b|target\.source")
 

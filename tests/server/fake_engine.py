@@ -107,6 +107,7 @@ class Script:
     sampling: tuple[tuple[str, float], ...] = ()  # the model's own defaults
     queue: asyncio.Event | None = None  # requests wait for it before they run
     gate: asyncio.Event | None = None  # answers wait for it before their first token
+    num_prefilled: int = 2  # tokens of a prompt that are done when its request begins
     pause: asyncio.Event | None = None  # answers wait for it before their last token
     load_gate: asyncio.Event | None = None  # loads wait for it
     load_error: Exception | None = None
@@ -231,7 +232,7 @@ class FakeEngine:
         prediction: Sequence[int] = (),
         answer_format: AnswerFormat | None = None,
         *,
-        on_start: Callable[[], None] | None = None,
+        on_prompt: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         if self.state != "ready" or self.info is None or self.refusal:
             raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
@@ -248,7 +249,7 @@ class FakeEngine:
         self.running.add(request_id)
         events: EventQueue = asyncio.Queue()
         self.event_queues[request_id] = events
-        serving = asyncio.create_task(self._serve(message, events, on_start))
+        serving = asyncio.create_task(self._serve(message, events, on_prompt))
         self.waiting.append(request_id)
 
         def abort() -> None:
@@ -266,16 +267,18 @@ class FakeEngine:
         return self.waiting.index(request_id) + 1 if request_id in self.waiting else 0
 
     async def _serve(
-        self, message: Generate, events: EventQueue, on_start: Callable[[], None] | None
+        self, message: Generate, events: EventQueue, on_prompt: Callable[[int], None] | None
     ) -> None:
         self.request_started.set()
         if self.script.queue is not None:
             await self.script.queue.wait()
         self.waiting.remove(message.request_id)
-        if on_start is not None:
-            on_start()
+        if on_prompt is not None:
+            on_prompt(self.script.num_prefilled)
         if self.script.gate is not None:
             await self.script.gate.wait()
+        if on_prompt is not None:
+            on_prompt(len(message.prompt))
         passes = [self._passes(message, choice) for choice in range(message.n)]
         longest = max(len(p) for p in passes)
         for i in range(longest):

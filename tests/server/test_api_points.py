@@ -67,6 +67,23 @@ async def test_api_05_a_stream_has_the_usage_if_asked_for(client: httpx.AsyncCli
     assert (await chat(client, stream_options=options)).json()["usage"] == last["usage"]
 
 
+@pytest.mark.parametrize("ask", [chat, complete])
+async def test_api_05_every_chunk_has_the_usage_so_far_if_asked_for(
+    client: httpx.AsyncClient, ask: Any
+) -> None:
+    whole = (await ask(client, n=2)).json()["usage"]
+    for include in (False, True):
+        options = {"continuous_usage_stats": True, "include_usage": include}
+        *chunks, _ = events((await ask(client, stream=True, n=2, stream_options=options)).text)
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts) and 0 < counts[0] < counts[-1]
+        assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {whole["prompt_tokens"]}
+        assert all(c["usage"]["total_tokens"] for c in chunks)
+        assert chunks[-1]["usage"] == whole and "timings" in chunks[-1]
+        assert (chunks[-1]["choices"] == []) == include
+    assert (await ask(client, stream_options=options)).json()["usage"]
+
+
 async def test_api_06_usage_counts_all_choices(client: httpx.AsyncClient) -> None:
     one = (await chat(client)).json()["usage"]
     two = (await chat(client, n=2)).json()["usage"]
@@ -95,19 +112,22 @@ async def test_api_11_limits(client: httpx.AsyncClient, engines: FakeEngines) ->
         assert answer.status_code == 200, answer.text
         return engines.engine.requests[-1].params.max_tokens
 
+    def room() -> int:
+        return CONTEXT - len(engines.engine.requests[-1].prompt)
+
     chats, messages = {"messages": [USER]}, {"messages": [USER]}
     path = "/v1/chat/completions"
-    assert await limit_of(path, **chats, max_tokens=-1, max_completion_tokens=-1.0) is None
+    # Without a limit of its own, an answer has the default of the model's file, which is longer.
+    assert await limit_of(path, **chats, max_tokens=-1, max_completion_tokens=-1.0) == room()
     assert await limit_of(path, **chats, max_tokens=5, max_completion_tokens=7) == 7
     assert await limit_of("/v1/completions", prompt="a", max_tokens=-1) == 16
     for path, name, body in (
         ("/v1/messages", "max_tokens", messages),
         ("/v1/responses", "max_output_tokens", {"input": "hi"}),
     ):
-        assert await limit_of(path, **body, **{name: -1}) is None
+        assert await limit_of(path, **body, **{name: -1}) == room()
         assert await limit_of(path, **body, **{name: 7}) == 7
-        most = await limit_of(path, **body, **{name: 32_000})
-        assert most == CONTEXT - len(engines.engine.requests[-1].prompt)
+        assert await limit_of(path, **body, **{name: 32_000}) == room()
 
 
 @pytest.mark.parametrize(

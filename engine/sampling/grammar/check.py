@@ -1,66 +1,94 @@
-"""A check whether a grammar compiles, in a separate process if compiling might crash.
+"""A check whether a grammar compiles, and within the time and memory of the process that checks.
 
 llguidance recurses along rules and references, so a chain of some thousands of them overflows the
-stack and ends the process. A grammar that compiles here, with half of the stack, compiles in the
-engine too.
+stack and ends the process; some expressions take minutes and gigabytes, which only the end of the
+process stops. So the check belongs in a process that may end, under limits. A grammar that passes
+it, with a quarter of the stack, compiles in the engine too.
 """
 
-import ctypes
-import signal
-import subprocess
-import sys
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from itertools import count, islice
 from threading import Thread, stack_size
 
-from engine.sampling.grammar.grammar import compile_error
+from engine.errors import RequestError
+from engine.sampling.grammar.grammar import compiler
 
 MAX_CHARACTERS = 256 << 10  # of a grammar
-SAFE_CHARACTERS = 8 << 10  # shorter grammars cannot be nested deeply enough to crash
-STACK_BYTES = 4 << 20  # the main thread of a process has twice as many
-TIMEOUT_SECONDS = 10.0
-_SET_PARENT_DEATH_SIGNAL = 1  # from linux/prctl.h
+STACK_BYTES = 4 << 20
 
 
-@lru_cache(maxsize=64)
-def check_grammar(source: str) -> str | None:
-    """Return the reason why a grammar cannot be used, or None if it compiles.
+class GrammarChecker:
+    """A checker of grammars for one model, without the model's vocabulary.
 
-    This may take up to `TIMEOUT_SECONDS`, so call it in a thread.
+    The model's own tokenizer would take 70 to 170 MB and over a second in llguidance's form. The
+    checker's has the 256 bytes and the added tokens, which grammars name. With it, the lexer and
+    the first row of the parser are built as in the engine, which takes nearly all of the time. Fuel
+    bounds how far they are followed along the model's tokens.
     """
-    if len(source) > MAX_CHARACTERS:
-        return f"it has {len(source)} characters; at most {MAX_CHARACTERS} are allowed"
-    if len(source) <= SAFE_CHARACTERS:
-        return compile_error(source)
-    command = [sys.executable, "-m", "engine.sampling.grammar.check"]
-    try:
-        done = subprocess.run(
-            command,
-            input=source.encode(),
-            capture_output=True,
-            timeout=TIMEOUT_SECONDS,
-            process_group=0,  # a terminal's Ctrl-C would look like a grammar that cannot be used
-        )
-    except subprocess.TimeoutExpired:
-        return f"it did not compile within {TIMEOUT_SECONDS:.0f} seconds"
-    if done.returncode:
-        return "it is nested too deeply"
-    return done.stdout.decode() or None
+
+    def __init__(self, added_tokens: Mapping[str, int], vocab_size: int) -> None:
+        """Create a checker.
+
+        Args:
+            added_tokens: the ids of the tokens that were added to the vocabulary, by spelling.
+            vocab_size: the number of tokens that grammars may name by id.
+        """
+        self._added_tokens = added_tokens
+        self._vocab_size = vocab_size
+
+    def prepare(self) -> None:
+        """Build the tokenizer (0.1 s for 150,000 tokens), so that forked processes share it."""
+        _ = self._compile  # cached by this
+
+    def reason(self, source: str) -> str | None:
+        """Return the reason why a grammar cannot be used, or None if it compiles.
+
+        This may end the process; see above.
+        """
+        if len(source) > MAX_CHARACTERS:
+            return f"it has {len(source)} characters; at most {MAX_CHARACTERS} are allowed"
+        found: list[str | None] = []
+        compile_grammar = self._compile
+
+        def check() -> None:
+            try:
+                compile_grammar(source)
+                found.append(None)
+            except RequestError as error:
+                found.append(str(error))
+
+        before = stack_size(STACK_BYTES)
+        thread = Thread(target=check)
+        thread.start()
+        stack_size(before)
+        thread.join()
+        return found[0] if found else "the parser failed"
+
+    @cached_property
+    def _compile(self) -> Callable[[str], object]:
+        return compiler(_Bytes(self._added_tokens, self._vocab_size))
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process with the one that waits for it."""
-    if sys.platform == "linux":  # elsewhere it may outlive its parent
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+class _Bytes:
+    """A tokenizer of single bytes in the form of `TokenizerWrapper`; added tokens have their ids.
 
+    llguidance takes each added token that is written `<...>` for a special one.
+    """
 
-def _main() -> None:
-    _end_with_parent()
-    source = sys.stdin.buffer.read().decode()
-    stack_size(STACK_BYTES)
-    thread = Thread(target=lambda: print(compile_error(source) or "", end=""))
-    thread.start()
-    thread.join()
+    bos_token_id = None
 
+    def __init__(self, added_tokens: Mapping[str, int], vocab_size: int) -> None:
+        spellings = {token: spelling for spelling, token in added_tokens.items()}
+        others = (token for token in count() if token not in spellings)
+        self._ids = list(islice(others, 256))  # of the bytes
+        self.eos_token_id = next(others)
+        size = max(vocab_size, self.eos_token_id + 1, *(token + 1 for token in spellings))
+        self.tokens = [spellings.get(token, "").encode() for token in range(size)]
+        for byte, token in enumerate(self._ids):
+            self.tokens[token] = bytes([byte])
+        named = (t for t, text in spellings.items() if text.startswith("<") and text.endswith(">"))
+        self.special_token_ids = sorted(named)
 
-if __name__ == "__main__":
-    _main()
+    def __call__(self, text: bytes) -> list[int]:
+        return [self._ids[byte] for byte in text]

@@ -5,7 +5,9 @@ answer has to be complete; then `min_tokens` and `ignore_eos`, which delay its e
 penalties and logit bias.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 from engine.sampling.grammar.closing import ClosingPath
 from engine.sampling.grammar.grammar import Grammar, Mask
 
+# The CPU time per emitted token that may be spent on what drafts may contain. Ordinary masks take
+# 0.1 to 2 ms. Slow ones take up to 17 ms, which for each row of a tree would make others wait.
+DRAFT_SECONDS = 0.05
 MAX_TRIES = 8  # tokens, the best first, that are checked for whether the answer can be completed
 
 
@@ -23,6 +28,7 @@ class Constraint:
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
         self._closing = ClosingPath(grammar)
+        self._draft_seconds = 0.0  # spent on drafts since the last token was emitted
 
     def copy(self) -> "Constraint":
         """Return the same constraint before the first token."""
@@ -38,11 +44,34 @@ class Constraint:
     def allowed_after(self, path: Sequence[int], banned: Sequence[int]) -> Mask | None:
         """Return the mask of tokens that may follow drafted tokens.
 
-        Return None if the drafted tokens do not match the grammar, or if no token may follow them.
+        Return None if the drafted tokens do not match the grammar, if no token may follow them, or
+        if `DRAFT_SECONDS` are used up. The answer does not depend on it, as on no draft.
         """
-        with self.grammar.trial(path) as matches:
-            mask = self.grammar.mask() if matches else None
+        with self._timed() as has_time, self.grammar.trial(path if has_time else ()) as matches:
+            mask = self.grammar.mask() if has_time and matches else None
         return None if mask is None else _remove_banned(mask, banned)
+
+    def may_follow(self, path: Sequence[int]) -> bool:
+        """Return True if drafted tokens match the grammar and `DRAFT_SECONDS` are not used up."""
+        with self._timed() as has_time:
+            return has_time and self.grammar.matches(path)
+
+    def forced_after(self, path: Sequence[int]) -> list[int]:
+        """Return the tokens that the grammar forces after drafted ones.
+
+        There are none if the drafted tokens do not match, or if `DRAFT_SECONDS` are used up.
+        """
+        with self._timed() as has_time, self.grammar.trial(path if has_time else ()) as matches:
+            return self.grammar.forced() if has_time and matches else []
+
+    @contextmanager
+    def _timed(self) -> Iterator[bool]:
+        """Add the CPU time of the block to that of drafts, and yield whether there is any left."""
+        before = time.thread_time()
+        try:
+            yield self._draft_seconds < DRAFT_SECONDS
+        finally:
+            self._draft_seconds += time.thread_time() - before
 
     def first_closable(
         self, token: int, room: int, banned: Sequence[int], choose: Callable[[Tensor], int]
@@ -73,6 +102,7 @@ class Constraint:
 
         Raises `RequestError` if the grammar is too complex to be followed.
         """
+        self._draft_seconds = 0.0
         self._closing.advance(token)
         self.grammar.consume(token)
         return self.grammar.is_complete()

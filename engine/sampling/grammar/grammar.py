@@ -6,7 +6,7 @@ follow, its tokens are forced. The state of a grammar depends only on the tokens
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,16 +23,32 @@ Mask = NDArray[np.bool_]  # [V]: the tokens that are allowed
 MAX_REASON_CHARACTERS = 500  # characters
 
 
-def compile_error(source: str) -> str | None:
-    """Return the reason why a grammar cannot be used, or None if it compiles.
+def compiler(tokenizer: object) -> Callable[[str], "LLMatcher"]:
+    """Return the function `compiled` for a small tokenizer.
 
-    This takes up to some tenths of a second, mostly without holding the GIL, so call it in a
-    thread. Names of special tokens are not checked, since there is no tokenizer here.
+    Args:
+        tokenizer: has the attributes that `TokenizerWrapper` reads, and returns the ids of bytes.
+    """
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    own = LLTokenizer(TokenizerWrapper(tokenizer), slices=[])  # slices speed up large ones
+    return partial(compiled, own)
+
+
+def compiled(tokenizer: "LLTokenizer", source: str) -> "LLMatcher":
+    """Return a compiled grammar, before its first token. It does not hold the GIL for most of it.
+
+    Raises `RequestError` with the code `invalid_grammar` if it does not compile or matches no text.
     """
     from llguidance import LLMatcher
 
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(source, limits=_limits())
-    return messages[0] if is_error else None
+    matcher = LLMatcher(tokenizer, source, log_level=0, limits=_limits())
+    if matcher.is_error():
+        raise RequestError(_shorten(matcher.get_error()), "invalid_grammar")
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        raise RequestError(_mask_error(matcher), "invalid_grammar")
+    return matcher
 
 
 def regex_to_lark(regex: str) -> str:
@@ -60,20 +76,22 @@ def to_lark(grammar: str) -> str:
 
 
 def _limits() -> "LLParserLimits":
-    """Return the parser's limits: tenths of a second to compile, about 20 ms per mask, 50 MB.
+    """Return the parser's limits, about ten times what ordinary grammars need.
 
-    The time to compile a regular expression can be quadratic in its length, and the engine runs no
-    pass meanwhile: with a limit of 1,000,000, 25,000 times `(a|b)?` took 10 s. With 75,000 the
-    longest that is not refused at once takes about 4 s; an `enum` of 50,000 characters compiles.
+    The calls of 50 tools need 1,318 symbols and up to 33,000 of the initial fuel, and a schema of
+    300 optional properties 2,831 symbols. A mask needs at most 10,500 of the lexer's fuel and 2,050
+    items. The parser compares each item of a row with all others, so a mask takes a time that is
+    quadratic in the size of the grammar: 2.7 s at 50,000 symbols, 0.18 s at 10,000. The limits do
+    not bound the time to compile, which can be quadratic as well: `GrammarChecker` does.
     """
     from llguidance import LLParserLimits
 
     return LLParserLimits(
         initial_lexer_fuel=75_000,
-        step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        step_lexer_fuel=50_000,
+        step_max_items=10_000,
         max_lexer_states=20_000,
-        max_grammar_size=200_000,
+        max_grammar_size=10_000,
         verbose_errors=False,
     )
 
@@ -115,20 +133,12 @@ class Grammars:
         Raises `RequestError` with the code `invalid_grammar` if it does not compile or matches no
         text, and with `unsupported_parameter` if the model's tokenizer cannot be used.
         """
-        from llguidance import LLMatcher
-
         try:
             tokenizer = self.tokenizer
         except ValueError as error:
             reason = f"This model's tokenizer cannot be used with a grammar: {error}"
             raise RequestError(reason, "unsupported_parameter") from error
-        matcher = LLMatcher(tokenizer, source, log_level=0, limits=_limits())
-        if matcher.is_error():
-            raise RequestError(_shorten(matcher.get_error()), "invalid_grammar")
-        matcher.compute_bitmask()
-        if matcher.is_error():
-            raise RequestError("The grammar matches no text.", "invalid_grammar")
-        return Grammar(self, matcher)
+        return Grammar(self, compiled(tokenizer, source))
 
 
 class Grammar:
@@ -215,12 +225,24 @@ class Grammar:
 
     def matches(self, path: Sequence[int]) -> bool:
         """Return True if a path may follow, whether or not the tokenizer would split it so."""
-        return self._matcher.validate_tokens(list(path)) == len(path)
+        return self.num_matching(path) == len(path)
+
+    def num_matching(self, path: Sequence[int]) -> int:
+        """Return how many tokens of a path may follow, from its first token on."""
+        return self._matcher.validate_tokens(list(path))
 
     def _raise_error(self) -> None:
         if self._matcher.is_error():
             reason = _shorten(self._matcher.get_error())
             raise RequestError(f"The grammar cannot be followed: {reason}", "invalid_grammar")
+
+
+def _mask_error(matcher: "LLMatcher") -> str:
+    """Return why there is no first mask: a limit was exceeded, or no token may begin an answer."""
+    reason: str = matcher.get_error()
+    if "oo many" in reason:  # "Too many items", "too many expressions", "too many states"
+        return f"The grammar is too complex: {_shorten(reason)}"
+    return "The grammar matches no text."
 
 
 def _shorten(reason: str) -> str:

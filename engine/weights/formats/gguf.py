@@ -42,7 +42,11 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
 
     A tensor that the family has no place for keeps its name, so that it is refused by that name.
     """
-    assert isinstance(checkpoint, GgufCheckpoint), "only its folder has this quant_method"
+    if not isinstance(checkpoint, GgufCheckpoint):
+        raise ModelError(
+            f"{checkpoint.folder}: quantization_config.quant_method in config.json is {METHOD}, "
+            "but the weights are no GGUF files. config.json does not belong to this checkpoint"
+        )
     family = ARCHITECTURES[checkpoint.metadata["general.architecture"]]
     found: dict[str, Source] = {}
     for name, stored in checkpoint.tensors.items():
@@ -167,6 +171,8 @@ def _experts(checkpoint: GgufCheckpoint, family: Architecture, name: str) -> tup
     with the weights of the family's experts transposed or not.
     """
     stored, suffix = checkpoint.tensors[name], "_bias" if name.endswith(".bias") else ""
+    if len(stored.shape) < 2:
+        raise ModelError(f"{stored.file}: {name} has shape {list(stored.shape)}. {_AGAIN}")
     if _DOWN in name:
         return f"down_proj{suffix}", _fused(checkpoint, (stored,), family)
     up = checkpoint.tensors.get(name.replace(_GATE, _UP))
@@ -202,15 +208,9 @@ def _fused(checkpoint: Checkpoint, parts: tuple[StoredTensor, ...], family: Arch
     )
 
 
-def expanded(quantization: QuantizationConfig) -> str:
-    """Return the types of the blocks of a file, for the log."""
-    types = quantization.get("types")
-    return f"GGUF weights ({types})" if types else ""
-
-
 FORMAT = StoredFormat(
     title="GGUF",
     detect=lambda quantization: quantization["quant_method"] == METHOD,
     find=find,
-    expanded=expanded,
+    expanded="GGUF weights",
 )

@@ -74,5 +74,5 @@ FORMAT = StoredFormat(
     title="mxfp4",
     detect=lambda quantization: quantization["quant_method"] == "mxfp4",
     find=find,
-    expanded=lambda _: "MXFP4 experts",
+    expanded="MXFP4 experts",
 )

@@ -75,6 +75,11 @@ class MessageWriter:
         }
 
 
+def ping(status: str) -> Event:
+    """Return the event that keeps a stream alive; `status` says what its request waits for."""
+    return {"type": "ping", "status": status}
+
+
 def _events(event: BlockEvent) -> Iterator[Event]:
     index = event.block.index
     match event:

@@ -7,6 +7,7 @@ from typing import Any
 
 from server.doors.conversation import ConversationBuilder, chat_content
 from server.doors.translation import Names, shared_fields
+from server.schemas.documents import ResultDocument, SearchResult, UserDocument
 from server.schemas.fields import joined_text
 from server.schemas.message_bodies import (
     CountTokensRequest,
@@ -52,6 +53,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
+        "thinking_budget": _budget(body),
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
     if body.output_config is not None:
@@ -75,6 +77,7 @@ SHARED = (
     "seed",
     "min_p",
     "speculation",
+    "return_token_ids",
 )
 
 
@@ -107,16 +110,26 @@ def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
                 case ToolUseBlock():
                     arguments = json.dumps(block.input, ensure_ascii=False)
                     conversation.add_call(block.id, block.name, arguments)
+                case UserDocument() | SearchResult():
+                    conversation.add_text(turn.role, block.text.strip())
                 case ToolResultBlock():
                     conversation.add_result(block.tool_use_id, chat_content(block.content or ""))
 
 
 def _skipped(body: CountTokensRequest) -> Iterator[str]:
-    """Yield the position and type of each block that cannot be converted to a part of a chat."""
+    """Yield the position and type of each block that cannot be converted to a part of a chat.
+
+    Images in results are not among them: the chat itself reports these.
+    """
     for turn_index, turn in enumerate(body.messages):
         for index, block in enumerate(turn.content):
+            place = f"messages[{turn_index}].content[{index}]"
             if isinstance(block, HostedBlock):
-                yield f"messages[{turn_index}].content[{index}] {block.type}"
+                yield f"{place} {block.type}"
+            elif isinstance(block, ToolResultBlock):
+                for part_index, part in enumerate(block.content or ()):
+                    if isinstance(part, ResultDocument):
+                        yield from (f"{place}.content[{part_index}] {o}" for o in part.left_out)
 
 
 def _tool(tool: MessageTool | HostedTool) -> dict[str, Any]:
@@ -140,13 +153,18 @@ def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
             return choice.type
 
 
+def _budget(body: CountTokensRequest) -> int | None:
+    """Return the most tokens of reasoning; None for no limit, or if reasoning is turned off."""
+    thinking = body.thinking
+    return None if thinking is None or thinking.type == "disabled" else thinking.budget_tokens
+
+
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:
     """Return the template arguments that turn reasoning on or off in common chat templates.
 
     There are none for "adaptive", which leaves the choice to the template.
     """
-    kind = body.thinking.type if body.thinking is not None else None
-    if kind not in ("enabled", "disabled"):
+    if body.thinking is None or body.thinking.type not in ("enabled", "disabled"):
         return {}
-    is_enabled = kind == "enabled"
+    is_enabled = body.thinking.type == "enabled" and body.thinking.budget_tokens != 0
     return {"enable_thinking": is_enabled, "thinking": is_enabled}

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from server.chat.received import Received
 from server.doors.messages.errors import message_error
-from server.doors.messages.events import MessageWriter
+from server.doors.messages.events import MessageWriter, ping
 from server.doors.messages.request import NAMES, chat_fields
 from server.http.api import Api
 from server.http.body import body_of
@@ -33,7 +33,7 @@ async def create_message(
     """Answer the last message of a conversation."""
     source = await chat_of(request, received, chat_fields, NAMES)
     writer = MessageWriter(request.state.request_id)
-    return await respond_in(request, source, writer, NAMES)
+    return await respond_in(request, source, writer, NAMES, ping)
 
 
 @api.post("/messages/count_tokens", CountTokensRequest, CountedTokens)

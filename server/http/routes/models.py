@@ -6,7 +6,7 @@ from server.config.registry import ModelEntry
 from server.http.api import Api
 from server.http.state import state_of
 from server.models.lending import LoadedModel
-from server.schemas.answers import Model, ModelList
+from server.schemas.answers import Capability, Model, ModelList
 
 api = Api()
 
@@ -44,4 +44,17 @@ def _describe(entry: ModelEntry, loaded: LoadedModel | None) -> Model:
     }
     if loaded is not None and is_loaded:
         model["max_model_len"] = loaded.info.context_length
+        model["capabilities"] = _capabilities(loaded)
     return model
+
+
+def _capabilities(loaded: LoadedModel) -> list[Capability]:
+    """Return what the loaded model can do, in the words of Ollama where it has one."""
+    known: dict[Capability, bool] = {
+        "completion": True,
+        "chat": bool(loaded.facts.template),
+        "tools": loaded.has_tool_format,
+        "thinking": loaded.formats.reasoning is not None,
+        "structured_outputs": True,
+    }
+    return [name for name, is_known in known.items() if is_known]

@@ -117,14 +117,15 @@ async def test_requests_above_the_queue_limit_are_refused_until_one_ends(
 async def test_a_request_has_a_queue_position_until_its_first_pass(
     client: EngineClient,
 ) -> None:
-    begun = asyncio.Event()
+    done: asyncio.Queue[int] = asyncio.Queue()
     streams = [
-        client.generate("first", [ENDLESS], PARAMS, on_start=begun.set),
+        client.generate("first", [ENDLESS], PARAMS, on_prompt=done.put_nowait),
         client.generate("second", [ENDLESS], PARAMS),
     ]
     assert [client.position(name) for name in ("first", "second", "other")] == [1, 2, 0]
-    await begun.wait()
+    assert await done.get() == 0
     assert client.position("first") == 0
+    assert await done.get() == 1, "its first tokens say that the prompt is complete"
     await anext(streams[1])
     assert client.position("second") == 0
     for stream in streams:

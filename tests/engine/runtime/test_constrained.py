@@ -122,6 +122,19 @@ def matches(name: str, text: str) -> bool:
     return re.fullmatch(patterns[name], text) is not None
 
 
+@pytest.mark.parametrize("draft", ["subspec", "ngram"])
+def test_an_answer_is_the_same_if_its_grammar_leaves_no_time_for_drafts(
+    draft: str, want: dict[tuple[str, int], Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.sampling.grammar.constraint.DRAFT_SECONDS", 0.0)
+    engine = load(json_checkpoint(), DRAFTS[draft], max_sequences=8)
+    got = run(engine, asked())
+    assert {name: answer.ids for name, answer in got.items()} == {
+        name: answer.ids for name, answer in want.items()
+    }
+    assert not any(answer.stats.accepted for answer in got.values() if answer.stats)
+
+
 def test_every_answer_matches_its_grammar(want: dict[tuple[str, int], Answer]) -> None:
     for (name, _), answer in want.items():
         grammar, how = name.split(" ", 1)

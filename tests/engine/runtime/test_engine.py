@@ -125,7 +125,7 @@ def test_a_draft_that_runs_a_prompt_reports_progress() -> None:
 
 def test_a_request_is_reported_when_its_first_pass_begins(engine: Engine) -> None:
     started: list[str] = []
-    hooks(engine).on_start = started.append
+    hooks(engine).on_prompt = lambda name, _: started.append(name)
     engine.add(request("r", prompt(5), max_tokens=4))
     hooks(engine).on_unit = lambda _: started.append("a layer")
     engine.step()
@@ -133,6 +133,17 @@ def test_a_request_is_reported_when_its_first_pass_begins(engine: Engine) -> Non
     hooks(engine).on_unit = None
     run(engine, [])
     assert started.count("r") == 1
+
+
+def test_the_progress_of_a_long_prompt_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(checkpoint("llama"), DraftSpec("none"))
+    engine._scheduler.max_rows = 64
+    reported: list[tuple[str, int]] = []
+    hooks(engine).on_prompt = lambda name, done: reported.append((name, done))
+    for name, seconds in (("each pass", 0.0), ("seldom", 1e9)):
+        monkeypatch.setattr("engine.sequences.sequence.REPORT_SECONDS", seconds)
+        run(engine, [request(name, prompt(150, len(reported)), max_tokens=4)])
+    assert reported == [("each pass", 0), ("each pass", 64), ("each pass", 128), ("seldom", 0)]
 
 
 def test_aborting_an_unknown_or_finished_request_changes_nothing(engine: Engine) -> None:

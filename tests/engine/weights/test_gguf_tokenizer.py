@@ -244,7 +244,10 @@ def test_a_vocabulary_that_takes_long_to_divide_is_refused() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "gemma2", "phi3", "gpt_oss"])
-def test_the_library_loads_these_ids_for_every_family(model_type: str, tmp_path: Path) -> None:
+def test_the_library_loads_these_ids_for_every_family(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path.parent))
     files = make_tokenizer(PATH, metadata(byte_level(), "gpt2", pre="smollm", eos_token_id=0))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     (tmp_path / LINK_NAME).write_text("{}")

@@ -1,6 +1,8 @@
 """Damaged and hostile GGUF files are refused by name, in bounded time and memory."""
 
+import json
 import resource
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,9 @@ from engine.weights.checkpoints import open_checkpoint
 from engine.weights.gguf_file import Header, read_header
 from engine.weights.hub import resolve
 from engine.weights.open_file import OpenFile
+from engine.weights.shards import has_weights
 from tests.engine.checkpoints import save_tiny
-from tests.engine.gguf_files import write_gguf, write_keys
+from tests.engine.gguf_files import state_of, write_gguf, write_keys
 
 TEXT, LIST, U32 = 8, 9, 4
 
@@ -275,3 +278,33 @@ def test_a_large_vocabulary_takes_bounded_memory(tmp_path: Path) -> None:
     found = read(tmp_path / "a.gguf", header([listed(TEXT, 300_000, tokens)], []))
     assert found.metadata["k"][-1] == "299999"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_folder_outside_the_cache_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    path = write_gguf(save_tiny("llama", tmp_path / "original", layers=1), tmp_path / "m.gguf")
+    made = resolve(str(path), None, lambda *_: None).folder
+    copy = shutil.copytree(made, tmp_path / "copy")
+    assert has_weights(made) and not has_weights(copy)
+    with pytest.raises(ModelError, match=r"no \*\.safetensors file"):
+        resolve(str(copy), None, lambda *_: None)
+
+
+def test_a_checkpoint_that_only_claims_to_be_gguf_is_refused(tmp_path: Path) -> None:
+    original = save_tiny("llama", tmp_path, layers=1)
+    values = json.loads((original / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": "gguf"}
+    (original / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="the weights are no GGUF files"):
+        state_of(original)
+
+
+def test_experts_of_a_wrong_shape_are_refused(tmp_path: Path) -> None:
+    original = save_tiny("mixtral", tmp_path / "original", layers=1)
+
+    def change(writer: Any) -> None:
+        writer.add_tensor("blk.1.ffn_gate_exps.weight", np.zeros(4, dtype=np.float32))
+
+    path = write_gguf(original, tmp_path / "m.gguf", change=change)
+    folder = resolve(str(path), None, lambda *_: None).folder
+    with pytest.raises(ModelError, match=r"m\.gguf: blk\.1\.ffn_gate_exps\.weight has shape \[4\]"):
+        state_of(folder)

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from engine.parsing.parser import merge
 from engine.parsing.selection import Formats, known_formats
+from engine.sampling.grammar.check import GrammarChecker
 from server.chat.answer_grammar import answer_grammar, behind_thought, calls_grammar
 from server.chat.tools import tool_use
 from server.schemas.chat import ChatRequest
@@ -141,8 +142,9 @@ def test_text_follows_its_schema_if_no_call_is_required(
     form = formats(name)
     assert form.tools.syntax is not None
     lead = form.tools.syntax.text_begin
+    check = GrammarChecker(added, vocabulary.get_vocab_size()).reason
     for this, call_allowed in ((asked, True), (plain, False)):
-        grammar = answer_grammar(this, tool_use(this), form, added)
+        grammar = answer_grammar(this, tool_use(this), form, added, check)
         grammar = behind_thought(grammar, form, "", "<think>", added)
         for text, ok in (
             (f'{lead}"yes"', True),

@@ -105,9 +105,19 @@ SCHEMA = "response_format.json_schema.schema"
         ({"structured_outputs": {"json": 3}}, "structured_outputs.json", "invalid_type"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "invalid_grammar"),
         ({"structured_outputs": {"regex": "(?=a)"}}, "structured_outputs.regex", "invalid_grammar"),
-        (  # takes 10 s to compile if it is not refused
+        (  # takes 4 s to compile if it is not refused
             {"structured_outputs": {"regex": "(a|b)?" * 25_000}},
             "structured_outputs.regex",
+            "invalid_grammar",
+        ),
+        (  # takes 8 s and 1.3 GB to compile if it is not refused
+            {"structured_outputs": {"regex": r"\w?" * 5_000}},
+            "structured_outputs.regex",
+            "invalid_grammar",
+        ),
+        (
+            {"structured_outputs": {"grammar": "start: <nobody>"}},
+            "structured_outputs.grammar",
             "invalid_grammar",
         ),
         ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "invalid_value"),

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -40,7 +41,7 @@ async def wait_for_comment(lines: AsyncIterator[str], wanted: str) -> None:
     [
         ("load_gate", "loading main, position 1", "loading main, position 2"),
         ("queue", "waiting, position 1", "waiting, position 2"),
-        ("gate", "running", "running"),
+        ("gate", "prompt 2 of 20", "prompt 2 of 20"),
     ],
 )
 async def test_comments_say_what_a_stream_waits_for(
@@ -61,12 +62,75 @@ async def test_comments_say_what_a_stream_waits_for(
     assert "data: [DONE]" in rest
 
 
+async def test_comments_say_how_far_a_prompt_is(make_app: MakeApp, engines: FakeEngines) -> None:
+    engines.script.gate = asyncio.Event()
+    engines.script.num_prefilled = 8
+    async with serving(make_app(**QUICK)) as url, streaming(url) as lines:
+        await wait_for_comment(lines, "prompt 8 of 20")
+        engines.script.gate.set()
+        rest = [line async for line in lines]
+    assert "data: [DONE]" in rest
+
+
+async def test_pings_of_the_messages_api_say_how_far_a_prompt_is(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.gate = asyncio.Event()
+    engines.script.num_prefilled = 8
+    body: dict[str, Any] = {**BODY, "max_tokens": 9}
+    async with (
+        serving(make_app(**QUICK)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("POST", "/v1/messages", json={**body, "stream": True}) as response,
+    ):
+        lines = response.aiter_lines()
+        wanted = 'data: {"type":"ping","status":"prompt 8 of 20"}'
+        event = ""
+        while (line := await anext(lines)) != wanted:
+            event = line or event
+        assert event == "event: ping"
+        engines.script.gate.set()
+        rest = [line async for line in lines]
+    assert "event: message_stop" in rest
+    assert not any(line.startswith(":") for line in rest)
+
+
+async def test_anthropics_client_skips_pings(make_app: MakeApp, engines: FakeEngines) -> None:
+    engines.script.queue = asyncio.Event()
+    async with (
+        serving(make_app(**QUICK)) as url,
+        anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as client,
+        client.messages.stream(
+            model="main", max_tokens=99, messages=[{"role": "user", "content": "hi"}]
+        ) as stream,  # opened by a ping
+    ):
+        engines.script.queue.set()
+        message = await stream.get_final_message()
+    assert [block.type for block in message.content] == ["text"]
+
+
+async def test_openais_client_skips_events_of_a_response_that_waits(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.queue = asyncio.Event()
+    async with (
+        serving(make_app(**QUICK)) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        client.responses.stream(model="main", input="hi") as stream,
+    ):
+        seen = [(await anext(stream)).type for _ in range(3)]
+        engines.script.queue.set()
+        response = await stream.get_final_response()
+    assert seen == ["response.created", "response.in_progress", "response.in_progress"]
+    assert response.output_text == "Hello there."
+
+
 async def test_a_stream_waits_for_another_models_requests(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.gate = asyncio.Event()
     async with serving(make_app(**QUICK)) as url, streaming(url) as running:
-        await wait_for_comment(running, "running")
+        await wait_for_comment(running, "prompt 2 of 20")
         async with streaming(url, model="org/other") as lines:
             await wait_for_comment(lines, "waiting for org/other, position 1")
 

@@ -1,6 +1,7 @@
 """Tests of GET /metrics, of the log line of an answer, and of requests that choose a draft."""
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -177,6 +178,28 @@ async def test_a_client_that_leaves_is_counted(
         series = await scrape(client)
     assert found == {("/chat/completions", "client_left"): 1}
     assert series.labels("request_seconds_count") == []
+
+
+async def test_tokens_of_a_client_that_left_are_counted(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.pause = asyncio.Event()
+    async with serving(make_app()) as url, httpx.AsyncClient(base_url=url) as client:
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            text = ""
+            while text != "Hello there.":  # all but the end of the sequence, which is held back
+                line = await anext(lines)
+                if line.startswith("data: "):
+                    text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+        await engines.engine.request_closed.wait()
+        series = await scrape(client)
+        while not series.labels("requests_total"):
+            series = await scrape(client)
+    assert outcomes(series) == {("/chat/completions", "client_left"): 1}
+    assert series("completion_tokens_total", model="main") == len("Hello there.")
+    assert series.labels("prompt_tokens_total") == []
 
 
 async def test_passes_are_counted_by_kind_source_and_cause(

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engine.model.library import build_of_folder
+from engine.planning.preview import Assumption, WhatIf, preview
 from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import read_config
 from engine.weights.gguf_blocks import expand_blocks
@@ -30,6 +31,7 @@ from tests.engine.models import (
     add_tokenizer,
     exact,
     load,
+    model_spec,
     prompt,
     request,
     run,
@@ -208,6 +210,16 @@ def frequencies(model: Any) -> torch.Tensor:
 
 
 # Whole models
+
+
+def test_the_plan_of_a_file_says_that_its_weights_are_expanded(tmp_path: Path) -> None:
+    original = save_tiny("llama", tmp_path / "original", layers=1, vocab_size=VOCAB)
+    path = write_gguf(original, tmp_path / "m.gguf", mixed)
+    found = preview(model_spec(path, PLAIN), WhatIf())
+    assert found.has_weights and found.model_type == "llama"
+    stored = Assumption("stored weights", "GGUF weights (Q4_0, Q8_0)", "expanded when read")
+    assert stored in found.assumptions
+    assert "; GGUF weights (Q4_0, Q8_0) expanded when read" in load(path, PLAIN).info.plan
 
 
 @pytest.mark.parametrize("draft", [PLAIN, SUBSPEC])

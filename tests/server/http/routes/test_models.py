@@ -1,9 +1,13 @@
 """GET /v1/models, /version and HEAD: what clients show people, and what they probe."""
 
+from typing import Any
+
 import httpx
 import pytest
 
-from tests.server.conftest import MakeApp, chat, client_of, entry, error_of
+from server.config.model_file import ParsersSection
+from tests.server.conftest import MakeApp, chat, client_of, complete, entry, error_of
+from tests.server.fake_engine import FakeEngines
 
 
 async def test_the_loaded_model_is_listed_first_then_the_default(make_app: MakeApp) -> None:
@@ -19,6 +23,28 @@ async def test_the_loaded_model_is_listed_first_then_the_default(make_app: MakeA
         models = (await client.get("/v1/models")).json()["data"]
         assert [model["state"] for model in models] == ["loaded", "unloaded", "unloaded"]
         assert [model.get("max_model_len") for model in models] == [1024, None, None]
+
+
+@pytest.mark.parametrize(
+    ("fields", "more"),
+    [
+        ({}, {"chat"}),
+        ({"chat_template": "<tool_call>{% for m in messages %}{% endfor %}"}, {"chat", "tools"}),
+        ({"chat_template": "<think>"}, {"chat", "thinking"}),
+        ({"parsers": ParsersSection(tools="hermes", reasoning="think")}, {"tools", "thinking"}),
+    ],
+)
+async def test_the_loaded_model_has_capabilities(
+    make_app: MakeApp, engines: FakeEngines, fields: dict[str, Any], more: set[str]
+) -> None:
+    if "chat" not in more:
+        engines.script.tokenizer_path = "no-template"
+    async with client_of(make_app(entries=[entry("main", **fields), entry("b")])) as client:
+        assert "capabilities" not in (await client.get("/v1/models/main")).json(), "not loaded"
+        await complete(client)
+        model, other = (await client.get("/v1/models")).json()["data"]
+    assert set(model["capabilities"]) == {"completion", "structured_outputs"} | more
+    assert "capabilities" not in other
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.chat import token_calls
 from tests.server.conftest import MakeApp, chat, client_of, entry, error_of
 from tests.server.fake_engine import CONTEXT, EOS, START, VOCAB, FakeEngines, ids_of
 
@@ -58,6 +59,36 @@ async def test_a_prompt_above_the_context_length_is_counted(client: httpx.AsyncC
     assert (await post(client, "/v1/chat/completions/input_tokens", messages=long))[
         "input_tokens"
     ] > CONTEXT
+
+
+@pytest.mark.parametrize(("floor", "longest"), [(100, 8 * CONTEXT), (10_000, 10_000)])
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/tokenize", "content"),
+        ("/tokenize", "prompt"),
+        ("/tokenize", "messages"),
+        ("/v1/chat/completions/input_tokens", "messages"),
+    ],
+)
+async def test_a_text_that_would_take_much_memory_is_refused_before_it_is_tokenized(
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    param: str,
+    floor: int,
+    longest: int,
+) -> None:
+    monkeypatch.setattr(token_calls, "LONGEST_TEXT", floor)
+    frame = len(RENDERED.replace("né", "").encode()) if param == "messages" else 0
+    for extra, status in ((0, 200), (1, 400)):
+        text = "é" + "x" * (longest - frame - 2 + extra)
+        content = text if param != "messages" else [{"role": "user", "content": text}]
+        answer = await client.post(path, json={"model": "main", param: content})
+        assert answer.status_code == status
+    error = error_of(answer, 400)
+    assert (error["code"], error["param"]) == ("text_too_long", param)
+    assert f"{longest + 1} bytes, and at most {longest} " in error["message"]
 
 
 @pytest.mark.parametrize(
