@@ -29,6 +29,7 @@ from server.config.model_file import (
 from server.errors import ApiError
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+_PART = re.compile(r"-\d{5}-of-\d{5}$")  # of the name of a file of a split model
 LONGEST_NAME = 100  # characters of an unknown name that the error repeats
 
 
@@ -145,7 +146,7 @@ def make_entry(model: str) -> ModelEntry:
     if folder is not None:
         source, model_id = str(folder), _as_id(folder.name)
     elif (weights := find_file(model, GGUF)) is not None:
-        source, model_id = str(weights), _as_id(weights.stem)
+        source, model_id = str(weights), _as_id(_PART.sub("", weights.stem))
     elif os.path.isfile(model):
         raise ConfigError(
             f"{shown(model)} is a file, but no *.gguf. Give a GGUF file, or the folder of a "

@@ -324,6 +324,8 @@ def test_a_gguf_file_is_a_source_beside_the_file_and_on_the_command_line(
     path = write("models/My Model.Q4_K_M.gguf", "")
     made = make_entry(str(path))
     assert (made.id, made.spec.target.source) == ("My-Model.Q4_K_M", str(path))
+    part = write("models/Split-00002-of-00003.gguf", "")
+    assert make_entry(str(part)).id == "Split"
     monkeypatch.chdir(path.parent)
     assert make_entry(path.name).spec.target.source == str(path)
     named = write("models/m.yaml", f"target: {{source: {path.name}}}")
