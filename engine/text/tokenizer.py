@@ -11,7 +11,6 @@ from engine.library_call import library_call
 from engine.text import check
 from engine.text.tokenizer_files import CONFIG_FILE, FAST_FILE, private_copy
 from engine.weights.config_file import CONFIG_NAME
-from engine.weights.shards import has_link
 
 SAMPLE = "Hello there, 123"
 
@@ -31,7 +30,10 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _load(folder: Path, files: Path) -> Any:
-    """Return the tokenizer of `folder`, read from `files`, a checked copy of its files."""
+    """Return the tokenizer of `folder`, read from `files`, a checked copy of its files.
+
+    Where there is a tokenizer.json, its ids are the ids, whatever class the folder names.
+    """
     values = read_object(files / CONFIG_FILE) if (files / CONFIG_FILE).exists() else {}
     try:
         if all(path.name in (CONFIG_NAME, CONFIG_FILE) for path in files.iterdir()):
@@ -40,9 +42,10 @@ def _load(folder: Path, files: Path) -> Any:
                 "Copy it from the model that this one was made of"
             )
         with library_call(f"{folder}: {CONFIG_FILE} or {FAST_FILE}"):
-            # AutoTokenizer replaces the split and the normalizer of some families. The files of a
-            # GGUF model are made for the class that uses them as they are.
-            library: Any = PreTrainedTokenizerFast if has_link(folder) else AutoTokenizer
+            # The class that a folder names may replace the file's normalizer and its way to split
+            # text (GPT2Tokenizer, Qwen2Tokenizer): ids differ from those of the training.
+            has_file = (files / FAST_FILE).exists()
+            library: Any = PreTrainedTokenizerFast if has_file else AutoTokenizer
             tokenizer = library.from_pretrained(files, trust_remote_code=False)
             if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
                 backend.encode(SAMPLE)  # fails if the vocabulary lacks its own unknown token
