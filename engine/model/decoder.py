@@ -20,7 +20,9 @@ from engine.model.library import Binder, defer_experts, place_tensors, replace_m
 from engine.model.rope import mark_long, original_length
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
+from engine.weights.family import text_config
 from engine.weights.layout import LayerUnits, whole_layers
+from engine.weights.outline import decoder_layers
 from engine.weights.safetensors import OtherTensor
 
 
@@ -133,12 +135,13 @@ class StreamedLayer(nn.Module):
 def _slice_rows(argument: Any, first: int, last: int, rows: int) -> Any:
     """Return the part of a layer argument for rows `first` to `last` - 1.
 
-    Tensors of shape [1, R, ...] are sliced, also inside tuples. Other arguments are returned as
-    they are.
+    Tensors of shape [1, R, ...] are sliced, also inside tuples, and those of shape [n, 1, R, ...]
+    (positions and rotations of mrope). Other arguments are returned as they are.
     """
     if isinstance(argument, Tensor):
-        shaped = argument.dim() >= 2 and argument.shape[0] == 1 and argument.shape[1] == rows
-        return argument[:, first:last] if shaped else argument
+        if argument.shape[:2] == (1, rows):
+            return argument[:, first:last]
+        return argument[:, :, first:last] if argument.shape[1:3] == (1, rows) else argument
     if isinstance(argument, tuple):
         return tuple(_slice_rows(item, first, last, rows) for item in argument)
     return argument
@@ -178,14 +181,14 @@ class Decoder:
         self.strict = strict
         self.tile = TILE if strict else tile
         self.on_pass_progress = on_pass_progress
-        self.original_length = original_length(model.config)
+        self.original_length = original_length(text_config(model.config))
         self.decoder = model.get_decoder()
         self.output = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
         self._output_binder = Binder(self.output)
         self._stored_rows = place_tensors(model, tensors, device)
         self._embedding_binder = Binder(self.embedding)
-        modules = self.decoder.layers
+        modules = decoder_layers(model)
         layers = layers or whole_layers(len(modules))
         streamed = [
             StreamedLayer(inner, units, weights, self.tile, on_pass_progress)

@@ -24,7 +24,8 @@ from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
 from engine.model.rope import LengthGroupedRotary
 from engine.weights.config_file import CONFIG_NAME, read_config_values
-from engine.weights.family import make_config
+from engine.weights.family import is_multimodal, make_config, text_config
+from engine.weights.outline import decoder_layers
 from engine.weights.safetensors import OtherTensor, StoredRows
 
 # Classes of all activation functions that a configuration can name; some entries are (class, ...).
@@ -42,14 +43,16 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
         dtype: the type of the parameters.
         strict: whether results must not depend on the batch (strict numerics).
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.integrations.moe import ExpertsInterface
 
     AttentionInterface.register(ATTENTION, attend)
     ExpertsInterface.register(EXPERTS, apply_experts)
-    auto: Any = AutoModelForCausalLM
+    auto: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
+    if text_config(model.config) is not model.config:
+        _keep_language_part(model)
     model.config._attn_implementation = ATTENTION
     if strict:
         model.config._experts_implementation = EXPERTS
@@ -72,6 +75,20 @@ def build_of_folder(folder: Path, config: Any, dtype: torch.dtype, *, strict: bo
 
     with library_call(folder / CONFIG_NAME, blame):
         return build_on_meta(config, dtype, strict=strict)
+
+
+def _keep_language_part(model: Any) -> None:
+    """Remove the modules that text does not pass through: vision and audio towers, projectors."""
+    kept = (model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings())
+    inside = {id(module) for part in kept if part is not None for module in part.modules()}
+    for holder in list(model.modules()):
+        if id(holder) in inside or not inside.intersection(map(id, holder.modules())):
+            continue
+        for name, child in holder.named_children():
+            if not inside.intersection(map(id, child.modules())):
+                setattr(holder, name, None)
+        for name, _ in [*holder.named_parameters(recurse=False)]:
+            setattr(holder, name, None)
 
 
 def find_activations(model: nn.Module) -> list[nn.Module]:
@@ -119,9 +136,9 @@ def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: in
     Afterwards a call of the decoder runs the new layers, and a call of the model computes only the
     head: it no longer calls the decoder. Call `model.get_decoder()` before this function.
     """
-    decoder = model.get_decoder()
+    decoder, modules = model.get_decoder(), decoder_layers(model)
     for index, layer in enumerate(layers):
-        decoder.layers[index] = layer
+        modules[index] = layer
     if original_length is not None:
         decoder.rotary_emb = LengthGroupedRotary(decoder.rotary_emb, original_length)
     setattr(model, model.base_model_prefix, _PassThrough())
@@ -169,5 +186,13 @@ def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 class _PassThrough(nn.Module):
     """A replacement for the decoder, so that the model's own forward computes only the head."""
 
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> "_HeadInput":
+        return _HeadInput(last_hidden_state=inputs_embeds)
+
+
+class _HeadInput(MoeModelOutputWithPast):
+    """The output of a decoder for any family's head: fields of images are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)

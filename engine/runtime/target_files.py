@@ -70,7 +70,7 @@ class TargetFiles(Blueprint):
         """Log what the user may not expect: an untested family, expanded parts, another type."""
         if self.config.model_type not in TESTED:
             log.warning("Model family %s is not among the tested ones", self.config.model_type)
-        stored_form, stored_type = stored_format(self.config), stored_dtype(self.folder)
+        stored_form, stored_type = stored_format(self.whole_config), stored_dtype(self.folder)
         if stored_form is not None and stored_form.expanded:
             total = sum(layout.nbytes for layout in self.units.layouts)
             text = "%s: %s are expanded when read, %.1f GB in all"
@@ -94,7 +94,8 @@ class TargetFiles(Blueprint):
         """
         path, ids = self.folder / GENERATION_CONFIG, self.generation.eos_token_id
         if ids is None:
-            path, ids = self.folder / CONFIG_NAME, self.config.eos_token_id
+            path, ids = self.folder / CONFIG_NAME, self.whole_config.eos_token_id
+            ids = self.config.eos_token_id if ids is None else ids
         found = token_ids(path, "eos_token_id", ids, self.vocab_size)
         path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
         return found | token_ids(path, "eos_token", own, self.vocab_size)

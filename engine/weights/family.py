@@ -1,5 +1,8 @@
 """The model families that can be served, and the shape of their KV cache.
 
+Of a model that takes images or audio, the language part is served: its configuration is
+`text_config(config)`, while `config` is that of the whole model.
+
 Draft trees need attention in every layer: a layer with a recurrent state (linear attention,
 convolution) has one state per sequence and not one per branch. Such families are refused by name.
 """
@@ -18,7 +21,10 @@ import torch
 import transformers
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from engine.errors import ModelError, shown
 from engine.library_call import find_key, library_call
@@ -64,7 +70,9 @@ class KVShape:
 
 
 def read_config(folder: Path) -> Any:
-    """Return the model's configuration. Raises `ModelError` if its family cannot be served.
+    """Return the configuration of the whole model, also of parts that are not served.
+
+    Raises `ModelError` if its family cannot be served.
 
     Code of a model repository is never run. If transformers knows the family, its own code is used,
     even if the repository has code too.
@@ -85,10 +93,21 @@ def read_config(folder: Path) -> Any:
     with library_call(where, partial(find_key, values, make_config)):
         config = make_config(values)
         check_family(config)
-        if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_multimodal(config):
             raise ModelError(f"{where}: model_type {shown(name)} is not a text model")
-        _check_numbers(config, where)
+        _check_numbers(text_config(config), where)
     return config
+
+
+def text_config(config: Any) -> Any:
+    """Return the configuration of the language part; `config` itself if there is no other part."""
+    return config.get_text_config()
+
+
+def is_multimodal(config: Any) -> bool:
+    """Return whether the library builds this model with parts for images or audio."""
+    is_whole = text_config(config) is not config
+    return is_whole and config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 
 def make_config(values: Mapping[str, Any]) -> Any:
@@ -105,18 +124,27 @@ def write_config(values: Mapping[str, Any], folder: Path) -> None:
     They are converted to the types that the class of transformers declares, which accepts neither
     1.0 as an integer nor 0 as a float.
     """
-    found = {key: value for key, value in values.items() if key != "auto_map"}
+    found = _converted({key: value for key, value in values.items() if key != "auto_map"})
+    (folder / CONFIG_NAME).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _converted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in the types that the class of `model_type` declares, also nested ones."""
     fields = {}
-    if (name := values["model_type"]) in CONFIG_MAPPING:  # its `get` does not work
+    name = values["model_type"]
+    if name in CONFIG_MAPPING:  # its `get` does not work
         kind = CONFIG_MAPPING[name]
         fields = {field.name: _atoms(field.type) for field in dataclasses.fields(kind)}
-    for key, value in list(found.items()):
+    found = dict(values)
+    for key, value in values.items():
         atoms = fields.get(key, frozenset())
-        if float in atoms and int not in atoms and isinstance(value, int):
+        if isinstance(value, dict) and isinstance(value.get("model_type"), str):
+            found[key] = _converted(value)
+        elif float in atoms and int not in atoms and isinstance(value, int):
             found[key] = value if isinstance(value, bool) else float(value)
         elif int in atoms and float not in atoms:
             found[key] = whole(value)
-    (folder / CONFIG_NAME).write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def _atoms(kind: Any) -> frozenset[Any]:
@@ -149,13 +177,9 @@ def _check_numbers(config: Any, where: Path) -> None:
 def check_family(config: Any) -> None:
     """Raise `ModelError` for a family that cannot be served exactly, with the reason."""
     name = config.model_type
-    if config.get_text_config() is not config:
-        raise ModelError(
-            f"config.json: model_type {name!r} takes images or audio; only text models are served. "
-            "Use a text-only checkpoint of the family."
-        )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"config.json: model_type {name!r} is an encoder-decoder, not a decoder")
+    config = text_config(config)
     other = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS)
     if other or _has_state(config):
         kind = ", ".join(other) or "recurrent"
@@ -186,11 +210,13 @@ def _has_state(config: Any) -> bool:
 
 def is_mixture(config: Any) -> bool:
     """Return whether the layers are mixtures of experts."""
+    config = text_config(config)
     return any(getattr(config, n, None) for n in ("num_local_experts", "num_experts"))
 
 
 def kv_shape(config: Any) -> KVShape:
     """Return the shape of one token's keys and values."""
+    config = text_config(config)
     heads = config.num_attention_heads
     return KVShape(
         num_layers=config.num_hidden_layers,
