@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from engine.model.attention import Batch
 from engine.model.experts import DeferredExperts, add_experts
-from engine.model.library import Binder, defer_experts, place_tensors, replace_modules
+from engine.model.library import (
+    Binder,
+    attention_modules,
+    defer_experts,
+    place_tensors,
+    replace_modules,
+    set_batch,
+)
 from engine.model.rope import mark_long, original_length
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
@@ -64,6 +71,7 @@ class StreamedLayer(nn.Module):
             self.experts = defer_experts(inner, units.experts)
             self._expert_binder = Binder(self.experts.inner)
         self._binder = Binder(inner)
+        self._attentions = attention_modules(inner)
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
@@ -72,7 +80,7 @@ class StreamedLayer(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
 
-    def forward(self, hidden: Tensor, *, batch: Batch, **arguments: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *others: Any, batch: Batch, **arguments: Any) -> Tensor:
         """Run the layer over `hidden` [1, R, D], which is overwritten and returned.
 
         Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
@@ -81,20 +89,23 @@ class StreamedLayer(nn.Module):
         Raises `PassCancelled` if all clients have left, and `OutOfTime` if the batch is resumable
         and its deadline is too near.
         """
-        if batch.resumable is None:
-            return self._run(hidden, batch, arguments)
-        return batch.resumable.run(partial(self._run, hidden, batch, arguments))
+        run = partial(self._run, hidden, batch, others, arguments)
+        return run() if batch.resumable is None else batch.resumable.run(run)
 
-    def _run(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> Tensor:
+    def _run(
+        self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
+    ) -> Tensor:
         if self.experts is None:
-            self._run_tiles(hidden, batch, arguments)
+            self._run_tiles(hidden, batch, others, arguments)
         else:
             with self.experts.defer_rows(hidden.shape[1]):
-                self._run_tiles(hidden, batch, arguments)
+                self._run_tiles(hidden, batch, others, arguments)
                 hidden[0] += self._run_slices(self.experts, batch)
         return hidden
 
-    def _run_tiles(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> None:
+    def _run_tiles(
+        self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
+    ) -> None:
         """Borrow the layer's first unit and run the layer over all tiles that have live rows."""
         with self.weights.unit(self.units.first, batch.on_wait) as views:
             if not batch.has_live_rows():
@@ -109,10 +120,14 @@ class StreamedLayer(nn.Module):
                 if part.has_live_rows():
                     if self.experts is not None:
                         self.experts.begin_tile(first)
-                    own = arguments
+                    args, named = others, arguments
                     if rows > tile:
-                        own = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
-                    hidden[:, first:last] = self.inner(hidden[:, first:last], batch=part, **own)
+                        args = _slice_rows(others, first, last, rows)
+                        named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
+                    set_batch(self._attentions, part)
+                    hidden[:, first:last] = self.inner(
+                        hidden[:, first:last], *args, batch=part, **named
+                    )
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
         """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""

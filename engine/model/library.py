@@ -7,6 +7,7 @@ replaced by modules of this package, and parameters are bound to our tensors. Un
 activation functions run in pieces of whole blocks (`elementwise.py`).
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,21 +44,29 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
         dtype: the type of the parameters.
         strict: whether results must not depend on the batch (strict numerics).
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.integrations.moe import ExpertsInterface
 
     AttentionInterface.register(ATTENTION, attend)
     ExpertsInterface.register(EXPERTS, apply_experts)
-    auto: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
-    if text_config(model.config) is not model.config:
-        _keep_language_part(model)
+    model = empty_model(config, dtype)
     model.config._attn_implementation = ATTENTION
     if strict:
         model.config._experts_implementation = EXPERTS
         for activation in find_activations(model):
             activation.forward = partial(apply_in_blocks, activation.forward)
+    return model
+
+
+def empty_model(config: Any, dtype: torch.dtype) -> Any:
+    """Return transformers' model without weights and without what text does not pass through."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    auto: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        # The model keeps a configuration of its own, in which names of our code are set.
+        model = auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False)
+    if text_config(model.config) is not model.config:
+        _keep_language_part(model)
     return model.eval()
 
 
@@ -151,6 +160,20 @@ def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
     return experts
 
 
+def attention_modules(layer: nn.Module) -> list[nn.Module]:
+    """Return the modules of a layer that call `attend`."""
+    return [module for module in layer.modules() if hasattr(module, "layer_idx")]
+
+
+def set_batch(modules: Sequence[Any], batch: object) -> None:
+    """Set the batch in attention modules, for `attend` to find.
+
+    Not all layers of transformers pass their arguments on to attention.
+    """
+    for module in modules:
+        module.batch = batch
+
+
 class Binder:
     """An object that binds a module's parameters and buffers to new tensors in each pass.
 
@@ -186,7 +209,12 @@ def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 class _PassThrough(nn.Module):
     """A replacement for the decoder, so that the model's own forward computes only the head."""
 
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> "_HeadInput":
+    @property
+    def decoder(self) -> "_PassThrough":
+        """The replacement itself: some families call the decoder of their base model."""
+        return self
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> "_HeadInput":
         return _HeadInput(last_hidden_state=inputs_embeds)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
+from engine.model.guard import check_decoder
 from engine.model.library import build_of_folder
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
@@ -41,6 +42,7 @@ class Blueprint:
         self.dtype = computed_dtype(spec.target.dtype, self.whole_config, folder)
         self._check_layers()
         self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
+        check_decoder(self.whole_config, folder / CONFIG_NAME)
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()

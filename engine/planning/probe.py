@@ -107,7 +107,9 @@ def _work_bytes(blueprint: Blueprint) -> int:
 def _time_passes(
     decoder: Decoder, config: Any, blueprint: Blueprint, device: Device
 ) -> MeasuredPass:
-    pages = (CONTEXT + ROWS[0]) // PAGE
+    # A model with learned positions has none beyond its context.
+    longest = min(CONTEXT + ROWS[0], blueprint.context_length) // PAGE * PAGE
+    pages = max(longest, ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
     pool = PagePool.of_shape(kv_shape(config), pages, dtype, device)
     slots = PageTable(pages=list(range(pages))).slots(device.torch_device)
@@ -136,13 +138,14 @@ def _time_passes(
         state = torch.full(shape_of_state, 0.01, dtype=dtype, device=device.torch_device)
         of_head = fastest(lambda: head(state), device)
     short = fastest(forward(ROWS[0]), device)
-    attention = fastest(forward(ROWS[0], CONTEXT), device) - short
+    context = pages * PAGE - ROWS[0]
+    attention = fastest(forward(ROWS[0], context), device) - short if context else 0.0
     times.observe(ROWS[0], layers * short + of_head)
     for rows in ROWS[1:]:
-        if time.perf_counter() > until:
+        if rows > pages * PAGE or time.perf_counter() > until:
             break
         times.observe(rows, layers * fastest(forward(rows), device) + of_head)
-    return MeasuredPass(times, layers * max(attention, 0.0) / (ROWS[0] * CONTEXT))
+    return MeasuredPass(times, layers * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
 
 
 def choose_threads(step: Callable[[], object], device: Device) -> None:

@@ -10,7 +10,7 @@ convolution) has one state per sequence and not one per branch. Such families ar
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,15 +58,23 @@ ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 @dataclass(frozen=True)
 class KVShape:
-    """The shape of one token's keys and values."""
+    """The shape of one token's keys and values.
+
+    Args:
+        num_kv_heads: the heads of each layer; the fewest, if layers differ.
+        head_dim: the width of a head; the largest, if keys, values or layers differ.
+        width: the values of all heads of one layer, the most of any, if they differ; else None.
+    """
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    width: int | None = None
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Return the bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+        width = self.width or self.num_kv_heads * self.head_dim
+        return 2 * self.num_layers * width * dtype.itemsize
 
 
 def read_config(folder: Path) -> Any:
@@ -187,12 +195,13 @@ def check_family(config: Any) -> None:
             f"config.json: model_type {name!r} has {kind} layers: their state belongs to one "
             "sequence and cannot be branched into a draft tree. Use a model with attention only."
         )
-    if getattr(config, "use_bidirectional_attention", None):
+    # "vision": only the tokens of an image see those after them.
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         raise ModelError(f"config.json: model_type {name!r} attends in both directions")
-    if getattr(config, "kv_lora_rank", None):
+    if getattr(config, "hidden_size_per_layer_input", None):
         raise ModelError(
-            f"config.json: model_type {name!r} uses multi-head latent attention, whose keys and "
-            "values differ in shape: not supported"
+            f"config.json: model_type {name!r} embeds tokens for each layer "
+            "(hidden_size_per_layer_input): not supported"
         )
 
 
@@ -217,9 +226,26 @@ def is_mixture(config: Any) -> bool:
 def kv_shape(config: Any) -> KVShape:
     """Return the shape of one token's keys and values."""
     config = text_config(config)
-    heads = config.num_attention_heads
+    count = config.num_hidden_layers
+    layers = [config]
+    if getattr(config, "is_heterogeneous", False):
+        layers = [config.per_layer_config[index] for index in range(count)]
+    shapes = {shape for layer in layers for shape in _layer_shapes(layer)}
     return KVShape(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_layers=count,
+        num_kv_heads=min(heads for heads, _ in shapes),
+        head_dim=max(width for _, width in shapes),
+        width=max(heads * width for heads, width in shapes) if len(shapes) > 1 else None,
     )
+
+
+def _layer_shapes(config: Any) -> Iterator[tuple[int, int]]:
+    """Yield heads and width of a head, of a layer's keys and of its values."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if getattr(config, "kv_lora_rank", None):  # the library makes keys and values of all heads
+        width = config.qk_nope_head_dim + config.qk_rope_head_dim
+    else:
+        heads = getattr(config, "num_key_value_heads", None) or heads
+    yield heads, width
+    yield heads, getattr(config, "v_head_dim", None) or width
