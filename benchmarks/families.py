@@ -48,7 +48,11 @@ PROMPT = 70  # tokens, more than a tile
 NEW = 24  # tokens of an answer
 METHODS = ("none", "ngram")
 # Values without which the library cannot build a model from the defaults of a configuration.
-MISSING: dict[str, dict[str, Any]] = {"nemotron": {"num_key_value_heads": 48}}
+MISSING: dict[str, dict[str, Any]] = {
+    "nemotron": {"num_key_value_heads": 48},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2},
+}
 
 
 @dataclass(frozen=True)

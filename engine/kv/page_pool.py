@@ -96,7 +96,7 @@ class PagePool:
         for memory, shape in ((self.keys[layer], key_shape), (self.values[layer], value_shape)):
             rows = memory.index_select(0, slots)
             if shape is not None and rows.shape[1:] != shape:
-                rows = rows[:, 0, : shape.numel()].unflatten(1, shape)
+                rows = rows[:, 0, : shape.numel()].view(len(rows), *shape)
             found.append(rows)
         keys, values = found
         return keys, values

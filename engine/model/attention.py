@@ -7,7 +7,7 @@ the attention module where layers do not pass their arguments on, never in a glo
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +95,10 @@ def attend(
             sets, because not all layers pass their arguments on.
     """
     if batch is None:
-        batch = module.batch
-    assert attention_mask is None and dropout == 0.0
+        batch = cast(Batch, module.batch)
+    assert attention_mask is None and dropout == 0.0, (
+        "the family makes an attention mask of its own"
+    )
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor
     if softcap is None and s_aux is None and batch.padded is not None:
         mask = batch.padded.mask(sliding_window)
@@ -148,7 +150,7 @@ def _attend_padded(
     batch.pool.write(layer, padded.own_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     count, _, rows, slots = mask.shape
     keys, values = (
-        stored.unflatten(0, (count, slots)).transpose(1, 2)
+        stored.reshape(count, slots, *stored.shape[1:]).transpose(1, 2)
         for stored in batch.pool.read(layer, padded.slots, key.shape[1::2], value.shape[1::2])
     )
     queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])

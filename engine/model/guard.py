@@ -205,7 +205,7 @@ class _Ours:
         with torch.no_grad():
             hidden = self._decoder.forward(tokens, positions, batch)[:first]
             with self._decoder.head() as head:
-                return torch.cat([head(tile) for tile in hidden.split(TILE)])
+                return torch.cat([head(tile) for tile in torch.split(hidden, TILE)])
 
 
 @dataclass(frozen=True)

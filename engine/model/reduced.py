@@ -55,7 +55,7 @@ def reduce_depth(values: Mapping[str, Any], layers: str = "num_hidden_layers") -
         elif key in _FIRST:
             reduced[key] = min(value, 1)
         elif key in _SPECIAL and value >= VOCABULARY:
-            reduced[key] = None
+            reduced[key] = 0
     return {**reduced, layers: len(kept)}
 
 

@@ -184,7 +184,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     untyped: Any = model
     count = text_config(model.config).num_hidden_layers
     lists = [m for m in untyped.get_decoder().children() if isinstance(m, nn.ModuleList)]
-    found = [modules for modules in lists if len(modules) == count]
+    # Lists of rotary embeddings have no weights.
+    found = [m for m in lists if len(m) == count and any(True for _ in m.parameters())]
     if len(found) != 1:
         raise ModelError(
             f"config.json: {type(model).__name__} has no single list of {count} decoder layers: "
