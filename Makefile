@@ -14,6 +14,8 @@ OLDEST_VENV := .venv-oldest
 PEERS_VENV := .venv-peers
 CLIENTS_VENV := .venv-clients
 NODE_CLIENTS := build/clients/node
+AGENTS := $(patsubst tests/clients/agents/%.json,build/clients/%/.installed,$(wildcard tests/clients/agents/*.json))
+PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/%/.installed,$(wildcard tests/clients/python/*.txt))
 OLDEST_TRANSFORMERS := 5.17.0
 BIN := $(VENV)/bin
 CHECKED := $(wildcard engine server tests configs benchmarks)
@@ -33,7 +35,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -69,10 +71,13 @@ unit: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
 	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)
 
+fuzz-requests: $(VENV)/.installed-test ## send 10,000 mutated bodies of real clients to the server
+	$(PYTEST) $(BIN)/python -m tests.fuzz.requests $(ARGS)
+
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
 
-test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed ## test clients of other projects, in their own environments
+test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)
 	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
@@ -159,6 +164,23 @@ $(NODE_CLIENTS)/.installed: tests/clients/node/package.json
 	mkdir -p $(NODE_CLIENTS)
 	cp $< $(NODE_CLIENTS)
 	npm --prefix $(NODE_CLIENTS) install --no-audit --no-fund || true
+	@touch $@
+
+# The tests of an agent that cannot be installed are skipped, and show the end of the log.
+build/clients/%/.installed: tests/clients/agents/%.json
+	mkdir -p $(@D)
+	cp $< $(@D)/package.json
+	npm --prefix $(@D) install --no-audit --no-fund > $(@D)/install.log 2>&1 || true
+	@touch $@
+
+# The packages of NAME.no-deps are installed without their dependencies: NAME.txt has those that are needed.
+build/clients/open-webui/.installed: tests/clients/python/open-webui.no-deps
+build/clients/%/.installed: tests/clients/python/%.txt
+	$(check-python)
+	$(PYTHON) -m venv --clear $(@D)
+	@echo "Installing into $(@D) (once; a few minutes)"
+	{ $(foreach file,$(wildcard $(basename $<).no-deps),$(@D)/bin/pip install $(PIP_FLAGS) --no-deps -r $(file) &&) \
+	  $(@D)/bin/pip install $(PIP_FLAGS) -r $<; } > $(@D)/install.log 2>&1 || true
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml constraints.txt

@@ -27,9 +27,14 @@ from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
 from server.text.tokenizer import Tokenizer
 
-# s, d: system, developer; u, n: a user, one with a name; a, h: the assistant, with reasoning;
-# c: a call, t: after reasoning, C: with a text, T: with both; 2: two calls; e: without arguments;
-# r: the result of the next call that has none.
+# s, d: system, developer; u, n, U: a user, one with a name, one without a text;
+# a, h: the assistant, with reasoning; k: with a thought in its text; A: without a text;
+# N: with a name; w: a refusal beside a text;
+# c: a call, t: after reasoning, C: with a text, T: with both; 2, 3: several calls;
+# e: without arguments; x: with arguments that are no JSON; o: in the form before tools;
+# r: the result of the next call that has none, R: of the last such call; i: with an image in it;
+# b: without a text; f: in the form before tools;
+# y: a user's text in many scripts, with marks of templates; l: a very long one.
 SHAPES = (
     *("u", "su", "du", "sdu", "ssu", "s", "ss", "uu", "suu", "suuu", "uau", "suau", "suuau"),
     *("uaau", "suaau", "suauu", "au", "sau", "a", "ua", "sua", "usu", "us", "sus", "uas", "suas"),
@@ -37,8 +42,17 @@ SHAPES = (
     *("uc", "suc", "ucr", "sucr", "ucra", "ucrau", "sucrau", "ucru", "sucru", "sucruau", "ucu"),
     *("utr", "utrau", "uCr", "sCr", "uCrau", "uTr", "suTr", "uTrau", "suTrau", "uTrTrau"),
     *("u2rr", "su2rr", "u2rrau", "u2rru", "u2rr2rrau", "ucrcr", "ucrcrau", "uer", "uerau"),
+    *("sss", "sssu", "sdsu", "dsdu", "uadau", "uadu", "ucrdu", "udadu", "ssuddau", "sudsaudu"),
+    *("U", "sU", "Uau", "uAu", "uAAu", "suAu", "UAU", "sUAUau", "ucbu", "uebau", "ucbcbau"),
+    *("u2RR", "u2RRau", "u3rRr", "u3RRRau", "u3r", "u2r", "u2rau", "uC2rrr", "uCru2RRau"),
+    *("uci", "uciau", "uciu", "u2irau", "ux", "uxr", "uxrau", "ux2rrr", "uof", "uofau", "uofofu"),
+    *("uk", "uku", "ukuku", "suku", "ukucrau", "uhuhucrahu", "uhh", "uth", "utrhu", "utrtrau"),
+    *("uNuNu", "nNnN", "unau", "sNu", "uwu", "wu", "uwwu", "uTwu", "yay", "syaycru", "la", "sluau"),
+    *("ucur", "ucaru", "ucsrau", "ucucrr", "uccrr", "uccrrau", "u2ur", "suc2urrrau"),
     *("ucrsu", "ucrs", "sucrasu", "ucsr", "cr", "scr", "ucrcrucrau", "uuTrsuau", "suasu2rrsu"),
 )
+SCRIPTS = 'é😀 ﷺ \u202e 日本 <|im_end|> [INST] {{ x }} {% if %} <tool_call> &amp; \\n "q" </s>'
+LONG = "word " * 50_000
 TOOLS = {
     "plain": {
         "name": "look_up",
@@ -104,24 +118,60 @@ class Conversation:
             case "h":
                 text = self._text("answer")
                 return {"role": "assistant", "content": text, "reasoning_content": "Past thought."}
-            case "r":
-                call = self._results.pop(0) if self._results else "call_none"
-                return {"role": "tool", "tool_call_id": call, "content": self._text("result")}
+            case "U":
+                return {"role": "user", "content": ""}
+            case "y" | "l":
+                text = SCRIPTS if letter == "y" else LONG
+                return {"role": "user", "content": f"{text} {self._text('user')}"}
+            case "A" | "N" | "k" | "w":
+                return {"role": "assistant"} | self._answer(letter)
+            case "r" | "R" | "i" | "b":
+                return {"role": "tool"} | self._result(letter)
+            case "f":
+                return {"role": "function", "name": "look_up", "content": self._text("result")}
+            case "o":
+                called = {"name": "look_up", "arguments": self._arguments()}
+                return {"role": "assistant", "content": None, "function_call": called}
         message: dict[str, Any] = {"role": "assistant", "content": None}
         if letter in "CT":
             message["content"] = self._text("beside")
         if letter in "tT":
             message["reasoning_content"] = "Thought before a call."
-        calls = [self._call(is_empty=letter == "e") for _ in range(2 if letter == "2" else 1)]
+        calls = [self._call(letter) for _ in range(int(letter) if letter.isdigit() else 1)]
         return message | {"tool_calls": calls}
 
-    def _call(self, *, is_empty: bool) -> dict[str, Any]:
+    def _answer(self, letter: str) -> dict[str, Any]:
+        if letter == "A":
+            return {"content": ""}
+        text = self._text("answer")
+        if letter == "k":
+            return {"content": f"<think>\nPast thought.\n</think>\n\n{text}"}
+        if letter == "w":
+            return {"content": text, "refusal": self._text("refusal")}
+        return {"content": text, "name": "helper"}
+
+    def _result(self, letter: str) -> dict[str, Any]:
+        last = -1 if letter == "R" else 0
+        call = self._results.pop(last) if self._results else "call_none"
+        content: Any = "" if letter == "b" else self._text("result")
+        if letter == "i":
+            image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+            content = [{"type": "text", "text": content}, image]
+            self.texts.append("An image was left out")
+        return {"tool_call_id": call, "content": content}
+
+    def _call(self, letter: str) -> dict[str, Any]:
         self._num_calls += 1
         id_ = f"call{self._num_calls:05}"
         self._results.append(id_)
-        arguments = "" if is_empty else json.dumps({"key": self._text("argument")})
+        arguments = "" if letter == "e" else self._arguments()
+        if letter == "x":
+            arguments = arguments.removesuffix('"}')
         function = {"name": "look_up", "arguments": arguments}
         return {"id": id_, "type": "function", "function": function}
+
+    def _arguments(self) -> str:
+        return json.dumps({"key": self._text("argument")})
 
 
 def templates(folder: Path) -> Iterator[tuple[str, str | dict[str, str]]]:
@@ -155,7 +205,7 @@ def bodies() -> Iterator[tuple[str, dict[str, Any], list[str]]]:
         body: dict[str, Any] = {"messages": conversation.messages}
         yield shape, body, conversation.texts
         yield f"{shape} + tool", body | {"tools": [tool]}, [*conversation.texts, "look_up"]
-    for shape in ("ua", "sua", "suaua", "sucra", "suaa"):
+    for shape in ("ua", "sua", "suaua", "sucra", "suaa", "uk", "suak", "uN", "uw", "sucrk"):
         conversation = Conversation(shape)
         body = {"messages": conversation.messages, "continue_final_message": True}
         yield f"{shape} continued", body, conversation.texts

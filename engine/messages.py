@@ -21,6 +21,28 @@ NO_DRAFT = "none"  # the method that proposes nothing, which a request may ask f
 
 
 @dataclass(frozen=True)
+class ThinkingBudget:
+    """The most tokens of an answer's thinking part, and the tokens that close it after them.
+
+    Args:
+        tokens: the most tokens between the marks. Closing tokens do not count, and neither do
+            blanks in the first token after the opening mark.
+        begin: the text that begins the thinking part; "" if the prompt ends inside of it.
+        end: the text that ends it.
+        closings: the tokens that close it the first time, the second time, and so on; the last
+            ones also serve all further times. They spell `end`.
+        repeats: whether further thinking parts may begin with `begin`, after text too. All of them
+            share the budget.
+    """
+
+    tokens: int
+    begin: str
+    end: str
+    closings: tuple[tuple[int, ...], ...]
+    repeats: bool = False
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """The rules by which tokens are chosen and a choice ends. The front end checks their ranges.
 
@@ -48,6 +70,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None  # like `logprobs`, for the tokens of the prompt
     shown_tokens: tuple[int, ...] = ()  # special tokens that appear in the text
     grammar: str = ""  # a grammar of llguidance that the answer must match; "": none
+    thinking: ThinkingBudget | None = None  # None: no limit
 
     @property
     def least_tokens(self) -> int:
@@ -183,7 +206,9 @@ class TokenLogprob:
 class Origin:
     """The origin of an emitted token: what proposed it, and in which pass it was emitted."""
 
-    source: str  # "target" (bonus token), "grammar" (only allowed token), or the draft's name
+    # "target" (bonus token), "grammar" (the only token that a grammar or a thinking budget allows),
+    # or the name of the draft
+    source: str
     depth: int  # level in the draft tree; 0 for a token that was not drafted
     pass_number: int  # number of the choice's pass, from 1
 

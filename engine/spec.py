@@ -17,6 +17,14 @@ TILE = 64
 
 
 @dataclass(frozen=True)
+class RopeSpec:
+    """How far the rotary positions of a model are scaled, so that its context becomes longer."""
+
+    factor: float = 1.0  # by YaRN; 1: as in config.json
+    original: int | None = None  # tokens of context before; None: max_position_embeddings
+
+
+@dataclass(frozen=True)
 class TargetSpec:
     """The model whose tokens are emitted."""
 
@@ -24,6 +32,7 @@ class TargetSpec:
     revision: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] | None = None  # None: that of the checkpoint
     quantize: Literal["nf4"] | None = None
+    rope: RopeSpec = field(default_factory=RopeSpec)
 
 
 @dataclass(frozen=True)

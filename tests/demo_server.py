@@ -1,12 +1,12 @@
-"""Run `understudy serve` with the demo model in its own process."""
+"""Run `understudy serve` in its own process, with the demo model or with others."""
 
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -15,9 +15,14 @@ ROOT = Path(__file__).parents[1]
 DemoServer = tuple[subprocess.Popen[str], str]
 
 
-@contextmanager
-def demo_server(python: str, home: Path) -> Iterator[DemoServer]:
+def demo_server(python: str, home: Path) -> AbstractContextManager[DemoServer]:
     """Start a server with the interpreter `python`; yield its process and the printed URL."""
+    return running_server([python, "-m", "server.cli.main", "serve", "demo", "--port", "0"], home)
+
+
+@contextmanager
+def running_server(command: Sequence[str], home: Path) -> Iterator[DemoServer]:
+    """Start a server with a home of its own; yield its process and the printed URL."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -26,7 +31,6 @@ def demo_server(python: str, home: Path) -> Iterator[DemoServer]:
         "UNDERSTUDY_CACHE": str(home / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    command = [python, "-m", "server.cli.main", "serve", "demo", "--port", "0"]
     with subprocess.Popen(command, cwd=home, env=env, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         printed = ""
@@ -35,7 +39,7 @@ def demo_server(python: str, home: Path) -> Iterator[DemoServer]:
             line = server.stderr.readline()
             assert line, f"the server ended: {printed}"
             printed += line
-            found = re.search(r"serves demo at (http://127\.0\.0\.1:\d+/v1)", line)
+            found = re.search(r"serves .* at (http://127\.0\.0\.1:\d+/v1)", line)
         drain = ThreadPoolExecutor(1)
         drain.submit(server.stderr.read)  # a full pipe would stop the server
         yield server, found[1]

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from benchmarks.command import print_figures
 from benchmarks.hostile_clients.body_shapes import BODY_SHAPES
+from benchmarks.hostile_clients.conversation_shapes import CONVERSATION_SHAPES
 from benchmarks.hostile_clients.health_probe import Delays, health_probe
 from benchmarks.hostile_clients.http_shapes import CHAT, HTTP_SHAPES
 from benchmarks.hostile_clients.list_shapes import LIST_SHAPES
@@ -34,7 +35,7 @@ from benchmarks.hostile_clients.served_demo import ServedDemo, served_demo
 from benchmarks.hostile_clients.shapes import Posted, Shape
 from benchmarks.report_format import Bar, Figures, Table
 
-SHAPES: tuple[Shape, ...] = (*HTTP_SHAPES, *BODY_SHAPES, *LIST_SHAPES)
+SHAPES: tuple[Shape, ...] = (*HTTP_SHAPES, *BODY_SHAPES, *LIST_SHAPES, *CONVERSATION_SHAPES)
 NOTHING = "nothing"
 
 MB = 1_000_000

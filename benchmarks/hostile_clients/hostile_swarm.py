@@ -15,13 +15,14 @@ from multiprocessing.connection import Connection
 from random import Random
 
 from benchmarks.hostile_clients.body_shapes import BODY_SHAPES
+from benchmarks.hostile_clients.conversation_shapes import CONVERSATION_SHAPES
 from benchmarks.hostile_clients.hostile_requests import RawRequest, make_hostile_request
 from benchmarks.hostile_clients.http_shapes import HTTP_SHAPES, post
 from benchmarks.hostile_clients.list_shapes import LIST_SHAPES
 from benchmarks.hostile_clients.served_demo import HOST
 from benchmarks.hostile_clients.shapes import Posted
 
-SHAPES = (*HTTP_SHAPES, *BODY_SHAPES, *LIST_SHAPES)
+SHAPES = (*HTTP_SHAPES, *BODY_SHAPES, *LIST_SHAPES, *CONVERSATION_SHAPES)
 TIMEOUT_SECONDS = 10.0  # for one request
 LARGEST_SCALE = 0.02  # of a body: 640 KiB
 ENDLESS_BLOCKS = 30  # most blocks that are sent of a shape without an end

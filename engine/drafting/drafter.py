@@ -245,12 +245,14 @@ class Drafting:
                     growth.insert(prune(tree, sequence), self.policy.calibration)
 
     def _can_force(self, growth: Growth) -> bool:
-        """Return True if the tokens that the grammar forces may join the tree."""
-        wanted = growth.sequence.speculation.method
-        return growth.sequence.constraint is not None and growth.budget > 1 and wanted != NO_DRAFT
+        """Return True if the tokens that a grammar or a budget forces may join the tree."""
+        sequence = growth.sequence
+        wanted = sequence.speculation.method
+        can_force = sequence.can_force(self._bounds.depth)
+        return can_force and growth.budget > 1 and wanted != NO_DRAFT
 
     def _rank_nodes(self, growth: Growth, rows: int) -> list[Node]:
-        """Return the best nodes, after adding the tokens that a grammar forces to likely leaves."""
+        """Return the best nodes, after adding the tokens that are forced to likely leaves."""
         nodes = growth.ranked(rows, self._bounds.depth)
         if not self._can_force(growth):
             return nodes

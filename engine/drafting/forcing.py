@@ -1,4 +1,4 @@
-"""Grammars and draft trees: cut rows that a grammar forbids, add tokens that it forces."""
+"""Grammars, thinking budgets and draft trees: cut rows that are forbidden, add forced tokens."""
 
 from collections.abc import Sequence
 
@@ -14,49 +14,64 @@ FORCED_GAIN = -1e-6  # below 0, so that scores fall along a path and parents com
 
 
 def prune(tree: DraftTree, sequence: TokenSequence) -> DraftTree:
-    """Return the tree without the rows that the sequence's grammar forbids."""
-    if sequence.constraint is None:
+    """Return the tree without the rows that the sequence's grammar or budget forbids."""
+    if not sequence.can_force(max(tree.depths)):
         return tree
     kept = {0}
     for row in range(1, len(tree)):
         if tree.parents[row] in kept:
             path = [tree.tokens[own] for own in tree.path(row)[1:]]
-            if sequence.constraint.may_follow(path):
+            if _is_allowed(path, sequence):
                 kept.add(row)
     return tree.only(sorted(kept))
 
 
+def _is_allowed(path: list[int], sequence: TokenSequence) -> bool:
+    """Return whether the last token of a path may follow the others, which are allowed."""
+    if sequence.constraint is not None and not sequence.constraint.may_follow(path):
+        return False
+    forced = sequence.forced(path[:-1])
+    return not forced or path[-1] == forced[0]
+
+
 def force(growth: Growth, node: Node) -> bool:
-    """Add the tokens that the grammar forces after a node. Return True if there are any.
+    """Add the tokens that are forced after a node. Return True if there are any.
 
     They form a chain with nearly the score of the node, because no other tokens can follow it.
     """
-    constraint = growth.sequence.constraint
-    if constraint is None:
+    if not growth.sequence.can_force(node.position - growth.root.position):
         return False
-    tokens = constraint.forced_after(growth.path(node))
+    tokens = _forced(growth.path(node), growth.sequence)
     for token in tokens[: growth.last_position - node.position]:
         node = growth.add(node, token, FORCED_GAIN, FORCED_GAIN, SOURCE)
     return bool(tokens)
 
 
+def _forced(path: Sequence[int], sequence: TokenSequence) -> Sequence[int]:
+    """Return the tokens that the sequence's budget, or else its grammar, forces after a path."""
+    tokens = sequence.forced(path)
+    if tokens or sequence.constraint is None:
+        return tokens
+    return sequence.constraint.forced_after(path)
+
+
 def select_undetermined(growth: Growth, nodes: Sequence[Node]) -> tuple[list[int], Tensor | None]:
     """Return the indices of the nodes whose next token a draft has to guess, and a mask for them.
 
-    The mask [n, V] has the tokens that the grammar allows after each of these n nodes. Without a
-    grammar all nodes are returned, and no mask. A node after which the grammar forces tokens is
-    left out and gets them as descendants; a node that nothing may follow is left out as well.
+    The mask [n, V] has the tokens that the grammar allows after each of these n nodes; it is None
+    without a grammar. A node after which tokens are forced is left out and gets them as
+    descendants; a node that nothing may follow is left out as well.
     """
     sequence = growth.sequence
-    if sequence.constraint is None:
-        return list(range(len(nodes))), None
     rows, masks = [], []
     for row, node in enumerate(nodes):
         if force(growth, node):
             continue
-        banned = sequence.banned(node.position + 1)
-        mask = sequence.constraint.allowed_after(growth.path(node), banned)
-        if mask is not None:
-            rows.append(row)
+        if sequence.constraint is not None:
+            banned = sequence.banned(node.position + 1)
+            mask = sequence.constraint.allowed_after(growth.path(node), banned)
+            if mask is None:
+                continue
             masks.append(mask)
+        rows.append(row)
     return rows, to_tensor(masks) if masks else None

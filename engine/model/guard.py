@@ -34,7 +34,7 @@ from engine.streaming.cache_files import replace_file
 from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import cache_root
 from engine.streaming.ring import OnWait
-from engine.weights.family import kv_shape, make_config, text_config
+from engine.weights.family import kv_shape, make_config, text_config, text_key
 from engine.weights.outline import unit_modules
 
 FOLDER = "checked-families"  # of the cache: one file for each structure that was checked
@@ -77,13 +77,19 @@ def small_values(config: Any, *, narrow: bool) -> dict[str, Any]:
 
     Args:
         narrow: whether widths are reduced too, and not only the depth.
+
+    Raises `ModelError` if the configuration does not say how many layers there are or how wide.
     """
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     text = text_config(config)
-    place = next((key for key, value in vars(config).items() if value is text), None)
+    place = text_key(config)
     names: Mapping[str, str] = text.attribute_map
     layers, hidden = (names.get(key, key) for key in ("num_hidden_layers", "hidden_size"))
-    own = reduce_depth(values if place is None else values[place], layers)
+    whole = values if place is None else values[place]
+    for key in (layers, hidden):
+        if key not in whole:
+            raise ModelError(f"config.json: model_type {config.model_type!r} has no {key}")
+    own = reduce_depth(whole, layers)
     if narrow:
         own = reduce_width(own, hidden)
     for unused in _NAMES:
@@ -197,7 +203,8 @@ class _Ours:
         """Return the logits [rows, V] of the rows of some sequences, which run in one pass."""
         segments, first = [], 0
         for part in parts:
-            segments.append(part.segment(first))
+            is_long = self._decoder.is_long(max(part.positions) + 1)
+            segments.append(part.segment(first, is_long=is_long))
             first += len(part.tokens)
         tokens = [token for part in parts for token in part.tokens]
         positions = [position for part in parts for position in part.positions]
@@ -217,7 +224,7 @@ class _Rows:
     slots: Tensor  # of the sequence's prefix and of these rows
     mask: Tensor | None
 
-    def segment(self, first: int) -> Segment:
+    def segment(self, first: int, *, is_long: bool) -> Segment:
         """Return the segment of these rows, the first of which is row `first` of the pass."""
         return Segment(
             first=first,
@@ -227,6 +234,7 @@ class _Rows:
             positions=torch.tensor(list(self.positions)),
             mask=self.mask,
             cancelled=Event(),
+            is_long=is_long,
         )
 
 

@@ -70,6 +70,14 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
+def empty_reference(config: Any) -> Any:
+    """Return transformers' model without weights, in float32, with its own plain functions."""
+    model = empty_model(config, torch.float32)
+    model.config._attn_implementation = "eager"
+    model.config._experts_implementation = "eager"
+    return model
+
+
 def build_of_folder(folder: Path, config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
     """Return the model of the configuration that `read_config` gave for a folder.
 

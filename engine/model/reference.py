@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.model.library import empty_model
+from engine.model.library import empty_reference
 
 LARGEST = 150_000_000  # values, 0.6 GB in float32
 
@@ -21,9 +21,7 @@ class Reference:
     """
 
     def __init__(self, config: Any, seed: int) -> None:
-        self.model = empty_model(config, torch.float32)
-        self.model.config._attn_implementation = "eager"
-        self.model.config._experts_implementation = "eager"
+        self.model = empty_reference(config)
         tensors = [*self.model.parameters(), *self.model.buffers()]
         weights = sum(tensor.numel() for tensor in tensors)
         if weights > LARGEST:

@@ -8,6 +8,7 @@ from engine.parsing.parser import BLANKS, Piece, Reader, content, markup
 from engine.parsing.tags import Tags, is_mark
 
 FENCE = "```json"
+LONGEST_REST = 512  # characters of a call that broke off, up to the next tag
 OBJECT_BEGUN = '{"name":"'
 CALL_BEGUN = re.compile(rf"(?:{re.escape(OBJECT_BEGUN)})?(?P<name>[\w.-]*)")
 
@@ -57,6 +58,7 @@ class CallReader(Reader):
         self._call_text = ""  # what was read of the call while it was not certain
         self._is_certain = False  # whether the call that is being read is certain
         self._is_after_call = False  # whether no text has followed the last call
+        self._is_broken = False  # whether that call broke off: its rest is no text
 
     def _new_call(self, begin: str) -> CallText | None:
         """Return a reader of a call that `begin` may begin; None if no call does.
@@ -90,6 +92,9 @@ class CallReader(Reader):
             yield from self._read_text(character)
 
     def _read_text(self, character: str) -> Iterator[Piece]:
+        if self._is_broken and len(self._held) < LONGEST_REST:
+            self._held += character
+            return
         call = self._new_call(character) if self._can_begin else None
         if call is not None:
             self._begin(call)
@@ -114,6 +119,9 @@ class CallReader(Reader):
         self._call, self._call_text, self._is_certain = call, "", False
 
     def _read_tag(self, tag: str) -> Iterator[Piece]:
+        if self._is_broken:
+            yield markup(self._held)
+            self._held, self._is_broken = "", False
         call = self._new_call(tag) if tag in self._starts else None
         if call is not None:
             self._held += tag
@@ -153,13 +161,14 @@ class CallReader(Reader):
         if self._is_certain:
             yield from call.end()
             self._is_after_call = self._can_begin = True
+            self._is_broken = bool(self._open)
         else:
             yield from self._show(self._call_text)
 
     def _show(self, text: str) -> Iterator[Piece]:
         yield content(self._held + text)
         self._held = self._open = ""
-        self._can_begin = self._is_after_call = False
+        self._can_begin = self._is_after_call = self._is_broken = False
 
     def _end(self) -> Iterator[Piece]:
         tag = self._tags.finish()
@@ -176,6 +185,7 @@ class CallReader(Reader):
         elif call is not None:
             text = self._call_text
         is_cut = self._open or self._is_after_call or (call and self._is_call_begun(text))
+        is_cut = is_cut and not self._is_broken
         self._call, text, self._held = None, self._held + text, ""
         yield markup(text) if is_cut else content(text)
 

@@ -21,6 +21,12 @@ class NotACall(Exception):
     """The error raised when what was read so far cannot be a tool call."""
 
 
+def known_name(name: str, tools: Tools) -> str:
+    """Return the name of the tool that `name` means, which may have a namespace before it."""
+    last = name.rpartition(".")[2]
+    return last if name not in tools and last in tools else name
+
+
 class CallText(Protocol):
     """A reader of one call, fed character by character.
 

@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.parsing.call_reader import CallReader
-from engine.parsing.calls import TOOL_NAME, ArgumentsText, CallText, NotACall, Tools
+from engine.parsing.calls import (
+    TOOL_NAME,
+    ArgumentsText,
+    CallText,
+    NotACall,
+    Tools,
+    known_name,
+)
 from engine.parsing.json_text import StringSearch, quoted
 from engine.parsing.parser import Piece
 from engine.parsing.tags import Tags
 from engine.parsing.values import Kind, Schema, is_text, kinds_of, parameter_schema, typed
 
 STRING = frozenset({"string"})
+OBJECT = frozenset({"object"})
+WRAPPERS = ("arguments", "parameters", "properties", "input")  # models put arguments in them
 BRACKETED = frozenset({"object", "array"})
 BARE_NAME = re.compile(r"\s*[\w.-]*\s*")
 LONGEST_HEAD = 512  # characters of what names a call or a parameter
@@ -122,23 +131,26 @@ class ElementsCall:
             raise NotACall
         if not tag:
             return []
-        found = self._marks.name.fullmatch(self._head)
+        head = self._head.rstrip()
+        is_empty = head.endswith("/")  # the element has no content
+        found = self._marks.name.fullmatch(head.removesuffix("/") if is_empty else self._head)
         if found is None or not found["name"]:
             raise NotACall
-        self._parameters = self._tools.get(found["name"], {})
+        name = known_name(found["name"], self._tools)
+        self._parameters = self._tools.get(name, {})
         self._enter("body")
-        written = "{" + "".join(self._read_tag(tag) if tag != self._marks.head_end else ())
-        return [
-            Piece("call", found["name"], self._num_read),
-            Piece("arguments", written, 0),
-        ]
+        written = "".join(self._read_tag(tag) if tag != self._marks.head_end else ())
+        if is_empty:
+            self._enter("done")
+            written = "}"
+        return [Piece("call", name, self._num_read), Piece("arguments", "{" + written, 0)]
 
     def _enter(self, state: Literal["body", "key", "value", "done"]) -> None:
         marks, self._state, self._head = self._marks, state, ""
         if state == "body":
             self._search = Tags(marks.parameter, marks.end, *self._closes)
         elif state == "key":
-            self._search = Tags(marks.key_end)
+            self._search = Tags(marks.key_end, marks.parameter, marks.end)
         elif state == "value":
             others = (marks.parameter, marks.end) if marks.is_repaired else ()
             self._search = Tags(marks.parameter_end, *others)
@@ -167,16 +179,17 @@ class ElementsCall:
 
     def _read_tag(self, tag: str) -> Iterator[str]:
         marks = self._marks
-        if self._state == "key":
+        if self._state == "key" and tag == marks.key_end:
             found = marks.key.fullmatch(self._head)
             groups = {"key": self._head.strip()} if found is None else found.groupdict()
             yield from self._begin_value(groups["key"], groups.get("kind"))
             return
-        if self._state == "value" and self._value is not None:
-            if self._value.contains_tag():
+        if self._state == "value":
+            if self._value is not None and self._value.contains_tag():
                 yield self._value.feed(tag)
                 return
-            yield self._value.finish()
+            if self._value is not None:
+                yield self._written(self._value.finish())
             self._value = None
             self._enter("body")
         if tag == marks.parameter:
@@ -187,27 +200,48 @@ class ElementsCall:
                 yield "}"
 
     def _begin_value(self, key: str, kind: str | None) -> Iterator[str]:
-        kinds = kinds_of(parameter_schema(self._parameters, key), self._parameters)
-        if kind is not None and (not kinds or "string" in kinds):
-            kinds = WRITTEN_KINDS.get(kind, frozenset({kind}))
         self._enter("value")
-        start = ("" if self._is_first else ", ") + json.dumps(key, ensure_ascii=False) + ": "
-        self._is_first = False
-        self._value = _Value(start, kinds, self._marks)
-        yield self._value.begin()
+        if not key:  # a value without a name is left out
+            return
+        kinds = kinds_of(parameter_schema(self._parameters, key), self._parameters)
+        if kind is not None:
+            written = WRITTEN_KINDS.get(kind, frozenset({kind}))
+            kinds = kinds & written or kinds or written
+        properties = self._parameters.get("properties")
+        is_wrapper = key in WRAPPERS and bool(properties) and key not in (properties or ())
+        start = ("" if self._is_first else ", ", json.dumps(key, ensure_ascii=False) + ": ")
+        self._value = _Value(*start, kinds, self._marks, is_wrapper=is_wrapper)
+        yield self._written(self._value.begin())
+
+    def _written(self, members: str) -> str:
+        """Return new JSON of the arguments, and note that there is some."""
+        self._is_first = self._is_first and not members
+        return members
 
 
 class _Value:
     """A writer of the JSON of one value, given its raw text.
 
     Strings are written while they are read, other values once they are complete.
+
+    Args:
+        separator: what comes before the key.
+        key: the key, with a colon.
+        kinds: the JSON types that the value may have.
+        marks: the marks of the format.
+        is_wrapper: whether the value, if it is an object, holds further arguments and is none
+            itself.
     """
 
-    def __init__(self, start: str, kinds: frozenset[Kind], marks: Elements) -> None:
-        self._start = start  # the key, and what comes before it
+    def __init__(
+        self, separator: str, key: str, kinds: frozenset[Kind], marks: Elements, *, is_wrapper: bool
+    ) -> None:
+        self._separator = separator
+        self._start = separator + key
         self._kinds = kinds
         self._marks = marks
-        self._is_streamed = is_text(kinds) and not marks.has_cdata
+        self._is_wrapper = is_wrapper
+        self._is_streamed = is_text(kinds) and not marks.has_cdata and not is_wrapper
         self._is_trimmed: bool | None = None if marks.is_trimmed else False
         self._raw = ""  # of a string: a line break that may be the last character
         self._strings = StringSearch() if is_bracketed(kinds) else None
@@ -250,6 +284,10 @@ class _Value:
         if self._marks.has_cdata and text.strip().startswith(CDATA[0]):
             text = text.strip().removeprefix(CDATA[0]).removesuffix(CDATA[1])
             kinds = STRING if not kinds or "string" in kinds else kinds
+        wrapped = typed(text, OBJECT) if self._is_wrapper else ""
+        if wrapped.startswith("{"):
+            members = wrapped[1:-1].strip()
+            return self._separator + members if members else ""
         return self._start + typed(text, kinds)
 
     def cut(self) -> str:

@@ -109,11 +109,17 @@ class Thought:
 
     Args:
         begin: the opening mark; "" if the prompt has already opened the thinking part.
-        close: the closing mark.
+        close: the closing mark, with what must follow it in any case.
+        end: the part of `close` that ends the thinking part; "" for all of it.
+        repeats: whether an answer may have several thinking parts, and text before them.
+        begun: what the answer that is continued already has of the thinking part.
     """
 
     begin: str
     close: str
+    end: str = ""
+    repeats: bool = False
+    begun: str = ""
 
 
 def thought_in(pairs: Pairs, before: str, tag: str) -> Thought | None:
@@ -125,7 +131,11 @@ def thought_in(pairs: Pairs, before: str, tag: str) -> Thought | None:
     if before.rstrip().endswith(tuple(pairs.values())):
         return None
     opened = find_open_tag(pairs, before)
-    return Thought("" if opened else tag, pairs[opened or tag])
+    if not opened:
+        return Thought(tag, pairs[tag])
+    own = before.lstrip()
+    begun = own.removeprefix(opened) if own.startswith(opened) else ""
+    return Thought("", pairs[opened], begun=begun)
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,9 @@ class PlainText:
 class Chain:
     """A parser that runs two after each other: the second one reads the content of the first.
 
-    A call in reasoning that the answer ends with, as if the reasoning had been closed before it,
-    is a call: the reasoning is held back from where such a call may begin.
+    A call in reasoning is a call if the answer ends with it, or if no reasoning comes before it and
+    other text follows: the model forgot to close its reasoning. The reasoning is held back from
+    where such a call may begin.
 
     Args:
         first: the parser that reads the answer, for its reasoning.
@@ -124,6 +125,8 @@ class Chain:
         self._probe = new_second()  # reads the reasoning
         self._found: list[Piece] = []  # by the probe, from the start of the first call on
         self._text = ""  # the reasoning that is held back
+        self._has_reasoned = False  # whether reasoning other than blanks was returned
+        self._is_over = False  # whether a call has ended the reasoning
 
     def feed(self, text: str) -> list[Piece]:
         return list(self._pass_on(self._first.feed(text)))
@@ -138,7 +141,10 @@ class Chain:
         for piece in pieces:
             if piece.kind == "reasoning":
                 for character in piece.text:
-                    yield from self._read_reasoning(character)
+                    if self._is_over:
+                        yield from self._second.feed(character)
+                    else:
+                        yield from self._read_reasoning(character)
                 continue
             yield from self._release()
             if piece.kind == "content":
@@ -148,22 +154,37 @@ class Chain:
 
     def _read_reasoning(self, character: str) -> Iterator[Piece]:
         self._text += character
-        for piece in self._probe.feed(character):
+        pieces = self._probe.feed(character)
+        for index, piece in enumerate(pieces):
             if piece.kind != "content":
                 self._found.append(piece)
-            elif self._found and piece.text.strip():  # it goes on after a call
-                yield from self._release()
-            elif self._found:
+            elif not self._found:
+                yield from self._show(piece.text)
+            elif not piece.text.strip():
                 self._found.append(markup(piece.text))
-            else:
-                yield reasoning(piece.text)
-                self._text = self._text[piece.width :]
+            elif self._is_call_first():
+                self._second, self._text, self._is_over = self._probe, "", True
+                yield from [*self._found, *pieces[index:]]
+                return
+            else:  # it goes on after a call
+                yield from self._release()
+                return
+
+    def _is_call_first(self) -> bool:
+        """Return whether the reasoning consists of calls, since nothing comes before them."""
+        return not self._has_reasoned and any(piece.kind == "call" for piece in self._found)
+
+    def _show(self, text: str) -> Iterator[Piece]:
+        """Yield the beginning of the reasoning that is held back."""
+        self._has_reasoned = self._has_reasoned or bool(text.strip())
+        self._text = self._text[len(text) :]
+        yield reasoning(text)
 
     def _release(self) -> Iterator[Piece]:
         """Yield the reasoning that was held back: it does not end with a call."""
         if self._text:
-            yield reasoning(self._text)
-            self._text, self._found, self._probe = "", [], self._new_second()
+            yield from self._show(self._text)
+            self._found, self._probe = [], self._new_second()
 
     def _end_reasoning(self) -> list[Piece]:
         """Return the pieces of what was held back, where the answer ends in reasoning."""

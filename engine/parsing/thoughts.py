@@ -11,22 +11,26 @@ Pairs = Mapping[str, str]  # the closing tag of each opening tag
 class ThinkReader(Reader):
     """A parser of reasoning between two tags; blanks around the reasoning are left out.
 
+    An answer may repeat the opening tag that its prompt ends with, and may begin with the closing
+    tag alone.
+
     Args:
         pairs: the closing tag of each opening tag.
         before: the text that the answer continues. A prompt may end with the opening tag; the
             beginning of an answer may start with it.
+        opened: the opening tag of the reasoning with which the answer begins, if `before` does not
+            show it; "" if the answer may also begin without reasoning.
     """
 
-    def __init__(self, pairs: Pairs, before: str) -> None:
-        self._pairs = pairs
+    def __init__(self, pairs: Pairs, before: str, opened: str = "") -> None:
+        self._opened = find_open_tag(pairs, before) or opened
+        self._pairs = {self._opened: pairs[self._opened]} if self._opened else pairs
         self._close: Tags | None = None  # the search for the closing tag, after the opening one
-        self._held = ""  # blanks, and at the start what may become the opening tag
+        self._held = ""  # blanks, and at the start what may become a tag
+        self._start = ""  # what may become a tag at the start, without the blanks before it
         self._has_reasoned = False  # whether reasoning other than blanks was read
         self._is_over = False  # whether the reasoning has ended: what follows is content
         self._has_answered = False  # whether content other than blanks was read
-        opened = find_open_tag(pairs, before)
-        if opened:
-            self._close = Tags(pairs[opened])
 
     def _read(self, character: str) -> Iterator[Piece]:
         if self._is_over:
@@ -44,13 +48,23 @@ class ThinkReader(Reader):
 
     def _look_for_start(self, character: str) -> Iterator[Piece]:
         self._held += character
-        text = self._held.lstrip()
-        if text in self._pairs:
+        if character.isspace() and not self._start:
+            return
+        self._start += character
+        text, closes = self._start, self._pairs.values()
+        if text in self._pairs or text in closes:
             yield markup(self._held)
-            self._held, self._close = "", Tags(self._pairs[text])
-        elif not any(tag.startswith(text) for tag in self._pairs):
-            yield content(self._held)
-            self._held, self._is_over, self._has_answered = "", True, True
+            self._held, self._is_over = "", text in closes
+            self._close = None if self._is_over else Tags(self._pairs[text])
+        elif not any(tag.startswith(text) for tag in (*self._pairs, *closes)):
+            held, self._held = self._held, ""
+            if self._opened:
+                self._close = Tags(self._pairs[self._opened])
+                for each in held:
+                    yield from self._read(each)
+            else:
+                yield content(held)
+                self._is_over = self._has_answered = True
 
     def _read_reasoning(self, character: str) -> Iterator[Piece]:
         if character not in BLANKS:
@@ -67,10 +81,14 @@ class ThinkReader(Reader):
 
     def _end(self) -> Iterator[Piece]:
         if self._close is None:
-            is_cut = is_mark(self._held.lstrip()) and not self._is_over
-            yield markup(self._held) if is_cut else content(self._held)
+            is_shown = not self._opened and not is_mark(self._start)
+            yield content(self._held) if is_shown else markup(self._held)
             return
-        for each in self._close.finish():
+        tag = self._close.finish()
+        if is_mark(tag):
+            yield markup(self._held + tag)
+            return
+        for each in tag:
             yield from self._read_reasoning(each)
         yield reasoning(self._held)
 

@@ -84,6 +84,8 @@ def typed(text: str, kinds: frozenset[Kind]) -> str:
     is allowed and the text is not JSON of another allowed type.
     """
     value = None if is_text(kinds) else as_json(text)
+    if value is None and '\\"' in text and kinds and "string" not in kinds:  # escaped once more
+        value = as_json(text.replace('\\"', '"').replace("\\\\", "\\"))
     if value is not None:
         kind = WRITTEN_KINDS.get(value[0], "number")
         allows_text = not kinds or "string" in kinds

@@ -37,7 +37,7 @@ class Blueprint:
         self.spec = spec
         self.folder = folder
         self.strict = spec.numerics != "fast"
-        self.whole_config = read_config(folder)
+        self.whole_config = read_config(folder, spec.target.rope)
         self.config = text_config(self.whole_config)
         self.dtype = computed_dtype(spec.target.dtype, self.whole_config, folder)
         self._check_layers()

@@ -1,6 +1,7 @@
 """The check of a request before it is sent to the engine: whether the model can serve it at all."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from engine.errors import RequestError
 from engine.messages import Generate, ModelInfo, SamplingParams
@@ -17,6 +18,8 @@ def check_request(request: Generate, info: ModelInfo) -> None:
     _check_ids(params.stop_token_ids, info, "stop_token_ids")
     _check_ids((token for token, _ in params.logit_bias), info, "logit_bias")
     _check_ids(request.prediction, info, "prediction")
+    if params.thinking is not None:
+        _check_ids(chain(*params.thinking.closings), info, "thinking")
     check_length(len(request.prompt), params, info)
 
 

@@ -8,7 +8,7 @@ stored, so a token that one of them changed is found as a mismatch.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -30,6 +30,7 @@ from engine.sampling.choose import choose
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.logit_rules import TokenCounts, is_greedy, sampling_logprobs
 from engine.sampling.noise import gumbel
+from engine.sampling.thinking import forced_tokens
 from engine.sequences.sequence import TokenSequence
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Auditor:
         """Return the number of mismatches of an answer; None if there are too few free pages."""
         counts = TokenCounts(sequence.tokens[: sequence.num_prompt])
         constraint = sequence.request.constraint and sequence.request.constraint.copy()
+        thinking = sequence.request.thinking
         mismatches = 0
         for positions, is_long in _spans(sequence):
             table = PageTable()
@@ -120,10 +122,16 @@ class Auditor:
                 for position, logits in self._logits_by_position(
                     sequence, table, positions, is_long
                 ):
-                    mismatches += not self._matches(sequence, counts, constraint, position, logits)
-                    counts.add(sequence.tokens[position])
+                    token = sequence.tokens[position]
+                    forced = forced_tokens(thinking, constraint)[:1]
+                    mismatches += not self._matches(
+                        sequence, counts, constraint, position, logits, forced
+                    )
+                    counts.add(token)
+                    if thinking is not None:
+                        thinking = thinking.after(token)
                     if constraint is not None:
-                        constraint.emit(sequence.tokens[position])
+                        constraint.emit(token)
             finally:
                 self._cache.close(table)
         return Audited(len(sequence.tokens) - sequence.num_prompt, mismatches)
@@ -175,6 +183,7 @@ class Auditor:
         constraint: Constraint | None,
         position: int,
         logits: Tensor,
+        forced: Sequence[int] = (),
     ) -> bool:
         """Return whether the token at a position is the one that these logits [V] choose.
 
@@ -182,6 +191,7 @@ class Auditor:
 
         Args:
             counts, constraint: the state after all tokens before the position.
+            forced: the token that the thinking budget forces here; empty if there is none.
         """
         token, banned = sequence.tokens[position], sequence.banned(position)
         params, choice = sequence.params, sequence.choice
@@ -191,13 +201,15 @@ class Auditor:
         chosen = choose(
             logits, params, counts, position=position, choice=choice, banned=banned, allowed=allowed
         )
-        emitted = chosen
+        emitted = chosen = forced[0] if forced else chosen
         if constraint is not None:
             emitted = ensure_closable(sequence, chosen, logits, constraint, counts, position)
         if emitted == token or self._decoder.strict:
             return emitted == token
         if emitted != chosen:
             return True  # the token limit decided this token, whatever the logits are
+        if forced:
+            return False
         if is_greedy(params):
             params = replace(params, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
         tolerance = self._tolerance / params.temperature

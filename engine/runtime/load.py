@@ -32,6 +32,7 @@ from engine.planning.plan import Plan
 from engine.runtime.target_files import TargetFiles
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.grammar.grammar import Grammars
+from engine.sampling.thinking import ThinkingRule, ThinkingState
 from engine.sequences.sequence import Limits
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device
@@ -73,6 +74,13 @@ class Loaded:
         Raises `RequestError` if the grammar cannot be compiled.
         """
         return Constraint(self.grammars.compile(params.grammar)) if params.grammar else None
+
+    def thinking(self, params: SamplingParams) -> ThinkingState | None:
+        """Return the thinking budget of a request before its first token; None without one."""
+        if params.thinking is None:
+            return None
+        spelling = self.tokens.showing(params.shown_tokens)
+        return ThinkingRule(params.thinking, spelling.__getitem__).start()
 
     def stop_rules(self, message: Generate) -> StopRules:
         """Return new stop rules for one choice of a request."""

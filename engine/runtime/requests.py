@@ -49,7 +49,8 @@ class Requests:
                 "of prompt and answer together",
                 code="context_length_exceeded",
             )
-        request = Request(message, self._loaded.limits, constraint)
+        thinking = self._loaded.thinking(message.params)
+        request = Request(message, self._loaded.limits, constraint, thinking)
         self._by_id[message.request_id] = request
         self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
 

@@ -1,5 +1,6 @@
 """The target's files before its weights are loaded: configuration, tokenizer, units, sizes."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -146,7 +147,8 @@ class TargetFiles(Blueprint):
     def model_info(self, plan: Plan, link_gbps: float) -> ModelInfo:
         """Return what the front end needs to know of the loaded model."""
         numerics: Numerics = "strict" if self.strict else "fast"
-        parts = [self.identity, self._text, numerics, __version__]
+        rope = dataclasses.astuple(self.spec.target.rope)
+        parts = [self.identity, self._text, numerics, rope, __version__]
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,

@@ -61,10 +61,12 @@ def emit_accepted(
             chosen.update(choose_likely_rows(sequence, tree, row, root, logits))
         if chosen[row] == NO_CHOICE:
             raise not_finite()
+        forced = sequence.forced()
+        token = forced[0] if forced else chosen[row]
         if constraint is None:
-            return chosen[row]
+            return token
         own, length = logits.row(root + row), len(sequence.tokens)
-        return ensure_closable(sequence, chosen[row], own, constraint, sequence.counts, length)
+        return ensure_closable(sequence, token, own, constraint, sequence.counts, length)
 
     def emit(row: int, token: int) -> bool:
         logprob = None

@@ -10,6 +10,7 @@ from engine.kv.page_table import PageTable
 from engine.messages import PREDICTION, TARGET, Generate, Origin, Stats, TokenLogprob, Tokens
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.logit_rules import TokenCounts
+from engine.sampling.thinking import ThinkingState, forced_tokens
 from engine.text.stop import StopRules
 
 REPORT_SECONDS = 1.0  # between two reports of how far a prompt is
@@ -35,6 +36,7 @@ class Request:
     message: Generate
     limits: Limits
     constraint: Constraint | None = None  # its state before the first token
+    thinking: ThinkingState | None = None  # the same of its thinking budget
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
     num_ended: int = 0  # choices that have ended
@@ -101,6 +103,7 @@ class TokenSequence:
         self.choice = choice
         self.rules = rules
         self.constraint = request.constraint and request.constraint.copy()
+        self.thinking = request.thinking
 
         self.status = Status.WAITING
         self.table: PageTable | None = None  # None unless the sequence runs
@@ -198,6 +201,20 @@ class TokenSequence:
         ignored = self.params.ignore_eos and self.constraint is None
         return not ignored and token in self.request.limits.eos_token_ids
 
+    def can_force(self, depth: int) -> bool:
+        """Return whether a grammar or a thinking budget may force a token after a drafted path.
+
+        Args:
+            depth: the most tokens of the path.
+        """
+        if self.constraint is not None:
+            return True
+        return self.thinking is not None and self.thinking.num_free <= depth
+
+    def forced(self, path: Sequence[int] = ()) -> tuple[int, ...]:
+        """Return the tokens that the thinking budget forces after drafted tokens."""
+        return forced_tokens(self.thinking, self.constraint, path)
+
     def banned(self, position: int) -> Sequence[int]:
         """Return the tokens that must not be chosen at an absolute position.
 
@@ -270,6 +287,8 @@ class TokenSequence:
             self.first_token_at = time.monotonic()
         self.tokens.append(token)
         self.counts.add(token)
+        if self.thinking is not None:
+            self.thinking = self.thinking.after(token)
         complete = self.constraint is not None and self.constraint.emit(token)
         result = self.rules.push(token, last=complete)
         self._text, self._lookahead = self._text + result.text, result.lookahead

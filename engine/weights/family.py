@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
 from engine.errors import ModelError, shown
 from engine.library_call import find_key, library_call
 from engine.printable_logs import make_printable
+from engine.spec import RopeSpec
 from engine.weights.config_file import CONFIG_NAME, read_config_values, whole
 
 # Warnings of transformers quote values of config.json.
@@ -53,6 +54,7 @@ TESTED = frozenset(
 # In these families a layer adds the experts' output to the residual and does nothing after it: no
 # norm of the output, no scale, no shared expert. So experts may be added when the rest is done.
 EXPERTS_LAST = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
+AS_WRITTEN = RopeSpec()  # positions as config.json has them
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -77,13 +79,16 @@ class KVShape:
         return 2 * self.num_layers * width * dtype.itemsize
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
     """Return the configuration of the whole model, also of parts that are not served.
 
     Raises `ModelError` if its family cannot be served.
 
     Code of a model repository is never run. If transformers knows the family, its own code is used,
     even if the repository has code too.
+
+    Args:
+        rope: how far the positions are scaled.
     """
     where = folder / CONFIG_NAME
     values = read_config_values(folder)
@@ -104,6 +109,12 @@ def read_config(folder: Path) -> Any:
         if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_multimodal(config):
             raise ModelError(f"{where}: model_type {shown(name)} is not a text model")
         _check_numbers(text_config(config), where)
+    if rope.factor > 1:
+        scaled = _scaled_positions(text_config(config), rope, where)
+        if (key := text_key(config)) is not None:
+            scaled = {key: values[key] | scaled}
+        with library_call(f"target.rope: {where}"):  # phi3 has no such positions in transformers
+            return make_config(values | scaled)
     return config
 
 
@@ -112,10 +123,41 @@ def text_config(config: Any) -> Any:
     return config.get_text_config()
 
 
+def text_key(config: Any) -> str | None:
+    """Return the key of config.json with the language part; None if there is no other part."""
+    text = text_config(config)
+    return next((key for key, value in vars(config).items() if value is text), None)
+
+
 def is_multimodal(config: Any) -> bool:
     """Return whether the library builds this model with parts for images or audio."""
     is_whole = text_config(config) is not config
     return is_whole and config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+
+def _scaled_positions(config: Any, rope: RopeSpec, where: Path) -> dict[str, Any]:
+    """Return the values of config.json that scale its positions by YaRN (arXiv 2309.00071).
+
+    Raises `ModelError` if the model has no rotary positions or scales them already.
+    """
+    own, longest = getattr(config, "rope_parameters", None) or {}, config.max_position_embeddings
+    if own.get("rope_type") != "default":
+        raise ModelError(
+            "target.rope: only positions that are not scaled yet can be scaled, those of the "
+            f"rope_type 'default'. In {where} rope_parameters is {shown(own)}. Remove the key"
+        )
+    original = rope.original or longest
+    if original > longest:
+        raise ModelError(
+            f"target.rope.original: {original} is more than the model's own {longest} "
+            f"(max_position_embeddings in {where})"
+        )
+    new = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": original}
+    return {
+        "rope_scaling": None,  # the older name of rope_parameters
+        "rope_parameters": own | new,
+        "max_position_embeddings": int(rope.factor * original),
+    }
 
 
 def make_config(values: Mapping[str, Any]) -> Any:

@@ -25,24 +25,31 @@ async def chat_chunks(
 
     Raise `ApiError` 400 for a request that this model cannot answer.
     """
-    parsers = model.entry.parsers
+    parsers, defaults = model.entry.parsers, model.sampling
     asked = await model.text.call_on_model(
-        prepare, source.raw, source.read, model.info, parsers.tools, parsers.reasoning
+        prepare,
+        source.raw,
+        source.read,
+        model.info,
+        parsers.tools,
+        parsers.reasoning,
+        defaults.thinking_budget,
     )
     note_left_out(caller.request_id, caller.measurement, asked.left_out)
     formats = model.formats.forced if asked.grammar else model.formats
     new_parser = functools.partial(formats.parser, asked.tools, asked.before)
     limit = body.token_limit
     if limit is None or (isinstance(body, TranslatedChat) and body.clamps_limit):
-        most = model.sampling.max_tokens if limit is None else limit
+        most = defaults.max_tokens if limit is None else limit
         limit = fitting_limit(most, len(asked.prompt), model.info)
     params = sampling_params(
         body,
-        model.sampling,
+        defaults,
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shown_tokens=asked.shown_tokens,
         grammar=asked.grammar,
+        thinking=asked.thinking,
     )
     job = Job(
         new_id("chatcmpl"),

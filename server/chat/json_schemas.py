@@ -40,6 +40,7 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLES = ("additionalProperties", "items", "additionalItems")
 _LISTS = ("prefixItems", "items")
 _PATTERNS = "patternProperties"
+_VALUES = frozenset({"const", "default"})  # keywords for which null is a value like others
 # Look-around and back-references, which regular expressions in grammars do not support.
 _LOOK_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?:<?[=!])|\\[1-9]|\\k<)")
 # Keywords that describe an object together with the branches of `anyOf` or `oneOf` next to them.
@@ -144,6 +145,8 @@ class _Preparation:
 
         A dropped keyword is added to `dropped` if it restricted the values.
         """
+        if value is None and key not in _VALUES:
+            return False  # some clients write null for an absent keyword
         if key == "pattern":
             return not isinstance(value, str) or self._keeps_pattern(value, key)
         if key in ("minProperties", "maxProperties"):

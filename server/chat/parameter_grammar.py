@@ -46,7 +46,7 @@ FORMATS = {
     "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
     "ipv6": r"([0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}",
     "uuid": r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
-    "uri": r"[a-z][a-z0-9+.-]{1,15}:(//)?[a-zA-Z0-9._~/?#@!$&()*+,;=-]+",
+    "uri": r"[a-z][a-z0-9+.-]{1,15}:(\/\/)?[a-zA-Z0-9._~\/?#@!$&()*+,;=-]+",
 }
 # A raw text that cannot be read as a value of another type, because of its first character.
 NO_JSON = r"([^\s0-9tfnNTF{\[\"'-](?s:.*))?"
@@ -61,6 +61,8 @@ class Inexpressible(Exception):
 
 def is_expressible(schema: Schema, syntax: ParameterSyntax) -> bool:
     """Return whether a grammar can restrict separately written arguments to this schema."""
+    if not is_well_formed(schema):
+        return False
     try:
         parameter_rules("root", schema, syntax, Tags({}))
     except Inexpressible:

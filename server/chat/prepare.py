@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.messages import ModelInfo
+from engine.messages import ModelInfo, ThinkingBudget
 from engine.parsing.calls import Tools
 from engine.parsing.selection import formats_of
 from server.chat.answer_grammar import answer_grammar, behind_thought, dropped_of_answer
@@ -21,6 +21,7 @@ from server.chat.prompt import (
     predicted_tokens,
     text_prompts,
 )
+from server.chat.thinking import thinking_budget
 from server.chat.tools import tool_use
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
@@ -37,6 +38,7 @@ class Prepared:
         prompt: the token ids of the prompt.
         prediction: the token ids of the request's predicted answer; empty if it has none.
         grammar: the grammar that the answer must match, in llguidance's Lark form; "": any text.
+        thinking: the budget of the answer's thinking part; None: no limit, or no thinking part.
         shown_tokens: the ids of special tokens that stay in the text, because the parser needs them
             to find reasoning and tool calls.
         tools: the schemas of the parameters of the tools that the answer may call, by name.
@@ -50,6 +52,7 @@ class Prepared:
     prompt: "array[int]"
     prediction: "array[int]"
     grammar: str
+    thinking: ThinkingBudget | None
     shown_tokens: tuple[int, ...]
     tools: Tools
     custom_names: frozenset[str]
@@ -66,6 +69,7 @@ def prepare(
     info: ModelInfo,
     tools: str | None,
     reasoning: str | None,
+    default_budget: int | None,
 ) -> Prepared:
     """Prepare the chat that `read` makes of a request body.
 
@@ -77,6 +81,7 @@ def prepare(
         read: a function that checks the body and returns it as a chat.
         tools: the format of tool calls that the model's file names; None: the template's.
         reasoning: the format of reasoning that the model's file names; None: the template's.
+        default_budget: the most tokens of reasoning if the request does not say it; None: no limit.
     """
     request = read(raw)
     formats = formats_of(tokenizer.template, tools, reasoning)
@@ -89,17 +94,19 @@ def prepare(
         formats = formats.forced
         grammar = behind_thought(grammar, formats, before, tokenizer.template, tokens)
     marks = formats.special_tokens(tools=bool(use.tools))
+    thinking, unlimited = thinking_budget(tokenizer, request, formats, use, before, default_budget)
     predicted = predicted_tokens(tokenizer, info, request.prediction) if request.prediction else ()
     return Prepared(
         array("I", fitting_ids(tokenizer, info, request, text, tools)),
         array("I", predicted),
         grammar,
+        thinking,
         tokenizer.special_tokens(marks),
         use.schemas,
         request.custom_names,
         use.is_required,
         request.has_old_calls,
-        [*request.left_out, *dropped_of_answer(request, use)],
+        [*request.left_out, *dropped_of_answer(request, use), *unlimited],
         before,
     )
 

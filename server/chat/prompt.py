@@ -8,9 +8,10 @@ from engine.messages import ModelInfo
 from engine.parsing.formats import hermes
 from engine.parsing.selection import FALLBACK, formats_of, known_formats
 from server.chat.tools import tool_use
-from server.conversation.features import Message, Tool
+from server.conversation.features import Message, TemplateRefusal, Tool
 from server.conversation.forms import render_conversation
 from server.conversation.places import placed
+from server.conversation.shape import without_last_thought
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest, Prediction
 from server.schemas.chat_messages import (
@@ -44,9 +45,19 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | Non
     continued = request.is_continued
     generation = request.add_generation_prompt
     form = formats_of(tokenizer.template, tool_format).tools
-    arguments = request.reasoning_switches | (request.chat_template_kwargs or {})
 
     def render(
+        messages: Sequence[Message], tools: Sequence[Tool] | None, more: Mapping[str, Any]
+    ) -> str:
+        try:
+            return rendered(messages, tools, more)
+        except TemplateRefusal:
+            shorter = without_last_thought(messages) if continued else messages
+            if shorter == messages:
+                raise
+            return rendered(shorter, tools, more)  # the text to continue is what the template keeps
+
+    def rendered(
         messages: Sequence[Message], tools: Sequence[Tool] | None, more: Mapping[str, Any]
     ) -> str:
         return tokenizer.render(
@@ -54,7 +65,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | Non
             tools=tools,
             add_generation_prompt=not continued if generation is None else generation,
             continue_final_message=continued,
-            arguments={**more, **arguments},
+            arguments={**more, **request.template_arguments},
         )
 
     return render_conversation(
@@ -71,7 +82,8 @@ def begun_answer(request: ChatRequest) -> str:
     """Return the beginning of the answer that the request itself gives, or ""."""
     if not request.is_continued:
         return ""
-    return joined_text(request.messages[-1].content or "")
+    last = request.messages[-1]
+    return last.said if isinstance(last, AssistantMessage) else ""
 
 
 def predicted_tokens(
@@ -113,7 +125,7 @@ def template_message(message: ChatMessage, call_id: Callable[[str], str]) -> dic
     if message.name is not None:
         fields["name"] = message.name
     if isinstance(message, AssistantMessage):
-        fields["content"] = content or message.refusal or ""
+        fields["content"] = message.said
         reasoning = message.thoughts
         if reasoning is not None:
             fields["reasoning_content"] = reasoning

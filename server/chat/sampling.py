@@ -2,7 +2,7 @@
 
 import secrets
 
-from engine.messages import ModelInfo, SamplingParams
+from engine.messages import ModelInfo, SamplingParams, ThinkingBudget
 from server.config.model_file import SamplingSection
 from server.errors import ApiError
 from server.schemas.fields import GenerationBody
@@ -18,6 +18,7 @@ def sampling_params(
     logprobs: int | None,
     shown_tokens: tuple[int, ...] = (),
     grammar: str = "",
+    thinking: ThinkingBudget | None = None,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """Return the sampling parameters of one request.
@@ -32,6 +33,7 @@ def sampling_params(
         logprobs: the number of alternatives to each emitted token; None: no log-probabilities.
         shown_tokens: the special tokens that the answer's text shows.
         grammar: the grammar of the answer; "" for any text.
+        thinking: the budget of the answer's thinking part; None: no limit.
         prompt_logprobs: the number of alternatives to each token of the prompt; None: no
             log-probabilities.
     """
@@ -64,6 +66,7 @@ def sampling_params(
         logprobs=logprobs,
         shown_tokens=shown_tokens,
         grammar=grammar,
+        thinking=thinking,
         prompt_logprobs=prompt_logprobs,
     )
 

@@ -33,7 +33,20 @@ BYTES_PER_TOKEN = 8
 LONGEST_ANSWER = 32 * 2**20  # bytes: as much as a body may have by default
 
 
-def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: str | None) -> bytes:
+class Known(NamedTuple, Generic[ResultT]):
+    """What was found out about a chat.
+
+    Args:
+        left_out: what of the request the model would not be given.
+    """
+
+    result: ResultT
+    left_out: list[str]
+
+
+def tokenized(
+    tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: str | None
+) -> Known[bytes]:
     """Return the answer to /tokenize. Raises `ApiError` 400. `tool_format`: as for `chat_text`."""
     body = parse_body(TokenizeRequest, raw)
     chat = chat_to_tokenize(body)
@@ -49,7 +62,7 @@ def tokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: st
         "max_model_len": info.context_length,
         "token_strs": tokenizer.names(ids) if body.return_token_strs else None,
     }
-    return _json(answer)
+    return Known(_json(answer), [] if chat is None else chat.left_out)
 
 
 def chat_to_tokenize(body: TokenizeRequest) -> ChatRequest | None:
@@ -69,17 +82,6 @@ def detokenized(tokenizer: Tokenizer, raw: bytes, info: ModelInfo) -> bytes:
     text = tokenizer.decode(tokens, special=True)
     answer: Detokenized = {"content": text, "prompt": text}
     return _json(answer)
-
-
-class Known(NamedTuple, Generic[ResultT]):
-    """What was found out about a chat.
-
-    Args:
-        left_out: what of the request the model would not be given.
-    """
-
-    result: ResultT
-    left_out: list[str]
 
 
 def rendered(

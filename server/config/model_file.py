@@ -18,6 +18,7 @@ from engine.spec import (
     MemorySpec,
     ModelSpec,
     Numerics,
+    RopeSpec,
     StreamSpec,
     TargetSpec,
     Tier,
@@ -47,6 +48,19 @@ def _method(value: str | None) -> str | None:
     return value
 
 
+class RopeSection(Section):
+    """The key `target.rope`: scaled positions, which make the context of a model longer."""
+
+    factor: Annotated[float, Field(ge=1, le=1024)] = 1.0
+    original: Positive | None = None
+
+    @model_validator(mode="after")
+    def _original_goes_with_a_factor(self) -> Self:
+        if self.original is not None and self.factor == 1:
+            raise ValueError("`original` goes with a `factor` above 1 only")
+        return self
+
+
 class TargetSection(Section):
     """The key `target`: the model whose tokens are the answer, and its number format."""
 
@@ -54,6 +68,7 @@ class TargetSection(Section):
     revision: str | None = None
     dtype: Auto[Literal["bfloat16", "float16", "float32"]] = None
     quantize: Literal["nf4"] | None = None
+    rope: RopeSection = RopeSection()
 
 
 class DraftSection(Section):
@@ -120,6 +135,7 @@ class SamplingSection(Section):
     # The most tokens of a chat's answer; null: as many as the context has room for. A weak model at
     # temperature 1 may never end its answer by itself.
     max_tokens: Positive | None = 16_384
+    thinking_budget: Positive | None = None  # the most tokens of reasoning
 
     def over(self, defaults: Iterable[tuple[str, float]]) -> Self:
         """Return a copy with these defaults, by name, for the keys that the file leaves out."""
@@ -241,7 +257,10 @@ def build_spec(model_id: str, file: ModelFile) -> ModelSpec:
     """
     return ModelSpec(
         id=model_id,
-        target=TargetSpec(**file.target.model_dump()),
+        target=TargetSpec(
+            **file.target.model_dump(exclude={"rope"}),
+            rope=RopeSpec(**file.target.rope.model_dump()),
+        ),
         draft=DraftSpec(**file.draft.model_dump()),
         device=file.device,
         memory=MemorySpec(**file.memory.model_dump()),

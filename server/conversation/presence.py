@@ -2,13 +2,13 @@
 
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from server.conversation.features import Message, Tool
 
 END_OF_THOUGHT = "</think>"  # templates remove past reasoning, up to this tag, from the content
-MOST_RESCANS = 32  # texts that may be searched from the beginning again; bounds the time
+MOST_SCANS = 64  # how often failed searches may read the whole prompt; bounds the time
 
 
 def is_whole(messages: Sequence[Message], tools: Sequence[Tool] | None, prompt: str) -> bool:
@@ -82,33 +82,55 @@ class _Finder:
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt
         self._places: dict[str, int] = {}  # for each sequence, the end of its last found text
-        self._rescans = MOST_RESCANS
+        self._spellings: dict[str, _Spelling] = {}  # and the spelling of that text
+        self._budget = MOST_SCANS * len(prompt)
 
     def has(self, text: str, order: str) -> bool:
         """Return whether the prompt contains a text of the sequence `order`.
 
-        The search begins after the last found text of the sequence, and is repeated from the
-        prompt's beginning at most `MOST_RESCANS` times.
+        The search begins after the last found text of the sequence. If it fails, the prompt is
+        searched from its beginning. Such searches may read the prompt `MOST_SCANS` times in all;
+        then no text is searched any more, and the others count as missing.
         """
         text = text.strip()
         place = self._places.get(order, 0)
-        for spelled in _spellings(text):
-            found = self._prompt.find(spelled, place)
+        first = self._spellings.get(order, _as_it_is)
+        others = (spelling for spelling in _SPELLINGS if spelling is not first)
+        tried: list[str] = []
+        for spelling in (first, *others):
+            written = spelling(text)
+            if written in tried:
+                continue
+            tried.append(written)
+            found = self._prompt.find(written, place)
             if found >= 0:
-                self._places[order] = found + len(spelled)
+                self._places[order], self._spellings[order] = found + len(written), spelling
                 return True
-        self._rescans -= 1
-        return self._rescans >= 0 and any(spelled in self._prompt for spelled in _spellings(text))
+            self._budget -= len(self._prompt) - place
+        return any(self._is_anywhere(written) for written in tried)
+
+    def _is_anywhere(self, written: str) -> bool:
+        if self._budget < 0:
+            return False
+        found = self._prompt.find(written)
+        self._budget -= len(self._prompt) if found < 0 else found
+        return found >= 0
 
 
-def _spellings(text: str) -> Iterator[str]:
-    """Yield the ways in which templates write a text: as it is, as JSON, or as HTML."""
-    yield text
-    escaped: Any = json.dumps(text, ensure_ascii=False)[1:-1]
-    if escaped != text:
-        yield escaped
-    if not text.isascii():
-        yield json.dumps(text)[1:-1]
-    escaped = html.escape(text)
-    if escaped != text:
-        yield escaped
+# The ways in which templates write a text.
+_Spelling = Callable[[str], str]
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _as_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _as_ascii_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+_SPELLINGS: tuple[_Spelling, ...] = (_as_it_is, _as_json, _as_ascii_json, html.escape)

@@ -11,9 +11,11 @@ from typing import Any
 
 from engine.parsing.format import CallSyntax
 from server.conversation.features import Feature, Message, Tool
+from server.conversation.presence import END_OF_THOUGHT
 from server.conversation.tool_instructions import tell_calls, tell_tools
 
 SEPARATOR = "\n\n"  # between the texts of joined messages
+BEGIN_OF_THOUGHT = "<think>"
 FILLER = "..."  # the text of an added message for templates that refuse an empty one
 
 
@@ -200,6 +202,17 @@ def _with_system_in_user(
     return [*_joined(messages[:last], "user"), *messages[last:]]
 
 
+def _without_empty_assistants(
+    messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
+) -> list[Message]:
+    """Leave out assistant messages without text and calls, except for a last one."""
+    return [
+        message
+        for message in messages[:-1]
+        if message["role"] != "assistant" or message["content"] or "tool_calls" in message
+    ] + [*messages[-1:]]
+
+
 def _with_joined_users(
     messages: Sequence[Message], _lacking: Set[Feature], _syntax: CallSyntax
 ) -> list[Message]:
@@ -285,6 +298,19 @@ def _present(messages: Iterable[Message], field: str) -> list[str]:
     return [message[field] for message in messages if message.get(field)]
 
 
+def without_last_thought(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation with the thought in the last message's content as its reasoning.
+
+    The thought is what ends with `END_OF_THOUGHT`. A content that is nothing else stays as it is.
+    """
+    *others, last = messages
+    thought, _, text = (last["content"] or "").rpartition(END_OF_THOUGHT)
+    if not thought or not text.strip():
+        return list(messages)
+    reasoning = thought.rpartition(BEGIN_OF_THOUGHT)[2].strip()
+    return [*others, last | dict.fromkeys(_REASONING, reasoning) | {"content": text.lstrip()}]
+
+
 def with_arguments(messages: Sequence[Message], *, are_texts: bool) -> list[Message]:
     """Return a conversation in which the arguments of calls are objects, or JSON texts.
 
@@ -327,6 +353,7 @@ _REWRITES: tuple[tuple[Feature, _Rewrite], ...] = (
     (Feature.SECOND_SYSTEM, _with_joined_systems),
     (Feature.LATER_SYSTEM, _with_later_systems_as_users),
     (Feature.SYSTEM, _with_system_in_user),
+    (Feature.EMPTY_ASSISTANT, _without_empty_assistants),
     (Feature.USERS, _with_joined_users),
     (Feature.ASSISTANTS, _with_joined_assistants),
     (Feature.USER_AFTER_RESULT, _with_answers_after_results),

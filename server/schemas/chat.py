@@ -12,6 +12,7 @@ from server.schemas.fields import (
     GenerationBody,
     Int,
     JsonObject,
+    ThinkingBudget,
     TokenLimit,
     field_error,
     joined_text,
@@ -43,10 +44,12 @@ Effort = Annotated[
 class Reasoning(Body):
     effort: Effort | None = None
     enabled: bool | None = None
+    max_tokens: ThinkingBudget = None
 
 
 class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: ThinkingBudget = None
 
 
 ThinkingSwitch = Annotated[
@@ -81,6 +84,10 @@ class ChatRequest(StructuredBody, GenerationBody):
     reasoning: Reasoning | None = None
     thinking: ThinkingSwitch | None = None
     enable_thinking: bool | None = None
+    # the most tokens of reasoning, in the words of Qwen, vLLM and llama.cpp
+    thinking_budget: ThinkingBudget = None
+    thinking_token_budget: ThinkingBudget = None
+    thinking_budget_tokens: ThinkingBudget = None
     prediction: Prediction | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
@@ -92,6 +99,8 @@ class ChatRequest(StructuredBody, GenerationBody):
     # known to OpenAI's clients, refused when set
     modalities: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None
     audio: JsonObject | None = None
+    # texts beside the messages, which templates of some servers show to the model
+    documents: Annotated[list[Any], Field(max_length=MAX_NAMES)] | None = None
 
     @model_validator(mode="after")
     def _check_fields_agree(self) -> Self:
@@ -153,6 +162,7 @@ class ChatRequest(StructuredBody, GenerationBody):
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> Self:
         refuse_if_set("audio", self.audio)
+        refuse_if_set("documents", self.documents)
         if self.modalities not in (None, [], ["text"]):
             refuse_if_set("modalities", self.modalities)
         return self
@@ -222,23 +232,53 @@ class ChatRequest(StructuredBody, GenerationBody):
         return found
 
     @property
+    def template_arguments(self) -> dict[str, Any]:
+        """Return the arguments with which the chat template is rendered."""
+        return self.reasoning_switches | (self.chat_template_kwargs or {})
+
+    @property
     def reasoning_switches(self) -> dict[str, Any]:
         """Return the arguments by which templates set reasoning; each family has its own switch."""
         nested = None if self.reasoning is None else self.reasoning.effort
         effort = self.reasoning_effort or nested
         thinks = self._thinks if effort is None else effort != "none"
-        switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
-        return switches if effort is None else switches | {"reasoning_effort": effort}
+        budget = self.thinking_limit
+        if budget == 0:
+            thinks = False
+        elif thinks is False:
+            budget = 0  # the switch of Seed-OSS, whose template tells the model its budget
+        switches: dict[str, Any] = {}
+        if thinks is not None:
+            switches |= {"enable_thinking": thinks, "thinking": thinks}
+        if effort is not None:
+            switches["reasoning_effort"] = effort
+        if budget is not None:
+            switches["thinking_budget"] = budget
+        return switches
 
     @property
     def _thinks(self) -> bool | None:
-        """Return whether the model should think, where a request says it without an effort."""
-        if isinstance(self.thinking, Thinking):
-            kind = self.thinking.type
-            return None if kind == "adaptive" else kind == "enabled"
+        """Return whether the model should think, where a request says it without an effort.
+
+        A budget alone asks for reasoning.
+        """
+        switch = self.thinking
+        if isinstance(switch, Thinking):
+            switch = None if switch.type == "adaptive" else switch.type == "enabled"
         enabled = None if self.reasoning is None else self.reasoning.enabled
-        given = (self.enable_thinking, self.thinking, enabled)
+        by_budget = None if self.thinking_limit is None else True
+        given = (switch, self.enable_thinking, enabled, by_budget)
         return next((value for value in given if value is not None), None)
+
+    @property
+    def thinking_limit(self) -> int | None:
+        """The most tokens of reasoning, the smallest if several are given; None for no limit."""
+        given = [self.thinking_budget, self.thinking_token_budget, self.thinking_budget_tokens]
+        if self.reasoning is not None:
+            given.append(self.reasoning.max_tokens)
+        if isinstance(self.thinking, Thinking):
+            given.append(self.thinking.budget_tokens)
+        return min((budget for budget in given if budget is not None), default=None)
 
     @property
     def token_limit(self) -> int | None:

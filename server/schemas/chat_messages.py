@@ -142,6 +142,11 @@ class AssistantMessage(Body):
         thoughts = [joined_text(p.thinking) for p in parts if isinstance(p, ThinkingPart)]
         return self.reasoning_content or self.reasoning or "".join(thoughts) or None
 
+    @property
+    def said(self) -> str:
+        """Return the text of the message: its content, and its refusal if it has one beside it."""
+        return "\n\n".join(filter(None, (joined_text(self.content), self.refusal)))
+
 
 class LeftOutPart(Body):
     """A part of a tool's result that is no text: a line says that it was left out."""

@@ -108,6 +108,14 @@ TokenLimit = Annotated[
 ]
 
 
+_BUDGET: list[dict[str, Any]] = [{"type": "integer", "minimum": 0}, {"const": -1}]
+ThinkingBudget = Annotated[
+    Annotated[Int, Field(ge=0)] | None,
+    BeforeValidator(none_if_minus_one),
+    WithJsonSchema({"anyOf": [*_BUDGET, {"type": "null"}]}),
+]
+
+
 def _given(value: object) -> object:
     if value is None:
         raise PydanticCustomError("int_type", "Input should be a valid integer")

@@ -20,7 +20,7 @@ from server.schemas.fields import (
 from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
-_RESULT_BLOCKS = ("text", "document", "search_result")
+_RESULT_BLOCKS = ("text", "document", "search_result", "tool_reference")
 
 
 class TextBlock(Body):
@@ -72,6 +72,17 @@ Text = Annotated[
 ]
 
 
+class ToolReferenceBlock(Body):
+    """A tool that a search for tools has found; from now on the request's `tools` has it."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+    @property
+    def text(self) -> str:
+        return f"\n[The tool {self.tool_name} can be called now.]\n"
+
+
 class LeftOutBlock(LeftOutPart):
     """A block of a tool's result that is no text: a line says that it was left out."""
 
@@ -85,6 +96,7 @@ def _kind_of_result(value: object) -> str:
 
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("text")]
+    | Annotated[ToolReferenceBlock, Tag("tool_reference")]
     | Annotated[ResultDocument, Tag("document")]
     | Annotated[SearchResult, Tag("search_result")]
     | Annotated[LeftOutBlock, Tag("other")],
@@ -215,7 +227,7 @@ class Thinking(Body):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[Int, Field(ge=1)] | None = None  # ignored: it cannot be enforced
+    budget_tokens: Annotated[Int, Field(ge=0)] | None = None
 
 
 class OutputFormat(Body):

@@ -1,5 +1,6 @@
 """The body of POST /v1/responses and of /v1/responses/input_tokens."""
 
+from collections.abc import Set
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -7,6 +8,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    ModelWrapValidatorHandler,
     Tag,
     WithJsonSchema,
     model_validator,
@@ -19,6 +21,7 @@ from server.schemas.fields import (
     GenerationBody,
     Int,
     JsonObject,
+    ThinkingBudget,
     TokenLimit,
     field_error,
     only_types,
@@ -107,64 +110,6 @@ class ReasoningItem(Body):
     content: Parts | None = None
 
 
-_ITEM_TYPES = (
-    "message",
-    "function_call",
-    "function_call_output",
-    "custom_tool_call",
-    "custom_tool_call_output",
-    "reasoning",
-)
-_NOT_HOSTED = {"type": "string", "not": {"enum": [*_ITEM_TYPES, "item_reference"]}}
-
-
-class HostedItem(Body):
-    """A call of a provider's own tool, or its result. What it says as text is kept."""
-
-    type: Annotated[str, WithJsonSchema(_NOT_HOSTED)]
-    output: Any = None
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if self.type == "item_reference":
-            message = "Nothing is stored, so no item can be referred to; send the item itself"
-            raise field_error("type", message, "unsupported_content")
-        return self
-
-
-def _kind_of_item(value: object) -> str:
-    """Return the kind of an item; without a type it is a call, which then lacks its type."""
-    kind = type_of(value) or "function_call"
-    return kind if kind in _ITEM_TYPES else "hosted"
-
-
-def _message_if_untyped(value: object) -> object:
-    """A message may leave its type out."""
-    if isinstance(value, dict) and value.get("type") is None and "role" in value:
-        return {**value, "type": "message"}
-    return value
-
-
-Item = Annotated[
-    Annotated[
-        Annotated[MessageItem, Tag("message")]
-        | Annotated[CallItem, Tag("function_call")]
-        | Annotated[CallOutputItem, Tag("function_call_output")]
-        | Annotated[CustomCallItem, Tag("custom_tool_call")]
-        | Annotated[CallOutputItem, Tag("custom_tool_call_output")]
-        | Annotated[ReasoningItem, Tag("reasoning")]
-        | Annotated[HostedItem, Tag("hosted")],
-        Discriminator(_kind_of_item),
-    ],
-    BeforeValidator(_message_if_untyped),
-]
-Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-Input = Annotated[
-    Annotated[str, Tag("text")] | Annotated[Items, Tag("items")],
-    Discriminator(lambda value: "items" if isinstance(value, list) else "text"),
-]
-
-
 class ResponseTool(Body):
     """A function the model may call."""
 
@@ -204,6 +149,94 @@ Tool = Annotated[
     | Annotated[HostedTool, Tag("hosted")],
     Discriminator(kind_of_tool),
 ]
+
+
+class ToolsItem(Body):
+    """An item with tools that are offered besides those of the request."""
+
+    type: Literal["additional_tools", "tool_search_output"]
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+
+
+_ITEM_TYPES = (
+    "message",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+    "reasoning",
+    "additional_tools",
+    "tool_search_output",
+)
+_NOT_HOSTED = {"type": "string", "not": {"enum": [*_ITEM_TYPES, "item_reference"]}}
+
+
+class HostedItem(Body):
+    """A call of a provider's own tool, or its result. What it says as text is kept."""
+
+    type: Annotated[str, WithJsonSchema(_NOT_HOSTED)]
+    output: Any = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.type == "item_reference":
+            message = "Nothing is stored, so no item can be referred to; send the item itself"
+            raise field_error("type", message, "unsupported_content")
+        return self
+
+
+def _kind_of_item(value: object) -> str:
+    """Return the kind of an item; without a type it is a call, which then lacks its type."""
+    kind = type_of(value) or "function_call"
+    return kind if kind in _ITEM_TYPES else "hosted"
+
+
+def _message_if_untyped(value: object) -> object:
+    """A message may leave its type out."""
+    if isinstance(value, dict) and value.get("type") is None and "role" in value:
+        return {**value, "type": "message"}
+    return value
+
+
+Item = Annotated[
+    Annotated[
+        Annotated[MessageItem, Tag("message")]
+        | Annotated[CallItem, Tag("function_call")]
+        | Annotated[CallOutputItem, Tag("function_call_output")]
+        | Annotated[CustomCallItem, Tag("custom_tool_call")]
+        | Annotated[CallOutputItem, Tag("custom_tool_call_output")]
+        | Annotated[ReasoningItem, Tag("reasoning")]
+        | Annotated[ToolsItem, Tag("additional_tools")]
+        | Annotated[ToolsItem, Tag("tool_search_output")]
+        | Annotated[HostedItem, Tag("hosted")],
+        Discriminator(_kind_of_item),
+    ],
+    BeforeValidator(_message_if_untyped),
+]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+Input = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Items, Tag("items")],
+    Discriminator(lambda value: "items" if isinstance(value, list) else "text"),
+]
+
+
+def _keys(tool: Tool) -> set[tuple[str | None, str]]:
+    """Return the namespace and name of each tool in `tool`."""
+    if isinstance(tool, NamespaceTool):
+        return {(tool.name, _name(inner)) for inner in tool.tools}
+    return {(None, _name(tool))}
+
+
+def _name(tool: ResponseTool | CustomTool | HostedTool) -> str:
+    return (tool.name or tool.type) if isinstance(tool, HostedTool) else tool.name
+
+
+def _without(tool: Tool, known: Set[tuple[str | None, str]]) -> Tool | None:
+    """Return what of `tool` is not in `known`; None if nothing is left."""
+    if isinstance(tool, NamespaceTool):
+        new = [inner for inner in tool.tools if (tool.name, _name(inner)) not in known]
+        return tool.model_copy(update={"tools": new}) if new else None
+    return None if _keys(tool) <= known else tool
 
 
 class FunctionChoice(Body):
@@ -272,6 +305,7 @@ class Reasoning(Body):
     """Options for the model's reasoning."""
 
     effort: str | None = None
+    max_tokens: ThinkingBudget = None  # an extension
 
 
 class ResponseRequest(GenerationBody):
@@ -298,6 +332,20 @@ class ResponseRequest(GenerationBody):
     conversation: str | JsonObject | None = None
     prompt: JsonObject | None = None
     background: bool | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _add_tools_of_items(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Add the tools of items to `tools`. One that is there already is not added again."""
+        body = handler(value)
+        tools = list(body.tools or ())
+        known = {key for tool in tools for key in _keys(tool)}
+        for item in () if isinstance(body.input, str) else body.input:
+            if isinstance(item, ToolsItem):
+                found = item.tools or ()
+                tools += filter(None, (_without(tool, known) for tool in found))
+                known.update(key for tool in found for key in _keys(tool))
+        return body.model_copy(update={"tools": tools}) if tools else body
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> Self:

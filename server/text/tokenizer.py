@@ -26,6 +26,7 @@ RESERVED_TEMPLATE_ARGUMENTS = frozenset(
         "chat_template",
         "continue_final_message",
         "conversation",
+        "conversations",
         "documents",
         "max_length",
         "messages",
@@ -90,7 +91,7 @@ class Tokenizer:
                 )
         except _TEMPLATE_ERRORS as error:
             raise TemplateRefusal(str(error) or type(error).__name__) from error
-        return text
+        return _without_lone_surrogates(text)
 
     def probed(self) -> TemplateSupport:
         """Return which features of conversations the chat template supports, found by trial."""
@@ -180,6 +181,19 @@ class Tokenizer:
         """
         begin: int | None = self.inner.bos_token_id
         return begin if begin is not None else next(iter(eos), None)
+
+
+def _without_lone_surrogates(text: str) -> str:
+    """Return a text with U+FFFD in place of lone surrogates, which no tokenizer takes.
+
+    JSON inside of a string, such as the arguments of a call, may have them: clients cut texts
+    within an emoji.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 # A template is a program by the model's author, so it may fail in any of these ways.

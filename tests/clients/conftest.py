@@ -1,4 +1,4 @@
-"""Fixtures of `make test-clients`: a server with the demo model."""
+"""Fixtures of `make test-clients`: a server with the demo model, and one with scripted models."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.clients.scripted.server import ScriptedServer, scripted_server
 from tests.demo_server import demo_server
 
 STORY = "Tell me a story."
@@ -18,8 +19,29 @@ def get_time(city: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve with the interpreter UNDERSTUDY_PYTHON of another environment; return the base URL."""
-    python = os.environ.get("UNDERSTUDY_PYTHON", sys.executable)
+def python() -> str:
+    """Return the interpreter of the servers, which have another environment than the tests."""
+    return os.environ.get("UNDERSTUDY_PYTHON", sys.executable)
+
+
+@pytest.fixture(scope="session")
+def url(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the demo model; return the base URL."""
     with demo_server(python, tmp_path_factory.mktemp("home")) as (_, url):
         yield url
+
+
+@pytest.fixture(scope="session")
+def scripted_session(
+    python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ScriptedServer]:
+    """Serve the scripted models and the demo models for all tests."""
+    with scripted_server(python, tmp_path_factory.mktemp("scripted")) as server:
+        yield server
+
+
+@pytest.fixture
+def scripted(scripted_session: ScriptedServer) -> ScriptedServer:
+    """Return the server with the scripted models, and no requests in its record."""
+    scripted_session.forget()
+    return scripted_session

@@ -9,8 +9,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/demo/README.md"),
     *("docs/api.md", "docs/architecture.md", "docs/extending.md", "docs/performance.md"),
-    *("docs/settings.md", "docs/troubleshooting.md"),
+    *("docs/settings.md", "docs/troubleshooting.md", "docs/clients.md"),
 )
+RUN_BY_CLIENTS = "docs/clients.md"  # its blocks need the programs that tests/clients installs
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,21 @@ def text_of(document: str) -> str:
 
 
 def blocks(*languages: str) -> list[Block]:
-    """Return the code blocks of all documents in these languages; without any, all blocks."""
+    """Return the code blocks in these languages; without any, all blocks.
+
+    Those of `RUN_BY_CLIENTS` are left out.
+    """
     return [
         block
         for document in DOCUMENTS
-        for block in _blocks_of(document)
+        if document != RUN_BY_CLIENTS
+        for block in blocks_of(document)
         if not languages or block.language in languages
     ]
 
 
-def _blocks_of(document: str) -> Iterator[Block]:
+def blocks_of(document: str) -> Iterator[Block]:
+    """Yield the code blocks of one document."""
     text = text_of(document)
     for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         yield Block(document, text.count("\n", 0, found.start()) + 1, found[1], found[2])

@@ -10,7 +10,7 @@ from unittest.mock import patch
 from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.messages import Failed, Generate, Speculation, Tokens
+from engine.messages import Failed, Generate, Speculation, ThinkingBudget, Tokens
 from engine.planning.plan import Plan, make_plan
 from engine.runtime.engine import Engine
 from engine.sampling.large_vocabularies.blocks import Matrix
@@ -139,7 +139,20 @@ def sampling(chance: random.Random) -> dict[str, Any]:
         params["logit_bias"] = ((7, 2.0), (11, -50.0))
     if chance.random() < 0.25:
         params["grammar"] = chance.choice(GRAMMARS)
+    if chance.random() < 0.25:
+        params["thinking"] = thinking(chance)
     return params
+
+
+def thinking(chance: random.Random) -> ThinkingBudget:
+    """Return a budget whose marks are `[` and `]`, the tokens 58 and 60 of the tiny checkpoints."""
+    return ThinkingBudget(
+        tokens=chance.choice([0, 1, 3, 9]),
+        begin=chance.choice(["", "", "["]),
+        end="]",
+        closings=((58, 60, 61), (60, 62)),
+        repeats=chance.random() < 0.5,
+    )
 
 
 def requests(chance: random.Random, what: Scene, plain: Engine) -> tuple[list[Generate], Answers]:

@@ -44,6 +44,7 @@ CHAT = {
     "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
     "parallel_tool_calls": False,
     "reasoning_effort": "low",
+    "thinking_budget": 8,
     "chat_template_kwargs": {"shout": "!"},
     "prediction": {"type": "content", "content": [{"type": "text", "text": "Hello"}]},
 }
@@ -76,7 +77,7 @@ RESPONSE = {
     "tools": [{"type": "function", **FUNCTION}],
     "tool_choice": {"type": "function", "name": "get_time"},
     "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}},
-    "reasoning": {"effort": "low"},
+    "reasoning": {"effort": "low", "max_tokens": 8},
     "max_output_tokens": 4,
     "top_logprobs": 1,
     "include": ["message.output_text.logprobs"],

@@ -231,6 +231,22 @@ def test_reasoning_is_separated_from_content_and_counted(client: openai.OpenAI) 
     assert not hasattr(quiet.choices[0].message, "reasoning_content")
 
 
+def test_the_demo_with_a_long_context_answers_the_same_without_a_draft(
+    client: openai.OpenAI,
+) -> None:
+    """A short prompt, and one that is longer than the context that the weights were made for."""
+    long: Any = [{"role": "user", "content": "Once there was a fox. " * 400}]
+    for messages in (STORY, long):
+        fields = {"model": "demo-64k", "temperature": 1, "seed": 4, "max_tokens": 24}
+        answer = ask(client, messages, **fields)
+        plain = ask(client, messages, **fields, extra_body={"speculation": {"method": "none"}})
+        assert text(answer) == text(plain) != ""
+        extra: Any = answer.model_extra
+        assert extra["timings"]["draft_n_accepted"] > 0
+    assert answer.usage is not None and answer.usage.prompt_tokens > 2048
+    assert text(ask(client, model="demo-64k")).startswith("Once")
+
+
 def test_a_stop_string_counts_in_the_content_only(client: openai.OpenAI) -> None:
     question = [{"role": "user", "content": "What is 58 + 27?"}]
     asked: Any = {"messages": question, "reasoning_effort": "low", "max_tokens": 96}

@@ -20,7 +20,8 @@ class DeepSeekReader(CallReader):
     """A parser of calls that begin with `BEGIN` and the name of the tool."""
 
     def _new_call(self, begin: str) -> CallText | None:
-        return HeadedCall(HEAD, END) if begin == BEGIN else None
+        is_unmarked = self._open == SECTION and re.match(r"[\w.-]", begin)  # models forget `BEGIN`
+        return HeadedCall(HEAD, END) if begin == BEGIN or is_unmarked else None
 
     def _leftovers(self) -> str:
         return "]}`"
@@ -33,7 +34,7 @@ def recognises(template: str) -> bool:
 
 def parser(tools: Tools, _before: str) -> DeepSeekReader:
     """Return a parser of one answer."""
-    return DeepSeekReader(tools, opens=[SECTION], starts=[BEGIN], closes=[END, SECTION_END])
+    return DeepSeekReader(tools, opens=[SECTION], starts=[BEGIN], silent=[END, SECTION_END])
 
 
 SYNTAX = CallSyntax(

@@ -22,8 +22,8 @@ ELEMENTS = Elements(
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template contains `<arg_key>`, the tag of an argument's name."""
-    return "<arg_key>" in template
+    """Return whether a chat template contains `<arg_key>`, but not Hunyuan's `<tool_sep`."""
+    return "<arg_key>" in template and "<tool_sep" not in template
 
 
 def parser(tools: Tools, _before: str) -> ElementsReader:

@@ -1,6 +1,7 @@
 """The format of Granite 3: an array after a tag, `<|tool_call|>[{"name": ..., "arguments": ...}]`.
 
-Reasoning is in `<think>` tags, and the answer after it in `<response>` tags.
+Reasoning is in `<think>` tags, and the answer after it in `<response>` tags; in Granite 3.2 each
+follows a sentence instead.
 """
 
 from collections.abc import Iterator
@@ -12,15 +13,20 @@ from engine.parsing.parser import Chain, Parser, Piece, markup
 from engine.parsing.thoughts import ThinkReader
 
 TAG = "<|tool_call|>"
+WORD, WORD_END = "<tool_call>", "</tool_call>"  # some of the models write the tag as plain text
 RESPONSE, RESPONSE_END = "<response>", "</response>"
-PAIRS = {"<think>": "</think>"}
+PAIRS = {
+    "<think>": "</think>",
+    "Here is my thought process:": "Here is my response:",  # Granite 3.2
+    "Here's my thought process:": "Here's my response:",
+}
 
 
 class GraniteReader(CallReader):
     """A parser of calls that also leaves out the tags around the answer (`<response>`)."""
 
     def __init__(self, tools: Tools) -> None:
-        super().__init__(tools, opens=[TAG], closes=[RESPONSE, RESPONSE_END])
+        super().__init__(tools, opens=[TAG, WORD], closes=[WORD_END, RESPONSE, RESPONSE_END])
         self._is_at_start = True
         self._in_response = False
 
@@ -48,9 +54,10 @@ def parser(tools: Tools, before: str) -> Parser:
     return Chain(ThinkReader(PAIRS, before), lambda: GraniteReader(tools))
 
 
-def thought(before: str, _template: str) -> Thought | None:
+def thought(before: str, template: str) -> Thought | None:
     """Return the marks around reasoning; None if `before` already ends with the closing mark."""
-    return thought_in(PAIRS, before, "<think>")
+    written = (opened for opened in PAIRS if opened in template)
+    return thought_in(PAIRS, before, next(written, "<think>"))
 
 
 SYNTAX = CallSyntax(

@@ -1,7 +1,8 @@
 """The format of gpt_oss: messages in channels, `<|channel|>analysis<|message|>...<|end|>`.
 
 The analysis channel is reasoning. The final channel is content, and so is a message to the user in
-the commentary channel. A message to `functions.NAME` is a call.
+the commentary channel. A message to `functions.NAME` is a call. One to anything else, such as the
+tools that the model was trained with, is a call if its body is an object, and reasoning if not.
 """
 
 import re
@@ -14,7 +15,8 @@ from engine.parsing.tags import Tags, is_mark
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
-RECIPIENT = re.compile(rf"to=functions\.({TOOL_NAME})")
+RECIPIENT = re.compile(rf"to=(?P<namespace>functions\.)?(?P<name>{TOOL_NAME})")
+READERS = ("user", "assistant", "all")  # recipients of messages that are no calls
 ANALYSIS = re.compile(r"<\|channel\|>\s*analysis")
 HEAD_BEGUN = re.compile(r"\s*(<\||(t|to|to=.*|assistant.*)?$)")
 LONGEST_HEAD = 256  # characters; a longer head is text of a model that does not use the format
@@ -31,6 +33,7 @@ class HarmonyReader(Reader):
         self._call: ArgumentsText | None = None
         self._called = ""  # the tool of a call that is not certain yet
         self._uncertain = ""  # head and body of that call
+        self._is_foreign = False  # whether its recipient is no function
 
     def _read(self, character: str) -> Iterator[Piece]:
         text, tag = self._tags.feed(character)
@@ -59,13 +62,18 @@ class HarmonyReader(Reader):
     def _open(self, head: str) -> Iterator[Piece]:
         """Begin the body of a message after its head, and yield the piece that covers the head."""
         recipient = RECIPIENT.search(head)
+        if recipient is not None and recipient["name"] in READERS:
+            recipient = None
         self._head = None
+        self._is_foreign = recipient is not None and not recipient["namespace"]
+        self._show = reasoning if ANALYSIS.search(head) or self._is_foreign else content
         if recipient is not None and self._tools:
-            self._call, self._uncertain = ArgumentsText(recipient[1], len(head)), head
-            self._called = recipient[1]
-            return
-        self._show = reasoning if ANALYSIS.search(head) else content
-        yield markup(head) if recipient is None else content(head)
+            self._called = recipient["name"]
+            self._call, self._uncertain = ArgumentsText(self._called, len(head)), head
+        elif recipient is None or self._is_foreign:
+            yield markup(head)
+        else:
+            yield content(head)
 
     def _read_call(self, call: ArgumentsText, character: str) -> Iterator[Piece]:
         if call.complete and character in BLANKS:
@@ -77,7 +85,7 @@ class HarmonyReader(Reader):
             pieces = call.feed(character)
         except NotACall:
             yield from self._leave_call(call)
-            yield content(character)
+            yield self._show(character)
             return
         self._uncertain += character
         if pieces:
@@ -88,8 +96,16 @@ class HarmonyReader(Reader):
         """Stop reading a call. Complete its arguments if it is certain, else show it as text."""
         uncertain, self._uncertain = self._uncertain, ""
         is_certain, self._called = not self._called, ""
-        yield from call.end() if is_certain else [content(uncertain)]
         self._call = None
+        if is_certain:
+            yield from call.end()
+            self._show = content
+        elif self._is_foreign:
+            head, message, body = uncertain.partition(MESSAGE)
+            yield from [markup(head + message), reasoning(body)]
+        else:
+            yield content(uncertain)
+            self._show = content
 
     def _close(self) -> Iterator[Piece]:
         """End a head or body. An empty body of a call means that the call has no arguments."""
@@ -131,7 +147,8 @@ def parser(tools: Tools, _before: str) -> HarmonyReader:
 
 def thought(_before: str, _template: str) -> Thought:
     """Return the marks around the analysis message of an answer."""
-    return Thought(f"{CHANNEL}analysis{MESSAGE}", f"{ENDS[0]}{START}assistant")
+    close = f"{ENDS[0]}{START}assistant"
+    return Thought(f"{CHANNEL}analysis{MESSAGE}", close, end=ENDS[0], repeats=True)
 
 
 SYNTAX = CallSyntax(

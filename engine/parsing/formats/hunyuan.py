@@ -12,61 +12,54 @@ from engine.parsing.parser import Chain, Parser
 from engine.parsing.thoughts import ThinkReader
 
 SUFFIX = ":opensource"
-
-
-def tag(name: str) -> str:
-    """Return the tag with this name and the suffix of all tags."""
-    return f"<{name}{SUFFIX}>"
-
-
-OPENS = (tag("tool_calls"), tag("tool_call"))
-CLOSES = (tag("/tool_calls"), tag("/tool_call"))
-ELEMENTS = Elements(
-    start=OPENS[1],
-    head_end=tag("tool_sep"),
-    end=CLOSES[1],
-    parameter=tag("arg_key"),
-    key_end=tag("arg_value"),
-    parameter_end=tag("/arg_value"),
-    key=re.compile(rf"\s*(?P<key>.*?)\s*{tag('/arg_key')}\s*", re.DOTALL),
-)
-PAIRS = {tag("think"): tag("/think")}
+SEPARATOR = "<tool_sep"  # the beginning of the tag after a tool's name
+NAMES = ("tool_calls", "tool_call", "tool_sep", "arg_key", "arg_value", "think")
 
 
 def recognises(template: str) -> bool:
     """Return whether a chat template contains both `:opensource` and `<tool_sep`."""
-    return SUFFIX in template and "<tool_sep" in template
+    return SUFFIX in template and SEPARATOR in template
 
 
-def parser(tools: Tools, before: str) -> Parser:
-    """Return a parser of one answer that continues `before`."""
-    return Chain(
-        ThinkReader(PAIRS, before),
-        lambda: ElementsReader(ELEMENTS, tools, opens=OPENS[:1], closes=CLOSES[:1]),
+def format_of(suffix: str) -> Format:
+    """Return the format whose tags have this suffix."""
+    tags = {slash + name: f"<{slash}{name}{suffix}>" for name in NAMES for slash in ("", "/")}
+    pairs = {tags["think"]: tags["/think"]}
+    elements = Elements(
+        start=tags["tool_call"],
+        head_end=tags["tool_sep"],
+        end=tags["/tool_call"],
+        parameter=tags["arg_key"],
+        key_end=tags["arg_value"],
+        parameter_end=tags["/arg_value"],
+        key=re.compile(rf"\s*(?P<key>.*?)\s*{tags['/arg_key']}\s*", re.DOTALL),
     )
+    opens, closes = (tags["tool_calls"],), (tags["/tool_calls"],)
+
+    def parser(tools: Tools, before: str) -> Parser:
+        return Chain(
+            ThinkReader(pairs, before),
+            lambda: ElementsReader(elements, tools, opens=opens, closes=closes),
+        )
+
+    def thought(before: str, _template: str) -> Thought | None:
+        return thought_in(pairs, before, tags["think"])
+
+    def parameter_begin(key: str, _kind: str) -> str:
+        return f"{tags['arg_key']}{key}{tags['/arg_key']}\n{tags['arg_value']}"
+
+    syntax = CallSyntax(
+        open=f"{tags['tool_calls']}\n",
+        begin=f"{tags['tool_call']}%s{tags['tool_sep']}\n",
+        end=f"{tags['/tool_call']}\n",
+        separator="",
+        close=tags["/tool_calls"],
+        trigger=tags["tool_calls"],
+        parameters=ParameterSyntax(parameter_begin, end=f"{tags['/arg_value']}\n"),
+        whole_begin='{"name": "%s", "arguments": ',
+        whole_end="}\n",
+    )
+    return Format(BOTH, recognises, parser, tuple(tags.values()), syntax, thought)
 
 
-def thought(before: str, _template: str) -> Thought | None:
-    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
-    return thought_in(PAIRS, before, tag("think"))
-
-
-def parameter_begin(key: str, _kind: str) -> str:
-    """Return the element with an argument's name, and the tag that opens its value."""
-    return f"{tag('arg_key')}{key}{tag('/arg_key')}\n{tag('arg_value')}"
-
-
-SYNTAX = CallSyntax(
-    open=f"{OPENS[0]}\n",
-    begin=f"{OPENS[1]}%s{tag('tool_sep')}\n",
-    end=f"{CLOSES[1]}\n",
-    separator="",
-    close=CLOSES[0],
-    trigger=OPENS[0],
-    parameters=ParameterSyntax(parameter_begin, end=f"{tag('/arg_value')}\n"),
-    whole_begin='{"name": "%s", "arguments": ',
-    whole_end="}\n",
-)
-NAMES = ("tool_calls", "tool_call", "tool_sep", "arg_key", "arg_value", "think")
-MARKS = tuple(tag(slash + name) for name in NAMES for slash in ("", "/"))
-FORMAT = Format(BOTH, recognises, parser, MARKS, SYNTAX, thought)
+FORMAT = format_of(SUFFIX)

@@ -30,7 +30,8 @@ def recognises(template: str) -> bool:
 
 def parser(tools: Tools, _before: str) -> KimiReader:
     """Return a parser of one answer."""
-    return KimiReader(tools, opens=[SECTION], starts=[BEGIN], closes=[END, SECTION_END])
+    silent = [ARGUMENTS, END, SECTION_END]
+    return KimiReader(tools, opens=[SECTION], starts=[BEGIN], silent=silent)
 
 
 SYNTAX = CallSyntax(

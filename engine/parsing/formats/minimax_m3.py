@@ -42,17 +42,22 @@ class Element:
             if not self.text.strip() and kinds in ({"object"}, {"array"}):
                 return "{}" if kinds == {"object"} else "[]"
             return typed(self.text, kinds)
-        if all(child.name == ITEM for child in self.children) and "object" not in kinds:
+        is_list = all(child.name == ITEM for child in self.children)
+        if is_list and ("array" in kinds or "object" not in kinds):
             items = schema.get("items")
             inner = items if isinstance(items, dict) else {}
             values = [child.written(inner, parameters) for child in self.children]
             return f"[{', '.join(values)}]"
-        members = [
-            f"{json.dumps(child.name, ensure_ascii=False)}: "
-            + child.written(parameter_schema(schema, child.name), parameters)
-            for child in self.children
-        ]
-        return f"{{{', '.join(members)}}}"
+        members: dict[str, list[str]] = {}
+        for child in self.children:
+            value = child.written(parameter_schema(schema, child.name), parameters)
+            members.setdefault(child.name, []).append(value)
+        written = (
+            f"{json.dumps(name, ensure_ascii=False)}: "
+            + (values[0] if len(values) == 1 else f"[{', '.join(values)}]")
+            for name, values in members.items()
+        )
+        return f"{{{', '.join(written)}}}"
 
 
 class MiniMaxCall:

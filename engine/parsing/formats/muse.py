@@ -13,6 +13,7 @@ from engine.parsing.parser import Chain, Parser, Piece, markup
 from engine.parsing.thoughts import ThinkReader
 
 OPEN, CLOSE = "<atem:function_calls>", "</atem:function_calls>"
+TO_USER = "to=user"
 START, MESSAGE, ENDS = "<|start|>assistant", "<|message|>", ("<|eom|>", "<|eot|>")
 ELEMENTS = Elements(
     start="<atem:invoke",
@@ -35,6 +36,7 @@ class MuseReader(ElementsReader):
         silent = (START, MESSAGE, *ENDS)
         super().__init__(ELEMENTS, tools, opens=(OPEN,), closes=(CLOSE,), silent=silent)
         self._head: str | None = ""  # what was read of a head; None outside of heads
+        self._is_final = False  # whether the message is to the user: it has no calls
 
     def _read_text(self, character: str) -> Iterator[Piece]:
         if self._head is None:
@@ -50,9 +52,13 @@ class MuseReader(ElementsReader):
         head, self._head = self._head, None
         if head is not None:
             yield markup(head)
+            self._is_final = head.strip() == TO_USER
         if tag == START:
             self._head = ""
-        yield from super()._read_tag(tag)
+        if self._is_final and tag in (OPEN, ELEMENTS.start, CLOSE):
+            yield from self._show(tag)
+        else:
+            yield from super()._read_tag(tag)
 
     def _end(self) -> Iterator[Piece]:
         head, self._head = self._head or "", None
@@ -73,7 +79,7 @@ def parser(tools: Tools, before: str) -> Parser:
 
 def thought(_before: str, _template: str) -> Thought:
     """Return the marks around the reasoning of an answer."""
-    return Thought(f" to=self{MESSAGE}", f"{ENDS[0]}{START}")
+    return Thought(f" to=self{MESSAGE}", f"{ENDS[0]}{START}", end=ENDS[0])
 
 
 def parameter_begin(key: str, _kind: str) -> str:
@@ -85,7 +91,7 @@ SYNTAX = CallSyntax(
     begin=f' to=%s{MESSAGE}{OPEN}\n<atem:invoke name="%s">\n',
     end=f"</atem:invoke>\n{CLOSE}",
     separator=f"{ENDS[0]}{START}",
-    text_begin=f" to=user{MESSAGE}",
+    text_begin=f" {TO_USER}{MESSAGE}",
     parameters=ParameterSyntax(parameter_begin, end="</atem:parameter>\n"),
     whole_begin=f' to=%s{MESSAGE}{OPEN}\n{{"name": "%s", "arguments": ',
     whole_end=f"}}\n{CLOSE}",

@@ -45,7 +45,7 @@ def parser(tools: Tools, before: str) -> Parser:
 
 def thought(_before: str, _template: str) -> Thought:
     """Return the marks around the reasoning of an answer."""
-    return Thought(THINK, f"{MESSAGE_END}{MESSAGE}")
+    return Thought(THINK, f"{MESSAGE_END}{MESSAGE}", end=MESSAGE_END)
 
 
 SYNTAX = CallSyntax(

@@ -15,8 +15,8 @@ PAIRS = {
 
 
 def recognises(template: str) -> bool:
-    """Return whether a chat template contains an opening tag of reasoning, such as `<think>`."""
-    return any(tag in template for tag in PAIRS)
+    """Return whether a chat template contains a tag of reasoning, such as `<think>`."""
+    return any(tag in template for pair in PAIRS.items() for tag in pair)
 
 
 def parser(_tools: Tools, before: str) -> ThinkReader:

@@ -225,7 +225,11 @@ class Grammar:
 
     def matches(self, path: Sequence[int]) -> bool:
         """Return True if a path may follow, whether or not the tokenizer would split it so."""
-        return self._matcher.validate_tokens(list(path)) == len(path)
+        return self.num_matching(path) == len(path)
+
+    def num_matching(self, path: Sequence[int]) -> int:
+        """Return how many tokens of a path may follow, from its first token on."""
+        return self._matcher.validate_tokens(list(path))
 
     def _raise_error(self) -> None:
         if self._matcher.is_error():

@@ -53,6 +53,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
+        "thinking_budget": _budget(body),
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
     if body.output_config is not None:
@@ -152,13 +153,18 @@ def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
             return choice.type
 
 
+def _budget(body: CountTokensRequest) -> int | None:
+    """Return the most tokens of reasoning; None for no limit, or if reasoning is turned off."""
+    thinking = body.thinking
+    return None if thinking is None or thinking.type == "disabled" else thinking.budget_tokens
+
+
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:
     """Return the template arguments that turn reasoning on or off in common chat templates.
 
     There are none for "adaptive", which leaves the choice to the template.
     """
-    kind = body.thinking.type if body.thinking is not None else None
-    if kind not in ("enabled", "disabled"):
+    if body.thinking is None or body.thinking.type not in ("enabled", "disabled"):
         return {}
-    is_enabled = kind == "enabled"
+    is_enabled = body.thinking.type == "enabled" and body.thinking.budget_tokens != 0
     return {"enable_thinking": is_enabled, "thinking": is_enabled}

@@ -1,6 +1,7 @@
 """The conversion of a chat's chunks to the events of the Responses API, without any I/O."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from server.doors.blocks import (
@@ -40,35 +41,55 @@ DELTAS = {  # kind of a block -> type of the events that append to it
 CUSTOM_DELTA = "response.custom_tool_call_input.delta"
 
 
+@dataclass(frozen=True)
+class Head:
+    """What identifies an answer: the random part of its ids, its time in seconds, its model."""
+
+    random_id: str
+    created: int
+    model: str
+
+
 class ResponseWriter:
     """A converter of one chat's chunks to events, in the order that OpenAI's clients expect.
 
     Args:
         request: the request, whose settings the answer repeats.
+        head: the properties of the answer that are known before its first chunk.
     """
 
-    def __init__(self, request: ResponseRequest) -> None:
+    def __init__(self, request: ResponseRequest, head: Head) -> None:
+        self._head = head
         self._settings = _settings(request)
         self._names = ToolNames(request.tools or ())
         self._blocks = BlockReader()
-        self._head: ChatChunk | None = None  # the first chunk, with the id, the time and the model
+        self._has_begun = False  # whether `response.created` was written
+        self._has_chunks = False
         self._next_number = 0  # the sequence number of the next event
 
     def write(self, chunk: ChatChunk) -> Iterator[Event]:
         """Yield the events of one chunk; the last event of a stream has the whole answer."""
-        if self._head is None:
-            self._head = chunk
-            yield self._event("response.created", response=self._response("in_progress"))
-            yield self._event("response.in_progress", response=self._response("in_progress"))
+        self._has_chunks = True
+        if not self._has_begun:
+            yield self._begin()
+            yield self._progress()
         for event in self._blocks.feed(chunk):
             yield from self._events(event)
         if self._blocks.usage is not None:
             response = self.whole()
             yield self._event(f"response.{response['status']}", response=response)
 
+    def keepalive(self, status: str) -> Event:
+        """Return an event that keeps a stream alive; `status` says what its request waits for.
+
+        Codex does not count comments, and OpenAI's clients refuse any event before the first one.
+        """
+        event = self._progress() if self._has_begun else self._begin()
+        return {**event, "status": status}
+
     def failure(self, error: ApiError) -> Event:
         """Return the event of a failed answer, or of a bare error if no chunk was written."""
-        if self._head is not None:
+        if self._has_chunks:
             code = "server_error" if error.status >= 500 else "invalid_prompt"
             failed = self._response("failed", {"code": code, "message": error.message})
             return self._event("response.failed", response=failed)
@@ -81,6 +102,13 @@ class ResponseWriter:
     def whole(self) -> Response:
         """Return the whole answer, with all blocks that were written."""
         return self._response("incomplete" if self._blocks.finish == "length" else "completed")
+
+    def _begin(self) -> Event:
+        self._has_begun = True
+        return self._event("response.created", response=self._response("in_progress"))
+
+    def _progress(self) -> Event:
+        return self._event("response.in_progress", response=self._response("in_progress"))
 
     def _event(self, kind: str, **fields: Any) -> Event:
         self._next_number += 1
@@ -177,28 +205,21 @@ class ResponseWriter:
 
     def _item_id(self, block: Block) -> str:
         prefix = CUSTOM_PREFIX if block.is_custom else PREFIXES[block.kind]
-        return f"{prefix}_{self._random_id}{block.index:02x}"
-
-    @property
-    def _random_id(self) -> str:
-        """Return the random part of the chat's id, which the log shows for this answer."""
-        assert self._head is not None, "nothing is written before the first chunk"
-        return self._head["id"].removeprefix("chatcmpl-")
+        return f"{prefix}_{self._head.random_id}{block.index:02x}"
 
     def _response(self, status: Status, error: ResponseError | None = None) -> Response:
-        assert self._head is not None, "nothing is written before the first chunk"
         blocks = () if status == "in_progress" else self._blocks.all
         usage = self._blocks.usage
         return {
-            "id": f"resp_{self._random_id}",
+            "id": f"resp_{self._head.random_id}",
             "object": "response",
-            "created_at": self._head["created"],
+            "created_at": self._head.created,
             "status": status,
             "error": error,
             "incomplete_details": {"reason": "max_output_tokens"}
             if status == "incomplete"
             else None,
-            "model": self._head["model"],
+            "model": self._head.model,
             "output": [self._item(block, _status(block)) for block in blocks],
             "usage": None if usage is None else _usage(usage),
             **self._settings,

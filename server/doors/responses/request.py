@@ -47,6 +47,7 @@ def chat_fields(body: ResponseRequest) -> dict[str, Any]:
         "tool_choice": _tool_choice(body.tool_choice),
         "response_format": None if text_format is None else _response_format(text_format),
         "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
+        "thinking_budget": body.reasoning.max_tokens if body.reasoning is not None else None,
         "max_completion_tokens": body.max_output_tokens,
         "logprobs": body.logprobs or None,
         "top_logprobs": body.top_logprobs if body.logprobs else None,

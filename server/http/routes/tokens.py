@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from server.chat.answer import note_left_out
 from server.chat.received import ChatSource, Received, read_chat
-from server.chat.token_calls import detokenized, rendered, tokenized
+from server.chat.token_calls import Known, detokenized, rendered, tokenized
 from server.http.api import Api
 from server.http.body import body_of
 from server.http.door import answer_of_model, count_input_tokens
@@ -35,9 +35,10 @@ async def tokenize(request: Request, received: Text) -> Response:
     """Tokenize a text, or the prompt of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
-        return await model.text.call_on_model(
+        known = await model.text.call_on_model(
             tokenized, received.raw, model.info, model.entry.parsers.tools
         )
+        return _noted(request, known)
 
     return await answer_of_model(request, received.body.model, work)
 
@@ -60,8 +61,7 @@ async def apply_template(request: Request, received: Chat) -> Response:
         known = await model.text.call_on_model(
             rendered, received.raw, read_chat, model.entry.parsers.tools
         )
-        note_left_out(request.state.request_id, measurement_of(request), known.left_out)
-        return known.result
+        return _noted(request, known)
 
     return await answer_of_model(request, received.body.model, work)
 
@@ -71,3 +71,9 @@ async def count_chat_tokens(request: Request, received: Chat) -> Response:
     """Count the tokens of a chat's prompt."""
     source = ChatSource(received.body, received.raw, read_chat)
     return await count_input_tokens(request, source)
+
+
+def _noted(request: Request, known: Known[bytes]) -> bytes:
+    """Return an answer, and report what of the request it leaves out."""
+    note_left_out(request.state.request_id, measurement_of(request), known.left_out)
+    return known.result

@@ -16,6 +16,7 @@ TOOLS: dict[str, dict[str, Any]] = {
             "b": {"type": "boolean"},
             "o": {"type": "object", "properties": {"y": {"type": "string"}}},
             "l": {"type": "array", "items": {"type": "string"}},
+            "a": {"anyOf": [{"type": "object"}, {"type": "array"}]},
             "z": {"type": "null"},
             "u": {"type": ["string", "null"]},
             "e": {"enum": ["1", 2]},

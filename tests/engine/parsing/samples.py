@@ -147,6 +147,16 @@ def _harmony(name: str, arguments: str) -> str:
     return f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}"
 
 
+_HUNYUAN = Sample(
+    "<tool_calls:opensource>\n<tool_call:opensource>look_up<tool_sep:opensource>\n"
+    f"{_joined(_HY)}</tool_call:opensource>\n<tool_call:opensource>now<tool_sep:opensource>\n"
+    "</tool_call:opensource>\n</tool_calls:opensource>",
+    "<tool_calls:opensource>\n<tool_call:opensource>look_up<tool_sep:opensource>\n"
+    + _HY.replace("KEY", "key").replace("VALUE", "tea")
+    + "</tool_call:opensource>\n</tool_calls:opensource>",
+    thought="<think:opensource>Hm.</think:opensource>",
+)
+
 SAMPLES: dict[str, Sample] = {
     "apertus": Sample(
         f'<|tools_prefix|>[{{"look_up": {JSON}}}, {{"now": {{}}}}]<|tools_suffix|>',
@@ -228,15 +238,8 @@ SAMPLES: dict[str, Sample] = {
         '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
         f"<tool_call>\n{_OBJECT}\n</tool_call>",
     ),
-    "hunyuan": Sample(
-        "<tool_calls:opensource>\n<tool_call:opensource>look_up<tool_sep:opensource>\n"
-        f"{_joined(_HY)}</tool_call:opensource>\n<tool_call:opensource>now<tool_sep:opensource>\n"
-        "</tool_call:opensource>\n</tool_calls:opensource>",
-        "<tool_calls:opensource>\n<tool_call:opensource>look_up<tool_sep:opensource>\n"
-        + _HY.replace("KEY", "key").replace("VALUE", "tea")
-        + "</tool_call:opensource>\n</tool_calls:opensource>",
-        thought="<think:opensource>Hm.</think:opensource>",
-    ),
+    "hunyuan": _HUNYUAN,
+    "hunyuan_plain": Sample(*(text.replace(":opensource", "") for text in _HUNYUAN)),
     "kimi_k2": Sample(
         _kimi("look_up", 0, JSON).join((_SECTION[0], "")) + _kimi("now", 1, "{}") + _SECTION[1],
         f"{_SECTION[0]}{_kimi('look_up', 0, KEY)}{_SECTION[1]}",

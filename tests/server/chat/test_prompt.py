@@ -47,13 +47,13 @@ async def test_refusals_and_old_function_calls_are_rendered(
 ) -> None:
     refusal = [{"type": "text", "text": "I am sorry. "}, {"type": "refusal", "refusal": "No."}]
     messages: list[dict[str, Any]] = [
-        {"role": "assistant", "content": refusal},
+        {"role": "assistant", "content": refusal, "refusal": "Never."},
         {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "function", "name": "f", "content": "7"},
     ]
     assert (await chat(client, messages=messages)).status_code == 200
     assert rendered(engines) == (
-        "<turn>assistant:I am sorry. No.<eos>"
+        "<turn>assistant:I am sorry. No.\n\nNever.<eos>"
         '<turn>assistant:<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><eos>'
         "<turn>user:<tool_response>\n7\n</tool_response><eos><turn>assistant:"
     )
@@ -85,6 +85,21 @@ async def test_continuing_excludes_a_generation_prompt(client: httpx.AsyncClient
         400,
     )
     assert error["param"] == "add_generation_prompt"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "tokenize", "apply-template"])
+async def test_half_an_emoji_in_arguments_is_replaced(client: httpx.AsyncClient, path: str) -> None:
+    """The JSON of a body cannot have it, but the JSON text of the arguments can."""
+    arguments = '{"key": "ab\\ud83d", "\\udc00": "\\ud83d\\ude00"}'
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+    ]
+    answer = await client.post(f"/v1/{path}", json={"messages": messages})
+    assert answer.status_code == 200, answer.text
+    if path == "apply-template":
+        assert '{"key": "ab\ufffd", "\ufffd": "\U0001f600"}' in answer.json()["prompt"]
 
 
 async def test_an_error_of_the_template_is_a_400_in_our_words(make_app: MakeApp) -> None:

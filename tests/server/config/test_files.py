@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from engine.messages import ModelInfo
-from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
+from engine.spec import DraftSpec, MemorySpec, RopeSpec, StreamSpec, TargetSpec
 from engine.weights.generation_config import RANGES
 from server.config.files import ConfigError, packaged_folder, parse_size, search_path
 from server.config.model_file import ParsersSection, SamplingSection
@@ -171,7 +171,11 @@ def test_the_smallest_file_leaves_all_to_the_plan(write: Write) -> None:
 
 def test_a_full_file(write: Write) -> None:
     text = """
-target: {source: Qwen/Qwen2.5-7B-Instruct, revision: main, dtype: bfloat16}
+target:
+  source: Qwen/Qwen2.5-7B-Instruct
+  revision: main
+  dtype: bfloat16
+  rope: {factor: 4, original: 4096}
 draft:  {method: subspec, bits: 4, depth: 48, width: 6}
 device: cuda:0
 memory: {device: 8GiB, ram: 24GiB, cache: 200GiB}
@@ -185,7 +189,7 @@ audit: 0.01
 """
     entry = read(write("models/qwen2.5-7b.yaml", text))
     spec = entry.spec
-    assert spec.target.dtype == "bfloat16"
+    assert (spec.target.dtype, spec.target.rope) == ("bfloat16", RopeSpec(4.0, 4096))
     assert spec.draft == DraftSpec(method="subspec", depth=48, width=6)
     assert spec.memory == MemorySpec(8 * 2**30, 24 * 2**30, 200 * 2**30)
     assert spec.stream == StreamSpec(slots=3)
@@ -201,6 +205,9 @@ audit: 0.01
         ("draft: {method: none}", ["target", "required"]),
         ("target: {}", ["target.source", "required"]),
         ("target: {source: a/b, sauce: 1}", ["target.sauce", "unknown key", "source"]),
+        ("target: {source: a/b, rope: {factor: 0.5}}", ["target.rope.factor", "0.5"]),
+        ("target: {source: a/b, rope: {original: 2048}}", ["target.rope", "`factor`"]),
+        ("target: {source: a/b, rope: {type: yarn}}", ["target.rope.type", "factor, original"]),
         ("target: {source: a/b}\ndraft: {method: magic}", ["draft.method", "specexec", "magic"]),
         ("target: {source: a/b}\ndraft: {method: specexec}", ["draft", "needs `source`"]),
         ("target: {source: a/b}\ndraft: {method: ngram, source: c/d}", ["draft", "specexec only"]),
@@ -341,7 +348,7 @@ def test_a_chats_answer_is_limited_unless_the_file_lifts_the_limit(write: Write)
 
 
 def test_the_packaged_models_are_valid_and_demo_is_one() -> None:
-    assert {"demo", "demo-specexec", "demo-plain"} <= {
+    assert {"demo", "demo-64k", "demo-specexec", "demo-plain"} <= {
         e.id for e in read_entries([packaged_folder()])
     }
 

@@ -124,6 +124,14 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         [U, CALL, R, U, A],
         '<user>hi<assistant>[look_up {"k": "v"}]<tool>got\n\nhi<assistant>yes',
     ),
+    "empty answers": (
+        refuses(
+            "m.role == 'assistant' and not m.content and not m.tool_calls"
+            " or m.role == 'user' and not loop.first and loop.previtem.role == 'user'"
+        ),
+        [U, assistant(""), user("there"), A, assistant(None), CALL, R],
+        '<user>hi\n\nthere<assistant>yes<assistant>[look_up {"k": "v"}]<tool>got',
+    ),
     "a user first": (
         refuses(f"{FIRST_ROLE} == 'assistant'"),
         [A, U],
@@ -337,6 +345,24 @@ def test_a_continued_answer_stays_the_last_text() -> None:
         messages = [S, U, U, assistant("Once upon")]
         prompt = rendered(chat_template, messages=messages, continue_final_message=True)
         assert prompt.endswith("<assistant>Once upon")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("{{ m.content }}", "<think>\nhm\n</think>\n\nOnce upon"),
+        ("{{ m.content.split('</think>')[-1] | trim }}", "Once upon"),
+        (
+            "{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}"
+            "{{ m.content.split('</think>')[-1] | trim }}",
+            "[hm]Once upon",
+        ),
+    ],
+)
+def test_an_answer_with_a_thought_in_its_text_is_continued(said: str, expected: str) -> None:
+    messages = [U, assistant("<think>\nhm\n</think>\n\nOnce upon")]
+    prompt = rendered(template(said=said), messages=messages)
+    assert prompt == "hi" + expected
 
 
 def test_the_probe_finds_what_a_template_takes() -> None:

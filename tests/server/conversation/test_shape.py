@@ -1,16 +1,21 @@
 """Tests of rewritten conversations: no text is lost, whatever a template does not take."""
 
+import html
+import json
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from engine.parsing.formats import hermes
 from server.conversation.features import Feature, Message
-from server.conversation.presence import MOST_RESCANS, is_whole, marked
+from server.conversation.presence import MOST_SCANS, is_whole, marked
 from server.conversation.shape import shaped
 
 ROLES = st.sampled_from(["system", "user", "assistant", "call", "calls", "tool"])
 SYNTAX = hermes.SYNTAX
+WRITERS: list[Callable[[str], str]] = [str, json.dumps, html.escape]
 
 
 def message(role: str, number: int) -> Message:
@@ -56,10 +61,45 @@ def test_texts_are_found_in_the_order_of_their_role() -> None:
     assert is_whole(marked(messages), None, str(marked(messages)))
 
 
+class ReadPrompt(str):
+    """A prompt that counts the characters that searches read."""
+
+    num_read = 0
+
+    def find(self, text: str, start: int = 0) -> int:  # type: ignore[override]  # as it is called
+        found = super().find(text, start)
+        self.num_read += (len(self) if found < 0 else found) - start
+        return found
+
+
+def texts_of(number: int) -> Message:
+    text = f'<{number}>\n"{number}é"'
+    function = {"name": f"write{number}", "arguments": {"path": "a", "text": text}}
+    return {"role": "assistant", "content": text, "tool_calls": [{"function": function}]}
+
+
+@pytest.mark.parametrize("content", WRITERS, ids=lambda writer: writer.__name__)
+@pytest.mark.parametrize("argument", WRITERS, ids=lambda writer: writer.__name__)
+def test_the_search_reads_a_prompt_a_few_times(
+    content: Callable[[str], str], argument: Callable[[str], str]
+) -> None:
+    """However many texts are escaped: else long conversations would take time squared."""
+    messages = [texts_of(number) for number in range(400)]
+    written = [
+        f"{content(m['content'])}write{i} a {argument(m['content'])}"
+        for i, m in enumerate(messages)
+    ]
+    prompt = ReadPrompt("".join(written))
+    assert is_whole(messages, None, prompt)
+    assert prompt.num_read < 8 * len(prompt)
+
+
 def test_the_search_gives_up_on_a_prompt_in_disorder() -> None:
     """Else a long conversation would be searched as often as it has messages."""
     messages: list[Message] = [{"role": "user", "content": f"<{i}>"} for i in range(1000)]
     texts = [m["content"] for m in messages]
     assert is_whole(messages, None, "".join(texts))
-    assert is_whole(messages[:MOST_RESCANS], None, "".join(reversed(texts)))
-    assert not is_whole(messages, None, "".join(reversed(texts)))
+    assert is_whole(messages[:MOST_SCANS], None, "".join(reversed(texts)))
+    prompt = ReadPrompt("".join(reversed(texts)))
+    assert not is_whole(messages, None, prompt)
+    assert prompt.num_read < 4 * MOST_SCANS * len(prompt)

@@ -8,7 +8,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from server.doors.messages.events import MessageWriter
-from server.doors.responses.events import ResponseWriter
+from server.doors.responses.events import Head, ResponseWriter
 from server.doors.translation import Event, Writer
 from server.errors import ApiError
 from server.schemas.answers import ChatChunk
@@ -27,7 +27,31 @@ def write(writer: Writer, chunks: list[ChatChunk]) -> list[Event]:
 
 
 def responses(**fields: Any) -> ResponseWriter:
-    return ResponseWriter(check_object(ResponseRequest, {"input": "hi", **fields}))
+    request = check_object(ResponseRequest, {"input": "hi", **fields})
+    return ResponseWriter(request, Head("1", 2, "main"))
+
+
+def test_a_response_that_waits_begins_once_and_repeats_that_it_is_in_progress() -> None:
+    writer = responses()
+    events = [writer.keepalive("queued"), writer.keepalive("prompt 1 of 2")]
+    events += write(writer, CUT)
+    assert [event["type"].removeprefix("response.") for event in events[:3]] == [
+        "created",
+        "in_progress",
+        "output_item.added",
+    ]
+    assert [event.get("status") for event in events[:3]] == ["queued", "prompt 1 of 2", None]
+    assert [event["sequence_number"] for event in events] == [*range(len(events))]
+    for event in events:
+        RESPONSE_EVENT.validate_python(event)
+
+
+def test_a_response_that_only_waited_fails_with_a_bare_error() -> None:
+    writer = responses()
+    writer.keepalive("queued")
+    assert writer.failure(GONE)["type"] == "error"
+    write(writer, CUT)
+    assert writer.failure(GONE)["type"] == "response.failed"
 
 
 def test_a_response_has_its_events_in_openais_order() -> None:

@@ -253,8 +253,19 @@ def test_turns_of_the_messages_api_become_messages(
         ),
         (
             {"thinking": {"type": "enabled", "budget_tokens": 1024}},
-            {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}},
+            {
+                "chat_template_kwargs": {"enable_thinking": True, "thinking": True},
+                "thinking_budget": 1024,
+            },
         ),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 0}},
+            {
+                "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+                "thinking_budget": 0,
+            },
+        ),
+        ({"thinking": {"type": "disabled", "budget_tokens": 9}}, {"thinking_budget": None}),
         (
             {"thinking": {"type": "disabled"}},
             {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},

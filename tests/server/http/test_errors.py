@@ -87,7 +87,13 @@ USER = {"role": "user", "content": "hi"}
         ({"prediction": [None]}, "prediction", "invalid_type"),
         ({"provenance": "yes"}, "provenance", "invalid_type"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
+        ({"documents": [{"text": "t"}]}, "documents", "unsupported_parameter"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize", None),
+        (
+            {"chat_template_kwargs": {"conversations": []}},
+            "chat_template_kwargs.conversations",
+            None,
+        ),
         ({"continue_final_message": True}, "continue_final_message", "invalid_value"),
         ({"model": 5}, "model", "invalid_type"),
     ],

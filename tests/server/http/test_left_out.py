@@ -151,6 +151,32 @@ def items(*more: dict[str, Any]) -> dict[str, Any]:
             LINE,
         ),
         (
+            "/v1/responses",
+            items({"type": "additional_tools", "role": "developer", "tools": [RESPONSE_TOOL]}),
+            None,
+            "look_up",
+        ),
+        (
+            "/v1/responses",
+            items(
+                {"type": "tool_search_output", "call_id": None}
+                | {"tools": [{"type": "namespace", "name": "n", "tools": [RESPONSE_TOOL]}]}
+            )
+            | {"tools": [PATCH, {"type": "tool_search", "execution": "client"}]},
+            "tools[1] tool_search",
+            "look_up",
+        ),
+        (
+            "/v1/responses",
+            items(
+                {"type": "tool_search_output", "tools": None},
+                {"type": "additional_tools", "tools": [{"type": "web_search"}, {"type": "mcp"}]},
+            )
+            | {"tools": [RESPONSE_TOOL, {"type": "mcp"}]},
+            "tools[1] mcp, tools[2] web_search",
+            "look_up",
+        ),
+        (
             "/v1/messages",
             {"tools": [MESSAGE_TOOL, {"type": "web_search_20250305", "name": "web_search"}]},
             "tools[1] web_search_20250305",
@@ -161,6 +187,12 @@ def items(*more: dict[str, Any]) -> dict[str, Any]:
             result_in_messages({"type": "text", "text": "seen"}, IMAGE),
             "image in a tool result",
             LINE,
+        ),
+        (
+            "/v1/messages",
+            result_in_messages({"type": "tool_reference", "tool_name": "look_up"}),
+            None,
+            "[The tool look_up can be called now.]",
         ),
         (
             "/v1/messages",
@@ -219,6 +251,7 @@ async def test_what_cannot_be_run_is_left_out_and_named(
         ("/v1/responses/input_tokens", [RESPONSE_TOOL, {"type": "web_search"}]),
         ("/v1/chat/completions/input_tokens", [CHAT_TOOL, {"type": "web_search"}]),
         ("/v1/apply-template", [CHAT_TOOL, {"type": "web_search"}]),
+        ("/v1/tokenize", [CHAT_TOOL, {"type": "web_search"}]),
     ],
 )
 async def test_counts_leave_out_the_same(
@@ -314,6 +347,22 @@ async def test_a_custom_tool_is_answered_with_its_text(
     assert [e["input"] for e in seen if e["type"] == f"{kind}.done"] == [TEXT]
     last = seen[-1]["response"]["output"]
     assert [(i["name"], i["input"]) for i in last] == [("apply_patch", TEXT)]
+
+
+@pytest.mark.parametrize("size", [1, 70_000])
+async def test_the_tools_of_items_are_offered_besides_the_others(
+    client: httpx.AsyncClient, engines: FakeEngines, size: int
+) -> None:
+    engines.script.answers = lambda choice: (*ids_of(PATCH_CALL), EOS)
+    namespace = {"type": "namespace", "name": "n", "tools": [PATCH, RESPONSE_TOOL]}
+    item = {"type": "additional_tools", "tools": [RESPONSE_TOOL, namespace]}
+    fields = {"tools": [RESPONSE_TOOL], "metadata": {"m": "x" * size}}
+    body = body_of("/v1/responses", **items(item, item), **fields)
+    answer = (await client.post("/v1/responses", json=body)).json()
+    assert [tool["name"] for tool in answer["tools"]] == ["look_up", "n"]
+    (call,) = answer["output"]
+    assert (call["type"], call["namespace"], call["input"]) == ("custom_tool_call", "n", TEXT)
+    assert prompt_of(engines).count('"apply_patch"') == 1
 
 
 async def test_a_custom_tool_of_a_chat_is_answered_with_its_text(

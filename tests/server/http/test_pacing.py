@@ -109,6 +109,22 @@ async def test_anthropics_client_skips_pings(make_app: MakeApp, engines: FakeEng
     assert [block.type for block in message.content] == ["text"]
 
 
+async def test_openais_client_skips_events_of_a_response_that_waits(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.queue = asyncio.Event()
+    async with (
+        serving(make_app(**QUICK)) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        client.responses.stream(model="main", input="hi") as stream,
+    ):
+        seen = [(await anext(stream)).type for _ in range(3)]
+        engines.script.queue.set()
+        response = await stream.get_final_response()
+    assert seen == ["response.created", "response.in_progress", "response.in_progress"]
+    assert response.output_text == "Hello there."
+
+
 async def test_a_stream_waits_for_another_models_requests(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:

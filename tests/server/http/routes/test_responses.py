@@ -196,7 +196,7 @@ async def test_the_official_client_raises_for_a_failure_before_the_answer(
         stream = await client.responses.create(model="main", input="hi", stream=True)
         engines.script.gate.set()
         with pytest.raises(openai.APIError, match="gone"):
-            await anext(aiter(stream))
+            [event async for event in stream]
 
 
 async def test_the_count_equals_the_tokens_of_the_prompt(
