@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from engine.cache_files import cache_root, replace_file
 from engine.errors import EngineError, ModelError, printable
 from engine.files import exists, read_object
 from engine.kv.page_pool import PagePool
@@ -30,9 +31,7 @@ from engine.model.reduced import reduce_depth, reduce_width
 from engine.model.reference import Reference
 from engine.model.segment import Segment
 from engine.spec import TILE
-from engine.streaming.cache_files import replace_file
 from engine.streaming.device import choose_device
-from engine.streaming.packed_cache import cache_root
 from engine.streaming.ring import OnWait
 from engine.weights.family import kv_shape, make_config, text_config, text_key
 from engine.weights.outline import unit_modules

@@ -13,12 +13,12 @@ from engine.model.library import build_of_folder
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
+from engine.weights.checkpoints import num_layers
 from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
 from engine.weights.precision import computed_dtype
-from engine.weights.safetensors import num_layers
 from engine.weights.shards import has_weights
 from engine.weights.stored_format import plan_packed
 from engine.weights.units import CheckpointUnits

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import ModelError, shown
 from engine.files import read_object
@@ -11,6 +11,7 @@ from engine.library_call import library_call
 from engine.text import check
 from engine.text.tokenizer_files import CONFIG_FILE, FAST_FILE, private_copy
 from engine.weights.config_file import CONFIG_NAME
+from engine.weights.shards import has_link
 
 SAMPLE = "Hello there, 123"
 
@@ -39,7 +40,10 @@ def _load(folder: Path, files: Path) -> Any:
                 "Copy it from the model that this one was made of"
             )
         with library_call(f"{folder}: {CONFIG_FILE} or {FAST_FILE}"):
-            tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
+            # AutoTokenizer replaces the split and the normalizer of some families. The files of a
+            # GGUF model are made for the class that uses them as they are.
+            library: Any = PreTrainedTokenizerFast if has_link(folder) else AutoTokenizer
+            tokenizer = library.from_pretrained(files, trust_remote_code=False)
             if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
                 backend.encode(SAMPLE)  # fails if the vocabulary lacks its own unknown token
             return tokenizer

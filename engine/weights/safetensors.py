@@ -7,7 +7,6 @@ directly into the memory of units.
 
 import math
 import os
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -137,14 +136,6 @@ class Checkpoint:
                     "checkpoint again"
                 )
         return tensors
-
-
-def num_layers(folder: Path) -> int:
-    """Return the number of layers of a checkpoint: of different first numbers in tensor names."""
-    checkpoint = Checkpoint(folder)
-    checkpoint.close()
-    numbers = (re.search(r"\.(\d+)\.", name) for name in checkpoint.tensors)
-    return len({number[1] for number in numbers if number is not None})
 
 
 class StoredRows:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from engine.cache_files import cache_root
 from engine.errors import ModelError
 from engine.model import attention, guard
 from engine.model.guard import FOLDER, check_decoder, small_values
 from engine.model.reduced import reduce_depth, reduce_width
-from engine.streaming.packed_cache import cache_root
 from tests.engine.checkpoints import tiny_config
 
 WHERE = Path("config.json")
