@@ -71,7 +71,7 @@ class TargetFiles(Blueprint):
         """Log what the user may not expect: an untested family, expanded parts, another type."""
         if self.config.model_type not in TESTED:
             log.warning("Model family %s is not among the tested ones", self.config.model_type)
-        expanded, stored_type = expanded_tensors(self.config), stored_dtype(self.folder)
+        expanded, stored_type = expanded_tensors(self.whole_config), stored_dtype(self.folder)
         if expanded:
             total = sum(layout.nbytes for layout in self.units.layouts)
             text = "%s: %s are expanded when read, %.1f GB in all"
@@ -95,7 +95,8 @@ class TargetFiles(Blueprint):
         """
         path, ids = self.folder / GENERATION_CONFIG, self.generation.eos_token_id
         if ids is None:
-            path, ids = self.folder / CONFIG_NAME, self.config.eos_token_id
+            path, ids = self.folder / CONFIG_NAME, getattr(self.whole_config, "eos_token_id", None)
+            ids = self.config.eos_token_id if ids is None else ids
         found = token_ids(path, "eos_token_id", ids, self.vocab_size)
         path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
         return found | token_ids(path, "eos_token", own, self.vocab_size)
@@ -148,7 +149,7 @@ class TargetFiles(Blueprint):
         numerics: Numerics = "strict" if self.strict else "fast"
         rope = dataclasses.astuple(self.spec.target.rope)
         parts = [self.identity, self._text, numerics, rope, __version__]
-        expanded = expanded_tensors(self.config)
+        expanded = expanded_tensors(self.whole_config)
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,
