@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
 
 from engine.errors import ModelError
 from engine.weights.layout import TensorSpec
+from engine.weights.outline import decoder_prefix
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Expert, Source, merge_sources, plain_source
 from engine.weights.stored_format import (
@@ -53,6 +54,8 @@ def find_sources(
     for stored_name, source in _stored_sources(model, checkpoint):
         target, pattern = names.translate(stored_name)
         file = source.parts[0].file
+        if not names.is_served(target):
+            continue
         if target not in wanted:
             if not _is_zero_bias(stored_name, source):
                 unexpected[stored_name] = file
@@ -101,7 +104,12 @@ class _Names:
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self.by_pattern = {p: c for c in self._converters for p in c.source_patterns}
         self._prefix = model.base_model_prefix
+        self._decoder = decoder_prefix(model)
         self._state = model.state_dict()
+
+    def is_served(self, name: str) -> bool:
+        """Return whether a name of the model is of its language part, not of a vision tower."""
+        return name.startswith(self._decoder) or name in self._state
 
     def translate(self, stored: str) -> tuple[str, str | None]:
         """Return the model's name of a stored tensor, and the matching converter's pattern."""

@@ -98,6 +98,20 @@ def stored_format(config: Any) -> StoredFormat | None:
     raise unsupported(quantization, quantization.get("fmt"))
 
 
+def expanded_tensors(config: Any) -> str:
+    """Return which tensors are expanded when they are read, for messages; "" if none are.
+
+    A quantization_config that lists the `types` of its packed tensors may list none.
+    """
+    found = stored_format(config)
+    if found is None or not found.expanded:
+        return ""
+    types = _quantization(config).get("types")
+    if types is None:
+        return found.expanded
+    return f"{found.expanded} ({types})" if types else ""
+
+
 def find_stored(config: Any, checkpoint: Checkpoint) -> dict[str, Source]:
     """Return the sources of the tensors that the checkpoint does not store as plain tensors."""
     found = stored_format(config)

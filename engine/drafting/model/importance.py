@@ -30,7 +30,7 @@ LONGEST_START = 128  # tokens of a chat's start that are used, the last ones
 _SEED = 0
 _INFINITE = "the 4-bit copies compute infinite numbers"
 
-Linears = Sequence[Mapping[str, nn.Module]]  # the linear layers of each unit, by their weights' names
+Linears = Sequence[Mapping[str, nn.Module]]  # the layers of each unit, by their weights' names
 Measured = Sequence[Mapping[str, Tensor]]  # the importance [in] of each of them
 
 

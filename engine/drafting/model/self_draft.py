@@ -46,6 +46,7 @@ from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens
 from engine.weights.formats.linear import Kernel, best_kernel
 from engine.weights.layout import UnitReader
+from engine.weights.outline import decoder_layers
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,10 @@ class SelfDraft:
         units = range(len(target.reader.layouts))
         shared = [index for index in units if shares and stream.is_resident(index)]
         parts = _Parts(context, target, shared)
-        decoder = parts.decoder(None) if len(shared) == len(units) else parts.substituted_decoder()
+        if len(shared) == len(units):
+            decoder, _ = parts.decoder(None)
+        else:
+            decoder = parts.substituted_decoder()
         caches, capture = SharedCache(target.cache), context.device.capture()
         return DraftModel(
             context.method, decoder, caches, context.bounds, context.vocab_size, capture
@@ -83,8 +87,10 @@ class _Parts:
         self._modules = _modules(self._model())  # for their shapes: they get no weights
         self._paths = [linear_paths(module) for module in self._modules]
 
-    def decoder(self, substitutes: UnitReader | None) -> Decoder:
+    def decoder(self, substitutes: UnitReader | None) -> tuple[Decoder, list[nn.Module]]:
         """Return a decoder of the shared units and, for all others, of `substitutes`.
+
+        Return the modules of its units too.
 
         `substitutes` may be None if all units are shared.
         """
@@ -103,7 +109,8 @@ class _Parts:
                     warm_up_products(modules[index])
                 context.progress("loading the substitutes", index + 1, len(modules))
         model.set_output_embeddings(modules[-1])
-        return Decoder(model, BoundWeights(), self._target.tensors, device=device, strict=False)
+        tensors = self._target.tensors
+        return Decoder(model, BoundWeights(), tensors, device=device, strict=False), modules
 
     def substituted_decoder(self) -> Decoder:
         """Return a decoder with substitutes. They are made first if the cache has none."""
@@ -124,7 +131,7 @@ class _Parts:
             )
             stack.enter_context(closing(units))
             _free_unused()  # the memory that quantizing took on a first start: loading needs it
-            decoder = self.decoder(units)
+            decoder, _ = self.decoder(units)
         give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
         return decoder
 
@@ -156,8 +163,7 @@ class _Parts:
         start = [own for own in start_tokens(context.tokenizer) if own < context.vocab_size]
         if not start:
             raise ModelError("the tokenizer has no token with which a text begins")
-        decoder = self.decoder(self._units(kernel, None))
-        modules = [*(layer.inner for layer in decoder.decoder.layers), decoder.output]
+        decoder, modules = self.decoder(self._units(kernel, None))
         measured = measure_importance(
             decoder, self._target.cache, self._linears(modules), start, context.progress
         )
@@ -206,7 +212,7 @@ class _Parts:
 
 def _modules(model: Any) -> list[nn.Module]:
     """Return the modules of a model's units: its layers and its head."""
-    return [*model.get_decoder().layers, model.get_output_embeddings()]
+    return [*decoder_layers(model), model.get_output_embeddings()]
 
 
 def _free_unused() -> None:

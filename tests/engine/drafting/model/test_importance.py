@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from engine.cache_files import unit_name
 from engine.drafting.model import importance
 from engine.drafting.model.importance import TEXT_TOKENS, measure_importance
 from engine.drafting.model.substitutes import linear_paths, weight_name
@@ -22,10 +23,10 @@ from engine.model.library import build_on_meta
 from engine.runtime.engine import Engine
 from engine.spec import StreamSpec
 from engine.streaming import packed_cache
-from engine.streaming.cache_files import unit_name
 from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.packed import PackedUnits
 from engine.weights.family import kv_shape, read_config
+from engine.weights.formats import int4
 from engine.weights.units import CheckpointUnits
 from tests.engine.models import (
     PLAIN,
@@ -240,9 +241,13 @@ def test_a_tokenizer_without_a_beginning_is_logged_and_nothing_is_fitted(
 def test_infinite_inputs_are_logged_and_nothing_is_fitted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        Decoder, "embed", lambda decoder, tokens: torch.full((len(tokens), 64), torch.nan)
-    )
+    quantize = int4.quantize
+
+    def broken(weight: Tensor, pairs: Tensor, scales_and_zeros: Tensor, *_: Any) -> None:
+        quantize(weight, pairs, scales_and_zeros)
+        scales_and_zeros.fill_(torch.nan)
+
+    monkeypatch.setattr(int4, "quantize", broken)
     load(folder, SUBSPEC)
     assert "not calibrated: the 4-bit copies compute infinite numbers" in caplog.text
     assert len(packed_cache.entries()) == 1
