@@ -84,7 +84,7 @@ class SelfDraft:
         """Return all substitutes from the cache of packed weights, and make them if it has none."""
         context = self.context
         kernel = self._kernel(modules[0])
-        log.info("substitutes use the %s product", kernel)
+        log.debug("substitutes use the %s product", kernel)
         units = SubstituteUnits(
             reader,
             [linear_paths(module) for module in modules],
