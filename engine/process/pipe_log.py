@@ -26,4 +26,3 @@ def send_logs(send: Callable[[LogLine], None]) -> None:
     logger = logging.getLogger(ENGINE)
     logger.addHandler(PipeHandler(send))
     logger.setLevel(logging.DEBUG)
-    logger.propagate = False
