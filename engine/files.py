@@ -35,6 +35,17 @@ def find_folder(name: str, place: Path = Path()) -> Path | None:
         return None
 
 
+def find_file(name: str, suffix: str, place: Path = Path()) -> Path | None:
+    """Return the file with this name and suffix, as `find_folder` does with a folder."""
+    if not name.endswith(suffix):
+        return None
+    try:
+        file = (place / Path(name).expanduser()).resolve()
+        return file if file.is_file() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
 def exists(path: Path) -> bool:
     """Return whether this path exists, which a broken link does too."""
     return os.path.lexists(path)

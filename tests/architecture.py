@@ -107,6 +107,8 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("server.chat.tools", "none", "a value of `tool_choice`"),
     ("engine.parsing.selection", "none", "a value of `parsers.reasoning`"),
     ("server.config.registry", "none", "an empty list in a message"),
+    ("engine.weights.gguf_source", "none", "an empty list in a message"),
+    ("engine.weights.gguf_rope", "none", "a type of rope scaling"),
 )
 
 # (file, attribute, reason why it may be set on another object)

@@ -52,6 +52,8 @@ class PagePool:
     ) -> "PagePool":
         """Return a new pool of `num_pages` pages for a model whose KV has this shape."""
         heads, head_dim = shape.num_kv_heads, shape.head_dim
+        if shape.width is not None:
+            heads, head_dim = 1, shape.width
         return cls(
             num_layers=shape.num_layers,
             num_pages=num_pages,
@@ -67,13 +69,37 @@ class PagePool:
         return self.memory.view(len(self.memory), self.num_pages, -1)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Write keys and values of one layer, [rows, kv heads, head dim] each, to these slots."""
-        self.keys[layer].index_copy_(0, slots, keys)
-        self.values[layer].index_copy_(0, slots, values)
+        """Write keys and values of one layer, [rows, kv heads, head dim] each, to these slots.
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return copies of one layer's keys and values, [slots, kv heads, head dim] each."""
-        return self.keys[layer].index_select(0, slots), self.values[layer].index_select(0, slots)
+        Where layers, or keys and values, differ in shape, a slot has one row of the largest width,
+        and others fill the beginning of theirs.
+        """
+        for memory, rows in ((self.keys[layer], keys), (self.values[layer], values)):
+            if rows.shape[1:] == memory.shape[1:]:
+                memory.index_copy_(0, slots, rows)
+            else:
+                memory[:, 0, : rows[0].numel()].index_copy_(0, slots, rows.flatten(1))
+
+    def read(
+        self,
+        layer: int,
+        slots: Tensor,
+        key_shape: torch.Size | None = None,
+        value_shape: torch.Size | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return copies of one layer's keys and values, [slots, kv heads, head dim] each.
+
+        Args:
+            key_shape, value_shape: kv heads and head dim, as they were written; None: the pool's.
+        """
+        found = []
+        for memory, shape in ((self.keys[layer], key_shape), (self.values[layer], value_shape)):
+            rows = memory.index_select(0, slots)
+            if shape is not None and rows.shape[1:] != shape:
+                rows = rows[:, 0, : shape.numel()].view(len(rows), *shape)
+            found.append(rows)
+        keys, values = found
+        return keys, values
 
     def copy_page(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` slots of page `source` to page `target`, in all layers."""

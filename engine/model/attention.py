@@ -1,13 +1,13 @@
 """Paged attention: the rows of many sequences, each against the KV pages of its own sequence.
 
 `attend` is registered with transformers' `AttentionInterface`, so the layers of every model family
-call it. The description of the rows (`Batch`) is passed in the `batch` keyword argument, never
-through a global.
+call it. The description of the rows (`Batch`) is passed in the `batch` keyword argument, or set on
+the attention module where layers do not pass their arguments on, never in a global.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def attend(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     *,
-    batch: Batch,
+    batch: Batch | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention output [1, T, H, D] of a tile of T rows.
@@ -92,11 +92,11 @@ def attend(
         query: [1, H, T, D].
         key, value: [1, Hkv, T, D].
         sliding_window: a row sees keys at less than this distance in positions; None: all.
-        softcap: the bound of scores that are capped by tanh (Gemma 2), if any.
-        s_aux: attention sinks [H] (gpt-oss), if any.
-        batch: the rows of the tile, and what they see.
+        softcap, s_aux: the bound of scores capped by tanh (Gemma 2), and sinks [H] (gpt-oss).
+        batch: the rows of the tile, and what they see; None: the one that `set_batch` has set.
     """
-    assert attention_mask is None and dropout == 0.0
+    batch = batch or cast(Batch, module.batch)
+    assert attention_mask is None and dropout == 0.0, "the family has an attention mask of its own"
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor
     if softcap is None and s_aux is None and batch.padded is not None:
         mask = batch.padded.mask(sliding_window)
@@ -114,7 +114,8 @@ def attend(
             key[0, :, tile].transpose(0, 1),
             value[0, :, tile].transpose(0, 1),
         )
-        keys, values = batch.pool.read(layer, segment.slots[: before + rows.stop])
+        seen = segment.slots[: before + rows.stop]
+        keys, values = batch.pool.read(layer, seen, key.shape[1::2], value.shape[1::2])
         attended = _attend_rows(
             query[0, :, tile],
             keys,
@@ -147,8 +148,8 @@ def _attend_padded(
     batch.pool.write(layer, padded.own_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     count, _, rows, slots = mask.shape
     keys, values = (
-        stored.view(count, slots, *stored.shape[1:]).transpose(1, 2)
-        for stored in batch.pool.read(layer, padded.slots)
+        stored.reshape(count, slots, *stored.shape[1:]).transpose(1, 2)
+        for stored in batch.pool.read(layer, padded.slots, key.shape[1::2], value.shape[1::2])
     )
     queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])
     attended = _attend_fused(queries.transpose(1, 2), keys, values, mask, scaling)

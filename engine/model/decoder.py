@@ -16,11 +16,20 @@ from torch.nn import functional as F
 
 from engine.model.attention import Batch
 from engine.model.experts import DeferredExperts, add_experts
-from engine.model.library import Binder, defer_experts, place_tensors, replace_modules
+from engine.model.library import (
+    Binder,
+    attention_modules,
+    defer_experts,
+    place_tensors,
+    replace_modules,
+    set_batch,
+)
 from engine.model.rope import mark_long, original_length
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
+from engine.weights.family import text_config
 from engine.weights.layout import LayerUnits, whole_layers
+from engine.weights.outline import decoder_layers
 from engine.weights.safetensors import OtherTensor
 
 
@@ -62,6 +71,7 @@ class StreamedLayer(nn.Module):
             self.experts = defer_experts(inner, units.experts)
             self._expert_binder = Binder(self.experts.inner)
         self._binder = Binder(inner)
+        self._attentions = attention_modules(inner)
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
@@ -70,7 +80,7 @@ class StreamedLayer(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
 
-    def forward(self, hidden: Tensor, *, batch: Batch, **arguments: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *others: Any, batch: Batch, **arguments: Any) -> Tensor:
         """Run the layer over `hidden` [1, R, D], which is overwritten and returned.
 
         Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
@@ -79,20 +89,23 @@ class StreamedLayer(nn.Module):
         Raises `PassCancelled` if all clients have left, and `OutOfTime` if the batch is resumable
         and its deadline is too near.
         """
-        if batch.resumable is None:
-            return self._run(hidden, batch, arguments)
-        return batch.resumable.run(partial(self._run, hidden, batch, arguments))
+        run = partial(self._run, hidden, batch, others, arguments)
+        return run() if batch.resumable is None else batch.resumable.run(run)
 
-    def _run(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> Tensor:
+    def _run(
+        self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
+    ) -> Tensor:
         if self.experts is None:
-            self._run_tiles(hidden, batch, arguments)
+            self._run_tiles(hidden, batch, others, arguments)
         else:
             with self.experts.defer_rows(hidden.shape[1]):
-                self._run_tiles(hidden, batch, arguments)
+                self._run_tiles(hidden, batch, others, arguments)
                 hidden[0] += self._run_slices(self.experts, batch)
         return hidden
 
-    def _run_tiles(self, hidden: Tensor, batch: Batch, arguments: Mapping[str, Any]) -> None:
+    def _run_tiles(
+        self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
+    ) -> None:
         """Borrow the layer's first unit and run the layer over all tiles that have live rows."""
         with self.weights.unit(self.units.first, batch.on_wait) as views:
             if not batch.has_live_rows():
@@ -107,10 +120,14 @@ class StreamedLayer(nn.Module):
                 if part.has_live_rows():
                     if self.experts is not None:
                         self.experts.begin_tile(first)
-                    own = arguments
+                    args, named = others, arguments
                     if rows > tile:
-                        own = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
-                    hidden[:, first:last] = self.inner(hidden[:, first:last], batch=part, **own)
+                        args = _slice_rows(others, first, last, rows)
+                        named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
+                    set_batch(self._attentions, part)
+                    hidden[:, first:last] = self.inner(
+                        hidden[:, first:last], *args, batch=part, **named
+                    )
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
         """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""
@@ -133,12 +150,13 @@ class StreamedLayer(nn.Module):
 def _slice_rows(argument: Any, first: int, last: int, rows: int) -> Any:
     """Return the part of a layer argument for rows `first` to `last` - 1.
 
-    Tensors of shape [1, R, ...] are sliced, also inside tuples. Other arguments are returned as
-    they are.
+    Tensors of shape [1, R, ...] are sliced, also inside tuples, and those of shape [n, 1, R, ...]
+    (positions and rotations of mrope). Other arguments are returned as they are.
     """
     if isinstance(argument, Tensor):
-        shaped = argument.dim() >= 2 and argument.shape[0] == 1 and argument.shape[1] == rows
-        return argument[:, first:last] if shaped else argument
+        if argument.shape[:2] == (1, rows):
+            return argument[:, first:last]
+        return argument[:, :, first:last] if argument.shape[1:3] == (1, rows) else argument
     if isinstance(argument, tuple):
         return tuple(_slice_rows(item, first, last, rows) for item in argument)
     return argument
@@ -178,14 +196,14 @@ class Decoder:
         self.strict = strict
         self.tile = TILE if strict else tile
         self.on_pass_progress = on_pass_progress
-        self.original_length = original_length(model.config)
+        self.original_length = original_length(text_config(model.config))
         self.decoder = model.get_decoder()
         self.output = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
         self._output_binder = Binder(self.output)
         self._stored_rows = place_tensors(model, tensors, device)
         self._embedding_binder = Binder(self.embedding)
-        modules = self.decoder.layers
+        modules = decoder_layers(model)
         layers = layers or whole_layers(len(modules))
         streamed = [
             StreamedLayer(inner, units, weights, self.tile, on_pass_progress)

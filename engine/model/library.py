@@ -7,6 +7,7 @@ replaced by modules of this package, and parameters are bound to our tensors. Un
 activation functions run in pieces of whole blocks (`elementwise.py`).
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,8 @@ from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
 from engine.model.rope import LengthGroupedRotary
 from engine.weights.config_file import CONFIG_NAME, read_config_values
-from engine.weights.family import make_config
+from engine.weights.family import is_multimodal, make_config, text_config
+from engine.weights.outline import decoder_layers
 from engine.weights.safetensors import OtherTensor, StoredRows
 
 # Classes of all activation functions that a configuration can name; some entries are (class, ...).
@@ -42,20 +44,38 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
         dtype: the type of the parameters.
         strict: whether results must not depend on the batch (strict numerics).
     """
-    from transformers import AutoModelForCausalLM
     from transformers.integrations.moe import ExpertsInterface
 
     AttentionInterface.register(ATTENTION, attend)
     ExpertsInterface.register(EXPERTS, apply_experts)
-    auto: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
+    model = empty_model(config, dtype)
     model.config._attn_implementation = ATTENTION
     if strict:
         model.config._experts_implementation = EXPERTS
         for activation in find_activations(model):
             activation.forward = partial(apply_in_blocks, activation.forward)
+    return model
+
+
+def empty_model(config: Any, dtype: torch.dtype) -> Any:
+    """Return transformers' model without weights and without what text does not pass through."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    auto: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        # The model keeps a configuration of its own, in which names of our code are set.
+        model = auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False)
+    if text_config(model.config) is not model.config:
+        _keep_language_part(model)
     return model.eval()
+
+
+def empty_reference(config: Any) -> Any:
+    """Return transformers' model without weights, in float32, with its own plain functions."""
+    model = empty_model(config, torch.float32)
+    model.config._attn_implementation = "eager"
+    model.config._experts_implementation = "eager"
+    return model
 
 
 def build_of_folder(folder: Path, config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
@@ -72,6 +92,20 @@ def build_of_folder(folder: Path, config: Any, dtype: torch.dtype, *, strict: bo
 
     with library_call(folder / CONFIG_NAME, blame):
         return build_on_meta(config, dtype, strict=strict)
+
+
+def _keep_language_part(model: Any) -> None:
+    """Remove the modules that text does not pass through: vision and audio towers, projectors."""
+    kept = (model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings())
+    inside = {id(module) for part in kept if part is not None for module in part.modules()}
+    for holder in list(model.modules()):
+        if id(holder) in inside or not inside.intersection(map(id, holder.modules())):
+            continue
+        for name, child in holder.named_children():
+            if not inside.intersection(map(id, child.modules())):
+                setattr(holder, name, None)
+        for name, _ in [*holder.named_parameters(recurse=False)]:
+            setattr(holder, name, None)
 
 
 def find_activations(model: nn.Module) -> list[nn.Module]:
@@ -119,9 +153,9 @@ def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: in
     Afterwards a call of the decoder runs the new layers, and a call of the model computes only the
     head: it no longer calls the decoder. Call `model.get_decoder()` before this function.
     """
-    decoder = model.get_decoder()
+    decoder, modules = model.get_decoder(), decoder_layers(model)
     for index, layer in enumerate(layers):
-        decoder.layers[index] = layer
+        modules[index] = layer
     if original_length is not None:
         decoder.rotary_emb = LengthGroupedRotary(decoder.rotary_emb, original_length)
     setattr(model, model.base_model_prefix, _PassThrough())
@@ -132,6 +166,20 @@ def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
     experts = DeferredExperts(layer.get_submodule(path))
     layer.set_submodule(path, experts)
     return experts
+
+
+def attention_modules(layer: nn.Module) -> list[nn.Module]:
+    """Return the modules of a layer that call `attend`."""
+    return [module for module in layer.modules() if hasattr(module, "layer_idx")]
+
+
+def set_batch(modules: Sequence[Any], batch: object) -> None:
+    """Set the batch in attention modules, for `attend` to find.
+
+    Not all layers of transformers pass their arguments on to attention.
+    """
+    for module in modules:
+        module.batch = batch
 
 
 class Binder:
@@ -169,5 +217,18 @@ def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 class _PassThrough(nn.Module):
     """A replacement for the decoder, so that the model's own forward computes only the head."""
 
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+    @property
+    def decoder(self) -> "_PassThrough":
+        """The replacement itself: some families call the decoder of their base model."""
+        return self
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> "_HeadInput":
+        return _HeadInput(last_hidden_state=inputs_embeds)
+
+
+class _HeadInput(MoeModelOutputWithPast):
+    """The output of a decoder for any family's head: fields of images are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)

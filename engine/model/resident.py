@@ -12,6 +12,7 @@ from engine.model.decoder import Weights
 from engine.model.library import bind
 from engine.streaming.ring import OnWait
 from engine.weights.layout import UnitReader
+from engine.weights.outline import decoder_layers
 from engine.weights.packing import dense_layout, expand
 
 
@@ -26,7 +27,7 @@ def bind_resident(
 
     `progress` is called after each unit with the bytes loaded so far and the bytes of all units.
     """
-    modules = [*model.get_decoder().layers, model.get_output_embeddings()]
+    modules = [*decoder_layers(model), model.get_output_embeddings()]
     total = sum(layout.nbytes for layout in reader.layouts)
     done = 0
     for index, (module, layout) in enumerate(zip(modules, reader.layouts, strict=True)):

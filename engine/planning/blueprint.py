@@ -8,16 +8,17 @@ import torch
 
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
+from engine.model.guard import check_decoder
 from engine.model.library import build_of_folder
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
+from engine.weights.checkpoints import num_layers
 from engine.weights.config_file import CONFIG_NAME
-from engine.weights.family import EXPERTS_LAST, kv_shape, read_config
+from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_layout
 from engine.weights.precision import computed_dtype
-from engine.weights.safetensors import num_layers
 from engine.weights.shards import has_weights
 from engine.weights.stored_format import plan_packed
 from engine.weights.units import CheckpointUnits
@@ -36,10 +37,12 @@ class Blueprint:
         self.spec = spec
         self.folder = folder
         self.strict = spec.numerics != "fast"
-        self.config = read_config(folder, spec.target.rope)
-        self.dtype = computed_dtype(spec.target.dtype, self.config, folder)
+        self.whole_config = read_config(folder, spec.target.rope)
+        self.config = text_config(self.whole_config)
+        self.dtype = computed_dtype(spec.target.dtype, self.whole_config, folder)
         self._check_layers()
-        self.model = build_of_folder(folder, self.config, self.dtype, strict=self.strict)
+        self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
+        check_decoder(self.whole_config, folder / CONFIG_NAME)
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()

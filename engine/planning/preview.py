@@ -21,6 +21,7 @@ from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
 from engine.weights.hub import locate
 from engine.weights.shards import has_weights
+from engine.weights.stored_format import expanded_tensors
 
 LEAST_GAIN = 1.02  # factor in tokens a second: a change that brings less is not shown
 
@@ -49,7 +50,7 @@ class Assumption:
 
     what: str
     figure: str
-    source: str = "assumed"  # or "measured ...", "as asked"
+    source: str = "assumed"  # or "measured ...", "as asked", "expanded when read"
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
 def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     """Yield the figures that the forecast depends on, the most important first."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
+    if expanded := expanded_tensors(planner.describe(planner.spec).config):
+        yield Assumption("stored weights", expanded, "expanded when read")
     if "ram" in scheme.plan.tiers:
         source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else "assumed"
         yield Assumption("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source)

@@ -33,9 +33,9 @@ from engine.streaming.pinned import HostBuffer, allocate_pages
 from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_file import CONFIG_NAME
-from engine.weights.family import kv_shape
+from engine.weights.family import kv_shape, text_config
 from engine.weights.formats.linear import linear, stored_tensors
-from engine.weights.outline import Outline
+from engine.weights.outline import Outline, decoder_layers
 
 LARGEST_LAYER = 512 << 20  # bytes; a larger layer is not allocated only to be timed
 LARGEST_TRIAL = 896 << 20  # bytes of a layer, the head, and what passes over them take
@@ -74,11 +74,12 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
     with torch.inference_mode():
-        config = copy.deepcopy(blueprint.config)
+        whole = copy.deepcopy(blueprint.whole_config)
+        config = text_config(whole)
         config.num_hidden_layers = 1
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]
-        model = build_on_meta(config, blueprint.dtype, strict=blueprint.strict)
+        model = build_on_meta(whole, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
         sizes = [layout.nbytes for layout in outline.layouts]
         if max(sizes) > LARGEST_LAYER or sum(sizes) + _work_bytes(blueprint) > LARGEST_TRIAL:
@@ -106,7 +107,9 @@ def _work_bytes(blueprint: Blueprint) -> int:
 def _time_passes(
     decoder: Decoder, config: Any, blueprint: Blueprint, device: Device
 ) -> MeasuredPass:
-    pages = (CONTEXT + ROWS[0]) // PAGE
+    # A model with learned positions has none beyond its context.
+    longest = min(CONTEXT + ROWS[0], blueprint.context_length) // PAGE * PAGE
+    pages = max(longest, ROWS[0]) // PAGE
     dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
     pool = PagePool.of_shape(kv_shape(config), pages, dtype, device)
     slots = PageTable(pages=list(range(pages))).slots(device.torch_device)
@@ -135,13 +138,14 @@ def _time_passes(
         state = torch.full(shape_of_state, 0.01, dtype=dtype, device=device.torch_device)
         of_head = fastest(lambda: head(state), device)
     short = fastest(forward(ROWS[0]), device)
-    attention = fastest(forward(ROWS[0], CONTEXT), device) - short
+    context = pages * PAGE - ROWS[0]
+    attention = fastest(forward(ROWS[0], context), device) - short if context else 0.0
     times.observe(ROWS[0], layers * short + of_head)
     for rows in ROWS[1:]:
-        if time.perf_counter() > until:
+        if rows > pages * PAGE or time.perf_counter() > until:
             break
         times.observe(rows, layers * fastest(forward(rows), device) + of_head)
-    return MeasuredPass(times, layers * max(attention, 0.0) / (ROWS[0] * CONTEXT))
+    return MeasuredPass(times, layers * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
 
 
 def choose_threads(step: Callable[[], object], device: Device) -> None:
@@ -171,7 +175,7 @@ def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTi
         width: the rows of a draft step of one sequence.
     """
     untyped: Any = blueprint.model
-    layers = untyped.get_decoder().layers
+    layers = decoder_layers(blueprint.model)
     linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
     linears.append(untyped.get_output_embeddings())
     shapes = [(m.out_features, m.in_features) for m in linears]

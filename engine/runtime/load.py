@@ -229,7 +229,7 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
             DraftContext(
                 method=name,
                 spec=spec,
-                config=files.config,
+                config=files.whole_config,
                 dtype=files.dtype,
                 device=files.device,
                 identity=files.identity,

@@ -32,7 +32,7 @@ from engine.weights.generation_config import (
 from engine.weights.hub import identity_of, resolve, text_digest
 from engine.weights.layout import UnitReader
 from engine.weights.precision import stored_dtype
-from engine.weights.stored_format import stored_format
+from engine.weights.stored_format import expanded_tensors
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +71,11 @@ class TargetFiles(Blueprint):
         """Log what the user may not expect: an untested family, expanded parts, another type."""
         if self.config.model_type not in TESTED:
             log.warning("Model family %s is not among the tested ones", self.config.model_type)
-        stored_form, stored_type = stored_format(self.config), stored_dtype(self.folder)
-        if stored_form is not None and stored_form.expanded:
+        expanded, stored_type = expanded_tensors(self.whole_config), stored_dtype(self.folder)
+        if expanded:
             total = sum(layout.nbytes for layout in self.units.layouts)
             text = "%s: %s are expanded when read, %.1f GB in all"
-            log.info(text, self.spec.id, stored_form.expanded, total / 1e9)
+            log.info(text, self.spec.id, expanded, total / 1e9)
         if stored_type is not None and stored_type != self.dtype:
             names = [str(dtype).removeprefix("torch.") for dtype in (stored_type, self.dtype)]
             why = "target.dtype" if self.spec.target.dtype else f"dtype in {CONFIG_NAME}"
@@ -90,7 +90,8 @@ class TargetFiles(Blueprint):
         """
         path, ids = self.folder / GENERATION_CONFIG, self.generation.eos_token_id
         if ids is None:
-            path, ids = self.folder / CONFIG_NAME, self.config.eos_token_id
+            path, ids = self.folder / CONFIG_NAME, getattr(self.whole_config, "eos_token_id", None)
+            ids = self.config.eos_token_id if ids is None else ids
         found = token_ids(path, "eos_token_id", ids, self.vocab_size)
         path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
         return found | token_ids(path, "eos_token", own, self.vocab_size)
@@ -143,6 +144,7 @@ class TargetFiles(Blueprint):
         numerics: Numerics = "strict" if self.strict else "fast"
         rope = dataclasses.astuple(self.spec.target.rope)
         parts = [self.identity, self._text, numerics, rope, __version__]
+        expanded = expanded_tensors(self.whole_config)
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,
@@ -153,7 +155,7 @@ class TargetFiles(Blueprint):
             numerics=numerics,
             fingerprint="us-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
             tokenizer_path=str(self.folder),
-            plan=str(plan),
+            plan=f"{plan}; {expanded} expanded when read" if expanded else str(plan),
             num_pages=plan.num_pages,
             link_gbps=link_gbps,
             sampling=self.generation.sampling,

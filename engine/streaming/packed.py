@@ -25,9 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import ModelError
-from engine.messages import ReportProgress
-from engine.streaming.cache_files import (
+from engine.cache_files import (
     INDEX,
     partial_folder,
     remove_stale,
@@ -36,6 +34,8 @@ from engine.streaming.cache_files import (
     unit_name,
     write_file,
 )
+from engine.errors import ModelError
+from engine.messages import ReportProgress
 from engine.streaming.disk import PIECE_BYTES, UnitFile, direct_is_faster, split_pieces
 from engine.weights.layout import Field, UnitLayout, UnitReader
 from engine.weights.open_file import OpenFile

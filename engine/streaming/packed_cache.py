@@ -1,23 +1,28 @@
 """The cache of packed models: its folder, its entries, and which are removed to make room.
 
 The key of an entry names all that its bytes depend on: the source's identity, the precision and the
-layout version. `UNDERSTUDY_CACHE` names the folder; by default it is `understudy` in the user's
-cache folder. Only the owner can read the entries. A program that may write to the folder can
+layout version. Only the owner can read the entries. A program that may write to the folder can
 replace the weights, with valid checksums, so the folder must be as trusted as the checkpoint.
 """
 
-import hashlib
 import json
 import logging
-import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cache_files import (
+    INDEX,
+    MODEL_FILES,
+    cache_root,
+    folder_name,
+    folders,
+    lock,
+    remove_folder,
+    remove_stale,
+)
 from engine.errors import ModelError
 from engine.messages import ReportProgress
-from engine.streaming.cache_files import INDEX, folders, lock, remove_folder, remove_stale
 from engine.streaming.packed import LAYOUT_VERSION, PackedUnits, pack, packed_bytes
 from engine.weights.layout import UnitReader
 
@@ -26,20 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One packed model in the cache."""
+    """One packed model in the cache, or the configuration and tokenizer of one in GGUF files."""
 
     path: Path
     model: str  # the model id that it was packed for
     nbytes: int
     last_used: float  # seconds since the epoch
-
-
-def cache_root() -> Path:
-    """Return the folder of the cache, which may not exist yet."""
-    if own := os.environ.get("UNDERSTUDY_CACHE"):
-        return Path(own).expanduser()
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(users).expanduser() / "understudy"
+    is_packed: bool = True
 
 
 def open_or_pack(
@@ -97,12 +95,7 @@ def _key(model: str, identity: str) -> str:
 
 
 def _folder(model: str, key: str) -> Path:
-    return cache_root() / _folder_name(model, key)
-
-
-def _folder_name(model: str, key: str) -> str:
-    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
+    return cache_root() / folder_name(model, key)
 
 
 def _open(folder: Path, key: str, reader: UnitReader) -> PackedUnits | None:
@@ -131,7 +124,8 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
             f"memory.cache: {limit / 1e9:.2f} GB, but packing {model} needs {needed / 1e9:.2f} GB. "
             "Raise the limit"
         )
-    kept = sorted(entries(), key=lambda entry: (entry.model == model, entry.last_used))
+    packed = [entry for entry in entries() if entry.is_packed]
+    kept = sorted(packed, key=lambda entry: (entry.model == model, entry.last_used))
     used = sum(entry.nbytes for entry in kept)
     for entry in kept:
         if used + needed <= limit:
@@ -154,9 +148,10 @@ def _entry(folder: Path) -> CacheEntry | None:
             return None
         key = json.loads(index.read_text(encoding="utf-8"))["key"]
         model = str(key).split("\n")[0]
-        if folder.name != _folder_name(model, key):
+        if folder.name != folder_name(model, key):
             return None  # the folder of another program
         nbytes = sum(path.lstat().st_size for path in folder.iterdir())
-        return CacheEntry(folder, model, nbytes, index.stat().st_mtime)
+        is_packed = not (folder / MODEL_FILES[0]).exists()
+        return CacheEntry(folder, model, nbytes, index.stat().st_mtime, is_packed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import ModelError, shown
 from engine.files import read_object
@@ -30,7 +30,10 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _load(folder: Path, files: Path) -> Any:
-    """Return the tokenizer of `folder`, read from `files`, a checked copy of its files."""
+    """Return the tokenizer of `folder`, read from `files`, a checked copy of its files.
+
+    Where there is a tokenizer.json, its ids are the ids, whatever class the folder names.
+    """
     values = read_object(files / CONFIG_FILE) if (files / CONFIG_FILE).exists() else {}
     try:
         if all(path.name in (CONFIG_NAME, CONFIG_FILE) for path in files.iterdir()):
@@ -39,7 +42,11 @@ def _load(folder: Path, files: Path) -> Any:
                 "Copy it from the model that this one was made of"
             )
         with library_call(f"{folder}: {CONFIG_FILE} or {FAST_FILE}"):
-            tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
+            # The class that a folder names may replace the file's normalizer and its way to split
+            # text (GPT2Tokenizer, Qwen2Tokenizer): ids differ from those of the training.
+            has_file = (files / FAST_FILE).exists()
+            library: Any = PreTrainedTokenizerFast if has_file else AutoTokenizer
+            tokenizer = library.from_pretrained(files, trust_remote_code=False)
             if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
                 backend.encode(SAMPLE)  # fails if the vocabulary lacks its own unknown token
             return tokenizer

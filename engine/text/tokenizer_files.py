@@ -44,7 +44,7 @@ def private_copy(folder: Path) -> Iterator[Path]:
         for path in sorted(folder.iterdir()):
             if path.name in _OBJECTS:
                 values = read_object(path)
-                _check_numbers(values, path)
+                _check_values(values, path)
                 (copy / path.name).write_text(dumps(values))
             elif path.name in _TEXTS:
                 text = read_text(path, LARGEST_VOCABULARY)
@@ -62,8 +62,14 @@ def private_copy(folder: Path) -> Iterator[Path]:
         yield copy
 
 
-def _check_numbers(values: dict[str, Any], path: Path) -> None:
-    """Raise `ModelError` if there are more tokens or larger numbers than any tokenizer has."""
+def _check_values(values: dict[str, Any], path: Path) -> None:
+    """Raise `ModelError` if there are more tokens or larger numbers than any tokenizer has.
+
+    A class of another type than text is an error too.
+    """
+    named = values.get("tokenizer_class")
+    if not isinstance(named, str | None):
+        raise ModelError(f"{path}: tokenizer_class: text is expected, found {shown(named)}")
     for key in ("added_tokens_decoder", "added_tokens"):
         added = values.get(key)
         if isinstance(added, dict | list) and len(added) > MOST_ADDED:

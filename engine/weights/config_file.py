@@ -47,7 +47,14 @@ _DTYPES = frozenset(
     | {"float8_e4m3fn", "float8_e5m2", "int8", "uint8"}
 )
 _TEXTS = ("model_type", "hidden_act", "hidden_activation")
-_OBJECTS = ("quantization_config", "rope_scaling", "rope_parameters", "text_config")
+_OBJECTS = (
+    "quantization_config",
+    "compression_config",
+    "quantization",
+    "rope_scaling",
+    "rope_parameters",
+    "text_config",
+)
 _LISTS = ("layer_types",)
 _MODULES = ("llm_int8_skip_modules", "modules_to_not_convert")  # of a quantization_config
 

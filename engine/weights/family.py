@@ -1,5 +1,8 @@
 """The model families that can be served, and the shape of their KV cache.
 
+Of a model that takes images or audio, the language part is served: its configuration is
+`text_config(config)`, while `config` is that of the whole model.
+
 Draft trees need attention in every layer: a layer with a recurrent state (linear attention,
 convolution) has one state per sequence and not one per branch. Such families are refused by name.
 """
@@ -7,7 +10,7 @@ convolution) has one state per sequence and not one per branch. Such families ar
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,10 @@ import torch
 import transformers
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from engine.errors import ModelError, shown
 from engine.library_call import find_key, library_call
@@ -54,19 +60,29 @@ ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 @dataclass(frozen=True)
 class KVShape:
-    """The shape of one token's keys and values."""
+    """The shape of one token's keys and values.
+
+    Args:
+        num_kv_heads: the heads of each layer; the fewest, if layers differ.
+        head_dim: the width of a head; the largest, if keys, values or layers differ.
+        width: the values of all heads of one layer, the most of any, if they differ; else None.
+    """
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    width: int | None = None
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Return the bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+        width = self.width or self.num_kv_heads * self.head_dim
+        return 2 * self.num_layers * width * dtype.itemsize
 
 
 def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
-    """Return the model's configuration. Raises `ModelError` if its family cannot be served.
+    """Return the configuration of the whole model, also of parts that are not served.
+
+    Raises `ModelError` if its family cannot be served.
 
     Code of a model repository is never run. If transformers knows the family, its own code is used,
     even if the repository has code too.
@@ -90,14 +106,33 @@ def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
     with library_call(where, partial(find_key, values, make_config)):
         config = make_config(values)
         check_family(config)
-        if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_multimodal(config):
             raise ModelError(f"{where}: model_type {shown(name)} is not a text model")
-        _check_numbers(config, where)
+        _check_numbers(text_config(config), where)
     if rope.factor > 1:
-        scaled = _scaled_positions(config, rope, where)
+        scaled = _scaled_positions(text_config(config), rope, where)
+        if (key := text_key(config)) is not None:
+            scaled = {key: values[key] | scaled}
         with library_call(f"target.rope: {where}"):  # phi3 has no such positions in transformers
             return make_config(values | scaled)
     return config
+
+
+def text_config(config: Any) -> Any:
+    """Return the configuration of the language part; `config` itself if there is no other part."""
+    return config.get_text_config()
+
+
+def text_key(config: Any) -> str | None:
+    """Return the key of config.json with the language part; None if there is no other part."""
+    text = text_config(config)
+    return next((key for key, value in vars(config).items() if value is text), None)
+
+
+def is_multimodal(config: Any) -> bool:
+    """Return whether the library builds this model with parts for images or audio."""
+    is_whole = text_config(config) is not config
+    return is_whole and config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 
 def _scaled_positions(config: Any, rope: RopeSpec, where: Path) -> dict[str, Any]:
@@ -139,18 +174,27 @@ def write_config(values: Mapping[str, Any], folder: Path) -> None:
     They are converted to the types that the class of transformers declares, which accepts neither
     1.0 as an integer nor 0 as a float.
     """
-    found = {key: value for key, value in values.items() if key != "auto_map"}
+    found = _converted({key: value for key, value in values.items() if key != "auto_map"})
+    (folder / CONFIG_NAME).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _converted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in the types that the class of `model_type` declares, also nested ones."""
     fields = {}
-    if (name := values["model_type"]) in CONFIG_MAPPING:  # its `get` does not work
+    name = values["model_type"]
+    if name in CONFIG_MAPPING:  # its `get` does not work
         kind = CONFIG_MAPPING[name]
         fields = {field.name: _atoms(field.type) for field in dataclasses.fields(kind)}
-    for key, value in list(found.items()):
+    found = dict(values)
+    for key, value in values.items():
         atoms = fields.get(key, frozenset())
-        if float in atoms and int not in atoms and isinstance(value, int):
+        if isinstance(value, dict) and isinstance(value.get("model_type"), str):
+            found[key] = _converted(value)
+        elif float in atoms and int not in atoms and isinstance(value, int):
             found[key] = value if isinstance(value, bool) else float(value)
         elif int in atoms and float not in atoms:
             found[key] = whole(value)
-    (folder / CONFIG_NAME).write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def _atoms(kind: Any) -> frozenset[Any]:
@@ -183,13 +227,9 @@ def _check_numbers(config: Any, where: Path) -> None:
 def check_family(config: Any) -> None:
     """Raise `ModelError` for a family that cannot be served exactly, with the reason."""
     name = config.model_type
-    if config.get_text_config() is not config:
-        raise ModelError(
-            f"config.json: model_type {name!r} takes images or audio; only text models are served. "
-            "Use a text-only checkpoint of the family."
-        )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"config.json: model_type {name!r} is an encoder-decoder, not a decoder")
+    config = text_config(config)
     other = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS)
     if other or _has_state(config):
         kind = ", ".join(other) or "recurrent"
@@ -197,12 +237,13 @@ def check_family(config: Any) -> None:
             f"config.json: model_type {name!r} has {kind} layers: their state belongs to one "
             "sequence and cannot be branched into a draft tree. Use a model with attention only."
         )
-    if getattr(config, "use_bidirectional_attention", None):
+    # "vision": only the tokens of an image see those after them.
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         raise ModelError(f"config.json: model_type {name!r} attends in both directions")
-    if getattr(config, "kv_lora_rank", None):
+    if getattr(config, "hidden_size_per_layer_input", None):
         raise ModelError(
-            f"config.json: model_type {name!r} uses multi-head latent attention, whose keys and "
-            "values differ in shape: not supported"
+            f"config.json: model_type {name!r} embeds tokens for each layer "
+            "(hidden_size_per_layer_input): not supported"
         )
 
 
@@ -220,14 +261,33 @@ def _has_state(config: Any) -> bool:
 
 def is_mixture(config: Any) -> bool:
     """Return whether the layers are mixtures of experts."""
+    config = text_config(config)
     return any(getattr(config, n, None) for n in ("num_local_experts", "num_experts"))
 
 
 def kv_shape(config: Any) -> KVShape:
     """Return the shape of one token's keys and values."""
-    heads = config.num_attention_heads
+    config = text_config(config)
+    count = config.num_hidden_layers
+    layers = [config]
+    if getattr(config, "is_heterogeneous", False):
+        layers = [config.per_layer_config[index] for index in range(count)]
+    shapes = {shape for layer in layers for shape in _layer_shapes(layer)}
     return KVShape(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_layers=count,
+        num_kv_heads=min(heads for heads, _ in shapes),
+        head_dim=max(width for _, width in shapes),
+        width=max(heads * width for heads, width in shapes) if len(shapes) > 1 else None,
     )
+
+
+def _layer_shapes(config: Any) -> Iterator[tuple[int, int]]:
+    """Yield heads and width of a head, of a layer's keys and of its values."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if getattr(config, "kv_lora_rank", None):  # the library makes keys and values of all heads
+        width = config.qk_nope_head_dim + config.qk_rope_head_dim
+    else:
+        heads = getattr(config, "num_key_value_heads", None) or heads
+    yield heads, width
+    yield heads, getattr(config, "v_head_dim", None) or width

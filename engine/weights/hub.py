@@ -5,11 +5,10 @@
 
 import errno
 import hashlib
-import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from engine.errors import ModelError, shown
 from engine.files import find_folder, read_bytes
 from engine.messages import ReportProgress
-from engine.weights.shards import advice
+from engine.weights.gguf_folder import gguf_folder
+from engine.weights.gguf_source import SUFFIX, choose_files, find_gguf, split_source
+from engine.weights.shards import advice, weight_files
 
 _CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
@@ -48,10 +49,14 @@ class Resolved:
 def resolve(source: str, revision: str | None, progress: ReportProgress) -> Resolved:
     """Return the local files of a model: `source` if it is a folder, else the hub's snapshot.
 
-    A model of the hub is downloaded unless it is cached, and `progress` is called with the bytes.
-    Raises `ModelError` if the repository or revision is not found or gated, the hub cannot be
-    reached, the disk is too small, or the model has no safetensors weights.
+    For a GGUF file, a folder with one, or `owner/name:QUANT` of the hub, it is the folder that is
+    made of the file's metadata. A model of the hub is downloaded unless it is cached, and
+    `progress` is called with the bytes. Raises `ModelError` if the repository or revision is not
+    found or gated, the hub cannot be reached, the disk is too small, or the model has no weights
+    that can be read.
     """
+    if (made := _gguf_folder(source, revision, progress)) is not None:
+        return Resolved(made, identity_of(made))
     folder = _find(source, revision, partial(_snapshot, source, revision, progress))
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no *.safetensors file. {advice(folder)}")
@@ -61,9 +66,20 @@ def resolve(source: str, revision: str | None, progress: ReportProgress) -> Reso
 def locate(source: str, revision: str | None) -> Path:
     """Return the folder of a model's config.json, which is downloaded if it is not cached.
 
-    Raises `ModelError` if there is none.
+    Of a model in GGUF files, the files themselves are needed. Raises `ModelError` if there is none.
     """
+    if (made := _gguf_folder(source, revision, lambda *_: None)) is not None:
+        return made
     return _find(source, revision, partial(_config_folder, source, revision))
+
+
+def _gguf_folder(source: str, revision: str | None, progress: ReportProgress) -> Path | None:
+    """Return the folder that is made for a source in GGUF files; None if it is in others."""
+    path = find_gguf(source)
+    if path is None and (parts := split_source(source)) is not None:
+        with _explained(source, revision):
+            path = _gguf_snapshot(*parts, revision, progress)
+    return None if path is None else gguf_folder(path)
 
 
 def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:
@@ -73,10 +89,8 @@ def _find(source: str, revision: str | None, fetch: Callable[[], Path]) -> Path:
     """
     folder = _local_folder(source)
     if folder is None:
-        try:
+        with _explained(source, revision):
             folder = fetch()
-        except (OSError, errors.HFValidationError, _HTTP_ERROR) as error:
-            raise ModelError(_explanation(error, source, revision)) from error
     if not (folder / _CONFIG).is_file():
         raise ModelError(f"{folder}: {_CONFIG} is missing or no file. {advice(folder)}")
     return folder
@@ -98,7 +112,7 @@ def identity_of(folder: Path) -> str:
     snapshot can be overwritten.
     """
     digest = hashlib.blake2b(read_bytes(folder / _CONFIG), digest_size=20)
-    for path in filter(os.path.isfile, sorted(folder.glob("*.safetensors"))):
+    for path in weight_files(folder):
         status = path.stat()
         digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     commit = _SNAPSHOT.search(folder.as_posix())
@@ -140,37 +154,64 @@ def _snapshot(source: str, revision: str | None, progress: ReportProgress) -> Pa
     """Return the snapshot of a repository, after downloading the files that are missing."""
     try:
         # The wanted files, their sizes, and whether they are cached.
-        files: list[Any] = _download(source, revision, dry_run=True)
+        files: list[Any] = _download(source, revision, _WANTED, dry_run=True)
     except errors.DryRunError as error:  # the hub cannot be reached: use the cached files
-        return _cached(source, revision, error.__cause__)
+        return _cached(source, revision, _WANTED, error.__cause__)
     if not any(file.filename.endswith(".safetensors") for file in files):
         raise ModelError(
             f"{source}: the repository has no *.safetensors file. Use a repository with "
-            "safetensors weights, or convert it with save_pretrained"
+            "safetensors weights, or convert it with save_pretrained. For a repository of GGUF "
+            f"files add the quantization: {source}:Q4_K_M"
         )
+    return _fetch(source, files, _WANTED, progress)
+
+
+def _gguf_snapshot(source: str, quant: str, revision: str | None, progress: ReportProgress) -> Path:
+    """Return the first GGUF file of a repository for a quantization, after downloading it."""
+    everything = [f"*{SUFFIX}"]
+    try:
+        files: list[Any] = _download(source, revision, everything, dry_run=True)
+    except errors.DryRunError as error:
+        folder = _cached(source, revision, everything, error.__cause__)
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob(f"*{SUFFIX}")]
+        return folder / choose_files(source, quant, names)[0]
+    names = choose_files(source, quant, [file.filename for file in files])
+    chosen = [file for file in files if file.filename in names]
+    folder = _fetch(source, chosen, names, progress)
+    return folder / names[0]
+
+
+def _fetch(
+    source: str, files: Sequence[Any], wanted: Sequence[str], progress: ReportProgress
+) -> Path:
+    """Return the snapshot with these files of a dry run, after downloading the missing ones."""
     missing = sum(file.file_size or 0 for file in files if file.will_download)
     if not missing:
-        return Path(files[0].local_path).parent
+        file = files[0]
+        return Path(file.local_path).parents[str(file.filename).count("/")]
     cache = Path(constants.HF_HUB_CACHE)
     _check_space(source, cache, missing)
     total = sum(file.file_size or 0 for file in files)
     blobs = cache / f"models--{source.replace('/', '--')}" / "blobs"
     with _reporting(f"downloading {source}", blobs, total - missing, total, progress):
-        return Path(_download(source, files[0].commit_hash))
+        return Path(_download(source, files[0].commit_hash, wanted))
 
 
-def _download(source: str, revision: str | None, **how: Any) -> Any:
+def _download(source: str, revision: str | None, wanted: Sequence[str], **how: Any) -> Any:
     """Download the wanted files and return their folder; `how` are options of the library."""
     disable_progress_bars()
+    unwanted = _UNWANTED if wanted is _WANTED else None
     return huggingface_hub.snapshot_download(
-        source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, **how
+        source, revision=revision, allow_patterns=list(wanted), ignore_patterns=unwanted, **how
     )
 
 
-def _cached(source: str, revision: str | None, cause: BaseException | None) -> Path:
+def _cached(
+    source: str, revision: str | None, wanted: Sequence[str], cause: BaseException | None
+) -> Path:
     """Return the cached snapshot. Raises `ModelError` with the `cause` of the missing download."""
     try:
-        return Path(_download(source, revision, local_files_only=True))
+        return Path(_download(source, revision, wanted, local_files_only=True))
     except errors.LocalEntryNotFoundError as error:
         # The model is neither cached nor reachable: say why it could not be reached.
         if isinstance(cause, errors.OfflineModeIsEnabled):
@@ -195,6 +236,15 @@ def _check_space(source: str, cache: Path, missing: int) -> None:
             f"{source}: {missing / 1e9:.2f} GB are to be downloaded to {cache}, which has "
             f"{free / 1e9:.2f} GB free. Free some space or set HF_HOME to a larger disk"
         )
+
+
+@contextmanager
+def _explained(source: str, revision: str | None) -> Iterator[None]:
+    """Turn the errors of the hub in the block into `ModelError`s that say what to do."""
+    try:
+        yield
+    except (OSError, errors.HFValidationError, _HTTP_ERROR) as error:
+        raise ModelError(_explanation(error, source, revision)) from error
 
 
 def _explanation(error: Exception, source: str, revision: str | None) -> str:

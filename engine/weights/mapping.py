@@ -23,10 +23,17 @@ from transformers.core_model_loading import (
 
 from engine.errors import ModelError
 from engine.weights.layout import TensorSpec
+from engine.weights.outline import decoder_prefix
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Expert, Source, merge_sources, plain_source
-from engine.weights.stored_format import find_stored, titles
+from engine.weights.stored_format import (
+    find_stored,
+    is_activation_scale,
+    stored_format,
+    titles,
+)
 
+LARGEST_BIAS = 1 << 24  # values; more rows than any weight has
 Wanted = Mapping[str, TensorSpec]  # the needed tensors, by their names in the model
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -47,8 +54,11 @@ def find_sources(
     for stored_name, source in _stored_sources(model, checkpoint):
         target, pattern = names.translate(stored_name)
         file = source.parts[0].file
+        if not names.is_served(target):
+            continue
         if target not in wanted:
-            unexpected[stored_name] = file
+            if not _is_zero_bias(stored_name, source):
+                unexpected[stored_name] = file
         elif pattern is not None:
             groups[target][pattern].append(source)
         elif target in sources:
@@ -78,8 +88,9 @@ def _stored_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> list[tupl
     """Return the checkpoint's sources with the names of dense tensors, in natural order."""
     found = find_stored(model.config, checkpoint)
     consumed = {part.name for source in found.values() for part in source.parts}
+    has_format = stored_format(model.config) is not None
     for name, stored in checkpoint.tensors.items():
-        if name not in consumed:
+        if name not in consumed and not (has_format and is_activation_scale(name)):
             found[name] = plain_source(checkpoint, stored)
     return sorted(found.items(), key=lambda item: dot_natural_key(item[0]))
 
@@ -93,7 +104,12 @@ class _Names:
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self.by_pattern = {p: c for c in self._converters for p in c.source_patterns}
         self._prefix = model.base_model_prefix
+        self._decoder = decoder_prefix(model)
         self._state = model.state_dict()
+
+    def is_served(self, name: str) -> bool:
+        """Return whether a name of the model is of its language part, not of a vision tower."""
+        return name.startswith(self._decoder) or name in self._state
 
     def translate(self, stored: str) -> tuple[str, str | None]:
         """Return the model's name of a stored tensor, and the matching converter's pattern."""
@@ -156,7 +172,8 @@ def _check_source(name: str, source: Source, wanted: TensorSpec) -> None:
     if source.is_plain and not is_float and stored.dtype != dtype:
         raise ModelError(
             f"{stored.file}: {stored.name} has dtype {stored.dtype}, but {name} is {dtype}. "
-            f"Quantized checkpoints are only read as {' or '.join(titles())}"
+            f"Quantized checkpoints are only read as {', '.join(titles())}, which "
+            "quantization_config of config.json must name"
         )
     if source.shape != shape:
         does = "has shape" if source.is_plain else "expands to"
@@ -173,6 +190,16 @@ def _add_tied_sources(model: PreTrainedModel, sources: dict[str, Source]) -> Non
         for absent, present in ((target, twin), (twin, target)):
             if absent not in sources and present in sources:
                 sources[absent] = sources[present]
+
+
+def _is_zero_bias(name: str, source: Source) -> bool:
+    """Return whether a tensor is a bias of zeros, as tools of GPTQ store for layers without one."""
+    is_bias = name.endswith(".bias") and source.is_plain and len(source.shape) == 1
+    if not is_bias or source.shape[0] > LARGEST_BIAS:
+        return False
+    values = torch.empty(source.shape, dtype=torch.float32)
+    source.fill(values)
+    return not values.any()
 
 
 def _refuse_unexpected(model: PreTrainedModel, files: Mapping[str, Path]) -> None:

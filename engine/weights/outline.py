@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
+from engine.weights.family import text_config
 from engine.weights.layout import Fields, LayerUnits, TensorSpec, UnitLayout, UnitReader, lay_out
 from engine.weights.stored_format import Quantization, quantization
 
@@ -160,13 +161,37 @@ def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule
     """Return the decoder layers in order and the head, each with its path in the model."""
     paths = {id(module): path for path, module in model.named_modules()}
     untyped: Any = model
-    layers = getattr(untyped.get_decoder(), "layers", None)
-    head = untyped.get_output_embeddings()
-    if layers is None or head is None:
-        raise ModelError(
-            f"config.json: {type(model).__name__} has no decoder layers or no head: not supported"
-        )
+    layers, head = decoder_layers(model), untyped.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"config.json: {type(model).__name__} has no head: not supported")
     return [(paths[id(layer)], layer) for layer in layers], (paths[id(head)], head)
+
+
+def decoder_prefix(model: PreTrainedModel) -> str:
+    """Return the beginning of the names of the decoder's tensors; "" if the model is all text."""
+    untyped: Any = model
+    if text_config(model.config) is model.config:
+        return ""
+    decoder = untyped.get_decoder()
+    return next(f"{path}." for path, module in model.named_modules() if module is decoder)
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the list of the decoder's layers, which families store under different names.
+
+    Raises `ModelError` if the decoder has no list of that length, or several.
+    """
+    untyped: Any = model
+    count = text_config(model.config).num_hidden_layers
+    lists = [m for m in untyped.get_decoder().children() if isinstance(m, nn.ModuleList)]
+    # Lists of rotary embeddings have no weights.
+    found = [m for m in lists if len(m) == count and any(True for _ in m.parameters())]
+    if len(found) != 1:
+        raise ModelError(
+            f"config.json: {type(model).__name__} has no single list of {count} decoder layers: "
+            "not supported"
+        )
+    return found[0]
 
 
 def linear_weights(module: nn.Module) -> frozenset[str]:

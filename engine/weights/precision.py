@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from engine.weights.safetensors import Checkpoint
+from engine.weights.checkpoints import open_checkpoint
+from engine.weights.gguf_checkpoint import BlockTensor
 from engine.weights.shards import has_weights
 
 # The types in which a target can compute, by their names in settings.
@@ -38,13 +39,15 @@ def computed_dtype(wanted: str | None, config: Any, folder: Path) -> torch.dtype
 def stored_dtype(folder: Path) -> torch.dtype | None:
     """Return the floating-point type of most bytes of a checkpoint.
 
-    8-bit types do not count, since their values need scales. Return None if no tensor counts, or if
-    the folder has no checkpoint.
+    8-bit types do not count, since their values need scales. Return None if no tensor counts, if
+    tensors are stored in blocks, or if the folder has no checkpoint.
     """
     if not has_weights(folder):
         return None
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     checkpoint.close()
+    if any(isinstance(stored, BlockTensor) for stored in checkpoint.tensors.values()):
+        return None
     sizes: Counter[torch.dtype] = Counter()
     for stored in checkpoint.tensors.values():
         if stored.dtype.is_floating_point and stored.dtype.itemsize > 1:

@@ -7,7 +7,6 @@ directly into the memory of units.
 
 import math
 import os
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -125,35 +125,17 @@ class Checkpoint:
                 )
             self._files[path] = OpenFile(path)
             for stored in _read_header(self._files[path]):
-                if stored.name in tensors:
-                    other = tensors[stored.name].file.name
-                    raise ModelError(f"{self.folder}: {stored.name} is in both {other} and {name}")
-                tensors[stored.name] = stored
-        self._check_index(placed, tensors)
-        return tensors
-
-    def _check_index(self, placed: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
-        """Raise `ModelError` unless the index names the file of each tensor, and no others."""
-        path = self.folder / INDEX_NAME
-        for name, file in placed.items():
-            if name not in tensors or tensors[name].file.name != file:
+                # A tensor that the index leaves out, or places in another file, is not read.
+                if not placed or placed.get(stored.name) == name:
+                    tensors[stored.name] = stored
+        for tensor, file in placed.items():
+            if tensor not in tensors:
                 raise ModelError(
-                    f"{path} says that {name} is in {file}, but that file does not hold it. "
-                    "The files are of different revisions: download the checkpoint again"
+                    f"{self.folder / INDEX_NAME} says that {tensor} is in {file}, but that file "
+                    "does not hold it. The files are of different revisions: download the "
+                    "checkpoint again"
                 )
-        if placed and (strays := sorted(tensors.keys() - placed.keys())):
-            raise ModelError(
-                f"{path} has no entry for {strays[0]} (and {len(strays) - 1} more), which "
-                f"{tensors[strays[0]].file.name} holds. Download the checkpoint again"
-            )
-
-
-def num_layers(folder: Path) -> int:
-    """Return the number of layers of a checkpoint: of different first numbers in tensor names."""
-    checkpoint = Checkpoint(folder)
-    checkpoint.close()
-    numbers = (re.search(r"\.(\d+)\.", name) for name in checkpoint.tensors)
-    return len({number[1] for number in numbers if number is not None})
+        return tensors
 
 
 class StoredRows:

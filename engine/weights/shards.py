@@ -1,10 +1,13 @@
-"""The safetensors files of a checkpoint: the files that its index lists, or a single file."""
+"""The weight files of a checkpoint: those of its index, a single file, or GGUF files elsewhere."""
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from engine.cache_files import cache_root
 from engine.errors import ModelError, shown
-from engine.files import parse_object, read_text
+from engine.files import exists, parse_object, read_object, read_text
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -46,7 +49,7 @@ def _is_file_name(text: str) -> bool:
     return text not in ("", ".", "..") and os.path.basename(text) == text and len(text) < 256
 
 
-_ONLY = "Only safetensors weights are read"
+_ONLY = "Only safetensors and GGUF weights are read"
 
 
 def advice(folder: Path) -> str:
@@ -66,11 +69,6 @@ _OTHERS = (
         "folder",
     ),
     (
-        "*.gguf",
-        "a GGUF file",
-        "give the folder of the safetensors checkpoint that it was made of",
-    ),
-    (
         "consolidated*.safetensors",
         "Mistral's own format (consolidated.safetensors)",
         "use the files of the same repository that transformers reads (model*.safetensors and "
@@ -84,8 +82,50 @@ _OTHERS = (
 )
 
 
+# The link of the folder that is made for a model in GGUF files: it names these files.
+LINK_NAME = "gguf.json"
+
+
+def has_link(folder: Path) -> bool:
+    """Return whether the weights of a folder are GGUF files elsewhere.
+
+    Only folders of the cache are trusted to name files elsewhere: other folders may be hostile.
+    """
+    return exists(folder / LINK_NAME) and folder.parent.resolve() == cache_root().resolve()
+
+
+def link_text(paths: Sequence[Path]) -> str:
+    """Return the text of a link to these files as they are now."""
+    return json.dumps({"files": [[str(path), *_state(path)] for path in paths]})
+
+
+def read_link(folder: Path) -> list[Path]:
+    """Return the GGUF files of a folder. Raises `ModelError` if one of them was changed."""
+    where, files = folder / LINK_NAME, read_object(folder / LINK_NAME).get("files")
+    if not isinstance(files, list) or not files:
+        raise ModelError(f"{where}: corrupt. Remove its folder, which is made again")
+    for path, *state in files:
+        if not os.path.isfile(path) or _state(Path(path)) != state:
+            raise ModelError(f"{path}: was changed or removed. Load the model again")
+    return [Path(path) for path, *_ in files]
+
+
+def _state(path: Path) -> list[int]:
+    """Return the size of a file and the time of its last change."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the existing weight files of a checkpoint."""
+    paths = read_link(folder) if has_link(folder) else sorted(folder.glob("*.safetensors"))
+    return [path for path in paths if os.path.isfile(path)]
+
+
 def has_weights(folder: Path) -> bool:
     """Return whether all files of a checkpoint exist. Raises `ModelError` as `read_index` does."""
+    if has_link(folder):
+        return bool(read_link(folder))
     if not (folder / INDEX_NAME).exists() and not any(folder.glob("*.safetensors")):
         return False
     names = set(read_index(folder).values()) or {SINGLE_NAME}

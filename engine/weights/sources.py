@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.weights.layout import Fields
-from engine.weights.safetensors import Checkpoint, StoredTensor
+from engine.weights.safetensors import Checkpoint, StoredRows, StoredTensor
 
 Expert = tuple[int, slice]  # one expert's rows in a fused tensor [experts, rows, columns]
 
@@ -26,6 +26,7 @@ class Source:
         experts: returns a source of some entries of the first dimension, which reads only these.
             None if only the whole tensor can be made.
         is_plain: whether the tensor is the only one of `parts`, apart from the dtype.
+        rows: returns a matrix of a dtype that stays in its file, if its rows can be read alone.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Source:
     packed: Fields = field(default_factory=dict)
     experts: Callable[[range], "Source"] | None = None
     is_plain: bool = False
+    rows: Callable[[torch.dtype], StoredRows] | None = None
 
 
 def plain_source(checkpoint: Checkpoint, stored: StoredTensor) -> Source:

@@ -3,6 +3,7 @@
 The docstring of that package contains a complete example of such a file.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +14,18 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import engine.weights.formats
-from engine.errors import ModelError
+from engine.errors import ModelError, shown
 from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Source
+
+# The keys of config.json that describe stored weights: the present one, an old one of
+# compressed-tensors, and that of MLX.
+_KEYS = ("quantization_config", "compression_config", "quantization")
+_MLX = "mlx"
+_ACTIVATION_SCALE = re.compile(
+    r"[._](input|output|activation|prob|query|q|k|v|kv)_(global_)?(scale|scale_ub|zero_point)$"
+)
 
 QuantizationConfig = Mapping[str, Any]  # quantization_config of config.json
 Shape = tuple[int, ...]
@@ -89,6 +98,20 @@ def stored_format(config: Any) -> StoredFormat | None:
     raise unsupported(quantization, quantization.get("fmt"))
 
 
+def expanded_tensors(config: Any) -> str:
+    """Return which tensors are expanded when they are read, for messages; "" if none are.
+
+    A quantization_config that lists the `types` of its packed tensors may list none.
+    """
+    found = stored_format(config)
+    if found is None or not found.expanded:
+        return ""
+    types = _quantization(config).get("types")
+    if types is None:
+        return found.expanded
+    return f"{found.expanded} ({types})" if types else ""
+
+
 def find_stored(config: Any, checkpoint: Checkpoint) -> dict[str, Source]:
     """Return the sources of the tensors that the checkpoint does not store as plain tensors."""
     found = stored_format(config)
@@ -104,11 +127,21 @@ def plan_packed(model: PreTrainedModel) -> dict[str, Fields]:
 def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelError:
     """Return the error for a stored format, or a variant of one, that cannot be read."""
     method = quantization["quant_method"]
+    what = f"quantization_config.quant_method {shown(method)} {kind or ''}"
+    if method == _MLX:
+        what = "quantization: the format of MLX"
     return ModelError(
-        f"config.json: quantization_config.quant_method {method!r} {kind or ''} is not supported; "
-        f"{' and '.join(titles())} are. Use the unquantized checkpoint "
-        "(with `quantize: nf4` for a small one)"
+        f"config.json: {what} is not supported; {', '.join(titles())} are. Use the "
+        "unquantized checkpoint (with `quantize: nf4` for a small one)"
     )
+
+
+def is_activation_scale(name: str) -> bool:
+    """Return whether a stored tensor is a scale of activations or of a KV cache.
+
+    They are not used, since only weights are quantized here.
+    """
+    return _ACTIVATION_SCALE.search(name) is not None
 
 
 def titles() -> list[str]:
@@ -135,8 +168,17 @@ def _modules() -> tuple[Any, ...]:
 
 
 def _quantization(config: Any) -> QuantizationConfig:
-    """Return the quantization_config, with its method as text; empty if there is none."""
-    stored: Any = getattr(config, "quantization_config", None) or {}
+    """Return the quantization_config, with its method as text; empty if there is none.
+
+    The entry of MLX names no method.
+    """
+    found = {key: getattr(config, key, None) for key in _KEYS}
+    stored: Any = next((value for value in found.values() if value), {})
     values = dict(stored if isinstance(stored, dict) else stored.to_dict())
     method = values.get("quant_method")
+    if values and method is None:
+        if found["quantization"]:
+            method = _MLX
+        elif found["compression_config"]:
+            method = "compressed-tensors"  # it had this key before it had a method
     return {**values, "quant_method": str(getattr(method, "value", method))} if values else {}

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from engine.weights.checkpoints import open_checkpoint
 from engine.weights.layout import UnitReader
 from engine.weights.mapping import find_sources
 from engine.weights.outline import Outline, Part, wanted_tensors
-from engine.weights.safetensors import Checkpoint, OtherTensor, StoredRows
+from engine.weights.safetensors import OtherTensor, StoredRows
 from engine.weights.sources import Source, quantize_source, select_experts
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def warn_unless_finite(values: Tensor, name: str) -> None:
 
 
 class CheckpointUnits(UnitReader):
-    """A reader of the units of a folder of safetensors files.
+    """A reader of the units of the checkpoint of a folder.
 
     `model` is the empty model that the folder's config.json describes. The units and the other
     arguments are as in `Outline`. Embedding, norms, routers and head are never quantized, and
@@ -50,7 +51,7 @@ class CheckpointUnits(UnitReader):
         *,
         slice_bytes: int | None = None,
     ) -> None:
-        self._checkpoint = Checkpoint(folder)
+        self._checkpoint = open_checkpoint(folder)
         self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
         stored = {name: source.packed for name, source in self._sources.items()}
         self._checked: set[int] = set()  # the units whose values were checked
@@ -77,7 +78,7 @@ class CheckpointUnits(UnitReader):
     def other_tensors(self) -> dict[str, OtherTensor]:
         """Return the tensors outside of all units (embedding, final norm), by their full names.
 
-        Matrices whose stored dtype is the wanted one stay in their file: their rows are read when
+        Matrices of the wanted dtype, or in blocks, stay in their file: their rows are read when
         they are needed, so they take no memory.
         """
         other = self.outline.other_tensors
@@ -93,6 +94,8 @@ class CheckpointUnits(UnitReader):
         """Return a tensor outside of all units, in memory or in its file."""
         if source.is_plain and source.parts[0].dtype == dtype and len(shape) == 2:
             return StoredRows(self._checkpoint, source.parts[0])
+        if source.rows is not None and len(shape) == 2:
+            return source.rows(dtype)
         out = torch.empty(shape, dtype=dtype)
         source.fill(out)
         warn_unless_finite(out, f"{self._checkpoint.folder}: {name}")

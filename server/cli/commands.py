@@ -14,6 +14,7 @@ from engine.messages import LoadProgress
 from engine.weights import hub
 from server.cli.console import Console, size_text, table
 from server.config.files import ConfigError, asked_folder, search_path
+from server.config.model_file import GGUF
 from server.config.registry import ModelEntry, Registry, make_entry, read_entries
 
 if TYPE_CHECKING:
@@ -111,8 +112,11 @@ def _registry_table(entries: Sequence[ModelEntry], downloads: Mapping[str, int])
     rows = []
     for entry in entries:
         source = entry.spec.target.source
-        local = source.startswith("/")
-        have = "folder" if local else size_text(downloads[source]) if source in downloads else "-"
+        repository = source.partition(":")[0]  # without the quantization of GGUF files
+        if source.startswith("/"):
+            have = "file" if source.endswith(GGUF) else "folder"
+        else:
+            have = size_text(downloads[repository]) if repository in downloads else "-"
         rows.append((entry.id, source, entry.spec.draft.method or "auto", have, str(entry.path)))
     return table(("ID", "SOURCE", "DRAFT", "DOWNLOADED", "FILE"), rows)
 

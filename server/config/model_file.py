@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from engine.drafting.method import facts_of
 from engine.drafting.methods import available
 from engine.errors import ModelError, shown
-from engine.files import find_folder, read_text
+from engine.files import find_file, find_folder, read_text
 from engine.parsing.selection import NO_REASONING, format_names
 from engine.spec import (
     DraftSpec,
@@ -25,7 +25,8 @@ from engine.spec import (
 )
 from server.config.files import Auto, ConfigError, Section, Size, read_section
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")  # with a quantization of GGUF files
+GGUF = ".gguf"
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 LARGEST_TEMPLATE = 1 << 20  # bytes of the largest .jinja file that is read
@@ -216,16 +217,19 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def _source(source: str, places: tuple[Path, ...], where: str) -> str:
-    """Return the absolute path of the folder `source`, or the hub id `source` unchanged.
+    """Return the absolute path of the folder or GGUF file `source`, or a hub id unchanged.
 
     Raises `ConfigError` if it is neither.
     """
     looks_local = source.startswith((".", "/", "~"))
     for place in places:
-        if (folder := find_folder(source, place)) is not None:
-            return str(folder)
+        found = find_folder(source, place) or find_file(source, GGUF, place)
+        if found is not None:
+            return str(found)
     if looks_local or not HUB_ID.fullmatch(source):
-        raise ConfigError(f"{where}: {shown(source)} is neither a folder nor a hub id (owner/name)")
+        raise ConfigError(
+            f"{where}: {shown(source)} is neither a folder, a GGUF file, nor a hub id (owner/name)"
+        )
     return source
 
 

@@ -12,11 +12,12 @@ import yaml
 
 from engine.drafting.method import facts_of
 from engine.errors import shown
-from engine.files import find_folder
+from engine.files import find_file, find_folder
 from engine.messages import ModelInfo
 from engine.spec import ModelSpec
 from server.config.files import ConfigError
 from server.config.model_file import (
+    GGUF,
     HUB_ID,
     ModelFile,
     ParsersSection,
@@ -28,6 +29,7 @@ from server.config.model_file import (
 from server.errors import ApiError
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+_PART = re.compile(r"-\d{5}-of-\d{5}$")  # of the name of a file of a split model
 LONGEST_NAME = 100  # characters of an unknown name that the error repeats
 
 
@@ -136,27 +138,34 @@ def read_entry(path: Path, model_id: str) -> ModelEntry:
 
 
 def make_entry(model: str) -> ModelEntry:
-    """Return an entry for a folder or hub id that has no model file, with all keys at `auto`.
+    """Return an entry for a folder, GGUF file or hub id without a model file, all keys at `auto`.
 
-    Raises `ConfigError` when `model` is neither a folder nor a hub id.
+    Raises `ConfigError` when `model` is none of them.
     """
     folder = find_folder(model)
     if folder is not None:
-        source, model_id = str(folder), folder.name
-        model_id = re.sub(r"[^\w.-]", "-", model_id).lstrip("._-") or "model"
+        source, model_id = str(folder), _as_id(folder.name)
+    elif (weights := find_file(model, GGUF)) is not None:
+        source, model_id = str(weights), _as_id(_PART.sub("", weights.stem))
     elif os.path.isfile(model):
         raise ConfigError(
-            f"{shown(model)} is a file. Give the folder of a safetensors checkpoint, with its "
-            "config.json (GGUF files are not read)"
+            f"{shown(model)} is a file, but no *.gguf. Give a GGUF file, or the folder of a "
+            "safetensors checkpoint with its config.json"
         )
     elif HUB_ID.fullmatch(model):
-        source = model_id = model
+        source, model_id = model, model.replace(":", "-")
     else:
         raise ConfigError(
-            f"{shown(model)} is neither a known model, a folder, nor a hub id (owner/name)"
+            f"{shown(model)} is neither a known model, a folder, a GGUF file, nor a hub id "
+            "(owner/name, or owner/name:QUANT for GGUF)"
         )
     file = ModelFile(target=TargetSection(source=source))
     return ModelEntry(id=model_id, spec=build_spec(model_id, file), created=int(time.time()))
+
+
+def _as_id(name: str) -> str:
+    """Return the name of a folder or file as a model id."""
+    return re.sub(r"[^\w.-]", "-", name).lstrip("._-") or "model"
 
 
 def entry_yaml(entry: ModelEntry, info: ModelInfo) -> str:

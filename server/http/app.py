@@ -1,5 +1,6 @@
 """The application factory: middleware, routes and shared state are put together here."""
 
+import asyncio
 import contextlib
 import importlib
 import pkgutil
@@ -60,7 +61,9 @@ def create_app(
     lent = Models(settings, metrics, text, engine_factory, progress)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        # Made by the first request for it, the document would delay all others by 0.2 s.
+        await asyncio.to_thread(app.openapi)
         try:
             yield
         finally:

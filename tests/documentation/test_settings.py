@@ -9,6 +9,8 @@ import pytest
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from engine.weights.gguf_config import ARCHITECTURES
+from engine.weights.gguf_file import TYPES
 from server.config.files import Section
 from server.config.model_file import ModelFile
 from server.config.settings import PREFIX, Settings
@@ -76,3 +78,9 @@ def test_the_packaged_file_shows_every_key_but_insecure() -> None:
     text = (ROOT / "configs" / "understudy.yaml").read_text(encoding="utf-8")
     keys = set(re.findall(r"^(?:# )?([a-z_]+): ", text, re.MULTILINE))
     assert keys == set(Settings.model_fields) - {"insecure"}
+
+
+def test_the_types_and_families_of_gguf_files_are_listed() -> None:
+    (row,) = (line for line in DOCUMENT.splitlines() if line.startswith("| GGUF |"))
+    for name in (*(type_.name for type_ in TYPES.values()), *ARCHITECTURES):
+        assert re.search(rf"\b{name}\b", row), name

@@ -31,6 +31,7 @@ from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import is_cached, open_or_pack
 from engine.weights.formats.linear import Kernel, available_kernels
 from engine.weights.layout import UnitReader
+from engine.weights.outline import decoder_layers
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class SelfDraft:
         """Build a model of the target's resident units and of substitutes for all others."""
         context, stream = self.context, target.stream
         model = build_on_meta(context.config, context.dtype, strict=False)
-        modules = [*model.get_decoder().layers, model.get_output_embeddings()]  # one unit each
+        modules = [*decoder_layers(model), model.get_output_embeddings()]  # one unit each
         # Resident units that are packed and expanded during a pass cannot be shared.
         shares = target.decoder.weights is stream
         shared = [i for i in range(len(modules)) if shares and stream.is_resident(i)]

@@ -14,7 +14,7 @@ from engine.weights.sources import Source
 from engine.weights.stored_format import QuantizationConfig, StoredFormat
 
 _BLOCKS, _SCALES = "_blocks", "_scales"  # suffixes of the two stored tensors
-_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _EXPONENT_BIAS = 127
 
 
@@ -33,7 +33,7 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
         out: [E, in, out] of the wanted dtype, transposed as in the gpt-oss of transformers.
     """
     low_high = torch.tensor(
-        [(_VALUES[byte & 15], _VALUES[byte >> 4]) for byte in range(256)], dtype=out.dtype
+        [(E2M1[byte & 15], E2M1[byte >> 4]) for byte in range(256)], dtype=out.dtype
     )
     for expert in range(
         blocks.shape[0]

@@ -15,6 +15,7 @@ from engine.weights.hub import locate
 from engine.weights.outline import UnreadUnits
 from engine.weights.shards import has_weights
 from tests.engine.checkpoints import FAMILIES, save_tiny
+from tests.engine.weights.formats.quantized_files import write
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
 
 
@@ -74,6 +75,16 @@ def test_mxfp4_weights_are_planned_expanded(tmp_path: Path) -> None:
     mxfp4_checkpoint(tmp_path / "whole")
     read, planned = both(tmp_path / "whole", tmp_path / "alone")
     assert planned.layouts == read.layouts
+
+
+@pytest.mark.parametrize(
+    "kind", ["fp8-block", "ct-int8", "ct-pack4-asymmetric", "ct-nvfp4", "awq", "gptq4-order"]
+)
+def test_weights_of_other_formats_are_planned_expanded(kind: str, tmp_path: Path) -> None:
+    stored, _ = write(kind, "qwen3_moe", tmp_path)
+    read, planned = both(stored, tmp_path / "alone")
+    assert planned.layouts == read.layouts
+    assert planned.other_tensors == read.other_tensors
 
 
 def test_units_without_a_checkpoint_cannot_be_read(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.streaming.cache_files import INDEX, lock, remove_folder, remove_stale, unit_name
+from engine.cache_files import INDEX, lock, remove_folder, remove_stale, unit_name
 from engine.streaming.packed_cache import entries, open_or_pack, remove, remove_leftovers
 from tests.engine.units import NumberedUnits
 

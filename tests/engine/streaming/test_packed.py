@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.cache_files import INDEX, cache_root, unit_name
 from engine.errors import ModelError
-from engine.streaming.cache_files import INDEX, unit_name
 from engine.streaming.packed import PackedUnits, pack, packed_bytes
 from engine.streaming.packed_cache import (
     CacheEntry,
-    cache_root,
     entries,
     is_cached,
     open_or_pack,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.cache_files import INDEX, replace_file, unit_name
 from engine.errors import ModelError
 from engine.streaming import disk, packed as packed_module
-from engine.streaming.cache_files import INDEX, replace_file, unit_name
 from engine.streaming.disk import UnitFile
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import entries, open_or_pack

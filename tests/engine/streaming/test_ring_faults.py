@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from engine.cache_files import unit_name
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming import disk
-from engine.streaming.cache_files import unit_name
 from engine.streaming.cpu_link import CpuDevice, SimulatedLink
 from engine.streaming.packed import PackedUnits, pack
 from engine.streaming.ring import LayerStream, OnWait

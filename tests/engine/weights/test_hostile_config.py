@@ -138,7 +138,7 @@ def test_choosing_more_experts_than_there_are_is_an_error(tmp_path: Path) -> Non
     ("name", "advice"),
     [
         ("adapter_config.json", "a LoRA adapter.*merge_and_unload"),
-        ("model.gguf", "a GGUF file.*safetensors checkpoint"),
+        ("model.gguf", "model.gguf: the file ends in its first bytes"),
         ("consolidated.safetensors", "Mistral's own format"),
         ("pytorch_model.bin", "PyTorch files.*save_pretrained"),
     ],

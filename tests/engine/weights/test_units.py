@@ -356,7 +356,7 @@ def only_pickles(folder: Path) -> None:
         (corrupt_header, r"model-0000\d-of-.*corrupt safetensors header"),
         (corrupt_header_length, r"model-0000\d-of-.*corrupt safetensors header \(length"),
         (corrupt_offsets, r"model-0000\d-of-.*corrupt safetensors header"),
-        (index_without_entry, f"index.json has no entry for {NORM}"),
+        (index_without_entry, f"no tensor for {NORM} of LlamaForCausalLM"),
         (index_with_wrong_file, f"says that {NORM} is in .* does not hold it"),
         (index_outside_the_folder, "'../other.safetensors', not a file name"),
         (corrupt_index, "index.json: corrupt"),
@@ -386,6 +386,18 @@ def test_the_error_of_an_expert_of_another_shape_names_it(tmp_path: Path) -> Non
     rewrite(tmp_path, lambda tensors: tensors.update({name: torch.zeros(96, 63)}), name)
     with pytest.raises(ModelError, match=r"experts.2.w3.weight has shape \[96, 63\]"):
         open_units(tmp_path)
+
+
+def test_tensors_that_the_index_leaves_out_or_places_elsewhere_are_not_read(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=2)
+    index, want = weight_map(tmp_path), read_all(open_units(tmp_path))
+    other = next(name for name in index if index[name] != index[NORM])
+    rewrite(tmp_path, lambda tensors: tensors.update({"stray": torch.zeros(4)}), NORM)
+    rewrite(tmp_path, lambda tensors: tensors.update({NORM: torch.zeros(7)}), other)
+    edit_json(tmp_path / INDEX_NAME, weight_map=index)
+    found = read_all(open_units(tmp_path))
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
 
 
 def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ audit: 0.01
         ("target: {source: a/b}\naudit: -0.1", ["audit"]),
         ("target: {source: a/b}\naudit: often", ["audit"]),
         ("target: {source: ./missing}", ["target.source", "./missing"]),
-        ("target: {source: just-a-name}", ["target.source", "neither a folder nor a hub id"]),
+        ("target: {source: just-a-name}", ["target.source", "neither a folder, a GGUF file"]),
         ("target: {source: a/b}\nparsers: {tool: x}", ["parsers.tool", "unknown key", "reasoning"]),
         ("target: {source: a/b}\nparsers: {tools: think}", ["parsers.tools", "hermes", "think"]),
         ("target: {source: a/b}\nparsers: {reasoning: x}", ["parsers.reasoning", "none", "x"]),
@@ -316,6 +316,25 @@ def test_a_made_up_entry_and_its_file_are_the_same(write: Write, tmp_path: Path)
     assert make_entry(str(tmp_path / "My Model")).id == "My-Model"
     with pytest.raises(ConfigError, match="neither"):
         make_entry("nonsense")
+
+
+def test_a_gguf_file_is_a_source_beside_the_file_and_on_the_command_line(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("models/My Model.Q4_K_M.gguf", "")
+    made = make_entry(str(path))
+    assert (made.id, made.spec.target.source) == ("My-Model.Q4_K_M", str(path))
+    part = write("models/Split-00002-of-00003.gguf", "")
+    assert make_entry(str(part)).id == "Split"
+    monkeypatch.chdir(path.parent)
+    assert make_entry(path.name).spec.target.source == str(path)
+    named = write("models/m.yaml", f"target: {{source: {path.name}}}")
+    assert read_entry(named, "m").spec.target.source == str(path)
+    quantized = make_entry("owner/Some-7B:Q4_K_M")
+    assert quantized.id == "owner/Some-7B-Q4_K_M"
+    assert quantized.spec.target.source == "owner/Some-7B:Q4_K_M"
+    with pytest.raises(ConfigError, match=r"neither a known model.*a GGUF file"):
+        make_entry("missing.gguf")
 
 
 def test_the_file_of_a_loaded_model_says_what_was_chosen(write: Write) -> None:

@@ -110,12 +110,14 @@ def test_a_size_of_too_many_digits_is_none() -> None:
         parse_size("9" * 400)
 
 
-@pytest.mark.parametrize("name", ["\0", "a" * 5000, "x.gguf"])
+@pytest.mark.parametrize("name", ["\0", "a" * 5000, "x.bin"])
 def test_a_model_that_is_no_folder_is_told(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.gguf").touch()
-    reason = "is a file. Give the folder" if name == "x.gguf" else "is neither a known model"
+    (tmp_path / "x.bin").touch()
+    reason = (
+        "is a file, but no .*Give a GGUF file" if name == "x.bin" else "is neither a known model"
+    )
     with pytest.raises(ConfigError, match=reason):
         open_registry([], Settings(default_model=name))

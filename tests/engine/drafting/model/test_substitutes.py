@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.cache_files import unit_name
 from engine.drafting.model.substitutes import SubstituteUnits, linear_paths, substitute_unit
 from engine.errors import ModelError
 from engine.model.library import build_on_meta
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.streaming import packed_cache
-from engine.streaming.cache_files import unit_name
 from engine.weights import packing
 from engine.weights.family import read_config
 from engine.weights.formats import int4, nf4

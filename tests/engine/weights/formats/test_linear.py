@@ -182,10 +182,10 @@ def test_a_quantized_head_is_expanded_when_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "'gptq'"),
+        ({"quant_method": "gptq", "bits": 5}, "'gptq'"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "'bitsandbytes'"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "kind": "fp4"}, "fp4"),
-        ({"quant_method": "fp8"}, "'fp8'"),
+        ({"quant_method": "quanto"}, "'quanto'"),
     ],
 )
 def test_other_quantizations_are_refused_by_name(

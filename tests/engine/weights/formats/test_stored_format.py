@@ -121,5 +121,5 @@ def test_the_error_of_a_damaged_checkpoint_names_the_tensor(
 def test_the_error_of_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
     stored, _ = write("llama", tmp_path)
     set_quantization(stored, quant_method="other")
-    with pytest.raises(ModelError, match=r"'other'.*; bitsandbytes 4-bit nf4 and mxfp4 and int8 r"):
+    with pytest.raises(ModelError, match=r"'other'.*; awq \(gemm\), bits.*, mxfp4, int8 r"):
         CheckpointUnits(stored, meta_model(stored, torch.float32), torch.float32)

@@ -1,4 +1,8 @@
-"""Files and folders of the cache of packed models: their names, how they are written and removed.
+"""Files and folders of the cache: their names, how they are written and removed.
+
+An entry is a folder with a packed model, or with the configuration and tokenizer of a model in GGUF
+files. `UNDERSTUDY_CACHE` names the folder of all entries; by default it is `understudy` in the
+user's cache folder.
 
 Only files with names that this module gives are removed, and links are not followed: the folder of
 the cache may hold other files too (`UNDERSTUDY_CACHE=$HOME`), and another program may replace a
@@ -6,6 +10,7 @@ file after it was checked and before it is removed.
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -15,10 +20,35 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INDEX = "index.json"
+# The files of a model in GGUF files, which has no units.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "gguf.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 _REPLACING = ".new"  # suffix of a file that will replace the file of a unit
-_FILE = re.compile(rf"index\.json|\d{{5,}}\.unit(\.[0-9a-f]{{16}}\{_REPLACING})?")
+_FILE = re.compile(
+    rf"index\.json|\d{{5,}}\.unit(\.[0-9a-f]{{16}}\{_REPLACING})?|"
+    + "|".join(map(re.escape, MODEL_FILES))
+)
 _PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")  # of a folder that is being packed
 _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def cache_root() -> Path:
+    """Return the folder of the cache, which may not exist yet."""
+    if own := os.environ.get("UNDERSTUDY_CACHE"):
+        return Path(own).expanduser()
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(users).expanduser() / "understudy"
+
+
+def folder_name(model: str, key: str) -> str:
+    """Return the name of the folder of an entry, which its key determines."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
 
 
 def unit_name(index: int) -> str:

@@ -1,0 +1,258 @@
+"""Expansion of weights from codes that share scales in groups, for the formats that do so.
+
+A weight is computed in float32 and rounded once to the type of the dense tensor. Codes are read in
+pieces, so an expansion takes little memory beyond the dense tensor.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError, shown
+from engine.weights.safetensors import Checkpoint, StoredTensor
+from engine.weights.sources import Source
+
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *FP8)
+EXPONENTS = (torch.uint8, torch.float8_e8m0fnu)  # of two: the scales of OCP's MX formats
+AGAIN = "The checkpoint is damaged or incomplete: download it again"
+
+_PIECE_WEIGHTS = 1 << 18  # 1 MB in float32: pieces of 16 MB, beyond the caches, took 1.9 x as long
+_WORD_BITS = 32
+
+Shape = tuple[int, ...]
+Block = tuple[int, int]  # the rows and columns that share a scale
+
+
+def pieces(rows: int, columns: int, multiple: int = 1) -> Iterator[range]:
+    """Yield the ranges of rows to expand at a time; each begins at a multiple of `multiple`."""
+    step = max(_PIECE_WEIGHTS // max(columns, 1) // multiple, 1) * multiple
+    for start in range(0, rows, step):
+        yield range(start, min(start + step, rows))
+
+
+def unpack(words: Tensor, bits: int) -> Tensor:
+    """Return the codes in int32 words, the lowest bits first, as uint8.
+
+    Args:
+        words: [rows, words]. Codes of 3 bits may lie in two words; they need whole
+            multiples of 3 words.
+        bits: 2, 3, 4 or 8 of one code.
+    """
+    if bits == 3:
+        at = torch.arange(words.shape[-1] * _WORD_BITS // bits) * bits
+        first = at // _WORD_BITS
+        long = words.long()
+        low = long[:, first] & ((1 << _WORD_BITS) - 1)
+        high = long[:, (first + 1).clamp(max=words.shape[-1] - 1)] << _WORD_BITS
+        return ((low | high) >> (at % _WORD_BITS)).bitwise_and_(7).to(torch.uint8)
+    stored = words.reshape(-1).view(torch.uint8).view(len(words), -1)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    codes = (stored.unsqueeze(-1) >> shifts).bitwise_and_((1 << bits) - 1)
+    return codes.flatten(-2)
+
+
+def as_float(codes: Tensor) -> Tensor:
+    """Return codes of any type as float32."""
+    if codes.dtype not in FP8:
+        return codes.float()
+    # torch converts FP8 ten times slower than it looks up the 256 values.
+    values = torch.arange(256, dtype=torch.uint8).view(codes.dtype).float()
+    return values.index_select(0, codes.view(torch.uint8).view(-1).int()).view(codes.shape)
+
+
+def dequantize(
+    codes: Tensor, scales: Tensor, zeros: Tensor | None, group: Tensor, out: Tensor
+) -> None:
+    """Write (codes - zeros) * scales into `out`, computed in float32.
+
+    Args:
+        codes: [rows, columns].
+        scales: [rows, groups] in float32.
+        zeros: the codes that stand for zero, of the shape and type of `scales`; None if
+            these are 0.
+        group: [columns], the group of each column.
+        out: [rows, columns] of any floating-point type.
+    """
+    values = as_float(codes)
+    if zeros is not None:
+        values -= zeros.index_select(1, group)
+    values *= scales.index_select(1, group)
+    out.copy_(values)
+
+
+def part_of(checkpoint: Checkpoint, codes: StoredTensor, name: str) -> StoredTensor:
+    """Return the tensor `name`, without which `codes` cannot be expanded."""
+    found = checkpoint.tensors.get(name)
+    if found is None:
+        raise ModelError(f"{codes.file}: {codes.name} has no {name}. {AGAIN}")
+    return found
+
+
+def check_part(
+    stored: StoredTensor,
+    codes: StoredTensor,
+    shapes: Iterable[Shape],
+    dtypes: Iterable[torch.dtype],
+) -> None:
+    """Raise `ModelError` unless a tensor has one of these shapes and types, which `codes` needs."""
+    shapes = list(dict.fromkeys(shapes))
+    where = f"{stored.file}: {stored.name}"
+    if stored.shape not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes) or "another configuration"
+        raise ModelError(
+            f"{where} has shape {list(stored.shape)}, but {codes.name} {list(codes.shape)} needs "
+            f"{wanted}. {AGAIN}, or quantization_config does not belong to it"
+        )
+    if stored.dtype not in dtypes:
+        raise ModelError(f"{where} has dtype {stored.dtype}, which cannot be read. {AGAIN}")
+
+
+def check_words(codes: StoredTensor) -> None:
+    """Raise `ModelError` unless a tensor is a matrix of int32 words."""
+    if len(codes.shape) != 2 or codes.dtype != torch.int32 or 0 in codes.shape:
+        raise ModelError(
+            f"{codes.file}: {codes.name}: a matrix of int32 is expected, found "
+            f"{list(codes.shape)} of {codes.dtype}. {AGAIN}"
+        )
+
+
+def group_size(quantization: Mapping[str, Any]) -> int | None:
+    """Return how many inputs share a scale by the quantization_config; None for all (-1)."""
+    size = quantization.get("group_size")
+    if size in (None, -1):
+        return None
+    if type(size) is not int or size < 1:
+        raise ModelError(
+            "config.json: quantization_config.group_size: -1 or at least 1 is expected, found "
+            f"{shown(size)}"
+        )
+    return size
+
+
+def is_block(value: object) -> TypeGuard[Sequence[int]]:
+    """Return whether a value of a quantization_config is the rows and columns of a block."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(type(size) is int and size >= 1 for size in value)
+    )
+
+
+def check_group(where: str, columns: int, size: int) -> None:
+    """Raise `ModelError` unless groups of this size divide the columns of a weight."""
+    if columns % size:
+        raise ModelError(
+            f"{where}: group_size {size} of quantization_config does not divide its "
+            f"{columns} columns. Use the unquantized checkpoint"
+        )
+
+
+def scale_shapes(shape: Shape, blocks: Iterable[Block]) -> Mapping[Shape, Block]:
+    """Return the shapes that the scales of a weight may have, with the block that each one means.
+
+    One scale for a matrix and one for each row are among them always.
+
+    Args:
+        shape: [rows, columns] of the weight, or [experts, rows, columns].
+        blocks: the blocks that the quantization_config names.
+    """
+    *lead, rows, columns = shape
+    found: dict[Shape, Block] = {}
+    for height, width in blocks:
+        found[*lead, -(-rows // height), -(-columns // width)] = (height, width)
+    whole, row = (max(rows, 1), max(columns, 1)), (1, max(columns, 1))
+    for tail, block in (
+        ((1, 1), whole),
+        ((1,), whole),
+        ((), whole),
+        ((rows, 1), row),
+        ((rows,), row),
+    ):
+        found.setdefault((*lead, *tail), block)
+    return found
+
+
+def load_groups(checkpoint: Checkpoint, stored: StoredTensor, count: int) -> Tensor:
+    """Return the group of each column. Raises `ModelError` unless all are below `count`."""
+    groups = checkpoint.load(stored).long()
+    low, high = (int(bound) for bound in torch.aminmax(groups))
+    if low < 0 or high >= count:
+        raise ModelError(
+            f"{stored.file}: {stored.name} names groups {low} to {high}, but the scales have "
+            f"groups 0 to {count - 1}. {AGAIN}"
+        )
+    return groups
+
+
+def load_scales(checkpoint: Checkpoint, stored: StoredTensor) -> Tensor:
+    """Return scales in float32. Those of type uint8 are exponents (E8M0)."""
+    scales = checkpoint.load(stored)
+    if stored.dtype == torch.uint8:
+        scales = scales.view(torch.float8_e8m0fnu)
+    return scales.float()
+
+
+def scaled_source(
+    checkpoint: Checkpoint,
+    codes: StoredTensor,
+    scales: StoredTensor,
+    zeros: StoredTensor | None,
+    block: Block,
+) -> Source:
+    """Return the source of a weight whose codes are stored one by one, as numbers.
+
+    Args:
+        checkpoint: the files.
+        codes: [rows, columns] or [experts, rows, columns] of 8-bit numbers.
+        scales: one for each block, of a shape of `scale_shapes`.
+        zeros: the codes that stand for zero, of the shape of `scales`; None if these are 0.
+        block: the rows and columns that share a scale.
+    """
+    grids = [stored for stored in (scales, zeros) if stored is not None]
+
+    def some(experts: range) -> Source:
+        kept_scales, *kept_zeros = (stored.part(experts) for stored in grids)
+        kept = kept_zeros[0] if kept_zeros else None
+        return scaled_source(checkpoint, codes.part(experts), kept_scales, kept, block)
+
+    return Source(
+        shape=codes.shape,
+        fill=partial(_fill_scaled, checkpoint, codes, scales, zeros, block),
+        parts=(codes, *grids),
+        experts=some if len(codes.shape) == 3 else None,
+    )
+
+
+def _fill_scaled(
+    checkpoint: Checkpoint,
+    codes: StoredTensor,
+    scales: StoredTensor,
+    zeros: StoredTensor | None,
+    block: Block,
+    out: Tensor,
+) -> None:
+    *lead, rows, columns = codes.shape
+    height, width = block
+    matrices = lead[0] if lead else 1
+    grid = (matrices, -(-rows // height), -(-columns // width))
+    factors = load_scales(checkpoint, scales).view(grid)
+    zero = checkpoint.load(zeros).float().view(grid) if zeros is not None else None
+    group = torch.arange(columns) // width
+    flat = replace(codes, shape=(matrices * rows, columns))
+    for matrix in range(matrices):
+        dense = out[matrix] if lead else out
+        for piece in pieces(rows, columns):
+            line = torch.arange(piece.start, piece.stop) // height
+            start = matrix * rows
+            dequantize(
+                checkpoint.load(flat.part(range(start + piece.start, start + piece.stop))),
+                factors[matrix].index_select(0, line),
+                zero[matrix].index_select(0, line) if zero is not None else None,
+                group,
+                dense[piece.start : piece.stop],
+            )

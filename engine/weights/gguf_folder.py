@@ -1,0 +1,146 @@
+"""The folder that is made for a model in GGUF files, with the files that a checkpoint has.
+
+It is an entry of the cache with config.json, generation_config.json, the tokenizer files and a link
+to the weights. Every file is made from metadata that was checked, and is read like those of any
+other folder. This module imports no torch, because `understudy pull` uses it too.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.cache_files import (
+    INDEX,
+    cache_root,
+    folder_name,
+    partial_folder,
+    remove_folder,
+    remove_stale,
+    write_file,
+)
+from engine.errors import ModelError
+from engine.weights.config_file import CONFIG_NAME, read_config_values
+from engine.weights.generation_config import GENERATION_CONFIG
+from engine.weights.gguf_config import make_config
+from engine.weights.gguf_file import Header, TensorInfo, plain_name, read_header, split_paths
+from engine.weights.gguf_model import Model, shortest
+from engine.weights.gguf_rope import LARGEST_TABLE, ROPE_TABLES
+from engine.weights.gguf_tokenizer import make_tokenizer
+from engine.weights.open_file import OpenFile
+from engine.weights.shards import LINK_NAME, link_text
+
+VERSION = 1  # of what is made from the same metadata
+_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+
+
+def gguf_folder(path: Path) -> Path:
+    """Return the folder of the model in a GGUF file, which may be one of several parts.
+
+    The folder is made if the cache does not have it. Raises `ModelError` if the files are not a
+    model that can be read.
+    """
+    path = path.resolve()
+    if not path.is_file():  # to open a named pipe would wait for a writer
+        raise ModelError(f"{path}: there is no such file")
+    paths = split_paths(path)
+    link, model = link_text(paths), plain_name(path.name)
+    key = f"{model}\n{link}\ngguf {VERSION}"
+    folder = cache_root() / folder_name(model, key)
+    try:
+        if not (folder / INDEX).is_file():
+            files = _make_files(paths) | {LINK_NAME: link, INDEX: json.dumps({"key": key})}
+            _write_folder(folder, files)
+        with suppress(OSError):  # a cache without write permission can still be read
+            os.utime(folder / INDEX)  # when the entry was last used
+    except OSError as error:
+        raise ModelError(
+            f"{path}: its configuration cannot be written to {folder.parent}: {error.strerror}. "
+            "Set UNDERSTUDY_CACHE to a folder that can be written to"
+        ) from error
+    _check_config(folder, path)
+    return folder
+
+
+def _make_files(paths: Sequence[Path]) -> dict[str, str]:
+    """Return the text of each file that is made from the metadata, by its name."""
+    files = [OpenFile(path) for path in paths]
+    try:
+        headers = [read_header(file) for file in files]
+        tensors: dict[str, TensorInfo] = {}
+        tables: dict[str, Sequence[float]] = {}
+        for file, header in zip(files, headers, strict=True):
+            tensors |= {info.name: info for info in header.tensors}
+            tables |= _tables(file, header)
+    finally:
+        for file in files:
+            file.close()
+    first, metadata = paths[0], headers[0].metadata
+    _check_parts(paths, headers, len(tensors))
+    config = make_config(Model(first, metadata, tensors, tables))
+    tokenizer = make_tokenizer(first, metadata)
+    generation: dict[str, Any] = {"eos_token_id": list(tokenizer.eos_ids)}
+    for name, ours in _SAMPLING.items():
+        if (value := metadata.get(f"general.sampling.{name}")) is not None:
+            generation[ours] = shortest(value) if isinstance(value, float) else value
+    return {
+        CONFIG_NAME: json.dumps(config),
+        GENERATION_CONFIG: json.dumps(generation),
+        "tokenizer.json": json.dumps(tokenizer.tokenizer, ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(tokenizer.config, ensure_ascii=False),
+    }
+
+
+def _check_parts(paths: Sequence[Path], headers: Sequence[Header], tensors: int) -> None:
+    """Raise `ModelError` unless the files are all parts of one model, in their order."""
+    held = sum(len(header.tensors) for header in headers)
+    if held != tensors:
+        raise ModelError(f"{paths[0]}: a tensor is in two parts of the model. Download it again")
+    for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        said = [header.metadata.get(f"split.{name}") for name in ("no", "count", "tensors.count")]
+        is_alone = len(paths) == 1 and said[1] in (None, 0, 1)
+        if not is_alone and said != [number, len(paths), held]:
+            raise ModelError(
+                f"{path}: is part {said[0]} of {said[1]} of a model of {said[2]} tensors, but part "
+                f"{number} of {len(paths)} with {held} tensors is expected (counted from 0). Give "
+                "the parts of one model their own names again"
+            )
+
+
+def _tables(file: OpenFile, header: Header) -> Mapping[str, Sequence[float]]:
+    """Return the values of the tensors that belong to the configuration."""
+    found = {}
+    for info in header.tensors:
+        if info.name in ROPE_TABLES:
+            if info.type.name != "F32" or info.nbytes > 4 * LARGEST_TABLE:
+                raise ModelError(f"{file.path}: {info.name}: at most {LARGEST_TABLE} F32 values")
+            raw = bytearray(info.nbytes)
+            file.read(memoryview(raw), info.offset)
+            found[info.name] = struct.unpack(f"<{len(raw) // 4}f", raw)
+    return found
+
+
+def _write_folder(folder: Path, files: Mapping[str, str]) -> None:
+    """Write the files so that the folder has all of them as soon as it exists."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder.parent)
+    with partial_folder(folder) as partial:
+        for name, text in files.items():
+            write_file(partial / name, memoryview(text.encode()))
+        remove_folder(folder)  # one whose index is missing
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / INDEX).is_file():  # another process has made it meanwhile
+                raise
+
+
+def _check_config(folder: Path, path: Path) -> None:
+    """Raise `ModelError`, which names the GGUF file, if its configuration is out of bounds."""
+    try:
+        read_config_values(folder)
+    except ModelError as error:
+        raise ModelError(f"{path}: its metadata cannot be used: {error}") from error

@@ -1,0 +1,234 @@
+"""GGUF files of tiny checkpoints, written with the `gguf` package as llama.cpp's converter does."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf.constants import GGMLQuantizationType, LlamaFileType, TokenType
+from numpy.typing import NDArray
+from tokenizers import pre_tokenizers
+from torch import Tensor
+
+from engine.model.library import build_of_folder
+from engine.weights.family import read_config
+from engine.weights.units import CheckpointUnits
+
+Array = NDArray[Any]
+Kind = GGMLQuantizationType
+F32 = GGMLQuantizationType.F32
+
+ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+    "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
+}
+
+
+def state_of(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return all tensors of a folder as the engine reads them, by their names in the model."""
+    model = build_of_folder(folder, read_config(folder), dtype, strict=True)
+    units = CheckpointUnits(folder, model, dtype)
+    found: dict[str, Tensor] = {}
+    for index, layout in enumerate(units.layouts):
+        buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
+        units.read(index, buffer)
+        found |= {f"{layout.name}.{name}": t for name, t in layout.views(buffer).items()}
+    for name, tensor in units.other_tensors().items():
+        found[name] = tensor if isinstance(tensor, Tensor) else tensor.load()
+    units.close()
+    return found
+
+
+def write_gguf(
+    folder: Path,
+    path: Path,
+    kind: Callable[[str, Array], Kind] = lambda name, values: F32,
+    change: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+    **writer_options: Any,
+) -> Path:
+    """Write the tiny checkpoint in `folder` as GGUF, with a token for each byte, and return it.
+
+    Args:
+        kind: returns the type of a tensor, given its name in the file.
+        change: adds other keys to the file.
+        writer_options: of `GGUFWriter`, for split files.
+    """
+    config = read_config(folder)
+    architecture = ARCHITECTURES[config.model_type]
+    name = gguf.MODEL_ARCH_NAMES[architecture]
+    writer = gguf.GGUFWriter(path, name, **writer_options)
+    writer.add_type("model")
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    _add_config(writer, config)
+    add_byte_tokenizer(writer, config.vocab_size)
+    change(writer)
+    for tensor, values in gguf_tensors(config, state_of(folder)).items():
+        type_ = kind(tensor, values)
+        packed = gguf.quantize(values, type_)
+        writer.add_tensor(tensor, packed, raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_byte_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+    """Add a tokenizer with one token for each of the first bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"<{i}>" for i in range(size))][:size]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.NORMAL] * size)
+    writer.add_eos_token_id(1)
+
+
+def gguf_tensors(config: Any, state: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return the tensors of a model as llama.cpp's converter names and stores them."""
+    architecture = ARCHITECTURES[config.model_type]
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    found: dict[str, Array] = _rope_tensors(config)
+    for name, tensor in state.items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if ".experts." in name:
+            found |= _experts(config, name, tensor.numpy())
+            continue
+        plain = f"{name}.weight" if name.endswith("sinks") else name
+        if "gate_up_proj" not in name or config.model_type == "phi3":
+            target = names.get_name(plain, try_suffixes=(".weight", ".bias"))
+            assert target is not None, name
+            found[target] = _changed(config, name, tensor).numpy()
+    return found
+
+
+def _changed(config: Any, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as the converter stores it."""
+    kind = config.model_type
+    if kind in ("gemma2", "gemma3_text") and name.endswith("norm.weight"):
+        return tensor + 1
+    if kind in ("llama", "mistral", "mixtral", "granite") and (
+        ".q_proj" in name or ".k_proj" in name
+    ):
+        heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+        halves = tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:])
+        return halves.swapaxes(1, 2).reshape(tensor.shape).contiguous()
+    return tensor
+
+
+def _experts(config: Any, name: str, values: Array) -> dict[str, Array]:
+    """Return the one or two tensors of fused experts."""
+    layer, part = name.split(".")[2], name.split(".")[-1]
+    suffix = "bias" if part.endswith("_bias") else "weight"
+    turned = config.model_type == "gpt_oss"
+    if turned and suffix == "weight":
+        values = np.ascontiguousarray(values.swapaxes(1, 2))
+    if part.startswith("down"):
+        return {f"blk.{layer}.ffn_down_exps.{suffix}": values}
+    half = values.shape[1] // 2
+    gate, up = (values[:, ::2], values[:, 1::2]) if turned else (values[:, :half], values[:, half:])
+    return {
+        f"blk.{layer}.ffn_gate_exps.{suffix}": np.ascontiguousarray(gate),
+        f"blk.{layer}.ffn_up_exps.{suffix}": np.ascontiguousarray(up),
+    }
+
+
+def _rope_tensors(config: Any) -> dict[str, Array]:
+    """Return the factors of the frequencies of llama3's and Phi-3's rope."""
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "longrope":
+        return {
+            f"rope_factors_{length}.weight": np.array(rope[f"{length}_factor"], dtype=np.float32)
+            for length in ("long", "short")
+        }
+    if rope.get("rope_type") != "llama3":
+        return {}
+    # As in generate_extra_tensors of convert_hf_to_gguf.py.
+    factor, low, high = (rope[k] for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    original, factors = rope["original_max_position_embeddings"], []
+    for exponent in range(0, config.head_dim, 2):
+        length = 2 * np.pi * rope["rope_theta"] ** (exponent / config.head_dim)
+        smooth = (original / length - low) / (high - low)
+        mixed = 1 / ((1 - smooth) / factor + smooth)
+        is_short, is_long = length < original / high, length > original / low
+        factors.append(1.0 if is_short else factor if is_long else mixed)
+    return {"rope_freqs.weight": np.array(factors, dtype=np.float32)}
+
+
+def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Add the metadata of a configuration."""
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_key_length(getattr(config, "head_dim", None) or 16)
+    writer.add_vocab_size(config.vocab_size)
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if "original_max_position_embeddings" in rope and rope["rope_type"] != "llama3":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    match config.model_type:
+        case "qwen3_moe":
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        case "gemma2":
+            writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+            writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        case "gemma3_text":
+            slides = [kind == "sliding_attention" for kind in config.layer_types]
+            writer.add_sliding_window_pattern(slides)
+        case "granite":
+            writer.add_embedding_scale(config.embedding_multiplier)
+            writer.add_residual_scale(config.residual_multiplier)
+            writer.add_logit_scale(config.logits_scaling)
+            writer.add_attention_scale(config.attention_multiplier)
+
+
+def write_keys(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Array] = {}) -> Path:
+    """Write a file with these keys, as JSON has them, and these tensors."""
+    writer = gguf.GGUFWriter(path, str(keys.get("general.architecture", "llama")))
+    for key, value in keys.items():
+        if key != "general.architecture":
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value), _items(value))
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _items(value: Any) -> gguf.GGUFValueType | None:
+    return gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the values of a folder's config.json as transformers completes them."""
+    found: dict[str, Any] = json.loads(json.dumps(read_config(folder).to_dict()))
+    return found
