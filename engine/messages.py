@@ -303,6 +303,14 @@ class WeightsChecked:
     unrepaired: int  # damage that could not be repaired
 
 
+@dataclass(frozen=True)
+class LogLine:
+    """A line of the engine's log, which the front end writes into its own."""
+
+    level: int  # as in `logging`
+    text: str
+
+
 Inbound = Generate | Abort | Shutdown
 Outbound = (
     LoadProgress
@@ -315,4 +323,5 @@ Outbound = (
     | PassStats
     | Audited
     | WeightsChecked
+    | LogLine
 )

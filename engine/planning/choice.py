@@ -73,7 +73,7 @@ def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
         raise refusals[0]
     for made in schemes:
         speed, tokens = made.forecast.tokens_per_second, made.forecast.tokens_per_pass
-        log.info(
+        log.debug(
             "draft %s: forecast %.1f tokens/s, if a pass emits %.1f tokens",
             made.method,
             speed,

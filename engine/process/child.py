@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-from engine.messages import Inbound, Outbound
+from engine.messages import Inbound, LogLine, Outbound
 from engine.process.pipe import PipeReader, PipeWriter
 from engine.process.signals import group_signals_blocked
 from engine.spec import ModelSpec
+
+log = logging.getLogger("understudy.engine")
 
 EntryPoint = Callable[[Connection, ModelSpec], None]  # the function that a spawned process runs
 
@@ -32,7 +35,8 @@ class Child:
         """Spawn a process that runs `target`. Raise OSError when the system cannot.
 
         Args:
-            on_message: is called in the event loop with each message of the process.
+            on_message: is called in the event loop with each message of the process. Its log lines
+                are no messages: they are logged here.
         """
         context = get_context("spawn")
         ours, theirs = context.Pipe()
@@ -107,7 +111,10 @@ class Child:
     def _read(self) -> None:
         for messages in self._reader.read():
             for message in messages:
-                self._on_message(message)
+                if isinstance(message, LogLine):
+                    log.log(message.level, "%s", message.text)
+                else:
+                    self._on_message(message)
         if self._reader.at_end:
             self._stop_reading()
             self._gone.set()

@@ -43,6 +43,7 @@ from engine.messages import (
 )
 from engine.printable_logs import make_printable
 from engine.process.grammar_compiler import Compiled, GrammarCompiler
+from engine.process.pipe_log import send_logs
 from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
 
@@ -113,6 +114,7 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
     keep_freed_memory()
     make_printable([logging.lastResort], "%(message)s")
     outbox = _Outbox(connection)
+    send_logs(outbox.send)
     inbox = _Inbox(connection)
     service: _Service | None = None
     try:

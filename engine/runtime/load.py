@@ -112,7 +112,7 @@ def load(
     measured = probe.pass_times(files, files.device)
     build, scheme = _choose_scheme(files, measured.rows)
     plan = scheme.plan
-    log.info("%s: %s", spec.id, plan)
+    log.debug("%s: %s", spec.id, plan)  # the front end logs it when the model is loaded
     log.info("%s: %s", spec.id, _describe_draft(spec, scheme))
     reader = files.make_reader(plan)
     check_free(plan)

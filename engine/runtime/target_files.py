@@ -26,7 +26,6 @@ from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import TESTED, kv_shape
 from engine.weights.generation_config import (
     GENERATION_CONFIG,
-    GenerationConfig,
     read_generation_config,
     token_ids,
 )
@@ -51,6 +50,7 @@ class TargetFiles(Blueprint):
         self._revision, self._text = source.identity, text_digest(source.folder)
         super().__init__(spec, source.folder)
         self.tokenizer = read_tokenizer(self.folder)
+        self.generation = read_generation_config(self.folder, self.vocab_size)
         self.units = self.checkpoint_units()
         # From here on only the open files are read, so later changes by name have no effect.
         if (identity_of(self.folder), text_digest(self.folder)) != (self._revision, self._text):
@@ -80,11 +80,6 @@ class TargetFiles(Blueprint):
             names = [str(dtype).removeprefix("torch.") for dtype in (stored_type, self.dtype)]
             why = "target.dtype" if self.spec.target.dtype else f"dtype in {CONFIG_NAME}"
             log.info("%s: weights are converted from %s to %s (%s)", self.spec.id, *names, why)
-
-    @cached_property
-    def generation(self) -> GenerationConfig:
-        """The values of the model's generation_config.json."""
-        return read_generation_config(self.folder, self.vocab_size)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:

@@ -70,6 +70,7 @@ class _Object:
     """An object as all parts of a schema describe it together."""
 
     names: set[str] = field(default_factory=set)  # the keys in `properties`
+    has_properties: bool = False  # whether a part has `properties`, which may be empty
     required: set[str] = field(default_factory=set)
     has_word: bool = False  # whether a part has a keyword about further keys
     has_conflict: bool = False  # whether a closed part excludes a key that another one requires
@@ -177,6 +178,7 @@ class _Preparation:
         parts = list(self._parts(schema, set()))
         for part in parts:
             whole.names.update(_properties(part))
+            whole.has_properties |= isinstance(part.get("properties"), Mapping)
             whole.required.update(_texts(part.get("required")))
             whole.has_word |= not {"additionalProperties", "propertyNames"}.isdisjoint(
                 key for key in part if not _says_nothing(key, part[key])
@@ -256,11 +258,12 @@ def _is_alone(schema: Schema) -> bool:
 def _close(whole: _Object, made: dict[str, Any]) -> None:
     """Close the object `whole` in its prepared schema `made`, which is changed in place.
 
-    The object stays open if it says itself which further keys it takes, if it has no properties, or
-    if nothing could match it when it is closed.
+    The object stays open if it says itself which further keys it takes, if no part has
+    `properties`, or if nothing could match it when it is closed. Empty `properties` close it too:
+    that is how clients describe tools without parameters.
     """
     is_satisfiable = whole.required <= whole.names and whole.fewest <= len(whole.names)
-    is_open = whole.has_word or not (whole.names and is_satisfiable)
+    is_open = whole.has_word or not (whole.has_properties and is_satisfiable)
     if is_open and not (whole.is_closed or whole.has_conflict):
         return
     own = made.get("properties", {})

@@ -101,6 +101,8 @@ class ChatRequest(StructuredBody, GenerationBody):
     audio: JsonObject | None = None
     # texts beside the messages, which templates of some servers show to the model
     documents: Annotated[list[Any], Field(max_length=MAX_NAMES)] | None = None
+    # a search that only a provider runs; left out
+    web_search_options: JsonObject | None = None
 
     @model_validator(mode="after")
     def _check_fields_agree(self) -> Self:
@@ -120,8 +122,8 @@ class ChatRequest(StructuredBody, GenerationBody):
             message = "Give 'continue_final_message' or 'add_generation_prompt', not both"
             raise field_error("add_generation_prompt", message)
         last = self.messages[-1]
-        if last.role != "assistant" or last.content is None:
-            message = "'continue_final_message' needs a last message of role assistant with content"
+        if last.role != "assistant":
+            message = "'continue_final_message' needs a last message of role assistant"
             raise field_error("continue_final_message", message)
         return self
 
@@ -225,6 +227,8 @@ class ChatRequest(StructuredBody, GenerationBody):
                 found.append(f"{place} {tool.type}")
             elif isinstance(tool, CustomTool) and tool.custom.syntax is not None:
                 found.append(f"{place}.format")
+        if self.web_search_options is not None:
+            found.append("web_search_options")
         for message in self.messages:
             if isinstance(message, ToolMessage) and isinstance(message.content, list):
                 kinds = [part.type for part in message.content if isinstance(part, LeftOutPart)]

@@ -10,14 +10,14 @@ from server.schemas.fields import (
     Body,
     GenerationBody,
     GivenTokenLimit,
-    Int,
     JsonObject,
     StopStrings,
+    ThinkingBudget,
     field_error,
     only_types,
     type_of,
 )
-from server.schemas.limits import MAX_MESSAGES, MAX_TOOLS
+from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
 _RESULT_BLOCKS = ("text", "document", "search_result", "tool_reference")
@@ -227,7 +227,7 @@ class Thinking(Body):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[Int, Field(ge=0)] | None = None
+    budget_tokens: ThinkingBudget = None
 
 
 class OutputFormat(Body):
@@ -259,7 +259,15 @@ class CountTokensRequest(GenerationBody):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # the earlier name of `output_config.format`
+    mcp_servers: Annotated[list[Any], Field(max_length=MAX_NAMES)] | None = None  # left out
     chat_template_kwargs: JsonObject | None = None  # an extension
+
+    @property
+    def answer_format(self) -> OutputFormat | None:
+        """Return the format that the answer must match."""
+        config = self.output_config
+        return config.format if config is not None and config.format else self.output_format
 
 
 class MessagesRequest(CountTokensRequest):

@@ -3,6 +3,7 @@
 `main` is the entry point for `EngineClient`. The id of a spec can ask for a failure of the load.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -24,6 +25,8 @@ from engine.messages import (
 from engine.process.worker import OnPassProgress, OnPrompt, serve
 from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.recheck import Rechecks
+
+log = logging.getLogger("engine.fake")
 
 VOCAB_SIZE = 1000
 CONTEXT_LENGTH = 64
@@ -249,6 +252,7 @@ def _stats(prompt_tokens: int, completion_tokens: int) -> Stats:
 
 
 def _fail_if_asked(spec: ModelSpec) -> None:
+    log.info("%s: weights are \x1b[31mconverted", spec.id)
     if spec.id == UNLOADABLE:
         raise ModelError("model.safetensors: lm_head.weight is missing")
     if spec.id == BROKEN:

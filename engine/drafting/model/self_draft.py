@@ -116,7 +116,7 @@ class _Parts:
         """Return a decoder with substitutes. They are made first if the cache has none."""
         context = self._context
         kernel = self._kernel()
-        log.info("substitutes use the %s product", kernel)
+        log.debug("substitutes use the %s product", kernel)
         with ExitStack() as stack:
             importance = self._importance(kernel)
             if importance is not None:

@@ -58,9 +58,9 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     }
     if body.output_config is not None:
         fields["reasoning_effort"] = body.output_config.effort
-        if body.output_config.format is not None:
-            schema = {"name": "answer", "schema": body.output_config.format.schema_, "strict": True}
-            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if body.answer_format is not None:
+        schema = {"name": "answer", "schema": body.answer_format.schema_, "strict": True}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     if isinstance(body, MessagesRequest):
         fields["max_completion_tokens"] = body.max_tokens
         fields["stop"] = body.stop_sequences
@@ -117,10 +117,12 @@ def _add_turn(conversation: ConversationBuilder, turn: Turn) -> None:
 
 
 def _skipped(body: CountTokensRequest) -> Iterator[str]:
-    """Yield the position and type of each block that cannot be converted to a part of a chat.
+    """Yield what a chat has no place for: MCP servers, and blocks by their position and type.
 
     Images in results are not among them: the chat itself reports these.
     """
+    if body.mcp_servers:
+        yield "mcp_servers"
     for turn_index, turn in enumerate(body.messages):
         for index, block in enumerate(turn.content):
             place = f"messages[{turn_index}].content[{index}]"

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import select
 import signal
@@ -75,6 +76,23 @@ async def test_a_request_is_streamed_and_removed_from_the_queue(clients: MakeCli
     assert [tokens.finish for tokens in got] == [None, None, "stop"]
     assert client.num_outstanding == 0
     assert passes, "every pass is reported"
+
+
+@pytest.mark.parametrize(("name", "is_loaded"), [("fake", True), (UNLOADABLE, False)])
+async def test_log_lines_of_the_engine_are_in_the_log_of_the_front_end(
+    clients: MakeClient, caplog: pytest.LogCaptureFixture, name: str, is_loaded: bool
+) -> None:
+    client = clients(name)
+    with caplog.at_level(logging.INFO, "understudy"):
+        if is_loaded:
+            await client.start()
+        else:
+            with pytest.raises(ModelError):
+                await client.start()
+    [record] = [one for one in caplog.records if "converted" in one.getMessage()]
+    assert (record.levelno, record.name) == (logging.INFO, "understudy.engine")
+    assert record.getMessage().startswith(f"{name}: ")
+    assert "\x1b" not in record.getMessage()
 
 
 async def test_choices_are_interleaved_until_each_has_finished(client: EngineClient) -> None:

@@ -29,6 +29,7 @@ from tests.engine.models import (
     exact,
     hooks,
     load,
+    model_spec,
     prompt,
     request,
     run,
@@ -273,6 +274,15 @@ def test_suppressed_tokens_of_the_generation_config_never_occur(tmp_path: Path) 
     assert exact(got) == exact(want)
     assert got[("r", 0)].ids[:3] == free[:3] or set(free[:3]) & set(free[3:6])
     assert not any(set(answer.ids) & set(free[3:6]) for answer in got.values())
+
+
+def test_a_damaged_generation_config_is_found_before_weights_are_read(tmp_path: Path) -> None:
+    folder = copied("llama", tmp_path)
+    (folder / "generation_config.json").write_text("{")
+    steps: list[str] = []
+    with pytest.raises(ModelError, match=r"generation_config\.json: not valid JSON"):
+        Engine.load(model_spec(folder, PLAIN), lambda what, done, total: steps.append(what))
+    assert steps == []
 
 
 def test_cached_tokens_are_reported_and_never_include_the_last_one(engine: Engine) -> None:

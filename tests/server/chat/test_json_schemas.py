@@ -38,6 +38,9 @@ def tokenizer() -> LLTokenizer:
         (schema_of("a", additionalProperties=True), {"z": 1}, None),
         (schema_of("a", additionalProperties=TEXT), {"a": "x", "z": "x"}, {"z": 1}),
         ({"type": "object"}, {"z": 1}, None),
+        (schema_of(), {}, {"z": 1}),
+        (schema_of(additionalProperties=True), {"z": 1}, None),
+        (schema_of(required=("b",)), {"b": 1}, None),
         # what closing would make unsatisfiable stays open
         (schema_of("a", required=("b",)), {"b": 1}, None),
         # objects within objects

@@ -76,6 +76,15 @@ async def test_api_17_a_last_assistant_message_is_continued(
     assert rendered(engines).endswith("Well<eos><turn>assistant:")
 
 
+@pytest.mark.parametrize("content", [None, "", []])
+async def test_an_empty_last_message_is_continued_when_asked(
+    client: httpx.AsyncClient, engines: FakeEngines, content: Any
+) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+    assert (await chat(client, messages=messages, continue_final_message=True)).status_code == 200
+    assert rendered(engines) == "<turn>user:hi<eos><turn>assistant:"
+
+
 async def test_continuing_excludes_a_generation_prompt(client: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
     error = error_of(

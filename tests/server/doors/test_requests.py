@@ -265,6 +265,13 @@ def test_turns_of_the_messages_api_become_messages(
                 "thinking_budget": 0,
             },
         ),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": -1}},
+            {
+                "chat_template_kwargs": {"enable_thinking": True, "thinking": True},
+                "thinking_budget": None,
+            },
+        ),
         ({"thinking": {"type": "disabled", "budget_tokens": 9}}, {"thinking_budget": None}),
         (
             {"thinking": {"type": "disabled"}},
@@ -280,6 +287,15 @@ def test_turns_of_the_messages_api_become_messages(
             },
             {
                 "reasoning_effort": "max",
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "schema": {"type": "null"}, "strict": True},
+                },
+            },
+        ),
+        (
+            {"output_format": {"type": "json_schema", "schema": {"type": "null"}}},
+            {
                 "response_format": {
                     "type": "json_schema",
                     "json_schema": {"name": "answer", "schema": {"type": "null"}, "strict": True},

@@ -95,6 +95,13 @@ def items(*more: dict[str, Any]) -> dict[str, Any]:
             "tools[0] mcp",
             "look_up",
         ),
+        ("/v1/chat/completions", {"web_search_options": {}}, "web_search_options", "hi"),
+        (
+            "/v1/messages",
+            {"mcp_servers": [{"type": "url", "url": "u", "name": "n"}]},
+            "mcp_servers",
+            "hi",
+        ),
         (
             "/v1/responses",
             {"tools": [{"type": "namespace", "name": "n", "tools": [RESPONSE_TOOL]}]},
