@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from server.chat.received import Received, received
 from server.errors import ApiError
+from server.http.protocol import ABANDONED
 from server.http.state import state_of
 from server.schemas.fields import Body
 from server.schemas.scan import BodyScan
@@ -62,8 +63,10 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
             message = (
                 f"The request body came too slowly: {len(raw)} bytes, and then no more in time."
             )
-            headers = {"Connection": "close"}
-            raise ApiError(message, code="request_timeout", status=408, headers=headers) from None
+            # Not `Connection: close`: uvicorn would close at once, and the client's next bytes
+            # would reset the connection before it has read the answer.
+            setattr(request.state, ABANDONED, True)
+            raise ApiError(message, code="request_timeout", status=408) from None
         except ClientDisconnect:
             message = f"The client left after {len(raw)} bytes of the request body."
             raise ApiError(message, code="incomplete_body") from None

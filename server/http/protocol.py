@@ -16,6 +16,8 @@ from server.http.framing import MAX_FIELDS, PIECE, Framing, Part, too_many_field
 from server.http.request_id import HEADER, new_request_id
 
 MAX_PIPELINED = 32  # requests of one connection that wait for the answers of earlier ones
+# The key of a request's state that is set where the rest of its body is not waited for.
+ABANDONED = "is_body_abandoned"
 LINGER_S = 2.0  # for which the further bytes of a refused client are read and thrown away
 
 
@@ -179,6 +181,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.scope.get("state", {}).get(ABANDONED):
+            self._is_refused = True
         if self._is_refused and self.cycle.response_complete:
             self._close_lingering()
 

@@ -134,7 +134,7 @@ def test_the_example_is_checked_and_planned_like_other_methods(
 
 def test_auto_considers_the_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mixture = model_spec(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram"))
-    with adding(tmp_path / "unchanged"), caplog.at_level(logging.INFO, "engine.planning.choice"):
+    with adding(tmp_path / "unchanged"), caplog.at_level(logging.DEBUG, "engine.planning.choice"):
         assert candidates() == ["ngram", EXAMPLE, "subspec"]
         assert preview(mixture, CARD).scheme.method == "ngram"
     assert any(message.startswith(f"draft {EXAMPLE}:") for message in caplog.messages)

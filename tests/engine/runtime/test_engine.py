@@ -329,7 +329,7 @@ def edit_config(folder: Path, **changes: Any) -> Path:
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "dynamic",
         ),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "quanto", "bits": 4}}, "quanto"),
     ],
 )
 def test_the_error_of_an_unsupported_model_names_the_reason(

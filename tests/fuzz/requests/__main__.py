@@ -9,6 +9,7 @@ chat templates of real models, as `benchmarks.chat_templates` finds them.
 import argparse
 import asyncio
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="send the request of this seed, and show it")
     parser.add_argument("--templates", type=Path, help="a folder with chat templates")
     args = parser.parse_args()
+    logging.disable()  # the server's warnings about what it refuses would be thousands of lines
     known = TEMPLATES if args.templates is None else _templates_in(args.templates)
     if args.only is not None:
         path, body = make_request(args.only)

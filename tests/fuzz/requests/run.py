@@ -1,7 +1,6 @@
 """Send requests to a server, and say what is wrong with an answer."""
 
 import json
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -128,7 +127,6 @@ async def target(template: str, folder: Path) -> AsyncIterator[Target]:
         template: the text of the template.
         folder: an empty folder for the tokenizer.
     """
-    logging.disable()
     transformers_tokenizer().save_pretrained(folder)
     engines = FakeEngines()
     engines.script.tokenizer_path = str(folder)

@@ -35,7 +35,8 @@ async def test_api_11_a_chat_continues_until_the_context_is_full(
     answer = (await chat(client)).json()
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["total_tokens"] == 1024
-    assert engines.engine.requests[0].params.max_tokens is None
+    request = engines.engine.requests[0]
+    assert request.params.max_tokens == 1024 - len(request.prompt)
 
 
 @pytest.mark.parametrize(("asked", "got"), [(None, 6), (9, 9), (3, 3)])
