@@ -65,7 +65,7 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
             )
             # Not `Connection: close`: uvicorn would close at once, and the client's next bytes
             # would reset the connection before it has read the answer.
-            setattr(request.state, ABANDONED, True)
+            request.scope["state"][ABANDONED] = True
             raise ApiError(message, code="request_timeout", status=408) from None
         except ClientDisconnect:
             message = f"The client left after {len(raw)} bytes of the request body."
