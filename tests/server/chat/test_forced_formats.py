@@ -160,6 +160,8 @@ def test_calls_of_the_demo_model_are_read_and_match() -> None:
             schema = Random(seed).tool()
             tools, grammar = forced(name, tokenizer, schema, is_parallel=seed % 4 == 0)
             ids, has_ended = model.answer(grammars, grammar, seed)
-            check_text(name, schema, tools, decoded(tokenizer, ids), has_ended=has_ended)
+            # The limit of tokens may cut a character of a mark into bytes, which no parser knows.
+            text = decoded(tokenizer, ids).rstrip("\N{REPLACEMENT CHARACTER}")
+            check_text(name, schema, tools, text, has_ended=has_ended)
             num_ended += has_ended
     assert num_ended > len(FORMATS) // 2  # this small model goes on with many texts for ever
