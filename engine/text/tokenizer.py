@@ -43,7 +43,7 @@ def _load(folder: Path, files: Path) -> Any:
             )
         with library_call(f"{folder}: {CONFIG_FILE} or {FAST_FILE}"):
             # The class that a folder names may replace the file's normalizer and its way to split
-            # text (GPT2Tokenizer, Qwen2Tokenizer): ids differ from those of the training.
+            # text (GPT2Tokenizer, Qwen2Tokenizer). The model was not trained on such ids.
             has_file = (files / FAST_FILE).exists()
             library: Any = PreTrainedTokenizerFast if has_file else AutoTokenizer
             tokenizer = library.from_pretrained(files, trust_remote_code=False)

@@ -87,7 +87,7 @@ def read_config_values(folder: Path) -> dict[str, Any]:
         if name is not None and name.removeprefix("torch.") not in _DTYPES:
             raise ModelError(f"{where}: {key}: {shown(name)} is not a type of weights")
         if name is not None:
-            # "auto" leaves the choice to whoever reads the file, like a missing key.
+            # "auto" names no type, as if the key were missing.
             values[key] = None if name == "auto" else name.removeprefix("torch.")
     return _checked(values, where, "")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.errors import shown
 from engine.files import exists, read_object
+from engine.weights.config_file import whole
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def token_ids(path: Path, key: str, value: Any, vocab_size: int) -> frozenset[in
 
     Values that are not ids of the vocabulary are left out and logged with their file and key.
     """
-    asked = value if isinstance(value, list) else [] if value is None else [value]
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    asked = [whole(id_) for id_ in given]
     found = frozenset(id_ for id_ in asked if type(id_) is int and 0 <= id_ < vocab_size)
     if wrong := [id_ for id_ in asked if type(id_) is not int or id_ not in found]:
         log.warning("%s: %s: %s are not tokens of this model", path, key, shown(wrong))
@@ -74,6 +76,7 @@ def _number(path: Path, key: str, value: Any) -> float | None:
     if value is None or (key == "top_k" and value == -1):
         return None
     least, most = RANGES[key]
+    value = whole(value) if key == "top_k" else value
     kind = int if key == "top_k" else int | float
     if (
         not isinstance(value, kind)

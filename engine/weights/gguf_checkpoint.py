@@ -1,4 +1,4 @@
-"""A checkpoint whose tensors are those of GGUF files."""
+"""A checkpoint whose tensors are read from GGUF files."""
 
 from dataclasses import dataclass
 from pathlib import Path

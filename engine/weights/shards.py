@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint: those of its index, a single file, or GGUF files elsewhere."""
+"""The weight files of a checkpoint: listed in its index, a single file, or GGUF files elsewhere."""
 
 import json
 import os

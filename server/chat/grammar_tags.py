@@ -7,7 +7,7 @@ from typing import Any
 
 # Each JSON text can be written in one way only, the one that models have seen most. A model cannot
 # go on writing white space for ever, and more of the answer is forced.
-# Branches of `oneOf` that overlap are read as those of `anyOf`.
+# `oneOf` is read as `anyOf` where its branches overlap.
 JSON_FORM = {
     "item_separator": ", ",
     "key_separator": ": ",

@@ -152,7 +152,7 @@ Tool = Annotated[
 
 
 class ToolsItem(Body):
-    """An item with tools that are offered besides those of the request."""
+    """An item whose tools are offered together with the tools of the request."""
 
     type: Literal["additional_tools", "tool_search_output"]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None

@@ -190,7 +190,7 @@ def load_groups(checkpoint: Checkpoint, stored: StoredTensor, count: int) -> Ten
 
 
 def load_scales(checkpoint: Checkpoint, stored: StoredTensor) -> Tensor:
-    """Return scales in float32. Those of type uint8 are exponents (E8M0)."""
+    """Return scales in float32. Scales of type uint8 are exponents of two (E8M0)."""
     scales = checkpoint.load(stored)
     if stored.dtype == torch.uint8:
         scales = scales.view(torch.float8_e8m0fnu)

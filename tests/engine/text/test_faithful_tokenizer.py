@@ -1,4 +1,4 @@
-"""Ids are those of tokenizer.json, whatever class of tokenizer a folder names."""
+"""Tests that a tokenizer gives the ids of tokenizer.json, whatever class a folder names."""
 
 import json
 from pathlib import Path

@@ -30,6 +30,7 @@ def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
             {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.05},
         ),
         ({"repetition_penalty": 1.05}, {"repetition_penalty": 1.05}),
+        ({"top_k": 50.0, "temperature": 1}, {"top_k": 50, "temperature": 1}),
         ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}),
         ({"top_k": -1, "top_p": None}, {}),
     ],
@@ -63,7 +64,7 @@ def test_a_wrong_value_is_left_out_and_logged(
 
 
 def test_suppressed_tokens_are_read(tmp_path: Path) -> None:
-    assert read(tmp_path, {"suppress_tokens": [7, 3, 7]}).suppressed == (3, 7)
+    assert read(tmp_path, {"suppress_tokens": [7, 3.0, 7]}).suppressed == (3, 7)
 
 
 def test_a_file_that_is_no_object_is_an_error(tmp_path: Path) -> None:

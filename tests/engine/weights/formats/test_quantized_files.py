@@ -1,4 +1,4 @@
-"""Tests of checkpoints in formats of quantized weights: values are those of the definitions."""
+"""Tests that quantized checkpoints are read as the definitions of their formats say."""
 
 import json
 from collections.abc import Callable
