@@ -16,9 +16,9 @@ def tell_tools(
     if not tools:
         return list(messages)
     has_system = bool(messages) and messages[0]["role"] == "system"
-    given = messages[0]["content"] if has_system else None
-    text = "\n\n".join(filter(None, [given, _instructions(tools, syntax)]))
-    return [{"role": "system", "content": text}, *messages[has_system:]]
+    system = messages[0] if has_system else {"role": "system", "content": None}
+    text = "\n\n".join(filter(None, [system["content"], _instructions(tools, syntax)]))
+    return [{**system, "content": text}, *messages[has_system:]]
 
 
 def tell_calls(messages: Sequence[Message], syntax: CallSyntax) -> list[Message]:

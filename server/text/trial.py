@@ -41,7 +41,7 @@ def tried(work: Callable[[], T], lane: Lane) -> Outcome[T]:
             outcome = Outcome(work())
         except MemoryError:
             outcome = Outcome(reason=no_memory)
-        except Exception as error:
+        except Exception as error:  # what `work` raises is its outcome here
             reason = str(error)[:LONGEST_REASON] or type(error).__name__
             outcome = Outcome(reason=reason.encode(errors="replace").decode())
         theirs.sendall(pickle.dumps(outcome))

@@ -54,6 +54,17 @@ def test_the_last_form_is_users_and_assistants_in_turn(roles: list[str]) -> None
     assert all(set(m) == {"role", "content"} for m in written)
 
 
+def test_a_system_keeps_its_name_where_tools_are_told_in_words() -> None:
+    system = {"role": "system", "name": "host", "content": "Be kind."}
+    user = {"role": "user", "content": "hi"}
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+    messages, _ = shaped([system, user], [tool], {Feature.TOOLS, Feature.NAME}, SYNTAX)
+    assert messages[0]["content"].startswith("host: Be kind.\n\nYou may call")
+    messages, _ = shaped([system, user], [tool], {Feature.TOOLS}, SYNTAX)
+    assert messages[0]["name"] == "host"
+    assert messages[1] == user
+
+
 def test_texts_are_found_in_the_order_of_their_role() -> None:
     messages = [message("user", 0), message("system", 1), message("user", 2)]
     assert is_whole(messages, None, "name1 <1> name0 <0> name2 <2>")
