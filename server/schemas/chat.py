@@ -181,9 +181,18 @@ class ChatRequest(StructuredBody, GenerationBody):
         return (
             not self.add_generation_prompt
             and isinstance(last, AssistantMessage)
-            and bool(joined_text(last.content))
+            and bool(joined_text(last.content) or last.thoughts)
             and not (last.tool_calls or last.function_call)
         )
+
+    @property
+    def begun_thought(self) -> str:
+        """Return the reasoning that the answer continues; "" if the message has more than that."""
+        last = self.messages[-1]
+        if not (self.is_continued and isinstance(last, AssistantMessage)):
+            return ""
+        has_more = last.said or last.tool_calls or last.function_call
+        return "" if has_more else last.thoughts or ""
 
     @property
     def offered(self) -> list[tuple[str, Tool]]:
@@ -264,14 +273,14 @@ class ChatRequest(StructuredBody, GenerationBody):
     def _thinks(self) -> bool | None:
         """Return whether the model should think, where a request says it without an effort.
 
-        A budget alone asks for reasoning.
+        A budget alone asks for reasoning, and so does reasoning that the answer continues.
         """
         switch = self.thinking
         if isinstance(switch, Thinking):
             switch = None if switch.type == "adaptive" else switch.type == "enabled"
         enabled = None if self.reasoning is None else self.reasoning.enabled
-        by_budget = None if self.thinking_limit is None else True
-        given = (switch, self.enable_thinking, enabled, by_budget)
+        by_itself = True if self.thinking_limit is not None or self.begun_thought else None
+        given = (switch, self.enable_thinking, enabled, by_itself)
         return next((value for value in given if value is not None), None)
 
     @property

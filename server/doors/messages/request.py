@@ -46,9 +46,9 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "messages": messages,
         "skipped": list(_skipped(body)),
         "clamps_limit": True,
-        # If the last turn is the assistant's, its text is the beginning of the answer.
+        # If the last turn is the assistant's, its text or thinking is the beginning of the answer.
         "continue_final_message": last["role"] == "assistant"
-        and bool(last.get("content"))
+        and bool(last.get("content") or last.get("reasoning_content"))
         and "tool_calls" not in last,
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
