@@ -44,6 +44,7 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     choice = body.tool_choice
     fields = shared_fields(body, SHARED) | {
         "messages": messages,
+        "stream_options": _STREAM_OPTIONS if body.stream else None,
         "skipped": list(_skipped(body)),
         "clamps_limit": True,
         # If the last turn is the assistant's, its text or thinking is the beginning of the answer.
@@ -66,6 +67,9 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         fields["stop"] = body.stop_sequences
     return fields
 
+
+# The first event of a stream has the tokens of the prompt.
+_STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 
 # The fields that a chat has under the same name. The last ones are extensions of both APIs.
 SHARED = (
