@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.parsing.calls import Tools
 from engine.parsing.selection import formats_of
 from server.chat.prepare import Prepared
 from tests.engine.parsing.readings import Read, pieces_of, read
@@ -58,7 +59,8 @@ def test_the_prompt_ends_inside_the_thought(name: str) -> None:
     made = continued(template)
     assert made.left_out == []
     assert prompt_of(made).endswith(f"{opening}Hm, I")
-    for tools in ({}, {"look_up": {}}):
+    known: tuple[Tools, ...] = ({}, {"look_up": {}})
+    for tools in known:
         parser = formats_of(template).parser(tools, made.before)
         answer = pieces_of(parser, f" think.{close}Yes.")
         assert read(answer) == Read("Yes.", (), " think.")
