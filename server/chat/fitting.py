@@ -42,7 +42,8 @@ def fitting_ids(
             raise
         shares = _shares(tokenizer, request, text, formats)
         message = f"{failure.message} {shares}".rstrip()
-        raise ApiError(message, code=failure.code, param=failure.param) from error
+        param = "messages" if failure.param == "prompt" else failure.param
+        raise ApiError(message, code=failure.code, param=param) from error
     return ids
 
 
