@@ -105,8 +105,8 @@ def with_minus_one(least: int) -> Callable[[int], int]:
 
     def check(value: int) -> int:
         if value < least:
-            message = f"Input should be {least} or more, or -1 for no limit"
-            raise PydanticCustomError("invalid_value", "{message}", {"message": message})
+            text = "Input should be {least} or more, or -1 for no limit"
+            raise PydanticCustomError("invalid_value", text, {"least": least})
         return value
 
     return check

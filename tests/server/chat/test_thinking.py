@@ -370,4 +370,5 @@ async def test_a_budget_without_a_meaning_is_refused(
     error = error_of(await chat(client, **fields), 400)
     assert error["param"].startswith(outer) and error["param"].endswith(inner)
     if wrong == -2:
-        assert "0 or more, or -1 for no limit" in error["message"]
+        text = f"Invalid value for '{path}': Input should be 0 or more, or -1 for no limit."
+        assert error["message"] == text
