@@ -170,7 +170,7 @@ async def test_the_error_of_a_long_prompt_states_the_numbers(client: httpx.Async
     assert "1030" in error["message"]
     long = [{"role": "user", "content": "x" * 2000}]
     error = error_of(await chat(client, messages=long, stream=True), 400)
-    assert error["code"] == "context_length_exceeded"
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
     assert "20" in error["message"]
 
 
@@ -302,3 +302,4 @@ async def test_an_unexpected_exception_is_a_500_without_details(
     assert error["code"] == "internal_error"
     assert "secret" not in response.text
     assert response.headers["x-request-id"] in error["message"]
+    assert response.headers["connection"] == "close"
