@@ -1,13 +1,14 @@
 """Functions that numba compiles for the CPU when they are first used.
 
-`compiler` says how code is compiled and where it is cached, `threads` divides work. Each other file
-is a family of kernels. The functions that torch users call take tensors, and their callers in other
-packages have a way of their own for machines without numba:
+`compiler` decides how code is compiled and where it is cached, `filling` divides the rows of a
+tensor among threads, `storing` rounds values. Each other file is a family of kernels, with a
+function that takes tensors. Its callers also have operations of torch with the same bits, for
+machines without numba and for other devices:
 
-    if compiler.is_available():
-        gguf_blocks.expand("Q4_K", blocks, out)  # out: float32, bfloat16 or float16
+    if can_fill(out):  # on the CPU, of type float32, bfloat16 or float16
+        gguf_blocks.expand("Q4_K", blocks, out)
     else:
-        ...  # operations of torch with the same bits
+        ...
 
 A kernel is written in the part of Python that numba compiles, with the types of its arguments:
 
@@ -20,9 +21,12 @@ A kernel is written in the part of Python that numba compiles, with the types of
         for at in range(len(values)):
             values[at] = double(values[at])
 
-Its bits must be those of the operations of torch that it replaces, which tests compare: the same
-roundings in the same order. Three habits make kernels fast. A loop runs over a slice from its
-start, since then no index can be negative. Integers get a type after each operation, because numba
-widens them to 64 bits. Values are computed in float32 for a run of 512 of them, which stays in the
-first cache, and `storing.write` rounds them.
+A new kernel has a test that compares its bits with those of the operations of torch: the same
+roundings in the same order. Three habits made kernels several times faster:
+
+- Places in arrays are of type uint64 (`range(_u8(16))`): numba checks others for negative numbers,
+  and slices cost more than the 16 or 32 values of a block.
+- Each operation on integers of 32 bits gets its type (`_i4(a + b)`), because numba widens to 64.
+- A kernel computes a run of values in float32, which stays in the first cache, then
+  `storing.write` rounds them.
 """

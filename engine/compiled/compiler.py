@@ -11,7 +11,9 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -25,16 +27,32 @@ _WRITABLE_BY_OTHERS = 0o022
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_lock = threading.RLock()  # numba compiles one function at a time, too
+_lock = threading.Lock()  # numba compiles one function at a time, too
+_is_off = ContextVar("_is_off", default=False)
 _helpers: list[Callable[..., Any]] = []  # that numba does not know yet
 
 
-@cache
 def is_available() -> bool:
-    """Return whether code can be compiled here. The log says once why it cannot."""
+    """Return whether code can be compiled here, and is not switched off."""
+    return not _is_off.get() and has_numba()
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Let `is_available` be False in this thread: for tests and benchmarks of the other ways."""
+    token = _is_off.set(True)
+    try:
+        yield
+    finally:
+        _is_off.reset(token)
+
+
+@cache
+def has_numba() -> bool:
+    """Return whether numba can be imported and compiles. The log says once if it is missing."""
     try:
         import numba
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of llvmlite cannot be loaded
         log.warning(
             "numba cannot be imported (%s): weights are expanded by slower functions. Install it "
             "with `pip install numba`",
@@ -57,19 +75,20 @@ def kernel(
 
     Args:
         signature: the types of the arguments in numba's notation.
-        name: of a function that is made several times, with other constants or helpers in its
-            closure. It must be another one each time, because it names the file in the cache.
+        name: of a function that is compiled several times: for other types, or with other
+            constants or helpers in its closure. It names the file in the cache, so each kernel
+            needs another one: two processes that write different code to one file at the same
+            time would mix it up.
     """
 
     def decorate(function: Callable[_P, None]) -> Callable[_P, None]:
-        function.__qualname__ = name or function.__qualname__
         made: list[Callable[_P, None]] = []
 
         def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
             if not made:
                 with _lock:
                     if not made:
-                        made.append(_compile(function, signature))
+                        made.append(_compile(function, signature, name))
             made[0](*args, **kwargs)
 
         return call
@@ -77,11 +96,14 @@ def kernel(
     return decorate
 
 
-def _compile(function: Callable[..., None], signature: str) -> Callable[..., None]:
+def _compile(
+    function: Callable[..., None], signature: str, name: str | None
+) -> Callable[..., None]:
     import numba
 
+    function.__qualname__ = name or function.__qualname__
     while _helpers:
-        numba.extending.register_jitable(_helpers.pop())
+        numba.extending.register_jitable(forceinline=True)(_helpers.pop())
     folder = usable_folder(cache_root() / FOLDER / _version())
     if folder is not None:
         try:

@@ -7,15 +7,17 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.compiled.compiler import is_available
+from engine.compiled.compiler import is_available, kernel
 from engine.compiled.storing import KINDS
 
 Fill = Callable[[int, int, Any, int], None]
 
 _LEAST_VALUES = 1 << 17  # for a thread: it is started in 0.05 ms and expands these in 0.1 ms
+_TILE = 16  # rows that are transposed together: 64 at a time took twice as long
 _PIECE_VALUES = 1 << 16  # copied at a time where a tensor has other strides
 
 
@@ -57,16 +59,17 @@ def fill_rows(out: Tensor, size: int, fill: Fill, first: int = 0) -> None:
             start_item, end_item = (first + edge * columns // size for edge in (begin, end))
             fill(start_item, end_item, memory.view(-1).view(torch.uint8).numpy(), kind)
             if not is_whole:
-                own.copy_(memory)
+                _copy(memory, own)
 
-    _in_parts(len(rows), len(rows) * columns // _LEAST_VALUES, work)
+    in_parts(len(rows), columns, work)
 
 
-def _in_parts(rows: int, most: int, work: Callable[[int, int], None]) -> None:
-    """Call `work(start, stop)` for up to `most` parts of range(rows), each in a thread.
+def in_parts(rows: int, columns: int, work: Callable[[int, int], None]) -> None:
+    """Call `work(start, stop)` for parts of the rows of a matrix, each in a thread.
 
     The caller's thread takes the first part.
     """
+    most = rows * columns // _LEAST_VALUES
     threads = max(1, min(torch.get_num_threads(), most, rows))
     own, *others = pairwise(rows * part // threads for part in range(threads + 1))
     running = [_pool().submit(work, *part) for part in others]
@@ -76,6 +79,33 @@ def _in_parts(rows: int, most: int, work: Callable[[int, int], None]) -> None:
         wait(running)  # they write to the caller's memory
     for part in running:
         part.result()
+
+
+def _copy(source: Tensor, out: Tensor) -> None:
+    """Copy a contiguous matrix to one of other strides.
+
+    torch takes 4 times as long for a transposed part of a matrix.
+    """
+    if out.stride(1) == 1:
+        out.copy_(source)
+        return
+    integer, copy = _COPIES[out.element_size()]
+    copy(source.view(integer).numpy(), out.view(integer).numpy())
+
+
+def _copy_numbers(source: Any, out: Any) -> None:
+    for first in range(0, len(source), _TILE):
+        rows = min(_TILE, len(source) - first)
+        for column in range(source.shape[1]):
+            for row in range(rows):
+                at = np.uint64(first + row), np.uint64(column)
+                out[at] = source[at]
+
+
+_COPIES = {
+    2: (torch.int16, kernel("void(i2[:, ::1], i2[:, :])", "copy_of_two_bytes")(_copy_numbers)),
+    4: (torch.int32, kernel("void(i4[:, ::1], i4[:, :])", "copy_of_four_bytes")(_copy_numbers)),
+}
 
 
 @cache

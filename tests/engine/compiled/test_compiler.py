@@ -161,6 +161,6 @@ def test_without_numba_the_log_says_so_once(
 
 def test_the_switch_of_numba_turns_compiled_code_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    compiler.is_available.cache_clear()
+    compiler.has_numba.cache_clear()
     assert not compiler.is_available()
-    compiler.is_available.cache_clear()
+    compiler.has_numba.cache_clear()

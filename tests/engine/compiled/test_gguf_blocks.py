@@ -1,6 +1,6 @@
 """Compiled expansion of GGUF's blocks has the bits of the functions of torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,14 +12,6 @@ from engine.weights.gguf_file import TYPES
 from tests.engine.compiled.bits import DTYPES, equal_bits
 
 BLOCKS = {type_.name: type_ for type_ in TYPES.values() if not type_.is_plain}
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restore the number of threads after the test."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def random_blocks(kind: str, *shape: int) -> Tensor:
