@@ -1,7 +1,9 @@
 """The dense values of GGUF's block types, in float32, bit by bit as llama.cpp computes them.
 
-A block holds 32 or 256 neighbouring values of a row. Each function takes blocks [n, bytes] uint8
-and returns their values [n, size] float32.
+A block holds 32 or 256 neighbouring values of a row. `expand_into` is the one place where blocks
+become weights, on every device; on a CPU it uses `engine.compiled.gguf_blocks`, which has the same
+bits. The functions for the types take blocks [n, bytes] uint8 and return their values [n, size]
+float32.
 
 Source: ggml/src/ggml-quants.c (dequantize_row_*) and ggml-common.h (the blocks) of llama.cpp.
 """
@@ -11,8 +13,35 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+import engine.compiled.gguf_blocks as compiled
+from engine.compiled.filling import can_fill
+from engine.weights.gguf_file import TYPES, BlockType
+
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _MXFP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the values of E2M1
+_BY_NAME: Mapping[str, BlockType] = {type_.name: type_ for type_ in TYPES.values()}
+_VALUES = 1 << 19  # expanded at a time: their temporaries stay in the processor's cache
+
+
+def expand_into(kind: str, blocks: Tensor, out: Tensor) -> None:
+    """Expand rows of blocks in float32, and round the values once to the dtype of `out`.
+
+    Args:
+        kind: the name of a type of blocks in `gguf_file.TYPES`.
+        blocks: [..., rows, bytes of a row] uint8.
+        out: [..., rows, columns] on the device of `blocks`. It may have any strides.
+    """
+    if can_fill(out):
+        compiled.expand(kind, blocks, out)
+        return
+    type_ = _BY_NAME[kind]
+    if blocks.dim() > 2:
+        for one, own in zip(blocks, out, strict=True):
+            expand_into(kind, one, own)
+        return
+    step = max(1, _VALUES // out.shape[-1])
+    for packed, rows in zip(torch.split(blocks, step), torch.split(out, step), strict=True):
+        rows.copy_(expand_blocks(kind, packed.reshape(-1, type_.nbytes)).view(rows.shape))
 
 
 def expand_blocks(kind: str, blocks: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.weights.gguf_blocks import expand_blocks
+from engine.weights.gguf_blocks import expand_blocks, expand_into
 from engine.weights.gguf_checkpoint import BlockTensor, GgufCheckpoint
 from engine.weights.gguf_config import ARCHITECTURES, METHOD, Architecture
 from engine.weights.safetensors import Checkpoint, StoredRows, StoredTensor
@@ -134,8 +134,12 @@ def _fill(
     step = max(1, _VALUES // (columns * together)) * together
     for begin in range(0, rows, step):
         held = range(begin, min(begin + step, rows))
-        values = _expanded(stored, checkpoint.load(stored.part(held)))
-        out[held.start : held.stop].copy_(change.undo(values) if change else values)
+        raw, own = checkpoint.load(stored.part(held)), out[held.start : held.stop]
+        if change is None and isinstance(stored, BlockTensor):
+            expand_into(stored.type.name, raw, own)
+        else:
+            values = _expanded(stored, raw)
+            own.copy_(change.undo(values) if change else values)
 
 
 def _expanded(stored: StoredTensor, raw: Tensor) -> Tensor:

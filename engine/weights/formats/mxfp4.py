@@ -5,9 +5,13 @@ They are expanded to dense tensors when they are read.
 Source: OCP Microscaling Formats specification v1.0, section 5.3 (E2M1 elements, E8M0 scales).
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from engine.compiled import byte_codes
+from engine.compiled.filling import can_fill
 from engine.errors import ModelError
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.sources import Source
@@ -16,6 +20,12 @@ from engine.weights.stored_format import QuantizationConfig, StoredFormat
 _BLOCKS, _SCALES = "_blocks", "_scales"  # suffixes of the two stored tensors
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _EXPONENT_BIAS = 127
+
+
+@cache
+def pair_values() -> Tensor:
+    """Return the two values of each byte, the low half first, [256, 2] float32."""
+    return torch.tensor([(E2M1[byte & 15], E2M1[byte >> 4]) for byte in range(256)])
 
 
 def expanded_shape(blocks: tuple[int, ...]) -> tuple[int, ...]:
@@ -32,9 +42,10 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
         scales: [E, out, G] uint8.
         out: [E, in, out] of the wanted dtype, transposed as in the gpt-oss of transformers.
     """
-    low_high = torch.tensor(
-        [(E2M1[byte & 15], E2M1[byte >> 4]) for byte in range(256)], dtype=out.dtype
-    )
+    if can_fill(out):
+        _expand_compiled(blocks, scales, out)
+        return
+    low_high = pair_values().to(out.dtype)
     for expert in range(
         blocks.shape[0]
     ):  # one at a time, since the index tensor is eight times as large
@@ -43,6 +54,16 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
         exponents = scales[expert].to(torch.int32).sub_(_EXPONENT_BIAS).unsqueeze(-1)
         torch.ldexp(values, exponents, out=values)
         out[expert].copy_(values.flatten(-2).T)
+
+
+def _expand_compiled(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
+    _, _, groups, nbytes = blocks.shape
+    group = torch.arange(groups, dtype=torch.int32).repeat_interleave(nbytes * 2)
+    for codes, exponents, dense in zip(blocks, scales, out, strict=True):
+        # Half of each power with twice each value, because the largest power is no float32.
+        powers = torch.pow(2.0, exponents.to(torch.int32).sub_(_EXPONENT_BIAS + 1))
+        zeros = torch.zeros_like(powers)
+        byte_codes.expand(codes.flatten(1), pair_values() * 2, powers, zeros, group, dense.T)
 
 
 def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, Source]:
