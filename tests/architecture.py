@@ -142,6 +142,7 @@ MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
     ("engine.streaming.cuda_*", "this is a part of the CUDA device"),
     ("engine.weights.formats.*", "kernels are other functions on a CPU"),
     ("engine.compiled.*", "code is compiled for a CPU"),
+    ("engine.weights.packing", "temporaries must fit the cache of a CPU"),
     ("engine.model.elementwise", "only a CPU's threads share an operation by its elements"),
     ("engine.sampling.*", "few numbers are computed faster by numpy on a CPU"),
     ("engine.drafting.model.substitutes", "a kernel repacks its weights on a CPU"),

@@ -1,6 +1,7 @@
 """A model as its config.json describes it, which is all that a plan needs to know of the model."""
 
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.weights.checkpoints import num_layers
 from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
 from engine.weights.outline import Outline, UnreadUnits
-from engine.weights.packing import dense_layout
+from engine.weights.packing import dense_bytes, expanded_by_packing
 from engine.weights.precision import computed_dtype
 from engine.weights.shards import has_weights
 from engine.weights.stored_format import plan_packed
@@ -50,23 +51,37 @@ class Blueprint:
         self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
     @cached_property
-    def outline(self) -> Outline:
-        """Return the outline of the checkpoint if it exists, else one made from config.json."""
+    def outlines(self) -> Mapping[bool, Outline]:
+        """The outlines in which tensors that are stored packed stay so (True) or not (False).
+
+        They are those of the checkpoint if it exists, else made from config.json.
+        """
         if has_weights(self.folder):
             units = self.checkpoint_units()
             units.close()
-            return units.outline
-        quantize, stored = self.spec.target.quantize, plan_packed(self.model)
-        return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
+            return {True: units.outline, False: units.expanded().outline}
+        make = partial(
+            Outline, self.model, self.dtype, self.spec.target.quantize, slice_bytes=self.slice_bytes
+        )
+        return {True: make(stored=plan_packed(self.model)), False: make(stored={})}
+
+    @cached_property
+    def expansions(self) -> Mapping[str, int]:
+        """The dense bytes that a pass expands if weights stay packed, by the packing's suffix."""
+        return expanded_by_packing(self.outlines[True].layouts, self.dtype)
 
     def checkpoint_units(self) -> CheckpointUnits:
         """Return the units of the checkpoint in the folder."""
         quantize, slices = self.spec.target.quantize, self.slice_bytes
         return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
 
-    def demand(self, needs: DraftNeeds) -> Demand:
-        """Return the memory that the target and a draft with these needs take without any limit."""
-        config, shape, outline = self.config, kv_shape(self.config), self.outline
+    def demand(self, needs: DraftNeeds, *, packed: bool) -> Demand:
+        """Return the memory that the target and a draft with these needs take without any limit.
+
+        Args:
+            packed: whether tensors that are stored packed stay so.
+        """
+        config, shape, outline = self.config, kv_shape(self.config), self.outlines[packed]
         embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
         return Demand(
@@ -86,9 +101,8 @@ class Blueprint:
             head_dim=shape.head_dim,
             tile=TILE if self.strict else FAST_TILE,
             embedding_bytes=embedding,
-            dense_bytes=sum(
-                dense_layout(unit, self.dtype).nbytes or unit.nbytes for unit in outline.layouts
-            ),
+            dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
+            expansions=self.expansions if packed else {},
             active_share=active_share(config),
         )
 

@@ -4,8 +4,8 @@ The formulas for activations follow what the decoder, the attention and the samp
 benchmarks/plan_memory.py compares their sum with the memory that a process takes.
 """
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from engine.drafting.method import DraftNeeds
 from engine.kv.page_pool import PAGE
@@ -39,6 +39,8 @@ class Demand:
     embedding_bytes: int = 0  # in the page cache, as far as its rows are used
     dense_bytes: int = 0  # of all units after packed weights are expanded
     active_share: float = 1.0  # of the weights that one token uses
+    # Dense bytes that a pass expands, by the packing's suffix; none if nothing travels packed.
+    expansions: Mapping[str, int] = field(default_factory=dict)
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
@@ -50,9 +52,15 @@ class Demand:
 
     def _spared_bytes(self, unit: int) -> int:
         """Return the bytes of the low-bit copy that is not needed if this unit is resident."""
-        # Units that are packed and expanded during a pass cannot be shared.
-        shares = self.is_self_drafted and not self.expanded_bytes
-        return self.draft.substitute_bytes[unit] if shares else 0
+        return self.draft.substitute_bytes[unit] if self.shares_resident else 0
+
+    @property
+    def shares_resident(self) -> bool:
+        """Return True if the draft uses the target's resident units in place of low-bit copies.
+
+        Units that are packed and expanded during a pass cannot be shared.
+        """
+        return self.is_self_drafted and not self.expanded_bytes
 
     @property
     def is_self_drafted(self) -> bool:

@@ -6,11 +6,13 @@ layer for each of them, and the head's.
 
 import copy
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from threading import Event
 from typing import Any
 
@@ -35,7 +37,9 @@ from engine.timing import StepTimes, time_runs
 from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import kv_shape, text_config
 from engine.weights.formats.linear import linear, stored_tensors
+from engine.weights.layout import Fields, round_up
 from engine.weights.outline import Outline, decoder_layers
+from engine.weights.stored_format import Packing, Shape, packings
 
 LARGEST_LAYER = 512 << 20  # bytes; a larger layer is not allocated only to be timed
 LARGEST_TRIAL = 896 << 20  # bytes of a layer, the head, and what passes over them take
@@ -44,8 +48,9 @@ CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time atten
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
 RUNS = 3  # of one size: the fastest counts, because other processes use the machine too
 COPIED_BYTES = 128 << 20
-PROBE_WEIGHTS = 16 << 20  # weights of a 4-bit product; a larger one is timed by a slice
+PROBE_WEIGHTS = 16 << 20  # weights of a 4-bit product, or expanded; more are timed by a slice
 GROUP = 32  # weights that share a scale
+ROWS_TOGETHER = 256  # rows of a packed weight that may share scales
 _FILL = 0x3C  # every byte of the weights: 0.01 in bfloat16 and float32, 1.06 in float16
 
 
@@ -97,7 +102,7 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 def _work_bytes(blueprint: Blueprint) -> int:
     """Return the bytes of the timed passes without weights: activations, and KV of one layer."""
-    demand = blueprint.demand(DraftNeeds(scratch_rows=0))
+    demand = blueprint.demand(DraftNeeds(scratch_rows=0), packed=False)
     demand = replace(demand, tile=min(demand.tile, ROWS[-1]))
     context = CONTEXT + ROWS[0]
     kv = context * demand.kv_bytes_per_token // kv_shape(blueprint.config).num_layers
@@ -193,6 +198,43 @@ def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTi
             share = sum(a * b for a, b in shapes) / (out_features * in_features)
             times.observe(rows, share * seconds)
     return times
+
+
+def expanding_times(blueprint: Blueprint, device: Device) -> dict[str, float]:
+    """Return the seconds in which packed weights expand to one dense byte, by packing's suffix.
+
+    Some rows of the first weight of each packing are timed.
+    """
+    known, found = packings(), dict[str, float]()
+    wanted = set(blueprint.expansions)
+    for part in chain.from_iterable(blueprint.outlines[True].parts):
+        fields = part.stored or part.quantized
+        suffix = next(iter(fields), "")
+        if suffix in wanted - found.keys():
+            found[suffix] = _expanding_seconds(
+                known[suffix], fields, part.shape, blueprint.dtype, device
+            )
+    return found
+
+
+def _expanding_seconds(
+    packing: Packing, fields: Fields, shape: Shape, dtype: torch.dtype, device: Device
+) -> float:
+    """Return the seconds in which some rows, or experts, of a weight expand to one dense byte."""
+    # Rows that share a scale stay together.
+    most = max(PROBE_WEIGHTS // math.prod(shape[1:]), 1)
+    most = most if len(shape) > 2 else round_up(most, ROWS_TOGETHER)
+    share = min(most / shape[0], 1.0)
+
+    def some(size: Shape) -> Shape:
+        return (math.ceil(size[0] * share), *size[1:])
+
+    here = device.torch_device
+    specs = {suffix: (kind, some(size)) for suffix, (kind, size) in fields.items()}
+    packed = [torch.zeros(size, dtype=kind, device=here) for kind, size in specs.values()]
+    out = torch.empty(packing.dense_shape(next(iter(specs.values()))[1]), dtype=dtype, device=here)
+    with torch.inference_mode():
+        return fastest(lambda: packing.expand(*packed, out), device) / out.nbytes
 
 
 def copy_gbps(device: Device) -> float:

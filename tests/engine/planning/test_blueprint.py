@@ -28,7 +28,7 @@ def both(folder: Path, alone: Path, **target: Any) -> tuple[Any, Any]:
         blueprint = Blueprint(ModelSpec("m", TargetSpec(str(place), **target)), place)
         located = locate(str(place), None)
         assert has_weights(located) == (place == folder)
-        found.append(blueprint.outline)
+        found.append(blueprint.outlines[True])
     return found[0], found[1]
 
 
@@ -71,10 +71,11 @@ def test_nf4_weights_are_known_from_the_quantization_config(tmp_path: Path) -> N
     assert any(field.name.endswith(".nf4") for field in planned.layouts[0].fields)
 
 
-def test_mxfp4_weights_are_planned_expanded(tmp_path: Path) -> None:
+def test_mxfp4_experts_are_planned_packed(tmp_path: Path) -> None:
     mxfp4_checkpoint(tmp_path / "whole")
     read, planned = both(tmp_path / "whole", tmp_path / "alone")
     assert planned.layouts == read.layouts
+    assert any(field.name.endswith(".mxfp4_blocks") for field in planned.layouts[0].fields)
 
 
 @pytest.mark.parametrize(

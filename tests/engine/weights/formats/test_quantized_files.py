@@ -139,7 +139,7 @@ def test_what_is_not_supported_is_refused_by_name(
     for weights in tmp_path.glob("*.safetensors"):
         weights.unlink()
     with pytest.raises(ModelError, match=f"config.json: .*{message}"):
-        assert blueprint.outline
+        assert blueprint.outlines
 
 
 # Damaged checkpoints
