@@ -70,7 +70,10 @@ def in_parts(rows: int, columns: int, work: Callable[[int, int], None]) -> None:
     The caller's thread takes the first part.
     """
     most = rows * columns // _LEAST_VALUES
-    threads = max(1, min(torch.get_num_threads(), most, rows))
+    threads = min(torch.get_num_threads(), most, rows)
+    if threads < 2:
+        work(0, rows)
+        return
     own, *others = pairwise(rows * part // threads for part in range(threads + 1))
     running = [_pool().submit(work, *part) for part in others]
     try:
