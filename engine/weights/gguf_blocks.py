@@ -1,8 +1,9 @@
 """The dense values of GGUF's block types, in float32, bit by bit as llama.cpp computes them.
 
 A block holds 32 or 256 neighbouring values of a row. `expand_into` is the one place where blocks
-become weights, on every device. The functions for the types take blocks [n, bytes] uint8 and return
-their values [n, size] float32, on the device of the blocks.
+become weights, on every device; on a CPU it uses `engine.compiled.gguf_blocks`, which has the same
+bits. The functions for the types take blocks [n, bytes] uint8 and return their values [n, size]
+float32, on the device of the blocks.
 
 Source: ggml/src/ggml-quants.c (dequantize_row_*) and ggml-common.h (the blocks) of llama.cpp.
 """
@@ -13,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+import engine.compiled.gguf_blocks as compiled
+from engine.compiled.filling import can_fill
 from engine.weights.gguf_file import TYPES, BlockType
 from engine.weights.packing import values_at_once
 
@@ -29,6 +32,9 @@ def expand_into(kind: str, blocks: Tensor, out: Tensor) -> None:
         blocks: [..., rows, bytes of a row] uint8.
         out: [..., rows, columns] on the device of `blocks`. It may have any strides.
     """
+    if can_fill(out):
+        compiled.expand(kind, blocks, out)
+        return
     type_ = _BY_NAME[kind]
     if blocks.dim() > 2:
         for one, own in zip(blocks, out, strict=True):

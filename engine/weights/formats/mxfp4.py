@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from engine.compiled import byte_codes
+from engine.compiled.filling import can_fill
 from engine.errors import ModelError
 from engine.weights.layout import Fields
 from engine.weights.packing import values_at_once
@@ -24,6 +26,14 @@ _BYTES, _VALUES = 16, 32  # of a block
 _EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _EXPONENT_BIAS = 127
+_CPU = torch.device("cpu")
+
+
+@cache
+def pair_values(dtype: torch.dtype = torch.float32, device: torch.device = _CPU) -> Tensor:
+    """Return the two values of each byte, the low half first, [256, 2]."""
+    pairs = [(E2M1[byte & 15], E2M1[byte >> 4]) for byte in range(256)]
+    return torch.tensor(pairs, dtype=dtype, device=device)
 
 
 def expanded_shape(blocks: tuple[int, ...]) -> tuple[int, ...]:
@@ -40,7 +50,10 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
         scales: [E, out, G] uint8.
         out: [E, in, out] of the wanted dtype, transposed as in the gpt-oss of transformers.
     """
-    table = _pairs_of_bytes(out.dtype, out.device)
+    if can_fill(out):
+        _expand_compiled(blocks, scales, out)
+        return
+    table = pair_values(out.dtype, out.device)
     for codes, exponents, dense in zip(blocks, scales, out, strict=True):
         step = max(1, values_at_once(out.device) // len(dense))
         for own, powers, rows in zip(
@@ -50,13 +63,6 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
             values = pairs.view(*powers.shape, -1)  # [rows, G, 2 * bytes]
             shifts = powers.to(torch.int32).sub_(_EXPONENT_BIAS).unsqueeze(-1)
             rows.copy_(torch.ldexp(values, shifts, out=values).flatten(1))
-
-
-@cache
-def _pairs_of_bytes(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the two values of each byte, [256, 2]."""
-    pairs = [(E2M1[byte & 15], E2M1[byte >> 4]) for byte in range(256)]
-    return torch.tensor(pairs, dtype=dtype, device=device)
 
 
 def packed_fields(shape: tuple[int, ...]) -> Fields:
@@ -71,6 +77,16 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
     """Return the packed fields of all experts, from config.json alone."""
     experts = {n: p for n, p in model.named_parameters() if p.dim() == 3 and n.endswith(_EXPERTS)}
     return {name: packed_fields(tuple(parameter.shape)) for name, parameter in experts.items()}
+
+
+def _expand_compiled(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
+    _, _, groups, nbytes = blocks.shape
+    group = torch.arange(groups, dtype=torch.int32).repeat_interleave(nbytes * 2)
+    for codes, exponents, dense in zip(blocks, scales, out, strict=True):
+        # Half of each power with twice each value, because the largest power is no float32.
+        powers = torch.pow(2.0, exponents.to(torch.int32).sub_(_EXPONENT_BIAS + 1))
+        zeros = torch.zeros_like(powers)
+        byte_codes.expand(codes.flatten(1), pair_values() * 2, powers, zeros, group, dense.T)
 
 
 def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, Source]:
