@@ -22,6 +22,7 @@ def transpose(words: Tensor, order: Tensor, out: Tensor) -> None:
     """
     source, places, target = words.numpy().view(np.uint32), order.numpy(), out.numpy()
     rows = len(places)
+    assert target.shape == (words.shape[1] * rows, (len(words) + 1) // 2), (words.shape, out.shape)
 
     def work(start: int, stop: int) -> None:
         _transpose(source, places, start, target[start * rows : stop * rows])
@@ -41,7 +42,6 @@ def _transpose(words: Any, order: Any, first: int, out: Any) -> None:
                     high = words[_u8(2 * byte + 1), _u8(first + column)]
                 for code in range(8):
                     shift, row = _u4(4 * code), _u8(column * 8 + order[code])
-                    both = _u4(_u4(low >> shift) & _u4(15)) | _u4(
-                        _u4(high >> shift) & _u4(15)
-                    ) << _u4(4)
-                    out[row, _u8(byte)] = _u1(both)
+                    first_half = _u4(_u4(low >> shift) & _u4(15))
+                    second_half = _u4(_u4(_u4(high >> shift) & _u4(15)) << _u4(4))
+                    out[row, _u8(byte)] = _u1(_u4(first_half | second_half))

@@ -29,6 +29,14 @@ def expand(
         group: the group of each column, [columns] int32.
         out: [rows, columns], which `filling.can_fill` accepts.
     """
+    if not out.numel():
+        return
+    # Kernels do not check places: with wrong ones they would read and write other memory.
+    rows, columns = out.shape
+    assert len(codes) == rows and columns <= codes.shape[1] * values.shape[1], codes.shape
+    assert scales.shape == zeros.shape and len(scales) == rows, (scales.shape, zeros.shape)
+    assert len(group) == columns, group.shape
+    assert 0 <= int(group.min()) <= int(group.max()) < scales.shape[1], scales.shape
     bytes_, table, factors, offsets = (tensor.numpy() for tensor in (codes, values, scales, zeros))
     groups = group.numpy()
 
@@ -36,7 +44,7 @@ def expand(
         own = slice(start, stop)
         _expand(bytes_[own], table, factors[own], offsets[own], groups, memory, kind)
 
-    fill_rows(out, out.shape[1], fill)
+    fill_rows(out, columns, fill)
 
 
 @kernel("void(u1[:, ::1], f4[:, ::1], f4[:, ::1], f4[:, ::1], i4[::1], u1[::1], i8)")

@@ -32,6 +32,8 @@ def expand(kind: str, blocks: Tensor, out: Tensor) -> None:
     """
     size, nbytes, expand_all = _KERNELS[kind]
     source = blocks.reshape(-1, nbytes).numpy()
+    # Kernels do not check places: with wrong ones they would write other memory.
+    assert len(source) * size == out.numel(), (kind, blocks.shape, out.shape)
 
     def fill(start: int, stop: int, memory: Any, stored: int) -> None:
         expand_all(source[start:stop], memory, stored)

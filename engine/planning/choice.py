@@ -48,11 +48,12 @@ class Scheme:
             return f"weights ({kinds}) are expanded at load, {self.why}"
         units = zip(self.demand.unit_bytes, self.plan.tiers, strict=True)
         travels = sum(nbytes for nbytes, tier in units if tier != "resident")
-        total = sum(self.demand.unit_bytes)
         how = f"travel packed ({kinds}), {travels / 1e9:.2f} GB a pass"
         if not travels:
+            total = sum(self.demand.unit_bytes)
             how = f"stay packed on the device ({kinds}), {total / 1e9:.2f} GB"
-        return f"weights {how}; expanding takes {self.forecast.expand_seconds * 1e3:.0f} ms a pass"
+        expanding = f"expanding takes {self.forecast.expand_seconds * 1e3:.0f} ms a pass"
+        return f"weights {how}, {self.why}; {expanding}"
 
 
 def make_scheme(

@@ -15,7 +15,8 @@ from engine.weights.gguf_model import Model, Values, head_dim
 from engine.weights.gguf_rope import rope_parameters
 
 METHOD = "gguf"  # the quant_method of the config.json that is made here
-TYPED = "tensors"  # the key of its quantization_config with the types of the matrices in blocks
+# Keys of its quantization_config: general.architecture, and the types of the matrices in blocks.
+FAMILY, TYPED = "architecture", "tensors"
 _PLACED = re.compile(r"(?:blk\.(\d{1,4})\.)?\w{1,64}\.weight")
 _ATTENTION: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
@@ -85,7 +86,7 @@ def make_config(model: Model) -> Values:
         "tie_word_embeddings": "output.weight" not in model.tensors,
         "quantization_config": {
             "quant_method": METHOD,
-            "architecture": model.architecture,
+            FAMILY: model.architecture,
             TYPED: _block_types(model),
         },
     }

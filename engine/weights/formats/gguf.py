@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from transformers import PreTrainedModel
 from engine.errors import ModelError
 from engine.weights.gguf_blocks import count_damaged, expand_blocks, expand_into
 from engine.weights.gguf_checkpoint import BlockTensor, GgufCheckpoint
-from engine.weights.gguf_config import ARCHITECTURES, METHOD, TYPED, Architecture
+from engine.weights.gguf_config import ARCHITECTURES, FAMILY, METHOD, TYPED, Architecture
 from engine.weights.gguf_file import TYPES, BlockType
 from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint, StoredRows, StoredTensor
@@ -76,24 +75,24 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
 
 def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
     """Return the packed fields of the matrices in blocks, whose types config.json lists."""
-    family, types = ARCHITECTURES.get(quantization.get("architecture", "")), quantization.get(TYPED)
+    family, types = ARCHITECTURES.get(str(quantization.get(FAMILY))), quantization.get(TYPED)
     if family is None or not isinstance(types, dict):
         raise ModelError(
-            f"config.json: quantization_config of {METHOD} has no architecture and {TYPED}. Give "
-            "the GGUF file instead of this folder"
+            f"config.json: quantization_config of {METHOD} has no {FAMILY} and {TYPED} as it is "
+            "made from a GGUF file. Give that file"
         )
-    kinds: dict[str, list[Any]] = defaultdict(list)
+    kinds: dict[str, list[str]] = defaultdict(list)
     for name, kind in types.items():
-        kinds[_target(family, name)[0]].append(kind)
+        kinds[_target(family, name)[0]].append(str(kind))
     for target, twin in model.all_tied_weights_keys.items():
         if target not in kinds and twin in kinds:
             kinds[target] = kinds[twin]
     found: dict[str, Fields] = {}
     for name, tensor in model.state_dict().items():
-        parts = 2 if name.endswith(f".experts.{_FUSED[_GATE]}") else 1
-        if kinds[name] == kinds[name][:1] * parts and kinds[name]:
+        parts, own = (2 if name.endswith(f".experts.{_FUSED[_GATE]}") else 1), kinds[name]
+        if len(own) == parts and len(set(own)) == 1:
             turned = family.has_turned_experts and ".experts." in name
-            found[name] = _packed(kinds[name][0], tuple(tensor.shape), turned=turned)
+            found[name] = _packed(own[0], tuple(tensor.shape), turned=turned)
     return found
 
 

@@ -96,7 +96,7 @@ def dequantize(
         group = group.to(torch.int32)
         compiled.expand(codes.contiguous(), values, scales.contiguous(), zeros, group, out)
         return
-    step = max(_CACHED_WEIGHTS // out.shape[1], 1)
+    step = max(_CACHED_WEIGHTS // max(out.shape[1], 1), 1)
     for start in range(0, len(out), step):
         own = slice(start, start + step)
         dense = values.index_select(0, codes[own].flatten().int())

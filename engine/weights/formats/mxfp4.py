@@ -30,10 +30,10 @@ _CPU = torch.device("cpu")
 
 
 @cache
-def pair_values(device: torch.device = _CPU) -> Tensor:
-    """Return the two values of each byte, the low half first, [256, 2] float32."""
+def pair_values(dtype: torch.dtype = torch.float32, device: torch.device = _CPU) -> Tensor:
+    """Return the two values of each byte, the low half first, [256, 2]."""
     pairs = [(E2M1[byte & 15], E2M1[byte >> 4]) for byte in range(256)]
-    return torch.tensor(pairs, device=device)
+    return torch.tensor(pairs, dtype=dtype, device=device)
 
 
 def expanded_shape(blocks: tuple[int, ...]) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
     if can_fill(out):
         _expand_compiled(blocks, scales, out)
         return
-    table = pair_values(out.device).to(out.dtype)
+    table = pair_values(out.dtype, out.device)
     for codes, exponents, dense in zip(blocks, scales, out, strict=True):
         step = max(1, values_at_once(out.device) // len(dense))
         for own, powers, rows in zip(
@@ -63,16 +63,6 @@ def expand(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
             values = pairs.view(*powers.shape, -1)  # [rows, G, 2 * bytes]
             shifts = powers.to(torch.int32).sub_(_EXPONENT_BIAS).unsqueeze(-1)
             rows.copy_(torch.ldexp(values, shifts, out=values).flatten(1))
-
-
-def _expand_compiled(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
-    _, _, groups, nbytes = blocks.shape
-    group = torch.arange(groups, dtype=torch.int32).repeat_interleave(nbytes * 2)
-    for codes, exponents, dense in zip(blocks, scales, out, strict=True):
-        # Half of each power with twice each value, because the largest power is no float32.
-        powers = torch.pow(2.0, exponents.to(torch.int32).sub_(_EXPONENT_BIAS + 1))
-        zeros = torch.zeros_like(powers)
-        byte_codes.expand(codes.flatten(1), pair_values() * 2, powers, zeros, group, dense.T)
 
 
 def packed_fields(shape: tuple[int, ...]) -> Fields:
@@ -87,6 +77,16 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
     """Return the packed fields of all experts, from config.json alone."""
     experts = {n: p for n, p in model.named_parameters() if p.dim() == 3 and n.endswith(_EXPERTS)}
     return {name: packed_fields(tuple(parameter.shape)) for name, parameter in experts.items()}
+
+
+def _expand_compiled(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
+    _, _, groups, nbytes = blocks.shape
+    group = torch.arange(groups, dtype=torch.int32).repeat_interleave(nbytes * 2)
+    for codes, exponents, dense in zip(blocks, scales, out, strict=True):
+        # Half of each power with twice each value, because the largest power is no float32.
+        powers = torch.pow(2.0, exponents.to(torch.int32).sub_(_EXPONENT_BIAS + 1))
+        zeros = torch.zeros_like(powers)
+        byte_codes.expand(codes.flatten(1), pair_values() * 2, powers, zeros, group, dense.T)
 
 
 def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, Source]:

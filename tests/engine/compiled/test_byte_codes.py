@@ -86,6 +86,26 @@ def test_any_number_of_threads_gives_the_same_bits(threads: None) -> None:
     assert all(equal_bits(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize(
+    ("codes", "scales", "count"),
+    [((4, 7), (4, 2), 2), ((3, 8), (4, 2), 2), ((4, 8), (3, 2), 2), ((4, 8), (4, 2), 3)],
+)
+def test_shapes_that_would_reach_other_memory_are_refused(
+    codes: tuple[int, int], scales: tuple[int, int], count: int
+) -> None:
+    out, group = torch.empty(4, 16), torch.arange(16) * count // 16
+    packed = torch.zeros(codes, dtype=torch.uint8)
+    with pytest.raises(AssertionError):
+        groups.dequantize(packed, groups.packed_values(4), torch.ones(scales), None, group, out)
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (4, 0)])
+def test_an_empty_weight_needs_no_work(shape: tuple[int, int]) -> None:
+    codes, scales = torch.empty(shape, dtype=torch.uint8), torch.ones(shape[0], 1)
+    group = torch.zeros(shape[1], dtype=torch.int64)
+    groups.dequantize(codes, groups.packed_values(8), scales, None, group, torch.empty(shape))
+
+
 def test_an_error_in_a_thread_reaches_the_caller(threads: None) -> None:
     torch.set_num_threads(3)
     out = torch.empty(300, 2048)

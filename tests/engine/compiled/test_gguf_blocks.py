@@ -103,6 +103,11 @@ def test_few_blocks(shape: tuple[int, ...]) -> None:
     assert equal_bits(found, expand_by_torch("Q5_0", blocks, shape).to(torch.bfloat16))
 
 
+def test_blocks_of_another_size_are_refused() -> None:
+    with pytest.raises(AssertionError):
+        expand_into("Q4_0", random_blocks("Q4_0", 3, 64), torch.empty(2, 64))
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_without_numba_the_bits_are_the_same(kind: str, no_numba: None) -> None:
     assert not compiler.is_available()

@@ -15,6 +15,7 @@ from engine.planning import blueprint
 from engine.planning.preview import WhatIf, preview
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
+from engine.streaming.packed_cache import entries
 from engine.weights.gguf_file import TYPES
 from engine.weights.layout import UnitLayout
 from tests.engine.checkpoints import save_tiny
@@ -67,11 +68,21 @@ def differing(name: str, values: Array) -> Kind:
 
 
 @cache
-def gguf(family: str, kind: Any = usual, tied: bool | None = None, layers: int = 2) -> Path:
+def gguf(
+    family: str, kind: Any = usual, tied: bool | None = None, layers: int = 2, width: int = 4
+) -> Path:
     """Return a GGUF file whose rows are whole blocks of every type."""
-    folder = Path(_SCRATCH.name) / f"packed-{family}-{getattr(kind, '__name__', kind)}-{tied}"
+    folder = (
+        Path(_SCRATCH.name) / f"packed-{family}-{getattr(kind, '__name__', kind)}-{tied}-{width}"
+    )
     original = save_tiny(
-        family, folder, layers=layers, vocab_size=VOCAB, width=4, tied=tied, max_shard_size="1GB"
+        family,
+        folder,
+        layers=layers,
+        vocab_size=VOCAB,
+        width=width,
+        tied=tied,
+        max_shard_size="1GB",
     )
     types = only(kind) if isinstance(kind, str) else kind
     return write_gguf(original, folder / "model.gguf", types)
@@ -163,8 +174,7 @@ def test_other_packed_formats_give_the_same_bits(
 
 
 def test_the_link_carries_the_files_own_bytes() -> None:
-    path = gguf("llama")
-    loaded = engine(path, True)
+    loaded = engine(gguf("llama", width=8), True)
     stream = loaded._loaded.stream
     stream.reset_stats()
     passes = 8
@@ -176,7 +186,7 @@ def test_the_link_carries_the_files_own_bytes() -> None:
 
 def matrices() -> list[tuple[Kind, int]]:
     """Return type and values of the matrices of the file of `usual` that travel in a pass."""
-    hidden, inner, kv = 256, 512, 128
+    hidden, inner, kv = 512, 1024, 256
     layer = [hidden * hidden] * 2 + [kv * hidden] * 2 + [inner * hidden] * 2
     layers = [(Kind.Q4_K, size) for size in layer] + [(Kind.Q6_K, inner * hidden)]
     return [*layers * 2, (Kind.Q6_K, VOCAB * hidden)]
@@ -203,7 +213,7 @@ def test_the_log_and_the_plan_say_how_weights_travel(
     path = gguf("llama")
     with caplog.at_level("INFO"):
         info = engine(path, packed).info
-    form = "weights travel packed (Q4_K, Q6_K), 0.00 GB a pass; expanding takes"
+    form = "weights travel packed (Q4_K, Q6_K), 0.00 GB a pass, as stream.packed says; expanding"
     if not packed:
         form = "weights (Q4_K, Q6_K) are expanded at load, as stream.packed says"
     assert form in caplog.text and form in info.plan
@@ -219,6 +229,31 @@ def test_plan_and_load_choose_the_same_form() -> None:
     spec = model_spec(path, PLAIN, memory=MemorySpec(device=512 << 20))
     found, loaded = preview(spec, WhatIf()), engine(path, None)
     assert found.scheme.packed == is_packed(loaded)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_both_forms_have_the_same_substitutes() -> None:
+    path = gguf("llama")
+    engine(path, True, SUBSPEC)
+    made = {(entry.path, entry.path.stat().st_ino) for entry in entries()}
+    engine(path, False, SUBSPEC)
+    assert {(entry.path, entry.path.stat().st_ino) for entry in entries()} == made
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_copy_on_disk_is_of_one_form() -> None:
+    path = gguf("llama")
+    found = []
+    for packed in (True, False, True):
+        engine(path, packed, tier="disk")
+        found.append(sorted(entry.nbytes for entry in entries() if entry.is_packed))
+    assert [len(sizes) for sizes in found] == [1, 2, 2]
+    assert found[1] == found[2], "neither is made again"
 
 
 def test_damaged_scales_are_logged(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
