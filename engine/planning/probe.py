@@ -37,7 +37,7 @@ from engine.timing import StepTimes, time_runs
 from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import kv_shape, text_config
 from engine.weights.formats.linear import linear, stored_tensors
-from engine.weights.layout import Fields, round_up
+from engine.weights.layout import Fields, lay_out, round_up
 from engine.weights.outline import Outline, decoder_layers
 from engine.weights.stored_format import Packing, Shape, packings
 
@@ -211,9 +211,8 @@ def expanding_times(blueprint: Blueprint, device: Device) -> dict[str, float]:
         fields = part.stored or part.quantized
         suffix = next(iter(fields), "")
         if suffix in wanted - found.keys():
-            found[suffix] = _expanding_seconds(
-                known[suffix], fields, part.shape, blueprint.dtype, device
-            )
+            packing = known[suffix]
+            found[suffix] = _expanding_seconds(packing, fields, part.shape, blueprint.dtype, device)
     return found
 
 
@@ -223,17 +222,19 @@ def _expanding_seconds(
     """Return the seconds in which some rows, or experts, of a weight expand to one dense byte."""
     # Rows that share a scale stay together.
     most = max(PROBE_WEIGHTS // math.prod(shape[1:]), 1)
-    most = most if len(shape) > 2 else round_up(most, ROWS_TOGETHER)
-    share = min(most / shape[0], 1.0)
+    most = min(most if len(shape) > 2 else round_up(most, ROWS_TOGETHER), shape[0])
 
     def some(size: Shape) -> Shape:
-        return (math.ceil(size[0] * share), *size[1:])
+        return (-(-size[0] * most // shape[0]), *size[1:])
 
     here = device.torch_device
     specs = {suffix: (kind, some(size)) for suffix, (kind, size) in fields.items()}
-    packed = [torch.zeros(size, dtype=kind, device=here) for kind, size in specs.values()]
-    out = torch.empty(packing.dense_shape(next(iter(specs.values()))[1]), dtype=dtype, device=here)
+    layout = lay_out("", specs)
+    views = layout.views(torch.full((layout.nbytes,), _FILL, dtype=torch.uint8, device=here))
+    packed = [views[suffix] for suffix in packing.suffixes]
+    size = packing.dense_shape(specs[packing.suffixes[0]][1])
     with torch.inference_mode():
+        out = torch.empty(size, dtype=dtype, device=here)
         return fastest(lambda: packing.expand(*packed, out), device) / out.nbytes
 
 
