@@ -41,8 +41,8 @@ NO_FORMAT = (
     "format, name it in the model's file, `parsers: {tools: NAME}`: %s"
 )
 NO_TEMPLATE = (
-    "%s: there is no chat template, so only /v1/completions can be used. Set `chat_template` in the "
-    "model's file to a .jinja file, such as the one of the repository that the model was made of"
+    "%s: there is no chat template, so only /v1/completions can be used. Set `chat_template` in "
+    "the model's file to a .jinja file, such as that of the repository that the model is made of"
 )
 SHUTTING_DOWN = "The server is shutting down."
 

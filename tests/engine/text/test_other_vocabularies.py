@@ -211,6 +211,13 @@ def test_a_sentencepiece_model_that_is_not_read_is_refused(
     assert "has a tokenizer.json" in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json"])
+def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelError, match=rf"{folder.name}/{name}: a Git LFS pointer"):
+        read_tokenizer(folder)
+
+
 def test_a_tokenizer_json_comes_first(folder: Path) -> None:
     write(folder, "tekken.json", tekken())
     whole = read_tokenizer(folder)
