@@ -86,7 +86,7 @@ _OTHERS = (
     ),
     (
         "*.pth",
-        "PyTorch files (*.pth), as in Meta's own format, which may hold code",
+        "Meta's own format (*.pth), which may hold code",
         "use the checkpoint of the same model that transformers reads (model*.safetensors and "
         "config.json)",
     ),
