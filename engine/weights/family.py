@@ -30,7 +30,7 @@ from engine.errors import ModelError, shown
 from engine.library_call import find_key, library_call
 from engine.printable_logs import make_printable
 from engine.spec import RopeSpec
-from engine.weights.config_file import CONFIG_NAME, read_config_values, whole
+from engine.weights.config_file import CONFIG_NAME, check_modelopt, read_config_values, whole
 
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
@@ -92,6 +92,7 @@ def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
     """
     where = folder / CONFIG_NAME
     values = read_config_values(folder)
+    check_modelopt(folder, values)
     name = values["model_type"]
     if name not in CONFIG_MAPPING:
         reason = (
