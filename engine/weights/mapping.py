@@ -23,7 +23,7 @@ from transformers.core_model_loading import (
 
 from engine.errors import ModelError
 from engine.weights.layout import TensorSpec
-from engine.weights.outline import decoder_prefix
+from engine.weights.outline import decoder_prefix, linear_weights
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Expert, Source, merge_sources, plain_source
 from engine.weights.stored_format import (
@@ -93,6 +93,26 @@ def _stored_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> list[tupl
         if name not in consumed and not (has_format and is_activation_scale(name)):
             found[name] = plain_source(checkpoint, stored)
     return sorted(found.items(), key=lambda item: dot_natural_key(item[0]))
+
+
+def linear_modules(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """Return the modules whose weights a checkpoint stores for each linear weight of a model.
+
+    Fused experts that are stored one by one have the modules of their first expert, such as its
+    gate and up projections. Other fused experts have their own name.
+    """
+    converters = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightConverter)]
+    merges = [converter for converter in converters if _is_merge(converter)]
+    found: dict[str, tuple[str, ...]] = {}
+    for name in linear_weights(model):
+        merge = next((m for m in merges if name.endswith(m.target_patterns[0])), None)
+        if merge is None:
+            found[name] = (name.removesuffix(".weight"),)
+            continue
+        prefix = name.removesuffix(merge.target_patterns[0])
+        firsts = (pattern.replace("*", "0", 1) for pattern in merge.source_patterns)
+        found[name] = tuple(f"{prefix}{first}".removesuffix(".weight") for first in firsts)
+    return found
 
 
 class _Names:
