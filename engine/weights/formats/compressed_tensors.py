@@ -112,8 +112,9 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
 def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
     """Return the packed fields of the linear weights and experts.
 
-    config.json may not tell the type of the scales, which is that of the model in nearly all
-    checkpoints, and some patterns of modules are not tried (see `scaled_plans.matches`).
+    config.json does not tell the type of the scales of integers and FP8, which is that of the model
+    in nearly all checkpoints: the type in which it computes is taken. Old versions stored zeros in
+    a byte each. Some patterns of modules are not tried (see `scaled_plans.matches`).
     """
     schemes, ignored = _schemes(quantization), names_of(quantization, "ignore")
     own_type = getattr(model.config, "dtype", None) or torch.float32

@@ -271,6 +271,28 @@ def test_the_error_of_a_damaged_checkpoint_names_file_and_tensor(
         read(units_of(stored), 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "byte"),
+    [
+        ("fp8-block-whole", "weight", 0xFF),  # NaN of E4M3
+        ("fp8-exponents", "weight_scale_inv", 0xFF),  # NaN of E8M0
+        ("ct-nvfp4", "weight_scale", 0x7F),
+        ("ct-int8", "weight_scale", 0xFF),  # NaN of float32
+    ],
+)
+def test_values_that_are_not_finite_are_logged(
+    kind: str, name: str, byte: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored, _ = write(kind, "llama", tmp_path)
+    (path,) = stored.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors[f"{M}.{name}"].view(-1)[:1].view(torch.uint8).fill_(byte)
+    save_file(tensors, path)
+    read(units_of(stored), 0)
+    assert "1 weights are NaN or infinite: the file is damaged" in caplog.text
+    assert "mlp.up_proj.weight" in caplog.text
+
+
 def test_a_group_size_that_does_not_divide_a_weight_is_refused(tmp_path: Path) -> None:
     stored, _ = write("ct-pack4", "llama", tmp_path)
     entry = compressed("pack-quantized", num_bits=4, strategy="group", group_size=40)
