@@ -147,7 +147,7 @@ def _planned(scheme: _Scheme, shape: Shape, own_type: torch.dtype) -> ScaledLayo
     zeros, has_order = not scheme.is_symmetric, False
     if stored == "pack-quantized":
         codes, has_order = f"uint{scheme.bits}", weights.get("actorder") in ("group", True)
-    elif scheme.bits == 4:
+    elif stored.endswith("fp4-pack-quantized"):
         codes, zeros = "e2m1", False
     else:
         is_float = weights.get("type") == "float" or stored in _OF_FLOATS

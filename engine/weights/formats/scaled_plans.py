@@ -14,9 +14,10 @@ from engine.weights.outline import unit_modules
 from engine.weights.stored_format import Shape
 
 # Only patterns of these parts are tried, because others can take exponential time: characters,
-# classes and groups without repetition, and a few repetitions of one character.
-_SAFE = re.compile(r"(?:\\[.dwDW]|\[[\w.-]+\]|[\w.^$|()-])(?:[*+?](?![*+?]))?")
-_LONGEST, _MOST_REPEATED = 200, 4
+# classes, groups without repetition, and a few repetitions of one character.
+_SAFE = re.compile(r"\(\?:|(?:\\[.dwDW]|\[[\w.-]+\]|[\w.^$|()-])(?:[*+?](?![*+?]))?")
+_REPEATED = re.compile(r"(?<!\()[*+?]")
+_LONGEST, _MOST_REPEATED = 200, 3  # characters; repetitions
 
 
 def plan_scaled(
@@ -71,7 +72,7 @@ def matches(pattern: str, module: str) -> bool:
 
     One that could take long, or is none, matches nothing.
     """
-    repeated = len(re.findall(r"[*+?]", pattern))
+    repeated = len(_REPEATED.findall(pattern))
     if len(pattern) > _LONGEST or repeated > _MOST_REPEATED or _SAFE.sub("", pattern):
         return False
     if re.search(r"\)[*+?]", pattern):
