@@ -91,7 +91,7 @@ class TargetFiles(Blueprint):
         path, ids = self.folder / GENERATION_CONFIG, self.generation.eos_token_id
         if ids is None:
             path, ids = self.folder / CONFIG_NAME, getattr(self.whole_config, "eos_token_id", None)
-            ids = self.config.eos_token_id if ids is None else ids
+            ids = getattr(self.config, "eos_token_id", None) if ids is None else ids
         found = token_ids(path, "eos_token_id", ids, self.vocab_size)
         path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
         return found | token_ids(path, "eos_token", own, self.vocab_size)

@@ -1,7 +1,7 @@
 """Sources: how each tensor of a model is made from the tensors of its checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -99,6 +99,40 @@ def _merged_fields(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source
         dtype, together, others = kinds.pop()
         merged[name] = (dtype, (shape[0], shape[1] // together, *others))
     return merged
+
+
+def transpose_source(source: Source, first: int, second: int) -> Source:
+    """Return the source of a tensor that is stored with two of its dimensions exchanged."""
+    shape = list(source.shape)
+    shape[first], shape[second] = shape[second], shape[first]
+    some = source.experts if first and second else None  # the first dimension is the experts'
+    return replace(
+        source,
+        shape=tuple(shape),
+        fill=lambda out: source.fill(out.transpose(first, second)),
+        packed={},
+        why_expanded="they are stored transposed" if source.packed else source.why_expanded,
+        experts=(lambda held: transpose_source(some(held), first, second)) if some else None,
+        rows=None,
+    )
+
+
+def stack_sources(sources: Sequence[Source]) -> Source:
+    """Return the source of a tensor whose rows are stored as several tensors, in this order."""
+    heights = [source.shape[0] for source in sources]
+
+    def fill(out: Tensor) -> None:
+        for source, rows in zip(sources, torch.split(out, heights), strict=True):
+            source.fill(rows)
+
+    parts = tuple(part for source in sources for part in source.parts)
+    is_packed = any(source.packed for source in sources)
+    return Source(
+        shape=(sum(heights), *sources[0].shape[1:]),
+        fill=fill,
+        parts=parts,
+        why_expanded="they are stored in several parts" if is_packed else "",
+    )
 
 
 def select_experts(source: Source, experts: range) -> Source:

@@ -120,7 +120,7 @@ def plan_packed(model: PreTrainedModel) -> dict[str, Fields]:
 def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelError:
     """Return the error for a stored format, or a variant of one, that cannot be read."""
     method = quantization["quant_method"]
-    what = f"quantization_config.quant_method {shown(method)} {kind or ''}"
+    what = " ".join(filter(None, ["quantization_config.quant_method", shown(method), kind]))
     if method == _MLX:
         what = "quantization: the format of MLX"
     return ModelError(

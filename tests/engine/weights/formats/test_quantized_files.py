@@ -10,13 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from engine.compiled.compiler import switched_off
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.spec import ModelSpec, TargetSpec
 from engine.weights import packing
+from engine.weights.family import read_config
 from engine.weights.formats import groups, scaled_codes
+from engine.weights.safetensors import Checkpoint
+from engine.weights.sources import stack_sources, transpose_source
+from engine.weights.stored_format import find_stored
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import save_tiny
 from tests.engine.models import PLAIN, add_tokenizer, exact, load, prompt, request, run
@@ -158,9 +163,44 @@ def test_fused_fp8_experts_are_read_slice_by_slice(tmp_path: Path) -> None:
             assert torch.equal(found[name], value), name
 
 
+@pytest.mark.parametrize("kind", ["fp8-block-whole", "awq", "gptq4-order"])
+def test_weights_that_are_stored_rearranged_are_expanded_when_read(
+    kind: str, tmp_path: Path
+) -> None:
+    stored, plain = write(kind, "llama", tmp_path)
+    up, gate = (f"model.layers.0.mlp.{part}_proj.weight" for part in ("up", "gate"))
+    values = values_of(units_of(plain))
+    found = find_stored(AutoConfig.from_pretrained(stored), Checkpoint(stored))
+    turned, both = transpose_source(found[up], 0, 1), stack_sources([found[gate], found[up]])
+    for source, expected in (
+        (turned, values[up].T),
+        (both, torch.cat([values[gate], values[up]])),
+    ):
+        out = torch.empty(source.shape)
+        source.fill(out)
+        assert torch.equal(out, expected) and not source.packed and source.why_expanded
+
+
 # Configurations
 
 Q = "quantization_config"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "is_refused"), [("FP8", True), ("NVFP4", True), (8, True), (None, False)]
+)
+def test_weights_of_modelopt_are_refused_by_name(
+    algorithm: Any, is_refused: bool, tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    entry = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(entry))
+    if not is_refused:  # the KV cache alone
+        read_config(tmp_path)
+        return
+    message = rf"hf_quant_config\.json: quantization.quant_algo: {algorithm!r}: .*ModelOpt"
+    with pytest.raises(ModelError, match=message):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
