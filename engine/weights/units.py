@@ -28,7 +28,7 @@ _SMALL = {
     torch.float8_e5m2: (127, 124),
     torch.float8_e8m0fnu: (255, 255),
 }
-_CHECKED_BYTES = 1 << 22  # at a time
+_CHECKED_BYTES = 1 << 20  # at a time
 _DAMAGED = "%s: %d weights are NaN or infinite: the file is damaged"
 
 
@@ -43,10 +43,14 @@ def warn_unless_finite(values: Tensor, name: str) -> None:
         if not (-torch.inf < low.item() and high.item() < torch.inf):
             count = int((~torch.isfinite(values)).sum())
             log.warning(_DAMAGED, name, count)
-    elif values.dtype in _SMALL:
+    elif values.dtype in _SMALL and values.numel():
         bits, least = _SMALL[values.dtype]
-        pieces = torch.split(values.view(-1).view(torch.uint8), _CHECKED_BYTES)
-        if count := sum(int(((piece & bits) >= least).sum()) for piece in pieces):
+        count = 0
+        for piece in torch.split(values.view(-1).view(torch.uint8), _CHECKED_BYTES):
+            numbers = piece & bits
+            if int(numbers.max()) >= least:  # 14 GB/s; counting all takes 15 times as long
+                count += int((numbers >= least).sum())
+        if count:
             log.warning(_DAMAGED, name, count)
 
 

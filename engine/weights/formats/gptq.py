@@ -77,7 +77,7 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
         own = _own(quantization, module)
         if len(shape) > 2 or is_part_of(module, head) or own is None:
             return None
-        form = Form(f"uint{own['bits']}", True, bool(own.get("desc_act")))
+        form = Form(f"uint{int(own['bits'])}", True, bool(own.get("desc_act")))
         size = min(group_size(own) or shape[1], shape[1])
         return ScaledLayout(form, shape, (1, size), torch.float16)
 

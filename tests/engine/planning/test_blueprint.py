@@ -195,7 +195,11 @@ def in_layer_0(*endings: str) -> Any:
             lambda n: n[-6:] in QKV,
         ),
         ("ct-int8", {"ignore": ["lm_head", "model.layers.0.mlp.up_proj"]}, in_layer_0("up_proj")),
-        ("gptq4", {"dynamic": {"-:.*\\.0\\..*": {}, "+:.*": {"bits": 4}}}, in_layer_0("")),
+        (
+            "gptq4",
+            {"bits": 4.0, "dynamic": {"-:.*\\.0\\..*": {}, "+:.*": {"bits": 4}}},
+            in_layer_0(""),
+        ),
     ],
 )
 def test_modules_that_are_not_quantized_are_known_from_the_configuration(

@@ -218,6 +218,19 @@ def test_a_draft_of_packed_layers_is_made_of_their_values(tmp_path: Path) -> Non
     assert answers(path, True, SUBSPEC) == answers(path, False)
 
 
+def test_the_log_and_the_plan_say_what_is_expanded_when_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = write("gptq3", "llama", tmp_path)
+    add_tokenizer(path)
+    text = "weights are expanded when read: 14 because 3-bit codes do not fill bytes"
+    with caplog.at_level("INFO"):
+        info = engine(path, None).info
+    assert text in caplog.text and text in info.plan
+    found = preview(model_spec(path, PLAIN), WhatIf()).assumptions
+    assert text in {one.figure for one in found if one.what == "stored weights"}
+
+
 SCALES_AND_CODES = ("proj.weight", "proj.weight_scale", "proj.weight_scale_inv", "weight_packed")
 OTHERS = ("weight_zero_point", "weight_global_scale", "qweight", "qzeros", "scales", "g_idx")
 
