@@ -48,6 +48,7 @@ class Blueprint:
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
+        self.expanded_when_read = ""  # as `CheckpointUnits` says, where the outlines are read
         # The largest unit in bytes, where the family's layers can move in slices.
         self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
@@ -60,6 +61,7 @@ class Blueprint:
         if has_weights(self.folder):
             units = self.checkpoint_units()
             units.close()
+            self.expanded_when_read = units.expanded_when_read
             return {True: units.outline, False: units.expanded().outline}
         check_published_form(self.model)
         make = partial(

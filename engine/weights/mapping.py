@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
 
 from engine.errors import ModelError
 from engine.weights.layout import TensorSpec
-from engine.weights.outline import decoder_prefix
+from engine.weights.outline import decoder_prefix, linear_weights
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import (
     Expert,
@@ -104,6 +104,26 @@ def _stored_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> list[tupl
     return sorted(found.items(), key=lambda item: dot_natural_key(item[0]))
 
 
+def linear_modules(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """Return the modules whose weights a checkpoint stores for each linear weight of a model.
+
+    Fused experts that are stored one by one have the modules of their first expert, such as its
+    gate and up projections. Other fused experts have their own name. Weights that are stored
+    transposed, or in several parts, have no entry.
+    """
+    converters = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightConverter)]
+    found: dict[str, tuple[str, ...]] = {}
+    for name in linear_weights(model):
+        own = next((c for c in converters if name.endswith(tuple(c.target_patterns))), None)
+        if own is None:
+            found[name] = (name.removesuffix(".weight"),)
+        elif _is_merge(own):
+            prefix = name.removesuffix(own.target_patterns[0])
+            firsts = (pattern.replace("*", "0", 1) for pattern in own.source_patterns)
+            found[name] = tuple(f"{prefix}{first}".removesuffix(".weight") for first in firsts)
+    return found
+
+
 class _Names:
     """The translation of stored names to one model's names, by transformers' table."""
 
@@ -177,11 +197,6 @@ def _rearrange(
             f"{len(converter.source_patterns)} are needed. The checkpoint is incomplete"
         )
     operation = converter.operations[0]
-    if packed := [source for source in found if source.packed]:
-        raise ModelError(
-            f"{packed[0].parts[0].file}: {target} is made of tensors in packed form "
-            f"({operation}): not supported. Use a checkpoint that is not quantized"
-        )
     if isinstance(operation, Transpose):
         is_same = operation.check_dims and found[0].shape == wanted[1]
         is_flat = len(found[0].shape) <= max(operation.dim0, operation.dim1)
