@@ -161,7 +161,11 @@ def conversations(server: ScriptedServer) -> list[tuple[Recorded, list[tuple[str
 def test_the_served_models_are_listed_and_the_loaded_one_comes_first(
     scripted: ScriptedServer, new_chat: Any
 ) -> None:
-    model = scripted.play("hermes", Script())
+    model = scripted.play("hermes", Script(Turn("Say hello", Step("Hello."))))
+    chat = new_chat(model)
+    chat.say("Say hello.")  # an earlier test may have left another model loaded
+    chat.see("Hello.")
+    chat.see_end()
     chat = new_chat(model)
     chat.button(f"Selected model: {model}").click()
     options = chat.page.get_by_role("option")
