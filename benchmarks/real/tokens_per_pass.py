@@ -50,7 +50,10 @@ def main() -> None:
     options = parser.parse_args()
     chats = load_chats(options.prompts)
     methods = {name: METHODS[name] for name in options.methods}
-    tables = [Table("", *measure(methods, chats, options.tokens))]
+    columns, rows = measure(methods, chats, options.tokens)
+    columns.remove("temperature")
+    caption = f"At temperatures {', '.join(SAMPLINGS)}"
+    tables = [Table(caption, columns, join_temperatures(rows))]
     if options.forecast:
         caption = f"Forecast and measured speed, link of {LINK_GBPS} GB/s, temperature 0"
         tables.append(Table(caption, *compare_forecasts(methods, chats, options.tokens)))
@@ -86,6 +89,17 @@ def measure(
                 paces = [_pace(answers, kind) for kind in chats]
                 rows.append([method, sampling, *paces, _pace(answers, "")])
     return ["method", "temperature", *chats, "all"], rows
+
+
+def join_temperatures(rows: Sequence[Sequence[str | float]]) -> list[list[str]]:
+    """Return the rows of `measure` with one row for each method, all temperatures in a cell."""
+    paces: dict[str, list[Sequence[str | float]]] = {}
+    for method, _, *own in rows:
+        paces.setdefault(str(method), []).append(own)
+    return [
+        [method, *(", ".join(f"{pace:.1f}" for pace in cell) for cell in zip(*own, strict=True))]
+        for method, own in paces.items()
+    ]
 
 
 def compare_forecasts(
