@@ -20,8 +20,9 @@ from typing import Any
 from tokenizers import Tokenizer as RawTokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from engine.parsing.selection import formats_of
 from engine.text.detokenize import TokenBytes
-from server.chat.prompt import chat_text
+from server.chat.prompt import chat_prompt
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
@@ -244,7 +245,8 @@ def main() -> None:
 def outcome_of(tokenizer: Tokenizer, body: dict[str, Any], texts: list[str]) -> tuple[str, str]:
     """Return "fine", "refused" or "lost", and why."""
     try:
-        prompt = chat_text(tokenizer, check_object(ChatRequest, body))
+        formats = formats_of(tokenizer.template)
+        prompt = chat_prompt(tokenizer, check_object(ChatRequest, body), formats).text
     except ApiError as error:
         return "refused", error.message
     missing = [text for text in texts if text not in prompt]

@@ -107,6 +107,7 @@ PARTS: tuple[Part, ...] = (
         arguments=("--folder", "build/benchmarks/plan-memory", "--runs", "1"),
         read=read_plan_memory,
     ),
+    Part("expansion", 0.2),
     Part("demo", 1, arguments=("--prompts", "8"), read=read_demo),
     Part("gpu", 10, "gpu"),
     Part("hostile_clients.connection", 30, "hostile"),

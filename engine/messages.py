@@ -27,12 +27,14 @@ class ThinkingBudget:
     Args:
         tokens: the most tokens between the marks. Closing tokens do not count, and neither do
             blanks in the first token after the opening mark.
-        begin: the text that begins the thinking part; "" if the prompt ends inside of it.
+        begin: the text that begins the thinking part; "" if the prompt ends inside of it, and no
+            further one may begin.
         end: the text that ends it.
         closings: the tokens that close it the first time, the second time, and so on; the last
             ones also serve all further times. They spell `end`.
         repeats: whether further thinking parts may begin with `begin`, after text too. All of them
             share the budget.
+        is_begun: whether the prompt ends inside a thinking part, although there is a `begin`.
     """
 
     tokens: int
@@ -40,6 +42,7 @@ class ThinkingBudget:
     end: str
     closings: tuple[tuple[int, ...], ...]
     repeats: bool = False
+    is_begun: bool = False
 
 
 @dataclass(frozen=True)

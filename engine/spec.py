@@ -69,6 +69,7 @@ class StreamSpec:
     tier: Tier | None = None
     resident: int | None = None  # number of layers that stay on the device
     slots: int | None = None  # number of slots of the ring
+    packed: bool | None = None  # whether weights that are stored packed travel so; None: the faster
     simulate_gbps: float | None = None  # on a CPU: bandwidth of a simulated link
     recheck_hours: float = 24.0  # interval at which each file of the disk tier is checked; 0: never
 

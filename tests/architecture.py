@@ -41,6 +41,7 @@ PACKAGES: tuple[str, ...] = (
     "engine.streaming",
     "engine.sampling",
     "engine.weights",
+    "engine.compiled",
     "engine",
 )
 
@@ -122,6 +123,8 @@ SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/weights/formats/*.py", "bias", "a module of torch that the file makes"),
     ("engine/planning/probe.py", "num_hidden_layers", "a copy of transformers' configuration"),
     ("engine/planning/probe.py", "layer_types", "a copy of transformers' configuration"),
+    ("engine/compiled/compiler.py", "CACHE_DIR", "a setting of numba, for one compilation"),
+    ("engine/compiled/compiler.py", "__qualname__", "numba names files in its cache by it"),
     ("engine/malloc.py", "argtypes", "ctypes declares types like this"),
     ("engine/malloc.py", "restype", "ctypes declares types like this"),
     (
@@ -138,13 +141,15 @@ MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
     ("engine.streaming.*_link", "this is the file of a device"),
     ("engine.streaming.cuda_*", "this is a part of the CUDA device"),
     ("engine.weights.formats.*", "kernels are other functions on a CPU"),
+    ("engine.weights.packing", "temporaries must fit the cache of a CPU"),
+    ("engine.compiled.*", "code is compiled for a CPU"),
     ("engine.model.elementwise", "only a CPU's threads share an operation by its elements"),
     ("engine.sampling.*", "few numbers are computed faster by numpy on a CPU"),
     ("engine.drafting.model.substitutes", "a kernel repacks its weights on a CPU"),
 )
 
 TOP_LEVEL = ("engine", "server", "tests", "configs", "benchmarks")
-IN_ONE_FILE_ONLY = ("bitsandbytes", "llguidance")
+IN_ONE_FILE_ONLY = ("bitsandbytes", "llguidance", "llvmlite", "numba")
 
 MAX_FILE_LINES = 400
 MAX_TEST_FILE_LINES = 500

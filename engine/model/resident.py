@@ -20,10 +20,11 @@ def bind_resident(
     model: Any,
     reader: UnitReader,
     device: torch.device,
-    dtype: torch.dtype,
     progress: ReportProgress,
 ) -> None:
     """Load all layers and the head of a model onto the device, and bind them to its modules.
+
+    The units must have no packed tensors.
 
     `progress` is called after each unit with the bytes loaded so far and the bytes of all units.
     """
@@ -31,21 +32,17 @@ def bind_resident(
     total = sum(layout.nbytes for layout in reader.layouts)
     done = 0
     for index, (module, layout) in enumerate(zip(modules, reader.layouts, strict=True)):
-        bind(module, _load_dense(reader, index, device, dtype))
+        bind(module, _load(reader, index, device))
         done += layout.nbytes
         progress("loading the draft", done, total)
 
 
-def _load_dense(
-    reader: UnitReader, index: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Return the dense tensors of one unit, by name, in newly allocated device memory."""
+def _load(reader: UnitReader, index: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the tensors of one unit, by name, in newly allocated device memory."""
     layout = reader.layouts[index]
     buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
     reader.read(index, buffer)
-    views = layout.views(buffer.to(device))
-    dense = dense_layout(layout, dtype)
-    return expand(views, dense.views(torch.empty(dense.nbytes, dtype=torch.uint8, device=device)))
+    return layout.views(buffer.to(device))
 
 
 class ExpandedWeights:

@@ -44,7 +44,7 @@ from typing import Literal
 
 from engine.parsing.calls import Tools
 from engine.parsing.parser import Parser
-from engine.parsing.thoughts import Pairs, find_open_tag
+from engine.parsing.thoughts import Pairs, begun_thought, find_open_tag
 
 Part = Literal["tools", "reasoning"]
 
@@ -112,6 +112,7 @@ class Thought:
         close: the closing mark, with what must follow it in any case.
         end: the part of `close` that ends the thinking part; "" for all of it.
         repeats: whether an answer may have several thinking parts, and text before them.
+        opened: the opening mark of a thinking part that has already begun; "" if none has.
         begun: what the answer that is continued already has of the thinking part.
     """
 
@@ -119,6 +120,7 @@ class Thought:
     close: str
     end: str = ""
     repeats: bool = False
+    opened: str = ""
     begun: str = ""
 
 
@@ -133,9 +135,7 @@ def thought_in(pairs: Pairs, before: str, tag: str) -> Thought | None:
     opened = find_open_tag(pairs, before)
     if not opened:
         return Thought(tag, pairs[tag])
-    own = before.lstrip()
-    begun = own.removeprefix(opened) if own.startswith(opened) else ""
-    return Thought("", pairs[opened], begun=begun)
+    return Thought("", pairs[opened], opened=opened, begun=begun_thought(opened, before))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ class ThinkReader(Reader):
     """A parser of reasoning between two tags; blanks around the reasoning are left out.
 
     An answer may repeat the opening tag that its prompt ends with, and may begin with the closing
-    tag alone.
+    tag alone. A closing tag is left out if only blanks are between it and the one before: a model
+    whose reasoning was closed for it may close it once more.
 
     Args:
         pairs: the closing tag of each opening tag.
@@ -26,11 +27,12 @@ class ThinkReader(Reader):
         self._opened = find_open_tag(pairs, before) or opened
         self._pairs = {self._opened: pairs[self._opened]} if self._opened else pairs
         self._close: Tags | None = None  # the search for the closing tag, after the opening one
+        self._repeat: Tags | None = None  # the search for it once more, until the content begins
         self._held = ""  # blanks, and at the start what may become a tag
         self._start = ""  # what may become a tag at the start, without the blanks before it
-        self._has_reasoned = False  # whether reasoning other than blanks was read
+        # whether reasoning other than blanks was read, or is in `before`
+        self._has_reasoned = bool(begun_thought(self._opened, before).strip())
         self._is_over = False  # whether the reasoning has ended: what follows is content
-        self._has_answered = False  # whether content other than blanks was read
 
     def _read(self, character: str) -> Iterator[Piece]:
         if self._is_over:
@@ -44,7 +46,7 @@ class ThinkReader(Reader):
             if closed:
                 yield markup(self._held + closed)
                 self._held = ""
-                self._is_over = True
+                self._end_reasoning(closed)
 
     def _look_for_start(self, character: str) -> Iterator[Piece]:
         self._held += character
@@ -54,8 +56,11 @@ class ThinkReader(Reader):
         text, closes = self._start, self._pairs.values()
         if text in self._pairs or text in closes:
             yield markup(self._held)
-            self._held, self._is_over = "", text in closes
-            self._close = None if self._is_over else Tags(self._pairs[text])
+            self._held = ""
+            if text in closes:
+                self._end_reasoning(text)
+            else:
+                self._close = Tags(self._pairs[text])
         elif not any(tag.startswith(text) for tag in (*self._pairs, *closes)):
             held, self._held = self._held, ""
             if self._opened:
@@ -64,7 +69,7 @@ class ThinkReader(Reader):
                     yield from self._read(each)
             else:
                 yield content(held)
-                self._is_over = self._has_answered = True
+                self._is_over = True
 
     def _read_reasoning(self, character: str) -> Iterator[Piece]:
         if character not in BLANKS:
@@ -75,11 +80,25 @@ class ThinkReader(Reader):
         else:
             yield markup(character)
 
+    def _end_reasoning(self, tag: str) -> None:
+        self._is_over, self._repeat = True, Tags(tag)
+
     def _read_answer(self, character: str) -> Iterator[Piece]:
-        self._has_answered = self._has_answered or character not in BLANKS
-        yield content(character) if self._has_answered else markup(character)
+        if self._repeat is None:
+            yield content(character)
+            return
+        text, closed = self._repeat.feed(character)
+        if text and text not in BLANKS:
+            yield content(text + self._repeat.finish())
+            self._repeat = None
+        elif text or closed:
+            yield markup(text + closed)
 
     def _end(self) -> Iterator[Piece]:
+        if self._repeat is not None:
+            held = self._repeat.finish()
+            yield markup(held) if is_mark(held) else content(held)
+            return
         if self._close is None:
             is_shown = not self._opened and not is_mark(self._start)
             yield content(self._held) if is_shown else markup(self._held)
@@ -91,6 +110,12 @@ class ThinkReader(Reader):
         for each in tag:
             yield from self._read_reasoning(each)
         yield reasoning(self._held)
+
+
+def begun_thought(opened: str, before: str) -> str:
+    """Return the reasoning in `before`, if it is an answer that begins with the tag `opened`."""
+    answer = before.lstrip()
+    return answer.removeprefix(opened) if opened and answer.startswith(opened) else ""
 
 
 def find_open_tag(pairs: Pairs, before: str) -> str:

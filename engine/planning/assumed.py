@@ -1,5 +1,6 @@
 """Assumed speeds of a machine, used where `understudy plan` cannot measure them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from engine.planning.footprint import LARGEST_PASS, Demand
@@ -22,10 +23,12 @@ class DeviceSpeed:
 
     gbps: float  # of its own memory
     tflops: float  # of dense products in bfloat16, sustained
+    expanding_gbps: float  # of dense weights that are expanded from packed ones
 
 
-CARD = DeviceSpeed(gbps=500.0, tflops=40.0)
-CPU = DeviceSpeed(gbps=15.0, tflops=0.4)  # a CPU of few cores
+# Expanding reads and writes the memory of a card some fifteen times for each value.
+CARD = DeviceSpeed(gbps=500.0, tflops=40.0, expanding_gbps=30.0)
+CPU = DeviceSpeed(gbps=15.0, tflops=0.4, expanding_gbps=3.0)  # a CPU of few cores
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Machine:
     passes: StepTimes = field(default_factory=StepTimes)
     # Seconds of a draft step by rows; measured only for low-bit copies of the target's layers.
     draft: StepTimes = field(default_factory=StepTimes)
+    # Seconds in which packed weights expand to one dense byte, by the packing's suffix.
+    expanding: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def device_speed(self) -> DeviceSpeed:
@@ -56,10 +61,12 @@ def complete_times(machine: Machine, demand: Demand, plan: Plan) -> Machine:
     if passes.expect(1) is None:
         passes = pass_times(demand, machine.device_speed)
     if draft.expect(1) is None or not demand.is_self_drafted:
-        # A draft that is made of the target's own layers reads the resident units too.
-        shared = plan.resident_bytes if demand.is_self_drafted else 0
+        # A draft that is made of the target's own layers reads the units that it shares too.
+        shared = plan.resident_bytes if demand.shares_resident else 0
         draft = draft_times(plan.draft_bytes + shared, len(demand.layers), machine.device_speed)
-    return replace(machine, passes=passes, draft=draft)
+    assumed = 1 / (machine.device_speed.expanding_gbps * 1e9)
+    expanding = {suffix: machine.expanding.get(suffix, assumed) for suffix in demand.expansions}
+    return replace(machine, passes=passes, draft=draft, expanding=expanding)
 
 
 def pass_times(demand: Demand, speed: DeviceSpeed) -> StepTimes:

@@ -1,6 +1,7 @@
 """A model as its config.json describes it, which is all that a plan needs to know of the model."""
 
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
-from engine.model.library import build_of_folder
+from engine.model.library import build_of_folder, token_tables
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
+from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
-from engine.weights.packing import dense_layout
+from engine.weights.packing import dense_bytes, expanded_by_packing
 from engine.weights.precision import computed_dtype
 from engine.weights.shards import has_weights
 from engine.weights.stored_format import plan_packed
@@ -50,24 +52,40 @@ class Blueprint:
         self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
     @cached_property
-    def outline(self) -> Outline:
-        """Return the outline of the checkpoint if it exists, else one made from config.json."""
+    def outlines(self) -> Mapping[bool, Outline]:
+        """The outlines in which tensors that are stored packed stay so (True) or not (False).
+
+        They are those of the checkpoint if it exists, else made from config.json.
+        """
         if has_weights(self.folder):
             units = self.checkpoint_units()
             units.close()
-            return units.outline
-        quantize, stored = self.spec.target.quantize, plan_packed(self.model)
-        return Outline(self.model, self.dtype, quantize, stored, self.slice_bytes)
+            return {True: units.outline, False: units.expanded().outline}
+        check_published_form(self.model)
+        make = partial(
+            Outline, self.model, self.dtype, self.spec.target.quantize, slice_bytes=self.slice_bytes
+        )
+        return {True: make(stored=plan_packed(self.model)), False: make(stored={})}
+
+    @cached_property
+    def expansions(self) -> Mapping[str, int]:
+        """The dense bytes that a pass expands if weights stay packed, by the packing's suffix."""
+        return expanded_by_packing(self.outlines[True].layouts, self.dtype)
 
     def checkpoint_units(self) -> CheckpointUnits:
         """Return the units of the checkpoint in the folder."""
         quantize, slices = self.spec.target.quantize, self.slice_bytes
         return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
 
-    def demand(self, needs: DraftNeeds) -> Demand:
-        """Return the memory that the target and a draft with these needs take without any limit."""
-        config, shape, outline = self.config, kv_shape(self.config), self.outline
-        embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
+    def demand(self, needs: DraftNeeds, *, packed: bool) -> Demand:
+        """Return the memory that the target and a draft with these needs take without any limit.
+
+        Args:
+            packed: whether tensors that are stored packed stay so.
+        """
+        config, shape, outline = self.config, kv_shape(self.config), self.outlines[packed]
+        tables = [table.weight.shape for table in token_tables(self.model)]
+        embedding = sum(shape.numel() for shape in tables) * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
@@ -75,7 +93,7 @@ class Blueprint:
             expanded_bytes=expanded_bytes(UnreadUnits(outline), self.dtype),
             other_device_bytes=sum(sizes) - embedding,
             hidden_size=self.hidden_size,
-            widest=max(self.hidden_size, getattr(config, "intermediate_size", None) or 0),
+            widest=max(self.hidden_size, _intermediate_size(config)),
             num_heads=config.num_attention_heads,
             vocab_size=self.vocab_size,
             item_bytes=self.dtype.itemsize,
@@ -86,10 +104,11 @@ class Blueprint:
             head_dim=shape.head_dim,
             tile=TILE if self.strict else FAST_TILE,
             embedding_bytes=embedding,
-            dense_bytes=sum(
-                dense_layout(unit, self.dtype).nbytes or unit.nbytes for unit in outline.layouts
-            ),
+            dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
+            expansions=self.expansions if packed else {},
             active_share=active_share(config),
+            hidden_states=getattr(config, "altup_num_inputs", 1),
+            layer_inputs=sum(shape[1] for shape in tables[1:]),
         )
 
     def _check_layers(self) -> None:
@@ -113,6 +132,13 @@ class Blueprint:
                 "(max_position_embeddings in config.json)"
             )
         return wanted or own
+
+
+def _intermediate_size(config: Any) -> int:
+    """Return the width of the widest MLP; 0 if the configuration has no key for it."""
+    size = getattr(config, "intermediate_size", None) or 0
+    widest: int = max(size) if isinstance(size, list) else size
+    return widest * (2 if getattr(config, "use_double_wide_mlp", False) else 1)
 
 
 def active_share(config: Any) -> float:

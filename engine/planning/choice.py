@@ -1,9 +1,12 @@
-"""The choice of the drafting method: the one the model's file names, else the fastest forecast."""
+"""The choice of the drafting method and of the form of the weights.
+
+Both are what the model's file says, else what gives the fastest forecast.
+"""
 
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.drafting.method import DraftNeeds, MethodFacts, PlanContext, candidates, facts_of
 from engine.drafting.tree import Bounds
@@ -17,6 +20,7 @@ from engine.planning.plan import Plan, make_plan
 from engine.spec import ModelSpec
 from engine.streaming.device import Device
 from engine.timing import StepTimes
+from engine.weights.stored_format import packings
 
 log = logging.getLogger(__name__)
 
@@ -30,24 +34,80 @@ class Scheme:
     method: str
     bounds: Bounds
     forecast: Forecast
+    packed: bool  # whether weights that are stored packed travel so, and are expanded in each pass
+    titles: tuple[str, ...] = ()  # of the packed forms that the model's weights have
+    why: str = ""  # the reason for the form, if there are packed weights
+
+    @property
+    def form(self) -> str:
+        """Return a text for the log that says how packed weights travel; "" if there are none."""
+        if not self.titles:
+            return ""
+        kinds = ", ".join(self.titles)
+        if not self.packed:
+            return f"weights ({kinds}) are expanded at load, {self.why}"
+        units = zip(self.demand.unit_bytes, self.plan.tiers, strict=True)
+        travels = sum(nbytes for nbytes, tier in units if tier != "resident")
+        how = f"travel packed ({kinds}), {travels / 1e9:.2f} GB a pass"
+        if not travels:
+            total = sum(self.demand.unit_bytes)
+            how = f"stay packed on the device ({kinds}), {total / 1e9:.2f} GB"
+        expanding = f"expanding takes {self.forecast.expand_seconds * 1e3:.0f} ms a pass"
+        return f"weights {how}, {self.why}; {expanding}"
 
 
 def make_scheme(
     method: str, spec: ModelSpec, blueprint: Blueprint, machine: Machine, users: int
 ) -> Scheme:
-    """Return the plan and the forecast with this drafting method.
+    """Return the plan and the forecast with this drafting method, with weights in the faster form.
 
     Raises `ModelError` where the model does not fit, or the method cannot serve it.
     """
     facts = facts_of(method, spec.draft)
-    demand = blueprint.demand(_needs(facts, spec, blueprint))
-    plan = make_plan(spec, demand, machine.memory)
-    forecast = make_forecast(plan, demand, facts, complete_times(machine, demand, plan), users)
-    return Scheme(plan, demand, method, facts.bounds, forecast)
+    titles = tuple(packings()[suffix].title for suffix in sorted(blueprint.expansions))
+    forms, why = _forms(spec, blueprint)
+
+    def scheme_of(packed: bool) -> Scheme:
+        demand = blueprint.demand(_needs(facts, spec, blueprint, packed), packed=packed)
+        plan = make_plan(spec, demand, machine.memory)
+        forecast = make_forecast(plan, demand, facts, complete_times(machine, demand, plan), users)
+        return Scheme(plan, demand, method, facts.bounds, forecast, packed, titles, why)
+
+    made: list[Scheme] = []
+    refusals: list[ModelError] = []
+    for packed in forms:
+        try:
+            made.append(scheme_of(packed))
+        except ModelError as error:
+            refusals.append(error)
+    if not made:
+        raise refusals[0]
+    best = max(made, key=lambda one: one.forecast.tokens_per_second)  # packed, if they are equal
+    if len(forms) == 1:
+        return best
+    if len(made) == 1:
+        return replace(best, why="because in the other form the model does not fit")
+    slower = min(one.forecast.tokens_per_second for one in made)
+    speeds = f"{best.forecast.tokens_per_second:.2g} instead of {slower:.2g} tokens/s"
+    return replace(best, why=f"because the forecast is {speeds}")
 
 
-def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint) -> DraftNeeds:
-    config, layouts = blueprint.config, blueprint.outline.layouts
+def _forms(spec: ModelSpec, blueprint: Blueprint) -> tuple[tuple[bool, ...], str]:
+    """Return whether weights may stay packed or be expanded at load, and the reason for one form.
+
+    Weights that `target.quantize` packs stay so, since the user asked for fewer bits.
+    """
+    if not blueprint.expansions:
+        return (False,), ""
+    if spec.target.quantize is not None:
+        return (True,), "as target.quantize says"
+    if spec.stream.packed is not None:
+        return (spec.stream.packed,), "as stream.packed says"
+    return (True, False), ""
+
+
+def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint, packed: bool) -> DraftNeeds:
+    config, layouts = blueprint.config, blueprint.outlines[packed].layouts
     return facts.needs(PlanContext(spec.draft, facts.bounds, config, blueprint.dtype, layouts))
 
 
@@ -90,6 +150,6 @@ def measured_draft(blueprint: Blueprint, device: Device) -> StepTimes:
     for method in candidates():
         facts = facts_of(method)
         with suppress(ModelError):
-            if _needs(facts, blueprint.spec, blueprint).substitute_bytes:
+            if _needs(facts, blueprint.spec, blueprint, packed=False).substitute_bytes:
                 return probe.substitute_times(blueprint, device, facts.bounds.width)
     return StepTimes()

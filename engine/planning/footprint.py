@@ -4,8 +4,8 @@ The formulas for activations follow what the decoder, the attention and the samp
 benchmarks/plan_memory.py compares their sum with the memory that a process takes.
 """
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from engine.drafting.method import DraftNeeds
 from engine.kv.page_pool import PAGE
@@ -39,6 +39,10 @@ class Demand:
     embedding_bytes: int = 0  # in the page cache, as far as its rows are used
     dense_bytes: int = 0  # of all units after packed weights are expanded
     active_share: float = 1.0  # of the weights that one token uses
+    # Dense bytes that a pass expands, by the packing's suffix; none if nothing travels packed.
+    expansions: Mapping[str, int] = field(default_factory=dict)
+    hidden_states: int = 1  # that a row has side by side
+    layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
@@ -50,9 +54,15 @@ class Demand:
 
     def _spared_bytes(self, unit: int) -> int:
         """Return the bytes of the low-bit copy that is not needed if this unit is resident."""
-        # Units that are packed and expanded during a pass cannot be shared.
-        shares = self.is_self_drafted and not self.expanded_bytes
-        return self.draft.substitute_bytes[unit] if shares else 0
+        return self.draft.substitute_bytes[unit] if self.shares_resident else 0
+
+    @property
+    def shares_resident(self) -> bool:
+        """Return True if the draft uses the target's resident units in place of low-bit copies.
+
+        Units that are packed and expanded during a pass cannot be shared.
+        """
+        return self.is_self_drafted and not self.expanded_bytes
 
     @property
     def is_self_drafted(self) -> bool:
@@ -109,7 +119,11 @@ def _hidden_bytes(demand: Demand, max_rows: int) -> int:
     # Where experts come in slices, rows also hold a copy of their state and one of the result.
     sliced = 4 * demand.item_bytes if any(layer.slices for layer in demand.layers) else 0
     rope = 4 * demand.head_dim * _FLOAT32  # angles, cosines, sines and temporaries of their size
-    return max_rows * (max(norm, sliced) * demand.hidden_size + rope)
+    # Several states are made one by one and then joined; the inputs of layers are looked up,
+    # projected and normed.
+    joined = 2 * demand.item_bytes * (demand.hidden_states - 1)
+    inputs = (2 * demand.item_bytes + 2 * _FLOAT32) * demand.layer_inputs
+    return max_rows * ((max(norm, sliced) + joined) * demand.hidden_size + rope + inputs)
 
 
 def _attention_bytes(demand: Demand, length: int) -> int:

@@ -1,7 +1,8 @@
 """The forecast of a plan: tokens a second, and the time to the first token.
 
 The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
-tokens a pass emits, W the bytes that travel and B the link's bandwidth. Times are measured or
+tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
+that of expanding weights that travel packed. Times are measured or
 assumed, and how often the target agrees with a draft is assumed. A forecast is made to compare
 plans; `understudy plan` lists its assumptions.
 """
@@ -36,6 +37,7 @@ class Forecast:
     pass_seconds: float  # with one user's tree: the longer of compute and link
     draft_seconds: float  # before that pass
     draft_step_seconds: float  # one step for one user
+    expand_seconds: float  # of a pass, in which packed weights are expanded
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,11 @@ def make_forecast(
     Args:
         machine: with all times filled in (`assumed.complete_times`).
     """
-    link = link_seconds(plan, demand, machine)
+    link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
+    busy = _Busy(link, expand)
     users = min(users, plan.max_sequences)
-    alone = max(_cycles(draft, machine, link, 1), key=lambda cycle: cycle.rate(1))
-    shared = max(_cycles(draft, machine, link, users), key=lambda cycle: cycle.rate(users))
+    alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
+    shared = max(_cycles(draft, machine, busy, users), key=lambda cycle: cycle.rate(users))
     prompt = min(PROMPT, demand.context_length)
     full, rest = divmod(prompt, plan.max_rows)
     passes = [plan.max_rows] * full + [rest] * (rest > 0)
@@ -71,13 +74,14 @@ def make_forecast(
         tokens_per_second=alone.rate(1),
         users=users,
         tokens_per_second_all=shared.rate(users),
-        first_token_seconds=sum(max(link, _compute(machine, r)) + HOST_SECONDS for r in passes),
+        first_token_seconds=sum(busy.seconds(machine, r) + HOST_SECONDS for r in passes),
         tokens_per_pass=alone.emitted,
         depth=alone.depth,
         link_seconds=link,
         pass_seconds=alone.pass_seconds,
         draft_seconds=alone.draft_seconds,
         draft_step_seconds=_step(draft, machine, 1),
+        expand_seconds=expand,
     )
 
 
@@ -93,12 +97,30 @@ def link_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
     return ram / (machine.ram_gbps * 1e9) + disk / (machine.disk_gbps * 1e9)
 
 
-def _cycles(draft: MethodFacts, machine: Machine, link: float, users: int) -> Iterator[_Cycle]:
+def expand_seconds(demand: Demand, machine: Machine) -> float:
+    """Return the seconds that expanding packed weights takes in one pass."""
+    return sum(nbytes * machine.expanding[name] for name, nbytes in demand.expansions.items())
+
+
+@dataclass(frozen=True)
+class _Busy:
+    """The seconds of a pass that do not depend on its rows."""
+
+    link: float
+    expand: float
+
+    def seconds(self, machine: Machine, rows: int) -> float:
+        """Return the seconds of a pass; rows are computed in tiles."""
+        compute = machine.passes.expect(ceil(rows / TILE) * TILE) or 0.0
+        return max(self.link, self.expand + compute)
+
+
+def _cycles(draft: MethodFacts, machine: Machine, busy: _Busy, users: int) -> Iterator[_Cycle]:
     """Yield the cycle of each depth that a tree can have, 0 included."""
     step = _step(draft, machine, users)
     for depth in range(draft.bounds.depth + 1):
         rows = min(1 + ROWS_PER_LEVEL * depth, draft.bounds.budget)
-        pass_seconds = max(link, _compute(machine, users * rows))
+        pass_seconds = busy.seconds(machine, users * rows)
         emitted = sum(draft.agreement**level for level in range(depth + 1))  # 0: the bonus token
         yield _Cycle(depth, emitted, draft_seconds=depth * step, pass_seconds=pass_seconds)
 
@@ -108,8 +130,3 @@ def _step(draft: MethodFacts, machine: Machine, users: int) -> float:
     if not draft.has_draft_steps:
         return 0.0
     return machine.draft.expect(users * draft.bounds.width) or 0.0
-
-
-def _compute(machine: Machine, rows: int) -> float:
-    """Return the seconds of a pass without waiting for weights; rows are computed in tiles."""
-    return machine.passes.expect(ceil(rows / TILE) * TILE) or 0.0

@@ -16,6 +16,7 @@ from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS
 from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
+from engine.weights.packing import TEMPORARY_BYTES
 
 DEFAULT_SEQUENCES = 8
 DEFAULT_SLOTS = 3  # one in use, one filled, one being filled
@@ -57,7 +58,7 @@ class Plan:
     kv_bytes: int
     draft_bytes: int
     activation_bytes: int
-    other_bytes: int  # norms; expanded 4-bit weights
+    other_bytes: int  # norms; one unit's expanded weights
     host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
     ram_unit_bytes: int = 0  # units of the ram tier
@@ -152,6 +153,8 @@ class _Planner:
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
         activations = activation_bytes(demand, rows, wanted_pages * PAGE)
         other = demand.other_device_bytes + demand.expanded_bytes
+        if memory.has_own_memory and demand.expansions:
+            other += TEMPORARY_BYTES
         if memory.has_own_memory:  # a buffer for idle KV pages on their way to the host
             other += max(STAGING_BYTES, demand.host_page_bytes)
         left = self.limit - activations - other

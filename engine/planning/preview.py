@@ -50,7 +50,7 @@ class Assumption:
 
     what: str
     figure: str
-    source: str = "assumed"  # or "measured ...", "as asked", "expanded when read"
+    source: str = "assumed"  # or "measured ...", "as asked", how weights travel
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ class _Planner:
             device_memory=spec.memory.device or memory.device,
             passes=probe.pass_times(blueprint, self.device).rows,
             draft=measured_draft(blueprint, self.device),
+            expanding=probe.expanding_times(blueprint, self.device),
         )
 
 
@@ -167,6 +168,11 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
     if expanded := expanded_tensors(planner.describe(planner.spec).config):
         yield Assumption("stored weights", expanded, "expanded when read")
+    if scheme.titles:
+        yield Assumption("stored weights", ", ".join(scheme.titles), scheme.form)
+    if scheme.packed and (expanding := forecast.expand_seconds):
+        source = "measured on some rows" if machine.expanding else "assumed"
+        yield Assumption("expanding", f"{expanding * 1e3:.0f} ms a pass", source)
     if "ram" in scheme.plan.tiers:
         source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else "assumed"
         yield Assumption("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source)

@@ -4,13 +4,14 @@ Only the first layer and the head are timed, because layers are alike: a pass ta
 layer for each of them, and the head's.
 """
 
-import copy
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from threading import Event
 from typing import Any
 
@@ -24,6 +25,7 @@ from engine.library_call import library_call
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
+from engine.model.reduced import change_text, keep_layers
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
@@ -33,9 +35,11 @@ from engine.streaming.pinned import HostBuffer, allocate_pages
 from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_file import CONFIG_NAME
-from engine.weights.family import kv_shape, text_config
+from engine.weights.family import kv_shape, make_config, text_config
 from engine.weights.formats.linear import linear, stored_tensors
+from engine.weights.layout import Fields, lay_out, round_up
 from engine.weights.outline import Outline, decoder_layers
+from engine.weights.stored_format import Packing, Shape, packings
 
 LARGEST_LAYER = 512 << 20  # bytes; a larger layer is not allocated only to be timed
 LARGEST_TRIAL = 896 << 20  # bytes of a layer, the head, and what passes over them take
@@ -44,8 +48,9 @@ CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time atten
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
 RUNS = 3  # of one size: the fastest counts, because other processes use the machine too
 COPIED_BYTES = 128 << 20
-PROBE_WEIGHTS = 16 << 20  # weights of a 4-bit product; a larger one is timed by a slice
+PROBE_WEIGHTS = 16 << 20  # weights of a 4-bit product, or expanded; more are timed by a slice
 GROUP = 32  # weights that share a scale
+ROWS_TOGETHER = 256  # rows of a packed weight that may share scales
 _FILL = 0x3C  # every byte of the weights: 0.01 in bfloat16 and float32, 1.06 in float16
 
 
@@ -74,11 +79,11 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
     with torch.inference_mode():
-        whole = copy.deepcopy(blueprint.whole_config)
+        values = change_text(
+            blueprint.whole_config, lambda own, layers, _: keep_layers(own, [0], layers)
+        )
+        whole = make_config(values)
         config = text_config(whole)
-        config.num_hidden_layers = 1
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:1]
         model = build_on_meta(whole, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
         sizes = [layout.nbytes for layout in outline.layouts]
@@ -97,7 +102,7 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 def _work_bytes(blueprint: Blueprint) -> int:
     """Return the bytes of the timed passes without weights: activations, and KV of one layer."""
-    demand = blueprint.demand(DraftNeeds(scratch_rows=0))
+    demand = blueprint.demand(DraftNeeds(scratch_rows=0), packed=False)
     demand = replace(demand, tile=min(demand.tile, ROWS[-1]))
     context = CONTEXT + ROWS[0]
     kv = context * demand.kv_bytes_per_token // kv_shape(blueprint.config).num_layers
@@ -193,6 +198,44 @@ def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTi
             share = sum(a * b for a, b in shapes) / (out_features * in_features)
             times.observe(rows, share * seconds)
     return times
+
+
+def expanding_times(blueprint: Blueprint, device: Device) -> dict[str, float]:
+    """Return the seconds in which packed weights expand to one dense byte, by packing's suffix.
+
+    Some rows of the first weight of each packing are timed.
+    """
+    known, found = packings(), dict[str, float]()
+    wanted = set(blueprint.expansions)
+    for part in chain.from_iterable(blueprint.outlines[True].parts):
+        fields = part.stored or part.quantized
+        suffix = next(iter(fields), "")
+        if suffix in wanted - found.keys():
+            packing = known[suffix]
+            found[suffix] = _expanding_seconds(packing, fields, part.shape, blueprint.dtype, device)
+    return found
+
+
+def _expanding_seconds(
+    packing: Packing, fields: Fields, shape: Shape, dtype: torch.dtype, device: Device
+) -> float:
+    """Return the seconds in which some rows, or experts, of a weight expand to one dense byte."""
+    # Rows that share a scale stay together.
+    most = max(PROBE_WEIGHTS // math.prod(shape[1:]), 1)
+    most = min(most if len(shape) > 2 else round_up(most, ROWS_TOGETHER), shape[0])
+
+    def some(size: Shape) -> Shape:
+        return (-(-size[0] * most // shape[0]), *size[1:])
+
+    here = device.torch_device
+    specs = {suffix: (kind, some(size)) for suffix, (kind, size) in fields.items()}
+    layout = lay_out("", specs)
+    views = layout.views(torch.full((layout.nbytes,), _FILL, dtype=torch.uint8, device=here))
+    packed = [views[suffix] for suffix in packing.suffixes]
+    size = packing.dense_shape(specs[packing.suffixes[0]][1])
+    with torch.inference_mode():
+        out = torch.empty(size, dtype=dtype, device=here)
+        return fastest(lambda: packing.expand(*packed, out), device) / out.nbytes
 
 
 def copy_gbps(device: Device) -> float:

@@ -52,6 +52,7 @@ def check_length(num_prompt: int, params: SamplingParams, info: ModelInfo) -> No
             f"{limit}. However, the prompt has {num_prompt} tokens and leaves no room for an "
             "answer. Shorten the prompt.",
             "context_length_exceeded",
+            "prompt",
         )
     raise RequestError(
         f"{limit}. However, you requested {wanted} tokens "

@@ -112,8 +112,8 @@ def load(
     measured = probe.pass_times(files, files.device)
     build, scheme = _choose_scheme(files, measured.rows)
     plan = scheme.plan
-    log.debug("%s: %s", spec.id, plan)  # the front end logs it when the model is loaded
-    log.info("%s: %s", spec.id, _describe_draft(spec, scheme))
+    _log_choice(spec, scheme)
+    files.choose_form(packed=scheme.packed)
     reader = files.make_reader(plan)
     check_free(plan)
     stream = files.make_stream(plan, reader)
@@ -135,7 +135,7 @@ def load(
     )
     return Loaded(
         info=replace(
-            files.model_info(plan, link_gbps),
+            files.model_info(scheme, link_gbps),
             draft_methods=drafting.methods,
             draft_method=scheme.method,
         ),
@@ -157,12 +157,16 @@ def load(
     )
 
 
-def _describe_draft(spec: ModelSpec, scheme: Scheme) -> str:
-    """Return a line for the log that says which drafting method is used, with its keys, and why."""
+def _log_choice(spec: ModelSpec, scheme: Scheme) -> None:
+    """Log which drafting method is used, with its keys, how packed weights travel, and why."""
     keys = sorted(facts_of(scheme.method).keys & {"bits", "group", "source"})
     values = ", ".join(f"{key} {getattr(spec.draft, key)}" for key in keys)
     why = "as the model's file says" if spec.draft.method else "which has the fastest forecast"
-    return f"draft {scheme.method}{f' ({values})' if values else ''}, {why}"
+    draft = f"{scheme.method} ({values})" if values else scheme.method
+    log.debug("%s: %s", spec.id, scheme.plan)  # the front end logs it when the model is loaded
+    log.info("%s: draft %s, %s", spec.id, draft, why)
+    if scheme.form:
+        log.info("%s: %s", spec.id, scheme.form)
 
 
 def _make_rechecks(spec: ModelSpec, plan: Plan, reader: UnitReader) -> Rechecks:
@@ -185,10 +189,11 @@ def _expected_pass_times(
         pair_seconds=measured.pair_seconds,
     )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
+    expand_seconds = scheme.forecast.expand_seconds
     for rows in probe.ROWS:
         seconds = measured.rows.expect(rows)
         if seconds is not None:
-            passes.observe(rows, seconds, link_seconds)
+            passes.observe(rows, expand_seconds + seconds, link_seconds)
     return passes
 
 
@@ -213,7 +218,7 @@ def _make_drafting(
 
 
 def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, Scheme]:
-    """Return the prepared draft method, chosen or named by the settings, and its memory plan."""
+    """Return the prepared draft method, chosen or named by the settings, and its plan."""
     prepared: dict[str, BuildDraft] = {}
     spec = files.spec
     is_open = spec.draft.method is None
@@ -222,7 +227,8 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
     memory = available_memory(files.device)
-    machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft)
+    expanding = probe.expanding_times(files, files.device)
+    machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft, expanding=expanding)
 
     def prepare_scheme(name: str) -> Scheme:
         prepared[name] = prepare(

@@ -15,6 +15,7 @@ from engine.messages import ModelInfo, ReportProgress
 from engine.model.decoder import Decoder, Weights
 from engine.model.resident import ExpandedWeights, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
+from engine.planning.choice import Scheme
 from engine.planning.plan import Plan
 from engine.spec import ModelSpec, Numerics
 from engine.streaming.device import choose_device
@@ -58,7 +59,8 @@ class TargetFiles(Blueprint):
                 f"{self.folder}: its files changed while they were read. Load the model again when "
                 "they are complete"
             )
-        self.outline = self.units.outline
+        self.outlines = {True: self.units.outline, False: self.units.expanded().outline}
+        self._packed = True
         self.tensors = self.units.other_tensors()
 
     @property
@@ -91,20 +93,30 @@ class TargetFiles(Blueprint):
         path, ids = self.folder / GENERATION_CONFIG, self.generation.eos_token_id
         if ids is None:
             path, ids = self.folder / CONFIG_NAME, getattr(self.whole_config, "eos_token_id", None)
-            ids = self.config.eos_token_id if ids is None else ids
+            ids = getattr(self.config, "eos_token_id", None) if ids is None else ids
         found = token_ids(path, "eos_token_id", ids, self.vocab_size)
         path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
         return found | token_ids(path, "eos_token", own, self.vocab_size)
 
+    def choose_form(self, *, packed: bool) -> None:
+        """Choose whether tensors that are stored packed stay so or are expanded when read."""
+        self._packed = packed
+        if not packed:
+            self.units = self.units.expanded()
+
     def make_reader(self, plan: Plan) -> UnitReader:
-        """Return the reader of the units.
+        """Return the reader of the units, after `choose_form`.
 
         If the plan has units on disk, or the target is quantized, the units are read from the cache
         of packed models, and packed first if they are not there.
         """
         if "disk" in plan.tiers or self.spec.target.quantize is not None:
-            limit = self.spec.memory.cache
-            return open_or_pack(self.units, self.spec.id, self.identity, limit, self.progress)
+            limit, key = self.spec.memory.cache, self.identity
+            if self._packed and self.spec.target.quantize is None:
+                key += (
+                    "\npacked as stored"  # of the same weights the cache may have an expanded copy
+                )
+            return open_or_pack(self.units, self.spec.id, key, limit, self.progress)
         return self.units
 
     def make_stream(self, plan: Plan, reader: UnitReader) -> LayerStream:
@@ -139,12 +151,15 @@ class TargetFiles(Blueprint):
         pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
         return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
 
-    def model_info(self, plan: Plan, link_gbps: float) -> ModelInfo:
+    def model_info(self, scheme: Scheme, link_gbps: float) -> ModelInfo:
         """Return what the front end needs to know of the loaded model."""
+        plan = scheme.plan
         numerics: Numerics = "strict" if self.strict else "fast"
         rope = dataclasses.astuple(self.spec.target.rope)
         parts = [self.identity, self._text, numerics, rope, __version__]
         expanded = expanded_tensors(self.whole_config)
+        forms = [f"{expanded} expanded when read"] if expanded else []
+        forms += [scheme.form] if scheme.form else []
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,
@@ -155,7 +170,7 @@ class TargetFiles(Blueprint):
             numerics=numerics,
             fingerprint="us-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
             tokenizer_path=str(self.folder),
-            plan=f"{plan}; {expanded} expanded when read" if expanded else str(plan),
+            plan="; ".join([str(plan), *forms]),
             num_pages=plan.num_pages,
             link_gbps=link_gbps,
             sampling=self.generation.sampling,

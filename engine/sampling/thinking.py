@@ -42,7 +42,7 @@ class ThinkingRule:
 
     def start(self) -> "ThinkingState":
         """Return the state before the answer's first token."""
-        if self._begin:
+        if self._begin and not self.budget.is_begun:
             return ThinkingState(self, Phase.BEFORE)
         return self.look_for_end(ThinkingState(self, Phase.INSIDE))
 

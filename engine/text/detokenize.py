@@ -1,8 +1,8 @@
 """Detokenization: from token ids to text, a few ids at a time.
 
 This works on the exact bytes of each token, so that the text does not depend on how many ids arrive
-at a time. `DecodeStream` of the tokenizers library does not do that: it cannot flush an incomplete
-character, and one invalid byte token spoils the whole run of byte tokens around it.
+at a time. `DecodeStream` of the tokenizers library does not do that: one invalid byte token spoils
+the whole run of byte tokens around it.
 """
 
 import codecs
@@ -101,7 +101,10 @@ class TokenBytes:
 
 
 class Detokenizer:
-    """A converter of one answer's token ids to text, which never returns part of a character."""
+    """A converter of one answer's token ids to text, which never returns part of a character.
+
+    A character that the answer breaks off is never returned.
+    """
 
     def __init__(self, tokens: TokenBytes) -> None:
         self._bytes = tokens
@@ -110,10 +113,6 @@ class Detokenizer:
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that these ids add; an incomplete last character is withheld."""
         return self._utf8.decode(b"".join(self._bytes[token] for token in ids))
-
-    def finish(self) -> str:
-        """Return the withheld rest of the text, in which incomplete characters are U+FFFD."""
-        return self._utf8.decode(b"", final=True)
 
 
 class _TokenDecoder:

@@ -85,7 +85,7 @@ class StopRules:
     def _end(self, text: str, finish: Literal["stop", "length"], reason: int | None) -> StopResult:
         """Return the last result, with all withheld text unless a stop string is completed."""
         self._finished = True
-        return self._scan(text + self._detokenizer.finish(), finish, reason)
+        return self._scan(text, finish, reason)
 
     def _scan(
         self,

@@ -1,23 +1,60 @@
 """The dense values of GGUF's block types, in float32, bit by bit as llama.cpp computes them.
 
-A block holds 32 or 256 neighbouring values of a row. Each function takes blocks [n, bytes] uint8
-and returns their values [n, size] float32.
+A block holds 32 or 256 neighbouring values of a row. `expand_into` is the one place where blocks
+become weights, on every device; on a CPU it uses `engine.compiled.gguf_blocks`, which has the same
+bits. The functions for the types take blocks [n, bytes] uint8 and return their values [n, size]
+float32, on the device of the blocks.
 
 Source: ggml/src/ggml-quants.c (dequantize_row_*) and ggml-common.h (the blocks) of llama.cpp.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
 
+import engine.compiled.gguf_blocks as compiled
+from engine.compiled.filling import can_fill
+from engine.weights.gguf_file import TYPES, BlockType
+from engine.weights.packing import values_at_once
+
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _MXFP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the values of E2M1
+_BY_NAME: Mapping[str, BlockType] = {type_.name: type_ for type_ in TYPES.values()}
+
+
+def expand_into(kind: str, blocks: Tensor, out: Tensor) -> None:
+    """Expand rows of blocks in float32, and round the values once to the dtype of `out`.
+
+    Args:
+        kind: the name of a type of blocks in `gguf_file.TYPES`.
+        blocks: [..., rows, bytes of a row] uint8.
+        out: [..., rows, columns] on the device of `blocks`. It may have any strides.
+    """
+    if can_fill(out):
+        compiled.expand(kind, blocks, out)
+        return
+    type_ = _BY_NAME[kind]
+    if blocks.dim() > 2:
+        for one, own in zip(blocks, out, strict=True):
+            expand_into(kind, one, own)
+        return
+    step = max(1, values_at_once(blocks.device) // out.shape[-1])
+    for packed, rows in zip(torch.split(blocks, step), torch.split(out, step), strict=True):
+        rows.copy_(expand_blocks(kind, packed.reshape(-1, type_.nbytes)).view(rows.shape))
 
 
 def expand_blocks(kind: str, blocks: Tensor) -> Tensor:
     """Return the values of blocks of a type of `gguf_file.TYPES`, [n, size] float32."""
     return _EXPAND[kind](blocks)
+
+
+def count_damaged(kind: str, blocks: Tensor) -> int:
+    """Return how many scales of blocks [..., bytes of a row] are NaN or infinite."""
+    blocks = blocks.view(-1, _BY_NAME[kind].nbytes)
+    scales = [_half(blocks, at) for at in _SCALES_AT[kind]]
+    return sum(int((~torch.isfinite(scale)).sum()) for scale in scales)
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -39,7 +76,7 @@ def _fields(codes: Tensor, run: int, bits: int) -> Tensor:
 
 def _high_bits(blocks: Tensor, at: int) -> Tensor:
     """Return the 32 bits from byte `at` on, lowest first, as 0 or 16, [n, 32]."""
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)
     return ((blocks[:, at : at + 4, None] >> shifts) & 1).flatten(1) << 4
 
 
@@ -120,7 +157,8 @@ def _iq4_nl(blocks: Tensor) -> Tensor:
 
 
 def _iq4_xs(blocks: Tensor) -> Tensor:
-    high = blocks[:, 2:4].contiguous().view(torch.int16).int() >> torch.arange(0, 16, 2)
+    shifts = torch.arange(0, 16, 2, device=blocks.device)
+    high = blocks[:, 2:4].contiguous().view(torch.int16).int() >> shifts
     low = torch.stack((blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4), dim=2).flatten(1)
     scales = (low | (high & 3) << 4).float().sub_(32)
     values = _looked_up(_IQ4, _nibbles(blocks[:, 8:], 16))
@@ -135,8 +173,13 @@ def _mxfp4(blocks: Tensor) -> Tensor:
 
 
 def _looked_up(table: tuple[int, ...], codes: Tensor) -> Tensor:
-    values = torch.tensor(table, dtype=torch.float32)
+    values = _table(table, codes.device)
     return values.index_select(0, codes.flatten().int()).view(codes.shape)
+
+
+@cache
+def _table(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 _EXPAND: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -153,4 +196,21 @@ _EXPAND: Mapping[str, Callable[[Tensor], Tensor]] = {
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
+}
+
+# The places of the float16 scales in a block; MXFP4 has an exponent in their place.
+_SCALES_AT: Mapping[str, tuple[int, ...]] = {
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "MXFP4": (),
 }

@@ -6,6 +6,7 @@ Gemma's queries, the truncation of gpt-oss's rope) is what llama.cpp and transfo
 Source: src/llama-model.cpp (load_hparams) and convert_hf_to_gguf.py of llama.cpp.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from engine.weights.gguf_model import Model, Values, head_dim
 from engine.weights.gguf_rope import rope_parameters
 
 METHOD = "gguf"  # the quant_method of the config.json that is made here
+# Keys of its quantization_config: general.architecture, and the types of the matrices in blocks.
+FAMILY, TYPED = "architecture", "tensors"
+_PLACED = re.compile(r"(?:blk\.(\d{1,4})\.)?\w{1,64}\.weight")
 _ATTENTION: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -68,7 +72,6 @@ def make_config(model: Model) -> Values:
             f"{model.path}: has no matrix token_embd.weight: it is not a whole language model. "
             "Give the file of the model itself"
         )
-    types = {info.type.name for info in model.tensors.values() if not info.type.is_plain}
     heads = model.integer("attention.head_count")
     values = {
         "vocab_size": embedding.shape[0],
@@ -81,7 +84,11 @@ def make_config(model: Model) -> Values:
         "rms_norm_eps": model.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope_parameters(model),
         "tie_word_embeddings": "output.weight" not in model.tensors,
-        "quantization_config": {"quant_method": METHOD, "types": ", ".join(sorted(types))},
+        "quantization_config": {
+            "quant_method": METHOD,
+            FAMILY: model.architecture,
+            TYPED: _block_types(model),
+        },
     }
     for name, key in _TOKENS.items():
         id_ = model.metadata.get(f"tokenizer.ggml.{key}")
@@ -89,6 +96,15 @@ def make_config(model: Model) -> Values:
     if model.value("feed_forward_length") is not None:
         values["intermediate_size"] = model.integer("feed_forward_length")
     return values | family.configure(model)
+
+
+def _block_types(model: Model) -> dict[str, str]:
+    """Return the types of the matrices in blocks, by name. Names that no model has are left out."""
+    return {
+        name: info.type.name
+        for name, info in model.tensors.items()
+        if not info.type.is_plain and len(info.shape) > 1 and _PLACED.fullmatch(name)
+    }
 
 
 _TOKENS = {

@@ -33,7 +33,7 @@ from engine.weights.gguf_tokenizer import make_tokenizer
 from engine.weights.open_file import OpenFile
 from engine.weights.shards import LINK_NAME, link_text
 
-VERSION = 1  # of what is made from the same metadata
+VERSION = 2  # of what is made from the same metadata
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 

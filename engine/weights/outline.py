@@ -34,7 +34,13 @@ class Part:
 
     def experts(self, held: range) -> "Part":
         """Return a copy of this part that holds only the experts `held`."""
-        return replace(self, shape=(len(held), *self.shape[1:]), held=held, stored={})
+        count = len(held)
+        stored = {suffix: (d, (count, *shape[1:])) for suffix, (d, shape) in self.stored.items()}
+        return replace(self, shape=(count, *self.shape[1:]), held=held, stored=stored)
+
+    def dense(self) -> "Part":
+        """Return a copy of this part as it is after its packed fields are expanded."""
+        return replace(self, stored={}, quantization=None)
 
     @property
     def quantized(self) -> Fields:
@@ -53,15 +59,16 @@ class Outline:
     """The tensors and the layout of each unit of a model.
 
     A layer of more than `slice_bytes` that has fused experts becomes several units: the layer
-    without them, then slices of whole experts, each of at most `slice_bytes` or one expert.
+    without them, then slices of whole experts, each of at most `slice_bytes` or one expert. These
+    are sizes of dense weights, so that a model has the same units whether they are packed or not.
 
     Args:
         model: the empty model on the `meta` device, with the layers of transformers.
         dtype: the dtype that weights have after they are read.
         quantize: the name of the quantization of the linear weights of layers, which is a file in
             engine/weights/formats/.
-        stored: the fields of the tensors that the checkpoint stores packed, by their names in the
-            model. In a slice of experts and in the head these tensors become dense.
+        stored: the fields of the tensors that the checkpoint stores packed and that stay packed, by
+            their names in the model. `quantize` has precedence over other packings.
         slice_bytes: the largest layer that is not sliced; None: no layer is sliced.
     """
 
@@ -77,14 +84,14 @@ class Outline:
         self.layouts: list[UnitLayout] = []
         self.layers: list[LayerUnits] = []
         self.parts: list[tuple[Part, ...]] = []  # one tuple for each unit
+        self._dtype = dtype
         self._stored = stored
         self._quantization = quantization(quantize) if quantize else None
         layers, (head, head_module) = unit_modules(model)
         for name, module in layers:
             parts = self._parts(name, module, linear_weights(module))
             self._add_layer(name, module, parts, slice_bytes)
-        head_parts = self._parts(head, head_module, frozenset())
-        self._add_unit(head, [replace(part, stored={}) for part in head_parts])
+        self._add_unit(head, self._parts(head, head_module, frozenset()))
 
     @property
     def other_tensors(self) -> dict[str, TensorSpec]:
@@ -98,7 +105,13 @@ class Outline:
         for field in module.state_dict():
             full = f"{name}.{field}"
             made = self._quantization if field in quantized else None
-            parts.append(Part(field, full, *self.wanted[full], self._stored.get(full, {}), made))
+            dtype, shape = self.wanted[full]
+            stored = self._stored.get(full, {})
+            own = made.fields(shape) if made is not None else {}
+            # Packed tensors are expanded to the model's dtype, which a few tensors do not have.
+            if dtype != self._dtype or (own and own.keys() != stored.keys()):
+                stored = {}
+            parts.append(Part(field, full, dtype, shape, stored, made))
         return parts
 
     def _add_layer(
@@ -107,7 +120,7 @@ class Outline:
         """Add the units of a layer: one, or several if its experts are sliced."""
         first = len(self.layouts)
         path = fused_experts(layer)
-        size = _lay_out(name, parts).nbytes
+        size = _dense_bytes(parts)
         if slice_bytes is None or path is None or size <= slice_bytes:
             self._add_unit(name, parts)
             self.layers.append(LayerUnits(first))
@@ -141,12 +154,16 @@ def _lay_out(name: str, parts: Sequence[Part]) -> UnitLayout:
     return lay_out(name, tensors)
 
 
+def _dense_bytes(parts: Sequence[Part]) -> int:
+    return _lay_out("", [part.dense() for part in parts]).nbytes
+
+
 def _slices(parts: Sequence[Part], slice_bytes: int) -> tuple[range, ...]:
     """Return the fewest runs of experts that fit, of nearly equal size, or one run per expert."""
     total = parts[0].shape[0]
     for count in range(1, total):
         largest = range(-(-total // count))
-        if _lay_out("", [part.experts(largest) for part in parts]).nbytes <= slice_bytes:
+        if _dense_bytes([part.experts(largest) for part in parts]) <= slice_bytes:
             break
     else:
         count = total
@@ -167,12 +184,19 @@ def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule
     return [(paths[id(layer)], layer) for layer in layers], (paths[id(head)], head)
 
 
+def text_decoder(model: PreTrainedModel) -> Any:
+    """Return the module that runs the layers of a model, or of its language part."""
+    untyped: Any = model
+    decoder = untyped.get_decoder()
+    # Where the language part is a model with a head (Llama 4), the library stops at that.
+    return decoder.model if hasattr(decoder, "lm_head") else decoder
+
+
 def decoder_prefix(model: PreTrainedModel) -> str:
     """Return the beginning of the names of the decoder's tensors; "" if the model is all text."""
-    untyped: Any = model
     if text_config(model.config) is model.config:
         return ""
-    decoder = untyped.get_decoder()
+    decoder = text_decoder(model)
     return next(f"{path}." for path, module in model.named_modules() if module is decoder)
 
 
@@ -181,9 +205,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
     Raises `ModelError` if the decoder has no list of that length, or several.
     """
-    untyped: Any = model
     count = text_config(model.config).num_hidden_layers
-    lists = [m for m in untyped.get_decoder().children() if isinstance(m, nn.ModuleList)]
+    lists = [m for m in text_decoder(model).children() if isinstance(m, nn.ModuleList)]
     # Lists of rotary embeddings have no weights.
     found = [m for m in lists if len(m) == count and any(True for _ in m.parameters())]
     if len(found) != 1:

@@ -1,13 +1,13 @@
 """Sources: how each tensor of a model is made from the tensors of its checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from engine.weights.layout import Fields
+from engine.weights.layout import Fields, TensorSpec
 from engine.weights.safetensors import Checkpoint, StoredRows, StoredTensor
 
 Expert = tuple[int, slice]  # one expert's rows in a fused tensor [experts, rows, columns]
@@ -50,17 +50,76 @@ def plain_source(checkpoint: Checkpoint, stored: StoredTensor) -> Source:
 
 
 def merge_sources(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]]) -> Source:
-    """Return the source of a fused tensor whose experts are stored one by one."""
+    """Return the source of a fused tensor whose experts are stored one by one.
 
-    def fill(out: Tensor) -> None:
-        for place, piece in pieces:
-            piece.fill(out[place])
+    It can stay packed if the fields of all pieces can be put beside each other as their rows are.
+    """
+    packed = _merged_fields(shape, pieces)
+    first = next(iter(packed.values()), None)
+
+    def fill(*out: Tensor) -> None:
+        is_packed = (out[0].dtype, tuple(out[0].shape)) == first
+        for (expert, rows), piece in pieces:
+            # Rows of a weight may share one row of a field, such as a scale of a block.
+            steps = [shape[1] // own.shape[1] if is_packed else 1 for own in out]
+            places = [slice(rows.start // step, rows.stop // step) for step in steps]
+            piece.fill(*(own[expert, place] for own, place in zip(out, places, strict=True)))
 
     def some(experts: range) -> Source:
         own = [((e - experts.start, rows), piece) for (e, rows), piece in pieces if e in experts]
         return merge_sources((len(experts), *shape[1:]), own)
 
-    return Source(shape=shape, fill=fill, experts=some)
+    return Source(shape=shape, fill=fill, packed=packed, experts=some)
+
+
+def _merged_fields(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]]) -> Fields:
+    """Return the packed fields of a fused tensor, given those of its pieces; none if they differ.
+
+    The first dimension of a piece's fields must be its rows, or blocks of equally many rows.
+    """
+    merged: dict[str, TensorSpec] = {}
+    names = pieces[0][1].packed.keys()
+    for name in names:
+        kinds = set()
+        for (_, rows), piece in pieces:
+            if piece.packed.keys() != names:
+                return {}
+            dtype, (count, *rest) = piece.packed[name]
+            together, odd = divmod(rows.stop - rows.start, count) if count else (0, 1)
+            if odd or rows.start % together:
+                return {}
+            kinds.add((dtype, together, tuple(rest)))
+        if len(kinds) > 1:
+            return {}
+        dtype, together, others = kinds.pop()
+        merged[name] = (dtype, (shape[0], shape[1] // together, *others))
+    return merged
+
+
+def transpose_source(source: Source, first: int, second: int) -> Source:
+    """Return the source of a tensor that is stored with two of its dimensions exchanged."""
+    shape = list(source.shape)
+    shape[first], shape[second] = shape[second], shape[first]
+    some = source.experts if first and second else None  # the first dimension is the experts'
+    return replace(
+        source,
+        shape=tuple(shape),
+        fill=lambda out: source.fill(out.transpose(first, second)),
+        experts=(lambda held: transpose_source(some(held), first, second)) if some else None,
+        rows=None,
+    )
+
+
+def stack_sources(sources: Sequence[Source]) -> Source:
+    """Return the source of a tensor whose rows are stored as several tensors, in this order."""
+    heights = [source.shape[0] for source in sources]
+
+    def fill(out: Tensor) -> None:
+        for source, rows in zip(sources, torch.split(out, heights), strict=True):
+            source.fill(rows)
+
+    parts = tuple(part for source in sources for part in source.parts)
+    return Source(shape=(sum(heights), *sources[0].shape[1:]), fill=fill, parts=parts)
 
 
 def select_experts(source: Source, experts: range) -> Source:
@@ -72,10 +131,12 @@ def select_experts(source: Source, experts: range) -> Source:
     if source.experts is not None:
         return source.experts(experts)
 
-    def fill(out: Tensor) -> None:
-        whole = torch.empty(source.shape, dtype=out.dtype)
-        source.fill(whole)
-        out.copy_(whole[experts.start : experts.stop])
+    def fill(*out: Tensor) -> None:
+        count = source.shape[0]
+        wholes = [torch.empty((count, *own.shape[1:]), dtype=own.dtype) for own in out]
+        source.fill(*wholes)
+        for own, whole in zip(out, wholes, strict=True):
+            own.copy_(whole[experts.start : experts.stop])
 
     return Source(shape=(len(experts), *source.shape[1:]), fill=fill)
 

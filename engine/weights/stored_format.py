@@ -43,7 +43,8 @@ class StoredFormat:
             would have in a plain checkpoint. Raises `ModelError` if parts are missing or wrong.
         plan: returns the packed fields of the tensors that stay packed, by their names in the
             model. It has no checkpoint, because plans are made from config.json alone.
-        expanded: the tensors that are expanded when read, for the log; empty if there are none.
+        expanded: the tensors that have no packed form and are expanded when read, for the log;
+            empty if there are none.
     """
 
     title: str
@@ -57,17 +58,26 @@ class StoredFormat:
 class Packing:
     """A packed form in which tensors are copied to the device, where they are expanded.
 
+    The first dimension of every field of fused experts [experts, ., .] must be the experts, because
+    slices of experts are made of slices of the fields.
+
     Args:
-        suffixes: the suffixes that the names of the packed fields add to that of the dense tensor.
-            The first one identifies the packing: no other format and no module may use it.
+        title: the name of the packed form in messages, such as "Q4_K".
+        suffixes: the suffixes that the names of the packed fields add to that of the dense tensor,
+            each a dot and a name without dots. The first one identifies the packing: no other
+            packing and no module may use it.
         dense_shape: returns the shape of the dense tensor, given that of the first field.
         expand: fills the dense tensor, its last argument, from the fields, its other arguments in
             the order of `suffixes`. All are on one device.
+        count_damaged: returns how many scales of the fields, in the order of `suffixes`, are NaN or
+            infinite. Fields of floats are checked without it.
     """
 
+    title: str
     suffixes: tuple[str, ...]
     dense_shape: Callable[[Shape], Shape]
     expand: Callable[..., None]
+    count_damaged: Callable[..., int] = lambda *_: 0
 
 
 @dataclass(frozen=True)
@@ -99,17 +109,9 @@ def stored_format(config: Any) -> StoredFormat | None:
 
 
 def expanded_tensors(config: Any) -> str:
-    """Return which tensors are expanded when they are read, for messages; "" if none are.
-
-    A quantization_config that lists the `types` of its packed tensors may list none.
-    """
+    """Return which tensors are always expanded when they are read, for messages; "" if none are."""
     found = stored_format(config)
-    if found is None or not found.expanded:
-        return ""
-    types = _quantization(config).get("types")
-    if types is None:
-        return found.expanded
-    return f"{found.expanded} ({types})" if types else ""
+    return found.expanded if found else ""
 
 
 def find_stored(config: Any, checkpoint: Checkpoint) -> dict[str, Source]:
@@ -127,7 +129,7 @@ def plan_packed(model: PreTrainedModel) -> dict[str, Fields]:
 def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelError:
     """Return the error for a stored format, or a variant of one, that cannot be read."""
     method = quantization["quant_method"]
-    what = f"quantization_config.quant_method {shown(method)} {kind or ''}"
+    what = " ".join(filter(None, ["quantization_config.quant_method", shown(method), kind]))
     if method == _MLX:
         what = "quantization: the format of MLX"
     return ModelError(
@@ -149,9 +151,10 @@ def titles() -> list[str]:
     return [module.FORMAT.title for module in _modules() if hasattr(module, "FORMAT")]
 
 
-def packings() -> tuple[Packing, ...]:
-    """Return the packings of all formats."""
-    return tuple(module.PACKING for module in _modules() if hasattr(module, "PACKING"))
+def packings() -> dict[str, Packing]:
+    """Return the packings of all formats, by their first suffix."""
+    found = [one for module in _modules() for one in getattr(module, "PACKINGS", ())]
+    return {packing.suffixes[0]: packing for packing in found}
 
 
 def quantization(name: str) -> Quantization:

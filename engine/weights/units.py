@@ -1,6 +1,9 @@
 """A reader of a model's units from its checkpoint."""
 
 import logging
+from collections.abc import Mapping
+from copy import copy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.weights.checkpoints import open_checkpoint
-from engine.weights.layout import UnitReader
+from engine.weights.layout import Fields, UnitReader
 from engine.weights.mapping import find_sources
 from engine.weights.outline import Outline, Part, wanted_tensors
+from engine.weights.packing import damaged_scales
 from engine.weights.safetensors import OtherTensor, StoredRows
 from engine.weights.sources import Source, quantize_source, select_experts
 
@@ -36,8 +40,8 @@ class CheckpointUnits(UnitReader):
     """A reader of the units of the checkpoint of a folder.
 
     `model` is the empty model that the folder's config.json describes. The units and the other
-    arguments are as in `Outline`. Embedding, norms, routers and head are never quantized, and
-    tensors that the checkpoint stores packed are not changed.
+    arguments are as in `Outline`. Embedding, norms, routers and head are never quantized. Tensors
+    that the checkpoint stores packed stay packed, except in the reader that `expanded` returns.
 
     The constructor raises `ModelError` if the checkpoint is not exactly of this model.
     """
@@ -53,11 +57,21 @@ class CheckpointUnits(UnitReader):
     ) -> None:
         self._checkpoint = open_checkpoint(folder)
         self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
-        stored = {name: source.packed for name, source in self._sources.items()}
-        self._checked: set[int] = set()  # the units whose values were checked
-        self.outline = Outline(model, dtype, quantize, stored, slice_bytes)
+        self._make_outline = partial(Outline, model, dtype, quantize, slice_bytes=slice_bytes)
+        self._use({name: source.packed for name, source in self._sources.items()})
+
+    def expanded(self) -> "CheckpointUnits":
+        """Return a reader of the same open files that expands all packed tensors when it reads."""
+        twin = copy(self)
+        twin._use({})
+        return twin
+
+    def _use(self, stored: Mapping[str, Fields]) -> None:
+        """Lay out the units, with these packed fields of tensors by their names in the model."""
+        self.outline = self._make_outline(stored=stored)
         self.layouts = self.outline.layouts
         self.layers = self.outline.layers  # the unit of the head follows those of all layers
+        self._checked: set[int] = set()  # the units whose values were checked
         self._filled = [  # for each unit: its sources, each with the fields that it fills
             [(self._source(part), tuple(part.tensors())) for part in parts]
             for parts in self.outline.parts
@@ -70,10 +84,13 @@ class CheckpointUnits(UnitReader):
             source.fill(*(views[field] for field in fields))
         if index not in self._checked:
             self._checked.add(index)
+            where = f"{self._checkpoint.folder}: {self.layouts[index].name}"
             for field, values in views.items():
-                warn_unless_finite(
-                    values, f"{self._checkpoint.folder}: {self.layouts[index].name}.{field}"
-                )
+                warn_unless_finite(values, f"{where}.{field}")
+            for tensor, count in damaged_scales(views).items():
+                if count:
+                    text = "%s.%s: %d scales are NaN or infinite: the file is damaged"
+                    log.warning(text, where, tensor, count)
 
     def other_tensors(self) -> dict[str, OtherTensor]:
         """Return the tensors outside of all units (embedding, final norm), by their full names.

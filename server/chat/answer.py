@@ -140,7 +140,8 @@ async def run(
     before = model.statistics.traffic
     caller.measurement.begin(answer.totals)
     with name_grammar_field(body):
-        async with contextlib.aclosing(generate(model, job, caller.measurement.wait)) as outputs:
+        outputs = generate(model, job, caller.measurement.wait, answer.totals)
+        async with contextlib.aclosing(outputs):
             async for output in outputs:
                 caller.measurement.note_token()
                 for chunk in writer.write(output):

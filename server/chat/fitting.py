@@ -4,8 +4,9 @@ import json
 
 from engine.errors import RequestError
 from engine.messages import ModelInfo, SamplingParams
+from engine.parsing.selection import Formats
 from engine.process.admission import check_length
-from server.chat.prompt import chat_ids, chat_text
+from server.chat.prompt import chat_ids, chat_prompt
 from server.chat.tools import tool_use
 from server.errors import ApiError, as_api_error
 from server.schemas.chat import ChatRequest, TranslatedChat
@@ -21,14 +22,14 @@ def fitting_ids(
     info: ModelInfo,
     request: ChatRequest,
     text: str,
-    tool_format: str | None,
+    formats: Formats,
 ) -> tuple[int, ...]:
     """Return the token ids of `text`, the rendered chat of `request`.
 
     Raises `ApiError` 400 if they leave no room for the answer in the model's context.
 
     Args:
-        tool_format: as for `chat_text`.
+        formats: the formats in which the answer is read.
     """
     is_clamped = isinstance(request, TranslatedChat) and request.clamps_limit
     limit = None if is_clamped else request.token_limit
@@ -39,13 +40,14 @@ def fitting_ids(
         failure = as_api_error(error)
         if failure.code != "context_length_exceeded":
             raise
-        shares = _shares(tokenizer, request, text, tool_format)
+        shares = _shares(tokenizer, request, text, formats)
         message = f"{failure.message} {shares}".rstrip()
-        raise ApiError(message, code=failure.code, param=failure.param) from error
+        param = "messages" if failure.param == "prompt" else failure.param
+        raise ApiError(message, code=failure.code, param=param) from error
     return ids
 
 
-def _shares(tokenizer: Tokenizer, request: ChatRequest, text: str, tool_format: str | None) -> str:
+def _shares(tokenizer: Tokenizer, request: ChatRequest, text: str, formats: Formats) -> str:
     """Return a sentence on how much of a prompt are tools, system text and messages.
 
     It is "" if the messages are the only part, or if the template needs the tools.
@@ -59,7 +61,7 @@ def _shares(tokenizer: Tokenizer, request: ChatRequest, text: str, tool_format: 
     of_tools = 0
     if tools and is_counted:  # what the template writes more than without them
         try:
-            bare = chat_text(tokenizer, request.model_copy(update=_NO_TOOLS), tool_format)
+            bare = chat_prompt(tokenizer, request.model_copy(update=_NO_TOOLS), formats).text
         except ApiError:
             return ""
         of_tools = max(0, whole - size(bare))

@@ -15,6 +15,7 @@ from engine.messages import (
     TokenLogprob,
     Tokens,
 )
+from server.metrics.usage import Totals
 from server.metrics.wait_status import Wait, in_line
 from server.models.lending import LoadedModel
 
@@ -47,11 +48,14 @@ class Output:
     tokens: Tokens
 
 
-async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[Output, None]:
+async def generate(
+    model: LoadedModel, job: Job, wait: Wait, totals: Totals
+) -> AsyncGenerator[Output, None]:
     """Run a job, and yield its outputs. Closing the generator aborts what still runs.
 
     Meanwhile `wait` reports the position of the job's first prompt in the queue, and ends when the
-    engine starts one of the prompts. Then it reports how far the prompts are.
+    engine starts one of the prompts. Then it reports how far the prompts are. `totals` gets how
+    much of each prompt is in the cache.
 
     Raise the `EngineError` of the first prompt that is refused or fails.
     """
@@ -64,6 +68,7 @@ async def generate(model: LoadedModel, job: Job, wait: Wait) -> AsyncGenerator[O
     total = sum(map(len, job.prompts))
 
     def note_prompt(index: int, num_tokens: int) -> None:
+        totals.note_begun(index, num_tokens)
         done[index] = num_tokens
         wait.note_prompt(sum(done), total)
 

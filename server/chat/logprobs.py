@@ -3,13 +3,11 @@
 import codecs
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.messages import Origin, TokenLogprob, Tokens
 from engine.text.detokenize import TokenBytes
 from server.schemas.answers import ChatLogprob, TextLogprobs, TokenOrigin, TopLogprob
-
-REPLACEMENT = "\ufffd"  # shown for a character that is unfinished at the end of the answer
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,6 @@ class TokenAligner:
                 self._utf8.setstate(before)
                 break
             placed.append(self._place(piece, num_pending, is_shown))
-        if tokens.finish is not None and self._num_placed < self._num_shown:
-            placed[-1] = replace(placed[-1], piece=placed[-1].piece + REPLACEMENT)
         return placed
 
     def _place(self, piece: str, num_pending: int, is_shown: bool) -> PlacedToken:

@@ -16,8 +16,7 @@ from server.chat.echo import Echo
 from server.chat.fitting import fitting_ids
 from server.chat.grammars import completion_grammar, dropped_keywords
 from server.chat.prompt import (
-    begun_answer,
-    chat_text,
+    chat_prompt,
     predicted_tokens,
     text_prompts,
 )
@@ -86,8 +85,8 @@ def prepare(
     request = read(raw)
     formats = formats_of(tokenizer.template, tools, reasoning)
     use = tool_use(request)
-    text = chat_text(tokenizer, request, tools)
-    before = begun_answer(request) or text
+    prompt = chat_prompt(tokenizer, request, formats)
+    before = prompt.before
     tokens, check = tokenizer.added_tokens, tokenizer.grammar_checker.reason
     grammar = answer_grammar(request, use, formats.forced, tokens, check)
     if grammar:
@@ -97,7 +96,7 @@ def prepare(
     thinking, unlimited = thinking_budget(tokenizer, request, formats, use, before, default_budget)
     predicted = predicted_tokens(tokenizer, info, request.prediction) if request.prediction else ()
     return Prepared(
-        array("I", fitting_ids(tokenizer, info, request, text, tools)),
+        array("I", fitting_ids(tokenizer, info, request, prompt.text, formats)),
         array("I", predicted),
         grammar,
         thinking,
@@ -106,7 +105,7 @@ def prepare(
         request.custom_names,
         use.is_required,
         request.has_old_calls,
-        [*request.left_out, *dropped_of_answer(request, use), *unlimited],
+        [*request.left_out, *prompt.left_out, *dropped_of_answer(request, use), *unlimited],
         before,
     )
 

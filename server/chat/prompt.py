@@ -1,12 +1,14 @@
 """The conversion of a request's messages or prompts to token ids, done in the text process."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from engine.messages import ModelInfo
 from engine.parsing.formats import hermes
-from engine.parsing.selection import FALLBACK, formats_of, known_formats
+from engine.parsing.selection import FALLBACK, Formats, known_formats
+from server.chat.thinking import opening_text
 from server.chat.tools import tool_use
 from server.conversation.features import Message, TemplateRefusal, Tool
 from server.conversation.forms import render_conversation
@@ -24,6 +26,8 @@ from server.schemas.chat_messages import (
 from server.schemas.fields import joined_text
 from server.text.tokenizer import Tokenizer
 
+LEFT_OUT_THOUGHT = "reasoning of the last message"  # its name among what is left out
+
 
 def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...]:
     """Return the token ids of a rendered chat, whose template has written all special tokens.
@@ -34,17 +38,73 @@ def chat_ids(tokenizer: Tokenizer, info: ModelInfo, text: str) -> tuple[int, ...
     return tokenizer.encode(text, special=False)
 
 
-def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | None = None) -> str:
-    """Return the text of a chat, rendered by the model's chat template.
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A rendered chat.
+
+    Args:
+        text: the prompt.
+        before: the text that the answer continues: the prompt, or the beginning of the answer if
+            the request gives one.
+        left_out: what of the request is not in the prompt.
+    """
+
+    text: str
+    before: str
+    left_out: tuple[str, ...] = ()
+
+
+def chat_prompt(tokenizer: Tokenizer, request: ChatRequest, formats: Formats) -> ChatPrompt:
+    """Return a chat, rendered by the model's chat template.
+
+    No template can leave reasoning open. Reasoning that the answer continues is written after the
+    opening mark at the end of the prompt, as the model itself would have begun.
 
     Raises `ApiError` 400 when the template cannot render it.
 
     Args:
-        tool_format: the format of tool calls that the model's file names; None: the template's.
+        formats: the formats in which the answer is read.
     """
-    continued = request.is_continued
-    generation = request.add_generation_prompt
-    form = formats_of(tokenizer.template, tool_format).tools
+    begun = request.begun_thought
+    if not begun:
+        generation = request.add_generation_prompt
+        text = _rendered(
+            tokenizer,
+            request,
+            formats,
+            request.messages,
+            generation=not request.is_continued if generation is None else generation,
+            continued=request.is_continued,
+        )
+        return ChatPrompt(text, begun_answer(request) or text)
+    text = _rendered(
+        tokenizer, request, formats, request.messages[:-1], generation=True, continued=False
+    )
+    reasoning = formats.reasoning
+    thought = None if reasoning is None else reasoning.thought(text, tokenizer.template)
+    if thought is None:
+        return ChatPrompt(text, text, (LEFT_OUT_THOUGHT,))
+    opening = opening_text(tokenizer, request, thought, text)
+    opened = opening or thought.opened + text[len(text.rstrip()) :]
+    return ChatPrompt(text + opening + begun, opened.lstrip() + begun)
+
+
+def _rendered(
+    tokenizer: Tokenizer,
+    request: ChatRequest,
+    formats: Formats,
+    given: Sequence[ChatMessage],
+    *,
+    generation: bool,
+    continued: bool,
+) -> str:
+    """Return these messages of a chat, rendered by the model's chat template.
+
+    Args:
+        generation: whether the beginning of a new answer follows them.
+        continued: whether the last one is left open.
+    """
+    form = formats.tools
 
     def render(
         messages: Sequence[Message], tools: Sequence[Tool] | None, more: Mapping[str, Any]
@@ -63,7 +123,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | Non
         return tokenizer.render(
             messages,
             tools=tools,
-            add_generation_prompt=not continued if generation is None else generation,
+            add_generation_prompt=generation,
             continue_final_message=continued,
             arguments={**more, **request.template_arguments},
         )
@@ -71,7 +131,7 @@ def chat_text(tokenizer: Tokenizer, request: ChatRequest, tool_format: str | Non
     return render_conversation(
         placed(render, tokenizer.support.tool_place, date.today().isoformat()),
         tokenizer.support,
-        [template_message(message, form.call_id) for message in request.messages],
+        [template_message(message, form.call_id) for message in given],
         [tool.described() for tool in tool_use(request).tools],
         form.syntax or hermes.SYNTAX,
         is_format_known=form is not known_formats()[FALLBACK],

@@ -1,6 +1,7 @@
-"""The thinking budget of a chat: how the thinking part of its answer begins, ends and is closed."""
+"""The thinking part of a chat's answer: how it begins and ends, and how a budget closes it."""
 
 import re
+from collections.abc import Iterator, Sequence
 
 from engine.messages import ThinkingBudget
 from engine.parsing.format import Thought
@@ -52,10 +53,11 @@ def thinking_budget(
     num_begun = len(tokenizer.encode(thought.begun.lstrip(), special=False))
     budget = ThinkingBudget(
         tokens=max(limit - num_begun, 0),
-        begin=thought.begin,
+        begin=thought.begin or (thought.opened if thought.repeats else ""),
         end=thought.end or thought.close,
         closings=tuple(closings),
         repeats=thought.repeats,
+        is_begun=not thought.begin,
     )
     return budget, []
 
@@ -89,7 +91,42 @@ def _closing_texts(
 def _template_close(tokenizer: Tokenizer, request: ChatRequest, thought: Thought) -> str:
     """Return the closing mark with the blanks around it that the template writes.
 
-    Return "" if the template does not show past reasoning. Some show it before calls only.
+    Return "" if the template does not show past reasoning.
+    """
+    for text in _past_thoughts(tokenizer, request):
+        found = re.search(rf"{_THOUGHT}(\n*{re.escape(thought.close)}\n*)", text)
+        if found is not None and _ANSWER in text[found.end() :]:
+            return found[1]
+    return ""
+
+
+def opening_text(tokenizer: Tokenizer, request: ChatRequest, thought: Thought, prompt: str) -> str:
+    """Return the text between a prompt and the first words of the reasoning after it.
+
+    It is "" if the prompt has opened the thinking part already. Else it is the opening mark with
+    the blanks around it that the template writes, or a line end after it if the template contains
+    the two together.
+    """
+    mark = thought.begin or thought.opened
+    if prompt.rstrip().endswith(thought.opened or mark):
+        return ""
+    start = _rendered(tokenizer, request, [_QUESTION], add_generation_prompt=True)
+    for text in _past_thoughts(tokenizer, request):
+        before, found, _ = text.partition(_THOUGHT)
+        opening = before.removeprefix(start)
+        if found and opening != before and opening.strip() == mark.strip():
+            return opening
+    has_lines = f"{mark}\n" in tokenizer.template.replace("\\n", "\n")
+    return f"{mark}\n" if has_lines else mark
+
+
+_QUESTION: Message = {"role": "user", "content": "?"}
+
+
+def _past_thoughts(tokenizer: Tokenizer, request: ChatRequest) -> Iterator[str]:
+    """Yield conversations in which an answer and a call follow past reasoning.
+
+    Some templates show past reasoning before calls only.
     """
     own = tokenizer.support.without_tools
     function = {"name": _ANSWER, "arguments": "{}" if own.takes_text_arguments else {}}
@@ -99,19 +136,26 @@ def _template_close(tokenizer: Tokenizer, request: ChatRequest, thought: Thought
     answered: Message = {**reasoned, "content": _ANSWER}
     called: Message = {**reasoned, "content": "", "tool_calls": [call]}
     for answer in ([answered], [called, result]):
-        try:
-            text = tokenizer.render(
-                [{"role": "user", "content": "?"}, *answer],
-                add_generation_prompt=False,
-                continue_final_message=False,
-                arguments=request.template_arguments,
-            )
-        except TemplateRefusal:
-            continue
-        found = re.search(rf"{_THOUGHT}(\n*{re.escape(thought.close)}\n*)", text)
-        if found is not None and _ANSWER in text[found.end() :]:
-            return found[1]
-    return ""
+        yield _rendered(tokenizer, request, [_QUESTION, *answer], add_generation_prompt=False)
+
+
+def _rendered(
+    tokenizer: Tokenizer,
+    request: ChatRequest,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    """Return a conversation as the template renders it for `request`; "" if it refuses it."""
+    try:
+        return tokenizer.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=False,
+            arguments=request.template_arguments,
+        )
+    except TemplateRefusal:
+        return ""
 
 
 def _usual_close(template: str, thought: Thought, before: str) -> str:

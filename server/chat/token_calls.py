@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.messages import ModelInfo
+from engine.parsing.selection import formats_of
 from engine.text.detokenize import TokenBytes
-from server.chat.prompt import chat_text
+from server.chat.prompt import ChatPrompt, chat_prompt
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object, parse_body
@@ -45,16 +46,17 @@ class Known(NamedTuple, Generic[ResultT]):
 
 
 def tokenized(
-    tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tool_format: str | None
+    tokenizer: Tokenizer, raw: bytes, info: ModelInfo, tools: str | None, reasoning: str | None
 ) -> Known[bytes]:
-    """Return the answer to /tokenize. Raises `ApiError` 400. `tool_format`: as for `chat_text`."""
+    """Return the answer to /tokenize. Raises `ApiError` 400. `tools`, `reasoning`: as `prepare`."""
     body = parse_body(TokenizeRequest, raw)
     chat = chat_to_tokenize(body)
     if chat is None:
         param = "prompt" if body.content is None else "content"
         ids = _encode(tokenizer, body.text, info, special=body.special, param=param)
     else:
-        ids = _encode(tokenizer, chat_text(tokenizer, chat, tool_format), info, param="messages")
+        prompt = _prompt(tokenizer, chat, tools, reasoning)
+        ids = _encode(tokenizer, prompt.text, info, param="messages")
     spelling = tokenizer.bytes
     answer: Tokenized = {
         "tokens": [_piece(spelling, i) for i in ids] if body.with_pieces else list(ids),
@@ -62,7 +64,7 @@ def tokenized(
         "max_model_len": info.context_length,
         "token_strs": tokenizer.names(ids) if body.return_token_strs else None,
     }
-    return Known(_json(answer), [] if chat is None else chat.left_out)
+    return Known(_json(answer), [] if chat is None else [*chat.left_out, *prompt.left_out])
 
 
 def chat_to_tokenize(body: TokenizeRequest) -> ChatRequest | None:
@@ -88,15 +90,17 @@ def rendered(
     tokenizer: Tokenizer,
     raw: bytes,
     read: Callable[[bytes], ChatRequest],
-    tool_format: str | None,
+    tools: str | None,
+    reasoning: str | None,
 ) -> Known[bytes]:
     """Return the answer to /apply-template. Raises `ApiError` 400.
 
-    `tool_format`: as for `chat_text`.
+    `tools`, `reasoning`: as for `prepare`.
     """
     request = read(raw)
-    answer: Rendered = {"prompt": chat_text(tokenizer, request, tool_format)}
-    return Known(_json(answer), request.left_out)
+    prompt = _prompt(tokenizer, request, tools, reasoning)
+    answer: Rendered = {"prompt": prompt.text}
+    return Known(_json(answer), [*request.left_out, *prompt.left_out])
 
 
 def num_tokens(
@@ -104,16 +108,23 @@ def num_tokens(
     raw: bytes,
     info: ModelInfo,
     read: Callable[[bytes], ChatRequest],
-    tool_format: str | None,
+    tools: str | None,
+    reasoning: str | None,
 ) -> Known[int]:
     """Return how many tokens a chat's prompt has, also where they are too many for the model.
 
-    `tool_format`: as for `chat_text`.
+    `tools`, `reasoning`: as for `prepare`.
     """
     request = read(raw)
-    text = chat_text(tokenizer, request, tool_format)
-    ids = _encode(tokenizer, text, info, param="messages")
-    return Known(len(ids), request.left_out)
+    prompt = _prompt(tokenizer, request, tools, reasoning)
+    ids = _encode(tokenizer, prompt.text, info, param="messages")
+    return Known(len(ids), [*request.left_out, *prompt.left_out])
+
+
+def _prompt(
+    tokenizer: Tokenizer, request: ChatRequest, tools: str | None, reasoning: str | None
+) -> ChatPrompt:
+    return chat_prompt(tokenizer, request, formats_of(tokenizer.template, tools, reasoning))
 
 
 def _encode(

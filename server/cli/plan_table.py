@@ -122,6 +122,7 @@ def as_json(found: "Preview") -> str:
         {
             **values,
             "draft": scheme["method"],
+            "packed": scheme["packed"],
             "plan": plan,
             "unit_bytes": unit_bytes,
             "forecast": scheme["forecast"],

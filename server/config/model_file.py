@@ -116,6 +116,7 @@ class StreamSection(Section):
     tier: Auto[Tier] = None
     resident: Auto[Annotated[int, Field(ge=0)]] = None
     slots: Auto[Annotated[int, Field(ge=2)]] = None
+    packed: Auto[bool] = None
     simulate_gbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     recheck_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24.0
 
@@ -194,6 +195,14 @@ class ModelFile(Section):
     def _simulated_link_is_on_cpu(self) -> Self:
         if self.stream.simulate_gbps is not None and self.device not in (None, "cpu"):
             raise ValueError("stream.simulate_gbps needs device cpu: a real link is not simulated")
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_weights_travel_packed(self) -> Self:
+        if self.target.quantize is not None and self.stream.packed is False:
+            raise ValueError(
+                "stream.packed: weights of target.quantize always travel packed. Remove one of both"
+            )
         return self
 
 

@@ -65,7 +65,8 @@ class BlockReader:
         all: the blocks so far, in order.
         finish: the finish reason, once it has arrived.
         stop_string: the stop string that ended the text, if one did.
-        usage: the usage, once it has arrived.
+        usage: the latest usage; None if none has arrived.
+        has_ended: whether the last chunk has arrived, which has the whole usage and no choices.
     """
 
     def __init__(self) -> None:
@@ -73,12 +74,14 @@ class BlockReader:
         self.finish: str | None = None
         self.stop_string: str | None = None
         self.usage: Usage | None = None
+        self.has_ended = False
         self._open: Block | None = None
         self._unplaced: list[ChatLogprob] = []  # of tokens whose text has not arrived yet
 
     def feed(self, chunk: ChatChunk) -> Iterator[BlockEvent]:
         """Add one chunk, and yield the events for the changes of the blocks, in order."""
         self.usage = chunk.get("usage") or self.usage
+        self.has_ended = not chunk["choices"]
         for choice in chunk["choices"]:
             delta = choice["delta"]
             if reasoning := delta.get("reasoning_content"):

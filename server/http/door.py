@@ -123,8 +123,9 @@ def _json_response(made: list[bytes]) -> Response:
 
 async def count_of(request: Request, source: ChatSource, model: LoadedModel) -> int:
     """Return the number of tokens of a chat's prompt."""
+    parsers = model.entry.parsers
     counted = await model.text.call_on_model(
-        num_tokens, source.raw, model.info, source.read, model.entry.parsers.tools
+        num_tokens, source.raw, model.info, source.read, parsers.tools, parsers.reasoning
     )
     note_left_out(request.state.request_id, measurement_of(request), counted.left_out)
     return counted.result

@@ -70,12 +70,14 @@ class Failures:
         return self.response(failure, request.scope)
 
     async def _on_bug(self, request: Request, error: Exception) -> JSONResponse:
-        """Return the answer to an unexpected exception. Only the log has its traceback."""
+        """Return the answer to an unexpected exception. Only the log has its traceback.
+
+        The web server closes the connection after it.
+        """
         request_id = request.state.request_id
         message = f"Internal error; the server's log has the details under {request_id}."
-        failure = ApiError(
-            message, code="internal_error", status=500, headers={"x-request-id": request_id}
-        )
+        headers = {"x-request-id": request_id, "connection": "close"}
+        failure = ApiError(message, code="internal_error", status=500, headers=headers)
         return self.response(failure, request.scope)
 
 

@@ -20,6 +20,7 @@ class Totals:
         self._num_choices = num_choices
         self._seed = seed
         self._num_prompt = num_prompt
+        self._begun: dict[int, int] = {}  # by prompt: its tokens in the cache when it began
         self._first: list[Stats] = []  # the statistics of each prompt's first choice
         self._all: list[Stats] = []
         self._finishes: set[str] = set()
@@ -35,6 +36,14 @@ class Totals:
         self._all.append(tokens.stats)
         if tokens.finish is not None:
             self._finishes.add(tokens.finish)
+
+    def note_begun(self, prompt: int, num_cached: int) -> None:
+        """Note how much of a prompt is in the cache when it is begun; only the first call counts.
+
+        Args:
+            prompt: the index of the prompt.
+        """
+        self._begun.setdefault(prompt, num_cached)
 
     def add_reasoning(self, num_tokens: int) -> None:
         """Add the number of tokens of a finished choice that are reasoning."""
@@ -52,11 +61,14 @@ class Totals:
 
     def counts(self) -> Usage:
         """Return the numbers of tokens so far; a prompt counts once for all its choices."""
-        return {
+        counts: Usage = {
             "prompt_tokens": self._num_prompt,
             "completion_tokens": self.num_emitted,
             "total_tokens": self._num_prompt + self.num_emitted,
         }
+        if self._begun:
+            counts["prompt_tokens_details"] = {"cached_tokens": sum(self._begun.values())}
+        return counts
 
     def usage(self) -> Usage:
         """Return the numbers of tokens, with details when all choices have finished."""

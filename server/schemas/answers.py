@@ -30,7 +30,8 @@ class CompletionTokensDetails(TypedDict):
 class Usage(TypedDict):
     """The token counts of a request, over all its choices.
 
-    A chunk that has the usage so far lacks the details, unless it is the last one.
+    A chunk that has the usage so far lacks the details of the completion, unless it is the last
+    one, and those of the prompt until it is known how much of the prompt was in the cache.
     """
 
     prompt_tokens: int

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from server.schemas.chat_messages import AssistantMessage, ChatMessage, LeftOutPart, ToolMessage
 from server.schemas.fields import (
@@ -12,13 +12,13 @@ from server.schemas.fields import (
     GenerationBody,
     Int,
     JsonObject,
-    ThinkingBudget,
     TokenLimit,
     field_error,
     joined_text,
     refuse_if_set,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
+from server.schemas.reasoning import Reasoning, ReasoningBody, Thinking, ThinkingSwitch
 from server.schemas.structured import ResponseFormat, StructuredBody
 from server.schemas.tools import (
     AllowedToolsChoice,
@@ -35,28 +35,6 @@ from server.schemas.tools import (
     walk_tools,
 )
 
-Effort = Annotated[
-    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
-    AfterValidator(lambda effort: "xhigh" if effort == "max" else effort),
-]
-
-
-class Reasoning(Body):
-    effort: Effort | None = None
-    enabled: bool | None = None
-    max_tokens: ThinkingBudget = None
-
-
-class Thinking(Body):
-    type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: ThinkingBudget = None
-
-
-ThinkingSwitch = Annotated[
-    Annotated[bool, Tag("bool")] | Annotated[Thinking, Tag("object")],
-    Discriminator(lambda value: "bool" if isinstance(value, bool) else "object"),
-]
-
 
 class Prediction(Body):
     """Text that the answer will mostly follow. It speeds the answer up and never changes it."""
@@ -65,7 +43,7 @@ class Prediction(Body):
     content: Content
 
 
-class ChatRequest(StructuredBody, GenerationBody):
+class ChatRequest(StructuredBody, ReasoningBody, GenerationBody):
     """The body of a request that continues a conversation."""
 
     messages: Annotated[
@@ -79,15 +57,9 @@ class ChatRequest(StructuredBody, GenerationBody):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Effort | None = None
-    # other words for it, of other servers
+    # reasoning, in the words of other servers
     reasoning: Reasoning | None = None
     thinking: ThinkingSwitch | None = None
-    enable_thinking: bool | None = None
-    # the most tokens of reasoning, in the words of Qwen, vLLM and llama.cpp
-    thinking_budget: ThinkingBudget = None
-    thinking_token_budget: ThinkingBudget = None
-    thinking_budget_tokens: ThinkingBudget = None
     prediction: Prediction | None = None
     # extensions: how the template is rendered
     chat_template_kwargs: JsonObject | None = None
@@ -181,9 +153,18 @@ class ChatRequest(StructuredBody, GenerationBody):
         return (
             not self.add_generation_prompt
             and isinstance(last, AssistantMessage)
-            and bool(joined_text(last.content))
+            and bool(joined_text(last.content) or last.thoughts)
             and not (last.tool_calls or last.function_call)
         )
+
+    @property
+    def begun_thought(self) -> str:
+        """Return the reasoning that the answer continues; "" if the message has more than that."""
+        last = self.messages[-1]
+        if not (self.is_continued and isinstance(last, AssistantMessage)):
+            return ""
+        has_more = last.said or last.tool_calls or last.function_call
+        return "" if has_more else last.thoughts or ""
 
     @property
     def offered(self) -> list[tuple[str, Tool]]:
@@ -264,25 +245,24 @@ class ChatRequest(StructuredBody, GenerationBody):
     def _thinks(self) -> bool | None:
         """Return whether the model should think, where a request says it without an effort.
 
-        A budget alone asks for reasoning.
+        A budget alone asks for reasoning, and so does reasoning that the answer continues.
         """
         switch = self.thinking
         if isinstance(switch, Thinking):
             switch = None if switch.type == "adaptive" else switch.type == "enabled"
         enabled = None if self.reasoning is None else self.reasoning.enabled
-        by_budget = None if self.thinking_limit is None else True
-        given = (switch, self.enable_thinking, enabled, by_budget)
+        by_itself = True if self.thinking_limit is not None or self.begun_thought else None
+        given = (switch, self.enable_thinking, enabled, by_itself)
         return next((value for value in given if value is not None), None)
 
     @property
     def thinking_limit(self) -> int | None:
         """The most tokens of reasoning, the smallest if several are given; None for no limit."""
-        given = [self.thinking_budget, self.thinking_token_budget, self.thinking_budget_tokens]
-        if self.reasoning is not None:
-            given.append(self.reasoning.max_tokens)
-        if isinstance(self.thinking, Thinking):
-            given.append(self.thinking.budget_tokens)
-        return min((budget for budget in given if budget is not None), default=None)
+        nested = None if self.reasoning is None else self.reasoning.max_tokens
+        switch = self.thinking
+        return self.smallest_budget(
+            nested, switch.budget_tokens if isinstance(switch, Thinking) else None
+        )
 
     @property
     def token_limit(self) -> int | None:

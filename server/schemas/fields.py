@@ -1,7 +1,7 @@
 """Field types that several bodies share: strict JSON types with ranges, and null for absent."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import (
@@ -100,19 +100,23 @@ def none_if_minus_one(value: object) -> object:
     return None if is_minus_one else value
 
 
+def with_minus_one(least: int) -> Callable[[int], int]:
+    """Return a validator of numbers from `least`, whose error also names -1, which is no limit."""
+
+    def check(value: int) -> int:
+        if value < least:
+            text = "Input should be {least} or more, or -1 for no limit"
+            raise PydanticCustomError("invalid_value", text, {"least": least})
+        return value
+
+    return check
+
+
 _LIMIT: list[dict[str, Any]] = [{"type": "integer", "minimum": 1}, {"const": -1}]
 TokenLimit = Annotated[
-    Annotated[Int, Field(ge=1)] | None,
+    Annotated[Int, AfterValidator(with_minus_one(1))] | None,
     BeforeValidator(none_if_minus_one),
     WithJsonSchema({"anyOf": [*_LIMIT, {"type": "null"}]}),
-]
-
-
-_BUDGET: list[dict[str, Any]] = [{"type": "integer", "minimum": 0}, {"const": -1}]
-ThinkingBudget = Annotated[
-    Annotated[Int, Field(ge=0)] | None,
-    BeforeValidator(none_if_minus_one),
-    WithJsonSchema({"anyOf": [*_BUDGET, {"type": "null"}]}),
 ]
 
 
@@ -124,7 +128,9 @@ def _given(value: object) -> object:
 
 StopsT = TypeVar("StopsT", str, list[str])
 GivenTokenLimit = Annotated[
-    Annotated[Int, Field(ge=1)] | None, BeforeValidator(_given), WithJsonSchema({"anyOf": _LIMIT})
+    Annotated[Int, AfterValidator(with_minus_one(1))] | None,
+    BeforeValidator(_given),
+    WithJsonSchema({"anyOf": _LIMIT}),
 ]
 
 
@@ -252,7 +258,10 @@ def joined_text(content: str | Sequence[HasText] | None) -> str:
 def _refuse_other_parts(value: object) -> object:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind != "text":
-        message = f"Content parts of type '{kind}' are not supported; this model takes text"
+        message = (
+            f"Content parts of type '{kind[:64]}' are not supported: this server takes text, also "
+            "where the model takes images"
+        )
         raise PydanticCustomError("unsupported_content", "{message}", {"message": message})
     return value
 

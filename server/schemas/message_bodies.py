@@ -12,12 +12,12 @@ from server.schemas.fields import (
     GivenTokenLimit,
     JsonObject,
     StopStrings,
-    ThinkingBudget,
     field_error,
     only_types,
     type_of,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
+from server.schemas.reasoning import Reasoning, ReasoningBody, ThinkingBudget
 
 _OWN_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
 _RESULT_BLOCKS = ("text", "document", "search_result", "tool_reference")
@@ -250,7 +250,7 @@ class Metadata(Body):
     user_id: str | None = None
 
 
-class CountTokensRequest(GenerationBody):
+class CountTokensRequest(ReasoningBody, GenerationBody):
     """The body of a request that counts the tokens of a conversation."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -258,6 +258,7 @@ class CountTokensRequest(GenerationBody):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    reasoning: Reasoning | None = None  # an extension
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None  # the earlier name of `output_config.format`
     mcp_servers: Annotated[list[Any], Field(max_length=MAX_NAMES)] | None = None  # left out

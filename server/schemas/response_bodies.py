@@ -21,7 +21,6 @@ from server.schemas.fields import (
     GenerationBody,
     Int,
     JsonObject,
-    ThinkingBudget,
     TokenLimit,
     field_error,
     only_types,
@@ -29,6 +28,7 @@ from server.schemas.fields import (
     type_of,
 )
 from server.schemas.limits import MAX_MESSAGES, MAX_NAMES, MAX_TOOLS
+from server.schemas.reasoning import ReasoningBody, ThinkingBudget, ThinkingSwitch
 from server.schemas.tools import Custom, HostedTool, kind_in_namespace, kind_of_tool
 
 
@@ -305,10 +305,12 @@ class Reasoning(Body):
     """Options for the model's reasoning."""
 
     effort: str | None = None
-    max_tokens: ThinkingBudget = None  # an extension
+    # extensions
+    enabled: bool | None = None
+    max_tokens: ThinkingBudget = None
 
 
-class ResponseRequest(GenerationBody):
+class ResponseRequest(ReasoningBody, GenerationBody):
     """The body of a request that continues a conversation, which it holds whole.
 
     The server stores nothing of it.
@@ -321,6 +323,7 @@ class ResponseRequest(GenerationBody):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
+    thinking: ThinkingSwitch | None = None  # an extension
     max_output_tokens: TokenLimit = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     include: Annotated[list[str], Field(max_length=MAX_NAMES)] | None = None

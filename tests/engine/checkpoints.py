@@ -30,11 +30,11 @@ INTERMEDIATE = 96
 EOS = 1
 
 
-def _shared(vocab_size: int, layers: int) -> dict[str, Any]:
+def _shared(vocab_size: int, layers: int, width: int) -> dict[str, Any]:
     return {
         "vocab_size": vocab_size,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
+        "hidden_size": width * HIDDEN,
+        "intermediate_size": INTERMEDIATE if width == 1 else 2 * width * HIDDEN,
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
@@ -154,10 +154,19 @@ FAMILIES = tuple(_CONFIGS)
 
 
 def tiny_config(
-    family: str, *, vocab_size: int = 128, layers: int = 3, tied: bool | None = None
+    family: str,
+    *,
+    vocab_size: int = 128,
+    layers: int = 3,
+    tied: bool | None = None,
+    width: int = 1,
 ) -> PreTrainedConfig:
-    """Return the configuration that `save_tiny` writes. With `tied` None the family's own holds."""
-    config = _CONFIGS[family](_shared(vocab_size, layers))
+    """Return the configuration that `save_tiny` writes. With `tied` None the family's own holds.
+
+    Args:
+        width: multiplies the sizes of the hidden state; 4: rows are whole blocks of 256 values.
+    """
+    config = _CONFIGS[family](_shared(vocab_size, layers, width))
     if tied is not None:
         config.tie_word_embeddings = tied
     return config
@@ -199,10 +208,11 @@ def save_tiny(
     seed: int = 0,
     vocab_size: int = 128,
     layers: int = 3,
+    width: int = 1,
     max_shard_size: str = "50KB",
 ) -> Path:
     """Write a tiny checkpoint of `family` (one of `FAMILIES`) into `folder` and return it."""
-    config = tiny_config(family, vocab_size=vocab_size, layers=layers, tied=tied)
+    config = tiny_config(family, vocab_size=vocab_size, layers=layers, tied=tied, width=width)
     model = tiny_model(config, dtype, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size=max_shard_size)

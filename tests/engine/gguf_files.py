@@ -8,13 +8,15 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf.constants import GGMLQuantizationType, LlamaFileType, TokenType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, TokenType
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 from torch import Tensor
 
 from engine.model.library import build_of_folder
+from engine.weights import gguf_blocks
 from engine.weights.family import read_config
+from engine.weights.packing import dense_layout, expand
 from engine.weights.units import CheckpointUnits
 
 Array = NDArray[Any]
@@ -36,15 +38,25 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
 }
 
 
-def state_of(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Return all tensors of a folder as the engine reads them, by their names in the model."""
+def state_of(
+    folder: Path, dtype: torch.dtype = torch.float32, *, packed: bool = False
+) -> dict[str, Tensor]:
+    """Return all dense tensors of a folder, by their names in the model.
+
+    Args:
+        packed: whether packed tensors are read packed and then expanded, or expanded when read.
+    """
     model = build_of_folder(folder, read_config(folder), dtype, strict=True)
     units = CheckpointUnits(folder, model, dtype)
+    units = units if packed else units.expanded()
     found: dict[str, Tensor] = {}
     for index, layout in enumerate(units.layouts):
         buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
         units.read(index, buffer)
-        found |= {f"{layout.name}.{name}": t for name, t in layout.views(buffer).items()}
+        dense = dense_layout(layout, dtype)
+        views = dense.views(torch.empty(dense.nbytes, dtype=torch.uint8))
+        tensors = expand(layout.views(buffer), views)
+        found |= {f"{layout.name}.{name}": tensor for name, tensor in tensors.items()}
     for name, tensor in units.other_tensors().items():
         found[name] = tensor if isinstance(tensor, Tensor) else tensor.load()
     units.close()
@@ -76,13 +88,30 @@ def write_gguf(
     change(writer)
     for tensor, values in gguf_tensors(config, state_of(folder)).items():
         type_ = kind(tensor, values)
-        packed = gguf.quantize(values, type_)
+        packed = _quantized(values, type_)
         writer.add_tensor(tensor, packed, raw_dtype=type_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _quantized(values: Array, kind: Kind) -> Array:
+    """Return values as the bytes of a type; random ones where the package cannot quantize to it."""
+    try:
+        return gguf.quantize(values, kind)
+    except NotImplementedError:
+        size, nbytes = GGML_QUANT_SIZES[kind]
+        return random_blocks(kind.name, values.size // size, nbytes).reshape(*values.shape[:-1], -1)
+
+
+def random_blocks(kind: str, count: int, nbytes: int, scale: float = 1e-3) -> Array:
+    """Return random blocks [count, nbytes] whose scales are finite and small."""
+    blocks = np.random.default_rng(count).integers(0, 256, (count, nbytes), dtype=np.uint8)
+    for at in gguf_blocks._SCALES_AT[kind]:
+        blocks[:, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), dtype=np.uint8)
+    return blocks
 
 
 def add_byte_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:

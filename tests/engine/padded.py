@@ -70,7 +70,7 @@ def draft_of(folder: Path, device: Device) -> DraftModel:
     config, dtype = read_config(folder), torch.float32
     model = build_on_meta(config, dtype, strict=False)
     units = CheckpointUnits(folder, model, dtype)
-    bind_resident(model, units, device.torch_device, dtype, lambda *_: None)
+    bind_resident(model, units, device.torch_device, lambda *_: None)
     decoder = Decoder(
         model, BoundWeights(), units.other_tensors(), device=device.torch_device, strict=False
     )

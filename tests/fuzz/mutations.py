@@ -45,6 +45,8 @@ QUANTIZATIONS: tuple[dict[str, Any], ...] = (
     {"quant_method": ["gptq"], "bits": 10**9},
     {"bits": 4},
     {"quant_method": "bitsandbytes", "llm_int8_skip_modules": {"a": 1}, "load_in_4bit": "yes"},
+    {"quant_method": "gguf", "architecture": ["llama"], "tensors": {"output.weight": 10**9}},
+    {"quant_method": "gguf", "architecture": "llama", "tensors": {"output.weight": "Q8_0"}},
 )
 
 

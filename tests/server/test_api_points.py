@@ -72,6 +72,7 @@ async def test_api_05_every_chunk_has_the_usage_so_far_if_asked_for(
     client: httpx.AsyncClient, ask: Any
 ) -> None:
     whole = (await ask(client, n=2)).json()["usage"]
+    cached = whole["prompt_tokens_details"]
     for include in (False, True):
         options = {"continuous_usage_stats": True, "include_usage": include}
         *chunks, _ = events((await ask(client, stream=True, n=2, stream_options=options)).text)
@@ -79,6 +80,7 @@ async def test_api_05_every_chunk_has_the_usage_so_far_if_asked_for(
         assert counts == sorted(counts) and 0 < counts[0] < counts[-1]
         assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {whole["prompt_tokens"]}
         assert all(c["usage"]["total_tokens"] for c in chunks)
+        assert all(c["usage"]["prompt_tokens_details"] == cached for c in chunks)
         assert chunks[-1]["usage"] == whole and "timings" in chunks[-1]
         assert (chunks[-1]["choices"] == []) == include
     assert (await ask(client, stream_options=options)).json()["usage"]

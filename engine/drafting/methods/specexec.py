@@ -12,14 +12,13 @@ def needs(context: PlanContext) -> DraftNeeds:
     from engine.weights.family import kv_shape, read_config
     from engine.weights.hub import locate
     from engine.weights.outline import Outline
-    from engine.weights.stored_format import plan_packed
 
     assert context.draft.source is not None, "the file was checked"
     folder = locate(context.draft.source, context.draft.revision)
     config = read_config(folder)
     model = build_of_folder(folder, config, context.dtype, strict=False)
     check_decoder(config, folder / CONFIG_NAME)
-    outline = Outline(model, context.dtype, None, plan_packed(model), slice_bytes=None)
+    outline = Outline(model, context.dtype, None, {}, slice_bytes=None)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         weight_bytes=sum(layout.nbytes for layout in outline.layouts),

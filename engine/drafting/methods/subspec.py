@@ -10,11 +10,13 @@ MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 def needs(context: PlanContext) -> DraftNeeds:
     """Return the memory that the copies take. Raises `ModelError` for mixtures of experts.
 
-    Making a copy needs host memory for a while: the unit itself and three times a quarter of it,
-    for the copy as it is written, as it is copied and as it is packed.
+    Making a copy needs host memory for a while: the dense unit and three times a quarter of it, for
+    the copy as it is written, as it is copied and as it is packed; and the unit as it is stored, if
+    that is packed.
     """
     from engine.weights.family import is_mixture
     from engine.weights.formats.linear import substitute_bytes
+    from engine.weights.packing import dense_bytes
 
     if is_mixture(context.config):
         raise ModelError(
@@ -23,12 +25,13 @@ def needs(context: PlanContext) -> DraftNeeds:
             "vocabulary, or ngram."
         )
     copies = [substitute_bytes(unit, context.draft.group) for unit in context.layouts]
-    largest = max(unit.nbytes for unit in context.layouts)
+    sizes = [(unit.nbytes, dense_bytes(unit, context.dtype)) for unit in context.layouts]
+    largest = max(dense * 7 // 4 + (own if own < dense else 0) for own, dense in sizes)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         draft_rows=context.bounds.draft_rows,
         weight_bytes=sum(copies),
-        making_bytes=largest * 7 // 4 + MAKING_TEMPORARIES,
+        making_bytes=largest + MAKING_TEMPORARIES,
         substitute_bytes=copies,
     )
 

@@ -41,7 +41,8 @@ class SeparateDraft:
         self._check_vocabulary()
         self.model = build_of_folder(self.folder, self.config, context.dtype, strict=False)
         check_decoder(self.config, self.folder / CONFIG_NAME)
-        self.units = CheckpointUnits(self.folder, self.model, context.dtype)
+        # It stays on the device, where it is read in every step: so its weights are dense.
+        self.units = CheckpointUnits(self.folder, self.model, context.dtype).expanded()
 
     def _check_vocabulary(self) -> None:
         """Raise `ModelError` unless the same text has the same ids in both models.
@@ -63,7 +64,7 @@ class SeparateDraft:
     def build(self, target: LoadedTarget) -> DraftModel:
         """Load the draft model to the device, with a KV cache as large as the target's."""
         context, device = self.context, self.context.device.torch_device
-        bind_resident(self.model, self.units, device, context.dtype, context.progress)
+        bind_resident(self.model, self.units, device, context.progress)
         decoder = Decoder(
             self.model,
             BoundWeights(),

@@ -28,7 +28,7 @@ def parser(_tools: Tools, before: str) -> ThinkReader:
 def thought(before: str, template: str) -> Thought | None:
     """Return the tags around reasoning; None if `before` already ends with the closing tag."""
     if before.rstrip().endswith(PROMPT_ENDS):
-        return Thought("", CLOSE)
+        return Thought("", CLOSE, opened=OPEN)
     return think.thought(before, template)
 
 

@@ -7,14 +7,17 @@ tools that the model was trained with, is a call if its body is an object, and r
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from engine.parsing.calls import TOOL_NAME, ArgumentsText, NotACall, Tools
 from engine.parsing.format import BOTH, CallSyntax, Format, Thought
 from engine.parsing.parser import BLANKS, Piece, Reader, content, markup, reasoning
 from engine.parsing.tags import Tags, is_mark
+from engine.parsing.thoughts import begun_thought
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
+OPEN = f"{CHANNEL}analysis{MESSAGE}"  # the head of a message of reasoning
 RECIPIENT = re.compile(rf"to=(?P<namespace>functions\.)?(?P<name>{TOOL_NAME})")
 READERS = ("user", "assistant", "all")  # recipients of messages that are no calls
 ANALYSIS = re.compile(r"<\|channel\|>\s*analysis")
@@ -23,9 +26,14 @@ LONGEST_HEAD = 256  # characters; a longer head is text of a model that does not
 
 
 class HarmonyReader(Reader):
-    """A parser of messages, each a head and a body. An answer begins inside a head."""
+    """A parser of messages, each a head and a body.
 
-    def __init__(self, tools: Tools) -> None:
+    Args:
+        tools: the tools that may be called.
+        head: the head of the message whose body the answer continues; "": it begins inside a head.
+    """
+
+    def __init__(self, tools: Tools, head: str = "") -> None:
         self._tools = tools
         self._tags = Tags(START, CHANNEL, MESSAGE, *ENDS)
         self._head: str | None = ""  # what was read of a head; None outside of heads
@@ -34,6 +42,8 @@ class HarmonyReader(Reader):
         self._called = ""  # the tool of a call that is not certain yet
         self._uncertain = ""  # head and body of that call
         self._is_foreign = False  # whether its recipient is no function
+        if head:
+            list(self._open(head))  # its pieces belong to the text before the answer
 
     def _read(self, character: str) -> Iterator[Piece]:
         text, tag = self._tags.feed(character)
@@ -140,15 +150,18 @@ def recognises(template: str) -> bool:
     return CHANNEL in template and MESSAGE in template
 
 
-def parser(tools: Tools, _before: str) -> HarmonyReader:
+def parser(tools: Tools, before: str) -> HarmonyReader:
     """Return a parser of one answer, which finds both its calls and its reasoning."""
-    return HarmonyReader(tools)
+    return HarmonyReader(tools, OPEN if before.startswith(OPEN) else "")
 
 
-def thought(_before: str, _template: str) -> Thought:
+def thought(before: str, _template: str) -> Thought:
     """Return the marks around the analysis message of an answer."""
     close = f"{ENDS[0]}{START}assistant"
-    return Thought(f"{CHANNEL}analysis{MESSAGE}", close, end=ENDS[0], repeats=True)
+    found = Thought(OPEN, close, end=ENDS[0], repeats=True)
+    if not before.startswith(OPEN):
+        return found
+    return replace(found, begin="", opened=OPEN, begun=begun_thought(OPEN, before))
 
 
 SYNTAX = CallSyntax(

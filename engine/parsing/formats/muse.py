@@ -5,10 +5,11 @@ A message to `self` is reasoning, one to `user` is the answer, and one to a tool
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from engine.parsing.calls import Tools
 from engine.parsing.elements import Elements, ElementsReader, attribute
-from engine.parsing.format import BOTH, CallSyntax, Format, ParameterSyntax, Thought
+from engine.parsing.format import BOTH, CallSyntax, Format, ParameterSyntax, Thought, thought_in
 from engine.parsing.parser import Chain, Parser, Piece, markup
 from engine.parsing.thoughts import ThinkReader
 
@@ -25,7 +26,8 @@ ELEMENTS = Elements(
     name=re.compile(attribute("name", "name") + r"\s*"),
     key=re.compile(attribute("name", "key") + r"\s*"),
 )
-PAIRS = {f"to=self{MESSAGE}": ENDS[0]}
+TO_SELF = f"to=self{MESSAGE}"
+PAIRS = {TO_SELF: ENDS[0]}
 HEAD_BEGUN = re.compile(r"\s*(t|to|to=[\w.*-]*)?\s*")
 
 
@@ -77,9 +79,13 @@ def parser(tools: Tools, before: str) -> Parser:
     return Chain(ThinkReader(PAIRS, before), lambda: MuseReader(tools))
 
 
-def thought(_before: str, _template: str) -> Thought:
-    """Return the marks around the reasoning of an answer."""
-    return Thought(f" to=self{MESSAGE}", f"{ENDS[0]}{START}", end=ENDS[0])
+def thought(before: str, _template: str) -> Thought | None:
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
+    found = thought_in(PAIRS, before, TO_SELF)
+    if found is None:
+        return None
+    begin = found.begin and f" {found.begin}"  # a blank is between the role and the recipient
+    return replace(found, begin=begin, close=f"{ENDS[0]}{START}", end=ENDS[0])
 
 
 def parameter_begin(key: str, _kind: str) -> str:

@@ -5,10 +5,11 @@ each in a message of its own.
 """
 
 import re
+from dataclasses import replace
 
 from engine.parsing.call_reader import CallReader
 from engine.parsing.calls import TOOL_NAME, CallText, HeadedCall, Tools
-from engine.parsing.format import BOTH, CallSyntax, Format, Thought
+from engine.parsing.format import BOTH, CallSyntax, Format, Thought, thought_in
 from engine.parsing.parser import Chain, Parser
 from engine.parsing.thoughts import ThinkReader
 
@@ -43,9 +44,11 @@ def parser(tools: Tools, before: str) -> Parser:
     )
 
 
-def thought(_before: str, _template: str) -> Thought:
-    """Return the marks around the reasoning of an answer."""
-    return Thought(THINK, f"{MESSAGE_END}{MESSAGE}", end=MESSAGE_END)
+def thought(before: str, _template: str) -> Thought | None:
+    """Return the marks around reasoning; None if `before` already ends with the closing mark."""
+    found = thought_in(PAIRS, before, THINK)
+    close = f"{MESSAGE_END}{MESSAGE}"
+    return None if found is None else replace(found, close=close, end=MESSAGE_END)
 
 
 SYNTAX = CallSyntax(

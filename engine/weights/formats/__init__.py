@@ -4,22 +4,23 @@ Files are found by their place, without a registration. A file may define three 
 engine/weights/stored_format.py):
 
 - `FORMAT`: how checkpoints of the format are recognized and read.
-- `PACKING`: how its tensors are copied to the device in fewer bytes and expanded there. Without it
+- `PACKINGS`: how its tensors are copied to the device in fewer bytes and expanded there. Without it
   they are expanded when they are read.
 - `QUANTIZATION`: how weights are quantized while they are read (`quantize: <file's name>` in YAML).
 
 This is a complete example. It reads checkpoints that store each linear weight `w` [out, in] as two
 tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose config.json has
-`"quantization_config": {"quant_method": "int8_rows"}`. Weights stay packed until a layer runs:
+`"quantization_config": {"quant_method": "int8_rows"}`. Weights stay packed until a layer runs, or
+are expanded when they are read if the plan expects that to be faster:
 
     """Linear weights as int8 codes, with one scale for each row."""
 
     from functools import partial
 
     import torch
-    from torch import nn
 
     from engine.errors import ModelError
+    from engine.weights.outline import linear_weights
     from engine.weights.sources import Source
     from engine.weights.stored_format import Packing, StoredFormat
 
@@ -28,7 +29,7 @@ tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose c
 
     def fields(shape):
         """Return the packed fields of a weight of `shape`, by the suffix of their names."""
-        return {CODES: (torch.int8, shape), SCALE: (torch.float32, shape[:1])}
+        return {CODES: (torch.int8, shape), SCALE: (torch.float32, shape[:-1])}
 
 
     def find(checkpoint, quantization):
@@ -51,7 +52,7 @@ tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose c
 
 
     def fill(checkpoint, codes, scale, *out):
-        """Write a weight into its two packed fields, or into one dense tensor (the head)."""
+        """Write a weight into its two packed fields, or into one dense tensor."""
         if len(out) == 2:
             checkpoint.read(codes, out[0])
             checkpoint.read(scale, out[1])
@@ -65,9 +66,9 @@ tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose c
 
 
     def plan(model, quantization):
-        """Return the packed fields of all linear weights, from config.json alone."""
-        linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-        return {f"{name}.weight": fields(tuple(module.weight.shape)) for name, module in linear}
+        """Return the packed fields of all linear weights and experts, from config.json alone."""
+        state = model.state_dict()
+        return {name: fields(tuple(state[name].shape)) for name in linear_weights(model)}
 
 
     FORMAT = StoredFormat(
@@ -76,5 +77,12 @@ tensors, `w.codes` (int8, [out, in]) and `w.scale` (float32, [out]), and whose c
         find=find,
         plan=plan,
     )
-    PACKING = Packing(suffixes=(CODES, SCALE), dense_shape=lambda codes: codes, expand=expand)
+    PACKINGS = (
+        Packing(
+            title="int8 rows",
+            suffixes=(CODES, SCALE),
+            dense_shape=lambda codes: codes,
+            expand=expand,
+        ),
+    )
 '''

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.compiled import awq_words
+from engine.compiled.compiler import is_available
 from engine.errors import shown
 from engine.weights.formats.groups import (
     SCALES,
@@ -17,6 +19,7 @@ from engine.weights.formats.groups import (
     check_words,
     dequantize,
     group_size,
+    packed_values,
     part_of,
     pieces,
     unpack,
@@ -70,16 +73,29 @@ class _Weight:
         inputs, words = self.codes.shape
         scales = self.checkpoint.load(self.scales).float().T.contiguous()
         zeros = _in_order(self.checkpoint.load(self.zeros)).float().T.contiguous()
-        for piece in pieces(inputs, words * _WORD):
-            codes = _in_order(self.checkpoint.load(self.codes.part(piece)))
+        for piece in pieces(inputs, words * _WORD, multiple=2):
+            codes = transpose(self.checkpoint.load(self.codes.part(piece)))
             group = torch.arange(piece.start, piece.stop) // self.group_size
-            dequantize(codes.T.contiguous(), scales, zeros, group, out[:, piece.start : piece.stop])
+            own = out[:, piece.start : piece.stop]
+            dequantize(codes, packed_values(_BITS), scales, zeros, group, own)
 
 
 def _in_order(words: Tensor) -> Tensor:
     """Return the codes of words [rows, words] in the order of the columns."""
     codes = unpack(words, _BITS).view(*words.shape, _WORD)
     return codes.index_select(-1, torch.tensor(_ORDER).argsort()).flatten(-2)
+
+
+def transpose(words: Tensor) -> Tensor:
+    """Return the codes of words [inputs, words] as [outputs, bytes], two inputs in a byte."""
+    inputs, count = words.shape
+    out = torch.empty(count * _WORD, (inputs + 1) // 2, dtype=torch.uint8)
+    if is_available():
+        awq_words.transpose(words, torch.tensor(_ORDER), out)
+        return out
+    codes = torch.nn.functional.pad(_in_order(words), (0, 0, 0, inputs % 2))
+    torch.add(codes[::2].T, codes[1::2].T, alpha=16, out=out)
+    return out
 
 
 def _source(checkpoint: Checkpoint, name: str, wanted: int | None) -> Source:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -19,6 +19,7 @@ from engine.errors import ModelError, shown
 from engine.files import parse_object
 from engine.weights.formats import nf4
 from engine.weights.layout import Fields
+from engine.weights.outline import linear_weights
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.sources import Source
 from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
@@ -48,13 +49,14 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
 
 
 def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
-    """Return the packed fields of the linear weights, except in modules that are skipped."""
+    """Return the packed fields of linear weights and experts, without those that are skipped."""
     skipped = quantization.get("llm_int8_skip_modules") or ["lm_head"]
+    state = model.state_dict()
+    paths = {name: name.removesuffix(".weight") for name in linear_weights(model)}
     return {
-        f"{path}.weight": nf4.packed_fields(tuple(module.weight.shape))
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not any(path == skip or path.endswith(f".{skip}") for skip in skipped)
+        name: nf4.packed_fields(tuple(state[name].shape))
+        for name, path in paths.items()
+        if not any(path == skip or path.endswith(f".{skip}") for skip in skipped)
     }
 
 

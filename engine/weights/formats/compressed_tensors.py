@@ -21,6 +21,7 @@ from engine.weights.formats.groups import (
     FP8,
     SCALES,
     Block,
+    as_bytes,
     check_group,
     check_part,
     check_words,
@@ -28,13 +29,14 @@ from engine.weights.formats.groups import (
     is_block,
     load_groups,
     load_scales,
+    packed_values,
     part_of,
     pieces,
     scale_shapes,
     scaled_source,
     unpack,
 )
-from engine.weights.formats.mxfp4 import E2M1
+from engine.weights.formats.mxfp4 import pair_values
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.sources import Source
 from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
@@ -136,9 +138,10 @@ class _Words:
         zeros, group = self._zeros(grid), self._groups(grid[1])
         for piece in pieces(rows, columns):
             line = torch.arange(piece.start, piece.stop) // height
-            codes = unpack(self.checkpoint.load(self.codes.part(piece)), self.bits)[:, :columns]
+            codes = as_bytes(self.checkpoint.load(self.codes.part(piece)))
             own_scales, own_zeros = scales.index_select(0, line), zeros.index_select(0, line)
-            dequantize(codes, own_scales, own_zeros, group, out[piece.start : piece.stop])
+            own, values = out[piece.start : piece.stop], packed_values(self.bits)
+            dequantize(codes, values, own_scales, own_zeros, group, own)
 
     def _zeros(self, grid: tuple[int, int]) -> Tensor:
         """Return the stored codes that stand for zero, as float32 of the shape `grid`.
@@ -224,14 +227,12 @@ class _Pairs:
         scales = load_scales(self.checkpoint, self.scales).view(grid)
         if self.divisor is not None:
             scales = scales / load_scales(self.checkpoint, self.divisor).view(1, 1)
-        values = torch.tensor([(E2M1[byte & 15], E2M1[byte >> 4]) for byte in range(256)])
         group = torch.arange(columns) // width
         for piece in pieces(rows, columns):
             line = torch.arange(piece.start, piece.stop) // height
-            codes = self.checkpoint.load(self.codes.part(piece)).view(-1).int()
-            dense = out[piece.start : piece.stop]
-            pairs = values.index_select(0, codes).view(dense.shape)
-            dequantize(pairs, scales.index_select(0, line), None, group, dense)
+            codes = self.checkpoint.load(self.codes.part(piece))
+            own = out[piece.start : piece.stop]
+            dequantize(codes, pair_values(), scales.index_select(0, line), None, group, own)
 
 
 def _pairs(

@@ -14,11 +14,13 @@ from engine.errors import ModelError, shown
 from engine.weights.formats.groups import (
     AGAIN,
     SCALES,
+    as_bytes,
     check_part,
     check_words,
     dequantize,
     group_size,
     load_groups,
+    packed_values,
     part_of,
     pieces,
     unpack,
@@ -83,8 +85,11 @@ class _Weight:
         for piece in pieces(rows, outputs * _WORD_BITS // self.bits, whole):
             words = self.checkpoint.load(self.codes.part(piece)).T.contiguous()
             start, stop = (edge * _WORD_BITS // self.bits for edge in (piece.start, piece.stop))
-            codes = unpack(words, self.bits)
-            dequantize(codes, scales, zeros, group[start:stop], out[:, start:stop])
+            if self.bits == 3:
+                codes, values = unpack(words, self.bits), packed_values(8)
+            else:
+                codes, values = as_bytes(words), packed_values(self.bits)
+            dequantize(codes, values, scales, zeros, group[start:stop], out[:, start:stop])
 
     def _zeros(self) -> Tensor:
         """Return the codes that stand for zero, [groups, outputs]."""

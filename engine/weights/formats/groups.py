@@ -1,17 +1,20 @@
 """Expansion of weights from codes that share scales in groups, for the formats that do so.
 
-A weight is computed in float32 and rounded once to the type of the dense tensor. Codes are read in
+A weight is computed in float32 and rounded once to the type of the dense tensor, by compiled code
+(`engine.compiled.byte_codes`) or by operations of torch with the same bits. Codes are read in
 pieces, so an expansion takes little memory beyond the dense tensor.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+import engine.compiled.byte_codes as compiled
+from engine.compiled.filling import can_fill
 from engine.errors import ModelError, shown
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.sources import Source
@@ -21,7 +24,8 @@ SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *FP8)
 EXPONENTS = (torch.uint8, torch.float8_e8m0fnu)  # of two: the scales of OCP's MX formats
 AGAIN = "The checkpoint is damaged or incomplete: download it again"
 
-_PIECE_WEIGHTS = 1 << 18  # 1 MB in float32: pieces of 16 MB, beyond the caches, took 1.9 x as long
+_PIECE_WEIGHTS = 1 << 22  # read at a time: 4 MB of codes or less
+_CACHED_WEIGHTS = 1 << 18  # 1 MB in float32: pieces of 16 MB, beyond the caches, took 1.9 x as long
 _WORD_BITS = 32
 
 Shape = tuple[int, ...]
@@ -35,12 +39,17 @@ def pieces(rows: int, columns: int, multiple: int = 1) -> Iterator[range]:
         yield range(start, min(start + step, rows))
 
 
+def as_bytes(numbers: Tensor) -> Tensor:
+    """Return the bytes of a matrix of any type, [rows, bytes] uint8."""
+    return numbers.reshape(-1).view(torch.uint8).view(len(numbers), -1)
+
+
 def unpack(words: Tensor, bits: int) -> Tensor:
-    """Return the codes in int32 words, the lowest bits first, as uint8.
+    """Return the codes in words, the lowest bits first, as uint8.
 
     Args:
-        words: [rows, words]. Codes of 3 bits may lie in two words; they need whole
-            multiples of 3 words.
+        words: [rows, words] int32, or uint8. Codes of 3 bits may lie in two words; they need whole
+            multiples of 3 words of int32.
         bits: 2, 3, 4 or 8 of one code.
     """
     if bits == 3:
@@ -50,39 +59,52 @@ def unpack(words: Tensor, bits: int) -> Tensor:
         low = long[:, first] & ((1 << _WORD_BITS) - 1)
         high = long[:, (first + 1).clamp(max=words.shape[-1] - 1)] << _WORD_BITS
         return ((low | high) >> (at % _WORD_BITS)).bitwise_and_(7).to(torch.uint8)
-    stored = words.reshape(-1).view(torch.uint8).view(len(words), -1)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    codes = (stored.unsqueeze(-1) >> shifts).bitwise_and_((1 << bits) - 1)
+    codes = (as_bytes(words).unsqueeze(-1) >> shifts).bitwise_and_((1 << bits) - 1)
     return codes.flatten(-2)
 
 
-def as_float(codes: Tensor) -> Tensor:
-    """Return codes of any type as float32."""
-    if codes.dtype not in FP8:
-        return codes.float()
-    # torch converts FP8 ten times slower than it looks up the 256 values.
-    values = torch.arange(256, dtype=torch.uint8).view(codes.dtype).float()
-    return values.index_select(0, codes.view(torch.uint8).view(-1).int()).view(codes.shape)
+@cache
+def number_values(dtype: torch.dtype) -> Tensor:
+    """Return the value of each byte that is a number of this type, [256, 1] float32."""
+    return torch.arange(256, dtype=torch.uint8).view(dtype).float().unsqueeze(1)
+
+
+@cache
+def packed_values(bits: int) -> Tensor:
+    """Return the codes of 2, 4 or 8 bits in each byte, the lowest first, [256, codes] float32."""
+    return unpack(torch.arange(256).to(torch.uint8).view(-1, 1), bits).float()
 
 
 def dequantize(
-    codes: Tensor, scales: Tensor, zeros: Tensor | None, group: Tensor, out: Tensor
+    codes: Tensor, values: Tensor, scales: Tensor, zeros: Tensor | None, group: Tensor, out: Tensor
 ) -> None:
-    """Write (codes - zeros) * scales into `out`, computed in float32.
+    """Write (values of codes - zeros) * scales into `out`, computed in float32.
 
     Args:
-        codes: [rows, columns].
+        codes: [rows, bytes] uint8. The last byte of a row may have more values than are columns.
+        values: the values of each byte in the order of the columns, [256, 1, 2 or 4] float32.
         scales: [rows, groups] in float32.
-        zeros: the codes that stand for zero, of the shape and type of `scales`; None if
+        zeros: the values that stand for zero, of the shape and type of `scales`; None if
             these are 0.
         group: [columns], the group of each column.
         out: [rows, columns] of any floating-point type.
     """
-    values = as_float(codes)
-    if zeros is not None:
-        values -= zeros.index_select(1, group)
-    values *= scales.index_select(1, group)
-    out.copy_(values)
+    if can_fill(out):
+        if zeros is None:
+            zeros = torch.zeros_like(scales)
+        group = group.to(torch.int32)
+        compiled.expand(codes.contiguous(), values, scales.contiguous(), zeros, group, out)
+        return
+    step = max(_CACHED_WEIGHTS // max(out.shape[1], 1), 1)
+    for start in range(0, len(out), step):
+        own = slice(start, start + step)
+        dense = values.index_select(0, codes[own].flatten().int())
+        dense = dense.view(len(codes[own]), -1)[:, : out.shape[1]]
+        if zeros is not None:
+            dense -= zeros[own].index_select(1, group)
+        dense *= scales[own].index_select(1, group)
+        out[own].copy_(dense)
 
 
 def part_of(checkpoint: Checkpoint, codes: StoredTensor, name: str) -> StoredTensor:
@@ -250,7 +272,10 @@ def _fill_scaled(
             line = torch.arange(piece.start, piece.stop) // height
             start = matrix * rows
             dequantize(
-                checkpoint.load(flat.part(range(start + piece.start, start + piece.stop))),
+                as_bytes(
+                    checkpoint.load(flat.part(range(start + piece.start, start + piece.stop)))
+                ),
+                number_values(codes.dtype),
                 factors[matrix].index_select(0, line),
                 zero[matrix].index_select(0, line) if zero is not None else None,
                 group,

@@ -193,9 +193,12 @@ def _pieces(dense: Tensor, *packed: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(torch.split(tensor, step) for tensor in (dense, *packed)), strict=True)
 
 
-PACKING = Packing(
-    suffixes=(PACKED, ABSMAX),
-    dense_shape=lambda codes: (*codes[:-1], codes[-1] * 2),
-    expand=dequantize,
+PACKINGS = (
+    Packing(
+        title="nf4",
+        suffixes=(PACKED, ABSMAX),
+        dense_shape=lambda codes: (*codes[:-1], codes[-1] * 2),
+        expand=dequantize,
+    ),
 )
 QUANTIZATION = Quantization(fields=packed_fields, quantize=quantize)

@@ -47,7 +47,7 @@ class MessageWriter:
             yield {"type": "ping"}
         for event in self._blocks.feed(chunk):
             yield from _events(event)
-        if self._blocks.usage is not None:
+        if self._blocks.has_ended:
             message = self.whole()
             delta = {name: message[name] for name in ("stop_reason", "stop_sequence")}
             yield {"type": "message_delta", "delta": delta, "usage": message["usage"]}
@@ -71,7 +71,7 @@ class MessageWriter:
             "content": [_content(block) for block in blocks.all],
             "stop_reason": "stop_sequence" if has_stop_string else reason,
             "stop_sequence": blocks.stop_string if has_stop_string else None,
-            "usage": _usage(blocks.usage),
+            "usage": _usage(blocks.usage or self._head.get("usage")),
         }
 
 
@@ -119,11 +119,12 @@ def _parse_input(arguments: str) -> dict[str, Any]:
 
 
 def _usage(usage: Usage | None) -> MessageUsage:
-    """Return the usage in Anthropic's fields, with zeros if it has not arrived yet."""
+    """Return the usage in Anthropic's fields, with zeros for what is not known yet."""
     prompt, cached, completion = 0, 0, 0
     if usage is not None:
         prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        if "prompt_tokens_details" in usage:
+            cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": prompt - cached,
         "output_tokens": completion,

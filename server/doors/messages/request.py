@@ -17,6 +17,7 @@ from server.schemas.message_bodies import (
     MessageTool,
     RedactedThinkingBlock,
     TextBlock,
+    Thinking,
     ThinkingBlock,
     ToolChoice,
     ToolResultBlock,
@@ -44,20 +45,19 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
     choice = body.tool_choice
     fields = shared_fields(body, SHARED) | {
         "messages": messages,
+        "stream_options": _STREAM_OPTIONS if body.stream else None,
         "skipped": list(_skipped(body)),
         "clamps_limit": True,
-        # If the last turn is the assistant's, its text is the beginning of the answer.
+        # If the last turn is the assistant's, its text or thinking is the beginning of the answer.
         "continue_final_message": last["role"] == "assistant"
-        and bool(last.get("content"))
+        and bool(last.get("content") or last.get("reasoning_content"))
         and "tool_calls" not in last,
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
-        "thinking_budget": _budget(body),
+        **_reasoning(body),
         "chat_template_kwargs": {**_thinking(body), **(body.chat_template_kwargs or {})} or None,
     }
-    if body.output_config is not None:
-        fields["reasoning_effort"] = body.output_config.effort
     if body.answer_format is not None:
         schema = {"name": "answer", "schema": body.answer_format.schema_, "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -66,6 +66,9 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         fields["stop"] = body.stop_sequences
     return fields
 
+
+# The first event of a stream has the tokens of the prompt.
+_STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 
 # The fields that a chat has under the same name. The last ones are extensions of both APIs.
 SHARED = (
@@ -155,10 +158,20 @@ def _tool_choice(choice: ToolChoice) -> str | dict[str, Any] | None:
             return choice.type
 
 
-def _budget(body: CountTokensRequest) -> int | None:
-    """Return the most tokens of reasoning; None for no limit, or if reasoning is turned off."""
-    thinking = body.thinking
-    return None if thinking is None or thinking.type == "disabled" else thinking.budget_tokens
+def _reasoning(body: CountTokensRequest) -> dict[str, Any]:
+    """Return the fields about reasoning; those of other APIs count beside Anthropic's own ones.
+
+    There is no budget if `thinking` turns reasoning off.
+    """
+    effort = None if body.output_config is None else body.output_config.effort
+    thinking = body.thinking or Thinking(type="adaptive")
+    is_limited = thinking.type != "disabled"
+    return {
+        "reasoning_effort": effort or body.reasoning_effort,
+        "enable_thinking": body.enable_thinking,
+        "reasoning": body.reasoning if is_limited else None,
+        "thinking_budget": body.smallest_budget(thinking.budget_tokens) if is_limited else None,
+    }
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:

@@ -75,7 +75,7 @@ class ResponseWriter:
             yield self._progress()
         for event in self._blocks.feed(chunk):
             yield from self._events(event)
-        if self._blocks.usage is not None:
+        if self._blocks.has_ended:
             response = self.whole()
             yield self._event(f"response.{response['status']}", response=response)
 

@@ -16,6 +16,7 @@ from server.schemas.response_bodies import (
     HostedItem,
     Item,
     MessageItem,
+    Reasoning,
     ReasoningItem,
     ResponseRequest,
     TextFormat,
@@ -46,8 +47,7 @@ def chat_fields(body: ResponseRequest) -> dict[str, Any]:
         "tools": chat_tools(body.tools or (), names) or None,
         "tool_choice": _tool_choice(body.tool_choice),
         "response_format": None if text_format is None else _response_format(text_format),
-        "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
-        "thinking_budget": body.reasoning.max_tokens if body.reasoning is not None else None,
+        **_reasoning(body),
         "max_completion_tokens": body.max_output_tokens,
         "logprobs": body.logprobs or None,
         "top_logprobs": body.top_logprobs if body.logprobs else None,
@@ -75,7 +75,19 @@ SHARED = (
     "min_tokens",
     "stop_token_ids",
     "chat_template_kwargs",
+    "thinking",
 )
+
+
+def _reasoning(body: ResponseRequest) -> dict[str, Any]:
+    """Return the fields about reasoning; those of other APIs count where `reasoning` has none."""
+    own = body.reasoning or Reasoning()
+    is_enabled = own.enabled if body.enable_thinking is None else body.enable_thinking
+    return {
+        "reasoning_effort": own.effort or body.reasoning_effort,
+        "enable_thinking": is_enabled,
+        "thinking_budget": body.smallest_budget(own.max_tokens),
+    }
 
 
 def _messages(body: ResponseRequest, names: ToolNames) -> list[dict[str, Any]]:

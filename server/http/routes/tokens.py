@@ -35,8 +35,9 @@ async def tokenize(request: Request, received: Text) -> Response:
     """Tokenize a text, or the prompt of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
+        parsers = model.entry.parsers
         known = await model.text.call_on_model(
-            tokenized, received.raw, model.info, model.entry.parsers.tools
+            tokenized, received.raw, model.info, parsers.tools, parsers.reasoning
         )
         return _noted(request, known)
 
@@ -58,8 +59,9 @@ async def apply_template(request: Request, received: Chat) -> Response:
     """Return the prompt that the template makes of a chat."""
 
     async def work(model: LoadedModel) -> bytes:
+        parsers = model.entry.parsers
         known = await model.text.call_on_model(
-            rendered, received.raw, read_chat, model.entry.parsers.tools
+            rendered, received.raw, read_chat, parsers.tools, parsers.reasoning
         )
         return _noted(request, known)
 

@@ -1,5 +1,6 @@
 """A model that is planned from its config.json alone has the same units as its checkpoint."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import engine.planning.blueprint
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.spec import ModelSpec, TargetSpec
-from engine.weights.hub import locate
+from engine.weights.hub import locate, resolve
 from engine.weights.outline import UnreadUnits
 from engine.weights.shards import has_weights
 from tests.engine.checkpoints import FAMILIES, save_tiny
+from tests.engine.gguf_files import Array, Kind, write_gguf
 from tests.engine.weights.formats.quantized_files import write
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
 
@@ -28,7 +30,7 @@ def both(folder: Path, alone: Path, **target: Any) -> tuple[Any, Any]:
         blueprint = Blueprint(ModelSpec("m", TargetSpec(str(place), **target)), place)
         located = locate(str(place), None)
         assert has_weights(located) == (place == folder)
-        found.append(blueprint.outline)
+        found.append(blueprint.outlines[True])
     return found[0], found[1]
 
 
@@ -71,10 +73,78 @@ def test_nf4_weights_are_known_from_the_quantization_config(tmp_path: Path) -> N
     assert any(field.name.endswith(".nf4") for field in planned.layouts[0].fields)
 
 
-def test_mxfp4_weights_are_planned_expanded(tmp_path: Path) -> None:
+def test_mxfp4_experts_are_planned_packed(tmp_path: Path) -> None:
     mxfp4_checkpoint(tmp_path / "whole")
     read, planned = both(tmp_path / "whole", tmp_path / "alone")
     assert planned.layouts == read.layouts
+    assert any(field.name.endswith(".mxfp4_blocks") for field in planned.layouts[0].fields)
+
+
+def gguf_types(name: str, values: Array) -> Kind:
+    """Return the type of a tensor: one of its own for the parts of a layer that may be fused."""
+    if values.ndim == 1 or values.shape[-1] % 32:
+        return Kind.F32
+    kinds = {"ffn_up_exps": Kind.Q4_1, "ffn_gate_exps": Kind.Q4_1, "ffn_down": Kind.Q5_0}
+    return next((kind for part, kind in kinds.items() if part in name), Kind.Q8_0)
+
+
+def differing_types(name: str, values: Array) -> Kind:
+    return Kind.Q5_1 if "ffn_up_exps" in name else gguf_types(name, values)
+
+
+@pytest.mark.parametrize(
+    ("family", "types", "tied"),
+    [(family, gguf_types, family.startswith("gemma")) for family in FAMILIES]
+    + [("llama", gguf_types, True), ("mixtral", differing_types, False)],
+)
+def test_blocks_of_gguf_are_known_from_the_configuration(
+    family: str, types: Any, tied: bool, tmp_path: Path
+) -> None:
+    original = save_tiny(family, tmp_path / "original", layers=2, tied=tied)
+    made = resolve(str(write_gguf(original, tmp_path / "m.gguf", types)), None, lambda *_: None)
+    read, planned = both(made.folder, tmp_path / "alone")
+    assert planned.layouts == read.layouts
+    assert planned.layouts[-1].fields[0].name == "weight.q8_0"
+    fused = {field.name for field in read.layouts[0].fields if ".gate_up_proj" in field.name}
+    if family in ("mixtral", "qwen3_moe", "gpt_oss"):
+        suffix = {"gpt_oss": ".q4_1_turned"}.get(family, ".q4_1")
+        packed = "mlp.experts.gate_up_proj" + (suffix if types is gguf_types else "")
+        assert packed in fused
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": ["llama"]},
+        {"architecture": "other"},
+        {"tensors": None},
+        {"tensors": [1]},
+    ],
+)
+def test_a_configuration_of_gguf_without_its_types_is_refused(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path / "whole", layers=1)
+    (tmp_path / "alone").mkdir()
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    stored = {"quant_method": "gguf", "architecture": "llama", "tensors": {}} | changes
+    text = json.dumps(config | {"quantization_config": stored})
+    (tmp_path / "alone" / "config.json").write_text(text)
+    spec = ModelSpec("m", TargetSpec(str(tmp_path / "alone")))
+    with pytest.raises(ModelError, match="has no architecture and tensors"):
+        assert Blueprint(spec, tmp_path / "alone").outlines
+
+
+@pytest.mark.parametrize("types", [{"blk.0.attn_q.weight": ["Q8_0"]}, {"a": 1}, {"": "Q8_0"}])
+def test_types_that_no_file_has_are_not_packed(types: dict[str, Any], tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    for weights in tmp_path.glob("*.safetensors*"):
+        weights.unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    stored = {"quant_method": "gguf", "architecture": "llama", "tensors": types}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
+    blueprint = Blueprint(ModelSpec("m", TargetSpec(str(tmp_path))), tmp_path)
+    assert blueprint.outlines[True].layouts == blueprint.outlines[False].layouts
 
 
 @pytest.mark.parametrize(

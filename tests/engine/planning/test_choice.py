@@ -1,13 +1,26 @@
 """The choice of the drafting method."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import pytest
+import torch
+from transformers import Qwen2Config
 
+from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
-from engine.planning.choice import Scheme, best_scheme
-from engine.spec import DraftSpec, ModelSpec, TargetSpec
+from engine.planning import assumed
+from engine.planning.assumed import Machine
+from engine.planning.blueprint import Blueprint
+from engine.planning.choice import Scheme, best_scheme, make_scheme
+from engine.planning.footprint import Demand
+from engine.planning.plan import Memory
+from engine.planning.preview import WhatIf, preview
+from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
+from engine.weights.layout import UnitLayout, whole_layers
 
 AUTO = ModelSpec("m", TargetSpec("m"))
 
@@ -38,6 +51,149 @@ def test_the_fastest_candidate_that_can_serve_is_chosen(
     speeds: dict[str, float], best: str
 ) -> None:
     assert best_scheme(AUTO, lambda method: scheme(method, speeds)).method == best
+
+
+# The form in which packed weights travel
+
+
+GB = 10**9
+LAYERS, DENSE, PACKED = 20, 1.0 * GB, 0.3 * GB  # of one layer; the head is as large
+
+
+def outline(nbytes: float) -> Any:
+    unit = UnitLayout("unit", (), int(nbytes))
+    return SimpleNamespace(layouts=[unit] * (LAYERS + 1))
+
+
+class Described:
+    """A model of equal layers, in place of a `Blueprint`."""
+
+    config: Any = SimpleNamespace()
+    dtype = torch.bfloat16
+    outlines: ClassVar[dict[bool, Any]] = {True: outline(PACKED), False: outline(DENSE)}
+
+    def __init__(self, expansions: dict[str, int]) -> None:
+        self.expansions = expansions
+
+    def demand(self, needs: DraftNeeds, *, packed: bool) -> Demand:
+        unit = int(PACKED if packed else DENSE)
+        return Demand(
+            unit_bytes=[unit] * (LAYERS + 1),
+            layers=whole_layers(LAYERS),
+            expanded_bytes=int(DENSE) if packed else 0,
+            other_device_bytes=0,
+            hidden_size=64,
+            widest=64,
+            num_heads=1,
+            vocab_size=64,
+            item_bytes=2,
+            kv_bytes_per_token=1024,
+            draft=needs,
+            context_length=1024,
+            dense_bytes=int(DENSE) * (LAYERS + 1),
+            expansions=self.expansions if packed else {},
+        )
+
+
+def chosen(device: float, expanding_gbps: float, spec: ModelSpec, form: str = "q4_k") -> Scheme:
+    expansions = {f".{form}": int(DENSE) * (LAYERS + 1)} if form else {}
+    memory = Memory(int(device * GB), 64 * GB, has_own_memory=True)
+    speeds = {f".{form}": 1 / (expanding_gbps * GB)}
+    machine = Machine(memory, ram_gbps=20.0, disk_gbps=3.0, expanding=speeds)
+    blueprint = cast(Blueprint, Described(expansions))
+    return make_scheme("none", spec, blueprint, machine, users=1)
+
+
+PLAIN = ModelSpec("m", TargetSpec("m"), draft=DraftSpec("none"))
+
+
+@pytest.mark.parametrize(
+    ("device", "expanding_gbps", "packed", "resident"),
+    [
+        (4, 200.0, True, 6),  # 4.5 GB travel in a pass instead of 21, and expanding takes 0.1 s
+        (4, 15.0, False, 0),  # expanding takes longer than 21 GB over the link
+        (9, 200.0, True, 21),  # fits only packed, so nothing travels
+        (9, 20.0, False, 5),  # expanding all of it takes longer than streaming the rest
+        (30, 200.0, False, 21),  # fits expanded too
+    ],
+)
+def test_weights_travel_in_the_form_with_the_faster_forecast(
+    device: float, expanding_gbps: float, packed: bool, resident: int
+) -> None:
+    found = chosen(device, expanding_gbps, PLAIN)
+    assert (found.packed, found.plan.tiers.count("resident")) == (packed, resident)
+    assert "because the forecast is" in found.form and "instead of" in found.form
+    other = chosen(device, expanding_gbps, with_setting(not packed))
+    assert other.packed is not packed and "as stream.packed says" in other.form
+    assert other.forecast.tokens_per_second < found.forecast.tokens_per_second
+
+
+def with_setting(packed: bool) -> ModelSpec:
+    return replace(PLAIN, stream=StreamSpec(packed=packed))
+
+
+def test_the_form_that_fits_is_chosen() -> None:
+    found = chosen(1.9, 1.0, PLAIN)
+    assert found.packed and "in the other form the model does not fit" in found.form
+    with pytest.raises(ModelError, match="too little"):
+        chosen(1.9, 1.0, with_setting(False))
+
+
+def test_weights_that_the_user_wants_quantized_stay_packed() -> None:
+    spec = replace(PLAIN, target=TargetSpec("m", quantize="nf4"))
+    found = chosen(30, 1.0, spec, "nf4")
+    assert found.packed and "as target.quantize says" in found.form
+
+
+def test_plain_weights_have_one_form() -> None:
+    found = chosen(30, 1.0, PLAIN, "")
+    assert (found.packed, found.form, found.forecast.expand_seconds) == (False, "", 0.0)
+
+
+def test_expanding_is_part_of_the_forecast() -> None:
+    slow, fast = (chosen(9, gbps, with_setting(True)).forecast for gbps in (10.0, 100.0))
+    assert slow.expand_seconds == pytest.approx(2.1)
+    assert slow.pass_seconds - fast.pass_seconds == pytest.approx(2.1 - 0.21)
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the config.json of a model of 7 B weights in blocks of Q4_K and Q6_K."""
+    folder = tmp_path_factory.mktemp("seven")
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    types = {f"blk.{i}.{part}.weight": "Q4_K" for i in range(28) for part in parts}
+    types["output.weight"] = "Q6_K"
+    stored = {"quant_method": "gguf", "architecture": "qwen2", "tensors": types}
+    config = Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+    )
+    values = config.to_dict() | {"dtype": "bfloat16", "quantization_config": stored}
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gib", "method", "packed", "fits"),
+    [
+        (6, "ngram", True, False),  # the target does not fit, and so its copies do not
+        (8, "subspec", True, False),  # the target fits alone, but copies gain more
+        (16, "subspec", True, True),  # the target and its copies fit
+        (24, "ngram", False, True),  # the expanded target fits
+    ],
+)
+def test_packed_targets_are_drafted_by_copies_only_if_that_is_faster(
+    gib: int, method: str, packed: bool, fits: bool, seven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assumed, "CARD", replace(assumed.CARD, expanding_gbps=100.0))
+    spec = ModelSpec("m", TargetSpec(str(seven)), context_length=8192)
+    found = preview(spec, WhatIf(device_memory=gib << 30, ram=64 << 30)).scheme
+    assert (found.method, found.packed) == (method, packed)
+    assert (set(found.plan.tiers) == {"resident"}) == fits
 
 
 def test_a_named_method_is_the_only_one_that_is_tried() -> None:

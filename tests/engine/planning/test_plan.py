@@ -17,6 +17,7 @@ from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, DoesNotFit, Mem
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits, whole_layers
+from engine.weights.packing import TEMPORARY_BYTES
 
 MIB = 1 << 20
 LAYERS, LAYER, HEAD = 10, 100 * MIB, 50 * MIB
@@ -241,6 +242,22 @@ def test_resident_units_need_no_substitutes() -> None:
     assert found.device_bytes <= device
     whole = replace(DEMAND, draft=separate)
     assert len(residents(found)) > len(residents(plan(device, demand=whole)))
+
+
+def test_resident_units_that_are_expanded_in_a_pass_need_substitutes_too() -> None:
+    quarter = [LAYER // 4] * LAYERS + [HEAD // 4]
+    own = replace(NO_DRAFT, weight_bytes=ALL // 4, substitute_bytes=quarter)
+    packed = replace(DEMAND, expanded_bytes=LAYER, draft=own)
+    found = plan(9 * LAYER + KV + ROOM, demand=packed)
+    assert residents(found) and found.draft_bytes == ALL // 4
+
+
+def test_the_temporaries_of_expanding_are_counted_on_a_device_of_its_own() -> None:
+    device = 7 * LAYER + KV + ROOM + TEMPORARY_BYTES
+    without = plan(device, has_own_memory=True)
+    expanding = replace(DEMAND, expansions={".q4_k": ALL})
+    found = plan(device, has_own_memory=True, demand=expanding)
+    assert found.other_bytes - without.other_bytes == TEMPORARY_BYTES
 
 
 def test_rows_that_a_draft_runs_are_scratch_too() -> None:

@@ -36,7 +36,7 @@ from tests.engine.models import (
     request,
     run,
 )
-from tests.engine.weights.formats.test_linear import meta_model, mxfp4_checkpoint, read
+from tests.engine.weights.formats.test_linear import meta_model, mxfp4_checkpoint, read, read_dense
 
 MIXTURES = ["mixtral", "qwen3_moe", "gpt_oss"]
 CASES = [(family, torch.float32) for family in MIXTURES] + [
@@ -261,14 +261,16 @@ def test_slices_hold_the_bytes_of_the_whole_layer(family: str, quantize: Any) ->
     assert_slices_make(units, read(whole, 0))
 
 
-def test_a_slice_of_stored_mxfp4_is_expanded_on_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_slice_of_stored_mxfp4_is_read_on_its_own(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = mxfp4_checkpoint(tmp_path)
     units = slice_units(tmp_path, torch.bfloat16, TINY)
+    units = units if packed else units.expanded()
     amount = bytes_read(monkeypatch)
     for index, held in zip(units.layers[0].units[1:], units.layers[0].slices, strict=True):
-        found = read(units, index)
+        found = read_dense(units, index, torch.bfloat16)
         for name, tensor in expected.items():
             own = found[name.removeprefix("model.layers.0.")]
             assert torch.equal(own, tensor[held.start : held.stop]), name

@@ -1,5 +1,6 @@
 """Tests of detokenization: exact bytes, whole characters, and any grouping of the ids."""
 
+import codecs
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def streamed(tokens: TokenBytes, groups: list[list[int]]) -> str:
     detokenizer = Detokenizer(tokens)
-    return "".join([*(detokenizer.push(group) for group in groups), detokenizer.finish()])
+    return "".join(detokenizer.push(group) for group in groups)
 
 
 @each_tokenizer
@@ -50,7 +51,8 @@ def test_text_does_not_depend_on_how_ids_are_grouped(build: Build, data: st.Data
     ends = [0, *cuts, len(ids)]
     groups = [ids[a:b] for a, b in pairwise(ends)]
     whole = b"".join(tokens[token] for token in ids)
-    assert streamed(tokens, groups) == whole.decode("utf-8", errors="replace")
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    assert streamed(tokens, groups) == decoder.decode(whole)
 
 
 @each_tokenizer
@@ -77,16 +79,14 @@ def test_an_incomplete_character_is_withheld_until_it_is_complete(build: Build) 
     assert len(ids) == 4
     detokenizer = Detokenizer(TokenBytes(tokenizer))
     assert [detokenizer.push([token]) for token in ids] == ["", "", "", "👩"]
-    assert detokenizer.finish() == ""
 
 
 @each_tokenizer
-def test_an_incomplete_last_character_becomes_a_replacement_character(build: Build) -> None:
+def test_an_incomplete_last_character_is_not_shown(build: Build) -> None:
     tokenizer = build()
-    cut = ids_of(tokenizer, "ok👩")[:-1]
-    detokenizer = Detokenizer(TokenBytes(tokenizer))
-    assert detokenizer.push(cut) == "ok"
-    assert detokenizer.finish() == "\ufffd"
+    ids = ids_of(tokenizer, "ok👩")
+    for length in (1, 2, 3):
+        assert streamed(TokenBytes(tokenizer), [ids[:-length]]) == "ok"
 
 
 def test_one_invalid_byte_does_not_spoil_the_characters_around_it() -> None:

@@ -44,7 +44,9 @@ async def test_the_error_says_what_takes_the_room(
 ) -> None:
     async with client_of(make_app(entries=[entry("main", chat_template=TEMPLATE)])) as client:
         error = error_of(await chat(client, stream=stream, **fields), 400)
+    limited = "max_tokens" in fields or "max_completion_tokens" in fields
     assert error["code"] == "context_length_exceeded"
+    assert error["param"] == ("max_tokens" if limited else "messages")
     assert "maximum context length is 1024" in error["message"]
     assert error["message"].endswith(shares or "Shorten the prompt.")
 

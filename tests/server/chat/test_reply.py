@@ -44,7 +44,7 @@ class Folded:
         joined = b""
         for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
             last = end == len(ids)
-            text = detokenizer.push(ids[start:end]) + (detokenizer.finish() if last else "")
+            text = detokenizer.push(ids[start:end])
             entries = tuple(TokenLogprob(token, -1.0, ()) for token in ids[start:end])
             finish = "stop" if last else None
             for delta, placed in reply.read(

@@ -293,6 +293,21 @@ MESSAGE = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 50}
         ("/v1/messages", {**MESSAGE, "thinking": {"type": "enabled"}}, 70),
         ("/v1/messages", {**MESSAGE, "thinking": {"type": "enabled", "budget_tokens": 0}}, 0),
         ("/v1/responses", {"input": "hi", "reasoning": {"max_tokens": 6}}, 6),
+        *(
+            (path, {**MESSAGE, "input": "hi", **fields}, tokens)
+            for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses")
+            for fields, tokens in (
+                ({"thinking_budget": 6}, 6),
+                ({"thinking_token_budget": 6}, 6),
+                ({"thinking_budget_tokens": 6}, 6),
+                ({"reasoning": {"max_tokens": 6}}, 6),
+                ({"reasoning": {"max_tokens": 7}, "thinking_budget": 6}, 6),
+                ({"thinking": {"type": "enabled", "budget_tokens": 7}, "thinking_budget": 6}, 6),
+                ({"reasoning_effort": "low"}, 70),
+                ({"enable_thinking": True}, 70),
+                ({"reasoning": {"enabled": True}}, 70),
+            )
+        ),
     ],
 )
 async def test_every_door_passes_the_budget_on(
@@ -323,6 +338,26 @@ async def test_a_budget_is_left_out_where_no_thought_is_known(
     assert engines.engine.requests[-1].params.thinking is None
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_budget": 6, "thinking": {"type": "disabled"}},
+        {"thinking_budget": 6, "enable_thinking": False},
+        {"thinking_budget": 6, "reasoning_effort": "none"},
+        {"reasoning": {"max_tokens": 6, "enabled": False}},
+        {"reasoning": {"max_tokens": 6, "effort": "none"}},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_every_door_lets_reasoning_be_turned_off(
+    client: httpx.AsyncClient, engines: FakeEngines, path: str, fields: dict[str, Any]
+) -> None:
+    answer = await client.post(path, json={**MESSAGE, "input": "hi", **fields})
+    assert answer.status_code == 200, answer.text
+    prompt = bytes(i for i in engines.engine.requests[-1].prompt if i < 256)
+    assert not prompt.endswith(b"<think>")
+
+
 @pytest.mark.parametrize("wrong", [-2, "5", 1.5, True, []])
 @pytest.mark.parametrize(
     "path", ["thinking_budget", "reasoning.max_tokens", "thinking.budget_tokens"]
@@ -334,3 +369,6 @@ async def test_a_budget_without_a_meaning_is_refused(
     fields = {outer: {"type": "enabled", inner: wrong} if inner else wrong}
     error = error_of(await chat(client, **fields), 400)
     assert error["param"].startswith(outer) and error["param"].endswith(inner)
+    if wrong == -2:
+        text = f"Invalid value for '{path}': Input should be 0 or more, or -1 for no limit."
+        assert error["message"] == text

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from server.chat.prompt import chat_text
 from server.conversation.features import Feature, TemplateSupport
 from server.errors import ApiError
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
+from tests.server.conversation.prompts import prompt_text
 from tests.server.fake_engine import load_fake_tokenizer
 
 # A template that takes everything, from which most others are made.
@@ -209,7 +209,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
 
 def rendered(chat_template: str, **body: Any) -> str:
     tokenizer = load_fake_tokenizer("fake", chat_template)
-    return chat_text(tokenizer, check_object(ChatRequest, body))
+    return prompt_text(tokenizer, check_object(ChatRequest, body))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from engine.parsing.selection import format_names, formats_of
-from server.chat.prompt import chat_text
 from server.config.model_file import ParsersSection
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
 from tests.engine.parsing.readings import TOOLS, pieces_of, read
 from tests.server.conftest import MakeApp, chat, client_of, entry
+from tests.server.conversation.prompts import prompt_text
 from tests.server.fake_engine import FakeEngines, load_fake_tokenizer
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -22,7 +22,7 @@ BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "tools"
 @pytest.mark.parametrize("name", format_names("tools"))
 def test_the_described_call_is_read_as_one(name: str) -> None:
     tokenizer = load_fake_tokenizer("fake", PLAIN)
-    prompt = chat_text(tokenizer, check_object(ChatRequest, BODY), name)
+    prompt = prompt_text(tokenizer, check_object(ChatRequest, BODY), name)
     described = prompt.partition("as a JSON object:\n")[2].removesuffix("<user>hi")
     call = described.replace("NAME", "look_up").replace("{...}", '{"key": "tea"}')
     before = ">>>" if name == "functionary_v32" else ""  # all prompts of this family end so
@@ -52,5 +52,5 @@ def test_a_named_format_needs_no_recognised_template() -> None:
     own = "{% for t in tools or [] %}{{ t.function.name }}!{% endfor %}" + PLAIN
     request = check_object(ChatRequest, BODY)
     tokenizer = load_fake_tokenizer("fake", own)
-    assert chat_text(tokenizer, request, "mistral") == "look_up!<user>hi"
-    assert "NAME" in chat_text(tokenizer, request, None)
+    assert prompt_text(tokenizer, request, "mistral") == "look_up!<user>hi"
+    assert "NAME" in prompt_text(tokenizer, request, None)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from server.chat.prompt import chat_text
 from server.conversation.features import Feature, ToolPlace
 from server.schemas.chat import ChatRequest
 from server.schemas.checking import check_object
+from tests.server.conversation.prompts import prompt_text
 from tests.server.fake_engine import load_fake_tokenizer
 
 # Phi-4-mini takes tools in its system message, FireFunction in an argument beside the date.
@@ -32,7 +32,7 @@ DATED = {"chat_template_kwargs": {"datetime": "today"}}
 
 def rendered(chat_template: str, **body: Any) -> str:
     tokenizer = load_fake_tokenizer("fake", chat_template)
-    return chat_text(tokenizer, check_object(ChatRequest, body))
+    return prompt_text(tokenizer, check_object(ChatRequest, body))
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,14 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engine.model.library import build_of_folder
-from engine.planning.preview import Assumption, WhatIf, preview
 from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import read_config
 from engine.weights.gguf_blocks import expand_blocks
 from engine.weights.gguf_file import TYPES
 from engine.weights.hub import resolve
+from engine.weights.packing import dense_layout, expand
 from engine.weights.precision import computed_dtype
 from engine.weights.safetensors import StoredRows
-from engine.weights.stored_format import expanded_tensors
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import FAMILIES, save_tiny
 from tests.engine.gguf_files import Array, Kind, config_of, state_of, write_gguf
@@ -31,7 +30,6 @@ from tests.engine.models import (
     add_tokenizer,
     exact,
     load,
-    model_spec,
     prompt,
     request,
     run,
@@ -133,19 +131,24 @@ def test_an_embedding_in_blocks_stays_in_its_file(tmp_path: Path) -> None:
     assert torch.equal(rows.load(), state_of(made, torch.bfloat16)["lm_head.weight"])
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_a_slice_of_experts_is_read_alone(family: str, tmp_path: Path) -> None:
+def test_a_slice_of_experts_is_read_alone(family: str, packed: bool, tmp_path: Path) -> None:
     original = save_tiny(family, tmp_path / "original", layers=1)
     made = folder_of(write_gguf(original, tmp_path / "m.gguf", mixed))
     model = build_of_folder(made, read_config(made), torch.float32, strict=True)
     units = CheckpointUnits(made, model, torch.float32, slice_bytes=1 << 17)
+    units = units if packed else units.expanded()
     assert len(units.layers[0].slices) > 1
     whole, read = state_of(made), 0
     for index, held in enumerate(units.layers[0].slices, 1):
         layout = units.layouts[index]
         buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
         units.read(index, buffer)
-        for name, values in layout.views(buffer).items():
+        dense = dense_layout(layout, torch.float32)
+        views = dense.views(torch.empty(dense.nbytes, dtype=torch.uint8))
+        assert bool(views) == packed
+        for name, values in expand(layout.views(buffer), views).items():
             wanted = whole[f"model.layers.0.{name}"][held.start : held.stop]
             assert torch.equal(values, wanted), name
             read += 1
@@ -168,8 +171,8 @@ def test_a_model_computes_in_the_type_of_its_plain_weights_else_in_bfloat16(
     original = save_tiny("llama", tmp_path / "original", layers=1)
     made = folder_of(write_gguf(original, tmp_path / "m.gguf", kind))
     assert computed_dtype(named, read_config(made), made) == dtype
-    types = expanded_tensors(read_config(made))
-    assert types == ("GGUF weights (Q4_0, Q8_0)" if kind is mixed else "")
+    stored = read_config(made).quantization_config["tensors"]
+    assert set(stored.values()) == ({"Q4_0", "Q8_0"} if kind is mixed else set())
 
 
 def test_a_split_model_is_read_whole(tmp_path: Path) -> None:
@@ -210,16 +213,6 @@ def frequencies(model: Any) -> torch.Tensor:
 
 
 # Whole models
-
-
-def test_the_plan_of_a_file_says_that_its_weights_are_expanded(tmp_path: Path) -> None:
-    original = save_tiny("llama", tmp_path / "original", layers=1, vocab_size=VOCAB)
-    path = write_gguf(original, tmp_path / "m.gguf", mixed)
-    found = preview(model_spec(path, PLAIN), WhatIf())
-    assert found.has_weights and found.model_type == "llama"
-    stored = Assumption("stored weights", "GGUF weights (Q4_0, Q8_0)", "expanded when read")
-    assert stored in found.assumptions
-    assert "; GGUF weights (Q4_0, Q8_0) expanded when read" in load(path, PLAIN).info.plan
 
 
 @pytest.mark.parametrize("draft", [PLAIN, SUBSPEC])

@@ -163,7 +163,7 @@ def test_a_bitsandbytes_checkpoint_is_read(
                 assert value.dtype == dtype and torch.equal(value, tensor), name
 
 
-def test_a_quantized_head_is_expanded_when_read(tmp_path: Path) -> None:
+def test_a_quantized_head_stays_packed(tmp_path: Path) -> None:
     save_tiny("qwen2", tmp_path, layers=1, max_shard_size="1GB", tied=False)
     (path,) = tmp_path.glob("*.safetensors")
     tensors = load_file(path)
@@ -176,7 +176,9 @@ def test_a_quantized_head_is_expanded_when_read(tmp_path: Path) -> None:
     set_quantization(tmp_path, quant_method="bitsandbytes", load_in_4bit=True, kind="nf4")
     dtype = torch.float32
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype)
-    assert torch.equal(read(units, 1)["weight"], expected)
+    assert read(units, 1).keys() == {"weight.nf4", "weight.absmax"}
+    assert torch.equal(read_dense(units, 1, dtype)["weight"], expected)
+    assert torch.equal(read(units.expanded(), 1)["weight"], expected)
 
 
 @pytest.mark.parametrize(
@@ -261,11 +263,14 @@ def mxfp4_checkpoint(folder: Path) -> dict[str, Tensor]:
     return dense
 
 
-def test_a_gpt_oss_checkpoint_is_expanded_when_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_gpt_oss_checkpoint_has_the_values_of_transformers(packed: bool, tmp_path: Path) -> None:
     expected = mxfp4_checkpoint(tmp_path)
     dtype = torch.bfloat16
     units = CheckpointUnits(tmp_path, meta_model(tmp_path, dtype), dtype)
-    found = read(units, 0)
+    units = units if packed else units.expanded()
+    assert ("mlp.experts.down_proj.mxfp4_blocks" in read(units, 0)) == packed
+    found = read_dense(units, 0, dtype)
     assert len(expected) == 2
     for name, tensor in expected.items():
         assert torch.equal(found[name.removeprefix("model.layers.0.")], tensor), name

@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.spec import ModelSpec, TargetSpec
+from engine.weights.family import read_config
 from engine.weights.formats import groups
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import save_tiny
@@ -105,6 +106,23 @@ Q = "quantization_config"
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "is_refused"), [("FP8", True), ("NVFP4", True), (8, True), (None, False)]
+)
+def test_weights_of_modelopt_are_refused_by_name(
+    algorithm: Any, is_refused: bool, tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    entry = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(entry))
+    if not is_refused:  # the KV cache alone
+        read_config(tmp_path)
+        return
+    message = rf"hf_quant_config\.json: quantization.quant_algo: {algorithm!r}: .*ModelOpt"
+    with pytest.raises(ModelError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("entry", "message"),
     [
         ({"quantization": {"group_size": 64, "bits": 4}}, "quantization: the format of MLX"),
@@ -139,7 +157,7 @@ def test_what_is_not_supported_is_refused_by_name(
     for weights in tmp_path.glob("*.safetensors"):
         weights.unlink()
     with pytest.raises(ModelError, match=f"config.json: .*{message}"):
-        assert blueprint.outline
+        assert blueprint.outlines
 
 
 # Damaged checkpoints

@@ -71,14 +71,20 @@ def test_the_example_gives_the_answers_of_the_plain_checkpoint(
     assert exact(run(load(stored, draft, stream=stream), asked)) == exact(want)
 
 
+@pytest.mark.parametrize(
+    ("family", "down"),
+    [("llama", "mlp.down_proj.weight"), ("qwen3_moe", "mlp.experts.down_proj")],
+)
 @pytest.mark.usefixtures("example")
-def test_the_example_is_planned_from_its_configuration(tmp_path: Path) -> None:
-    stored, _ = write("llama", tmp_path)
+def test_the_example_is_planned_from_its_configuration(
+    family: str, down: str, tmp_path: Path
+) -> None:
+    stored, _ = write(family, tmp_path)
     read, planned = both(stored, tmp_path / "alone")
     assert planned.layouts == read.layouts
     packed = {field.name for field in planned.layouts[0].fields}
-    assert {"mlp.down_proj.weight.codes", "mlp.down_proj.weight.scale"} <= packed
-    assert [field.name for field in planned.layouts[-1].fields] == ["weight"], "the head is dense"
+    assert {f"{down}.codes", f"{down}.scale"} <= packed
+    assert {field.name for field in planned.layouts[-1].fields} == {"weight.codes", "weight.scale"}
 
 
 def without_a_scale(tensors: dict[str, Tensor]) -> None:

@@ -36,7 +36,9 @@ async def test_api_11_the_fitting_limit_shrinks_at_the_end_of_the_context(
     engines.script.answers = lambda k: ids_of("x" * 100)
     assert (await complete(client, prompt="12345678")).json()["choices"][0]["text"] == "xx"
     error = error_of(await complete(client, prompt="12345678", max_tokens=3), 400)
-    assert error["code"] == "context_length_exceeded"
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+    error = error_of(await complete(client, prompt="1234567890"), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,18 @@ async def test_the_official_client_reads_a_stream(
     assert [event.type async for event in raw][-2:] == ["message_delta", "message_stop"]
 
 
+async def test_the_first_event_has_the_tokens_of_the_prompt(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    whole = (await message(client)).json()["usage"]
+    streamed = events((await message(client, stream=True)).text)
+    assert streamed[0]["type"] == "message_start"
+    assert whole["input_tokens"] == len(engines.engine.requests[0].prompt) - 2
+    assert streamed[0]["message"]["usage"] == whole | {"output_tokens": 3}
+    last = next(event for event in streamed if event["type"] == "message_delta")
+    assert last["usage"] == whole
+
+
 async def test_the_official_client_counts_tokens(
     anthropic_client: anthropic.AsyncAnthropic, engines: FakeEngines
 ) -> None:

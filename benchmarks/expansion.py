@@ -1,0 +1,154 @@
+"""Measure how fast packed weights are expanded on one core: by compiled code, by torch, by gguf.
+
+    python -m benchmarks.expansion [--json]
+
+Each form of packed weights is expanded to bfloat16, in turn by compiled code, by the operations of
+torch that are used without numba, and, for the blocks of GGUF, by the numpy functions of the
+package gguf, which give float32. GB/s are bytes of bfloat16 per second of processor time of one
+thread, which other load on the machine lengthens less than wall time; figures are medians over the
+rounds. The compiled code is compiled before.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.command import make_parser, print_figures
+from benchmarks.report_format import Bar, Figures, Table
+from benchmarks.runs import describe_machine
+from engine.compiled.compiler import switched_off
+from engine.weights.formats import awq, groups, mxfp4
+from engine.weights.gguf_blocks import expand_into
+from engine.weights.gguf_file import TYPES
+
+ROWS, COLUMNS = 512, 4096
+GBPS_AT_LEAST = 1.0
+COMPILED, TORCH, PACKAGE = "compiled", "torch", "package gguf"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of packed weights: the functions that expand a matrix of it."""
+
+    expand: Callable[[], None]
+    by_package: Callable[[], object] | None = None
+
+
+def main() -> None:
+    options = make_parser(__doc__, takes_model=False).parse_args()
+    torch.set_num_threads(1)
+    print_figures(measure(options.rounds), options)
+
+
+def measure(rounds: int) -> Figures:
+    """Measure all forms; return the figures."""
+    torch.manual_seed(0)
+    out = torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16)
+    rows, bars = [], []
+    for name, form in (block_forms(out) | group_forms(out)).items():
+        gbps = measure_form(form, rounds)
+        fast, slow, package = (gbps.get(way, float("nan")) for way in (COMPILED, TORCH, PACKAGE))
+        rows.append([name, fast, slow, package, fast / slow, fast / package])
+        bars.append(Bar(f"{name}, compiled", fast, ">=", GBPS_AT_LEAST, "GB/s"))
+    columns = [f"{way}, GB/s" for way in (COMPILED, TORCH, PACKAGE)]
+    over = [f"{COMPILED} / {way}" for way in (TORCH, PACKAGE)]
+    return Figures(
+        name="expansion",
+        title="Expansion of packed weights on one core",
+        values={"rows": ROWS, "columns": COLUMNS},
+        tables=[Table("Bytes of bfloat16 per second", ["form", *columns, *over], rows)],
+        bars=bars,
+        machine=describe_machine(),
+    )
+
+
+def measure_form(form: Form, rounds: int) -> dict[str, float]:
+    """Return the GB/s of each way of expanding a form."""
+    ways: dict[str, Callable[[], object]] = {COMPILED: form.expand, TORCH: form.expand}
+    if form.by_package:
+        ways[PACKAGE] = form.by_package
+    form.expand()  # is compiled now
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, call in ways.items():
+            if way == TORCH:
+                with switched_off():
+                    seconds[way].append(processor_seconds(call))
+            else:
+                seconds[way].append(processor_seconds(call))
+    nbytes = ROWS * COLUMNS * torch.bfloat16.itemsize
+    return {way: nbytes / statistics.median(found) / 1e9 for way, found in seconds.items()}
+
+
+def processor_seconds(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+def block_forms(out: Tensor) -> dict[str, Form]:
+    """Return the forms of GGUF's blocks."""
+    forms = {}
+    for type_ in TYPES.values():
+        if type_.is_plain:
+            continue
+        nbytes = COLUMNS // type_.size * type_.nbytes
+        blocks = torch.randint(256, (ROWS, nbytes), dtype=torch.uint8)
+        kind = gguf.GGMLQuantizationType[type_.name]
+        forms[type_.name] = Form(
+            partial(expand_into, type_.name, blocks, out),
+            partial(_by_package, blocks.numpy(), kind),
+        )
+    return forms
+
+
+def _by_package(blocks: "np.ndarray[tuple[int, int], np.dtype[np.uint8]]", kind: int) -> object:
+    with np.errstate(all="ignore"):  # some of the random scales are NaN
+        return gguf.dequantize(blocks, gguf.GGMLQuantizationType(kind))
+
+
+def group_forms(out: Tensor) -> dict[str, Form]:
+    """Return the forms of codes that share scales."""
+    nibbles, eighths = groups.packed_values(4), groups.number_values(torch.int8)
+    floats = groups.number_values(torch.float8_e4m3fn)
+    shuffled = (torch.arange(COLUMNS) // 128)[torch.randperm(COLUMNS)]
+    words = torch.randint(-(1 << 31), 1 << 31, (COLUMNS, ROWS // 8)).to(torch.int32)
+    blocks = torch.randint(256, (1, COLUMNS, ROWS // 32, 16), dtype=torch.uint8)
+    exponents = torch.randint(100, 150, (1, COLUMNS, ROWS // 32), dtype=torch.uint8)
+    experts = torch.empty(mxfp4.expanded_shape(blocks.shape), dtype=out.dtype)
+    int4 = _grouped(nibbles, torch.arange(COLUMNS) // 128, out)
+
+    def expand_awq() -> None:
+        awq.transpose(words)
+        int4()
+
+    return {
+        "int4, groups of 32": Form(_grouped(nibbles, torch.arange(COLUMNS) // 32, out)),
+        "int4, groups of 128 (compressed-tensors, GPTQ)": Form(int4),
+        "int4, groups in any order (GPTQ, desc_act)": Form(_grouped(nibbles, shuffled, out)),
+        "int4, groups of 128 (AWQ, with its transposition)": Form(expand_awq),
+        "int8, a scale for each row": Form(
+            _grouped(eighths, torch.zeros(COLUMNS, dtype=torch.int64), out)
+        ),
+        "FP8, blocks of 128": Form(_grouped(floats, torch.arange(COLUMNS) // 128, out)),
+        "nvfp4": Form(_grouped(mxfp4.pair_values(), torch.arange(COLUMNS) // 16, out)),
+        "MXFP4 experts, transposed": Form(partial(mxfp4.expand, blocks, exponents, experts)),
+    }
+
+
+def _grouped(values: Tensor, group: Tensor, out: Tensor) -> Callable[[], None]:
+    """Return the expansion of random codes whose bytes have these values."""
+    codes = torch.randint(256, (ROWS, COLUMNS // values.shape[1]), dtype=torch.uint8)
+    scales, zeros = (torch.rand(ROWS, int(group.max()) + 1) for _ in range(2))
+    return partial(groups.dequantize, codes, values, scales, zeros, group, out)
+
+
+if __name__ == "__main__":
+    main()
