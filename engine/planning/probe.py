@@ -235,6 +235,7 @@ def _expanding_seconds(
     size = packing.dense_shape(specs[packing.suffixes[0]][1])
     with torch.inference_mode():
         out = torch.empty(size, dtype=dtype, device=here)
+        packing.expand(*packed, out)  # the first call may compile code, which takes seconds
         return fastest(lambda: packing.expand(*packed, out), device) / out.nbytes
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.device import Device
 from engine.weights.hub import resolve
+from engine.weights.stored_format import packings
 from tests.engine.checkpoints import save_tiny
 from tests.engine.gguf_files import Array, Kind, write_gguf
 from tests.engine.weights.formats.quantized_files import write as write_scaled
@@ -102,3 +105,29 @@ def test_every_packing_of_a_model_is_timed(
         2 if write is blocks else 1
     )
     assert all(seconds > 0 for seconds in found.values())
+
+
+def test_the_time_to_compile_code_is_not_the_time_to_expand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def expand(suffix: str, *_: torch.Tensor) -> None:
+        calls.append(suffix)
+
+    def time_runs(run: Callable[[], None], count: int) -> list[float]:
+        is_first = not calls
+        for _ in range(count):
+            run()
+        return [1e12 if is_first else 1.0] * count
+
+    known = {
+        suffix: replace(packing, expand=partial(expand, suffix))
+        for suffix, packing in packings().items()
+    }
+    monkeypatch.setattr(probe, "packings", lambda: known)
+    monkeypatch.setattr(probe, "time_runs", time_runs)
+    folder = mxfp4(tmp_path)
+    blueprint = Blueprint(ModelSpec("m", TargetSpec(str(folder))), folder)
+    found = probe.expanding_times(blueprint, CpuDevice())
+    assert found and all(seconds < 1.0 for seconds in found.values())
