@@ -29,13 +29,12 @@ class Totals:
     def add(self, tokens: Tokens) -> None:
         """Count tokens of a choice, and add the statistics that come with its last ones."""
         self.num_emitted += len(tokens.ids)
-        if tokens.stats is None:
+        if tokens.finish is None or tokens.stats is None:
             return
         if tokens.choice == 0:  # the choices of a prompt share its tokens
             self._first.append(tokens.stats)
         self._all.append(tokens.stats)
-        if tokens.finish is not None:
-            self._finishes.add(tokens.finish)
+        self._finishes.add(tokens.finish)
 
     def note_begun(self, prompt: int, num_cached: int) -> None:
         """Note how much of a prompt is in the cache when it is begun; only the first call counts.
