@@ -53,7 +53,8 @@ class Requests:
         thinking = self._loaded.thinking(message.params)
         request = Request(message, self._loaded.limits, constraint, thinking)
         if message.emitted:
-            first, *request.resumed = [self._resumed(request, tail) for tail in message.emitted]
+            first, *others = [self._resumed(request, tail) for tail in message.emitted]
+            request.resumed.extend(others)
             self._scheduler.add_paused(first)
         else:
             self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))

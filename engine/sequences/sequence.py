@@ -123,7 +123,6 @@ class TokenSequence:
         self.finish: str | None = None
         self.stop_reason: str | int | None = None
         self.num_scored = self.num_prompt  # tokens whose log-probabilities are known or unneeded
-        self._num_begun = self.num_prompt  # tokens before the first one that is emitted here
 
         self.num_cached = num_cached
         self.passes = passes
@@ -134,8 +133,8 @@ class TokenSequence:
         self.has_run = False  # whether a pass here has run rows of it
         self.first_token_at: float | None = None
         self._prompt_ms = 0.0  # until the first token
-
-        self._num_reported = self.num_prompt  # tokens that are sent, and need no further message
+        # The tokens before the first one that is emitted here, and those that need no message.
+        self._num_begun = self._num_reported = self.num_prompt
         # Text and other results since the last report.
         self._text = self._lookahead = ""
         self._logprobs: list[TokenLogprob] = []
