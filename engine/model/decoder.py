@@ -23,13 +23,15 @@ from engine.model.library import (
     place_tensors,
     replace_modules,
     set_batch,
+    token_tables,
 )
 from engine.model.rope import mark_long, original_length
+from engine.model.token_table import TokenTable
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
 from engine.weights.family import text_config
 from engine.weights.layout import LayerUnits, whole_layers
-from engine.weights.outline import decoder_layers
+from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor
 
 
@@ -80,15 +82,26 @@ class StreamedLayer(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
 
-    def forward(self, hidden: Tensor, *others: Any, batch: Batch, **arguments: Any) -> Tensor:
-        """Run the layer over `hidden` [1, R, D], which is overwritten and returned.
+    def forward(
+        self, hidden: Tensor, *others: Any, batch: Batch | None = None, **arguments: Any
+    ) -> Tensor:
+        """Run the layer over `hidden` [..., R, D], which is overwritten and returned.
 
-        Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
-        sees other rows by their keys and values in the KV cache.
+        It is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row. Tiles
+        can be overwritten one by one, since a row reads the hidden state of no other row; it sees
+        other rows by their keys and values in the KV cache.
 
         Raises `PassCancelled` if all clients have left, and `OutOfTime` if the batch is resumable
-        and its deadline is too near.
+        and its deadline is too near. Raises `NotImplementedError` if the model does not pass the
+        batch on.
         """
+        if batch is None:
+            raise NotImplementedError(
+                "its attention is code of its own, which cannot use this server's KV cache"
+            )
+        if batch.resumable is not None and "shared_kv_states" in arguments:
+            # A piece of the forward does not run the layers again that have filled it.
+            arguments["shared_kv_states"] = batch.resumable.shared_kv
         run = partial(self._run, hidden, batch, others, arguments)
         return run() if batch.resumable is None else batch.resumable.run(run)
 
@@ -98,7 +111,7 @@ class StreamedLayer(nn.Module):
         if self.experts is None:
             self._run_tiles(hidden, batch, others, arguments)
         else:
-            with self.experts.defer_rows(hidden.shape[1]):
+            with self.experts.defer_rows(hidden.shape[-2]):
                 self._run_tiles(hidden, batch, others, arguments)
                 hidden[0] += self._run_slices(self.experts, batch)
         return hidden
@@ -111,7 +124,7 @@ class StreamedLayer(nn.Module):
             if not batch.has_live_rows():
                 raise PassCancelled
             self._binder.bind(views)
-            rows = hidden.shape[1]
+            rows = hidden.shape[-2]
             tile = self.tile or rows
             for first in range(0, rows, tile):
                 self.on_pass_progress()
@@ -125,9 +138,8 @@ class StreamedLayer(nn.Module):
                         args = _slice_rows(others, first, last, rows)
                         named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
                     set_batch(self._attentions, part)
-                    hidden[:, first:last] = self.inner(
-                        hidden[:, first:last], *args, batch=part, **named
-                    )
+                    tile_rows = hidden[..., first:last, :]
+                    hidden[..., first:last, :] = self.inner(tile_rows, *args, batch=part, **named)
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
         """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""
@@ -197,12 +209,13 @@ class Decoder:
         self.tile = TILE if strict else tile
         self.on_pass_progress = on_pass_progress
         self.original_length = original_length(text_config(model.config))
-        self.decoder = model.get_decoder()
+        self.decoder = text_decoder(model)
         self.output = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
         self._output_binder = Binder(self.output)
-        self._stored_rows = place_tensors(model, tensors, device)
-        self._embedding_binder = Binder(self.embedding)
+        stored = place_tensors(model, tensors, device)
+        tables = zip(token_tables(model), stored, strict=True)
+        self._tables = [TokenTable(module, rows) for module, rows in tables]
         modules = decoder_layers(model)
         layers = layers or whole_layers(len(modules))
         streamed = [
@@ -228,42 +241,44 @@ class Decoder:
         Raises `PassCancelled` if the client of every sequence has left.
         """
         padding = -len(tokens) % TILE if self.strict else 0
-        hidden = self.embed([*tokens, *[0] * padding])
+        inputs = self.embed([*tokens, *[0] * padding])
         # The copy of pageable memory has read it when the call returns, so a non-blocking copy from
         # these temporary tensors is safe, and the host does not wait for the device.
         position_ids = torch.tensor([[*positions, *[0] * padding]])
         if self.original_length is not None:
             mark_long(position_ids, batch.segments)
         return self.run(
-            hidden[None].to(self.device, non_blocking=True),
+            [rows.to(self.device, non_blocking=True) for rows in inputs],
             position_ids.to(self.device, non_blocking=True),
             batch,
         )
 
-    def embed(self, tokens: Sequence[int]) -> Tensor:
-        """Return the embeddings [R, D] of tokens, on the host, where the embedding table stays.
+    def embed(self, tokens: Sequence[int]) -> list[Tensor]:
+        """Return the rows of all token tables for tokens, on the host, where the tables stay.
 
-        Raises `ModelError` if its rows are read from a file that was changed.
+        They are the embeddings [R, D] and, where layers have inputs of their own, those of all
+        layers [R, L * P]. Raises `ModelError` if rows are read from a file that was changed.
         """
-        indices: Sequence[int] = tokens
-        if self._stored_rows is not None:
-            places: dict[int, int] = {}  # of each token, once, among the rows that are read
-            indices = [places.setdefault(token, len(places)) for token in tokens]
-            self._embedding_binder.bind({"weight": self._stored_rows.read(list(places))})
-        return self.embedding(torch.tensor(indices))  # type: ignore[no-any-return]  # the model is Any
+        return [table.look_up(tokens) for table in self._tables]
 
-    def run(self, hidden: Tensor, position_ids: Tensor, batch: Batch) -> Tensor:
+    def run(self, inputs: Sequence[Tensor], position_ids: Tensor, batch: Batch) -> Tensor:
         """Return the hidden states [R, D] of embedded rows after the last layer.
 
         Args:
-            hidden: the embedded rows [1, R, D], on the device; they are overwritten.
+            inputs: what `embed` returned, on the device; the embeddings are overwritten.
             position_ids: the positions [1, R], on the device.
             batch: what the rows see.
 
         Raises `PassCancelled` as `forward` does.
         """
+        embedded, *of_layers = inputs
+        arguments: dict[str, Tensor] = {}
+        for rows in of_layers:
+            width = self.decoder.hidden_size_per_layer_input
+            arguments["per_layer_inputs"] = rows.view(1, len(rows), -1, width)
         output = self.decoder(
-            inputs_embeds=hidden.contiguous(),
+            inputs_embeds=embedded[None].contiguous(),
+            **arguments,
             position_ids=position_ids,
             attention_mask=None,
             use_cache=False,

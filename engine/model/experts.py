@@ -8,6 +8,7 @@ The experts of a very large layer are streamed in slices, after the rest of the 
 `DeferredExperts` stores the rows that they have to process.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,32 @@ def add_experts(
             result = _apply_expert(experts, expert - expert_ids.start, x)[: len(part)]
             weight = routed.weights[part, place[first : first + step], None]
             out[part] += (result * weight).to(out.dtype)
+
+
+def apply_moe(moe: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a mixture of experts of Llama 4 returns: rows [R, D] and router logits [R, E].
+
+    Its own code runs each row through each expert, with an input of zeros where the expert is not
+    chosen. The results of these are zeros, so they are left out.
+
+    Args:
+        moe: the module, whose experts get rows that are multiplied with their scores.
+        hidden: [..., D]; R is the number of its rows.
+    """
+    hidden = hidden.reshape(-1, moe.hidden_dim)
+    scores, logits = moe.router(hidden)
+    out = moe.shared_expert(hidden)
+    chosen: dict[int, list[int]] = defaultdict(list)  # the rows of each expert
+    for row, expert in scores.nonzero().tolist():
+        chosen[expert].append(row)
+    for expert in sorted(chosen):
+        for part in torch.split(torch.tensor(chosen[expert], device=out.device), TILE):
+            x = hidden[part] * scores[part, expert, None]
+            x = F.pad(x, (0, 0, 0, TILE - len(x)))
+            gate, up = (x @ moe.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+            result = (up * moe.experts.act_fn(gate)) @ moe.experts.down_proj[expert]
+            out[part] += result[: len(part)]
+    return out, logits
 
 
 class DeferredExperts(nn.Module):

@@ -2,16 +2,19 @@
 
 A small model of the same structure with random weights runs through our decoder and through the
 library's own forward. If the logits differ by more than rounding, or either fails, the family is
-refused with that reason. So there is no list of families that work.
+refused with that reason. It is refused too if the logits of a token depend on the rows beside it,
+with one thread or several. So there is no list of families that work.
 """
 
 import gc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,23 +26,27 @@ from torch import Tensor
 from engine.cache_files import cache_root, replace_file
 from engine.errors import EngineError, ModelError, printable
 from engine.files import exists, read_object
+from engine.kv import page_pool
 from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
-from engine.model.reduced import reduce_depth, reduce_width
+from engine.model.reduced import change_text, reduce_depth, reduce_width
 from engine.model.reference import Reference
 from engine.model.segment import Segment
 from engine.spec import TILE
 from engine.streaming.device import choose_device
 from engine.streaming.ring import OnWait
-from engine.weights.family import kv_shape, make_config, text_config, text_key
+from engine.weights import family
+from engine.weights.family import is_multimodal, kv_shape, make_config
 from engine.weights.outline import unit_modules
 
 FOLDER = "checked-families"  # of the cache: one file for each structure that was checked
 TOLERANCE = 1e-3  # of the largest logit: far above rounding, far below any other difference
 SEEDS = (0, 1)  # rounding may send a row to another expert, but hardly with both
 ROWS = (1, TILE + 1, 2 * TILE + 2)  # of a prompt: less than a tile, two tiles, three tiles
+THREADS = (1, 3)  # with more than one, PyTorch cuts elementwise operations into pieces
+_STEPS = 3  # tokens that the library decodes with its own cache
 _PREFIX = 40  # cached tokens, which a tree and a longer prompt follow
 _OTHER = 47  # tokens of another sequence of the same pass
 _PARENTS = (-1, -1, 0, 0, 1, 2)  # of each node of a tree; -1: the last token of the prefix
@@ -79,22 +86,14 @@ def small_values(config: Any, *, narrow: bool) -> dict[str, Any]:
 
     Raises `ModelError` if the configuration does not say how many layers there are or how wide.
     """
-    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    text = text_config(config)
-    place = text_key(config)
-    names: Mapping[str, str] = text.attribute_map
-    layers, hidden = (names.get(key, key) for key in ("num_hidden_layers", "hidden_size"))
-    whole = values if place is None else values[place]
-    for key in (layers, hidden):
-        if key not in whole:
-            raise ModelError(f"config.json: model_type {config.model_type!r} has no {key}")
-    own = reduce_depth(whole, layers)
-    if narrow:
-        own = reduce_width(own, hidden)
-    for unused in _NAMES:
-        values.pop(unused, None)
-        own.pop(unused, None)
-    return own if place is None else {**values, place: own}
+
+    def reduce(values: dict[str, Any], layers: str, hidden: str) -> dict[str, Any]:
+        own = reduce_depth(values, layers)
+        own = reduce_width(own, hidden) if narrow else own
+        return {key: value for key, value in own.items() if key not in _NAMES}
+
+    values = change_text(config, reduce)
+    return {key: value for key, value in values.items() if key not in _NAMES}
 
 
 def _find_fault(small: Sequence[dict[str, Any]]) -> str:
@@ -103,10 +102,12 @@ def _find_fault(small: Sequence[dict[str, Any]]) -> str:
     The first of the small models that the library can run is used.
     """
     fault = ""
-    for values in small:
+    for values, has_side in product(small, (False, True)):
         try:
             config = make_config(values)
-            reference = Reference(config, SEEDS[0])
+            if has_side and not is_multimodal(config):
+                continue
+            reference = Reference(config, SEEDS[0], has_side=has_side)
             reference.logits(reference.tokens(ROWS[-1]))
         except Exception as error:  # the library, given sizes that it may not be made for
             fault = (
@@ -115,7 +116,7 @@ def _find_fault(small: Sequence[dict[str, Any]]) -> str:
             continue
         try:
             return _difference(config, reference) and _difference(
-                config, Reference(config, SEEDS[1])
+                config, Reference(config, SEEDS[1], has_side=has_side)
             )
         except EngineError:
             raise
@@ -128,29 +129,79 @@ def _find_fault(small: Sequence[dict[str, Any]]) -> str:
 
 def _said(error: Exception) -> str:
     reason = printable(" ".join(str(error).split()), _LONGEST_REASON)
+    if not reason:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"in {last.name} of {Path(last.filename).name}"
     return f"{type(error).__name__}: {reason}"
 
 
 def _difference(config: Any, reference: Reference) -> str:
     """Return where our logits differ from the library's by more than rounding; "" if nowhere."""
-    ours = _Ours(config, reference)
+    tokens = reference.tokens(ROWS[1] + _STEPS)
+    decoded = reference.decode(tokens, _STEPS)
+    if fault := _compare("with its cache", decoded, reference.logits(tokens)[-_STEPS:]):
+        return f"the library's own logits depend on whether it keeps keys and values: {fault}"
+    cases, ours = _cases(reference), _Ours(config, reference)
+    threads = torch.get_num_threads()
+    try:
+        for count in THREADS:
+            torch.set_num_threads(count)
+            if fault := _find_difference(cases, ours):
+                return fault
+    finally:
+        torch.set_num_threads(threads)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Rows of some sequences that run in one pass, and their logits [rows, V] by the library."""
+
+    name: str
+    parts: Sequence["_Rows"]
+    want: Tensor
+
+
+def _cases(reference: Reference) -> list[_Case]:
+    """Return the passes to compare, in the order in which they find what others have cached."""
     prompt, other = reference.tokens(ROWS[-1]), reference.tokens(_OTHER, seed=1)
-    want = {count: reference.logits(prompt[:count]) for count in ROWS}
-    for count in ROWS:
-        found = ours.logits([ours.rows(prompt[:count])])
-        if fault := _compare(f"{count} rows", found, want[count]):
-            return fault
-    found = ours.logits([ours.rows(prompt, start=_PREFIX)])
-    if fault := _compare("a prompt whose beginning is cached", found, want[ROWS[-1]][_PREFIX:]):
-        return fault
-    found = ours.logits([ours.rows(prompt[:_PREFIX]), ours.rows(other, first_slot=ROWS[-1])])
-    both = torch.cat([want[ROWS[-1]][:_PREFIX], reference.logits(other)])
-    if fault := _compare("two sequences", found, both):
-        return fault
+    want = [reference.logits(prompt[:count]) for count in ROWS]
+    cases = [
+        _Case(f"{count} rows", [_chain(prompt[:count])], logits)
+        for count, logits in zip(ROWS, want, strict=True)
+    ]
+    prefix, rest = prompt[:_PREFIX], [_chain(prompt, start=_PREFIX)]
+    cases.append(_Case("a prompt whose beginning is cached", rest, want[-1][_PREFIX:]))
+    both = [_chain(prefix), _chain(other, first_slot=ROWS[-1])]
+    logits = torch.cat([reference.logits(prefix), reference.logits(other)])
+    cases.append(_Case("two sequences", both, logits))
     nodes = reference.tokens(len(_PARENTS), seed=2)
     paths = [_path(node) for node in range(len(_PARENTS))]
-    wanted = [reference.logits([*prompt[:_PREFIX], *(nodes[i] for i in p)])[-1] for p in paths]
-    return _compare("a tree", ours.logits([ours.tree(nodes, paths)]), torch.stack(wanted))
+    texts = [[*prefix, *(nodes[node] for node in path)] for path in paths]
+    logits = torch.stack([reference.logits(text)[-1] for text in texts])
+    cases.append(_Case("a tree", [_tree(texts, paths)], logits))
+    branch = _chain(texts[-1], start=_PREFIX)  # which has the same rows as the tree
+    cases.append(_Case("a branch of a tree", [branch], logits[paths[-1]]))
+    return cases
+
+
+def _find_difference(cases: Sequence[_Case], ours: "_Ours") -> str:
+    """Return where our logits differ from the library's, or from our own of the same token.
+
+    Return "" if they do nowhere.
+    """
+    known: dict[tuple[int, ...], Tensor] = {}  # the logits after a text, of the first case with it
+    for case in cases:
+        found = ours.logits(case.parts)
+        if fault := _compare(f"with {case.name}", found, case.want):
+            return fault
+        for text, logits in zip(ours.texts(case.parts), found, strict=True):
+            if not torch.equal(known.setdefault(text, logits), logits):
+                return (
+                    f"with {case.name} and {torch.get_num_threads()} threads, the logits of a "
+                    "token depend on the rows beside it"
+                )
+    return ""
 
 
 def _path(node: int) -> list[int]:
@@ -164,15 +215,16 @@ def _compare(what: str, found: Tensor, want: Tensor) -> str:
     largest, difference = want.abs().max().item(), (found - want).abs().max().item()
     if difference <= TOLERANCE * largest:  # False for NaN
         return ""
-    return f"with {what}, logits up to {largest:.3g} differ by {difference:.3g}"
+    return f"{what}, logits up to {largest:.3g} differ by {difference:.3g}"
 
 
 class _Ours:
-    """Our decoder with the weights of a reference, and room for some sequences."""
+    """Our decoder with the weights of a reference, and a KV cache for the cases."""
 
     def __init__(self, config: Any, reference: Reference) -> None:
         model = build_on_meta(config, torch.float32, strict=True)
-        weights = reference.weights()
+        stored = reference.weights()
+        weights = {name: stored[name] for name in model.state_dict()}
         layers, head = unit_modules(model)
         units = [
             {field: weights.pop(f"{path}.{field}") for field in module.state_dict()}
@@ -184,26 +236,18 @@ class _Ours:
         )
         self._pool = PagePool.of_shape(kv_shape(config), _PAGES, torch.float32, device)
 
-    def rows(self, tokens: Sequence[int], *, start: int = 0, first_slot: int = 0) -> "_Rows":
-        """Return the rows of a sequence after its first `start` tokens, which were run before."""
-        slots = torch.arange(first_slot, first_slot + len(tokens))
-        return _Rows(tokens[start:], range(start, len(tokens)), slots, None)
-
-    def tree(self, nodes: Sequence[int], paths: Sequence[Sequence[int]]) -> "_Rows":
-        """Return the rows of a tree after the prefix. Each node sees the nodes of its path."""
-        mask = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
-        for node, path in enumerate(paths):
-            mask[node, list(path)] = True
-        own = torch.arange(len(nodes)) + ROWS[-1] + _OTHER
-        positions = [_PREFIX + len(path) - 1 for path in paths]
-        return _Rows(nodes, positions, torch.cat([torch.arange(_PREFIX), own]), mask)
+    def texts(self, parts: Sequence["_Rows"]) -> Iterator[tuple[int, ...]]:
+        """Yield the tokens up to each row of some sequences, after the kind of its rope."""
+        for part in parts:
+            is_long = self._is_long(part)
+            for text in part.texts:
+                yield (int(is_long), *text)
 
     def logits(self, parts: Sequence["_Rows"]) -> Tensor:
         """Return the logits [rows, V] of the rows of some sequences, which run in one pass."""
         segments, first = [], 0
         for part in parts:
-            is_long = self._decoder.is_long(max(part.positions) + 1)
-            segments.append(part.segment(first, is_long=is_long))
+            segments.append(part.segment(first, is_long=self._is_long(part)))
             first += len(part.tokens)
         tokens = [token for part in parts for token in part.tokens]
         positions = [position for part in parts for position in part.positions]
@@ -213,28 +257,55 @@ class _Ours:
             with self._decoder.head() as head:
                 return torch.cat([head(tile) for tile in torch.split(hidden, TILE)])
 
+    def _is_long(self, part: "_Rows") -> bool:
+        return self._decoder.is_long(max(map(len, part.texts)))
+
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of one sequence: their tokens, positions and slots, and what they see in a tree."""
+    """Rows of one sequence: the tokens up to each row, the slots, and what rows see in a tree."""
 
-    tokens: Sequence[int]
-    positions: Sequence[int]
+    texts: Sequence[Sequence[int]]
     slots: Tensor  # of the sequence's prefix and of these rows
-    mask: Tensor | None
+    mask: Tensor | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the rows."""
+        return [text[-1] for text in self.texts]
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions of the rows in their sequence."""
+        return [len(text) - 1 for text in self.texts]
 
     def segment(self, first: int, *, is_long: bool) -> Segment:
         """Return the segment of these rows, the first of which is row `first` of the pass."""
         return Segment(
             first=first,
-            count=len(self.tokens),
-            start=len(self.slots) - len(self.tokens),
+            count=len(self.texts),
+            start=len(self.slots) - len(self.texts),
             slots=self.slots,
-            positions=torch.tensor(list(self.positions)),
+            positions=torch.tensor(self.positions),
             mask=self.mask,
             cancelled=Event(),
             is_long=is_long,
         )
+
+
+def _chain(tokens: Sequence[int], *, start: int = 0, first_slot: int = 0) -> _Rows:
+    """Return the rows of a sequence after its first `start` tokens, which were run before."""
+    texts = [tokens[: index + 1] for index in range(start, len(tokens))]
+    return _Rows(texts, torch.arange(first_slot, first_slot + len(tokens)))
+
+
+def _tree(texts: Sequence[Sequence[int]], paths: Sequence[Sequence[int]]) -> _Rows:
+    """Return the rows of a tree after the prefix. Each node sees the nodes of its path."""
+    mask = torch.zeros(len(paths), len(paths), dtype=torch.bool)
+    for node, path in enumerate(paths):
+        mask[node, list(path)] = True
+    own = torch.arange(len(paths)) + ROWS[-1] + _OTHER
+    return _Rows(texts, torch.cat([torch.arange(_PREFIX), own]), mask)
 
 
 class _Units:
@@ -258,9 +329,10 @@ def _key(values: Mapping[str, Any]) -> str:
 
 @cache
 def _code() -> str:
-    """Return a digest of the source code of this package, which is what is checked."""
+    """Return a digest of the source code of what is checked: this package, and the KV cache."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    others = [Path(str(module.__file__)) for module in (family, page_pool)]
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), *others]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

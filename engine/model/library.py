@@ -8,25 +8,26 @@ activation functions run in pieces of whole blocks (`elementwise.py`).
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from engine.library_call import find_key, library_call
-from engine.model.attention import ATTENTION, attend
+from engine.model.attention import ATTENTION, LayerRule, attend
 from engine.model.elementwise import apply_in_blocks
-from engine.model.experts import EXPERTS, DeferredExperts, apply_experts
-from engine.model.rope import LengthGroupedRotary
+from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
+from engine.model.rope import LengthGroupedRotary, query_factors
+from engine.spec import TILE
 from engine.weights.config_file import CONFIG_NAME, read_config_values
 from engine.weights.family import is_multimodal, make_config, text_config
-from engine.weights.outline import decoder_layers
+from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor, StoredRows
 
 # Classes of all activation functions that a configuration can name; some entries are (class, ...).
@@ -50,29 +51,102 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
     ExpertsInterface.register(EXPERTS, apply_experts)
     model = empty_model(config, dtype)
     model.config._attn_implementation = ATTENTION
+    _set_rules(model)
+    untyped: list[Any] = [*model.modules()]
+    for module in untyped:
+        if type(module).__name__ == "Llama4TextMoe":  # it multiplies each row with each expert
+            module.forward = partial(apply_moe, module)
     if strict:
         model.config._experts_implementation = EXPERTS
         for activation in find_activations(model):
             activation.forward = partial(apply_in_blocks, activation.forward)
+        for linear in _linears_outside_layers(model):
+            linear.forward = partial(_apply_in_tiles, linear.forward)
     return model
 
 
-def empty_model(config: Any, dtype: torch.dtype) -> Any:
-    """Return transformers' model without weights and without what text does not pass through."""
+def _set_rules(model: Any) -> None:
+    """Set on each attention module what `attend` has to know of its layer."""
+    kinds = getattr(text_config(model.config), "layer_types", None)
+    sources: dict[str, int] = {}  # the layer whose keys and values later ones share, by kind
+    for module in attention_modules(model):
+        index = int(module.layer_idx)
+        if getattr(module, "store_full_length_kv", False):
+            sources[module.layer_type] = index
+        is_shared = getattr(module, "is_kv_shared_layer", False)
+        is_chunked = kinds is not None and kinds[index] == "chunked_attention"
+        scale = None
+        if getattr(module, "attn_temperature_tuning", False) and not module.use_rope:
+            # The module's own code takes the number of a row in the tile for its position.
+            module.attn_temperature_tuning = False
+            scale = partial(query_factors, floor=module.floor_scale, strength=module.attn_scale)
+        module.rule = LayerRule(
+            layer=sources[module.layer_type] if is_shared else index,
+            is_shared=is_shared,
+            chunk=text_config(model.config).attention_chunk_size if is_chunked else None,
+            query_scale=scale,
+        )
+
+
+def _linears_outside_layers(model: Any) -> list[Any]:
+    """Return the decoder's linear layers that run over all rows of a pass at once."""
+    inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
+    modules = text_decoder(model).modules()
+    return [m for m in modules if isinstance(m, nn.Linear) and id(m) not in inside]
+
+
+def _apply_in_tiles(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return `product(x)` [..., R, out] of rows [..., R, in], computed by tiles of `TILE` rows."""
+    return torch.cat([product(part) for part in torch.split(x, TILE, dim=-2)], dim=-2)
+
+
+def empty_model(config: Any, dtype: torch.dtype, side: int = 0) -> Any:
+    """Return transformers' model without weights and without what text does not pass through.
+
+    Args:
+        side: parts that text does not pass through are kept up to this number of weights.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
     auto: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+    build = partial(auto.from_config, dtype=dtype, trust_remote_code=False)
     with torch.device("meta"):
         # The model keeps a configuration of its own, in which names of our code are set.
-        model = auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False)
+        try:
+            model = build(copy.deepcopy(config))
+        except ImportError:  # of a package for a vision tower
+            if not _replace_towers(config):
+                raise
+            model = build(copy.deepcopy(config))
     if text_config(model.config) is not model.config:
-        _keep_language_part(model)
+        _keep_language_part(model, side)
     return model.eval()
 
 
-def empty_reference(config: Any) -> Any:
-    """Return transformers' model without weights, in float32, with its own plain functions."""
-    model = empty_model(config, torch.float32)
+def _replace_towers(config: Any) -> bool:
+    """Let the library build vision towers of the package timm as empty modules.
+
+    Text does not pass through them. Return whether the configuration has such a tower.
+    """
+    from transformers import AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    parts = [own for own in vars(config).values() if isinstance(own, PreTrainedConfig)]
+    towers = [p for p in parts if MODEL_MAPPING_NAMES.get(p.model_type) == "TimmWrapperModel"]
+    for kind in map(type, towers):
+        AutoModel.register(
+            kind, type("NoTower", (PreTrainedModel,), {"config_class": kind}), exist_ok=True
+        )
+    return bool(towers)
+
+
+def empty_reference(config: Any, side: int = 0) -> Any:
+    """Return transformers' model without weights, in float32, with its own plain functions.
+
+    Args:
+        side: that of `empty_model`.
+    """
+    model = empty_model(config, torch.float32, side)
     model.config._attn_implementation = "eager"
     model.config._experts_implementation = "eager"
     return model
@@ -94,18 +168,23 @@ def build_of_folder(folder: Path, config: Any, dtype: torch.dtype, *, strict: bo
         return build_on_meta(config, dtype, strict=strict)
 
 
-def _keep_language_part(model: Any) -> None:
-    """Remove the modules that text does not pass through: vision and audio towers, projectors."""
-    kept = (model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings())
+def _keep_language_part(model: Any, side: int) -> None:
+    """Remove the modules that text does not pass through: vision and audio towers, projectors.
+
+    Those with at most `side` weights are kept.
+    """
+    kept = (text_decoder(model), model.get_output_embeddings(), model.get_input_embeddings())
     inside = {id(module) for part in kept if part is not None for module in part.modules()}
     for holder in list(model.modules()):
         if id(holder) in inside or not inside.intersection(map(id, holder.modules())):
             continue
         for name, child in holder.named_children():
-            if not inside.intersection(map(id, child.modules())):
+            weights = sum(parameter.numel() for parameter in child.parameters())
+            if not inside.intersection(map(id, child.modules())) and not 0 < weights <= side:
                 setattr(holder, name, None)
-        for name, _ in [*holder.named_parameters(recurse=False)]:
-            setattr(holder, name, None)
+        for name, parameter in [*holder.named_parameters(recurse=False)]:
+            if parameter.numel() > side:
+                setattr(holder, name, None)
 
 
 def find_activations(model: nn.Module) -> list[nn.Module]:
@@ -113,52 +192,82 @@ def find_activations(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _ACTIVATION_CLASSES)]
 
 
+def modules_with_owners(model: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield all modules, each with the innermost model of the library that it is part of.
+
+    That model's `_init_weights` computes the module's buffers.
+    """
+    owners: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        own = isinstance(module, PreTrainedModel)
+        owners[path] = module if own else owners[path.rpartition(".")[0]]
+        yield module, owners[path]
+
+
+def token_tables(model: Any) -> list[Any]:
+    """Return the modules with a row for each token: the embedding, then one for all layers, if any.
+
+    The second one (Gemma 3n and 4) has a part for each layer, an input beside the hidden state.
+    """
+    tables = [
+        model.get_input_embeddings(),
+        getattr(text_decoder(model), "embed_tokens_per_layer", None),
+    ]
+    return [table for table in tables if table is not None]
+
+
 def place_tensors(
     model: Any, tensors: Mapping[str, OtherTensor], device: torch.device
-) -> StoredRows | None:
+) -> list[StoredRows | None]:
     """Bind the tensors outside of layers and head, and compute the model's own buffers.
 
-    The embedding table stays on the host, where rows are looked up. Everything else is copied to
-    `device`. Return the embedding's rows if they stay in their file: then the rows that a forward
-    needs are bound as its weight before each.
+    Token tables stay on the host, where rows are looked up. Everything else is copied to `device`.
+    Return for each of `token_tables` its rows if they stay in their file: then the rows that a
+    forward needs are bound as its weight before each. Return None for a table in memory.
 
     Args:
         tensors: the tensors by their full names in the model.
     """
-    embedding = model.get_input_embeddings()
-    for module in model.modules():
+    tables = token_tables(model)
+    on_host = {id(table) for table in tables}
+    for module, owner in modules_with_owners(model):
         if module._non_persistent_buffers_set:
-            where = torch.device("cpu") if module is embedding else device
+            where = torch.device("cpu") if id(module) in on_host else device
             for name in module._non_persistent_buffers_set:
                 module._buffers[name] = torch.empty_like(module._buffers[name], device=where)
-            model._init_weights(module)
+            owner._init_weights(module)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    on_host = names[id(embedding.weight)]
-    rows = tensors[on_host]
-    whole = {
-        n: t.load() if isinstance(t, StoredRows) else t for n, t in tensors.items() if n != on_host
-    }
-    placed = {name: tensor.to(device) for name, tensor in whole.items()}
-    if not isinstance(rows, StoredRows):
-        bind(model, placed | {on_host: rows})
-        return None
+    looked_up = {names[id(table.weight)]: table for table in tables}
+    placed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in looked_up:
+            whole = tensor.load() if isinstance(tensor, StoredRows) else tensor
+            placed[name] = whole.to(device)
+        elif isinstance(tensor, StoredRows):
+            # Of a row of the whole matrix; it matters to training alone.
+            looked_up[name].padding_idx = None
+        else:
+            placed[name] = tensor
     bind(model, placed)
-    embedding.padding_idx = None  # of a row of the whole matrix; it matters to training alone
-    return rows
+    rows = [tensors[name] for name in looked_up]
+    return [own if isinstance(own, StoredRows) else None for own in rows]
 
 
 def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: int | None) -> None:
     """Replace the decoder's layers and, where `original_length` is set, its rotary embedding.
 
     Afterwards a call of the decoder runs the new layers, and a call of the model computes only the
-    head: it no longer calls the decoder. Call `model.get_decoder()` before this function.
+    head: it no longer calls the decoder. Call `text_decoder` before this function.
     """
-    decoder, modules = model.get_decoder(), decoder_layers(model)
+    decoder, modules = text_decoder(model), decoder_layers(model)
     for index, layer in enumerate(layers):
         modules[index] = layer
     if original_length is not None:
         decoder.rotary_emb = LengthGroupedRotary(decoder.rotary_emb, original_length)
-    setattr(model, model.base_model_prefix, _PassThrough())
+    path = model.base_model_prefix
+    if not hasattr(model, path):  # the library's name for it is wrong, or it is deeper inside
+        path = next(path for path, module in model.named_modules() if module is decoder)
+    model.set_submodule(path, _PassThrough())
 
 
 def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
@@ -168,9 +277,9 @@ def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
     return experts
 
 
-def attention_modules(layer: nn.Module) -> list[nn.Module]:
-    """Return the modules of a layer that call `attend`."""
-    return [module for module in layer.modules() if hasattr(module, "layer_idx")]
+def attention_modules(part: nn.Module) -> list[Any]:
+    """Return the modules of a layer or a model that may call `attend`, in the layers' order."""
+    return [m for m in part.modules() if getattr(m, "layer_idx", None) is not None]
 
 
 def set_batch(modules: Sequence[Any], batch: object) -> None:

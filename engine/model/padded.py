@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.model.segment import Segment
+from engine.model.segment import Reach, Segment
 
 MAX_SEGMENT_ROWS = 64  # more rows of one sequence keep the device busy without padding
 MAX_PADDING_RATIO = 2.0  # slots that are read, with padding, over slots that are needed
@@ -31,21 +31,18 @@ class PaddedBatch:
     visible: Tensor  # [B, r, n] bool
     positions: Tensor  # [B, n] int64: the position of each slot's token in its sequence
     own_positions: Tensor  # [B, r] int64: the position of each row in its sequence
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _masks: dict[Reach, Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor:
+    def mask(self, reach: Reach) -> Tensor:
         """Return which slots each row sees, [B, 1, r, n] bool.
 
-        With a sliding window, a row sees slots at less than `window` positions' distance. Masks are
-        computed once for each window.
+        Masks are computed once for each reach.
         """
-        mask = self._masks.get(window)
+        mask = self._masks.get(reach)
         if mask is None:
-            mask = self.visible
-            if window is not None:
-                distance = self.own_positions[:, :, None] - self.positions[:, None]
-                mask = mask & (distance < window)
-            mask = self._masks[window] = mask[:, None]
+            near = reach.near(self.own_positions[:, :, None], self.positions[:, None])
+            mask = self.visible if near is None else self.visible & near
+            mask = self._masks[reach] = mask[:, None]
         return mask
 
 

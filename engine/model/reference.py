@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.model.library import empty_reference
+from engine.model.library import empty_reference, modules_with_owners
 
 LARGEST = 150_000_000  # values, 0.6 GB in float32
+LARGEST_SIDE = 16_000_000  # values of a part beside the language part
 
 
 class Reference:
@@ -20,8 +21,14 @@ class Reference:
     configuration that it cannot run.
     """
 
-    def __init__(self, config: Any, seed: int) -> None:
-        self.model = empty_reference(config)
+    def __init__(self, config: Any, seed: int, *, has_side: bool = False) -> None:
+        """Build the model and its random weights.
+
+        Args:
+            has_side: whether it has small parts beside the language part too. Some families run
+                text through those and discard the result.
+        """
+        self.model = empty_reference(config, LARGEST_SIDE if has_side else 0)
         tensors = [*self.model.parameters(), *self.model.buffers()]
         weights = sum(tensor.numel() for tensor in tensors)
         if weights > LARGEST:
@@ -29,8 +36,8 @@ class Reference:
         self.model.to_empty(device="cpu")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            for module in self.model.modules():
-                self.model._init_weights(module)
+            for module, owner in modules_with_owners(self.model):
+                owner._init_weights(module)
             self.model.tie_weights()
             for parameter in self.model.parameters():
                 _randomize(parameter)
@@ -52,6 +59,24 @@ class Reference:
         with torch.no_grad():
             output = self.model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
         return output.logits[0]  # type: ignore[no-any-return]  # the model is Any
+
+    def decode(self, tokens: Sequence[int], count: int) -> Tensor:
+        """Return the logits of the last `count` tokens [count, V], each after the library's cache.
+
+        The tokens before them are run together, and they one by one, as `generate` does.
+        """
+        whole = torch.tensor([list(tokens)])
+        split = len(tokens) - count
+        logits = []
+        with torch.no_grad():
+            output = self.model(input_ids=whole[:, :split], use_cache=True)
+            for index in range(split, len(tokens)):
+                cache = output.past_key_values
+                output = self.model(
+                    input_ids=whole[:, index : index + 1], past_key_values=cache, use_cache=True
+                )
+                logits.append(output.logits[0, -1])
+        return torch.stack(logits)
 
 
 def _randomize(parameter: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class ResumableForward:
     num_run: int = 0  # layers that have run
     hidden: Tensor | None = None  # the output of the last layer that has run
     layer_seconds: float = 0.0  # of the slowest layer so far
+    # What layers that have run leave for later ones that share their keys and values, by kind.
+    shared_kv: dict[str, Any] = field(default_factory=dict)
     _num_reached: int = 0  # layers called in the current piece
 
     def resume(self, deadline: float) -> None:

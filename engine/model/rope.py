@@ -54,6 +54,14 @@ def mark_long(position_ids: Tensor, segments: Iterable[Segment]) -> None:
             position_ids[:, segment.first : segment.first + segment.count] += LONG_OFFSET
 
 
+def query_factors(positions: Tensor, *, floor: float, strength: float) -> Tensor:
+    """Return the factors [T] of queries at positions [T], which grow with the position (Llama 4).
+
+    arXiv 2501.19399. Up to position `floor` they are 1.
+    """
+    return torch.log1p(torch.floor((positions.float() + 1.0) / floor)) * strength + 1.0
+
+
 class LengthGroupedRotary(nn.Module):
     """A wrapper around a longrope module that selects the frequencies row by row.
 

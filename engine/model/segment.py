@@ -1,10 +1,35 @@
-"""The description of one sequence's rows in a pass."""
+"""The description of one sequence's rows in a pass, and of what a layer lets them see."""
 
 from dataclasses import dataclass
 from threading import Event
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back the rows of a layer see.
+
+    Args:
+        size: a number of positions; None: rows see all earlier ones.
+        is_chunk: whether a row sees its own chunk of `size` positions, and not the positions at
+            less than that distance.
+    """
+
+    size: int | None = None
+    is_chunk: bool = False
+
+    def near(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """Return which of the earlier positions `keys` the rows at positions `queries` see, bool.
+
+        The two are broadcast to the shape of the result. Return None if rows see all of them.
+        """
+        if self.size is None:
+            return None
+        if self.is_chunk:
+            return queries // self.size == keys // self.size
+        return queries - keys < self.size
 
 
 @dataclass(frozen=True)

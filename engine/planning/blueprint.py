@@ -10,13 +10,14 @@ import torch
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
-from engine.model.library import build_of_folder
+from engine.model.library import build_of_folder, token_tables
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
+from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_bytes, expanded_by_packing
 from engine.weights.precision import computed_dtype
@@ -47,6 +48,7 @@ class Blueprint:
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
+        self.expanded_when_read = ""  # as `CheckpointUnits` says, where the outlines are read
         # The largest unit in bytes, where the family's layers can move in slices.
         self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
 
@@ -59,7 +61,9 @@ class Blueprint:
         if has_weights(self.folder):
             units = self.checkpoint_units()
             units.close()
+            self.expanded_when_read = units.expanded_when_read
             return {True: units.outline, False: units.expanded().outline}
+        check_published_form(self.model)
         make = partial(
             Outline, self.model, self.dtype, self.spec.target.quantize, slice_bytes=self.slice_bytes
         )
@@ -82,7 +86,8 @@ class Blueprint:
             packed: whether tensors that are stored packed stay so.
         """
         config, shape, outline = self.config, kv_shape(self.config), self.outlines[packed]
-        embedding = self.vocab_size * self.hidden_size * self.dtype.itemsize
+        tables = [table.weight.shape for table in token_tables(self.model)]
+        embedding = sum(shape.numel() for shape in tables) * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
@@ -90,7 +95,7 @@ class Blueprint:
             expanded_bytes=expanded_bytes(UnreadUnits(outline), self.dtype),
             other_device_bytes=sum(sizes) - embedding,
             hidden_size=self.hidden_size,
-            widest=max(self.hidden_size, getattr(config, "intermediate_size", None) or 0),
+            widest=max(self.hidden_size, _intermediate_size(config)),
             num_heads=config.num_attention_heads,
             vocab_size=self.vocab_size,
             item_bytes=self.dtype.itemsize,
@@ -104,6 +109,8 @@ class Blueprint:
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
             active_share=active_share(config),
+            hidden_states=getattr(config, "altup_num_inputs", 1),
+            layer_inputs=sum(shape[1] for shape in tables[1:]),
         )
 
     def _check_layers(self) -> None:
@@ -127,6 +134,13 @@ class Blueprint:
                 "(max_position_embeddings in config.json)"
             )
         return wanted or own
+
+
+def _intermediate_size(config: Any) -> int:
+    """Return the width of the widest MLP; 0 if the configuration has no key for it."""
+    size = getattr(config, "intermediate_size", None) or 0
+    widest: int = max(size) if isinstance(size, list) else size
+    return widest * (2 if getattr(config, "use_double_wide_mlp", False) else 1)
 
 
 def active_share(config: Any) -> float:

@@ -41,6 +41,8 @@ class Demand:
     active_share: float = 1.0  # of the weights that one token uses
     # Dense bytes that a pass expands, by the packing's suffix; none if nothing travels packed.
     expansions: Mapping[str, int] = field(default_factory=dict)
+    hidden_states: int = 1  # that a row has side by side
+    layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
@@ -117,7 +119,11 @@ def _hidden_bytes(demand: Demand, max_rows: int) -> int:
     # Where experts come in slices, rows also hold a copy of their state and one of the result.
     sliced = 4 * demand.item_bytes if any(layer.slices for layer in demand.layers) else 0
     rope = 4 * demand.head_dim * _FLOAT32  # angles, cosines, sines and temporaries of their size
-    return max_rows * (max(norm, sliced) * demand.hidden_size + rope)
+    # Several states are made one by one and then joined; the inputs of layers are looked up,
+    # projected and normed.
+    joined = 2 * demand.item_bytes * (demand.hidden_states - 1)
+    inputs = (2 * demand.item_bytes + 2 * _FLOAT32) * demand.layer_inputs
+    return max_rows * ((max(norm, sliced) + joined) * demand.hidden_size + rope + inputs)
 
 
 def _attention_bytes(demand: Demand, length: int) -> int:

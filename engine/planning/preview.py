@@ -21,7 +21,6 @@ from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
 from engine.weights.hub import locate
 from engine.weights.shards import has_weights
-from engine.weights.stored_format import expanded_tensors
 
 LEAST_GAIN = 1.02  # factor in tokens a second: a change that brings less is not shown
 
@@ -166,8 +165,8 @@ def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
 def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     """Yield the figures that the forecast depends on, the most important first."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
-    if expanded := expanded_tensors(planner.describe(planner.spec).config):
-        yield Assumption("stored weights", expanded, "expanded when read")
+    if expanded := planner.describe(planner.spec).expanded_when_read:
+        yield Assumption("stored weights", expanded, "in the checkpoint")
     if scheme.titles:
         yield Assumption("stored weights", ", ".join(scheme.titles), scheme.form)
     if scheme.packed and (expanding := forecast.expand_seconds):

@@ -4,7 +4,6 @@ Only the first layer and the head are timed, because layers are alike: a pass ta
 layer for each of them, and the head's.
 """
 
-import copy
 import gc
 import math
 import time
@@ -26,6 +25,7 @@ from engine.library_call import library_call
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
+from engine.model.reduced import change_text, keep_layers
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
@@ -35,7 +35,7 @@ from engine.streaming.pinned import HostBuffer, allocate_pages
 from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_file import CONFIG_NAME
-from engine.weights.family import kv_shape, text_config
+from engine.weights.family import kv_shape, make_config, text_config
 from engine.weights.formats.linear import linear, stored_tensors
 from engine.weights.layout import Fields, lay_out, round_up
 from engine.weights.outline import Outline, decoder_layers
@@ -79,11 +79,11 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
     with torch.inference_mode():
-        whole = copy.deepcopy(blueprint.whole_config)
+        values = change_text(
+            blueprint.whole_config, lambda own, layers, _: keep_layers(own, [0], layers)
+        )
+        whole = make_config(values)
         config = text_config(whole)
-        config.num_hidden_layers = 1
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:1]
         model = build_on_meta(whole, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
         sizes = [layout.nbytes for layout in outline.layouts]

@@ -33,7 +33,6 @@ from engine.weights.generation_config import (
 from engine.weights.hub import identity_of, resolve, text_digest
 from engine.weights.layout import UnitReader
 from engine.weights.precision import stored_dtype
-from engine.weights.stored_format import expanded_tensors
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +59,7 @@ class TargetFiles(Blueprint):
                 "they are complete"
             )
         self.outlines = {True: self.units.outline, False: self.units.expanded().outline}
+        self.expanded_when_read = self.units.expanded_when_read
         self._packed = True
         self.tensors = self.units.other_tensors()
 
@@ -73,11 +73,9 @@ class TargetFiles(Blueprint):
         """Log what the user may not expect: an untested family, expanded parts, another type."""
         if self.config.model_type not in TESTED:
             log.warning("Model family %s is not among the tested ones", self.config.model_type)
-        expanded, stored_type = expanded_tensors(self.whole_config), stored_dtype(self.folder)
-        if expanded:
-            total = sum(layout.nbytes for layout in self.units.layouts)
-            text = "%s: %s are expanded when read, %.1f GB in all"
-            log.info(text, self.spec.id, expanded, total / 1e9)
+        stored_type = stored_dtype(self.folder)
+        if self.expanded_when_read:
+            log.info("%s: %s", self.spec.id, self.expanded_when_read)
         if stored_type is not None and stored_type != self.dtype:
             names = [str(dtype).removeprefix("torch.") for dtype in (stored_type, self.dtype)]
             why = "target.dtype" if self.spec.target.dtype else f"dtype in {CONFIG_NAME}"
@@ -93,7 +91,7 @@ class TargetFiles(Blueprint):
         path, ids = self.folder / GENERATION_CONFIG, self.generation.eos_token_id
         if ids is None:
             path, ids = self.folder / CONFIG_NAME, getattr(self.whole_config, "eos_token_id", None)
-            ids = self.config.eos_token_id if ids is None else ids
+            ids = getattr(self.config, "eos_token_id", None) if ids is None else ids
         found = token_ids(path, "eos_token_id", ids, self.vocab_size)
         path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
         return found | token_ids(path, "eos_token", own, self.vocab_size)
@@ -157,9 +155,7 @@ class TargetFiles(Blueprint):
         numerics: Numerics = "strict" if self.strict else "fast"
         rope = dataclasses.astuple(self.spec.target.rope)
         parts = [self.identity, self._text, numerics, rope, __version__]
-        expanded = expanded_tensors(self.whole_config)
-        forms = [f"{expanded} expanded when read"] if expanded else []
-        forms += [scheme.form] if scheme.form else []
+        forms = [form for form in (self.expanded_when_read, scheme.form) if form]
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,

@@ -37,15 +37,21 @@ def _read(path: Path) -> str:
 
     from tokenizers import Tokenizer
 
+    from engine.text.check_parts import fault_of_parts
+
     text = path.read_text(encoding="utf-8")
+    values: object = None
     try:
-        json.loads(text)  # the library reads it into objects of Python too
+        values = json.loads(text)  # the library reads it into objects of Python too
         tokenizer = Tokenizer.from_str(text)
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
     except BaseException as error:  # the end of this process: also what is no Exception, a panic
         if isinstance(error, MemoryError):
             raise
-        return f"{type(error).__name__}: {str(error)[:400]}"
+        reason = f"{type(error).__name__}: {str(error)[:400]}"
+        return fault_of_parts(values, is_read=False) or reason
+    if reason := fault_of_parts(values, is_read=True):
+        return reason
     if not ids:
         return "its vocabulary is empty"
     if (largest := max(ids)) > LARGEST_ID:

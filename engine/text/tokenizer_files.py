@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine.errors import ModelError, shown
-from engine.files import read_bytes, read_object, read_text
+from engine.files import POINTER, pointer_error, read_bytes, read_object, read_text
 from engine.weights.config_file import CONFIG_NAME, read_config_values
 from engine.weights.family import write_config
 
@@ -50,7 +50,10 @@ def private_copy(folder: Path) -> Iterator[Path]:
                 text = read_text(path, LARGEST_VOCABULARY)
                 (copy / path.name).write_text(text, encoding="utf-8")
             elif _BINARIES.search(path.name):
-                (copy / path.name).write_bytes(read_bytes(path, LARGEST_VOCABULARY))
+                raw = read_bytes(path, LARGEST_VOCABULARY)
+                if raw.startswith(POINTER.encode()):
+                    raise pointer_error(path)
+                (copy / path.name).write_bytes(raw)
             elif path.name == CONFIG_NAME:
                 write_config(read_config_values(folder), copy)
             elif path.name == _TEMPLATES and path.is_dir():

@@ -14,6 +14,7 @@ from engine.errors import ModelError, shown
 from engine.files import read_object
 
 CONFIG_NAME = "config.json"
+MODELOPT_NAME = "hf_quant_config.json"
 
 # (least, most) of the sizes that every family has; null means the family's default. The largest
 # models published so far have 128 layers, a hidden size of 25,000 and 262,400 tokens.
@@ -90,6 +91,24 @@ def read_config_values(folder: Path) -> dict[str, Any]:
             # "auto" names no type, as if the key were missing.
             values[key] = None if name == "auto" else name.removeprefix("torch.")
     return _checked(values, where, "")
+
+
+def check_modelopt(folder: Path, values: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for weights that ModelOpt quantized.
+
+    Its checkpoints say so in a file of their own. A newer config.json, whose `values` these are,
+    says it too, and is then judged as that of any other format.
+    """
+    path = folder / MODELOPT_NAME
+    if values.get("quantization_config") or not path.is_file():
+        return
+    quantization = read_object(path).get("quantization")
+    kind = quantization.get("quant_algo") if isinstance(quantization, dict) else None
+    if kind is not None:  # null: only the KV cache was meant to be quantized
+        raise ModelError(
+            f"{path}: quantization.quant_algo: {shown(kind)}: weights quantized by ModelOpt are "
+            "not supported. Use the unquantized checkpoint (with `quantize: nf4` for a small one)"
+        )
 
 
 def _are_texts(value: object) -> bool:

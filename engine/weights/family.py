@@ -30,19 +30,24 @@ from engine.errors import ModelError, shown
 from engine.library_call import find_key, library_call
 from engine.printable_logs import make_printable
 from engine.spec import RopeSpec
-from engine.weights.config_file import CONFIG_NAME, read_config_values, whole
+from engine.weights.config_file import CONFIG_NAME, check_modelopt, read_config_values, whole
 
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
 
-# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py).
+# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py and
+# test_structures.py).
 TESTED = frozenset(
     {
         "gemma2",
         "gemma3_text",
+        "gemma3n_text",
+        "gemma4_text",
         "gpt_oss",
         "granite",
         "llama",
+        "llama4_text",
+        "mimo_v2_flash",
         "mistral",
         "mixtral",
         "phi3",
@@ -54,8 +59,31 @@ TESTED = frozenset(
 # In these families a layer adds the experts' output to the residual and does nothing after it: no
 # norm of the output, no scale, no shared expert. So experts may be added when the rest is done.
 EXPERTS_LAST = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
+# The library lists these among models that write text.
+_CLASSIFIERS = frozenset({"shieldgemma2"})
 AS_WRITTEN = RopeSpec()  # positions as config.json has them
-ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
+# Kinds of layers in `layer_types`. Layers without attention have no keys and values.
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+_WITHOUT_ATTENTION = frozenset({"mlp", "moe"})
+_STATE = "their state belongs to one sequence and cannot be branched into a draft tree"
+_COMPRESSED = "they keep several tokens as one in their cache, which draft trees cannot use"
+_REFUSED_LAYERS = {
+    "linear_attention": _STATE,
+    "conv": _STATE,
+    "mamba": _STATE,
+    "recurrent": _STATE,
+    "hybrid": _STATE,
+    "hybrid_sliding": _STATE,
+    "indexed_attention": (
+        "each row selects the tokens that it attends to by an index, which the KV cache does not "
+        "have"
+    ),
+    "compressed_sparse_attention": _COMPRESSED,
+    "heavily_compressed_attention": _COMPRESSED,
+}
+# In these families, layers with a sliding window have that many times the KV heads that config.json
+# names, without a key for it.
+_WINDOW_KV_HEADS = {"mimo_v2_flash": 2}
 
 
 @dataclass(frozen=True)
@@ -63,6 +91,7 @@ class KVShape:
     """The shape of one token's keys and values.
 
     Args:
+        num_layers: the layers with keys and values of their own.
         num_kv_heads: the heads of each layer; the fewest, if layers differ.
         head_dim: the width of a head; the largest, if keys, values or layers differ.
         width: the values of all heads of one layer, the most of any, if they differ; else None.
@@ -92,6 +121,7 @@ def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
     """
     where = folder / CONFIG_NAME
     values = read_config_values(folder)
+    check_modelopt(folder, values)
     name = values["model_type"]
     if name not in CONFIG_MAPPING:
         reason = (
@@ -106,7 +136,8 @@ def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
     with library_call(where, partial(find_key, values, make_config)):
         config = make_config(values)
         check_family(config)
-        if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_multimodal(config):
+        is_text = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or is_multimodal(config)
+        if not is_text or name in _CLASSIFIERS:
             raise ModelError(f"{where}: model_type {shown(name)} is not a text model")
         _check_numbers(text_config(config), where)
     if rope.factor > 1:
@@ -230,21 +261,23 @@ def check_family(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"config.json: model_type {name!r} is an encoder-decoder, not a decoder")
     config = text_config(config)
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS)
-    if other or _has_state(config):
-        kind = ", ".join(other) or "recurrent"
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS - _WITHOUT_ATTENTION
+    if not kinds and _has_state(config):
+        kinds = {"recurrent"}
+    for kind in sorted(kinds):
+        reason = _REFUSED_LAYERS.get(kind, "this server does not know them")
         raise ModelError(
-            f"config.json: model_type {name!r} has {kind} layers: their state belongs to one "
-            "sequence and cannot be branched into a draft tree. Use a model with attention only."
+            f"config.json: model_type {name!r} has {shown(kind)} layers: {reason}. Use a model "
+            "with attention over all tokens, a window or chunks"
+        )
+    if getattr(config, "cross_attention_layers", None):
+        raise ModelError(
+            f"config.json: model_type {name!r} has layers that attend to an image only "
+            "(cross_attention_layers): not supported. Use a model without them"
         )
     # "vision": only the tokens of an image see those after them.
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         raise ModelError(f"config.json: model_type {name!r} attends in both directions")
-    if getattr(config, "hidden_size_per_layer_input", None):
-        raise ModelError(
-            f"config.json: model_type {name!r} embeds tokens for each layer "
-            "(hidden_size_per_layer_input): not supported"
-        )
 
 
 def _has_state(config: Any) -> bool:
@@ -269,12 +302,19 @@ def kv_shape(config: Any) -> KVShape:
     """Return the shape of one token's keys and values."""
     config = text_config(config)
     count = config.num_hidden_layers
-    layers = [config]
+    layers = [config] * count
     if getattr(config, "is_heterogeneous", False):
         layers = [config.per_layer_config[index] for index in range(count)]
-    shapes = {shape for layer in layers for shape in _layer_shapes(layer)}
+    kinds = getattr(config, "layer_types", None) or [""] * count
+    in_window = _WINDOW_KV_HEADS.get(config.model_type, 1)
+    shapes = {
+        (heads * in_window if kind == "sliding_attention" else heads, width)
+        for kind, layer in zip(kinds, layers, strict=True)
+        for heads, width in _layer_shapes(layer)
+    }
     return KVShape(
-        num_layers=count,
+        # The last ones use those of the last layer of their kind before them.
+        num_layers=count - (getattr(config, "num_kv_shared_layers", None) or 0),
         num_kv_heads=min(heads for heads, _ in shapes),
         head_dim=max(width for _, width in shapes),
         width=max(heads * width for heads, width in shapes) if len(shapes) > 1 else None,

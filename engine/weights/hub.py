@@ -22,9 +22,10 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from engine.errors import ModelError, shown
 from engine.files import find_folder, read_bytes
 from engine.messages import ReportProgress
+from engine.weights.config_file import MODELOPT_NAME
 from engine.weights.gguf_folder import gguf_folder
 from engine.weights.gguf_source import SUFFIX, choose_files, find_gguf, split_source
-from engine.weights.shards import advice, weight_files
+from engine.weights.shards import advice, other_weights, weight_files
 
 _CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
@@ -70,7 +71,12 @@ def locate(source: str, revision: str | None) -> Path:
     """
     if (made := _gguf_folder(source, revision, lambda *_: None)) is not None:
         return made
-    return _find(source, revision, partial(_config_folder, source, revision))
+    folder = _find(source, revision, partial(_config_folder, source, revision))
+    # A folder with config.json alone can be planned for, as a repository can before a download.
+    has_weights = any(folder.glob("*.safetensors"))
+    if not has_weights and _local_folder(source) and (found := other_weights(folder)):
+        raise ModelError(f"{folder}: no *.safetensors file. {found}")
+    return folder
 
 
 def _gguf_folder(source: str, revision: str | None, progress: ReportProgress) -> Path | None:
@@ -142,6 +148,8 @@ def _config_folder(source: str, revision: str | None) -> Path:
     if not isinstance(path, str):
         try:
             path = huggingface_hub.hf_hub_download(source, _CONFIG, revision=revision)
+            with suppress(errors.EntryNotFoundError):  # few repositories have it
+                huggingface_hub.hf_hub_download(source, MODELOPT_NAME, revision=revision)
         except errors.LocalEntryNotFoundError as error:
             raise ModelError(
                 f"{source}: its {_CONFIG} is not cached, and the hub cannot be reached. Check the "

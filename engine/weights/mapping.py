@@ -15,6 +15,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -23,9 +24,16 @@ from transformers.core_model_loading import (
 
 from engine.errors import ModelError
 from engine.weights.layout import TensorSpec
-from engine.weights.outline import decoder_prefix
+from engine.weights.outline import decoder_prefix, linear_weights
 from engine.weights.safetensors import Checkpoint
-from engine.weights.sources import Expert, Source, merge_sources, plain_source
+from engine.weights.sources import (
+    Expert,
+    Source,
+    merge_sources,
+    plain_source,
+    stack_sources,
+    transpose_source,
+)
 from engine.weights.stored_format import (
     find_stored,
     is_activation_scale,
@@ -69,12 +77,13 @@ def find_sources(
     _refuse_unexpected(model, unexpected)
     for target, group in groups.items():
         converter = names.by_pattern[next(iter(group))]
-        if not _is_merge(converter):
-            raise ModelError(
-                f"{checkpoint.folder}: {target} is stored in a form that must be computed "
-                f"({converter.operations}): model_type {model.config.model_type!r} is not supported"
-            )
-        sources[target] = _merge_experts(checkpoint, converter, target, group, wanted[target])
+        if not _is_supported(converter):
+            raise _unsupported(str(checkpoint.folder), target, converter, model)
+        if _is_merge(converter):
+            source = _merge_experts(checkpoint, converter, target, group, wanted[target])
+        else:
+            source = _rearrange(checkpoint, converter, target, group, wanted[target])
+        sources[target] = source
     _add_tied_sources(model, sources)
     if missing := sorted(wanted.keys() - sources.keys(), key=dot_natural_key):
         raise ModelError(
@@ -93,6 +102,26 @@ def _stored_sources(model: PreTrainedModel, checkpoint: Checkpoint) -> list[tupl
         if name not in consumed and not (has_format and is_activation_scale(name)):
             found[name] = plain_source(checkpoint, stored)
     return sorted(found.items(), key=lambda item: dot_natural_key(item[0]))
+
+
+def linear_modules(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """Return the modules whose weights a checkpoint stores for each linear weight of a model.
+
+    Fused experts that are stored one by one have the modules of their first expert, such as its
+    gate and up projections. Other fused experts have their own name. Weights that are stored
+    transposed, or in several parts, have no entry.
+    """
+    converters = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightConverter)]
+    found: dict[str, tuple[str, ...]] = {}
+    for name in linear_weights(model):
+        own = next((c for c in converters if name.endswith(tuple(c.target_patterns))), None)
+        if own is None:
+            found[name] = (name.removesuffix(".weight"),)
+        elif _is_merge(own):
+            prefix = name.removesuffix(own.target_patterns[0])
+            firsts = (pattern.replace("*", "0", 1) for pattern in own.source_patterns)
+            found[name] = tuple(f"{prefix}{first}".removesuffix(".weight") for first in firsts)
+    return found
 
 
 class _Names:
@@ -119,6 +148,67 @@ class _Names:
         if name not in self._state and stored in self._state:
             name, pattern = rename_source_key(stored, [], [], self._prefix, self._state)
         return name, pattern
+
+
+def check_published_form(model: PreTrainedModel) -> None:
+    """Raise `ModelError` if published checkpoints of a model store tensors in an unsupported form.
+
+    A checkpoint that is there is read instead, since it may store them as the model has them.
+    """
+    for converter in get_model_conversion_mapping(model):
+        if isinstance(converter, WeightConverter) and not _is_supported(converter):
+            backwards = converter.reverse_transform()
+            for name in model.state_dict():
+                if backwards.rename_source_key(name)[1] is not None:
+                    raise _unsupported("config.json", name, converter, model)
+
+
+def _unsupported(
+    where: str, name: str, converter: WeightConverter, model: PreTrainedModel
+) -> ModelError:
+    return ModelError(
+        f"{where}: {name} is stored in a form that must be computed ({converter.operations}): "
+        f"model_type {model.config.model_type!r} is not supported"
+    )
+
+
+def _is_supported(converter: WeightConverter) -> bool:
+    """Return whether tensors that a converter makes can be read."""
+    match converter.operations:
+        case [Transpose()]:
+            return len(converter.source_patterns) == len(converter.target_patterns) == 1
+        case [Concatenate(dim=0)]:
+            return len(converter.target_patterns) == 1
+    return _is_merge(converter)
+
+
+def _rearrange(
+    checkpoint: Checkpoint,
+    converter: WeightConverter,
+    target: str,
+    groups: Mapping[str, list[Source]],
+    wanted: TensorSpec,
+) -> Source:
+    """Return the source of a tensor that is stored transposed, or as several blocks of rows."""
+    found = [source for pattern in converter.source_patterns for source in groups.get(pattern, [])]
+    if len(found) != len(converter.source_patterns):
+        raise ModelError(
+            f"{checkpoint.folder}: {len(found)} tensors for {target}, "
+            f"{len(converter.source_patterns)} are needed. The checkpoint is incomplete"
+        )
+    operation = converter.operations[0]
+    if isinstance(operation, Transpose):
+        is_same = operation.check_dims and found[0].shape == wanted[1]
+        is_flat = len(found[0].shape) <= max(operation.dim0, operation.dim1)
+        source = found[0]
+        if not is_same and not is_flat:
+            source = transpose_source(source, operation.dim0, operation.dim1)
+    else:
+        for source in found:
+            _check_source(target, source, (wanted[0], (*source.shape[:1], *wanted[1][1:])))
+        source = stack_sources(found)
+    _check_source(target, source, wanted)
+    return source
 
 
 def _is_merge(converter: WeightConverter) -> bool:

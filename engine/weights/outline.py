@@ -184,12 +184,19 @@ def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule
     return [(paths[id(layer)], layer) for layer in layers], (paths[id(head)], head)
 
 
+def text_decoder(model: PreTrainedModel) -> Any:
+    """Return the module that runs the layers of a model, or of its language part."""
+    untyped: Any = model
+    decoder = untyped.get_decoder()
+    # Where the language part is a model with a head (Llama 4), the library stops at that.
+    return decoder.model if hasattr(decoder, "lm_head") else decoder
+
+
 def decoder_prefix(model: PreTrainedModel) -> str:
     """Return the beginning of the names of the decoder's tensors; "" if the model is all text."""
-    untyped: Any = model
     if text_config(model.config) is model.config:
         return ""
-    decoder = untyped.get_decoder()
+    decoder = text_decoder(model)
     return next(f"{path}." for path, module in model.named_modules() if module is decoder)
 
 
@@ -198,9 +205,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
     Raises `ModelError` if the decoder has no list of that length, or several.
     """
-    untyped: Any = model
     count = text_config(model.config).num_hidden_layers
-    lists = [m for m in untyped.get_decoder().children() if isinstance(m, nn.ModuleList)]
+    lists = [m for m in text_decoder(model).children() if isinstance(m, nn.ModuleList)]
     # Lists of rotary embeddings have no weights.
     found = [m for m in lists if len(m) == count and any(True for _ in m.parameters())]
     if len(found) != 1:

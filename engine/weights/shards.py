@@ -54,10 +54,15 @@ _ONLY = "Only safetensors and GGUF weights are read"
 
 def advice(folder: Path) -> str:
     """Return advice for a folder without a safetensors checkpoint, given the files in it."""
+    return other_weights(folder) or f"{_ONLY}: convert other formats with save_pretrained"
+
+
+def other_weights(folder: Path) -> str:
+    """Return which weights a folder holds that are not read, and what to do; "" for none."""
     for pattern, found, remedy in _OTHERS:
         if any(folder.glob(pattern)):
             return f"{_ONLY} and the folder holds {found}: {remedy}"
-    return f"{_ONLY}: convert other formats with save_pretrained"
+    return ""
 
 
 # Other files of model folders: a pattern of their names, what they are, and what to do.
@@ -79,6 +84,13 @@ _OTHERS = (
         "PyTorch files (*.bin), which may hold code",
         "convert them with save_pretrained, or use a revision with safetensors",
     ),
+    (
+        "*.pth",
+        "Meta's own format (*.pth), which may hold code",
+        "use the checkpoint of the same model that transformers reads (model*.safetensors and "
+        "config.json)",
+    ),
+    ("*.onnx", "an ONNX model", "use the safetensors checkpoint that it was made of"),
 )
 
 

@@ -1,7 +1,7 @@
 """Sources: how each tensor of a model is made from the tensors of its checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ class Source:
             fields, if there are any. Several threads may call it in parallel.
         parts: the stored tensors that it is made from. Messages name the first one.
         packed: the fields of the tensor if it stays packed; empty if it becomes dense.
+        why_expanded: the reason, for the log, if a tensor of a packed format becomes dense.
         experts: returns a source of some entries of the first dimension, which reads only these.
             None if only the whole tensor can be made.
         is_plain: whether the tensor is the only one of `parts`, apart from the dtype.
@@ -33,6 +34,7 @@ class Source:
     fill: Callable[..., None]
     parts: tuple[StoredTensor, ...] = ()
     packed: Fields = field(default_factory=dict)
+    why_expanded: str = ""
     experts: Callable[[range], "Source"] | None = None
     is_plain: bool = False
     rows: Callable[[torch.dtype], StoredRows] | None = None
@@ -69,7 +71,10 @@ def merge_sources(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]
         own = [((e - experts.start, rows), piece) for (e, rows), piece in pieces if e in experts]
         return merge_sources((len(experts), *shape[1:]), own)
 
-    return Source(shape=shape, fill=fill, packed=packed, experts=some)
+    why = next((piece.why_expanded for _, piece in pieces if piece.why_expanded), "")
+    if not packed and not why and any(piece.packed for _, piece in pieces):
+        why = "parts of experts are stored in different forms"
+    return Source(shape=shape, fill=fill, packed=packed, why_expanded=why, experts=some)
 
 
 def _merged_fields(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source]]) -> Fields:
@@ -94,6 +99,40 @@ def _merged_fields(shape: tuple[int, ...], pieces: Sequence[tuple[Expert, Source
         dtype, together, others = kinds.pop()
         merged[name] = (dtype, (shape[0], shape[1] // together, *others))
     return merged
+
+
+def transpose_source(source: Source, first: int, second: int) -> Source:
+    """Return the source of a tensor that is stored with two of its dimensions exchanged."""
+    shape = list(source.shape)
+    shape[first], shape[second] = shape[second], shape[first]
+    some = source.experts if first and second else None  # the first dimension is the experts'
+    return replace(
+        source,
+        shape=tuple(shape),
+        fill=lambda out: source.fill(out.transpose(first, second)),
+        packed={},
+        why_expanded="they are stored transposed" if source.packed else source.why_expanded,
+        experts=(lambda held: transpose_source(some(held), first, second)) if some else None,
+        rows=None,
+    )
+
+
+def stack_sources(sources: Sequence[Source]) -> Source:
+    """Return the source of a tensor whose rows are stored as several tensors, in this order."""
+    heights = [source.shape[0] for source in sources]
+
+    def fill(out: Tensor) -> None:
+        for source, rows in zip(sources, torch.split(out, heights), strict=True):
+            source.fill(rows)
+
+    parts = tuple(part for source in sources for part in source.parts)
+    is_packed = any(source.packed for source in sources)
+    return Source(
+        shape=(sum(heights), *sources[0].shape[1:]),
+        fill=fill,
+        parts=parts,
+        why_expanded="they are stored in several parts" if is_packed else "",
+    )
 
 
 def select_experts(source: Source, experts: range) -> Source:

@@ -43,15 +43,12 @@ class StoredFormat:
             would have in a plain checkpoint. Raises `ModelError` if parts are missing or wrong.
         plan: returns the packed fields of the tensors that stay packed, by their names in the
             model. It has no checkpoint, because plans are made from config.json alone.
-        expanded: the tensors that have no packed form and are expanded when read, for the log;
-            empty if there are none.
     """
 
     title: str
     detect: Callable[[QuantizationConfig], bool]
     find: Callable[[Checkpoint, QuantizationConfig], dict[str, Source]]
     plan: Callable[[PreTrainedModel, QuantizationConfig], dict[str, Fields]] = lambda *_: {}
-    expanded: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,12 +105,6 @@ def stored_format(config: Any) -> StoredFormat | None:
     raise unsupported(quantization, quantization.get("fmt"))
 
 
-def expanded_tensors(config: Any) -> str:
-    """Return which tensors are always expanded when they are read, for messages; "" if none are."""
-    found = stored_format(config)
-    return found.expanded if found else ""
-
-
 def find_stored(config: Any, checkpoint: Checkpoint) -> dict[str, Source]:
     """Return the sources of the tensors that the checkpoint does not store as plain tensors."""
     found = stored_format(config)
@@ -129,7 +120,7 @@ def plan_packed(model: PreTrainedModel) -> dict[str, Fields]:
 def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelError:
     """Return the error for a stored format, or a variant of one, that cannot be read."""
     method = quantization["quant_method"]
-    what = f"quantization_config.quant_method {shown(method)} {kind or ''}"
+    what = " ".join(filter(None, ["quantization_config.quant_method", shown(method), kind]))
     if method == _MLX:
         what = "quantization: the format of MLX"
     return ModelError(

@@ -1,6 +1,7 @@
 """A reader of a model's units from its checkpoint."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from copy import copy
 from functools import partial
@@ -21,6 +22,14 @@ from engine.weights.sources import Source, quantize_source, select_experts
 log = logging.getLogger(__name__)
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Of floats in a byte: the bits that tell the number, and the least of those that are not finite.
+_SMALL = {
+    torch.float8_e4m3fn: (127, 127),
+    torch.float8_e5m2: (127, 124),
+    torch.float8_e8m0fnu: (255, 255),
+}
+_CHECKED_BYTES = 1 << 20  # at a time
+_DAMAGED = "%s: %d weights are NaN or infinite: the file is damaged"
 
 
 def warn_unless_finite(values: Tensor, name: str) -> None:
@@ -33,7 +42,16 @@ def warn_unless_finite(values: Tensor, name: str) -> None:
         low, high = torch.aminmax(values)
         if not (-torch.inf < low.item() and high.item() < torch.inf):
             count = int((~torch.isfinite(values)).sum())
-            log.warning("%s: %d weights are NaN or infinite: the file is damaged", name, count)
+            log.warning(_DAMAGED, name, count)
+    elif values.dtype in _SMALL and values.numel():
+        bits, least = _SMALL[values.dtype]
+        count = 0
+        for piece in torch.split(values.view(-1).view(torch.uint8), _CHECKED_BYTES):
+            numbers = piece & bits
+            if int(numbers.max()) >= least:  # 14 GB/s; counting all takes 15 times as long
+                count += int((numbers >= least).sum())
+        if count:
+            log.warning(_DAMAGED, name, count)
 
 
 class CheckpointUnits(UnitReader):
@@ -100,6 +118,15 @@ class CheckpointUnits(UnitReader):
         """
         other = self.outline.other_tensors
         return {name: self._load(name, self._sources[name], *spec) for name, spec in other.items()}
+
+    @property
+    def expanded_when_read(self) -> str:
+        """A text that says which weights of a packed format have no packed form; "" if none."""
+        parts = {part.name: part for parts in self.outline.parts for part in parts}
+        dense = [name for name, part in parts.items() if not (part.stored or part.quantized)]
+        reasons = Counter(self._sources[name].why_expanded for name in dense)
+        found = [f"{count} because {why}" for why, count in reasons.items() if why]
+        return f"weights are expanded when read: {', '.join(found)}" if found else ""
 
     def close(self) -> None:
         """Close the files. Matrices that stay in their file cannot be read afterwards."""

@@ -41,6 +41,10 @@ NO_FORMAT = (
     "model in words, and calls are read as the format `generic` says. If the model has another "
     "format, name it in the model's file, `parsers: {tools: NAME}`: %s"
 )
+NO_TEMPLATE = (
+    "%s: there is no chat template, so only /v1/completions can be used. Set `chat_template` in "
+    "the model's file to a .jinja file, such as that of the repository that the model is made of"
+)
 SHUTTING_DOWN = "The server is shutting down."
 
 
@@ -293,7 +297,9 @@ class Models:
             statistics.loaded(info)
             formats = formats_of(facts.template, entry.parsers.tools, entry.parsers.reasoning)
             loaded = LoadedModel(entry, engine, info, self.text, facts, statistics, formats)
-            if not loaded.has_tool_format:
+            if not facts.template:
+                log.warning(NO_TEMPLATE, entry.id)
+            elif not loaded.has_tool_format:
                 log.warning(NO_FORMAT, entry.id, ", ".join(format_names("tools")))
             self._current = loaded
         finally:

@@ -258,7 +258,10 @@ def joined_text(content: str | Sequence[HasText] | None) -> str:
 def _refuse_other_parts(value: object) -> object:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind != "text":
-        message = f"Content parts of type '{kind}' are not supported; this model takes text"
+        message = (
+            f"Content parts of type '{kind[:64]}' are not supported: this server takes text, also "
+            "where the model takes images"
+        )
         raise PydanticCustomError("unsupported_content", "{message}", {"message": message})
     return value
 

@@ -224,5 +224,6 @@ def template_file(path: str, chat_template: str | None) -> str:
     """Return where the chat template of folder `path` was read from, for error messages."""
     if chat_template is not None:
         return "`chat_template` of the model's YAML file"
-    own = Path(path) / "chat_template.jinja"
-    return str(own if own.exists() else own.with_name("tokenizer_config.json"))
+    own = [Path(path) / f"chat_template.{kind}" for kind in ("jinja", "json")]
+    found = next((file for file in own if file.exists()), own[0])
+    return str(found if found.exists() else found.with_name("tokenizer_config.json"))

@@ -8,12 +8,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForMultimodalLM, LlavaConfig
 from transformers.models.gemma3 import Gemma3Config
+from transformers.models.gemma4 import Gemma4Config
+from transformers.models.llama4 import Llama4Config
 from transformers.models.mistral3 import Mistral3Config
 from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen3_vl import Qwen3VLConfig
 
 from tests.engine.checkpoints import HEAD_DIM, HIDDEN, tiny_config
 from tests.engine.models import VOCAB, add_tokenizer
+from tests.engine.structures import structure_config
 
 _SIDE = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
 _TOWER = {**_SIDE, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -59,10 +62,19 @@ def wrapper_config(family: str) -> Any:
         case "qwen3_vl":
             tower = {**_QWEN_TOWER, "out_hidden_size": HIDDEN, "deepstack_visual_indexes": [0]}
             return Qwen3VLConfig(text_config=_qwen_text("qwen3_vl_text"), vision_config=tower)
+        case "gemma4":
+            return Gemma4Config(
+                text_config=structure_config("gemma4_text").to_dict(),
+                vision_config={**_SIDE, "num_attention_heads": 2, "num_key_value_heads": 2},
+            )
+        case "llama4":
+            return Llama4Config(
+                text_config=structure_config("llama4_text").to_dict(), vision_config=_TOWER
+            )
     raise AssertionError(family)
 
 
-WRAPPERS = ("gemma3", "mistral3", "llava", "qwen2_5_vl", "qwen3_vl")
+WRAPPERS = ("gemma3", "mistral3", "llava", "qwen2_5_vl", "qwen3_vl", "gemma4", "llama4")
 
 
 def save_wrapper(family: str, folder: Path, *, published_names: bool = True) -> Path:

@@ -11,10 +11,14 @@ import torch
 
 from engine.spec import MemorySpec, StreamSpec
 from engine.weights.formats import mxfp4
+from engine.weights.formats.groups import Block
+from engine.weights.formats.scaled_codes import FORMS, Form, expand
 from engine.weights.gguf_blocks import _SCALES_AT, expand_into
 from engine.weights.gguf_file import TYPES, BlockType
 from tests.engine.models import PLAIN, add_tokenizer, exact, load, prompt, request, run
+from tests.engine.weights.formats.quantized_files import write
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint
+from tests.engine.weights.formats.test_scaled_codes import fields_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,6 +62,36 @@ def test_mxfp4_expands_to_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
         mxfp4.expand(blocks.to(device), scales.to(device), out)
         found.append(out.cpu())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block", [(1, 32), (500, 128)], ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.suffixes[0])
+def test_codes_with_scales_expand_to_the_bits_of_the_cpu(
+    form: Form, block: Block, dtype: torch.dtype
+) -> None:
+    fields = fields_of(form, ROWS, COLUMNS, block)
+    found = []
+    for device in ("cpu", "cuda"):
+        out = torch.empty(ROWS, COLUMNS, dtype=dtype, device=device)
+        expand(form, *(field.to(device) for field in fields), out)
+        found.append(out.cpu())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", ["fp8-block-whole", "ct-nvfp4", "awq", "gptq4-order"])
+def test_answers_with_scaled_codes_do_not_depend_on_their_form(kind: str, tmp_path: Path) -> None:
+    path, _ = write(kind, "qwen3_moe", tmp_path)
+    add_tokenizer(path)
+    found = []
+    for packed in (True, False):
+        stream = StreamSpec(tier="ram", slots=2, packed=packed)
+        engine = load(
+            path, PLAIN, device="cuda:0", memory=MemorySpec(device=1 << 30), stream=stream
+        )
+        found.append(exact(run(engine, [request("a", prompt(70), logprobs=2)])))
+        engine.close()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("tier", ["resident", "ram", "disk"])

@@ -54,10 +54,13 @@ class PaddedStep:
 
     def __init__(self, decoder: Decoder, pool: PagePool, bucket: Bucket) -> None:
         rows, kv = bucket.rows, bucket.kv
-        device, weight = decoder.device, decoder.embedding.weight
+        device = decoder.device
         self._decoder = decoder
         self._kv = kv
-        self._hidden = torch.zeros(1, rows, weight.shape[1], dtype=weight.dtype, device=device)
+        self._inputs = [
+            torch.zeros(rows, own.shape[1], dtype=own.dtype, device=device)
+            for own in decoder.embed([0])
+        ]
         self._slots = torch.zeros(kv + rows, dtype=torch.int64, device=device)
         self._positions = torch.zeros(kv + rows, dtype=torch.int64, device=device)
         self._mask = torch.zeros(rows, kv + rows, dtype=torch.bool, device=device)
@@ -73,10 +76,12 @@ class PaddedStep:
         )
         self._batch = Batch(pool, (segment,), range(rows), strict=False)
 
-    def fill(self, hidden: Tensor, segments: Sequence[Segment]) -> None:
-        """Copy embedded rows [n, D] and their segments, which fit the bucket, to the inputs."""
-        rows = len(hidden)
-        self._hidden[0, :rows].copy_(hidden, non_blocking=True)
+    def fill(self, embedded: Sequence[Tensor], segments: Sequence[Segment]) -> None:
+        """Copy what `Decoder.embed` returned for rows that fit the bucket, and their segments."""
+        rows = len(embedded[0])
+        for own, given in zip(self._inputs, embedded, strict=True):
+            own[:rows].copy_(given, non_blocking=True)
+            own[rows:] = own[rows - 1]
         self._mask.fill_(False)
         first = 0  # of the segment's visible slots
         for segment in segments:
@@ -86,14 +91,14 @@ class PaddedStep:
         for inputs in (self._slots, self._positions):
             inputs[first : self._kv] = inputs[last : last + 1]
             inputs[last + 1 :] = inputs[last : last + 1]
-        self._hidden[0, rows:] = self._hidden[0, rows - 1]
         self._mask[rows:] = self._mask[rows - 1]
 
     def run(self) -> Tensor:
         """Return logits [rows of the bucket, V]; the first rows are those given to `fill`."""
         # A layer overwrites its input, so it gets a copy.
         positions = self._positions[None, self._kv :]
-        hidden = self._decoder.run(self._hidden.clone(), positions, self._batch)
+        inputs = [own.clone() for own in self._inputs]
+        hidden = self._decoder.run(inputs, positions, self._batch)
         with self._decoder.head() as head:
             return head(hidden)
 
@@ -143,16 +148,18 @@ class GraphedSteps:
         bucket = Bucket.of(batch)
         if bucket is None:
             return None
-        hidden = self._decoder.embed(tokens)
+        embedded = self._decoder.embed(tokens)
         known = self._graphs.get(bucket)
         if known is not None:
             self._graphs.move_to_end(bucket)
             step, replay = known
-            step.fill(hidden, batch.segments)
+            step.fill(embedded, batch.segments)
             return replay()[: len(tokens)]
-        return self._capture_first(bucket, hidden, batch)
+        return self._capture_first(bucket, embedded, batch)
 
-    def _capture_first(self, bucket: Bucket, hidden: Tensor, batch: Batch) -> Tensor | None:
+    def _capture_first(
+        self, bucket: Bucket, embedded: Sequence[Tensor], batch: Batch
+    ) -> Tensor | None:
         """Capture the graph of a bucket, replay it and return the logits; None if that fails."""
         if self._is_refused:
             return None
@@ -160,7 +167,7 @@ class GraphedSteps:
             self._graphs.popitem(last=False)
         try:
             step = PaddedStep(self._decoder, self._pool, bucket)
-            step.fill(hidden, batch.segments)  # capturing runs the step once
+            step.fill(embedded, batch.segments)  # capturing runs the step once
             replay = self._capture(step.run)
             logits = replay()
         except RuntimeError as error:  # out of memory, or an operation that no graph can hold
@@ -170,7 +177,7 @@ class GraphedSteps:
         finally:
             self.num_captured += 1
         self._graphs[bucket] = step, replay
-        return logits[: len(hidden)]
+        return logits[: len(embedded[0])]
 
 
 def graphed_steps(decoder: Decoder, pool: PagePool, capture: Capture | None) -> GraphedSteps | None:

@@ -261,9 +261,7 @@ class DraftModel:
             wanted += range(len(tokens) - len(nodes), len(tokens))
         rows, resumable = range(len(tokens)), ResumableForward()
         batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
-        own = self.decoder.embedding.num_embeddings
-        known = [token if token < own else 0 for token in tokens]  # others are the target's padding
-        return DraftStep(ready, known, positions, wanted, batch, resumable)
+        return DraftStep(ready, tokens, positions, wanted, batch, resumable)
 
     def _forward(self, step: DraftStep) -> Tensor:
         """Return the logits [nodes, V] at the rows of a step's nodes.

@@ -4,6 +4,10 @@ The 4-bit copies of a model write some text from the start of a chat, at tempera
 square of each input channel of each linear layer is taken meanwhile. Scales that are fitted by it
 (`engine.weights.formats.weighted`) bring the copies nearer to the target. The text of the copies is
 as good for this as that of the target (measured), and no weight has to travel for it.
+
+Only written tokens count: a draft never computes the start of a chat, because it reads those keys
+and values from the target's cache. All of them count alike: each row is divided by its root mean
+square, so that a few tokens with large inputs do not decide.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +27,12 @@ from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.weights.layout import UnitLayout, UnitReader, lay_out
 
-IMPORTANCE_VERSION = 1  # raised when importance is measured differently
+IMPORTANCE_VERSION = 2  # raised when importance is measured differently
 NUM_TEXTS = 4  # written together: a step of so few rows takes hardly longer than one of one row
 TEXT_TOKENS = 96  # written in each
 LONGEST_START = 128  # tokens of a chat's start that are used, the last ones
 _SEED = 0
+_TINY = 1e-30  # a mean square of a row below this one counts as this one
 _INFINITE = "the 4-bit copies compute infinite numbers"
 
 Linears = Sequence[Mapping[str, nn.Module]]  # the layers of each unit, by their weights' names
@@ -78,6 +83,8 @@ def measure_importance(
 ) -> list[dict[str, Tensor]]:
     """Return the mean square of each input channel of `linears` while `decoder` writes texts.
 
+    Each row is divided by its root mean square before. The rows of `start` do not count.
+
     Args:
         cache: nothing else uses it meanwhile; it is left empty.
         linears: layers of the decoder, by unit and name.
@@ -85,8 +92,7 @@ def measure_importance(
 
     Raises `ModelError` if the cache is too small or the model computes infinite numbers.
     """
-    with _mean_squares(linears) as squares:
-        _write_texts(decoder, cache, start[-LONGEST_START:], progress)
+    squares = _write_texts(decoder, cache, linears, start[-LONGEST_START:], progress)
     means = [{name: square.mean().cpu() for name, square in own.items()} for own in squares]
     if not all(mean.isfinite().all() for own in means for mean in own.values()):
         raise ModelError(_INFINITE)
@@ -94,16 +100,20 @@ def measure_importance(
 
 
 class _MeanSquare:
-    """The mean square of each input channel of a layer, which calls it before each product."""
+    """The mean square of each input channel of a layer, which calls it before each product.
+
+    Each row is divided by its root mean square before.
+    """
 
     def __init__(self) -> None:
         self._total: Tensor = torch.zeros(())
         self._rows = 0
 
     def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        rows = arguments[0].flatten(0, -2).float()
-        self._total = rows.square().sum(0) + self._total.to(rows.device)
-        self._rows += len(rows)
+        squares = arguments[0].flatten(0, -2).float().square()
+        squares /= squares.mean(-1, keepdim=True).clamp(min=_TINY)
+        self._total = squares.sum(0) + self._total.to(squares.device)
+        self._rows += len(squares)
 
     def mean(self) -> Tensor:
         """Return the mean square [in]."""
@@ -127,11 +137,16 @@ def _mean_squares(linears: Linears) -> Iterator[list[dict[str, _MeanSquare]]]:
 
 
 def _write_texts(
-    decoder: Decoder, cache: KVCache, start: Sequence[int], progress: ReportProgress
-) -> None:
+    decoder: Decoder,
+    cache: KVCache,
+    linears: Linears,
+    start: Sequence[int],
+    progress: ReportProgress,
+) -> list[dict[str, _MeanSquare]]:
     """Let the decoder write texts together, each after `start`, at temperature 1.
 
-    Raises `ModelError` if `cache` has no room for a single text.
+    Return the mean squares of the inputs of `linears` over the written tokens. Raises `ModelError`
+    if `cache` has no room for a single text.
     """
     generator = torch.Generator().manual_seed(_SEED)
     tables: list[PageTable] = []
@@ -145,13 +160,15 @@ def _write_texts(
         for table in tables:  # one by one: all together could be more rows than the plan allows for
             logits = _run(decoder, cache, [table], [start])
         chosen = _draw(logits.expand(len(tables), -1), generator)
-        for done in range(1, TEXT_TOKENS + 1):
-            logits = _run(decoder, cache, tables, [[token] for token in chosen])
-            chosen = _draw(logits, generator)
-            progress("measuring inputs for the substitutes", done, TEXT_TOKENS)
+        with _mean_squares(linears) as squares:
+            for done in range(1, TEXT_TOKENS + 1):
+                logits = _run(decoder, cache, tables, [[token] for token in chosen])
+                chosen = _draw(logits, generator)
+                progress("measuring inputs for the substitutes", done, TEXT_TOKENS)
     finally:
         for table in tables:
             cache.close(table)
+    return squares
 
 
 def _run(

@@ -17,7 +17,7 @@ from engine.weights.formats.nf4 import BLOCK, Nf4Linear
 from engine.weights.layout import TensorSpec, UnitLayout, UnitReader, lay_out
 from engine.weights.packing import dense_layout, dense_tensors, expand
 
-FORM_VERSION = 2  # of what `store` writes; raised when a weight is quantized differently
+FORM_VERSION = 3  # of what `store` writes; raised when a weight is quantized differently
 
 
 class SubstituteUnits(UnitReader):

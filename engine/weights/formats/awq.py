@@ -1,13 +1,12 @@
-"""Checkpoints of AWQ in its gemm version, expanded when they are read.
+"""Checkpoints of AWQ in its gemm version.
 
 A linear weight [out, in] is stored transposed: `qweight` [in, out / 8], `qzeros` [groups, out / 8]
 and `scales` [groups, out]. A word of int32 has 8 codes of 4 bits, in the order of `_ORDER`.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from engine.compiled import awq_words
 from engine.compiled.compiler import is_available
@@ -17,21 +16,24 @@ from engine.weights.formats.groups import (
     check_group,
     check_part,
     check_words,
-    dequantize,
     group_size,
-    packed_values,
     part_of,
     pieces,
     unpack,
 )
-from engine.weights.safetensors import Checkpoint, StoredTensor
+from engine.weights.formats.scaled_codes import Form, ScaledLayout
+from engine.weights.formats.scaled_plans import head_of, is_part_of, names_of, plan_scaled
+from engine.weights.formats.scaled_sources import ScaledWeight, write_zeros
+from engine.weights.layout import Fields
+from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Source
-from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
+from engine.weights.stored_format import QuantizationConfig, Shape, StoredFormat, unsupported
 
 _CODES = ".qweight"
 _BITS = 4
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each code of a word, the lowest bits first
 _WORD = len(_ORDER)
+_FORM = Form("uint4", has_zeros=True)
 
 
 def detect(quantization: QuantizationConfig) -> bool:
@@ -58,26 +60,20 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
     }
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """One stored weight [outputs, inputs]."""
+def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
+    """Return the packed fields of the linear weights and experts.
 
-    checkpoint: Checkpoint
-    codes: StoredTensor
-    zeros: StoredTensor
-    scales: StoredTensor
-    group_size: int
+    config.json does not tell the type of the scales, which is float16 in nearly all checkpoints.
+    """
+    skipped = [*names_of(quantization, "modules_to_not_convert"), head_of(model)]
+    size = group_size(quantization)
 
-    def fill(self, out: Tensor) -> None:
-        """Expand the weight into `out`."""
-        inputs, words = self.codes.shape
-        scales = self.checkpoint.load(self.scales).float().T.contiguous()
-        zeros = _in_order(self.checkpoint.load(self.zeros)).float().T.contiguous()
-        for piece in pieces(inputs, words * _WORD, multiple=2):
-            codes = transpose(self.checkpoint.load(self.codes.part(piece)))
-            group = torch.arange(piece.start, piece.stop) // self.group_size
-            own = out[:, piece.start : piece.stop]
-            dequantize(codes, packed_values(_BITS), scales, zeros, group, own)
+    def layout_of(module: str, shape: Shape) -> ScaledLayout | None:
+        if len(shape) > 2 or is_part_of(module, skipped):
+            return None
+        return ScaledLayout(_FORM, shape, (1, size or shape[1]), torch.float16)
+
+    return plan_scaled(model, layout_of)
 
 
 def _in_order(words: Tensor) -> Tensor:
@@ -110,11 +106,19 @@ def _source(checkpoint: Checkpoint, name: str, wanted: int | None) -> Source:
     check_group(f"{codes.file}: {name}", inputs, size)
     check_part(scales, codes, [(inputs // size, words * _WORD)], SCALES)
     check_part(zeros, codes, [(inputs // size, words)], (torch.int32,))
-    return Source(
-        shape=(words * _WORD, inputs),
-        fill=_Weight(checkpoint, codes, zeros, scales, size).fill,
-        parts=(codes, zeros, scales),
-    )
+    layout = ScaledLayout(_FORM, (words * _WORD, inputs), (1, size), scales.dtype)
+
+    def read_codes(rows: range, out: Tensor) -> None:
+        for piece in pieces(inputs, words * _WORD, multiple=2):
+            own = out[:, piece.start // 2 : (piece.stop + 1) // 2]
+            own.copy_(transpose(checkpoint.load(codes.part(piece))))
+
+    def read_others(out_scales: Tensor, out_zeros: Tensor) -> None:
+        out_scales.copy_(checkpoint.load(scales).T)
+        write_zeros(_in_order(checkpoint.load(zeros)).T, _BITS, out_zeros)
+
+    parts = (codes, zeros, scales)
+    return ScaledWeight(layout, read_codes, read_others, parts, reads_rows=False).source()
 
 
-FORMAT = StoredFormat(title="awq (gemm)", detect=detect, find=find, expanded="AWQ weights")
+FORMAT = StoredFormat(title="awq (gemm)", detect=detect, find=find, plan=plan)

@@ -81,11 +81,13 @@ def _source(checkpoint: Checkpoint, weight: str) -> Source:
             f"{codes.file}: {codes.name} has {codes.nbytes} bytes and {blocks} blocks, not "
             f"those of {weights} weights in blocks of {block}. Download it again"
         )
+    packed = nf4.packed_fields(shape, block) if len(shape) == 2 else {}
     return Source(
         shape=shape,
         fill=partial(_fill, checkpoint, codes, parts, state),
         parts=(codes, *parts.values()),
-        packed=nf4.packed_fields(shape, block) if len(shape) == 2 else {},
+        packed=packed,
+        why_expanded="" if packed else f"blocks of {block} nf4 values extend over rows",
     )
 
 

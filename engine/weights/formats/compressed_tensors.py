@@ -1,4 +1,4 @@
-"""Checkpoints of compressed-tensors (llm-compressor), expanded when they are read.
+"""Checkpoints of compressed-tensors (llm-compressor).
 
 Its formats are distinguished by their tensors; one checkpoint may have several:
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from engine.errors import ModelError, shown
 from engine.weights.formats.groups import (
@@ -25,21 +26,24 @@ from engine.weights.formats.groups import (
     check_group,
     check_part,
     check_words,
-    dequantize,
     is_block,
     load_groups,
-    load_scales,
-    packed_values,
     part_of,
-    pieces,
     scale_shapes,
-    scaled_source,
     unpack,
 )
-from engine.weights.formats.mxfp4 import pair_values
+from engine.weights.formats.scaled_codes import OF_NUMBERS, Form, ScaledLayout
+from engine.weights.formats.scaled_plans import is_part_of, matches, names_of, plan_scaled
+from engine.weights.formats.scaled_sources import (
+    ScaledWeight,
+    load_grid,
+    number_source,
+    write_zeros,
+)
+from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.sources import Source
-from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
+from engine.weights.stored_format import QuantizationConfig, Shape, StoredFormat, unsupported
 
 _PACKED = "_packed"
 _WORD_BITS = 32
@@ -57,7 +61,9 @@ _FORMATS = frozenset(
     }
 )
 _BLOCK_KEYS = ("strategy", "group_size", "block_structure")
+_OF_FLOATS = ("float-quantized", "mxfp8-quantized")
 _PAIR = 2  # E2M1 values in a byte
+_PATTERN = "re:"  # begins patterns among names of modules
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,9 @@ class _Scheme:
     bits: int
     is_symmetric: bool
     block: Block | None  # rows and columns that share a scale; None: all, or all of a row
+    stored: str  # the name of its format
+    weights: Mapping[str, Any]
+    targets: tuple[str, ...]  # names of modules and of classes, and patterns
 
     @property
     def group_size(self) -> int | None:
@@ -100,6 +109,60 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
     return found
 
 
+def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
+    """Return the packed fields of the linear weights and experts.
+
+    config.json does not tell the type of the scales of integers and FP8, which is that of the model
+    in nearly all checkpoints: the type in which it computes is taken. Old versions stored zeros in
+    a byte each. Some patterns of modules are not tried (see `scaled_plans.matches`).
+    """
+    schemes, ignored = _schemes(quantization), names_of(quantization, "ignore")
+    own_type = getattr(model.config, "dtype", None) or torch.float32
+
+    def layout_of(module: str, shape: Shape) -> ScaledLayout | None:
+        if any(_is_target(name, module) for name in ignored):
+            return None
+        for targets in (_is_target, lambda name, _: name == "Linear"):
+            for scheme in schemes:
+                if any(targets(name, module) for name in scheme.targets):
+                    return _planned(scheme, shape, own_type)
+        return None
+
+    return plan_scaled(model, layout_of)
+
+
+def _is_target(name: str, module: str) -> bool:
+    """Return whether a name or a pattern in a list of modules means a module."""
+    if name.startswith(_PATTERN):
+        return matches(name.removeprefix(_PATTERN), module)
+    return is_part_of(module, [name])
+
+
+def _planned(scheme: _Scheme, shape: Shape, own_type: torch.dtype) -> ScaledLayout | None:
+    """Return the fields of a weight, where the scales of a model have usually this type."""
+    weights, stored = scheme.weights, scheme.stored
+    if stored == "mixed-precision":  # of a group that does not name its own
+        has_words = weights.get("type") != "float" and scheme.bits < 8
+        stored = "pack-quantized" if has_words else "naive-quantized"
+    zeros, has_order = not scheme.is_symmetric, False
+    if stored == "pack-quantized":
+        codes, has_order = f"uint{scheme.bits}", weights.get("actorder") in ("group", True)
+    elif stored.endswith("fp4-pack-quantized"):
+        codes, zeros = "e2m1", False
+    else:
+        is_float = weights.get("type") == "float" or stored in _OF_FLOATS
+        codes = "e4m3" if is_float else "int8"
+    form = Form(codes, zeros, has_order, has_divisor=stored == "nvfp4-pack-quantized")
+    if len(shape) > 2 and codes not in OF_NUMBERS.values():
+        return None
+    is_whole = weights.get("strategy") == "tensor"
+    block = scheme.block or (shape[-2] if is_whole else 1, shape[-1])
+    scales = torch.float8_e4m3fn if form.has_divisor else own_type
+    if stored.startswith("mx"):
+        scales = torch.float8_e8m0fnu
+    return ScaledLayout(form, shape, block, scales, torch.int8 if codes == "int8" else None)
+
+
 def _numbers(checkpoint: Checkpoint, codes: StoredTensor, schemes: Sequence[_Scheme]) -> Source:
     """Return the source of a weight whose codes are stored as numbers of 8 bits."""
     if len(codes.shape) not in (2, 3):
@@ -113,7 +176,7 @@ def _numbers(checkpoint: Checkpoint, codes: StoredTensor, schemes: Sequence[_Sch
         check_part(zeros, codes, _of_block(shapes, block), (torch.int8, *SCALES))
     elif schemes and not any(scheme.is_symmetric for scheme in schemes):
         part_of(checkpoint, codes, f"{codes.name}_zero_point")
-    return scaled_source(checkpoint, codes, scales, zeros, block)
+    return number_source(checkpoint, codes, scales, zeros, block)
 
 
 @dataclass(frozen=True)
@@ -129,38 +192,38 @@ class _Words:
     bits: int
     block: Block
 
-    def fill(self, out: Tensor) -> None:
-        """Expand the weight into `out`."""
-        rows, columns = self.shape
-        height, width = self.block
-        grid = (-(-rows // height), -(-columns // width))
-        scales = load_scales(self.checkpoint, self.scales).view(grid)
-        zeros, group = self._zeros(grid), self._groups(grid[1])
-        for piece in pieces(rows, columns):
-            line = torch.arange(piece.start, piece.stop) // height
-            codes = as_bytes(self.checkpoint.load(self.codes.part(piece)))
-            own_scales, own_zeros = scales.index_select(0, line), zeros.index_select(0, line)
-            own, values = out[piece.start : piece.stop], packed_values(self.bits)
-            dequantize(codes, values, own_scales, own_zeros, group, own)
+    @property
+    def layout(self) -> ScaledLayout:
+        """The fields of the weight."""
+        form = Form(f"uint{self.bits}", self.zeros is not None, self.groups is not None)
+        zeros = None
+        if self.zeros is not None and self.zeros.dtype != torch.int32:
+            zeros = self.zeros.dtype
+        return ScaledLayout(form, self.shape, self.block, self.scales.dtype, zeros)
 
-    def _zeros(self, grid: tuple[int, int]) -> Tensor:
-        """Return the stored codes that stand for zero, as float32 of the shape `grid`.
+    def read_codes(self, rows: range, out: Tensor) -> None:
+        """Read the codes of some rows."""
+        stored = self.codes.part(rows)
+        if stored.nbytes == out.nbytes:
+            self.checkpoint.read(stored, out)
+        else:  # the last word of a row is not full
+            out.copy_(as_bytes(self.checkpoint.load(stored))[:, : out.shape[1]])
 
-        Packed ones have the offset of the codes, and others do not.
-        """
-        offset = float(1 << (self.bits - 1))
-        if self.zeros is None:
-            return torch.full(grid, offset)
-        stored = self.checkpoint.load(self.zeros)
-        if stored.dtype != torch.int32:
-            return stored.float().view(grid) + offset
-        return unpack(stored.T.contiguous(), self.bits).T[: grid[0]].float()
-
-    def _groups(self, count: int) -> Tensor:
-        """Return the group of each column. Raises `ModelError` if the stored ones are wrong."""
-        if self.groups is None:
-            return torch.arange(self.shape[1]) // self.block[1]
-        return load_groups(self.checkpoint, self.groups, count)
+    def read_others(self, *out: Tensor) -> None:
+        """Read the scales, the zeros and the group of each column."""
+        scales, *others = out
+        layout = self.layout
+        scales.copy_(layout.spread(load_grid(self.checkpoint, self.scales)))
+        if self.zeros is not None:
+            stored = load_grid(self.checkpoint, self.zeros)
+            if stored.dtype != torch.int32:  # the zeros are less by the offset of the codes
+                others[0].copy_(layout.spread(stored))
+            else:
+                count = -(-self.shape[0] // self.block[0])
+                codes = unpack(stored.T.contiguous(), self.bits).T[:count]
+                write_zeros(layout.spread(codes), self.bits, others[0])
+        if self.groups is not None:
+            others[-1].copy_(load_groups(self.checkpoint, self.groups, layout.grid[1]))
 
 
 def _words(
@@ -189,7 +252,7 @@ def _words(
     made = _Words(checkpoint, codes, scales, zeros, groups, shape, bits, block)
     others = (scales, zeros, groups, checkpoint.tensors.get(f"{weight}_shape"))
     parts = (codes, *(part for part in others if part is not None))
-    return Source(shape=shape, fill=made.fill, parts=parts)
+    return ScaledWeight(made.layout, made.read_codes, made.read_others, parts).source()
 
 
 def _shape_and_schemes(
@@ -209,32 +272,6 @@ def _shape_and_schemes(
     return (rows, columns), fits
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """A weight [rows, columns] of E2M1 values, two in a byte with the first one in its low half."""
-
-    checkpoint: Checkpoint
-    codes: StoredTensor
-    scales: StoredTensor
-    divisor: StoredTensor | None  # of all scales (weight_global_scale)
-    block: Block
-
-    def fill(self, out: Tensor) -> None:
-        """Expand the weight into `out`."""
-        rows, columns = out.shape
-        height, width = self.block
-        grid = (-(-rows // height), -(-columns // width))
-        scales = load_scales(self.checkpoint, self.scales).view(grid)
-        if self.divisor is not None:
-            scales = scales / load_scales(self.checkpoint, self.divisor).view(1, 1)
-        group = torch.arange(columns) // width
-        for piece in pieces(rows, columns):
-            line = torch.arange(piece.start, piece.stop) // height
-            codes = self.checkpoint.load(self.codes.part(piece))
-            own = out[piece.start : piece.stop]
-            dequantize(codes, pair_values(), scales.index_select(0, line), None, group, own)
-
-
 def _pairs(
     checkpoint: Checkpoint, codes: StoredTensor, weight: str, schemes: Sequence[_Scheme]
 ) -> Source:
@@ -249,9 +286,19 @@ def _pairs(
     if scales.dtype in FP8:  # nvfp4; the exponents of mxfp4 need no other scale
         divisor = part_of(checkpoint, codes, f"{weight}_global_scale")
         check_part(divisor, codes, [(1,), ()], SCALES)
-    made = _Pairs(checkpoint, codes, scales, divisor, shapes[scales.shape])
     parts = (codes, scales, *([divisor] if divisor is not None else []))
-    return Source(shape=shape, fill=made.fill, parts=parts)
+    form = Form("e2m1", has_divisor=divisor is not None)
+    layout = ScaledLayout(form, shape, shapes[scales.shape], scales.dtype)
+
+    def read_codes(rows: range, out: Tensor) -> None:
+        checkpoint.read(codes.part(rows), out)
+
+    def read_others(own: Tensor, *others: Tensor) -> None:
+        own.copy_(layout.spread(load_grid(checkpoint, scales)))
+        for one in others:
+            one.copy_(checkpoint.load(parts[-1]).view(one.shape))
+
+    return ScaledWeight(layout, read_codes, read_others, parts).source()
 
 
 def _scale_shapes(
@@ -289,7 +336,9 @@ def _schemes(quantization: QuantizationConfig) -> list[_Scheme]:
         if (bits := weights.get("num_bits", 8)) not in _BITS:
             raise unsupported(quantization, f"with num_bits {shown(bits)}")
         block = _block(quantization, weights)
-        found.append(_Scheme(int(bits), weights.get("symmetric", True) is not False, block))
+        is_symmetric = weights.get("symmetric", True) is not False
+        targets = tuple(names_of(group, "targets"))
+        found.append(_Scheme(int(bits), is_symmetric, block, stored, weights, targets))
     return found
 
 
@@ -317,6 +366,4 @@ def _object(values: Mapping[str, Any], key: str, path: str) -> Mapping[str, Any]
     return found
 
 
-FORMAT = StoredFormat(
-    title="compressed-tensors", detect=detect, find=find, expanded="compressed-tensors weights"
-)
+FORMAT = StoredFormat(title="compressed-tensors", detect=detect, find=find, plan=plan)

@@ -271,6 +271,8 @@ def _fused(checkpoint: Checkpoint, parts: tuple[StoredTensor, ...], family: Arch
     turned, count = family.has_turned_experts and bool(columns), len(parts)
     shape = (experts, *columns, rows * count) if turned else (experts, rows * count, *columns)
     types = {part.type.name if isinstance(part, BlockTensor) else "" for part in parts}
+    is_packed = len(types) == 1 and columns
+    packed = _packed(next(iter(types)), shape, turned=turned) if is_packed else {}
 
     def place(index: int) -> slice:
         """Return the rows of a part in the fused tensor."""
@@ -290,7 +292,8 @@ def _fused(checkpoint: Checkpoint, parts: tuple[StoredTensor, ...], family: Arch
         shape=shape,
         fill=fill,
         parts=parts,
-        packed=_packed(types.pop(), shape, turned=turned) if len(types) == 1 and columns else {},
+        packed=packed,
+        why_expanded="parts of experts differ in type" if len(types) > 1 else "",
         experts=lambda held: _fused(checkpoint, tuple(p.part(held) for p in parts), family),
     )
 

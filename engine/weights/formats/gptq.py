@@ -1,14 +1,16 @@
-"""Checkpoints of GPTQ, expanded when they are read.
+"""Checkpoints of GPTQ.
 
 A linear weight [out, in] is stored as `qweight` (codes packed into int32 along the inputs),
 `scales` [groups, out], `qzeros` (packed along the outputs) and, if inputs were quantized in another
 order (desc_act), `g_idx`: the group of each one. Version 1 stores zeros less one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from engine.errors import ModelError, shown
 from engine.weights.formats.groups import (
@@ -17,17 +19,19 @@ from engine.weights.formats.groups import (
     as_bytes,
     check_part,
     check_words,
-    dequantize,
     group_size,
     load_groups,
-    packed_values,
     part_of,
     pieces,
     unpack,
 )
+from engine.weights.formats.scaled_codes import CODES, Form, ScaledLayout
+from engine.weights.formats.scaled_plans import head_of, is_part_of, matches, plan_scaled
+from engine.weights.formats.scaled_sources import ScaledWeight, write_zeros
+from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.sources import Source
-from engine.weights.stored_format import QuantizationConfig, StoredFormat, unsupported
+from engine.weights.stored_format import QuantizationConfig, Shape, StoredFormat, unsupported
 
 _CODES = ".qweight"
 _BITS = (2, 3, 4, 8)
@@ -61,6 +65,40 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
     }
 
 
+def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, Fields]:
+    """Return the packed fields of the linear weights and experts.
+
+    config.json does not tell the type of the scales, which is float16 in nearly all checkpoints,
+    nor whether `g_idx` has another order than that of the columns where `desc_act` is false.
+    """
+    head = [] if quantization.get("lm_head") else [head_of(model)]
+
+    def layout_of(module: str, shape: Shape) -> ScaledLayout | None:
+        own = _own(quantization, module)
+        if len(shape) > 2 or is_part_of(module, head) or own is None:
+            return None
+        form = Form(f"uint{int(own['bits'])}", True, bool(own.get("desc_act")))
+        size = min(group_size(own) or shape[1], shape[1])
+        return ScaledLayout(form, shape, (1, size), torch.float16)
+
+    return plan_scaled(model, layout_of)
+
+
+def _own(quantization: QuantizationConfig, module: str) -> QuantizationConfig | None:
+    """Return the configuration of one module; None if it is not quantized.
+
+    The patterns of `dynamic` begin with "-:" if they exclude modules.
+    """
+    dynamic = quantization.get("dynamic")
+    for pattern, own in dynamic.items() if isinstance(dynamic, Mapping) else ():
+        if matches(pattern.removeprefix("-:").removeprefix("+:"), module):
+            if pattern.startswith("-:") or own is False:
+                return None
+            found = {**quantization, **own} if isinstance(own, Mapping) else quantization
+            return found if found.get("bits") in _BITS else quantization
+    return quantization
+
+
 @dataclass(frozen=True)
 class _Weight:
     """One stored weight [outputs, inputs]."""
@@ -69,27 +107,40 @@ class _Weight:
     codes: StoredTensor
     zeros: StoredTensor
     scales: StoredTensor
-    groups: StoredTensor | None  # the group of each input; None: inputs are in order
+    groups: StoredTensor | None  # the group of each input; None: groups are neighbours
     bits: int
     group_size: int
     is_less_one: bool  # whether zeros are stored less one
 
-    def fill(self, out: Tensor) -> None:
-        """Expand the weight into `out`."""
-        rows, outputs = self.codes.shape
-        inputs = rows * _WORD_BITS // self.bits
-        group = self._groups(inputs)
-        scales = self.checkpoint.load(self.scales).float().T.contiguous()
-        zeros = self._zeros().float().T.contiguous()
+    @property
+    def inputs(self) -> int:
+        """The columns of the weight."""
+        return self.codes.shape[0] * _WORD_BITS // self.bits
+
+    @property
+    def layout(self) -> ScaledLayout:
+        """The fields of the weight."""
+        form = Form(f"uint{self.bits}", has_zeros=True, has_order=self.groups is not None)
+        shape = self.codes.shape[1], self.inputs
+        return ScaledLayout(form, shape, (1, self.group_size), self.scales.dtype)
+
+    def read_codes(self, rows: range, out: Tensor) -> None:
+        """Read the codes of all rows."""
+        count, outputs = self.codes.shape
         whole = self.bits if _WORD_BITS % self.bits else 1  # words that begin with a whole code
-        for piece in pieces(rows, outputs * _WORD_BITS // self.bits, whole):
+        for piece in pieces(count, outputs * _WORD_BITS // self.bits, whole):
             words = self.checkpoint.load(self.codes.part(piece)).T.contiguous()
-            start, stop = (edge * _WORD_BITS // self.bits for edge in (piece.start, piece.stop))
-            if self.bits == 3:
-                codes, values = unpack(words, self.bits), packed_values(8)
-            else:
-                codes, values = as_bytes(words), packed_values(self.bits)
-            dequantize(codes, values, scales, zeros, group[start:stop], out[:, start:stop])
+            codes = unpack(words, self.bits) if self.bits == 3 else as_bytes(words)
+            start, stop = (edge * out.shape[1] // count for edge in (piece.start, piece.stop))
+            out[:, start:stop] = codes
+
+    def read_others(self, scales: Tensor, zeros: Tensor, order: Tensor | None = None) -> None:
+        """Read the scales, the zeros and the group of each input."""
+        layout = self.layout
+        scales.copy_(layout.spread(self.checkpoint.load(self.scales).T))
+        write_zeros(layout.spread(self._zeros().T), CODES[layout.form.codes].bits, zeros)
+        if order is not None and self.groups is not None:
+            order.copy_(load_groups(self.checkpoint, self.groups, self.scales.shape[0]))
 
     def _zeros(self) -> Tensor:
         """Return the codes that stand for zero, [groups, outputs]."""
@@ -102,12 +153,6 @@ class _Weight:
         # of 0 borrows from the next code. This addition is the inverse, with the carry.
         ones = sum(1 << shift for shift in range(0, _WORD_BITS, self.bits))
         return unpack((words.long() + ones).to(torch.int32), self.bits)
-
-    def _groups(self, inputs: int) -> Tensor:
-        """Return the group of each input. Raises `ModelError` if the stored ones are wrong."""
-        if self.groups is None:
-            return torch.arange(inputs) // self.group_size
-        return load_groups(self.checkpoint, self.groups, self.scales.shape[0])
 
 
 def _source(checkpoint: Checkpoint, name: str, quantization: QuantizationConfig) -> Source:
@@ -131,6 +176,11 @@ def _source(checkpoint: Checkpoint, name: str, quantization: QuantizationConfig)
     check_part(zeros, codes, [(count, outputs * bits // _WORD_BITS)], (torch.int32,))
     if groups is not None:
         check_part(groups, codes, [(inputs,)], (torch.int32, torch.int64))
+    parts = [part for part in (codes, zeros, scales, groups) if part is not None]
+    if groups is not None and not quantization.get("desc_act"):
+        stored = load_groups(checkpoint, groups, count)
+        if torch.equal(stored, torch.arange(inputs) // size):
+            groups = None  # it is stored always, also if it says nothing
     weight = _Weight(
         checkpoint,
         codes=codes,
@@ -141,8 +191,9 @@ def _source(checkpoint: Checkpoint, name: str, quantization: QuantizationConfig)
         group_size=size,
         is_less_one=_version(quantization) == "gptq",
     )
-    parts = [part for part in (codes, zeros, scales, groups) if part is not None]
-    return Source(shape=(outputs, inputs), fill=weight.fill, parts=tuple(parts))
+    return ScaledWeight(
+        weight.layout, weight.read_codes, weight.read_others, tuple(parts), reads_rows=False
+    ).source()
 
 
 def _bits(codes: StoredTensor, zeros: StoredTensor, quantization: QuantizationConfig) -> int:
@@ -164,4 +215,4 @@ def _version(quantization: QuantizationConfig) -> object:
     return stored.lower() if isinstance(stored, str) else stored
 
 
-FORMAT = StoredFormat(title="gptq", detect=detect, find=find, expanded="GPTQ weights")
+FORMAT = StoredFormat(title="gptq", detect=detect, find=find, plan=plan)

@@ -1,23 +1,17 @@
-"""Expansion of weights from codes that share scales in groups, for the formats that do so.
+"""Reading of weights whose codes share scales in groups: checks, words of codes, tables of values.
 
-A weight is computed in float32 and rounded once to the type of the dense tensor, by compiled code
-(`engine.compiled.byte_codes`) or by operations of torch with the same bits. Codes are read in
-pieces, so an expansion takes little memory beyond the dense tensor.
+`scaled_codes` has the packed form of such weights, and their expansion.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-import engine.compiled.byte_codes as compiled
-from engine.compiled.filling import can_fill
 from engine.errors import ModelError, shown
 from engine.weights.safetensors import Checkpoint, StoredTensor
-from engine.weights.sources import Source
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *FP8)
@@ -25,8 +19,8 @@ EXPONENTS = (torch.uint8, torch.float8_e8m0fnu)  # of two: the scales of OCP's M
 AGAIN = "The checkpoint is damaged or incomplete: download it again"
 
 _PIECE_WEIGHTS = 1 << 22  # read at a time: 4 MB of codes or less
-_CACHED_WEIGHTS = 1 << 18  # 1 MB in float32: pieces of 16 MB, beyond the caches, took 1.9 x as long
 _WORD_BITS = 32
+_CPU = torch.device("cpu")
 
 Shape = tuple[int, ...]
 Block = tuple[int, int]  # the rows and columns that share a scale
@@ -65,46 +59,15 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
 
 @cache
-def number_values(dtype: torch.dtype) -> Tensor:
+def number_values(dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
     """Return the value of each byte that is a number of this type, [256, 1] float32."""
-    return torch.arange(256, dtype=torch.uint8).view(dtype).float().unsqueeze(1)
+    return torch.arange(256, dtype=torch.uint8).view(dtype).float().unsqueeze(1).to(device)
 
 
 @cache
-def packed_values(bits: int) -> Tensor:
+def packed_values(bits: int, device: torch.device = _CPU) -> Tensor:
     """Return the codes of 2, 4 or 8 bits in each byte, the lowest first, [256, codes] float32."""
-    return unpack(torch.arange(256).to(torch.uint8).view(-1, 1), bits).float()
-
-
-def dequantize(
-    codes: Tensor, values: Tensor, scales: Tensor, zeros: Tensor | None, group: Tensor, out: Tensor
-) -> None:
-    """Write (values of codes - zeros) * scales into `out`, computed in float32.
-
-    Args:
-        codes: [rows, bytes] uint8. The last byte of a row may have more values than are columns.
-        values: the values of each byte in the order of the columns, [256, 1, 2 or 4] float32.
-        scales: [rows, groups] in float32.
-        zeros: the values that stand for zero, of the shape and type of `scales`; None if
-            these are 0.
-        group: [columns], the group of each column.
-        out: [rows, columns] of any floating-point type.
-    """
-    if can_fill(out):
-        if zeros is None:
-            zeros = torch.zeros_like(scales)
-        group = group.to(torch.int32)
-        compiled.expand(codes.contiguous(), values, scales.contiguous(), zeros, group, out)
-        return
-    step = max(_CACHED_WEIGHTS // max(out.shape[1], 1), 1)
-    for start in range(0, len(out), step):
-        own = slice(start, start + step)
-        dense = values.index_select(0, codes[own].flatten().int())
-        dense = dense.view(len(codes[own]), -1)[:, : out.shape[1]]
-        if zeros is not None:
-            dense -= zeros[own].index_select(1, group)
-        dense *= scales[own].index_select(1, group)
-        out[own].copy_(dense)
+    return unpack(torch.arange(256).to(torch.uint8).view(-1, 1), bits).float().to(device)
 
 
 def part_of(checkpoint: Checkpoint, codes: StoredTensor, name: str) -> StoredTensor:
@@ -209,75 +172,3 @@ def load_groups(checkpoint: Checkpoint, stored: StoredTensor, count: int) -> Ten
             f"groups 0 to {count - 1}. {AGAIN}"
         )
     return groups
-
-
-def load_scales(checkpoint: Checkpoint, stored: StoredTensor) -> Tensor:
-    """Return scales in float32. Scales of type uint8 are exponents of two (E8M0)."""
-    scales = checkpoint.load(stored)
-    if stored.dtype == torch.uint8:
-        scales = scales.view(torch.float8_e8m0fnu)
-    return scales.float()
-
-
-def scaled_source(
-    checkpoint: Checkpoint,
-    codes: StoredTensor,
-    scales: StoredTensor,
-    zeros: StoredTensor | None,
-    block: Block,
-) -> Source:
-    """Return the source of a weight whose codes are stored one by one, as numbers.
-
-    Args:
-        checkpoint: the files.
-        codes: [rows, columns] or [experts, rows, columns] of 8-bit numbers.
-        scales: one for each block, of a shape of `scale_shapes`.
-        zeros: the codes that stand for zero, of the shape of `scales`; None if these are 0.
-        block: the rows and columns that share a scale.
-    """
-    grids = [stored for stored in (scales, zeros) if stored is not None]
-
-    def some(experts: range) -> Source:
-        kept_scales, *kept_zeros = (stored.part(experts) for stored in grids)
-        kept = kept_zeros[0] if kept_zeros else None
-        return scaled_source(checkpoint, codes.part(experts), kept_scales, kept, block)
-
-    return Source(
-        shape=codes.shape,
-        fill=partial(_fill_scaled, checkpoint, codes, scales, zeros, block),
-        parts=(codes, *grids),
-        experts=some if len(codes.shape) == 3 else None,
-    )
-
-
-def _fill_scaled(
-    checkpoint: Checkpoint,
-    codes: StoredTensor,
-    scales: StoredTensor,
-    zeros: StoredTensor | None,
-    block: Block,
-    out: Tensor,
-) -> None:
-    *lead, rows, columns = codes.shape
-    height, width = block
-    matrices = lead[0] if lead else 1
-    grid = (matrices, -(-rows // height), -(-columns // width))
-    factors = load_scales(checkpoint, scales).view(grid)
-    zero = checkpoint.load(zeros).float().view(grid) if zeros is not None else None
-    group = torch.arange(columns) // width
-    flat = replace(codes, shape=(matrices * rows, columns))
-    for matrix in range(matrices):
-        dense = out[matrix] if lead else out
-        for piece in pieces(rows, columns):
-            line = torch.arange(piece.start, piece.stop) // height
-            start = matrix * rows
-            dequantize(
-                as_bytes(
-                    checkpoint.load(flat.part(range(start + piece.start, start + piece.stop)))
-                ),
-                number_values(codes.dtype),
-                factors[matrix].index_select(0, line),
-                zero[matrix].index_select(0, line) if zero is not None else None,
-                group,
-                dense[piece.start : piece.stop],
-            )

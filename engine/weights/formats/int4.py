@@ -5,6 +5,8 @@ error of asymmetric groups of 32 is .078, of symmetric ones .086 to .097, and of
 of 64 .090.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,9 @@ PACKED = ".int4"  # field suffix: uint8 [out, in / 2], the first code of a byte 
 SCALES = ".scales_and_zeros"  # field suffix: bfloat16 [in / group, out, 2]
 _LEVELS = 16
 _CENTRE = 8  # the kernels compute (code - 8) * scale + zero
+# Shares of a group's least and largest weight: a fit may begin with levels between these values. On
+# a real model these five leave .758 of the error of the whole range alone, 49 of them .730.
+_SPANS = ((1.0, 0.9), (0.95, 1.0), (1.0, 0.95), (0.95, 1.07), (0.9, 1.0))
 _TINY = 1e-8  # the scale of groups whose weights are all equal
 _CHUNK_WEIGHTS = 1 << 22  # weights packed at a time: bounds the 4-byte temporaries
 _QUANTIZED_WEIGHTS = 1 << 18  # weights quantized at a time: temporaries fit the CPU's cache
@@ -48,11 +53,20 @@ def quantize(
         scale = ((high - low) / (_LEVELS - 1)).clamp_(min=_TINY).bfloat16()
         zero = (low + _CENTRE * scale.float()).bfloat16()
         if weights is not None:
-            scale, zero = fit_scale_and_zero(grouped, weights, scale, zero, _to_levels)
+            starts = [(scale, zero), *_other_spans(low, high)]
+            scale, zero = fit_scale_and_zero(grouped, weights, starts, _to_levels)
         levels = _to_levels(grouped, scale.float(), zero.float())
         codes = levels.add_(_CENTRE).flatten(1).byte()
         pairs[rows] = (codes[:, ::2] << 4) | codes[:, 1::2]
         scales_and_zeros[:, rows] = torch.cat([scale, zero], dim=-1).transpose(0, 1)
+
+
+def _other_spans(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield scales and zeros whose levels span other ranges than from `low` to `high`."""
+    for of_low, of_high in _SPANS:
+        bottom = low * of_low
+        scale = ((high * of_high - bottom) / (_LEVELS - 1)).clamp_(min=_TINY)
+        yield scale, bottom + _CENTRE * scale
 
 
 def _to_levels(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ each times the mean square of its input channel. That is the importance of a cha
 diagonal of the Hessian that GPTQ uses, Frantar et al., arXiv 2210.17323, section 3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -31,36 +31,55 @@ def group_weights(importance: Tensor, group: int) -> Tensor:
 
 
 def fit_scale_and_zero(
-    values: Tensor, weights: Tensor, scale: Tensor, zero: Tensor, to_levels: Round
+    values: Tensor, weights: Tensor, starts: Iterable[tuple[Tensor, Tensor]], to_levels: Round
 ) -> tuple[Tensor, Tensor]:
     """Return scale and zero [rows, groups, 1] that approximate `values` by level * scale + zero.
+
+    The error has many local minima: several starts lead to a tenth less of it than the first alone
+    (measured on a real model).
 
     Args:
         values: [rows, groups, group], float32.
         weights: those of `group_weights`.
-        scale, zero: to begin with, in the type in which they are stored.
+        starts: scales and zeros to begin with. The first pair, in the type in which they are
+            stored, is returned for groups in which the fit has no less error.
         to_levels: returns the levels of values, given scale and zero.
     """
     mean = (values * weights).sum(-1, keepdim=True)
-    fitted, offset = scale.float(), zero.float()
-    for _ in range(ROUNDS):
-        levels = to_levels(values, fitted, offset)
+    centred = (values - mean) * weights
+
+    def refine(scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best scale and zero for the levels of these, and how much error they save."""
+        levels = to_levels(values, scale, zero)
+        covariance = (levels * centred).sum(-1, keepdim=True)
         weighted = levels * weights
         level = weighted.sum(-1, keepdim=True)
-        variance = (weighted * levels).sum(-1, keepdim=True) - level * level
-        covariance = (weighted * values).sum(-1, keepdim=True) - level * mean
-        slope = covariance / variance.clamp(min=_TINY)
+        variance = weighted.mul_(levels).sum(-1, keepdim=True) - level * level
         # Stored values are rounded first, so that the zero makes up for the scale's rounding.
-        slope = slope.to(scale.dtype).float()
-        fitted = torch.where((variance > _TINY) & (slope > 0), slope, fitted)
-        offset = (mean - fitted * level).to(zero.dtype).float()
-    return _better(values, weights, (scale, zero), (fitted, offset), to_levels)
+        slope = (covariance / variance.clamp(min=_TINY)).to(dtype).float()
+        scale = torch.where((variance > _TINY) & (slope > 0), slope, scale)
+        offset = (mean - scale * level).to(dtype).float()
+        return scale, offset, scale * (2 * covariance - scale * variance)
+
+    known, *others = starts
+    dtype = known[0].dtype
+    best = refine(known[0].float(), known[1].float())
+    for scale, zero in others:
+        found = refine(scale.float(), zero.float())
+        is_better = found[2] > best[2]
+        scale, zero, saved = (
+            torch.where(is_better, new, old) for new, old in zip(found, best, strict=True)
+        )
+        best = scale, zero, saved
+    for _ in range(ROUNDS - 1):
+        best = refine(best[0], best[1])
+    return _better(values, weights, known, best[:2], to_levels)
 
 
 def fit_scale(values: Tensor, weights: Tensor, scale: Tensor, to_levels: Round) -> Tensor:
     """Return the scale [rows, groups, 1] that approximates `values` by level * scale.
 
-    The arguments are those of `fit_scale_and_zero`.
+    The arguments are those of `fit_scale_and_zero`; `scale` is the only start.
     """
     zero = torch.zeros_like(scale)
     fitted = scale.float()

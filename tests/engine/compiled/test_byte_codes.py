@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engine.compiled import compiler, filling
 from engine.weights.formats import awq, groups, mxfp4
+from engine.weights.formats.scaled_codes import dequantize
 from tests.engine.compiled.bits import DTYPES, equal_bits
 
 TABLES: dict[str, Callable[[], Tensor]] = {
@@ -56,9 +57,9 @@ def test_codes_have_the_bits_of_torch(table: str, group: str, scales: str) -> No
     for zeros in (None, torch.randint(-8, 16, shape).float()):
         for dtype in DTYPES:
             found, wanted = (torch.empty(ROWS, COLUMNS, dtype=dtype) for _ in range(2))
-            groups.dequantize(codes, values, factors, zeros, own_group, found)
+            dequantize(codes, values, factors, zeros, own_group, found)
             with compiler.switched_off():
-                groups.dequantize(codes, values, factors, zeros, own_group, wanted)
+                dequantize(codes, values, factors, zeros, own_group, wanted)
             assert equal_bits(found, wanted), dtype
 
 
@@ -70,7 +71,7 @@ def test_every_float_is_rounded_as_torch_rounds_it(dtype: torch.dtype) -> None:
     floats = (upper | lower).to(torch.int32).view(torch.float32).contiguous()
     codes = torch.ones(floats.shape, dtype=torch.uint8)
     group, found = torch.arange(len(lower)), torch.empty(floats.shape, dtype=dtype)
-    groups.dequantize(codes, groups.packed_values(8), floats, None, group, found)
+    dequantize(codes, groups.packed_values(8), floats, None, group, found)
     assert equal_bits(found, floats.to(dtype))
 
 
@@ -82,7 +83,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: None) -> None:
     for count in (1, 2, 3, 5):
         torch.set_num_threads(count)
         results.append(torch.empty(ROWS * 9, COLUMNS, dtype=torch.bfloat16))
-        groups.dequantize(codes, values, scales, zeros, group, results[-1])
+        dequantize(codes, values, scales, zeros, group, results[-1])
     assert all(equal_bits(result, results[0]) for result in results)
 
 
@@ -96,14 +97,14 @@ def test_shapes_that_would_reach_other_memory_are_refused(
     out, group = torch.empty(4, 16), torch.arange(16) * count // 16
     packed = torch.zeros(codes, dtype=torch.uint8)
     with pytest.raises(AssertionError):
-        groups.dequantize(packed, groups.packed_values(4), torch.ones(scales), None, group, out)
+        dequantize(packed, groups.packed_values(4), torch.ones(scales), None, group, out)
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (4, 0)])
 def test_an_empty_weight_needs_no_work(shape: tuple[int, int]) -> None:
     codes, scales = torch.empty(shape, dtype=torch.uint8), torch.ones(shape[0], 1)
     group = torch.zeros(shape[1], dtype=torch.int64)
-    groups.dequantize(codes, groups.packed_values(8), scales, None, group, torch.empty(shape))
+    dequantize(codes, groups.packed_values(8), scales, None, group, torch.empty(shape))
 
 
 def test_an_error_in_a_thread_reaches_the_caller(threads: None) -> None:

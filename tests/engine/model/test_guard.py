@@ -10,10 +10,13 @@ from transformers import AutoConfig
 
 from engine.cache_files import cache_root
 from engine.errors import ModelError
-from engine.model import attention, guard
+from engine.model import attention, guard, library
 from engine.model.guard import FOLDER, check_decoder, small_values
 from engine.model.reduced import reduce_depth, reduce_width
+from engine.model.rope import query_factors
+from engine.model.segment import Reach
 from tests.engine.checkpoints import tiny_config
+from tests.engine.structures import STRUCTURES, structure_config
 
 WHERE = Path("config.json")
 
@@ -69,10 +72,25 @@ def test_families_with_other_structures_are_exact(kind: str, changes: dict[str, 
     check_decoder(config(kind, **changes), WHERE)
 
 
-@pytest.mark.parametrize("kind", ["diffllama", "gptj"])
-def test_a_family_that_differs_is_refused_by_name(kind: str) -> None:
-    with pytest.raises(ModelError, match=rf"model_type '{kind}': this server's decoder does not"):
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("diffllama", "with 65 rows, logits up to"),
+        ("falcon", "its attention is code of its own"),
+        ("doge", "AssertionError: the family has an attention mask of its own"),
+    ],
+)
+def test_a_family_that_differs_is_refused_by_name(kind: str, reason: str) -> None:
+    said = rf"model_type '{kind}': this server's decoder does not .*{reason}"
+    with pytest.raises(ModelError, match=said):
         check_decoder(config(kind), WHERE)
+
+
+def test_an_error_without_a_text_is_named_by_its_place() -> None:
+    with pytest.raises(AssertionError) as caught:
+        raise AssertionError
+    own = "test_an_error_without_a_text_is_named_by_its_place"
+    assert guard._said(caught.value) == f"AssertionError: in {own} of test_guard.py"
 
 
 def test_a_result_is_kept_for_all_sizes_of_a_structure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +114,21 @@ def _results() -> list[Path]:
     return list((cache_root() / FOLDER).iterdir())
 
 
+_attend = attention._attend_rows
+
+
+def _attend_by_rows(query: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+    """Return an output whose last bits depend on the number of rows."""
+    return _attend(query, *others, **named) * (1 + 1e-6 * query.shape[1])
+
+
 @pytest.mark.parametrize("broken", ["tree", "cached", "window"])
 def test_each_kind_of_pass_is_compared(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in the mask of one kind of pass is noticed."""
     own = attention._visibility_mask
 
-    def wrong(segment: Any, rows: range, window: int | None) -> torch.Tensor | None:
-        mask = own(segment, rows, None if broken == "window" else window)
+    def wrong(segment: Any, rows: range, reach: Reach) -> torch.Tensor | None:
+        mask = own(segment, rows, Reach() if broken == "window" else reach)
         if broken == "tree" and segment.mask is not None:
             return None
         if broken == "cached" and segment.start and segment.mask is None and mask is not None:
@@ -113,6 +139,69 @@ def test_each_kind_of_pass_is_compared(broken: str, monkeypatch: pytest.MonkeyPa
     small = [small_values(tiny_config("mistral_window"), narrow=narrow) for narrow in (True, False)]
     fault = guard._find_fault(small)
     assert "logits up to" in fault and (broken == "window" or broken in fault)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "wrong", "reason"),
+    [
+        # As where an activation function is not replaced under strict numerics.
+        (library, "apply_in_blocks", lambda function, x: function(x), "and 3 threads"),
+        (attention, "_attend_rows", _attend_by_rows, "with 65 rows"),
+    ],
+    ids=["activation", "attention"],
+)
+def test_logits_that_depend_on_the_rows_beside_are_noticed(
+    where: Any, name: str, wrong: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, name, wrong)
+    fault = guard._find_fault([small_values(config("llama", intermediate_size=2048), narrow=True)])
+    assert reason in fault and "depend on the rows beside it" in fault
+
+
+def test_a_family_whose_cached_decoding_differs_from_its_forward_is_refused() -> None:
+    """The library's cache of moshi has a window, and its forward has none."""
+    with pytest.raises(ModelError, match="logits depend on whether it keeps keys and values"):
+        check_decoder(config("moshi", ffn_dim=128, sliding_window=24), WHERE)
+
+
+def test_the_number_of_threads_stays() -> None:
+    before = torch.get_num_threads()
+    guard._find_fault([small_values(config("llama"), narrow=True)])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_layers_that_share_keys_or_see_chunks_are_exact(kind: str) -> None:
+    check_decoder(structure_config(kind), WHERE)
+
+
+def test_positions_that_are_counted_within_a_tile_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(positions: torch.Tensor, *, floor: float, strength: float) -> torch.Tensor:
+        return query_factors(torch.arange(len(positions)), floor=floor, strength=strength)
+
+    monkeypatch.setattr(library, "query_factors", wrong)
+    fault = guard._find_fault([small_values(structure_config("llama4_text"), narrow=True)])
+    assert "logits up to" in fault
+
+
+def test_shared_layers_are_kept_beside_the_layers_whose_keys_they_share() -> None:
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    values = {
+        "num_hidden_layers": 9,
+        "layer_types": kinds * 3,
+        "num_kv_shared_layers": 5,
+        "mlp_only_layers": [0, 8],
+        "rope_parameters": {"full_attention": {"original_max_position_embeddings": 8192}},
+        "max_position_embeddings": 32768,
+    }
+    small = reduce_depth(values)
+    assert small["layer_types"] == [*kinds, *kinds[1:], "full_attention"]
+    assert (small["num_hidden_layers"], small["num_kv_shared_layers"]) == (6, 3)
+    assert small["mlp_only_layers"] == [0, 5]
+    assert small["rope_parameters"]["full_attention"]["original_max_position_embeddings"] == 96
+    assert small["max_position_embeddings"] == 4 * 96
 
 
 def test_the_depth_keeps_one_layer_of_each_kind() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.kv.page_pool import PagePool
-from engine.model.attention import Batch, attend
+from engine.model.attention import Batch, LayerRule, attend
 from engine.model.padded import MAX_SEGMENT_ROWS, pad_segments
 from engine.model.segment import Segment
 from engine.streaming.cpu_link import CpuDevice
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Layer(nn.Module):
-    layer_idx = 0
+    rule = LayerRule(layer=0)
 
 
 def segment(

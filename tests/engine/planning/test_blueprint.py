@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import engine.planning.blueprint
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.spec import ModelSpec, TargetSpec
+from engine.weights.formats.scaled_plans import matches
 from engine.weights.hub import locate, resolve
 from engine.weights.outline import UnreadUnits
 from engine.weights.shards import has_weights
 from tests.engine.checkpoints import FAMILIES, save_tiny
 from tests.engine.gguf_files import Array, Kind, write_gguf
-from tests.engine.weights.formats.quantized_files import write
+from tests.engine.weights.formats.quantized_files import FORMATS, write
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
 
 
@@ -147,14 +149,88 @@ def test_types_that_no_file_has_are_not_packed(types: dict[str, Any], tmp_path: 
     assert blueprint.outlines[True].layouts == blueprint.outlines[False].layouts
 
 
-@pytest.mark.parametrize(
-    "kind", ["fp8-block", "ct-int8", "ct-pack4-asymmetric", "ct-nvfp4", "awq", "gptq4-order"]
+# An old version stores other zeros, and the file of mixed bits chooses them by shapes of llama.
+UNTOLD = (
+    ("ct-pack4-old-zeros-and-order", "llama"),
+    ("ct-pack4-old-zeros-and-order", "qwen3_moe"),
+    ("ct-mixed", "qwen3_moe"),
 )
-def test_weights_of_other_formats_are_planned_expanded(kind: str, tmp_path: Path) -> None:
-    stored, _ = write(kind, "qwen3_moe", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [c for c in product(FORMATS, ("llama", "qwen3_moe")) if c not in UNTOLD]
+)
+def test_codes_with_scales_are_known_from_the_configuration(
+    kind: str, family: str, tmp_path: Path
+) -> None:
+    stored, _ = write(kind, family, tmp_path)
     read, planned = both(stored, tmp_path / "alone")
     assert planned.layouts == read.layouts
     assert planned.other_tensors == read.other_tensors
+
+
+OF_LAYER_0 = "model.layers.0."
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def in_layer_0(*endings: str) -> Any:
+    return lambda name: name.startswith(OF_LAYER_0) and name.endswith(endings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "is_plain"),
+    [
+        ("fp8-block-whole", {"modules_to_not_convert": ["model.layers.0"]}, in_layer_0("")),
+        (
+            "fp8-channel",
+            {"modules_to_not_convert": ["layers.0.self_attn"]},
+            lambda n: "layers.0.self_attn." in n,
+        ),
+        ("fp8-tensor", {"ignored_layers": ["q_proj", "k_proj", "v_proj"]}, lambda n: n[-6:] in QKV),
+        ("awq", {"modules_to_not_convert": ["mlp.down_proj"]}, lambda n: n.endswith("down_proj")),
+        ("ct-pack4", {"ignore": ["lm_head", "re:.*layers\\.0\\..*_proj"]}, in_layer_0("")),
+        (
+            "ct-fp8",
+            {"ignore": ["lm_head", "re:.*self_attn.(q|k|v)_proj$"]},
+            lambda n: n[-6:] in QKV,
+        ),
+        ("ct-int8", {"ignore": ["lm_head", "model.layers.0.mlp.up_proj"]}, in_layer_0("up_proj")),
+        (
+            "gptq4",
+            {"bits": 4.0, "dynamic": {"-:.*\\.0\\..*": {}, "+:.*": {"bits": 4}}},
+            in_layer_0(""),
+        ),
+    ],
+)
+def test_modules_that_are_not_quantized_are_known_from_the_configuration(
+    kind: str, entry: dict[str, Any], is_plain: Any, tmp_path: Path
+) -> None:
+    stored, _ = write(kind, "llama", tmp_path, is_plain=is_plain, **entry)
+    read, planned = both(stored, tmp_path / "alone")
+    assert planned.layouts == read.layouts
+    names = {field.name for unit in read.layouts for field in unit.fields}
+    assert any(name.endswith(".scales") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_tried"),
+    [
+        (".*lm_head", True),
+        ("model[.]layers[.]0[.].*", True),
+        ("(?:lm)_(?:head|tail)$", True),
+        ("(a+)+$", False),
+        ("(?:a|aa)+$", False),
+        ("(a|aa)*$", False),
+        (".*.*.*.*x", False),
+        ("a{1,999}", False),
+        ("(", False),
+        ("x" * 300, False),
+    ],
+)
+def test_patterns_that_could_take_long_are_not_tried(pattern: str, is_tried: bool) -> None:
+    name = {"model[.]layers[.]0[.].*": "model.layers.0.mlp"}.get(pattern, "lm_head")
+    assert matches(pattern, name) == is_tried
+    assert not matches(pattern, "a" * 60 + "!")
 
 
 def test_units_without_a_checkpoint_cannot_be_read(tmp_path: Path) -> None:

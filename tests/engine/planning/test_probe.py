@@ -15,6 +15,7 @@ from engine.streaming.device import Device
 from engine.weights.hub import resolve
 from tests.engine.checkpoints import save_tiny
 from tests.engine.gguf_files import Array, Kind, write_gguf
+from tests.engine.weights.formats.quantized_files import write as write_scaled
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
 
 
@@ -71,8 +72,22 @@ def block_type(name: str, values: Array) -> Kind:
     return Kind.Q4_0 if "exps" in name else Kind.Q8_0
 
 
+def scaled(kind: str, family: str) -> Callable[[Path], Path]:
+    return lambda folder: write_scaled(kind, family, folder)[0]
+
+
 @pytest.mark.parametrize("weights", [1, 1 << 20])
-@pytest.mark.parametrize("write", [nf4, mxfp4, blocks])
+@pytest.mark.parametrize(
+    "write",
+    [
+        nf4,
+        mxfp4,
+        blocks,
+        scaled("fp8-block-whole", "llama"),
+        scaled("gptq4-order", "qwen3_moe"),
+        scaled("ct-nvfp4", "qwen3_moe"),
+    ],
+)
 def test_every_packing_of_a_model_is_timed(
     write: Callable[[Path], Path],
     weights: int,

@@ -32,8 +32,15 @@ INFO = ModelInfo(
         ([5], 1, {"stop_token_ids": (100,)}, "invalid_token", "stop_token_ids", "id 100"),
         ([5], 1, {"logit_bias": ((-2, 1.0),)}, "invalid_token", "logit_bias", "id -2"),
         ([5], 1, {"max_tokens": -1}, "invalid_value", "max_tokens", "at least 0"),
-        ([5] * 24, 1, {}, "context_length_exceeded", None, "24 tokens and leaves no room"),
-        ([5] * 25, 1, {"max_tokens": 0}, "context_length_exceeded", None, "25 tokens and leaves"),
+        ([5] * 24, 1, {}, "context_length_exceeded", "prompt", "24 tokens and leaves no room"),
+        (
+            [5] * 25,
+            1,
+            {"max_tokens": 0},
+            "context_length_exceeded",
+            "prompt",
+            "25 tokens and leaves",
+        ),
         ([5] * 20, 1, {"max_tokens": 5}, "context_length_exceeded", "max_tokens", "25 tokens"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES
+from safetensors.torch import load_file
 
 from engine.messages import Generate
 from engine.planning import blueprint
@@ -17,7 +18,7 @@ from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.streaming.packed_cache import entries
 from engine.weights.gguf_file import TYPES
-from engine.weights.layout import UnitLayout
+from engine.weights.layout import PAGE_BYTES, UnitLayout
 from tests.engine.checkpoints import save_tiny
 from tests.engine.gguf_files import Array, Kind, write_gguf
 from tests.engine.models import (
@@ -34,6 +35,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.engine.weights.formats.quantized_files import write
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
 
 BY_NAME = {type_.name: number for number, type_ in TYPES.items()}
@@ -171,6 +173,92 @@ def test_other_packed_formats_give_the_same_bits(
     found = {packed: engine(tmp_path, packed) for packed in (True, False)}
     assert {packed: is_packed(own) for packed, own in found.items()} == {True: True, False: False}
     assert exact(run(found[True], requests())) == exact(run(found[False], requests()))
+
+
+# One format for each set of fields: codes of every width, with zeros, an order, a divisor.
+SCALED = [
+    ("fp8-block-whole", "llama"),
+    ("fp8-exponents", "llama"),
+    ("ct-int8-group", "llama"),
+    ("ct-pack4", "llama"),
+    ("ct-pack4-old-zeros-and-order", "llama"),
+    ("gptq2-row", "llama"),
+    ("gptq8", "llama"),
+    ("fp8-tensor", "qwen3_moe"),
+    ("ct-nvfp4", "qwen3_moe"),
+    ("awq", "qwen3_moe"),
+    ("gptq4-order", "qwen3_moe"),
+]
+
+
+@pytest.mark.parametrize(("kind", "family"), SCALED)
+def test_codes_with_scales_give_the_same_bits_packed(
+    kind: str, family: str, tmp_path: Path
+) -> None:
+    path, _ = write(kind, family, tmp_path)
+    add_tokenizer(path)
+    found = {packed: engine(path, packed) for packed in (True, False)}
+    assert {packed: is_packed(own) for packed, own in found.items()} == {True: True, False: False}
+    assert exact(run(found[True], requests())) == exact(run(found[False], requests()))
+
+
+@pytest.mark.parametrize("tier", ["resident", "disk"])
+@pytest.mark.parametrize(("kind", "family"), [("awq", "llama"), ("fp8-block-whole", "qwen3_moe")])
+def test_codes_with_scales_give_the_same_bits_in_every_tier(
+    kind: str, family: str, tier: str, tmp_path: Path
+) -> None:
+    path, _ = write(kind, family, tmp_path)
+    add_tokenizer(path)
+    assert answers(path, True, DraftSpec("ngram"), tier=tier) == answers(path, False)
+
+
+def test_a_draft_of_packed_layers_is_made_of_their_values(tmp_path: Path) -> None:
+    path, _ = write("ct-pack4-asymmetric", "llama", tmp_path)
+    add_tokenizer(path)
+    assert answers(path, True, SUBSPEC) == answers(path, False)
+
+
+def test_the_log_and_the_plan_say_what_is_expanded_when_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = write("gptq3", "llama", tmp_path)
+    add_tokenizer(path)
+    text = "weights are expanded when read: 14 because 3-bit codes do not fill bytes"
+    with caplog.at_level("INFO"):
+        info = engine(path, None).info
+    assert text in caplog.text and text in info.plan
+    found = preview(model_spec(path, PLAIN), WhatIf()).assumptions
+    assert text in {one.figure for one in found if one.what == "stored weights"}
+
+
+SCALES_AND_CODES = ("proj.weight", "proj.weight_scale", "proj.weight_scale_inv", "weight_packed")
+OTHERS = ("weight_zero_point", "weight_global_scale", "qweight", "qzeros", "scales", "g_idx")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "fp8-block-whole",
+        "fp8-tensor",
+        "fp8-channel",
+        "ct-int8-group",
+        "ct-pack4-asymmetric",
+        "ct-nvfp4",
+        "awq",
+        "gptq4",
+        "gptq4-order",
+        "gptq8",
+    ],
+)
+def test_the_link_carries_the_bytes_of_codes_and_scales(kind: str, tmp_path: Path) -> None:
+    path, _ = write(kind, "llama", tmp_path, width=8)
+    add_tokenizer(path)
+    (file,) = path.glob("*.safetensors")
+    stored = load_file(file)
+    endings = ("lm_head.weight", *SCALES_AND_CODES, *OTHERS)
+    own = sum(tensor.nbytes for name, tensor in stored.items() if name.endswith(endings))
+    packed = sum(unit.nbytes for unit in units_of(engine(path, True)))
+    assert packed <= 1.01 * own + 3 * PAGE_BYTES
 
 
 def test_the_link_carries_the_files_own_bytes() -> None:

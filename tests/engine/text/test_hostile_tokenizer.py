@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import models
 
 from engine.errors import ModelError
 from engine.text import check
@@ -24,6 +25,7 @@ def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+DIGITS = {"type": "Digits", "individual_digits": True}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 
 
@@ -46,6 +48,65 @@ def test_a_tokenizer_json_that_is_none_is_refused(
     change(folder / "tokenizer.json", **changes)
     with pytest.raises(ModelError, match=rf"tokenizer\.json: .*({reason})"):
         read_tokenizer(folder)
+
+
+NEWER = r"tokenizers [\d.]+ is installed\. If a newer version wrote the file, install that"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": {"type": "SuperBPE", "vocab": {"a": 0}}}, r"model \(type SuperBPE\): "),
+        ({"pre_tokenizer": {"type": "Words"}}, r"pre_tokenizer \(type Words\): "),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "X"}]}},
+            r"normalizer \(type NFC, X, Sequence\): ",
+        ),
+        ({"decoder": {"type": "New"}}, r"decoder \(type New\): "),
+        ({"post_processor": {"type": "New"}}, r"post_processor \(type New\): "),
+        ({"pre_tokenizer": {**SPLIT, "behavior": "New", "pattern": {"String": "a"}}}, "`New`"),
+        ({"chunking": {"size": 3}}, "chunking: no part of the file"),
+        ({"normalizer": {"type": "NFC", "level": 2}}, "normalizer: the field level is not known"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS | {"x": 1}]}},
+            "pre_tokenizer: the field x is not known",
+        ),
+    ],
+)
+def test_what_a_newer_library_wrote_is_named(
+    changes: dict[str, Any], reason: str, folder: Path
+) -> None:
+    change(folder / "tokenizer.json", **changes)
+    with pytest.raises(ModelError, match=rf"tokenizer\.json: cannot be used: .*{reason}.*{NEWER}"):
+        read_tokenizer(folder)
+
+
+def test_a_new_field_of_the_model_is_named(folder: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    change(folder / "tokenizer.json", model=model | {"whole_words": True})
+    with pytest.raises(ModelError, match="model: the field whole_words is not known"):
+        read_tokenizer(folder)
+    change(folder / "tokenizer.json", model=model | {"whole_words": False})
+    read_tokenizer(folder)  # what is turned off changes nothing
+
+
+def test_fields_of_older_libraries_are_read_over(folder: Path) -> None:
+    words = {"type": "Metaspace", "replacement": "▁", "str_rep": "▁", "add_prefix_space": True}
+    change(folder / "tokenizer.json", pre_tokenizer=words)
+    read_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.Unigram([("a", 0.0), ("b", -1.0)], unk_id=0),
+        models.WordPiece({"[UNK]": 0, "Hello": 1}, unk_token="[UNK]"),
+        models.WordLevel({"[UNK]": 0, "Hello": 1}, unk_token="[UNK]"),
+    ],
+)
+def test_every_type_of_model_is_read_whole(model: models.Model, folder: Path) -> None:
+    change(folder / "tokenizer.json", model=json.loads(model.__getstate__()), added_tokens=[])
+    assert check.fault(folder / "tokenizer.json") is None
 
 
 def test_what_takes_too_much_memory_ends_its_own_process_only(

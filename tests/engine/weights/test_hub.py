@@ -10,7 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -24,7 +24,8 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from engine.errors import ModelError
 from engine.weights import hub
-from engine.weights.hub import resolve, text_digest
+from engine.weights.hub import locate, resolve, text_digest
+from engine.weights.shards import read_index
 from tests.engine.checkpoints import save_tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -100,6 +101,40 @@ def test_a_folder_without_a_model_is_refused(pattern: str, message: str, tmp_pat
         resolve(str(tmp_path), None, silent)
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("pytorch_model.bin", "PyTorch files"),
+        ("consolidated.00.pth", "Meta's own format"),
+        ("consolidated.safetensors", "Mistral's own format"),
+        ("consolidated-00001-of-00002.safetensors", "Mistral's own format"),
+        ("adapter_config.json", "a LoRA adapter"),
+        ("model.onnx", "an ONNX model"),
+    ],
+)
+@pytest.mark.parametrize("has_config", [True, False])
+def test_weights_of_another_kind_are_named_before_and_at_a_load(
+    name: str, found: str, has_config: bool, tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    if not has_config:
+        (tmp_path / "config.json").unlink()
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match=f"{tmp_path}: .*the folder holds {found}"):
+        read_index(locate(str(tmp_path), None))
+    with pytest.raises(ModelError, match=f"{tmp_path}: .*the folder holds {found}"):
+        read_index(resolve(str(tmp_path), None, silent).folder)
+
+
+def test_a_folder_with_a_configuration_alone_can_be_planned_for(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    assert locate(str(tmp_path), None) == tmp_path
+
+
 @pytest.mark.parametrize("source", ["/nowhere/model", "./nowhere", "~/nowhere"])
 def test_a_path_that_is_not_a_folder_is_not_requested_from_the_hub(source: str) -> None:
     with pytest.raises(ModelError, match=f"{source}: there is no such folder"):
@@ -166,6 +201,25 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     found = FakeHub(tmp_path, ["config.json", "model.safetensors"])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", found)
     return found
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_plan_gets_what_names_the_format_of_the_weights(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch, has_file: bool
+) -> None:
+    asked: list[str] = []
+
+    def download(source: str, name: str, *, revision: str | None) -> str:
+        asked.append(name)
+        if name != "config.json" and not has_file:
+            raise errors.EntryNotFoundError("none")
+        fake.folder.mkdir(parents=True, exist_ok=True)
+        (fake.folder / name).write_text("{}")
+        return str(fake.folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert locate("org/m", None) == fake.folder
+    assert asked == ["config.json", "hf_quant_config.json"]
 
 
 def test_a_downloaded_model_is_identified_by_its_commit(fake: FakeHub) -> None:

@@ -109,6 +109,28 @@ async def test_the_error_names_a_bad_field(
             assert error["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("path", "part", "param"),
+    [
+        ("/v1/chat/completions", {"type": "image_url", "image_url": {"url": "x"}}, "content.1"),
+        ("/v1/chat/completions", {"type": "input_audio", "input_audio": {}}, "content.1"),
+        ("/v1/responses", {"type": "input_image", "image_url": "x"}, "content.1.type"),
+        ("/v1/messages", {"type": "image", "source": {"type": "url"}}, "content.1.type"),
+    ],
+)
+async def test_a_request_with_an_image_is_refused_by_the_field(
+    client: httpx.AsyncClient, path: str, part: dict[str, Any], param: str
+) -> None:
+    kind = "input_text" if path == "/v1/responses" else "text"
+    key = "input" if path == "/v1/responses" else "messages"
+    message = {"role": "user", "content": [{"type": kind, "text": "What is this?"}, part]}
+    response = await client.post(path, json={key: [message], "max_tokens": 5})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert f"{key}.0.{param}" in f"{error.get('param')} {error['message']}"
+    assert f"type '{part['type']}' are not supported" in error["message"]
+
+
 async def test_the_error_names_a_missing_field(client: httpx.AsyncClient) -> None:
     error = error_of(await client.post("/v1/chat/completions", json={}), 400)
     assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")

@@ -197,11 +197,13 @@ async def test_shutdown_tells_those_who_wait_and_closes_the_engine(
 
 @pytest.mark.parametrize("path", ["no-template", "fake"])
 async def test_a_model_without_a_template_says_so(
-    make_app: MakeApp, engines: FakeEngines, path: str
+    make_app: MakeApp, engines: FakeEngines, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     engines.script.tokenizer_path = path
     async with client_of(make_app()) as client:
         response = await chat(client)
+    warnings = [r.getMessage() for r in caplog.records if "no chat template" in r.getMessage()]
+    assert len(warnings) == (path == "no-template")
     if path == "fake":
         assert response.status_code == 200
     else:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -39,16 +40,19 @@ from tests.engine.models import (
 )
 from tests.engine.padded import Compared, draft_of, grow, uncaptured
 from tests.engine.sequence_makers import make_sequence
+from tests.engine.structures import STRUCTURES, save_structure
 
 CPU = CpuDevice()
 CUDA = CudaDevice(torch.device("cuda:0"))
-FAMILIES = ("llama", "gemma2", "gpt_oss", "phi3")
+FAMILIES = ("llama", "gemma2", "gpt_oss", "phi3", "gemma4_text")
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_padded_step_gives_the_logits_and_kv_of_a_plain_step(family: str) -> None:
-    model = draft_of(checkpoint(family), CPU)
+def test_a_padded_step_gives_the_logits_and_kv_of_a_plain_step(family: str, tmp_path: Path) -> None:
+    is_other = family in STRUCTURES
+    folder = save_structure(family, tmp_path) if is_other else checkpoint(family)
+    model = draft_of(folder, CPU)
     steps = Compared(model, uncaptured)
     long, short = make_sequence(prompt(300, 1)), make_sequence(prompt(20, 2))
     growths = [Growth(long, 40), Growth(short, 40)]
@@ -114,7 +118,7 @@ def test_padding_reads_the_steps_own_slots_only() -> None:
             mask=None,
             cancelled=Event(),
         )
-        step.fill(torch.randn(count, width), [segment])
+        step.fill([torch.randn(count, width)], [segment])
         read = step._batch.segments[0]
         assert set(read.slots.tolist()) == set(slots.tolist())
         assert set(read.slots[256:].tolist()) == set(slots[start:].tolist())

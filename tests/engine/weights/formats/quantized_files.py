@@ -260,12 +260,16 @@ _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 _GPTQ = {"quant_method": "gptq", "group_size": 32, "sym": False}
 
 _MIXED = compressed("mixed-precision", num_bits=4, **_GROUP)
+_MIXED["config_groups"]["group_0"]["targets"] = ["re:.*[.](k|v|gate|up)_proj$"]
 _EIGHT = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
-_MIXED["config_groups"] |= {"group_1": {**_EIGHT, "format": "pack-quantized"}}
+_MIXED["config_groups"] |= {
+    "group_1": {**_EIGHT, "format": "pack-quantized", "targets": ["Linear"]}
+}
 
 FORMATS: dict[str, Format] = {
     "ct-mixed": Format(_MIXED, mixed),
     "fp8-block": Format({**_FP8, "weight_block_size": [40, 48]}, fp8((40, 48))),
+    "fp8-block-whole": Format({**_FP8, "weight_block_size": [32, 32]}, fp8((32, 32))),
     "fp8-tensor": Format({**_FP8, "weight_block_size": None}, fp8((0, 0), flat=True)),
     "fp8-exponents": Format({**_FP8, "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}, mxfp8),
     "fp8-channel": Format({"quant_method": "fbgemm_fp8"}, fp8((1, 0), "weight_scale")),
@@ -319,19 +323,36 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def write(kind: str, family: str, folder: Path) -> tuple[Path, Path]:
-    """Write a checkpoint whose linear weights are of a format, and a plain one of their values."""
+def write(
+    kind: str,
+    family: str,
+    folder: Path,
+    *,
+    is_plain: Callable[[str], bool] = lambda module: False,
+    width: int = 1,
+    **entry: Any,
+) -> tuple[Path, Path]:
+    """Write a checkpoint whose linear weights are of a format, and a plain one of their values.
+
+    Args:
+        kind: the format.
+        family: the model's family.
+        folder: an empty folder.
+        is_plain: returns whether the weight of a module is stored as it is.
+        width: how many times as wide as others the model is.
+        entry: more keys of the configuration's entry.
+    """
     stored, plain = folder / "stored", folder / "plain"
-    save_tiny(family, plain, layers=2, max_shard_size="1GB", tied=False)
+    save_tiny(family, plain, layers=2, max_shard_size="1GB", tied=False, width=width)
     shutil.copytree(plain, stored)
     form = FORMATS[kind]
     path = stored / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), form.key: form.entry}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), form.key: {**form.entry, **entry}}))
     (file,) = plain.glob("*.safetensors")
     dense, fields = load_file(file), dict[str, Tensor]()
     random = np.random.default_rng(0)
     for name, weight in dense.items():
-        if not name.endswith("_proj.weight"):
+        if not name.endswith("_proj.weight") or is_plain(name.removesuffix(".weight")):
             fields[name] = weight
             continue
         made, values = form.make(random, (weight.shape[0], weight.shape[1]))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig
 
+from engine.compiled.compiler import switched_off
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
 from engine.spec import ModelSpec, TargetSpec
-from engine.weights.formats import groups
+from engine.weights import packing
+from engine.weights.family import read_config
+from engine.weights.formats import groups, scaled_codes
+from engine.weights.safetensors import Checkpoint
+from engine.weights.sources import stack_sources, transpose_source
+from engine.weights.stored_format import find_stored
 from engine.weights.units import CheckpointUnits
 from tests.engine.checkpoints import save_tiny
 from tests.engine.models import PLAIN, add_tokenizer, exact, load, prompt, request, run
 from tests.engine.weights.formats.quantized_files import FORMATS, compressed, write
-from tests.engine.weights.formats.test_linear import meta_model, read, set_quantization
+from tests.engine.weights.formats.test_linear import meta_model, read, read_dense, set_quantization
 
 DTYPE = torch.float32
 
@@ -28,36 +36,84 @@ def units_of(folder: Path, slice_bytes: int | None = None) -> CheckpointUnits:
     return CheckpointUnits(folder, model, DTYPE, slice_bytes=slice_bytes)
 
 
-def values_of(units: CheckpointUnits) -> dict[str, Tensor]:
+def values_of(units: CheckpointUnits, dtype: torch.dtype = DTYPE) -> dict[str, Tensor]:
+    """Return the dense values of all units, with packed ones expanded as in a pass."""
     return {
         f"{units.layouts[index].name}.{name}": value
         for index in range(len(units.layouts))
-        for name, value in read(units, index).items()
+        for name, value in read_dense(units, index, dtype).items()
     }
 
 
+def is_packed(units: CheckpointUnits) -> bool:
+    return any(".scales" in field.name for unit in units.layouts for field in unit.fields)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "torch"])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_weights_have_the_bits_of_the_formats_definition(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, is_compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored, plain = write(kind, "llama", tmp_path)
     monkeypatch.setattr(groups, "_PIECE_WEIGHTS", 5 * 64)  # several pieces, the last one smaller
-    found, expected = values_of(units_of(stored)), values_of(units_of(plain))
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
+    monkeypatch.setattr(scaled_codes, "_COMPILED_VALUES", 7 * 64)
+    monkeypatch.setattr(packing, "CPU_VALUES", 7 * 64)
+    expected, units = values_of(units_of(plain)), units_of(stored)
+    assert is_packed(units) == (kind != "gptq3") and not is_packed(units.expanded())
+    with nullcontext() if is_compiled else switched_off():
+        for found in values_of(units), values_of(units.expanded()):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "reasons"),
+    [
+        ("gptq3", "14 because 3-bit codes do not fill bytes"),
+        # Scales of smaller blocks, which divide the weight, would add more than 1 % of its bytes.
+        (
+            "fp8-block",
+            "4 because blocks of 40 x 48 do not divide 64 x 64, "
+            "4 because blocks of 40 x 48 do not divide 96 x 64",
+        ),
+        ("awq", ""),
+    ],
+)
+def test_the_reasons_for_weights_without_a_packed_form_are_told(
+    kind: str, reasons: str, tmp_path: Path
+) -> None:
+    stored, _ = write(kind, "llama", tmp_path)
+    assert units_of(stored).expanded_when_read == (
+        f"weights are expanded when read: {reasons}" if reasons else ""
+    )
 
 
 @pytest.mark.parametrize("slice_bytes", [None, 1])
-@pytest.mark.parametrize("kind", ["fp8-block", "ct-pack4-asymmetric", "awq", "gptq4-order"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "fp8-block-whole",
+        "fp8-tensor",
+        "ct-int8-group",
+        "ct-nvfp4",
+        "ct-pack4-asymmetric",
+        "ct-pack4-old-zeros-and-order",
+        "awq",
+        "gptq4-order",
+    ],
+)
 def test_experts_that_are_stored_one_by_one_are_merged(
     kind: str, slice_bytes: int | None, tmp_path: Path
 ) -> None:
     stored, plain = write(kind, "qwen3_moe", tmp_path)
-    found, expected = (values_of(units_of(folder, slice_bytes)) for folder in (stored, plain))
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+    units, expected = units_of(stored, slice_bytes), values_of(units_of(plain, slice_bytes))
+    fused = [f.name for unit in units.layouts for f in unit.fields if "gate_up_proj." in f.name]
+    assert fused and not units.expanded_when_read
+    for found in values_of(units), values_of(units.expanded()):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
 
 
 @pytest.mark.parametrize("kind", ["fp8-block", "ct-pack4", "ct-nvfp4", "awq", "gptq4"])
@@ -71,13 +127,17 @@ def test_answers_are_those_of_the_plain_checkpoint(kind: str, tmp_path: Path) ->
     assert answers[0] == answers[1]
 
 
-def test_values_are_rounded_once_to_the_type_of_the_target(tmp_path: Path) -> None:
-    stored, plain = write("ct-nvfp4", "llama", tmp_path)
-    dtype = torch.bfloat16
-    found = read(CheckpointUnits(stored, meta_model(stored, dtype), dtype), 0)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["fp8-block", "ct-nvfp4", "ct-int8-group", "awq", "gptq4-order"])
+def test_values_are_rounded_once_to_the_type_of_the_target(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    stored, plain = write(kind, "llama", tmp_path)
+    units = CheckpointUnits(stored, meta_model(stored, dtype), dtype)
     expected = read(units_of(plain), 0)
-    for name, value in expected.items():
-        assert torch.equal(found[name], value.bfloat16()), name
+    for found in read_dense(units, 0, dtype), read(units.expanded(), 0):
+        for name, value in expected.items():
+            assert torch.equal(found[name], value.to(dtype)), name
 
 
 def test_fused_fp8_experts_are_read_slice_by_slice(tmp_path: Path) -> None:
@@ -93,15 +153,54 @@ def test_fused_fp8_experts_are_read_slice_by_slice(tmp_path: Path) -> None:
         dense[name] = codes.float() * spread
     save_file(dense, file)
     save_file(fields, stored / file.name)
-    found, expected = (values_of(units_of(folder, 1)) for folder in (stored, plain))
-    assert len(found) > len(values_of(units_of(plain)))
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+    units, expected = units_of(stored, 1), values_of(units_of(plain, 1))
+    assert "gate_up_proj.e4m3" in {
+        field.name.removeprefix("mlp.experts.") for unit in units.layouts for field in unit.fields
+    }
+    for found in values_of(units), values_of(units.expanded()):
+        assert len(found) > len(values_of(units_of(plain)))
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["fp8-block-whole", "awq", "gptq4-order"])
+def test_weights_that_are_stored_rearranged_are_expanded_when_read(
+    kind: str, tmp_path: Path
+) -> None:
+    stored, plain = write(kind, "llama", tmp_path)
+    up, gate = (f"model.layers.0.mlp.{part}_proj.weight" for part in ("up", "gate"))
+    values = values_of(units_of(plain))
+    found = find_stored(AutoConfig.from_pretrained(stored), Checkpoint(stored))
+    turned, both = transpose_source(found[up], 0, 1), stack_sources([found[gate], found[up]])
+    for source, expected in (
+        (turned, values[up].T),
+        (both, torch.cat([values[gate], values[up]])),
+    ):
+        out = torch.empty(source.shape)
+        source.fill(out)
+        assert torch.equal(out, expected) and not source.packed and source.why_expanded
 
 
 # Configurations
 
 Q = "quantization_config"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "is_refused"), [("FP8", True), ("NVFP4", True), (8, True), (None, False)]
+)
+def test_weights_of_modelopt_are_refused_by_name(
+    algorithm: Any, is_refused: bool, tmp_path: Path
+) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    entry = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(entry))
+    if not is_refused:  # the KV cache alone
+        read_config(tmp_path)
+        return
+    message = rf"hf_quant_config\.json: quantization.quant_algo: {algorithm!r}: .*ModelOpt"
+    with pytest.raises(ModelError, match=message):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +309,28 @@ def test_the_error_of_a_damaged_checkpoint_names_file_and_tensor(
     save_file(tensors, path)
     with pytest.raises(ModelError, match=f"{path}: .*{message}"):
         read(units_of(stored), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "byte"),
+    [
+        ("fp8-block-whole", "weight", 0xFF),  # NaN of E4M3
+        ("fp8-exponents", "weight_scale_inv", 0xFF),  # NaN of E8M0
+        ("ct-nvfp4", "weight_scale", 0x7F),
+        ("ct-int8", "weight_scale", 0xFF),  # NaN of float32
+    ],
+)
+def test_values_that_are_not_finite_are_logged(
+    kind: str, name: str, byte: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored, _ = write(kind, "llama", tmp_path)
+    (path,) = stored.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors[f"{M}.{name}"].view(-1)[:1].view(torch.uint8).fill_(byte)
+    save_file(tensors, path)
+    read(units_of(stored), 0)
+    assert "1 weights are NaN or infinite: the file is damaged" in caplog.text
+    assert "mlp.up_proj.weight" in caplog.text
 
 
 def test_a_group_size_that_does_not_divide_a_weight_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,23 @@ def test_fitted_scales_have_less_weighted_error(dense: Dense, seed: int) -> None
     assert error(fitted, weight, importance) < 0.85 * error(plain, weight, importance)
 
 
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fit_is_nearly_as_good_as_a_search(group: int, seed: int) -> None:
+    weight, importance = normal(32, 256, seed=seed), uneven(256, seed)
+    values, weights = weight.view(32, -1, group), importance.view(-1, group)
+    least = torch.full(values.shape[:2], torch.inf)
+    for low in torch.linspace(0.5, 1.2, 15):
+        for high in torch.linspace(0.5, 1.2, 15):
+            zero = values.amin(-1, keepdim=True) * low
+            scale = (values.amax(-1, keepdim=True) * high - zero) / 15
+            levels = ((values - zero) / scale).round().clamp(0, 15)
+            errors = ((levels * scale + zero - values).square() * weights).sum(-1)
+            least = torch.minimum(least, errors)
+    found = error(int4_dense(group)(weight, importance), weight, importance)
+    assert found < 1.15 * float(least.sum())
+
+
 @pytest.mark.parametrize("dense", FORMS)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_where_all_channels_count_alike_the_plain_error_is_smaller_too(

@@ -1,0 +1,42 @@
+"""Tests of the survey of model families: what the plan accepts is loaded, for every type."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.families import Outcome, all_families, read_results, survey
+
+PARTS = 16  # of all types, so that several processes share them
+
+
+def test_results_of_an_ended_survey_are_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    assert read_results(file) == {}
+    line = json.dumps({"family": "llama", "result": "equal", "reason": ""})
+    file.write_text(f"{line}\n{line[:20]}")  # the survey was ended while it wrote
+    assert read_results(file) == {"llama": Outcome("llama", "equal")}
+
+
+@pytest.mark.parametrize(
+    ("family", "result", "reason"),
+    [
+        ("qwen3_vl_moe", "equal", ""),  # its experts are stored transposed
+        ("minimax_m3_vl", "equal", ""),  # gate and up are stored as two blocks of rows
+        ("molmo2", "refused", "is stored in a form that must be computed"),
+        ("mamba", "refused", "their state belongs to one sequence"),
+        ("deepseek_v32", "refused", "each row selects the tokens that it attends to by an index"),
+        ("moshi", "refused", "logits depend on whether it keeps keys and values"),
+    ],
+)
+def test_a_tiny_model_is_served_or_refused(family: str, result: str, reason: str) -> None:
+    outcome = survey(family)
+    assert outcome.result == result
+    assert reason in outcome.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_loading_refuses_exactly_what_the_plan_refuses(part: int) -> None:
+    found = [survey(family, methods=()) for family in all_families()[part::PARTS]]
+    assert not [own for own in found if own.result not in ("loaded", "refused", "not built")]
