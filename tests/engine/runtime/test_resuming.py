@@ -268,6 +268,17 @@ def test_the_audit_of_a_resumed_answer_finds_no_mismatch() -> None:
     assert audits == [Audited(whole, 0)] * 2
 
 
+def test_an_answer_goes_on_under_fast_numerics() -> None:
+    first = load(checkpoint("llama"), SUBSPEC, numerics="fast")
+    message = request("r", prompt(70), n=2, temperature=1.0, seed=3, max_tokens=20)
+    resumed = cut(message, record(first, message), 2, "r")
+    first.close()
+    rest = run(load(checkpoint("llama"), SUBSPEC, numerics="fast"), [resumed])
+    for tail in resumed.emitted:
+        answer = rest[("r", tail.choice)]
+        assert (len(tail.ids) + len(answer.ids), answer.finish) == (20, "length")
+
+
 def test_a_new_request_runs_after_a_resumed_one() -> None:
     engine = load(checkpoint("llama"), PLAIN, max_sequences=1)
     message = request("old", prompt(20))
