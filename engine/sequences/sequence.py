@@ -7,15 +7,7 @@ from enum import Enum
 from threading import Event
 
 from engine.kv.page_table import PageTable
-from engine.messages import (
-    PREDICTION,
-    TARGET,
-    Generate,
-    Origin,
-    Stats,
-    TokenLogprob,
-    Tokens,
-)
+from engine.messages import PREDICTION, TARGET, Generate, Origin, Stats, TokenLogprob, Tokens
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.logit_rules import TokenCounts
 from engine.sampling.thinking import ThinkingState, forced_tokens
