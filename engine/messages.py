@@ -109,8 +109,48 @@ class AnswerFormat:
 
 
 @dataclass(frozen=True)
+class Stats:
+    """The figures of one choice up to now, for usage and timings.
+
+    They add up over the engines that have run the choice (see `Tail`); the time in which none ran
+    it does not count.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int  # prompt tokens whose KV was reused
+    completion_tokens: int
+    passes: int
+    drafted: int  # rows drafted for this choice
+    accepted: int  # drafted rows that the target accepted
+    prompt_ms: float  # from admission to the first token
+    predicted_ms: float  # from the first token to the last
+    prediction_accepted: int = 0  # tokens of the request's `prediction` that were emitted
+    prediction_rejected: int = 0  # tokens of it that were checked and not emitted
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The tokens of a choice that an earlier engine has emitted, which the next one goes on from.
+
+    Args:
+        choice: the number of the choice.
+        ids: all tokens of its answer so far, which do not end it; there may be none.
+        stats: the figures up to them; None if they are not known.
+    """
+
+    choice: int
+    ids: tuple[int, ...]
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
 class Generate:
-    """A request to generate n choices for one prompt. The noise of choice k is keyed by k."""
+    """A request to generate n choices for one prompt. The noise of choice k is keyed by k.
+
+    A request that an earlier engine has begun has a tail for each choice that has not finished, in
+    `emitted`. Everything else is as in the first request: the answers go on as if one engine had
+    made them, and the tokens of the tails are not sent again.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
@@ -120,6 +160,12 @@ class Generate:
     speculation: Speculation = AUTO
     prediction: tuple[int, ...] = ()  # tokens that the client expects, which are drafted
     answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
+    emitted: tuple[Tail, ...] = ()  # empty: no choice has been begun
+
+    @property
+    def num_unfinished(self) -> int:
+        """The number of choices that will end."""
+        return len(self.emitted) or self.n
 
 
 @dataclass(frozen=True)
@@ -217,28 +263,12 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Stats:
-    """The figures of one finished choice, for usage and timings."""
-
-    prompt_tokens: int
-    cached_tokens: int  # prompt tokens whose KV was reused
-    completion_tokens: int
-    passes: int
-    drafted: int  # rows drafted for this choice
-    accepted: int  # drafted rows that the target accepted
-    prompt_ms: float  # from admission to the first token
-    predicted_ms: float  # from the first token to the last
-    prediction_accepted: int = 0  # tokens of the request's `prediction` that were emitted
-    prediction_rejected: int = 0  # tokens of it that were checked and not emitted
-
-
-@dataclass(frozen=True)
 class Tokens:
     """The tokens that one pass emitted for one choice; none follow a stop.
 
     `text` can be shown at once: a possible beginning of a stop string or of a UTF-8 character is
     held back, so that it may be shorter than the text of `ids`. The last message of a choice has
-    `finish` ("stop" or "length") and `stats`.
+    `finish` ("stop" or "length"). `stats` has the figures of the choice up to this message.
 
     `lookahead` is what the answer's parser has to read after the last `text` of a choice that ends
     at a stop string: what follows decides whether the end of the text is content. It is not shown.

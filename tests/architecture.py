@@ -74,6 +74,7 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
 ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine"),
     ("server*", "engine.process.client"),
+    ("server*", "engine.process.engine_process"),
     ("server*", "engine.text.detokenize"),
     ("server*", "engine.errors"),
     ("server*", "engine.files"),  # reading small files within bounds

@@ -1,71 +1,52 @@
-"""The front end's client of one model: it starts and restarts the process, and streams tokens."""
+"""The front end's client of one model: it streams tokens, also beyond the death of a process.
+
+Output follows from weights, prompt, parameters and seed. So when the process of a model dies, its
+requests are sent again to the next one, with the tokens that were sent already, and their streams
+go on with the very text of an unbroken run.
+"""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from engine.errors import EngineDied, ModelError, PassFailed, QueueFull, RequestError
+from engine.errors import EngineDied, EngineError, QueueFull, RequestError
 from engine.messages import (
     AUTO,
-    Abort,
     AnswerFormat,
-    Audited,
-    Failed,
     Generate,
-    LoadFailed,
-    LoadProgress,
     ModelInfo,
-    Outbound,
-    PassStats,
-    PromptProgress,
-    Ready,
     SamplingParams,
-    Shutdown,
     Speculation,
     Tokens,
-    WeightsChecked,
 )
 from engine.process import worker
 from engine.process.admission import check_request
-from engine.process.child import Child, EntryPoint, explain_exit
+from engine.process.child import EntryPoint
+from engine.process.engine_process import NO_CALLBACKS, EngineCallbacks, EngineProcess, State
+from engine.process.suspects import (
+    DEATHS_TO_REFUSE,
+    GOOD_TOKENS,
+    MORE_TOKENS_ALONE,
+    TOKENS_ALONE,
+    DeathHistory,
+    Held,
+    Quarantine,
+    suspects_of,
+)
 from engine.process.token_stream import EventQueue, RunningRequest, TokenStream
-from engine.process.watchdog import MIN_SILENCE_S, Backoff, CrashHistory, Watchdog, fingerprint_of
 from engine.spec import ModelSpec
 
 log = logging.getLogger("understudy.engine")
 
-State = Literal["new", "loading", "ready", "restarting", "failed", "closed"]
-STABLE_STATES = ("ready", "failed", "closed")  # a load or restart is not in progress
-
-DUMP_S = 1.0  # for the stacks of a stalled process to reach stderr
-EXIT_CODE_S = 1.0  # for the exit code, before requests fail without it
-SHUTDOWN_S = 5.0  # for the process to end by itself, before it is killed
-
-
-def _ignore(*_: object) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class EngineCallbacks:
-    """The functions that an engine's client calls in its event loop when something happens."""
-
-    progress: Callable[[LoadProgress], None] = _ignore  # at each step of a load
-    on_pass: Callable[[PassStats], None] = _ignore
-    on_audit: Callable[[Audited], None] = _ignore
-    on_check: Callable[[WeightsChecked], None] = _ignore
-    on_restart: Callable[[], None] = _ignore
+LOST_CODES = ("engine_died", "engine_stalled", "engine_error")  # another process can go on
 
 
 class EngineClient:
-    """A client of one model that is loaded in a process of its own.
+    """A client of one model, which is loaded in a process of its own.
 
     All methods must be called in the event loop that called `start`. The process is restarted when
-    it dies or stalls. Requests are never retried here.
+    it dies or stalls, and then the requests go on.
     """
 
     def __init__(
@@ -73,52 +54,48 @@ class EngineClient:
         spec: ModelSpec,
         *,
         max_queue: int = 256,
-        callbacks: EngineCallbacks = EngineCallbacks(),
+        callbacks: EngineCallbacks = NO_CALLBACKS,
         target: EntryPoint = worker.main,
     ) -> None:
-        self.info: ModelInfo | None = None
-        self.state: State = "new"
-        self._spec = spec
+        self._id = spec.id
         self._max_queue = max_queue
-        self._callbacks = callbacks
-        self._target = target
-        self._running: dict[str, RunningRequest] = {}
-        self._crashes = CrashHistory()
-        self._watchdog = Watchdog(time.monotonic())
-        self._check: asyncio.TimerHandle | None = None
-        self._child: Child | None = None
-        self._supervisor: asyncio.Task[None] | None = None
-        self._is_stable = asyncio.Event()  # set in `STABLE_STATES`
-        self._closing = asyncio.Event()
-        self._failure: ModelError | EngineDied | None = None
-        self._refusal: str | None = None  # why no further request is accepted
-        self._ready_at: float | None = None
-        self._has_served = False  # whether the current process has completed a pass
-        self._stalled = ""  # why the current process is being ended
+        self._on_resume = callbacks.on_resume
+        self._process = EngineProcess(spec, self, callbacks=callbacks, target=target)
+        self._requests: dict[str, RunningRequest] = {}  # by id, in the order of arrival
+        self._sent: dict[str, RunningRequest] = {}  # those that the process has, by their names
+        self._deaths = DeathHistory()
+        self._quarantine = Quarantine()
+        self._death: EngineError | None = None  # of the last process, until the next one is ready
+
+    @property
+    def state(self) -> State:
+        """The state of the process."""
+        return self._process.state
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """The properties of the model; None before it is loaded."""
+        return self._process.info
 
     @property
     def num_outstanding(self) -> int:
         """The number of requests that were accepted and have not finished."""
-        return len(self._running)
+        return len(self._requests)
 
     def position(self, request_id: str) -> int:
         """Return a waiting request's position in the queue, from 1; 0 if it runs or has ended.
 
         Positions are in the order of arrival, although the engine takes turns between keys.
         """
-        waiting = [name for name, request in self._running.items() if request.is_waiting]
+        waiting = [name for name, request in self._requests.items() if request.is_waiting]
         return waiting.index(request_id) + 1 if request_id in waiting else 0
 
     async def start(self) -> ModelInfo:
-        """Spawn the process, wait until the model is loaded, and describe the model.
+        """Start the process, wait until the model is loaded, and describe the model.
 
         Raise `ModelError` when it cannot be loaded, `EngineDied` when the process ended.
         """
-        assert self.state == "new", "a client is started once"
-        self._set_state("loading")
-        self._supervisor = asyncio.create_task(self._supervise(), name=f"engine {self._spec.id}")
-        await self._is_stable.wait()
-        return self._loaded()
+        return await self._process.start()
 
     async def ready(self, timeout: float) -> ModelInfo:
         """Wait until the model is loaded, during a start or restart, and describe the model.
@@ -126,15 +103,7 @@ class EngineClient:
         Raise `ModelError` or `EngineDied` when the model will not be loaded, `TimeoutError` when
         it is not loaded after `timeout` seconds.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                while self.state not in STABLE_STATES and self._refusal is None:
-                    await self._is_stable.wait()
-        except TimeoutError:
-            raise TimeoutError(
-                f"The model {self._spec.id!r} is still {self.state} after {timeout:g} s."
-            ) from None
-        return self._loaded()
+        return await self._process.ready(timeout)
 
     def generate(
         self,
@@ -148,6 +117,7 @@ class EngineClient:
         answer_format: AnswerFormat | None = None,
         *,
         on_prompt: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         """Send a request to the engine, and return the stream of its tokens.
 
@@ -157,243 +127,162 @@ class EngineClient:
         Args:
             key, prediction, answer_format: as in `Generate`.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
-                pass of the request begins, about once a second, and when the prompt is complete.
+                pass of the request begins, about once a second, and when the prompt is complete;
+                after a restart of the process again.
+            on_lost: is called when the process has died and the request waits for the next one.
         """
-        if self.state != "ready" or self.info is None or self._child is None or self._refusal:
-            raise self._not_ready()
+        info = self._process.ready_info()
         message = Generate(
             request_id, tuple(prompt), params, n, key, speculation, tuple(prediction), answer_format
         )
-        check_request(message, self.info)
-        self._refuse_after_crashes(message)
-        if len(self._running) >= self._max_queue:
-            raise QueueFull(f"{len(self._running)} requests are waiting or running. Try again.")
-        assert request_id not in self._running, f"request id {request_id!r} is in use"
+        check_request(message, info)
         events: EventQueue = asyncio.Queue()
-        if not self._running:
-            self._watchdog.restart_timer(time.monotonic())
-        self._running[request_id] = RunningRequest(message, events, n, on_prompt)
-        self._child.send(message)
-        self._schedule_check()
-        return TokenStream(events, lambda: self._abort(request_id))
+        most = min(info.context_length, info.capacity_tokens) - len(message.prompt)
+        request = RunningRequest(message, events, on_prompt, on_lost, most)
+        if self._is_refused(request):
+            raise _refusal()
+        if len(self._requests) >= self._max_queue:
+            raise QueueFull(f"{len(self._requests)} requests are waiting or running. Try again.")
+        assert request_id not in self._requests, f"request id {request_id!r} is in use"
+        self._requests[request_id] = request
+        self._send_requests()
+        return TokenStream(events, lambda: self._abort(request))
 
     def drain(self, reason: str) -> None:
         """Refuse new and waiting requests with this reason. Running ones go on until `close`."""
-        self._refusal = reason
-        for request_id, request in list(self._running.items()):
+        self._process.refuse(reason)
+        for request in list(self._requests.values()):
             if request.is_waiting:
-                self._abort(request_id)
-                request.events.put_nowait(EngineDied(reason, "engine_closed"))
-        self._is_stable.set()  # wakes `ready`, which then fails
+                self._end(request, EngineDied(reason, "engine_closed"))
 
     async def close(self) -> None:
         """Ask the process to end, and kill it if it does not. Running requests get an error."""
-        running, was_ready = list(self._running), self.state == "ready"
-        self._set_state("closed")
-        self._closing.set()
-        reason = self._refusal or "The model was unloaded while the request was running."
-        self._fail_running(reason, "engine_closed")
-        if self._check is not None:
-            self._check.cancel()
-        if self._supervisor is None:
+        reason = self._process.refusal or "The model was unloaded while the request was running."
+        for request in list(self._requests.values()):
+            if not request.is_sent:
+                self._end(request, EngineDied(reason, "engine_closed"))
+        await self._process.close()
+
+    # -- what the process reports
+
+    def note_state(self) -> None:
+        """Send the lost requests to a process that is ready, or end them if there will be none."""
+        if self.state == "failed":
+            for request in list(self._requests.values()):
+                self._end(request, self._death or EngineDied(f"{self._id!r} is not loaded."))
+        elif self.state == "ready":
+            self._death = None
+            if self._requests:
+                log.info("%s: %d requests go on", self._id, len(self._requests))
+            self._send_requests()
+
+    def note_prompt(self, name: str, done: int) -> None:
+        """Note that a request takes part in a pass, with `done` tokens of its prompt stored."""
+        self._sent[name].note_prompt(done)
+
+    def deliver(self, tokens: Tokens) -> None:
+        """Pass tokens on to the stream of their request."""
+        request = self._sent[tokens.request_id]
+        request.deliver(tokens)
+        if self._deaths and (request.num_new >= GOOD_TOKENS or not request.num_unfinished):
+            self._deaths.forget(request.fingerprint)
+        is_done = self._quarantine.note_tokens(request.message.request_id, len(tokens.ids))
+        if not request.num_unfinished:
+            self._end(request, None)
+        elif is_done:
+            if self._quarantine.next is not None:
+                self._withdraw(request)
+            self._send_requests()
+
+    def fail(self, name: str, error: EngineError) -> None:
+        """End a request that failed, or keep it for the next process if this one has died."""
+        request = self._sent[name]
+        if not isinstance(error, EngineDied) or error.code not in LOST_CODES:
+            self._end(request, error)
             return
-        if self._child is not None:
-            await self._end_child(self._child, self._supervisor, running if was_ready else None)
-        await self._supervisor
-
-    async def _end_child(
-        self, child: Child, supervisor: asyncio.Task[None], running: list[str] | None
-    ) -> None:
-        """End the process. `running` is None while it loads and does not read messages."""
-        if running is not None:
-            for request_id in running:  # else the current pass would run to its end
-                child.send(Abort(request_id))
-            child.send(Shutdown())
-            await asyncio.wait({supervisor}, timeout=SHUTDOWN_S)
-        child.kill()
-
-    def _set_state(self, state: State) -> None:
-        self.state = state
-        if state in STABLE_STATES:
-            self._is_stable.set()
+        if self._death is None:
+            self._death = error
+            self._judge()
+        if self._is_refused(request):
+            self._end(request, _refusal(error))
         else:
-            self._is_stable.clear()
-
-    def _loaded(self) -> ModelInfo:
-        if self.state == "ready" and self.info is not None:
-            return self.info
-        if self.state == "failed" and self._failure is not None:
-            raise self._failure.with_traceback(None)
-        raise self._not_ready()
-
-    def _not_ready(self) -> EngineDied:
-        if self._refusal is not None:
-            return EngineDied(self._refusal, "engine_closed")
-        return EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
-
-    # -- supervision
-
-    async def _supervise(self) -> None:
-        """Keep a process running until the model is closed or cannot be loaded."""
-        backoff = Backoff()
-        while not self._closing.is_set():
-            died = await self._run_child()
-            if self.state == "closed":
-                return
-            if self._failure is None and self.info is None:
-                self._failure = EngineDied(died)
-            if self._failure is not None:
-                self._set_state("failed")
-                return
-            now = time.monotonic()
-            served_s = now - (self._ready_at or now)
-            delay = backoff.next_delay(now, served_s, has_served=self._has_served)
-            log.error("%s: %s It is started again in %.1f s.", self._spec.id, died, delay)
-            self._callbacks.on_restart()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), delay)
-
-    async def _run_child(self) -> str:
-        """Start a process, wait for its end, and return why it ended."""
-        self._ready_at = None
-        self._has_served = False
-        self._stalled = ""
-        self._watchdog = Watchdog(time.monotonic())
-        try:
-            child = Child(self._target, self._spec, self._on_message)
-        except OSError as error:
-            return f"The engine process could not be started: {error}."
-        self._child = child
-        try:
-            await child.wait_until_gone()
-            if self.state == "ready":
-                self._set_state("restarting")
-            ending = asyncio.create_task(child.exit_code())
-            await asyncio.wait({ending}, timeout=EXIT_CODE_S)
-            reason = explain_exit(ending.result()) if ending.done() else "its pipe was closed"
-            died = self._stalled or f"The engine process ended ({reason})."
-            self._fail_running(died, "engine_died")
-        finally:
-            self._child = None
-            child.kill()
-            await child.close()
-        return died
-
-    def _on_message(self, message: Outbound) -> None:
-        self._watchdog.restart_timer(time.monotonic())
-        match message:
-            case PromptProgress(request_id, done):
-                if request_id in self._running:
-                    self._running[request_id].note_prompt(done)
-            case Tokens():
-                self._deliver(message)
-            case Failed():
-                self._fail(message)
-            case PassStats():
-                self._has_served = True
-                self._watchdog.record_pass((message.draft_ms + message.pass_ms) / 1e3)
-                self._callbacks.on_pass(message)
-            case Audited():
-                self._callbacks.on_audit(message)
-            case WeightsChecked():
-                self._callbacks.on_check(message)
-            case LoadProgress():
-                self._callbacks.progress(message)
-            case Ready(info):
-                self._accept(info)
-            case LoadFailed(reason):
-                self._failure = ModelError(reason)
-
-    def _accept(self, info: ModelInfo) -> None:
-        """Begin to serve, unless a restarted process has loaded other files than the first one.
-
-        The front end has the tokenizer and the template of the first files, so that it must load
-        the model anew.
-        """
-        self._ready_at = time.monotonic()
-        if self.info is not None and info.fingerprint != self.info.fingerprint:
-            self._failure = ModelError(
-                f"The files of the model {self._spec.id!r} were changed after it was loaded, and "
-                "its engine had to be restarted. Send the request again: it loads the new files."
-            )
-            log.error("%s: %s", self._spec.id, self._failure)
-            if self._child is not None:
-                self._child.kill()
-            return
-        self.info = info
-        if self.state != "closed":
-            self._set_state("ready")
-
-    def _schedule_check(self) -> None:
-        """Schedule the next check for a stall, unless one is scheduled."""
-        if self._check is None:
-            now = time.monotonic()
-            wait = min(self._watchdog.remaining_s(now), MIN_SILENCE_S)
-            loop = asyncio.get_running_loop()
-            self._check = loop.call_later(wait, self._check_silence, now + wait)
-
-    def _check_silence(self, due: float) -> None:
-        self._check = None
-        if not self._running:
-            return
-        self._watchdog.restart_timer_if_late(time.monotonic(), due)
-        if self._watchdog.remaining_s(time.monotonic()) > 0:
-            self._schedule_check()
-            return
-        self._end_stalled()
-
-    def _end_stalled(self) -> None:
-        self._stalled = f"The engine made no progress for {self._watchdog.max_silence_s:.0f} s."
-        log.error("%s: %s The stacks of its threads are on stderr.", self._spec.id, self._stalled)
-        self._set_state("restarting")
-        self._fail_running(self._stalled, "engine_stalled")
-        if self._child is not None:
-            self._child.dump_stacks()
-            asyncio.get_running_loop().call_later(DUMP_S, self._child.kill)
+            del self._sent[name]
+            request.lose()
 
     # -- requests
 
-    def _refuse_after_crashes(self, message: Generate) -> None:
-        now = time.monotonic()
-        if self._crashes and self._crashes.is_refused(fingerprint_of(message), now):
-            raise RequestError(
-                "The engine died twice while this same request was running; it is not tried "
-                "again for some minutes. Change the prompt or its parameters.",
-                code="request_failed",
-            )
+    def _judge(self) -> None:
+        """Record the death of the process for all requests that it has, and find the suspects."""
+        now, sent = time.monotonic(), list(self._sent.values())
+        for fingerprint in dict.fromkeys(request.fingerprint for request in sent):
+            self._deaths.record(fingerprint, now, was_alone=len(sent) == 1)
+        held = [
+            Held(own.message.request_id, own.has_run, self._deaths.count(own.fingerprint))
+            for own in sent
+        ]
+        self._quarantine.begin(suspects_of(held))
 
-    def _deliver(self, message: Tokens) -> None:
-        running = self._running.get(message.request_id)
-        if running is None:
-            return  # aborted
-        running.deliver(message)
-        if message.finish is not None and running.finish_choice():
-            del self._running[message.request_id]
-            running.events.put_nowait(None)
-            if self._crashes:
-                self._crashes.forget(fingerprint_of(running.message))
+    def _send_requests(self) -> None:
+        """Send the requests that may run now: one that has to run alone, or else all."""
+        if self.state != "ready" or self._quarantine.current is not None:
+            return
+        while (name := self._quarantine.next) is not None:
+            request = self._requests[name]
+            has_died_before = self._deaths.count(request.fingerprint) >= DEATHS_TO_REFUSE
+            alone = MORE_TOKENS_ALONE if has_died_before else TOKENS_ALONE
+            self._quarantine.start_next(alone * request.num_unfinished)
+            if self._send(request):
+                return
+        for request in list(self._requests.values()):
+            if not request.is_sent:
+                self._send(request)
 
-    def _fail(self, message: Failed) -> None:
-        running = self._running.pop(message.request_id, None)
-        if running is None:
-            return  # aborted
-        if message.code == "engine_error":  # the process ends after this
-            self._set_state("restarting")
-            self._crashes.record_crash(fingerprint_of(running.message), time.monotonic())
-            running.events.put_nowait(EngineDied(message.message, message.code))
-        elif message.code in PassFailed.CODES:
-            running.events.put_nowait(PassFailed(message.message, message.code))
-        else:
-            running.events.put_nowait(RequestError(message.message, message.code, message.param))
+    def _send(self, request: RunningRequest) -> bool:
+        """Send a request to the process. Return False if it ends instead, because it is refused."""
+        if self._is_refused(request):
+            self._quarantine.remove(request.message.request_id)
+            del self._requests[request.message.request_id]
+            request.events.put_nowait(_refusal())
+            return False
+        if request.is_lost:
+            self._on_resume()
+        message = request.next_message()
+        self._sent[message.request_id] = request
+        self._process.submit(message)
+        return True
 
-    def _fail_running(self, message: str, code: str) -> None:
-        now = time.monotonic()
-        running, self._running = list(self._running.values()), {}
-        for request in running:
-            if code != "engine_closed":
-                self._crashes.record_crash(fingerprint_of(request.message), now)
-            request.events.put_nowait(EngineDied(message, code))
+    def _withdraw(self, request: RunningRequest) -> None:
+        """Take a request back from the process, to be sent again later."""
+        self._process.abort(request.name)
+        del self._sent[request.name]
+        request.withdraw()
 
-    def _abort(self, request_id: str) -> None:
-        if self._running.pop(request_id, None) is not None and self._child is not None:
-            self._child.send(Abort(request_id))
+    def _abort(self, request: RunningRequest) -> None:
+        """End a request whose client has left."""
+        if self._requests.get(request.message.request_id) is request:
+            self._end(request)
+
+    def _end(self, request: RunningRequest, error: EngineError | None = None) -> None:
+        """End the stream of a request, with an error if there is one."""
+        if request.is_sent:
+            self._withdraw(request)
+        del self._requests[request.message.request_id]
+        request.events.put_nowait(error)
+        self._quarantine.remove(request.message.request_id)
+        self._send_requests()
+
+    def _is_refused(self, request: RunningRequest) -> bool:
+        """Return whether a request is refused, because processes died of it."""
+        is_known = bool(self._deaths)
+        return is_known and self._deaths.is_refused(request.fingerprint, time.monotonic())
+
+
+def _refusal(death: EngineError | None = None) -> RequestError:
+    """Return the error of a request that processes died of; `death` is the last one if known."""
+    reason = "" if death is None else f" {death}"
+    return RequestError(
+        "The engine died twice while this same request was running, the second time while no "
+        "other one was; it is not tried again for some minutes. Change the prompt or its "
+        f"parameters.{reason}",
+        code="request_failed",
+    )

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from array import array
+from collections.abc import AsyncGenerator, Callable, Hashable
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from engine.errors import EngineError
-from engine.messages import Generate, Tokens
+from engine.messages import Generate, Stats, Tail, Tokens
+from engine.process.suspects import fingerprint_of
 
 EventQueue = asyncio.Queue[Tokens | EngineError | None]  # None: the end of the stream
 
@@ -62,31 +65,100 @@ class TokenStream(AsyncGenerator[Tokens, None]):
             self._abort()
 
 
-@dataclass
 class RunningRequest:
-    """A request that the engine has, with the queue for its tokens."""
+    """A request that was accepted, with the queue for its tokens and all that it has sent so far.
 
-    message: Generate
-    events: EventQueue
-    num_unfinished: int  # choices without a `finish`
-    on_prompt: Callable[[int], None] | None  # gets the number of prompt tokens that are done
-    is_waiting: bool = True
-    has_tokens: bool = False
+    It outlives the process that runs it: another one goes on from what it has sent.
+    """
 
-    def finish_choice(self) -> bool:
-        """Count a finished choice, and return whether it was the last."""
-        self.num_unfinished -= 1
-        return self.num_unfinished == 0
+    def __init__(
+        self,
+        message: Generate,
+        events: EventQueue,
+        on_prompt: Callable[[int], None] | None,
+        on_lost: Callable[[], None] | None,
+        max_tokens: int,
+    ) -> None:
+        """Create a request that has sent nothing.
+
+        Args:
+            on_prompt: is called with the number of prompt tokens that are done.
+            on_lost: is called when its process has died and it waits for another one.
+            max_tokens: the most tokens that may follow its prompt, by the process it began in.
+        """
+        self.message = message
+        self.events = events
+        self.is_waiting = True  # no pass has run any of it
+        self.is_sent = False  # whether the current process has it
+        self.is_lost = False  # whether the process that had it has died, and none has it yet
+        self.has_run = False  # whether a pass of the current process has run some of it
+        self.num_new = 0  # tokens since its process died last
+        self.name = message.request_id  # in the current process
+        self._on_prompt = on_prompt
+        self._on_lost = on_lost
+        self._max_tokens = max_tokens
+        self._has_tokens = False  # of the current process
+        self._num_sent = 0
+        self._emitted = {choice: array("q") for choice in range(message.n)}  # not of finished ones
+        self._stats: dict[int, Stats] = {}
+
+    @cached_property
+    def fingerprint(self) -> Hashable:
+        """The value by which repetitions of the request are recognised."""
+        return fingerprint_of(self.message)
+
+    @property
+    def num_unfinished(self) -> int:
+        """The number of choices without a finish."""
+        return len(self._emitted)
+
+    def next_message(self) -> Generate:
+        """Return the message for the process that runs the request next, and count it as sent.
+
+        It has an id of its own, so that no message of an earlier run is taken for one of this run.
+        """
+        self.is_sent, self.is_lost = True, False
+        self.has_run = self._has_tokens = False
+        self._num_sent += 1
+        if self._num_sent > 1:
+            self.name = f"{self.message.request_id}.{self._num_sent}"
+        if self.num_unfinished == self.message.n and not any(self._emitted.values()):
+            return replace(self.message, request_id=self.name)
+        params = self.message.params
+        if params.max_tokens is None:  # the next process may have another number of KV pages
+            params = replace(params, max_tokens=self._max_tokens)
+        tails = tuple(
+            Tail(choice, tuple(ids), self._stats.get(choice))
+            for choice, ids in self._emitted.items()
+        )
+        return replace(self.message, request_id=self.name, params=params, emitted=tails)
+
+    def withdraw(self) -> None:
+        """Note that the process does not have the request any more, although it lives."""
+        self.is_sent = False
+
+    def lose(self) -> None:
+        """Note that the process has died that had the request."""
+        self.is_sent, self.is_lost, self.num_new = False, True, 0
+        if self._on_lost is not None:
+            self._on_lost()
 
     def note_prompt(self, done: int) -> None:
         """Record that the request takes part in a pass, with `done` tokens of its prompt stored."""
-        self.is_waiting = False
-        if self.on_prompt is not None:
-            self.on_prompt(done)
+        self.is_waiting, self.has_run = False, True
+        if self._on_prompt is not None:
+            self._on_prompt(done)
 
     def deliver(self, tokens: Tokens) -> None:
         """Add tokens to the stream. With the first ones, the prompt is complete."""
-        if not self.has_tokens:
-            self.has_tokens = True
+        if not self._has_tokens:
+            self._has_tokens = True
             self.note_prompt(len(self.message.prompt))
+        self.num_new += len(tokens.ids)
+        if tokens.finish is not None:
+            del self._emitted[tokens.choice]
+        else:
+            self._emitted[tokens.choice].extend(tokens.ids)
+            if tokens.stats is not None:
+                self._stats[tokens.choice] = tokens.stats
         self.events.put_nowait(tokens)

@@ -1,14 +1,10 @@
-"""The rules of supervision: when a process is stalled, when it is restarted, what caused crashes.
+"""The rules of supervision: when a process is stalled, and when it is restarted.
 
 The rules do no I/O: callers give them the monotonic time `now` in seconds.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Hashable
-from dataclasses import replace
+from collections import deque
 from statistics import median
-
-from engine.messages import Generate
 
 MIN_SILENCE_S = 30.0  # silence that is always allowed while requests run
 FIRST_PASS_SILENCE_S = 300.0  # before the first pass is measured: cold caches, compiled kernels
@@ -21,9 +17,6 @@ BACKOFF_SERVED_S = 1.0  # the longest wait after a process that had completed a 
 GOOD_SERVICE_S = 60.0  # time of service after which the backoff starts anew
 MANY_RESTARTS = 3  # within `RESTARTS_S`: then `BACKOFF_SERVED_S` does not apply
 RESTARTS_S = 60.0
-CRASHES_TO_REFUSE = 2
-REFUSAL_S = 600.0
-MAX_FINGERPRINTS = 1024
 
 
 class Watchdog:
@@ -94,42 +87,3 @@ class Backoff:
         delay = self._next_s
         self._next_s = min(2 * delay, BACKOFF_LONGEST_S)
         return delay
-
-
-class CrashHistory:
-    """The crashes during which a request was running, counted by the request's fingerprint.
-
-    A request that was running during two crashes is refused for 600 s after the second. So it costs
-    at most one restart in that time, and a request that did not cause them is refused only for a
-    while.
-    """
-
-    def __init__(self) -> None:
-        self._crashes: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._crashes)
-
-    def record_crash(self, fingerprint: Hashable, now: float) -> None:
-        """Count a crash during which this request was running."""
-        crashes, _ = self._crashes.pop(fingerprint, (0, now))
-        self._crashes[fingerprint] = (crashes + 1, now)
-        if len(self._crashes) > MAX_FINGERPRINTS:
-            self._crashes.popitem(last=False)
-
-    def forget(self, fingerprint: Hashable) -> None:
-        """Forget the crashes of a request that was answered completely."""
-        self._crashes.pop(fingerprint, None)
-
-    def is_refused(self, fingerprint: Hashable, now: float) -> bool:
-        """Return whether a request is refused because of its crashes."""
-        crashes, last = self._crashes.get(fingerprint, (0, now))
-        return crashes >= CRASHES_TO_REFUSE and now - last < REFUSAL_S
-
-
-def fingerprint_of(message: Generate) -> Hashable:
-    """Return a value that is equal for repetitions of a request, whatever their seeds.
-
-    The front end draws a new seed for each request that has none.
-    """
-    return hash((message.prompt, replace(message.params, seed=0), message.n))

@@ -307,7 +307,7 @@ class _Service:
         return True
 
     def _add(self, request: Generate) -> None:
-        self._unfinished[request.request_id] = request.n
+        self._unfinished[request.request_id] = request.num_unfinished
         if request.params.grammar:
             self._compiler.submit(request)
         else:

@@ -185,7 +185,7 @@ class Engine:
     def _emit(self, entry: Entry, tree: DraftTree, logits: Logits) -> Events:
         """Emit the accepted tokens of a tree. After a prompt, start the request's other choices."""
         sequence = entry.sequence
-        is_first = sequence.choice == 0 and len(sequence.tokens) == sequence.num_prompt
+        is_first = sequence.choice == 0 and sequence.is_beginning
         accepted = emit_accepted(sequence, tree, entry.root, logits, at_once=self._at_once)
         self._keep(entry, accepted)
         events: Events = [sequence.report()]
@@ -197,6 +197,7 @@ class Engine:
             else:
                 fork.mark_finished()
                 self._requests.end(fork)
+        self._requests.resume_others(sequence.request)
         if sequence.finish is not None:
             self._scheduler.remove(sequence)
             self._requests.end(sequence)

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.errors import ModelError, PassFailed, RequestError
-from engine.messages import Failed, Generate, Tokens
+from engine.messages import Failed, Generate, Tail, Tokens
 from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.load import Loaded
+from engine.runtime.replay import replay
 from engine.sampling.grammar.constraint import Constraint
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Request, TokenSequence
@@ -51,8 +52,20 @@ class Requests:
             )
         thinking = self._loaded.thinking(message.params)
         request = Request(message, self._loaded.limits, constraint, thinking)
+        if message.emitted:
+            first, *others = [self._resumed(request, tail) for tail in message.emitted]
+            request.resumed.extend(others)
+            self._scheduler.add_paused(first)
+        else:
+            self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
         self._by_id[message.request_id] = request
-        self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
+
+    def _resumed(self, request: Request, tail: Tail) -> TokenSequence:
+        """Return a choice that goes on after its tail. Raises `RequestError` if it cannot."""
+        rules = self._loaded.stop_rules(request.message)
+        sequence = TokenSequence(request, tail.choice, rules)
+        replay(sequence, tail)
+        return sequence
 
     def abort(self, request_id: str) -> None:
         """Cancel a request whose client has left. Any thread may call this."""
@@ -69,23 +82,38 @@ class Requests:
         """Call `on_prompt` for the prompts of a pass that begins.
 
         Each request is reported when its first pass begins, again if that is repeated, and then
-        once a second at most.
+        once a second at most. A prompt that runs again with a tail is reported like others.
         """
         now = time.monotonic()
         for turn in turns:
             sequence = turn.sequence
-            is_prompt = len(sequence.tokens) == sequence.num_prompt
-            if is_prompt and sequence.request.is_report_due(now, is_first=sequence.passes == 0):
-                self._on_prompt(sequence.request_id, sequence.pages.length)
+            if not sequence.is_beginning:
+                continue
+            if sequence.request.is_report_due(now, is_first=not sequence.has_run):
+                done = min(sequence.pages.length, sequence.num_prompt)
+                self._on_prompt(sequence.request_id, done)
 
     def fork(self, sequence: TokenSequence) -> Iterator[TokenSequence]:
-        """Yield the other choices of a request, given the first one, which has run the prompt."""
+        """Yield the other choices of a new request, given the first one, which has run the prompt.
+
+        Choices that an earlier engine has begun are no forks: each has its own last token.
+        """
         message = sequence.request.message
+        if message.emitted:
+            return
         for choice in range(1, message.n):
             rules = self._loaded.stop_rules(message)
             yield TokenSequence(
                 sequence.request, choice, rules, sequence.num_cached, sequence.passes
             )
+
+    def resume_others(self, request: Request) -> None:
+        """Let the other resumed choices of a request run, after the first one has run the prompt.
+
+        They then find the prompt's pages in the prefix cache.
+        """
+        while request.resumed:
+            self._scheduler.add_paused(request.resumed.pop(0))
 
     def end(self, sequence: TokenSequence) -> None:
         """Record that a choice has finished, and remove the request after its last choice."""

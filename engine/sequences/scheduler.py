@@ -165,6 +165,10 @@ class Scheduler:
             return
         if table is not None:
             self.cache.close(table, sequence.tokens)
+        self.add_paused(sequence)
+
+    def add_paused(self, sequence: TokenSequence) -> None:
+        """Add a sequence that has tokens of an answer and no pages; it resumes in its turn."""
         sequence.pause()
         self.paused.append(sequence)
 

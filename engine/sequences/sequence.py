@@ -39,13 +39,15 @@ class Request:
     thinking: ThinkingState | None = None  # the same of its thinking budget
     cancelled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic)
-    num_ended: int = 0  # choices that have ended
+    num_ended: int = 0  # choices that have ended here
+    # Choices that another engine has begun; they start when the first of them has run the prompt.
+    resumed: "list[TokenSequence]" = field(default_factory=list)
     _next_report: float = 0.0  # the monotonic time from which the prompt's progress is reported
 
     def end_choice(self) -> bool:
         """Count a choice that has ended. Return True if it was the last one."""
         self.num_ended += 1
-        return self.num_ended == self.message.n
+        return self.num_ended == self.message.num_unfinished
 
     def is_report_due(self, now: float, *, is_first: bool) -> bool:
         """Return whether to report how far the prompt is, and note the report if so.
@@ -120,9 +122,11 @@ class TokenSequence:
         self.accepted = 0
         self.prediction_checked = 0  # verified rows that came from the request's prediction
         self.prediction_accepted = 0  # emitted tokens that came from it
+        self.has_run = False  # whether a pass here has run rows of it
         self.first_token_at: float | None = None
-
-        self._num_reported = self.num_prompt
+        self._prompt_ms = 0.0  # until the first token
+        # The tokens before the first one that is emitted here, and those that need no message.
+        self._num_begun = self._num_reported = self.num_prompt
         # Text and other results since the last report.
         self._text = self._lookahead = ""
         self._logprobs: list[TokenLogprob] = []
@@ -170,6 +174,11 @@ class TokenSequence:
     def is_long(self) -> bool:
         """Whether the sequence is long enough for the long rope frequencies."""
         return self.original_length is not None and len(self.tokens) > self.original_length
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether no token was emitted here yet: the prompt, with the tail if any, has to run."""
+        return len(self.tokens) == self._num_begun
 
     @property
     def max_new_tokens(self) -> int:
@@ -245,6 +254,7 @@ class TokenSequence:
 
     def count_pass(self) -> None:
         """Count a pass that ran rows of this sequence."""
+        self.has_run = True
         self.passes += 1
 
     def count_drafted(self, rows: int, accepted: int, predicted: int) -> None:
@@ -285,6 +295,7 @@ class TokenSequence:
         """
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
+            self._prompt_ms = (self.first_token_at - self.request.arrived) * 1e3
         self.tokens.append(token)
         self.counts.add(token)
         if self.thinking is not None:
@@ -299,6 +310,26 @@ class TokenSequence:
         self.finish, self.stop_reason = result.finish, result.stop_reason
         return result.finish is not None
 
+    def resume(self, before: Stats | None) -> None:
+        """Take all tokens so far as those of an earlier engine, which has sent them.
+
+        Args:
+            before: the figures up to them; None if they are not known.
+        """
+        self._num_begun = self._num_reported = len(self.tokens)
+        self._text = self._lookahead = ""
+        self._origins.clear()
+        if self._num_begun > self.num_prompt:  # sent with the first token
+            self._prompt_logprobs.clear()
+            self.num_scored = self.num_prompt
+        if before is not None:
+            self.num_cached, self.passes = before.cached_tokens, before.passes
+            self.drafted, self.accepted = before.drafted, before.accepted
+            self.prediction_accepted = before.prediction_accepted
+            self.prediction_checked = before.prediction_accepted + before.prediction_rejected
+            self._prompt_ms = before.prompt_ms
+            self.first_token_at = self.request.arrived - before.predicted_ms / 1e3
+
     def report(self) -> Tokens:
         """Return everything emitted since the last report, as a message for the front end."""
         tokens = Tokens(
@@ -312,7 +343,7 @@ class TokenSequence:
             finish=self.finish,
             stop_reason=self.stop_reason,
             lookahead=self._lookahead,
-            stats=None if self.finish is None else self.stats(),
+            stats=self.stats(),
         )
         self._num_reported, self._text = len(self.tokens), ""
         for reported in (self._logprobs, self._origins, self._prompt_logprobs):
@@ -322,7 +353,7 @@ class TokenSequence:
     def stats(self) -> Stats:
         """Return the statistics of this sequence up to now. Times are in milliseconds."""
         now = time.monotonic()
-        first = self.first_token_at if self.first_token_at is not None else now
+        first = self.first_token_at
         return Stats(
             prompt_tokens=self.num_prompt,
             cached_tokens=self.num_cached or 0,
@@ -330,8 +361,8 @@ class TokenSequence:
             passes=self.passes,
             drafted=self.drafted,
             accepted=self.accepted,
-            prompt_ms=(first - self.request.arrived) * 1e3,
-            predicted_ms=(now - first) * 1e3,
+            prompt_ms=(now - self.request.arrived) * 1e3 if first is None else self._prompt_ms,
+            predicted_ms=0.0 if first is None else (now - first) * 1e3,
             prediction_accepted=self.prediction_accepted,
             prediction_rejected=self.prediction_checked - self.prediction_accepted,
         )

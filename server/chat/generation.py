@@ -65,12 +65,15 @@ async def generate(
         return
     wait.set_reason(lambda: in_line("waiting", model.engine.position(f"{job.id}-0")))
     done = [0] * len(job.prompts)
-    total = sum(map(len, job.prompts))
 
     def note_prompt(index: int, num_tokens: int) -> None:
         totals.note_begun(index, num_tokens)
         done[index] = num_tokens
-        wait.note_prompt(sum(done), total)
+        wait.note_prompt(sum(done), sum(map(len, job.prompts)))
+
+    def note_lost(index: int) -> None:
+        totals.note_lost(index)
+        wait.note_lost()
 
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
@@ -89,6 +92,7 @@ async def generate(
                 job.prediction,
                 job.answer_format,
                 on_prompt=functools.partial(note_prompt, i),
+                on_lost=functools.partial(note_lost, i),
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
             await asyncio.sleep(0)  # the checks of a long prompt's ids take milliseconds

@@ -149,10 +149,14 @@ class _Engines:
         self._restarts = _counter(
             registry, "engine_restarts", "Engine processes that died and were replaced", "model"
         )
+        self._resumed = _counter(
+            registry, "streams_resumed", "Answers that went on after a restart", "model"
+        )
 
     def begin(self, model: str) -> None:
         """Make the rare events of a loaded model appear as 0 instead of missing."""
-        for series in (self._positions, self._mismatches, self._restarts, self._checked):
+        rare = (self._positions, self._mismatches, self._restarts, self._resumed, self._checked)
+        for series in rare:
             series.labels(model)
         for repaired in ("yes", "no"):
             self._damaged.labels(model, repaired)
@@ -189,6 +193,10 @@ class _Engines:
     def count_restart(self, model: str) -> None:
         """Count an engine process that died and is replaced."""
         self._restarts.labels(model).inc()
+
+    def count_resumed(self, model: str) -> None:
+        """Count an answer that goes on in another engine process."""
+        self._resumed.labels(model).inc()
 
 
 class _Gauges:

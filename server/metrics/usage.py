@@ -25,17 +25,17 @@ class Totals:
         self._all: list[Stats] = []
         self._finishes: set[str] = set()
         self._num_reasoning = 0
+        self._num_resumed: dict[int, int] = {}  # by prompt: restarts of the engine
 
     def add(self, tokens: Tokens) -> None:
         """Count tokens of a choice, and add the statistics that come with its last ones."""
         self.num_emitted += len(tokens.ids)
-        if tokens.stats is None:
+        if tokens.finish is None or tokens.stats is None:
             return
         if tokens.choice == 0:  # the choices of a prompt share its tokens
             self._first.append(tokens.stats)
         self._all.append(tokens.stats)
-        if tokens.finish is not None:
-            self._finishes.add(tokens.finish)
+        self._finishes.add(tokens.finish)
 
     def note_begun(self, prompt: int, num_cached: int) -> None:
         """Note how much of a prompt is in the cache when it is begun; only the first call counts.
@@ -44,6 +44,10 @@ class Totals:
             prompt: the index of the prompt.
         """
         self._begun.setdefault(prompt, num_cached)
+
+    def note_lost(self, prompt: int) -> None:
+        """Count a restart of the engine, after which the answer to a prompt goes on."""
+        self._num_resumed[prompt] = self._num_resumed.get(prompt, 0) + 1
 
     def add_reasoning(self, num_tokens: int) -> None:
         """Add the number of tokens of a finished choice that are reasoning."""
@@ -117,4 +121,5 @@ class Totals:
             "passes": passes,
             "tokens_per_pass": round(predicted / max(1, passes), DIGITS),
             "seed": self._seed,
+            "resumed": max(self._num_resumed.values(), default=0),
         }

@@ -12,6 +12,7 @@ class Wait:
         self._ended: float | None = None
         self._reason: Callable[[], str] = lambda: "waiting"
         self._prompt_left = ""  # how far the prompt is, while it runs
+        self._is_lost = False  # whether the engine died that ran it, and it waits for the next one
 
     def set_reason(self, reason: Callable[[], str]) -> None:
         """Set the function that returns the reason, which is called anew for each comment."""
@@ -25,7 +26,12 @@ class Wait:
     def note_prompt(self, done: int, total: int) -> None:
         """Note that the engine runs the request, and how many tokens of its prompts are done."""
         self.end()
+        self._is_lost = False
         self._prompt_left = f"prompt {done} of {total}" if done < total else ""
+
+    def note_lost(self) -> None:
+        """Note that the engine has died, and that the request goes on when it is restarted."""
+        self._is_lost = True
 
     @property
     def is_over(self) -> bool:
@@ -38,6 +44,8 @@ class Wait:
         return round(1e3 * ((self._ended or time.perf_counter()) - self._arrived))
 
     def __str__(self) -> str:
+        if self._is_lost:
+            return "engine restarting"
         return self._prompt_left or "running" if self.is_over else self._reason()
 
 

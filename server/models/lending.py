@@ -21,7 +21,8 @@ from engine.parsing.selection import (
     formats_of,
     known_formats,
 )
-from engine.process.client import EngineCallbacks, EngineClient
+from engine.process.client import EngineClient
+from engine.process.engine_process import EngineCallbacks
 from engine.spec import ModelSpec
 from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
@@ -287,6 +288,7 @@ class Models:
                 statistics.audited,
                 statistics.checked,
                 statistics.restarted,
+                statistics.resumed,
             ),
         )
         try:

@@ -74,6 +74,10 @@ class EngineStatistics:
         """Count a restart of the engine's process, which died."""
         self._metrics.count_restart(self._model)
 
+    def resumed(self) -> None:
+        """Count a stream that goes on in another process, after its own one died."""
+        self._metrics.count_resumed(self._model)
+
     def link_since(self, before: Traffic) -> str:
         """Return the link's mean bandwidth in the passes since `before`, as text for the log.
 

@@ -55,6 +55,7 @@ class Timings(TypedDict):
     passes: int
     tokens_per_pass: float  # emitted tokens per pass, all choices together
     seed: int  # a request with the same seed gets the same answer
+    resumed: int  # how often the answer went on after a restart of the engine
 
 
 class Costs(TypedDict):

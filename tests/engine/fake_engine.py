@@ -41,6 +41,8 @@ REFUSE = 906  # `add` raises
 FAIL = 907  # the pass fails this request and no other
 REPORT = 908  # one token whose text has the aborted ids and OMP_WAIT_POLICY
 AUDIT = 909  # an answer whose audit waits for another request, and is reported after it
+KILL_LATER = 910  # a pass that kills the process before the third token
+KILL_OTHERS = 911  # a pass that kills the process if it has another request too
 
 UNLOADABLE = "unloadable"  # ModelError at once
 DEADBORN = "deadborn"  # the process dies while it loads
@@ -63,9 +65,12 @@ class _Request:
     message: Generate
     emitted: list[int] = field(init=False)  # for each choice
     aborted: threading.Event = field(default_factory=threading.Event)
+    has_run: bool = False
 
     def __post_init__(self) -> None:
-        self.emitted = [0] * self.message.n
+        begun = {tail.choice: len(tail.ids) for tail in self.message.emitted}
+        ended = len(self.message.prompt) if begun else 0
+        self.emitted = [begun.get(choice, ended) for choice in range(self.message.n)]
 
     @property
     def order(self) -> int:
@@ -181,8 +186,9 @@ class FakeEngine:
         self._requests.clear()
 
     def _run(self, request: _Request) -> list[Tokens | Failed]:
-        if not any(request.emitted):
+        if not request.has_run:
             self._on_prompt(request.message.request_id, 0)
+            request.has_run = True
         self._obey(request)
         if request.aborted.is_set():
             self._aborted.append(request.message.request_id)
@@ -205,7 +211,11 @@ class FakeEngine:
             threading.Event().wait()
         if request.order == RAISE:
             raise ZeroDivisionError("no such layer")
-        if request.order == KILL:
+        if (
+            request.order == KILL
+            or (request.order == KILL_LATER and request.emitted[0] == 2)
+            or (request.order == KILL_OTHERS and len(self._requests) > 1)
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         while request.order == SPIN and not request.aborted.is_set():
             self._walk_unit()

@@ -27,7 +27,8 @@ from engine.messages import (
     Tokens,
 )
 from engine.process.admission import check_request
-from engine.process.client import EngineCallbacks, EngineClient, State
+from engine.process.client import EngineClient
+from engine.process.engine_process import EngineCallbacks, State
 from engine.process.token_stream import EventQueue, TokenStream
 from engine.spec import ModelSpec
 from engine.text.detokenize import Detokenizer, TokenBytes
@@ -109,6 +110,9 @@ class Script:
     gate: asyncio.Event | None = None  # answers wait for it before their first token
     num_prefilled: int = 2  # tokens of a prompt that are done when its request begins
     pause: asyncio.Event | None = None  # answers wait for it before their last token
+    restart: asyncio.Event | None = (
+        None  # answers are lost before their last token, until it is set
+    )
     load_gate: asyncio.Event | None = None  # loads wait for it
     load_error: Exception | None = None
     refuse: EngineError | None = None  # raised by `generate` at once
@@ -154,6 +158,7 @@ class FakeEngine:
         self.on_audit = callbacks.on_audit
         self.on_check = callbacks.on_check
         self.on_restart = callbacks.on_restart
+        self.on_resume = callbacks.on_resume
         self.spec = spec
         self.script = script
         self.max_queue = max_queue
@@ -233,6 +238,7 @@ class FakeEngine:
         answer_format: AnswerFormat | None = None,
         *,
         on_prompt: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         if self.state != "ready" or self.info is None or self.refusal:
             raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
@@ -249,7 +255,7 @@ class FakeEngine:
         self.running.add(request_id)
         events: EventQueue = asyncio.Queue()
         self.event_queues[request_id] = events
-        serving = asyncio.create_task(self._serve(message, events, on_prompt))
+        serving = asyncio.create_task(self._serve(message, events, on_prompt, on_lost))
         self.waiting.append(request_id)
 
         def abort() -> None:
@@ -267,7 +273,11 @@ class FakeEngine:
         return self.waiting.index(request_id) + 1 if request_id in self.waiting else 0
 
     async def _serve(
-        self, message: Generate, events: EventQueue, on_prompt: Callable[[int], None] | None
+        self,
+        message: Generate,
+        events: EventQueue,
+        on_prompt: Callable[[int], None] | None,
+        on_lost: Callable[[], None] | None,
     ) -> None:
         self.request_started.set()
         if self.script.queue is not None:
@@ -288,6 +298,11 @@ class FakeEngine:
                 return
             if self.script.pause is not None and i == longest - 1:
                 await self.script.pause.wait()
+            if self.script.restart is not None and i == longest - 1:
+                assert on_lost is not None and on_prompt is not None
+                on_lost()
+                await self.script.restart.wait()
+                on_prompt(len(message.prompt))
             await asyncio.sleep(self.script.beat)
             for choice in passes:
                 if i < len(choice):

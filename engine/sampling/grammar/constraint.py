@@ -97,6 +97,17 @@ class Constraint:
         assert self._closing.tokens, "if a token does not fit, closing tokens are known"
         return self._closing.tokens[0]
 
+    def note_emitted(self, token: int, room: int) -> None:
+        """Bring the search for closing tokens to its state after `first_closable` gave `token`.
+
+        The search depends on the tokens alone, and not on the others that were tried before.
+
+        Args:
+            token: a token that was emitted, and is consumed next.
+            room: how many tokens may follow it.
+        """
+        self._closing.can_close_after(token, room)
+
     def emit(self, token: int) -> bool:
         """Consume an allowed token. Return True if it completes the answer.
 

@@ -52,5 +52,6 @@ async def exhaust(stream: AsyncGenerator[Tokens, None]) -> None:
 
 
 def child_pid(client: EngineClient) -> int:
-    assert client._child is not None
-    return client._child.pid
+    child = client._process._child
+    assert child is not None
+    return child.pid

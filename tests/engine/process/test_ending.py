@@ -9,7 +9,7 @@ import pytest
 from engine.errors import EngineDied
 from engine.process import watchdog
 from engine.process.client import EngineClient
-from tests.engine.fake_engine import ENDLESS, KILL, SPIN
+from tests.engine.fake_engine import ENDLESS, SPIN
 from tests.engine.process.conftest import PARAMS, MakeClient, answer, child_pid, exhaust
 
 
@@ -19,7 +19,7 @@ async def test_signals_of_the_group_are_left_to_the_front_end(
 ) -> None:
     client = clients()
     starting = asyncio.create_task(client.start())
-    while client._child is None:
+    while client._process._child is None:
         await asyncio.sleep(0)
     os.kill(child_pid(client), number)  # before it has imported anything
     await starting
@@ -52,10 +52,18 @@ async def test_draining_fails_requests_that_wait_for_a_restart(
     monkeypatch.setattr(watchdog, "BACKOFF_FIRST_S", 60.0)
     client = clients()
     await client.start()
-    with pytest.raises(EngineDied):
-        await answer(client, [KILL])
+    running = client.generate("runs", [ENDLESS], PARAMS)
+    await anext(running)
+    os.kill(child_pid(client), signal.SIGKILL)
+    while client.state == "ready":
+        await asyncio.sleep(0)
     waiting = asyncio.create_task(client.ready(60))
     await asyncio.sleep(0)
     client.drain("enough for today")
     with pytest.raises(EngineDied, match="enough for today"):
         await waiting
+    assert client.num_outstanding == 1
+    await client.close()
+    with pytest.raises(EngineDied, match="enough for today") as died:
+        await exhaust(running)
+    assert died.value.code == "engine_closed"

@@ -74,7 +74,7 @@ async def test_a_refusal_after_compiling_reaches_the_caller(
 
 
 async def test_a_bug_in_the_compiler_ends_the_engine_with_its_reason(client: EngineClient) -> None:
-    with pytest.raises(EngineDied, match="no such grammar"):
+    with pytest.raises(RequestError, match="no such grammar"):
         await exhaust(client.generate("r", [5], replace(PARAMS, grammar="bug")))
     await client.ready(timeout=60)
 

@@ -1,6 +1,7 @@
 """The real engine in its own process: clients that leave, a killed engine, a small KV cache."""
 
 import asyncio
+import functools
 import os
 import random
 import signal
@@ -14,9 +15,11 @@ import pytest_asyncio
 
 from engine.errors import EngineDied, ModelError
 from engine.messages import Audited, PassStats, SamplingParams, WeightsChecked
-from engine.process.client import EngineCallbacks, EngineClient
+from engine.process.client import EngineClient
+from engine.process.engine_process import EngineCallbacks
 from engine.spec import MemorySpec, StreamSpec
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, model_spec, prompt
+from tests.engine.process.conftest import child_pid, exhaust
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 
@@ -56,8 +59,7 @@ class Service:
 
     @property
     def child(self) -> int:
-        assert self.client._child is not None
-        return self.client._child.pid
+        return child_pid(self.client)
 
     def resident_bytes(self) -> int:
         pages = int(Path(f"/proc/{self.child}/statm").read_text().split()[1])
@@ -104,17 +106,30 @@ async def test_clients_that_leave_at_random_leave_no_memory_in_use(service: Serv
     assert service.resident_bytes() < before * 1.05
 
 
-async def test_a_killed_engine_fails_every_stream_and_is_restarted(service: Service) -> None:
-    want = await service.ids("before", 2)
-    streams = [service.client.generate(f"cut{i}", prompt(60, i), GREEDY) for i in range(4)]
-    await anext(streams[0])
-    os.kill(service.child, signal.SIGKILL)
-    for stream in streams:
-        with pytest.raises(EngineDied, match=r"signal 9|SIGKILL"):
-            async for _ in stream:
-                pass
-    await service.client.ready(timeout=60)
-    assert await service.ids("again", 2) == want
+async def test_every_stream_goes_on_after_a_kill(service: Service) -> None:
+    want = [await service.ids(f"whole{seed}", seed) for seed in range(4)]
+    chance = random.Random(0)
+    for kill in range(2):
+        lost: list[int] = []
+        streams = [
+            service.client.generate(
+                f"cut{kill}.{seed}",
+                prompt(60, seed),
+                GREEDY,
+                on_lost=functools.partial(lost.append, seed),
+            )
+            for seed in range(4)
+        ]
+        got: list[list[int]] = [[] for _ in streams]
+        for _ in range(chance.randrange(1, 9)):
+            got[0] += (await anext(streams[0])).ids
+        os.kill(service.child, signal.SIGKILL)
+        for ids, stream in zip(got, streams, strict=True):
+            async for tokens in stream:
+                ids += tokens.ids
+        assert got == want
+        assert 0 in lost
+    assert service.client.num_outstanding == 0
 
 
 async def test_an_engine_that_restarts_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -127,13 +142,16 @@ async def test_an_engine_that_restarts_with_other_files_is_refused(tmp_path: Pat
         first = await client.start()
         tokenizer = folder / "tokenizer_config.json"
         tokenizer.write_text(tokenizer.read_text() + "\n")
-        assert client._child is not None
-        os.kill(client._child.pid, signal.SIGKILL)
+        stream = client.generate("runs", prompt(9), replace(GREEDY, max_tokens=200))
+        await anext(stream)
+        os.kill(child_pid(client), signal.SIGKILL)
         while client.state == "ready":
             await asyncio.sleep(0.01)
         with pytest.raises(ModelError, match=r"were changed after it was loaded.*Send the request"):
             await client.ready(timeout=60)
         assert client.state == "failed"
+        with pytest.raises(EngineDied, match="SIGKILL"):
+            await exhaust(stream)
         assert (await again.start()).fingerprint != first.fingerprint
     finally:
         await client.close()

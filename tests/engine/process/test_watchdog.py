@@ -1,8 +1,8 @@
-"""The rules of supervision: stalls, restarts, and requests that are refused after crashes."""
+"""The rules of supervision: stalls and restarts."""
 
 import pytest
 
-from engine.process.watchdog import Backoff, CrashHistory, Watchdog
+from engine.process.watchdog import Backoff, Watchdog
 
 
 def test_thirty_seconds_of_silence_are_a_stall_if_passes_are_short() -> None:
@@ -82,39 +82,3 @@ def test_a_process_that_served_is_restarted_within_a_second(
 ) -> None:
     backoff = Backoff()
     assert [backoff.next_delay(now, served_s=5.0, has_served=has) for now, has in deaths] == delays
-
-
-def test_a_request_with_two_crashes_is_refused() -> None:
-    history = CrashHistory()
-    history.record_crash("poison", now=0.0)
-    assert not history.is_refused("poison", now=1.0)
-    history.record_crash("poison", now=2.0)
-    assert history.is_refused("poison", now=3.0)
-    assert not history.is_refused("another", now=3.0)
-
-
-def test_the_crashes_of_an_answered_request_are_forgotten() -> None:
-    history = CrashHistory()
-    history.record_crash("bystander", now=0.0)
-    history.forget("bystander")
-    history.record_crash("bystander", now=1.0)
-    assert not history.is_refused("bystander", now=2.0)
-
-
-def test_a_refused_request_is_accepted_again_after_ten_minutes() -> None:
-    history = CrashHistory()
-    for now in (0.0, 10.0):
-        history.record_crash("poison", now)
-    assert history.is_refused("poison", now=609.0)
-    assert not history.is_refused("poison", now=610.0)
-    history.record_crash("poison", now=611.0)
-    assert history.is_refused("poison", now=612.0)
-
-
-def test_the_history_of_crashes_has_a_limit() -> None:
-    history = CrashHistory()
-    for now in (0.0, 1.0):
-        history.record_crash("first", now)
-    for other in range(1024):
-        history.record_crash(other, now=2.0)
-    assert not history.is_refused("first", now=3.0)

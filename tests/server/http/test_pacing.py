@@ -1,6 +1,7 @@
 """Keep-alive signals of an answer that takes long: comments, white space, headers."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -70,6 +71,19 @@ async def test_comments_say_how_far_a_prompt_is(make_app: MakeApp, engines: Fake
         engines.script.gate.set()
         rest = [line async for line in lines]
     assert "data: [DONE]" in rest
+
+
+async def test_comments_say_that_the_engine_restarts(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.restart = asyncio.Event()
+    async with serving(make_app(**QUICK)) as url, streaming(url) as lines:
+        await wait_for_comment(lines, "engine restarting")
+        engines.script.restart.set()
+        rest = [line async for line in lines]
+    assert "data: [DONE]" in rest
+    chunks = [json.loads(line[6:]) for line in rest if line.startswith("data: {")]
+    assert chunks[-1]["timings"]["resumed"] == 1
 
 
 async def test_pings_of_the_messages_api_say_how_far_a_prompt_is(

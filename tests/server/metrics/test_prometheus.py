@@ -258,15 +258,18 @@ async def test_audits_and_restarts_are_counted_from_0(
 ) -> None:
     await chat(client)
     series = await scrape(client)
-    for name in ("audit_positions_total", "audit_mismatches_total", "engine_restarts_total"):
-        assert series(name, model="main") == 0
+    for name in ("audit_positions", "audit_mismatches", "engine_restarts", "streams_resumed"):
+        assert series(f"{name}_total", model="main") == 0
     engines.engine.on_audit(Audited(40, 0))
     engines.engine.on_audit(Audited(20, 3))
     engines.engine.on_restart()
+    for _ in range(2):
+        engines.engine.on_resume()
     series = await scrape(client)
     assert series("audit_positions_total", model="main") == 60
     assert series("audit_mismatches_total", model="main") == 3
     assert series("engine_restarts_total", model="main") == 1
+    assert series("streams_resumed_total", model="main") == 2
 
 
 async def test_counts_outlive_a_swap_and_gauges_follow_the_loaded_model(

@@ -1,0 +1,196 @@
+"""Streams whose process dies: they go on in the next one, and no other request suffers."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from engine.errors import EngineDied, QueueFull, RequestError
+from engine.messages import Generate, SamplingParams, Tail, Tokens
+from engine.process.client import EngineClient
+from engine.process.engine_process import EngineCallbacks
+from engine.process.suspects import GOOD_TOKENS
+from engine.process.token_stream import RunningRequest
+from tests.engine.fake_engine import ENDLESS, KILL, KILL_LATER, KILL_OTHERS, ONCE, SPIN
+from tests.engine.process.conftest import PARAMS, MakeClient, child_pid, exhaust
+
+Stream = AsyncGenerator[Tokens, None]
+LONG = list(range(1, 60))
+
+
+async def kill(client: EngineClient) -> None:
+    """Kill the process, and return when the client has noticed it."""
+    os.kill(child_pid(client), signal.SIGKILL)
+    while client.state == "ready":
+        await asyncio.sleep(0)
+
+
+async def rest(stream: Stream) -> dict[int, list[int]]:
+    """Return the remaining tokens of each choice."""
+    got: dict[int, list[int]] = {}
+    async for tokens in stream:
+        got.setdefault(tokens.choice, []).extend(tokens.ids)
+    return got
+
+
+async def test_streams_go_on_with_the_tokens_that_are_left(clients: MakeClient) -> None:
+    resumed: list[None] = []
+    lost: list[str] = []
+    client = clients(callbacks=EngineCallbacks(on_resume=lambda: resumed.append(None)))
+    await client.start()
+    stuck = client.generate("stuck", [SPIN], PARAMS)  # the others have no second pass before it
+    streams = [
+        client.generate(name, LONG[:length], PARAMS, n, on_lost=lambda: lost.append("lost"))
+        for name, length, n in (("one", 9, 1), ("three", 5, 3), ("done", 1, 1))
+    ]
+    await asyncio.sleep(0.05)
+    await kill(client)
+    await stuck.aclose()
+    got = [await rest(stream) for stream in streams]
+    assert got == [
+        {0: LONG[:9]},
+        {0: LONG[:5], 1: LONG[:4], 2: LONG[:3]},
+        {0: LONG[:1]},
+    ]
+    assert len(lost) == len(resumed) == 3
+    assert client.num_outstanding == 0
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+async def test_no_token_is_lost_or_sent_twice(client: EngineClient, kills: int) -> None:
+    endless = client.generate("endless", [ENDLESS], PARAMS)
+    stream = client.generate("r", LONG, PARAMS, 2)
+    got: dict[int, list[int]] = {0: [], 1: []}
+    for _ in range(kills):
+        for _ in range(GOOD_TOKENS):  # then the kill before does not count any more
+            tokens = await anext(stream)
+            got[tokens.choice] += tokens.ids
+        await anext(endless)
+        await kill(client)
+    for choice, ids in (await rest(stream)).items():
+        got[choice] += ids
+    assert got == {0: LONG, 1: LONG[:-1]}
+    await endless.aclose()
+
+
+def tokens_of(choice: int, ids: tuple[int, ...], finish: str | None = None) -> Tokens:
+    return Tokens("r", choice, ids, "", finish=finish)
+
+
+@pytest.mark.parametrize(
+    ("sent", "tails"),
+    [
+        ([], ()),
+        ([(0, (5,), None)], (Tail(0, (5,)), Tail(1, ()), Tail(2, ()))),
+        ([(0, (5,), "stop")], (Tail(1, ()), Tail(2, ()))),
+        (
+            [(1, (5, 6), None), (0, (7,), "stop"), (1, (8,), None)],
+            (Tail(1, (5, 6, 8)), Tail(2, ())),
+        ),
+    ],
+)
+async def test_a_request_is_sent_again_with_the_tails_of_unfinished_choices(
+    sent: list[tuple[int, tuple[int, ...], str | None]], tails: tuple[Tail, ...]
+) -> None:
+    message = Generate("r", (3, 4), PARAMS, 3)
+    request = RunningRequest(message, asyncio.Queue(), None, None, max_tokens=62)
+    assert request.next_message() == message
+    for own in sent:
+        request.deliver(tokens_of(*own))
+    request.lose()
+    params = replace(PARAMS, max_tokens=62 if tails else None)
+    assert request.next_message() == replace(
+        message, request_id="r.2", params=params, emitted=tails
+    )
+
+
+async def test_lost_requests_go_first_and_past_the_limit_of_the_queue(clients: MakeClient) -> None:
+    order: list[str] = []
+
+    def note(name: str, done: int) -> None:
+        order.append(name)
+
+    client = clients(max_queue=2)
+    await client.start()
+    old = [
+        client.generate(name, [ENDLESS], PARAMS, on_prompt=partial(note, name))
+        for name in ("old 0", "old 1")
+    ]
+    for stream in old:
+        await anext(stream)
+    order.clear()
+    await kill(client)
+    await client.ready(60)
+    with pytest.raises(QueueFull, match="2 requests"):
+        client.generate("new", [5], PARAMS)
+    await old[0].aclose()
+    new = client.generate("new", [5], PARAMS, on_prompt=partial(note, "new"))
+    assert await rest(new) == {0: [5]}
+    assert order.index("old 1") < order.index("new")
+    await old[1].aclose()
+
+
+async def test_the_client_of_a_lost_request_may_leave(client: EngineClient) -> None:
+    streams = [client.generate(f"{i}", [ENDLESS], PARAMS) for i in range(3)]
+    for stream in streams:
+        await anext(stream)
+    await kill(client)
+    await streams[0].aclose()
+    await client.ready(60)
+    await streams[1].aclose()  # while it runs alone, or waits for its turn
+    for _ in range(3):
+        assert (await anext(streams[2])).text == "on"
+    assert client.num_outstanding == 1
+
+
+@pytest.mark.parametrize("poison", [[KILL, 5], [KILL_LATER, 5, 6, 7]])
+async def test_a_poison_is_refused_and_the_others_go_on(
+    client: EngineClient, poison: list[int]
+) -> None:
+    others = [client.generate(f"{i}", LONG, PARAMS) for i in range(4)]
+    bad = client.generate("bad", poison, SamplingParams(seed=1))
+    more = [client.generate(f"more {i}", LONG, PARAMS) for i in range(3)]
+    with pytest.raises(RequestError, match="died twice") as refused:
+        await exhaust(bad)
+    assert refused.value.code == "request_failed"
+    for stream in (*others, *more):
+        assert await rest(stream) == {0: LONG}
+    with pytest.raises(RequestError, match="died twice"):
+        client.generate("again", poison, SamplingParams(seed=2))
+
+
+async def test_a_request_that_survives_alone_is_not_refused(client: EngineClient) -> None:
+    fragile = client.generate("fragile", [KILL_OTHERS, 5, 6], PARAMS)
+    other = client.generate("other", LONG, PARAMS)
+    assert await rest(fragile) == {0: [KILL_OTHERS, 5, 6]}
+    assert await rest(other) == {0: LONG}
+
+
+async def test_streams_end_with_the_death_if_the_model_cannot_be_loaded_again(
+    clients: MakeClient, tmp_path: Path
+) -> None:
+    client = clients(ONCE, tmp_path)
+    await client.start()
+    stream = client.generate("r", [ENDLESS], PARAMS)
+    await anext(stream)
+    await kill(client)
+    with pytest.raises(EngineDied, match="SIGKILL") as died:
+        await exhaust(stream)
+    assert died.value.code == "engine_died"
+    assert (client.state, client.num_outstanding) == ("failed", 0)
+
+
+async def test_closing_during_a_restart_ends_the_streams(client: EngineClient) -> None:
+    stream = client.generate("r", [ENDLESS], PARAMS)
+    await anext(stream)
+    await kill(client)
+    await client.close()
+    with pytest.raises(EngineDied) as died:
+        await exhaust(stream)
+    assert died.value.code == "engine_closed"
+    assert client.num_outstanding == 0
