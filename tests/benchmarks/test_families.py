@@ -21,8 +21,9 @@ def test_results_of_an_ended_survey_are_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "result", "reason"),
     [
-        ("qwen3_vl_moe", "equal", ""),  # its experts are stored transposed
-        ("minimax_m3_vl", "equal", ""),  # gate and up are stored as two blocks of rows
+        # Experts that are stored transposed, and gate and up as two blocks of rows.
+        pytest.param("qwen3_vl_moe", "equal", "", marks=pytest.mark.slow),
+        pytest.param("minimax_m3_vl", "equal", "", marks=pytest.mark.slow),
         ("molmo2", "refused", "is stored in a form that must be computed"),
         ("mamba", "refused", "their state belongs to one sequence"),
         ("deepseek_v32", "refused", "each row selects the tokens that it attends to by an index"),

@@ -239,15 +239,13 @@ OTHERS = ("weight_zero_point", "weight_global_scale", "qweight", "qzeros", "scal
     "kind",
     [
         "fp8-block-whole",
-        "fp8-tensor",
-        "fp8-channel",
-        "ct-int8-group",
         "ct-pack4-asymmetric",
         "ct-nvfp4",
-        "awq",
-        "gptq4",
         "gptq4-order",
-        "gptq8",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("fp8-tensor", "fp8-channel", "ct-int8-group", "awq", "gptq4", "gptq8")
+        ),
     ],
 )
 def test_the_link_carries_the_bytes_of_codes_and_scales(kind: str, tmp_path: Path) -> None:
