@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -130,7 +130,9 @@ class Child:
 
     def _signal(self, number: int) -> None:
         if not self._closed and self._process.exitcode is None:
-            os.kill(self.pid, number)
+            # The thread of `exit_code` may have collected the process, with its code not set yet.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 def explain_exit(code: int) -> str:
