@@ -257,12 +257,11 @@ def _read_info(reader: _Reader, index: int) -> tuple[str, BlockType, tuple[int, 
         raise reader.corrupt(f"{what} has {dimensions} dimensions; {MOST_DIMENSIONS} are the most")
     *sizes, kind, offset = reader.unpack(f"{dimensions}QIQ", what)
     if (type_ := TYPES.get(kind)) is None:
-        title = _OTHER_TYPES.get(kind, f"number {kind}")
         known = ", ".join(known.name for known in TYPES.values())
-        raise ModelError(
-            f"{reader.file.path}: {name} has type {title}, which is not read. Use a file with "
-            f"weights of {known}"
-        )
+        found = f"{reader.file.path}: {name} has type {_OTHER_TYPES.get(kind, f'number {kind}')}"
+        if kind not in _OTHER_TYPES:
+            raise ModelError(f"{found}, which is not known. {AGAIN}, or use one of {known}")
+        raise ModelError(f"{found}, which is not read. Use a file with weights of {known}")
     if not all(sizes) or sizes[0] % type_.size:
         raise reader.corrupt(f"{what} has shape {sizes} of type {type_.name}")
     return name, type_, tuple(reversed(sizes)), offset

@@ -103,10 +103,11 @@ def _check_parts(paths: Sequence[Path], headers: Sequence[Header], tensors: int)
         said = [header.metadata.get(f"split.{name}") for name in ("no", "count", "tensors.count")]
         is_alone = len(paths) == 1 and said[1] in (None, 0, 1)
         if not is_alone and said != [number, len(paths), held]:
+            part, count, held_by_all = ("an unknown number" if n is None else n for n in said)
             raise ModelError(
-                f"{path}: is part {said[0]} of {said[1]} of a model of {said[2]} tensors, but part "
+                f"{path}: is part {part} of {count} of a model of {held_by_all} tensors, but part "
                 f"{number} of {len(paths)} with {held} tensors is expected (counted from 0). Give "
-                "the parts of one model their own names again"
+                "the parts of one model their own names again, or download them again"
             )
 
 

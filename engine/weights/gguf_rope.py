@@ -14,7 +14,10 @@ _TOLERANCE = 1e-5  # of factors that were computed in float32
 
 def rope_parameters(model: Model) -> Values:
     """Return the rope parameters: base, scaling and the factors of single frequencies."""
-    base: Values = {"rope_theta": model.number("rope.freq_base", 10000.0)}
+    theta = model.number("rope.freq_base", 10000.0)
+    if theta <= 0:
+        raise model.wrong("rope.freq_base", "a number above 0")
+    base: Values = {"rope_theta": theta}
     size, turned = head_dim(model), model.integer("rope.dimension_count", head_dim(model))
     if turned != size:
         if model.architecture != "phi3" or not 0 < turned < size:
@@ -23,7 +26,7 @@ def rope_parameters(model: Model) -> Values:
     if "rope_factors_long.weight" in model.tables:
         return base | _longrope(model, turned)
     if "rope_freqs.weight" in model.tables:
-        return base | _factors(model, base["rope_theta"], turned)
+        return base | _factors(model, theta, turned)
     return base | _scaling(model)
 
 

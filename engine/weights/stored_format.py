@@ -22,7 +22,7 @@ from engine.weights.sources import Source
 # The keys of config.json that describe stored weights: the present one, an old one of
 # compressed-tensors, and that of MLX.
 _KEYS = ("quantization_config", "compression_config", "quantization")
-_MLX = "mlx"
+_MLX, _UNNAMED = "mlx", ""  # what stands for a method that config.json does not name
 _ACTIVATION_SCALE = re.compile(
     r"[._](input|output|activation|prob|query|q|k|v|kv)_(global_)?(scale|scale_ub|zero_point)$"
 )
@@ -123,6 +123,8 @@ def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelErro
     what = " ".join(filter(None, ["quantization_config.quant_method", shown(method), kind]))
     if method == _MLX:
         what = "quantization: the format of MLX"
+    elif method == _UNNAMED:
+        what = "quantization_config without quant_method"
     return ModelError(
         f"config.json: {what} is not supported; {', '.join(titles())} are. Use the "
         "unquantized checkpoint (with `quantize: nf4` for a small one)"
@@ -175,4 +177,6 @@ def _quantization(config: Any) -> QuantizationConfig:
             method = _MLX
         elif found["compression_config"]:
             method = "compressed-tensors"  # it had this key before it had a method
+        else:
+            method = _UNNAMED
     return {**values, "quant_method": str(getattr(method, "value", method))} if values else {}

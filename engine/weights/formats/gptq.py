@@ -44,7 +44,7 @@ def detect(quantization: QuantizationConfig) -> bool:
     if quantization["quant_method"] != "gptq":
         return False
     if (bits := quantization.get("bits")) not in _BITS:
-        raise unsupported(quantization, f"with bits {shown(bits)}")
+        raise unsupported(quantization, f"with bits {shown(bits)} instead of 2, 3, 4 or 8")
     version = "marlin" if quantization.get("is_marlin_format") else _version(quantization)
     if version not in _VERSIONS:
         raise unsupported(quantization, f"of checkpoint_format {shown(version)}")

@@ -107,7 +107,10 @@ def listed(kind: int, count: int, values: bytes = b"") -> bytes:
         (header([], [tensor(), tensor(b"v")]), "shares its bytes with another"),
         (header([], [tensor(), tensor(at=32)]), "two tensors have the same name"),
         (header([], [tensor(kind=16)]), "w has type IQ2_XXS, which is not read.*Q4_K"),
-        (header([], [tensor(kind=999)]), "w has type number 999"),
+        (
+            header([], [tensor(kind=999)]),
+            "w has type number 999, which is not known. Download the file again",
+        ),
     ],
 )
 def test_a_wrong_header_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
@@ -194,6 +197,7 @@ def test_files_that_are_not_models_are_refused_by_name(
         ({"rope.dimension_count": 4}, "llama.rope.dimension_count: the width of a head"),
         ({"rope.scaling.type": "spiral"}, "llama.rope.scaling.type: none, linear or yarn"),
         ({"rope.freq_base": float("nan")}, "llama.rope.freq_base: a finite number is expected"),
+        ({"rope.freq_base": 0.0}, "llama.rope.freq_base: a number above 0 is expected, found 0.0"),
         ({"attention.layer_norm_rms_epsilon": True}, "epsilon: a number is expected, found True"),
     ],
 )

@@ -208,8 +208,9 @@ def test_weights_of_modelopt_are_refused_by_name(
     [
         ({"quantization": {"group_size": 64, "bits": 4}}, "quantization: the format of MLX"),
         ({Q: {"bits": 4}, "quantization": {"bits": 4}}, "quantization: the format of MLX"),
+        ({Q: {"bits": 4}}, "quantization_config without quant_method"),
         ({Q: {"quant_method": "modelopt"}}, "'modelopt'"),
-        ({Q: {"quant_method": "gptq", "bits": 5}}, "'gptq' with bits 5"),
+        ({Q: {"quant_method": "gptq", "bits": 5}}, "'gptq' with bits 5 instead of 2, 3, 4 or 8"),
         ({Q: {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}}, "'marlin'"),
         ({Q: {"quant_method": "gptq", "bits": 4, "is_marlin_format": True}}, "'marlin'"),
         ({Q: {"quant_method": "gptq", "bits": 4, "group_size": "a"}}, "group_size: .*'a'"),
