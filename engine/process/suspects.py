@@ -103,7 +103,7 @@ class Quarantine:
         self._num_left = 0  # tokens that the current one has to emit
 
     def begin(self, names: Iterable[str]) -> None:
-        """Let these requests run alone. Those of an earlier death that have not yet come last."""
+        """Let these requests run alone, before those of an earlier death that have not run yet."""
         first = dict.fromkeys(names)
         later = [name for name in self._waiting if name not in first]
         self._waiting = deque([*first, *later])
