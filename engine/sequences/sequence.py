@@ -311,7 +311,7 @@ class TokenSequence:
         return result.finish is not None
 
     def resume(self, before: Stats | None) -> None:
-        """Take all tokens so far as those of an earlier engine, which has sent them.
+        """Note that an earlier engine has emitted and sent all tokens of the answer so far.
 
         Args:
             before: the figures up to them; None if they are not known.

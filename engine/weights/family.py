@@ -313,7 +313,7 @@ def kv_shape(config: Any) -> KVShape:
         for heads, width in _layer_shapes(layer)
     }
     return KVShape(
-        # The last ones use those of the last layer of their kind before them.
+        # The last layers use the keys and values of an earlier layer of their kind.
         num_layers=count - (getattr(config, "num_kv_shared_layers", None) or 0),
         num_kv_heads=min(heads for heads, _ in shapes),
         head_dim=max(width for _, width in shapes),
