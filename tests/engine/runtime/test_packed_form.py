@@ -265,9 +265,11 @@ def test_the_link_carries_the_files_own_bytes() -> None:
     stream.reset_stats()
     passes = 8
     run(loaded, [request("r", prompt(9), max_tokens=passes)])
-    ring = 2 * max(unit.nbytes for unit in units_of(loaded))  # filled for the next pass
+    # Slots are filled ahead: those filled before the reset are not counted, and those of the next
+    # pass may be.
+    ring = 2 * max(unit.nbytes for unit in units_of(loaded))
     own = sum(bytes_of(kind, size) for kind, size in matrices())
-    assert passes * own <= stream.stats.bytes <= 1.01 * passes * own + ring
+    assert passes * own - ring <= stream.stats.bytes <= 1.01 * passes * own + ring
 
 
 def matrices() -> list[tuple[Kind, int]]:
