@@ -23,7 +23,7 @@ from engine.streaming.packed_cache import open_or_pack
 from engine.streaming.ring import LayerStream
 from engine.text.tokenizer import read_tokenizer
 from engine.text.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG
-from engine.weights.config_file import CONFIG_NAME
+from engine.weights.config_place import CONFIG_NAME
 from engine.weights.family import TESTED, kv_shape
 from engine.weights.generation_config import (
     GENERATION_CONFIG,

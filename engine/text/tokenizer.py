@@ -11,7 +11,7 @@ from engine.library_call import library_call
 from engine.text import check
 from engine.text.missing_files import add_missing_files
 from engine.text.tokenizer_files import CONFIG_FILE, FAST_FILE, private_copy
-from engine.weights.config_file import CONFIG_NAME
+from engine.weights.config_place import CONFIG_NAME
 
 SAMPLE = "Hello there, 123"
 

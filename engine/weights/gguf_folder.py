@@ -23,17 +23,20 @@ from engine.cache_files import (
     write_file,
 )
 from engine.errors import ModelError
-from engine.weights.config_file import CONFIG_NAME, read_config_values
+from engine.weights.config_file import checked_values
+from engine.weights.config_place import CONFIG_NAME, ConfigPlace
 from engine.weights.generation_config import GENERATION_CONFIG
 from engine.weights.gguf_config import make_config
 from engine.weights.gguf_file import Header, TensorInfo, plain_name, read_header, split_paths
+from engine.weights.gguf_keys import metadata_names
 from engine.weights.gguf_model import Model, shortest
 from engine.weights.gguf_rope import LARGEST_TABLE, ROPE_TABLES
+from engine.weights.gguf_shapes import check_tensors
 from engine.weights.gguf_tokenizer import make_tokenizer
 from engine.weights.open_file import OpenFile
 from engine.weights.shards import LINK_NAME, link_text
 
-VERSION = 2  # of what is made from the same metadata
+VERSION = 3  # of what is made from the same metadata
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
@@ -61,7 +64,6 @@ def gguf_folder(path: Path) -> Path:
             f"{path}: its configuration cannot be written to {folder.parent}: {error.strerror}. "
             "Set UNDERSTUDY_CACHE to a folder that can be written to"
         ) from error
-    _check_config(folder, path)
     return folder
 
 
@@ -80,7 +82,10 @@ def _make_files(paths: Sequence[Path]) -> dict[str, str]:
             file.close()
     first, metadata = paths[0], headers[0].metadata
     _check_parts(paths, headers, len(tensors))
-    config = make_config(Model(first, metadata, tensors, tables))
+    model = Model(first, metadata, tensors, tables)
+    place = ConfigPlace(first, metadata_names(model.architecture))
+    config = checked_values(make_config(model), place)
+    check_tensors(model, config)
     tokenizer = make_tokenizer(first, metadata)
     generation: dict[str, Any] = {"eos_token_id": list(tokenizer.eos_ids)}
     for name, ours in _SAMPLING.items():
@@ -137,11 +142,3 @@ def _write_folder(folder: Path, files: Mapping[str, str]) -> None:
         except OSError:
             if not (folder / INDEX).is_file():  # another process has made it meanwhile
                 raise
-
-
-def _check_config(folder: Path, path: Path) -> None:
-    """Raise `ModelError`, which names the GGUF file, if its configuration is out of bounds."""
-    try:
-        read_config_values(folder)
-    except ModelError as error:
-        raise ModelError(f"{path}: its metadata cannot be used: {error}") from error
