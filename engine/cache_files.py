@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.errors import ModelError
+
+_VARIABLE = "UNDERSTUDY_CACHE"
 INDEX = "index.json"
 # The files of a model in GGUF files, which has no units.
 MODEL_FILES = (
@@ -39,10 +42,39 @@ _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 
 def cache_root() -> Path:
     """Return the folder of the cache, which may not exist yet."""
-    if own := os.environ.get("UNDERSTUDY_CACHE"):
+    if own := os.environ.get(_VARIABLE):
         return Path(own).expanduser()
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(users).expanduser() / "understudy"
+
+
+def check_cache() -> None:
+    """Raise `ModelError` if `UNDERSTUDY_CACHE` names a folder that cannot be used.
+
+    The folder is made if it does not exist. It may be read-only if it has entries. Without the
+    variable nothing is checked, because a model that fits the device needs no cache.
+    """
+    if not (own := os.environ.get(_VARIABLE)):
+        return
+    reason = ""
+    try:
+        root = cache_root()
+        if not root.is_dir() and os.path.lexists(root):
+            reason = "it is not a folder"
+        else:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):
+                return
+    except OSError as error:
+        if any((root / name / INDEX).is_file() for name in folders(root)):
+            return
+        reason = error.strerror or str(error)
+    except RuntimeError as error:  # the home folder of "~user" is not known
+        reason = str(error)
+    raise ModelError(
+        f"{_VARIABLE}: {own}: cannot be used as the folder of the cache: {reason}. Set it to a "
+        "folder that can be written to, or unset it"
+    )
 
 
 def folder_name(model: str, key: str) -> str:

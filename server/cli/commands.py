@@ -10,6 +10,7 @@ import huggingface_hub
 import rich.console
 from huggingface_hub.errors import CacheNotFound
 
+from engine.cache_files import check_cache
 from engine.messages import LoadProgress
 from engine.weights import hub
 from server.cli.console import Console, size_text, table
@@ -58,6 +59,7 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
     from engine.planning.preview import WhatIf, preview
     from server.cli import plan_table
 
+    check_cache()
     spec = _find_entry(args.model, _read_entries(args, env)).spec
     what_if = WhatIf(args.device_memory, args.ram, args.link_gbps, args.users)
     try:

@@ -64,6 +64,35 @@ def test_the_error_of_a_port_in_use_names_the_port(capsys: Capture) -> None:
     assert "--port" in error
 
 
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["plan", "demo"]])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file", "it is not a folder"),
+        ("file/below", "Not a directory"),
+        ("link", "it is not a folder"),
+        ("/proc/understudy/cache", "No such file or directory"),
+        ("/proc", "No such file or directory"),
+        ("~nobody-has-this-name/cache", "home directory"),
+    ],
+)
+def test_a_cache_that_cannot_be_used_is_named_before_anything_is_loaded(
+    command: list[str],
+    place: str,
+    reason: str,
+    capsys: Capture,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (home / "file").touch()
+    (home / "link").symlink_to(home / "nothing")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", place)
+    assert main.main(command) == 1
+    error = capsys.readouterr().err
+    assert f"UNDERSTUDY_CACHE: {place}: cannot be used" in error
+    assert reason in error and "Set it to a folder" in error
+
+
 def test_a_host_that_others_can_reach_needs_keys(capsys: Capture) -> None:
     assert main.main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 1
     error = capsys.readouterr().err
