@@ -11,6 +11,7 @@ file after it was checked and before it is removed.
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -81,6 +82,19 @@ def folder_name(model: str, key: str) -> str:
     """Return the name of the folder of an entry, which its key determines."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
+
+
+def model_of(folder: Path) -> str | None:
+    """Return the model of an entry; None if the folder is no entry, or is being removed."""
+    index = folder / INDEX
+    try:
+        if not index.is_file() or index.is_symlink():
+            return None
+        key = json.loads(index.read_text(encoding="utf-8"))["key"]
+        model = str(key).split("\n")[0]
+        return model if folder.name == folder_name(model, key) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def unit_name(index: int) -> str:

@@ -22,6 +22,7 @@ from engine.streaming.device import choose_device
 from engine.weights.hub import locate
 from engine.weights.shards import has_weights
 
+STORED, IN_CHECKPOINT = "stored weights", "in the checkpoint"  # of an `Assumption`
 LEAST_GAIN = 1.02  # factor in tokens a second: a change that brings less is not shown
 
 
@@ -166,9 +167,9 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     """Yield the figures that the forecast depends on, the most important first."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
     if expanded := planner.describe(planner.spec).expanded_when_read:
-        yield Assumption("stored weights", expanded, "in the checkpoint")
+        yield Assumption(STORED, expanded, IN_CHECKPOINT)
     if scheme.titles:
-        yield Assumption("stored weights", ", ".join(scheme.titles), scheme.form)
+        yield Assumption(STORED, ", ".join(scheme.titles), scheme.form)
     if scheme.packed and (expanding := forecast.expand_seconds):
         source = "measured on some rows" if machine.expanding else "assumed"
         yield Assumption("expanding", f"{expanding * 1e3:.0f} ms a pass", source)

@@ -8,6 +8,7 @@ other folder. This module imports no torch, because `understudy pull` uses it to
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from engine.cache_files import (
     INDEX,
     cache_root,
     folder_name,
+    folders,
+    model_of,
     partial_folder,
     remove_folder,
     remove_stale,
@@ -34,8 +37,9 @@ from engine.weights.gguf_rope import LARGEST_TABLE, ROPE_TABLES
 from engine.weights.gguf_shapes import check_tensors
 from engine.weights.gguf_tokenizer import make_tokenizer
 from engine.weights.open_file import OpenFile
-from engine.weights.shards import LINK_NAME, link_text
+from engine.weights.shards import LINK_NAME, has_files, link_text
 
+KEPT_SECONDS = 24 * 3600.0  # a running server may use the tokenizer of a file that was replaced
 VERSION = 3  # of what is made from the same metadata
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
@@ -129,10 +133,24 @@ def _tables(file: OpenFile, header: Header) -> Mapping[str, Sequence[float]]:
     return found
 
 
+def _remove_dead(root: Path) -> None:
+    """Remove the folders whose GGUF files were moved, changed or removed, some time ago.
+
+    They would never be used again, because another path, size or time makes another folder.
+    """
+    for name in folders(root):
+        folder = root / name
+        if (folder / LINK_NAME).is_file() and model_of(folder) and not has_files(folder):
+            with suppress(OSError):  # another process removes it
+                if time.time() - (folder / INDEX).stat().st_mtime > KEPT_SECONDS:
+                    remove_folder(folder)
+
+
 def _write_folder(folder: Path, files: Mapping[str, str]) -> None:
     """Write the files so that the folder has all of them as soon as it exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(folder.parent)
+    _remove_dead(folder.parent)
     with partial_folder(folder) as partial:
         for name, text in files.items():
             write_file(partial / name, memoryview(text.encode()))

@@ -173,7 +173,11 @@ def test_pull_of_an_unknown_model_fails(capsys: Capture) -> None:
 
 
 def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = [packed_cache.CacheEntry(Path("/cache/a"), "mine", 3 * 10**9, 0.0)]
+    gone = {"is_packed": False, "is_usable": False}
+    packed = [
+        packed_cache.CacheEntry(Path("/cache/a"), "mine", 3 * 10**9, 0.0),
+        packed_cache.CacheEntry(Path("/cache/b"), "other", 10**6, 0.0, **gone),
+    ]
     removed: list[packed_cache.CacheEntry] = []
     monkeypatch.setattr(packed_cache, "entries", lambda: packed)
     monkeypatch.setattr(packed_cache, "remove", removed.append)
@@ -184,7 +188,8 @@ def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.Monke
     assert main.main(["prune"]) == 0
     assert removed == packed
     assert main.main(["prune", "--yes"]) == 0
-    assert "3.0 GB" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3.0 GB" in out and "packed weights" in out and "a GGUF file that is gone" in out
 
 
 def test_prune_without_input_asks_for_the_option_yes(
