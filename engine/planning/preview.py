@@ -4,6 +4,7 @@ No weights are loaded: config.json is enough. Where the checkpoint is there, its
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,8 @@ from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
+from engine.text.tokenizer import read_tokenizer
+from engine.weights.generation_config import read_generation_config
 from engine.weights.hub import locate
 from engine.weights.shards import has_weights
 
@@ -86,7 +89,11 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
 
 
 class _Planner:
-    """A planner for one model on one machine, and for changes of either."""
+    """A planner for one model on one machine, and for changes of either.
+
+    The constructor raises `ModelError` for a model that loading refuses. The tokenizer is read
+    while the model is described, and before times are measured.
+    """
 
     def __init__(self, spec: ModelSpec, what_if: WhatIf) -> None:
         self.what_if = what_if
@@ -99,6 +106,13 @@ class _Planner:
         self.spec = spec
         self.device = choose_device(spec.device) if what_if.device_memory is None else None
         self._described: dict[object, Blueprint] = {}
+        with ThreadPoolExecutor(1, "tokenizer") as pool:
+            # A config.json alone is planned before its tokenizer is downloaded.
+            checks = [pool.submit(read_tokenizer, self.folder)] if has_weights(self.folder) else []
+            blueprint = self.describe(self.spec)
+        for done in checks:
+            done.result()
+            read_generation_config(self.folder, blueprint.vocab_size)
         self.machine = self._machine()
 
     def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
