@@ -154,6 +154,12 @@ class OrderChecker:
                 self._memory[key] = Memory(home, alive)
             return self._memory[key]
 
+    def bytes_of(self, home: int) -> int:
+        """Return the bytes of all memory that was allocated on a stream and is not freed."""
+        with self._lock:
+            storages = [own.alive() for own in self._memory.values() if own.home == home]
+            return sum(storage.nbytes() for storage in storages if storage is not None)
+
     def _read(self, memory: Memory, parts: Parts, access: Access, clock: Clock) -> None:
         self.num_accesses += 1
         for part in parts:

@@ -264,6 +264,10 @@ class PretendedCuda:
         if not outputs:  # a number on the host, which has waited for it
             stream.synchronize()
 
+    def compute_bytes(self) -> int:
+        """Return the bytes that are allocated on the stream of passes."""
+        return self.checker.bytes_of(self.compute.number) if self.compute else 0
+
     def read_on_host(self, tensor: Tensor) -> None:
         """Record that the host waits for the current stream and reads a tensor."""
         if getattr(self._local, "is_recording", False):
