@@ -77,6 +77,7 @@ fuzz-requests: $(VENV)/.installed-test ## send 10,000 mutated bodies of real cli
 
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
+	TORCH_CUDA_SANITIZER=1 $(PYTEST) $(BIN)/pytest -q tests/gpu/test_stream_cuda.py tests/gpu/test_pass_cuda.py tests/gpu/test_kv_cuda.py
 
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)

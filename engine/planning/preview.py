@@ -147,21 +147,24 @@ class _Planner:
             )
             return Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
         assert self.device is not None, "no other machine was asked about"
-        memory = available_memory(self.device)
+        blueprint = self.describe(spec)
+        passes = probe.pass_times(blueprint, self.device).rows
+        draft = measured_draft(blueprint, self.device)
+        expanding = probe.expanding_times(blueprint, self.device)
+        memory = available_memory(self.device)  # after the measurements
         if asked.ram is not None:
             device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
             memory = replace(memory, ram=asked.ram, device=device)
         # If the device computes in RAM, weights are streamed from the disk.
         disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
-        blueprint = self.describe(spec)
         return Machine(
             memory,
             ram_gbps,
             disk,
             device_memory=spec.memory.device or memory.device,
-            passes=probe.pass_times(blueprint, self.device).rows,
-            draft=measured_draft(blueprint, self.device),
-            expanding=probe.expanding_times(blueprint, self.device),
+            passes=passes,
+            draft=draft,
+            expanding=expanding,
         )
 
 

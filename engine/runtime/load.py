@@ -226,8 +226,8 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
-    memory = available_memory(files.device)
     expanding = probe.expanding_times(files, files.device)
+    memory = available_memory(files.device)  # after the measurements, whose memory it gives back
     machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft, expanding=expanding)
 
     def prepare_scheme(name: str) -> Scheme:

@@ -60,6 +60,9 @@ class CudaDevice(Device):
         taken = total - free - torch.cuda.memory_reserved(self.torch_device)
         return OwnMemory(free, min(taken, LARGEST_CONTEXT))  # other programs' are part of `taken`
 
+    def give_back_freed(self) -> None:
+        torch.cuda.empty_cache()
+
     def pin(self, memory: Tensor) -> Unpin | None:
         """Pin host memory by `cudaHostRegister`.
 

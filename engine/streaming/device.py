@@ -92,6 +92,9 @@ class Device:
         """Return the sizes of the device's own memory; None if it computes in RAM."""
         return None
 
+    def give_back_freed(self) -> None:
+        """Give the memory that the allocator keeps of freed tensors back to the driver."""
+
     def pin(self, memory: Tensor) -> Unpin | None:
         """Pin host memory, so that the device can read it directly.
 
