@@ -129,12 +129,7 @@ def load(
         passes = _expected_pass_times(files, measured, scheme, link_gbps)
         drafting = _make_drafting(files, draft, scheme.bounds, passes)
         stack.pop_all()
-    limits = Limits(
-        max_tokens=min(files.context_length, plan.num_pages * PAGE),
-        eos_token_ids=files.eos_token_ids,
-        original_length=decoder.original_length,
-        suppressed=files.generation.suppressed,
-    )
+    limits = _make_limits(files, plan, decoder)
     return Loaded(
         info=replace(
             files.model_info(scheme, link_gbps, tile),
@@ -156,6 +151,15 @@ def load(
         ),
         audit=spec.audit,
         rechecks=_make_rechecks(spec, plan, reader),
+    )
+
+
+def _make_limits(files: TargetFiles, plan: Plan, decoder: Decoder) -> Limits:
+    return Limits(
+        max_tokens=min(files.context_length, plan.num_pages * PAGE),
+        eos_token_ids=files.eos_token_ids,
+        original_length=decoder.original_length,
+        suppressed=files.generation.suppressed,
     )
 
 

@@ -56,7 +56,7 @@ class Requests:
         if not message.emitted:
             self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
         else:
-            request.resumed += [self._resumed(request, tail) for tail in message.emitted]
+            request.resumed.extend([self._resumed(request, tail) for tail in message.emitted])
             self._end_replayed(request)
             if not request.resumed:
                 return

@@ -114,13 +114,12 @@ class TokenSequence:
         self.counts = TokenCounts(self.tokens)
         self.finish: str | None = None
         self.stop_reason: str | int | None = None
-        # Tokens whose log-probabilities are known or unneeded; others are computed with the prompt.
-        self.num_scored = self.num_to_score = self.num_prompt
+        self.num_scored = self.num_prompt  # tokens whose log-probabilities are known or unneeded
+        self.num_to_score = self.num_prompt  # tokens whose log-probabilities come with the prompt
 
         self.num_cached = num_cached
         self.passes = passes
-        self.drafted = 0
-        self.accepted = 0
+        self.drafted = self.accepted = 0
         self.prediction_checked = 0  # verified rows that came from the request's prediction
         self.prediction_accepted = 0  # emitted tokens that came from it
         self.has_run = False  # whether a pass here has run rows of it
@@ -128,15 +127,13 @@ class TokenSequence:
         self._prompt_ms = 0.0  # until the first token
         # The tokens before the first one that is emitted here, and those that need no message.
         self._num_begun = self._num_reported = self.num_prompt
-        # Text and other results since the last report.
-        self._text = self._lookahead = ""
+        self._text = self._lookahead = ""  # since the last report, like the following
         self._logprobs: list[TokenLogprob] = []
         self._origins: list[Origin] = []
-        self._prompt_logprobs: list[TokenLogprob | None] = []
+        self._scored: list[TokenLogprob | None] = []  # of the prompt, or of the tail
         self._replayed: Tokens | None = None  # the tokens of a tail, until they are sent
-        self._replayed_logprobs: list[TokenLogprob] = []
         if choice == 0 and self.params.prompt_logprobs is not None:
-            self._prompt_logprobs.append(None)  # no row predicts the first token
+            self._scored.append(None)  # no row predicts the first token
             self.num_scored = 1
 
     @property
@@ -286,8 +283,7 @@ class TokenSequence:
 
     def score(self, logprobs: Sequence[TokenLogprob]) -> None:
         """Append the log-probabilities of the next tokens of the prompt, or of those replayed."""
-        scored = self._prompt_logprobs if self._replayed is None else self._replayed_logprobs
-        scored.extend(logprobs)
+        self._scored += logprobs
         self.num_scored += len(logprobs)
 
     def emit(
@@ -327,7 +323,7 @@ class TokenSequence:
         self._num_begun = len(self.tokens)
         self.first_token_at = None
         if self._num_begun > self.num_prompt:  # sent with the first token
-            self._prompt_logprobs.clear()
+            self._scored.clear()
             self.num_scored = self.num_prompt
         if tail.ids and not tail.is_read:
             if self.params.logprobs is not None and self.finish is None:
@@ -349,7 +345,9 @@ class TokenSequence:
         replayed, self._replayed = self._replayed, None
         if replayed is None:
             return [self.report()]
-        replayed = replace(replayed, logprobs=tuple(self._replayed_logprobs))
+        scored = tuple(own for own in self._scored if own is not None)
+        self._scored.clear()
+        replayed = replace(replayed, logprobs=scored)
         return [replayed] if self.is_beginning else [replayed, self.report()]
 
     def report(self) -> Tokens:
@@ -360,7 +358,7 @@ class TokenSequence:
             ids=tuple(self.tokens[self._num_reported :]),
             text=self._text,
             logprobs=tuple(self._logprobs),
-            prompt_logprobs=tuple(self._prompt_logprobs),
+            prompt_logprobs=tuple(self._scored),
             origins=tuple(self._origins),
             finish=self.finish,
             stop_reason=self.stop_reason,
@@ -368,7 +366,7 @@ class TokenSequence:
             stats=self.stats(),
         )
         self._num_reported, self._text = len(self.tokens), ""
-        for reported in (self._logprobs, self._origins, self._prompt_logprobs):
+        for reported in (self._logprobs, self._origins, self._scored):
             reported.clear()
         return tokens
 

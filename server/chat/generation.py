@@ -85,8 +85,7 @@ async def generate(
 
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
-        params = job.params
-        is_ranked = job.best_of > job.n
+        is_ranked, params = job.best_of > job.n, job.params
         if is_ranked and params.logprobs is None:
             params = replace(params, logprobs=0)
         for i, prompt in enumerate(job.prompts):
