@@ -28,8 +28,10 @@ def replay(sequence: TokenSequence, tail: Tail) -> None:
             raise _refusal(tail, number, reason)
         try:
             is_over = sequence.emit(token, source=CONTINUED)
-        except (PassFailed, RequestError) as error:
+        except RequestError as error:
             raise _refusal(tail, number, f"does not match the grammar ({error})") from error
+        except PassFailed as error:  # no pass is under way that could fail
+            raise _refusal(tail, number, f"cannot be read ({error})") from error
         if is_over and (tail.is_read or number < len(tail.ids)):
             raise _refusal(tail, number, f"ends the answer ({sequence.finish})")
     sequence.resume(tail)

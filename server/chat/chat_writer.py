@@ -70,14 +70,14 @@ class ChatWriter:
         ids: Sequence[int] = tokens.ids
         if tokens.is_replayed:
             deltas, ids = [], ()  # the client has them
-        elif not deltas and answer.token_ids:  # all their text is held back
+        has_later = tokens.finish is not None
+        if not (deltas or has_later) and ids and answer.token_ids:  # all their text is held back
             deltas = [({}, [])]
         # The ids go into the last chunk that the output gives: who has them has all their text.
-        has_later = tokens.finish is not None
         for number, (delta, placed) in enumerate(deltas, 1):
             own = () if has_later or number < len(deltas) else ids
             yield self._choice_chunk(index, delta, placed, ids=own)
-        if tokens.finish is None:
+        if not has_later:
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
         finish = reply.finish(tokens.finish)

@@ -27,7 +27,7 @@ def continued_ids(body: Body, num_prompts: int = 1) -> "dict[int, array[int]]":
     for index in continued:
         if index >= num_choices:
             raise _refusal(index, f"The answer has no choice {index}, only 0 to {num_choices - 1}")
-    return {index: array("I", ids) for index, ids in continued.items()}
+    return {index: array("Q", ids) for index, ids in continued.items()}
 
 
 def check_continued(

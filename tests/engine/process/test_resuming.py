@@ -118,6 +118,25 @@ async def test_a_request_is_sent_again_with_the_tails_of_unfinished_choices(
     )
 
 
+async def test_tokens_that_a_client_gave_are_replayed_until_they_are_read() -> None:
+    given = (Tail(0, (5,), is_read=False), Tail(1, (), is_read=False), Tail(2, (6,), is_read=False))
+    message = Generate("r", (3, 4), PARAMS, 3, emitted=given, is_continued=True)
+    request = RunningRequest(message, asyncio.Queue(), None, None, max_tokens=62)
+    assert request.can_run_on("us-1")
+    assert request.next_message("us-1").emitted == given
+    assert not request.can_run_on("us-2"), "the first engine had given these tokens"
+    request.deliver(replace(tokens_of(0, (5,)), is_replayed=True))
+    request.deliver(tokens_of(0, (7,)))
+    request.deliver(tokens_of(1, (8,)))
+    assert request.num_new == 2
+    request.lose()
+    again = request.next_message("us-1")
+    assert again.emitted == (Tail(0, (5, 7)), Tail(1, (8,)), given[2])
+    assert again.is_continued
+    request.deliver(replace(tokens_of(2, (6,), "stop"), is_replayed=True))
+    assert request.num_unfinished == 2
+
+
 async def test_an_answer_does_not_go_on_in_an_engine_with_another_fingerprint(
     clients: MakeClient,
 ) -> None:

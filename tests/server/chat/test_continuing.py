@@ -1,5 +1,7 @@
 """Tests of `continue_tokens`: streams that are cut and continued, joined, are the unbroken ones."""
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -154,6 +156,7 @@ async def test_provenance_names_tokens_that_were_given(
         (chat, {"continue_tokens": [72], "temperature": 1}, "seed", "above 0"),
         (complete, {"continue_tokens": {"0": [72]}}, "seed", "above 0"),
         (chat, {"continue_tokens": [VOCAB], "seed": 1}, "continue_tokens", "outside the voc"),
+        (complete, {"continue_tokens": [2**40], "seed": 1}, "continue_tokens", "outside the voc"),
         (chat, {"continue_tokens": {"1": [72]}, "seed": 1}, "continue_tokens.1", "no choice 1"),
         (chat, {"continue_tokens": [72], "n": 2, "seed": 1}, "continue_tokens", "2 choices"),
         (
@@ -227,6 +230,21 @@ async def test_a_large_body_is_continued(client: httpx.AsyncClient, engines: Fak
     assert answer.json()["usage"]["completion_tokens"] == 120_004
     answer = await chat(client, continue_tokens={"0": ids}, seed=1, max_tokens=200_000)
     assert answer.json()["choices"][0]["message"]["content"] == "end"
+
+
+async def test_an_answer_names_the_engine_that_began_it(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    """The engine may have been restarted before the first token."""
+    await chat(client)
+    engines.script.gate = asyncio.Event()
+    engines.engine.request_started.clear()
+    asked = asyncio.create_task(chat(client))
+    await engines.engine.request_started.wait()
+    assert engines.engine.info is not None
+    engines.engine.info = replace(engines.engine.info, fingerprint="us-new")
+    engines.script.gate.set()
+    assert (await asked).json()["system_fingerprint"] == "us-new"
 
 
 def test_choices_without_ids_are_left_out() -> None:
