@@ -103,7 +103,7 @@ class EngineProcess:
         self._supervisor: asyncio.Task[None] | None = None
         self._is_stable = asyncio.Event()  # set in `STABLE_STATES`
         self._closing = asyncio.Event()
-        self._failure: ModelError | EngineDied | None = None
+        self.failure: ModelError | EngineDied | None = None  # why the model is not loaded again
         self.refusal: str | None = None  # why no further request is accepted
         self._ready_at: float | None = None
         self._has_served = False  # whether the current process has completed a pass
@@ -199,8 +199,8 @@ class EngineProcess:
     def _loaded(self) -> ModelInfo:
         if self.state == "ready" and self.info is not None:
             return self.info
-        if self.state == "failed" and self._failure is not None:
-            raise self._failure.with_traceback(None)
+        if self.state == "failed" and self.failure is not None:
+            raise self.failure.with_traceback(None)
         raise self._not_ready()
 
     def _not_ready(self) -> EngineDied:
@@ -217,9 +217,9 @@ class EngineProcess:
             died = await self._run_child()
             if self.state == "closed":
                 return
-            if self._failure is None and self.info is None:
-                self._failure = EngineDied(died)
-            if self._failure is not None:
+            if self.failure is None and self.info is None:
+                self.failure = EngineDied(died)
+            if self.failure is not None:
                 self._set_state("failed")
                 return
             now = time.monotonic()
@@ -279,24 +279,32 @@ class EngineProcess:
             case Ready(info):
                 self._accept(info)
             case LoadFailed(reason):
-                self._failure = ModelError(reason)
+                self.failure = ModelError(reason)
 
     def _accept(self, info: ModelInfo) -> None:
         """Begin to serve, unless a restarted process has loaded other files than the first one.
 
         The front end has the tokenizer and the template of the first files, so that it must load
-        the model anew.
+        the model anew. A process that computes other bits from the same files is used.
         """
         self._ready_at = time.monotonic()
-        if self.info is not None and info.fingerprint != self.info.fingerprint:
-            self._failure = ModelError(
+        if self.info is not None and info.files != self.info.files:
+            self.failure = ModelError(
                 f"The files of the model {self._spec.id!r} were changed after it was loaded, and "
                 "its engine had to be restarted. Send the request again: it loads the new files."
             )
-            log.error("%s: %s", self._spec.id, self._failure)
+            log.error("%s: %s", self._spec.id, self.failure)
             if self._child is not None:
                 self._child.kill()
             return
+        if self.info is not None and info.fingerprint != self.info.fingerprint:
+            log.warning(
+                "%s: the restarted engine has another fingerprint (%s, before %s): its device or "
+                "its libraries were changed",
+                self._spec.id,
+                info.fingerprint,
+                self.info.fingerprint,
+            )
         self.info = info
         if self.state != "closed":
             self._set_state("ready")

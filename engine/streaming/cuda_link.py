@@ -45,6 +45,10 @@ class CudaDevice(Device):
 
     is_asynchronous = True
 
+    @property
+    def arithmetic(self) -> str:
+        return f"{torch.cuda.get_device_name(self.torch_device)}, CUDA {torch.version.cuda}"
+
     def open_link(
         self,
         reader: UnitReader,

@@ -56,6 +56,11 @@ class Device:
         return self.torch_device.type
 
     @property
+    def arithmetic(self) -> str:
+        """Return what decides how the device rounds: its model, or its set of instructions."""
+        return self.kind
+
+    @property
     def has_own_memory(self) -> bool:
         """Return whether the device has memory of its own beside the RAM."""
         return self.own_memory() is not None

@@ -48,6 +48,7 @@ UNLOADABLE = "unloadable"  # ModelError at once
 DEADBORN = "deadborn"  # the process dies while it loads
 BROKEN = "broken"  # an unexpected exception, and a thread that would keep the process alive
 SLOW = "slow"  # the load never ends
+CHANGING = "changing"  # each load has another fingerprint
 ONCE = "once"  # loads once; ModelError in later loads
 
 
@@ -118,7 +119,7 @@ class FakeEngine:
             max_sequences=8,
             eos_token_ids=(0,),
             numerics="strict",
-            fingerprint="fake",
+            fingerprint=f"fake {os.getpid()}" if spec.id == CHANGING else "fake",
             tokenizer_path="",
             plan="nothing anywhere",
         )
