@@ -235,8 +235,16 @@ class EngineClient:
     def _judge(self) -> None:
         """Record the death of the process for all requests that it has, and find the suspects."""
         now, sent = time.monotonic(), list(self._sent.values())
-        for fingerprint in dict.fromkeys(request.fingerprint for request in sent):
-            self._deaths.record(fingerprint, now, was_alone=len(sent) == 1)
+        has_run = {own.fingerprint for own in sent if own.has_run}
+        progressed = {own.fingerprint for own in sent if own.num_new}
+        for fingerprint in dict.fromkeys(own.fingerprint for own in sent):
+            self._deaths.record(
+                fingerprint,
+                now,
+                was_alone=len(sent) == 1,
+                has_run=fingerprint in has_run,
+                has_progressed=fingerprint in progressed,
+            )
         held = [
             Held(own.message.request_id, own.has_run, self._deaths.count(own.fingerprint))
             for own in sent
@@ -314,8 +322,8 @@ def _refusal(death: EngineError | None = None) -> RequestError:
     """Return the error of a request that processes died of; `death` is the last one if known."""
     reason = "" if death is None else f" {death}"
     return RequestError(
-        "The engine died twice while this same request was running, the second time while no "
-        "other one was; it is not tried again for some minutes. Change the prompt or its "
+        "The engine died twice or more while this same request was running, the last time while "
+        "no other one was; it is not tried again for some minutes. Change the prompt or its "
         f"parameters.{reason}",
         code="request_failed",
     )

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from engine.errors import EngineDied, EngineError, ModelError, PassFailed, RequestError
@@ -169,8 +169,7 @@ class EngineProcess:
         self._closing.set()
         reason = self.refusal or "The model was unloaded while the request was running."
         self._fail_running(reason, "engine_closed")
-        if self._check is not None:
-            self._check.cancel()
+        self._cancel_check()
         if self._supervisor is None:
             return
         if self._child is not None:
@@ -235,12 +234,18 @@ class EngineProcess:
         self._ready_at = None
         self._has_served = False
         self._stalled = ""
-        self._watchdog = Watchdog(time.monotonic())
+        self._watchdog = Watchdog(time.monotonic(), is_loading=True)
+        spec = self._spec
+        if self.info is not None and self.info.num_pages:
+            spec = replace(spec, kv_pages=self.info.num_pages)
         try:
-            child = Child(self._target, self._spec, self._on_message)
+            child = Child(self._target, spec, self._on_message)
         except OSError as error:
             return f"The engine process could not be started: {error}."
         self._child = child
+        if self.info is not None:  # requests may wait for it
+            self._cancel_check()
+            self._schedule_check()
         try:
             await child.wait_until_gone()
             if self.state == "ready":
@@ -288,6 +293,8 @@ class EngineProcess:
         the model anew. A process that computes other bits from the same files is used.
         """
         self._ready_at = time.monotonic()
+        self._watchdog.end_load()
+        self._cancel_check()  # the next one may be due earlier
         if self.info is not None and info.files != self.info.files:
             self.failure = ModelError(
                 f"The files of the model {self._spec.id!r} were changed after it was loaded, and "
@@ -317,9 +324,15 @@ class EngineProcess:
             loop = asyncio.get_running_loop()
             self._check = loop.call_later(wait, self._check_silence, now + wait)
 
+    def _cancel_check(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+
     def _check_silence(self, due: float) -> None:
         self._check = None
-        if not self._running:
+        is_reloading = self.state == "restarting" and self._child is not None
+        if not self._running and not is_reloading:
             return
         self._watchdog.restart_timer_if_late(time.monotonic(), due)
         if self._watchdog.remaining_s(time.monotonic()) > 0:
