@@ -77,7 +77,7 @@ class ChatWriter:
         for number, (delta, placed) in enumerate(deltas, 1):
             own = () if has_later or number < len(deltas) else ids
             yield self._choice_chunk(index, delta, placed, ids=own)
-        if not has_later:
+        if tokens.finish is None:
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
         finish = reply.finish(tokens.finish)
