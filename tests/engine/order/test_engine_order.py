@@ -69,7 +69,9 @@ if more := os.environ.get("UNDERSTUDY_ORDER_SEEDS"):
 
 
 @pytest.mark.parametrize(
-    ("changes", "seed", "expected"), SCENES, ids=lambda own: str(own) if own else ""
+    ("changes", "seed", "expected"),
+    SCENES,
+    ids=["-".join(map(str, changes.values())) or "plain" for changes, _, _ in SCENES],
 )
 def test_no_traffic_has_unordered_accesses(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], seed: int, expected: set[str]
