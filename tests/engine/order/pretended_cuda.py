@@ -339,6 +339,7 @@ def install(patch: pytest.MonkeyPatch, cuda: PretendedCuda) -> None:
         "synchronize": lambda *_: None,
         "device": no_device,
         "cudart": lambda: cuda.cudart,
+        "get_device_name": lambda *_: "pretended",
     }
     for name, value in replaced.items():
         patch.setattr(torch.cuda, name, value)
