@@ -36,7 +36,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests test-gpu test-clients test-real test-oldest bench bench-real bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-clients test-real test-oldest bench bench-real bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -75,8 +75,12 @@ fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folder
 fuzz-requests: $(VENV)/.installed-test ## send 10,000 mutated bodies of real clients to the server
 	$(PYTEST) $(BIN)/python -m tests.fuzz.requests $(ARGS)
 
+kill-engine: $(VENV)/.installed-test ## end the engine 100 times under requests of every kind (40 minutes); resumable
+	$(PYTEST) $(BIN)/python -m tests.kills $(ARGS)
+
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
+	TORCH_CUDA_SANITIZER=1 $(PYTEST) $(BIN)/pytest -q tests/gpu/test_stream_cuda.py tests/gpu/test_pass_cuda.py tests/gpu/test_kv_cuda.py
 
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks.command import print_progress
 from benchmarks.plots import draw, file_name
 from benchmarks.report_format import Bar, Figures, Table, format_number
 from benchmarks.report_parts import PARTS, Group, Part
@@ -54,7 +55,7 @@ def main() -> int:
     write(stored, DOCS)
     for bar in iter_bars(stored):
         print(bar)
-    _print_progress(f"in all {(time.monotonic() - began) / 60:.1f} min")
+    print_progress(f"in all {(time.monotonic() - began) / 60:.1f} min")
     print(f"wrote {DOCS / PAGE}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return int(bool(failed))
 
@@ -62,7 +63,7 @@ def main() -> int:
 def measure(part: Part) -> dict[str, Any] | None:
     """Run one part and return its entry; print why and return None if it gave no figures."""
     command = [sys.executable, "-m", f"benchmarks.{part.name}", *part.arguments, "--json"]
-    _print_progress(f"{part.name}: about {part.minutes:g} min ...")
+    print_progress(f"{part.name}: about {part.minutes:g} min ...")
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=_make_environment(), stdout=subprocess.PIPE)
     seconds = time.monotonic() - began
@@ -70,12 +71,12 @@ def measure(part: Part) -> dict[str, Any] | None:
         figures = part.read(json.loads(done.stdout))
     except (ValueError, KeyError, TypeError, IndexError) as error:  # the output is not figures
         last = done.stdout.decode(errors="replace").splitlines()[-LOG_LINES:]
-        _print_progress(
+        print_progress(
             "\n".join([f"{part.name}: exit code {done.returncode}, no figures: {error!r}", *last])
         )
         return None
     reached = sum(bar.is_reached for bar in figures.bars)
-    _print_progress(f"{part.name}: {seconds:.0f} s, {reached} of {len(figures.bars)} bars reached")
+    print_progress(f"{part.name}: {seconds:.0f} s, {reached} of {len(figures.bars)} bars reached")
     return {
         "measured": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": seconds,
@@ -197,10 +198,6 @@ def _describe_machine() -> dict[str, Any]:
     from benchmarks.runs import describe_machine  # imports torch, so only if a part needs it
 
     return describe_machine()
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ file after it was checked and before it is removed.
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -19,6 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.errors import ModelError
+
+_VARIABLE = "UNDERSTUDY_CACHE"
 INDEX = "index.json"
 # The files of a model in GGUF files, which has no units.
 MODEL_FILES = (
@@ -39,16 +43,58 @@ _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 
 def cache_root() -> Path:
     """Return the folder of the cache, which may not exist yet."""
-    if own := os.environ.get("UNDERSTUDY_CACHE"):
+    if own := os.environ.get(_VARIABLE):
         return Path(own).expanduser()
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(users).expanduser() / "understudy"
+
+
+def check_cache() -> None:
+    """Raise `ModelError` if `UNDERSTUDY_CACHE` names a folder that cannot be used.
+
+    The folder is made if it does not exist. It may be read-only if it has entries. Without the
+    variable nothing is checked, because a model that fits the device needs no cache.
+    """
+    if not (own := os.environ.get(_VARIABLE)):
+        return
+    reason = ""
+    try:
+        root = cache_root()
+        if not root.is_dir() and os.path.lexists(root):
+            reason = "it is not a folder"
+        else:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):
+                return
+    except OSError as error:
+        if any((root / name / INDEX).is_file() for name in folders(root)):
+            return
+        reason = error.strerror or str(error)
+    except RuntimeError as error:  # the home folder of "~user" is not known
+        reason = str(error)
+    raise ModelError(
+        f"{_VARIABLE}: {own}: cannot be used as the folder of the cache: {reason}. Set it to a "
+        "folder that can be written to, or unset it"
+    )
 
 
 def folder_name(model: str, key: str) -> str:
     """Return the name of the folder of an entry, which its key determines."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
+
+
+def model_of(folder: Path) -> str | None:
+    """Return the model of an entry; None if the folder is no entry, or is being removed."""
+    index = folder / INDEX
+    try:
+        if not index.is_file() or index.is_symlink():
+            return None
+        key = json.loads(index.read_text(encoding="utf-8"))["key"]
+        model = str(key).split("\n")[0]
+        return model if folder.name == folder_name(model, key) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def unit_name(index: int) -> str:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, ModelError, printable, shown
@@ -13,14 +12,14 @@ BLAME_SECONDS = 3.0
 
 
 @contextmanager
-def library_call(where: Path | str, blame: Callable[[], str] = lambda: "") -> Iterator[None]:
+def library_call(where: object, blame: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Turn any exception that a library raises in the block into a `ModelError`.
 
     The block passes values of a file to a library, which may raise anything for them (a
     ZeroDivisionError, a TypeError, a RuntimeError of torch). An `EngineError` is not changed.
 
     Args:
-        where: the file that the values are from, which the error names.
+        where: the file that the values are from, whose text begins the error.
         blame: returns "key: value: " for the value that the library refuses, "" if that is unclear.
     """
     try:
@@ -37,11 +36,20 @@ def library_call(where: Path | str, blame: Callable[[], str] = lambda: "") -> It
         ) from error
 
 
-def find_key(values: Mapping[str, Any], call: Callable[[dict[str, Any]], object]) -> str:
+def find_key(
+    values: Mapping[str, Any],
+    call: Callable[[dict[str, Any]], object],
+    name: Callable[[str], str] = str,
+) -> str:
     """Return "key: value: " for the value that makes a call fail; the call works without it.
 
     The library's exceptions seldom name the key. Return "" if no single value is the cause, or if
     it was not found within `BLAME_SECONDS`.
+
+    Args:
+        values: the values by their keys.
+        call: the call of the library with some of the values.
+        name: returns the name of a key in messages.
     """
     until = time.monotonic() + BLAME_SECONDS
     if _works(call, values):  # it is something else that failed
@@ -50,7 +58,7 @@ def find_key(values: Mapping[str, Any], call: Callable[[dict[str, Any]], object]
         if time.monotonic() > until:
             break
         if _works(call, {other: value for other, value in values.items() if other != key}):
-            return f"{key}: {shown(values[key])}: "
+            return f"{name(key)}: {shown(values[key])}: "
     return ""
 
 

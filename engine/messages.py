@@ -16,6 +16,7 @@ ReportProgress = Callable[[str, int, int], None]
 # The sources of a token (`Origin.source`) that are not drafting methods.
 TARGET = "target"  # no draft had proposed the token
 PREDICTION = "prediction"  # the request itself had predicted the token
+CONTINUED = "continued"  # the request gave the token, as one that an earlier answer had
 
 NO_DRAFT = "none"  # the method that proposes nothing, which a request may ask for
 
@@ -134,13 +135,16 @@ class Tail:
 
     Args:
         choice: the number of the choice.
-        ids: all tokens of its answer so far, which do not end it; there may be none.
+        ids: all tokens of its answer so far; there may be none.
         stats: the figures up to them; None if they are not known.
+        is_read: whether the front end has read the tokens. If not, the engine sends them as a
+            replay first, with their text, and then they may also end the choice.
     """
 
     choice: int
     ids: tuple[int, ...]
     stats: Stats | None = None
+    is_read: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Generate:
 
     A request that an earlier engine has begun has a tail for each choice that has not finished, in
     `emitted`. Everything else is as in the first request: the answers go on as if one engine had
-    made them, and the tokens of the tails are not sent again.
+    made them, and the tokens of the tails are not sent again. A client may give the tails too.
     """
 
     request_id: str
@@ -161,6 +165,7 @@ class Generate:
     prediction: tuple[int, ...] = ()  # tokens that the client expects, which are drafted
     answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
     emitted: tuple[Tail, ...] = ()  # empty: no choice has been begun
+    is_continued: bool = False  # the client gave the first tokens; such answers are not audited
 
     @property
     def num_unfinished(self) -> int:
@@ -191,7 +196,10 @@ class ModelInfo:
     max_sequences: int
     eos_token_ids: tuple[int, ...]
     numerics: Numerics
-    fingerprint: str  # changes with the model's files, precision, numerics and engine version
+    # Changes with all that may change an answer: weights, precision, numerics, versions, the kind
+    # of device, and the bits that it computes. Engines with equal ones go on with each other's
+    # answers.
+    fingerprint: str
     tokenizer_path: str  # folder of the tokenizer and chat template
     plan: str  # one line that says where the weights are
     num_pages: int = 0  # of the KV pool
@@ -199,6 +207,7 @@ class ModelInfo:
     draft_methods: tuple[str, ...] = ()  # methods that a request may name, besides "auto"
     draft_method: str = NO_DRAFT  # the one that was chosen, or that the model's file names
     sampling: tuple[tuple[str, float], ...] = ()  # defaults in the model's generation_config.json
+    files: str = ""  # changes with the model's files and with how its positions are scaled
 
 
 @dataclass(frozen=True)
@@ -256,7 +265,7 @@ class Origin:
     """The origin of an emitted token: what proposed it, and in which pass it was emitted."""
 
     # "target" (bonus token), "grammar" (the only token that a grammar or a thinking budget allows),
-    # or the name of the draft
+    # "continued", or the name of the draft
     source: str
     depth: int  # level in the draft tree; 0 for a token that was not drafted
     pass_number: int  # number of the choice's pass, from 1
@@ -272,6 +281,9 @@ class Tokens:
 
     `lookahead` is what the answer's parser has to read after the last `text` of a choice that ends
     at a stop string: what follows decides whether the end of the text is content. It is not shown.
+
+    With `is_replayed` these are the tokens of a tail, which the client has, with the text that they
+    had made visible. They bring the reader to the state in which the next tokens find it.
     """
 
     request_id: str
@@ -285,6 +297,7 @@ class Tokens:
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
     lookahead: str = ""
     stats: Stats | None = None
+    is_replayed: bool = False
 
 
 @dataclass(frozen=True)

@@ -87,5 +87,6 @@ class ModelSpec:
     numerics: Numerics | None = None  # None: strict
     context_length: int | None = None  # None: the model's own
     max_sequences: int | None = None
+    kv_pages: int | None = None  # those of the process whose answers go on; None: what fits
     prefix_cache: bool = True
     audit: float = 0.0  # share of finished answers that are audited in idle time

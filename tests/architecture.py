@@ -87,6 +87,8 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.chat.parameter_grammar", "engine.sampling.grammar.grammar"),
     ("server.chat.fitting", "engine.process.admission"),  # the length that the engine takes
     ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
+    ("server.cli.commands", "engine.cache_files"),  # whether the cache can be used
+    ("server.cli.serve", "engine.cache_files"),
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
     ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`
     ("server.cli.commands", "engine.streaming.packed"),

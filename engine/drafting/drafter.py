@@ -128,7 +128,9 @@ class Drafting:
             return False
         began = time.perf_counter()
         if model.unfinished is None:
-            model.begin_step(self._choose_step_ahead(seconds * model.num_pieces))
+            chosen = self._choose_step_ahead(seconds * model.num_pieces)
+            with self.side_stream.drafting():  # the step reads slots and masks that are made here
+                model.begin_step(chosen)
         return self._continue_step(model, began, began + seconds)
 
     def finish_ahead(self) -> None:

@@ -39,6 +39,7 @@ from engine.spec import TILE
 from engine.streaming.device import choose_device
 from engine.streaming.ring import OnWait
 from engine.weights import family
+from engine.weights.config_place import config_place
 from engine.weights.family import is_multimodal, kv_shape, make_config
 from engine.weights.outline import unit_modules
 
@@ -57,25 +58,28 @@ _LONGEST_REASON = 300
 _NAMES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-def check_decoder(config: Any, where: Path) -> None:
+def check_decoder(config: Any, folder: Path) -> None:
     """Raise `ModelError` unless the decoder gives the library's logits for this configuration.
 
     The result is kept on disk for each structure, each version of the library and of this package.
 
     Args:
         config: the configuration of the whole model.
-        where: the config.json that the error names.
+        folder: the folder of the configuration, for messages.
     """
-    small = [small_values(config, narrow=narrow) for narrow in (True, False)]
-    path = cache_root() / FOLDER / f"{_key(small[0])}.json"
-    fault = _read(path)
-    if fault is None:
-        fault = _find_fault(small)
-        _write(path, fault)
+    where = config_place(folder)
+    with where.naming():
+        small = [small_values(config, narrow=narrow) for narrow in (True, False)]
+        path = cache_root() / FOLDER / f"{_key(small[0])}.json"
+        fault = _read(path)
+        if fault is None:
+            fault = _find_fault(small)
+            _write(path, fault)
     if fault:
-        raise ModelError(
-            f"{where}: model_type {config.model_type!r}: this server's decoder does not give the "
-            f"library's logits: {fault}. Use a model of another family"
+        raise where.error(
+            "model_type",
+            f" {config.model_type!r}: this server's decoder does not give the library's logits: "
+            f"{fault}. Use a model of another family",
         )
 
 

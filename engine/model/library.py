@@ -25,7 +25,8 @@ from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
 from engine.model.rope import LengthGroupedRotary, query_factors
 from engine.spec import TILE
-from engine.weights.config_file import CONFIG_NAME, read_config_values
+from engine.weights.config_file import read_config_values
+from engine.weights.config_place import config_place
 from engine.weights.family import is_multimodal, make_config, text_config
 from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor, StoredRows
@@ -158,13 +159,15 @@ def build_of_folder(folder: Path, config: Any, dtype: torch.dtype, *, strict: bo
     Raises `ModelError` that names the key if the library cannot build it.
     """
 
+    where = config_place(folder)
+
     def build(values: Mapping[str, Any]) -> Any:
         return build_on_meta(make_config(values), dtype, strict=strict)
 
     def blame() -> str:
-        return find_key(read_config_values(folder), build)
+        return find_key(read_config_values(folder), build, where.name)
 
-    with library_call(folder / CONFIG_NAME, blame):
+    with where.naming(), library_call(where, blame):
         return build_on_meta(config, dtype, strict=strict)
 
 

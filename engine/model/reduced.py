@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from engine.errors import ModelError
+from engine.weights.config_place import ConfigError
 from engine.weights.family import text_config, text_key
 
 VOCABULARY = 256  # tokens
@@ -96,7 +96,7 @@ def change_text(config: Any, change: Callable[[dict[str, Any], str, str], dict[s
         change: is given the values of the language part, and its keys of the number of layers and
             of the hidden size; returns the new values.
 
-    Raises `ModelError` if the configuration does not say how many layers there are or how wide.
+    Raises `ConfigError` if the configuration does not say how many layers there are or how wide.
     """
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     place = text_key(config)
@@ -105,7 +105,7 @@ def change_text(config: Any, change: Callable[[dict[str, Any], str, str], dict[s
     whole = values if place is None else values[place]
     for key in (layers, hidden):
         if key not in whole:
-            raise ModelError(f"config.json: model_type {config.model_type!r} has no {key}")
+            raise ConfigError("model_type", f" {config.model_type!r} has no {key}")
     own = change(whole, layers, hidden)
     return own if place is None else {**values, place: own}
 

@@ -22,6 +22,7 @@ class ResumableForward:
     """
 
     deadline: float = inf  # time.perf_counter before which the next layer must end
+    max_layers: float = inf  # the forward is interrupted after this many layers
     num_run: int = 0  # layers that have run
     hidden: Tensor | None = None  # the output of the last layer that has run
     layer_seconds: float = 0.0  # of the slowest layer so far
@@ -37,14 +38,14 @@ class ResumableForward:
         """Run a layer and return its output, or return the stored output if it has run before.
 
         Each layer calls this once in every piece, in order. Raises `OutOfTime` if the layer would
-        not end before the deadline, judged by the slowest layer so far.
+        not end before the deadline, judged by the slowest layer so far, or is one too many.
         """
         self._num_reached += 1
         if self._num_reached <= self.num_run:
             assert self.hidden is not None
             return self.hidden
         began = time.perf_counter()
-        if began + self.layer_seconds > self.deadline:
+        if self.num_run >= self.max_layers or began + self.layer_seconds > self.deadline:
             raise OutOfTime
         self.hidden = layer()
         self.num_run += 1

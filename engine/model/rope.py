@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import ModelError
 from engine.model.segment import Segment
+from engine.weights.config_place import ConfigError
 
 # Added to the position of a row that uses the long frequencies. Positions have to carry this mark,
 # since transformers passes nothing else about the rows to the rotary embedding.
@@ -24,7 +24,7 @@ LONG_OFFSET = 1 << 40
 def original_length(config: Any) -> int | None:
     """Return the number of tokens up to which the short frequencies apply.
 
-    Return None if the frequencies of a model never change. Raises `ModelError` for a rope type
+    Return None if the frequencies of a model never change. Raises `ConfigError` for a rope type
     whose frequencies change with every length, and for layers with different original lengths.
     """
     parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
@@ -33,16 +33,16 @@ def original_length(config: Any) -> int | None:
     for rope in parameters.values() if is_per_layer else [parameters]:
         kind = rope.get("rope_type", "default")
         if kind == "dynamic":
-            raise ModelError(
-                "config.json: rope_parameters.rope_type 'dynamic' is not supported: its "
-                "frequencies change with every token, so no KV could be kept. Use a model with "
-                "yarn, llama3 or longrope."
+            raise ConfigError(
+                "rope_parameters.rope_type",
+                " 'dynamic' is not supported: its frequencies change with every token, so no KV "
+                "could be kept. Use a model with yarn, llama3 or longrope.",
             )
         if kind == "longrope":
             lengths.add(int(rope["original_max_position_embeddings"]))
     if len(lengths) > 1:
-        raise ModelError(
-            "config.json: rope_parameters: layers with different original lengths are not supported"
+        raise ConfigError(
+            "rope_parameters", ": layers with different original lengths are not supported"
         )
     return lengths.pop() if lengths else None
 

@@ -15,7 +15,7 @@ from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
-from engine.weights.config_file import CONFIG_NAME
+from engine.weights.config_place import config_place
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
@@ -44,7 +44,7 @@ class Blueprint:
         self.dtype = computed_dtype(spec.target.dtype, self.whole_config, folder)
         self._check_layers()
         self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
-        check_decoder(self.whole_config, folder / CONFIG_NAME)
+        check_decoder(self.whole_config, folder)
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
@@ -63,11 +63,12 @@ class Blueprint:
             units.close()
             self.expanded_when_read = units.expanded_when_read
             return {True: units.outline, False: units.expanded().outline}
-        check_published_form(self.model)
         make = partial(
             Outline, self.model, self.dtype, self.spec.target.quantize, slice_bytes=self.slice_bytes
         )
-        return {True: make(stored=plan_packed(self.model)), False: make(stored={})}
+        with config_place(self.folder).naming():
+            check_published_form(self.model)
+            return {True: make(stored=plan_packed(self.model)), False: make(stored={})}
 
     @cached_property
     def expansions(self) -> Mapping[str, int]:
@@ -118,20 +119,20 @@ class Blueprint:
 
         It is called before the model is built, which takes time and memory for each layer.
         """
-        wanted = self.config.num_hidden_layers
+        where, wanted = config_place(self.folder), self.config.num_hidden_layers
         if has_weights(self.folder) and (held := num_layers(self.folder)) < wanted:
             raise ModelError(
-                f"{self.folder / CONFIG_NAME}: num_hidden_layers: {wanted}, but the checkpoint has "
-                f"{held} layers. config.json does not belong to it, or it is incomplete"
+                f"{where}: {where.name('num_hidden_layers')}: {wanted}, but the checkpoint has "
+                f"{held} layers. {where.path.name} does not belong to it, or it is incomplete"
             )
 
     def _context_length(self) -> int:
-        own = int(self.config.max_position_embeddings)
+        where, own = config_place(self.folder), int(self.config.max_position_embeddings)
         wanted = self.spec.context_length
         if wanted is not None and wanted > own:
             raise ModelError(
                 f"context_length: {wanted} is more than the model's own {own} "
-                "(max_position_embeddings in config.json)"
+                f"({where.name('max_position_embeddings')} in {where})"
             )
         return wanted or own
 

@@ -42,6 +42,11 @@ def changes(
         faster = replace(machine, disk_gbps=2 * machine.disk_gbps)
         text = f"disk: {machine.disk_gbps:g} GB/s -> {faster.disk_gbps:g} GB/s"
         yield Change(text, spec, faster)
+    if spec.stream.packed is not None:
+        other_form = not spec.stream.packed
+        text = f"stream.packed: {_yaml(spec.stream.packed)} -> {_yaml(other_form)}"
+        stream = replace(spec.stream, packed=other_form)
+        yield Change(text, replace(spec, stream=stream), machine)
     if spec.target.quantize is None:
         text = "target.quantize: nf4 (4-bit weights: other tokens than the full model's)"
         quantized = replace(spec.target, quantize="nf4")
@@ -81,6 +86,10 @@ def _more_ram(spec: ModelSpec, machine: Machine, needed: int) -> Change:
     text = f"memory.ram: {_gib(machine.memory.ram)} -> {_gib(ram)}"
     bigger = replace(machine, memory=replace(machine.memory, ram=ram))
     return Change(text, replace(spec, memory=replace(spec.memory, ram=None)), bigger)
+
+
+def _yaml(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _gib(nbytes: int) -> str:

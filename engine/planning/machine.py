@@ -19,8 +19,12 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_memory(device: Device) -> Memory:
-    """Return the memory that a plan may use now on the device and in RAM."""
+    """Return the memory that a plan may use now on the device and in RAM.
+
+    What measurements have freed counts as free: the allocators give it back first.
+    """
     give_back_freed()
+    device.give_back_freed()
     ram = int(free_ram() * RAM_SHARE)
     runtime = resident_bytes()
     own = device.own_memory()

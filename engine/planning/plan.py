@@ -103,8 +103,17 @@ class Plan:
 
 
 def make_plan(spec: ModelSpec, demand: Demand, memory: Memory) -> Plan:
-    """Return the plan for a model. Raises `DoesNotFit` that says how much memory is missing."""
+    """Return the plan for a model. Raises `DoesNotFit` that says how much memory is missing.
+
+    If the specification gives a number of KV pages, the plan has just as many unless they do not
+    fit: the limits of the answers that go on follow from it.
+    """
     planner = _Planner(spec, demand, memory)
+    if spec.kv_pages is not None:
+        with suppress(DoesNotFit):
+            plan = planner.decide(spec.kv_pages)
+            if plan.num_pages == spec.kv_pages:
+                return plan
     for most_pages in planner.page_limits():
         with suppress(DoesNotFit):
             plan = planner.decide(most_pages)
@@ -206,6 +215,7 @@ class _Planner:
         if stream.tier is not None:  # the user asked for all of it to stream
             return resident, slots
         share = max(int(self.limit * KV_SHARE) // demand.page_bytes, self.fewest_pages)
+        share = self.spec.kv_pages or share
         left -= min(wanted_pages, share) * demand.page_bytes + demand.draft_bytes(resident)
         left -= self._ring_bytes(resident, slots) + self._bytes(resident)
         largest = max(sum(demand.net_bytes(i) for i in layer.units) for layer in layers)

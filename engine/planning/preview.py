@@ -4,6 +4,7 @@ No weights are loaded: config.json is enough. Where the checkpoint is there, its
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +20,12 @@ from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
+from engine.text.tokenizer import read_tokenizer
+from engine.weights.generation_config import read_generation_config
 from engine.weights.hub import locate
 from engine.weights.shards import has_weights
 
+STORED, IN_CHECKPOINT = "stored weights", "in the checkpoint"  # of an `Assumption`
 LEAST_GAIN = 1.02  # factor in tokens a second: a change that brings less is not shown
 
 
@@ -85,7 +89,11 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
 
 
 class _Planner:
-    """A planner for one model on one machine, and for changes of either."""
+    """A planner for one model on one machine, and for changes of either.
+
+    The constructor raises `ModelError` for a model that loading refuses. The tokenizer is read
+    while the model is described, and before times are measured.
+    """
 
     def __init__(self, spec: ModelSpec, what_if: WhatIf) -> None:
         self.what_if = what_if
@@ -98,6 +106,13 @@ class _Planner:
         self.spec = spec
         self.device = choose_device(spec.device) if what_if.device_memory is None else None
         self._described: dict[object, Blueprint] = {}
+        with ThreadPoolExecutor(1, "tokenizer") as pool:
+            # A config.json alone is planned before its tokenizer is downloaded.
+            checks = [pool.submit(read_tokenizer, self.folder)] if has_weights(self.folder) else []
+            blueprint = self.describe(self.spec)
+        for done in checks:
+            done.result()
+            read_generation_config(self.folder, blueprint.vocab_size)
         self.machine = self._machine()
 
     def best(self, spec: ModelSpec, machine: Machine) -> Scheme:
@@ -132,21 +147,24 @@ class _Planner:
             )
             return Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
         assert self.device is not None, "no other machine was asked about"
-        memory = available_memory(self.device)
+        blueprint = self.describe(spec)
+        passes = probe.pass_times(blueprint, self.device).rows
+        draft = measured_draft(blueprint, self.device)
+        expanding = probe.expanding_times(blueprint, self.device)
+        memory = available_memory(self.device)  # after the measurements
         if asked.ram is not None:
             device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
             memory = replace(memory, ram=asked.ram, device=device)
         # If the device computes in RAM, weights are streamed from the disk.
         disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
-        blueprint = self.describe(spec)
         return Machine(
             memory,
             ram_gbps,
             disk,
             device_memory=spec.memory.device or memory.device,
-            passes=probe.pass_times(blueprint, self.device).rows,
-            draft=measured_draft(blueprint, self.device),
-            expanding=probe.expanding_times(blueprint, self.device),
+            passes=passes,
+            draft=draft,
+            expanding=expanding,
         )
 
 
@@ -166,9 +184,9 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     """Yield the figures that the forecast depends on, the most important first."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
     if expanded := planner.describe(planner.spec).expanded_when_read:
-        yield Assumption("stored weights", expanded, "in the checkpoint")
+        yield Assumption(STORED, expanded, IN_CHECKPOINT)
     if scheme.titles:
-        yield Assumption("stored weights", ", ".join(scheme.titles), scheme.form)
+        yield Assumption(STORED, ", ".join(scheme.titles), scheme.form)
     if scheme.packed and (expanding := forecast.expand_seconds):
         source = "measured on some rows" if machine.expanding else "assumed"
         yield Assumption("expanding", f"{expanding * 1e3:.0f} ms a pass", source)

@@ -34,7 +34,7 @@ from engine.streaming.device import Device
 from engine.streaming.pinned import HostBuffer, allocate_pages
 from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
-from engine.weights.config_file import CONFIG_NAME
+from engine.weights.config_place import config_place
 from engine.weights.family import kv_shape, make_config, text_config
 from engine.weights.formats.linear import linear, stored_tensors
 from engine.weights.layout import Fields, lay_out, round_up
@@ -71,7 +71,7 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
     contradict each other.
     """
     try:
-        with library_call(blueprint.folder / CONFIG_NAME):
+        with library_call(config_place(blueprint.folder)):
             return _measure(blueprint, device)
     finally:
         gc.collect()  # model and decoder refer to each other and would hold the layer's memory

@@ -18,6 +18,8 @@ def check_request(request: Generate, info: ModelInfo) -> None:
     _check_ids(params.stop_token_ids, info, "stop_token_ids")
     _check_ids((token for token, _ in params.logit_bias), info, "logit_bias")
     _check_ids(request.prediction, info, "prediction")
+    for tail in request.emitted:
+        _check_ids(tail.ids, info, "continue_tokens")
     if params.thinking is not None:
         _check_ids(chain(*params.thinking.closings), info, "thinking")
     check_length(len(request.prompt), params, info)

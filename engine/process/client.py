@@ -8,7 +8,8 @@ go on with the very text of an unbroken run.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from engine.errors import EngineDied, EngineError, QueueFull, RequestError
 from engine.messages import (
@@ -18,6 +19,7 @@ from engine.messages import (
     ModelInfo,
     SamplingParams,
     Speculation,
+    Tail,
     Tokens,
 )
 from engine.process import worker
@@ -39,6 +41,7 @@ from engine.spec import ModelSpec
 
 log = logging.getLogger("understudy.engine")
 
+NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})
 LOST_CODES = ("engine_died", "engine_stalled", "engine_error")  # another process can go on
 
 
@@ -65,7 +68,7 @@ class EngineClient:
         self._sent: dict[str, RunningRequest] = {}  # those that the process has, by their names
         self._deaths = DeathHistory()
         self._quarantine = Quarantine()
-        self._death: EngineError | None = None  # of the last process, until the next one is ready
+        self._death: EngineDied | None = None  # of the last process, until the next one is ready
 
     @property
     def state(self) -> State:
@@ -115,6 +118,7 @@ class EngineClient:
         speculation: Speculation = AUTO,
         prediction: Sequence[int] = (),
         answer_format: AnswerFormat | None = None,
+        continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
@@ -126,14 +130,28 @@ class EngineClient:
 
         Args:
             key, prediction, answer_format: as in `Generate`.
+            continued: the tokens that the client has, by choice; the stream goes on after them, and
+                begins with a replay for each such choice.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
                 pass of the request begins, about once a second, and when the prompt is complete;
                 after a restart of the process again.
             on_lost: is called when the process has died and the request waits for the next one.
         """
         info = self._process.ready_info()
+        tails = (
+            Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n)
+        )
         message = Generate(
-            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction), answer_format
+            request_id,
+            tuple(prompt),
+            params,
+            n,
+            key,
+            speculation,
+            tuple(prediction),
+            answer_format,
+            emitted=tuple(tails) if any(continued.values()) else (),
+            is_continued=any(continued.values()),
         )
         check_request(message, info)
         events: EventQueue = asyncio.Queue()
@@ -168,8 +186,10 @@ class EngineClient:
     def note_state(self) -> None:
         """Send the lost requests to a process that is ready, or end them if there will be none."""
         if self.state == "failed":
+            death = self._death or EngineDied(f"{self._id!r} is not loaded.")
+            reason = f"{death} It could not be loaded again: {self._process.failure}"
             for request in list(self._requests.values()):
-                self._end(request, self._death or EngineDied(f"{self._id!r} is not loaded."))
+                self._end(request, EngineDied(reason, death.code))
         elif self.state == "ready":
             self._death = None
             if self._requests:
@@ -186,7 +206,8 @@ class EngineClient:
         request.deliver(tokens)
         if self._deaths and (request.num_new >= GOOD_TOKENS or not request.num_unfinished):
             self._deaths.forget(request.fingerprint)
-        is_done = self._quarantine.note_tokens(request.message.request_id, len(tokens.ids))
+        num_new = 0 if tokens.is_replayed else len(tokens.ids)
+        is_done = self._quarantine.note_tokens(request.message.request_id, num_new)
         if not request.num_unfinished:
             self._end(request, None)
         elif is_done:
@@ -214,8 +235,16 @@ class EngineClient:
     def _judge(self) -> None:
         """Record the death of the process for all requests that it has, and find the suspects."""
         now, sent = time.monotonic(), list(self._sent.values())
-        for fingerprint in dict.fromkeys(request.fingerprint for request in sent):
-            self._deaths.record(fingerprint, now, was_alone=len(sent) == 1)
+        has_run = {own.fingerprint for own in sent if own.has_run}
+        progressed = {own.fingerprint for own in sent if own.num_new}
+        for fingerprint in dict.fromkeys(own.fingerprint for own in sent):
+            self._deaths.record(
+                fingerprint,
+                now,
+                was_alone=len(sent) == 1,
+                has_run=fingerprint in has_run,
+                has_progressed=fingerprint in progressed,
+            )
         held = [
             Held(own.message.request_id, own.has_run, self._deaths.count(own.fingerprint))
             for own in sent
@@ -238,15 +267,27 @@ class EngineClient:
                 self._send(request)
 
     def _send(self, request: RunningRequest) -> bool:
-        """Send a request to the process. Return False if it ends instead, because it is refused."""
+        """Send a request to the process. Return False if it ends instead, because it cannot run."""
+        assert self.info is not None, "the process is ready"
+        fingerprint = self.info.fingerprint
+        error: EngineError | None = None
         if self._is_refused(request):
+            error = _refusal()
+        elif not request.can_run_on(fingerprint):
+            error = EngineDied(
+                "The engine died, and the next one has another fingerprint "
+                f"({fingerprint}, before {request.engine}), so this answer cannot go on with it. "
+                "Send the request again.",
+                "engine_died",
+            )
+        if error is not None:
             self._quarantine.remove(request.message.request_id)
             del self._requests[request.message.request_id]
-            request.events.put_nowait(_refusal())
+            request.events.put_nowait(error)
             return False
         if request.is_lost:
             self._on_resume()
-        message = request.next_message()
+        message = request.next_message(fingerprint)
         self._sent[message.request_id] = request
         self._process.submit(message)
         return True
@@ -281,8 +322,8 @@ def _refusal(death: EngineError | None = None) -> RequestError:
     """Return the error of a request that processes died of; `death` is the last one if known."""
     reason = "" if death is None else f" {death}"
     return RequestError(
-        "The engine died twice while this same request was running, the second time while no "
-        "other one was; it is not tried again for some minutes. Change the prompt or its "
+        "The engine died twice or more while this same request was running, the last time while "
+        "no other one was; it is not tried again for some minutes. Change the prompt or its "
         f"parameters.{reason}",
         code="request_failed",
     )

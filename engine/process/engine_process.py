@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from engine.errors import EngineDied, EngineError, ModelError, PassFailed, RequestError
@@ -103,7 +103,7 @@ class EngineProcess:
         self._supervisor: asyncio.Task[None] | None = None
         self._is_stable = asyncio.Event()  # set in `STABLE_STATES`
         self._closing = asyncio.Event()
-        self._failure: ModelError | EngineDied | None = None
+        self.failure: ModelError | EngineDied | None = None  # why the model is not loaded again
         self.refusal: str | None = None  # why no further request is accepted
         self._ready_at: float | None = None
         self._has_served = False  # whether the current process has completed a pass
@@ -169,8 +169,7 @@ class EngineProcess:
         self._closing.set()
         reason = self.refusal or "The model was unloaded while the request was running."
         self._fail_running(reason, "engine_closed")
-        if self._check is not None:
-            self._check.cancel()
+        self._cancel_check()
         if self._supervisor is None:
             return
         if self._child is not None:
@@ -199,8 +198,8 @@ class EngineProcess:
     def _loaded(self) -> ModelInfo:
         if self.state == "ready" and self.info is not None:
             return self.info
-        if self.state == "failed" and self._failure is not None:
-            raise self._failure.with_traceback(None)
+        if self.state == "failed" and self.failure is not None:
+            raise self.failure.with_traceback(None)
         raise self._not_ready()
 
     def _not_ready(self) -> EngineDied:
@@ -217,9 +216,9 @@ class EngineProcess:
             died = await self._run_child()
             if self.state == "closed":
                 return
-            if self._failure is None and self.info is None:
-                self._failure = EngineDied(died)
-            if self._failure is not None:
+            if self.failure is None and self.info is None:
+                self.failure = EngineDied(died)
+            if self.failure is not None:
                 self._set_state("failed")
                 return
             now = time.monotonic()
@@ -235,12 +234,18 @@ class EngineProcess:
         self._ready_at = None
         self._has_served = False
         self._stalled = ""
-        self._watchdog = Watchdog(time.monotonic())
+        self._watchdog = Watchdog(time.monotonic(), is_loading=True)
+        spec = self._spec
+        if self.info is not None and self.info.num_pages:
+            spec = replace(spec, kv_pages=self.info.num_pages)
         try:
-            child = Child(self._target, self._spec, self._on_message)
+            child = Child(self._target, spec, self._on_message)
         except OSError as error:
             return f"The engine process could not be started: {error}."
         self._child = child
+        if self.info is not None:  # requests may wait for it
+            self._cancel_check()
+            self._schedule_check()
         try:
             await child.wait_until_gone()
             if self.state == "ready":
@@ -279,24 +284,34 @@ class EngineProcess:
             case Ready(info):
                 self._accept(info)
             case LoadFailed(reason):
-                self._failure = ModelError(reason)
+                self.failure = ModelError(reason)
 
     def _accept(self, info: ModelInfo) -> None:
         """Begin to serve, unless a restarted process has loaded other files than the first one.
 
         The front end has the tokenizer and the template of the first files, so that it must load
-        the model anew.
+        the model anew. A process that computes other bits from the same files is used.
         """
         self._ready_at = time.monotonic()
-        if self.info is not None and info.fingerprint != self.info.fingerprint:
-            self._failure = ModelError(
+        self._watchdog.end_load()
+        self._cancel_check()  # the next one may be due earlier
+        if self.info is not None and info.files != self.info.files:
+            self.failure = ModelError(
                 f"The files of the model {self._spec.id!r} were changed after it was loaded, and "
                 "its engine had to be restarted. Send the request again: it loads the new files."
             )
-            log.error("%s: %s", self._spec.id, self._failure)
+            log.error("%s: %s", self._spec.id, self.failure)
             if self._child is not None:
                 self._child.kill()
             return
+        if self.info is not None and info.fingerprint != self.info.fingerprint:
+            log.warning(
+                "%s: the restarted engine has another fingerprint (%s, before %s): its device or "
+                "its libraries were changed",
+                self._spec.id,
+                info.fingerprint,
+                self.info.fingerprint,
+            )
         self.info = info
         if self.state != "closed":
             self._set_state("ready")
@@ -309,9 +324,15 @@ class EngineProcess:
             loop = asyncio.get_running_loop()
             self._check = loop.call_later(wait, self._check_silence, now + wait)
 
+    def _cancel_check(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+
     def _check_silence(self, due: float) -> None:
         self._check = None
-        if not self._running:
+        is_reloading = self.state == "restarting" and self._child is not None
+        if not self._running and not is_reloading:
             return
         self._watchdog.restart_timer_if_late(time.monotonic(), due)
         if self._watchdog.remaining_s(time.monotonic()) > 0:

@@ -2,7 +2,8 @@
 
 Any request that the process had may have caused its death. So those of the last pass run again one
 by one, each until its next token, before all go on together. A request is refused only if it was
-alone in the process at its second death. The rules do no I/O.
+alone in a pass at its second death, and had emitted no token since the first: one that gets further
+each time is not what ends the process, and neither is one that has not run. The rules do no I/O.
 """
 
 from collections import OrderedDict, deque
@@ -11,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from engine.messages import Generate
 
-DEATHS_TO_REFUSE = 2
+DEATHS_TO_REFUSE = 2  # in passes, without a token between them
+MOST_DEATHS = 5  # of any kind: each costs all requests a restart
 REFUSAL_S = 600.0
 MAX_FINGERPRINTS = 1024
 GOOD_TOKENS = 32  # emitted since a death: then the request did not cause it
@@ -24,6 +26,7 @@ MORE_TOKENS_ALONE = 16
 @dataclass(frozen=True)
 class _Deaths:
     count: int
+    num_stuck: int  # of them the last ones in a pass, between which no token was emitted
     last: float  # the monotonic time of the last one
     is_refused: bool
 
@@ -31,8 +34,8 @@ class _Deaths:
 class DeathHistory:
     """The deaths of processes that had a request, counted by the request's fingerprint.
 
-    A request that was alone at its second death is refused for 600 s, so that it costs at most one
-    more restart in that time.
+    A request is refused for 600 s if it was alone in a pass at its second death without a token
+    since the first, or alone at its fifth. So it costs at most one more restart in that time.
     """
 
     def __init__(self) -> None:
@@ -41,12 +44,30 @@ class DeathHistory:
     def __bool__(self) -> bool:
         return bool(self._deaths)
 
-    def record(self, fingerprint: Hashable, now: float, *, was_alone: bool) -> None:
-        """Count the death of a process that had this request; `was_alone`: and no other one."""
+    def record(
+        self,
+        fingerprint: Hashable,
+        now: float,
+        *,
+        was_alone: bool,
+        has_run: bool = True,
+        has_progressed: bool = False,
+    ) -> None:
+        """Count the death of a process that had this request.
+
+        Args:
+            now: the monotonic time.
+            was_alone: whether the process had no other request.
+            has_run: whether a pass of the process had run some of it.
+            has_progressed: whether the request has emitted a token since the death before.
+        """
         before = self._deaths.pop(fingerprint, None)
-        count = 1 if before is None else before.count + 1
-        is_refused = was_alone and count >= DEATHS_TO_REFUSE
-        self._deaths[fingerprint] = _Deaths(count, now, is_refused)
+        count, num_stuck = (0, 0) if before is None else (before.count, before.num_stuck)
+        count += 1
+        if has_run:
+            num_stuck = 1 if has_progressed else num_stuck + 1
+        is_cause = (has_run and num_stuck >= DEATHS_TO_REFUSE) or count >= MOST_DEATHS
+        self._deaths[fingerprint] = _Deaths(count, num_stuck, now, was_alone and is_cause)
         if len(self._deaths) > MAX_FINGERPRINTS:
             self._deaths.popitem(last=False)
 

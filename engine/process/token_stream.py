@@ -94,12 +94,16 @@ class RunningRequest:
         self.has_run = False  # whether a pass of the current process has run some of it
         self.num_new = 0  # tokens since its process died last
         self.name = message.request_id  # in the current process
+        self.engine = ""  # the fingerprint of the engine that has run it last
         self._on_prompt = on_prompt
         self._on_lost = on_lost
         self._max_tokens = max_tokens
         self._has_tokens = False  # of the current process
         self._num_sent = 0
         self._emitted = {choice: array("q") for choice in range(message.n)}  # not of finished ones
+        for tail in message.emitted:
+            self._emitted[tail.choice].extend(tail.ids)
+        self._unread = {tail.choice for tail in message.emitted}  # those that need a replay
         self._stats: dict[int, Stats] = {}
 
     @cached_property
@@ -112,23 +116,36 @@ class RunningRequest:
         """The number of choices without a finish."""
         return len(self._emitted)
 
-    def next_message(self) -> Generate:
+    @property
+    def has_emitted(self) -> bool:
+        """Whether any choice has a token."""
+        return self.num_unfinished < self.message.n or any(self._emitted.values())
+
+    def can_run_on(self, fingerprint: str) -> bool:
+        """Return whether an engine with this fingerprint can run the request, or go on with it."""
+        return self.engine in ("", fingerprint) or not self.has_emitted
+
+    def next_message(self, fingerprint: str) -> Generate:
         """Return the message for the process that runs the request next, and count it as sent.
 
         It has an id of its own, so that no message of an earlier run is taken for one of this run.
+
+        Args:
+            fingerprint: that of the process's engine.
         """
+        self.engine = fingerprint
         self.is_sent, self.is_lost = True, False
         self.has_run = self._has_tokens = False
         self._num_sent += 1
         if self._num_sent > 1:
             self.name = f"{self.message.request_id}.{self._num_sent}"
-        if self.num_unfinished == self.message.n and not any(self._emitted.values()):
+        if not self.has_emitted:
             return replace(self.message, request_id=self.name)
         params = self.message.params
         if params.max_tokens is None:  # the next process may have another number of KV pages
             params = replace(params, max_tokens=self._max_tokens)
         tails = tuple(
-            Tail(choice, tuple(ids), self._stats.get(choice))
+            Tail(choice, tuple(ids), self._stats.get(choice), is_read=choice not in self._unread)
             for choice, ids in self._emitted.items()
         )
         return replace(self.message, request_id=self.name, params=params, emitted=tails)
@@ -154,10 +171,12 @@ class RunningRequest:
         if not self._has_tokens:
             self._has_tokens = True
             self.note_prompt(len(self.message.prompt))
-        self.num_new += len(tokens.ids)
+        self._unread.discard(tokens.choice)
+        if not tokens.is_replayed:
+            self.num_new += len(tokens.ids)
         if tokens.finish is not None:
             del self._emitted[tokens.choice]
-        else:
+        elif not tokens.is_replayed:
             self._emitted[tokens.choice].extend(tokens.ids)
             if tokens.stats is not None:
                 self._stats[tokens.choice] = tokens.stats

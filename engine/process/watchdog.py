@@ -8,6 +8,7 @@ from statistics import median
 
 MIN_SILENCE_S = 30.0  # silence that is always allowed while requests run
 FIRST_PASS_SILENCE_S = 300.0  # before the first pass is measured: cold caches, compiled kernels
+LOAD_SILENCE_S = 300.0  # while a process loads: some of its steps report nothing
 SILENT_PASSES = 10  # typical passes during which the process may be silent
 LATE_S = 5.0  # a check that is later than this was paused together with the process
 RECENT_PASSES = 32
@@ -23,11 +24,12 @@ class Watchdog:
     """A timer that shows when a process with running requests was silent for too long.
 
     The limit is `max(30 s, ten typical passes)`, where a typical pass takes the median of the
-    recent ones. Until the first pass is measured it is 300 s.
+    recent ones. Until the first pass is measured it is 300 s, and during the load too.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, is_loading: bool = False) -> None:
         self._silent_since = now
+        self._is_loading = is_loading
         self._passes_s: deque[float] = deque(maxlen=RECENT_PASSES)
 
     def restart_timer(self, now: float) -> None:
@@ -43,6 +45,10 @@ class Watchdog:
         if now - due > LATE_S:
             self.restart_timer(now)
 
+    def end_load(self) -> None:
+        """Note that the process has loaded its model."""
+        self._is_loading = False
+
     def record_pass(self, seconds: float) -> None:
         """Record the duration of a finished pass."""
         self._passes_s.append(seconds)
@@ -50,6 +56,8 @@ class Watchdog:
     @property
     def max_silence_s(self) -> float:
         """The seconds for which the process may be silent."""
+        if self._is_loading:
+            return LOAD_SILENCE_S
         if not self._passes_s:
             return FIRST_PASS_SILENCE_S
         return max(MIN_SILENCE_S, SILENT_PASSES * median(self._passes_s))

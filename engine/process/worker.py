@@ -121,10 +121,12 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
         service = _Service(_load_or_report(load, spec, outbox), inbox, outbox)
         service.run()
     except BaseException as error:  # reported to requests and stderr; then the process ends
-        traceback.print_exc()
-        if service is not None:
-            service.fail_running(error)
-        _exit(EXIT_CRASHED)  # not sys.exit: a thread of a broken engine could block it
+        try:
+            traceback.print_exc()
+            if service is not None:
+                service.fail_running(error)
+        finally:  # also when memory is too short for these reports
+            _exit(EXIT_CRASHED)  # not sys.exit: a thread of a broken engine could block it
 
 
 def _load_or_report(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
@@ -195,7 +197,7 @@ class _Inbox:
         self._connection = connection
         self._messages: SimpleQueue[Inbound | Compiled] = SimpleQueue()
         self._aborted: set[str] = set()  # request ids of the aborts among the messages
-        Thread(target=self._receive, name="pipe reader", daemon=True).start()
+        Thread(target=self._receive_or_exit, name="pipe reader", daemon=True).start()
 
     def attach(self, engine: StepEngine) -> None:
         """Set the loaded engine, which gets aborts and the interruption of checks at once."""
@@ -229,6 +231,12 @@ class _Inbox:
         if isinstance(message, Abort):
             self._aborted.discard(message.request_id)
         return isinstance(message, Generate) and message.request_id in self._aborted
+
+    def _receive_or_exit(self) -> None:
+        try:
+            self._receive()
+        except MemoryError:  # a process that receives nothing any more is of no use
+            _exit(EXIT_CRASHED)
 
     def _receive(self) -> None:
         while True:

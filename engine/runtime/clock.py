@@ -59,7 +59,8 @@ class Clock:
             len(rows.tokens),
             sum(entry.num_before_tree for entry in rows.entries),
         )
-        accepted = sum(len(event.ids) for event in events if isinstance(event, Tokens))
+        emitted = [event for event in events if isinstance(event, Tokens)]
+        accepted = sum(len(event.ids) for event in emitted if not event.is_replayed)
         policy.passes.observe(num_rows, compute, link, rows.num_pairs)
         if not prompt_rows:
             policy.observe_cycle(len(rows.entries), accepted, draft + seconds)

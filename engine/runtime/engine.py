@@ -108,13 +108,14 @@ class Engine:
         self._requests.abort(request_id)
 
     def has_work(self) -> bool:
-        """Return True if a sequence is running or waiting."""
-        return bool(self._scheduler.running) or self._scheduler.num_waiting > 0
+        """Return True if a sequence is running or waiting, or has ended and is not reported."""
+        has_sequences = bool(self._scheduler.running) or self._scheduler.num_waiting > 0
+        return has_sequences or self._requests.has_ended
 
     @torch.inference_mode()
     def step(self) -> Events:
         """Run one pass and return its results; the list is empty if no sequence could run."""
-        events: Events = []
+        events = self._requests.take_ended()
         self._requests.drop_cancelled()
         if not (turns := self._scheduler.schedule()):
             return events
@@ -188,7 +189,7 @@ class Engine:
         is_first = sequence.choice == 0 and sequence.is_beginning
         accepted = emit_accepted(sequence, tree, entry.root, logits, at_once=self._at_once)
         self._keep(entry, accepted)
-        events: Events = [sequence.report()]
+        events: Events = [*sequence.take_reports()]
         for fork in self._requests.fork(sequence) if is_first else ():
             emit_accepted(fork, tree, entry.root, logits, at_once=self._at_once)
             events.append(fork.report())

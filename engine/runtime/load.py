@@ -29,6 +29,7 @@ from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_dr
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free
 from engine.planning.plan import Plan
+from engine.runtime.reference_tile import reference_hash
 from engine.runtime.target_files import TargetFiles
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.grammar.grammar import Grammars
@@ -122,20 +123,16 @@ def load(
         decoder = files.make_decoder(stream, on_pass_progress)
         cache = files.make_kv_cache(plan)
         stack.callback(cache.release)
+        tile = reference_hash(decoder, stream, cache)
         draft = build(LoadedTarget(files.tensors, reader, stream, decoder, cache))
         link_gbps = stream.measure_link()
         passes = _expected_pass_times(files, measured, scheme, link_gbps)
         drafting = _make_drafting(files, draft, scheme.bounds, passes)
         stack.pop_all()
-    limits = Limits(
-        max_tokens=min(files.context_length, plan.num_pages * PAGE),
-        eos_token_ids=files.eos_token_ids,
-        original_length=decoder.original_length,
-        suppressed=files.generation.suppressed,
-    )
+    limits = _make_limits(files, plan, decoder)
     return Loaded(
         info=replace(
-            files.model_info(scheme, link_gbps),
+            files.model_info(scheme, link_gbps, tile),
             draft_methods=drafting.methods,
             draft_method=scheme.method,
         ),
@@ -154,6 +151,15 @@ def load(
         ),
         audit=spec.audit,
         rechecks=_make_rechecks(spec, plan, reader),
+    )
+
+
+def _make_limits(files: TargetFiles, plan: Plan, decoder: Decoder) -> Limits:
+    return Limits(
+        max_tokens=min(files.context_length, plan.num_pages * PAGE),
+        eos_token_ids=files.eos_token_ids,
+        original_length=decoder.original_length,
+        suppressed=files.generation.suppressed,
     )
 
 
@@ -226,8 +232,8 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
-    memory = available_memory(files.device)
     expanding = probe.expanding_times(files, files.device)
+    memory = available_memory(files.device)  # after the measurements, whose memory it gives back
     machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft, expanding=expanding)
 
     def prepare_scheme(name: str) -> Scheme:

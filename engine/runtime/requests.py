@@ -37,6 +37,7 @@ class Requests:
         self._auditor = auditor
         self._on_prompt = on_prompt
         self._by_id: dict[str, Request] = {}
+        self._ended: Events = []  # of choices that have ended without a pass
 
     def add(self, message: Generate, constraint: Constraint | None) -> None:
         """Queue a request with its compiled grammar.
@@ -52,13 +53,31 @@ class Requests:
             )
         thinking = self._loaded.thinking(message.params)
         request = Request(message, self._loaded.limits, constraint, thinking)
-        if message.emitted:
-            first, *others = [self._resumed(request, tail) for tail in message.emitted]
-            request.resumed.extend(others)
-            self._scheduler.add_paused(first)
-        else:
+        if not message.emitted:
             self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
+        else:
+            request.resumed.extend([self._resumed(request, tail) for tail in message.emitted])
+            self._end_replayed(request)
+            if not request.resumed:
+                return
+            first = request.resumed.pop(0)
+            if any(tail.is_read for tail in message.emitted):
+                self._scheduler.add_paused(first)
+            else:  # a new request, which waits for its turn
+                self._scheduler.add(first)
         self._by_id[message.request_id] = request
+
+    def _end_replayed(self, request: Request) -> None:
+        """End the choices whose tokens are complete with their replay."""
+        for sequence in [own for own in request.resumed if own.finish is not None]:
+            request.resumed.remove(sequence)
+            request.end_choice()
+            self._ended += sequence.take_reports()
+
+    def take_ended(self) -> Events:
+        """Return the messages of choices that ended without a pass, since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def _resumed(self, request: Request, tail: Tail) -> TokenSequence:
         """Return a choice that goes on after its tail. Raises `RequestError` if it cannot."""
@@ -66,6 +85,11 @@ class Requests:
         sequence = TokenSequence(request, tail.choice, rules)
         replay(sequence, tail)
         return sequence
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a choice has ended without a pass, and is not reported."""
+        return bool(self._ended)
 
     def abort(self, request_id: str) -> None:
         """Cancel a request whose client has left. Any thread may call this."""
@@ -117,7 +141,8 @@ class Requests:
 
     def end(self, sequence: TokenSequence) -> None:
         """Record that a choice has finished, and remove the request after its last choice."""
-        self._auditor.offer(sequence)
+        if not sequence.request.message.is_continued:
+            self._auditor.offer(sequence)
         if sequence.request.end_choice():
             del self._by_id[sequence.request_id]
 

@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from importlib.metadata import version
+from typing import Any
 
 from engine import __version__
 from engine.errors import ModelError
@@ -23,7 +25,7 @@ from engine.streaming.packed_cache import open_or_pack
 from engine.streaming.ring import LayerStream
 from engine.text.tokenizer import read_tokenizer
 from engine.text.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG
-from engine.weights.config_file import CONFIG_NAME
+from engine.weights.config_place import CONFIG_NAME
 from engine.weights.family import TESTED, kv_shape
 from engine.weights.generation_config import (
     GENERATION_CONFIG,
@@ -35,6 +37,9 @@ from engine.weights.layout import UnitReader
 from engine.weights.precision import stored_dtype
 
 log = logging.getLogger(__name__)
+
+# Libraries whose versions may change an answer: what they compute, allow or tokenize.
+LIBRARIES = ("torch", "transformers", "tokenizers", "llguidance")
 
 
 class TargetFiles(Blueprint):
@@ -149,12 +154,17 @@ class TargetFiles(Blueprint):
         pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
         return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
 
-    def model_info(self, scheme: Scheme, link_gbps: float) -> ModelInfo:
-        """Return what the front end needs to know of the loaded model."""
+    def model_info(self, scheme: Scheme, link_gbps: float, tile: str) -> ModelInfo:
+        """Return what the front end needs to know of the loaded model.
+
+        Args:
+            tile: what `reference_hash` returned.
+        """
         plan = scheme.plan
         numerics: Numerics = "strict" if self.strict else "fast"
-        rope = dataclasses.astuple(self.spec.target.rope)
-        parts = [self.identity, self._text, numerics, rope, __version__]
+        files = _digest([self.identity, self._text, dataclasses.astuple(self.spec.target.rope)])
+        versions = [__version__, *map(version, LIBRARIES)]
+        parts = [files, numerics, versions, self.device.arithmetic, tile]
         forms = [form for form in (self.expanded_when_read, scheme.form) if form]
         return ModelInfo(
             model_id=self.spec.id,
@@ -164,10 +174,15 @@ class TargetFiles(Blueprint):
             max_sequences=plan.max_sequences,
             eos_token_ids=tuple(sorted(self.eos_token_ids)),
             numerics=numerics,
-            fingerprint="us-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
+            fingerprint=f"us-{_digest(parts)}",
+            files=files,
             tokenizer_path=str(self.folder),
             plan="; ".join([str(plan), *forms]),
             num_pages=plan.num_pages,
             link_gbps=link_gbps,
             sampling=self.generation.sampling,
         )
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from threading import Event
 
 from engine.kv.page_table import PageTable
-from engine.messages import PREDICTION, TARGET, Generate, Origin, Stats, TokenLogprob, Tokens
+from engine.messages import PREDICTION, TARGET, Generate, Origin, Stats, Tail, TokenLogprob, Tokens
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.logit_rules import TokenCounts
 from engine.sampling.thinking import ThinkingState, forced_tokens
@@ -115,11 +115,11 @@ class TokenSequence:
         self.finish: str | None = None
         self.stop_reason: str | int | None = None
         self.num_scored = self.num_prompt  # tokens whose log-probabilities are known or unneeded
+        self.num_to_score = self.num_prompt  # tokens whose log-probabilities come with the prompt
 
         self.num_cached = num_cached
         self.passes = passes
-        self.drafted = 0
-        self.accepted = 0
+        self.drafted = self.accepted = 0
         self.prediction_checked = 0  # verified rows that came from the request's prediction
         self.prediction_accepted = 0  # emitted tokens that came from it
         self.has_run = False  # whether a pass here has run rows of it
@@ -127,13 +127,13 @@ class TokenSequence:
         self._prompt_ms = 0.0  # until the first token
         # The tokens before the first one that is emitted here, and those that need no message.
         self._num_begun = self._num_reported = self.num_prompt
-        # Text and other results since the last report.
-        self._text = self._lookahead = ""
+        self._text = self._lookahead = ""  # since the last report, like the following
         self._logprobs: list[TokenLogprob] = []
         self._origins: list[Origin] = []
-        self._prompt_logprobs: list[TokenLogprob | None] = []
+        self._scored: list[TokenLogprob | None] = []  # of the prompt, or of the tail
+        self._replayed: Tokens | None = None  # the tokens of a tail, until they are sent
         if choice == 0 and self.params.prompt_logprobs is not None:
-            self._prompt_logprobs.append(None)  # no row predicts the first token
+            self._scored.append(None)  # no row predicts the first token
             self.num_scored = 1
 
     @property
@@ -156,10 +156,18 @@ class TokenSequence:
     def reusable(self) -> Sequence[int]:
         """The leading tokens whose KV may be taken from the prefix cache.
 
-        `KVCache.open` never takes the last one. If log-probabilities of the prompt are requested,
+        `KVCache.open` never takes the last one. If log-probabilities of known tokens are requested,
         the rows that give them have to run, so only tokens with known log-probabilities count.
         """
-        return self.tokens if self.num_scored == self.num_prompt else self.tokens[: self.num_scored]
+        is_scored = self.num_scored == self.num_to_score
+        return self.tokens if is_scored else self.tokens[: self.num_scored]
+
+    @property
+    def scored_top(self) -> int:
+        """The number of alternatives to each token that is scored with the prompt."""
+        top = self.params.prompt_logprobs if self._replayed is None else self.params.logprobs
+        assert top is not None, "no log-probabilities are requested"
+        return top
 
     @property
     def is_decoding(self) -> bool:
@@ -242,7 +250,7 @@ class TokenSequence:
         """Set the status to running, with these pages."""
         self.status, self.table = Status.RUNNING, table
         if self.num_cached is None:
-            self.num_cached = table.length
+            self.num_cached = min(table.length, self.num_prompt)
 
     def pause(self) -> None:
         """Set the status to paused. The caller has freed the pages."""
@@ -274,8 +282,8 @@ class TokenSequence:
         self.finish = "length"
 
     def score(self, logprobs: Sequence[TokenLogprob]) -> None:
-        """Append the log-probabilities of the next tokens of the prompt."""
-        self._prompt_logprobs += logprobs
+        """Append the log-probabilities of the next tokens of the prompt, or of those replayed."""
+        self._scored += logprobs
         self.num_scored += len(logprobs)
 
     def emit(
@@ -310,25 +318,37 @@ class TokenSequence:
         self.finish, self.stop_reason = result.finish, result.stop_reason
         return result.finish is not None
 
-    def resume(self, before: Stats | None) -> None:
-        """Note that an earlier engine has emitted and sent all tokens of the answer so far.
-
-        Args:
-            before: the figures up to them; None if they are not known.
-        """
-        self._num_begun = self._num_reported = len(self.tokens)
+    def resume(self, tail: Tail) -> None:
+        """Note that all tokens of the answer so far are those of a tail."""
+        self._num_begun = len(self.tokens)
+        self.first_token_at = None
+        if self._num_begun > self.num_prompt:  # sent with the first token
+            self._scored.clear()
+            self.num_scored = self.num_prompt
+        if tail.ids and not tail.is_read:
+            if self.params.logprobs is not None and self.finish is None:
+                self.num_to_score = self._num_begun
+            self._replayed = replace(self.report(), is_replayed=True)
+        self._num_reported = self._num_begun
         self._text = self._lookahead = ""
         self._origins.clear()
-        if self._num_begun > self.num_prompt:  # sent with the first token
-            self._prompt_logprobs.clear()
-            self.num_scored = self.num_prompt
-        if before is not None:
+        if (before := tail.stats) is not None:
             self.num_cached, self.passes = before.cached_tokens, before.passes
             self.drafted, self.accepted = before.drafted, before.accepted
             self.prediction_accepted = before.prediction_accepted
             self.prediction_checked = before.prediction_accepted + before.prediction_rejected
             self._prompt_ms = before.prompt_ms
             self.first_token_at = self.request.arrived - before.predicted_ms / 1e3
+
+    def take_reports(self) -> list[Tokens]:
+        """Return everything emitted since the last report, after the replay of a tail if any."""
+        replayed, self._replayed = self._replayed, None
+        if replayed is None:
+            return [self.report()]
+        scored = tuple(own for own in self._scored if own is not None)
+        self._scored.clear()
+        replayed = replace(replayed, logprobs=scored)
+        return [replayed] if self.is_beginning else [replayed, self.report()]
 
     def report(self) -> Tokens:
         """Return everything emitted since the last report, as a message for the front end."""
@@ -338,7 +358,7 @@ class TokenSequence:
             ids=tuple(self.tokens[self._num_reported :]),
             text=self._text,
             logprobs=tuple(self._logprobs),
-            prompt_logprobs=tuple(self._prompt_logprobs),
+            prompt_logprobs=tuple(self._scored),
             origins=tuple(self._origins),
             finish=self.finish,
             stop_reason=self.stop_reason,
@@ -346,7 +366,7 @@ class TokenSequence:
             stats=self.stats(),
         )
         self._num_reported, self._text = len(self.tokens), ""
-        for reported in (self._logprobs, self._origins, self._prompt_logprobs):
+        for reported in (self._logprobs, self._origins, self._scored):
             reported.clear()
         return tokens
 

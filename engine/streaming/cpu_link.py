@@ -27,6 +27,10 @@ class CpuDevice(Device):
         super().__init__(torch_device or torch.device("cpu"))
         self._simulate_gbps = simulate_gbps
 
+    @property
+    def arithmetic(self) -> str:
+        return f"{self.kind} {torch.backends.cpu.get_cpu_capability()}"
+
     def with_simulated_link(self, gbps: float) -> "CpuDevice":
         return CpuDevice(self.torch_device, gbps)
 

@@ -45,6 +45,10 @@ class CudaDevice(Device):
 
     is_asynchronous = True
 
+    @property
+    def arithmetic(self) -> str:
+        return f"{torch.cuda.get_device_name(self.torch_device)}, CUDA {torch.version.cuda}"
+
     def open_link(
         self,
         reader: UnitReader,
@@ -59,6 +63,9 @@ class CudaDevice(Device):
         free, total = torch.cuda.mem_get_info(self.torch_device)
         taken = total - free - torch.cuda.memory_reserved(self.torch_device)
         return OwnMemory(free, min(taken, LARGEST_CONTEXT))  # other programs' are part of `taken`
+
+    def give_back_freed(self) -> None:
+        torch.cuda.empty_cache()
 
     def pin(self, memory: Tensor) -> Unpin | None:
         """Pin host memory by `cudaHostRegister`.

@@ -56,6 +56,11 @@ class Device:
         return self.torch_device.type
 
     @property
+    def arithmetic(self) -> str:
+        """Return what decides how the device rounds: its model, or its set of instructions."""
+        return self.kind
+
+    @property
     def has_own_memory(self) -> bool:
         """Return whether the device has memory of its own beside the RAM."""
         return self.own_memory() is not None
@@ -91,6 +96,9 @@ class Device:
     def own_memory(self) -> OwnMemory | None:
         """Return the sizes of the device's own memory; None if it computes in RAM."""
         return None
+
+    def give_back_freed(self) -> None:
+        """Give the memory that the allocator keeps of freed tensors back to the driver."""
 
     def pin(self, memory: Tensor) -> Unpin | None:
         """Pin host memory, so that the device can read it directly.

@@ -5,7 +5,6 @@ layout version. Only the owner can read the entries. A program that may write to
 replace the weights, with valid checksums, so the folder must be as trusted as the checkpoint.
 """
 
-import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from engine.cache_files import (
     folder_name,
     folders,
     lock,
+    model_of,
     remove_folder,
     remove_stale,
 )
@@ -25,6 +25,7 @@ from engine.errors import ModelError
 from engine.messages import ReportProgress
 from engine.streaming.packed import LAYOUT_VERSION, PackedUnits, pack, packed_bytes
 from engine.weights.layout import UnitReader
+from engine.weights.shards import has_files
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class CacheEntry:
     nbytes: int
     last_used: float  # seconds since the epoch
     is_packed: bool = True
+    is_usable: bool = True  # False: its GGUF files were moved, changed or removed
 
 
 def open_or_pack(
@@ -137,16 +139,13 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
 
 def _entry(folder: Path) -> CacheEntry | None:
     """Return an entry, or None if the folder is not a packed model or is being removed."""
-    index = folder / INDEX
-    try:
-        if not index.is_file() or index.is_symlink():
-            return None
-        key = json.loads(index.read_text(encoding="utf-8"))["key"]
-        model = str(key).split("\n")[0]
-        if folder.name != folder_name(model, key):
-            return None  # the folder of another program
-        nbytes = sum(path.lstat().st_size for path in folder.iterdir())
-        is_packed = not (folder / MODEL_FILES[0]).exists()
-        return CacheEntry(folder, model, nbytes, index.stat().st_mtime, is_packed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    if (model := model_of(folder)) is None:
         return None
+    try:
+        nbytes = sum(path.lstat().st_size for path in folder.iterdir())
+        used = (folder / INDEX).stat().st_mtime
+    except OSError:  # it is being removed
+        return None
+    is_packed = not (folder / MODEL_FILES[0]).exists()
+    is_usable = is_packed or has_files(folder)
+    return CacheEntry(folder, model, nbytes, used, is_packed, is_usable)

@@ -14,7 +14,7 @@ from engine.files import read_bytes, read_object
 from engine.text.sentencepiece_file import MODEL_FILES, sentencepiece_files
 from engine.text.tekken import TEKKEN_FILE, tekken_files
 from engine.text.tokenizer_files import CONFIG_FILE, FAST_FILE, LARGEST_VOCABULARY
-from engine.weights.config_file import CONFIG_NAME
+from engine.weights.config_place import CONFIG_NAME
 
 ADDED_FILE = "added_tokens.json"
 TEMPLATE_FILE, OLD_TEMPLATE_FILE = "chat_template.jinja", "chat_template.json"

@@ -11,7 +11,8 @@ from engine.library_call import library_call
 from engine.text import check
 from engine.text.missing_files import add_missing_files
 from engine.text.tokenizer_files import CONFIG_FILE, FAST_FILE, private_copy
-from engine.weights.config_file import CONFIG_NAME
+from engine.weights.config_place import CONFIG_NAME, config_place
+from engine.weights.shards import has_link
 
 SAMPLE = "Hello there, 123"
 
@@ -24,7 +25,10 @@ def read_tokenizer(folder: Path) -> Any:
     with private_copy(folder) as files:
         name = add_missing_files(files, folder)
         if name and (fault := check.fault(files / FAST_FILE)) is not None:
-            raise ModelError(f"{folder / name}: cannot be used: {fault}")
+            where = str(folder / name)
+            if has_link(folder):  # the file was made of the metadata
+                where = f"{config_place(folder)}: tokenizer.ggml"
+            raise ModelError(f"{where}: cannot be used: {fault}")
         tokenizer = _load(folder, files, name)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ModelError(f"{folder}: its tokenizer has no {FAST_FILE} and cannot be converted")

@@ -14,7 +14,8 @@ from typing import Any
 
 from engine.errors import ModelError, shown
 from engine.files import POINTER, pointer_error, read_bytes, read_object, read_text
-from engine.weights.config_file import CONFIG_NAME, read_config_values
+from engine.weights.config_file import read_config_values
+from engine.weights.config_place import CONFIG_NAME
 from engine.weights.family import write_config
 
 CONFIG_FILE = "tokenizer_config.json"

@@ -12,8 +12,8 @@ from typing import Any
 
 from engine.errors import ModelError, shown
 from engine.files import read_object
+from engine.weights.config_place import CONFIG_NAME, ConfigPlace, config_place
 
-CONFIG_NAME = "config.json"
 MODELOPT_NAME = "hf_quant_config.json"
 
 # (least, most) of the sizes that every family has; null means the family's default. The largest
@@ -61,12 +61,16 @@ _MODULES = ("llm_int8_skip_modules", "modules_to_not_convert")  # of a quantizat
 
 
 def read_config_values(folder: Path) -> dict[str, Any]:
-    """Return the values of a folder's config.json. Raises `ModelError`, which names file and key.
+    """Return the values of a folder's config.json. Raises `ModelError` as `checked_values` does."""
+    return checked_values(read_object(folder / CONFIG_NAME), config_place(folder))
 
-    Counts that are written with a decimal point (131072.0) become integers.
+
+def checked_values(values: dict[str, Any], where: ConfigPlace) -> dict[str, Any]:
+    """Return the values of a config.json after checking them.
+
+    Counts that are written with a decimal point (131072.0) become integers. Raises `ModelError`,
+    which names the file, `where`, and the key.
     """
-    where = str(folder / CONFIG_NAME)
-    values = read_object(folder / CONFIG_NAME)
     kind = values.get("model_type")
     if kind is None:
         raise ModelError(f"{where}: model_type is missing: this file does not describe a model")
@@ -120,19 +124,21 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _expect(values: Mapping[str, Any], key: str, kind: type, title: str, where: str) -> None:
+def _expect(
+    values: Mapping[str, Any], key: str, kind: type, title: str, where: ConfigPlace
+) -> None:
     """Raise `ModelError` if the value of a key is neither null nor of this type."""
     value = values.get(key)
     if value is not None and not isinstance(value, kind):
-        raise ModelError(f"{where}: {key}: {title} is expected, found {shown(value)}")
+        raise where.error(key, f": {title} is expected, found {shown(value)}")
 
 
-def _checked(values: dict[str, Any], where: str, prefix: str) -> dict[str, Any]:
+def _checked(values: dict[str, Any], where: ConfigPlace, prefix: str) -> dict[str, Any]:
     """Return the values of an object after checking its numbers, also in nested objects."""
     return {key: _value(key, value, where, f"{prefix}{key}") for key, value in values.items()}
 
 
-def _value(key: str, value: Any, where: str, path: str) -> Any:
+def _value(key: str, value: Any, where: ConfigPlace, path: str) -> Any:
     """Return a value after checking its numbers. `path` is the path of its key in the file."""
     if isinstance(value, dict):
         return _checked(value, where, f"{path}.")
@@ -141,22 +147,22 @@ def _value(key: str, value: Any, where: str, path: str) -> Any:
     if key in _BOUNDS and value is not None:
         return _count(value, _BOUNDS[key], where, path)
     if isinstance(value, float) and not math.isfinite(value) and not key.endswith("_limit"):
-        raise ModelError(f"{where}: {path}: {value} is not a finite number")
+        raise where.error(path, f": {value} is not a finite number")
+    if key.endswith("_eps") and isinstance(value, int | float) and value < 0:
+        raise where.error(path, f": at least 0 is expected, found {shown(value)}")
     if isinstance(value, int) and not isinstance(value, bool):
         most = _MOST_LAYERS if _LAYERS.search(key) else _MOST_LONG if _LONG.search(key) else _MOST
         if abs(value) > most:
-            raise ModelError(f"{where}: {path}: {shown(value)} is out of range (at most {most})")
+            raise where.error(path, f": {shown(value)} is out of range (at most {most})")
     return value
 
 
-def _count(value: object, bounds: tuple[int, int], where: str, path: str) -> int:
+def _count(value: object, bounds: tuple[int, int], where: ConfigPlace, path: str) -> int:
     """Return a value as an integer. Raises `ModelError` if it is not one in its bounds."""
     least, most = bounds
     value = whole(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ModelError(f"{where}: {path}: an integer is expected, found {shown(value)}")
+        raise where.error(path, f": an integer is expected, found {shown(value)}")
     if not least <= value <= most:
-        raise ModelError(
-            f"{where}: {path}: {shown(value)} is out of range (from {least} to {most})"
-        )
+        raise where.error(path, f": {shown(value)} is out of range (from {least} to {most})")
     return value

@@ -30,7 +30,8 @@ from engine.errors import ModelError, shown
 from engine.library_call import find_key, library_call
 from engine.printable_logs import make_printable
 from engine.spec import RopeSpec
-from engine.weights.config_file import CONFIG_NAME, check_modelopt, read_config_values, whole
+from engine.weights.config_file import check_modelopt, read_config_values, whole
+from engine.weights.config_place import CONFIG_NAME, ConfigError, ConfigPlace, config_place
 
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
@@ -119,7 +120,7 @@ def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
     Args:
         rope: how far the positions are scaled.
     """
-    where = folder / CONFIG_NAME
+    where = config_place(folder)
     values = read_config_values(folder)
     check_modelopt(folder, values)
     name = values["model_type"]
@@ -133,7 +134,7 @@ def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
                 "checkpoint of a family that transformers knows"
             )
         raise ModelError(f"{where}: {reason}")
-    with library_call(where, partial(find_key, values, make_config)):
+    with where.naming(), library_call(where, partial(find_key, values, make_config, where.name)):
         config = make_config(values)
         check_family(config)
         is_text = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or is_multimodal(config)
@@ -166,7 +167,7 @@ def is_multimodal(config: Any) -> bool:
     return is_whole and config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 
-def _scaled_positions(config: Any, rope: RopeSpec, where: Path) -> dict[str, Any]:
+def _scaled_positions(config: Any, rope: RopeSpec, where: ConfigPlace) -> dict[str, Any]:
     """Return the values of config.json that scale its positions by YaRN (arXiv 2309.00071).
 
     Raises `ModelError` if the model has no rotary positions or scales them already.
@@ -175,13 +176,14 @@ def _scaled_positions(config: Any, rope: RopeSpec, where: Path) -> dict[str, Any
     if own.get("rope_type") != "default":
         raise ModelError(
             "target.rope: only positions that are not scaled yet can be scaled, those of the "
-            f"rope_type 'default'. In {where} rope_parameters is {shown(own)}. Remove the key"
+            f"rope_type 'default'. In {where} {where.name('rope_parameters')} is {shown(own)}. "
+            "Remove the key"
         )
     original = rope.original or longest
     if original > longest:
         raise ModelError(
             f"target.rope.original: {original} is more than the model's own {longest} "
-            f"(max_position_embeddings in {where})"
+            f"({where.name('max_position_embeddings')} in {where})"
         )
     new = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": original}
     return {
@@ -234,50 +236,53 @@ def _atoms(kind: Any) -> frozenset[Any]:
     return frozenset(a for part in parts for a in _atoms(part)) if parts else frozenset([kind])
 
 
-def _check_numbers(config: Any, where: Path) -> None:
+def _check_numbers(config: Any, where: ConfigPlace) -> None:
     """Raise `ModelError` if attention layers cannot be built with these numbers."""
     keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     for key in (*keys, "max_position_embeddings"):
         value = getattr(config, key, None)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelError(f"{where}: {key}: at least 1 is needed, found {shown(value)}")
+            raise where.error(key, f": at least 1 is needed, found {shown(value)}")
     shape, heads = kv_shape(config), config.num_attention_heads
     if heads % shape.num_kv_heads:
-        raise ModelError(
-            f"{where}: num_key_value_heads: {shape.num_kv_heads} does not divide the "
-            f"{heads} attention heads (num_attention_heads)"
+        raise where.error(
+            "num_key_value_heads",
+            f": {shape.num_kv_heads} does not divide the {heads} attention heads "
+            f"({where.name('num_attention_heads')})",
         )
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
     if experts and not 1 <= (chosen or 0) <= experts:
-        raise ModelError(
-            f"{where}: num_experts_per_tok: {shown(chosen)} of {experts} experts cannot be chosen"
+        raise where.error(
+            "num_experts_per_tok", f": {shown(chosen)} of {experts} experts cannot be chosen"
         )
 
 
 def check_family(config: Any) -> None:
-    """Raise `ModelError` for a family that cannot be served exactly, with the reason."""
+    """Raise `ConfigError` for a family that cannot be served exactly, with the reason."""
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"config.json: model_type {name!r} is an encoder-decoder, not a decoder")
+        raise ConfigError("model_type", f" {name!r} is an encoder-decoder, not a decoder")
     config = text_config(config)
     kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS - _WITHOUT_ATTENTION
     if not kinds and _has_state(config):
         kinds = {"recurrent"}
     for kind in sorted(kinds):
         reason = _REFUSED_LAYERS.get(kind, "this server does not know them")
-        raise ModelError(
-            f"config.json: model_type {name!r} has {shown(kind)} layers: {reason}. Use a model "
-            "with attention over all tokens, a window or chunks"
+        raise ConfigError(
+            "model_type",
+            f" {name!r} has {shown(kind)} layers: {reason}. Use a model with attention over all "
+            "tokens, a window or chunks",
         )
     if getattr(config, "cross_attention_layers", None):
-        raise ModelError(
-            f"config.json: model_type {name!r} has layers that attend to an image only "
-            "(cross_attention_layers): not supported. Use a model without them"
+        raise ConfigError(
+            "model_type",
+            f" {name!r} has layers that attend to an image only (cross_attention_layers): not "
+            "supported. Use a model without them",
         )
     # "vision": only the tokens of an image see those after them.
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
-        raise ModelError(f"config.json: model_type {name!r} attends in both directions")
+        raise ConfigError("model_type", f" {name!r} attends in both directions")
 
 
 def _has_state(config: Any) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from engine.errors import ModelError
+from engine.weights.gguf_config import ARCHITECTURES, OUTSIDE
 from engine.weights.gguf_file import BlockType, Metadata, read_header
 from engine.weights.gguf_model import Model
 from engine.weights.gguf_rope import ROPE_TABLES
@@ -37,6 +38,16 @@ class GgufCheckpoint(Checkpoint):
     """
 
     metadata: Metadata  # of the first file, without its long lists
+    remedy = "The file is damaged or of another model: download it again"
+
+    def stored_name(self, name: str) -> str:
+        """Return the name in the file of a tensor of the model."""
+        parts = ARCHITECTURES[self.metadata["general.architecture"]].names.items()
+        whole, _, suffix = name.rpartition(".")
+        begin, _, rest = whole.removeprefix("model.layers.").partition(".")
+        found = [f"blk.{begin}.{part}" for part, target in parts if target == rest]
+        found += [own for own, target in OUTSIDE.items() if target == whole]
+        return f"{found[0]}.{suffix}" if found else name
 
     def heads(self, kind: str) -> int:
         """Return the number of heads of q or k."""

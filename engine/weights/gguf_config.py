@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.errors import ModelError, shown
+from engine.weights.gguf_keys import EMBEDDING, FAMILY
 from engine.weights.gguf_model import Model, Values, head_dim
 from engine.weights.gguf_rope import rope_parameters
 
 METHOD = "gguf"  # the quant_method of the config.json that is made here
-# Keys of its quantization_config: general.architecture, and the types of the matrices in blocks.
-FAMILY, TYPED = "architecture", "tensors"
+# Key of its quantization_config, beside `FAMILY`: the types of the matrices in blocks.
+TYPED = "tensors"
 _PLACED = re.compile(r"(?:blk\.(\d{1,4})\.)?\w{1,64}\.weight")
 _ATTENTION: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
@@ -30,6 +31,15 @@ _MLP: Mapping[str, str] = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+# The parts of a layer with one MLP, and of one with experts.
+DENSE_MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
+EXPERTS = frozenset({"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"})
+# Tensors outside of layers.
+OUTSIDE: Mapping[str, str] = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
 }
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _ROUTED = {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.gate"}
@@ -67,7 +77,7 @@ class Architecture:
 def make_config(model: Model) -> Values:
     """Return the values of config.json. Raises `ModelError` that names the file and the key."""
     family = _architecture(model)
-    if (embedding := model.tensors.get("token_embd.weight")) is None or len(embedding.shape) != 2:
+    if (embedding := model.tensors.get(EMBEDDING)) is None or len(embedding.shape) != 2:
         raise ModelError(
             f"{model.path}: has no matrix token_embd.weight: it is not a whole language model. "
             "Give the file of the model itself"
@@ -188,30 +198,42 @@ def _scalar(model: Model, layers_of_27b: int) -> int:
     return head_dim(model)
 
 
+def _window(model: Model, default: int | None = None) -> int:
+    """Return the tokens that some layers attend to."""
+    if not (window := model.integer("attention.sliding_window", default)):
+        raise model.wrong("attention.sliding_window", "at least 1")
+    return window
+
+
+def _layer_types(model: Model, period: int) -> list[str]:
+    """Return the kinds of attention of the layers: one of every `period` attends to all tokens."""
+    key, layers = "attention.sliding_window_pattern", model.integer("block_count")
+    slides = model.metadata.get(f"{model.architecture}.{key}")
+    if not isinstance(slides, list):
+        period = model.integer(key, period) or 1
+        slides = [bool((layer + 1) % period) for layer in range(min(layers, 1024))]
+    elif len(slides) != layers or not all(isinstance(slide, bool) for slide in slides):
+        raise model.wrong(key, f"a list of {layers} values, true or false,")
+    return ["sliding_attention" if slide else "full_attention" for slide in slides]
+
+
 def _gemma2(model: Model) -> Values:
     return {
         "model_type": "gemma2",
         "query_pre_attn_scalar": _scalar(model, 46),
-        "sliding_window": model.integer("attention.sliding_window", 4096),
+        "sliding_window": _window(model, 4096),
         "attn_logit_softcapping": model.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": model.number("final_logit_softcapping", 30.0),
     }
 
 
 def _gemma3(model: Model) -> Values:
-    layers, pattern = model.integer("block_count"), model.value("attention.sliding_window_pattern")
-    if isinstance(pattern, list):
-        slides = pattern
-    else:
-        period = model.integer("attention.sliding_window_pattern", 6) or 1
-        slides = [bool((layer + 1) % period) for layer in range(min(layers, 1024))]
-    kinds = {True: "sliding_attention", False: "full_attention"}
     local = {"rope_type": "default", "rope_theta": model.number("rope.freq_base_swa", 10000.0)}
     return {
         "model_type": "gemma3_text",
         "query_pre_attn_scalar": _scalar(model, 62),
-        "sliding_window": model.integer("attention.sliding_window"),
-        "layer_types": [kinds[bool(value)] for value in slides],
+        "sliding_window": _window(model),
+        "layer_types": _layer_types(model, period=6),
         "final_logit_softcapping": model.number("final_logit_softcapping", 0.0) or None,
         "rope_parameters": {"full_attention": rope_parameters(model), "sliding_attention": local},
     }
@@ -245,7 +267,7 @@ def _gpt_oss(model: Model) -> Values:
     return {
         "model_type": "gpt_oss",
         "intermediate_size": size,
-        "sliding_window": model.integer("attention.sliding_window"),
+        "sliding_window": _window(model),
         "rope_parameters": rope | ({"truncate": False} if rope["rope_type"] == "yarn" else {}),
         **_experts(model, "num_local_experts"),
     }
@@ -260,8 +282,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma3": Architecture({**_FOUR_NORMS, **_HEAD_NORMS}, _gemma3, adds_one=True),
     "phi3": Architecture(
         {
-            **_ATTENTION,
+            "attn_norm": "input_layernorm",
             "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
             "ffn_norm": "post_attention_layernorm",
             "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",

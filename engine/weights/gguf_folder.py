@@ -8,6 +8,7 @@ other folder. This module imports no torch, because `understudy pull` uses it to
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,23 +18,29 @@ from engine.cache_files import (
     INDEX,
     cache_root,
     folder_name,
+    folders,
+    model_of,
     partial_folder,
     remove_folder,
     remove_stale,
     write_file,
 )
 from engine.errors import ModelError
-from engine.weights.config_file import CONFIG_NAME, read_config_values
+from engine.weights.config_file import checked_values
+from engine.weights.config_place import CONFIG_NAME, ConfigPlace
 from engine.weights.generation_config import GENERATION_CONFIG
 from engine.weights.gguf_config import make_config
 from engine.weights.gguf_file import Header, TensorInfo, plain_name, read_header, split_paths
+from engine.weights.gguf_keys import metadata_names
 from engine.weights.gguf_model import Model, shortest
 from engine.weights.gguf_rope import LARGEST_TABLE, ROPE_TABLES
+from engine.weights.gguf_shapes import check_tensors
 from engine.weights.gguf_tokenizer import make_tokenizer
 from engine.weights.open_file import OpenFile
-from engine.weights.shards import LINK_NAME, link_text
+from engine.weights.shards import LINK_NAME, has_files, link_text
 
-VERSION = 2  # of what is made from the same metadata
+KEPT_SECONDS = 24 * 3600.0  # a running server may use the tokenizer of a file that was replaced
+VERSION = 3  # of what is made from the same metadata
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
@@ -61,7 +68,6 @@ def gguf_folder(path: Path) -> Path:
             f"{path}: its configuration cannot be written to {folder.parent}: {error.strerror}. "
             "Set UNDERSTUDY_CACHE to a folder that can be written to"
         ) from error
-    _check_config(folder, path)
     return folder
 
 
@@ -80,7 +86,10 @@ def _make_files(paths: Sequence[Path]) -> dict[str, str]:
             file.close()
     first, metadata = paths[0], headers[0].metadata
     _check_parts(paths, headers, len(tensors))
-    config = make_config(Model(first, metadata, tensors, tables))
+    model = Model(first, metadata, tensors, tables)
+    place = ConfigPlace(first, metadata_names(model.architecture))
+    config = checked_values(make_config(model), place)
+    check_tensors(model, config)
     tokenizer = make_tokenizer(first, metadata)
     generation: dict[str, Any] = {"eos_token_id": list(tokenizer.eos_ids)}
     for name, ours in _SAMPLING.items():
@@ -124,10 +133,24 @@ def _tables(file: OpenFile, header: Header) -> Mapping[str, Sequence[float]]:
     return found
 
 
+def _remove_dead(root: Path) -> None:
+    """Remove the folders whose GGUF files were moved, changed or removed, some time ago.
+
+    They would never be used again, because another path, size or time makes another folder.
+    """
+    for name in folders(root):
+        folder = root / name
+        if (folder / LINK_NAME).is_file() and model_of(folder) and not has_files(folder):
+            with suppress(OSError):  # another process removes it
+                if time.time() - (folder / INDEX).stat().st_mtime > KEPT_SECONDS:
+                    remove_folder(folder)
+
+
 def _write_folder(folder: Path, files: Mapping[str, str]) -> None:
     """Write the files so that the folder has all of them as soon as it exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(folder.parent)
+    _remove_dead(folder.parent)
     with partial_folder(folder) as partial:
         for name, text in files.items():
             write_file(partial / name, memoryview(text.encode()))
@@ -137,11 +160,3 @@ def _write_folder(folder: Path, files: Mapping[str, str]) -> None:
         except OSError:
             if not (folder / INDEX).is_file():  # another process has made it meanwhile
                 raise
-
-
-def _check_config(folder: Path, path: Path) -> None:
-    """Raise `ModelError`, which names the GGUF file, if its configuration is out of bounds."""
-    try:
-        read_config_values(folder)
-    except ModelError as error:
-        raise ModelError(f"{path}: its metadata cannot be used: {error}") from error

@@ -118,5 +118,8 @@ def _table(model: Model, name: str, turned: int) -> list[float]:
     """Return the factors of the frequencies, which are positive."""
     values = list(model.tables.get(name, ()))
     if len(values) != turned // 2 or not all(0 < value < math.inf for value in values):
-        raise ModelError(f"{model.path}: {name}: {turned // 2} positive values are expected")
+        raise ModelError(
+            f"{model.path}: {name}: {turned // 2} positive values are expected, half of "
+            f"{model.architecture}.rope.dimension_count or of the width of a head"
+        )
     return [shortest(value) for value in values]

@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
 )
 
 from engine.errors import ModelError
+from engine.weights.config_place import ConfigError
 from engine.weights.layout import TensorSpec
 from engine.weights.outline import decoder_prefix, linear_weights
 from engine.weights.safetensors import Checkpoint
@@ -61,24 +62,24 @@ def find_sources(
     unexpected: dict[str, Path] = {}
     for stored_name, source in _stored_sources(model, checkpoint):
         target, pattern = names.translate(stored_name)
-        file = source.parts[0].file
+        file, name = source.parts[0].file, checkpoint.stored_name(stored_name)
         if not names.is_served(target):
             continue
         if target not in wanted:
             if not _is_zero_bias(stored_name, source):
-                unexpected[stored_name] = file
+                unexpected[name] = file
         elif pattern is not None:
             groups[target][pattern].append(source)
         elif target in sources:
-            raise ModelError(f"{file}: {stored_name} is a second tensor for {target}")
+            raise ModelError(f"{file}: {name} is a second tensor for {target}")
         else:
-            _check_source(target, source, wanted[target])
+            _check_source(checkpoint, target, source, wanted[target])
             sources[target] = source
-    _refuse_unexpected(model, unexpected)
+    _refuse_unexpected(model, checkpoint, unexpected)
     for target, group in groups.items():
         converter = names.by_pattern[next(iter(group))]
         if not _is_supported(converter):
-            raise _unsupported(str(checkpoint.folder), target, converter, model)
+            raise ModelError(f"{checkpoint.folder}: {_reason(target, converter, model)}")
         if _is_merge(converter):
             source = _merge_experts(checkpoint, converter, target, group, wanted[target])
         else:
@@ -87,8 +88,9 @@ def find_sources(
     _add_tied_sources(model, sources)
     if missing := sorted(wanted.keys() - sources.keys(), key=dot_natural_key):
         raise ModelError(
-            f"{checkpoint.folder}: no tensor for {missing[0]}{_and_more(missing)} of "
-            f"{type(model).__name__}. The checkpoint is incomplete or of another architecture"
+            f"{checkpoint.folder}: no tensor for {checkpoint.stored_name(missing[0])}"
+            f"{_and_more(missing)} of {type(model).__name__}. The checkpoint is incomplete or of "
+            "another architecture"
         )
     return sources
 
@@ -151,7 +153,7 @@ class _Names:
 
 
 def check_published_form(model: PreTrainedModel) -> None:
-    """Raise `ModelError` if published checkpoints of a model store tensors in an unsupported form.
+    """Raise `ConfigError` if published checkpoints of a model store tensors in an unsupported form.
 
     A checkpoint that is there is read instead, since it may store them as the model has them.
     """
@@ -160,14 +162,12 @@ def check_published_form(model: PreTrainedModel) -> None:
             backwards = converter.reverse_transform()
             for name in model.state_dict():
                 if backwards.rename_source_key(name)[1] is not None:
-                    raise _unsupported("config.json", name, converter, model)
+                    raise ConfigError("model_type", f": {_reason(name, converter, model)}")
 
 
-def _unsupported(
-    where: str, name: str, converter: WeightConverter, model: PreTrainedModel
-) -> ModelError:
-    return ModelError(
-        f"{where}: {name} is stored in a form that must be computed ({converter.operations}): "
+def _reason(name: str, converter: WeightConverter, model: PreTrainedModel) -> str:
+    return (
+        f"{name} is stored in a form that must be computed ({converter.operations}): "
         f"model_type {model.config.model_type!r} is not supported"
     )
 
@@ -205,9 +205,11 @@ def _rearrange(
             source = transpose_source(source, operation.dim0, operation.dim1)
     else:
         for source in found:
-            _check_source(target, source, (wanted[0], (*source.shape[:1], *wanted[1][1:])))
+            _check_source(
+                checkpoint, target, source, (wanted[0], (*source.shape[:1], *wanted[1][1:]))
+            )
         source = stack_sources(found)
-    _check_source(target, source, wanted)
+    _check_source(checkpoint, target, source, wanted)
     return source
 
 
@@ -241,18 +243,19 @@ def _merge_experts(
             )
         height = group[0].shape[0] if group[0].shape else 0
         for expert, source in enumerate(group):
-            _check_source(f"expert {expert} of {target}", source, (dtype, (height, columns)))
+            name = f"expert {expert} of {target}"
+            _check_source(checkpoint, name, source, (dtype, (height, columns)))
             pieces.append(((expert, slice(begin, begin + height)), source))
         begin += height
     if begin != rows:
         raise ModelError(
             f"{checkpoint.folder}: the experts of {target} have {begin} rows, {rows} are needed. "
-            "config.json does not belong to this checkpoint"
+            f"{checkpoint.remedy}"
         )
     return merge_sources((experts, rows, columns), pieces)
 
 
-def _check_source(name: str, source: Source, wanted: TensorSpec) -> None:
+def _check_source(checkpoint: Checkpoint, name: str, source: Source, wanted: TensorSpec) -> None:
     """Raise `ModelError` unless the source gives a tensor of the wanted dtype and shape.
 
     A plain source of another kind of dtype is refused, since it has no scales to convert it.
@@ -269,7 +272,7 @@ def _check_source(name: str, source: Source, wanted: TensorSpec) -> None:
         does = "has shape" if source.is_plain else "expands to"
         raise ModelError(
             f"{stored.file}: {stored.name} {does} {list(source.shape)}, but {name} needs "
-            f"{list(shape)}. config.json does not belong to this checkpoint"
+            f"{list(shape)}. {checkpoint.remedy}"
         )
 
 
@@ -292,14 +295,16 @@ def _is_zero_bias(name: str, source: Source) -> bool:
     return not values.any()
 
 
-def _refuse_unexpected(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
+def _refuse_unexpected(
+    model: PreTrainedModel, checkpoint: Checkpoint, files: Mapping[str, Path]
+) -> None:
     """Raise `ModelError` for tensors that the model lacks and transformers does not drop."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
     names = [name for name in files if not any(re.search(pattern, name) for pattern in patterns)]
     if names:
         raise ModelError(
             f"{files[names[0]]}: unexpected tensor {names[0]}{_and_more(names)}: the model has no "
-            "place for it. config.json does not belong to this checkpoint"
+            f"place for it. {checkpoint.remedy}"
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
+from engine.weights.config_place import ConfigError
 from engine.weights.family import text_config
 from engine.weights.layout import Fields, LayerUnits, TensorSpec, UnitLayout, UnitReader, lay_out
 from engine.weights.stored_format import Quantization, quantization
@@ -180,7 +181,7 @@ def unit_modules(model: PreTrainedModel) -> tuple[list[NamedModule], NamedModule
     untyped: Any = model
     layers, head = decoder_layers(model), untyped.get_output_embeddings()
     if head is None:
-        raise ModelError(f"config.json: {type(model).__name__} has no head: not supported")
+        raise ConfigError("model_type", f": {type(model).__name__} has no head: not supported")
     return [(paths[id(layer)], layer) for layer in layers], (paths[id(head)], head)
 
 
@@ -203,16 +204,16 @@ def decoder_prefix(model: PreTrainedModel) -> str:
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the list of the decoder's layers, which families store under different names.
 
-    Raises `ModelError` if the decoder has no list of that length, or several.
+    Raises `ConfigError` if the decoder has no list of that length, or several.
     """
     count = text_config(model.config).num_hidden_layers
     lists = [m for m in text_decoder(model).children() if isinstance(m, nn.ModuleList)]
     # Lists of rotary embeddings have no weights.
     found = [m for m in lists if len(m) == count and any(True for _ in m.parameters())]
     if len(found) != 1:
-        raise ModelError(
-            f"config.json: {type(model).__name__} has no single list of {count} decoder layers: "
-            "not supported"
+        raise ConfigError(
+            "model_type",
+            f": {type(model).__name__} has no single list of {count} decoder layers: not supported",
         )
     return found[0]
 

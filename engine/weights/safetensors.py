@@ -71,6 +71,8 @@ class Checkpoint:
     download fails before the first pass. It raises `ModelError` if the files are not a checkpoint.
     """
 
+    remedy = "config.json does not belong to this checkpoint"  # ends errors about its tensors
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[Path, OpenFile] = {}
@@ -80,6 +82,10 @@ class Checkpoint:
         """Close the files. Later reads raise `ModelError`."""
         for file in self._files.values():
             file.close()
+
+    def stored_name(self, name: str) -> str:
+        """Return the name in the files of a tensor of the model, for messages."""
+        return name
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
         """Fill `out` (CPU, contiguous, `stored.nbytes` bytes) with the stored bytes.

@@ -122,6 +122,14 @@ def read_link(folder: Path) -> list[Path]:
     return [Path(path) for path, *_ in files]
 
 
+def has_files(folder: Path) -> bool:
+    """Return whether the GGUF files of a folder are there, as they were when it was made."""
+    try:
+        return bool(read_link(folder))
+    except (ModelError, OSError, TypeError, ValueError):  # the link itself may be damaged
+        return False
+
+
 def _state(path: Path) -> list[int]:
     """Return the size of a file and the time of its last change."""
     status = path.stat()

@@ -14,7 +14,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import engine.weights.formats
-from engine.errors import ModelError, shown
+from engine.errors import shown
+from engine.weights.config_file import whole
+from engine.weights.config_place import ConfigError
 from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint
 from engine.weights.sources import Source
@@ -26,6 +28,14 @@ _MLX, _UNNAMED = "mlx", ""  # what stands for a method that config.json does not
 _ACTIVATION_SCALE = re.compile(
     r"[._](input|output|activation|prob|query|q|k|v|kv)_(global_)?(scale|scale_ub|zero_point)$"
 )
+
+# Keys whose values some tools write as text.
+_NUMBERS = frozenset({"bits", "block_structure", "group_size", "num_bits", "weight_block_size"})
+_FLAGS = frozenset(
+    {"_load_in_4bit", "desc_act", "is_marlin_format", "lm_head", "load_in_4bit", "symmetric"}
+)
+_TRUTH: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
+_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
 QuantizationConfig = Mapping[str, Any]  # quantization_config of config.json
 Shape = tuple[int, ...]
@@ -93,7 +103,7 @@ class Quantization:
 def stored_format(config: Any) -> StoredFormat | None:
     """Return the format that a model's configuration names, or None if its weights are plain.
 
-    Raises `ModelError` if the format is not supported.
+    Raises `ConfigError` if the format is not supported.
     """
     quantization = _quantization(config)
     if not quantization:
@@ -117,17 +127,18 @@ def plan_packed(model: PreTrainedModel) -> dict[str, Fields]:
     return found.plan(model, _quantization(model.config)) if found else {}
 
 
-def unsupported(quantization: QuantizationConfig, kind: str | None) -> ModelError:
+def unsupported(quantization: QuantizationConfig, kind: str | None) -> ConfigError:
     """Return the error for a stored format, or a variant of one, that cannot be read."""
     method = quantization["quant_method"]
-    what = " ".join(filter(None, ["quantization_config.quant_method", shown(method), kind]))
+    key, what = "quantization_config.quant_method", f" {shown(method)}{f' {kind}' if kind else ''}"
     if method == _MLX:
-        what = "quantization: the format of MLX"
+        key, what = "quantization", ": the format of MLX"
     elif method == _UNNAMED:
-        what = "quantization_config without quant_method"
-    return ModelError(
-        f"config.json: {what} is not supported; {', '.join(titles())} are. Use the "
-        "unquantized checkpoint (with `quantize: nf4` for a small one)"
+        key, what = "quantization_config", " without quant_method"
+    return ConfigError(
+        key,
+        f"{what} is not supported; {', '.join(titles())} are. Use the unquantized checkpoint "
+        "(with `quantize: nf4` for a small one)",
     )
 
 
@@ -170,7 +181,7 @@ def _quantization(config: Any) -> QuantizationConfig:
     """
     found = {key: getattr(config, key, None) for key in _KEYS}
     stored: Any = next((value for value in found.values() if value), {})
-    values = dict(stored if isinstance(stored, dict) else stored.to_dict())
+    values = _typed(dict(stored if isinstance(stored, dict) else stored.to_dict()))
     method = values.get("quant_method")
     if values and method is None:
         if found["quantization"]:
@@ -180,3 +191,32 @@ def _quantization(config: Any) -> QuantizationConfig:
         else:
             method = _UNNAMED
     return {**values, "quant_method": str(getattr(method, "value", method))} if values else {}
+
+
+def _typed(values: dict[str, Any], path: str = "quantization_config") -> dict[str, Any]:
+    """Return values whose numbers and flags have these types, also where they are written as text.
+
+    Some tools write {"bits": "4", "desc_act": "False"}. Raises `ConfigError` for a flag that is
+    neither true nor false; the format itself checks its numbers.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        own = value
+        if isinstance(value, dict):
+            own = _typed(value, f"{path}.{key}")
+        elif key in _NUMBERS:
+            own = [_number(v) for v in value] if isinstance(value, list) else _number(value)
+        elif key in _FLAGS and value is not None:
+            own = _TRUTH.get(str(value).strip().lower())
+            if own is None:
+                raise ConfigError(
+                    f"{path}.{key}", f": true or false is expected, found {shown(value)}"
+                )
+        found[key] = own
+    return found
+
+
+def _number(value: Any) -> Any:
+    """Return text that is an integer, or a float without a fraction, as an integer."""
+    is_text = isinstance(value, str) and _INTEGER.fullmatch(value.strip())
+    return int(value) if is_text else whole(value)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.weights.checkpoints import open_checkpoint
+from engine.weights.config_place import config_place
 from engine.weights.layout import Fields, UnitReader
 from engine.weights.mapping import find_sources
 from engine.weights.outline import Outline, Part, wanted_tensors
@@ -74,7 +75,8 @@ class CheckpointUnits(UnitReader):
         slice_bytes: int | None = None,
     ) -> None:
         self._checkpoint = open_checkpoint(folder)
-        self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
+        with config_place(folder).naming():
+            self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
         self._make_outline = partial(Outline, model, dtype, quantize, slice_bytes=slice_bytes)
         self._use({name: source.packed for name, source in self._sources.items()})
 

@@ -114,7 +114,12 @@ def new_answer(
     return Answer(
         job.id,
         source,
-        Totals(job.num_choices, job.params.seed, sum(map(len, job.prompts))),
+        Totals(
+            job.num_choices,
+            job.params.seed,
+            sum(map(len, job.prompts)),
+            num_given=sum(map(len, job.continued.values())),
+        ),
         spelling,
         logprobs=logprobs,
         provenance=bool(body.provenance),
@@ -143,6 +148,9 @@ async def run(
         outputs = generate(model, job, caller.measurement.wait, answer.totals)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
+                if caller.measurement.first_token_s is None and model.engine.info is not None:
+                    # The engine that began it: another one may have died before its first token.
+                    answer.source["system_fingerprint"] = model.engine.info.fingerprint
                 caller.measurement.note_token()
                 for chunk in writer.write(output):
                     yield chunk

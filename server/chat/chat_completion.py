@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from engine.messages import AnswerFormat
 from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.chat_writer import ChatWriter
+from server.chat.continuing import check_continued
 from server.chat.generation import Job
 from server.chat.prepare import prepare
 from server.chat.received import ChatSource
@@ -51,6 +52,7 @@ async def chat_chunks(
         grammar=asked.grammar,
         thinking=asked.thinking,
     )
+    check_continued(body, asked.continued, params, model.info)
     job = Job(
         new_id("chatcmpl"),
         [asked.prompt],
@@ -62,6 +64,7 @@ async def chat_chunks(
         answer_format=AnswerFormat(*formats.names, asked.tools, asked.before)
         if params.stop
         else None,
+        continued=asked.continued,
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))

@@ -66,13 +66,18 @@ class ChatWriter:
                 first["prompt_token_ids"] = list(answer.prompts[0])
             yield first
         reply = self._replies[index]
-        ids: Sequence[int] = tokens.ids  # they go into the first chunk that the output gives
-        for delta, placed in reply.read(tokens):
-            yield self._choice_chunk(index, delta, placed, ids=ids)
-            ids = ()
+        deltas = [*reply.read(tokens)]
+        ids: Sequence[int] = tokens.ids
+        if tokens.is_replayed:
+            deltas, ids = [], ()  # the client has them
+        has_later = tokens.finish is not None
+        if not (deltas or has_later) and ids and answer.token_ids:  # all their text is held back
+            deltas = [({}, [])]
+        # The ids go into the last chunk that the output gives: who has them has all their text.
+        for number, (delta, placed) in enumerate(deltas, 1):
+            own = () if has_later or number < len(deltas) else ids
+            yield self._choice_chunk(index, delta, placed, ids=own)
         if tokens.finish is None:
-            if ids and answer.token_ids:  # all their text is held back
-                yield self._choice_chunk(index, {}, ids=ids)
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
         finish = reply.finish(tokens.finish)
@@ -185,7 +190,9 @@ def _extend_message(message: Message, delta: Delta) -> None:
         if "id" in piece:
             calls.append({"id": piece["id"], "type": piece["type"]})
             message["content"] = message["content"] or None
-        call = calls[piece["index"]]
+        elif not calls:  # the rest of a call that had begun before this answer, which goes on
+            calls.append({"id": "", "type": "custom" if "custom" in piece else "function"})
+        call = calls[-1]
         if "custom" in piece:
             custom = piece["custom"]
             call.setdefault("custom", {"name": custom.get("name", ""), "input": ""})

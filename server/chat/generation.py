@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from engine.messages import (
     AUTO,
@@ -33,11 +33,19 @@ class Job:
     speculation: Speculation = AUTO
     prediction: Sequence[int] = ()  # tokens that the client expects
     answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
+    # By index of the choice in the answer, the tokens that the client has, and that are not shown.
+    continued: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     @property
     def num_choices(self) -> int:
         """Return the number of choices that are generated, also those that are not shown."""
         return len(self.prompts) * max(self.n, self.best_of)
+
+    def continued_of(self, prompt: int) -> dict[int, Sequence[int]]:
+        """Return the tokens that the client has of the choices of one prompt, by choice."""
+        first = prompt * self.n
+        given = {choice: self.continued.get(first + choice) for choice in range(self.n)}
+        return {choice: ids for choice, ids in given.items() if ids is not None}
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,7 @@ async def generate(
 
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
-        params = job.params
-        is_ranked = job.best_of > job.n
+        is_ranked, params = job.best_of > job.n, job.params
         if is_ranked and params.logprobs is None:
             params = replace(params, logprobs=0)
         for i, prompt in enumerate(job.prompts):
@@ -91,6 +98,7 @@ async def generate(
                 job.speculation,
                 job.prediction,
                 job.answer_format,
+                job.continued_of(i),
                 on_prompt=functools.partial(note_prompt, i),
                 on_lost=functools.partial(note_lost, i),
             )

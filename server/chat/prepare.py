@@ -12,6 +12,7 @@ from engine.messages import ModelInfo, ThinkingBudget
 from engine.parsing.calls import Tools
 from engine.parsing.selection import formats_of
 from server.chat.answer_grammar import answer_grammar, behind_thought, dropped_of_answer
+from server.chat.continuing import continued_ids
 from server.chat.echo import Echo
 from server.chat.fitting import fitting_ids
 from server.chat.grammars import completion_grammar, dropped_keywords
@@ -46,6 +47,7 @@ class Prepared:
         has_old_calls: whether the answer has `function_call` instead of `tool_calls`.
         left_out: the parts of the request that are not followed or not shown to the model.
         before: the text that the answer continues.
+        continued: the tokens that the client has of each choice, which the answer goes on after.
     """
 
     prompt: "array[int]"
@@ -59,6 +61,7 @@ class Prepared:
     has_old_calls: bool
     left_out: list[str]
     before: str
+    continued: "dict[int, array[int]]"
 
 
 def prepare(
@@ -107,6 +110,7 @@ def prepare(
         request.has_old_calls,
         [*request.left_out, *prompt.left_out, *dropped_of_answer(request, use), *unlimited],
         before,
+        continued_ids(request),
     )
 
 
@@ -119,12 +123,14 @@ class PreparedTexts:
         echoes: the part of each prompt that the answer repeats, which is empty without `echo`.
         grammar: the grammar that the answers must match; "": any text.
         left_out: the parts of the request that are not followed.
+        continued: the tokens that the client has of each choice, which the answers go on after.
     """
 
     prompts: "list[array[int]]"
     echoes: list[Echo]
     grammar: str
     left_out: list[str]
+    continued: "dict[int, array[int]]"
 
 
 def prepare_texts(
@@ -155,4 +161,5 @@ def prepare_texts(
             for text, own in zip(given, ids, strict=True)
         ]
     grammar = completion_grammar(body, tokenizer.grammar_checker.reason)
-    return PreparedTexts(ids, echoes, grammar, dropped_keywords(body))
+    left_out, continued = dropped_keywords(body), continued_ids(body, len(ids))
+    return PreparedTexts(ids, echoes, grammar, left_out, continued)

@@ -28,11 +28,12 @@ _CHAT: dict[str, Any] = {
     "functions": None,
     "prediction": None,
     "chat_template_kwargs": None,
+    "continue_tokens": None,
 }
 _HEAVY: Mapping[type[Body], Mapping[str, Any]] = {
     ChatRequest: _CHAT,
     TranslatedChat: _CHAT,
-    CompletionRequest: {"prompt": None},
+    CompletionRequest: {"prompt": None, "continue_tokens": None},
     TokenizeRequest: {"content": None, "prompt": None, "messages": None},
     DetokenizeRequest: {"tokens": []},
     CountTokensRequest: {"messages": [], "system": None, "tools": None},

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 
 from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
+from server.chat.continuing import check_continued
 from server.chat.generation import Job
 from server.chat.prepare import prepare_texts
 from server.chat.sampling import fitting_limit, sampling_params
@@ -37,6 +38,7 @@ async def text_chunks(
         prompt_logprobs=body.logprobs if body.echo else None,
         grammar=asked.grammar,
     )
+    check_continued(body, asked.continued, params, model.info)
     job = Job(
         new_id("cmpl"),
         asked.prompts,
@@ -45,6 +47,7 @@ async def text_chunks(
         body.best_of or 0,
         caller.key,
         speculation_of(body.speculation, model.info),
+        continued=asked.continued,
     )
     answer = new_answer(
         model, body, job, spelling=model.facts.bytes, logprobs=body.logprobs is not None

@@ -1,6 +1,7 @@
 """The answer to a text completion, written as chunks and folded to the whole. Pure."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from engine.messages import Tokens
 from server.chat.answer import Answer
@@ -22,6 +23,7 @@ class TextWriter:
         self._answer = answer
         self._echoes = echoes
         self._aligners: dict[int, TokenAligner | None] = {}
+        self._shown: set[int] = set()  # choices that have a chunk
 
     def write(self, output: Output) -> Iterator[TextCompletion]:
         """Yield the chunks of one output; the last chunks of the answer have its costs."""
@@ -30,19 +32,23 @@ class TextWriter:
         if index is None:
             return
         echo = Echo()
-        is_first = index not in self._aligners
-        if is_first:
-            echo = self._echoes[index]
+        if index not in self._aligners:
+            whole = self._echoes[index]
+            echo = Echo() if tokens.is_replayed else whole
             has_tokens = answer.logprobs or answer.provenance
             self._aligners[index] = (
-                TokenAligner(answer.spelling, len(echo.text)) if has_tokens else None
+                TokenAligner(answer.spelling, len(whole.text)) if has_tokens else None
             )
         aligner = self._aligners[index]
         placed = [] if aligner is None else aligner.feed(tokens)
+        if tokens.is_replayed:  # the client has its text
+            tokens, placed = replace(tokens, ids=(), text="", prompt_logprobs=()), []
         text = echo.text + tokens.text
         ids = list(tokens.ids) if answer.token_ids else []
         if not (text or placed or ids or tokens.prompt_logprobs or tokens.finish):
             return
+        is_first = index not in self._shown
+        self._shown.add(index)
         choice: TextChoice = {
             "index": index,
             "text": text,

@@ -48,10 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_plan(commands)
-    models = commands.add_parser("models", help="list models, downloads and packed caches")
+    models = commands.add_parser("models", help="list models, downloads and the cache")
     pull = commands.add_parser("pull", help="download a model (and its draft) ahead of time")
     pull.add_argument("id", metavar="ID", help="id of the registry, or hub id (owner/name)")
-    prune = commands.add_parser("prune", help="remove packed caches; they are made again on use")
+    prune = commands.add_parser("prune", help="empty the cache, which is filled again on use")
     prune.add_argument("--yes", action="store_true", help="do not ask")
     for command in (models, pull):
         _add_config(command)

@@ -10,6 +10,7 @@ import huggingface_hub
 import rich.console
 from huggingface_hub.errors import CacheNotFound
 
+from engine.cache_files import check_cache
 from engine.messages import LoadProgress
 from engine.weights import hub
 from server.cli.console import Console, size_text, table
@@ -24,7 +25,7 @@ EXIT_DOES_NOT_FIT = 2
 
 
 def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """List the models of the registry with their downloads, and the packed caches."""
+    """List the models of the registry with their downloads, and the entries of the cache."""
     entries = list(Registry(_read_entries(args, env)).entries.values())
     print(_registry_table(entries, _downloads()))
     from engine.streaming import packed_cache  # imports torch, which `pull` does not need
@@ -58,6 +59,7 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
     from engine.planning.preview import WhatIf, preview
     from server.cli import plan_table
 
+    check_cache()
     spec = _find_entry(args.model, _read_entries(args, env)).spec
     what_if = WhatIf(args.device_memory, args.ram, args.link_gbps, args.users)
     try:
@@ -73,17 +75,19 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
 
 
 def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """Remove the packed caches, after asking on the terminal."""
+    """Remove the entries of the cache, after asking on the terminal."""
     from engine.streaming import packed_cache  # imports torch, which `pull` does not need
 
     packed_cache.remove_leftovers()
     packed = packed_cache.entries()
     if not packed:
-        print("There are no packed caches.")
+        print("The cache is empty.")
         return 0
     print(_packed_table(packed))
     total = size_text(sum(entry.nbytes for entry in packed))
-    if not args.yes and not _confirm(f"Remove {len(packed)} packed caches ({total})? [y/N] "):
+    if not args.yes and not _confirm(
+        f"Remove {len(packed)} entries of the cache ({total})? [y/N] "
+    ):
         return 1
     for entry in packed:
         packed_cache.remove(entry)
@@ -123,10 +127,22 @@ def _registry_table(entries: Sequence[ModelEntry], downloads: Mapping[str, int])
 
 def _packed_table(packed: "Sequence[CacheEntry]") -> str:
     rows = [
-        (entry.model, size_text(entry.nbytes), _day(entry.last_used), str(entry.path))
+        (
+            entry.model,
+            _content(entry),
+            size_text(entry.nbytes),
+            _day(entry.last_used),
+            str(entry.path),
+        )
         for entry in packed
     ]
-    return table(("PACKED", "SIZE", "LAST USED", "PATH"), rows)
+    return table(("CACHED", "CONTENT", "SIZE", "LAST USED", "PATH"), rows)
+
+
+def _content(entry: "CacheEntry") -> str:
+    if entry.is_packed:
+        return "packed weights"
+    return "made of a GGUF file" if entry.is_usable else "made of a GGUF file that is gone"
 
 
 def _day(seconds: float) -> str:

@@ -6,6 +6,7 @@ Modules of the engine are imported on first use, because they load torch.
 import json
 from collections import Counter
 from dataclasses import asdict
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from engine.planning.plan import Plan
     from engine.planning.preview import Preview
 
+LONGEST_NOTE = 60  # characters
 Row = tuple[str, str, str]  # name, figure, note
 
 
@@ -40,7 +42,7 @@ def show(found: "Preview", console: Console) -> None:
     table.add_section()
     _add_rows(table, speed_rows(found))
     table.add_section()
-    _add_rows(table, [(a.what, a.figure, a.source) for a in found.assumptions])
+    _add_rows(table, assumption_rows(found))
     console.print(table)
     console.print(advice(found))
 
@@ -97,6 +99,32 @@ def speed_rows(found: "Preview") -> list[Row]:
         (f"{own.users} users", f"{own.tokens_per_second_all:.1f} tokens/s", "together"),
         ("first token", f"{own.first_token_seconds:.2f} s", f"of a prompt of {prompt:,} tokens"),
     ]
+
+
+def assumption_rows(found: "Preview") -> list[Row]:
+    """Return the rows with what the forecast depends on.
+
+    How stored weights travel is said in a few words: the log and the JSON have it in full.
+    """
+    from engine.planning.preview import IN_CHECKPOINT, STORED
+
+    rows = []
+    for one in found.assumptions:
+        figure, note = one.figure, one.source
+        if one.what == STORED and one.source == IN_CHECKPOINT:
+            figure, note = "expanded when read", one.figure.partition(": ")[2]
+        elif one.what == STORED:
+            figure, note = _form(found), one.figure
+        rows.append((one.what, figure, shorten(note, LONGEST_NOTE, placeholder=" ...")))
+    return rows
+
+
+def _form(found: "Preview") -> str:
+    """Return in a few words in which form packed weights travel."""
+    if not found.scheme.packed:
+        return "expanded at load"
+    is_resident = set(found.scheme.plan.tiers) == {"resident"}
+    return "packed on the device" if is_resident else "travel packed"
 
 
 def advice(found: "Preview") -> str:

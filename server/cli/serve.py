@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from engine.cache_files import check_cache
 from engine.errors import EngineError
 from engine.messages import ModelInfo
 from server.cli.console import Console
@@ -148,6 +149,7 @@ def serve(
         "insecure": args.insecure or None,
     }
     settings = load_settings(folders, env, options)
+    check_cache()
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
     registry = open_registry(folders, settings)

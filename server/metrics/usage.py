@@ -13,10 +13,13 @@ class Totals:
         num_choices: the number of choices that will finish, also those that are not shown.
         seed: the seed, reported so that the answer can be reproduced.
         num_prompt: the number of tokens of all prompts.
+        num_given: the number of tokens that the client has given, of answers that go on. They count
+            in the usage, but not in the figures of the work that was done.
     """
 
-    def __init__(self, num_choices: int, seed: int, num_prompt: int) -> None:
+    def __init__(self, num_choices: int, seed: int, num_prompt: int, num_given: int = 0) -> None:
         self.num_emitted = 0
+        self._num_given = num_given
         self._num_choices = num_choices
         self._seed = seed
         self._num_prompt = num_prompt
@@ -29,7 +32,8 @@ class Totals:
 
     def add(self, tokens: Tokens) -> None:
         """Count tokens of a choice, and add the statistics that come with its last ones."""
-        self.num_emitted += len(tokens.ids)
+        if not tokens.is_replayed:
+            self.num_emitted += len(tokens.ids)
         if tokens.finish is None or tokens.stats is None:
             return
         if tokens.choice == 0:  # the choices of a prompt share its tokens
@@ -65,10 +69,11 @@ class Totals:
 
     def counts(self) -> Usage:
         """Return the numbers of tokens so far; a prompt counts once for all its choices."""
+        completion = self._num_given + self.num_emitted
         counts: Usage = {
             "prompt_tokens": self._num_prompt,
-            "completion_tokens": self.num_emitted,
-            "total_tokens": self._num_prompt + self.num_emitted,
+            "completion_tokens": completion,
+            "total_tokens": self._num_prompt + completion,
         }
         if self._begun:
             counts["prompt_tokens_details"] = {"cached_tokens": sum(self._begun.values())}

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from server.schemas.chat_messages import AssistantMessage, ChatMessage, LeftOutPart, ToolMessage
+from server.schemas.continuing import ContinuedBody
 from server.schemas.fields import (
     Body,
     Content,
@@ -43,7 +44,7 @@ class Prediction(Body):
     content: Content
 
 
-class ChatRequest(StructuredBody, ReasoningBody, GenerationBody):
+class ChatRequest(StructuredBody, ReasoningBody, ContinuedBody, GenerationBody):
     """The body of a request that continues a conversation."""
 
     messages: Annotated[

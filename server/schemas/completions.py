@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from server.schemas.continuing import ContinuedBody
 from server.schemas.fields import GenerationBody, Int, field_error, none_if_minus_one, refuse_if_set
 from server.schemas.limits import MAX_IDS, MAX_PROMPTS
 from server.schemas.structured import StructuredBody
@@ -49,7 +50,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(StructuredBody, GenerationBody):
+class CompletionRequest(StructuredBody, ContinuedBody, GenerationBody):
     """The body of a request that continues texts or token ids."""
 
     prompt: Prompt | None = None  # null stands for an empty text

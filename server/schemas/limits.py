@@ -16,6 +16,7 @@ MAX_VALUES = MAX_IDS + 100
 MAX_MESSAGES = 20_000
 MAX_TOOLS = 20_000  # agents offer some hundreds; the size of the body bounds them first
 MAX_PROMPTS = 2048  # of one request; evaluation harnesses send some hundreds
+MAX_CONTINUED = 20_000  # choices with tokens to go on after
 MAX_CHOICES = 20_000  # strings of `structured_outputs.choice`; all become one grammar
 MAX_STOPS = 1024  # stop strings of one request; all are looked for at every token
 MAX_STOP_LENGTH = 65_536  # characters of all stop strings of a request

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from server.schemas.chat_messages import LeftOutPart
+from server.schemas.continuing import UncontinuedBody
 from server.schemas.documents import ResultDocument, SearchResult, UserDocument
 from server.schemas.fields import (
     Body,
@@ -271,7 +272,7 @@ class CountTokensRequest(ReasoningBody, GenerationBody):
         return config.format if config is not None and config.format else self.output_format
 
 
-class MessagesRequest(CountTokensRequest):
+class MessagesRequest(UncontinuedBody, CountTokensRequest):
     """The body of a request that continues a conversation."""
 
     max_tokens: GivenTokenLimit

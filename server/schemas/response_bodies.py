@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from server.schemas.chat_messages import LeftOutPart
+from server.schemas.continuing import UncontinuedBody
 from server.schemas.fields import (
     Arguments,
     Body,
@@ -310,7 +311,7 @@ class Reasoning(Body):
     max_tokens: ThinkingBudget = None
 
 
-class ResponseRequest(ReasoningBody, GenerationBody):
+class ResponseRequest(ReasoningBody, UncontinuedBody, GenerationBody):
     """The body of a request that continues a conversation, which it holds whole.
 
     The server stores nothing of it.

@@ -3,8 +3,10 @@
 `main` is the entry point for `EngineClient`. The id of a spec can ask for a failure of the load.
 """
 
+import contextlib
 import logging
 import os
+import resource
 import signal
 import threading
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ from engine.streaming.recheck import Rechecks
 
 log = logging.getLogger("engine.fake")
 
+_hoard: list[bytearray] = []  # what `EXHAUST` has allocated
+
 VOCAB_SIZE = 1000
 CONTEXT_LENGTH = 64
 
@@ -43,16 +47,20 @@ REPORT = 908  # one token whose text has the aborted ids and OMP_WAIT_POLICY
 AUDIT = 909  # an answer whose audit waits for another request, and is reported after it
 KILL_LATER = 910  # a pass that kills the process before the third token
 KILL_OTHERS = 911  # a pass that kills the process if it has another request too
+EXHAUST = 912  # a pass that allocates all memory that the process may have
 
 UNLOADABLE = "unloadable"  # ModelError at once
 DEADBORN = "deadborn"  # the process dies while it loads
 BROKEN = "broken"  # an unexpected exception, and a thread that would keep the process alive
 SLOW = "slow"  # the load never ends
+CHANGING = "changing"  # each load has another fingerprint
 ONCE = "once"  # loads once; ModelError in later loads
+DIES_ONCE = "dies once"  # its second load dies, and others succeed
+STOPS_ONCE = "stops once"  # its second load is stopped by a signal, and others succeed
 
 
 def fake_spec(name: str = "fake", folder: Path | str = "") -> ModelSpec:
-    """Return a spec for `main`. In `folder`, `ONCE` records that it was loaded."""
+    """Return a spec for `main`. In `folder`, some models count how often they were loaded."""
     return ModelSpec(name, TargetSpec(str(folder)))
 
 
@@ -118,7 +126,7 @@ class FakeEngine:
             max_sequences=8,
             eos_token_ids=(0,),
             numerics="strict",
-            fingerprint="fake",
+            fingerprint=f"fake {os.getpid()}" if spec.id == CHANGING else "fake",
             tokenizer_path="",
             plan="nothing anywhere",
         )
@@ -209,6 +217,8 @@ class FakeEngine:
         self._walk_unit()
         if request.order == STALL:
             threading.Event().wait()
+        if request.order == EXHAUST:
+            _exhaust()
         if request.order == RAISE:
             raise ZeroDivisionError("no such layer")
         if (
@@ -248,6 +258,19 @@ class FakeEngine:
         return ",".join([*self._aborted, os.environ.get("OMP_WAIT_POLICY", "")])
 
 
+def _exhaust() -> None:
+    """Allocate until the system refuses, and then until Python has no free object either."""
+    threading.Thread(target=threading.Event().wait).start()  # keeps the process if it can
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    for size in (1 << 20, 1 << 10, 1):
+        with contextlib.suppress(MemoryError):
+            while True:
+                _hoard.append(bytearray(size))
+    _hoard.append(bytearray(1 << 24))
+
+
 def _stats(prompt_tokens: int, completion_tokens: int) -> Stats:
     return Stats(
         prompt_tokens=prompt_tokens,
@@ -272,8 +295,11 @@ def _fail_if_asked(spec: ModelSpec) -> None:
         os._exit(9)
     if spec.id == SLOW:
         threading.Event().wait()
-    if spec.id == ONCE:
-        loaded = Path(spec.target.source) / "loaded"
-        if loaded.exists():
+    if spec.id in (ONCE, DIES_ONCE, STOPS_ONCE):
+        loads = Path(spec.target.source) / "loads"
+        number = int(loads.read_text()) + 1 if loads.exists() else 1
+        loads.write_text(str(number))
+        if spec.id == ONCE and number > 1:
             raise ModelError("model.safetensors: gone")
-        loaded.touch()
+        if spec.id != ONCE and number == 2:
+            os.kill(os.getpid(), signal.SIGSTOP if spec.id == STOPS_ONCE else signal.SIGABRT)

@@ -20,6 +20,7 @@ from engine.weights.packing import dense_layout, expand
 from engine.weights.units import CheckpointUnits
 
 Array = NDArray[Any]
+Arrays = dict[str, Array]
 Kind = GGMLQuantizationType
 F32 = GGMLQuantizationType.F32
 
@@ -251,6 +252,34 @@ def write_keys(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Array]
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def rewrite(
+    path: Path,
+    out: Path,
+    keys: Mapping[str, Any],
+    change: Callable[[Arrays], object] = lambda _: None,
+) -> Path:
+    """Write a copy of a GGUF file with other values of some keys, and with changed tensors."""
+    reader = gguf.GGUFReader(path)
+    name = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(out, name)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture" and key not in keys:
+            writer.add_key_value(key, field.contents(), field.types[0], [*field.types, None][1])
+    for key, value in keys.items():
+        if value is not None:
+            kind, items = gguf.GGUFValueType.get_type, value if isinstance(value, list) else [0]
+            writer.add_key_value(key, value, kind(value), kind(items[0]))
+    tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    change(tensors)
+    for key, values in tensors.items():
+        writer.add_tensor(key, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
 
 
 def _items(value: Any) -> gguf.GGUFValueType | None:

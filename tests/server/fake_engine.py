@@ -5,7 +5,7 @@ template.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
@@ -23,11 +23,12 @@ from engine.messages import (
     SamplingParams,
     Speculation,
     Stats,
+    Tail,
     TokenLogprob,
     Tokens,
 )
 from engine.process.admission import check_request
-from engine.process.client import EngineClient
+from engine.process.client import NOTHING, EngineClient
 from engine.process.engine_process import EngineCallbacks, State
 from engine.process.token_stream import EventQueue, TokenStream
 from engine.spec import ModelSpec
@@ -236,6 +237,7 @@ class FakeEngine:
         speculation: Speculation = AUTO,
         prediction: Sequence[int] = (),
         answer_format: AnswerFormat | None = None,
+        continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
@@ -244,8 +246,17 @@ class FakeEngine:
             raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
         if self.script.refuse is not None:
             raise self.script.refuse
+        tails = [Tail(own, tuple(continued[own]), is_read=False) for own in sorted(continued)]
         message = Generate(
-            request_id, tuple(prompt), params, n, key, speculation, tuple(prediction), answer_format
+            request_id,
+            tuple(prompt),
+            params,
+            n,
+            key,
+            speculation,
+            tuple(prediction),
+            answer_format,
+            emitted=tuple(tails),
         )
         check_request(message, self.info)
         if len(self.running) >= self.max_queue:
@@ -322,12 +333,16 @@ class FakeEngine:
             answer_format=message.answer_format,
         )
         script = list(self.script.answers(choice)) if params.max_tokens != 0 else []
+        given = {tail.choice: tail.ids for tail in message.emitted}.get(choice, ())
         passes: list[Tokens] = []
         if params.max_tokens == 0:
             stats = _stats(message, 0, 1)
             passes.append(Tokens(message.request_id, choice, (), "", finish="length", stats=stats))
         while not passes or passes[-1].finish is None:
-            burst, script = script[: self.script.burst], script[self.script.burst :]
+            is_replayed = bool(given) and not passes
+            length = len(given) if is_replayed else self.script.burst
+            burst, script = script[:length], script[length:]
+            assert not is_replayed or tuple(burst) == given, "not what the script says"
             text, ids, finish, reason, lookahead = "", [], None, None, ""
             for token in burst or [ord(".")]:
                 verdict = rules.push(token)
@@ -353,9 +368,10 @@ class FakeEngine:
                     stats=None
                     if finish is None
                     else _stats(message, rules.num_tokens, len(passes) + 1),
+                    is_replayed=is_replayed,
                 )
             )
-        if params.prompt_logprobs is not None and choice == 0:
+        if params.prompt_logprobs is not None and choice == 0 and not given:
             scores = [_logprob(t, 0, params.prompt_logprobs) for t in message.prompt[1:]]
             passes[0] = replace(passes[0], prompt_logprobs=(None, *scores))
         return passes

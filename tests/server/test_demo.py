@@ -231,6 +231,7 @@ def test_reasoning_is_separated_from_content_and_counted(client: openai.OpenAI) 
     assert not hasattr(quiet.choices[0].message, "reasoning_content")
 
 
+@pytest.mark.slow
 def test_the_demo_with_a_long_context_answers_the_same_without_a_draft(
     client: openai.OpenAI,
 ) -> None:

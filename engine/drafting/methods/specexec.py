@@ -8,7 +8,6 @@ def needs(context: PlanContext) -> DraftNeeds:
     """Return the memory that the draft model takes. Its config.json is enough."""
     from engine.model.guard import check_decoder
     from engine.model.library import build_of_folder
-    from engine.weights.config_file import CONFIG_NAME
     from engine.weights.family import kv_shape, read_config
     from engine.weights.hub import locate
     from engine.weights.outline import Outline
@@ -17,7 +16,7 @@ def needs(context: PlanContext) -> DraftNeeds:
     folder = locate(context.draft.source, context.draft.revision)
     config = read_config(folder)
     model = build_of_folder(folder, config, context.dtype, strict=False)
-    check_decoder(config, folder / CONFIG_NAME)
+    check_decoder(config, folder)
     outline = Outline(model, context.dtype, None, {}, slice_bytes=None)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,

@@ -15,7 +15,6 @@ from engine.model.guard import check_decoder
 from engine.model.library import build_of_folder
 from engine.model.resident import bind_resident
 from engine.text.tokenizer import read_tokenizer
-from engine.weights.config_file import CONFIG_NAME
 from engine.weights.family import kv_shape, read_config
 from engine.weights.hub import resolve
 from engine.weights.units import CheckpointUnits
@@ -40,7 +39,7 @@ class SeparateDraft:
         self.config = read_config(self.folder)
         self._check_vocabulary()
         self.model = build_of_folder(self.folder, self.config, context.dtype, strict=False)
-        check_decoder(self.config, self.folder / CONFIG_NAME)
+        check_decoder(self.config, self.folder)
         # It stays on the device, where it is read in every step: so its weights are dense.
         self.units = CheckpointUnits(self.folder, self.model, context.dtype).expanded()
 

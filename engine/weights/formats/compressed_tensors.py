@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError, shown
+from engine.weights.config_place import ConfigError
 from engine.weights.formats.groups import (
     AGAIN,
     EXPONENTS,
@@ -359,9 +360,8 @@ def _object(values: Mapping[str, Any], key: str, path: str) -> Mapping[str, Any]
     """Return the object of a key; empty if it is null or missing."""
     found = values.get(key) or {}
     if not isinstance(found, Mapping):
-        raise ModelError(
-            f"config.json: quantization_config.{shown(path + key)}: an object is expected, found "
-            f"{shown(found)}"
+        raise ConfigError(
+            f"quantization_config.{path}{key}", f": an object is expected, found {shown(found)}"
         )
     return found
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError, shown
+from engine.weights.config_place import ConfigError
 from engine.weights.formats.groups import (
     AGAIN,
     EXPONENTS,
@@ -89,9 +90,9 @@ def _block(quantization: QuantizationConfig) -> Block | None:
     if sizes is None:
         return None
     if not is_block(sizes):
-        raise ModelError(
-            "config.json: quantization_config.weight_block_size: two sizes are expected, found "
-            f"{shown(sizes)}"
+        raise ConfigError(
+            "quantization_config.weight_block_size",
+            f": two sizes are expected, found {shown(sizes)}",
         )
     return sizes[0], sizes[1]
 

@@ -11,7 +11,7 @@ Source: convert_hf_to_gguf.py and gguf-py/gguf/tensor_mapping.py of llama.cpp.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
+from engine.weights.config_place import ConfigError
 from engine.weights.gguf_blocks import count_damaged, expand_blocks, expand_into
 from engine.weights.gguf_checkpoint import BlockTensor, GgufCheckpoint
-from engine.weights.gguf_config import ARCHITECTURES, FAMILY, METHOD, TYPED, Architecture
+from engine.weights.gguf_config import ARCHITECTURES, METHOD, OUTSIDE, TYPED, Architecture
 from engine.weights.gguf_file import TYPES, BlockType
+from engine.weights.gguf_keys import FAMILY
 from engine.weights.layout import Fields
 from engine.weights.safetensors import Checkpoint, StoredRows, StoredTensor
 from engine.weights.sources import Source, plain_source
@@ -77,9 +79,10 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
     """Return the packed fields of the matrices in blocks, whose types config.json lists."""
     family, types = ARCHITECTURES.get(str(quantization.get(FAMILY))), quantization.get(TYPED)
     if family is None or not isinstance(types, dict):
-        raise ModelError(
-            f"config.json: quantization_config of {METHOD} has no {FAMILY} and {TYPED} as it is "
-            "made from a GGUF file. Give that file"
+        raise ConfigError(
+            "quantization_config",
+            f" of {METHOD} has no {FAMILY} and {TYPED} as it is made from a GGUF file. Give that "
+            "file",
         )
     kinds: dict[str, list[str]] = defaultdict(list)
     for name, kind in types.items():
@@ -104,7 +107,7 @@ def _target(family: Architecture, name: str) -> tuple[str, str]:
     layer = _LAYER.fullmatch(name)
     if layer is None:
         whole, _, suffix = name.rpartition(".")
-        return (f"{_OUTSIDE[whole]}.{suffix}" if whole in _OUTSIDE else name), ""
+        return (f"{OUTSIDE[whole]}.{suffix}" if whole in OUTSIDE else name), ""
     number, part, suffix = layer.groups()
     prefix = f"model.layers.{number}"
     if part in _FUSED:
@@ -136,11 +139,6 @@ def _suffix(kind: str, *, turned: bool) -> str:
 
 
 _BLOCKS = {type_.name: type_ for type_ in TYPES.values() if not type_.is_plain}
-_OUTSIDE: Mapping[str, str] = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
 
 
 def _change(checkpoint: GgufCheckpoint, family: Architecture, name: str) -> Change | None:
@@ -252,14 +250,9 @@ def _experts(checkpoint: GgufCheckpoint, family: Architecture, name: str) -> Sou
     with the weights of the family's experts transposed or not.
     """
     stored = checkpoint.tensors[name]
-    if len(stored.shape) < 2:
-        raise ModelError(f"{stored.file}: {name} has shape {list(stored.shape)}. {_AGAIN}")
     if _DOWN in name:
         return _fused(checkpoint, (stored,), family)
-    up = checkpoint.tensors.get(name.replace(_GATE, _UP))
-    if up is None or _dense_shape(up) != _dense_shape(stored):
-        raise ModelError(f"{stored.file}: {name} has no up part of its shape. {_AGAIN}")
-    return _fused(checkpoint, (stored, up), family)
+    return _fused(checkpoint, (stored, checkpoint.tensors[name.replace(_GATE, _UP)]), family)
 
 
 def _fused(checkpoint: Checkpoint, parts: tuple[StoredTensor, ...], family: Architecture) -> Source:

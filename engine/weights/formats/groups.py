@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError, shown
+from engine.weights.config_place import ConfigError
 from engine.weights.safetensors import Checkpoint, StoredTensor
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -112,9 +113,9 @@ def group_size(quantization: Mapping[str, Any]) -> int | None:
     if size in (None, -1):
         return None
     if type(size) is not int or size < 1:
-        raise ModelError(
-            "config.json: quantization_config.group_size: -1 or at least 1 is expected, found "
-            f"{shown(size)}"
+        raise ConfigError(
+            "quantization_config.group_size",
+            f": -1 or at least 1 is expected, found {shown(size)}",
         )
     return size
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from engine.errors import ModelError, shown
+from engine.errors import shown
+from engine.weights.config_place import ConfigError
 from engine.weights.formats.scaled_codes import ScaledLayout, merged
 from engine.weights.layout import Fields
 from engine.weights.mapping import linear_modules
@@ -55,8 +56,8 @@ def names_of(quantization: Mapping[str, Any], *keys: str) -> list[str]:
     for key in keys:
         names = quantization.get(key) or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ModelError(
-                f"config.json: quantization_config.{key}: names are expected, found {shown(names)}"
+            raise ConfigError(
+                f"quantization_config.{key}", f": names are expected, found {shown(names)}"
             )
         found += names
     return found

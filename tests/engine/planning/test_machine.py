@@ -6,9 +6,9 @@ import pytest
 
 from engine.errors import ModelError
 from engine.planning import machine
-from engine.planning.machine import CPU_DEVICE_SHARE, RAM_SHARE, available_memory
+from engine.planning.machine import CPU_DEVICE_SHARE, DEVICE_SHARE, RAM_SHARE, available_memory
 from engine.streaming.cpu_link import CpuDevice
-from engine.streaming.device import choose_device
+from engine.streaming.device import OwnMemory, choose_device
 
 CPU = CpuDevice()
 MIB = 1 << 20
@@ -38,6 +38,26 @@ def group(folder: Path, *, limit: str | int, used: int = 0, version: int = 2) ->
 
 def free() -> int:
     return available_memory(CPU).ram
+
+
+class CachingDevice(CpuDevice):
+    """A card of 8 GiB whose allocator has kept 1.6 GiB of freed tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = 1600 * MIB
+
+    def own_memory(self) -> OwnMemory:
+        return OwnMemory(free=7800 * MIB - self.kept, runtime=300 * MIB)
+
+    def give_back_freed(self) -> None:
+        self.kept = 0
+
+
+def test_memory_that_measurements_have_freed_is_free(cgroups: Path) -> None:
+    found = available_memory(CachingDevice())
+    assert found.has_own_memory
+    assert found.device == int(7800 * MIB * DEVICE_SHARE)
 
 
 def test_without_limits_the_free_ram_counts(cgroups: Path) -> None:

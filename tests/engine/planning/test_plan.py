@@ -446,3 +446,15 @@ def test_a_plan_takes_no_more_than_there_is_and_no_less_than_needed(
     assert found.host_bytes <= 1 << 40
     assert found.num_pages * PAGE >= min(context, SHORTEST_CONTEXT) + scratch
     assert not travels or found.slots >= 2
+
+
+@pytest.mark.parametrize(
+    "device", [ALL + KV + ROOM, ALL + KV, ALL // 2 + KV, 3 * LAYER + KV + ROOM]
+)
+@pytest.mark.parametrize("pages", [16, 40, 128])
+def test_a_plan_keeps_the_kv_pages_of_the_process_before(device: int, pages: int) -> None:
+    assert plan(device, kv_pages=pages).num_pages == pages
+
+
+def test_kv_pages_that_do_not_fit_any_more_are_fewer() -> None:
+    assert plan(3 * LAYER + ROOM + KV // 2, kv_pages=128).num_pages < 128

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 
 import pytest
 
@@ -58,3 +59,16 @@ def test_a_flood_of_requests_leaves_time_for_passes(
         [request("c")],
         [],
     ]
+
+
+def test_the_process_ends_if_there_is_no_memory_for_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full:
+        def recv(self) -> Inbound:
+            raise MemoryError
+
+    codes: SimpleQueue[int] = SimpleQueue()
+    monkeypatch.setattr(worker, "_exit", codes.put)
+    _Inbox(Full())  # type: ignore[arg-type]  # only its `recv` is called
+    assert codes.get(timeout=60) == worker.EXIT_CRASHED

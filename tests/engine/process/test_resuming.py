@@ -16,7 +16,15 @@ from engine.process.client import EngineClient
 from engine.process.engine_process import EngineCallbacks
 from engine.process.suspects import GOOD_TOKENS
 from engine.process.token_stream import RunningRequest
-from tests.engine.fake_engine import ENDLESS, KILL, KILL_LATER, KILL_OTHERS, ONCE, SPIN
+from tests.engine.fake_engine import (
+    CHANGING,
+    ENDLESS,
+    KILL,
+    KILL_LATER,
+    KILL_OTHERS,
+    ONCE,
+    SPIN,
+)
 from tests.engine.process.conftest import PARAMS, MakeClient, child_pid, exhaust
 
 Stream = AsyncGenerator[Tokens, None]
@@ -99,14 +107,55 @@ async def test_a_request_is_sent_again_with_the_tails_of_unfinished_choices(
 ) -> None:
     message = Generate("r", (3, 4), PARAMS, 3)
     request = RunningRequest(message, asyncio.Queue(), None, None, max_tokens=62)
-    assert request.next_message() == message
+    assert request.next_message("us-1") == message
     for own in sent:
         request.deliver(tokens_of(*own))
     request.lose()
+    assert request.can_run_on("us-1") and request.can_run_on("us-2") == (not tails)
     params = replace(PARAMS, max_tokens=62 if tails else None)
-    assert request.next_message() == replace(
+    assert request.next_message("us-1") == replace(
         message, request_id="r.2", params=params, emitted=tails
     )
+
+
+async def test_tokens_that_a_client_gave_are_replayed_until_they_are_read() -> None:
+    given = (Tail(0, (5,), is_read=False), Tail(1, (), is_read=False), Tail(2, (6,), is_read=False))
+    message = Generate("r", (3, 4), PARAMS, 3, emitted=given, is_continued=True)
+    request = RunningRequest(message, asyncio.Queue(), None, None, max_tokens=62)
+    assert request.can_run_on("us-1")
+    assert request.next_message("us-1").emitted == given
+    assert not request.can_run_on("us-2"), "the first engine had given these tokens"
+    request.deliver(replace(tokens_of(0, (5,)), is_replayed=True))
+    request.deliver(tokens_of(0, (7,)))
+    request.deliver(tokens_of(1, (8,)))
+    assert request.num_new == 2
+    request.lose()
+    again = request.next_message("us-1")
+    assert again.emitted == (Tail(0, (5, 7)), Tail(1, (8,)), given[2])
+    assert again.is_continued
+    request.deliver(replace(tokens_of(2, (6,), "stop"), is_replayed=True))
+    assert request.num_unfinished == 2
+
+
+async def test_an_answer_does_not_go_on_in_an_engine_with_another_fingerprint(
+    clients: MakeClient,
+) -> None:
+    client = clients(CHANGING)
+    before = await client.start()
+    begun = client.generate("begun", [ENDLESS], PARAMS)
+    await anext(begun)
+    new = client.generate("new", LONG, PARAMS)
+    await kill(client)
+    after = await client.ready(60)
+    assert after.fingerprint != before.fingerprint
+    with pytest.raises(EngineDied) as caught:
+        await exhaust(begun)
+    message, code = str(caught.value), caught.value.code
+    assert code == "engine_died"
+    assert before.fingerprint in message and after.fingerprint in message
+    assert "Send the request again" in message
+    assert await rest(new) == {0: LONG}, "nothing was sent yet"
+    assert client.num_outstanding == 0
 
 
 async def test_lost_requests_go_first_and_past_the_limit_of_the_queue(clients: MakeClient) -> None:

@@ -34,6 +34,34 @@ def test_a_request_that_was_alone_at_its_second_death_is_refused(
     assert not history.is_refused("another", now=10.0)
 
 
+@pytest.mark.parametrize(
+    ("deaths", "is_refused"),
+    [
+        ([(True, False), (True, True), (True, True), (True, True)], False),
+        ([(True, False), (True, True), (True, False)], True),
+        ([(False, False), (True, True), (False, False), (True, True)], False),
+        ([(True, True)] * 5, True),
+        ([(True, True)] * 4 + [(False, True)], False),
+    ],
+)
+def test_a_request_that_gets_further_after_each_death_is_refused_at_the_fifth(
+    deaths: list[tuple[bool, bool]], is_refused: bool
+) -> None:
+    history = DeathHistory()
+    for now, (alone, progressed) in enumerate(deaths):
+        history.record("request", now, was_alone=alone, has_progressed=progressed)
+    assert history.is_refused("request", now=10.0) == is_refused
+
+
+def test_a_request_is_not_refused_for_deaths_before_its_first_pass_until_there_are_many() -> None:
+    history = DeathHistory()
+    for now in range(4):
+        history.record("waits", now, was_alone=True, has_run=False)
+        assert not history.is_refused("waits", now)
+    history.record("waits", 4, was_alone=True, has_run=False)
+    assert history.is_refused("waits", now=5.0)
+
+
 def test_the_deaths_of_an_answered_request_are_forgotten() -> None:
     history = DeathHistory()
     history.record("bystander", now=0.0, was_alone=True)

@@ -26,6 +26,15 @@ def test_the_first_pass_may_take_longer() -> None:
     assert Watchdog(now=0.0).remaining_s(300.0) <= 0
 
 
+def test_a_load_may_be_silent_for_some_minutes_however_short_passes_are() -> None:
+    watchdog = Watchdog(now=0.0, is_loading=True)
+    watchdog.record_pass(0.2)
+    assert watchdog.remaining_s(299.0) > 0
+    assert watchdog.remaining_s(300.0) <= 0
+    watchdog.end_load()
+    assert watchdog.remaining_s(30.0) <= 0
+
+
 def test_a_check_that_is_far_too_late_starts_the_timer_anew() -> None:
     watchdog = Watchdog(now=0.0)
     watchdog.record_pass(0.2)

@@ -387,23 +387,6 @@ def test_a_draft_is_chosen_if_no_method_is_set() -> None:
     assert mixture._drafting._model is None and "ngram" in mixture.info.draft_methods
 
 
-def test_api_20_the_fingerprint_depends_on_all_that_changes_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = checkpoint("llama")
-    found = [
-        load(folder, PLAIN).info.fingerprint,
-        load(folder, SUBSPEC).info.fingerprint,
-        load(folder, PLAIN, numerics="fast").info.fingerprint,
-        load(folder, PLAIN, target=TargetSpec(str(folder), quantize="nf4")).info.fingerprint,
-        load(checkpoint("llama", seed=1), PLAIN).info.fingerprint,
-    ]
-    monkeypatch.setattr("engine.runtime.target_files.__version__", "another")
-    found.append(load(folder, PLAIN).info.fingerprint)
-    assert found[0] == found[1], "it does not depend on the draft"
-    assert len(set(found)) == 5
-
-
 def test_logprobs_equal_those_of_transformers() -> None:
     folder, ids = checkpoint("llama"), prompt(12)
     params: dict[str, Any] = {"temperature": 1.5, "seed": 2, "top_k": 3, "logprobs": 4}

@@ -41,6 +41,9 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "min_tokens": {"ignore_eos": False, "min_tokens": 5, "stop_token_ids": (5, 17, 40, 90)},
 }
 
+# The quick tests leave these out of the longest test: other families have their parts too.
+ALIKE = ("qwen2", "qwen3", "mistral", "phi3", "granite", "mixtral", "gemma3")
+
 
 def drafts(family: str) -> dict[str, DraftSpec]:
     """Return good drafts, and one whose guesses are random."""
@@ -65,7 +68,13 @@ def requests() -> list[Any]:
     return [*asked, request("n", texts[0], n=3, temperature=1.0, seed=21)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[pytest.mark.slow] if family in ALIKE else [])
+        for family in FAMILIES
+    ],
+)
 def test_answers_with_every_draft_equal_those_of_plain_decoding(family: str) -> None:
     plain = load(checkpoint(family), PLAIN)
     want = alone(plain, requests())

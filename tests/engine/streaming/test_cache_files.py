@@ -1,11 +1,13 @@
 """Tests of the cache's files: only packed models are removed, and links are not followed."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from engine.cache_files import INDEX, lock, remove_folder, remove_stale, unit_name
+from engine.cache_files import INDEX, check_cache, lock, remove_folder, remove_stale, unit_name
+from engine.errors import ModelError
 from engine.streaming.packed_cache import entries, open_or_pack, remove, remove_leftovers
 from tests.engine.units import NumberedUnits
 
@@ -118,3 +120,23 @@ def test_only_the_owner_can_read_packed_files(
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "new"))
     path = pack_one()
     assert [folder.stat().st_mode & 0o077 for folder in (path, path.parent)] == [0, 0]
+
+
+def test_a_cache_is_made_and_may_be_read_only_once_it_has_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "new" / "cache"))
+    check_cache()
+    assert (tmp_path / "new" / "cache").is_dir() and not any((tmp_path / "new" / "cache").iterdir())
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ModelError, match=r"UNDERSTUDY_CACHE: .*new/cache: .*Permission denied"):
+        check_cache()
+    monkeypatch.undo()
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "new" / "cache"))
+    pack_one()
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    check_cache()

@@ -88,11 +88,29 @@ def test_the_folder_is_an_entry_of_the_cache_and_made_again(
     folder = resolve(str(written), None, silent).folder
     (entry,) = entries()
     assert (entry.path, entry.model, entry.is_packed) == (folder, "tiny", False)
+    assert entry.is_usable
     remove(entry)
     assert entries() == [] and not folder.exists() and written.exists()
     assert resolve(str(written), None, silent).folder == folder
     (folder / INDEX).unlink()  # as when its removal was interrupted
     assert resolve(str(written), None, silent).folder == folder and len(entries()) == 1
+
+
+def test_folders_of_files_that_are_gone_are_listed_and_removed_later(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    paths = copy_of(written, tmp_path, "moved.gguf", "changed.gguf", "kept.gguf", "late.gguf")
+    made = [resolve(str(path), None, silent).folder for path in paths]
+    paths[0].rename(tmp_path / "elsewhere.gguf")
+    os.utime(paths[1], (1, 1))
+    paths[3].unlink()
+    usable = {entry.path: entry.is_usable for entry in entries()}
+    assert usable == dict(zip(made, (False, False, True, False), strict=True))
+    for folder in made[:3]:
+        os.utime(folder / INDEX, (0, 0))  # not used for a long time
+    other = resolve(str(tmp_path / "elsewhere.gguf"), None, silent).folder
+    assert {entry.path for entry in entries()} == {made[2], made[3], other}
 
 
 def test_a_cache_that_cannot_be_written_to_is_named(

@@ -64,6 +64,35 @@ def test_the_error_of_a_port_in_use_names_the_port(capsys: Capture) -> None:
     assert "--port" in error
 
 
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["plan", "demo"]])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file", "it is not a folder"),
+        ("file/below", "Not a directory"),
+        ("link", "it is not a folder"),
+        ("/proc/understudy/cache", "No such file or directory"),
+        ("/proc", "No such file or directory"),
+        ("~nobody-has-this-name/cache", "home directory"),
+    ],
+)
+def test_a_cache_that_cannot_be_used_is_named_before_anything_is_loaded(
+    command: list[str],
+    place: str,
+    reason: str,
+    capsys: Capture,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (home / "file").touch()
+    (home / "link").symlink_to(home / "nothing")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", place)
+    assert main.main(command) == 1
+    error = capsys.readouterr().err
+    assert f"UNDERSTUDY_CACHE: {place}: cannot be used" in error
+    assert reason in error and "Set it to a folder" in error
+
+
 def test_a_host_that_others_can_reach_needs_keys(capsys: Capture) -> None:
     assert main.main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 1
     error = capsys.readouterr().err
@@ -144,7 +173,11 @@ def test_pull_of_an_unknown_model_fails(capsys: Capture) -> None:
 
 
 def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = [packed_cache.CacheEntry(Path("/cache/a"), "mine", 3 * 10**9, 0.0)]
+    gone = {"is_packed": False, "is_usable": False}
+    packed = [
+        packed_cache.CacheEntry(Path("/cache/a"), "mine", 3 * 10**9, 0.0),
+        packed_cache.CacheEntry(Path("/cache/b"), "other", 10**6, 0.0, **gone),
+    ]
     removed: list[packed_cache.CacheEntry] = []
     monkeypatch.setattr(packed_cache, "entries", lambda: packed)
     monkeypatch.setattr(packed_cache, "remove", removed.append)
@@ -155,7 +188,8 @@ def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.Monke
     assert main.main(["prune"]) == 0
     assert removed == packed
     assert main.main(["prune", "--yes"]) == 0
-    assert "3.0 GB" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3.0 GB" in out and "packed weights" in out and "a GGUF file that is gone" in out
 
 
 def test_prune_without_input_asks_for_the_option_yes(

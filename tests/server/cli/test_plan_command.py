@@ -60,6 +60,58 @@ def test_the_table_lists_memory_speeds_and_assumptions(capsys: Capture, folder: 
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
+def stored_in_blocks(folder: Path, *kinds: str) -> None:
+    """Let the configuration say that the layers' matrices are stored in these types of blocks."""
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    types = {
+        f"blk.{layer}.{part}.weight": kinds[index % len(kinds)]
+        for layer in range(28)
+        for index, part in enumerate(parts)
+    }
+    stored = {"quant_method": "gguf", "architecture": "qwen2", "tensors": types}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": stored}))
+
+
+def test_the_row_of_stored_weights_is_short_and_json_has_the_whole(
+    capsys: Capture, folder: Path
+) -> None:
+    kinds = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q8_0")
+    stored_in_blocks(folder, *kinds)
+    assert main.main(["plan", str(folder), *CARD]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (index for index, line in enumerate(lines) if "stored weights" in line)
+    (end,) = (index for index, line in enumerate(lines) if "  expanding  " in line)
+    assert "travel packed" in lines[row] and end - row <= 2
+    rows = {one["what"]: one for one in planned(capsys, str(folder), *CARD)["assumptions"]}
+    assert rows["stored weights"]["figure"] == ", ".join(kinds)
+    assert "because the forecast is" in rows["stored weights"]["source"]
+
+
+@pytest.mark.parametrize(
+    ("packed", "link", "advised"),
+    [
+        ("false", "4", ["stream.packed: false -> true"]),
+        ("true", "4", []),
+        (None, "4", []),
+        ("true", "25", ["stream.packed: true -> false"]),  # expanding takes longer than the link
+        ("false", "25", []),
+    ],
+)
+def test_the_other_form_of_packed_weights_is_advised_where_it_is_faster(
+    packed: str | None, link: str, advised: list[str], capsys: Capture, folder: Path
+) -> None:
+    stored_in_blocks(folder, "Q4_K")
+    models = folder.parent / "configs" / "models"
+    models.mkdir(parents=True)
+    stream = "" if packed is None else f"stream: {{packed: {packed}}}\n"
+    text = f'target: {{source: "{folder}"}}\ndraft: {{method: none}}\n{stream}'
+    (models / "mine.yaml").write_text(text)
+    changes = [
+        gain["change"] for gain in planned(capsys, "mine", *CARD, "--link-gbps", link)["gains"]
+    ]
+    assert [change for change in changes if change.startswith("stream.packed")] == advised
+
+
 def test_the_plan_fits_the_requested_memory(capsys: Capture, folder: Path) -> None:
     found = planned(capsys, str(folder), *CARD)
     plan = found["plan"]

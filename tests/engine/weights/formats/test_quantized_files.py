@@ -1,6 +1,7 @@
 """Tests that quantized checkpoints are read as the definitions of their formats say."""
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -214,6 +215,10 @@ def test_weights_of_modelopt_are_refused_by_name(
         ({Q: {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}}, "'marlin'"),
         ({Q: {"quant_method": "gptq", "bits": 4, "is_marlin_format": True}}, "'marlin'"),
         ({Q: {"quant_method": "gptq", "bits": 4, "group_size": "a"}}, "group_size: .*'a'"),
+        ({Q: {"quant_method": "gptq", "bits": "four"}}, "'gptq' with bits 'four'"),
+        ({Q: {"quant_method": "gptq", "bits": "4.5"}}, "'gptq' with bits '4.5'"),
+        ({Q: {"quant_method": "gptq", "bits": 4, "desc_act": "maybe"}}, f"{Q}.desc_act: true or"),
+        ({Q: {"quant_method": "gptq", "bits": 4, "group_size": "0"}}, f"{Q}.group_size: .* 0"),
         ({Q: {"quant_method": "awq", "bits": 3}}, "'awq' with bits 3"),
         ({Q: {"quant_method": "awq", "bits": 4, "version": "gemv"}}, "'awq' of version 'gemv'"),
         ({Q: {"quant_method": "awq", "backend": "llm-awq"}}, "llm-awq"),
@@ -234,12 +239,37 @@ def test_what_is_not_supported_is_refused_by_name(
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
     blueprint = Blueprint(ModelSpec("m", TargetSpec(str(tmp_path))), tmp_path)
-    with pytest.raises(ModelError, match=f"config.json: .*{message}"):
+    where = rf"^{re.escape(str(path))}: .*"
+    with pytest.raises(ModelError, match=where + message):
         blueprint.checkpoint_units()
     for weights in tmp_path.glob("*.safetensors"):
         weights.unlink()
-    with pytest.raises(ModelError, match=f"config.json: .*{message}"):
+    with pytest.raises(ModelError, match=where + message):
         assert blueprint.outlines
+
+
+def as_text(value: Any) -> Any:
+    """Return a configuration whose numbers and flags are written as text."""
+    if isinstance(value, dict):
+        return {key: as_text(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [as_text(own) for own in value]
+    return str(value) if isinstance(value, int) else value
+
+
+@pytest.mark.parametrize(
+    "kind", ["gptq4", "gptq4-order", "awq", "fp8-block", "ct-pack4-asymmetric", "ct-int8-group"]
+)
+def test_numbers_and_flags_may_be_written_as_text(kind: str, tmp_path: Path) -> None:
+    stored, plain = write(kind, "llama", tmp_path)
+    path = stored / "config.json"
+    values = json.loads(path.read_text())
+    text = as_text(values[Q])
+    assert text != values[Q]
+    path.write_text(json.dumps(values | {Q: text}))
+    expected, found = values_of(units_of(plain)), values_of(units_of(stored))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 # Damaged checkpoints

@@ -1,0 +1,61 @@
+"""The names in a GGUF file of the values of config.json that are made of its metadata.
+
+Messages about such a value name the metadata, since the user has no config.json.
+"""
+
+from collections.abc import Mapping
+
+EMBEDDING = "token_embd.weight"
+FAMILY = "architecture"  # key of the quantization_config: general.architecture
+# By the key of config.json: the metadata without `general.architecture`, which they begin with.
+_OWN: Mapping[str, str] = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "intermediate_size": "feed_forward_length",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "num_experts": "expert_count",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "layer_types": "attention.sliding_window_pattern",
+    "query_pre_attn_scalar": "attention.key_length",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+    "attention_multiplier": "attention.scale",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "partial_rotary_factor": "rope.dimension_count",
+    "rope_theta": "rope.freq_base",
+    "rope_parameters.sliding_attention.rope_theta": "rope.freq_base_swa",
+    "rope_type": "rope.scaling.type",
+    "rope_parameters": "rope.scaling.type",
+    "factor": "rope.scaling.factor",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+    "attention_factor": "rope.scaling.attn_factor",
+}
+# The names of other keys and of tensors, which are the same in all families.
+_WHOLE: Mapping[str, str] = {
+    "model_type": "general.architecture",
+    "vocab_size": EMBEDDING,
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
+    "tie_word_embeddings": "output.weight",
+    "attention_bias": "blk.0.attn_q.bias",
+    "mlp_bias": "blk.0.ffn_down.bias",
+    "short_factor": "rope_factors_short.weight",
+    "long_factor": "rope_factors_long.weight",
+}
+
+
+def metadata_names(architecture: str) -> dict[str, str]:
+    """Return the names in the file by the key of config.json, for this `general.architecture`."""
+    return {key: f"{architecture}.{name}" for key, name in _OWN.items()} | dict(_WHOLE)

@@ -1,0 +1,166 @@
+"""A check that the tensors of a GGUF file have the sizes that its metadata say.
+
+It needs the header alone, so that a file whose parts do not belong together is refused before
+anything is built of it, by the names that the file has.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from engine.errors import ModelError
+from engine.weights.gguf_config import ARCHITECTURES, DENSE_MLP, EXPERTS, Architecture
+from engine.weights.gguf_keys import EMBEDDING, metadata_names
+from engine.weights.gguf_model import Model, Values
+
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+_TOKENS = "tokenizer.ggml.tokens"
+_REMEDY = "Metadata and tensors are not of one model: download the file again, or use another"
+
+# A dimension is a sum of products of values of config.json.
+_Product = tuple[str, ...]
+_Dimension = tuple[_Product, ...]
+_Shape = tuple[_Dimension, ...]
+
+
+def _of(*keys: str) -> _Dimension:
+    return (keys,)
+
+
+_ROWS, _HIDDEN, _WIDTH = _of("vocab_size"), _of("hidden_size"), _of("intermediate_size")
+_HEADS, _HEAD = _of("num_attention_heads"), _of("head_dim")
+_QUERIES, _KEYS = (_of(f"num_{kind}_heads", "head_dim") for kind in ("attention", "key_value"))
+# Of experts. A configuration has one key of each two.
+_COUNT, _EXPERT = (
+    _of("num_experts|num_local_experts"),
+    _of("moe_intermediate_size|intermediate_size"),
+)
+
+_OUTSIDE: Mapping[str, _Shape] = {
+    EMBEDDING: (_ROWS, _HIDDEN),
+    "output.weight": (_ROWS, _HIDDEN),
+    "output_norm.weight": (_HIDDEN,),
+}
+# Of the weights of a layer: outputs, then inputs. A bias has the outputs alone.
+_SHAPES: Mapping[str, _Shape] = {
+    "attn_norm": (_HIDDEN,),
+    "attn_q": (_QUERIES, _HIDDEN),
+    "attn_k": (_KEYS, _HIDDEN),
+    "attn_v": (_KEYS, _HIDDEN),
+    "attn_qkv": (_QUERIES + _KEYS + _KEYS, _HIDDEN),
+    "attn_output": (_HIDDEN, _QUERIES),
+    "attn_q_norm": (_HEAD,),
+    "attn_k_norm": (_HEAD,),
+    "attn_sinks": (_HEADS,),
+    "post_attention_norm": (_HIDDEN,),
+    "ffn_norm": (_HIDDEN,),
+    "post_ffw_norm": (_HIDDEN,),
+    "ffn_gate": (_WIDTH, _HIDDEN),
+    "ffn_up": (_WIDTH, _HIDDEN),
+    "ffn_down": (_HIDDEN, _WIDTH),
+    "ffn_gate_inp": (_COUNT, _HIDDEN),
+    "ffn_gate_exps": (_COUNT, _EXPERT, _HIDDEN),
+    "ffn_up_exps": (_COUNT, _EXPERT, _HIDDEN),
+    "ffn_down_exps": (_COUNT, _HIDDEN, _EXPERT),
+}
+# The gate and up parts of one tensor.
+_BOTH: Mapping[str, _Shape] = {"ffn_up": (_WIDTH + _WIDTH, _HIDDEN)}
+
+
+def check_tensors(model: Model, values: Values) -> None:
+    """Raise `ModelError` unless the tensors are those of the layers and sizes of the metadata.
+
+    Tensors that the family has no place for are left to the reader of the checkpoint.
+
+    Args:
+        model: the metadata and the tensors of the file.
+        values: the values of config.json that were made of the metadata.
+    """
+    family = ARCHITECTURES[model.architecture]
+    _check_layers(model, values["num_hidden_layers"], sorted(_needed(model, family)))
+    shapes = {**_SHAPES, **_BOTH} if "attn_qkv" in family.names else _SHAPES
+    for name, info in model.tensors.items():
+        layer = _LAYER.fullmatch(name)
+        wanted = _OUTSIDE.get(name) if layer is None else shapes.get(layer[2])
+        if wanted is None:
+            continue
+        if layer is not None and layer[3] == "bias":
+            wanted = wanted[:-1] if len(wanted) > 1 else wanted
+        sizes = [_size(dimension, values) for dimension in wanted]
+        if list(info.shape) != sizes:
+            said = ", ".join(dict.fromkeys(_said(wanted, info.shape, model, values)))
+            raise ModelError(
+                f"{model.path}: {name} has shape {list(info.shape)}, but {sizes} is expected by "
+                f"{said}. {_REMEDY}"
+            )
+    tokens, rows = model.metadata.get(_TOKENS), model.tensors[EMBEDDING].shape[0]
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise ModelError(
+            f"{model.path}: {_TOKENS}: {len(tokens)} tokens, but {EMBEDDING} has {rows} rows. "
+            f"{_REMEDY}"
+        )
+
+
+def _check_layers(model: Model, count: int, needed: list[str]) -> None:
+    """Raise `ModelError` unless the layers of the file are `count` and have the `needed` parts."""
+    found = {int(layer[1]) for name in model.tensors if (layer := _LAYER.fullmatch(name))}
+    if found != set(range(count)):
+        held = (
+            f"of {len(found)} layers, blk.{min(found)} to blk.{max(found)}"
+            if found
+            else "of no layer"
+        )
+        raise ModelError(
+            f"{model.path}: {model.architecture}.block_count: {count} layers, but the file has "
+            f"tensors {held}. {_REMEDY}"
+        )
+    wanted = [f"blk.{index}.{part}.weight" for index in range(count) for part in needed]
+    for name in ("output_norm.weight", *wanted):
+        if name not in model.tensors:
+            raise ModelError(
+                f"{model.path}: {name} is missing. The file is damaged or incomplete: download it "
+                "again"
+            )
+
+
+def _needed(model: Model, family: Architecture) -> set[str]:
+    """Return the parts that each layer of a family has."""
+    parts = set(family.names)
+    if not model.integer("expert_count", 0):
+        return parts - {"ffn_gate_inp"}
+    return (parts - DENSE_MLP | EXPERTS) if "ffn_gate_inp" in parts else parts
+
+
+def _value(key: str, values: Values) -> int:
+    return int(next(values[name] for name in key.split("|") if name in values))
+
+
+def _size(dimension: _Dimension, values: Values) -> int:
+    total = 0
+    for product in dimension:
+        size = 1
+        for key in product:
+            size *= _value(key, values)
+        total += size
+    return total
+
+
+def _said(wanted: _Shape, shape: tuple[int, ...], model: Model, values: Values) -> Iterator[str]:
+    """Yield the metadata, with their values, that the wrong dimensions of a tensor come from."""
+    is_same = len(shape) == len(wanted)
+    for index, dimension in enumerate(wanted):
+        if is_same and shape[index] == _size(dimension, values):
+            continue
+        for product in dimension:
+            for key in product:
+                yield from _named(key, model, values)
+
+
+def _named(key: str, model: Model, values: Values) -> Iterator[str]:
+    """Yield the name and the value in the file of a value of config.json."""
+    own = next(name for name in key.split("|") if name in values)
+    if own == "head_dim" and model.value("attention.key_length") is None:
+        yield from _named("hidden_size", model, values)  # it is their quotient
+        yield from _named("num_attention_heads", model, values)
+        return
+    name = metadata_names(model.architecture)[own]
+    yield f"{name} ({values[own]}{' rows' if name in model.tensors else ''})"

@@ -1,0 +1,186 @@
+"""Whole engine runs on a pretended CUDA device: no two accesses to memory are unordered.
+
+`UNDERSTUDY_ORDER_SEEDS=FIRST:LAST` runs more random traffic than the usual one of each draft.
+"""
+
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from engine.drafting.model.draft_model import DraftModel
+from engine.drafting.tree import Bounds
+from engine.kv.host_tier import HostTier
+from engine.model.resumable import ResumableForward
+from engine.sequences.scheduler import Scheduler
+from engine.streaming.cuda_streams import CudaSideStream
+from tests.engine.models import (
+    PLAIN,
+    SUBSPEC,
+    checkpoint,
+    close_all,
+    draft_ahead,
+    exact,
+    load,
+    prompt,
+    request,
+    run,
+)
+from tests.engine.order.pretended_cuda import PretendedCuda, install
+from tests.engine.traffic import Scene, Traffic, open_engine, requests
+
+SCENE = Scene(
+    family="llama",
+    drafter="subspec",
+    num_pages=8,
+    max_sequences=8,
+    num_requests=4,
+    prefix_cache=True,
+    abort=0.1,
+    fail=0.02,
+    host_pages=4,
+    tuned=False,
+    ahead=0.6,
+    bounds=Bounds(depth=3, width=3, branch=3, budget=12),
+)
+# Changes to the scene, the seed, and what happens there. The look-ups ngram, recycling and
+# prediction add to the trees of all of them.
+SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
+    ({"drafter": "subspec"}, 1, {"_pause", "save", "load", "ahead", "replay"}),
+    ({"drafter": "merged", "max_sequences": 2}, 6, {"left", "ahead", "replay"}),
+    ({"drafter": "specexec", "family": "mistral_window"}, 7, {"save", "left", "ahead", "replay"}),
+    # No graphs: steps are run in pieces.
+    ({"drafter": "subspec", "family": "phi3_longrope", "max_sequences": 1}, 6, {"_pause", "ahead"}),
+    ({"drafter": "ngram"}, 1, {"_pause", "save", "load"}),
+)
+if more := os.environ.get("UNDERSTUDY_ORDER_SEEDS"):
+    SCENES += tuple(
+        (changes, seed, set())
+        for changes, *_ in SCENES
+        for seed in range(*map(int, more.split(":")))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed", "expected"),
+    SCENES,
+    ids=["-".join(map(str, changes.values())) or "plain" for changes, _, _ in SCENES],
+)
+def test_no_traffic_has_unordered_accesses(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], seed: int, expected: set[str]
+) -> None:
+    """Random requests with shared prefixes, aborts, failures, pauses, and drafting ahead."""
+    chance, what = random.Random(seed), replace(SCENE, **changes)
+    plain = load(checkpoint(what.family), PLAIN, prefix_cache=False)
+    asked, want = requests(chance, what, plain)
+    cuda = PretendedCuda()
+    install(monkeypatch, cuda)
+    run_one_layer_at_a_time(monkeypatch)
+    happened: Counter[str] = Counter()
+    for owner, name in ((Scheduler, "_pause"), (HostTier, "load"), (HostTier, "save")):
+        count_calls(monkeypatch, owner, name, happened)
+    with cuda.recording():
+        traffic = Traffic(open_engine(what, want, chance), asked, want, chance, what)
+        traffic.run()
+        close_all()
+    cuda.checker.check()
+    happened |= Counter(ahead=traffic.ahead, left=len(traffic.left), replay=cuda.num_replayed)
+    assert {name for name in expected if not happened[name]} == set()
+    assert cuda.checker.num_accesses > 1000
+
+
+def count_calls(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, happened: Counter[str]
+) -> None:
+    own = getattr(owner, name)
+
+    def counted(*arguments: Any) -> Any:
+        happened[name] += 1
+        return own(*arguments)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def test_graphs_are_replayed_with_the_answers_of_plain_decoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = checkpoint("llama")
+    asked = [
+        request("greedy", prompt(70, 1)),
+        request("sampled", prompt(9, 2), temperature=1.0, seed=1, n=2),
+    ]
+    want = exact(run(load(folder, PLAIN), asked))
+    cuda = PretendedCuda()
+    install(monkeypatch, cuda)
+    with cuda.recording():
+        engine = load(folder, SUBSPEC)
+        draft_ahead(engine, steps=1)
+        assert exact(run(engine, asked)) == want
+        close_all()
+    cuda.checker.check()
+    assert cuda.num_replayed > cuda.num_captured > 1
+
+
+def begin_on_the_compute_stream(cuda: PretendedCuda, patch: pytest.MonkeyPatch) -> None:
+    begin = DraftModel.begin_step
+
+    def begin_step(model: DraftModel, chosen: Any) -> None:
+        assert cuda.compute is not None
+        with cuda.stream(cuda.compute):
+            begin(model, chosen)
+
+    patch.setattr(DraftModel, "begin_step", begin_step)
+
+
+def do_not_wait_for_the_draft(cuda: PretendedCuda, patch: pytest.MonkeyPatch) -> None:
+    def join(stream: CudaSideStream) -> None:
+        stream._is_in_pass = False
+
+    patch.setattr(CudaSideStream, "join", join)
+
+
+@pytest.mark.parametrize(
+    ("plant", "family", "named"),
+    [
+        (begin_on_the_compute_stream, "llama", r"on stream \d+ \(beside\).*begin_step"),
+        (do_not_wait_for_the_draft, "phi3_longrope", "finish_ahead|page_pool"),
+    ],
+)
+def test_a_planted_race_is_found(
+    monkeypatch: pytest.MonkeyPatch, plant: Any, family: str, named: str
+) -> None:
+    cuda = PretendedCuda()
+    install(monkeypatch, cuda)
+    run_one_layer_at_a_time(monkeypatch)
+    plant(cuda, monkeypatch)
+    with cuda.recording():
+        engine = load(checkpoint(family), SUBSPEC)
+        draft_ahead(engine, steps=1)
+        run(engine, [request("a", prompt(40, 1), max_tokens=8), request("b", prompt(9, 2))])
+        close_all()
+    with pytest.raises(AssertionError, match=re.compile(named, re.DOTALL)):
+        cuda.checker.check()
+
+
+def run_one_layer_at_a_time(patch: pytest.MonkeyPatch) -> None:
+    """Interrupt draft steps that run in pieces after each layer."""
+    own_run, own_resume = ResumableForward.run, ResumableForward.resume
+
+    def run_layer(state: ResumableForward, layer: Callable[[], Tensor]) -> Tensor:
+        hidden = own_run(state, layer)
+        state.layer_seconds = inf
+        return hidden
+
+    def resume(state: ResumableForward, deadline: float) -> None:
+        state.layer_seconds = 0.0
+        own_resume(state, deadline)
+
+    patch.setattr(ResumableForward, "run", run_layer)
+    patch.setattr(ResumableForward, "resume", resume)

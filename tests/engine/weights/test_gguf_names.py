@@ -1,0 +1,211 @@
+"""Errors of GGUF files whose metadata and tensors disagree have the names of the file's own keys.
+
+No message names the config.json that is made in the cache.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from engine.cache_files import cache_root, folders
+from engine.errors import ModelError
+from engine.planning.blueprint import Blueprint
+from engine.spec import ModelSpec, RopeSpec, TargetSpec
+from engine.weights.config_file import read_config_values
+from engine.weights.config_place import config_place
+from engine.weights.family import AS_WRITTEN
+from engine.weights.gguf_config import ARCHITECTURES
+from engine.weights.gguf_keys import metadata_names
+from engine.weights.hub import resolve
+from tests.engine.checkpoints import FAMILIES, save_tiny
+from tests.engine.gguf_files import Arrays, rewrite, write_gguf
+
+# Values of config.json that are the same for every file of a family.
+CONSTANT = {"quantization_config", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"}
+
+
+@pytest.fixture(name="files", scope="module")
+def _files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a GGUF file of each of some families."""
+    folder = tmp_path_factory.mktemp("files")
+    families = ("llama", "mixtral", "phi3", "gemma3")
+    return {
+        family: write_gguf(save_tiny(family, folder / family, layers=2), folder / f"{family}.gguf")
+        for family in families
+    }
+
+
+def plan(path: Path, rope: RopeSpec = AS_WRITTEN, context: int | None = None) -> None:
+    """Do with a file what a plan does."""
+    folder = resolve(str(path), None, lambda *_: None).folder
+    spec = ModelSpec("m", TargetSpec(str(path), rope=rope), context_length=context)
+    assert Blueprint(spec, folder).outlines
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        plan(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and ".json" not in text and str(cache_root()) not in text
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "message"),
+    [
+        ("llama", {"block_count": 0}, r"llama.block_count: 0 is out of range"),
+        ("llama", {"block_count": 1}, r"llama.block_count: 1 layers, .* 2 layers, blk.0 to blk.1"),
+        ("llama", {"block_count": 1024}, r"llama.block_count: 1024 layers, but the file has"),
+        ("llama", {"block_count": 1 << 30}, r"llama.block_count: 1073741824 is out of range"),
+        (
+            "llama",
+            {"attention.head_count": 3},
+            r"blk.0.attn_q.weight has shape \[64, 64\], but \[48, 64\] is expected by "
+            r"llama.attention.head_count \(3\), llama.attention.key_length \(16\)\. Metadata and",
+        ),
+        (
+            "llama",
+            {"attention.head_count": 8, "attention.key_length": None},
+            r"rope_freqs.weight: 4 positive",
+        ),
+        ("llama", {"attention.head_count": 5000}, r"llama.attention.head_count: 5000 is out of"),
+        (
+            "llama",
+            {"attention.head_count_kv": 3},
+            r"blk.0.attn_k.weight .* by llama.attention.head_count_kv \(3\), llama.att",
+        ),
+        ("llama", {"attention.head_count_kv": 0}, r"llama.attention.head_count_kv: 0 is out of"),
+        ("llama", {"embedding_length": 63}, r"attn_q.weight .* by llama.embedding_length \(63\)\."),
+        ("llama", {"embedding_length": 1 << 18}, r"attn_q.weight .* by llama.embedding_length \("),
+        ("llama", {"feed_forward_length": 95}, r"ffn_gate.*\[95, 64\] .* llama.feed_forward_len"),
+        ("llama", {"context_length": 0}, r"llama.context_length: 0 is out of range"),
+        ("llama", {"attention.layer_norm_rms_epsilon": -1.0}, r"llama.*_epsilon: at least 0 is"),
+        ("mixtral", {"expert_count": 3}, r"ffn_gate_inp.weight .* by llama.expert_count \(3\)\."),
+        ("mixtral", {"expert_count": 0}, r"blk.0.ffn_down.weight is missing"),
+        ("mixtral", {"expert_used_count": 9}, r"llama.expert_used_count: 9 of 4 experts"),
+        ("mixtral", {"feed_forward_length": 7}, r"ffn_gate_exps.* by llama.feed_forward_length"),
+        ("phi3", {"feed_forward_length": 48}, r"ffn_up.* \[96, 64\] is expected by phi3.feed_"),
+        ("phi3", {"attention.head_count_kv": 4}, r"attn_qkv.* phi3.attention.head_count_kv \(4\)"),
+        ("gemma3", {"attention.sliding_window": 0}, r"gemma3.attention.sliding_window: at least 1"),
+        ("gemma3", {"attention.key_length": None}, None),
+        ("gemma3", {"attention.sliding_window_pattern": [True, True]}, None),
+        ("gemma3", {"attention.sliding_window_pattern": 2}, None),
+        ("gemma3", {"attention.sliding_window_pattern": [True]}, r".*pattern: a list of 2 values"),
+        ("gemma3", {"attention.sliding_window_pattern": [1, 0]}, r".*pattern: a list of 2 values"),
+    ],
+)
+def test_the_key_of_metadata_that_do_not_fit_the_tensors_is_named(
+    family: str,
+    keys: dict[str, Any],
+    message: str | None,
+    files: Mapping[str, Path],
+    tmp_path: Path,
+) -> None:
+    architecture = gguf.GGUFReader(files[family]).fields["general.architecture"].contents()
+    changed = {f"{architecture}.{key}": value for key, value in keys.items()}
+    path = rewrite(files[family], tmp_path / "m.gguf", changed)
+    if message is None:  # the width of a head follows from the hidden size
+        plan(path)
+    else:
+        refused(path, message)
+
+
+def turn(name: str) -> Callable[[Arrays], None]:
+    return lambda tensors: tensors.update({name: np.ascontiguousarray(tensors[name].T)})
+
+
+def cut(name: str) -> Callable[[Arrays], None]:
+    return lambda tensors: tensors.update({name: tensors[name][:8]})
+
+
+def drop(name: str) -> Callable[[Arrays], object]:
+    return lambda tensors: tensors.pop(name)
+
+
+def put(name: str, *shape: int) -> Callable[[Arrays], None]:
+    return lambda tensors: tensors.update({name: np.zeros(shape, dtype=np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (turn("blk.1.attn_k.weight"), r"blk.1.attn_k.weight has shape \[64, 32\].* \[32, 64\]"),
+        (turn("blk.0.ffn_down.weight"), r"blk.0.ffn_down.weight .* by llama.embedding_length \("),
+        (turn("token_embd.weight"), r"has shape \[.*\], but \[64, 64\] is expected by "),
+        (
+            turn("output.weight"),
+            r"output.weight .* by token_embd.weight \(128 rows\), llama.embedding_length \(64\)",
+        ),
+        (cut("output.weight"), r"output.weight .* by token_embd.weight \(128 rows\)\."),
+        (
+            lambda tensors: [cut(f"{name}.weight")(tensors) for name in ("token_embd", "output")],
+            r"tokenizer.ggml.tokens: 128 tokens, but token_embd.weight has 8 rows",
+        ),
+        (cut("output_norm.weight"), r"output_norm.weight has shape \[8\], but \[64\]"),
+        (drop("output_norm.weight"), r"output_norm.weight is missing"),
+        (drop("blk.1.attn_k.weight"), r"blk.1.attn_k.weight is missing"),
+        (put("blk.0.attn_norm.weight", 2, 32), r"attn_norm.weight has shape \[2, 32\].* \[64\]"),
+        (put("blk.7.attn_k.weight", 32, 64), r"llama.block_count: 2 .* of 3 layers, blk.0 to bl"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_the_metadata_is_named(
+    change: Callable[[Arrays], object], message: str, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    before = folders(cache_root())
+    refused(rewrite(files["llama"], tmp_path / "m.gguf", {}, change), message)
+    assert folders(cache_root()) == before  # the file leaves nothing in the cache
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("blk.1.ffn_odd.weight", 4), r"unexpected tensor blk.1.ffn_odd.weight: .* no place"),
+        (put("blk.1.attn_q.bias", 64), r"unexpected tensor blk.1.attn_q.bias: .* download it"),
+        (put("blk.0.attn_q.bias", 64), r"no tensor for blk.0.attn_k.bias \(and 6 more\) of Llama"),
+    ],
+)
+def test_tensors_of_no_place_have_their_names_in_the_file(
+    change: Callable[[Arrays], object], message: str, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    def ones(tensors: Arrays) -> None:
+        change(tensors)
+        tensors |= {name: own + 1 for name, own in tensors.items() if name.endswith("bias")}
+
+    path = rewrite(files["llama"], tmp_path / "m.gguf", {}, ones)
+    with pytest.raises(ModelError, match=message) as caught:
+        plan(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and ".json" not in text and "model.layers" not in text
+
+
+def test_settings_are_compared_with_the_keys_of_the_file(files: Mapping[str, Path]) -> None:
+    path = files["llama"]
+    with pytest.raises(ModelError, match=rf"\(llama.context_length in {path}\)"):
+        plan(path, context=1 << 20)
+    with pytest.raises(ModelError, match=rf"In {path} llama.rope.scaling.type is"):
+        plan(path, rope=RopeSpec(factor=2.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_value_of_config_json_has_a_name_in_the_file(family: str, tmp_path: Path) -> None:
+    path = write_gguf(save_tiny(family, tmp_path / "original", layers=1), tmp_path / "m.gguf")
+    folder = resolve(str(path), None, lambda *_: None).folder
+    place = config_place(folder)
+    names = metadata_names(gguf.GGUFReader(path).fields["general.architecture"].contents())
+    assert str(place) == str(path) and place.names == names
+    values = read_config_values(folder)
+    assert values.keys() - CONSTANT <= names.keys()
+    for scaling in (values["rope_parameters"], *values["rope_parameters"].values()):
+        keys = scaling.keys() if isinstance(scaling, dict) else set()
+        assert keys - {"full_attention", "sliding_attention", "truncate"} <= names.keys() | {
+            "low_freq_factor",
+            "high_freq_factor",
+        }
+
+
+def test_architectures_have_one_place_for_each_part() -> None:
+    for family in ARCHITECTURES.values():
+        assert len(set(family.names.values())) == len(family.names)

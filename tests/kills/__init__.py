@@ -1,0 +1,1 @@
+"""Answers of the real server whose engine dies in many ways: `python -m tests.kills`."""
