@@ -29,7 +29,9 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _lock = threading.Lock()  # numba compiles one function at a time, too
 _is_off = ContextVar("_is_off", default=False)
-_helpers: list[Callable[..., Any]] = []  # that numba does not know yet
+# What numba does not know yet: helpers, and functions with what writes their code.
+_helpers: list[Callable[..., Any]] = []
+_emitted: list[tuple[Callable[..., None], Callable[..., None]]] = []
 
 
 def is_available() -> bool:
@@ -54,8 +56,8 @@ def has_numba() -> bool:
         import numba
     except (ImportError, OSError) as error:  # OSError: a library of llvmlite cannot be loaded
         log.warning(
-            "numba cannot be imported (%s): weights are expanded by slower functions. Install it "
-            "with `pip install numba`",
+            "numba cannot be imported (%s): slower functions expand weights and compute attention. "
+            "Install it with `pip install numba`",
             error,
         )
         return False
@@ -66,6 +68,24 @@ def helper(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let kernels call a function. It becomes a part of them when they are compiled."""
     _helpers.append(function)
     return function
+
+
+def emitted(emit: Callable[..., None]) -> Callable[..., None]:
+    """Return a function for kernels whose code `emit` writes as LLVM instructions.
+
+    It is for vectors that have to stay in registers, which numba cannot express.
+
+    Args:
+        emit: called with llvmlite's module `ir`, the builder of instructions, and the arguments of
+            the function: a flat array arrives as the pointer to its first value, an integer as
+            a value of 64 bits, and a float as it is.
+    """
+
+    def call(*_: Any) -> None:
+        raise NotImplementedError("only kernels can call this function")
+
+    _emitted.append((call, emit))
+    return call
 
 
 def kernel(
@@ -104,6 +124,8 @@ def _compile(
     function.__qualname__ = name or function.__qualname__
     while _helpers:
         numba.extending.register_jitable(forceinline=True)(_helpers.pop())
+    while _emitted:
+        _register(*_emitted.pop())
     folder = usable_folder(cache_root() / FOLDER / _version())
     if folder is not None:
         try:
@@ -119,6 +141,31 @@ def _compile(
             )
     compiled: Callable[..., None] = numba.njit(signature, nogil=True)(function)
     return compiled
+
+
+def _register(function: Callable[..., None], emit: Callable[..., None]) -> None:
+    """Let numba replace calls of a function by the instructions that `emit` writes."""
+    import numba
+    from llvmlite import ir
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = []
+        for index, kind in enumerate(signature.args[0]):
+            item = builder.extract_value(arguments[0], index)
+            if isinstance(kind, numba.types.Array):
+                item = context.make_array(kind)(context, builder, item).data
+            elif isinstance(kind, numba.types.Integer):
+                item = context.cast(builder, item, kind, numba.types.int64)
+            values.append(item)
+        emit(ir, builder, *values)
+        return context.get_dummy_value()
+
+    def declare(typing: Any, arguments: Any) -> Any:
+        return numba.types.void(arguments), write
+
+    instructions = numba.extending.intrinsic(declare)
+    overload = numba.extending.overload(function, jit_options={"forceinline": True})
+    overload(lambda *arguments: lambda *arguments: instructions(arguments))
 
 
 def _compile_cached(

@@ -8,8 +8,8 @@ import torch
 from engine.compiled.compiler import helper
 
 RUN = 2048  # values that a kernel computes before it stores them; 512 took up to 1.2 times as long
-_FLOAT32, _BFLOAT16, _FLOAT16 = 0, 1, 2
-KINDS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FLOAT16}
+FLOAT32, BFLOAT16, _FLOAT16 = 0, 1, 2
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: _FLOAT16}
 
 _u2, _u4 = np.uint16, np.uint32
 _INFINITY = _u4(0x7F800000)
@@ -27,9 +27,9 @@ def write(values: Any, out: Any, at: int, kind: int) -> None:
         at: the place of the first value, counted in values of the tensor.
         kind: the type of the tensor.
     """
-    if kind == _FLOAT32:
+    if kind == FLOAT32:
         out.view(np.float32)[at : at + len(values)] = values
-    elif kind == _BFLOAT16:
+    elif kind == BFLOAT16:
         _write_bfloat16(values.view(np.uint32), out.view(np.uint16)[at : at + len(values)])
     else:
         _write_float16(values, out.view(np.uint16)[at : at + len(values)])

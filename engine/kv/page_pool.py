@@ -101,6 +101,11 @@ class PagePool:
         keys, values = found
         return keys, values
 
+    def rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return one layer's keys and values of all slots, [slots, width] each, without a copy."""
+        keys, values = self.keys[layer].flatten(1), self.values[layer].flatten(1)
+        return keys, values
+
     def copy_page(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` slots of page `source` to page `target`, in all layers."""
         old, new = source * PAGE, target * PAGE

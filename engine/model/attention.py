@@ -6,7 +6,7 @@ the attention module where layers do not pass their arguments on, never in a glo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.compiled.attention import Columns
 from engine.kv.page_pool import PagePool
+from engine.model.ordered import attend_in_order, find_columns, is_ordered_on
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Reach, Segment
@@ -67,6 +69,10 @@ class Batch:
     strict: bool
     resumable: ResumableForward | None = None
     on_wait: OnWait | None = None
+    # What rows see, found in the first layer of each reach; tiles share it with the whole batch.
+    _columns: dict[tuple[int, range, Reach], Columns] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def select_tile(self, first: int, last: int) -> "Batch":
         """Return the batch of rows `first` to `last` - 1, with the segments that have such rows."""
@@ -98,6 +104,13 @@ class Batch:
         rows = range(first, min(self.rows.stop - segment.first, segment.count))
         offset = segment.first - self.rows.start
         return rows, slice(offset + rows.start, offset + rows.stop)
+
+    def columns(self, segment: Segment, rows: range, reach: Reach) -> Columns:
+        """Return the keys that some rows of a segment see in a layer of this reach."""
+        key = segment.first, rows, reach
+        if key not in self._columns:
+            self._columns[key] = find_columns(segment, rows, reach)
+        return self._columns[key]
 
     @cached_property
     def padded(self) -> PaddedBatch | None:
@@ -150,25 +163,72 @@ def attend(
         mask = batch.padded.mask(reach)
         return _attend_padded(batch, batch.padded, rule, query, key, value, mask, scaling), None
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+    shapes = key.shape[1::2], value.shape[1::2]
     for segment in batch.segments:
         rows, tile = batch.place(segment)
         before = segment.start + segment.num_scratch
         own = segment.slots[before + rows.start : before + rows.stop]
         _write(batch.pool, rule, own, key[:, :, tile], value[:, :, tile])
-        seen = segment.slots[: before + rows.stop]
-        keys, values = batch.pool.read(rule.layer, seen, key.shape[1::2], value.shape[1::2])
-        attended = _attend_rows(
+        out[0, tile] = _attend_segment(
+            batch,
+            segment,
+            rows,
+            rule.layer,
+            reach,
             query[0, :, tile],
-            keys,
-            values,
-            _visibility_mask(segment, rows, reach),
+            shapes,
             scaling=scaling,
             softcap=softcap,
             sinks=s_aux,
-            strict=batch.strict,
         )
-        out[0, tile] = attended.transpose(0, 1)
     return out, None
+
+
+def _attend_segment(
+    batch: Batch,
+    segment: Segment,
+    rows: range,
+    layer: int,
+    reach: Reach,
+    query: Tensor,
+    shapes: tuple[torch.Size, torch.Size],
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return the attention output [rows, H, D] of some rows of a segment, whose keys are written.
+
+    Args:
+        layer: whose keys and values are read.
+        query: [H, rows, D].
+        shapes: kv heads and dim of keys and of values.
+        scaling, softcap, sinks: as in `attend`.
+    """
+    if batch.strict and is_ordered_on(query.device):
+        memory, columns = batch.pool.rows(layer), batch.columns(segment, rows, reach)
+        return attend_in_order(
+            query.transpose(0, 1),
+            memory,
+            shapes,
+            columns,
+            scaling=scaling,
+            softcap=softcap,
+            sinks=sinks,
+        )
+    seen = segment.slots[: segment.start + segment.num_scratch + rows.stop]
+    keys, values = batch.pool.read(layer, seen, *shapes)
+    visible = _visibility_mask(segment, rows, reach)
+    return _attend_rows(
+        query,
+        keys,
+        values,
+        visible,
+        scaling=scaling,
+        softcap=softcap,
+        sinks=sinks,
+        strict=batch.strict,
+    ).transpose(0, 1)
 
 
 def _write(pool: PagePool, rule: LayerRule, slots: Tensor, key: Tensor, value: Tensor) -> None:
@@ -248,9 +308,10 @@ def _attend_rows(
 ) -> Tensor:
     """Return the attention output [H, rows, D] of the rows of one sequence.
 
-    Under strict numerics it is computed in float64. Then sums in different orders differ by far
-    less than the precision of the model, so the rounded result does not depend on the batch, the
-    tree or the cache. `query` is [H, rows, D], and `keys` and `values` are [n, Hkv, D].
+    Under strict numerics it is computed in float64, on devices without attention in the order of
+    positions. Then sums in different orders differ by far less than the precision of the model, so
+    the rounded result does not depend on the batch, the tree or the cache. `query` is
+    [H, rows, D], and `keys` and `values` are [n, Hkv, D].
     """
     if not strict and softcap is None and sinks is None:
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]

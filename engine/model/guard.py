@@ -24,6 +24,7 @@ import transformers
 from torch import Tensor
 
 from engine.cache_files import cache_root, replace_file
+from engine.compiled import attention, formulas, vectors
 from engine.errors import EngineError, ModelError, printable
 from engine.files import exists, read_object
 from engine.kv import page_pool
@@ -333,9 +334,11 @@ def _key(values: Mapping[str, Any]) -> str:
 
 @cache
 def _code() -> str:
-    """Return a digest of the source code of what is checked: this package, and the KV cache."""
+    """Return a digest of the source code of what is checked: this package, KV cache, kernels."""
     digest = hashlib.sha256()
-    others = [Path(str(module.__file__)) for module in (family, page_pool)]
+    others = [
+        Path(str(module.__file__)) for module in (family, page_pool, attention, formulas, vectors)
+    ]
     for path in [*sorted(Path(__file__).parent.glob("*.py")), *others]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

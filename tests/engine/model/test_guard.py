@@ -1,6 +1,7 @@
 """Tests of the check at load: families that the decoder does not run exactly are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from transformers import AutoConfig
 
 from engine.cache_files import cache_root
+from engine.compiled.attention import Columns
 from engine.errors import ModelError
-from engine.model import attention, guard, library
+from engine.model import attention, guard, library, ordered
 from engine.model.guard import FOLDER, check_decoder, small_values
 from engine.model.reduced import reduce_depth, reduce_width
 from engine.model.rope import query_factors
-from engine.model.segment import Reach
+from engine.model.segment import Reach, Segment
 from tests.engine.checkpoints import tiny_config
 from tests.engine.structures import STRUCTURES, structure_config
 
@@ -114,28 +116,30 @@ def _results() -> list[Path]:
     return list((cache_root() / FOLDER).iterdir())
 
 
-_attend = attention._attend_rows
+_attend = ordered.attend_in_order
 
 
 def _attend_by_rows(query: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
     """Return an output whose last bits depend on the number of rows."""
-    return _attend(query, *others, **named) * (1 + 1e-6 * query.shape[1])
+    return _attend(query, *others, **named) * (1 + 1e-6 * len(query))
 
 
 @pytest.mark.parametrize("broken", ["tree", "cached", "window"])
 def test_each_kind_of_pass_is_compared(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error in the mask of one kind of pass is noticed."""
-    own = attention._visibility_mask
+    """An error in what the rows of one kind of pass see is noticed."""
+    own = ordered.find_columns
 
-    def wrong(segment: Any, rows: range, reach: Reach) -> torch.Tensor | None:
-        mask = own(segment, rows, Reach() if broken == "window" else reach)
-        if broken == "tree" and segment.mask is not None:
-            return None
-        if broken == "cached" and segment.start and segment.mask is None and mask is not None:
-            return mask.index_fill(1, torch.tensor([segment.start - 1]), value=False)
-        return mask
+    def wrong(segment: Segment, rows: range, reach: Reach) -> Columns:
+        if broken == "tree":
+            segment = replace(segment, mask=None)
+        found = own(segment, rows, Reach() if broken == "window" else reach)
+        if broken == "cached" and segment.start and segment.mask is None:
+            prefix = found.prefix.copy()
+            prefix[segment.start - 1] = prefix[0]
+            return replace(found, prefix=prefix)
+        return found
 
-    monkeypatch.setattr(attention, "_visibility_mask", wrong)
+    monkeypatch.setattr(attention, "find_columns", wrong)
     small = [small_values(tiny_config("mistral_window"), narrow=narrow) for narrow in (True, False)]
     fault = guard._find_fault(small)
     assert "logits up to" in fault and (broken == "window" or broken in fault)
@@ -146,7 +150,7 @@ def test_each_kind_of_pass_is_compared(broken: str, monkeypatch: pytest.MonkeyPa
     [
         # As where an activation function is not replaced under strict numerics.
         (library, "apply_in_blocks", lambda function, x: function(x), "and 3 threads"),
-        (attention, "_attend_rows", _attend_by_rows, "with 65 rows"),
+        (attention, "attend_in_order", _attend_by_rows, "with 65 rows"),
     ],
     ids=["activation", "attention"],
 )
