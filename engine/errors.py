@@ -3,8 +3,8 @@
 EngineError
 ├── ModelError     the model cannot be loaded: what is wrong, where (file, tensor, key), what to do
 ├── RequestError   the request cannot be served as asked: answered with a 4xx
-├── PassFailed     weights could not be read or gave no numbers, or the answer's parser failed:
-│                  this request fails, the engine goes on
+├── PassFailed     weights could not be read or gave no numbers, the device's memory was too
+│                  little, or the answer's parser failed: this request fails, the engine goes on
 ├── QueueFull      too many requests wait: answered with a 503 and Retry-After
 └── EngineDied     the engine process ended or stalled while the request was running
 """
@@ -81,7 +81,9 @@ class PassFailed(EngineError):
     The engine goes on, so that the client may send the request again. `code` is one of `CODES`.
     """
 
-    CODES = frozenset({"weights_unreadable", "logits_not_finite", "answer_unreadable"})
+    CODES = frozenset(
+        {"weights_unreadable", "logits_not_finite", "answer_unreadable", "out_of_memory"}
+    )
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)

@@ -2,7 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
@@ -38,6 +41,27 @@ def available_memory(device: Device) -> Memory:
         device_runtime=own.runtime,
         host_runtime=runtime,
     )
+
+
+@contextmanager
+def name_shortage(device: Device, doing: str, plan: Plan | None = None) -> Iterator[None]:
+    """Enter a block that uses device memory. Raise `ModelError` with the sizes where it runs out.
+
+    Args:
+        doing: what is done, for the message.
+        plan: what is planned to be on the device.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        own = device.own_memory()
+        free = "" if own is None else f", {size_text(own.free)} are free now"
+        planned = "" if plan is None else f", {size_text(plan.device_bytes)} are planned ({plan})"
+        raise ModelError(
+            f"memory.device: {device} ran out of memory while {doing} ({reason}){planned}{free}. "
+            "End other programs that use the device, or lower memory.device"
+        ) from error
 
 
 def check_free(plan: Plan) -> None:

@@ -29,6 +29,7 @@ from engine.model.reduced import change_text, keep_layers
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
+from engine.planning.machine import name_shortage
 from engine.spec import TILE
 from engine.streaming.device import Device
 from engine.streaming.pinned import HostBuffer, allocate_pages
@@ -68,10 +69,13 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
     """Return the measured times of a pass, empty if a layer is too large to be allocated now.
 
     Raises `ModelError` if the layer cannot be run, for example because numbers in config.json
-    contradict each other.
+    contradict each other, or other programs use the device's memory.
     """
     try:
-        with library_call(config_place(blueprint.folder)):
+        with (
+            library_call(config_place(blueprint.folder)),
+            name_shortage(device, "measuring its speed"),
+        ):
             return _measure(blueprint, device)
     finally:
         gc.collect()  # model and decoder refer to each other and would hold the layer's memory

@@ -82,8 +82,8 @@ class Auditor:
         """Check the oldest waiting answer and return the result. There must be one.
 
         Return None if there is no result. If the check was preempted, the answer stays in the
-        queue. If its rows do not fit into the free KV pages, or weights could not be read, it is
-        dropped.
+        queue. If its rows do not fit into the free KV pages, memory ran out, or weights could not
+        be read, it is dropped.
         """
         sequence = self._waiting.popleft()
         try:
@@ -92,7 +92,7 @@ class Auditor:
             self._loaded.stream.seek()
             self._waiting.appendleft(sequence)
             return None
-        except ModelError as error:
+        except (ModelError, torch.OutOfMemoryError) as error:
             self._loaded.stream.seek()
             log.warning("The audit of %s is dropped: %s", sequence.request_id, error)
             return None

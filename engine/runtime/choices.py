@@ -78,8 +78,8 @@ class Logits:
         """Return the block of a row; compute it if it is not the last one."""
         first = row // TILE * TILE
         if first != self._first:
-            self._first = first
-            self._block = Matrix(self._head(self._hidden[first : first + TILE]))
+            block = Matrix(self._head(self._hidden[first : first + TILE]))
+            self._first, self._block = first, block  # only now: the head may run out of memory
             self._show(first, self._block)
         return self._block
 

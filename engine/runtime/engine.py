@@ -22,6 +22,7 @@ from engine.runtime.load import Loaded, load
 from engine.runtime.passes import Entry, Pass, assemble
 from engine.runtime.requests import Events, Requests
 from engine.runtime.scoring import score_prompt
+from engine.runtime.shortage import MemoryShortage
 from engine.runtime.verify import emit_accepted
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.large_vocabularies.blocks import Matrix
@@ -55,6 +56,7 @@ class Engine:
         self.auditor = Auditor(loaded)
         self.rechecks = loaded.rechecks
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_prompt)
+        self._shortage = MemoryShortage(loaded, self._scheduler, self._requests)
         self.clock = Clock(loaded, self._scheduler)
         # On an asynchronous device the host would wait for each choice (see `choose_tree`).
         self._at_once = loaded.device.is_asynchronous
@@ -114,63 +116,75 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> Events:
-        """Run one pass and return its results; the list is empty if no sequence could run."""
+        """Run one pass and return its results; the list is empty if no sequence could run.
+
+        Where the device's memory runs out, sequences that got no token take part in the next pass.
+        """
         events = self._requests.take_ended()
         self._requests.drop_cancelled()
         if not (turns := self._scheduler.schedule()):
             return events
         self._requests.report_prompts(turns)
-        with self._requests.fail_pass_on_error([turn.sequence for turn in turns], events):
-            self.clock.start(turns)
-            with self.clock.phase("draft"):
-                trees = self._draft(turns)
-            rows = assemble(
-                turns, trees, self._cache, self._decoder, on_wait=self._drafting.draft_ahead
-            )
-            with self._drafting.side_stream.during_pass():
-                hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
-                with self.clock.phase("verify"):
-                    events += self._verify(rows, hidden)
-            self.last_pass = self.clock.finish(rows, events)
+        sequences = [turn.sequence for turn in turns]
+        with self._shortage.noted(), self._requests.fail_pass_on_error(sequences, events):
+            self._run(turns, events)
+        events += self._shortage.recover(turns, events)
         self.rechecks.postpone()
         return events
+
+    def _run(self, turns: Sequence[Turn], events: Events) -> None:
+        """Run a pass of these turns, and append its results to `events`."""
+        self.clock.start(turns)
+        with self.clock.phase("draft"):
+            trees = self._draft(turns)
+        rows = assemble(
+            turns, trees, self._cache, self._decoder, on_wait=self._drafting.draft_ahead
+        )
+        with self._drafting.side_stream.during_pass():
+            hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
+            with self.clock.phase("verify"):
+                self._verify(rows, hidden, events)
+        self.last_pass = self.clock.finish(rows, events)
 
     def _draft(self, turns: Sequence[Turn]) -> list[DraftTree | None]:
         """Return a tree for each turn.
 
-        It is a root alone if the turn ends a prompt, and None if the prompt goes on in a later
-        pass.
+        It is a root alone if the turn ends a prompt or has no room for more, and None if the prompt
+        goes on in a later pass.
         """
-        drafting = [turn for turn in turns if turn.is_decoding]
+        drafting = [turn for turn in turns if turn.is_decoding and turn.max_tree_rows > 1]
         proposed = self._drafting.propose(
             [turn.sequence for turn in drafting],
             [turn.max_tree_rows for turn in drafting],
             fixed_rows=sum(turn.num_pending for turn in turns if not turn.is_decoding),
-            max_rows=self._scheduler.max_rows,
+            max_rows=self._scheduler.allowed_rows,
         )
         trees = {t: DraftTree.root(t.sequence.tokens[-1]) for t in turns if t.max_tree_rows == 1}
         trees |= dict(zip(drafting, proposed, strict=True))
         return [trees.get(turn) for turn in turns]
 
-    def _verify(self, rows: Pass, hidden: Tensor) -> Events:
+    def _verify(self, rows: Pass, hidden: Tensor, events: Events) -> None:
         """Verify every tree with the target's logits, and emit the accepted tokens."""
         if not rows.batch.has_live_rows():
             raise PassCancelled
-        events: Events = []
         with self._logits(rows, hidden) as logits:
             for entry in rows.entries:
-                sequence = entry.sequence
-                with self._requests.fail_request_on_error(sequence, events):
-                    score_prompt(entry, logits, self._decoder.on_pass_progress)
-                if sequence.is_cancelled:
-                    continue  # its rows may not have been computed
-                sequence.count_pass()
-                if entry.tree is None:
-                    self._keep(entry, [])
-                    continue
-                with self._requests.fail_request_on_error(sequence, events):
-                    events += self._emit(entry, entry.tree, logits)
-        return events
+                with self._shortage.noted():  # others may have got their tokens already
+                    self._verify_entry(entry, logits, events)
+
+    def _verify_entry(self, entry: Entry, logits: Logits, events: Events) -> None:
+        """Score and keep the prompt rows of a sequence, and emit what is accepted of its tree."""
+        sequence = entry.sequence
+        with self._requests.fail_request_on_error(sequence, events):
+            score_prompt(entry, logits, self._decoder.on_pass_progress)
+        if sequence.is_cancelled:
+            return  # its rows may not have been computed
+        sequence.count_pass()
+        if entry.tree is None:
+            self._keep(entry, [])
+            return
+        with self._requests.fail_request_on_error(sequence, events):
+            events += self._emit(entry, entry.tree, logits)
 
     @contextmanager
     def _logits(self, rows: Pass, hidden: Tensor) -> Iterator[Logits]:
@@ -191,7 +205,11 @@ class Engine:
         self._keep(entry, accepted)
         events: Events = [*sequence.take_reports()]
         for fork in self._requests.fork(sequence) if is_first else ():
-            emit_accepted(fork, tree, entry.root, logits, at_once=self._at_once)
+            with self._shortage.noted():
+                emit_accepted(fork, tree, entry.root, logits, at_once=self._at_once)
+            if fork.is_beginning and fork.finish is None:
+                self._scheduler.add_paused(fork)  # memory ran out: it chooses its token later
+                continue
             events.append(fork.report())
             if fork.finish is None:
                 self._scheduler.add_fork(fork, self._cache.fork(sequence.pages))
@@ -205,9 +223,14 @@ class Engine:
         return events
 
     def _keep(self, entry: Entry, accepted: Sequence[int]) -> None:
-        """Store the KV of pending tokens and accepted rows, and move the draft's root."""
+        """Store the KV of pending tokens and accepted rows, and move the draft's root.
+
+        Where memory runs out, the tokens stay pending: their rows run again in the next pass.
+        """
         sequence = entry.sequence
-        self._cache.append_rows(sequence.pages, entry.kept_rows(accepted))
+        with self._shortage.noted():
+            self._cache.append_rows(sequence.pages, entry.kept_rows(accepted))
         self._cache.publish(sequence.pages, sequence.tokens)
         if entry.tree is not None:
-            self._drafting.commit(sequence, entry.tree, accepted)
+            with self._shortage.noted():  # the draft is dropped before the next pass
+                self._drafting.commit(sequence, entry.tree, accepted)

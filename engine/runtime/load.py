@@ -27,7 +27,7 @@ from engine.planning import probe
 from engine.planning.assumed import DISK_GBPS, Machine
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.forecast import USERS
-from engine.planning.machine import available_memory, check_free
+from engine.planning.machine import available_memory, check_free, name_shortage
 from engine.planning.plan import Plan
 from engine.runtime.reference_tile import reference_hash
 from engine.runtime.target_files import TargetFiles
@@ -111,9 +111,22 @@ def load(
     files.device.use_compute_stream()
     files.log_remarks()
     measured = probe.pass_times(files, files.device)
-    build, scheme = _choose_scheme(files, measured.rows)
-    plan = scheme.plan
+    with name_shortage(files.device, "measuring its speed"):
+        build, scheme = _choose_scheme(files, measured.rows)
     _log_choice(spec, scheme)
+    with name_shortage(files.device, "loading the model", scheme.plan):
+        return _load_as_planned(files, measured, build, scheme, on_pass_progress)
+
+
+def _load_as_planned(
+    files: TargetFiles,
+    measured: probe.MeasuredPass,
+    build: BuildDraft,
+    scheme: Scheme,
+    on_pass_progress: Callable[[], None],
+) -> Loaded:
+    """Load the weights and the draft, and allocate the KV cache."""
+    spec, plan = files.spec, scheme.plan
     files.choose_form(packed=scheme.packed)
     reader = files.make_reader(plan)
     check_free(plan)

@@ -161,7 +161,7 @@ class Requests:
             self._loaded.stream.seek()
         except ModelError as error:
             self._loaded.stream.seek()
-            events += self._fail(sequences, str(error), "weights_unreadable")
+            events += self.fail(sequences, str(error), "weights_unreadable")
 
     @contextmanager
     def fail_request_on_error(self, sequence: TokenSequence, events: Events) -> Iterator[None]:
@@ -173,9 +173,9 @@ class Requests:
         try:
             yield
         except (RequestError, PassFailed) as error:
-            events += self._fail([sequence], str(error), error.code or "invalid_request")
+            events += self.fail([sequence], str(error), error.code or "invalid_request")
 
-    def _fail(self, sequences: Sequence[TokenSequence], message: str, code: str) -> list[Failed]:
+    def fail(self, sequences: Sequence[TokenSequence], message: str, code: str) -> list[Failed]:
         """Remove the requests of some sequences with all their choices; return their failures."""
         failed = dict.fromkeys(sequence.request for sequence in sequences)  # ordered, each once
         for sequence in list(self._scheduler.all_sequences()):

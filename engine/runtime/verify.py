@@ -8,6 +8,8 @@ emitted tokens are those of plain decoding.
 
 from collections.abc import Callable
 
+import torch
+
 from engine.drafting.tree import DraftTree
 from engine.errors import not_finite
 from engine.messages import PREDICTION
@@ -42,6 +44,9 @@ def emit_accepted(
 ) -> list[int]:
     """Emit the tokens that the target accepts of a tree; return the accepted rows, the root first.
 
+    If the device's memory runs out, the walk ends with the tokens that are emitted already. Without
+    any, this raises `torch.OutOfMemoryError`, and nothing has changed.
+
     Args:
         root: the row of the pass that is the tree's root.
         at_once: whether to choose the tokens of all rows in one call, where that is possible.
@@ -55,6 +60,7 @@ def emit_accepted(
         return [0]
     all_rows = choose_tree(sequence, tree.depths, root, logits) if at_once else None
     chosen = dict(enumerate(all_rows or ()))
+    emitted: list[int] = []  # rows whose next token is emitted
 
     def choose(row: int) -> int:
         if row not in chosen:
@@ -72,9 +78,16 @@ def emit_accepted(
         logprob = None
         if params.logprobs is not None:
             logprob = model_logprobs(logits.row(root + row), token, params.logprobs)
-        return sequence.emit(token, logprob, *tree.origin(row, token))
+        is_last = sequence.emit(token, logprob, *tree.origin(row, token))
+        emitted.append(row)
+        return is_last
 
-    rows = verify(tree, choose, emit)
+    try:
+        rows = verify(tree, choose, emit)
+    except torch.OutOfMemoryError:
+        if not emitted:
+            raise
+        rows = emitted
     sequence.count_drafted(
         rows=len(tree) - 1,
         accepted=len(rows) - 1,

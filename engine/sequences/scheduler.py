@@ -9,7 +9,7 @@ tokens are run again later, so its text does not change.
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -41,6 +41,11 @@ class Turn:
     sequence: TokenSequence
     num_pending: int
     max_tree_rows: int
+
+    @property
+    def num_rows(self) -> int:
+        """The most rows in the pass: the root is the last pending token and a row of the tree."""
+        return self.num_pending + max(self.max_tree_rows - 1, 0)
 
     @property
     def is_decoding(self) -> bool:
@@ -112,7 +117,7 @@ class Scheduler:
 
         Args:
             max_sequences: the most running sequences.
-            max_rows: the most rows of a pass.
+            max_rows: the most rows of a pass, as planned.
             scratch_rows: the most rows of a tree.
             draft_rows: the most scratch rows that a tree's draft stores in this cache; 0 if it has
                 a cache of its own, or none.
@@ -124,6 +129,8 @@ class Scheduler:
         self.cache = cache
         self.max_sequences = max_sequences
         self.max_rows = max_rows
+        self._lowered_rows: int | None = None  # after a pass that did not fit the memory
+        self.alone: TokenSequence | None = None  # the only one to run: see `lower_max_rows`
         self.scratch_rows = scratch_rows
         self.draft_rows = draft_rows
         self.release = release
@@ -133,6 +140,11 @@ class Scheduler:
         self.running: list[TokenSequence] = []  # oldest first
         self.paused: deque[TokenSequence] = deque()  # resumed before any waiting one is admitted
         self._waiting: OrderedDict[str, deque[TokenSequence]] = OrderedDict()
+
+    @property
+    def allowed_rows(self) -> int:
+        """The most rows of the next pass: `max_rows`, or fewer after one that did not fit."""
+        return self._lowered_rows or self.max_rows
 
     @property
     def num_waiting(self) -> int:
@@ -171,6 +183,23 @@ class Scheduler:
         """Add a sequence that has tokens of an answer and no pages; it resumes in its turn."""
         sequence.pause()
         self.paused.append(sequence)
+
+    def lower_max_rows(self, turns: Sequence[Turn]) -> None:
+        """Give the next passes at most half the rows of these turns, which did not fit the memory.
+
+        If the pass had a tile at most, its sequence with the most tokens runs alone until a pass
+        succeeds.
+        """
+        rows = min(sum(turn.num_rows for turn in turns), self.allowed_rows)
+        self._lowered_rows = max(rows // 2, 1)
+        if rows <= TILE:
+            self.alone = max((turn.sequence for turn in turns), key=lambda own: len(own.tokens))
+
+    def raise_max_rows(self) -> None:
+        """Give the next passes an eighth more rows than the last one, up to `max_rows`."""
+        self.alone = None
+        more = self.allowed_rows + max(self.allowed_rows // 8, 1)
+        self._lowered_rows = more if more < self.max_rows else None
 
     def drop_cancelled(self) -> list[TokenSequence]:
         """Remove and return the sequences whose clients have left."""
@@ -272,14 +301,20 @@ class Scheduler:
         # Sequences whose pages are still being loaded from the host run in a later pass, unless
         # there are no others.
         arrived = [s for s in self.running if self.cache.is_ready(s.pages)] or self.running
-        decoding = [s for s in arrived if s.is_decoding]
+        arrived = [s for s in self.running if s is self.alone] or arrived
+        decoding = [s for s in arrived if s.is_decoding][: self.allowed_rows]
         prompts = [s for s in arrived if not s.is_decoding]
-        turns = [self._plan_tree(s, len(decoding) - i) for i, s in enumerate(decoding)]
-        rows = self.max_rows - len(decoding)
+        most = self.scratch_rows
+        if self._lowered_rows is not None:
+            most = min(most, self.allowed_rows // max(len(decoding), 1))
+        turns = [self._plan_tree(s, len(decoding) - i, most) for i, s in enumerate(decoding)]
+        rows = self.allowed_rows - len(decoding)
         if decoding:
             beside = sum(min(turn.max_tree_rows, TILE) for turn in turns)
             context = max((prompt.pages.length for prompt in prompts), default=0)
-            rows = min(self.prefill_budget.rows(beside, context), max(rows, TILE))
+            if self._lowered_rows is None:
+                rows = max(rows, TILE)
+            rows = min(self.prefill_budget.rows(beside, context), rows)
         for sequence in prompts:
             num_pending = min(sequence.num_pending, rows)
             if num_pending <= 0:
@@ -289,20 +324,20 @@ class Scheduler:
             turns.append(Turn(sequence, num_pending, max_tree_rows=int(ends)))
         return turns
 
-    def _plan_tree(self, sequence: TokenSequence, sharing: int) -> Turn:
+    def _plan_tree(self, sequence: TokenSequence, sharing: int, most: int) -> Turn:
         """Return a decoding sequence's turn, with its share of the free pages for its tree.
 
-        The tree gets at most `scratch_rows` rows. If its draft stores rows in this cache too, half
-        of the share is left for them.
+        If the tree's draft stores rows in this cache too, half of the share is left for them.
 
         Args:
             sharing: the number of sequences that share the free pages, this one included.
+            most: the most rows of the tree.
         """
         share = self.cache.num_free_pages // sharing
         if self.draft_rows:
             share //= 2
         spare = sequence.pages.capacity - sequence.pages.length
-        max_rows = max(min(self.scratch_rows, spare + share * PAGE), 1)
+        max_rows = max(min(most, spare + share * PAGE), 1)
         granted = self.cache.reserve(sequence.pages, max_rows)
         assert granted, "the share of free pages is free"
         return Turn(sequence, 1, max_rows)

@@ -43,7 +43,7 @@ RAISE = 904  # a pass that raises
 KILL = 905  # a pass that kills the process
 REFUSE = 906  # `add` raises
 FAIL = 907  # the pass fails this request and no other
-REPORT = 908  # one token whose text has the aborted ids and OMP_WAIT_POLICY
+REPORT = 908  # one token whose text has the aborted ids and two environment variables
 AUDIT = 909  # an answer whose audit waits for another request, and is reported after it
 KILL_LATER = 910  # a pass that kills the process before the third token
 KILL_OTHERS = 911  # a pass that kills the process if it has another request too
@@ -255,7 +255,8 @@ class FakeEngine:
         )
 
     def _report(self) -> str:
-        return ",".join([*self._aborted, os.environ.get("OMP_WAIT_POLICY", "")])
+        names = ("OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF")
+        return ",".join([*self._aborted, *(os.environ.get(name, "") for name in names)])
 
 
 def _exhaust() -> None:

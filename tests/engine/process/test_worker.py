@@ -56,7 +56,7 @@ ROOT = Path(__file__).parents[3]
 
 
 async def report(client: EngineClient) -> list[str]:
-    """Return the ids that were aborted in the engine, and then its OMP_WAIT_POLICY."""
+    """Return the ids aborted in the engine, then its OMP_WAIT_POLICY and PYTORCH_ALLOC_CONF."""
     [tokens] = await answer(client, [REPORT])
     return tokens.text.split(",")
 
@@ -175,19 +175,35 @@ async def test_ending_the_stream_early_in_any_way_aborts_the_request(client: Eng
     gc.collect()
     await asyncio.sleep(0)  # collection may happen in any thread, so the loop calls `abort`
     assert client.num_outstanding == 0
-    aborted = (await report(client))[:-1]  # without those that the engine never received
+    aborted = (await report(client))[:-2]  # without those that the engine never received
     assert aborted[0] == "left"
     assert set(aborted) <= {"left", "cancelled", "thrown", "collected"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "seen"),
+    [
+        ("PYTORCH_ALLOC_CONF", None, "expandable_segments:True"),
+        ("PYTORCH_ALLOC_CONF", "backend:native", "backend:native"),
+        ("PYTORCH_CUDA_ALLOC_CONF", "backend:native", ""),  # the older name: the user's value wins
+    ],
+)
 async def test_only_the_childs_environment_is_changed(
-    clients: MakeClient, monkeypatch: pytest.MonkeyPatch
+    clients: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str | None,
+    seen: str,
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    for unset in ("OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(unset, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
     client = clients()
     await client.start()
-    assert await report(client) == ["PASSIVE"]
+    assert await report(client) == ["PASSIVE", seen]
     assert "OMP_WAIT_POLICY" not in os.environ
+    assert os.environ.get(name) == value
 
 
 # -- checks in idle time

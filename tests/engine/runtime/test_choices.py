@@ -110,3 +110,19 @@ def test_choices_that_depend_on_the_path_are_not_made_together() -> None:
     logits = Logits(torch.randn(3, 50), head, lambda *_: None)
     for kind in ROW_BY_ROW:
         assert choose_tree(make_sequence([3], **kind), [0, 1, 2], 0, logits) is None
+
+
+def test_a_block_whose_head_ran_out_of_memory_is_computed_again() -> None:
+    hidden = torch.arange(2.0 * TILE).view(-1, 1)
+    failing = [False, True, False]
+
+    def head(rows: Tensor) -> Tensor:
+        if failing.pop(0):
+            raise torch.OutOfMemoryError
+        return rows.expand(-1, 4)
+
+    logits = Logits(hidden, head)
+    assert logits.row(1).tolist() == [1.0] * 4
+    with pytest.raises(torch.OutOfMemoryError):
+        logits.row(TILE)
+    assert logits.row(TILE + 1).tolist() == [TILE + 1.0] * 4

@@ -377,6 +377,26 @@ def with_forks(harness: Harness, count: int) -> tuple[TokenSequence, list[TokenS
     return first, forks
 
 
+def test_after_too_large_passes_fewer_rows_run_and_then_the_longest_sequence_alone() -> None:
+    harness = Harness(max_rows=256)
+    for name, length in (("a", 20), ("long", 200), ("b", 30)):
+        harness.add(name, length)
+    rows = []
+    for _ in range(4):
+        turns = harness.scheduler.schedule()
+        rows.append({turn.sequence.request_id: turn.num_rows for turn in turns})
+        harness.scheduler.lower_max_rows(turns)
+    assert rows == [
+        {"a": 20, "long": 200, "b": 30},
+        {"a": 20, "long": 105},
+        {"a": 20, "long": 42},
+        {"long": 31},
+    ]
+    for _ in range(30):
+        harness.scheduler.raise_max_rows()
+    assert [turn.num_rows for turn in harness.scheduler.schedule()] == [20, 200, 30]
+
+
 def test_a_fork_runs_beside_its_first_choice_and_decodes_at_once() -> None:
     harness = Harness()
     first, forks = with_forks(harness, 2)
