@@ -110,7 +110,7 @@ def fail_each(
     want, failures = serve(engine, messages, memory)
     assert not failures
     total = memory.num_allocations
-    assert total > 300
+    assert total > 200
     for failing in range(1, total, stride):
 
         def fails(number: int, nbytes: int, failing: int = failing) -> bool:
@@ -161,7 +161,11 @@ def test_passes_get_fewer_rows_until_they_fit_and_then_more_again(memory: SmallM
     assert rows[-1] > min(rows)
 
 
-def test_only_the_request_that_never_fits_fails(memory: SmallMemory) -> None:
+def test_only_the_request_that_never_fits_fails(
+    memory: SmallMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Attention as on a GPU, in float64: that of a CPU has no large tensors.
+    monkeypatch.setattr("engine.model.attention.is_ordered_on", lambda device: False)
     engine = load(checkpoint("llama"), SUBSPEC)
     short = [request(name, prompt(20, seed), max_tokens=6) for seed, name in enumerate("ab")]
     want = exact(run(engine, short))
@@ -224,4 +228,4 @@ def test_a_measurement_that_does_not_fit_is_an_error(
     monkeypatch.setattr(probe, measurement, fail)
     message = r"memory\.device: cpu ran out of memory while measuring its speed .*allocate 2 GiB"
     with pytest.raises(ModelError, match=message):
-        load(checkpoint("llama", layers=1), SUBSPEC)  # no other test times its passes
+        load(checkpoint("llama", layers=3), SUBSPEC)  # no other test times its passes
