@@ -218,9 +218,10 @@ def test_a_load_that_does_not_fit_is_an_error_with_sizes(memory: SmallMemory) ->
         load(checkpoint("llama"), SUBSPEC)
 
 
-@pytest.mark.parametrize("measurement", ["_time_passes", "expanding_times"])
+# Passes of a model are timed once in all tests, so the first one has a model of its own.
+@pytest.mark.parametrize(("measurement", "layers"), [("_time_passes", 3), ("expanding_times", 1)])
 def test_a_measurement_that_does_not_fit_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, measurement: str
+    monkeypatch: pytest.MonkeyPatch, measurement: str, layers: int
 ) -> None:
     def fail(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -228,4 +229,4 @@ def test_a_measurement_that_does_not_fit_is_an_error(
     monkeypatch.setattr(probe, measurement, fail)
     message = r"memory\.device: cpu ran out of memory while measuring its speed .*allocate 2 GiB"
     with pytest.raises(ModelError, match=message):
-        load(checkpoint("llama", layers=3), SUBSPEC)  # no other test times its passes
+        load(checkpoint("llama", layers=layers), SUBSPEC)
