@@ -28,6 +28,7 @@ def _of(*keys: str) -> _Dimension:
 
 _ROWS, _HIDDEN, _WIDTH = _of("vocab_size"), _of("hidden_size"), _of("intermediate_size")
 _HEADS, _HEAD = _of("num_attention_heads"), _of("head_dim")
+_PAIRS = _of("num_key_value_heads")
 _QUERIES, _KEYS = (_of(f"num_{kind}_heads", "head_dim") for kind in ("attention", "key_value"))
 # Of experts. A configuration has one key of each two.
 _COUNT, _EXPERT = (
@@ -62,6 +63,8 @@ _SHAPES: Mapping[str, _Shape] = {
     "ffn_up_exps": (_COUNT, _EXPERT, _HIDDEN),
     "ffn_down_exps": (_COUNT, _HIDDEN, _EXPERT),
 }
+# One norm for each head.
+_OF_HEADS: Mapping[str, _Shape] = {"attn_q_norm": (_HEADS, _HEAD), "attn_k_norm": (_PAIRS, _HEAD)}
 # The gate and up parts of one tensor.
 _BOTH: Mapping[str, _Shape] = {"ffn_up": (_WIDTH + _WIDTH, _HIDDEN)}
 
@@ -78,6 +81,8 @@ def check_tensors(model: Model, values: Values) -> None:
     family = ARCHITECTURES[model.architecture]
     _check_layers(model, values["num_hidden_layers"], sorted(_needed(model, family)))
     shapes = {**_SHAPES, **_BOTH} if "attn_qkv" in family.names else _SHAPES
+    if "attn_q_norm" in family.optional:
+        shapes = {**_SHAPES, **_OF_HEADS}
     for name, info in model.tensors.items():
         layer = _LAYER.fullmatch(name)
         wanted = _OUTSIDE.get(name) if layer is None else shapes.get(layer[2])
@@ -124,7 +129,11 @@ def _check_layers(model: Model, count: int, needed: list[str]) -> None:
 
 def _needed(model: Model, family: Architecture) -> set[str]:
     """Return the parts that each layer of a family has."""
-    parts = set(family.names)
+    parts = {
+        part
+        for part in family.names
+        if part not in family.optional or f"blk.0.{part}.weight" in model.tensors
+    }
     if not model.integer("expert_count", 0):
         return parts - {"ffn_gate_inp"}
     return (parts - DENSE_MLP | EXPERTS) if "ffn_gate_inp" in parts else parts
