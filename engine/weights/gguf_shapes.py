@@ -4,6 +4,7 @@ It needs the header alone, so that a file whose parts do not belong together is 
 anything is built of it, by the names that the file has.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 
@@ -11,6 +12,8 @@ from engine.errors import ModelError
 from engine.weights.gguf_config import ARCHITECTURES, DENSE_MLP, EXPERTS, Architecture
 from engine.weights.gguf_keys import EMBEDDING, metadata_names
 from engine.weights.gguf_model import Model, Values
+
+log = logging.getLogger(__name__)
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _TOKENS = "tokenizer.ggml.tokens"
@@ -97,12 +100,27 @@ def check_tensors(model: Model, values: Values) -> None:
                 f"{model.path}: {name} has shape {list(info.shape)}, but {sizes} is expected by "
                 f"{said}. {_REMEDY}"
             )
+    _check_vocabulary(model)
+
+
+def _check_vocabulary(model: Model) -> None:
+    """Raise `ModelError` unless the embedding has a row for each token, as many as the file says.
+
+    Rows without a token are logged: they are padding, or the list of tokens is incomplete.
+    """
     tokens, rows = model.metadata.get(_TOKENS), model.tensors[EMBEDDING].shape[0]
+    found = f"{_TOKENS}: {len(tokens)} tokens" if isinstance(tokens, list) else ""
     if isinstance(tokens, list) and len(tokens) > rows:
-        raise ModelError(
-            f"{model.path}: {_TOKENS}: {len(tokens)} tokens, but {EMBEDDING} has {rows} rows. "
-            f"{_REMEDY}"
-        )
+        raise ModelError(f"{model.path}: {found}, but {EMBEDDING} has {rows} rows. {_REMEDY}")
+    if model.value("vocab_size") is None:
+        return
+    size = model.integer("vocab_size")
+    key = f"{model.architecture}.vocab_size is {size}"
+    if size != rows:
+        beside = f" and {found}" if found else ""
+        raise ModelError(f"{model.path}: {key}, but {EMBEDDING} has {rows} rows{beside}. {_REMEDY}")
+    if isinstance(tokens, list) and len(tokens) < size:
+        log.warning("%s: %s, but %s: the other rows have no text", model.path, key, found)
 
 
 def _check_layers(model: Model, count: int, needed: list[str]) -> None:

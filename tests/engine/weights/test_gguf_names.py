@@ -122,6 +122,40 @@ def test_the_key_of_metadata_that_do_not_fit_the_tensors_is_named(
         refused(path, message)
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (
+            130,
+            r"llama.vocab_size is 130, but token_embd.weight has 128 rows and tokenizer.ggml.tok",
+        ),
+        (100, r"llama.vocab_size is 100, but .* tokenizer.ggml.tokens: 128 tokens\. Metadata and"),
+        (-1, r"llama.vocab_size: an integer is expected, found -1"),
+        ("many", r"llama.vocab_size: an integer is expected, found 'many'"),
+        (None, None),
+        (128, None),
+    ],
+)
+def test_the_size_of_the_vocabulary_is_compared_with_the_rows_and_the_tokens(
+    size: Any, message: str | None, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    path = rewrite(files["llama"], tmp_path / "m.gguf", {"llama.vocab_size": size})
+    if message is None:
+        plan(path)
+    else:
+        refused(path, message)
+
+
+def test_rows_without_a_token_are_logged(
+    files: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = gguf.GGUFReader(files["llama"]).fields
+    lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+    shorter = {key: fields[key].contents()[:120] for key in lists}
+    plan(rewrite(files["llama"], tmp_path / "m.gguf", shorter))
+    assert "llama.vocab_size is 128, but tokenizer.ggml.tokens: 120 tokens" in caplog.text
+
+
 def turn(name: str) -> Callable[[Arrays], None]:
     return lambda tensors: tensors.update({name: np.ascontiguousarray(tensors[name].T)})
 
