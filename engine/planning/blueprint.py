@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
@@ -112,7 +113,17 @@ class Blueprint:
             active_share=active_share(config),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
+            strict=self.strict,
+            has_plain_softmax=not _has_caps_or_sinks(self.model, config),
         )
+
+    def compiles(self, *, has_own_memory: bool) -> bool:
+        """Return whether code for the CPU is compiled to serve the model on such a device.
+
+        It expands packed weights, also while they are read for a device with memory of its own, and
+        computes the attention of strict numerics on a CPU.
+        """
+        return bool(self.expansions) or (self.strict and not has_own_memory)
 
     def _check_layers(self) -> None:
         """Raise `ModelError` if there is a checkpoint and it has too few layers.
@@ -142,6 +153,13 @@ def _intermediate_size(config: Any) -> int:
     size = getattr(config, "intermediate_size", None) or 0
     widest: int = max(size) if isinstance(size, list) else size
     return widest * (2 if getattr(config, "use_double_wide_mlp", False) else 1)
+
+
+def _has_caps_or_sinks(model: nn.Module, config: Any) -> bool:
+    """Return whether attention caps its scores (Gemma 2) or has sinks (gpt-oss)."""
+    names = (name for name, _ in model.named_parameters())
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return is_capped or any(name.endswith(".sinks") for name in names)
 
 
 def active_share(config: Any) -> float:

@@ -91,7 +91,10 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
         model = build_on_meta(whole, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
         sizes = [layout.nbytes for layout in outline.layouts]
-        if max(sizes) > LARGEST_LAYER or sum(sizes) + _work_bytes(blueprint) > LARGEST_TRIAL:
+        if (
+            max(sizes) > LARGEST_LAYER
+            or sum(sizes) + _work_bytes(blueprint, device) > LARGEST_TRIAL
+        ):
             return MeasuredPass()
         decoder = Decoder(
             model,
@@ -104,13 +107,14 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
         return _time_passes(decoder, config, blueprint, device)
 
 
-def _work_bytes(blueprint: Blueprint) -> int:
+def _work_bytes(blueprint: Blueprint, device: Device) -> int:
     """Return the bytes of the timed passes without weights: activations, and KV of one layer."""
     demand = blueprint.demand(DraftNeeds(scratch_rows=0), packed=False)
     demand = replace(demand, tile=min(demand.tile, ROWS[-1]))
     context = CONTEXT + ROWS[0]
     kv = context * demand.kv_bytes_per_token // kv_shape(blueprint.config).num_layers
-    return activation_bytes(demand, ROWS[-1], context) + kv
+    own = device.has_own_memory
+    return activation_bytes(demand, ROWS[-1], context, has_own_memory=own) + kv
 
 
 def _time_passes(
