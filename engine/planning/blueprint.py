@@ -18,6 +18,7 @@ from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.config_place import config_place
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
+from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_bytes, expanded_by_packing
@@ -34,15 +35,23 @@ class Blueprint:
     """A model as its config.json describes it: without weights, on the `meta` device.
 
     Raises `ModelError` for a model that cannot be served.
+
+    Args:
+        torch_device: where it will compute; None: a CUDA card that this machine may not have, of a
+            recent kind.
     """
 
-    def __init__(self, spec: ModelSpec, folder: Path) -> None:
+    def __init__(
+        self, spec: ModelSpec, folder: Path, torch_device: torch.device | None = None
+    ) -> None:
         self.spec = spec
+        self.torch_device = torch_device
         self.folder = folder
         self.strict = spec.numerics != "fast"
         self.whole_config = read_config(folder, spec.target.rope)
         self.config = text_config(self.whole_config)
         self.dtype = computed_dtype(spec.target.dtype, self.whole_config, folder)
+        self._check_type()
         self._check_layers()
         self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
         check_decoder(self.whole_config, folder)
@@ -124,6 +133,21 @@ class Blueprint:
         computes the attention of strict numerics on a CPU.
         """
         return bool(self.expansions) or (self.strict and not has_own_memory)
+
+    def _check_type(self) -> None:
+        """Raise `ModelError` if the device is slow in the type that the model computes in."""
+        if (
+            self.dtype != torch.bfloat16
+            or self.torch_device is None
+            or has_fast_bfloat16(self.torch_device)
+        ):
+            return
+        raise ModelError(
+            "target.dtype: the model computes in bfloat16, for which "
+            f"{describe(self.torch_device)} has no fast products: they need 8.0 or newer. Set "
+            "target.dtype to float16, whose range is smaller (a request whose numbers exceed it "
+            "fails with logits_not_finite), or to float32, or set device to cpu"
+        )
 
     def _check_layers(self) -> None:
         """Raise `ModelError` if there is a checkpoint and it has too few layers.

@@ -129,7 +129,8 @@ class _Planner:
         """Return the model with this spec's precision and context."""
         key = (spec.target, spec.context_length)
         if key not in self._described:
-            self._described[key] = Blueprint(spec, self.folder)
+            device = None if self.device is None else self.device.torch_device
+            self._described[key] = Blueprint(spec, self.folder, device)
         return self._described[key]
 
     def _machine(self) -> Machine:
