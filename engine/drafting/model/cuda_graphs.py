@@ -26,6 +26,7 @@ from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.spec import TILE
 from engine.streaming.device import Capture, Work
+from engine.transfer import upload
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class PaddedStep:
         """Copy what `Decoder.embed` returned for rows that fit the bucket, and their segments."""
         rows = len(embedded[0])
         for own, given in zip(self._inputs, embedded, strict=True):
-            own[:rows].copy_(given, non_blocking=True)
+            own[:rows] = upload(given, own.device)
             own[rows:] = own[rows - 1]
         self._mask.fill_(False)
         first = 0  # of the segment's visible slots
