@@ -46,8 +46,8 @@ class Rows:
         """The number of blocks per row."""
         return self.best.shape[-1]
 
-    def only(self, rows: Tensor) -> "Rows":
-        """Return the rows selected by a boolean mask [R] or by their numbers among the R rows."""
+    def only(self, rows: Tensor | slice) -> "Rows":
+        """Return the rows selected by a mask [R], or by their numbers or a slice of the R rows."""
         return replace(self, where=self.where[rows], best=self.best[rows])
 
     def whole(self) -> Tensor:

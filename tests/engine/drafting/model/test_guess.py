@@ -114,3 +114,37 @@ def test_scores_of_a_long_row_are_close_to_those_over_all_tokens() -> None:
         expected = (logits / tau).log_softmax(-1).topk(4)
         assert torch.equal(tokens, expected.indices)
         torch.testing.assert_close(scores, expected.values, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(seed=3),
+        SamplingParams(seed=3, temperature=0.4),
+        SamplingParams(seed=3, top_p=0.8),
+        SamplingParams(seed=3, top_p=0.999),  # of some rows more tokens than are ranked
+        SamplingParams(seed=3, top_k=30, min_p=0.01, top_p=0.9),
+        SamplingParams(temperature=0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [300, 40_000])
+def test_whole_rows_give_the_same_children(size: int, params: SamplingParams) -> None:
+    logits = random_logits(40, size, 2.5)
+    found = [
+        draft_children(
+            logits,
+            params,
+            None,
+            positions=range(40),
+            choice=0,
+            tau=0.7,
+            branch=3,
+            at_once=at_once,
+        )
+        for at_once in (False, True)
+    ]
+    likely = found[0][1] > -4.0
+    assert likely.any()
+    assert torch.equal(found[0][0][likely], found[1][0][likely])
+    torch.testing.assert_close(found[1][1][likely], found[0][1][likely], atol=0.05, rtol=0.02)
