@@ -15,6 +15,8 @@ from engine.kv.page_pool import PAGE
 from engine.model.attention import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
 from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
+from engine.sampling.large_vocabularies.blocks import AT_ONCE
+from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
 from engine.weights.layout import LayerUnits
 
@@ -127,7 +129,7 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
     return (
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes
-        + 2 * TILE * demand.vocab_size * _FLOAT64
+        + _choosing_bytes(demand, has_own_memory)
         + attention
     )
 
@@ -143,6 +145,20 @@ def _hidden_bytes(demand: Demand, max_rows: int) -> int:
     joined = 2 * demand.item_bytes * (demand.hidden_states - 1)
     inputs = (2 * demand.item_bytes + 2 * _FLOAT32) * demand.layer_inputs
     return max_rows * ((max(norm, sliced) + joined) * demand.hidden_size + rope + inputs)
+
+
+def _choosing_bytes(demand: Demand, has_own_memory: bool) -> int:
+    """Return the bytes of a block of logits, and of choosing tokens at its rows.
+
+    On a device of its own memory, noise is computed for whole rows: random numbers of 64 bits, and
+    five copies of the values in float32.
+    """
+    values = TILE * demand.vocab_size
+    few = 2 * values * _FLOAT64
+    if not has_own_memory:
+        return few
+    whole = 5 * _FLOAT32 * min(values, AT_ONCE) + 3 * _FLOAT64 * min(values, MAX_NUMBERS)
+    return max(few, 2 * values * demand.item_bytes + whole)
 
 
 def _float64_bytes(demand: Demand, length: int) -> int:

@@ -37,7 +37,6 @@ UNDECIDED = -2  # of a row for which `choose_rows` has to be called
 # Tokens of a row that are compared exactly. Sums of a logit and noise in float32 are off by less
 # than 1e-4, and that nine tokens are so near to a row's best has a probability below 1e-30.
 FINALISTS = 8
-ROWS_AT_ONCE = 1 << 21  # values of whole rows that are computed at a time: limits the memory
 
 
 def choose_rows(
@@ -110,12 +109,8 @@ def choose_rows_at_once(
     if is_greedy(params):
         return argmax_of_rows(logits).masked_fill(~has_choice, NO_CHOICE)
     streams = make_streams(params.seed, choice, positions, logits.best.device)
-    step = max(1, ROWS_AT_ONCE // logits.values.shape[-1])
     chosen = [
-        _choose_of_whole_rows(
-            logits.only(slice(first, first + step)), params, streams[first:][:step]
-        )
-        for first in range(0, len(logits), step)
+        _choose_of_whole_rows(logits.only(part), params, streams[part]) for part in logits.parts()
     ]
     return torch.cat(chosen).masked_fill(~has_choice, NO_CHOICE)
 

@@ -74,7 +74,11 @@ def draft_children(
         return _best_tokens(rows, branch, tau)
     streams = make_streams(params.seed, choice, positions, rows.best.device)
     if at_once:
-        return _children_of_whole_rows(rows, params, streams, tau, branch)
+        found = [
+            _children_of_whole_rows(rows.only(part), params, streams[part], tau, branch)
+            for part in rows.parts()
+        ]
+        return torch.cat([own for own, _ in found]), torch.cat([own for _, own in found])
     count = max(CANDIDATES[0], branch, min(params.top_k, CANDIDATES[-1]))
     tokens, scores = _children(rows, params, streams, tau, branch, count)
     return tokens, scores.to(rows.best.dtype)
