@@ -402,8 +402,7 @@ def test_a_short_cache_bounds_the_pass() -> None:
 
 def test_a_plan_is_printed_on_one_line() -> None:
     drafted = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=LAYER))
-    room = ROOM + 3 * MIB  # the draft's attention takes some
-    text = str(plan(6 * LAYER + KV + room, demand=drafted))
+    text = str(plan(6 * LAYER + KV + ROOM, demand=drafted))
     assert text == (
         "2 of 11 units resident (200.0 MiB), 9 streamed from ram, ring of 3 slots (300.0 MiB), "
         "KV of 8192 tokens (128.0 MiB), idle KV of 16384 tokens (256.0 MiB), draft 100.0 MiB"
