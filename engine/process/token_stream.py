@@ -117,6 +117,11 @@ class RunningRequest:
         return len(self._emitted)
 
     @property
+    def num_tokens(self) -> int:
+        """The number of tokens that a new process has to run before it goes on."""
+        return len(self.message.prompt) + sum(map(len, self._emitted.values()))
+
+    @property
     def has_emitted(self) -> bool:
         """Whether any choice has a token."""
         return self.num_unfinished < self.message.n or any(self._emitted.values())

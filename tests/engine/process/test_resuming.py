@@ -185,6 +185,30 @@ async def test_lost_requests_go_first_and_past_the_limit_of_the_queue(clients: M
     await old[1].aclose()
 
 
+async def test_of_requests_that_run_alone_the_shortest_goes_first(clients: MakeClient) -> None:
+    order: list[str] = []
+
+    def note(name: str, done: int) -> None:
+        order.append(name)
+
+    client = clients()
+    await client.start()
+    lengths = {"long": 30, "middle": 9, "short": 2}  # those that came first have sent most
+    streams = [
+        client.generate(name, [ENDLESS] * length, PARAMS, on_prompt=partial(note, name))
+        for name, length in lengths.items()
+    ]
+    for stream in streams:
+        await anext(stream)
+    await kill(client)
+    order.clear()
+    while len(set(order)) < len(lengths):
+        await asyncio.sleep(0.01)
+    assert [*dict.fromkeys(order)] == ["short", "middle", "long"]
+    for stream in streams:
+        await stream.aclose()
+
+
 async def test_the_client_of_a_lost_request_may_leave(client: EngineClient) -> None:
     streams = [client.generate(f"{i}", [ENDLESS], PARAMS) for i in range(3)]
     for stream in streams:

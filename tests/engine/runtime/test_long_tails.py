@@ -145,7 +145,7 @@ def test_a_client_may_leave_while_its_tail_is_replayed(replayed: Counter[str]) -
     assert run(engine, [request("r", prompt(5))])["r", 0].finish, "its id is free"
 
 
-def test_the_watchdog_hears_of_each_slice() -> None:
+def test_each_slice_is_reported_as_progress() -> None:
     engine = load(checkpoint("llama"), PLAIN)
     engine.add(long("r", prompt(TOKENS)))
     before = hooks(engine).calls

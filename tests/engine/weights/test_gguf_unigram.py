@@ -69,8 +69,8 @@ def vocabulary(has_bytes: bool) -> list[tuple[str, float]]:
     )
     learner.train_from_iterator([*TEXT[:2] * 3, "names of bytes: <0x41>"], trainer)
     pieces: list[tuple[str, float]] = json.loads(learner.to_str())["model"]["vocab"]
-    few = Random(0)  # no two divisions of a text are equally likely
-    pieces = [(token, score - few.random()) for token, score in pieces if token != "</s>"]
+    noise = Random(0)  # no two divisions of a text are equally likely
+    pieces = [(token, score - noise.random()) for token, score in pieces if token != "</s>"]
     first, *others = pieces
     found = [first, ("</s>", 0.0), *([(byte, 0.0) for byte in BYTES] if has_bytes else ()), *others]
     return [*found, (ADDED, 0.0)]
