@@ -21,9 +21,10 @@ import engine
 from tests.engine.order.pretended_cuda import PretendedCuda
 
 _SOURCES = str(next(iter(engine.__path__)))
-_READS = frozenset(
-    ("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "argwhere")
-) | {"masked_select", "bincount", "unique", "_unique2", "unique_consecutive", "repeat_interleave"}
+_NUMBERS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose")
+_COUNTED = ("nonzero", "argwhere", "masked_select", "bincount", "repeat_interleave")
+_UNIQUE = ("unique", "_unique2", "unique_consecutive")
+_READS = frozenset((*_NUMBERS, *_COUNTED, *_UNIQUE))
 _INDEXED = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
 
 
@@ -46,7 +47,8 @@ class Waits:
             yield own
         finally:
             self._is_counting = was_counting
-            self.places = before + own
+            self.places = before
+            before.update(own)  # blocks may be nested
 
     def note(self, what: str) -> None:
         """Count a wait of the engine's innermost function."""
