@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.streaming.cuda_pages import CudaPageStore
+from engine.streaming.cuda_start import start_cuda
 from engine.streaming.cuda_streams import CudaCapture, CudaSideStream
 from engine.streaming.device import Device, OwnMemory
 from engine.streaming.disk import PIECE_BYTES, split_pieces
@@ -121,13 +122,11 @@ class CudaDevice(Device):
 
 
 def open_device(device: torch.device) -> CudaDevice:
-    """Return the GPU. Raises `ModelError` when this machine does not have it."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (device.index or 0) >= count:
-        raise ModelError(
-            f"device: {str(device)!r} was not found (this torch sees {count} GPUs). "
-            "Use auto or cpu, or install a CUDA build of torch."
-        )
+    """Start CUDA on the GPU and return it.
+
+    Raises `DeviceMissing` or `ModelError` as `start_cuda` does.
+    """
+    start_cuda(device)
     return CudaDevice(device)
 
 
