@@ -13,7 +13,7 @@ from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.planning.footprint import Demand, activation_bytes, pass_rows, size_text
 from engine.spec import ModelSpec, Tier
-from engine.streaming.disk import PIECE_BYTES, READERS
+from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
 from engine.weights.packing import TEMPORARY_BYTES
@@ -278,8 +278,8 @@ class _Planner:
         room = max(room - plan.making_bytes, 0)
         # Pinned buffers for whole units that are read from the checkpoint.
         loaded = [self.units[i] for i, tier in enumerate(plan.tiers) if tier == "resident"]
-        buffers = min(READERS, len(loaded)) if memory.has_own_memory else 0
-        loading = buffers * max(loaded, default=0)
+        largest = max(loaded, default=0) if memory.has_own_memory else 0
+        loading = largest * num_staging_buffers(largest, len(loaded))
         tiers = self._tiers(plan.tiers, room, loading)
         units = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.

@@ -25,7 +25,7 @@ from engine.streaming.cuda_pages import CudaPageStore
 from engine.streaming.cuda_start import start_cuda
 from engine.streaming.cuda_streams import CudaCapture, CudaSideStream
 from engine.streaming.device import Device, OwnMemory
-from engine.streaming.disk import PIECE_BYTES, split_pieces
+from engine.streaming.disk import PIECE_BYTES, num_staging_buffers, split_pieces
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
 from engine.streaming.page_store import PageStore
@@ -35,7 +35,7 @@ from engine.weights.layout import UnitReader
 
 logger = logging.getLogger(__name__)
 
-BUFFERS_PER_THREAD = 2  # one is filled while the other is copied from
+BUFFERS_PER_COPIER = 2  # one is filled while the other is copied from
 LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is other programs'
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
 _SUCCESS = 0
@@ -134,8 +134,8 @@ class CudaLink:
     """A link that copies pinned host buffers directly, and all else through staging buffers.
 
     Args:
-        num_readers: threads that read from the disk, into host buffers or staging buffers.
-        staged: the units that are read through staging buffers.
+        num_readers: the most threads that read from the disk, into host or staging buffers.
+        staged: the units that are read through staging buffers. Then no host buffers are filled.
         num_copiers: threads that copy host buffers which could not be pinned.
     """
 
@@ -154,12 +154,15 @@ class CudaLink:
         self._reader = reader
         self._pin_lock = threading.Lock()
         self._pinning_refused = False
+        sizes = [len(piece) for unit in staged for piece in reader.pieces(unit)]
+        largest = max(sizes, default=0)
+        buffers = num_staging_buffers(largest, len(sizes))
+        if staged:  # further threads would only wait for a buffer
+            num_readers = min(num_readers, buffers)
         self._readers = Workers("weights-read", num_readers)
         self._copiers = Workers("weights-copy", num_copiers)
-        largest = max((len(p) for unit in staged for p in reader.pieces(unit)), default=0)
-        each = BUFFERS_PER_THREAD if largest <= PIECE_BYTES else 1  # whole units are too large
-        self._read_into = _StagingBuffers(num_readers * each if staged else 0, largest, device)
-        self._copied_into = _StagingBuffers(num_copiers * BUFFERS_PER_THREAD, PIECE_BYTES, device)
+        self._read_into = _StagingBuffers(buffers, largest, device)
+        self._copied_into = _StagingBuffers(num_copiers * BUFFERS_PER_COPIER, PIECE_BYTES, device)
 
     def slot(self, nbytes: int) -> "CudaSlot":
         """Allocate a slot. Raises `ModelError` when the device has too little memory."""

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -325,17 +326,21 @@ class LayerStream:
         resident: dict[int, Tensor] = {}
         buffers: dict[int, HostBuffer] = {}
         arrivals: dict[int, Arrival] = {}
-        staged = self._units_in("resident")
-        link = self._device.open_link(
-            reader, Meters(), num_readers=READERS, staged=staged, num_copiers=0
+        # Two links, so that threads that wait for a staging buffer do not keep the others from
+        # filling host buffers.
+        open_link = partial(
+            self._device.open_link, reader, Meters(), num_readers=READERS, num_copiers=0
         )
-        with closing(link):
+        with (
+            closing(open_link(staged=self._units_in("resident"))) as staged,
+            closing(open_link(staged=[])) as waiting,
+        ):
             for unit, tier in enumerate(self._tiers):
                 if tier == "resident":
-                    slot = link.slot(self._layouts[unit].nbytes)
+                    slot = staged.slot(self._layouts[unit].nbytes)
                     resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
                 elif tier == "ram":
-                    buffers[unit], arrivals[unit] = link.host_buffer(unit)
+                    buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
                     stack.callback(buffers[unit].unpin)
             for done, (unit, arrival) in enumerate(arrivals.items(), 1):
                 self._wait(arrival, unit)

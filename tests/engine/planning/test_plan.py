@@ -286,6 +286,22 @@ def test_only_streamed_units_count_towards_the_ram() -> None:
     assert found.host_bytes == ALL and found.host_pages == 0, "nothing is left for idle KV"
 
 
+@pytest.mark.parametrize(
+    ("layer", "head", "staging"),
+    [
+        (450, 1100, 1100),  # one unit at a time
+        (450, 480, 960),
+        (100, 100, 400),  # one for each thread
+        (2, 2, 16),  # two for each thread
+    ],
+)
+def test_the_staging_of_loading_is_bounded(layer: int, head: int, staging: int) -> None:
+    units = [layer * MIB] * LAYERS + [head * MIB]
+    found = plan(1 << 40, demand=replace(DEMAND, unit_bytes=units))
+    assert set(found.tiers) == {"resident"}
+    assert found.staging_bytes == staging * MIB
+
+
 def test_a_ram_tier_that_does_not_fit_is_refused_with_what_is_missing() -> None:
     with pytest.raises(ModelError, match=r"memory\.ram: 1000\.0 MiB is 50\.0 MiB too little"):
         plan(5 * LAYER, ram=1000 * MIB, stream={"tier": "ram"})

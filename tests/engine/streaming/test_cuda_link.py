@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.disk import num_staging_buffers
 from engine.streaming.ring import LayerStream
 from tests.engine.fake_cuda import FakeDevice, install
 from tests.engine.units import NumberedUnits, PiecedUnits
@@ -95,6 +96,31 @@ def test_pieces_from_the_disk_are_copied_while_others_are_read(
         stream.seek(0)
         walk_twice(stream, device, units)
         assert stream.measure_link() > 0
+        walk(stream, device, units)
+        device.compute.synchronize()
+
+
+@pytest.mark.parametrize("units_at_once", [0, 1, 2, 100])
+def test_loading_pins_as_many_bytes_as_are_planned(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch, units_at_once: int
+) -> None:
+    """Whole units are read into staging buffers, and fewer of them the larger they are."""
+    units = NumberedUnits(6, jitter=MS)
+    largest = max(unit.nbytes for unit in units.layouts)
+    for name, value in (("PIECE_BYTES", 1024), ("STAGING_BYTES", units_at_once * largest)):
+        monkeypatch.setattr(f"engine.streaming.disk.{name}", value)
+    pin, most = device.cudart.cudaHostRegister, 0
+
+    def register(address: int, nbytes: int, flags: int) -> int:
+        nonlocal most
+        code = pin(address, nbytes, flags)
+        most = max(most, sum(device.cudart.pinned.values()))
+        return code
+
+    monkeypatch.setattr(device.cudart, "cudaHostRegister", register)
+    with closing(open_stream(units, ["resident"] * 6, 2)) as stream:
+        planned = num_staging_buffers(largest, 6) * largest
+        assert most == planned == min(max(units_at_once, 1), 4) * largest
         walk(stream, device, units)
         device.compute.synchronize()
 
