@@ -37,6 +37,7 @@ class Compared(GraphedSteps):
 
     def __init__(self, model: DraftModel, capture: Capture, tolerance: float = 2e-5) -> None:
         super().__init__(model.decoder, model.caches.cache.pool, capture)
+        self.capture_all(lambda *_: None)
         self.compared: list[Bucket] = []
         self.num_plain = 0
         self._tolerance = tolerance

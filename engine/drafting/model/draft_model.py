@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from engine.drafting.calibration import Calibration
 from engine.drafting.forcing import select_undetermined
 from engine.drafting.growth import Growth, Node
-from engine.drafting.model.cuda_graphs import graphed_steps
+from engine.drafting.model.cuda_graphs import GraphedSteps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.drafting.model.guess import draft_children
 from engine.drafting.tree import Bounds
@@ -29,7 +29,6 @@ from engine.model.segment import Segment
 from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
-from engine.streaming.device import Capture
 from engine.streaming.ring import OnWait
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
@@ -68,7 +67,7 @@ class DraftModel:
         caches: DraftCache,
         bounds: Bounds,
         vocab_size: int,
-        capture: Capture | None = None,
+        graphs: GraphedSteps | None = None,
     ) -> None:
         """Take a model whose weights are on the device.
 
@@ -76,21 +75,16 @@ class DraftModel:
             name: the method's name, which is the source of the drafted rows.
             bounds: the largest size of a tree.
             vocab_size: of the target. Its padding may differ from the draft's.
-            capture: records steps as CUDA graphs; None where the device has none.
+            graphs: the CUDA graphs of steps; None if all steps run plainly.
         """
         self.name = name
         self.decoder = decoder
         self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
-        self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
+        self.graphs = graphs
         self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished
-
-    @property
-    def num_captured(self) -> int:
-        """Return the number of steps that took longer because they captured a CUDA graph."""
-        return 0 if self.graphs is None else self.graphs.num_captured
 
     @property
     def num_shared_pages(self) -> int:
