@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from engine.drafting.method import DraftNeeds
+from engine.drafting.model.cuda_graphs import GRAPH_BYTES, ROW_COUNTS, Bucket, all_buckets
 from engine.kv.page_pool import PAGE
 from engine.model.attention import MAX_SCORES
 from engine.spec import TILE
@@ -15,6 +16,8 @@ from engine.weights.layout import LayerUnits
 
 LARGEST_PASS = 8192  # rows; a longer prompt takes several passes
 _FLOAT32, _FLOAT64 = 4, 8
+_INT64 = 8
+DRAFT_STREAMS = 2  # that draft models compute on: beside a pass, and while graphs are captured
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class Demand:
         return bool(self.draft.substitute_bytes)
 
     @property
+    def has_draft_model(self) -> bool:
+        """Return True if the drafts come from a model on the device."""
+        return self.draft.weight_bytes > 0
+
+    @property
     def page_bytes(self) -> int:
         """Return the device bytes of one KV page, the draft's own cache included."""
         return self.kv_bytes_per_token * PAGE
@@ -111,6 +119,37 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
         + 2 * TILE * demand.vocab_size * _FLOAT64
         + _attention_bytes(demand, min(demand.context_length + demand.draft.scratch_rows, longest))
     )
+
+
+def graph_bytes(demand: Demand, num_slots: int) -> int:
+    """Return the bytes of all CUDA graphs of a draft model, over a KV cache of `num_slots` slots.
+
+    They are the kernels and the inputs of each graph, the logits of each number of rows, and the
+    activations of the largest step, whose memory the others share.
+    """
+    buckets = all_buckets(num_slots)
+    logits = sum(ROW_COUNTS) * demand.vocab_size * demand.item_bytes
+    inputs = sum(_graph_input_bytes(demand, bucket) for bucket in buckets)
+    return len(buckets) * GRAPH_BYTES + inputs + logits + _graph_step_bytes(demand, buckets[0])
+
+
+def _graph_input_bytes(demand: Demand, bucket: Bucket) -> int:
+    """Return the bytes of embedded rows, slots, positions, numbers and mask of a padded step."""
+    keys = bucket.kv + bucket.rows
+    embedded = bucket.rows * demand.hidden_size * demand.hidden_states * demand.item_bytes
+    return embedded + (2 * _INT64 + bucket.rows) * keys + _INT64 * max(bucket.kv, bucket.rows)
+
+
+def _graph_step_bytes(demand: Demand, bucket: Bucket) -> int:
+    """Return the bytes of the activations of a padded step in fast numerics."""
+    states = demand.hidden_size * (4 * demand.item_bytes + 2 * _FLOAT32) * demand.hidden_states
+    layer = 4 * demand.widest * demand.item_bytes
+    logits = demand.vocab_size * (demand.item_bytes + _FLOAT32)
+    # Keys and values are gathered, and copied once more into the kernel's order; so is the mask.
+    keys = bucket.kv + bucket.rows
+    gathered = 2 * keys * demand.num_kv_heads * demand.head_dim * demand.item_bytes
+    mask = bucket.rows * keys * demand.num_heads // demand.num_kv_heads * demand.item_bytes
+    return bucket.rows * (states + layer + logits) + 2 * (gathered + mask)
 
 
 def _hidden_bytes(demand: Demand, max_rows: int) -> int:

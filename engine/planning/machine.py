@@ -39,6 +39,7 @@ def available_memory(device: Device) -> Memory:
         ram,
         has_own_memory=True,
         device_runtime=own.runtime,
+        stream_workspace=own.stream_workspace,
         host_runtime=runtime,
     )
 

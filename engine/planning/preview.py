@@ -143,6 +143,7 @@ class _Planner:
                 asked.ram or assumed.RAM,
                 has_own_memory=True,
                 device_runtime=runtime,
+                stream_workspace=assumed.STREAM_WORKSPACE,
                 host_runtime=assumed.HOST_RUNTIME,
             )
             return Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)

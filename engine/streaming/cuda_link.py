@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 BUFFERS_PER_COPIER = 2  # one is filled while the other is copied from
 LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is other programs'
+# Bytes that torch gives to cuBLAS for each stream, by the least compute capability.
+WORKSPACES = {(9, 0): 32 << 20, (0, 0): (8 << 20) + (128 << 10)}
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
 _SUCCESS = 0
 
@@ -63,7 +65,10 @@ class CudaDevice(Device):
     def own_memory(self) -> OwnMemory:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         taken = total - free - torch.cuda.memory_reserved(self.torch_device)
-        return OwnMemory(free, min(taken, LARGEST_CONTEXT))  # other programs' are part of `taken`
+        capability = torch.cuda.get_device_capability(self.torch_device)
+        workspace = next(size for first, size in WORKSPACES.items() if capability >= first)
+        # What other programs use is a part of `taken`.
+        return OwnMemory(free, min(taken, LARGEST_CONTEXT), workspace)
 
     def give_back_freed(self) -> None:
         torch.cuda.empty_cache()

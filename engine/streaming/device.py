@@ -38,6 +38,7 @@ class OwnMemory:
 
     free: int
     runtime: int  # what the driver and the libraries use
+    stream_workspace: int = 0  # what libraries keep for each stream that computes
 
 
 class Device:

@@ -66,7 +66,20 @@ def test_memory_of_other_programs_is_not_counted_as_the_runtimes(
         torch.cuda, "mem_get_info", lambda device: (free * mib, (free + held + cached) * mib)
     )
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: cached * mib)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     device = CudaDevice(torch.device("cuda:0"))
     assert device.has_own_memory
     assert device.own_memory().free == free * mib
     assert device.own_memory().runtime == runtime * mib
+
+
+@pytest.mark.parametrize(
+    ("capability", "kib"), [((8, 0), 8320), ((8, 9), 8320), ((9, 0), 32768), ((12, 0), 32768)]
+)
+def test_the_workspace_of_a_stream_depends_on_the_card(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kib: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert CudaDevice(torch.device("cuda:0")).own_memory().stream_workspace == kib << 10
