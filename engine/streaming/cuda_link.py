@@ -1,9 +1,10 @@
-"""The device of `device: cuda`: large asynchronous copies on a stream of their own.
+"""The device of `device: cuda`: asynchronous copies of weights on a stream of their own.
 
 Events keep three orders. A copy into a slot waits, on the device, for the work that was using the
 slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer waits
 until the copy out of it is done (`drained`). The computing thread waits for the device only in
-`Arrival.result`, so it is never further ahead of the device than there are slots.
+`Arrival.result`, so it is never further ahead of the device than there are slots. Units are copied
+in pieces by threads, and a transfer can be cancelled between two of them.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.streaming.cuda_copies import CopyWindow
 from engine.streaming.cuda_pages import CudaPageStore
 from engine.streaming.cuda_start import start_cuda
 from engine.streaming.cuda_streams import CudaCapture, CudaSideStream
@@ -166,6 +168,8 @@ class CudaLink:
             num_readers = min(num_readers, buffers)
         self._readers = Workers("weights-read", num_readers)
         self._copiers = Workers("weights-copy", num_copiers)
+        self._sender = Workers("weights-send", 1)
+        self._window = CopyWindow(self.stream)
         self._read_into = _StagingBuffers(buffers, largest, device)
         self._copied_into = _StagingBuffers(num_copiers * BUFFERS_PER_COPIER, PIECE_BYTES, device)
 
@@ -194,17 +198,17 @@ class CudaLink:
         return self._stage(pieces, fill, slot, self._read_into, self._readers, self.meters.disk)
 
     def send(self, unit: int, buffer: HostBuffer, slot: "CudaSlot") -> Arrival:
-        """Start to fill a slot from RAM: by one copy if the buffer is pinned, else in pieces."""
+        """Start to fill a slot from RAM, in pieces: directly from pinned memory, else staged."""
         source = buffer.memory[: self._nbytes(unit)]
+        pieces = split_pieces(source.nbytes)
         if buffer.is_pinned:
-            with slot.filling():
-                slot.copy(0, source)
-            return _DirectCopy(slot, source.nbytes)
+            jobs = [partial(self._send_piece, piece, source, slot) for piece in pieces]
+            launched = self._sender.submit(*jobs, context=slot.filling())
+            return _PinnedCopy(launched, slot, source.nbytes)
 
         def fill(piece: range, memory: Tensor) -> None:
             copy_bytes(memory, source[piece.start : piece.stop])
 
-        pieces = split_pieces(source.nbytes)
         return self._stage(pieces, fill, slot, self._copied_into, self._copiers, self.meters.ram)
 
     def compute_stream(self) -> torch.cuda.Stream:
@@ -214,9 +218,14 @@ class CudaLink:
     def close(self) -> None:
         self._readers.close()
         self._copiers.close()
+        self._sender.close()
         self.stream.synchronize()
         self._read_into.close()
         self._copied_into.close()
+
+    def _send_piece(self, piece: range, source: Tensor, slot: "CudaSlot") -> None:
+        with self._window.piece(is_first=piece.start == 0):
+            slot.copy(piece.start, source[piece.start : piece.stop])
 
     def _stage(
         self,
@@ -236,7 +245,7 @@ class CudaLink:
 
         nbytes = pieces[-1].stop
         jobs = [partial(job, piece) for piece in pieces]
-        return _StagedCopy(workers.submit(*jobs, context=_fill_timed(nbytes, meter, slot)), slot)
+        return _Copy(workers.submit(*jobs, context=_fill_timed(nbytes, meter, slot)), slot)
 
     @contextmanager
     def _pinning(self, buffer: HostBuffer) -> Iterator[None]:
@@ -302,27 +311,8 @@ class CudaSlot:
             drained.record(stream)
 
 
-class _DirectCopy:
-    """The arrival of one copy that has been launched; the device's clock times it."""
-
-    def __init__(self, slot: CudaSlot, nbytes: int) -> None:
-        self._slot = slot
-        self._nbytes = nbytes
-
-    def done(self) -> bool:
-        return bool(self._slot.ready.query())
-
-    def cancel(self) -> bool:
-        return False
-
-    def result(self) -> None:
-        _wait(self._slot)
-        seconds = self._slot.began.elapsed_time(self._slot.ready) / 1e3
-        self._slot.link.meters.ram.add_transfer(seconds, self._nbytes)
-
-
-class _StagedCopy:
-    """The arrival of a unit whose copies are launched by threads when they have read the bytes."""
+class _Copy:
+    """The arrival of a unit whose copies are launched by threads."""
 
     def __init__(self, launched: JobBatch, slot: CudaSlot) -> None:
         self._launched = launched
@@ -337,6 +327,19 @@ class _StagedCopy:
     def result(self) -> None:
         self._launched.result()
         _wait(self._slot)
+
+
+class _PinnedCopy(_Copy):
+    """The arrival of a unit from pinned memory; the device's clock times it."""
+
+    def __init__(self, launched: JobBatch, slot: CudaSlot, nbytes: int) -> None:
+        super().__init__(launched, slot)
+        self._nbytes = nbytes
+
+    def result(self) -> None:
+        super().result()
+        seconds = self._slot.began.elapsed_time(self._slot.ready) / 1e3
+        self._slot.link.meters.ram.add_transfer(seconds, self._nbytes)
 
 
 def _wait(slot: CudaSlot) -> None:
