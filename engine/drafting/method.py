@@ -44,6 +44,9 @@ class PlanContext:
     config: Any  # the target's transformers configuration
     dtype: torch.dtype  # of the target's activations
     layouts: Sequence[UnitLayout]  # of the target's units
+    device: (
+        torch.device | None
+    )  # None: a CUDA card that this machine may not have, of a recent kind
 
 
 @dataclass(frozen=True)

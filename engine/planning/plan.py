@@ -50,6 +50,7 @@ class Memory:
     device_runtime: int = 0  # held on the device by driver and libraries; not part of `device`
     stream_workspace: int = 0  # that libraries keep on the device for each stream that computes
     host_runtime: int = 0  # held by the process before it loads weights; not part of `ram`
+    code: int = 0  # RAM that compiled code will take when it is first needed; not part of `ram`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Plan:
         If the device has no memory of its own, `device_bytes` come on top.
         """
         taken = self.ram_unit_bytes + self.staging_bytes + self.host_kv_bytes
-        return taken + self.making_bytes + self.memory.host_runtime
+        return taken + self.making_bytes + self.memory.host_runtime + self.memory.code
 
     def __str__(self) -> str:
         """Return the plan as one line for the log."""
@@ -168,7 +169,8 @@ class _Planner:
         demand, memory = self.demand, self.memory
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
-        activations = activation_bytes(demand, rows, wanted_pages * PAGE)
+        longest, own = wanted_pages * PAGE, memory.has_own_memory
+        activations = activation_bytes(demand, rows, longest, has_own_memory=own)
         other = self._other_bytes(wanted_pages)
         left = self.limit - activations - other
         resident, slots = self._residents(left, wanted_pages)

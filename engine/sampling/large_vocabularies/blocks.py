@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.transfer import upload
+
 BLOCK = 64  # values per block
 
 
@@ -85,7 +87,7 @@ class Matrix:
             part = slice(self._num_computed, last)
             self._best[part] = best_of_blocks(self.values[part])
             self._num_computed = last
-        places = torch.tensor(where).to(self.values.device, non_blocking=True)
+        places = upload(torch.tensor(where), self.values.device)
         return Rows(self.values, places, self._best[places], self.size)
 
 

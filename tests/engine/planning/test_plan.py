@@ -383,6 +383,13 @@ def test_activations_leave_less_to_the_kv(changes: dict[str, Any], mib: int) -> 
     assert base.num_pages - found.num_pages == pytest.approx(mib, abs=2)
 
 
+def test_compiled_code_is_part_of_the_hosts_memory() -> None:
+    spec = ModelSpec("m", TargetSpec("m"))
+    memory = Memory(10 * ALL, 1 << 40, True)
+    made = [make_plan(spec, DEMAND, replace(memory, code=code)) for code in (0, 200 * MIB)]
+    assert made[1].host_bytes - made[0].host_bytes == 200 * MIB
+
+
 def test_scratch_of_the_trees_is_part_of_the_kv() -> None:
     found = plan(10 * ALL, demand=replace(DEMAND, draft=DraftNeeds(scratch_rows=100)))
     assert found.num_pages == 8 * 18, "1,124 tokens a sequence"
@@ -428,7 +435,8 @@ def test_a_short_cache_bounds_the_pass() -> None:
 
 def test_a_plan_is_printed_on_one_line() -> None:
     drafted = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=LAYER))
-    text = str(plan(6 * LAYER + KV + ROOM + GRAPHS, demand=drafted))
+    room = ROOM + 3 * MIB  # the draft's attention takes some
+    text = str(plan(6 * LAYER + KV + room + GRAPHS, demand=drafted))
     assert text == (
         "2 of 11 units resident (200.0 MiB), 9 streamed from ram, ring of 3 slots (300.0 MiB), "
         "KV of 8192 tokens (128.0 MiB), idle KV of 16384 tokens (256.0 MiB), draft 100.0 MiB"
