@@ -29,7 +29,6 @@ from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.spec import TILE
 from engine.streaming.device import Capture, Work
-from engine.transfer import upload
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +96,14 @@ class PaddedStep:
         )
 
     def fill(self, embedded: Sequence[Tensor], segments: Sequence[Segment]) -> None:
-        """Copy what `Decoder.embed` returned for rows that fit the bucket, and their segments."""
+        """Copy rows that fit the bucket and their segments to the inputs of the graph.
+
+        Args:
+            embedded: what `Decoder.embed` returned, on the device.
+        """
         rows = len(embedded[0])
         for own, given in zip(self._inputs, embedded, strict=True):
-            own[:rows] = upload(given, own.device)
+            own[:rows] = given
             own[rows:] = own[rows - 1]
         self._mask.fill_(False)
         first = 0  # of the segment's visible slots
@@ -177,19 +180,22 @@ class GraphedSteps:
             progress("capturing the draft's steps", number, len(buckets))
         return len(self._graphs)
 
-    def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
+    def logits(self, embedded: Sequence[Tensor], batch: Batch) -> Tensor | None:
         """Return logits [R, V] of a batch's rows, or None if it must run as a plain step.
 
         The logits are valid until the next call. The rows' KV is in their slots then, as after a
         plain step.
+
+        Args:
+            embedded: what `Decoder.embed` returned for the rows, on the device.
         """
         bucket = Bucket.of(batch)
         known = None if bucket is None else self._graphs.get(bucket)
         if known is None:
             return None
         step, replay = known
-        step.fill(self._decoder.embed(tokens), batch.segments)
-        return replay()[: len(tokens)]
+        step.fill(embedded, batch.segments)
+        return replay()[: len(batch.rows)]
 
 
 def graphed_steps(

@@ -25,7 +25,7 @@ from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
-from engine.model.segment import Segment
+from engine.model.segment import Segment, upload_segments
 from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
@@ -52,7 +52,9 @@ class DraftStep:
     chosen: list[tuple[Growth, list[Node]]]
     tokens: list[int]
     positions: list[int]
-    logit_rows: list[int]  # the rows of nodes, which need logits
+    logit_rows: Tensor  # the rows of nodes, which need logits, [nodes] on the device
+    # What `Decoder.embed` returned, on the device, if the step may be a graph; else empty.
+    embedded: Sequence[Tensor]
     batch: Batch
     resumable: ResumableForward
 
@@ -246,32 +248,42 @@ class DraftModel:
         tokens: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []
+        before: list[Tensor] = []
         wanted: list[int] = []
         for growth, nodes in ready:
-            own_tokens, own_positions, segment = self._segment(growth, nodes, len(tokens))
+            own_tokens, own_positions, prefix, segment = self._segment(growth, nodes, len(tokens))
             tokens += own_tokens
             positions += own_positions
             segments.append(segment)
+            before.append(prefix)
             wanted += range(len(tokens) - len(nodes), len(tokens))
-        rows, resumable = range(len(tokens)), ResumableForward()
-        batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
-        return DraftStep(ready, tokens, positions, wanted, batch, resumable)
+        is_graph = self.graphs is not None and len(tokens) <= TILE
+        embedded = self.decoder.embed(tokens) if is_graph else []
+        placed, (rows, *embedded) = upload_segments(
+            segments,
+            [torch.tensor(wanted), *embedded],
+            before=before,
+            device=self.decoder.device,
+        )
+        pool, resumable = self.caches.cache.pool, ResumableForward()
+        batch = Batch(pool, placed, range(len(tokens)), self.decoder.strict, resumable)
+        return DraftStep(ready, tokens, positions, rows, embedded, batch, resumable)
 
     def _forward(self, step: DraftStep) -> Tensor:
         """Return the logits [nodes, V] at the rows of a step's nodes.
 
         Raises `OutOfTime` where the step's time is over before its last layer.
         """
-        tokens, wanted = step.tokens, step.logit_rows
-        logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
+        logits = None
+        if self.graphs is not None and step.embedded:
+            logits = self.graphs.logits(step.embedded, step.batch)
         if logits is None:
-            hidden = self.decoder.forward(tokens, step.positions, step.batch)
-            rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
+            hidden = self.decoder.forward(step.tokens, step.positions, step.batch)
             with self.decoder.head() as head:
-                blocks = [head(block) for block in torch.split(rows, TILE)]
+                blocks = [head(block) for block in torch.split(hidden[step.logit_rows], TILE)]
             logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-        elif len(wanted) < len(tokens):
-            logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
+        elif len(step.logit_rows) < len(step.tokens):
+            logits = logits[step.logit_rows]
         for growth, nodes in step.chosen:
             # Tiles of a cancelled sequence may have been skipped, so its slots are undefined.
             if nodes[0] is growth.root and not growth.sequence.is_cancelled:
@@ -283,10 +295,12 @@ class DraftModel:
 
     def _segment(
         self, growth: Growth, nodes: list[Node], first: int
-    ) -> tuple[list[int], list[int], Segment]:
-        """Return the tokens and positions of one growth's rows, and their segment of the batch.
+    ) -> tuple[list[int], list[int], Tensor, Segment]:
+        """Return the tokens and positions of one growth's rows, slots, and the rest of the segment.
 
-        The rows are the pending tokens before a root, then the nodes.
+        The rows are the pending tokens before a root, then the nodes. The slots are those of the
+        stored prefix and of pending tokens, on the device; the segment has the others, and its
+        tensors lie on the host.
 
         Args:
             first: the batch row of the first of them.
@@ -298,7 +312,6 @@ class DraftModel:
         pending = range(start, root) if nodes[0] is growth.root else range(0)
         earlier, mask = growth.visible(nodes)
         positions = [*pending, *(node.position for node in nodes)]
-        device = self.decoder.device
         prefix = self.caches.cache.slots(table)[: start + len(pending)]
         scratch = torch.tensor([node.slot for node in (*earlier, *nodes)])
         depths = torch.tensor([*(node.position for node in earlier), *positions])
@@ -306,11 +319,11 @@ class DraftModel:
             first=first,
             count=len(positions),
             start=start,
-            slots=torch.cat([prefix, scratch.to(device, non_blocking=True)]),
-            positions=depths.to(device, non_blocking=True),
-            mask=None if mask is None else mask.to(device, non_blocking=True),
+            slots=scratch,
+            positions=depths,
+            mask=mask,
             cancelled=sequence.cancelled,
             is_long=self.decoder.is_long(len(sequence.tokens)),
         )
         tokens = [sequence.tokens[position] for position in pending]
-        return [*tokens, *(node.token for node in nodes)], positions, segment
+        return [*tokens, *(node.token for node in nodes)], positions, prefix, segment

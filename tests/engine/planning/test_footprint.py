@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
+from engine.kv.page_pool import PAGE
 from engine.planning import footprint
 from engine.planning.footprint import Demand, activation_bytes, graph_bytes
-from tests.engine.planning.test_plan import DEMAND, MIB, NO_DRAFT
+from engine.planning.plan import Memory, make_plan
+from engine.spec import ModelSpec, TargetSpec
+from engine.streaming.page_store import STAGING_BYTES
+from tests.engine.planning.test_plan import ALL, DEMAND, LAYER, MIB, NO_DRAFT
 
 # A model of 28 heads in groups of 7, of which 32,768 tokens are stored, in bfloat16.
 LONG = replace(
@@ -91,3 +95,19 @@ def test_the_bytes_of_graphs(changes: dict[str, Any], mib: float) -> None:
     )
     assert 72 < base < 100, "18 graphs of 4 MiB, their inputs and the largest step"
     assert found - base == pytest.approx(mib, rel=0.02)
+
+
+@pytest.mark.parametrize("has_own_memory", [True, False])
+@pytest.mark.parametrize("weight_bytes", [0, LAYER])
+def test_graphs_and_workspaces_are_counted_where_a_draft_model_has_them(
+    weight_bytes: int, has_own_memory: bool
+) -> None:
+    workspace = 32 * MIB if has_own_memory else 0
+    demand = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=weight_bytes))
+    memory = Memory(10 * ALL, 100 * ALL, has_own_memory, stream_workspace=workspace)
+    found = make_plan(ModelSpec("m", TargetSpec("m")), demand, memory)
+    has_graphs = weight_bytes > 0 and has_own_memory
+    graphs = graph_bytes(demand, found.num_pages * PAGE) if has_graphs else 0
+    assert found.num_pages == 8 * 16
+    staging = STAGING_BYTES if has_own_memory else 0
+    assert found.other_bytes == staging + graphs + (3 if has_graphs else 1) * workspace

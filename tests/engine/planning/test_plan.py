@@ -12,7 +12,7 @@ from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.model.attention import MAX_SCORES
-from engine.planning.footprint import LARGEST_PASS, Demand, graph_bytes
+from engine.planning.footprint import LARGEST_PASS, Demand
 from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, DoesNotFit, Memory, Plan, make_plan
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from engine.streaming.page_store import STAGING_BYTES
@@ -338,22 +338,6 @@ def test_a_draft_takes_its_memory_from_resident_units() -> None:
     drafted = plan(device + GRAPHS, demand=replace(DEMAND, draft=large))
     assert len(residents(without)) - len(residents(drafted)) == 2
     assert (without.draft_bytes, drafted.draft_bytes) == (0, 2 * LAYER)
-
-
-@pytest.mark.parametrize("has_own_memory", [True, False])
-@pytest.mark.parametrize("weight_bytes", [0, LAYER])
-def test_graphs_and_workspaces_are_counted_where_a_draft_model_has_them(
-    weight_bytes: int, has_own_memory: bool
-) -> None:
-    workspace = 32 * MIB if has_own_memory else 0
-    demand = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=weight_bytes))
-    memory = Memory(10 * ALL, 100 * ALL, has_own_memory, stream_workspace=workspace)
-    found = make_plan(ModelSpec("m", TargetSpec("m")), demand, memory)
-    has_graphs = weight_bytes > 0 and has_own_memory
-    graphs = graph_bytes(demand, found.num_pages * PAGE) if has_graphs else 0
-    assert found.num_pages == 8 * 16
-    staging = STAGING_BYTES if has_own_memory else 0
-    assert found.other_bytes == staging + graphs + (3 if has_graphs else 1) * workspace
 
 
 @pytest.mark.parametrize("name", ["expanded_bytes", "other_device_bytes"])

@@ -64,7 +64,7 @@ def test_a_padded_step_gives_the_logits_and_kv_of_a_plain_step(family: str, tmp_
     grow(model, growths[1:], 5)  # the prompt as a chain, then the tree of one sequence
     assert steps.num_plain == 0
     grow(model, growths[:1], 2)  # the long prompt has more rows than any bucket
-    assert steps.num_plain == 1
+    assert len(steps.compared) == 5 + 1
     grow(model, growths, 4)  # both in one step
     for sequence in (long, short):
         sequence.tokens += [5, 6, 7]  # these were not drafted, so they are pending
@@ -190,6 +190,24 @@ def test_steps_without_a_graph_run_plainly(
     assert caplog.messages == [f"draft steps of {bucket} run without a CUDA graph: {error}"]
     grow(model, [Growth(make_sequence(prompt(20)), 40)], 4)
     assert steps.num_plain == (4 if captured < 10 else 0)
+
+
+@torch.inference_mode()
+def test_the_inputs_of_a_step_are_moved_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = draft_of(checkpoint("llama"), CPU)
+    Compared(model, uncaptured)
+    moved: list[int] = []
+
+    def count(values: list[Tensor], device: torch.device) -> list[Tensor]:
+        moved.append(len(values))
+        return list(values)
+
+    monkeypatch.setattr("engine.model.segment.upload_all", count)
+    monkeypatch.setattr("engine.model.decoder.upload_all", None)  # of rows without a graph
+    growths = [Growth(make_sequence(prompt(length, length)), 40) for length in (20, 30)]
+    grow(model, growths, 3)
+    # The rows that need logits and embeddings; slots and positions of both; then masks too.
+    assert moved == [2 + 4, 2 + 6, 2 + 6]
 
 
 @pytest.mark.parametrize(
