@@ -25,7 +25,7 @@ from engine.errors import ModelError
 from engine.streaming.cuda_copies import CopyWindow
 from engine.streaming.cuda_pages import CudaPageStore
 from engine.streaming.cuda_start import start_cuda
-from engine.streaming.cuda_streams import CudaCapture, CudaSideStream
+from engine.streaming.cuda_streams import CudaCapture, CudaMoment, CudaSideStream
 from engine.streaming.device import Device, OwnMemory
 from engine.streaming.disk import PIECE_BYTES, num_staging_buffers, split_pieces
 from engine.streaming.link import Arrival, Meters
@@ -99,6 +99,9 @@ class CudaDevice(Device):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
+
+    def moment(self) -> CudaMoment:
+        return CudaMoment(torch.cuda.current_stream(self.torch_device))
 
     def page_store(self, pool: Tensor, num_places: int) -> PageStore:
         if not num_places:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import engine.streaming
 from engine.errors import ModelError
+from engine.streaming.idle import HostMoment, Moment
 from engine.streaming.link import Link, Meters
 from engine.streaming.page_store import PageStore
 from engine.streaming.pinned import Unpin
@@ -117,6 +118,10 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait until all work launched so far has been computed."""
+
+    def moment(self) -> Moment:
+        """Return the present moment in the work that the calling thread launches."""
+        return HostMoment()
 
     def page_store(self, pool: Tensor, num_places: int) -> PageStore:
         """Make a store of idle KV pages for `pool`, [2 L, pages, values of a page and layer].

@@ -275,6 +275,20 @@ def test_pinned_copies_are_timed_by_the_device(device: FakeDevice) -> None:
         assert stats.ram.gbps > 0
 
 
+def test_computing_is_timed_by_the_device_not_by_its_launch(device: FakeDevice) -> None:
+    """All work is launched at once and ends later: no time is known before it has ended."""
+    units, held = NumberedUnits(3), threading.Event()
+    with closing(open_stream(units, ["ram"] * 3, 3)) as stream:
+        device.compute.launch(lambda: held.wait(30))
+        for index in range(3):
+            with stream.unit(index) as weights:
+                launch(device, units, index, weights)
+        assert stream._idle.compute_seconds is None
+        held.set()
+        device.compute.synchronize()
+        assert stream._idle.compute_seconds is not None
+
+
 def test_the_error_of_a_full_device_names_the_settings_to_lower(
     device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
