@@ -31,7 +31,7 @@ from engine.compiled.vectors import (
 )
 
 BLOCK = 64  # positions
-WIDTH = 64  # lanes of a work item
+_WIDTH = 64  # lanes of a work item
 _PRODUCTS = 48  # that take as long as expanding one value of a weight
 
 _u2, _f4 = np.uint16, np.float32
@@ -127,9 +127,9 @@ def attend(
         np.empty(0, _f4) if sinks is None else sinks.to(torch.float32).contiguous().numpy(),
         (_f4(scaling), _f4(softcap or 0)),
     )
-    items = kv_heads * -(-rows * (heads // kv_heads) // WIDTH)
+    items = kv_heads * -(-rows * (heads // kv_heads) // _WIDTH)
     seen = len(columns.prefix) + len(columns.others)
-    products = seen * WIDTH * (depth + value_depth)
+    products = seen * _WIDTH * (depth + value_depth)
     in_parts(items, products // _PRODUCTS, lambda first, last: _attend(*arguments, first, last))
     return out
 
@@ -162,10 +162,10 @@ def _copy(
 @helper
 def _make_lanes(depth: int, value_depth: int) -> Any:
     return _Lanes(
-        row=np.empty(WIDTH, np.int64),
-        query=np.empty(depth * WIDTH, _f4),
-        state=np.empty(3 * WIDTH, _f4),
-        sums=np.empty(value_depth * WIDTH, _f4),
+        row=np.empty(_WIDTH, np.int64),
+        query=np.empty(depth * _WIDTH, _f4),
+        state=np.empty(3 * _WIDTH, _f4),
+        sums=np.empty(value_depth * _WIDTH, _f4),
     )
 
 
@@ -178,7 +178,7 @@ def _make_block(most: int, depth: int, value_depth: int) -> Any:
         column=np.empty(most, np.int64),
         keys=np.zeros((most + ROWS) * depth, _f4),
         values=np.zeros(most * value_depth, _f4),
-        scores=np.empty((most + ROWS) * WIDTH, _f4),
+        scores=np.empty((most + ROWS) * _WIDTH, _f4),
     )
 
 
@@ -187,16 +187,16 @@ def _begin(lanes: Any, query: Any, sinks: Any, head: int, kv_heads: int, first: 
     """Set the arrays of lanes; those beyond the last one repeat it. Return how many are real."""
     rows, heads, depth = query.shape
     group = heads // kv_heads
-    count: int = min(WIDTH, rows * group - first)
+    count: int = min(_WIDTH, rows * group - first)
     row_of, own_query, state = lanes.row, lanes.query, lanes.state
-    for lane in range(WIDTH):
+    for lane in range(_WIDTH):
         number = first + min(lane, count - 1)
         row, own = number // group, head * group + number % group
         row_of[lane] = row
         for d in range(depth):
-            own_query[d * WIDTH + lane] = query[row, own, d]
+            own_query[d * _WIDTH + lane] = query[row, own, d]
         state[lane] = sinks[own] if len(sinks) else _NOTHING
-        state[WIDTH + lane] = _f4(1 if len(sinks) else 0)
+        state[_WIDTH + lane] = _f4(1 if len(sinks) else 0)
     lanes.sums[:] = _f4(0)
     return count
 
@@ -207,15 +207,15 @@ def _end(lanes: Any, out: Any, head: int, kv_heads: int, count: int, first: int)
     group, sums = out.shape[1] // kv_heads, lanes.sums
     for lane in range(count):
         row, own = (first + lane) // group, head * group + (first + lane) % group
-        total = lanes.state[WIDTH + lane]
+        total = lanes.state[_WIDTH + lane]
         for d in range(out.shape[2]):
-            out[row, own, d] = sums[d * WIDTH + lane] / total
+            out[row, own, d] = sums[d * _WIDTH + lane] / total
 
 
 @helper
 def _choose(lanes: Any, visible: Any, chosen: Any) -> int:
     """Write the columns that some lane sees to `chosen`; return how many these are."""
-    count, first, last = 0, lanes.row[0], lanes.row[WIDTH - 1]
+    count, first, last = 0, lanes.row[0], lanes.row[_WIDTH - 1]
     for column in range(visible.shape[1]):
         is_seen = False
         for row in range(first, last + 1):
@@ -253,27 +253,27 @@ def _hide(lanes: Any, block: Any, count: int, low: Any, high: Any, visible: Any)
     positions, columns, scores, rows = block.position, block.column, block.scores, lanes.row
     for key in range(count):
         position, column = positions[key], columns[key]
-        for lane in range(WIDTH):
+        for lane in range(_WIDTH):
             row = rows[lane]
             if column < 0:
                 is_seen = low[row] <= position and position <= high[row]
             else:
                 is_seen = visible[row, column]
             if not is_seen:
-                scores[key * WIDTH + lane] = _NOTHING
+                scores[key * _WIDTH + lane] = _NOTHING
 
 
 @helper
 def _score(lanes: Any, block: Any, count: int, width: int) -> None:
     """Compute the products of the lanes' queries and the keys of a block."""
     scores, keys, query = block.scores, block.keys, lanes.query
-    depth = len(query) // WIDTH
+    depth = len(query) // _WIDTH
     for key in range(0, count, ROWS):
         for lane in range(0, width, LANES):
             sum_products(
-                scores, key * WIDTH + lane, WIDTH,
+                scores, key * _WIDTH + lane, _WIDTH,
                 keys, key * depth, depth, 1,
-                query, lane, WIDTH, depth,
+                query, lane, _WIDTH, depth,
             )  # fmt: skip
 
 
@@ -281,19 +281,19 @@ def _score(lanes: Any, block: Any, count: int, width: int) -> None:
 def _add(lanes: Any, block: Any, count: int, width: int, scale: Any, bound: Any) -> None:
     """Turn scores into weights, and add the values with these weights to the lanes' sums."""
     scores, values, state, sums = block.scores, block.values, lanes.state, lanes.sums
-    depth = len(sums) // WIDTH
+    depth = len(sums) // _WIDTH
     for lane in range(0, width, LANES):
         factor = scale
         if bound > 0:
-            cap(scores, lane, WIDTH, count, scale, bound)
+            cap(scores, lane, _WIDTH, count, scale, bound)
             factor = _f4(1)
-        weigh(scores, lane, WIDTH, count, factor, state, lane, WIDTH + lane, 2 * WIDTH + lane)
+        weigh(scores, lane, _WIDTH, count, factor, state, lane, _WIDTH + lane, 2 * _WIDTH + lane)
         for d in range(0, depth, ROWS):
             sum_products(
-                sums, d * WIDTH + lane, WIDTH,
+                sums, d * _WIDTH + lane, _WIDTH,
                 values, d, 1, depth,
-                scores, lane, WIDTH, count,
-                state, 2 * WIDTH + lane,
+                scores, lane, _WIDTH, count,
+                state, 2 * _WIDTH + lane,
             )  # fmt: skip
 
 
@@ -305,8 +305,8 @@ def _run(
     """Add all keys that some lane sees to the lanes' sums, block by block."""
     prefix, low, high = shared
     _, positions, visible = others
-    depth, padded = len(lanes.query) // WIDTH, len(lanes.sums) // WIDTH
-    first, last = lanes.row[0], lanes.row[WIDTH - 1]
+    depth, padded = len(lanes.query) // _WIDTH, len(lanes.sums) // _WIDTH
+    first, last = lanes.row[0], lanes.row[_WIDTH - 1]
     least, most = low[first], high[first]  # positions of the prefix that some lane sees
     for row in range(first, last + 1):
         least, most = min(least, low[row]), max(most, high[row])
@@ -347,12 +347,12 @@ def _attend(
     """Compute the work items `start` to `stop` - 1: the lanes of a key head, 64 at a time."""
     rows, heads, depth = query.shape
     padded = -(-out.shape[2] // ROWS) * ROWS
-    chunks = -(-rows * (heads // kv_heads) // WIDTH)
+    chunks = -(-rows * (heads // kv_heads) // _WIDTH)
     lanes = _make_lanes(depth, padded)
     block = _make_block(BLOCK + len(others[0]), depth, padded)
     chosen = np.empty(len(others[0]), np.int64)
     for item in range(start, stop):
-        head, first = item // chunks, item % chunks * WIDTH
+        head, first = item // chunks, item % chunks * _WIDTH
         count = _begin(lanes, query, sinks, head, kv_heads, first)
         width = -(-count // LANES) * LANES
         _run(

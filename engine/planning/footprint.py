@@ -7,19 +7,21 @@ benchmarks/plan_memory.py compares their sum with the memory that a process take
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from engine.compiled.attention import BLOCK, WIDTH
+from engine.compiled.attention import BLOCK
 from engine.compiled.compiler import is_available
 from engine.drafting.method import DraftNeeds
 from engine.drafting.model.cuda_graphs import GRAPH_BYTES, ROW_COUNTS, Bucket, all_buckets
-from engine.drafting.model.draft_model import PROMPT_TILE
 from engine.kv.page_pool import PAGE
 from engine.model.attention import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
 from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
+from engine.sampling.large_vocabularies.blocks import AT_ONCE
+from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
 from engine.weights.layout import LayerUnits
 
 LARGEST_PASS = 8192  # rows; a longer prompt takes several passes
+_LANES = 64  # pairs of a row and a query head that compiled code computes at a time
 THREADS = 16  # that compute attention at once, each with memory of its own
 _FLOAT32, _FLOAT64 = 4, 8
 _INT64 = 8
@@ -130,12 +132,12 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
         attention = _float64_bytes(demand, length)
     else:
         attention = _ordered_bytes(demand, length)
-    if demand.has_draft_model:
-        attention += _fused_bytes(demand, PROMPT_TILE, length, longest)
+    if rows := demand.draft.step_rows:
+        attention += _fused_bytes(demand, rows, length, longest)
     return (
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes
-        + 2 * TILE * demand.vocab_size * _FLOAT64
+        + _choosing_bytes(demand, has_own_memory)
         + attention
     )
 
@@ -181,6 +183,20 @@ def _hidden_bytes(demand: Demand, max_rows: int) -> int:
     return max_rows * ((max(norm, sliced) + joined) * demand.hidden_size + rope + inputs)
 
 
+def _choosing_bytes(demand: Demand, has_own_memory: bool) -> int:
+    """Return the bytes of a block of logits, and of choosing tokens at its rows.
+
+    On a device of its own memory, noise is computed for whole rows: random numbers of 64 bits, and
+    five copies of the values in float32.
+    """
+    values = TILE * demand.vocab_size
+    few = 2 * values * _FLOAT64
+    if not has_own_memory:
+        return few
+    whole = 5 * _FLOAT32 * min(values, AT_ONCE) + 3 * _FLOAT64 * min(values, MAX_NUMBERS)
+    return max(few, 2 * values * demand.item_bytes + whole)
+
+
 def _float64_bytes(demand: Demand, length: int) -> int:
     """Return the bytes of one tile's scores in float64, three times, and of its keys and values.
 
@@ -197,11 +213,11 @@ def _ordered_bytes(demand: Demand, length: int) -> int:
 
     Compiled code reads keys and values where they are stored. Each thread expands those of one
     block and of a tree, and holds their scores. Where there is no compiled code, keys and values
-    are copied and expanded to float32; this is counted if it takes more.
+    are copied and expanded to float32.
     """
     block = BLOCK + demand.sequence_rows
     heads = TILE * demand.num_heads
-    of_thread = (block + 3 * WIDTH) * (2 * demand.head_dim + WIDTH) * _FLOAT32
+    of_thread = (block + 3 * _LANES) * (2 * demand.head_dim + _LANES) * _FLOAT32
     expanded = length * demand.num_kv_heads * 2 * demand.head_dim * _FLOAT32
     scores = 4 * heads * block * _FLOAT32
     without = _gathered_bytes(demand, length) + expanded + scores + TILE * length
@@ -221,7 +237,7 @@ def _fused_bytes(demand: Demand, tile: int, length: int, longest: int) -> int:
         scores = 3 * _num_scores(demand, tile, length) * _FLOAT32
         return _gathered_bytes(demand, length) + 2 * tile * length + scores + rows
     padded = min(MAX_SLOTS, longest)
-    product = group * max(tile * length, MAX_SEGMENT_ROWS * padded)
+    product = group * max(tile * length, min(tile, MAX_SEGMENT_ROWS) * padded)
     mask, kept = min(product, MAX_MASK), min(product, MAX_KEPT)
     masks = (mask + kept) * demand.item_bytes + 3 * mask // group  # and booleans to make one of
     return _gathered_bytes(demand, max(length, padded)) + masks + rows

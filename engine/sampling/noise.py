@@ -60,9 +60,11 @@ def rounded_gumbel(streams: Tensor, num_tokens: int) -> Tensor:
     step = max(1, MAX_NUMBERS // num_tokens)
     for first in range(0, len(streams), step):
         drawn = _shift_right(bits(streams[first : first + step, None], tokens), 11).clamp_(min=1)
-        # Of 1 - u, which is small where the noise is large, float32 loses nothing that matters.
+        number = drawn.to(torch.float32).mul_(2.0**-53)
+        # A number near 1 is rounded to 1, but not its distance from 1.
         rest = drawn.neg_().add_(2**53).to(torch.float32).mul_(2.0**-53)
-        noise[first : first + step] = rest.neg_().log1p_().neg_().log_().neg_()
+        logarithm = torch.where(number < 0.5, number.log(), rest.neg_().log1p_())
+        noise[first : first + step] = logarithm.neg_().log_().neg_()
     return noise
 
 

@@ -41,6 +41,7 @@ def needs(context: PlanContext) -> DraftNeeds:
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         draft_rows=context.bounds.draft_rows,
+        step_rows=context.bounds.width,
         weight_bytes=sum(copies),
         making_bytes=largest + MAKING_TEMPORARIES,
         substitute_bytes=copies,

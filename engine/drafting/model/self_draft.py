@@ -73,7 +73,13 @@ class SelfDraft:
         caches, capture = SharedCache(target.cache), context.device.capture()
         graphs = graphed_steps(decoder, target.cache.pool, capture, context.progress)
         return DraftModel(
-            context.method, decoder, caches, context.bounds, context.vocab_size, graphs
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            graphs,
+            at_once=context.device.is_asynchronous,
         )
 
 

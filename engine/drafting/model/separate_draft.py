@@ -81,5 +81,11 @@ class SeparateDraft:
         caches, capture = OwnCache(cache, decoder.is_long), context.device.capture()
         graphs = graphed_steps(decoder, pool, capture, context.progress)
         return DraftModel(
-            context.method, decoder, caches, context.bounds, context.vocab_size, graphs
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            graphs,
+            at_once=context.device.is_asynchronous,
         )

@@ -70,7 +70,7 @@ def test_attention_is_counted_as_it_is_computed(
 
 
 def test_the_attention_of_a_draft_model_is_counted_beside_that_of_the_target() -> None:
-    drafted = replace(LONG, draft=replace(NO_DRAFT, weight_bytes=1))
+    drafted = replace(LONG, draft=replace(NO_DRAFT, step_rows=512))
     more = attention(drafted, has_own_memory=True) - attention(LONG, has_own_memory=True)
     own = attention(replace(LONG, strict=False, tile=512), has_own_memory=True)
     assert more == pytest.approx(own, abs=2 * MIB)

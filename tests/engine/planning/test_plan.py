@@ -354,7 +354,7 @@ def test_other_tensors_on_the_device_are_counted(name: str) -> None:
         ({"hidden_size": 4097, "item_bytes": 2}, 10 * 1024 * 4096 // MIB),
         ({"head_dim": 1024}, 16 * 1024 * 1024 // MIB + 2 * 1024 * 1024 * 9 // MIB),
         ({"widest": 65537}, 64 * 4 * 65536 // MIB),
-        ({"vocab_size": 32769}, 2 * 64 * 32768 * 8 // MIB),
+        ({"vocab_size": 32769}, (2 + 5 * 4) * 64 * 32768 // MIB + 3 * 8),
         ({"num_heads": 17, "num_kv_heads": 17}, 3 * 8 * 64 * CONTEXT * 16 // MIB),
         ({"num_heads": 640, "num_kv_heads": 640}, 3 * 8 * (MAX_SCORES - 64 * CONTEXT) // MIB),
     ],
@@ -419,8 +419,7 @@ def test_a_short_cache_bounds_the_pass() -> None:
 
 def test_a_plan_is_printed_on_one_line() -> None:
     drafted = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=LAYER))
-    room = ROOM + 3 * MIB  # the draft's attention takes some
-    text = str(plan(6 * LAYER + KV + room + GRAPHS, demand=drafted))
+    text = str(plan(6 * LAYER + KV + ROOM + GRAPHS, demand=drafted))
     assert text == (
         "2 of 11 units resident (200.0 MiB), 9 streamed from ram, ring of 3 slots (300.0 MiB), "
         "KV of 8192 tokens (128.0 MiB), idle KV of 16384 tokens (256.0 MiB), draft 100.0 MiB"
