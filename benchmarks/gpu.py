@@ -36,6 +36,7 @@ from benchmarks.runs import (
     make_request,
     session,
 )
+from engine.process.child import child_environment
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, Numerics, StreamSpec, TargetSpec
 
 SHAPES = {
@@ -108,7 +109,8 @@ def main() -> None:
     )
     given = vars(arguments.parse_args())
     as_json = given.pop("json")
-    figures = measure(Options(**given))
+    with child_environment():  # the allocator of the server's engine
+        figures = measure(Options(**given))
     print(json.dumps(figures.to_json()) if as_json else figures)
 
 
