@@ -3,7 +3,8 @@
     python -m benchmarks.first_gpu_run [--device cuda:0] [--only rows products] [--again failed]
 
 The records are kept in build/first_gpu_run: a run that was interrupted goes on where it stopped.
-`--device cpu` is a dry run with tiny shapes, whose times mean nothing. This file imports no torch.
+`--device cpu` is a dry run with tiny shapes, whose times mean nothing. All of the 7 B model takes
+longer: `--layers 28 --gib 8 --seconds 2400 --folder build/whole`. This file imports no torch.
 """
 
 import argparse
@@ -35,7 +36,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stages too
     options = _parse()
     folder: Path = options.folder / options.device.partition(":")[0]
-    place = Place(options.device, folder, options.folder / "kept")
+    kept = options.folder / "kept"
+    place = Place(options.device, folder, kept, options.layers, options.gib)
     os.environ.update(_environment(place) | os.environ)
     wanted = _with_needed(options.only) if options.only else list(STAGES)
     pending = [stage for stage in wanted if _must_run(stage, place, options.again)]
@@ -48,6 +50,7 @@ def main() -> int:
         pending,
         place,
         seconds=options.seconds - (time.monotonic() - began),
+        patience=max(1.0, options.seconds / SECONDS),
         on_record=lambda: write_summary(folder, options.device),  # also if this run is ended early
     )
     without_time = supervisor.run()
@@ -68,7 +71,13 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda:0", help="cpu: a dry run with tiny shapes")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for records and checkpoints")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of all stages")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="for all stages; more also for each of them"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=Place.layers, help="of the engine's 7 B model"
+    )
+    parser.add_argument("--gib", type=float, default=Place.gib, help="of device memory for it")
     parser.add_argument("--only", nargs="+", choices=names, default=[], metavar="STAGE")
     parser.add_argument(
         "--again",

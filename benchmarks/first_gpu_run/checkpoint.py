@@ -1,4 +1,4 @@
-"""The model of the engine's stages: the demo's target grown into 7 B, cut to eight layers.
+"""The model of the engine's stages: the demo's target grown into 7 B, cut to a few layers.
 
 It is grown so that drafts are accepted like those of a trained model (`benchmarks.grow`). The
 vocabulary is cut like the layers, so that the head keeps its share of the weights: a whole head
@@ -6,20 +6,24 @@ would be a third of what travels, and of what a draft step reads.
 """
 
 import time
+from dataclasses import replace
 
 from benchmarks.first_gpu_run.lab import Lab
 from benchmarks.first_gpu_run.record import Results
 from benchmarks.grow import grow
 from benchmarks.random_model import Checkpoint, Shape
 from benchmarks.runs import DEMO
+from engine.weights.layout import round_up
 
-SEVEN_B = Shape(  # 8 of 28 layers of Qwen2.5-7B
-    layers=8,
+VOCABULARY_STEP = 64
+
+SEVEN_B = Shape(  # Qwen2.5-7B
+    layers=28,
     hidden=3584,
     intermediate=18_944,
     heads=28,
     kv_heads=4,
-    vocabulary=43_456,  # 8 / 28 of 152,064
+    vocabulary=152_064,
     context=8192,
     family="qwen2",
 )
@@ -45,4 +49,6 @@ def model_of(lab: Lab, *, small: bool = False) -> Checkpoint:
         return grow(DEMO / "target", lab.kept / "small", SMALL)
     if lab.is_dry:
         return grow(DEMO / "target", lab.kept / "dry", SMALL)
-    return grow(DEMO / "target", lab.kept / "qwen2.5-7b-8-layers", SEVEN_B)
+    vocabulary = round_up(SEVEN_B.vocabulary * lab.layers // SEVEN_B.layers, VOCABULARY_STEP)
+    shape = replace(SEVEN_B, layers=lab.layers, vocabulary=vocabulary)
+    return grow(DEMO / "target", lab.kept / f"qwen2.5-7b-{lab.layers}-layers", shape)

@@ -12,7 +12,6 @@ from benchmarks.runs import GREEDY, load_chat_prompts, make_request
 from engine.messages import Generate
 from engine.spec import DraftSpec, MemorySpec, ModelSpec, Numerics, StreamSpec, TargetSpec
 
-CAP_BYTES = 4 << 30  # of device memory that a process may use
 SIMULATED_GBPS = 4.0  # the link of a dry run
 USERS = 8
 CONTEXT = 4608
@@ -33,7 +32,7 @@ def make_spec(lab: Lab, draft: str, numerics: Numerics, *, small: bool = False) 
         target=TargetSpec(str(model_of(lab, small=small).folder)),
         draft=chosen,
         device=str(lab.device),
-        memory=MemorySpec(device=CAP_BYTES),
+        memory=MemorySpec(device=lab.cap_bytes),
         stream=StreamSpec(
             tier="ram",
             resident=0 if small or lab.is_dry else None,
@@ -46,9 +45,10 @@ def make_spec(lab: Lab, draft: str, numerics: Numerics, *, small: bool = False) 
     )
 
 
-def cap_memory(lab: Lab, nbytes: int = CAP_BYTES) -> None:
-    """Limit the device memory that this process may allocate."""
+def cap_memory(lab: Lab, nbytes: int | None = None) -> None:
+    """Limit the device memory that this process may allocate, by default to that of the engine."""
     if not lab.is_dry:
+        nbytes = lab.cap_bytes if nbytes is None else nbytes
         total = torch.cuda.get_device_properties(lab.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), lab.device)
 

@@ -59,17 +59,29 @@ class Lab:
         device: "cpu" for a dry run, or the name of a GPU.
         kept: a folder for checkpoints and caches, which later runs use again.
         folder: where results are written.
+        layers: those of the 7 B model that the engine serves.
+        cap_bytes: the device memory that the engine may use.
         part: the stage's `part`.
         deadline: when the stage has to end, by `time.monotonic`.
     """
 
     def __init__(
-        self, device: str, *, kept: Path, folder: Path, part: str = "", deadline: float
+        self,
+        device: str,
+        *,
+        kept: Path,
+        folder: Path,
+        layers: int,
+        cap_bytes: int,
+        part: str,
+        deadline: float,
     ) -> None:
         self.device = torch.device(device)
         self.is_dry = self.device.type == "cpu"
         self.kept = kept
         self.folder = folder
+        self.layers = layers
+        self.cap_bytes = cap_bytes
         self.part = part
         self.deadline = deadline
         self.products = TINY_PRODUCTS if self.is_dry else PRODUCTS

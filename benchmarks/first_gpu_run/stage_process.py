@@ -25,16 +25,20 @@ REASON_LINES = 12  # of a traceback
 
 @dataclass(frozen=True)
 class Place:
-    """Where stages run and write.
+    """Where stages run and write, and the size of the engine's model.
 
     Args:
         folder: for records and logs.
         kept: for checkpoints and caches, which later runs use again.
+        layers: those of the 7 B model that the engine serves.
+        gib: the device memory that the engine may use.
     """
 
     device: str
     folder: Path
     kept: Path
+    layers: int = 8
+    gib: float = 4.0
 
     def log(self, stage: str) -> Path:
         """Return the path of a stage's log."""
@@ -93,6 +97,8 @@ def run_stage(stage: Stage, place: Place, end: float, work: Callable[[Any, Resul
             place.device,
             kept=place.kept,
             folder=place.folder,
+            layers=place.layers,
+            cap_bytes=int(place.gib * 2**30),
             part=stage.part,
             deadline=end - MARGIN,
         )

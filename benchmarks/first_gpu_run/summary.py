@@ -131,6 +131,7 @@ def _failures(records: Records, stages: Sequence[str]) -> float | None:
 
 
 def _values(records: Records) -> Iterator[tuple[str, Any]]:
+    yield "model_gb", _value(records, "checkpoint", "gigabytes")
     names = ("copy_read_and_write_gbps", "read_gbps", "bfloat16_tflops", "float64_tflops")
     for name in names:
         yield name, _value(records, "machine", name)
@@ -169,7 +170,7 @@ def _table_of_settings(records: Records) -> Table:
             cells = [found[name] for name in (*names, "copy_stall_ms", "host_ms", "rows")]
             prompt = (_value(records, stage, "prompt") or {}).get("first_token_seconds")
             rows.append([setting, users, *cells, prompt if users == "one user" else None])
-    return Table("The engine on 8 layers of 7 B within 4 GiB", columns, rows)
+    return Table("The engine", columns, rows)
 
 
 def _tables_of_kernels(records: Records) -> Iterator[Table]:

@@ -42,6 +42,7 @@ class Supervisor:
 
     Args:
         seconds: the limit of the time of all stages together.
+        patience: the factor on the limit of each stage.
         on_record: called when a stage has ended.
     """
 
@@ -51,9 +52,11 @@ class Supervisor:
         place: Place,
         *,
         seconds: float,
+        patience: float = 1.0,
         on_record: Callable[[], object] = lambda: None,
     ) -> None:
         self._place = place
+        self._patience = patience
         self._on_record = on_record
         self._began = time.monotonic()
         self._ends = self._began + seconds
@@ -100,7 +103,7 @@ class Supervisor:
             self._pending.remove(stage)
             running = self._prepared.pop(stage.name, None) or self._prepare(stage)
             running.began = time.monotonic()
-            running.limit = min(stage.seconds, self._left() - GRACE)
+            running.limit = min(stage.seconds * self._patience, self._left() - GRACE)
             write_record(self._place.folder, Record(stage.name, "running"))  # replaces an older one
             running.turn.send(running.began + running.limit)
             self._running.append(running)
