@@ -70,5 +70,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("small_copies", "small copies beside large ones", 30, f"{OWN}.small_copies"),
     Stage("columns", "whether a product's bits survive a split of its outputs", 20,
           f"{OWN}.rows", "columns"),
-    Stage("expansion", "packed and coded weights against the link", 25, f"{OWN}.expansion"),
+    Stage("expansion", "packed weights against the link", 25, f"{OWN}.expansion"),
+    Stage("coded_weights", "weights coded beside int4 copies against the link", 25,
+          f"{OWN}.coded_weights"),
 )  # fmt: skip

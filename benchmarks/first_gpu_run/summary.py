@@ -46,6 +46,7 @@ def summarize(records: Records, device: str) -> Figures:
             _table_of_settings(records),
             *_tables_of_kernels(records),
             *_tables_of_problems(records),
+            *_tables_of_costs(records),
         ],
         bars=[
             Bar(name, value, relation, bound)
@@ -211,6 +212,10 @@ def _tables_of_problems(records: Records) -> Iterator[Table]:
     ]
     if rows:
         yield Table("Failed tests", ["stage", "test", "last line"], rows)
+
+
+def _tables_of_costs(records: Records) -> Iterator[Table]:
+    """Yield the tables of small kernels, small copies and packed weights, if they were measured."""
     graphs = _value(records, "latency", "graphs") or {}
     if graphs:
         cells = [[name, own["replay_us"], own["us_for_each"]] for name, own in graphs.items()]
@@ -220,15 +225,22 @@ def _tables_of_problems(records: Records) -> Iterator[Table]:
         loads = list(next(iter(small.values())))
         cells = [[kind, *(own[load]["median"] for load in loads)] for kind, own in small.items()]
         yield Table("Small copies, median us beside", ["copy", *loads], cells)
-    forms = {
-        name: cell
+    forms = [
+        [name, cell.get("gbps"), cell.get("of_link"), cell.get("error")]
         for name, cell in _results(records, "expansion").items()
         if isinstance(cell, dict)
-    }
+    ]
     if forms:
-        cells = [[n, c.get("gbps"), c.get("of_link"), c.get("error")] for n, c in forms.items()]
         columns = ["form", "GB/s of bfloat16", "/ link", "error"]
-        yield Table("Expansion of packed weights", columns, cells)
+        yield Table("Expansion of packed weights", columns, forms)
+    coded = [
+        [name, cell["gbps"], cell["of_travelling"], cell["wrong_weights"]]
+        for name, cell in _results(records, "coded_weights").items()
+        if isinstance(cell, dict)
+    ]
+    if coded:
+        columns = ["warps", "GB/s of bfloat16", "time / that of travelling", "wrong weights"]
+        yield Table("Decoding of coded weights", columns, coded)
 
 
 def _results(records: Records, stage: str) -> Mapping[str, Any]:

@@ -18,7 +18,11 @@ from benchmarks.first_gpu_run.supervisor import Supervisor
 from benchmarks.report_format import Figures
 
 MODULE = "tests.benchmarks.gpu_run_stages"
-CANNOT_RUN_HERE = {"sanitizer": "needs a CUDA device", "engine_memory": "allocator has no limit"}
+CANNOT_RUN_HERE = {
+    "sanitizer": "needs a CUDA device",
+    "engine_memory": "allocator has no limit",
+    "coded_weights": "Triton",
+}
 WEB = {"fastapi", "pydantic", "uvicorn", "starlette", "httpx", "server", "matplotlib"}
 
 
