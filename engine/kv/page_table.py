@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.kv.page_pool import PAGE
+from engine.transfer import upload
 
 
 @dataclass
@@ -34,7 +35,7 @@ class PageTable:
         if self._slots is None:
             pages = torch.tensor(self.pages, dtype=torch.int64)
             slots = (pages[:, None] * PAGE + torch.arange(PAGE)).view(-1)
-            self._slots = slots.to(device, non_blocking=True)
+            self._slots = upload(slots, device)
         return self._slots
 
     def append(self, pages: Sequence[int], ready_ticket: int = 0) -> None:

@@ -29,6 +29,7 @@ from engine.model.rope import mark_long, original_length
 from engine.model.token_table import TokenTable
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
+from engine.transfer import upload
 from engine.weights.family import text_config
 from engine.weights.layout import LayerUnits, whole_layers
 from engine.weights.outline import decoder_layers, text_decoder
@@ -242,14 +243,12 @@ class Decoder:
         """
         padding = -len(tokens) % TILE if self.strict else 0
         inputs = self.embed([*tokens, *[0] * padding])
-        # The copy of pageable memory has read it when the call returns, so a non-blocking copy from
-        # these temporary tensors is safe, and the host does not wait for the device.
         position_ids = torch.tensor([[*positions, *[0] * padding]])
         if self.original_length is not None:
             mark_long(position_ids, batch.segments)
         return self.run(
-            [rows.to(self.device, non_blocking=True) for rows in inputs],
-            position_ids.to(self.device, non_blocking=True),
+            [upload(rows, self.device) for rows in inputs],
+            upload(position_ids, self.device),
             batch,
         )
 

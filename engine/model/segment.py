@@ -5,6 +5,7 @@ from threading import Event
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,21 @@ class Segment:
             return None
         numbers = torch.arange(end, device=self.slots.device)
         return numbers <= numbers[self.num_scratch + rows.start :, None]
+
+    def visible_keys(self, rows: range, reach: Reach) -> Tensor | None:
+        """Return which keys some rows see in a layer of this reach, [rows, keys] bool.
+
+        The keys are those of the prefix, and of the slots after it up to the last of these rows.
+        Return None if each row sees all of them.
+        """
+        own = self.visible_slots(rows)
+        if own is not None:
+            own = F.pad(own, (self.start, 0), value=True)
+        if reach.size is None:
+            return own
+        end = self.num_scratch + rows.stop
+        prefix = torch.arange(self.start, device=self.slots.device)
+        positions = torch.cat([prefix, self.positions[:end]])
+        queries = self.positions[self.num_scratch + rows.start : end]
+        near = reach.near(queries[:, None], positions)
+        return near if own is None or near is None else near & own

@@ -42,6 +42,7 @@ class Memory:
     has_own_memory: bool  # the device's, beside the RAM
     device_runtime: int = 0  # held on the device by driver and libraries; not part of `device`
     host_runtime: int = 0  # held by the process before it loads weights; not part of `ram`
+    code: int = 0  # RAM that compiled code will take when it is first needed; not part of `ram`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Plan:
         If the device has no memory of its own, `device_bytes` come on top.
         """
         taken = self.ram_unit_bytes + self.staging_bytes + self.host_kv_bytes
-        return taken + self.making_bytes + self.memory.host_runtime
+        return taken + self.making_bytes + self.memory.host_runtime + self.memory.code
 
     def __str__(self) -> str:
         """Return the plan as one line for the log."""
@@ -160,7 +161,8 @@ class _Planner:
         demand, memory = self.demand, self.memory
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
-        activations = activation_bytes(demand, rows, wanted_pages * PAGE)
+        longest, own = wanted_pages * PAGE, memory.has_own_memory
+        activations = activation_bytes(demand, rows, longest, has_own_memory=own)
         other = demand.other_device_bytes + demand.expanded_bytes
         if memory.has_own_memory and demand.expansions:
             other += TEMPORARY_BYTES

@@ -13,6 +13,7 @@ from engine.model.segment import Segment
 from engine.sequences.scheduler import Turn
 from engine.sequences.sequence import TokenSequence
 from engine.streaming.ring import OnWait
+from engine.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def assemble(
                 count=len(own),
                 start=start,
                 slots=cache.slots(sequence.pages)[: start + len(own)],
-                positions=torch.tensor(own_positions, device=decoder.device),
-                mask=tree.mask().to(decoder.device) if tree and len(tree.tokens) > 1 else None,
+                positions=upload(torch.tensor(own_positions), decoder.device),
+                mask=upload(tree.mask(), decoder.device) if tree and len(tree) > 1 else None,
                 cancelled=sequence.cancelled,
                 is_long=sequence.is_long,
             )

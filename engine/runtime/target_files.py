@@ -53,7 +53,7 @@ class TargetFiles(Blueprint):
         self.device = choose_device(spec.device, spec.stream.simulate_gbps)
         source = resolve(spec.target.source, spec.target.revision, progress)
         self._revision, self._text = source.identity, text_digest(source.folder)
-        super().__init__(spec, source.folder)
+        super().__init__(spec, source.folder, self.device.torch_device)
         self.tokenizer = read_tokenizer(self.folder)
         self.generation = read_generation_config(self.folder, self.vocab_size)
         self.units = self.checkpoint_units()

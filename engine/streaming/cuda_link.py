@@ -45,6 +45,12 @@ class CudaDevice(Device):
 
     is_asynchronous = True
 
+    def __init__(self, torch_device: torch.device) -> None:
+        super().__init__(torch_device)
+        # cuDNN's attention is asked first on some cards, and builds a plan for each new length,
+        # which takes longer than a draft step. The other kernels take any length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
     @property
     def arithmetic(self) -> str:
         return f"{torch.cuda.get_device_name(self.torch_device)}, CUDA {torch.version.cuda}"

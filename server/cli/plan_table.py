@@ -81,6 +81,7 @@ def host_rows(plan: "Plan") -> list[Row]:
         ("idle KV", plan.host_kv_bytes, f"{plan.host_pages * PAGE} tokens"),
         ("embedding", plan.embedding_bytes, "in the page cache: read from the file row by row"),
         ("while loading", plan.making_bytes, "to make the draft"),
+        ("compiled code", plan.memory.code, "for the CPU, when it is first needed"),
         ("runtime", plan.memory.host_runtime, "the process without weights"),
     ]
     return _format_rows(rows)

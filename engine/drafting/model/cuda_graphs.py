@@ -26,6 +26,7 @@ from engine.model.decoder import Decoder
 from engine.model.segment import Segment
 from engine.spec import TILE
 from engine.streaming.device import Capture, Work
+from engine.transfer import upload
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class PaddedStep:
         self._positions = torch.zeros(kv + rows, dtype=torch.int64, device=device)
         self._mask = torch.zeros(rows, kv + rows, dtype=torch.bool, device=device)
         self._numbers = torch.arange(max(rows, kv), device=device)
-        segment = Segment(
+        self._pool = pool
+        self._segment = Segment(
             first=0,
             count=rows,
             start=0,
@@ -74,13 +76,12 @@ class PaddedStep:
             mask=self._mask,
             cancelled=Event(),
         )
-        self._batch = Batch(pool, (segment,), range(rows), strict=False)
 
     def fill(self, embedded: Sequence[Tensor], segments: Sequence[Segment]) -> None:
         """Copy what `Decoder.embed` returned for rows that fit the bucket, and their segments."""
         rows = len(embedded[0])
         for own, given in zip(self._inputs, embedded, strict=True):
-            own[:rows].copy_(given, non_blocking=True)
+            own[:rows] = upload(given, own.device)
             own[rows:] = own[rows - 1]
         self._mask.fill_(False)
         first = 0  # of the segment's visible slots
@@ -98,7 +99,9 @@ class PaddedStep:
         # A layer overwrites its input, so it gets a copy.
         positions = self._positions[None, self._kv :]
         inputs = [own.clone() for own in self._inputs]
-        hidden = self._decoder.run(inputs, positions, self._batch)
+        # A new batch has no masks yet: they are made within the graph, of what `fill` has copied.
+        batch = Batch(self._pool, (self._segment,), range(self._segment.count), strict=False)
+        hidden = self._decoder.run(inputs, positions, batch)
         with self._decoder.head() as head:
             return head(hidden)
 

@@ -31,6 +31,7 @@ from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
 from engine.streaming.device import Capture
 from engine.streaming.ring import OnWait
+from engine.transfer import upload
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
 NEGLIGIBLE = -9.0  # log-probability: a child below it is not worth a node
@@ -69,6 +70,8 @@ class DraftModel:
         bounds: Bounds,
         vocab_size: int,
         capture: Capture | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Take a model whose weights are on the device.
 
@@ -77,6 +80,7 @@ class DraftModel:
             bounds: the largest size of a tree.
             vocab_size: of the target. Its padding may differ from the draft's.
             capture: records steps as CUDA graphs; None where the device has none.
+            at_once: whether the host waits for a step only once, when it reads the children.
         """
         self.name = name
         self.decoder = decoder
@@ -84,6 +88,7 @@ class DraftModel:
         self.bounds = bounds
         self.vocab_size = vocab_size
         self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
+        self._at_once = at_once
         self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished
 
@@ -208,19 +213,40 @@ class DraftModel:
     def _extend(self, step: DraftStep, logits: Tensor, calibration: Calibration) -> None:
         """Add the best children of all nodes of a step, by the logits [nodes, V] at their rows."""
         parts = torch.split(logits, [len(nodes) for _, nodes in step.chosen])
+        parents: list[tuple[Growth, Node]] = []
+        found: list[Tensor] = []
         for (growth, nodes), own in zip(step.chosen, parts, strict=True):
-            self._add_children(growth, nodes, own, calibration)
-
-    def _add_children(
-        self, growth: Growth, nodes: list[Node], logits: Tensor, calibration: Calibration
-    ) -> None:
-        """Add the best children of one growth's nodes, by the logits [nodes, V] at their rows."""
-        sequence = growth.sequence
-        rows, allowed = select_undetermined(growth, nodes)
-        if not rows:
+            rows, allowed = select_undetermined(growth, nodes)
+            if rows:
+                if len(rows) < len(nodes):
+                    own = own[upload(torch.tensor(rows), own.device)]
+                chosen = [nodes[row] for row in rows]
+                parents += [(growth, node) for node in chosen]
+                found.append(self._find_children(growth, chosen, own, allowed, calibration))
+        if not found:
             return
-        if len(rows) < len(nodes):
-            nodes, logits = [nodes[row] for row in rows], logits[rows]
+        # Here alone the host waits for the step.
+        children: list[tuple[list[float], list[float]]] = torch.cat(found).tolist()
+        for (growth, node), (tokens, logprobs) in zip(parents, children, strict=True):
+            self._add_children(growth, node, tokens, logprobs, calibration)
+
+    def _find_children(
+        self,
+        growth: Growth,
+        nodes: Sequence[Node],
+        logits: Tensor,
+        allowed: Tensor | None,
+        calibration: Calibration,
+    ) -> Tensor:
+        """Return the best children of one growth's nodes, [nodes, 2, branch] float64.
+
+        They are token ids, which float64 holds exactly, and log-probabilities.
+
+        Args:
+            logits: at the nodes' rows, [nodes, V].
+            allowed: the tokens that a grammar allows there, [nodes, V] bool; None: all of them.
+        """
+        sequence = growth.sequence
         positions = [node.position + 1 for node in nodes]
         is_path = is_path_dependent(sequence.params)
         paths = [growth.path(node) for node in nodes] if is_path else None
@@ -236,13 +262,25 @@ class DraftModel:
             allowed=allowed,
             tau=calibration.tau(sequence.params),
             branch=self.bounds.branch,
+            at_once=self._at_once,
         )
-        for node, own, scores in zip(nodes, tokens.tolist(), logprobs.tolist(), strict=True):
-            gains = [calibration.calibrate(self.name, s) if s > -inf else -inf for s in scores]
-            calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
-            for token, logprob, gain in zip(own, scores, gains, strict=True):
-                if gain > NEGLIGIBLE or node.children.get(token):
-                    growth.add(node, token, logprob, gain, self.name)
+        return torch.stack([tokens.double(), logprobs.double()], 1)
+
+    def _add_children(
+        self,
+        growth: Growth,
+        node: Node,
+        tokens: Sequence[float],
+        logprobs: Sequence[float],
+        calibration: Calibration,
+    ) -> None:
+        """Add children to a node, given their token ids and their log-probabilities."""
+        gains = [calibration.calibrate(self.name, s) if s > -inf else -inf for s in logprobs]
+        calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
+        for own, logprob, gain in zip(tokens, logprobs, gains, strict=True):
+            token = int(own)
+            if gain > NEGLIGIBLE or node.children.get(token):
+                growth.add(node, token, logprob, gain, self.name)
 
     def _prepare(self, chosen: Sequence[tuple[Growth, list[Node]]]) -> DraftStep | None:
         """Return a step of the nodes for which there is room; None if there is none."""
@@ -272,12 +310,12 @@ class DraftModel:
         logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
         if logits is None:
             hidden = self.decoder.forward(tokens, step.positions, step.batch)
-            rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
+            rows = hidden[upload(torch.tensor(wanted), hidden.device)]
             with self.decoder.head() as head:
                 blocks = [head(block) for block in torch.split(rows, TILE)]
             logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
         elif len(wanted) < len(tokens):
-            logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
+            logits = logits[upload(torch.tensor(wanted), logits.device)]
         for growth, nodes in step.chosen:
             # Tiles of a cancelled sequence may have been skipped, so its slots are undefined.
             if nodes[0] is growth.root and not growth.sequence.is_cancelled:
@@ -312,9 +350,9 @@ class DraftModel:
             first=first,
             count=len(positions),
             start=start,
-            slots=torch.cat([prefix, scratch.to(device, non_blocking=True)]),
-            positions=depths.to(device, non_blocking=True),
-            mask=None if mask is None else mask.to(device, non_blocking=True),
+            slots=torch.cat([prefix, upload(scratch, device)]),
+            positions=upload(depths, device),
+            mask=None if mask is None else upload(mask, device),
             cancelled=sequence.cancelled,
             is_long=self.decoder.is_long(len(sequence.tokens)),
         )

@@ -71,7 +71,13 @@ class SelfDraft:
             decoder = parts.substituted_decoder()
         caches, capture = SharedCache(target.cache), context.device.capture()
         return DraftModel(
-            context.method, decoder, caches, context.bounds, context.vocab_size, capture
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            capture,
+            at_once=context.device.is_asynchronous,
         )
 
 

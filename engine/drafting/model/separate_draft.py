@@ -79,5 +79,11 @@ class SeparateDraft:
         cache = KVCache(pool, prefix_cache=context.spec.prefix_cache)
         caches, capture = OwnCache(cache, decoder.is_long), context.device.capture()
         return DraftModel(
-            context.method, decoder, caches, context.bounds, context.vocab_size, capture
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            capture,
+            at_once=context.device.is_asynchronous,
         )

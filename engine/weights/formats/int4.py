@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from engine.weights.formats.tensor_cores import has_fast_bfloat16
 from engine.weights.formats.weighted import fit_scale_and_zero, group_weights
 from engine.weights.layout import TensorSpec
 
@@ -26,7 +27,6 @@ _QUANTIZED_WEIGHTS = 1 << 18  # weights quantized at a time: temporaries fit the
 _CPU_ROW_MULTIPLE = 16
 _CPU_BLOCK = 64  # the most rows that the CPU's order mixes; blocks are packed independently
 _CUDA_ROW_MULTIPLE = 8
-_CUDA_CAPABILITY = (8, 0)  # the kernel needs bfloat16 tensor cores
 _CUDA_INNER_TILES = (8, 4, 2)  # tiles of 16 inputs that one load takes (16, 8, 4 bytes)
 
 
@@ -84,13 +84,17 @@ def packed_tensors(name: str, shape: tuple[int, ...], group: int) -> dict[str, T
     }
 
 
-def supports(in_features: int, out_features: int, group: int, device: torch.device) -> bool:
-    """Return whether the device's kernel supports a weight of this shape."""
+def supports(in_features: int, out_features: int, group: int, device: torch.device | None) -> bool:
+    """Return whether the device's kernel supports a weight of this shape.
+
+    Args:
+        device: None stands for a CUDA card that this machine may not have, of a recent kind.
+    """
     if in_features % group:
         return False
-    if device.type == "cpu":  # torch has a kernel of its own for each device
+    if device is not None and device.type == "cpu":  # torch has a kernel for each device
         return out_features % _CPU_ROW_MULTIPLE == 0
-    if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
+    if device is not None and not has_fast_bfloat16(device):  # which the kernel needs
         return False
     return out_features % _CUDA_ROW_MULTIPLE == 0 and _inner_tiles(in_features) is not None
 

@@ -337,7 +337,7 @@ def test_other_tensors_on_the_device_are_counted(name: str) -> None:
         ({"hidden_size": 4097, "item_bytes": 2}, 10 * 1024 * 4096 // MIB),
         ({"head_dim": 1024}, 16 * 1024 * 1024 // MIB + 2 * 1024 * 1024 * 9 // MIB),
         ({"widest": 65537}, 64 * 4 * 65536 // MIB),
-        ({"vocab_size": 32769}, 2 * 64 * 32768 * 8 // MIB),
+        ({"vocab_size": 32769}, (2 + 5 * 4) * 64 * 32768 // MIB + 3 * 8),
         ({"num_heads": 17, "num_kv_heads": 17}, 3 * 8 * 64 * CONTEXT * 16 // MIB),
         ({"num_heads": 640, "num_kv_heads": 640}, 3 * 8 * (MAX_SCORES - 64 * CONTEXT) // MIB),
     ],
@@ -348,6 +348,13 @@ def test_activations_leave_less_to_the_kv(changes: dict[str, Any], mib: int) -> 
     base = plan(device, **asked)
     found = plan(device, demand=replace(DEMAND, **changes), **asked)
     assert base.num_pages - found.num_pages == pytest.approx(mib, abs=2)
+
+
+def test_compiled_code_is_part_of_the_hosts_memory() -> None:
+    spec = ModelSpec("m", TargetSpec("m"))
+    memory = Memory(10 * ALL, 1 << 40, True)
+    made = [make_plan(spec, DEMAND, replace(memory, code=code)) for code in (0, 200 * MIB)]
+    assert made[1].host_bytes - made[0].host_bytes == 200 * MIB
 
 
 def test_scratch_of_the_trees_is_part_of_the_kv() -> None:

@@ -119,7 +119,7 @@ def test_padding_reads_the_steps_own_slots_only() -> None:
             cancelled=Event(),
         )
         step.fill([torch.randn(count, width)], [segment])
-        read = step._batch.segments[0]
+        read = step._segment
         assert set(read.slots.tolist()) == set(slots.tolist())
         assert set(read.slots[256:].tolist()) == set(slots[start:].tolist())
         assert read.mask is not None
