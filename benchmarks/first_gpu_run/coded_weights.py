@@ -6,13 +6,14 @@ values: about half of 16. The engine does not do this; the figures decide whethe
 """
 
 import os
-from importlib.util import find_spec
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.first_gpu_run.lab import CannotRun, Lab, gbps
 from benchmarks.first_gpu_run.record import Results
+from engine.triton_kernels.compiler import is_installed
 
 SHAPE = (18_944, 3584)
 GROUP = 64  # weights that share a scale
@@ -26,7 +27,7 @@ def run(lab: Lab, out: Results) -> None:
     weight = lab.random(*lab.choose(SHAPE, (32, 64)), scale=0.02).flatten()
     coded = CodedWeights(weight)
     out["bits_a_weight"] = round(coded.num_bits / weight.numel(), 3)
-    if find_spec("triton") is None:
+    if not is_installed():
         raise CannotRun("Triton is not installed; CUDA builds of torch contain it")
     if lab.is_dry and os.environ.get("TRITON_INTERPRET") != "1":
         lab.require_device("Triton needs a CUDA device, or TRITON_INTERPRET=1")
@@ -37,7 +38,7 @@ def run(lab: Lab, out: Results) -> None:
     for warps in lab.choose(WARPS, (4,)):
         decode(coded.fields, found.zero_(), GROUPS, warps)
         wrong = int((found != weight.view(torch.int16)).sum())
-        seconds = lab.device_seconds([lambda n=warps: decode(coded.fields, found, GROUPS, n)])
+        seconds = lab.device_seconds([partial(decode, coded.fields, found, GROUPS, warps)])
         travels = coded.num_bits / 8 / link
         out[f"{warps} warps"] = {
             "gbps": gbps(weight.nbytes, seconds),

@@ -3,23 +3,30 @@
 It is a probe: the engine stores no weights like this. Only its stage imports it.
 """
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.triton_kernels.compiler import helper, kernel
 
-@triton.jit
-def _order(value):  # type: ignore[no-untyped-def]  # Triton reads the types when it compiles
+
+@helper
+def _order(value: tl.tensor) -> tl.tensor:
     """Return the upper 16 bits of a float32 as an integer that is ordered as the values are."""
     bits = value.to(tl.int32, bitcast=True)
     ordered = tl.where(bits < 0, ~bits, bits ^ (-2147483648))
     return (ordered >> 16) & 0xFFFF
 
 
-@triton.jit
-def _decode(  # type: ignore[no-untyped-def]  # Triton reads the types when it compiles
-    pairs, scales, zeros, words, starts, out, GROUPS: tl.constexpr
-):
+@kernel()
+def _decode(
+    pairs: tl.tensor,
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    words: tl.tensor,
+    starts: tl.tensor,
+    out: tl.tensor,
+    GROUPS: tl.constexpr,
+) -> None:
     """Write the bits of bfloat16 weights [groups, 64] of GROUPS groups; see `CodedWeights`."""
     block = tl.program_id(0)
     group = block * GROUPS + tl.arange(0, GROUPS)

@@ -17,18 +17,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from benchmarks.row_bits import SHAPES
+
 MIB = 1 << 20
 Work = Callable[[], Any]
 T = TypeVar("T")
 
-# The weights of a 7 B model, (outputs, inputs), and those of a dry run.
-PRODUCTS = {
-    "attention": (3584, 3584),
-    "key or value": (512, 3584),
-    "gate or up": (18_944, 3584),
-    "down": (3584, 18_944),
-    "head": (152_064, 3584),
-}
+# The weights of a dry run, (outputs, inputs).
 TINY_PRODUCTS = {"square": (64, 128), "wide": (192, 128), "down": (64, 256)}
 CACHE_BYTES = 192 * MIB  # weights of this size together do not stay in a device's cache
 
@@ -84,7 +79,7 @@ class Lab:
         self.cap_bytes = cap_bytes
         self.part = part
         self.deadline = deadline
-        self.products = TINY_PRODUCTS if self.is_dry else PRODUCTS
+        self.products = TINY_PRODUCTS if self.is_dry else SHAPES
 
     @property
     def seconds_left(self) -> float:
