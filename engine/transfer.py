@@ -8,8 +8,13 @@ for the next copy.
 # mypy: disallow-untyped-calls=False
 # torch.cuda declares no types for events.
 
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
+
+ALIGNED = 256  # bytes: as the device's allocator aligns tensors
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
@@ -20,6 +25,26 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return values
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def upload_all(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors of the host on a device, moved by one copy, as `upload` moves one.
+
+    Beside large copies each further one would wait its turn, and cost the host a launch.
+    """
+    if device.type == "cpu":
+        return list(values)
+    ends = list(accumulate(-(-own.nbytes // ALIGNED) * ALIGNED for own in values))
+    staged = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=True)
+    for view, own in zip(_views(staged, values, ends), values, strict=True):
+        view.copy_(own)
+    return list(_views(staged.to(device, non_blocking=True), values, ends))
+
+
+def _views(memory: Tensor, values: Sequence[Tensor], ends: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the places in `memory` of tensors like `values`, whose bytes end before `ends`."""
+    for own, first in zip(values, (0, *ends), strict=False):
+        yield memory[first : first + own.nbytes].view(own.dtype).view(own.shape)
 
 
 class Download:

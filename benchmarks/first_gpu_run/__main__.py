@@ -23,7 +23,7 @@ from benchmarks.first_gpu_run.stage_process import Place
 from benchmarks.first_gpu_run.stages import STAGES, Stage
 from benchmarks.first_gpu_run.summary import write_summary
 from benchmarks.first_gpu_run.supervisor import Supervisor
-from engine.process.child import CHILD_ENVIRONMENT
+from engine.process.child import child_environment
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "build" / "first_gpu_run"
@@ -53,7 +53,8 @@ def main() -> int:
         patience=max(1.0, options.seconds / SECONDS),
         on_record=lambda: write_summary(folder, options.device),  # also if this run is ended early
     )
-    without_time = supervisor.run()
+    with child_environment():  # that of the server's engine
+        without_time = supervisor.run()
     figures, path = write_summary(folder, options.device)
     print(json.dumps(figures.to_json()) if options.json else path.read_text(encoding="utf-8"))
     print_progress(f"wrote {path}")
@@ -107,8 +108,8 @@ def _must_run(stage: Stage, place: Place, again: Collection[str]) -> bool:
 
 
 def _environment(place: Place) -> dict[str, str]:
-    """Return the variables of the stages' processes; the user's own values win."""
-    return CHILD_ENVIRONMENT | {
+    """Return further variables of the stages' processes; the user's own values win."""
+    return {
         "HF_HUB_OFFLINE": "1",
         "UNDERSTUDY_CACHE": str(place.kept / "cache"),
         "TRITON_CACHE_DIR": str(place.kept / "triton"),

@@ -29,7 +29,7 @@ from engine.model.rope import mark_long, original_length
 from engine.model.token_table import TokenTable
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
-from engine.transfer import upload
+from engine.transfer import upload_all
 from engine.weights.family import text_config
 from engine.weights.layout import LayerUnits, whole_layers
 from engine.weights.outline import decoder_layers, text_decoder
@@ -246,11 +246,8 @@ class Decoder:
         position_ids = torch.tensor([[*positions, *[0] * padding]])
         if self.original_length is not None:
             mark_long(position_ids, batch.segments)
-        return self.run(
-            [upload(rows, self.device) for rows in inputs],
-            upload(position_ids, self.device),
-            batch,
-        )
+        *rows, position_ids = upload_all([*inputs, position_ids], self.device)
+        return self.run(rows, position_ids, batch)
 
     def embed(self, tokens: Sequence[int]) -> list[Tensor]:
         """Return the rows of all token tables for tokens, on the host, where the tables stay.

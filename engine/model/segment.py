@@ -1,11 +1,14 @@
 """The description of one sequence's rows in a pass, and of what a layer lets them see."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from threading import Event
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from engine.transfer import upload_all
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,30 @@ class Segment:
         queries = self.positions[self.num_scratch + rows.start : end]
         near = reach.near(queries[:, None], positions)
         return near if own is None or near is None else near & own
+
+
+def upload_segments(
+    segments: Sequence[Segment],
+    others: Sequence[Tensor],
+    *,
+    before: Sequence[Tensor],
+    device: torch.device,
+) -> tuple[tuple[Segment, ...], list[Tensor]]:
+    """Return segments whose tensors lie on the host, and other tensors, on the device, by one copy.
+
+    Args:
+        before: for each segment, slots that lie on the device and precede the segment's own.
+    """
+    own = [[s.slots, s.positions, *([] if s.mask is None else [s.mask])] for s in segments]
+    moved = iter(upload_all([*others, *(tensor for part in own for tensor in part)], device))
+    moved_others = [next(moved) for _ in others]
+    placed = tuple(
+        replace(
+            segment,
+            slots=torch.cat([first, next(moved)]),
+            positions=next(moved),
+            mask=None if segment.mask is None else next(moved),
+        )
+        for segment, first in zip(segments, before, strict=True)
+    )
+    return placed, moved_others

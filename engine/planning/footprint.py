@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from engine.compiled.attention import BLOCK
 from engine.compiled.compiler import is_available
 from engine.drafting.method import DraftNeeds
+from engine.drafting.model.cuda_graphs import GRAPH_BYTES, ROW_COUNTS, Bucket, all_buckets
 from engine.kv.page_pool import PAGE
 from engine.model.attention import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
@@ -23,6 +24,8 @@ LARGEST_PASS = 8192  # rows; a longer prompt takes several passes
 _LANES = 64  # pairs of a row and a query head that compiled code computes at a time
 THREADS = 16  # that compute attention at once, each with memory of its own
 _FLOAT32, _FLOAT64 = 4, 8
+_INT64 = 8
+DRAFT_STREAMS = 2  # that draft models compute on: beside a pass, and while graphs are captured
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class Demand:
         return bool(self.draft.substitute_bytes)
 
     @property
+    def has_draft_model(self) -> bool:
+        """Return True if the drafts come from a model on the device."""
+        return self.draft.weight_bytes > 0
+
+    @property
     def page_bytes(self) -> int:
         """Return the device bytes of one KV page, the draft's own cache included."""
         return self.kv_bytes_per_token * PAGE
@@ -132,6 +140,34 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
         + _choosing_bytes(demand, has_own_memory)
         + attention
     )
+
+
+def graph_bytes(demand: Demand, num_slots: int) -> int:
+    """Return the bytes of all CUDA graphs of a draft model, over a KV cache of `num_slots` slots.
+
+    They are the kernels and the inputs of each graph, the logits of each number of rows, and the
+    activations of the largest step, whose memory the others share.
+    """
+    buckets = all_buckets(num_slots)
+    logits = sum(ROW_COUNTS) * demand.vocab_size * demand.item_bytes
+    inputs = sum(_graph_input_bytes(demand, bucket) for bucket in buckets)
+    return len(buckets) * GRAPH_BYTES + inputs + logits + _graph_step_bytes(demand, buckets[0])
+
+
+def _graph_input_bytes(demand: Demand, bucket: Bucket) -> int:
+    """Return the bytes of embedded rows, slots, positions, numbers and mask of a padded step."""
+    keys = bucket.kv + bucket.rows
+    embedded = bucket.rows * demand.hidden_size * demand.hidden_states * demand.item_bytes
+    return embedded + (2 * _INT64 + bucket.rows) * keys + _INT64 * max(bucket.kv, bucket.rows)
+
+
+def _graph_step_bytes(demand: Demand, bucket: Bucket) -> int:
+    """Return the bytes of the activations of a padded step in fast numerics."""
+    states = demand.hidden_size * (4 * demand.item_bytes + 2 * _FLOAT32) * demand.hidden_states
+    layer = 4 * demand.widest * demand.item_bytes
+    logits = demand.vocab_size * (demand.item_bytes + _FLOAT32)
+    keys = bucket.kv + bucket.rows
+    return bucket.rows * (states + layer + logits) + _fused_bytes(demand, bucket.rows, keys, keys)
 
 
 def _hidden_bytes(demand: Demand, max_rows: int) -> int:

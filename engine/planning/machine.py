@@ -45,6 +45,7 @@ def available_memory(device: Device, *, compiles: bool = False) -> Memory:
         ram,
         has_own_memory=True,
         device_runtime=own.runtime,
+        stream_workspace=own.stream_workspace,
         host_runtime=runtime,
         code=code,
     )

@@ -145,6 +145,7 @@ class _Planner:
                 asked.ram or assumed.RAM,
                 has_own_memory=True,
                 device_runtime=runtime,
+                stream_workspace=assumed.STREAM_WORKSPACE,
                 host_runtime=assumed.HOST_RUNTIME,
                 code=bytes_to_compile() if self.describe(spec).compiles(has_own_memory=True) else 0,
             )

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.drafting.tree import DraftTree
 from engine.kv.cache import KVCache
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
-from engine.model.segment import Segment
+from engine.model.segment import Segment, upload_segments
 from engine.sequences.scheduler import Turn
 from engine.sequences.sequence import TokenSequence
 from engine.streaming.ring import OnWait
-from engine.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def assemble(
     positions: list[int] = []
     entries: list[Entry] = []
     segments: list[Segment] = []
+    slots: list[Tensor] = []
     for turn, tree in zip(turns, trees, strict=True):
         sequence = turn.sequence
         start = sequence.pages.length
@@ -90,14 +91,15 @@ def assemble(
             num_before + depth for depth in (tree.depths if tree else ())
         ]
         own_positions = [start + depth for depth in depths]
+        slots.append(cache.slots(sequence.pages)[: start + len(own)])
         segments.append(
             Segment(
                 first=len(tokens),
                 count=len(own),
                 start=start,
-                slots=cache.slots(sequence.pages)[: start + len(own)],
-                positions=upload(torch.tensor(own_positions), decoder.device),
-                mask=upload(tree.mask(), decoder.device) if tree and len(tree) > 1 else None,
+                slots=torch.tensor([], dtype=torch.int64),  # all of them are on the device
+                positions=torch.tensor(own_positions),
+                mask=tree.mask() if tree and len(tree) > 1 else None,
                 cancelled=sequence.cancelled,
                 is_long=sequence.is_long,
             )
@@ -105,5 +107,6 @@ def assemble(
         entries.append(Entry(sequence, tree, len(tokens), num_before))
         tokens += own
         positions += own_positions
-    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict, on_wait=on_wait)
+    placed, _ = upload_segments(segments, [], before=slots, device=decoder.device)
+    batch = Batch(cache.pool, placed, range(len(tokens)), decoder.strict, on_wait=on_wait)
     return Pass(tuple(entries), tokens, positions, batch)

@@ -64,7 +64,7 @@ def device_rows(found: "Preview") -> list[Row]:
             f"{plan.num_pages * PAGE} tokens, {plan.max_sequences} sequences at once",
         ),
         ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
-        ("norms, expanded weights", plan.other_bytes, ""),
+        ("other", plan.other_bytes, "norms, expanded weights, CUDA graphs, workspaces"),
         ("runtime", plan.memory.device_runtime, "used by CUDA itself"),
     ]
     return _format_rows(rows)

@@ -17,7 +17,8 @@ from benchmarks.runs import (
     ram_spec,
     session,
 )
-from engine.spec import DraftSpec
+from engine.spec import DraftSpec, StreamSpec
+from tests.engine.order.pretended_cuda import PretendedCuda, install
 
 TARGET = DEMO / "target"
 PLAIN = ram_spec(TARGET, DraftSpec("none"), gbps=UNLIMITED_GBPS, max_sequences=2)
@@ -34,6 +35,17 @@ def test_a_run_records_tokens_times_passes_and_bytes() -> None:
         assert run.answered == {"a"}
         # Every pass reads all streamed weights; the ring may be ahead by less than a pass.
         assert 3 * served.streamed_bytes < served.link_bytes <= 5 * served.streamed_bytes
+
+
+def test_a_session_computes_on_the_stream_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafting ahead has a lower priority than a pass only if passes have a stream of their own."""
+    cuda = PretendedCuda()
+    install(monkeypatch, cuda)
+    plain = replace(PLAIN, device="cuda:0", stream=StreamSpec(tier="ram"), numerics="fast")
+    with cuda.recording(), session(plain) as served:
+        assert cuda.current_stream() is cuda.compute
+        drive(served, [make_request("a", [5, 6, 7], replace(GREEDY, max_tokens=2))])
+    cuda.checker.check()
 
 
 def test_aborted_requests_leave_an_idle_engine() -> None:

@@ -1,6 +1,5 @@
 """torch's check that the host does not wait for a CUDA device."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,14 +23,8 @@ def waiting_allowed() -> Iterator[None]:
 @contextmanager
 def _mode(mode: str) -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
-    _set(mode)
+    torch.cuda.set_sync_debug_mode(mode)
     try:
         yield
     finally:
-        _set(before)
-
-
-def _set(mode: int | str) -> None:
-    with warnings.catch_warnings():  # torch says once that the check is a prototype
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.set_sync_debug_mode(before)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from engine.drafting.calibration import Calibration
 from engine.drafting.forcing import select_undetermined
 from engine.drafting.growth import Growth, Node
-from engine.drafting.model.cuda_graphs import graphed_steps
+from engine.drafting.model.cuda_graphs import GraphedSteps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.drafting.model.guess import draft_children
 from engine.drafting.tree import Bounds
@@ -25,11 +25,10 @@ from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
-from engine.model.segment import Segment
+from engine.model.segment import Segment, upload_segments
 from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
-from engine.streaming.device import Capture
 from engine.streaming.ring import OnWait
 from engine.transfer import upload
 
@@ -54,7 +53,9 @@ class DraftStep:
     chosen: list[tuple[Growth, list[Node]]]
     tokens: list[int]
     positions: list[int]
-    logit_rows: list[int]  # the rows of nodes, which need logits
+    logit_rows: Tensor  # the rows of nodes, which need logits, [nodes] on the device
+    # What `Decoder.embed` returned, on the device, if the step may be a graph; else empty.
+    embedded: Sequence[Tensor]
     batch: Batch
     resumable: ResumableForward
 
@@ -69,7 +70,7 @@ class DraftModel:
         caches: DraftCache,
         bounds: Bounds,
         vocab_size: int,
-        capture: Capture | None = None,
+        graphs: GraphedSteps | None = None,
         *,
         at_once: bool = False,
     ) -> None:
@@ -79,7 +80,7 @@ class DraftModel:
             name: the method's name, which is the source of the drafted rows.
             bounds: the largest size of a tree.
             vocab_size: of the target. Its padding may differ from the draft's.
-            capture: records steps as CUDA graphs; None where the device has none.
+            graphs: the CUDA graphs of steps; None if all steps run plainly.
             at_once: whether the host waits for a step only once, when it reads the children.
         """
         self.name = name
@@ -87,15 +88,10 @@ class DraftModel:
         self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
-        self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
+        self.graphs = graphs
         self._at_once = at_once
         self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished
-
-    @property
-    def num_captured(self) -> int:
-        """Return the number of steps that took longer because they captured a CUDA graph."""
-        return 0 if self.graphs is None else self.graphs.num_captured
 
     @property
     def num_shared_pages(self) -> int:
@@ -290,32 +286,42 @@ class DraftModel:
         tokens: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []
+        before: list[Tensor] = []
         wanted: list[int] = []
         for growth, nodes in ready:
-            own_tokens, own_positions, segment = self._segment(growth, nodes, len(tokens))
+            own_tokens, own_positions, prefix, segment = self._segment(growth, nodes, len(tokens))
             tokens += own_tokens
             positions += own_positions
             segments.append(segment)
+            before.append(prefix)
             wanted += range(len(tokens) - len(nodes), len(tokens))
-        rows, resumable = range(len(tokens)), ResumableForward()
-        batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
-        return DraftStep(ready, tokens, positions, wanted, batch, resumable)
+        is_graph = self.graphs is not None and len(tokens) <= TILE
+        embedded = self.decoder.embed(tokens) if is_graph else []
+        placed, (rows, *embedded) = upload_segments(
+            segments,
+            [torch.tensor(wanted), *embedded],
+            before=before,
+            device=self.decoder.device,
+        )
+        pool, resumable = self.caches.cache.pool, ResumableForward()
+        batch = Batch(pool, placed, range(len(tokens)), self.decoder.strict, resumable)
+        return DraftStep(ready, tokens, positions, rows, embedded, batch, resumable)
 
     def _forward(self, step: DraftStep) -> Tensor:
         """Return the logits [nodes, V] at the rows of a step's nodes.
 
         Raises `OutOfTime` where the step's time is over before its last layer.
         """
-        tokens, wanted = step.tokens, step.logit_rows
-        logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
+        logits = None
+        if self.graphs is not None and step.embedded:
+            logits = self.graphs.logits(step.embedded, step.batch)
         if logits is None:
-            hidden = self.decoder.forward(tokens, step.positions, step.batch)
-            rows = hidden[upload(torch.tensor(wanted), hidden.device)]
+            hidden = self.decoder.forward(step.tokens, step.positions, step.batch)
             with self.decoder.head() as head:
-                blocks = [head(block) for block in torch.split(rows, TILE)]
+                blocks = [head(block) for block in torch.split(hidden[step.logit_rows], TILE)]
             logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-        elif len(wanted) < len(tokens):
-            logits = logits[upload(torch.tensor(wanted), logits.device)]
+        elif len(step.logit_rows) < len(step.tokens):
+            logits = logits[step.logit_rows]
         for growth, nodes in step.chosen:
             # Tiles of a cancelled sequence may have been skipped, so its slots are undefined.
             if nodes[0] is growth.root and not growth.sequence.is_cancelled:
@@ -327,10 +333,12 @@ class DraftModel:
 
     def _segment(
         self, growth: Growth, nodes: list[Node], first: int
-    ) -> tuple[list[int], list[int], Segment]:
-        """Return the tokens and positions of one growth's rows, and their segment of the batch.
+    ) -> tuple[list[int], list[int], Tensor, Segment]:
+        """Return the tokens and positions of one growth's rows, slots, and the rest of the segment.
 
-        The rows are the pending tokens before a root, then the nodes.
+        The rows are the pending tokens before a root, then the nodes. The slots are those of the
+        stored prefix and of pending tokens, on the device; the segment has the others, and its
+        tensors lie on the host.
 
         Args:
             first: the batch row of the first of them.
@@ -342,7 +350,6 @@ class DraftModel:
         pending = range(start, root) if nodes[0] is growth.root else range(0)
         earlier, mask = growth.visible(nodes)
         positions = [*pending, *(node.position for node in nodes)]
-        device = self.decoder.device
         prefix = self.caches.cache.slots(table)[: start + len(pending)]
         scratch = torch.tensor([node.slot for node in (*earlier, *nodes)])
         depths = torch.tensor([*(node.position for node in earlier), *positions])
@@ -350,11 +357,11 @@ class DraftModel:
             first=first,
             count=len(positions),
             start=start,
-            slots=torch.cat([prefix, upload(scratch, device)]),
-            positions=upload(depths, device),
-            mask=None if mask is None else upload(mask, device),
+            slots=scratch,
+            positions=depths,
+            mask=mask,
             cancelled=sequence.cancelled,
             is_long=self.decoder.is_long(len(sequence.tokens)),
         )
         tokens = [sequence.tokens[position] for position in pending]
-        return [*tokens, *(node.token for node in nodes)], positions, segment
+        return [*tokens, *(node.token for node in nodes)], positions, prefix, segment

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from engine.drafting.method import DraftContext, LoadedTarget
+from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import BoundWeights, DraftModel
 from engine.drafting.model.importance import (
@@ -70,13 +71,14 @@ class SelfDraft:
         else:
             decoder = parts.substituted_decoder()
         caches, capture = SharedCache(target.cache), context.device.capture()
+        graphs = graphed_steps(decoder, target.cache.pool, capture, context.progress)
         return DraftModel(
             context.method,
             decoder,
             caches,
             context.bounds,
             context.vocab_size,
-            capture,
+            graphs,
             at_once=context.device.is_asynchronous,
         )
 

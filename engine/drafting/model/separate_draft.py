@@ -5,6 +5,7 @@ cache lacks (the bonus token, an accepted leaf, a prompt), so the cache has no h
 """
 
 from engine.drafting.method import DraftContext, LoadedTarget, candidates
+from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import PROMPT_TILE, BoundWeights, DraftModel
 from engine.errors import ModelError
@@ -78,12 +79,13 @@ class SeparateDraft:
         pool = PagePool.of_shape(shape, num_pages, context.dtype, context.device)
         cache = KVCache(pool, prefix_cache=context.spec.prefix_cache)
         caches, capture = OwnCache(cache, decoder.is_long), context.device.capture()
+        graphs = graphed_steps(decoder, pool, capture, context.progress)
         return DraftModel(
             context.method,
             decoder,
             caches,
             context.bounds,
             context.vocab_size,
-            capture,
+            graphs,
             at_once=context.device.is_asynchronous,
         )

@@ -1,13 +1,17 @@
-"""The bytes that are planned for attention: each way of computing it takes its own."""
+"""The bytes that are planned for attention, by each way of computing it, and for CUDA graphs."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from engine.kv.page_pool import PAGE
 from engine.planning import footprint
-from engine.planning.footprint import Demand, activation_bytes
-from tests.engine.planning.test_plan import DEMAND, MIB, NO_DRAFT
+from engine.planning.footprint import Demand, activation_bytes, graph_bytes
+from engine.planning.plan import Memory, make_plan
+from engine.spec import ModelSpec, TargetSpec
+from engine.streaming.page_store import STAGING_BYTES
+from tests.engine.planning.test_plan import ALL, DEMAND, LAYER, MIB, NO_DRAFT
 
 # A model of 28 heads in groups of 7, of which 32,768 tokens are stored, in bfloat16.
 LONG = replace(
@@ -70,3 +74,40 @@ def test_the_attention_of_a_draft_model_is_counted_beside_that_of_the_target() -
     more = attention(drafted, has_own_memory=True) - attention(LONG, has_own_memory=True)
     own = attention(replace(LONG, strict=False, tile=512), has_own_memory=True)
     assert more == pytest.approx(own, abs=2 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mib"),
+    [
+        # 8,192 keys and values of 2 bytes, their masks, and rows of attention
+        ({"item_bytes": 2, "head_dim": 1024}, 32 + 1 + 0.5),
+        # the mask of 64 rows in each of 8 heads that share keys, made and kept
+        ({"num_heads": 8}, 2 * 7 * 64 * 8192 / MIB),
+        # logits of 64 rows in two types, and of 16, 32 and 64 rows
+        ({"vocab_size": 1 << 18}, (64 * (1 + 4) + 112) * (1 << 18) / MIB),
+        ({"hidden_size": 1 << 14}, (64 * 12 + 6 * 112) * (1 << 14) / MIB),
+        ({"widest": 1 << 14}, 64 * 4 * (1 << 14) / MIB),
+    ],
+)
+def test_the_bytes_of_graphs(changes: dict[str, Any], mib: float) -> None:
+    base, found = (
+        graph_bytes(demand, 8192) / MIB for demand in (DEMAND, replace(DEMAND, **changes))
+    )
+    assert 72 < base < 100, "18 graphs of 4 MiB, their inputs and the largest step"
+    assert found - base == pytest.approx(mib, rel=0.02)
+
+
+@pytest.mark.parametrize("has_own_memory", [True, False])
+@pytest.mark.parametrize("weight_bytes", [0, LAYER])
+def test_graphs_and_workspaces_are_counted_where_a_draft_model_has_them(
+    weight_bytes: int, has_own_memory: bool
+) -> None:
+    workspace = 32 * MIB if has_own_memory else 0
+    demand = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=weight_bytes))
+    memory = Memory(10 * ALL, 100 * ALL, has_own_memory, stream_workspace=workspace)
+    found = make_plan(ModelSpec("m", TargetSpec("m")), demand, memory)
+    has_graphs = weight_bytes > 0 and has_own_memory
+    graphs = graph_bytes(demand, found.num_pages * PAGE) if has_graphs else 0
+    assert found.num_pages == 8 * 16
+    staging = STAGING_BYTES if has_own_memory else 0
+    assert found.other_bytes == staging + graphs + (3 if has_graphs else 1) * workspace

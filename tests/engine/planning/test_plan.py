@@ -25,6 +25,7 @@ CONTEXT = 1024  # 16 pages of 1 MiB
 ROOM = 3 * MIB + STAGING_BYTES  # for activations, and for staging idle KV pages
 ALL = LAYERS * LAYER + HEAD
 KV = 8 * 16 * MIB  # of eight sequences at full length
+GRAPHS = 100 * MIB  # of a draft model over this KV: 18 of 4 MiB, their inputs, the largest step
 
 NO_DRAFT = DraftNeeds(scratch_rows=0)
 DEMAND = Demand(
@@ -286,6 +287,22 @@ def test_only_streamed_units_count_towards_the_ram() -> None:
     assert found.host_bytes == ALL and found.host_pages == 0, "nothing is left for idle KV"
 
 
+@pytest.mark.parametrize(
+    ("layer", "head", "staging"),
+    [
+        (450, 1100, 1100),  # one unit at a time
+        (450, 480, 960),
+        (100, 100, 400),  # one for each thread
+        (2, 2, 16),  # two for each thread
+    ],
+)
+def test_the_staging_of_loading_is_bounded(layer: int, head: int, staging: int) -> None:
+    units = [layer * MIB] * LAYERS + [head * MIB]
+    found = plan(1 << 40, demand=replace(DEMAND, unit_bytes=units))
+    assert set(found.tiers) == {"resident"}
+    assert found.staging_bytes == staging * MIB
+
+
 def test_a_ram_tier_that_does_not_fit_is_refused_with_what_is_missing() -> None:
     with pytest.raises(ModelError, match=r"memory\.ram: 1000\.0 MiB is 50\.0 MiB too little"):
         plan(5 * LAYER, ram=1000 * MIB, stream={"tier": "ram"})
@@ -318,7 +335,7 @@ def test_a_draft_takes_its_memory_from_resident_units() -> None:
     device = 7 * LAYER + KV + ROOM
     without = plan(device)
     large = replace(NO_DRAFT, weight_bytes=2 * LAYER)
-    drafted = plan(device, demand=replace(DEMAND, draft=large))
+    drafted = plan(device + GRAPHS, demand=replace(DEMAND, draft=large))
     assert len(residents(without)) - len(residents(drafted)) == 2
     assert (without.draft_bytes, drafted.draft_bytes) == (0, 2 * LAYER)
 
@@ -402,7 +419,7 @@ def test_a_short_cache_bounds_the_pass() -> None:
 
 def test_a_plan_is_printed_on_one_line() -> None:
     drafted = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=LAYER))
-    text = str(plan(6 * LAYER + KV + ROOM, demand=drafted))
+    text = str(plan(6 * LAYER + KV + ROOM + GRAPHS, demand=drafted))
     assert text == (
         "2 of 11 units resident (200.0 MiB), 9 streamed from ram, ring of 3 slots (300.0 MiB), "
         "KV of 8192 tokens (128.0 MiB), idle KV of 16384 tokens (256.0 MiB), draft 100.0 MiB"
