@@ -6,14 +6,15 @@ import time
 from pathlib import Path
 
 from benchmarks.first_gpu_run.lab import CannotRun, Lab
-from benchmarks.first_gpu_run.record import Results
+from benchmarks.first_gpu_run.record import Results, read_record
 
 
 def run(lab: Lab, out: Results) -> None:
     """Record a figure, then end well or badly; another figure is recorded at a good end."""
     out["first"] = 1
     print("this is the log of", lab.part, flush=True)
-    match lab.part:
+    kind, _, other = lab.part.partition(" until ")
+    match kind:
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "hangs":
@@ -25,6 +26,9 @@ def run(lab: Lab, out: Results) -> None:
             raise CannotRun("there is no such device")
         case "slow":
             while True:
+                lab.check()
+        case "runs":  # until another stage has begun
+            while read_record(lab.folder, other) is None:
                 lab.check()
     out["last"] = time.monotonic()
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_a_stage_that_ends_badly_loses_no_figures(
     monkeypatch.setattr(supervisor, "GRACE", 1.0)
     stages = [
         make_stage("killed"),
-        make_stage("hangs", seconds=0.5),
+        make_stage("hangs", seconds=4),
         make_stage("raises"),
         make_stage("cannot"),
         make_stage("slow", seconds=3.5),
@@ -162,19 +163,27 @@ def test_stages_without_time_have_no_record(tmp_path: Path) -> None:
 
 
 def test_a_stage_waits_for_what_it_needs_and_others_overtake_it(tmp_path: Path) -> None:
-    stages = [
-        make_stage("slow", seconds=5, lane="host"),
-        make_stage("waits", needs="slow"),
-        make_stage("overtakes"),
-        make_stage("beside one", lane="shared"),
-        make_stage("beside two", lane="shared"),
-    ]
+    held = replace(make_stage("runs until overtakes", lane="host"), name="held")
+    stages = [held, make_stage("waits", needs="held"), make_stage("overtakes")]
     _, records = supervise(tmp_path, *stages)
-    assert [record.status for record in records if record.stage != "slow"] == ["done"] * 4
-    ends = {record.stage: record.results.get("last", 0.0) for record in records}
-    assert len(ends) == len(stages)
-    assert ends["overtakes"] < ends["waits"]
-    assert ends["beside one"] < ends["waits"] and ends["beside two"] < ends["waits"]
+    assert [record.status for record in records] == ["done"] * 3
+    ends = {record.stage: record.results["last"] for record in records}
+    assert ends["held"] < ends["waits"]
+
+
+def test_stages_of_the_shared_lane_run_together_and_one_of_the_other_runs_alone(
+    tmp_path: Path,
+) -> None:
+    one, two = (
+        replace(make_stage(f"runs until {other}", lane="shared"), name=name)
+        for name, other in (("one", "two"), ("two", "one"))
+    )
+    stages = [make_stage("before"), one, two, make_stage("after")]
+    _, records = supervise(tmp_path, *stages)
+    assert [record.status for record in records] == ["done"] * 4
+    ends = {record.stage: record.results["last"] for record in records}
+    assert ends["before"] < min(ends["one"], ends["two"])
+    assert ends["after"] > max(ends["one"], ends["two"])
 
 
 def test_an_older_record_is_replaced_when_a_stage_runs(tmp_path: Path) -> None:
