@@ -1,0 +1,48 @@
+"""How kernels are compiled for a CUDA device: by Triton, each one when it is first launched.
+
+Triton compiles a kernel once for each set of constants and of types of its arguments. By default
+it also compiles other code for numbers that are 1 or divisible by 16, and for addresses divisible
+by 16. Here it does not: the number of rows, or a place in memory, would then choose the code that
+computes a row, and so its bits.
+"""
+
+import inspect
+from collections.abc import Callable, Collection
+from importlib.util import find_spec
+from typing import Any
+
+
+def is_installed() -> bool:
+    """Return whether Triton can be imported. It is not imported here."""
+    return find_spec("triton") is not None
+
+
+def kernel(*, aligned: Collection[str] = ()) -> Callable[[Callable[..., None]], Any]:
+    """Return a decorator that lets Triton compile a function when it is launched.
+
+    Args:
+        aligned: names of the arguments that are tensors whose addresses are always divisible by 16,
+            so that code may read 16 bytes at once. The function that launches the kernel checks
+            this.
+    """
+
+    def decorate(function: Callable[..., None]) -> Any:
+        import triton
+
+        parameters = inspect.signature(function).parameters.values()
+        others = [
+            parameter.name
+            for parameter in parameters
+            if parameter.annotation is not triton.language.constexpr
+            and parameter.name not in aligned
+        ]
+        return triton.jit(function, do_not_specialize=others)
+
+    return decorate
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Let kernels call a function. It becomes a part of them when they are compiled."""
+    import triton
+
+    return triton.jit(function)
