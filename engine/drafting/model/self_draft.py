@@ -21,6 +21,8 @@ from torch import nn
 from engine.drafting.method import DraftContext, LoadedTarget
 from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import BoundWeights, DraftModel
+from engine.drafting.model.fused.fuse import fuse
+from engine.drafting.model.fused.triton_operations import choose_operations
 from engine.drafting.model.importance import (
     ImportanceUnits,
     Measured,
@@ -44,7 +46,12 @@ from engine.model.library import bind, build_on_meta
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens
-from engine.weights.formats.linear import Kernel, best_kernel
+from engine.weights.formats.linear import (
+    Kernel,
+    best_kernel,
+    is_read_faster,
+    substitute_bytes,
+)
 from engine.weights.layout import UnitReader
 from engine.weights.outline import decoder_layers
 
@@ -64,15 +71,25 @@ class SelfDraft:
         shares = target.decoder.weights is stream
         units = range(len(target.reader.layouts))
         shared = [index for index in units if shares and stream.is_resident(index)]
+        if len(shared) < len(units) and self._has_own_head(target):
+            shared = [index for index in shared if index != units[-1]]
         parts = _Parts(context, target, shared)
         if len(shared) == len(units):
             decoder, _ = parts.decoder(None)
         else:
             decoder = parts.substituted_decoder()
+        operations = choose_operations(decoder.device, context.dtype)
+        fuse(decoder, target.cache, operations)
         caches, capture = SharedCache(target.cache), context.device.capture()
         return DraftModel(
             context.method, decoder, caches, context.bounds, context.vocab_size, capture
         )
+
+    def _has_own_head(self, target: LoadedTarget) -> bool:
+        """Return whether the draft has a substitute of the head even if the head is resident."""
+        head = target.reader.layouts[-1]
+        group = self.context.spec.draft.group
+        return is_read_faster(substitute_bytes(head, group), head.nbytes)
 
 
 class _Parts:

@@ -141,5 +141,14 @@ def substitute_bytes(layout: UnitLayout, group: int) -> int:
     return total
 
 
+def is_read_faster(substitute: int, unit: int) -> bool:
+    """Return whether a draft should read a head's substitute where the head itself is resident.
+
+    Each draft step reads the head, which is a fourth of a 7 B model's substitutes. The sizes are in
+    bytes; the substitute of a head that no kernel supports is as large as the head.
+    """
+    return 2 * substitute <= unit
+
+
 def _nbytes(fields: Mapping[str, TensorSpec]) -> int:
     return sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values())
