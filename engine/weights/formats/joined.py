@@ -75,13 +75,17 @@ class Beside(nn.Module):
 class Overlay(nn.Module):
     """A product with a weight [out, in] and a bias [out] that other modules own."""
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self._weight, self._bias = weight, bias
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the output [..., out] for `rows` [..., in]."""
-        return F.linear(rows, self._weight, self._bias)
+        return F.linear(rows, self.weight, self.bias)
 
 
 def sibling_paths(paths: Sequence[str]) -> list[tuple[str, ...]]:
