@@ -110,10 +110,7 @@ def attend(
     kv_heads, width = keys.shape[1:]
     rows, heads, _ = queries.shape
     group, num_keys = heads // kv_heads, len(slots)
-    lanes = next((n for n in lane_tiles(width) if rows * group <= n), lane_tiles(width)[-1])
-    tiles = -(-rows * group // lanes)
-    wanted = min(max(PROGRAMS // (tiles * kv_heads), 1), MOST_PARTS, -(-num_keys // PART_KEYS))
-    part_keys = -(-num_keys // (wanted * BLOCK)) * BLOCK
+    lanes, tiles, part_keys = _partition(rows * group, kv_heads, width, num_keys)
     parts = -(-num_keys // part_keys)
     assert max(keys.numel(), rows * num_keys, parts * rows * heads * width) < 1 << 31
     tops = torch.empty(2, parts, rows * heads, dtype=torch.float32, device=queries.device)
@@ -121,22 +118,8 @@ def attend(
     out = torch.empty(rows, heads * width, dtype=queries.dtype, device=queries.device)
     kernel: Any = draft_attention_kernel.attend_to_slots
     kernel[tiles, kv_heads, parts](
-        queries,
-        keys,
-        values,
-        slots,
-        mask.view(torch.uint8),
-        positions,
-        tops[0],
-        tops[1],
-        sums,
-        rows,
-        num_keys,
-        kv_heads,
-        part_keys,
-        scale,
-        window or 0,
-        bound or 1.0,
+        queries, keys, values, slots, mask.view(torch.uint8), positions, tops[0], tops[1], sums,
+        rows, num_keys, kv_heads, part_keys, scale, window or 0, bound or 1.0,
         GROUP=group,
         HAS_WINDOW=window is not None,
         HAS_BOUND=bound is not None,
@@ -146,20 +129,37 @@ def attend(
         CHANNELS=power_above(width),
         DOT=operand_type(keys.dtype),
         **options(lanes, width),
-    )
-    kernel = draft_attention_kernel.join_parts
-    kernel[(rows * heads,)](
+    )  # fmt: skip
+    _join(tops, sums, out)
+    return out
+
+
+def _partition(lanes: int, kv_heads: int, width: int, num_keys: int) -> tuple[int, int, int]:
+    """Return the lanes of a program, the programs for the lanes of a key head, and their keys."""
+    sizes = lane_tiles(width)
+    tile = next((size for size in sizes if lanes <= size), sizes[-1])
+    tiles = -(-lanes // tile)
+    wanted = min(max(PROGRAMS // (tiles * kv_heads), 1), MOST_PARTS, -(-num_keys // PART_KEYS))
+    return tile, tiles, -(-num_keys // (wanted * BLOCK)) * BLOCK
+
+
+def _join(tops: Tensor, sums: Tensor, out: Tensor) -> None:
+    """Write the attention output, from the tops and totals [2, P, lanes] and sums of the parts."""
+    from engine.triton_kernels import draft_attention_kernel
+
+    parts, lanes, width = sums.shape
+    kernel: Any = draft_attention_kernel.join_parts
+    kernel[(lanes,)](
         tops[0],
         tops[1],
         sums,
         out,
-        rows * heads,
+        lanes,
         parts,
         WIDTH=width,
         CHANNELS=power_above(width),
         num_warps=1,
     )
-    return out
 
 
 def lane_tiles(width: int) -> tuple[int, ...]:

@@ -43,27 +43,12 @@ def _normal(
 
 @kernel()
 def rotate_and_store(
-    joined: tl.tensor,
-    cosines: tl.tensor,
-    sines: tl.tensor,
-    query_weight: tl.tensor,
-    key_weight: tl.tensor,
-    slots: tl.tensor,
-    queries: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
-    num_rows: tl.tensor,
-    num_parts: tl.tensor,
-    num_heads: tl.tensor,
-    num_kv_heads: tl.tensor,
-    width: tl.tensor,
-    query_epsilon: tl.tensor,
-    query_offset: tl.tensor,
-    key_epsilon: tl.tensor,
-    key_offset: tl.tensor,
-    HAS_NORMS: tl.constexpr,
-    HALF: tl.constexpr,
-) -> None:
+    joined: tl.tensor, cosines: tl.tensor, sines: tl.tensor, query_weight: tl.tensor,
+    key_weight: tl.tensor, slots: tl.tensor, queries: tl.tensor, keys: tl.tensor,
+    values: tl.tensor, num_rows: tl.tensor, num_parts: tl.tensor, num_heads: tl.tensor,
+    num_kv_heads: tl.tensor, width: tl.tensor, query_epsilon: tl.tensor, query_offset: tl.tensor,
+    key_epsilon: tl.tensor, key_offset: tl.tensor, HAS_NORMS: tl.constexpr, HALF: tl.constexpr,
+) -> None:  # fmt: skip
     """Normalize and rotate the queries and keys of a row, and store its keys and values.
 
     Args:
@@ -123,63 +108,54 @@ def _cap(scores: tl.tensor, bound: tl.tensor) -> tl.tensor:
     return (1.0 - power) / (1.0 + power) * bound
 
 
+@helper
+def _seen(
+    row: tl.tensor, key: tl.tensor, is_lane: tl.tensor, is_key: tl.tensor, mask: tl.tensor,
+    positions: tl.tensor, own: tl.tensor, num_keys: tl.tensor, window: tl.tensor,
+    HAS_WINDOW: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return which keys the rows, at positions `own`, see."""
+    place = row[:, None] * num_keys + key[None, :]
+    seen = tl.load(mask + place, mask=is_lane[:, None] & is_key[None, :], other=0) != 0
+    if HAS_WINDOW:
+        position = tl.load(positions + key, mask=is_key, other=0)
+        seen = seen & (own[:, None] - position[None, :] < window)
+    return seen
+
+
 @kernel(aligned=("queries", "keys", "values"))
 def attend_to_slots(
-    queries: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
-    slots: tl.tensor,
-    mask: tl.tensor,
-    positions: tl.tensor,
-    tops: tl.tensor,
-    totals: tl.tensor,
-    sums: tl.tensor,
-    num_rows: tl.tensor,
-    num_keys: tl.tensor,
-    num_kv_heads: tl.tensor,
-    part_keys: tl.tensor,
-    scale: tl.tensor,
-    window: tl.tensor,
-    bound: tl.tensor,
-    GROUP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_BOUND: tl.constexpr,
-    LANES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    DOT: tl.constexpr,
-) -> None:
+    queries: tl.tensor, keys: tl.tensor, values: tl.tensor, slots: tl.tensor, mask: tl.tensor,
+    positions: tl.tensor, tops: tl.tensor, totals: tl.tensor, sums: tl.tensor,
+    num_rows: tl.tensor, num_keys: tl.tensor, num_kv_heads: tl.tensor, part_keys: tl.tensor,
+    scale: tl.tensor, window: tl.tensor, bound: tl.tensor, GROUP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_BOUND: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, DOT: tl.constexpr,
+) -> None:  # fmt: skip
     """Write the unnormalized attention of lanes to a part of the keys.
 
     Args:
         queries: [num_rows, num_kv_heads, GROUP, WIDTH].
         keys, values: [slots, num_kv_heads, WIDTH].
-        slots: int64 [num_keys], the slots of the keys; the last ones are of the rows.
+        slots, positions: int64 [num_keys], of the keys; the last ones are of the rows.
         mask: uint8 [num_rows, num_keys], whether a row sees a key.
-        positions: int64 [num_keys].
         tops, totals: float32 [parts, num_rows, heads]: the greatest score, and the sum of weights.
         sums: float32 [parts, num_rows, heads, WIDTH]: the sums of the weighted values.
-        window: rows see keys at less than this distance in positions.
-        bound: of the scores, which tanh keeps below it.
-        BLOCK: keys whose scores are computed at once.
-        CHANNELS: WIDTH, filled up to a power of two.
+        window, bound: as `draft_attention.attend` takes them.
+        BLOCK, CHANNELS: keys at once, and WIDTH filled up to a power of two.
     """
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
     channel = tl.arange(0, CHANNELS)
-    row = lane // GROUP
+    row, is_channel = lane // GROUP, channel < WIDTH
     is_lane = row < num_rows
-    is_channel = channel < WIDTH
     head = (row * num_kv_heads + kv_head) * GROUP + lane % GROUP
     place = head[:, None] * WIDTH + channel[None, :]
     is_there = is_lane[:, None] & is_channel[None, :]
     query = tl.load(queries + place, mask=is_there, other=0.0).to(DOT)
-    if HAS_WINDOW:
-        own = tl.load(positions + (num_keys - num_rows) + row, mask=is_lane, other=0)
-    top = tl.full((LANES,), _NOTHING, tl.float32)
-    total = tl.zeros((LANES,), tl.float32)
+    own = tl.load(positions + (num_keys - num_rows) + row, mask=is_lane, other=0)
+    top, total = tl.full((LANES,), _NOTHING, tl.float32), tl.zeros((LANES,), tl.float32)
     sum_ = tl.zeros((LANES, CHANNELS), tl.float32)
     last = tl.minimum((part + 1) * part_keys, num_keys)
     for begin in range(part * part_keys, last, BLOCK):
@@ -193,11 +169,7 @@ def attend_to_slots(
         scores = tl.dot(query, tl.trans(block)) * scale
         if HAS_BOUND:
             scores = _cap(scores, bound)
-        seen_place = row[:, None] * num_keys + key[None, :]
-        seen = tl.load(mask + seen_place, mask=is_lane[:, None] & is_key[None, :], other=0) != 0
-        if HAS_WINDOW:
-            position = tl.load(positions + key, mask=is_key, other=0)
-            seen = seen & (own[:, None] - position[None, :] < window)
+        seen = _seen(row, key, is_lane, is_key, mask, positions, own, num_keys, window, HAS_WINDOW)
         scores = tl.where(seen, scores, _NOTHING)
         greatest = tl.maximum(top, tl.max(scores, 1))
         # Without any key so far, -inf - -inf would be NaN.

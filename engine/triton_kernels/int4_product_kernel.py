@@ -19,6 +19,13 @@ def _sigmoid(value: tl.tensor) -> tl.tensor:
 
 
 @helper
+def _activated(value: tl.tensor, GATE: tl.constexpr) -> tl.tensor:
+    """Return silu(value) for gate 1, and the gelu with tanh for gate 2."""
+    inner = value if GATE == 1 else _TANH_FACTOR * (value + _TANH_CUBE * value * value * value)
+    return value * _sigmoid(inner)  # (1 + tanh(x)) / 2 = sigmoid(2 x)
+
+
+@helper
 def _weights(
     codes: tl.tensor, scale: tl.tensor, zero: tl.tensor, COLUMNS: tl.constexpr, DOT: tl.constexpr
 ) -> tl.tensor:
@@ -29,20 +36,10 @@ def _weights(
 
 @helper
 def _add_products(
-    sums: tl.tensor,
-    firsts: tl.tensor,
-    seconds: tl.tensor,
-    output: tl.tensor,
-    pair: tl.tensor,
-    group: tl.tensor,
-    pairs: tl.tensor,
-    scales: tl.tensor,
-    outputs: tl.tensor,
-    groups: tl.tensor,
-    GROUP: tl.constexpr,
-    INPUTS: tl.constexpr,
-    DOT: tl.constexpr,
-) -> tl.tensor:
+    sums: tl.tensor, firsts: tl.tensor, seconds: tl.tensor, output: tl.tensor, pair: tl.tensor,
+    group: tl.tensor, pairs: tl.tensor, scales: tl.tensor, outputs: tl.tensor, groups: tl.tensor,
+    GROUP: tl.constexpr, INPUTS: tl.constexpr, DOT: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """Return the sums [outputs, rows] plus the products of a block of weights and inputs.
 
     Args:
@@ -66,23 +63,11 @@ def _add_products(
 
 @kernel(aligned=("rows", "pairs", "scales", "out"))
 def multiply_int4(
-    rows: tl.tensor,
-    pairs: tl.tensor,
-    scales: tl.tensor,
-    bias: tl.tensor,
-    out: tl.tensor,
-    num_rows: tl.tensor,
-    outputs: tl.tensor,
-    groups: tl.tensor,
-    part_blocks: tl.tensor,
-    GROUP: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    GATE: tl.constexpr,
-    ROWS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    DOT: tl.constexpr,
-) -> None:
+    rows: tl.tensor, pairs: tl.tensor, scales: tl.tensor, bias: tl.tensor, out: tl.tensor,
+    num_rows: tl.tensor, outputs: tl.tensor, groups: tl.tensor, part_blocks: tl.tensor,
+    GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, GATE: tl.constexpr, ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, DOT: tl.constexpr,
+) -> None:  # fmt: skip
     """Write the product of rows and a weight, or a part of its sum.
 
     Args:
@@ -131,11 +116,8 @@ def multiply_int4(
         if GATE:
             added = tl.load(bias + width + output, mask=is_added, other=0.0).to(tl.float32)
             others += added[:, None]
-    if GATE == 1:
-        sums = sums * _sigmoid(sums) * others
-    if GATE == 2:
-        inner = _TANH_FACTOR * (sums + _TANH_CUBE * sums * sums * sums)
-        sums = sums * _sigmoid(inner) * others  # (1 + tanh(x)) / 2 = sigmoid(2 x)
+    if GATE:
+        sums = _activated(sums, GATE) * others
     row_place = (part * num_rows + row).to(tl.int64) * width
     place = out + row_place[:, None] + output[None, :]
     found = tl.trans(sums).to(out.dtype.element_ty)

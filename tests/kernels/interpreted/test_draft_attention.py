@@ -1,5 +1,7 @@
 """A draft's attention gives what torch's operations give."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -120,7 +122,9 @@ def test_queries_and_keys_are_rotated_and_stored(
     queries = draft_attention.rotate_and_store(
         joined, (cosines, sines), norms, slots, (keys, values), heads
     )
-    query, key, value = joined.sum(0).view(rows, -1, width).split((heads, kv_heads, kv_heads), 1)
+    query, key, value = (
+        joined.sum(0).view(rows, -1, width).tensor_split((heads, heads + kv_heads), 1)
+    )
     if norms is not None:
         query, key = (
             own * torch.rsqrt(own.square().mean(-1, keepdim=True) + epsilon) * (weight + added)
@@ -129,9 +133,9 @@ def test_queries_and_keys_are_rotated_and_stored(
             )
         )
 
-    def rotated(own: Tensor) -> Tensor:
+    def rotated(own: Tensor) -> Any:
         first, second = own.chunk(2, -1)
-        return own * cosines[:, None] + torch.cat([-second, first], -1) * sines[:, None]
+        return cosines[:, None] * own + torch.cat([-second, first], -1) * sines[:, None]
 
     torch.testing.assert_close(queries, rotated(query))
     torch.testing.assert_close(keys[slots], rotated(key))

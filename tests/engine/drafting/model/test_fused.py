@@ -1,5 +1,8 @@
 """Fused layers of drafts: which modules they replace, that they give the same, what they launch."""
 
+# mypy: disallow-subclassing-any=False
+# The methods of the library's classes have other types than these tests need.
+
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from engine.drafting.growth import Growth
 from engine.drafting.model.fused import fuse as fusing
 from engine.drafting.model.fused.fuse import fuse
 from engine.drafting.model.fused.modules import FusedAttention, FusedLayer, FusedMlp, FusedNorm
-from engine.drafting.model.fused.operations import TorchOperations
+from engine.drafting.model.fused.operations import AttentionRule, TorchOperations
 from engine.drafting.model.fused.triton_operations import LAUNCHES
 from engine.streaming.cpu_link import CpuDevice
 from tests.engine.kernel_nodes import CountedOperations, KernelNodes, padded_step
@@ -25,6 +28,9 @@ from tests.engine.sequence_makers import make_sequence
 from tests.engine.structures import save_structure
 
 CPU = CpuDevice()
+Mlp: Any = modeling_llama.LlamaMLP
+Layer: Any = modeling_llama.LlamaDecoderLayer
+Attention: Any = modeling_mistral.MistralAttention
 LLAMAS = ("llama", "qwen2", "qwen3", "mistral", "mistral_window", "phi3")
 OTHERS = ("gemma2", "gemma3", "granite")
 DRAFT = replace(SUBSPEC, calibrate=False)
@@ -98,21 +104,21 @@ def test_attention_that_shares_keys_stays_the_librarys(tmp_path: Path) -> None:
         assert FusedAttention not in kinds(layer) and FusedMlp in kinds(layer)
 
 
-class _OtherMlp(modeling_llama.LlamaMLP):
+class _OtherMlp(Mlp):
     """An MLP with the parts of another one, which computes something else."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return super().forward(x) + 0.1 * x
 
 
-class _OtherLayer(modeling_llama.LlamaDecoderLayer):
+class _OtherLayer(Layer):
     """A layer with the parts of another one, which adds them up with other factors."""
 
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Any:
         return 0.9 * hidden_states + 0.1 * super().forward(hidden_states, **arguments)
 
 
-class _OtherRotation(modeling_mistral.MistralAttention):
+class _OtherRotation(Attention):
     """Attention that rotates nothing."""
 
     def forward(self, hidden_states: Tensor, position_embeddings: Any, **arguments: Any) -> Any:
@@ -152,7 +158,7 @@ def test_what_computes_something_else_stays_the_librarys(
 @torch.inference_mode()
 def test_a_window_of_another_size_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the comparison are outside of each other's window."""
-    rule = fusing.AttentionRule
+    rule = AttentionRule
 
     def wrong(**facts: Any) -> Any:
         return rule(**{**facts, "sliding_window": None})
