@@ -93,7 +93,8 @@ class TritonOperations(TorchOperations):
         is_alone = len(batch.segments) == 1 and segment.start == 0 and segment.count == rows
         fits = memory[0].shape[1:] == (rule.num_kv_heads, rule.width) and rows <= TILE
         if mask is None or not is_alone or not fits or rule.width > draft_attention.WIDEST:
-            return super().attend(module, rule, joined.sum(0, keepdim=True), rotation, batch)
+            whole = joined.sum(0, keepdim=True).to(memory[0].dtype)
+            return super().attend(module, rule, whole, rotation, batch)
         cosines, sines = rotation
         norms = None
         if rule.query_norm is not None and rule.key_norm is not None:
