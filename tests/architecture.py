@@ -148,6 +148,7 @@ MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
     ("engine.weights.packing", "temporaries must fit the cache of a CPU"),
     ("engine.compiled.*", "code is compiled for a CPU"),
     ("engine.transfer", "only copies to and from a CUDA device have to be launched"),
+    ("engine.triton_kernels.*", "kernels are compiled for CUDA devices"),
     ("engine.model.ordered", "attention in the order of positions is code for a CPU"),
     ("engine.model.elementwise", "only a CPU's threads share an operation by its elements"),
     ("engine.sampling.*", "few numbers are computed faster by numpy on a CPU"),

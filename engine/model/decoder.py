@@ -76,6 +76,12 @@ class StreamedLayer(nn.Module):
         self._binder = Binder(inner)
         self._attentions = attention_modules(inner)
 
+    def replace_inner(self, module: nn.Module) -> None:
+        """Run another module, which has its weights, in place of the layer."""
+        self.inner = module
+        self._binder = Binder(module)
+        self._attentions = attention_modules(module)
+
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
         try:
@@ -86,11 +92,11 @@ class StreamedLayer(nn.Module):
     def forward(
         self, hidden: Tensor, *others: Any, batch: Batch | None = None, **arguments: Any
     ) -> Tensor:
-        """Run the layer over `hidden` [..., R, D], which is overwritten and returned.
+        """Run the layer over `hidden` [..., R, D], which may be overwritten, and return the result.
 
-        It is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row. Tiles
-        can be overwritten one by one, since a row reads the hidden state of no other row; it sees
-        other rows by their keys and values in the KV cache.
+        `hidden` is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row.
+        Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
+        sees other rows by their keys and values in the KV cache.
 
         Raises `PassCancelled` if all clients have left, and `OutOfTime` if the batch is resumable
         and its deadline is too near. Raises `NotImplementedError` if the model does not pass the
@@ -110,17 +116,19 @@ class StreamedLayer(nn.Module):
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
     ) -> Tensor:
         if self.experts is None:
-            self._run_tiles(hidden, batch, others, arguments)
-        else:
-            with self.experts.defer_rows(hidden.shape[-2]):
-                self._run_tiles(hidden, batch, others, arguments)
-                hidden[0] += self._run_slices(self.experts, batch)
+            return self._run_tiles(hidden, batch, others, arguments)
+        with self.experts.defer_rows(hidden.shape[-2]):
+            hidden = self._run_tiles(hidden, batch, others, arguments)
+            hidden[0] += self._run_slices(self.experts, batch)
         return hidden
 
     def _run_tiles(
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
-    ) -> None:
-        """Borrow the layer's first unit and run the layer over all tiles that have live rows."""
+    ) -> Tensor:
+        """Borrow the layer's first unit and run the layer over all tiles that have live rows.
+
+        Return the layer's output: of several tiles in `hidden`, and of one where the layer put it.
+        """
         with self.weights.unit(self.units.first, batch.on_wait) as views:
             if not batch.has_live_rows():
                 raise PassCancelled
@@ -139,8 +147,11 @@ class StreamedLayer(nn.Module):
                         args = _slice_rows(others, first, last, rows)
                         named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
                     set_batch(self._attentions, part)
-                    tile_rows = hidden[..., first:last, :]
-                    hidden[..., first:last, :] = self.inner(tile_rows, *args, batch=part, **named)
+                    result = self.inner(hidden[..., first:last, :], *args, batch=part, **named)
+                    if rows <= tile:
+                        return result  # type: ignore[no-any-return]  # modules return anything
+                    hidden[..., first:last, :] = result
+            return hidden
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
         """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""

@@ -18,6 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
+from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
 
 LARGEST_PASS = 8192  # rows; a longer prompt takes several passes
@@ -59,7 +60,10 @@ class Demand:
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
-        return self.draft.weight_bytes - sum(self._spared_bytes(unit) for unit in resident)
+        spared = sum(self._spared_bytes(unit) for unit in resident)
+        if self._has_draft_head and len(resident) == len(self.unit_bytes):
+            spared += self.draft.substitute_bytes[-1]  # the draft is the target itself
+        return self.draft.weight_bytes - spared
 
     def net_bytes(self, unit: int) -> int:
         """Return how many more device bytes a resident unit takes than its substitute."""
@@ -67,7 +71,15 @@ class Demand:
 
     def _spared_bytes(self, unit: int) -> int:
         """Return the bytes of the low-bit copy that is not needed if this unit is resident."""
-        return self.draft.substitute_bytes[unit] if self.shares_resident else 0
+        is_own = self._has_draft_head and unit == len(self.unit_bytes) - 1
+        return self.draft.substitute_bytes[unit] if self.shares_resident and not is_own else 0
+
+    @property
+    def _has_draft_head(self) -> bool:
+        """Return whether the draft has a low-bit head although the target's is resident."""
+        return self.shares_resident and is_read_faster(
+            self.draft.substitute_bytes[-1], self.unit_bytes[-1]
+        )
 
     @property
     def shares_resident(self) -> bool:

@@ -1,4 +1,4 @@
-"""Draft steps as CUDA graphs, which launch a thousand small kernels at once.
+"""Draft steps as CUDA graphs, which launch hundreds of small kernels at once.
 
 A draft step is limited by its kernel launches, not by its arithmetic. A graph launches all kernels
 at once but has fixed shapes and addresses. So a step is padded to a bucket of rows and of visible

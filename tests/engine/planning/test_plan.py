@@ -239,8 +239,12 @@ def test_resident_units_need_no_substitutes() -> None:
     drafted = replace(DEMAND, draft=replace(separate, substitute_bytes=quarter))
     device = 9 * LAYER + KV + ROOM
     found = plan(device, demand=drafted)
-    assert found.draft_bytes == sum(quarter[i] for i in range(11) if i not in residents(found))
+    copied = {*range(10)} - {*residents(found)} | {10}  # each draft step reads the 4-bit head
+    assert found.draft_bytes == sum(quarter[i] for i in copied)
     assert found.device_bytes <= device
+    assert plan(2 * ALL, demand=drafted).draft_bytes == 0
+    dense_head = replace(drafted.draft, weight_bytes=ALL, substitute_bytes=[*quarter[:-1], HEAD])
+    assert replace(drafted, draft=dense_head).net_bytes(10) == 0
     whole = replace(DEMAND, draft=separate)
     assert len(residents(found)) > len(residents(plan(device, demand=whole)))
 
