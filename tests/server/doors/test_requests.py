@@ -313,7 +313,8 @@ def test_settings_of_the_messages_api_become_fields_of_a_chat(
 
 
 def test_a_last_turn_of_the_assistant_is_continued() -> None:
-    for content in ("Once", "", []):  # an empty one is left out of the chat
+    contents: list[Any] = ["Once", "", []]  # an empty one is left out of the chat
+    for content in contents:
         turn = {"role": "assistant", "content": content}
         assert from_messages(messages=[USER, turn])["continue_final_message"] is True
     call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
