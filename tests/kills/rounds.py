@@ -69,7 +69,6 @@ class Round:
 
         `want` gets the undisturbed answers first, unless it has them.
         """
-        self._text, _ = with_torch(self.server)  # the engine is started last
         async with httpx.AsyncClient(base_url=self.url, timeout=SECONDS) as client:
             missing = [own for own in questions if own not in want]
             plain = [Asking(question, self.model, is_plain=True) for question in missing]
@@ -110,6 +109,8 @@ class Round:
         """End the engine again and again, while the requests are asked."""
         for number in range(self.most):
             await self._wait_for_tokens(self.random.randint(1, MOST_TOKENS_BEFORE))
+            if number == 0:  # their model is loaded by now, and its engine was started last
+                self._text, _ = with_torch(self.server)
             for asking in self._running:
                 asking.num_hits += 1
             way = self.ways[number % len(self.ways)]

@@ -5,6 +5,7 @@
 
 import asyncio
 import random
+import re
 
 import httpx
 import pytest
@@ -26,5 +27,6 @@ def test_answers_go_on_after_the_engine_has_ended(served_demo: DemoServer) -> No
     assert [(str(each.question), each.why) for each in outcomes if not each.is_same] == []
     assert len(own.deaths) == len(WAYS)
     metrics = httpx.get(url.removesuffix("/v1") + "/metrics").text
-    [line] = [own for own in metrics.splitlines() if own.startswith("understudy_streams_resumed_")]
-    assert float(line.split()[-1]) >= sum(each.resumed for each in outcomes) > 0
+    found = re.search(r'^understudy_streams_resumed_total\{model="demo"\} (\S+)$', metrics, re.M)
+    assert found is not None
+    assert float(found[1]) >= sum(each.resumed for each in outcomes) > 0
