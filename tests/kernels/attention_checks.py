@@ -11,7 +11,7 @@ from engine.model.segment import Reach, Segment
 from engine.triton_kernels.attention import CHUNK, attend
 from tests.engine.attention_layers import PARENTS, PATH, Layer, chain, softmax, tree
 
-START, LENGTH = CHUNK - 9, CHUNK + 11  # texts whose last rows are in the second chunk
+START, LENGTH = CHUNK - 5, CHUNK + 9  # texts whose last rows are in the second chunk
 TREE = CHUNK - 4  # the position of the root of a tree that reaches into the second chunk
 FAR = CHUNK + 4  # and of one whose rows see a whole chunk
 TEXT = Layer(kv_heads=2, group=2, length=LENGTH)

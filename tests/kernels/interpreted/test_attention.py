@@ -8,7 +8,7 @@ import torch
 
 from engine.model.ordered import find_paths
 from engine.model.segment import Reach
-from engine.triton_kernels.attention import attend
+from engine.triton_kernels.attention import CHUNK, attend
 from tests.engine.attention_layers import PARENTS, PATH, Layer, chain, tree
 from tests.kernels.attention_checks import (
     CPU,
@@ -47,7 +47,7 @@ def test_keys_that_a_row_does_not_see_are_not_read(reach: Reach) -> None:
     for part in memory:
         part[: paths.first_seen()] = torch.nan
         part[TREE + len(PARENTS) :] = torch.nan
-        part[[TREE + node for node in others]] = torch.nan
+        part[[TREE + node for node in others]] = 1000.0
     found = run(layer, reach, segment, query, memory)
     assert torch.equal(found[list(PATH)], wanted[list(PATH)])
 
@@ -69,7 +69,7 @@ def test_queries_may_have_any_layout() -> None:
         {"end": LENGTH + 1},
         {"base": 1},
         {"own": torch.zeros(len(PARENTS), 3, dtype=torch.int64)},
-        {"own": None},
+        {"own": None, "shared": torch.arange(CHUNK)},
     ],
     ids=str,
 )
