@@ -87,8 +87,8 @@ test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	TORCH_CUDA_SANITIZER=1 $(PYTEST) $(BIN)/pytest -q tests/gpu/test_stream_cuda.py tests/gpu/test_pass_cuda.py tests/gpu/test_kv_cuda.py
 
 test-kernels: $(KERNELS_VENV)/.installed ## test GPU kernels without a GPU: in an interpreter, and by compiling them
-	TRITON_INTERPRET=1 $(PYTEST) $(KERNELS_PYTEST) tests/kernels/interpreted $(ARGS)
-	$(PYTEST) $(KERNELS_PYTEST) tests/kernels/compiled $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) $(KERNELS_PYTEST) $(SPREAD) tests/kernels/interpreted $(ARGS)
+	$(PYTEST) $(KERNELS_PYTEST) $(SPREAD) tests/kernels/compiled $(ARGS)
 
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from engine.compiled.attention import Columns
 from engine.kv.page_pool import PagePool
 from engine.model.fused import FoldedMasks, attend_fused
-from engine.model.ordered import attend_in_order, find_columns, is_ordered_on
+from engine.model.ordered import attend_in_order, find_keys, is_ordered_on
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Reach, Segment
 from engine.streaming.ring import OnWait
+from engine.triton_kernels.attention import Paths
 
 ATTENTION = "understudy"
 MAX_SCORES = 1 << 22  # attention scores computed at a time: limits memory for long contexts
@@ -72,7 +73,7 @@ class Batch:
     on_wait: OnWait | None = None
     masks: FoldedMasks = field(default_factory=FoldedMasks, repr=False, compare=False)
     # What rows see, found in the first layer of each reach; tiles share it with the whole batch.
-    _columns: dict[tuple[int, range, Reach], Columns] = field(
+    _keys: dict[tuple[int, range, Reach], Columns | Paths] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -107,12 +108,12 @@ class Batch:
         offset = segment.first - self.rows.start
         return rows, slice(offset + rows.start, offset + rows.stop)
 
-    def columns(self, segment: Segment, rows: range, reach: Reach) -> Columns:
+    def keys(self, segment: Segment, rows: range, reach: Reach) -> Columns | Paths:
         """Return the keys that some rows of a segment see in a layer of this reach."""
         key = segment.first, rows, reach
-        if key not in self._columns:
-            self._columns[key] = find_columns(segment, rows, reach)
-        return self._columns[key]
+        if key not in self._keys:
+            self._keys[key] = find_keys(segment, rows, reach)
+        return self._keys[key]
 
     @cached_property
     def padded(self) -> PaddedBatch | None:
@@ -209,12 +210,12 @@ def _attend_segment(
         scaling, softcap, sinks: as in `attend`.
     """
     if batch.strict and is_ordered_on(query.device):
-        memory, columns = batch.pool.rows(layer), batch.columns(segment, rows, reach)
+        memory, found = batch.pool.rows(layer), batch.keys(segment, rows, reach)
         return attend_in_order(
             query.transpose(0, 1),
             memory,
             shapes,
-            columns,
+            found,
             scaling=scaling,
             softcap=softcap,
             sinks=sinks,
