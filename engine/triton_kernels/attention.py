@@ -83,7 +83,7 @@ class Configuration:
         if dtype == torch.float32:  # products without tensor cores take many registers
             return cls(min(keys, 32), min(values, 64), num_warps=8, num_stages=1, maxnreg=128)
         if keys > 256:  # more than one part at a time does not fit the shared memory
-            return cls(128, 128, num_warps=4, num_stages=1, maxnreg=255)
+            return cls(128, 128, num_warps=8, num_stages=2, maxnreg=255)
         return cls(keys, min(values, 128), num_warps=4, num_stages=3, maxnreg=255)
 
 
