@@ -18,8 +18,10 @@ TYPES = {
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("tile", int4_product.ROW_TILES)
-@pytest.mark.parametrize(("gate", "out"), [(0, "*fp32"), (0, "*bf16"), (1, "*bf16"), (2, "*bf16")])
+@pytest.mark.parametrize(
+    ("tile", "gate", "out"),
+    [(16, 0, "*bf16"), (64, 0, "*fp32"), (32, 1, "*bf16"), (64, 1, "*bf16"), (64, 2, "*bf16")],
+)
 def test_a_gpu_has_the_registers_and_the_memory(
     capability: int, tile: int, gate: int, out: str
 ) -> None:
