@@ -230,12 +230,13 @@ class Decoder:
         self._tables = [TokenTable(module, rows) for module, rows in tables]
         modules = decoder_layers(model)
         layers = layers or whole_layers(len(modules))
-        streamed = [
+        # Families keep their layers under different names.
+        self.layers = [
             StreamedLayer(inner, units, weights, self.tile, on_pass_progress)
             for inner, units in zip(modules, layers, strict=True)
         ]
         self.head_unit = layers[-1].units.stop
-        replace_modules(model, streamed, self.original_length)
+        replace_modules(model, self.layers, self.original_length)
 
     def is_long(self, num_tokens: int) -> bool:
         """Return True if a sequence of `num_tokens` tokens uses the long rope frequencies."""

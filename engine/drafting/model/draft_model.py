@@ -116,7 +116,7 @@ class DraftModel:
     @property
     def num_pieces(self) -> int:
         """Return the number of pieces in which a step can run; 1 where steps are CUDA graphs."""
-        return len(self.decoder.decoder.layers) if self.graphs is None else 1
+        return len(self.decoder.layers) if self.graphs is None else 1
 
     def begin_step(self, chosen: Sequence[tuple[Growth, list[Node]]]) -> None:
         """Start a draft step that can be run in several pieces."""

@@ -55,7 +55,7 @@ def fuse(decoder: Decoder, cache: KVCache, operations: Operations) -> None:
     with torch.no_grad(), _slots(cache) as slots:
         calls, attention = _run_library(decoder, cache.pool, slots)
         fuser = _Fuser(operations, calls, attention)
-        for layer in decoder.decoder.layers:
+        for layer in decoder.layers:
             layer.replace_inner(fuser.fuse_layer(layer.inner))
         for name, module in [*decoder.decoder.named_children()]:
             if (rule := fuser.norm_rule(module)) is not None:
@@ -118,7 +118,7 @@ def _run_library(
         cancelled=Event(),
     )
     batch = Batch(pool, (segment,), range(count), strict=False)
-    layers = [layer.inner for layer in decoder.decoder.layers]
+    layers = [layer.inner for layer in decoder.layers]
     modules = [*decoder.decoder.children(), *(m for layer in layers for m in layer.modules())]
     with recorded_attention(layers) as attention, _recorded(modules) as calls:
         decoder.forward(tokens, positions, batch)
