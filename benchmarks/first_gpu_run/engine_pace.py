@@ -88,7 +88,7 @@ def measure_users(lab: Lab, served: Session, users: int) -> dict[str, float]:
 
 
 def answer_tokens(lab: Lab, served: Session, users: int) -> list[int]:
-    """Return the tokens of the first user's answer, given beside those of the others."""
+    """Return the tokens of the first user's answer while the other users' requests run."""
     requests = user_requests(users, lab.choose(ANSWER_TOKENS, 4))
     return list(drive(served, requests).tokens_of(requests[0].request_id))
 

@@ -112,7 +112,7 @@ def _different_answers(records: Records) -> float | None:
 
 
 def _wrong(records: Records, rows: int) -> float | None:
-    """Return in how many products of so many rows, as the library computes them, bits change."""
+    """Return the number of the library's products of this many rows whose bits change."""
     cells = [
         cell["holds"]
         for name, cell in _results(records, "rows").items()

@@ -322,7 +322,7 @@ def recorded_attention(
 
     AttentionInterface.register(_RECORDED, record)
     attentions = [own for layer in layers for own in attention_modules(layer)]
-    # Layers that have a number, as those of Llama 4, need not have a configuration.
+    # Layers of Llama 4 have a `layer_idx` but no `config`, and do not call `attend`.
     configs = {id(own.config): own.config for own in attentions if hasattr(own, "config")}
     for config in configs.values():
         config._attn_implementation = _RECORDED
