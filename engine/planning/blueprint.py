@@ -12,6 +12,7 @@ from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
 from engine.model.library import build_of_folder, token_tables
+from engine.model.ordered import is_ordered_on
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
@@ -135,6 +136,7 @@ class Blueprint:
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,
+            is_ordered=self.torch_device is None or is_ordered_on(self.torch_device),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
         )
 

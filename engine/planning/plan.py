@@ -172,7 +172,10 @@ class _Planner:
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
         longest, own = wanted_pages * PAGE, memory.has_own_memory
-        activations = activation_bytes(demand, rows, longest, has_own_memory=own)
+        tree_rows = self.max_sequences * demand.draft.scratch_rows
+        activations = activation_bytes(
+            demand, rows, longest, has_own_memory=own, tree_rows=tree_rows
+        )
         other = self._other_bytes(wanted_pages)
         left = self.limit - activations - other
         resident, slots = self._residents(left, wanted_pages)
