@@ -95,7 +95,7 @@ class BorrowedParts:
 class _LateParameters(dict[str, Any]):
     """The parameters of a module. Reading one that lies on `meta` borrows units until it is bound.
 
-    Modules read their parameters as attributes, which torch looks up here.
+    Modules read their parameters as attributes, which torch looks up here, or iterate over them.
     """
 
     def __init__(self, parameters: Mapping[str, Any], borrow_next: Callable[[], bool]) -> None:
@@ -107,3 +107,8 @@ class _LateParameters(dict[str, Any]):
         while found is not None and found.is_meta and self._borrow_next():
             found = super().__getitem__(name)
         return found
+
+    def items(self) -> Any:
+        while self._borrow_next():
+            pass
+        return super().items()

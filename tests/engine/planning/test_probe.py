@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ class Card(CpuDevice):
 @pytest.mark.parametrize("group", [32, 64])
 @pytest.mark.parametrize("device", [CpuDevice(), Card()], ids=["cpu", "card"])
 def test_the_products_that_a_draft_runs_are_timed(
-    device: CpuDevice, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: CpuDevice, group: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[int, int, int, int]] = []  # rows, outputs, inputs, group
     forward = Int4Linear.forward
