@@ -46,7 +46,8 @@ class BorrowedParts:
     def __init__(self, layer: nn.Module, units: range, weights: Weights) -> None:
         self._units = units
         self._weights = weights
-        self._batch: Batch | None = None  # while the first unit is borrowed
+        self._stack = ExitStack()  # returns the units
+        self._batch: Batch | None = None  # while the layer runs
         self._num_borrowed = 0
         self._absent: dict[int, dict[str, Tensor]] = {}  # on `meta`, for each part but the first
         if len(units) > 1:
