@@ -38,6 +38,7 @@ PACKAGES: tuple[str, ...] = (
     "engine.text",
     "engine.parsing",
     "engine.kv",
+    "engine.recurrent",
     "engine.streaming",
     "engine.sampling",
     "engine.weights",

@@ -1,9 +1,10 @@
-"""Fixtures that close all engines after each test, and time each tiny model only once."""
+"""Fixtures that close all engines after each test, restore threads, and time models only once."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from engine.planning import probe
 from tests.engine.models import close_all
@@ -34,3 +35,11 @@ def passes_timed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "pass_times", pass_times)
         yield
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restore the number of threads after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,204 @@
+"""The memory of recurrent layers: a state of each sequence, and rows that may still be dropped.
+
+A pass does not know which rows of a tree will be accepted. So it changes no state, but keeps what
+the rows do to it (the stash): the inputs of the convolution, decays and rates. The accepted rows
+are then repeated: at the layer's next visit, or by `SequenceState.replay`, which needs no weights
+but those of the convolution, which are kept here. Rows of a long prompt are accepted whatever comes
+after them; they change the state at once, and nothing is kept of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.recurrent.order import chain_places, in_place
+from engine.recurrent.shape import LayerShape
+from engine.recurrent.steps import Filter, convolve, make_inputs, walk
+
+_DAMAGED = -1  # the length of a state that a pass has changed only in part
+
+
+class LayerMemory:
+    """The memory of one layer for all sequences.
+
+    Args:
+        num_states: the states that it has room for.
+        num_stashes: the sequences for whose rows it has room.
+        stash_rows: the rows of each of these.
+        dtype: the type of the rows of the convolution.
+    """
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        num_states: int,
+        num_stashes: int,
+        stash_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        window = shape.taps - 1, shape.channels
+        self.shape = shape
+        self.states = torch.zeros(num_states, *shape.state, device=device)
+        self.windows = torch.zeros(num_states, *window, dtype=dtype, device=device)
+        rows = num_stashes, stash_rows
+        self.rows = torch.zeros(*rows, shape.channels, dtype=dtype, device=device)
+        self.gates = torch.zeros(*rows, shape.num_gates, device=device)
+        self._filter: Filter | None = None
+
+    def set_filter(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Copy the weights of the convolution, at the first call.
+
+        Args:
+            weight: [channels, taps].
+            bias: [channels].
+        """
+        if self._filter is None:
+            self._filter = Filter.of_layer(weight, bias)
+
+    def convolve(self, source: Tensor, places: Any) -> Tensor:
+        """Return the convolutions of rows as `steps.convolve` does, after `set_filter`."""
+        assert self._filter is not None, "the layer has run, or it would have no rows"
+        return convolve(source, places, self._filter, is_activated=self.shape.is_activated)
+
+
+class StatePool:
+    """The memory of all recurrent layers, and the owners of its parts.
+
+    The constructor writes all of the memory once and raises `ModelError` if there is too little.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[int, LayerShape],
+        *,
+        num_states: int,
+        num_stashes: int,
+        stash_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Allocate the memory.
+
+        Args:
+            shapes: of the recurrent layers, by their numbers.
+            num_states: the states of running sequences, and of prefixes that are stored.
+            num_stashes: the most running sequences.
+            stash_rows: the most rows of a tree.
+            dtype: the type that the model computes in.
+        """
+        try:
+            self.layers = {
+                number: LayerMemory(shape, num_states, num_stashes, stash_rows, dtype, device)
+                for number, shape in shapes.items()
+            }
+        except RuntimeError as error:  # what the allocators of CPU and CUDA raise
+            raise ModelError(
+                f"{device} has no room for {num_states} states of recurrent layers ({error}). "
+                "Lower memory.device or max_sequences."
+            ) from error
+        self.stash_rows = stash_rows
+        self._free_states = list(range(num_states - 1, -1, -1))
+        self._free_stashes = list(range(num_stashes - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        """The number of further sequences that can have a state."""
+        return min(len(self._free_states), len(self._free_stashes))
+
+    def open(self) -> "SequenceState | None":
+        """Return the state of a new sequence without tokens; None if there is no room for one."""
+        if not self.num_free:
+            return None
+        state = SequenceState(self, self._free_states.pop(), self._free_stashes.pop())
+        for memory in self.layers.values():
+            memory.states[state.slot].zero_()
+            memory.windows[state.slot].zero_()
+        return state
+
+    def fork(self, state: "SequenceState") -> "SequenceState | None":
+        """Return the state of another sequence with the same tokens; None without room."""
+        forked = self.open()
+        if forked is None:
+            return None
+        state.replay()
+        for memory in self.layers.values():
+            memory.states[forked.slot] = memory.states[state.slot]
+            memory.windows[forked.slot] = memory.windows[state.slot]
+        forked.begin_at(state.length)
+        return forked
+
+    def close(self, state: "SequenceState") -> None:
+        """Free the memory of a sequence."""
+        self._free_states.append(state.slot)
+        self._free_stashes.append(state.stash)
+
+
+class SequenceState:
+    """The states of one sequence in all recurrent layers, and which tokens they include."""
+
+    def __init__(self, pool: StatePool, slot: int, stash: int) -> None:
+        self.pool = pool
+        self.slot = slot
+        self.stash = stash
+        self.length = 0  # the tokens of the sequence that are accepted
+        self._path: tuple[int, ...] = ()  # the last of them: rows of the stash
+        self._lengths = dict.fromkeys(pool.layers, 0)  # the tokens in the state of each layer
+
+    def is_stashed(self, rows: int) -> bool:
+        """Return whether the rows of a pass change the state only after they are accepted."""
+        return rows <= self.pool.stash_rows
+
+    def is_at(self, length: int) -> bool:
+        """Return whether all states include just the first `length` tokens, or can do so.
+
+        They do not after a pass that has changed some of them and failed.
+        """
+        before = self.length - len(self._path)
+        return length == self.length and all(n in (length, before) for n in self._lengths.values())
+
+    def begin_at(self, length: int) -> None:
+        """Note that the states of all layers include the first `length` tokens."""
+        self.length, self._path = length, ()
+        self._lengths = dict.fromkeys(self._lengths, length)
+
+    def extend(self, rows: Sequence[int]) -> None:
+        """Add accepted rows of the last pass, in order, to the sequence.
+
+        Their numbers count from the first row of the sequence in the pass.
+        """
+        before, after = self.length, self.length + len(rows)
+        self._path = tuple(rows) if set(self._lengths.values()) == {before} else ()
+        self.length = after
+
+    def replay(self) -> None:
+        """Bring the states of all layers up to the accepted rows."""
+        for layer in self._lengths:
+            self.catch_up(layer)
+
+    def catch_up(self, layer: int) -> None:
+        """Bring the state of a layer up to the accepted rows."""
+        if self._lengths[layer] == self.length:
+            return
+        assert self._lengths[layer] == self.length - len(self._path), "its rows were not kept"
+        memory, path = self.pool.layers[layer], list(self._path)
+        shape = memory.shape
+        source = torch.cat([memory.windows[self.slot], memory.rows[self.stash, path]])
+        self.begin_change(layer)
+        if shape.has_state:
+            convolved = memory.convolve(source, chain_places(len(path), shape.taps))
+            inputs = make_inputs(shape, *shape.split(convolved), memory.gates[self.stash, path])
+            walk(memory.states[self.slot], inputs, in_place(len(path)), in_place(len(path)))
+        memory.windows[self.slot] = source[len(path) :]
+        self.end_change(layer, self.length)
+
+    def begin_change(self, layer: int) -> None:
+        """Note that the state of a layer is of no use until `end_change`."""
+        self._lengths[layer] = _DAMAGED
+
+    def end_change(self, layer: int, length: int) -> None:
+        """Note that the state of a layer includes the first `length` tokens."""
+        self._lengths[layer] = length

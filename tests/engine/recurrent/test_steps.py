@@ -1,0 +1,274 @@
+"""Tests of recurrences: a row's bits depend only on the row and on the rows that it follows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
+from transformers.models.kimi_linear import modeling_kimi_linear as kimi
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen
+
+from engine.compiled.compiler import switched_off
+from engine.recurrent.order import chain_places, find_order, in_place
+from engine.recurrent.shape import LayerShape
+from engine.recurrent.states import StatePool
+from engine.recurrent.steps import Filter, convolve, make_inputs, walk
+from engine.recurrent.visit import Visit
+
+LENGTH = 150  # tokens of a text
+FIRST = 120  # the position of a tree's root
+# The parent of each node. The path 0, 2, 4, 6, 7 has the tokens of the text.
+PARENTS = (-1, 0, 0, 1, 2, 2, 4, 6, 6, 3)
+PATH = (0, 2, 4, 6, 7)
+
+DELTA = LayerShape(
+    channels=2 * 2 * 32 + 4 * 16,
+    taps=4,
+    is_activated=True,
+    heads=4,
+    key_heads=2,
+    depth=32,
+    width=16,
+    is_corrected=True,
+    is_normalized=True,
+)
+WIDE = replace(DELTA, channels=3 * 4 * 20, key_heads=4, depth=20, width=20, decays=20)
+MAMBA = LayerShape(
+    channels=6 * 24 + 2 * 3 * 16,
+    taps=4,
+    is_activated=True,
+    heads=6,
+    key_heads=3,
+    depth=16,
+    width=24,
+)
+CONVOLUTION = LayerShape(channels=40, taps=3, is_activated=False)
+SHAPES = {"delta": DELTA, "wide": WIDE, "mamba": MAMBA, "convolution": CONVOLUTION}
+BFLOAT16 = pytest.param(DELTA, torch.bfloat16, id="delta-bfloat16")
+KINDS = [*(pytest.param(s, torch.float32, id=name) for name, s in SHAPES.items()), BFLOAT16]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with random weights, and what it makes of the tokens of a random text."""
+
+    shape: LayerShape
+    dtype: torch.dtype
+
+    def random(self, seed: int, *size: int) -> Tensor:
+        return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+    def weight(self) -> Tensor:
+        return self.random(1, self.shape.channels, self.shape.taps).to(self.dtype)
+
+    def bias(self) -> Tensor | None:
+        if self.shape.is_corrected:
+            return None
+        return self.random(2, self.shape.channels).to(self.dtype)
+
+    def rows(self) -> Tensor:
+        return self.random(3, LENGTH, self.shape.channels).to(self.dtype)
+
+    def gates(self) -> Tensor:
+        return self.random(4, LENGTH, self.shape.num_gates).sigmoid()
+
+    def pool(self, stash_rows: int = 64, num_states: int = 1) -> StatePool:
+        return StatePool(
+            {5: self.shape},
+            num_states=num_states,
+            num_stashes=num_states,
+            stash_rows=stash_rows,
+            dtype=self.dtype,
+            device=torch.device("cpu"),
+        )
+
+    def run(
+        self,
+        state: Any,
+        tokens: list[int],
+        parents: list[int] | None = None,
+        tile: int = 64,
+    ) -> Tensor:
+        """Return what a pass over some tokens of the text gives, in tiles."""
+        memory, out = state.pool.layers[5], []
+        memory.set_filter(self.weight(), self.bias())
+        for first in range(0, len(tokens), tile):
+            own = range(first, min(first + tile, len(tokens)))
+            places = tokens[own.start : own.stop]
+            tree = parents or [*range(-1, len(tokens) - 1)]
+            is_stashed = state.is_stashed(len(tokens))
+            order = find_order(tree, own, self.shape.taps) if is_stashed else None
+            visit = Visit(state, 5, state.length, own, order)
+            convolved = visit.convolve(self.rows()[places])
+            if self.shape.has_state:
+                out.append(visit.scan(*self.shape.split(convolved), self.gates()[places]))
+            else:
+                out.append(convolved)
+        return torch.cat(out)
+
+
+def by_passes(layer: Layer, edges: list[int], tile: int = 64, stash: int = 64) -> Tensor:
+    """Return the output of a text that is computed in passes which end at these positions."""
+    state, parts = layer.pool(stash).open(), []
+    assert state is not None
+    for start, stop in zip([0, *edges], [*edges, LENGTH], strict=True):
+        parts.append(layer.run(state, [*range(start, stop)], tile=tile))
+        state.extend(range(stop - start))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), KINDS)
+def test_passes_and_tiles_change_no_bit(shape: LayerShape, dtype: torch.dtype) -> None:
+    layer = Layer(shape, dtype)
+    want = by_passes(layer, [])
+    assert not torch.equal(want[1], want[2])
+    for edges in ([1], [2, 3], [63], [64], [65, 66, 130], [*range(1, LENGTH)]):
+        assert torch.equal(by_passes(layer, edges), want), edges
+    for tile in (1, 3, 50, LENGTH):
+        assert torch.equal(by_passes(layer, [70], tile), want), tile
+        assert torch.equal(by_passes(layer, [70], tile, stash=LENGTH), want), tile
+
+
+@pytest.mark.parametrize("tile", [64, 6, 3, 1])
+@pytest.mark.parametrize(("shape", "dtype"), KINDS)
+def test_a_path_of_a_tree_has_the_bits_of_the_same_text(
+    shape: LayerShape, dtype: torch.dtype, tile: int
+) -> None:
+    layer = Layer(shape, dtype)
+    want = by_passes(layer, [])
+    state = layer.pool(num_states=2).open()
+    assert state is not None
+    layer.run(state, [*range(FIRST)])
+    state.extend(range(FIRST))
+    # Other nodes have the rows of other tokens.
+    tokens = [(7 * node) % FIRST for node in range(len(PARENTS))]
+    for token, node in enumerate(PATH, FIRST):
+        tokens[node] = token
+    found = layer.run(state, tokens, [*PARENTS], tile)
+    assert torch.equal(found[list(PATH)], want[FIRST : FIRST + len(PATH)])
+    state.extend(PATH)
+    after = FIRST + len(PATH)
+    fork = state.pool.fork(state)  # which repeats the path outside of a pass
+    assert fork is not None
+    for own in (state, fork):
+        assert torch.equal(layer.run(own, [*range(after, LENGTH)]), want[after:])
+
+
+@pytest.mark.parametrize(("shape", "dtype"), KINDS)
+def test_rows_that_are_not_accepted_leave_no_trace(shape: LayerShape, dtype: torch.dtype) -> None:
+    layer = Layer(shape, dtype)
+    want = by_passes(layer, [])
+    state = layer.pool().open()
+    assert state is not None
+    layer.run(state, [*range(90)])
+    state.extend(range(90))
+    layer.run(state, [90, 5, 6, 7])
+    assert state.is_at(90)  # the pass failed, and is repeated with other rows
+    layer.run(state, [90, 91, 3], [-1, 0, 1])
+    state.extend([0, 1])
+    assert torch.equal(layer.run(state, [*range(92, LENGTH)]), want[92:])
+
+
+def test_a_state_that_a_failed_pass_has_changed_is_noticed() -> None:
+    layer = Layer(DELTA, torch.float32)
+    state = layer.pool(stash_rows=4).open()
+    assert state is not None and state.is_at(0) and not state.is_at(1)
+    layer.run(state, [*range(9)])
+    assert not state.is_at(0)  # the rows of a long prompt change the state at once
+    state.extend(range(9))
+    assert state.is_at(9)
+    memory = state.pool.layers[5]
+    Visit(state, 5, 9, range(9), None).convolve(layer.rows()[9:18])
+    state.extend(range(9))  # but the recurrence has not run
+    assert not state.is_at(18) and memory is not None
+
+
+@pytest.mark.parametrize(("shape", "dtype"), KINDS)
+def test_compiled_code_and_torch_give_the_same_bits(shape: LayerShape, dtype: torch.dtype) -> None:
+    layer = Layer(shape, dtype)
+    outputs = []
+    for _ in range(2):
+        state = layer.pool().open()
+        assert state is not None
+        found = [layer.run(state, [*range(70)])]
+        state.extend(range(70))
+        found.append(layer.run(state, [*range(70, 80)], [*PARENTS]))
+        outputs.append([*found, state.pool.layers[5].states, state.pool.layers[5].windows])
+        with switched_off():
+            state = layer.pool().open()
+            assert state is not None
+            found = [layer.run(state, [*range(70)])]
+            state.extend(range(70))
+            found.append(layer.run(state, [*range(70, 80)], [*PARENTS]))
+            outputs.append([*found, state.pool.layers[5].states, state.pool.layers[5].windows])
+    for compiled, plain in zip(outputs[0], outputs[1], strict=True):
+        assert torch.equal(compiled, plain)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("shape", [DELTA, MAMBA], ids=str)
+def test_threads_change_no_bit(shape: LayerShape, count: int, threads: None) -> None:
+    wide = replace(shape, heads=64, key_heads=1, width=64)
+    channels = 2 * wide.depth + 64 * 64
+    layer = Layer(replace(wide, channels=channels), torch.float32)
+    torch.set_num_threads(1)
+    want = by_passes(layer, [])
+    torch.set_num_threads(count)
+    assert torch.equal(by_passes(layer, []), want)
+
+
+def library_output(layer: Layer, convolved: Tensor) -> Tensor:
+    """Return the output of the library's own function for the rows of the text."""
+    shape = layer.shape
+    query, key, value = (part[None].float() for part in shape.split(convolved))
+    decay, rate = torch.split(layer.gates(), [shape.heads * shape.decays, shape.heads], dim=-1)
+    if not shape.is_corrected:
+        # With A = -1 the decay is exp(-step), and the step is also the rate.
+        step = -decay.log()
+        found: Tensor = granite.mamba2_chunk_scan(
+            value * (rate / step)[None, ..., None],
+            step[None],
+            -torch.ones(shape.heads),
+            key,
+            query,
+            chunk_size=32,
+        )
+        return found[0]
+    function: Callable[..., Any] = qwen.torch_chunk_gated_delta_rule
+    if shape.decays > 1:
+        function, decay = kimi.chunk_kimi_delta_attention, decay.view(-1, shape.heads, shape.decays)
+    output, _ = function(
+        query, key, value, decay.log()[None], rate[None], use_qk_l2norm_in_kernel=True
+    )
+    return output[0]  # type: ignore[no-any-return]  # of a function of any family
+
+
+@pytest.mark.parametrize("shape", [DELTA, WIDE, MAMBA], ids=str)
+def test_outputs_are_those_of_the_library(shape: LayerShape) -> None:
+    layer = Layer(shape, torch.float32)
+    weight, bias = layer.weight(), layer.bias()
+    convolved = qwen.causal_conv1d_fn(layer.rows().T[None], weight, bias, "silu")[0].T
+    source = F.pad(layer.rows(), (0, 0, shape.taps - 1, 0))
+    places = chain_places(LENGTH, shape.taps)
+    found = convolve(source, places, Filter.of_layer(weight, bias), is_activated=True)
+    torch.testing.assert_close(found, convolved, rtol=1e-5, atol=1e-5)
+    want = library_output(layer, convolved)
+    torch.testing.assert_close(by_passes(layer, []), want, rtol=1e-4, atol=1e-4)
+
+
+def test_values_of_wrong_places_are_refused() -> None:
+    layer = Layer(DELTA, torch.float32)
+    shape, filters = layer.shape, Filter.of_layer(layer.weight(), None)
+    with pytest.raises(AssertionError):
+        convolve(layer.rows(), np.array([[0, 1, 2, LENGTH]]), filters, is_activated=True)
+    inputs = make_inputs(shape, *shape.split(layer.rows()), layer.gates())
+    root = torch.zeros(shape.state)
+    with pytest.raises(AssertionError):
+        walk(root, inputs, in_place(LENGTH) - 1, in_place(LENGTH))
+    with pytest.raises(AssertionError):
+        walk(root, inputs, in_place(LENGTH) + 5, in_place(LENGTH))
