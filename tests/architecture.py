@@ -120,6 +120,11 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
 SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/model/library.py", "*", "the one file that changes transformers' modules"),
     (
+        "engine/model/recurrent.py",
+        "name",
+        "functions in the modules of transformers that have recurrent layers",
+    ),
+    (
         "engine/weights/formats/*.py",
         "weight",
         "a module of torch or bitsandbytes that the file makes",

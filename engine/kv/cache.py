@@ -28,6 +28,7 @@ from engine.kv.host_tier import HostTier
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
 from engine.kv.prefix_index import PrefixIndex
+from engine.recurrent.states import StatePool
 
 
 class KVCache:
@@ -38,12 +39,22 @@ class KVCache:
         prefix_cache: whether later sequences may share the pages of earlier ones.
         host_pages: how many idle pages to keep in host memory, which is allocated here and freed
             by `release`.
+        states: the memory of recurrent layers; None if there are none. A prefix can only be shared
+            with its states, which are not stored yet: so there is no prefix cache with them.
     """
 
-    def __init__(self, pool: PagePool, *, prefix_cache: bool = True, host_pages: int = 0) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        prefix_cache: bool = True,
+        host_pages: int = 0,
+        states: StatePool | None = None,
+    ) -> None:
         self.pool = pool
+        self.states = states
         self.num_pages = pool.num_pages
-        self._prefix_cache = prefix_cache
+        self._prefix_cache = prefix_cache and states is None
         self._host = HostTier(pool, host_pages)
         self._index = PrefixIndex(PAGE, pool.num_pages)  # holds device and host pages
         self._free = list(range(pool.num_pages - 1, -1, -1))
@@ -99,6 +110,8 @@ class KVCache:
         )
         if self.num_free_pages and (similar := self._index.find_longest_match(parent, rest)):
             self._copy_page(table, *similar)
+        granted = self._give_state(table)
+        assert granted, "no more sequences run than there are states"
         return table
 
     def is_ready(self, table: PageTable) -> bool:
@@ -108,14 +121,22 @@ class KVCache:
     def reserve(self, table: PageTable, rows: int) -> bool:
         """Allocate pages for `rows` scratch slots after the prefix.
 
-        Return False, and change nothing, if there are too few free pages.
+        A new table also gets the states of recurrent layers. Return False, and change nothing, if
+        there are too few free pages, or no states.
         """
         missing = -(-(table.length + rows) // PAGE) - len(table.pages)
-        if missing > self.num_free_pages:
+        if missing > self.num_free_pages or not self._give_state(table):
             return False
         if missing > 0:
             table.append(self._allocate(missing))
         return True
+
+    def is_usable(self, table: PageTable) -> bool:
+        """Return False if a failed pass has changed states of a running sequence.
+
+        Its pages and states have to be freed then, and its tokens run again.
+        """
+        return table.state is None or table.state.is_at(table.length)
 
     def slots(self, table: PageTable) -> Tensor:
         """Return the slot numbers of the sequence in order, [capacity] int64 on the device.
@@ -140,6 +161,8 @@ class KVCache:
         if moved:
             slots = [table.pages[i // PAGE] * PAGE + i % PAGE for i in moved]
             self.pool.copy_rows(torch.tensor(slots), table.pages, table.length + in_place)
+        if table.state is not None:
+            table.state.extend(rows)
         table.extend_prefix(len(rows))
 
     def append_copies(self, table: PageTable, source_slots: Tensor) -> None:
@@ -169,12 +192,17 @@ class KVCache:
     def fork(self, table: PageTable) -> PageTable | None:
         """Return a second table with the same prefix, for another choice of the same request.
 
-        Full pages are shared, and a partial last page is copied. Return None if there is no free
-        page for that copy.
+        Full pages are shared, and a partial last page and states are copied. Return None if there
+        is no free page for that copy, or no state.
         """
         full, rest = divmod(table.length, PAGE)
         if rest and self.num_free_pages == 0:
             return None
+        state = None
+        if self.states is not None and table.state is not None:
+            state = self.states.fork(table.state)
+            if state is None:
+                return None
         pages = table.pages[:full]
         ticket = self._add_references(pages)
         forked = PageTable(
@@ -183,6 +211,7 @@ class KVCache:
             length=table.length,
             num_published=table.num_published,
             ready_ticket=ticket,
+            state=state,
         )
         if rest:
             forked.append(self._allocate(1))
@@ -204,10 +233,22 @@ class KVCache:
         if tokens and self._prefix_cache and table.num_published * PAGE < table.length:
             self._publish_page(table, tokens)  # `publish` has indexed the full pages
         self._drop_references(table.clear())
+        if self.states is not None and (state := table.take_state()) is not None:
+            self.states.close(state)
 
     def release(self) -> None:
         """Wait for running copies and unpin the host memory. Do not use the cache afterwards."""
         self._host.close()
+
+    def _give_state(self, table: PageTable) -> bool:
+        """Give a table the states of a sequence if it has none. Return False without room."""
+        if self.states is None or table.state is not None:
+            return True
+        state = self.states.open()
+        if state is None:
+            return False
+        table.begin_state(state)
+        return True
 
     def _publish_page(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Index the first page of a table that is not indexed yet.

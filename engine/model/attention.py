@@ -20,6 +20,7 @@ from engine.model.ordered import attend_in_order, find_columns, is_ordered_on
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Reach, Segment
+from engine.recurrent.order import Order, find_order
 from engine.streaming.ring import OnWait
 
 ATTENTION = "understudy"
@@ -61,6 +62,7 @@ class Batch:
         strict: whether results must not depend on the other rows (strict numerics).
         resumable: the state of a forward that may be interrupted; None if this one may not.
         on_wait: called while the forward waits for weights (see `LayerStream.unit`).
+        layer: the number of the layer that runs, where layers have states.
     """
 
     pool: PagePool
@@ -69,8 +71,12 @@ class Batch:
     strict: bool
     resumable: ResumableForward | None = None
     on_wait: OnWait | None = None
+    layer: int | None = None
     # What rows see, found in the first layer of each reach; tiles share it with the whole batch.
     _columns: dict[tuple[int, range, Reach], Columns] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _orders: dict[tuple[int, range, int], Order] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -111,6 +117,13 @@ class Batch:
         if key not in self._columns:
             self._columns[key] = find_columns(segment, rows, reach)
         return self._columns[key]
+
+    def order(self, segment: Segment, rows: range, taps: int) -> Order:
+        """Return how some rows of a segment are computed in layers with this convolution."""
+        key = segment.first, rows, taps
+        if key not in self._orders:
+            self._orders[key] = find_order(segment.parents(), rows, taps)
+        return self._orders[key]
 
     @cached_property
     def padded(self) -> PaddedBatch | None:

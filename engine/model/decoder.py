@@ -6,7 +6,8 @@ cross the link once for a prompt of any length.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.model.attention import Batch
+from engine.model.elementwise import WholeBlocks, calls_functions
 from engine.model.experts import DeferredExperts, add_experts
 from engine.model.library import (
     Binder,
@@ -25,6 +27,7 @@ from engine.model.library import (
     set_batch,
     token_tables,
 )
+from engine.model.recurrent import find_mixers
 from engine.model.rope import mark_long, original_length
 from engine.model.token_table import TokenTable
 from engine.spec import TILE
@@ -56,6 +59,7 @@ class StreamedLayer(nn.Module):
 
     def __init__(
         self,
+        number: int,
         inner: nn.Module,
         units: LayerUnits,
         weights: Weights,
@@ -64,6 +68,7 @@ class StreamedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.inner = inner
+        self.number = number if find_mixers(inner) else None  # where it has a recurrent state
         self.units = units
         self.weights = weights
         self.tile = tile
@@ -74,6 +79,9 @@ class StreamedLayer(nn.Module):
             self._expert_binder = Binder(self.experts.inner)
         self._binder = Binder(inner)
         self._attentions = attention_modules(inner)
+        self._calls_functions = calls_functions(inner)
+        # What some families' layers return beside the hidden states, which nothing uses.
+        self._others: tuple[None, ...] | None = None
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
@@ -84,8 +92,10 @@ class StreamedLayer(nn.Module):
 
     def forward(
         self, hidden: Tensor, *others: Any, batch: Batch | None = None, **arguments: Any
-    ) -> Tensor:
+    ) -> Any:
         """Run the layer over `hidden` [..., R, D], which is overwritten and returned.
+
+        Where the library's layer returns a tuple, the hidden states are the first of one.
 
         It is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row. Tiles
         can be overwritten one by one, since a row reads the hidden state of no other row; it sees
@@ -103,7 +113,8 @@ class StreamedLayer(nn.Module):
             # A piece of the forward does not run the layers again that have filled it.
             arguments["shared_kv_states"] = batch.resumable.shared_kv
         run = partial(self._run, hidden, batch, others, arguments)
-        return run() if batch.resumable is None else batch.resumable.run(run)
+        output = run() if batch.resumable is None else batch.resumable.run(run)
+        return output if self._others is None else (output, *self._others)
 
     def _run(
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
@@ -130,6 +141,8 @@ class StreamedLayer(nn.Module):
                 self.on_pass_progress()
                 last = min(first + tile, rows)
                 part = batch.select_tile(first, last)
+                if self.number is not None:
+                    part = replace(part, layer=self.number)
                 if part.has_live_rows():
                     if self.experts is not None:
                         self.experts.begin_tile(first)
@@ -139,7 +152,15 @@ class StreamedLayer(nn.Module):
                         named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
                     set_batch(self._attentions, part)
                     tile_rows = hidden[..., first:last, :]
-                    hidden[..., first:last, :] = self.inner(tile_rows, *args, batch=part, **named)
+                    with self._elementwise(batch):
+                        output = self.inner(tile_rows, *args, batch=part, **named)
+                    if isinstance(output, tuple):
+                        output, self._others = output[0], (None,) * (len(output) - 1)
+                    hidden[..., first:last, :] = output
+
+    def _elementwise(self, batch: Batch) -> AbstractContextManager[object]:
+        """Return the context for the layer's own code under these numerics."""
+        return WholeBlocks() if batch.strict and self._calls_functions else nullcontext()
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
         """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""
@@ -219,8 +240,8 @@ class Decoder:
         modules = decoder_layers(model)
         layers = layers or whole_layers(len(modules))
         streamed = [
-            StreamedLayer(inner, units, weights, self.tile, on_pass_progress)
-            for inner, units in zip(modules, layers, strict=True)
+            StreamedLayer(number, inner, units, weights, self.tile, on_pass_progress)
+            for number, (inner, units) in enumerate(zip(modules, layers, strict=True))
         ]
         self.head_unit = layers[-1].units.stop
         replace_modules(model, streamed, self.original_length)

@@ -6,6 +6,8 @@ from threading import Event
 import torch
 from torch import Tensor
 
+from engine.recurrent.states import SequenceState
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -52,6 +54,7 @@ class Segment:
             (a chain).
         cancelled: set when the client has left.
         is_long: whether the rows use the long rope frequencies (`rope.py`).
+        state: the states of the sequence in recurrent layers; None if there are no such layers.
     """
 
     first: int
@@ -62,11 +65,22 @@ class Segment:
     mask: Tensor | None
     cancelled: Event
     is_long: bool = False
+    state: SequenceState | None = None
 
     @property
     def num_scratch(self) -> int:
         """The number of scratch rows written by earlier steps of a draft."""
         return len(self.positions) - self.count
+
+    def parents(self) -> list[int]:
+        """Return the parent of each row of this pass among them; -1: it follows the prefix."""
+        if self.mask is None:
+            return list(range(-1, self.count - 1))
+        # The last of a row's ancestors is its parent, since a parent comes before its children.
+        numbers = torch.arange(self.count)
+        seen = self.mask[:, self.num_scratch :].cpu().tril(-1)
+        found: list[int] = torch.where(seen, numbers, -1).amax(-1).tolist()
+        return found
 
     def visible_slots(self, rows: range) -> Tensor | None:
         """Return which slots after the prefix some rows see, [rows, num_scratch + rows.stop] bool.

@@ -11,6 +11,7 @@ from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
 from engine.model.library import build_of_folder, token_tables
+from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
@@ -45,6 +46,7 @@ class Blueprint:
         self._check_layers()
         self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
         check_decoder(self.whole_config, folder)
+        self.recurrent = recurrent_shapes(self.model)
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
@@ -96,7 +98,11 @@ class Blueprint:
             expanded_bytes=expanded_bytes(UnreadUnits(outline), self.dtype),
             other_device_bytes=sum(sizes) - embedding,
             hidden_size=self.hidden_size,
-            widest=max(self.hidden_size, _intermediate_size(config)),
+            widest=max(
+                self.hidden_size,
+                _intermediate_size(config),
+                *(2 * shape.channels for shape in self.recurrent.values()),
+            ),
             num_heads=config.num_attention_heads,
             vocab_size=self.vocab_size,
             item_bytes=self.dtype.itemsize,
@@ -110,9 +116,15 @@ class Blueprint:
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
             active_share=active_share(config),
+            state_bytes=self._state_bytes(needs.scratch_rows),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
         )
+
+    def _state_bytes(self, rows: int) -> int:
+        """Return the bytes of a sequence in recurrent layers, with a tree of so many rows."""
+        shapes = self.recurrent.values()
+        return sum(s.state_bytes(self.dtype) + rows * s.stash_bytes(self.dtype) for s in shapes)
 
     def _check_layers(self) -> None:
         """Raise `ModelError` if there is a checkpoint and it has too few layers.

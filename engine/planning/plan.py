@@ -22,6 +22,7 @@ DEFAULT_SEQUENCES = 8
 DEFAULT_SLOTS = 3  # one in use, one filled, one being filled
 FEWEST_SLOTS = 2  # one in use, one being filled
 KV_SHARE = 0.125  # of the device limit for KV pages at most, unless all weights fit too
+STATE_SHARE = 0.125  # of the device limit for states of recurrent layers, if more than one fits
 HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
 HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequence
 DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while another is copied
@@ -59,6 +60,8 @@ class Plan:
     draft_bytes: int
     activation_bytes: int
     other_bytes: int  # norms; one unit's expanded weights
+    num_states: int = 0  # of recurrent layers: sequences that have one at the same time
+    state_bytes: int = 0
     host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
     ram_unit_bytes: int = 0  # units of the ram tier
@@ -71,6 +74,7 @@ class Plan:
     def device_bytes(self) -> int:
         """Return the most bytes that the device holds, its runtime included."""
         taken = self.resident_bytes + self.ring_bytes + self.kv_bytes + self.draft_bytes
+        taken += self.state_bytes
         return taken + self.activation_bytes + self.other_bytes + self.memory.device_runtime
 
     @property
@@ -93,6 +97,8 @@ class Plan:
             parts.append(f"{len(self.tiers) - resident} streamed from {', '.join(away)}")
             parts.append(f"ring of {self.slots} slots ({size_text(self.ring_bytes)})")
         parts.append(f"KV of {self.num_pages * PAGE} tokens ({size_text(self.kv_bytes)})")
+        if self.num_states:
+            parts.append(f"{self.num_states} states ({size_text(self.state_bytes)})")
         if self.host_pages:
             parts.append(
                 f"idle KV of {self.host_pages * PAGE} tokens ({size_text(self.host_kv_bytes)})"
@@ -132,7 +138,10 @@ class _Planner:
         self.memory = memory
         self.units = demand.unit_bytes
         self.limit = _device_limit(spec, memory)
-        self.max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
+        self.max_sequences = spec.max_sequences or self._default_sequences()
+        # The audit has a state of its own.
+        self.num_states = self.max_sequences + (spec.audit > 0) if demand.state_bytes else 0
+        self.state_bytes = self.num_states * demand.state_bytes
         # For one short sequence with its scratch, and one page to grow.
         shortest = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
         self.fewest_pages = -(-shortest // PAGE) + 1
@@ -166,13 +175,13 @@ class _Planner:
             other += TEMPORARY_BYTES
         if memory.has_own_memory:  # a buffer for idle KV pages on their way to the host
             other += max(STAGING_BYTES, demand.host_page_bytes)
-        left = self.limit - activations - other
+        left = self.limit - activations - other - self.state_bytes
         resident, slots = self._residents(left, wanted_pages)
         resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
         draft = demand.draft_bytes(resident)
         left -= draft + ring + resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
-        most = self.spec.max_sequences or min(DEFAULT_SEQUENCES, max(pages // SEQUENCE_PAGES, 1))
+        most = self.spec.max_sequences or min(self.max_sequences, max(pages // SEQUENCE_PAGES, 1))
         # Where the device computes in RAM, what a pass takes is free while the draft is made.
         later = 0 if memory.has_own_memory else activations
         on_device = Plan(
@@ -184,6 +193,8 @@ class _Planner:
             resident_bytes=resident_bytes,
             ring_bytes=ring,
             kv_bytes=pages * demand.page_bytes,
+            num_states=self.num_states,
+            state_bytes=self.state_bytes,
             draft_bytes=draft,
             activation_bytes=activations,
             other_bytes=other,
@@ -194,6 +205,14 @@ class _Planner:
         if pages < self.fewest_pages:
             raise DoesNotFit(self._refusal(on_device, left))
         return self._with_host(on_device)
+
+    def _default_sequences(self) -> int:
+        """Return the most sequences where none are asked for: fewer if their states are large."""
+        size = self.demand.state_bytes
+        if not size:
+            return DEFAULT_SEQUENCES
+        fitting = int(self.limit * STATE_SHARE) // size - (self.spec.audit > 0)
+        return max(min(DEFAULT_SEQUENCES, fitting), 1)
 
     def _residents(self, left: int, wanted_pages: int) -> tuple[set[int], int]:
         """Return the resident units and the number of ring slots for the others.
@@ -251,13 +270,19 @@ class _Planner:
     def _refusal(self, plan: Plan, left: int) -> str:
         """Return the error text for a plan that leaves only `left` bytes of the device to KV."""
         kv = self.fewest_pages * self.demand.page_bytes
+        states = ""
+        if plan.num_states:
+            states = (
+                f", {plan.num_states} states of recurrent layers {size_text(plan.state_bytes)} "
+                "(fewer with a lower max_sequences)"
+            )
         return (
             f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
             f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
             f"draft {size_text(plan.draft_bytes)}, "
             f"ring of {plan.slots} slots {size_text(plan.ring_bytes)}, "
             f"resident units {size_text(plan.resident_bytes)}, KV of at least "
-            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}. "
+            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}{states}. "
             "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
         )
 

@@ -100,6 +100,7 @@ class StatePool:
                 f"{device} has no room for {num_states} states of recurrent layers ({error}). "
                 "Lower memory.device or max_sequences."
             ) from error
+        self.num_states = num_states
         self.stash_rows = stash_rows
         self._free_states = list(range(num_states - 1, -1, -1))
         self._free_stashes = list(range(num_stashes - 1, -1, -1))

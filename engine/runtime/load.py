@@ -134,7 +134,7 @@ def _load_as_planned(
     with ExitStack() as stack:
         stack.callback(stream.close)
         decoder = files.make_decoder(stream, on_pass_progress)
-        cache = files.make_kv_cache(plan)
+        cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
         tile = reference_hash(decoder, stream, cache)
         draft = build(LoadedTarget(files.tensors, reader, stream, decoder, cache))

@@ -99,6 +99,7 @@ def assemble(
                 mask=tree.mask().to(decoder.device) if tree and len(tree.tokens) > 1 else None,
                 cancelled=sequence.cancelled,
                 is_long=sequence.is_long,
+                state=sequence.pages.state,
             )
         )
         entries.append(Entry(sequence, tree, len(tokens), num_before))

@@ -63,6 +63,7 @@ def device_rows(found: "Preview") -> list[Row]:
             plan.kv_bytes,
             f"{plan.num_pages * PAGE} tokens, {plan.max_sequences} sequences at once",
         ),
+        ("recurrent states", plan.state_bytes, f"of {plan.num_states} sequences"),
         ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
         ("norms, expanded weights", plan.other_bytes, ""),
         ("runtime", plan.memory.device_runtime, "used by CUDA itself"),

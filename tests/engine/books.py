@@ -29,6 +29,9 @@ def check_books(made: Engine) -> None:
     for cache in caches(made):
         check_pages(cache, tables[id(cache)])
     assert all(sequence.table is None for sequence in made._scheduler.paused)
+    if (states := made._cache.states) is not None:
+        used = {sequence.pages.state.slot for sequence in running if sequence.pages.state}
+        assert len(used) == len(running) == states.num_states - states.num_free
     assert len(running) <= made._scheduler.max_sequences
     assert made._drafting._growths.keys() <= set(running)
     for sequence, growth in made._drafting._growths.items():
@@ -47,6 +50,8 @@ def check_idle(made: Engine) -> None:
     """Check that an engine without requests holds nothing. Raise AssertionError otherwise."""
     for cache in caches(made):
         assert cache.num_free_pages == cache.num_pages
+        if cache.states is not None:
+            assert cache.states.num_free == cache.states.num_states
         assert not any(cache._references)
     drafting = made._drafting
     assert not drafting._growths and not own_tables(made)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
@@ -21,6 +22,8 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+
+from tests.engine.hybrids import HYBRIDS
 
 HEADS = 4
 KV_HEADS = 2
@@ -163,10 +166,16 @@ def tiny_config(
 ) -> PreTrainedConfig:
     """Return the configuration that `save_tiny` writes. With `tied` None the family's own holds.
 
+    `family` is one of `FAMILIES` or of `HYBRIDS`.
+
     Args:
         width: multiplies the sizes of the hidden state; 4: rows are whole blocks of 256 values.
     """
-    config = _CONFIGS[family](_shared(vocab_size, layers, width))
+    shared = _shared(vocab_size, layers, width)
+    if family in HYBRIDS:
+        config = AutoConfig.for_model(family, **{**shared, **HYBRIDS[family]})
+    else:
+        config = _CONFIGS[family](shared)
     if tied is not None:
         config.tie_word_embeddings = tied
     return config

@@ -8,13 +8,14 @@ MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 
 
 def needs(context: PlanContext) -> DraftNeeds:
-    """Return the memory that the copies take. Raises `ModelError` for mixtures of experts.
+    """Return the memory that the copies take. Raises `ModelError` for mixtures of experts
+    and for recurrent layers.
 
     Making a copy needs host memory for a while: the dense unit and three times a quarter of it, for
     the copy as it is written, as it is copied and as it is packed; and the unit as it is stored, if
     that is packed.
     """
-    from engine.weights.family import is_mixture
+    from engine.weights.family import has_recurrent_layers, is_mixture
     from engine.weights.formats.linear import substitute_bytes
     from engine.weights.packing import dense_bytes
 
@@ -23,6 +24,12 @@ def needs(context: PlanContext) -> DraftNeeds:
             f"draft.method: subspec has no substitutes for mixtures of experts "
             f"({context.config.model_type!r}). Use specexec with a small model of the same "
             "vocabulary, or ngram."
+        )
+    if has_recurrent_layers(context.config):
+        raise ModelError(
+            f"draft.method: subspec has no substitutes for recurrent layers "
+            f"({context.config.model_type!r}). Use specexec with a small model of the same "
+            "vocabulary that has attention in every layer, or ngram."
         )
     copies = [substitute_bytes(unit, context.draft.group) for unit in context.layouts]
     sizes = [(unit.nbytes, dense_bytes(unit, context.dtype)) for unit in context.layouts]

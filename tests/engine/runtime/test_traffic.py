@@ -5,12 +5,14 @@
 
 import os
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from engine.runtime.engine import Engine
+from tests.engine.hybrids import HYBRIDS
 from tests.engine.models import PLAIN, checkpoint, load
-from tests.engine.traffic import Traffic, open_engine, requests, scene
+from tests.engine.traffic import FAMILIES, Traffic, open_engine, requests, scene
 
 FIRST, LAST = map(int, os.environ.get("UNDERSTUDY_TRAFFIC_SEEDS", "0:8").split(":"))
 
@@ -21,8 +23,17 @@ def plain(family: str) -> Engine:
 
 @pytest.mark.parametrize("seed", range(FIRST, LAST))
 def test_no_traffic_changes_an_answer_or_leaks_a_page(seed: int) -> None:
+    run_traffic(seed, FAMILIES)
+
+
+@pytest.mark.parametrize("seed", range(FIRST, LAST))
+def test_no_traffic_changes_an_answer_of_a_hybrid(seed: int) -> None:
+    run_traffic(seed, list(HYBRIDS))
+
+
+def run_traffic(seed: int, families: Sequence[str]) -> None:
     chance = random.Random(seed)
-    what = scene(chance)
+    what = scene(chance, families)
     asked, want = requests(chance, what, plain(what.family))
     engine = open_engine(what, want, chance)
     traffic = Traffic(engine, asked, want, chance, what)

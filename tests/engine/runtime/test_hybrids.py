@@ -1,0 +1,142 @@
+"""Tests of models with recurrent layers: answers are those of plain decoding and of the library."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.drafting.tree import Bounds
+from engine.errors import ModelError
+from engine.messages import Generate
+from engine.runtime.engine import Engine
+from engine.spec import DraftSpec
+from engine.weights.family import kv_shape
+from tests.engine.checkpoints import tiny_config
+from tests.engine.hybrids import HYBRIDS
+from tests.engine.models import (
+    PLAIN,
+    SMALL,
+    SUBSPEC,
+    alone,
+    checkpoint,
+    exact,
+    hooks,
+    load,
+    prompt,
+    request,
+    run,
+)
+from tests.engine.structures import generated
+from tests.engine.traffic import Guesses
+
+NEW = 24
+PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
+# Its `generate` bounds the steps of the recurrence in a prompt, but not in what it generates.
+DIFFERENT = ("nemotron_h",)
+
+
+def asked(**params: Any) -> list[Generate]:
+    return [request(name, tokens, max_tokens=NEW, **params) for name, tokens in PROMPTS.items()]
+
+
+def with_guesses(engine: Engine, want: Any) -> Engine:
+    """Let an engine draft trees that have the right tokens among wrong ones."""
+    engine._drafting._lookups = [Guesses(want, random.Random(5))]
+    engine._drafting._bounds = Bounds(depth=24, width=1, branch=1, budget=24)
+    return engine
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_answers_equal_plain_decoding_and_the_librarys(family: str) -> None:
+    folder = checkpoint(family)
+    plain = load(folder, PLAIN)
+    want = alone(plain, asked(logprobs=2))
+    plain.close()
+    for name, tokens in PROMPTS.items():
+        if family not in DIFFERENT:
+            assert want[name, 0].ids == generated(folder, tokens, NEW), name
+    engine = with_guesses(load(folder, DraftSpec("ngram", **{**SMALL, "width": 1})), want)
+    for _ in range(2):
+        found = run(engine, asked(logprobs=2))
+        assert exact(found) == exact(want)
+    accepted = [answer.stats.accepted for answer in found.values() if answer.stats is not None]
+    assert sum(accepted) > NEW  # so trees are accepted, and their paths repeated
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "granitemoehybrid", "lfm2"])
+def test_sampled_answers_and_several_choices_do_not_depend_on_the_draft(family: str) -> None:
+    folder, other = checkpoint(family), checkpoint("llama", seed=9, layers=1)
+    messages = [
+        request("three", prompt(70, 4), n=3, temperature=1.0, seed=2, max_tokens=NEW),
+        request("scored", prompt(20, 5), prompt_logprobs=1, logprobs=1, max_tokens=NEW),
+    ]
+    want = alone(load(folder, PLAIN), messages)
+    engine = load(folder, DraftSpec("specexec", source=str(other), **SMALL))
+    assert exact(run(engine, messages)) == exact(want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_answers_in_16_bits_do_not_depend_on_the_draft(dtype: torch.dtype) -> None:
+    folder = checkpoint("qwen3_5_text", dtype)
+    want = alone(load(folder, PLAIN), asked(logprobs=1))
+    engine = with_guesses(load(folder, DraftSpec("ngram", depth=24, width=1, budget=24)), want)
+    assert exact(run(engine, asked(logprobs=1))) == exact(want)
+
+
+@pytest.mark.parametrize("at", range(1, 12, 2))
+def test_a_client_that_leaves_in_a_pass_changes_no_other_answer(at: int) -> None:
+    """It leaves before some unit, when some layers have repeated accepted rows and others not."""
+    folder = checkpoint("qwen3_next")
+    want = alone(load(folder, PLAIN), asked())
+    engine = with_guesses(load(folder, DraftSpec("ngram", depth=24, width=1, budget=24)), want)
+    left = False
+
+    def leave(call: int) -> None:
+        nonlocal left
+        if not left and call >= 20 + at:
+            left = True
+            engine.abort("long")
+
+    hooks(engine).on_unit = leave
+    for message in asked():
+        engine.add(message)
+    found: dict[str, list[int]] = {name: [] for name in PROMPTS}
+    while engine.has_work():
+        for event in engine.step():
+            found[event.request_id] += event.ids  # type: ignore[union-attr]  # none has failed
+    assert left
+    for name in ("short", "repeated"):
+        assert found[name] == want[name, 0].ids
+    states = engine._cache.states
+    assert states is not None and states.num_free == states.num_states
+
+
+def test_a_sequence_whose_states_a_failed_pass_has_changed_runs_again() -> None:
+    folder = checkpoint("qwen3_next")
+    (want,) = alone(load(folder, PLAIN), asked()[:1]).values()
+    engine = load(folder, PLAIN)
+    failing = [True]
+
+    def fail(call: int) -> None:
+        if failing and call > 2 * 3:  # units, each with three tiles of the prompt
+            failing.clear()
+            raise torch.OutOfMemoryError("pretended")
+
+    hooks(engine).on_unit = fail
+    (found,) = run(engine, asked()[:1]).values()
+    assert not failing and found.exact == want.exact
+
+
+def test_only_layers_with_attention_have_keys_and_values() -> None:
+    layers = {family: kv_shape(tiny_config(family)).num_layers for family in HYBRIDS}
+    assert layers == {**dict.fromkeys(HYBRIDS, 1), "falcon_h1": 3}
+
+
+def test_drafts_with_recurrent_layers_are_refused_with_advice(tmp_path: Path) -> None:
+    folder = checkpoint("qwen3_5_text")
+    with pytest.raises(ModelError, match="subspec has no substitutes for recurrent layers"):
+        load(folder, SUBSPEC)
+    with pytest.raises(ModelError, match=r"draft\.source: .* has recurrent layers"):
+        load(checkpoint("llama"), DraftSpec("specexec", source=str(folder), **SMALL))
