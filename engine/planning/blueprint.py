@@ -116,15 +116,12 @@ class Blueprint:
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
             active_share=active_share(config),
-            state_bytes=self._state_bytes(needs.scratch_rows),
+            state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
+            stash_bytes=needs.scratch_rows
+            * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
         )
-
-    def _state_bytes(self, rows: int) -> int:
-        """Return the bytes of a sequence in recurrent layers, with a tree of so many rows."""
-        shapes = self.recurrent.values()
-        return sum(s.state_bytes(self.dtype) + rows * s.stash_bytes(self.dtype) for s in shapes)
 
     def _check_layers(self) -> None:
         """Raise `ModelError` if there is a checkpoint and it has too few layers.

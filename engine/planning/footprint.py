@@ -41,7 +41,8 @@ class Demand:
     active_share: float = 1.0  # of the weights that one token uses
     # Dense bytes that a pass expands, by the packing's suffix; none if nothing travels packed.
     expansions: Mapping[str, int] = field(default_factory=dict)
-    state_bytes: int = 0  # of the recurrent layers, for one sequence and the rows of its tree
+    state_bytes: int = 0  # of the recurrent layers, after one sequence of tokens
+    stash_bytes: int = 0  # of the rows of one tree in recurrent layers
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
 

@@ -23,6 +23,7 @@ DEFAULT_SLOTS = 3  # one in use, one filled, one being filled
 FEWEST_SLOTS = 2  # one in use, one being filled
 KV_SHARE = 0.125  # of the device limit for KV pages at most, unless all weights fit too
 STATE_SHARE = 0.125  # of the device limit for states of recurrent layers, if more than one fits
+STORED_STATES = 4  # of prefixes, for each sequence at most
 HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
 HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequence
 DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while another is copied
@@ -61,6 +62,7 @@ class Plan:
     activation_bytes: int
     other_bytes: int  # norms; one unit's expanded weights
     num_states: int = 0  # of recurrent layers: sequences that have one at the same time
+    stored_states: int = 0  # further ones, of stored prefixes
     state_bytes: int = 0
     host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
@@ -98,7 +100,8 @@ class Plan:
             parts.append(f"ring of {self.slots} slots ({size_text(self.ring_bytes)})")
         parts.append(f"KV of {self.num_pages * PAGE} tokens ({size_text(self.kv_bytes)})")
         if self.num_states:
-            parts.append(f"{self.num_states} states ({size_text(self.state_bytes)})")
+            count = self.num_states + self.stored_states
+            parts.append(f"{count} states ({size_text(self.state_bytes)})")
         if self.host_pages:
             parts.append(
                 f"idle KV of {self.host_pages * PAGE} tokens ({size_text(self.host_kv_bytes)})"
@@ -141,7 +144,9 @@ class _Planner:
         self.max_sequences = spec.max_sequences or self._default_sequences()
         # The audit has a state of its own.
         self.num_states = self.max_sequences + (spec.audit > 0) if demand.state_bytes else 0
-        self.state_bytes = self.num_states * demand.state_bytes
+        self.state_bytes = self.num_states * (demand.state_bytes + demand.stash_bytes)
+        self.stored_states = self._stored_states()
+        self.state_bytes += self.stored_states * demand.state_bytes
         # For one short sequence with its scratch, and one page to grow.
         shortest = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
         self.fewest_pages = -(-shortest // PAGE) + 1
@@ -194,6 +199,7 @@ class _Planner:
             ring_bytes=ring,
             kv_bytes=pages * demand.page_bytes,
             num_states=self.num_states,
+            stored_states=self.stored_states,
             state_bytes=self.state_bytes,
             draft_bytes=draft,
             activation_bytes=activations,
@@ -208,11 +214,18 @@ class _Planner:
 
     def _default_sequences(self) -> int:
         """Return the most sequences where none are asked for: fewer if their states are large."""
-        size = self.demand.state_bytes
+        size = self.demand.state_bytes + self.demand.stash_bytes
         if not size:
             return DEFAULT_SEQUENCES
         fitting = int(self.limit * STATE_SHARE) // size - (self.spec.audit > 0)
         return max(min(DEFAULT_SEQUENCES, fitting), 1)
+
+    def _stored_states(self) -> int:
+        """Return how many states of stored prefixes there is room for."""
+        room = int(self.limit * STATE_SHARE) - self.state_bytes
+        if not self.demand.state_bytes or not self.spec.prefix_cache or room <= 0:
+            return 0
+        return min(STORED_STATES * self.max_sequences, room // self.demand.state_bytes)
 
     def _residents(self, left: int, wanted_pages: int) -> tuple[set[int], int]:
         """Return the resident units and the number of ring slots for the others.
@@ -273,7 +286,8 @@ class _Planner:
         states = ""
         if plan.num_states:
             states = (
-                f", {plan.num_states} states of recurrent layers {size_text(plan.state_bytes)} "
+                f", {plan.num_states + plan.stored_states} states of recurrent layers "
+                f"{size_text(plan.state_bytes)} "
                 "(fewer with a lower max_sequences)"
             )
         return (

@@ -101,6 +101,7 @@ class StatePool:
                 "Lower memory.device or max_sequences."
             ) from error
         self.num_states = num_states
+        self.num_stashes = num_stashes
         self.stash_rows = stash_rows
         self._free_states = list(range(num_states - 1, -1, -1))
         self._free_stashes = list(range(num_stashes - 1, -1, -1))
@@ -109,6 +110,25 @@ class StatePool:
     def num_free(self) -> int:
         """The number of further sequences that can have a state."""
         return min(len(self._free_states), len(self._free_stashes))
+
+    @property
+    def num_unreserved(self) -> int:
+        """The number of free states that no further sequence may need."""
+        return len(self._free_states) - len(self._free_stashes)
+
+    def take_slot(self) -> int:
+        """Return the number of a free state, which belongs to no sequence."""
+        return self._free_states.pop()
+
+    def give_back(self, slot: int) -> None:
+        """Free a state that belongs to no sequence."""
+        self._free_states.append(slot)
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy a state in all layers."""
+        for memory in self.layers.values():
+            memory.states[target] = memory.states[source]
+            memory.windows[target] = memory.windows[source]
 
     def open(self) -> "SequenceState | None":
         """Return the state of a new sequence without tokens; None if there is no room for one."""
@@ -126,16 +146,20 @@ class StatePool:
         if forked is None:
             return None
         state.replay()
-        for memory in self.layers.values():
-            memory.states[forked.slot] = memory.states[state.slot]
-            memory.windows[forked.slot] = memory.windows[state.slot]
+        self.copy_slot(state.slot, forked.slot)
         forked.begin_at(state.length)
         return forked
 
     def close(self, state: "SequenceState") -> None:
         """Free the memory of a sequence."""
-        self._free_states.append(state.slot)
+        self.detach(state)
+        self.give_back(state.slot)
+
+    def detach(self, state: "SequenceState") -> None:
+        """Free the memory of a sequence, but not its states, which belong to it no longer."""
         self._free_stashes.append(state.stash)
+        for slot in state.captures.values():
+            self.give_back(slot)
 
 
 class SequenceState:
@@ -146,12 +170,17 @@ class SequenceState:
         self.slot = slot
         self.stash = stash
         self.length = 0  # the tokens of the sequence that are accepted
+        # States to be copied when they include so many tokens, and where to.
+        self.captures: dict[int, int] = {}
         self._path: tuple[int, ...] = ()  # the last of them: rows of the stash
         self._lengths = dict.fromkeys(pool.layers, 0)  # the tokens in the state of each layer
 
     def is_stashed(self, rows: int) -> bool:
-        """Return whether the rows of a pass change the state only after they are accepted."""
-        return rows <= self.pool.stash_rows
+        """Return whether the rows of a pass change the state only after they are accepted.
+
+        Long prompts do not, nor those in which states are captured.
+        """
+        return rows <= self.pool.stash_rows and not self.captures
 
     def is_at(self, length: int) -> bool:
         """Return whether all states include just the first `length` tokens, or can do so.

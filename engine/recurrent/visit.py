@@ -44,6 +44,8 @@ class Visit:
         source = torch.cat([window, rows])
         convolved = memory.convolve(source, chain_places(len(rows), memory.shape.taps))
         state.begin_change(self.layer)
+        for edge, slot in self._captures():
+            memory.windows[slot] = source[edge : edge + len(window)]
         window.copy_(source[len(rows) :])
         if not memory.shape.has_state:
             state.end_change(self.layer, self.start + self.rows.stop)
@@ -59,9 +61,16 @@ class Visit:
         root, shape = memory.states[state.slot], memory.shape
         inputs = make_inputs(shape, query, key, value, gates)
         if self.order is None:
-            out = walk(root, inputs, in_place(len(gates)), in_place(len(gates)))
+            outputs: list[Tensor] = []
+            first = 0
+            for edge, slot in [*self._captures(), (len(gates), state.slot)]:
+                part = inputs.rows(first, edge)
+                outputs.append(walk(root, part, in_place(edge - first), in_place(edge - first)))
+                if slot != state.slot:
+                    memory.states[slot] = root
+                first = edge
             state.end_change(self.layer, self.start + self.rows.stop)
-            return out[..., : shape.width]
+            return torch.cat(outputs)[..., : shape.width]
         memory.gates[state.stash, self.rows.start : self.rows.stop] = gates
         earlier = list(self.order.earlier)
         if earlier:
@@ -70,6 +79,12 @@ class Visit:
             inputs = _join(again, inputs)
         out = walk(root, inputs, self.order.sources, self.order.targets)
         return out[len(earlier) :, :, : shape.width]
+
+    def _captures(self) -> list[tuple[int, int]]:
+        """Return after how many of these rows the state is copied, ascending, and where to."""
+        first = self.start + self.rows.start
+        own = [(length - first, slot) for length, slot in sorted(self.state.captures.items())]
+        return [(edge, slot) for edge, slot in own if 0 < edge <= len(self.rows)]
 
     def _source(self) -> Tensor:
         """Return the window and all rows of the pass up to these, [taps - 1 + rows, C]."""

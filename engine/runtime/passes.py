@@ -88,6 +88,8 @@ def assemble(
         depths = list(range(num_before)) + [
             num_before + depth for depth in (tree.depths if tree else ())
         ]
+        if turn.num_pending > 1:
+            cache.capture_states(sequence.pages, len(own), end=len(sequence.tokens))
         own_positions = [start + depth for depth in depths]
         segments.append(
             Segment(

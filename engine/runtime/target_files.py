@@ -161,7 +161,7 @@ class TargetFiles(Blueprint):
         if self.recurrent:
             states = StatePool(
                 self.recurrent,
-                num_states=plan.num_states,
+                num_states=plan.num_states + plan.stored_states,
                 num_stashes=plan.num_states,
                 stash_rows=stash_rows,
                 dtype=self.dtype,

@@ -63,12 +63,16 @@ def device_rows(found: "Preview") -> list[Row]:
             plan.kv_bytes,
             f"{plan.num_pages * PAGE} tokens, {plan.max_sequences} sequences at once",
         ),
-        ("recurrent states", plan.state_bytes, f"of {plan.num_states} sequences"),
+        ("recurrent states", plan.state_bytes, _states_note(plan)),
         ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
         ("norms, expanded weights", plan.other_bytes, ""),
         ("runtime", plan.memory.device_runtime, "used by CUDA itself"),
     ]
     return _format_rows(rows)
+
+
+def _states_note(plan: "Plan") -> str:
+    return f"of {plan.num_states} sequences and {plan.stored_states} prefixes"
 
 
 def host_rows(plan: "Plan") -> list[Row]:

@@ -9,6 +9,7 @@ from engine.drafting.growth import Growth
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
+from engine.kv.stored_states import StoredState
 from engine.runtime.engine import Engine
 from engine.sequences.sequence import TokenSequence
 from tests.engine.page_traffic import check_pages
@@ -30,8 +31,12 @@ def check_books(made: Engine) -> None:
         check_pages(cache, tables[id(cache)])
     assert all(sequence.table is None for sequence in made._scheduler.paused)
     if (states := made._cache.states) is not None:
-        used = {sequence.pages.state.slot for sequence in running if sequence.pages.state}
-        assert len(used) == len(running) == states.num_states - states.num_free
+        own = [sequence.pages.state for sequence in running if sequence.pages.state is not None]
+        kept = [stored for found in stored_states(made).values() for stored in found]
+        slots = [state.slot for state in own] + [stored.slot for stored in kept]
+        slots += [slot for state in own for slot in state.captures.values()]
+        assert len(own) == len(running) == states.num_stashes - len(states._free_stashes)
+        assert sorted([*slots, *states._free_states]) == list(range(states.num_states))
     assert len(running) <= made._scheduler.max_sequences
     assert made._drafting._growths.keys() <= set(running)
     for sequence, growth in made._drafting._growths.items():
@@ -50,8 +55,8 @@ def check_idle(made: Engine) -> None:
     """Check that an engine without requests holds nothing. Raise AssertionError otherwise."""
     for cache in caches(made):
         assert cache.num_free_pages == cache.num_pages
-        if cache.states is not None:
-            assert cache.states.num_free == cache.states.num_states
+    if (states := made._cache.states) is not None:
+        assert len(states._free_stashes) == states.num_stashes
         assert not any(cache._references)
     drafting = made._drafting
     assert not drafting._growths and not own_tables(made)
@@ -70,6 +75,13 @@ def caches(made: Engine) -> list[KVCache]:
     if model is None or model.caches.cache is made._cache:
         return [made._cache]
     return [made._cache, model.caches.cache]
+
+
+def stored_states(made: Engine) -> dict[int, list[StoredState]]:
+    """Return the states of stored prefixes, by the last full page of each."""
+    stored = made._cache._stored
+    assert stored is not None, "there are recurrent layers"
+    return stored._by_parent
 
 
 def own_tables(made: Engine) -> dict[TokenSequence, PageTable]:

@@ -13,6 +13,7 @@ from engine.messages import Generate
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec
 from engine.weights.family import kv_shape
+from tests.engine.books import check_books, check_idle
 from tests.engine.checkpoints import tiny_config
 from tests.engine.hybrids import HYBRIDS
 from tests.engine.models import (
@@ -109,8 +110,8 @@ def test_a_client_that_leaves_in_a_pass_changes_no_other_answer(at: int) -> None
     assert left
     for name in ("short", "repeated"):
         assert found[name] == want[name, 0].ids
-    states = engine._cache.states
-    assert states is not None and states.num_free == states.num_states
+    check_books(engine)
+    check_idle(engine)
 
 
 def test_a_sequence_whose_states_a_failed_pass_has_changed_runs_again() -> None:
@@ -127,6 +128,45 @@ def test_a_sequence_whose_states_a_failed_pass_has_changed_runs_again() -> None:
     hooks(engine).on_unit = fail
     (found,) = run(engine, asked()[:1]).values()
     assert not failing and found.exact == want.exact
+
+
+def cached(engine: Engine, name: str, tokens: list[int], **params: Any) -> tuple[int, list[int]]:
+    """Return how many tokens of a prompt were found in the cache, and the answer."""
+    ((_, answer),) = run(engine, [request(name, tokens, **params)]).items()
+    assert answer.stats is not None
+    return answer.stats.cached_tokens, answer.ids
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize("length", [40, 129, 250])
+def test_the_second_turn_of_a_chat_runs_only_its_new_tokens(family: str, length: int) -> None:
+    folder, first = checkpoint(family), prompt(length, 7)
+    engine, plain = load(folder, PLAIN), load(folder, PLAIN, prefix_cache=False)
+    _, answer = cached(engine, "first", first)
+    whole = [*first, *answer, *prompt(9, 8)]
+    found, second = cached(engine, "second", whole)
+    assert found == len(first) + len(answer) - 1  # its last token has not run
+    assert second == cached(plain, "second", whole)[1]
+    # A template has changed the end of the prompt: at most two pages are computed again.
+    other = [*first[: length - 5], *prompt(20, 9)]
+    found, third = cached(engine, "third", other)
+    assert found >= length - 5 - 2 * 64 and found % 64 == 0
+    assert third == cached(plain, "third", other)[1]
+
+
+def test_states_that_save_the_fewest_tokens_are_dropped_first() -> None:
+    folder = checkpoint("lfm2")
+    engine = load(folder, PLAIN)
+    stored = engine._cache._stored
+    assert stored is not None
+    most = engine._loaded.plan.stored_states
+    for number in range(most):
+        cached(engine, str(number), prompt(150, 100 + number), max_tokens=2)
+        assert stored.num_stored <= most
+    assert stored.num_stored == most
+    found, _ = cached(engine, "again", prompt(150, 100 + most - 1), max_tokens=2)
+    assert found == 128
+    check_books(engine)
 
 
 def test_only_layers_with_attention_have_keys_and_values() -> None:
