@@ -36,25 +36,35 @@ from engine.weights.config_place import CONFIG_NAME, ConfigError, ConfigPlace, c
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
 
-# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py and
-# test_structures.py).
+# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py, test_structures.py
+# and test_hybrids.py).
 TESTED = frozenset(
     {
+        "bamba",
+        "falcon_h1",
         "gemma2",
         "gemma3_text",
         "gemma3n_text",
         "gemma4_text",
         "gpt_oss",
         "granite",
+        "granitemoehybrid",
+        "kimi_linear",
+        "lfm2",
         "llama",
         "llama4_text",
         "mimo_v2_flash",
         "mistral",
         "mixtral",
+        "nemotron_h",
+        "olmo_hybrid",
         "phi3",
         "qwen2",
         "qwen3",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
         "qwen3_moe",
+        "qwen3_next",
     }
 )
 # In these families a layer adds the experts' output to the residual and does nothing after it: no
