@@ -124,6 +124,7 @@ SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
         "name",
         "functions in the modules of transformers that have recurrent layers",
     ),
+    ("engine/model/recurrent.py", "forward", "modules of transformers with recurrent layers"),
     (
         "engine/weights/formats/*.py",
         "weight",

@@ -6,9 +6,12 @@ if the model was called with a batch; without one, they are the library's plain 
 never those of other packages (fla, mamba-ssm, causal-conv1d, kernels of the hub).
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -48,17 +51,20 @@ class ShapeTracer:
         _, heads, width = value.shape
         assert self.shape is not None and self.shape.heads == 0, "it has no convolution of its own"
         assert query.shape == key.shape, "queries and keys have other shapes"
+        depth = key.shape[2]
+        # transformers 5.17 repeats keys and queries for all heads that they serve.
+        key_heads, rest = divmod(self.shape.channels - heads * width, 2 * depth)
+        is_split = rest == 0 and key_heads > 0 and key.shape[1] % key_heads == 0
+        assert is_split, "its recurrence has inputs beside the convolution's"
         self.shape = replace(
             self.shape,
             heads=heads,
-            key_heads=key.shape[1],
-            depth=key.shape[2],
+            key_heads=key_heads,
+            depth=depth,
             width=width,
             decays=gates.shape[1] // heads - 1,
             **kind,
         )
-        columns = sum(part[0].numel() for part in (query, key, value))
-        assert columns == self.shape.channels, "its recurrence has inputs beside the convolution's"
         return value
 
 
@@ -88,7 +94,9 @@ class _TileRows:
         out = value.new_zeros(value.shape, dtype=torch.float32)
         for segment in self._batch.segments:
             visit, tile = self._visit(segment)
-            out[tile] = visit.scan(query[tile], key[tile], value[tile], gates[tile])
+            step = key.shape[1] // visit.state.pool.layers[visit.layer].shape.key_heads
+            queries, keys = query[tile, ::step], key[tile, ::step]
+            out[tile] = visit.scan(queries, keys, value[tile], gates[tile])
         return out
 
     def _visit(self, segment: Segment) -> tuple[Visit, slice]:
@@ -135,17 +143,37 @@ class _Seam:
         self._own = own
 
     def __call__(self, *inputs: Any, batch: Any = None, **named: Any) -> Any:
+        batch = batch or _batch.get()
         if batch is None:
             return self._original(*inputs, **named)
         rows = batch if isinstance(batch, ShapeTracer) else _TileRows(batch)
         return self._own(rows, *inputs, **named)
 
 
+# The batch of a module that runs, where its code does not hand its arguments on.
+_batch: ContextVar[Any] = ContextVar("_batch", default=None)
+
+
 def replace_functions(model: nn.Module) -> None:
     """Replace the convolutions and recurrences in the modules of the library that a model uses."""
+    for mixer in find_mixers(model):
+        kinds = {one.kind for one in inspect.signature(mixer.forward).parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:  # LFM2 in transformers 5.17
+            mixer.forward = partial(_with_batch, mixer, mixer.forward)
     names = {type(module).__module__ for module in model.modules()}
     for module in [sys.modules[name] for name in names if name.startswith("transformers.models.")]:
         _replace(module)
+
+
+def _with_batch(
+    mixer: Any, forward: Callable[..., Any], *inputs: Any, batch: Any = None, **named: Any
+) -> Any:
+    """Run a module while the functions that it calls find the batch, or that of `set_batch`."""
+    token = _batch.set(batch or mixer.batch)
+    try:
+        return forward(*inputs, **named)
+    finally:
+        _batch.reset(token)
 
 
 def _replace(module: ModuleType) -> None:
