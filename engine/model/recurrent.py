@@ -146,8 +146,10 @@ class _Seam:
         batch = batch or _batch.get()
         if batch is None:
             return self._original(*inputs, **named)
-        rows = batch if isinstance(batch, ShapeTracer) else _TileRows(batch)
-        return self._own(rows, *inputs, **named)
+        if isinstance(batch, ShapeTracer):
+            return self._own(batch, *inputs, **named)
+        with torch._C.DisableTorchFunction():  # of `WholeBlocks`: nothing here needs it
+            return self._own(_TileRows(batch), *inputs, **named)
 
 
 # The batch of a module that runs, where its code does not hand its arguments on.

@@ -5,11 +5,11 @@ bits. What is computed of a row depends only on the row and on the state before 
 trees and repeated rows give the same bits, whatever is computed beside them.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.compiled import recurrence as compiled
 from engine.compiled.formulas import TensorOperations, silu
@@ -61,7 +61,7 @@ def make_inputs(
     rows = len(gates)
     query, key, value = (pad_lanes(part.float()) for part in (query, key, value))
     if shape.is_normalized:
-        query, key = _normalize(query), _normalize(key)
+        query, key = _normalize(torch.cat([query, key], dim=1)).chunk(2, dim=1)
     decay, rate = torch.split(gates, [shape.heads * shape.decays, shape.heads], dim=-1)
     decay = decay.reshape(rows, shape.heads, shape.decays)
     if shape.is_corrected:
@@ -142,21 +142,15 @@ def _sum_rows(products: Tensor) -> Tensor:
     sums = torch.zeros_like(parts[0])
     for part in parts:
         sums = sums + part
-    return _sum_pairs(sums.unbind(2))
-
-
-def _sum_pairs(parts: Sequence[Tensor]) -> Tensor:
-    """Return the sum of parts, of which neighbours are added first."""
-    while len(parts) > 1:
-        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
+    first, second, third, fourth = sums.unbind(2)
+    return (first + second) + (third + fourth)
 
 
 def _normalize(x: Tensor) -> Tensor:
     """Return vectors [rows, heads, depth] divided by their norm, the same bits for any rows."""
-    squares = (x * x).view(*x.shape[:2], -1, LANES).unbind(-2)
-    total = torch.zeros_like(squares[0])
-    for part in squares:
-        total = total + part
-    norm = torch.sqrt(_sum_pairs(total.unbind(-1)) + _EPSILON)
-    return x * torch.reciprocal(norm)[..., None]
+    squares = x * x
+    # Halves are added until one value is left: a fixed order with few operations.
+    squares = F.pad(squares, (0, (1 << (x.shape[-1] - 1).bit_length()) - x.shape[-1]))
+    while (half := squares.shape[-1] // 2) > 0:
+        squares = squares[..., :half] + squares[..., half:]
+    return x * torch.reciprocal(torch.sqrt(squares + _EPSILON))
