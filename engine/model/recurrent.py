@@ -107,6 +107,8 @@ class _TileRows:
         if state.is_stashed(segment.count):
             taps = state.pool.layers[batch.layer].shape.taps
             order = batch.order(segment, rows, taps)
+        else:
+            assert segment.mask is None, "which rows of a tree are accepted is not known yet"
         return Visit(state, batch.layer, segment.start, rows, order), tile
 
 

@@ -169,6 +169,16 @@ def test_states_that_save_the_fewest_tokens_are_dropped_first() -> None:
     check_books(engine)
 
 
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
+def test_the_audit_runs_an_answer_again_with_states_of_its_own(family: str) -> None:
+    engine = load(checkpoint(family), DraftSpec("ngram"), audit=1.0)
+    run(engine, asked())
+    for _ in PROMPTS:
+        audited = engine.auditor.run()
+        assert audited is not None and (audited.positions, audited.mismatches) == (NEW, 0)
+    check_idle(engine)
+
+
 def test_only_layers_with_attention_have_keys_and_values() -> None:
     layers = {family: kv_shape(tiny_config(family)).num_layers for family in HYBRIDS}
     assert layers == {**dict.fromkeys(HYBRIDS, 1), "falcon_h1": 3}
