@@ -78,6 +78,20 @@ def test_sampled_answers_and_several_choices_do_not_depend_on_the_draft(family: 
     assert exact(run(engine, messages)) == exact(want)
 
 
+@pytest.mark.parametrize("family", ["qwen3_next", "granitemoehybrid", "lfm2"])
+def test_trees_of_several_tiles_change_no_answer(family: str) -> None:
+    folder, other = checkpoint(family), checkpoint("llama", seed=9, layers=1)
+    want = alone(load(folder, PLAIN), asked(logprobs=2))
+    bounds: dict[str, Any] = {"depth": 6, "width": 24, "branch": 8, "budget": 150, "tuned": False}
+    engine = load(folder, DraftSpec("specexec", source=str(other), **bounds))
+    engine._drafting._lookups = [Guesses(want, random.Random(3))]
+    found = run(engine, asked(logprobs=2))
+    assert exact(found) == exact(want)
+    stats = [answer.stats for answer in found.values() if answer.stats is not None]
+    assert sum(own.drafted for own in stats) > 64 * sum(own.passes for own in stats)
+    assert sum(own.accepted for own in stats) > NEW
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_answers_in_16_bits_do_not_depend_on_the_draft(dtype: torch.dtype) -> None:
     folder = checkpoint("qwen3_5_text", dtype)
