@@ -11,7 +11,7 @@ from engine.drafting.tree import Bounds
 from engine.errors import ModelError
 from engine.messages import Generate
 from engine.runtime.engine import Engine
-from engine.spec import DraftSpec
+from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import kv_shape
 from tests.engine.books import check_books, check_idle
 from tests.engine.checkpoints import tiny_config
@@ -34,6 +34,8 @@ from tests.engine.traffic import Guesses
 
 NEW = 24
 PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
+# The quick tests leave these out of the longest test: other families have their parts too.
+ALIKE = ("bamba", "olmo_hybrid", "qwen3_5_moe_text")
 # Its `generate` bounds the steps of the recurrence in a prompt, but not in what it generates.
 DIFFERENT = ("nemotron_h",)
 
@@ -49,7 +51,13 @@ def with_guesses(engine: Engine, want: Any) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[pytest.mark.slow] if family in ALIKE else [])
+        for family in HYBRIDS
+    ],
+)
 def test_answers_equal_plain_decoding_and_the_librarys(family: str) -> None:
     folder = checkpoint(family)
     plain = load(folder, PLAIN)
@@ -98,6 +106,16 @@ def test_answers_in_16_bits_do_not_depend_on_the_draft(dtype: torch.dtype) -> No
     want = alone(load(folder, PLAIN), asked(logprobs=1))
     engine = with_guesses(load(folder, DraftSpec("ngram", depth=24, width=1, budget=24)), want)
     assert exact(run(engine, asked(logprobs=1))) == exact(want)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "nemotron_h"])
+def test_answers_of_4_bit_weights_do_not_depend_on_the_draft(family: str) -> None:
+    """Filters of convolutions are not quantized, though they have three dimensions."""
+    folder = checkpoint(family)
+    target = TargetSpec(str(folder), quantize="nf4")
+    want = alone(load(folder, PLAIN, target=target), asked())
+    engine = load(folder, DraftSpec("ngram"), target=target)
+    assert exact(run(engine, asked())) == exact(want)
 
 
 @pytest.mark.parametrize("at", range(1, 12, 2))
