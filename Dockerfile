@@ -25,11 +25,20 @@ RUN case "${TORCH}" in \
     esac
 
 FROM python:${PYTHON_VERSION}-slim
+ARG TORCH=cuda
+# Triton compiles a launcher for each GPU kernel with it, at a model's first start.
+# hadolint ignore=DL3008
+RUN if [ "${TORCH}" = cuda ]; then \
+      apt-get update \
+      && apt-get install --no-install-recommends -y gcc libc6-dev \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --create-home --uid 1000 understudy
 COPY --from=build /opt/understudy /opt/understudy
 ENV PATH=/opt/understudy/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/home/understudy/.cache/huggingface \
+    TRITON_CACHE_DIR=/home/understudy/.cache/triton \
     UNDERSTUDY_HOST=0.0.0.0 \
     UNDERSTUDY_PORT=8000
 USER understudy

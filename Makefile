@@ -13,18 +13,22 @@ ARGS ?=
 OLDEST_VENV := .venv-oldest
 PEERS_VENV := .venv-peers
 CLIENTS_VENV := .venv-clients
+KERNELS_VENV := .venv-kernels
 NODE_CLIENTS := build/clients/node
 REAL_MODEL := build/real
 AGENTS := $(patsubst tests/clients/agents/%.json,build/clients/%/.installed,$(wildcard tests/clients/agents/*.json))
 PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/%/.installed,$(wildcard tests/clients/python/*.txt))
 OLDEST_TRANSFORMERS := 5.17.0
 BIN := $(VENV)/bin
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CHECKED := $(wildcard engine server tests configs benchmarks)
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Spinning OpenMP threads slow each other on a busy machine.
 QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
 PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Triton keeps what it has compiled; the names of its files say of which sources it is.
+KERNELS_PYTEST := TRITON_CACHE_DIR=$(abspath build/triton) $(KERNELS_VENV)/bin/python -m pytest -q
 # Tests that follow each other share servers and models, and stay in one process.
 SPREAD := -n 2 --dist worksteal
 
@@ -36,7 +40,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-clients test-real test-oldest bench bench-real bench-memory bench-peers bench-gpu bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients test-real test-oldest bench bench-real bench-memory bench-peers first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -67,7 +71,7 @@ build/types.txt:
 	@$(MAKE) --no-print-directory types > $@ 2>&1
 
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow" --ignore tests/clients --ignore tests/real $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow" --ignore tests/clients --ignore tests/real --ignore tests/kernels $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
 	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)
@@ -81,6 +85,10 @@ kill-engine: $(VENV)/.installed-test ## end the engine 100 times under requests 
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)
 	TORCH_CUDA_SANITIZER=1 $(PYTEST) $(BIN)/pytest -q tests/gpu/test_stream_cuda.py tests/gpu/test_pass_cuda.py tests/gpu/test_kv_cuda.py
+
+test-kernels: $(KERNELS_VENV)/.installed ## test GPU kernels without a GPU: in an interpreter, and by compiling them
+	TRITON_INTERPRET=1 $(PYTEST) $(KERNELS_PYTEST) $(SPREAD) tests/kernels/interpreted $(ARGS)
+	$(PYTEST) $(KERNELS_PYTEST) $(SPREAD) tests/kernels/compiled $(ARGS)
 
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)
@@ -105,8 +113,9 @@ bench-memory: $(VENV)/.installed-bench ## compare the peak memory of a 1.5 B mod
 bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## compare with other engines (needs root, an hour)
 	$(BIN)/python -m benchmarks.report --group peers $(ARGS)
 
-bench-gpu: $(VENV)/.installed-bench ## run the benchmark that needs a CUDA device
-	$(BIN)/python -m benchmarks.report --group gpu $(ARGS)
+# It needs no environment of its own: a machine that lends its GPU may have no network.
+first-gpu-run: ## measure everything on a GPU in nine minutes: ARGS="--device cpu" is a dry run
+	$(GPU_PYTHON) -m benchmarks.first_gpu_run $(ARGS)
 
 bench-hostile: $(VENV)/.installed-bench ## measure what hostile clients cost the server and others (100 minutes)
 	$(BIN)/python -m benchmarks.report --group hostile $(ARGS)
@@ -131,7 +140,7 @@ lint-docker: ## run the build step of the Dockerfile without a container
 	build/docker/bin/understudy --help > /dev/null
 
 clean: ## remove environments, caches and build products
-	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) $(KERNELS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than its sources, so that a second call installs nothing.
@@ -160,6 +169,14 @@ $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/amx
 	@echo "Installing into $(PEERS_VENV) (once; compiling llama.cpp takes several minutes)"
 	CMAKE_ARGS='-DGGML_NATIVE=ON "-DCMAKE_CXX_FLAGS=-include $(abspath benchmarks/peers/amx_config.h)"' \
 	  $(PEERS_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) -r benchmarks/peers/requirements.txt
+	@touch $@
+
+# The packages of VENV are found there, except those that tests/kernels/requirements.txt replaces.
+$(KERNELS_VENV)/.installed: tests/kernels/requirements.txt | $(VENV)/.installed-test
+	$(BIN)/python -m venv --clear $(KERNELS_VENV)
+	$(KERNELS_VENV)/bin/pip install $(PIP_FLAGS) --no-deps -r $<
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(KERNELS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
 	@touch $@
 
 # A client that cannot be installed is left out here, and its test is skipped.

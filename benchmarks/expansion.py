@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import gguf
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,32 +92,38 @@ def processor_seconds(call: Callable[[], object]) -> float:
 
 
 def block_forms(out: Tensor) -> dict[str, Form]:
-    """Return the forms of GGUF's blocks."""
+    """Return the forms of GGUF's blocks that expand to `out` [rows, columns], on its device."""
     forms = {}
+    rows, columns = out.shape
     for type_ in TYPES.values():
         if type_.is_plain:
             continue
-        nbytes = COLUMNS // type_.size * type_.nbytes
-        blocks = torch.randint(256, (ROWS, nbytes), dtype=torch.uint8)
-        kind = gguf.GGMLQuantizationType[type_.name]
+        nbytes = columns // type_.size * type_.nbytes
+        blocks = torch.randint(256, (rows, nbytes), dtype=torch.uint8, device=out.device)
         forms[type_.name] = Form(
             partial(expand_into, type_.name, blocks, out),
-            partial(_by_package, blocks.numpy(), kind),
+            partial(_by_package, type_.name, blocks),
         )
     return forms
 
 
-def _by_package(blocks: "np.ndarray[tuple[int, int], np.dtype[np.uint8]]", kind: int) -> object:
+def _by_package(name: str, blocks: Tensor) -> object:
+    import gguf  # machines with a GPU need not have it
+    import numpy as np
+
     with np.errstate(all="ignore"):  # some of the random scales are NaN
-        return gguf.dequantize(blocks, gguf.GGMLQuantizationType(kind))
+        return gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name])
 
 
 def group_forms(out: Tensor) -> dict[str, Form]:
-    """Return the forms of codes that share scales."""
-    words = torch.randint(-(1 << 31), 1 << 31, (COLUMNS, ROWS // 8)).to(torch.int32)
-    blocks = torch.randint(256, (1, COLUMNS, ROWS // 32, 16), dtype=torch.uint8)
-    exponents = torch.randint(100, 150, (1, COLUMNS, ROWS // 32), dtype=torch.uint8)
-    experts = torch.empty(mxfp4.expanded_shape(blocks.shape), dtype=out.dtype)
+    """Return the forms of codes that share scales and expand to `out`, on its device."""
+    (rows, columns), device = out.shape, out.device
+    words = torch.randint(-(1 << 31), 1 << 31, (columns, rows // 8), device=device)
+    words = words.to(torch.int32)
+    sizes = (1, columns, rows // 32)
+    blocks = torch.randint(256, (*sizes, 16), dtype=torch.uint8, device=device)
+    exponents = torch.randint(100, 150, sizes, dtype=torch.uint8, device=device)
+    experts = torch.empty(mxfp4.expanded_shape(blocks.shape), dtype=out.dtype, device=device)
     with_zeros = _scaled(scaled_codes.Form("uint4", has_zeros=True), (1, 128), out)
 
     def expand_awq() -> None:
@@ -136,7 +140,7 @@ def group_forms(out: Tensor) -> dict[str, Form]:
             _scaled(scaled_codes.Form("uint4", has_zeros=True, has_order=True), (1, 128), out)
         ),
         "int4, groups of 128 (AWQ, with the transposition when it is read)": Form(expand_awq),
-        "int8, a scale for each row": Form(_scaled(scaled_codes.Form("int8"), (1, COLUMNS), out)),
+        "int8, a scale for each row": Form(_scaled(scaled_codes.Form("int8"), (1, columns), out)),
         "FP8, blocks of 128": Form(_scaled(scaled_codes.Form("e4m3"), (128, 128), out)),
         "nvfp4": Form(_scaled(scaled_codes.Form("e2m1", has_divisor=True), (1, 16), out)),
         "MXFP4 experts, transposed": Form(partial(mxfp4.expand, blocks, exponents, experts)),
@@ -146,15 +150,16 @@ def group_forms(out: Tensor) -> dict[str, Form]:
 def _scaled(form: scaled_codes.Form, block: groups.Block, out: Tensor) -> Callable[[], None]:
     """Return the expansion of a weight of this form with random codes."""
     dtype = torch.float8_e4m3fn if form.has_divisor else torch.float16
-    layout = scaled_codes.ScaledLayout(form, (ROWS, COLUMNS), block, dtype)
+    rows, columns = out.shape
+    layout = scaled_codes.ScaledLayout(form, (rows, columns), block, dtype)
     fields = dict[str, Tensor]()
     for suffix, (kind, shape) in layout.fields.items():
-        fields[suffix] = torch.rand(shape).to(kind)
+        fields[suffix] = torch.rand(shape, device=out.device).to(kind)
         if suffix not in (scaled_codes.SCALES, scaled_codes.DIVISOR):
             nbytes = fields[suffix].view(torch.uint8)
-            nbytes.copy_(torch.randint(256, nbytes.shape, dtype=torch.uint8))
+            nbytes.random_(256)
     if form.has_order:
-        order = torch.arange(COLUMNS)[torch.randperm(COLUMNS)] // block[1]
+        order = torch.randperm(columns, device=out.device) // block[1]
         fields[scaled_codes.ORDER].copy_(order)
     return partial(scaled_codes.expand, form, *fields.values(), out)
 

@@ -150,7 +150,7 @@ def _serve(
         for name, value in asdict(plan).items()
         if name.endswith("_bytes") and isinstance(value, int)
     }
-    parts["runtime"] = plan.memory.host_runtime
+    parts["runtime"] = plan.memory.host_runtime + plan.memory.code
     ratio = peak / planned
     return Report(method, tier, parameters, planned, peak, ratio, parts, after_load, str(plan))
 

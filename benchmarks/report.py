@@ -4,6 +4,7 @@
     python -m benchmarks.report --group memory   peak memory of 1.5 B (`make bench-memory`)
     python -m benchmarks.report --group peers    other engines (`make bench-peers`)
     python -m benchmarks.report --group hostile  hostile clients (`make bench-hostile`)
+    python -m benchmarks.report --group gpu      the records of `make first-gpu-run`
     python -m benchmarks.report --only batch     one part; the others keep their figures
     python -m benchmarks.report --render         only write the page from docs/benchmarks.json
 

@@ -109,7 +109,7 @@ PARTS: tuple[Part, ...] = (
     ),
     Part("expansion", 0.2),
     Part("demo", 1, arguments=("--prompts", "8"), read=read_demo),
-    Part("gpu", 10, "gpu"),
+    Part("first_gpu_run", 9, "gpu"),
     Part("hostile_clients.connection", 30, "hostile"),
     Part("hostile_clients.witnesses", 65, "hostile"),
 )

@@ -43,6 +43,7 @@ PACKAGES: tuple[str, ...] = (
     "engine.sampling",
     "engine.weights",
     "engine.compiled",
+    "engine.triton_kernels",
     "engine",
 )
 
@@ -153,7 +154,9 @@ MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
     ("engine.weights.formats.*", "kernels are other functions on a CPU"),
     ("engine.weights.packing", "temporaries must fit the cache of a CPU"),
     ("engine.compiled.*", "code is compiled for a CPU"),
-    ("engine.model.ordered", "attention in the order of positions is code for a CPU"),
+    ("engine.transfer", "only copies to and from a CUDA device have to be launched"),
+    ("engine.triton_kernels.*", "code is compiled for a GPU"),
+    ("engine.model.ordered", "attention in the order of positions is code for a CPU or a GPU"),
     ("engine.model.elementwise", "only a CPU's threads share an operation by its elements"),
     ("engine.sampling.*", "few numbers are computed faster by numpy on a CPU"),
     ("engine.drafting.model.substitutes", "a kernel repacks its weights on a CPU"),
@@ -161,6 +164,9 @@ MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
 
 TOP_LEVEL = ("engine", "server", "tests", "configs", "benchmarks")
 IN_ONE_FILE_ONLY = ("bitsandbytes", "llguidance", "llvmlite", "numba")
+# Only CUDA builds of torch contain Triton. Files with these names import it, and functions import
+# those files.
+TRITON_FILES = "engine.triton_kernels.*_kernel"
 
 MAX_FILE_LINES = 400
 MAX_TEST_FILE_LINES = 500
@@ -312,6 +318,25 @@ def import_time_imports(root: Path) -> list[str]:
                 if any(name.split(".")[0] in IN_ONE_FILE_ONLY for name in names):
                     where = f"{path.relative_to(root)}:{node.lineno}"
                     wrong.append(f"{where}: import {names[0]} inside the function that uses it")
+    return wrong
+
+
+def triton_imports(root: Path) -> list[str]:
+    """Return imports of Triton and of files with kernels that fail where there is no Triton."""
+    wrong = []
+    for package in ("engine", "server"):
+        known = modules(root, package)
+        for name, path in known.items():
+            if fnmatchcase(name, TRITON_FILES):
+                continue
+            at_import = {node.lineno for node in ast.parse(path.read_text("utf-8")).body}
+            for imported, line in _imported(path, name, known):
+                is_triton = imported.split(".")[0] == "triton"
+                where = f"{path.relative_to(root)}:{line}"
+                if is_triton and package_of(name) != "engine.triton_kernels":
+                    wrong.append(f"{where}: only engine.triton_kernels imports Triton")
+                elif line in at_import and (is_triton or fnmatchcase(imported, TRITON_FILES)):
+                    wrong.append(f"{where}: import {imported} inside the function that uses it")
     return wrong
 
 

@@ -17,6 +17,7 @@ RULES: tuple[Rule, ...] = (
     rules.deep_imports,
     rules.scattered_imports,
     rules.import_time_imports,
+    rules.triton_imports,
     rules.named_methods,
     rules.foreign_attributes,
     rules.device_questions,
@@ -105,6 +106,16 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
         "engine.weights.formats.linear, engine.weights.formats.nf4",
     ),
     (rules.import_time_imports, {"engine/nf4.py": "import bitsandbytes as bnb"}, "nf4.py:1"),
+    (rules.triton_imports, {"engine/a.py": "def f():\n    import triton"}, "a.py:2: only"),
+    (rules.triton_imports, {"engine/triton_kernels/a.py": "import triton.language"}, "a.py:1"),
+    (
+        rules.triton_imports,
+        {
+            "engine/triton_kernels/a.py": "from engine.triton_kernels import b_kernel",
+            "engine/triton_kernels/b_kernel.py": "import triton",
+        },
+        "a.py:1: import engine.triton_kernels.b_kernel inside",
+    ),
     (rules.named_methods, {"engine/planning/a.py": 'is_b = method == "b"'}, "a.py:1: names 'b'"),
     (rules.named_methods, {"server/config/a.py": 'def f():\n    return {"b": 1}'}, "a.py:2"),
     (

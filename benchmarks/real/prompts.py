@@ -1,5 +1,7 @@
 """The prompts of the benchmarks on a published model: six kinds of text, three chats of each."""
 
+from argparse import ArgumentParser
+
 PROMPTS: dict[str, tuple[str, ...]] = {
     "chat": (
         "Why is the sky blue? Explain it to a ten-year-old.",
@@ -41,3 +43,16 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "Write a fairy tale about a girl who can talk to trees.",
     ),
 }
+MOST = min(map(len, PROMPTS.values()))
+
+
+def add_prompts_option(parser: ArgumentParser) -> None:
+    """Add the option `--prompts`, which refuses more prompts than there are of each kind."""
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=1,
+        choices=range(1, MOST + 1),
+        metavar="N",
+        help=f"of each kind of text, 1 to {MOST}",
+    )

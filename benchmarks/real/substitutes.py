@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.command import make_parser, print_figures, print_progress
 from benchmarks.real.model import make_model, read_tokenizer
+from benchmarks.real.prompts import add_prompts_option
 from benchmarks.real.tokens_per_pass import load_chats
 from benchmarks.report_format import Figures, Table, format_cell, values_line
 from benchmarks.runs import MODELS, describe_machine
@@ -92,7 +93,7 @@ class Answer:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, takes_model=False, takes_rounds=False)
     parser.add_argument("--tokens", type=int, default=96, help="of each answer at most")
-    parser.add_argument("--prompts", type=int, default=1, help="of each kind, at most 3")
+    add_prompts_option(parser)
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep rows in this file")
     options = parser.parse_args(arguments)
     settings = {"prompts of each kind": options.prompts, "tokens of an answer": options.tokens}

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from benchmarks.command import make_parser, print_figures, print_progress
 from benchmarks.real.model import make_model, read_tokenizer, render
-from benchmarks.real.prompts import PROMPTS
+from benchmarks.real.prompts import PROMPTS, add_prompts_option
 from benchmarks.report_format import Figures, Table
 from benchmarks.runs import MODELS, Run, describe_machine, drive, ram_spec, session
 from engine.errors import EngineError
@@ -51,7 +51,7 @@ Answers = dict[str, tuple[tuple[int, ...], int]]  # tokens and passes of each an
 def main() -> None:
     parser = make_parser(__doc__, takes_model=False, takes_rounds=False)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer at most")
-    parser.add_argument("--prompts", type=int, default=1, help="of each kind, at most 3")
+    add_prompts_option(parser)
     known = {**METHODS, **UNFITTED}
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(known))
     parser.add_argument("--forecast", action="store_true", help="measure the speed, too")

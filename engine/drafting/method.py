@@ -44,6 +44,7 @@ class PlanContext:
     config: Any  # the target's transformers configuration
     dtype: torch.dtype  # of the target's activations
     layouts: Sequence[UnitLayout]  # of the target's units
+    device: torch.device | None  # None: a recent CUDA card that this machine may not have
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class DraftNeeds:
 
     scratch_rows: int  # slots of the target's KV cache that the rows of one tree need at most
     draft_rows: int = 0  # slots of the target's KV cache for the draft's own rows, per sequence
+    # The most rows of one sequence that run through a layer of a draft model at a time.
+    step_rows: int = 0
     weight_bytes: int = 0  # on the device
     kv_bytes_per_token: int = 0  # of a KV cache of its own, with as many slots as the target's
     making_bytes: int = 0  # of host memory while the draft is made

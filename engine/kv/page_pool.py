@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.streaming.device import Device
+from engine.transfer import upload
 from engine.weights.family import KVShape
 
 PAGE = 64  # token slots per page
@@ -122,9 +123,7 @@ class PagePool:
             pages: the pages of the sequence, in order.
             start: the first slot of the sequence to write; the others follow it.
         """
-        rows = self.memory.index_select(
-            1, source_slots.to(self.device.torch_device, non_blocking=True)
-        )
+        rows = self.memory.index_select(1, upload(source_slots, self.device.torch_device))
         done = 0
         while done < rows.shape[1]:
             number, offset = divmod(start + done, PAGE)

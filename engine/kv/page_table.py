@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engine.kv.page_pool import PAGE
 from engine.recurrent.states import SequenceState
+from engine.transfer import upload
 
 
 @dataclass
@@ -36,7 +37,7 @@ class PageTable:
         if self._slots is None:
             pages = torch.tensor(self.pages, dtype=torch.int64)
             slots = (pages[:, None] * PAGE + torch.arange(PAGE)).view(-1)
-            self._slots = slots.to(device, non_blocking=True)
+            self._slots = upload(slots, device)
         return self._slots
 
     def append(self, pages: Sequence[int], ready_ticket: int = 0) -> None:

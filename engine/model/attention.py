@@ -12,16 +12,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engine.compiled.attention import Columns
 from engine.kv.page_pool import PagePool
-from engine.model.ordered import attend_in_order, find_columns, is_ordered_on
+from engine.model.fused import FoldedMasks, attend_fused
+from engine.model.ordered import attend_in_order, find_keys, is_ordered_on
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Reach, Segment
 from engine.recurrent.order import Order, find_order
 from engine.streaming.ring import OnWait
+from engine.triton_kernels.attention import Paths
 
 ATTENTION = "understudy"
 MAX_SCORES = 1 << 22  # attention scores computed at a time: limits memory for long contexts
@@ -63,6 +64,7 @@ class Batch:
         resumable: the state of a forward that may be interrupted; None if this one may not.
         on_wait: called while the forward waits for weights (see `LayerStream.unit`).
         layer: the number of the layer that runs, where layers have states.
+        masks: made in the first layer that needs them; tiles share them with the whole batch.
     """
 
     pool: PagePool
@@ -72,8 +74,9 @@ class Batch:
     resumable: ResumableForward | None = None
     on_wait: OnWait | None = None
     layer: int | None = None
+    masks: FoldedMasks = field(default_factory=FoldedMasks, repr=False, compare=False)
     # What rows see, found in the first layer of each reach; tiles share it with the whole batch.
-    _columns: dict[tuple[int, range, Reach], Columns] = field(
+    _keys: dict[tuple[int, range, Reach], Columns | Paths] = field(
         default_factory=dict, repr=False, compare=False
     )
     _orders: dict[tuple[int, range, int], Order] = field(
@@ -111,12 +114,12 @@ class Batch:
         offset = segment.first - self.rows.start
         return rows, slice(offset + rows.start, offset + rows.stop)
 
-    def columns(self, segment: Segment, rows: range, reach: Reach) -> Columns:
+    def keys(self, segment: Segment, rows: range, reach: Reach) -> Columns | Paths:
         """Return the keys that some rows of a segment see in a layer of this reach."""
         key = segment.first, rows, reach
-        if key not in self._columns:
-            self._columns[key] = find_columns(segment, rows, reach)
-        return self._columns[key]
+        if key not in self._keys:
+            self._keys[key] = find_keys(segment, rows, reach)
+        return self._keys[key]
 
     def order(self, segment: Segment, rows: range, taps: int) -> Order:
         """Return how some rows of a segment are computed in layers with this convolution."""
@@ -173,7 +176,8 @@ def attend(
     if rule.query_scale is not None:
         query = (query * rule.query_scale(batch.row_positions())[:, None]).to(query.dtype)
     if softcap is None and s_aux is None and batch.padded is not None:
-        mask = batch.padded.mask(reach)
+        group = query.shape[1] // key.shape[1]
+        mask = batch.padded.mask(reach, group, query.dtype)
         return _attend_padded(batch, batch.padded, rule, query, key, value, mask, scaling), None
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
     shapes = key.shape[1::2], value.shape[1::2]
@@ -219,19 +223,21 @@ def _attend_segment(
         scaling, softcap, sinks: as in `attend`.
     """
     if batch.strict and is_ordered_on(query.device):
-        memory, columns = batch.pool.rows(layer), batch.columns(segment, rows, reach)
+        memory, found = batch.pool.rows(layer), batch.keys(segment, rows, reach)
         return attend_in_order(
             query.transpose(0, 1),
             memory,
             shapes,
-            columns,
+            found,
             scaling=scaling,
             softcap=softcap,
             sinks=sinks,
         )
     seen = segment.slots[: segment.start + segment.num_scratch + rows.stop]
     keys, values = batch.pool.read(layer, seen, *shapes)
-    visible = _visibility_mask(segment, rows, reach)
+    if not batch.strict and softcap is None and sinks is None:
+        return _attend_in_parts(batch, segment, rows, reach, query, (keys, values), scaling)
+    visible = segment.visible_keys(rows, reach)
     return _attend_rows(
         query,
         keys,
@@ -242,6 +248,33 @@ def _attend_segment(
         sinks=sinks,
         strict=batch.strict,
     ).transpose(0, 1)
+
+
+def _attend_in_parts(
+    batch: Batch,
+    segment: Segment,
+    rows: range,
+    reach: Reach,
+    query: Tensor,
+    stored: tuple[Tensor, Tensor],
+    scaling: float,
+) -> Tensor:
+    """Return the attention output [rows, H, D] of fused kernels, for some rows at a time.
+
+    `query` is [H, rows, D]; `stored` are the keys and values [n, Hkv, D] of all slots up to the
+    last of these rows.
+    """
+    keys, values = (part.transpose(0, 1)[None] for part in stored)
+    group = query.shape[0] // keys.shape[1]
+    out = []
+    for part in batch.masks.parts(segment, rows, reach, group, query.dtype):
+        own = slice(part.rows.start - rows.start, part.rows.stop - rows.start)
+        seen = keys.shape[2] - (rows.stop - part.rows.stop)
+        attended = attend_fused(
+            query[None, :, own], keys[:, :, :seen], values[:, :, :seen], part.mask, scaling
+        )
+        out.append(attended[0].transpose(0, 1))
+    return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def _write(pool: PagePool, rule: LayerRule, slots: Tensor, key: Tensor, value: Tensor) -> None:
@@ -262,50 +295,18 @@ def _attend_padded(
 ) -> Tensor:
     """Return the attention output [1, T, H, D] of a whole batch, computed by one product.
 
-    `query` is [1, H, T, D], `key` and `value` are [1, Hkv, T, D], and `mask` is [B, 1, r, n] as
-    `PaddedBatch.mask` returns it.
+    `query` is [1, H, T, D], `key` and `value` are [1, Hkv, T, D], and `mask` is what
+    `PaddedBatch.mask` returns.
     """
     _write(batch.pool, rule, padded.own_slots, key, value)
-    count, _, rows, slots = mask.shape
+    count, rows, slots = padded.visible.shape
     keys, values = (
         stored.reshape(count, slots, *stored.shape[1:]).transpose(1, 2)
         for stored in batch.pool.read(rule.layer, padded.slots, key.shape[1::2], value.shape[1::2])
     )
     queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])
-    attended = _attend_fused(queries.transpose(1, 2), keys, values, mask, scaling)
+    attended = attend_fused(queries.transpose(1, 2), keys, values, mask, scaling)
     return attended.transpose(1, 2).flatten(0, 1)[padded.places][None]
-
-
-def _visibility_mask(segment: Segment, rows: range, reach: Reach) -> Tensor | None:
-    """Return which keys each row sees, [rows, keys] bool, or None if it sees all of them."""
-    own = segment.visible_slots(rows)
-    if own is not None:
-        own = F.pad(own, (segment.start, 0), value=True)
-    if reach.size is None:
-        return own
-    end = segment.num_scratch + rows.stop
-    prefix = torch.arange(segment.start, device=segment.slots.device)
-    positions = torch.cat([prefix, segment.positions[:end]])
-    queries = segment.positions[segment.num_scratch + rows.start : end]
-    near = reach.near(queries[:, None], positions)
-    return near if own is None or near is None else near & own
-
-
-def _attend_fused(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, scaling: float
-) -> Tensor:
-    """Return the attention output [B, H, rows, D], computed by PyTorch's fused kernel.
-
-    `query` is [B, H, rows, D], and `keys` and `values` are [B, Hkv, n, D].
-    """
-    return F.scaled_dot_product_attention(
-        query,
-        keys,
-        values,
-        attn_mask=visible,
-        scale=scaling,
-        enable_gqa=query.shape[1] != keys.shape[1],
-    )
 
 
 def _attend_rows(
@@ -326,9 +327,6 @@ def _attend_rows(
     the rounded result does not depend on the batch, the tree or the cache. `query` is
     [H, rows, D], and `keys` and `values` are [n, Hkv, D].
     """
-    if not strict and softcap is None and sinks is None:
-        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-        return _attend_fused(query[None], keys, values, visible, scaling)[0]
     heads, rows, _ = query.shape
     kv_heads = keys.shape[1]
     group = heads // kv_heads

@@ -32,6 +32,7 @@ from engine.model.rope import mark_long, original_length
 from engine.model.token_table import TokenTable
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
+from engine.transfer import upload_all
 from engine.weights.family import text_config
 from engine.weights.layout import LayerUnits, whole_layers
 from engine.weights.outline import decoder_layers, text_decoder
@@ -83,6 +84,13 @@ class StreamedLayer(nn.Module):
         # What some families' layers return beside the hidden states, which nothing uses.
         self._others: tuple[None, ...] | None = None
 
+    def replace_inner(self, module: nn.Module) -> None:
+        """Run another module, which has its weights, in place of the layer."""
+        self.inner = module
+        self._binder = Binder(module)
+        self._attentions = attention_modules(module)
+        self._calls_functions = calls_functions(module)
+
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
         try:
@@ -93,13 +101,13 @@ class StreamedLayer(nn.Module):
     def forward(
         self, hidden: Tensor, *others: Any, batch: Batch | None = None, **arguments: Any
     ) -> Any:
-        """Run the layer over `hidden` [..., R, D], which is overwritten and returned.
+        """Run the layer over `hidden` [..., R, D], which may be overwritten, and return the result.
 
         Where the library's layer returns a tuple, the hidden states are the first of one.
 
-        It is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row. Tiles
-        can be overwritten one by one, since a row reads the hidden state of no other row; it sees
-        other rows by their keys and values in the KV cache.
+        `hidden` is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row.
+        Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
+        sees other rows by their keys and values in the KV cache.
 
         Raises `PassCancelled` if all clients have left, and `OutOfTime` if the batch is resumable
         and its deadline is too near. Raises `NotImplementedError` if the model does not pass the
@@ -120,17 +128,19 @@ class StreamedLayer(nn.Module):
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
     ) -> Tensor:
         if self.experts is None:
-            self._run_tiles(hidden, batch, others, arguments)
-        else:
-            with self.experts.defer_rows(hidden.shape[-2]):
-                self._run_tiles(hidden, batch, others, arguments)
-                hidden[0] += self._run_slices(self.experts, batch)
+            return self._run_tiles(hidden, batch, others, arguments)
+        with self.experts.defer_rows(hidden.shape[-2]):
+            hidden = self._run_tiles(hidden, batch, others, arguments)
+            hidden[0] += self._run_slices(self.experts, batch)
         return hidden
 
     def _run_tiles(
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
-    ) -> None:
-        """Borrow the layer's first unit and run the layer over all tiles that have live rows."""
+    ) -> Tensor:
+        """Borrow the layer's first unit and run the layer over all tiles that have live rows.
+
+        Return the layer's output: of several tiles in `hidden`, and of one where the layer put it.
+        """
         with self.weights.unit(self.units.first, batch.on_wait) as views:
             if not batch.has_live_rows():
                 raise PassCancelled
@@ -151,12 +161,14 @@ class StreamedLayer(nn.Module):
                         args = _slice_rows(others, first, last, rows)
                         named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
                     set_batch(self._attentions, part)
-                    tile_rows = hidden[..., first:last, :]
                     with self._elementwise(batch):
-                        output = self.inner(tile_rows, *args, batch=part, **named)
+                        output = self.inner(hidden[..., first:last, :], *args, batch=part, **named)
                     if isinstance(output, tuple):
                         output, self._others = output[0], (None,) * (len(output) - 1)
+                    if rows <= tile:
+                        return output  # type: ignore[no-any-return]  # modules return anything
                     hidden[..., first:last, :] = output
+            return hidden
 
     def _elementwise(self, batch: Batch) -> AbstractContextManager[object]:
         """Return the context for the layer's own code under these numerics."""
@@ -239,12 +251,13 @@ class Decoder:
         self._tables = [TokenTable(module, rows) for module, rows in tables]
         modules = decoder_layers(model)
         layers = layers or whole_layers(len(modules))
-        streamed = [
+        # Families keep their layers under different names.
+        self.layers = [
             StreamedLayer(number, inner, units, weights, self.tile, on_pass_progress)
             for number, (inner, units) in enumerate(zip(modules, layers, strict=True))
         ]
         self.head_unit = layers[-1].units.stop
-        replace_modules(model, streamed, self.original_length)
+        replace_modules(model, self.layers, self.original_length)
 
     def is_long(self, num_tokens: int) -> bool:
         """Return True if a sequence of `num_tokens` tokens uses the long rope frequencies."""
@@ -263,16 +276,11 @@ class Decoder:
         """
         padding = -len(tokens) % TILE if self.strict else 0
         inputs = self.embed([*tokens, *[0] * padding])
-        # The copy of pageable memory has read it when the call returns, so a non-blocking copy from
-        # these temporary tensors is safe, and the host does not wait for the device.
         position_ids = torch.tensor([[*positions, *[0] * padding]])
         if self.original_length is not None:
             mark_long(position_ids, batch.segments)
-        return self.run(
-            [rows.to(self.device, non_blocking=True) for rows in inputs],
-            position_ids.to(self.device, non_blocking=True),
-            batch,
-        )
+        *rows, position_ids = upload_all([*inputs, position_ids], self.device)
+        return self.run(rows, position_ids, batch)
 
     def embed(self, tokens: Sequence[int]) -> list[Tensor]:
         """Return the rows of all token tables for tokens, on the host, where the tables stay.

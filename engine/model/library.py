@@ -9,6 +9,8 @@ activation functions run in pieces of whole blocks (`elementwise.py`).
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from engine.weights.family import attention_layers, is_multimodal, make_config, 
 from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor, StoredRows
 
+_RECORDED = f"{ATTENTION}-recorded"  # the name of `attend` while its calls are recorded
 # Classes of all activation functions that a configuration can name; some entries are (class, ...).
 _NAMED_ACTIVATIONS: Mapping[str, Any] = ACT2CLS
 _ACTIVATION_CLASSES = tuple(
@@ -312,6 +315,42 @@ def set_batch(modules: Sequence[Any], batch: object) -> None:
     """
     for module in modules:
         module.batch = batch
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What an attention module has passed to `attend`: shapes, and its keyword arguments."""
+
+    query: torch.Size  # [1, H, T, D]
+    key: torch.Size  # [1, Hkv, T, D]
+    value: torch.Size  # [1, Hkv, T, D]
+    arguments: Mapping[str, Any]
+
+
+@contextmanager
+def recorded_attention(
+    layers: Sequence[nn.Module],
+) -> Iterator[dict[nn.Module, AttentionCall]]:
+    """Record the last call of `attend` by each module of some layers within the block."""
+    calls: dict[nn.Module, AttentionCall] = {}
+
+    def record(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any
+    ) -> Any:
+        calls[module] = AttentionCall(query.shape, key.shape, value.shape, named)
+        return attend(module, query, key, value, *others, **named)
+
+    AttentionInterface.register(_RECORDED, record)
+    attentions = [own for layer in layers for own in attention_modules(layer)]
+    # Layers of Llama 4 have a `layer_idx` but no `config`, and do not call `attend`.
+    configs = {id(own.config): own.config for own in attentions if hasattr(own, "config")}
+    for config in configs.values():
+        config._attn_implementation = _RECORDED
+    try:
+        yield calls
+    finally:
+        for config in configs.values():
+            config._attn_implementation = ATTENTION
 
 
 class Binder:

@@ -16,7 +16,9 @@ Products are rounded before they are added. Keys that a row does not see have we
 changes nothing: so the keys of a tree can be computed together, each row with a mask. A sink is the
 greatest score before the first block, with weight 1.
 
-`engine.compiled.attention` is this as compiled code; `_attend_tensors` has the same bits.
+`engine.compiled.attention` is this as compiled code for the CPU; `_attend_tensors` has the same
+bits. `engine.triton_kernels.attention` is it for CUDA devices, with another order within a block
+and with chunks of blocks, both at fixed positions.
 """
 
 from collections.abc import Sequence
@@ -30,11 +32,52 @@ from engine.compiled import attention as compiled
 from engine.compiled.attention import BLOCK, Columns
 from engine.compiled.formulas import NOTHING, TensorOperations, cap, weight
 from engine.model.segment import Reach, Segment
+from engine.triton_kernels import attention as gpu
+from engine.triton_kernels.attention import CHUNK, Paths
 
 
 def is_ordered_on(device: torch.device) -> bool:
     """Return whether strict numerics use this attention on a device; else they use float64."""
-    return device.type == "cpu"
+    return device.type == "cpu" or gpu.can_attend(device)
+
+
+def find_keys(segment: Segment, rows: range, reach: Reach) -> Columns | Paths:
+    """Return the keys that some rows of a segment see in a layer of this reach."""
+    if segment.slots.device.type == "cpu":
+        return find_columns(segment, rows, reach)
+    return find_paths(segment, rows, reach)
+
+
+def find_paths(segment: Segment, rows: range, reach: Reach) -> Paths:
+    """Return the keys that some rows of a segment see, for a CUDA device.
+
+    The host does not wait for the device here, so that it does not know the rows' positions.
+    """
+    first, end = segment.num_scratch + rows.start, segment.num_scratch + rows.stop
+    start, own, base = segment.start, None, 0
+    least = start
+    if segment.mask is None:
+        # A chain: the number of a slot is its position.
+        least += first
+    else:
+        base = start // CHUNK * CHUNK
+        width = start + end - base  # no node is deeper than the number of the nodes before it
+        own = segment.slots.new_zeros(len(rows), width + 1)
+        own[:, : start - base] = segment.slots[base:start]
+        # Slots that a row does not see are written to the column after the last.
+        seen = segment.mask[rows.start : rows.stop, :end]
+        places = torch.where(seen, segment.positions[:end] - base, width)
+        own.scatter_(1, places, segment.slots[start : start + end].expand(len(rows), -1))
+    return Paths(
+        positions=segment.positions[first:end],
+        least=least,
+        end=start + end,
+        shared=segment.slots[: start + end],
+        own=own,
+        base=base,
+        reach=reach.size,
+        is_chunk=reach.is_chunk,
+    )
 
 
 def find_columns(segment: Segment, rows: range, reach: Reach) -> Columns:
@@ -68,7 +111,7 @@ def attend_in_order(
     query: Tensor,
     memory: Sequence[Tensor],
     shapes: Sequence[torch.Size],
-    columns: Columns,
+    columns: Columns | Paths,
     *,
     scaling: float,
     softcap: float | None,
@@ -76,8 +119,12 @@ def attend_in_order(
 ) -> Tensor:
     """Return the attention output [rows, H, value dim], float32.
 
-    Args: those of `compiled.attention.attend`.
+    Args: those of `compiled.attention.attend`; `columns` is what `find_keys` returned.
     """
+    if isinstance(columns, Paths):
+        return gpu.attend(
+            query, memory, shapes, columns, scaling=scaling, softcap=softcap, sinks=sinks
+        )
     function = compiled.attend if compiled.can_attend(query) else _attend_tensors
     return function(query, memory, shapes, columns, scaling=scaling, softcap=softcap, sinks=sinks)
 

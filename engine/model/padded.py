@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.model.fused import fold_mask
 from engine.model.segment import Reach, Segment
 
 MAX_SEGMENT_ROWS = 64  # more rows of one sequence keep the device busy without padding
 MAX_PADDING_RATIO = 2.0  # slots that are read, with padding, over slots that are needed
+MAX_SLOTS = 1 << 15  # that are read, with padding: with more, launches are a small part of the time
 
 
 @dataclass(frozen=True)
@@ -31,32 +33,38 @@ class PaddedBatch:
     visible: Tensor  # [B, r, n] bool
     positions: Tensor  # [B, n] int64: the position of each slot's token in its sequence
     own_positions: Tensor  # [B, r] int64: the position of each row in its sequence
-    _masks: dict[Reach, Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[Reach, int, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def mask(self, reach: Reach) -> Tensor:
-        """Return which slots each row sees, [B, 1, r, n] bool.
+    def mask(self, reach: Reach, group: int, dtype: torch.dtype) -> Tensor:
+        """Return the mask that `fold_mask` makes of what each row sees, [B, 1, group * r, n].
 
         Masks are computed once for each reach.
+
+        Args:
+            group: query heads that share a key head.
+            dtype: the type of the queries.
         """
-        mask = self._masks.get(reach)
-        if mask is None:
+        key = reach, group, dtype
+        if key not in self._masks:
             near = reach.near(self.own_positions[:, :, None], self.positions[:, None])
-            mask = self.visible if near is None else self.visible & near
-            mask = self._masks[reach] = mask[:, None]
-        return mask
+            visible = self.visible if near is None else self.visible & near
+            self._masks[key] = fold_mask(visible[:, None], group, dtype)
+        return self._masks[key]
 
 
 def pad_segments(segments: Sequence[Segment]) -> PaddedBatch | None:
     """Return all rows of the segments, padded for one attention product.
 
     Return None where separate products are better: for a single segment, for a segment of more than
-    `MAX_SEGMENT_ROWS` rows, and where the slots would exceed `MAX_PADDING_RATIO`.
+    `MAX_SEGMENT_ROWS` rows, and where the slots would exceed `MAX_PADDING_RATIO` or `MAX_SLOTS`.
     """
     lengths = [len(segment.slots) for segment in segments]
     count, most = max(segment.count for segment in segments), max(lengths)
     if len(segments) == 1 or count > MAX_SEGMENT_ROWS:
         return None
     if len(segments) * most > MAX_PADDING_RATIO * sum(lengths):
+        return None
+    if len(segments) * most > MAX_SLOTS:
         return None
     device = segments[0].slots.device
     shape = len(segments), most

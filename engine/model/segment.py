@@ -1,12 +1,15 @@
 """The description of one sequence's rows in a pass, and of what a layer lets them see."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from threading import Event
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.recurrent.states import SequenceState
+from engine.transfer import upload_all
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,48 @@ class Segment:
             return None
         numbers = torch.arange(end, device=self.slots.device)
         return numbers <= numbers[self.num_scratch + rows.start :, None]
+
+    def visible_keys(self, rows: range, reach: Reach) -> Tensor | None:
+        """Return which keys some rows see in a layer of this reach, [rows, keys] bool.
+
+        The keys are those of the prefix, and of the slots after it up to the last of these rows.
+        Return None if each row sees all of them.
+        """
+        own = self.visible_slots(rows)
+        if own is not None:
+            own = F.pad(own, (self.start, 0), value=True)
+        if reach.size is None:
+            return own
+        end = self.num_scratch + rows.stop
+        prefix = torch.arange(self.start, device=self.slots.device)
+        positions = torch.cat([prefix, self.positions[:end]])
+        queries = self.positions[self.num_scratch + rows.start : end]
+        near = reach.near(queries[:, None], positions)
+        return near if own is None or near is None else near & own
+
+
+def upload_segments(
+    segments: Sequence[Segment],
+    others: Sequence[Tensor],
+    *,
+    before: Sequence[Tensor],
+    device: torch.device,
+) -> tuple[tuple[Segment, ...], list[Tensor]]:
+    """Return segments whose tensors lie on the host, and other tensors, on the device, by one copy.
+
+    Args:
+        before: for each segment, slots that lie on the device and precede the segment's own.
+    """
+    own = [[s.slots, s.positions, *([] if s.mask is None else [s.mask])] for s in segments]
+    moved = iter(upload_all([*others, *(tensor for part in own for tensor in part)], device))
+    moved_others = [next(moved) for _ in others]
+    placed = tuple(
+        replace(
+            segment,
+            slots=torch.cat([first, next(moved)]),
+            positions=next(moved),
+            mask=None if segment.mask is None else next(moved),
+        )
+        for segment, first in zip(segments, before, strict=True)
+    )
+    return placed, moved_others

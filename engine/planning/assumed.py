@@ -11,7 +11,8 @@ from engine.timing import StepTimes
 LINK_GBPS = 25.0  # from pinned RAM to a card, PCIe 4.0 x16
 DISK_GBPS = 3.0  # direct reads from an NVMe disk
 LAUNCH_SECONDS = 2e-5  # of a layer's kernels in a draft step
-DEVICE_RUNTIME = 600 << 20  # bytes of CUDA's context, its libraries and their workspaces
+DEVICE_RUNTIME = 600 << 20  # bytes of CUDA's context and its libraries
+STREAM_WORKSPACE = 32 << 20  # bytes that cuBLAS keeps for each stream on a newer card
 HOST_RUNTIME = 900 << 20  # bytes of the engine process on a CUDA machine, without weights
 RAM = 64 << 30  # bytes
 DEVICE_SHARE = 0.97  # of a card's memory; the driver holds the rest

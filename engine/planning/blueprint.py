@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
@@ -18,6 +19,7 @@ from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.config_place import config_place
 from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
+from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_bytes, expanded_by_packing
@@ -34,15 +36,23 @@ class Blueprint:
     """A model as its config.json describes it: without weights, on the `meta` device.
 
     Raises `ModelError` for a model that cannot be served.
+
+    Args:
+        torch_device: where it will compute; None: a CUDA card that this machine may not have, of a
+            recent kind.
     """
 
-    def __init__(self, spec: ModelSpec, folder: Path) -> None:
+    def __init__(
+        self, spec: ModelSpec, folder: Path, torch_device: torch.device | None = None
+    ) -> None:
         self.spec = spec
+        self.torch_device = torch_device
         self.folder = folder
         self.strict = spec.numerics != "fast"
         self.whole_config = read_config(folder, spec.target.rope)
         self.config = text_config(self.whole_config)
         self.dtype = computed_dtype(spec.target.dtype, self.whole_config, folder)
+        self._check_type()
         self._check_layers()
         self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
         check_decoder(self.whole_config, folder)
@@ -121,6 +131,31 @@ class Blueprint:
             * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
+            strict=self.strict,
+            has_plain_softmax=not _has_caps_or_sinks(self.model, config),
+        )
+
+    def compiles(self, *, has_own_memory: bool) -> bool:
+        """Return whether code for the CPU is compiled to serve the model on such a device.
+
+        It expands packed weights, also while they are read for a device with memory of its own, and
+        computes the attention of strict numerics on a CPU.
+        """
+        return bool(self.expansions) or (self.strict and not has_own_memory)
+
+    def _check_type(self) -> None:
+        """Raise `ModelError` if the device is slow in the type that the model computes in."""
+        if (
+            self.dtype != torch.bfloat16
+            or self.torch_device is None
+            or has_fast_bfloat16(self.torch_device)
+        ):
+            return
+        raise ModelError(
+            "target.dtype: the model computes in bfloat16, for which "
+            f"{describe(self.torch_device)} has no fast products: they need 8.0 or newer. Set "
+            "target.dtype to float16, whose range is smaller (a request whose numbers exceed it "
+            "fails with logits_not_finite), or to float32, or set device to cpu"
         )
 
     def _check_layers(self) -> None:
@@ -151,6 +186,13 @@ def _intermediate_size(config: Any) -> int:
     size = getattr(config, "intermediate_size", None) or 0
     widest: int = max(size) if isinstance(size, list) else size
     return widest * (2 if getattr(config, "use_double_wide_mlp", False) else 1)
+
+
+def _has_caps_or_sinks(model: nn.Module, config: Any) -> bool:
+    """Return whether attention caps its scores (Gemma 2) or has sinks (gpt-oss)."""
+    names = (name for name, _ in model.named_parameters())
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return is_capped or any(name.endswith(".sinks") for name in names)
 
 
 def active_share(config: Any) -> float:

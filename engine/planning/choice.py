@@ -108,7 +108,8 @@ def _forms(spec: ModelSpec, blueprint: Blueprint) -> tuple[tuple[bool, ...], str
 
 def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint, packed: bool) -> DraftNeeds:
     config, layouts = blueprint.config, blueprint.outlines[packed].layouts
-    return facts.needs(PlanContext(spec.draft, facts.bounds, config, blueprint.dtype, layouts))
+    dtype, device = blueprint.dtype, blueprint.torch_device
+    return facts.needs(PlanContext(spec.draft, facts.bounds, config, dtype, layouts, device))
 
 
 def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:

@@ -7,14 +7,26 @@ benchmarks/plan_memory.py compares their sum with the memory that a process take
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from engine.compiled.attention import BLOCK
+from engine.compiled.compiler import is_available
 from engine.drafting.method import DraftNeeds
+from engine.drafting.model.cuda_graphs import GRAPH_BYTES, ROW_COUNTS, Bucket, all_buckets
 from engine.kv.page_pool import PAGE
-from engine.model.attention import MAX_SCORES
+from engine.model.attention import KEY_BLOCK, MAX_SCORES
+from engine.model.fused import MAX_KEPT, MAX_MASK
+from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
+from engine.sampling.large_vocabularies.blocks import AT_ONCE
+from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
+from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
 
 LARGEST_PASS = 8192  # rows; a longer prompt takes several passes
+_LANES = 64  # pairs of a row and a query head that compiled code computes at a time
+THREADS = 16  # that compute attention at once, each with memory of its own
 _FLOAT32, _FLOAT64 = 4, 8
+_INT64 = 8
+DRAFT_STREAMS = 2  # that draft models compute on: beside a pass, and while graphs are captured
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,15 @@ class Demand:
     stash_bytes: int = 0  # of the rows of one tree in recurrent layers
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
+    strict: bool = True  # numerics of the target
+    has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
-        return self.draft.weight_bytes - sum(self._spared_bytes(unit) for unit in resident)
+        spared = sum(self._spared_bytes(unit) for unit in resident)
+        if self._has_draft_head and len(resident) == len(self.unit_bytes):
+            spared += self.draft.substitute_bytes[-1]  # the draft is the target itself
+        return self.draft.weight_bytes - spared
 
     def net_bytes(self, unit: int) -> int:
         """Return how many more device bytes a resident unit takes than its substitute."""
@@ -56,7 +73,15 @@ class Demand:
 
     def _spared_bytes(self, unit: int) -> int:
         """Return the bytes of the low-bit copy that is not needed if this unit is resident."""
-        return self.draft.substitute_bytes[unit] if self.shares_resident else 0
+        is_own = self._has_draft_head and unit == len(self.unit_bytes) - 1
+        return self.draft.substitute_bytes[unit] if self.shares_resident and not is_own else 0
+
+    @property
+    def _has_draft_head(self) -> bool:
+        """Return whether the draft has a low-bit head although the target's is resident."""
+        return self.shares_resident and is_read_faster(
+            self.draft.substitute_bytes[-1], self.unit_bytes[-1]
+        )
 
     @property
     def shares_resident(self) -> bool:
@@ -70,6 +95,11 @@ class Demand:
     def is_self_drafted(self) -> bool:
         """Return True if the draft model consists of low-bit copies of the target's own layers."""
         return bool(self.draft.substitute_bytes)
+
+    @property
+    def has_draft_model(self) -> bool:
+        """Return True if the drafts come from a model on the device."""
+        return self.draft.weight_bytes > 0
 
     @property
     def page_bytes(self) -> int:
@@ -96,23 +126,62 @@ def pass_rows(demand: Demand, max_sequences: int) -> int:
     return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
 
 
-def activation_bytes(demand: Demand, max_rows: int, longest: int) -> int:
+def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_memory: bool) -> int:
     """Return the bytes of all activations of a pass.
 
-    They are the hidden states, a tile in a layer, a block of logits, and attention.
+    They are the hidden states, a tile in a layer, a block of logits, and attention: that of the
+    target, and that of a draft model, which may run between two layers of the pass.
 
     These parts run one after another, but memory that one part freed may not fit the
     next: so they are added up.
 
     Args:
-        longest: the most tokens of a sequence that the KV cache holds.
+        longest: the most tokens of all sequences together that the KV cache holds.
+        has_own_memory: whether the device has memory of its own, beside the RAM.
     """
+    length = min(demand.context_length + demand.draft.scratch_rows, longest)
+    if not demand.strict:
+        attention = _fused_bytes(demand, demand.tile, length, longest)
+    elif has_own_memory:
+        attention = _float64_bytes(demand, length)
+    else:
+        attention = _ordered_bytes(demand, length)
+    if rows := demand.draft.step_rows:
+        attention += _fused_bytes(demand, rows, length, longest)
     return (
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes
-        + 2 * TILE * demand.vocab_size * _FLOAT64
-        + _attention_bytes(demand, min(demand.context_length + demand.draft.scratch_rows, longest))
+        + _choosing_bytes(demand, has_own_memory)
+        + attention
     )
+
+
+def graph_bytes(demand: Demand, num_slots: int) -> int:
+    """Return the bytes of all CUDA graphs of a draft model, over a KV cache of `num_slots` slots.
+
+    They are the kernels and the inputs of each graph, the logits of each number of rows, and the
+    activations of the largest step, whose memory the others share.
+    """
+    buckets = all_buckets(num_slots)
+    logits = sum(ROW_COUNTS) * demand.vocab_size * demand.item_bytes
+    inputs = sum(_graph_input_bytes(demand, bucket) for bucket in buckets)
+    return len(buckets) * GRAPH_BYTES + inputs + logits + _graph_step_bytes(demand, buckets[0])
+
+
+def _graph_input_bytes(demand: Demand, bucket: Bucket) -> int:
+    """Return the bytes of embedded rows, slots, positions, numbers and mask of a padded step."""
+    keys = bucket.kv + bucket.rows
+    embedded = bucket.rows * demand.hidden_size * demand.hidden_states * demand.item_bytes
+    return embedded + (2 * _INT64 + bucket.rows) * keys + _INT64 * max(bucket.kv, bucket.rows)
+
+
+def _graph_step_bytes(demand: Demand, bucket: Bucket) -> int:
+    """Return the bytes of the activations of a padded step in fast numerics."""
+    states = demand.hidden_size * (4 * demand.item_bytes + 2 * _FLOAT32) * demand.hidden_states
+    layer = 4 * demand.widest * demand.item_bytes
+    logits = demand.vocab_size * (demand.item_bytes + _FLOAT32)
+    keys = bucket.kv + bucket.rows
+    return bucket.rows * (states + layer + logits) + _fused_bytes(demand, bucket.rows, keys, keys)
 
 
 def _hidden_bytes(demand: Demand, max_rows: int) -> int:
@@ -128,14 +197,81 @@ def _hidden_bytes(demand: Demand, max_rows: int) -> int:
     return max_rows * ((max(norm, sliced) + joined) * demand.hidden_size + rope + inputs)
 
 
-def _attention_bytes(demand: Demand, length: int) -> int:
-    """Return the bytes of one tile's scores in float64, three times, and of its keys and values."""
+def _choosing_bytes(demand: Demand, has_own_memory: bool) -> int:
+    """Return the bytes of a block of logits, and of choosing tokens at its rows.
+
+    On a device of its own memory, noise is computed for whole rows: random numbers of 64 bits, and
+    five copies of the values in float32.
+    """
+    values = TILE * demand.vocab_size
+    few = 2 * values * _FLOAT64
+    if not has_own_memory:
+        return few
+    whole = 5 * _FLOAT32 * min(values, AT_ONCE) + 3 * _FLOAT64 * min(values, MAX_NUMBERS)
+    return max(few, 2 * values * demand.item_bytes + whole)
+
+
+def _float64_bytes(demand: Demand, length: int) -> int:
+    """Return the bytes of one tile's scores in float64, three times, and of its keys and values.
+
+    It is the attention of strict numerics on devices without attention in the order of positions.
+    """
+    at_once = _key_heads_at_once(demand, TILE, length)
+    widened = 2 * min(length, KEY_BLOCK) * at_once * demand.head_dim * _FLOAT64
+    scores = 3 * _num_scores(demand, TILE, length) * _FLOAT64
+    return scores + _gathered_bytes(demand, length) + widened
+
+
+def _ordered_bytes(demand: Demand, length: int) -> int:
+    """Return the bytes of one tile's attention in the order of positions, in float32 on a CPU.
+
+    Compiled code reads keys and values where they are stored. Each thread expands those of one
+    block and of a tree, and holds their scores. Where there is no compiled code, keys and values
+    are copied and expanded to float32.
+    """
+    block = BLOCK + demand.sequence_rows
+    heads = TILE * demand.num_heads
+    of_thread = (block + 3 * _LANES) * (2 * demand.head_dim + _LANES) * _FLOAT32
+    expanded = length * demand.num_kv_heads * 2 * demand.head_dim * _FLOAT32
+    scores = 4 * heads * block * _FLOAT32
+    without = _gathered_bytes(demand, length) + expanded + scores + TILE * length
+    rows = 4 * heads * demand.head_dim * _FLOAT32 + 2 * TILE * demand.sequence_rows
+    return rows + (THREADS * of_thread if is_available() else without)
+
+
+def _fused_bytes(demand: Demand, tile: int, length: int, longest: int) -> int:
+    """Return the bytes of attention under fast numerics: copied keys and values, masks, and rows.
+
+    Where fused kernels cannot be used, scores in float32 are held instead of masks. Several
+    sequences may be padded for one product.
+    """
     group = demand.num_heads // demand.num_kv_heads
-    of_one_head = group * TILE * length
-    at_once = min(max(MAX_SCORES // of_one_head, 1), demand.num_kv_heads)
-    gathered = 2 * length * demand.num_kv_heads * demand.head_dim * demand.item_bytes
-    widened = 2 * length * at_once * demand.head_dim * _FLOAT64
-    return 3 * at_once * of_one_head * _FLOAT64 + gathered + widened
+    rows = 4 * tile * demand.num_heads * demand.head_dim * demand.item_bytes
+    if not demand.has_plain_softmax:
+        scores = 3 * _num_scores(demand, tile, length) * _FLOAT32
+        return _gathered_bytes(demand, length) + 2 * tile * length + scores + rows
+    padded = min(MAX_SLOTS, longest)
+    product = group * max(tile * length, min(tile, MAX_SEGMENT_ROWS) * padded)
+    mask, kept = min(product, MAX_MASK), min(product, MAX_KEPT)
+    masks = (mask + kept) * demand.item_bytes + 3 * mask // group  # and booleans to make one of
+    return _gathered_bytes(demand, max(length, padded)) + masks + rows
+
+
+def _key_heads_at_once(demand: Demand, rows: int, length: int) -> int:
+    """Return the number of key heads whose scores are computed at a time."""
+    of_one_head = demand.num_heads // demand.num_kv_heads * rows * length
+    return min(max(MAX_SCORES // of_one_head, 1), demand.num_kv_heads)
+
+
+def _num_scores(demand: Demand, rows: int, length: int) -> int:
+    """Return the number of scores that are computed at a time without a fused kernel."""
+    heads = _key_heads_at_once(demand, rows, length) * demand.num_heads // demand.num_kv_heads
+    return heads * rows * min(length, KEY_BLOCK)
+
+
+def _gathered_bytes(demand: Demand, slots: int) -> int:
+    """Return the bytes of a copy of one layer's keys and values."""
+    return 2 * slots * demand.num_kv_heads * demand.head_dim * demand.item_bytes
 
 
 def size_text(num_bytes: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.compiled.compiler import bytes_to_compile
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
 from engine.planning.footprint import size_text
@@ -21,25 +22,32 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-def available_memory(device: Device) -> Memory:
+def available_memory(device: Device, *, compiles: bool = False) -> Memory:
     """Return the memory that a plan may use now on the device and in RAM.
 
     What measurements have freed counts as free: the allocators give it back first.
+
+    Args:
+        compiles: whether code will be compiled for the CPU.
     """
     give_back_freed()
     device.give_back_freed()
-    ram = int(free_ram() * RAM_SHARE)
+    code = bytes_to_compile() if compiles else 0
+    free = max(free_ram() - code, 0)
+    ram = int(free * RAM_SHARE)
     runtime = resident_bytes()
     own = device.own_memory()
     if own is None:
-        device_bytes = int(free_ram() * CPU_DEVICE_SHARE)
-        return Memory(device_bytes, ram, has_own_memory=False, host_runtime=runtime)
+        device_bytes = int(free * CPU_DEVICE_SHARE)
+        return Memory(device_bytes, ram, has_own_memory=False, host_runtime=runtime, code=code)
     return Memory(
         int(own.free * DEVICE_SHARE),
         ram,
         has_own_memory=True,
         device_runtime=own.runtime,
+        stream_workspace=own.stream_workspace,
         host_runtime=runtime,
+        code=code,
     )
 
 

@@ -11,9 +11,16 @@ from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.planning.footprint import Demand, activation_bytes, pass_rows, size_text
+from engine.planning.footprint import (
+    DRAFT_STREAMS,
+    Demand,
+    activation_bytes,
+    graph_bytes,
+    pass_rows,
+    size_text,
+)
 from engine.spec import ModelSpec, Tier
-from engine.streaming.disk import PIECE_BYTES, READERS
+from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
 from engine.weights.packing import TEMPORARY_BYTES
@@ -43,7 +50,9 @@ class Memory:
     ram: int
     has_own_memory: bool  # the device's, beside the RAM
     device_runtime: int = 0  # held on the device by driver and libraries; not part of `device`
+    stream_workspace: int = 0  # that libraries keep on the device for each stream that computes
     host_runtime: int = 0  # held by the process before it loads weights; not part of `ram`
+    code: int = 0  # RAM that compiled code will take when it is first needed; not part of `ram`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +69,7 @@ class Plan:
     kv_bytes: int
     draft_bytes: int
     activation_bytes: int
-    other_bytes: int  # norms; one unit's expanded weights
+    other_bytes: int  # norms; one unit's expanded weights; workspaces of libraries; graphs
     num_states: int = 0  # of recurrent layers: sequences that have one at the same time
     stored_states: int = 0  # further ones, of stored prefixes
     state_bytes: int = 0
@@ -86,7 +95,7 @@ class Plan:
         If the device has no memory of its own, `device_bytes` come on top.
         """
         taken = self.ram_unit_bytes + self.staging_bytes + self.host_kv_bytes
-        return taken + self.making_bytes + self.memory.host_runtime
+        return taken + self.making_bytes + self.memory.host_runtime + self.memory.code
 
     def __str__(self) -> str:
         """Return the plan as one line for the log."""
@@ -174,12 +183,9 @@ class _Planner:
         demand, memory = self.demand, self.memory
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
-        activations = activation_bytes(demand, rows, wanted_pages * PAGE)
-        other = demand.other_device_bytes + demand.expanded_bytes
-        if memory.has_own_memory and demand.expansions:
-            other += TEMPORARY_BYTES
-        if memory.has_own_memory:  # a buffer for idle KV pages on their way to the host
-            other += max(STAGING_BYTES, demand.host_page_bytes)
+        longest, own = wanted_pages * PAGE, memory.has_own_memory
+        activations = activation_bytes(demand, rows, longest, has_own_memory=own)
+        other = self._other_bytes(wanted_pages)
         left = self.limit - activations - other - self.state_bytes
         resident, slots = self._residents(left, wanted_pages)
         resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
@@ -226,6 +232,19 @@ class _Planner:
         if not self.demand.state_bytes or not self.spec.prefix_cache or room <= 0:
             return 0
         return min(STORED_STATES * self.max_sequences, room // self.demand.state_bytes)
+
+    def _other_bytes(self, wanted_pages: int) -> int:
+        """Return the device bytes beside weights, draft, KV pages and activations."""
+        demand, memory = self.demand, self.memory
+        other = demand.other_device_bytes + demand.expanded_bytes + memory.stream_workspace
+        if memory.has_own_memory and demand.expansions:
+            other += TEMPORARY_BYTES
+        if memory.has_own_memory:  # a buffer for idle KV pages on their way to the host
+            other += max(STAGING_BYTES, demand.host_page_bytes)
+        if memory.has_own_memory and demand.has_draft_model:
+            other += DRAFT_STREAMS * memory.stream_workspace
+            other += graph_bytes(demand, wanted_pages * PAGE)
+        return other
 
     def _residents(self, left: int, wanted_pages: int) -> tuple[set[int], int]:
         """Return the resident units and the number of ring slots for the others.
@@ -317,8 +336,8 @@ class _Planner:
         room = max(room - plan.making_bytes, 0)
         # Pinned buffers for whole units that are read from the checkpoint.
         loaded = [self.units[i] for i, tier in enumerate(plan.tiers) if tier == "resident"]
-        buffers = min(READERS, len(loaded)) if memory.has_own_memory else 0
-        loading = buffers * max(loaded, default=0)
+        largest = max(loaded, default=0) if memory.has_own_memory else 0
+        loading = largest * num_staging_buffers(largest, len(loaded))
         tiers = self._tiers(plan.tiers, room, loading)
         units = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
+from engine.compiled.compiler import bytes_to_compile
 from engine.errors import ModelError
 from engine.planning import assumed, probe
 from engine.planning.assumed import Machine
@@ -128,7 +129,8 @@ class _Planner:
         """Return the model with this spec's precision and context."""
         key = (spec.target, spec.context_length)
         if key not in self._described:
-            self._described[key] = Blueprint(spec, self.folder)
+            device = None if self.device is None else self.device.torch_device
+            self._described[key] = Blueprint(spec, self.folder, device)
         return self._described[key]
 
     def _machine(self) -> Machine:
@@ -143,7 +145,9 @@ class _Planner:
                 asked.ram or assumed.RAM,
                 has_own_memory=True,
                 device_runtime=runtime,
+                stream_workspace=assumed.STREAM_WORKSPACE,
                 host_runtime=assumed.HOST_RUNTIME,
+                code=bytes_to_compile() if self.describe(spec).compiles(has_own_memory=True) else 0,
             )
             return Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
         assert self.device is not None, "no other machine was asked about"
@@ -151,7 +155,8 @@ class _Planner:
         passes = probe.pass_times(blueprint, self.device).rows
         draft = measured_draft(blueprint, self.device)
         expanding = probe.expanding_times(blueprint, self.device)
-        memory = available_memory(self.device)  # after the measurements
+        compiles = blueprint.compiles(has_own_memory=self.device.has_own_memory)
+        memory = available_memory(self.device, compiles=compiles)  # after the measurements
         if asked.ram is not None:
             device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
             memory = replace(memory, ram=asked.ram, device=device)

@@ -39,7 +39,8 @@ from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_place import config_place
 from engine.weights.family import attention_layers, kv_shape, make_config, text_config
-from engine.weights.formats.linear import linear, stored_tensors
+from engine.weights.formats.linear import best_kernel, linear, stored_tensors
+from engine.weights.formats.tensor_cores import compute_dtype
 from engine.weights.layout import Fields, lay_out, round_up
 from engine.weights.outline import Outline, decoder_layers
 from engine.weights.stored_format import Packing, Shape, packings
@@ -95,7 +96,10 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
         model = build_on_meta(whole, blueprint.dtype, strict=blueprint.strict)
         outline = Outline(model, blueprint.dtype, None, {}, None)
         sizes = [layout.nbytes for layout in outline.layouts]
-        if max(sizes) > LARGEST_LAYER or sum(sizes) + _work_bytes(blueprint) > LARGEST_TRIAL:
+        if (
+            max(sizes) > LARGEST_LAYER
+            or sum(sizes) + _work_bytes(blueprint, device) > LARGEST_TRIAL
+        ):
             return MeasuredPass()
         states = _new_state(model, blueprint.dtype, device)
         decoder = Decoder(
@@ -124,13 +128,14 @@ def _new_state(model: Any, dtype: torch.dtype, device: Device) -> SequenceState:
     return state
 
 
-def _work_bytes(blueprint: Blueprint) -> int:
+def _work_bytes(blueprint: Blueprint, device: Device) -> int:
     """Return the bytes of the timed passes without weights: activations, and KV of one layer."""
     demand = blueprint.demand(DraftNeeds(scratch_rows=0), packed=False)
     demand = replace(demand, tile=min(demand.tile, ROWS[-1]))
     context = CONTEXT + ROWS[0]
     kv = context * demand.kv_bytes_per_token // kv_shape(blueprint.config).num_layers
-    return activation_bytes(demand, ROWS[-1], context) + kv
+    own = device.has_own_memory
+    return activation_bytes(demand, ROWS[-1], context, has_own_memory=own) + kv
 
 
 def _time_passes(
@@ -205,7 +210,7 @@ def choose_threads(step: Callable[[], object], device: Device) -> None:
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
     """Return the times of a draft step, by rows, of 4-bit copies of the target's layers.
 
-    One int4 product is timed and scaled to all weights.
+    One 4-bit product is timed and scaled to all weights.
 
     Args:
         width: the rows of a draft step of one sequence.
@@ -218,14 +223,16 @@ def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTi
     out_features, in_features = max(shapes, key=lambda shape: shape[0] * shape[1])
     out_features = min(out_features, max(PROBE_WEIGHTS // in_features // 64, 1) * 64)
     here = device.torch_device
-    spec = (torch.bfloat16, (out_features, in_features))
-    stored = stored_tensors("weight", spec, GROUP, here, "int4")
-    fields = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in stored.items()}
+    dtype = compute_dtype(here)
+    spec = (dtype, (out_features, in_features))
+    kernel = best_kernel(shapes, GROUP, here)
+    stored = stored_tensors("weight", spec, GROUP, here, kernel)
+    fields = {name: torch.zeros(shape, dtype=kind) for name, (kind, shape) in stored.items()}
     times = StepTimes()
     with torch.inference_mode():
         product = linear(fields, "", here)
         for rows in sorted({1, width, 8 * width}):
-            inputs = torch.full((rows, in_features), 0.01, dtype=torch.bfloat16, device=here)
+            inputs = torch.full((rows, in_features), 0.01, dtype=dtype, device=here)
             seconds = fastest(partial(product, inputs), device)
             share = sum(a * b for a, b in shapes) / (out_features * in_features)
             times.observe(rows, share * seconds)

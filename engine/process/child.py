@@ -47,7 +47,7 @@ class Child:
             target=target, args=(theirs, spec), name=f"engine {spec.id}", daemon=True
         )
         try:
-            with _added_environment(CHILD_ENVIRONMENT), group_signals_blocked():
+            with child_environment(), group_signals_blocked():
                 self._process.start()
         except OSError:
             ours.close()
@@ -150,12 +150,14 @@ def explain_exit(code: int) -> str:
 
 
 @contextmanager
-def _added_environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Set those environment variables that have no value, within this block."""
+def child_environment() -> Iterator[None]:
+    """Set those variables of `CHILD_ENVIRONMENT` that have no value, within this block."""
     added = [
-        name for name in defaults if not {name, _OLDER_NAMES.get(name, name)} & os.environ.keys()
+        name
+        for name in CHILD_ENVIRONMENT
+        if not {name, _OLDER_NAMES.get(name, name)} & os.environ.keys()
     ]
-    os.environ.update({name: defaults[name] for name in added})
+    os.environ.update({name: CHILD_ENVIRONMENT[name] for name in added})
     try:
         yield
     finally:

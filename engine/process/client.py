@@ -247,7 +247,7 @@ class EngineClient:
             )
         held = [
             Held(own.message.request_id, own.has_run, self._deaths.count(own.fingerprint))
-            for own in sent
+            for own in sorted(sent, key=lambda own: own.num_tokens)  # a long prompt delays no other
         ]
         self._quarantine.begin(suspects_of(held))
 

@@ -86,7 +86,7 @@ class RunningRequest:
             on_lost: is called when its process has died and it waits for another one.
             max_tokens: the most tokens that may follow its prompt, by the process it began in.
         """
-        self.message = message
+        self.message = replace(message, emitted=())  # in `_emitted` they need a fifth of the memory
         self.events = events
         self.is_waiting = True  # no pass has run any of it
         self.is_sent = False  # whether the current process has it
@@ -115,6 +115,11 @@ class RunningRequest:
     def num_unfinished(self) -> int:
         """The number of choices without a finish."""
         return len(self._emitted)
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens that a new process has to run before it goes on."""
+        return len(self.message.prompt) + sum(map(len, self._emitted.values()))
 
     @property
     def has_emitted(self) -> bool:

@@ -8,6 +8,7 @@ A frame to the engine has one message, and a frame to the front end a tuple of m
 """
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -131,10 +132,15 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
 
 def _load_or_report(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngine:
     try:
-        return load(spec, outbox.report_load, outbox.count_unit, outbox.report_prompt)
+        engine = load(spec, outbox.report_load, outbox.count_unit, outbox.report_prompt)
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)
+    # All streams wait during a full collection, and among the objects of a loaded model and its
+    # libraries it takes 0.2 s. They live as long as the process, so that they are left out.
+    gc.collect()
+    gc.freeze()
+    return engine
 
 
 def _load_engine(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.drafting.tree import DraftTree
-from engine.sampling.choose import choose, choose_rows
+from engine.sampling.choose import UNDECIDED, choose, choose_rows, choose_rows_at_once
 from engine.sampling.grammar.constraint import Constraint, to_tensor
 from engine.sampling.grammar.grammar import Mask
 from engine.sampling.large_vocabularies.blocks import Matrix, Rows
@@ -86,11 +86,11 @@ class Logits:
 
 def choose_tree(
     sequence: TokenSequence, depths: Sequence[int], root: int, logits: Logits
-) -> list[int] | None:
-    """Return the target's token at each row of a tree, or None if they cannot be chosen together.
+) -> dict[int, int]:
+    """Return the target's tokens at the rows of a tree that can be chosen together.
 
-    They cannot if the tokens before a row change its logits (penalties, a grammar), or if
-    log-probabilities are requested.
+    There are none if the tokens before a row change its logits (penalties, a grammar), or if
+    log-probabilities are requested. Rows whose nucleus is too large are left out.
 
     Args:
         depths: the depth of each row of the tree.
@@ -99,12 +99,21 @@ def choose_tree(
     params = sequence.params
     rules = is_path_dependent(params) or sequence.constraint is not None
     if rules or params.logprobs is not None:
-        return None
-    chosen = []
+        return {}
+    parts = []
     for rows in logits.parts(range(root, root + len(depths))):
         positions = [len(sequence.tokens) + depths[row - root] for row in rows]
-        chosen.append(_choose(sequence, logits.rows(rows), positions))
-    return torch.cat(chosen).tolist()  # the host waits for the device only here
+        parts.append(
+            choose_rows_at_once(
+                logits.rows(rows),
+                params,
+                positions=positions,
+                choice=sequence.choice,
+                banned=[sequence.banned(own) for own in positions],
+            )
+        )
+    chosen: list[int] = torch.cat(parts).tolist()  # the host waits for the device only here
+    return {row: token for row, token in enumerate(chosen) if token != UNDECIDED}
 
 
 def choose_likely_rows(

@@ -20,6 +20,7 @@ from engine.runtime.choices import Logits
 from engine.runtime.clock import Clock
 from engine.runtime.load import Loaded, load
 from engine.runtime.passes import Entry, Pass, assemble
+from engine.runtime.replay import SLICE_SECONDS
 from engine.runtime.requests import Events, Requests
 from engine.runtime.scoring import score_prompt
 from engine.runtime.shortage import MemoryShortage
@@ -110,9 +111,9 @@ class Engine:
         self._requests.abort(request_id)
 
     def has_work(self) -> bool:
-        """Return True if a sequence is running or waiting, or has ended and is not reported."""
+        """Return True if a sequence waits, is replayed or runs, or its end is not reported."""
         has_sequences = bool(self._scheduler.running) or self._scheduler.num_waiting > 0
-        return has_sequences or self._requests.has_ended
+        return has_sequences or self._requests.has_own_work
 
     @torch.inference_mode()
     def step(self) -> Events:
@@ -120,8 +121,9 @@ class Engine:
 
         Where the device's memory runs out, sequences that got no token take part in the next pass.
         """
-        events = self._requests.take_ended()
         self._requests.drop_cancelled()
+        self._requests.replay(SLICE_SECONDS)
+        events = self._requests.take_ended()
         if not (turns := self._scheduler.schedule()):
             return events
         self._requests.report_prompts(turns)
@@ -137,14 +139,18 @@ class Engine:
         self.clock.start(turns)
         with self.clock.phase("draft"):
             trees = self._draft(turns)
-        rows = assemble(
-            turns, trees, self._cache, self._decoder, on_wait=self._drafting.draft_ahead
-        )
+        rows = assemble(turns, trees, self._cache, self._decoder, on_wait=self._use_wait)
         with self._drafting.side_stream.during_pass():
             hidden = self._decoder.forward(rows.tokens, rows.positions, rows.batch)
             with self.clock.phase("verify"):
                 self._verify(rows, hidden, events)
         self.last_pass = self.clock.finish(rows, events)
+
+    def _use_wait(self, seconds: float) -> bool:
+        """Use up to `seconds` in which a pass waits for weights. Return True if work was done."""
+        if seconds > 0 and self._requests.replay(min(seconds, SLICE_SECONDS)):
+            return True
+        return self._drafting.draft_ahead(seconds)
 
     def _draft(self, turns: Sequence[Turn]) -> list[DraftTree | None]:
         """Return a tree for each turn.
@@ -193,7 +199,7 @@ class Engine:
         def observe(first: int, block: Matrix) -> None:
             self._drafting.observe(rows.tokens[first : first + len(block.values)], block)
 
-        with self._decoder.head(self._drafting.draft_ahead) as head:
+        with self._decoder.head(self._use_wait) as head:
             self._drafting.finish_ahead()  # drafting ahead ends when all weights have arrived
             yield Logits(hidden, self.clock.phase("head")(head), observe)
 

@@ -246,7 +246,9 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
     expanding = probe.expanding_times(files, files.device)
-    memory = available_memory(files.device)  # after the measurements, whose memory it gives back
+    compiles = files.compiles(has_own_memory=files.device.has_own_memory)
+    # After the measurements, whose memory it gives back.
+    memory = available_memory(files.device, compiles=compiles)
     machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft, expanding=expanding)
 
     def prepare_scheme(name: str) -> Scheme:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.drafting.tree import DraftTree
 from engine.kv.cache import KVCache
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
-from engine.model.segment import Segment
+from engine.model.segment import Segment, upload_segments
 from engine.sequences.scheduler import Turn
 from engine.sequences.sequence import TokenSequence
 from engine.streaming.ring import OnWait
@@ -79,6 +80,7 @@ def assemble(
     positions: list[int] = []
     entries: list[Entry] = []
     segments: list[Segment] = []
+    slots: list[Tensor] = []
     for turn, tree in zip(turns, trees, strict=True):
         sequence = turn.sequence
         start = sequence.pages.length
@@ -91,14 +93,15 @@ def assemble(
         if turn.num_pending > 1:
             cache.capture_states(sequence.pages, len(own), end=len(sequence.tokens))
         own_positions = [start + depth for depth in depths]
+        slots.append(cache.slots(sequence.pages)[: start + len(own)])
         segments.append(
             Segment(
                 first=len(tokens),
                 count=len(own),
                 start=start,
-                slots=cache.slots(sequence.pages)[: start + len(own)],
-                positions=torch.tensor(own_positions, device=decoder.device),
-                mask=tree.mask().to(decoder.device) if tree and len(tree.tokens) > 1 else None,
+                slots=torch.tensor([], dtype=torch.int64),  # all of them are on the device
+                positions=torch.tensor(own_positions),
+                mask=tree.mask() if tree and len(tree) > 1 else None,
                 cancelled=sequence.cancelled,
                 is_long=sequence.is_long,
                 state=sequence.pages.state,
@@ -107,5 +110,6 @@ def assemble(
         entries.append(Entry(sequence, tree, len(tokens), num_before))
         tokens += own
         positions += own_positions
-    batch = Batch(cache.pool, tuple(segments), range(len(tokens)), decoder.strict, on_wait=on_wait)
+    placed, _ = upload_segments(segments, [], before=slots, device=decoder.device)
+    batch = Batch(cache.pool, placed, range(len(tokens)), decoder.strict, on_wait=on_wait)
     return Pass(tuple(entries), tokens, positions, batch)

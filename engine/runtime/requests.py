@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.errors import ModelError, PassFailed, RequestError
-from engine.messages import Failed, Generate, Tail, Tokens
+from engine.messages import Failed, Generate, Tokens
 from engine.model.decoder import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.load import Loaded
-from engine.runtime.replay import replay
+from engine.runtime.replay import Replays
 from engine.sampling.grammar.constraint import Constraint
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Request, TokenSequence
@@ -37,6 +37,7 @@ class Requests:
         self._auditor = auditor
         self._on_prompt = on_prompt
         self._by_id: dict[str, Request] = {}
+        self._replays = Replays(loaded.decoder.on_pass_progress)
         self._ended: Events = []  # of choices that have ended without a pass
 
     def add(self, message: Generate, constraint: Constraint | None) -> None:
@@ -53,19 +54,38 @@ class Requests:
             )
         thinking = self._loaded.thinking(message.params)
         request = Request(message, self._loaded.limits, constraint, thinking)
-        if not message.emitted:
-            self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
+        if message.emitted:
+            self._replays.add(request, lambda: self._loaded.stop_rules(message))
         else:
-            request.resumed.extend([self._resumed(request, tail) for tail in message.emitted])
-            self._end_replayed(request)
-            if not request.resumed:
-                return
-            first = request.resumed.pop(0)
-            if any(tail.is_read for tail in message.emitted):
-                self._scheduler.add_paused(first)
-            else:  # a new request, which waits for its turn
-                self._scheduler.add(first)
+            self._scheduler.add(TokenSequence(request, 0, self._loaded.stop_rules(message)))
         self._by_id[message.request_id] = request
+
+    def replay(self, seconds: float) -> bool:
+        """Replay tails for up to `seconds`, and queue the requests that are complete.
+
+        Return False if there are none to replay.
+        """
+        has_replays = bool(self._replays)
+        for request, error in self._replays.run(seconds):
+            if error is None:
+                self._resume(request)
+                continue
+            name, code = request.message.request_id, error.code or "invalid_request"
+            del self._by_id[name]
+            self._ended.append(Failed(name, str(error), code, error.param))
+        return has_replays
+
+    def _resume(self, request: Request) -> None:
+        """Queue a request whose tails were replayed."""
+        self._end_replayed(request)
+        if not request.resumed:
+            del self._by_id[request.message.request_id]
+            return
+        first = request.resumed.pop(0)
+        if any(tail.is_read for tail in request.message.emitted):
+            self._scheduler.add_paused(first)
+        else:  # a new request, which waits for its turn
+            self._scheduler.add(first)
 
     def _end_replayed(self, request: Request) -> None:
         """End the choices whose tokens are complete with their replay."""
@@ -79,17 +99,10 @@ class Requests:
         ended, self._ended = self._ended, []
         return ended
 
-    def _resumed(self, request: Request, tail: Tail) -> TokenSequence:
-        """Return a choice that goes on after its tail. Raises `RequestError` if it cannot."""
-        rules = self._loaded.stop_rules(request.message)
-        sequence = TokenSequence(request, tail.choice, rules)
-        replay(sequence, tail)
-        return sequence
-
     @property
-    def has_ended(self) -> bool:
-        """Whether a choice has ended without a pass, and is not reported."""
-        return bool(self._ended)
+    def has_own_work(self) -> bool:
+        """Whether tails are being replayed, or an end without a pass is not reported."""
+        return bool(self._replays) or bool(self._ended)
 
     def abort(self, request_id: str) -> None:
         """Cancel a request whose client has left. Any thread may call this."""
@@ -101,6 +114,8 @@ class Requests:
         """Remove the requests whose clients have left."""
         for sequence in self._scheduler.drop_cancelled():
             self._by_id.pop(sequence.request_id, None)
+        for request in self._replays.drop_cancelled():
+            del self._by_id[request.message.request_id]
 
     def report_prompts(self, turns: Sequence[Turn]) -> None:
         """Call `on_prompt` for the prompts of a pass that begins.

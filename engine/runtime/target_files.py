@@ -15,6 +15,7 @@ from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
 from engine.model.decoder import Decoder, Weights
+from engine.model.ordered import is_ordered_on
 from engine.model.resident import ExpandedWeights, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.choice import Scheme
@@ -54,7 +55,7 @@ class TargetFiles(Blueprint):
         self.device = choose_device(spec.device, spec.stream.simulate_gbps)
         source = resolve(spec.target.source, spec.target.revision, progress)
         self._revision, self._text = source.identity, text_digest(source.folder)
-        super().__init__(spec, source.folder)
+        super().__init__(spec, source.folder, self.device.torch_device)
         self.tokenizer = read_tokenizer(self.folder)
         self.generation = read_generation_config(self.folder, self.vocab_size)
         self.units = self.checkpoint_units()
@@ -184,7 +185,9 @@ class TargetFiles(Blueprint):
         numerics: Numerics = "strict" if self.strict else "fast"
         files = _digest([self.identity, self._text, dataclasses.astuple(self.spec.target.rope)])
         versions = [__version__, *map(version, LIBRARIES)]
-        parts = [files, numerics, versions, self.device.arithmetic, tile]
+        # The hash of a tile differs too, unless all its values are rounded to the same bits.
+        is_ordered = self.strict and is_ordered_on(self.device.torch_device)
+        parts = [files, numerics, versions, self.device.arithmetic, is_ordered, tile]
         forms = [form for form in (self.expanded_when_read, scheme.form) if form]
         return ModelInfo(
             model_id=self.spec.id,

@@ -49,7 +49,7 @@ def emit_accepted(
 
     Args:
         root: the row of the pass that is the tree's root.
-        at_once: whether to choose the tokens of all rows in one call, where that is possible.
+        at_once: whether to choose the tokens of all rows together, where that is possible.
 
     Raises `RequestError` if the sequence's grammar is too complex to be followed any further, and
     `PassFailed` if the target's logits are not finite.
@@ -58,8 +58,7 @@ def emit_accepted(
     if sequence.max_new_tokens == 0:  # the request only scores its prompt
         sequence.end_at_limit()
         return [0]
-    all_rows = choose_tree(sequence, tree.depths, root, logits) if at_once else None
-    chosen = dict(enumerate(all_rows or ()))
+    chosen = choose_tree(sequence, tree.depths, root, logits) if at_once else {}
     emitted: list[int] = []  # rows whose next token is emitted
 
     def choose(row: int) -> int:

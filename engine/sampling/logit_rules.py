@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.messages import SamplingParams
 from engine.sampling.large_vocabularies.blocks import whole_blocks
 from engine.sampling.truncation import is_truncated, truncation_floor
+from engine.transfer import upload
 
 MIN_TEMPERATURE = 1e-5  # lower temperatures count as 0: logits divided by them would overflow
 
@@ -148,12 +149,13 @@ def penalize(
                 _penalize_tokens(rows[row, None], logits[row, None], ids, count, params)
     if params.logit_bias:
         biased, bias = zip(*params.logit_bias, strict=True)
-        rows[:, biased] += torch.tensor(bias, dtype=rows.dtype, device=rows.device)
-    for row, tokens in enumerate(banned or ()):
-        if tokens:
-            rows[row, list(tokens)] = -torch.inf
+        ids = upload(torch.tensor(biased), rows.device)
+        rows[:, ids] += upload(torch.tensor(bias, dtype=rows.dtype), rows.device)
+    size = rows.shape[-1]
+    if barred := [row * size + t for row, tokens in enumerate(banned or ()) for t in tokens]:
+        rows.view(-1).index_fill_(0, upload(torch.tensor(barred), rows.device), -torch.inf)
     if allowed is not None:
-        rows.masked_fill_(~allowed.to(rows.device), -torch.inf)
+        rows.masked_fill_(~upload(allowed, rows.device), -torch.inf)
     return rows
 
 
@@ -170,8 +172,8 @@ def _penalize_tokens(
         rows: the logits [n, V] to write to.
         raw: the logits [n, V] before penalties.
     """
-    ids = ids.to(rows.device)
-    counts = count.to(rows.device, rows.dtype)
+    ids = upload(ids, rows.device)
+    counts = upload(count, rows.device).to(rows.dtype)
     values = raw[:, ids].to(rows.dtype)
     penalty = params.repetition_penalty
     values = torch.where(values > 0, values / penalty, values * penalty)

@@ -20,11 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.transfer import upload
+
 Int64s = NDArray[np.int64]
 
 GUMBEL_MAX = 36.75  # just above -log(-log(1 - 2**-53)), the largest possible value
 
 MAX_HOST_NUMBERS = 2**14  # up to this many numbers are computed with numpy on the host
+MAX_NUMBERS = 2**20  # drawn at a time: limits the memory for many streams
 
 GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's constants
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -45,6 +48,24 @@ def gumbel(seed: int, choice: int, position: int | Tensor, tokens: Tensor) -> Te
 def gumbel_from_uniform(drawn: Tensor) -> Tensor:
     """Return the Gumbel noise of uniform numbers, float64; it increases with the number."""
     return drawn.log().neg_().log_().neg_()
+
+
+def rounded_gumbel(streams: Tensor, num_tokens: int) -> Tensor:
+    """Return the Gumbel noise of all tokens in float32, [R, num_tokens].
+
+    It differs from that of `gumbel_from_uniform` by a few units in the last place of float32.
+    """
+    tokens = torch.arange(num_tokens, device=streams.device)
+    noise = torch.empty(len(streams), num_tokens, device=streams.device)
+    step = max(1, MAX_NUMBERS // num_tokens)
+    for first in range(0, len(streams), step):
+        drawn = _shift_right(bits(streams[first : first + step, None], tokens), 11).clamp_(min=1)
+        number = drawn.to(torch.float32).mul_(2.0**-53)
+        # A number near 1 is rounded to 1, but not its distance from 1.
+        rest = drawn.neg_().add_(2**53).to(torch.float32).mul_(2.0**-53)
+        logarithm = torch.where(number < 0.5, number.log(), rest.neg_().log1p_())
+        noise[first : first + step] = logarithm.neg_().log_().neg_()
+    return noise
 
 
 def uniform(streams: Tensor, tokens: Tensor) -> Tensor:
@@ -83,7 +104,7 @@ def make_streams(seed: int, choice: int, positions: Sequence[int], device: torch
     """
     of_choice = _output(_output(seed, 0), choice)
     states = [_signed(_output(of_choice, position)) for position in positions]
-    return torch.tensor(states, dtype=torch.int64, device=device)
+    return upload(torch.tensor(states, dtype=torch.int64), device)
 
 
 def stream(seed: int, choice: int, positions: Tensor) -> Tensor:

@@ -37,18 +37,28 @@ def truncation_floor(values: Tensor, params: SamplingParams) -> Tensor:
     Args:
         values: the rows [R, V]; the best value of each row is 0.
     """
-    lowest = min_p_top_k_floor(values, params)
-    if params.top_p < 1:
-        values = values.masked_fill(values < lowest, -torch.inf)
-        needed = params.top_p * sum_of_exponentials(values)
-        ranked = values.topk(min(MAX_NUCLEUS, values.shape[-1])).values
-        lowest, is_short = _nucleus_floor_of(ranked, needed)
-        for row in (
-            is_short[:, 0].nonzero()[:, 0].tolist() if values.shape[-1] > MAX_NUCLEUS else ()
-        ):
-            everything = values[row].sort(descending=True).values[None]
-            lowest[row] = _nucleus_floor_of(everything, needed[row, None])[0][0]
+    lowest, is_short = bounded_floor(values, params)
+    for row in () if is_short is None else is_short[:, 0].nonzero()[:, 0].tolist():
+        own = values[row, None]
+        own = own.masked_fill(own < min_p_top_k_floor(own, params), -torch.inf)
+        needed = params.top_p * sum_of_exponentials(own)
+        lowest[row] = _nucleus_floor_of(own.sort(descending=True).values, needed)[0][0]
     return make_finite(lowest)
+
+
+def bounded_floor(values: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """Return the floor [R, 1] as `truncation_floor` does, from at most `MAX_NUCLEUS` best tokens.
+
+    The second result, [R, 1] bool, says in which rows these are too few for top-p; None: nowhere.
+    """
+    lowest = min_p_top_k_floor(values, params)
+    if params.top_p >= 1:
+        return make_finite(lowest), None
+    values = values.masked_fill(values < lowest, -torch.inf)
+    needed = params.top_p * sum_of_exponentials(values)
+    ranked = values.topk(min(MAX_NUCLEUS, values.shape[-1])).values
+    lowest, is_short = _nucleus_floor_of(ranked, needed)
+    return make_finite(lowest), is_short if values.shape[-1] > MAX_NUCLEUS else None
 
 
 def min_p_top_k_floor(

@@ -1,9 +1,10 @@
-"""The device of `device: cuda`: large asynchronous copies on a stream of their own.
+"""The device of `device: cuda`: asynchronous copies of weights on a stream of their own.
 
 Events keep three orders. A copy into a slot waits, on the device, for the work that was using the
 slot (`free`). Compute waits for the copy (`ready`). A thread that refills a staging buffer waits
 until the copy out of it is done (`drained`). The computing thread waits for the device only in
-`Arrival.result`, so it is never further ahead of the device than there are slots.
+`Arrival.result`, so it is never further ahead of the device than there are slots. Units are copied
+in pieces by threads, and a transfer can be cancelled between two of them.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.streaming.cuda_copies import CopyWindow
 from engine.streaming.cuda_pages import CudaPageStore
-from engine.streaming.cuda_streams import CudaCapture, CudaSideStream
+from engine.streaming.cuda_start import start_cuda
+from engine.streaming.cuda_streams import CudaCapture, CudaMoment, CudaSideStream
 from engine.streaming.device import Device, OwnMemory
-from engine.streaming.disk import PIECE_BYTES, split_pieces
+from engine.streaming.disk import PIECE_BYTES, num_staging_buffers, split_pieces
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
 from engine.streaming.page_store import PageStore
@@ -34,8 +37,10 @@ from engine.weights.layout import UnitReader
 
 logger = logging.getLogger(__name__)
 
-BUFFERS_PER_THREAD = 2  # one is filled while the other is copied from
+BUFFERS_PER_COPIER = 2  # one is filled while the other is copied from
 LARGEST_CONTEXT = 1 << 30  # bytes that CUDA itself takes of a device; more is other programs'
+# Bytes that torch gives to cuBLAS for each stream, by the least compute capability.
+WORKSPACES = {(9, 0): 32 << 20, (0, 0): (8 << 20) + (128 << 10)}
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device's context
 _SUCCESS = 0
 
@@ -44,6 +49,12 @@ class CudaDevice(Device):
     """A CUDA GPU: it has memory of its own, streams and graphs."""
 
     is_asynchronous = True
+
+    def __init__(self, torch_device: torch.device) -> None:
+        super().__init__(torch_device)
+        # cuDNN's attention is asked first on some cards, and builds a plan for each new length,
+        # which takes longer than a draft step. The other kernels take any length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     @property
     def arithmetic(self) -> str:
@@ -62,7 +73,10 @@ class CudaDevice(Device):
     def own_memory(self) -> OwnMemory:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         taken = total - free - torch.cuda.memory_reserved(self.torch_device)
-        return OwnMemory(free, min(taken, LARGEST_CONTEXT))  # other programs' are part of `taken`
+        capability = torch.cuda.get_device_capability(self.torch_device)
+        workspace = next(size for first, size in WORKSPACES.items() if capability >= first)
+        # What other programs use is a part of `taken`.
+        return OwnMemory(free, min(taken, LARGEST_CONTEXT), workspace)
 
     def give_back_freed(self) -> None:
         torch.cuda.empty_cache()
@@ -85,6 +99,9 @@ class CudaDevice(Device):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
+
+    def moment(self) -> CudaMoment:
+        return CudaMoment(torch.cuda.current_stream(self.torch_device))
 
     def page_store(self, pool: Tensor, num_places: int) -> PageStore:
         if not num_places:
@@ -121,13 +138,11 @@ class CudaDevice(Device):
 
 
 def open_device(device: torch.device) -> CudaDevice:
-    """Return the GPU. Raises `ModelError` when this machine does not have it."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (device.index or 0) >= count:
-        raise ModelError(
-            f"device: {str(device)!r} was not found (this torch sees {count} GPUs). "
-            "Use auto or cpu, or install a CUDA build of torch."
-        )
+    """Start CUDA on the GPU and return it.
+
+    Raises `DeviceMissing` or `ModelError` as `start_cuda` does.
+    """
+    start_cuda(device)
     return CudaDevice(device)
 
 
@@ -135,8 +150,8 @@ class CudaLink:
     """A link that copies pinned host buffers directly, and all else through staging buffers.
 
     Args:
-        num_readers: threads that read from the disk, into host buffers or staging buffers.
-        staged: the units that are read through staging buffers.
+        num_readers: the most threads that read from the disk, into host or staging buffers.
+        staged: the units that are read through staging buffers. Then no host buffers are filled.
         num_copiers: threads that copy host buffers which could not be pinned.
     """
 
@@ -155,12 +170,17 @@ class CudaLink:
         self._reader = reader
         self._pin_lock = threading.Lock()
         self._pinning_refused = False
+        sizes = [len(piece) for unit in staged for piece in reader.pieces(unit)]
+        largest = max(sizes, default=0)
+        buffers = num_staging_buffers(largest, len(sizes))
+        if staged:  # further threads would only wait for a buffer
+            num_readers = min(num_readers, buffers)
         self._readers = Workers("weights-read", num_readers)
         self._copiers = Workers("weights-copy", num_copiers)
-        largest = max((len(p) for unit in staged for p in reader.pieces(unit)), default=0)
-        each = BUFFERS_PER_THREAD if largest <= PIECE_BYTES else 1  # whole units are too large
-        self._read_into = _StagingBuffers(num_readers * each if staged else 0, largest, device)
-        self._copied_into = _StagingBuffers(num_copiers * BUFFERS_PER_THREAD, PIECE_BYTES, device)
+        self._sender = Workers("weights-send", 1)
+        self._window = CopyWindow(self.stream)
+        self._read_into = _StagingBuffers(buffers, largest, device)
+        self._copied_into = _StagingBuffers(num_copiers * BUFFERS_PER_COPIER, PIECE_BYTES, device)
 
     def slot(self, nbytes: int) -> "CudaSlot":
         """Allocate a slot. Raises `ModelError` when the device has too little memory."""
@@ -187,17 +207,17 @@ class CudaLink:
         return self._stage(pieces, fill, slot, self._read_into, self._readers, self.meters.disk)
 
     def send(self, unit: int, buffer: HostBuffer, slot: "CudaSlot") -> Arrival:
-        """Start to fill a slot from RAM: by one copy if the buffer is pinned, else in pieces."""
+        """Start to fill a slot from RAM, in pieces: directly from pinned memory, else staged."""
         source = buffer.memory[: self._nbytes(unit)]
+        pieces = split_pieces(source.nbytes)
         if buffer.is_pinned:
-            with slot.filling():
-                slot.copy(0, source)
-            return _DirectCopy(slot, source.nbytes)
+            jobs = [partial(self._send_piece, piece, source, slot) for piece in pieces]
+            launched = self._sender.submit(*jobs, context=slot.filling())
+            return _PinnedCopy(launched, slot, source.nbytes)
 
         def fill(piece: range, memory: Tensor) -> None:
             copy_bytes(memory, source[piece.start : piece.stop])
 
-        pieces = split_pieces(source.nbytes)
         return self._stage(pieces, fill, slot, self._copied_into, self._copiers, self.meters.ram)
 
     def compute_stream(self) -> torch.cuda.Stream:
@@ -207,9 +227,14 @@ class CudaLink:
     def close(self) -> None:
         self._readers.close()
         self._copiers.close()
+        self._sender.close()
         self.stream.synchronize()
         self._read_into.close()
         self._copied_into.close()
+
+    def _send_piece(self, piece: range, source: Tensor, slot: "CudaSlot") -> None:
+        with self._window.piece(is_first=piece.start == 0):
+            slot.copy(piece.start, source[piece.start : piece.stop])
 
     def _stage(
         self,
@@ -229,7 +254,7 @@ class CudaLink:
 
         nbytes = pieces[-1].stop
         jobs = [partial(job, piece) for piece in pieces]
-        return _StagedCopy(workers.submit(*jobs, context=_fill_timed(nbytes, meter, slot)), slot)
+        return _Copy(workers.submit(*jobs, context=_fill_timed(nbytes, meter, slot)), slot)
 
     @contextmanager
     def _pinning(self, buffer: HostBuffer) -> Iterator[None]:
@@ -295,27 +320,8 @@ class CudaSlot:
             drained.record(stream)
 
 
-class _DirectCopy:
-    """The arrival of one copy that has been launched; the device's clock times it."""
-
-    def __init__(self, slot: CudaSlot, nbytes: int) -> None:
-        self._slot = slot
-        self._nbytes = nbytes
-
-    def done(self) -> bool:
-        return bool(self._slot.ready.query())
-
-    def cancel(self) -> bool:
-        return False
-
-    def result(self) -> None:
-        _wait(self._slot)
-        seconds = self._slot.began.elapsed_time(self._slot.ready) / 1e3
-        self._slot.link.meters.ram.add_transfer(seconds, self._nbytes)
-
-
-class _StagedCopy:
-    """The arrival of a unit whose copies are launched by threads when they have read the bytes."""
+class _Copy:
+    """The arrival of a unit whose copies are launched by threads."""
 
     def __init__(self, launched: JobBatch, slot: CudaSlot) -> None:
         self._launched = launched
@@ -330,6 +336,19 @@ class _StagedCopy:
     def result(self) -> None:
         self._launched.result()
         _wait(self._slot)
+
+
+class _PinnedCopy(_Copy):
+    """The arrival of a unit from pinned memory; the device's clock times it."""
+
+    def __init__(self, launched: JobBatch, slot: CudaSlot, nbytes: int) -> None:
+        super().__init__(launched, slot)
+        self._nbytes = nbytes
+
+    def result(self) -> None:
+        super().result()
+        seconds = self._slot.began.elapsed_time(self._slot.ready) / 1e3
+        self._slot.link.meters.ram.add_transfer(seconds, self._nbytes)
 
 
 def _wait(slot: CudaSlot) -> None:

@@ -1,4 +1,4 @@
-"""CUDA streams and graphs for drafting: a side stream beside a pass, and captured graphs.
+"""CUDA streams, events and graphs: a side stream beside a pass, moments, and captured graphs.
 
 CUDA's default priority is the lowest. So that the side stream has a lower priority than the pass,
 all other work computes on a stream of high priority (`CudaDevice.use_compute_stream`).
@@ -14,7 +14,22 @@ import torch
 from torch import Tensor
 
 from engine.streaming.device import Work
+from engine.streaming.idle import Moment
 from engine.streaming.side_stream import SideStream
+
+
+class CudaMoment:
+    """A moment in the work of a stream, by the device's clock."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record(stream)
+
+    def seconds_until(self, later: Moment) -> float | None:
+        assert isinstance(later, CudaMoment), "moments of different devices"
+        if not later._event.query():
+            return None
+        return float(self._event.elapsed_time(later._event)) / 1e3
 
 
 class CudaSideStream(SideStream):

@@ -5,8 +5,8 @@
 docstring of `engine.streaming.link` contains a complete example.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -16,14 +16,21 @@ from torch import Tensor
 
 import engine.streaming
 from engine.errors import ModelError
+from engine.streaming.idle import HostMoment, Moment
 from engine.streaming.link import Link, Meters
 from engine.streaming.page_store import PageStore
 from engine.streaming.pinned import Unpin
 from engine.streaming.side_stream import SideStream
 from engine.weights.layout import UnitReader
 
+log = logging.getLogger(__name__)
+
 Work = Callable[[], Tensor]
 Capture = Callable[[Work], Work]  # returns a function that replays the work
+
+
+class DeviceMissing(ModelError):
+    """This machine does not have the device, so `auto` passes over it without a warning."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,15 @@ class OwnMemory:
 
     free: int
     runtime: int  # what the driver and the libraries use
+    stream_workspace: int = 0  # what libraries keep for each stream that computes
 
 
 class Device:
     """A device. The defaults suit one that computes in RAM and has no streams.
 
     A subclass implements `open_link`. Its module has a function
-    `open_device(torch.device) -> Device`, which raises `ModelError` if the device does not exist.
+    `open_device(torch.device) -> Device`, which raises `DeviceMissing` if the machine does not have
+    the device, and `ModelError` if it is there and cannot be used.
     """
 
     # Whether calls only launch work, so that the host waits when it reads a result.
@@ -110,6 +119,10 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all work launched so far has been computed."""
 
+    def moment(self) -> Moment:
+        """Return the present moment in the work that the calling thread launches."""
+        return HostMoment()
+
     def page_store(self, pool: Tensor, num_places: int) -> PageStore:
         """Make a store of idle KV pages for `pool`, [2 L, pages, values of a page and layer].
 
@@ -132,8 +145,10 @@ class Device:
 def choose_device(name: str | None, simulate_gbps: float | None = None) -> Device:
     """Return the device of this name, or the first accelerator, else the CPU, if it is None.
 
-    `simulate_gbps` is the bandwidth of a simulated link. Raises `ModelError` if the device does not
-    exist, is not supported, or has a link that cannot be simulated.
+    An accelerator that is there and cannot be used is logged with the reason before the CPU is
+    returned. `simulate_gbps` is the bandwidth of a simulated link. Raises `ModelError` if the named
+    device does not exist, cannot be used, or is not supported, or if the device has a link that
+    cannot be simulated.
     """
     device = _automatic() if name is None else _named(name)
     return device if simulate_gbps is None else device.with_simulated_link(simulate_gbps)
@@ -141,8 +156,16 @@ def choose_device(name: str | None, simulate_gbps: float | None = None) -> Devic
 
 def _automatic() -> Device:
     for kind in sorted(_kinds() - {"cpu"}):
-        with suppress(ModelError):  # this machine has no such device
+        try:
             return _named(f"{kind}:0")
+        except DeviceMissing:
+            continue
+        except ModelError as error:
+            log.warning(
+                "%s. The CPU is used instead, which is slower: write `device: cpu` in the model's "
+                "file if that is meant.",
+                error,
+            )
     return _named("cpu")
 
 

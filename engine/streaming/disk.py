@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 PIECE_BYTES = 8 * 2**20  # bytes of one read, and of one checksum of a packed unit
 READERS = 4  # threads that read from the disk
+STAGING_BYTES = 1 << 30  # of the staging buffers of one link at most, unless one needs more
 MIN_MEASURED_BYTES = 64 * 2**20  # reading fewer bytes is not worth a measurement
 TRIAL_S = 0.3  # seconds after which no round of the measurement begins
 TRIAL_ROUNDS = 4
@@ -39,6 +40,18 @@ def split_pieces(nbytes: int) -> list[range]:
     """Return the byte ranges of pieces of `PIECE_BYTES`, at least one; the last may be shorter."""
     firsts = range(0, max(nbytes, 1), PIECE_BYTES)
     return [range(first, min(first + PIECE_BYTES, nbytes)) for first in firsts]
+
+
+def num_staging_buffers(largest: int, count: int) -> int:
+    """Return how many staging buffers a link has for `count` pieces of at most `largest` bytes.
+
+    Each thread fills one buffer while another one is copied from. Where a whole unit is one piece,
+    each thread has only one, and there are fewer threads if buffers are large.
+    """
+    most = 2 * READERS
+    if largest > PIECE_BYTES:
+        most = min(READERS, max(STAGING_BYTES // largest, 1))
+    return min(most, count)
 
 
 class UnitFile:

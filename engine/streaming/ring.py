@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -23,8 +24,9 @@ from engine.messages import ReportProgress
 from engine.spec import Tier
 from engine.streaming.device import Device
 from engine.streaming.disk import READERS
+from engine.streaming.idle import IdleTimes
 from engine.streaming.link import Arrival, Meters, Slot
-from engine.streaming.meter import LinkStats, Meter, MovingAverage, spare_seconds
+from engine.streaming.meter import LinkStats, Meter, spare_seconds
 from engine.streaming.pinned import HostBuffer
 from engine.weights.layout import UnitReader
 
@@ -78,9 +80,7 @@ class LayerStream:
         self._next = 0  # the unit that must be requested next
         self._ahead = 0  # the position, among streamed units, of the load to start next
         self._inside = False  # whether a unit's block runs
-        self._got_unit_at: float | None = None  # when the caller got the last unit of this pass
-        self._compute = MovingAverage()  # the caller's seconds from one streamed unit to the next
-        self._stall_seconds = 0.0
+        self._idle = IdleTimes(device.moment)
         self._callback_seconds = 0.0
         self._units = 0
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by address and unit
@@ -143,7 +143,7 @@ class LayerStream:
         assert not self._inside, "seek inside a unit's block"
         assert 0 <= index < len(self._tiers), f"no unit {index}"
         self._next = index
-        self._got_unit_at = None
+        self._idle.end_pass()
         if not self._ring:
             return
         wanted = bisect_left(self._ring, index) % len(self._ring)
@@ -174,7 +174,7 @@ class LayerStream:
         return LinkStats(
             self._meters.ram.traffic(),
             self._meters.disk.traffic(),
-            self._stall_seconds,
+            self._idle.stall_seconds,
             self._units,
             self._callback_seconds,
         )
@@ -183,7 +183,8 @@ class LayerStream:
         """Set all figures of `stats` back to zero."""
         self._meters.ram.reset()
         self._meters.disk.reset()
-        self._stall_seconds, self._units, self._callback_seconds = 0.0, 0, 0.0
+        self._idle.reset_stall()
+        self._units, self._callback_seconds = 0, 0.0
 
     def measure_link(self, seconds: float = 1.0) -> float:
         """Return the link's bandwidth in GB/s (1e9); 0 if nothing is streamed.
@@ -208,7 +209,7 @@ class LayerStream:
         finally:
             self.seek(0)
             self.reset_stats()
-            self._compute = MovingAverage()  # these times are not of computing
+            self._idle.forget_compute()  # these times are not of computing
         taken = max(stats.ram.seconds, stats.disk.seconds)  # both links work at the same time
         return stats.bytes / taken / 1e9 if taken else 0.0
 
@@ -235,22 +236,20 @@ class LayerStream:
     def _await(self, load: _Load, on_wait: OnWait | None) -> None:
         """Wait until the load has arrived, calling `on_wait` meanwhile."""
         began = time.perf_counter()
-        if self._got_unit_at is not None and load.position > 0:  # not from one pass to the next
-            self._compute.observe(began - self._got_unit_at)
-        self._got_unit_at = None
+        requested = self._idle.request(in_pass=load.position > 0)
         try:
             if on_wait is not None and not load.arrival.done():
                 self._call_while_waiting(on_wait, load)
-            waits = time.perf_counter()
-            self._callback_seconds += waits - began
+            used_seconds = time.perf_counter() - began
+            self._callback_seconds += used_seconds
             waited = not load.arrival.done()
             load.failed = True  # if anything is raised, seek starts the load again
             self._wait(load.arrival, load.unit)
             load.failed = False
         finally:
-            self._got_unit_at = time.perf_counter()
+            got = self._idle.get()
         if waited:
-            self._stall_seconds += self._got_unit_at - waits
+            self._idle.add_stall(requested, got, used_seconds)
 
     def _call_while_waiting(self, on_wait: OnWait, load: _Load) -> None:
         """Call `on_wait` until the load has arrived, time has run out, or it returns False."""
@@ -271,7 +270,7 @@ class LayerStream:
                 free[meter] = max(now, began + self._transfer_seconds(requested.unit))
             due.append(free[meter])
         later = [self._transfer_seconds(unit) for unit in self._ring[load.position + 1 :]]
-        return spare_seconds(now, due, later, self._compute.value)
+        return spare_seconds(now, due, later, self._idle.compute_seconds)
 
     def _transfer_seconds(self, unit: int) -> float:
         """Return the expected seconds of a unit's transfer; 0 before the first transfer."""
@@ -325,17 +324,21 @@ class LayerStream:
         resident: dict[int, Tensor] = {}
         buffers: dict[int, HostBuffer] = {}
         arrivals: dict[int, Arrival] = {}
-        staged = self._units_in("resident")
-        link = self._device.open_link(
-            reader, Meters(), num_readers=READERS, staged=staged, num_copiers=0
+        # Two links, so that threads that wait for a staging buffer do not keep the others from
+        # filling host buffers.
+        open_link = partial(
+            self._device.open_link, reader, Meters(), num_readers=READERS, num_copiers=0
         )
-        with closing(link):
+        with (
+            closing(open_link(staged=self._units_in("resident"))) as staged,
+            closing(open_link(staged=[])) as waiting,
+        ):
             for unit, tier in enumerate(self._tiers):
                 if tier == "resident":
-                    slot = link.slot(self._layouts[unit].nbytes)
+                    slot = staged.slot(self._layouts[unit].nbytes)
                     resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
                 elif tier == "ram":
-                    buffers[unit], arrivals[unit] = link.host_buffer(unit)
+                    buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
                     stack.callback(buffers[unit].unpin)
             for done, (unit, arrival) in enumerate(arrivals.items(), 1):
                 self._wait(arrival, unit)

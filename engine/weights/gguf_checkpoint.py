@@ -1,5 +1,6 @@
 """A checkpoint whose tensors are read from GGUF files."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engine.weights.open_file import OpenFile
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.shards import read_link
 
+OF_HEAD = re.compile(r"(\.norms)\.\d+$")  # the norm of a head, which is a row of a matrix
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -45,6 +47,7 @@ class GgufCheckpoint(Checkpoint):
         parts = ARCHITECTURES[self.metadata["general.architecture"]].names.items()
         whole, _, suffix = name.rpartition(".")
         begin, _, rest = whole.removeprefix("model.layers.").partition(".")
+        rest = OF_HEAD.sub(r"\1", rest)
         found = [f"blk.{begin}.{part}" for part, target in parts if target == rest]
         found += [own for own, target in OUTSIDE.items() if target == whole]
         return f"{found[0]}.{suffix}" if found else name

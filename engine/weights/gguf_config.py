@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.errors import ModelError, shown
-from engine.weights.gguf_keys import EMBEDDING, FAMILY
+from engine.weights.gguf_keys import EMBEDDING, EPSILONS, FAMILY
 from engine.weights.gguf_model import Model, Values, head_dim
 from engine.weights.gguf_rope import rope_parameters
 
@@ -42,6 +42,11 @@ OUTSIDE: Mapping[str, str] = {
     "output": "lm_head",
 }
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+# StableLM has a norm for each head, which are the rows of one matrix in the file.
+_NORMS_OF_HEADS = {
+    "attn_q_norm": "self_attn.q_layernorm.norms",
+    "attn_k_norm": "self_attn.k_layernorm.norms",
+}
 _ROUTED = {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.gate"}
 _FOUR_NORMS = {
     **_ATTENTION,
@@ -64,6 +69,8 @@ class Architecture:
         has_turned_experts: whether transformers keeps experts transposed, with the columns of
             their gate and up parts in turn.
         bare: a path that has no suffix `.weight` in transformers.
+    epsilon: the key of config.json for the epsilon of the norms.
+    optional: parts that the layers of some models lack.
     """
 
     names: Mapping[str, str]
@@ -72,6 +79,8 @@ class Architecture:
     adds_one: bool = False
     has_turned_experts: bool = False
     bare: str = "-"
+    epsilon: str = "rms_norm_eps"
+    optional: frozenset[str] = frozenset()
 
 
 def make_config(model: Model) -> Values:
@@ -91,7 +100,7 @@ def make_config(model: Model) -> Values:
         "num_key_value_heads": model.integer("attention.head_count_kv", heads),
         "head_dim": head_dim(model),
         "max_position_embeddings": model.integer("context_length"),
-        "rms_norm_eps": model.number("attention.layer_norm_rms_epsilon"),
+        family.epsilon: model.number(EPSILONS[family.epsilon]),
         "rope_parameters": rope_parameters(model),
         "tie_word_embeddings": "output.weight" not in model.tensors,
         "quantization_config": {
@@ -246,8 +255,28 @@ def _phi3(model: Model) -> Values:
         "model_type": "phi3",
         "sliding_window": window,
         "original_max_position_embeddings": original or model.integer("context_length"),
-        "partial_rotary_factor": rope_parameters(model).get("partial_rotary_factor", 1.0),
+        **_turned_part(model),
     }
+
+
+def _turned_part(model: Model) -> Values:
+    """Return the part of a head that is rotated, where the family's default is another than 1."""
+    return {"partial_rotary_factor": rope_parameters(model).get("partial_rotary_factor", 1.0)}
+
+
+def _stablelm(model: Model) -> Values:
+    return {
+        "model_type": "stablelm",
+        "use_qkv_bias": _has(model, "attn_q.bias"),
+        "qk_layernorm": _has(model, "attn_q_norm.weight"),
+        # As llama.cpp decides it: the MLP of such a layer has no norm of its own.
+        "use_parallel_residual": not _has(model, "ffn_norm.weight"),
+        **_turned_part(model),
+    }
+
+
+def _nemotron(model: Model) -> Values:
+    return {"model_type": "nemotron", **_biases(model), **_turned_part(model)}
 
 
 def _granite(model: Model) -> Values:
@@ -278,6 +307,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2": Architecture({**_ATTENTION, **_MLP}, lambda _: {"model_type": "qwen2"}),
     "qwen3": Architecture({**_ATTENTION, **_HEAD_NORMS, **_MLP}, _qwen3),
     "qwen3moe": Architecture({**_ROUTED, **_HEAD_NORMS}, _qwen3_moe),
+    "gemma": Architecture({**_ATTENTION, **_MLP}, lambda _: {"model_type": "gemma"}, adds_one=True),
     "gemma2": Architecture(_FOUR_NORMS, _gemma2, adds_one=True),
     "gemma3": Architecture({**_FOUR_NORMS, **_HEAD_NORMS}, _gemma3, adds_one=True),
     "phi3": Architecture(
@@ -290,6 +320,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "ffn_down": "mlp.down_proj",
         },
         _phi3,
+    ),
+    "stablelm": Architecture(
+        {**_ATTENTION, **_NORMS_OF_HEADS, **_MLP},
+        _stablelm,
+        epsilon="layer_norm_eps",
+        optional=frozenset({"ffn_norm", *_NORMS_OF_HEADS}),
+    ),
+    "nemotron": Architecture(
+        {part: path for part, path in {**_ATTENTION, **_MLP}.items() if part != "ffn_gate"},
+        _nemotron,
+        adds_one=True,
+        epsilon="norm_eps",
     ),
     "granite": Architecture({**_ATTENTION, **_MLP}, _granite, permutes=True),
     "gpt-oss": Architecture(

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 
 EMBEDDING = "token_embd.weight"
 FAMILY = "architecture"  # key of the quantization_config: general.architecture
+# The metadata of the epsilon of the norms, by its key of config.json: of RMS norms or of others.
+EPSILONS: Mapping[str, str] = {
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "norm_eps": "attention.layer_norm_epsilon",
+}
 # By the key of config.json: the metadata without `general.architecture`, which they begin with.
 _OWN: Mapping[str, str] = {
     "hidden_size": "embedding_length",
@@ -20,7 +26,7 @@ _OWN: Mapping[str, str] = {
     "num_local_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
     "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    **EPSILONS,
     "sliding_window": "attention.sliding_window",
     "layer_types": "attention.sliding_window_pattern",
     "query_pre_attn_scalar": "attention.key_length",
@@ -51,6 +57,9 @@ _WHOLE: Mapping[str, str] = {
     "tie_word_embeddings": "output.weight",
     "attention_bias": "blk.0.attn_q.bias",
     "mlp_bias": "blk.0.ffn_down.bias",
+    "use_qkv_bias": "blk.0.attn_q.bias",
+    "qk_layernorm": "blk.0.attn_q_norm.weight",
+    "use_parallel_residual": "blk.0.ffn_norm.weight",
     "short_factor": "rope_factors_short.weight",
     "long_factor": "rope_factors_long.weight",
 }

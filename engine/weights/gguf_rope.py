@@ -9,6 +9,8 @@ ROPE_TABLES = frozenset(
     {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 )
 LARGEST_TABLE = 1 << 12  # values
+# Families whose heads may be rotated in part.
+_PARTIAL = frozenset({"phi3", "stablelm", "nemotron"})
 _TOLERANCE = 1e-5  # of factors that were computed in float32
 
 
@@ -20,14 +22,20 @@ def rope_parameters(model: Model) -> Values:
     base: Values = {"rope_theta": theta}
     size, turned = head_dim(model), model.integer("rope.dimension_count", head_dim(model))
     if turned != size:
-        if model.architecture != "phi3" or not 0 < turned < size:
+        if model.architecture not in _PARTIAL or not 0 < turned < size:
             raise model.wrong("rope.dimension_count", f"the width of a head ({size})")
-        base["partial_rotary_factor"] = turned / size
+        base["partial_rotary_factor"] = _part(turned, size)
     if "rope_factors_long.weight" in model.tables:
         return base | _longrope(model, turned)
     if "rope_freqs.weight" in model.tables:
         return base | _factors(model, theta, turned)
     return base | _scaling(model)
+
+
+def _part(turned: int, size: int) -> float:
+    """Return a factor whose product with `size`, cut to an integer, is `turned`."""
+    factor = turned / size
+    return factor if int(size * factor) == turned else math.nextafter(factor, 1.0)
 
 
 def _scaling(model: Model) -> Values:

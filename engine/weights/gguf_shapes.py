@@ -4,6 +4,7 @@ It needs the header alone, so that a file whose parts do not belong together is 
 anything is built of it, by the names that the file has.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 
@@ -11,6 +12,8 @@ from engine.errors import ModelError
 from engine.weights.gguf_config import ARCHITECTURES, DENSE_MLP, EXPERTS, Architecture
 from engine.weights.gguf_keys import EMBEDDING, metadata_names
 from engine.weights.gguf_model import Model, Values
+
+log = logging.getLogger(__name__)
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _TOKENS = "tokenizer.ggml.tokens"
@@ -28,6 +31,7 @@ def _of(*keys: str) -> _Dimension:
 
 _ROWS, _HIDDEN, _WIDTH = _of("vocab_size"), _of("hidden_size"), _of("intermediate_size")
 _HEADS, _HEAD = _of("num_attention_heads"), _of("head_dim")
+_PAIRS = _of("num_key_value_heads")
 _QUERIES, _KEYS = (_of(f"num_{kind}_heads", "head_dim") for kind in ("attention", "key_value"))
 # Of experts. A configuration has one key of each two.
 _COUNT, _EXPERT = (
@@ -62,6 +66,8 @@ _SHAPES: Mapping[str, _Shape] = {
     "ffn_up_exps": (_COUNT, _EXPERT, _HIDDEN),
     "ffn_down_exps": (_COUNT, _HIDDEN, _EXPERT),
 }
+# One norm for each head.
+_OF_HEADS: Mapping[str, _Shape] = {"attn_q_norm": (_HEADS, _HEAD), "attn_k_norm": (_PAIRS, _HEAD)}
 # The gate and up parts of one tensor.
 _BOTH: Mapping[str, _Shape] = {"ffn_up": (_WIDTH + _WIDTH, _HIDDEN)}
 
@@ -78,6 +84,8 @@ def check_tensors(model: Model, values: Values) -> None:
     family = ARCHITECTURES[model.architecture]
     _check_layers(model, values["num_hidden_layers"], sorted(_needed(model, family)))
     shapes = {**_SHAPES, **_BOTH} if "attn_qkv" in family.names else _SHAPES
+    if "attn_q_norm" in family.optional:
+        shapes = {**_SHAPES, **_OF_HEADS}
     for name, info in model.tensors.items():
         layer = _LAYER.fullmatch(name)
         wanted = _OUTSIDE.get(name) if layer is None else shapes.get(layer[2])
@@ -92,12 +100,27 @@ def check_tensors(model: Model, values: Values) -> None:
                 f"{model.path}: {name} has shape {list(info.shape)}, but {sizes} is expected by "
                 f"{said}. {_REMEDY}"
             )
+    _check_vocabulary(model)
+
+
+def _check_vocabulary(model: Model) -> None:
+    """Raise `ModelError` unless the embedding has a row for each token, as many as the file says.
+
+    Rows without a token are logged: they are padding, or the list of tokens is incomplete.
+    """
     tokens, rows = model.metadata.get(_TOKENS), model.tensors[EMBEDDING].shape[0]
+    found = f"{_TOKENS}: {len(tokens)} tokens" if isinstance(tokens, list) else ""
     if isinstance(tokens, list) and len(tokens) > rows:
-        raise ModelError(
-            f"{model.path}: {_TOKENS}: {len(tokens)} tokens, but {EMBEDDING} has {rows} rows. "
-            f"{_REMEDY}"
-        )
+        raise ModelError(f"{model.path}: {found}, but {EMBEDDING} has {rows} rows. {_REMEDY}")
+    if model.value("vocab_size") is None:
+        return
+    size = model.integer("vocab_size")
+    key = f"{model.architecture}.vocab_size is {size}"
+    if size != rows:
+        beside = f" and {found}" if found else ""
+        raise ModelError(f"{model.path}: {key}, but {EMBEDDING} has {rows} rows{beside}. {_REMEDY}")
+    if isinstance(tokens, list) and len(tokens) < size:
+        log.warning("%s: %s, but %s: the other rows have no text", model.path, key, found)
 
 
 def _check_layers(model: Model, count: int, needed: list[str]) -> None:
@@ -124,7 +147,11 @@ def _check_layers(model: Model, count: int, needed: list[str]) -> None:
 
 def _needed(model: Model, family: Architecture) -> set[str]:
     """Return the parts that each layer of a family has."""
-    parts = set(family.names)
+    parts = {
+        part
+        for part in family.names
+        if part not in family.optional or f"blk.0.{part}.weight" in model.tensors
+    }
     if not model.integer("expert_count", 0):
         return parts - {"ffn_gate_inp"}
     return (parts - DENSE_MLP | EXPERTS) if "ffn_gate_inp" in parts else parts

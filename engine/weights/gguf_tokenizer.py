@@ -1,11 +1,10 @@
 """The files tokenizer.json and tokenizer_config.json for the metadata of a GGUF file.
 
-A GGUF file names its split of text into words (`tokenizer.ggml.pre`) and not its rules, so only
-splits of the table below are read; any other would give other ids than the model was trained on.
-
 Source: src/llama-vocab.cpp of llama.cpp, and the tokenizer.json of the models that it names.
 """
 
+import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, shown
+from engine.weights.gguf_charsmap import charsmap_fault
 from engine.weights.gguf_file import Metadata
+from engine.weights.gguf_splits import SPLITS, Split
 
 # Values of tokenizer.ggml.token_type.
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_NEVER = 1e3  # less than the lowest score: where the library would find a byte's name in a text
 _PADDING = re.compile(r"\[PAD\d+\]")  # a token that the converter adds to fill the embedding
 MOST_SPLITS = 1 << 24  # of the pieces of a vocabulary without merges; Gemma's has 2 million
 # Tokens that end a turn, which many files do not name as such. llama.cpp knows them by their texts.
@@ -34,61 +36,7 @@ _ENDS = frozenset(
 )
 _HARMONY_ENDS = frozenset({"<|return|>", "<|call|>"})  # there, <|end|> only ends a part
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_REST_SLASH = _REST.replace(r"[\r\n]*|", r"[\r\n/]*|", 1)
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_FIRST = r"[^\r\n\p{L}\p{N}]?"
-_LLAMA3 = rf"{_CONTRACTIONS}|{_FIRST}\p{{L}}+|\p{{N}}{{1,3}}{_REST}"
-_QWEN2 = rf"{_CONTRACTIONS}|{_FIRST}\p{{L}}+|\p{{N}}{_REST}"
-_TEKKEN = rf"{_FIRST}{_UPPER}*{_LOWER}+|{_FIRST}{_UPPER}+{_LOWER}*|\p{{N}}{_REST_SLASH}"
-_GPT4O = (
-    rf"{_FIRST}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_FIRST}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
-    rf"|\p{{N}}{{1,3}}{_REST_SLASH}"
-)
-
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Split:
-    """How a byte-level tokenizer splits text into words, and what belongs to it.
-
-    Args:
-        pattern: the regular expression of the words; None: GPT-2's, which ByteLevel has.
-        digits: whether each digit is a word.
-        whole: whether a word that is a token is not divided (`ignore_merges`).
-        adds_bos: whether a text begins with the beginning token if the file does not say.
-        composes: whether characters are composed first (NFC).
-    """
-
-    pattern: str | None = None
-    digits: bool = False
-    whole: bool = False
-    adds_bos: bool = False
-    composes: bool = False
-
-
-_LLAMA3_SPLIT = Split(_LLAMA3, whole=True, adds_bos=True)
-_SPLITS: Mapping[str, Split] = {
-    "llama3": _LLAMA3_SPLIT,
-    "llama-v3": _LLAMA3_SPLIT,
-    "llama-bpe": _LLAMA3_SPLIT,
-    "falcon3": _LLAMA3_SPLIT,
-    "dbrx": Split(_LLAMA3),  # also Phi 4
-    "smaug-bpe": Split(_LLAMA3),
-    "qwen2": Split(_QWEN2, composes=True),
-    "deepseek-r1-qwen": Split(_QWEN2, composes=True),
-    "megrez": Split(_QWEN2, composes=True),
-    "tekken": Split(_TEKKEN, whole=True, adds_bos=True),
-    "gpt-4o": Split(_GPT4O),
-    "llama4": Split(_GPT4O),
-    "gpt-2": Split(),
-    "granite-docling": Split(),
-    "smollm": Split(digits=True),
-    "refact": Split(digits=True),  # also Granite 3
-    "starcoder": Split(digits=True),
-}
 
 
 @dataclass(frozen=True)
@@ -108,10 +56,12 @@ def make_tokenizer(path: Path, metadata: Metadata) -> TokenizerFiles:
             tokenizer, adds_bos = _byte_level(vocabulary)
         case "llama":
             tokenizer, adds_bos = _sentencepiece(vocabulary)
+        case "t5":
+            tokenizer, adds_bos = _unigram(vocabulary), False
         case other:
             raise ModelError(
-                f"{path}: tokenizer.ggml.model {shown(other)} is not read; gpt2 and llama are. Use "
-                "the safetensors checkpoint that the file was made of"
+                f"{path}: tokenizer.ggml.model {shown(other)} is not read; gpt2, llama and t5 are. "
+                "Use the safetensors checkpoint that the file was made of"
             )
     special = {f"{name}_token": vocabulary.token(key) for name, key in _SPECIAL.items()}
     bos = special["bos_token"] if vocabulary.flag("add_bos_token", adds_bos) else None
@@ -198,11 +148,8 @@ class _Vocabulary:
         Those with the highest score are the first. Gemma's scores do not have the order of its
         merges, which is that of the ids.
         """
-        scores: list[float] = self._list("scores", int | float)
-        if self.is_gemma:
-            scores = [-float(index) for index in range(len(self.tokens))]
-        if len(scores) != len(self.tokens):
-            raise self._wrong("scores", f"{len(self.tokens)} numbers")
+        ranks = range(len(self.tokens))
+        scores = [-float(rank) for rank in ranks] if self.is_gemma else self._scores()
         parts = {t: i for t, i in self.ids.items() if self.kinds[i] in (_NORMAL, _USER)}
         if sum(map(len, parts)) > MOST_SPLITS:
             raise self._wrong("tokens", f"at most {MOST_SPLITS} characters")
@@ -214,6 +161,41 @@ class _Vocabulary:
                     found.append((-scores[index], -at, at - len(token), left, right))
         found.sort()
         return [[self.tokens[left], self.tokens[right]] for *_, left, right in found]
+
+    def scored(self) -> list[tuple[str, float]]:
+        """Return each token with the logarithm of its probability, by id."""
+        scores = self._scores()
+        if not all(map(math.isfinite, scores)):
+            raise self._wrong("scores", "finite numbers")
+        # The library derives from the lowest score what an unknown character costs.
+        kinds = zip(scores, self.kinds, strict=True)
+        lowest = min((score for score, kind in kinds if kind == _NORMAL), default=0.0)
+        found = []
+        for token, score, kind in zip(self.tokens, scores, self.kinds, strict=True):
+            known = token if token in self.ids else f"\uffff{token}"  # it fills the embedding
+            found.append((known, lowest - _NEVER if kind == _BYTE else max(score, lowest)))
+        return found
+
+    def unknown(self) -> int:
+        """Return the id of the token for characters that no other token has."""
+        if self.token("unknown_token_id") is not None:
+            return int(self.key("unknown_token_id"))
+        if _UNKNOWN not in self.kinds:
+            raise self._wrong("unknown_token_id", f"an id below {len(self.tokens)}")
+        return self.kinds.index(_UNKNOWN)
+
+    def charsmap(self) -> str | None:
+        """Return the table of replaced characters in base64; None if the file has none."""
+        value = self.key("precompiled_charsmap")
+        if value is None:
+            return None
+        items = self._list("precompiled_charsmap", int)
+        if not all(-128 <= item < 256 for item in items):  # some writers have signed bytes
+            raise self._wrong("precompiled_charsmap", "a list of bytes")
+        raw = bytes(item & 255 for item in items)
+        if (fault := charsmap_fault(raw)) is not None:
+            raise self._wrong("precompiled_charsmap", f"a table of characters ({fault})")
+        return base64.b64encode(raw).decode()
 
     def added_tokens(self) -> list[Json]:
         """Return the tokens that are found in a text before it is split."""
@@ -246,6 +228,13 @@ class _Vocabulary:
             known.discard("<|end|>")
         return tuple(sorted(self.ids[text] for text in texts | known if text in self.ids))
 
+    def _scores(self) -> list[float]:
+        """Return the score of each token."""
+        scores: list[float] = self._list("scores", int | float)
+        if len(scores) != len(self.tokens):
+            raise self._wrong("scores", f"{len(self.tokens)} numbers")
+        return scores
+
     def _list(self, name: str, kind: Any) -> list[Any]:
         """Return the list of a key, empty if there is none. Raises `ModelError` if it is wrong."""
         value = self.key(name)
@@ -264,10 +253,10 @@ class _Vocabulary:
     def split(self) -> Split:
         """Return how text is split. Raises `ModelError` if that is not known."""
         name = self.key("pre")
-        if (found := _SPLITS.get(name)) is None:
+        if (found := SPLITS.get(name)) is None:
             raise ModelError(
                 f"{self._path}: tokenizer.ggml.pre {shown(name)} is not known, so the tokens of a "
-                f"text are not; {', '.join(_SPLITS)} are. Use a newer GGUF file of the model, or "
+                f"text are not; {', '.join(SPLITS)} are. Use a newer GGUF file of the model, or "
                 "its safetensors checkpoint"
             )
         return found
@@ -302,24 +291,50 @@ def _bytes(use_regex: bool) -> Json:
 
 def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Json, bool]:
     """Return the parts of a tokenizer as Llama 2's; it adds a beginning token."""
-    prefix = vocabulary.flag("add_space_prefix", True)
-    spaces: Json = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    first: list[Json] = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
-    back: Json = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
-    strip: Json = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-    last = [strip] if prefix else []
     merges = vocabulary.merges() or vocabulary.derived_merges()
     model = _pairs(vocabulary, merges, byte_fallback=True, fuse_unk=True)
     model["unk_token"] = vocabulary.token("unknown_token_id")
+    return _spaced(model, vocabulary.flag("add_space_prefix", True)), True
+
+
+def _unigram(vocabulary: _Vocabulary) -> Json:
+    """Return the parts of a tokenizer that finds the most likely tokens, as T5's does."""
+    changes: list[Json] = []
+    if (charsmap := vocabulary.charsmap()) is not None:
+        changes.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if vocabulary.flag("remove_extra_whitespaces", False):
+        for pattern, content in ((r"\A +| +\z", ""), (" {2,}", " ")):
+            changes.append({"type": "Replace", "pattern": {"Regex": pattern}, "content": content})
+    model = {
+        "type": "Unigram",
+        "unk_id": vocabulary.unknown(),
+        "vocab": vocabulary.scored(),
+        "byte_fallback": all(f"<0x{byte:02X}>" in vocabulary.ids for byte in range(256)),
+    }
+    return _spaced(model, vocabulary.flag("add_space_prefix", False), changes)
+
+
+def _spaced(model: Json, has_prefix: bool, changes: Sequence[Json] = ()) -> Json:
+    """Return the parts of a tokenizer whose tokens have ▁ for spaces.
+
+    Args:
+        has_prefix: whether a text begins with ▁.
+        changes: what is done to a text before.
+    """
+    spaces: Json = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    first: list[Json] = [{"type": "Prepend", "prepend": "▁"}] if has_prefix else []
+    back: Json = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip: Json = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    last = [strip] if has_prefix else []
     return {
-        "normalizer": {"type": "Sequence", "normalizers": [*first, spaces]},
+        "normalizer": {"type": "Sequence", "normalizers": [*changes, *first, spaces]},
         "pre_tokenizer": None,
         "decoder": {
             "type": "Sequence",
             "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *last],
         },
         "model": model,
-    }, True
+    }
 
 
 def _pairs(vocabulary: _Vocabulary, merges: Sequence[Sequence[str]], **options: bool) -> Json:

@@ -58,7 +58,8 @@ def chat_prompt(tokenizer: Tokenizer, request: ChatRequest, formats: Formats) ->
     """Return a chat, rendered by the model's chat template.
 
     No template can leave reasoning open. Reasoning that the answer continues is written after the
-    opening mark at the end of the prompt, as the model itself would have begun.
+    opening mark at the end of the prompt, as the model itself would have begun. An empty message
+    that the answer continues is left out: the answer begins as without it, also with reasoning.
 
     Raises `ApiError` 400 when the template cannot render it.
 
@@ -68,12 +69,14 @@ def chat_prompt(tokenizer: Tokenizer, request: ChatRequest, formats: Formats) ->
     begun = request.begun_thought
     if not begun:
         generation = request.add_generation_prompt
+        if generation is None or request.begins_with_nothing:
+            generation = not request.is_continued
         text = _rendered(
             tokenizer,
             request,
             formats,
-            request.messages,
-            generation=not request.is_continued if generation is None else generation,
+            request.messages[:-1] if request.begins_with_nothing else request.messages,
+            generation=generation,
             continued=request.is_continued,
         )
         return ChatPrompt(text, begun_answer(request) or text)

@@ -65,7 +65,7 @@ def device_rows(found: "Preview") -> list[Row]:
         ),
         ("recurrent states", plan.state_bytes, _states_note(plan)),
         ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
-        ("norms, expanded weights", plan.other_bytes, ""),
+        ("other", plan.other_bytes, "norms, expanded weights, CUDA graphs, workspaces"),
         ("runtime", plan.memory.device_runtime, "used by CUDA itself"),
     ]
     return _format_rows(rows)
@@ -86,6 +86,7 @@ def host_rows(plan: "Plan") -> list[Row]:
         ("idle KV", plan.host_kv_bytes, f"{plan.host_pages * PAGE} tokens"),
         ("embedding", plan.embedding_bytes, "in the page cache: read from the file row by row"),
         ("while loading", plan.making_bytes, "to make the draft"),
+        ("compiled code", plan.memory.code, "for the CPU, when it is first needed"),
         ("runtime", plan.memory.host_runtime, "the process without weights"),
     ]
     return _format_rows(rows)

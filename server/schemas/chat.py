@@ -148,15 +148,26 @@ class ChatRequest(StructuredBody, ReasoningBody, ContinuedBody, GenerationBody):
 
         That is so unless a flag says otherwise: chat pages continue answers in this way.
         """
+        last = self.messages[-1]
+        if not isinstance(last, AssistantMessage) or self.begins_with_nothing:
+            return False
         if self.continue_final_message is not None:
             return self.continue_final_message
+        is_text = bool(joined_text(last.content) or last.thoughts)
+        return is_text and not (self.add_generation_prompt or last.tool_calls or last.function_call)
+
+    @property
+    def begins_with_nothing(self) -> bool:
+        """Return whether the answer would continue a last message that is empty.
+
+        It is then the answer to the messages before it, as llama.cpp understands it too.
+        """
         last = self.messages[-1]
-        return (
-            not self.add_generation_prompt
-            and isinstance(last, AssistantMessage)
-            and bool(joined_text(last.content) or last.thoughts)
-            and not (last.tool_calls or last.function_call)
+        is_empty = isinstance(last, AssistantMessage) and not (
+            last.said or last.thoughts or last.tool_calls or last.function_call
         )
+        is_closed = self.add_generation_prompt or self.continue_final_message is False
+        return is_empty and not is_closed and len(self.messages) > 1
 
     @property
     def begun_thought(self) -> str:

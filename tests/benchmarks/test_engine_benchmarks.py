@@ -1,13 +1,10 @@
 """Tests that run the engine's benchmarks with the demo model in their smallest setting."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, prefill, tuning
+from benchmarks import prefill, tuning
 from benchmarks.runs import (
     DEMO,
     GREEDY,
@@ -20,7 +17,8 @@ from benchmarks.runs import (
     ram_spec,
     session,
 )
-from engine.spec import DraftSpec
+from engine.spec import DraftSpec, StreamSpec
+from tests.engine.order.pretended_cuda import PretendedCuda, install
 
 TARGET = DEMO / "target"
 PLAIN = ram_spec(TARGET, DraftSpec("none"), gbps=UNLIMITED_GBPS, max_sequences=2)
@@ -37,6 +35,17 @@ def test_a_run_records_tokens_times_passes_and_bytes() -> None:
         assert run.answered == {"a"}
         # Every pass reads all streamed weights; the ring may be ahead by less than a pass.
         assert 3 * served.streamed_bytes < served.link_bytes <= 5 * served.streamed_bytes
+
+
+def test_a_session_computes_on_the_stream_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafting ahead has a lower priority than a pass only if passes have a stream of their own."""
+    cuda = PretendedCuda()
+    install(monkeypatch, cuda)
+    plain = replace(PLAIN, device="cuda:0", stream=StreamSpec(tier="ram"), numerics="fast")
+    with cuda.recording(), session(plain) as served:
+        assert cuda.current_stream() is cuda.compute
+        drive(served, [make_request("a", [5, 6, 7], replace(GREEDY, max_tokens=2))])
+    cuda.checker.check()
 
 
 def test_aborted_requests_leave_an_idle_engine() -> None:
@@ -85,35 +94,5 @@ def test_gaps_are_measured_from_the_last_tokens_of_the_stream(
     assert found.passes >= 1
 
 
-@pytest.mark.slow
-def test_the_gpu_benchmark_has_a_dry_run_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    short = DraftSpec("subspec", depth=2, width=2, budget=8)
-    monkeypatch.setattr(gpu, "SERIAL", replace(short, ahead=False, tuned=False))
-    monkeypatch.setattr(gpu, "OURS", short)
-    monkeypatch.setattr(gpu, "COPY_BYTES", 1 << 20)
-    monkeypatch.setattr(gpu, "SIMULATED_GBPS", 4.0)
-    options = gpu.Options("tiny", "cpu", 1.0, layers=2, passes=1, rounds=1, folder=tmp_path)
-    figures = gpu.measure(options)
-    assert [row[0] for row in figures.tables[0].rows] == [
-        "no draft, strict",
-        "no draft, fast",
-        "serial SubSpec",
-        "ours, fast",
-        "ours, strict",
-    ]
-    assert len(figures.bars) == 4
-    assert figures.values["w_bytes"] > 0 and figures.values["draft_bytes_read_per_step"] > 0
-
-
 def test_the_rate_without_tokens_is_zero() -> None:
     assert Run(began=1.0, ended=3.0).tokens_per_second == 0.0
-
-
-@pytest.mark.slow
-def test_the_gpu_benchmark_needs_no_web_stack() -> None:
-    web = "{'fastapi', 'pydantic', 'uvicorn', 'starlette', 'httpx', 'server', 'matplotlib'}"
-    code = f"import sys, benchmarks.gpu; print(sorted({web} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"

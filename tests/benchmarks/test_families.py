@@ -36,6 +36,10 @@ def test_a_tiny_model_is_served_or_refused(family: str, result: str, reason: str
     assert reason in outcome.reason
 
 
+def test_drafts_are_made_of_layers_under_any_name() -> None:
+    assert survey("gpt2", ("subspec",)) == Outcome("gpt2", "equal")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_loading_refuses_exactly_what_the_plan_refuses(part: int) -> None:

@@ -1,12 +1,13 @@
 """The comparison of substitutes continues where an earlier run was interrupted."""
 
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from benchmarks.real import substitutes
+from benchmarks.real import substitutes, tokens_per_pass
 from benchmarks.real.substitutes import COLUMNS, FORMS, Form, Row
 
 
@@ -92,3 +93,17 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(
     with pytest.raises(SystemExit):
         run(monkeypatch, ["--resume", str(tmp_path / path)])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [substitutes.main, tokens_per_pass.main])
+@pytest.mark.parametrize("number", ["4", "0"])
+def test_prompts_that_there_are_not_are_refused(
+    number: str,
+    main: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--prompts", number])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"--prompts: invalid choice: {number} (choose from 1, 2, 3)" in capsys.readouterr().err

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/demo/README.md"),
     *("docs/api.md", "docs/architecture.md", "docs/extending.md", "docs/performance.md"),
-    *("docs/settings.md", "docs/troubleshooting.md", "docs/clients.md"),
+    *("docs/settings.md", "docs/troubleshooting.md", "docs/clients.md", "docs/gpu.md"),
 )
 RUN_BY_CLIENTS = "docs/clients.md"  # its blocks need the programs that tests/clients installs
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.first_gpu_run.stages import STAGES
 from server.config.model_file import read_model_file
 from server.config.settings import Settings
 from tests.documentation.documents import (
@@ -40,6 +41,12 @@ def test_make_targets_and_modules_exist(document: str) -> None:
     assert set(re.findall(r"[`\n]make ([a-z][a-z-]*)", text)) <= targets
     for module in re.findall(r"python\s-m\s(benchmarks[\w.]*)", text):
         assert importlib.util.find_spec(module) is not None, module
+
+
+def test_the_gpu_document_has_every_stage_in_order() -> None:
+    stages = text_of("docs/gpu.md").partition("## The stages")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in stages.splitlines() if line.startswith("| `")]
+    assert re.findall(r"`(\w+)`", "".join(cells)) == [stage.name for stage in STAGES]
 
 
 @pytest.mark.parametrize("block", blocks(), ids=str)

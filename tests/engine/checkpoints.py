@@ -10,17 +10,20 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    StableLmConfig,
 )
 
 from tests.engine.hybrids import HYBRIDS
@@ -117,6 +120,14 @@ def _qwen3_moe(common: dict[str, Any]) -> PreTrainedConfig:
     return Qwen3MoeConfig(**common, **own)
 
 
+def _stablelm(**own: Any) -> Callable[[dict[str, Any]], PreTrainedConfig]:
+    return lambda common: StableLmConfig(**common, layer_norm_eps=1e-4, **own)
+
+
+def _nemotron(**own: Any) -> Callable[[dict[str, Any]], PreTrainedConfig]:
+    return lambda common: NemotronConfig(**common, head_dim=HEAD_DIM, **own)
+
+
 def _gpt_oss(common: dict[str, Any]) -> PreTrainedConfig:
     rope = {
         "rope_type": "yarn",
@@ -153,7 +164,17 @@ _CONFIGS: dict[str, Callable[[dict[str, Any]], PreTrainedConfig]] = {
     "gpt_oss": _gpt_oss,
 }
 
-FAMILIES = tuple(_CONFIGS)
+FAMILIES = tuple(_CONFIGS)  # those that engines are tested with
+_CONFIGS |= {  # those that only files are tested with
+    "gemma": lambda common: GemmaConfig(**common, head_dim=HEAD_DIM),
+    "stablelm": _stablelm(),
+    "stablelm_parallel": _stablelm(
+        use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True
+    ),
+    "nemotron": _nemotron(),
+    "nemotron_biases": _nemotron(attention_bias=True, mlp_bias=True, partial_rotary_factor=1.0),
+}
+STORED_FAMILIES = tuple(_CONFIGS)
 
 
 def tiny_config(
@@ -220,7 +241,7 @@ def save_tiny(
     width: int = 1,
     max_shard_size: str = "50KB",
 ) -> Path:
-    """Write a tiny checkpoint of `family` (one of `FAMILIES`) into `folder` and return it."""
+    """Write a tiny checkpoint of one of `STORED_FAMILIES` into `folder` and return it."""
     config = tiny_config(family, vocab_size=vocab_size, layers=layers, tied=tied, width=width)
     model = tiny_model(config, dtype, seed)
     folder.mkdir(parents=True, exist_ok=True)

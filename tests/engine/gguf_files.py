@@ -1,6 +1,8 @@
 """GGUF files of tiny checkpoints, written with the `gguf` package as llama.cpp's converter does."""
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,18 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "phi3": gguf.MODEL_ARCH.PHI3,
+    "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "stablelm": gguf.MODEL_ARCH.STABLELM,
+    "nemotron": gguf.MODEL_ARCH.NEMOTRON,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
 }
+
+
+ADDS_ONE = ("gemma", "gemma2", "gemma3_text", "nemotron")
+_OF_HEAD = re.compile(r"model\.layers\.(\d+)\.self_attn\.([qk])_layernorm\.norms\.(\d+)\.weight")
 
 
 def state_of(
@@ -131,8 +140,13 @@ def gguf_tensors(config: Any, state: Mapping[str, Tensor]) -> dict[str, Array]:
     architecture = ARCHITECTURES[config.model_type]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     found: dict[str, Array] = _rope_tensors(config)
+    heads: dict[str, list[Array]] = defaultdict(list)
     for name, tensor in state.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if (head := _OF_HEAD.fullmatch(name)) is not None:  # as _stack_qk_norm
+            layer, which, _ = head.groups()
+            heads[f"blk.{layer}.attn_{which}_norm.weight"].append(tensor.numpy())
             continue
         if ".experts." in name:
             found |= _experts(config, name, tensor.numpy())
@@ -142,13 +156,13 @@ def gguf_tensors(config: Any, state: Mapping[str, Tensor]) -> dict[str, Array]:
             target = names.get_name(plain, try_suffixes=(".weight", ".bias"))
             assert target is not None, name
             found[target] = _changed(config, name, tensor).numpy()
-    return found
+    return found | {name: np.stack(rows) for name, rows in heads.items()}
 
 
 def _changed(config: Any, name: str, tensor: Tensor) -> Tensor:
     """Return a tensor as the converter stores it."""
     kind = config.model_type
-    if kind in ("gemma2", "gemma3_text") and name.endswith("norm.weight"):
+    if kind in ADDS_ONE and name.endswith("norm.weight"):
         return tensor + 1
     if kind in ("llama", "mistral", "mixtral", "granite") and (
         ".q_proj" in name or ".k_proj" in name
@@ -208,9 +222,12 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_key_length(getattr(config, "head_dim", None) or 16)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.model_type not in ("gemma", "stablelm"):
+        writer.add_rope_freq_base(rope["rope_theta"])
+    if config.model_type != "stablelm":
+        writer.add_key_length(getattr(config, "head_dim", None) or 16)
     writer.add_vocab_size(config.vocab_size)
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
@@ -232,6 +249,16 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
         case "gemma3_text":
             slides = [kind == "sliding_attention" for kind in config.layer_types]
             writer.add_sliding_window_pattern(slides)
+        case "stablelm":
+            part = int(rope["partial_rotary_factor"] * config.hidden_size)
+            writer.add_rope_dimension_count(part // config.num_attention_heads)
+            writer.add_parallel_residual(config.use_parallel_residual)
+            writer.add_layer_norm_eps(config.layer_norm_eps)
+        case "nemotron":
+            part = int(rope["partial_rotary_factor"] * config.hidden_size)
+            writer.add_rope_dimension_count(part // config.num_attention_heads)
+            writer.add_layer_norm_eps(config.norm_eps)
+            writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
         case "granite":
             writer.add_embedding_scale(config.embedding_multiplier)
             writer.add_residual_scale(config.residual_multiplier)

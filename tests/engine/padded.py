@@ -37,21 +37,22 @@ class Compared(GraphedSteps):
 
     def __init__(self, model: DraftModel, capture: Capture, tolerance: float = 2e-5) -> None:
         super().__init__(model.decoder, model.caches.cache.pool, capture)
+        self.capture_all(lambda *_: None)
         self.compared: list[Bucket] = []
         self.num_plain = 0
         self._tolerance = tolerance
         model.graphs = self
 
-    def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
+    def logits(self, embedded: Sequence[Tensor], batch: Batch) -> Tensor | None:
         pool, decoder = self._pool.memory, self._decoder
-        positions = [int(p) for s in batch.segments for p in s.positions[s.num_scratch :]]
+        positions = torch.cat([s.positions[s.num_scratch :] for s in batch.segments])
         before = pool.clone()
-        hidden = decoder.forward(tokens, positions, batch)
+        hidden = decoder.run([own.clone() for own in embedded], positions[None], batch)
         with decoder.head() as head:
             want = torch.cat([head(block) for block in torch.split(hidden, TILE)])
         stored = pool.clone()
         pool.copy_(before)
-        found, bucket = super().logits(tokens, batch), Bucket.of(batch)
+        found, bucket = super().logits(embedded, batch), Bucket.of(batch)
         if found is None or bucket is None:
             self.num_plain += 1
             return None

@@ -3,17 +3,16 @@
 # mypy: disallow-untyped-calls=False
 # torch.cuda declares no types for events and sleeps.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.drafting.model.guess import draft_children
 from engine.kv.page_pool import PAGE
 from engine.messages import SamplingParams
-from engine.sampling.choose import choose_rows
+from engine.sampling.choose import UNDECIDED, choose_rows, choose_rows_at_once
 from engine.sampling.large_vocabularies.blocks import Rows
 from engine.spec import DraftSpec, MemorySpec
 from engine.streaming.cuda_link import CudaDevice
@@ -31,6 +30,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.gpu.waiting import no_waiting
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,16 +39,6 @@ pytestmark = [
 CUDA = torch.device("cuda", 0)
 GPU: dict[str, Any] = {"device": "cuda:0", "memory": MemorySpec(device=1 << 30)}
 CYCLES = 100_000_000  # about fifty milliseconds
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Raise an error in a `with` block if the host waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def asked() -> list[Any]:
@@ -159,3 +149,30 @@ def test_greedy_choices_do_not_make_the_host_wait() -> None:
     with no_waiting():
         chosen = choose_rows(Rows.of(logits), greedy, None, positions=range(64), choice=0)
     assert torch.equal(chosen, logits.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(seed=4),
+        SamplingParams(seed=4, temperature=0.1),
+        SamplingParams(seed=4, top_p=0.9, temperature=0.5),
+        SamplingParams(seed=4, top_p=0.9, top_k=200, min_p=0.001, logit_bias=((3, 2.0),)),
+    ],
+    ids=str,
+)
+def test_choices_of_whole_rows_do_not_make_the_host_wait(params: SamplingParams) -> None:
+    logits = torch.randn(64, 50_257, device=CUDA) * 4
+    asked: dict[str, Any] = {
+        "positions": range(64),
+        "choice": 0,
+        "banned": [[row, 7] for row in range(64)],
+    }
+    with no_waiting():
+        rows = Rows.of(logits)
+        found = choose_rows_at_once(rows, params, **asked)
+        draft_children(logits, params, None, tau=0.7, branch=4, at_once=True, **asked)
+    want = choose_rows(Rows.of(logits), params, None, **asked)
+    decided = found != UNDECIDED
+    assert torch.equal(found[decided], want[decided])
+    assert decided.any()

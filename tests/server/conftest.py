@@ -12,6 +12,7 @@ import openai
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from hypothesis import settings
 
 from engine.spec import ModelSpec, TargetSpec
 from server.cli.serve import bind, http_config
@@ -23,6 +24,10 @@ from server.http.state import App
 from tests.demo_server import DemoServer, SharedDemoServer
 from tests.server.fake_engine import FakeEngines
 from tests.server.fake_text import FakeText
+
+# No test fails because an example takes long.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 MakeApp = Callable[..., App]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from engine.sampling.large_vocabularies.blocks import Matrix, Rows
     from engine.sequences.sequence import TokenSequence
+    from engine.transfer import Download
 
 FACTS = MethodFacts(bounds=Bounds(depth=8, width=1, branch=1, budget=64), agreement=0.5)
 
@@ -40,8 +41,9 @@ class Recycling:
         # Successors and their assumed hit rates, [V, SUCCESSORS] each, on the host. Allocated in
         # the first pass, when the vocabulary size V is known.
         self._matrix: tuple[Tensor, Tensor] | None = None
-        # Of the last pass: tokens, their successors and log-probabilities, on the device.
-        self._fresh: tuple[list[int], Tensor, Tensor] | None = None
+        # Of the last pass: tokens, and their successors and log-probabilities on their way to the
+        # host.
+        self._fresh: tuple[list[int], Download, Download] | None = None
 
     def propose(self, sequence: TokenSequence, depth: int, rows: int) -> DraftTree | None:
         """Return a tree of the known successors below the sequence's last token."""
@@ -52,7 +54,7 @@ class Recycling:
         """Remember the best tokens at these rows as the successors of the tokens they fed.
 
         Of several rows that fed the same token the first counts: it is on the most probable branch.
-        The results stay on the device until the next tree needs them, so that nothing waits here.
+        The results are on the host when the next tree needs them, so that nothing waits here.
         """
         self._store()
         rows: dict[int, int] = {}
@@ -68,7 +70,10 @@ class Recycling:
 
             shape = logits.size, count
             self._matrix = torch.full(shape, -1, dtype=torch.int32), torch.zeros(shape)
-        self._fresh = (list(rows), *_best(logits.rows(list(rows.values())), count))
+        from engine.transfer import Download
+
+        best, logprobs = _best(logits.rows(list(rows.values())), count)
+        self._fresh = list(rows), Download(best.int()), Download(logprobs.float())
 
     def _store(self) -> None:
         """Copy the last pass's successors to the matrix."""
@@ -79,8 +84,8 @@ class Recycling:
         tokens, best, logprobs = self._fresh
         successors, probabilities = self._matrix
         where = torch.tensor(tokens)
-        successors[where] = best.to("cpu", torch.int32)
-        probabilities[where] = PRIOR_SHARE * logprobs.to("cpu", torch.float32).exp()
+        successors[where] = best.result()
+        probabilities[where] = PRIOR_SHARE * logprobs.result().exp()
         self._fresh = None
 
     def _guesses(self, token: int) -> list[Guess]:

@@ -7,6 +7,7 @@ from engine.errors import ModelError
 
 def needs(context: PlanContext) -> DraftNeeds:
     """Return the memory that the draft model takes. Its config.json is enough."""
+    from engine.drafting.model.draft_model import PROMPT_TILE
     from engine.model.guard import check_decoder
     from engine.model.library import build_of_folder
     from engine.weights.family import has_recurrent_layers, kv_shape, read_config
@@ -26,6 +27,7 @@ def needs(context: PlanContext) -> DraftNeeds:
     outline = Outline(model, context.dtype, None, {}, slice_bytes=None)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
+        step_rows=PROMPT_TILE,
         weight_bytes=sum(layout.nbytes for layout in outline.layouts),
         kv_bytes_per_token=kv_shape(config).bytes_per_token(context.dtype),
     )

@@ -8,15 +8,18 @@ MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 
 
 def needs(context: PlanContext) -> DraftNeeds:
-    """Return the memory that the copies take. Raises `ModelError` for mixtures of experts
-    and for recurrent layers.
+    """Return the memory that the copies take.
+
+    Raises `ModelError` for mixtures of experts, for recurrent layers, and for a device without a
+    4-bit product.
 
     Making a copy needs host memory for a while: the dense unit and three times a quarter of it, for
     the copy as it is written, as it is copied and as it is packed; and the unit as it is stored, if
     that is packed.
     """
     from engine.weights.family import has_recurrent_layers, is_mixture
-    from engine.weights.formats.linear import substitute_bytes
+    from engine.weights.formats.linear import best_kernel, matrix_shapes, substitute_bytes
+    from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
     from engine.weights.packing import dense_bytes
 
     if is_mixture(context.config):
@@ -31,12 +34,21 @@ def needs(context: PlanContext) -> DraftNeeds:
             f"({context.config.model_type!r}). Use specexec with a small model of the same "
             "vocabulary that has attention in every layer, or ngram."
         )
-    copies = [substitute_bytes(unit, context.draft.group) for unit in context.layouts]
+    group, device = context.draft.group, context.device
+    kernel = best_kernel(matrix_shapes(context.layouts[0]), group, device)
+    if device is not None and kernel == "int4" and not has_fast_bfloat16(device):
+        raise ModelError(
+            f"draft.method: subspec has no 4-bit product on {describe(device)}: int4 needs 8.0 or "
+            "newer. Install the package bitsandbytes, whose nf4 runs there, or use specexec or "
+            "ngram."
+        )
+    copies = [substitute_bytes(unit, group, device, kernel) for unit in context.layouts]
     sizes = [(unit.nbytes, dense_bytes(unit, context.dtype)) for unit in context.layouts]
     largest = max(dense * 7 // 4 + (own if own < dense else 0) for own, dense in sizes)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         draft_rows=context.bounds.draft_rows,
+        step_rows=context.bounds.width,
         weight_bytes=sum(copies),
         making_bytes=largest + MAKING_TEMPORARIES,
         substitute_bytes=copies,

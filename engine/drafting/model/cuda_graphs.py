@@ -1,9 +1,12 @@
-"""Draft steps as CUDA graphs, which launch a thousand small kernels at once.
+"""Draft steps as CUDA graphs, which launch hundreds of small kernels at once.
 
 A draft step is limited by its kernel launches, not by its arithmetic. A graph launches all kernels
 at once but has fixed shapes and addresses. So a step is padded to a bucket of rows and of visible
 KV slots, its inputs are copied to the addresses that the graph reads, and one graph serves all
 steps of a bucket.
+
+All graphs are captured at load. A capture waits for the device and gives the allocator's cache back
+to the driver, which would stop a pass that weights are streamed for.
 
 Rows of several sequences share one padded step, with one list of the slots that are read and a
 mask of which row attends to which slot. Padding rows repeat the last row, which writes the same
@@ -12,7 +15,6 @@ reads and writes only its own memory.
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -20,7 +22,8 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from engine.kv.page_pool import PagePool
+from engine.kv.page_pool import PAGE, PagePool
+from engine.messages import ReportProgress
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
@@ -31,22 +34,37 @@ log = logging.getLogger(__name__)
 
 MIN_KV = 256  # visible slots of the smallest bucket
 MAX_KV = 1 << 15  # with more slots attention takes longer than the kernel launches
-MAX_GRAPHS = 24  # graphs that are kept; each holds a few MiB of kernels, and its inputs
+# Rows of a padded step. The products of low-bit weights cost the same for 1 to 16 rows, because one
+# tile of the tensor cores has 16; a step of 64 rows reads such weights more than once.
+ROW_COUNTS = (16, 32, TILE)
+GRAPH_BYTES = 4 << 20  # of the kernels of one graph, estimated: a node takes one to two KiB
 
 
 @dataclass(frozen=True)
 class Bucket:
     """The shapes of a padded step."""
 
-    rows: int  # 1, 2, 4, ... TILE
+    rows: int  # one of ROW_COUNTS
     kv: int  # slots that are read beside the rows' own; powers of two from MIN_KV
 
     @classmethod
     def of(cls, batch: Batch) -> "Bucket | None":
         """Return the smallest bucket that holds the batch; None for a batch that is too large."""
-        rows = _next_power(len(batch.rows), 1)
-        kv = _next_power(sum(s.start + s.num_scratch for s in batch.segments), MIN_KV)
-        return cls(rows, kv) if rows <= TILE and kv <= MAX_KV else None
+        rows = next((count for count in ROW_COUNTS if count >= len(batch.rows)), None)
+        kv = _kv_size(sum(s.start + s.num_scratch for s in batch.segments))
+        return cls(rows, kv) if rows is not None and kv <= MAX_KV else None
+
+
+def all_buckets(num_slots: int) -> list[Bucket]:
+    """Return the buckets of all steps over a KV cache of this many slots, the largest first.
+
+    Graphs share their memory, so smaller ones find room in what larger ones have taken.
+    """
+    kv, sizes = min(_kv_size(num_slots), MAX_KV), list[int]()
+    while kv >= MIN_KV:
+        sizes.append(kv)
+        kv //= 2
+    return [Bucket(rows, kv) for kv in sizes for rows in reversed(ROW_COUNTS)]
 
 
 class PaddedStep:
@@ -63,9 +81,11 @@ class PaddedStep:
         ]
         self._slots = torch.zeros(kv + rows, dtype=torch.int64, device=device)
         self._positions = torch.zeros(kv + rows, dtype=torch.int64, device=device)
-        self._mask = torch.zeros(rows, kv + rows, dtype=torch.bool, device=device)
+        # At load a row that sees nothing would give NaN.
+        self._mask = torch.ones(rows, kv + rows, dtype=torch.bool, device=device)
         self._numbers = torch.arange(max(rows, kv), device=device)
-        segment = Segment(
+        self._pool = pool
+        self._segment = Segment(
             first=0,
             count=rows,
             start=0,
@@ -74,13 +94,16 @@ class PaddedStep:
             mask=self._mask,
             cancelled=Event(),
         )
-        self._batch = Batch(pool, (segment,), range(rows), strict=False)
 
     def fill(self, embedded: Sequence[Tensor], segments: Sequence[Segment]) -> None:
-        """Copy what `Decoder.embed` returned for rows that fit the bucket, and their segments."""
+        """Copy rows that fit the bucket and their segments to the inputs of the graph.
+
+        Args:
+            embedded: what `Decoder.embed` returned, on the device.
+        """
         rows = len(embedded[0])
         for own, given in zip(self._inputs, embedded, strict=True):
-            own[:rows].copy_(given, non_blocking=True)
+            own[:rows] = given
             own[rows:] = own[rows - 1]
         self._mask.fill_(False)
         first = 0  # of the segment's visible slots
@@ -98,7 +121,9 @@ class PaddedStep:
         # A layer overwrites its input, so it gets a copy.
         positions = self._positions[None, self._kv :]
         inputs = [own.clone() for own in self._inputs]
-        hidden = self._decoder.run(inputs, positions, self._batch)
+        # A new batch has no masks yet: they are made within the graph, of what `fill` has copied.
+        batch = Batch(self._pool, (self._segment,), range(self._segment.count), strict=False)
+        hidden = self._decoder.run(inputs, positions, batch)
         with self._decoder.head() as head:
             return head(hidden)
 
@@ -128,69 +153,70 @@ class PaddedStep:
 
 
 class GraphedSteps:
-    """The graphs of one draft model, captured when a bucket is first needed."""
+    """The graphs of one draft model, for steps of all buckets."""
 
     def __init__(self, decoder: Decoder, pool: PagePool, capture: Capture) -> None:
         """Make graphs for a model whose rope does not depend on length (`graphed_steps`)."""
-        self.num_captured = 0  # attempts since the start; a step that captures takes longer
         self._decoder = decoder
         self._pool = pool
         self._capture = capture
-        self._is_refused = False
-        self._graphs: OrderedDict[Bucket, tuple[PaddedStep, Work]] = OrderedDict()
+        self._graphs: dict[Bucket, tuple[PaddedStep, Work]] = {}
 
-    def logits(self, tokens: Sequence[int], batch: Batch) -> Tensor | None:
+    def capture_all(self, progress: ReportProgress) -> int:
+        """Capture the graphs of all buckets, and return their number.
+
+        The pool must hold nothing yet, because a captured step writes to its first slot. Buckets
+        that cannot be captured are logged, and their steps run plainly.
+        """
+        buckets = all_buckets(self._pool.num_pages * PAGE)
+        for number, bucket in enumerate(buckets, 1):
+            try:
+                step = PaddedStep(self._decoder, self._pool, bucket)
+                self._graphs[bucket] = step, self._capture(step.run)
+            except RuntimeError as error:
+                log.warning("draft steps of %s run without a CUDA graph: %s", bucket, error)
+                if not isinstance(error, torch.OutOfMemoryError):
+                    break  # an operation that no graph can hold; where memory is short, smaller fit
+            progress("capturing the draft's steps", number, len(buckets))
+        return len(self._graphs)
+
+    def logits(self, embedded: Sequence[Tensor], batch: Batch) -> Tensor | None:
         """Return logits [R, V] of a batch's rows, or None if it must run as a plain step.
 
         The logits are valid until the next call. The rows' KV is in their slots then, as after a
         plain step.
+
+        Args:
+            embedded: what `Decoder.embed` returned for the rows, on the device.
         """
         bucket = Bucket.of(batch)
-        if bucket is None:
+        known = None if bucket is None else self._graphs.get(bucket)
+        if known is None:
             return None
-        embedded = self._decoder.embed(tokens)
-        known = self._graphs.get(bucket)
-        if known is not None:
-            self._graphs.move_to_end(bucket)
-            step, replay = known
-            step.fill(embedded, batch.segments)
-            return replay()[: len(tokens)]
-        return self._capture_first(bucket, embedded, batch)
-
-    def _capture_first(
-        self, bucket: Bucket, embedded: Sequence[Tensor], batch: Batch
-    ) -> Tensor | None:
-        """Capture the graph of a bucket, replay it and return the logits; None if that fails."""
-        if self._is_refused:
-            return None
-        while len(self._graphs) >= MAX_GRAPHS:
-            self._graphs.popitem(last=False)
-        try:
-            step = PaddedStep(self._decoder, self._pool, bucket)
-            step.fill(embedded, batch.segments)  # capturing runs the step once
-            replay = self._capture(step.run)
-            logits = replay()
-        except RuntimeError as error:  # out of memory, or an operation that no graph can hold
-            self._is_refused = True
-            log.warning("draft steps of %s run without a CUDA graph: %s", bucket, error)
-            return None
-        finally:
-            self.num_captured += 1
-        self._graphs[bucket] = step, replay
-        return logits[: len(embedded[0])]
+        step, replay = known
+        step.fill(embedded, batch.segments)
+        return replay()[: len(batch.rows)]
 
 
-def graphed_steps(decoder: Decoder, pool: PagePool, capture: Capture | None) -> GraphedSteps | None:
-    """Return graphs for the draft steps of this decoder, or None if it cannot have any.
+def graphed_steps(
+    decoder: Decoder, pool: PagePool, capture: Capture | None, progress: ReportProgress
+) -> GraphedSteps | None:
+    """Return captured graphs for the draft steps of this decoder, or None if it cannot have any.
 
     A decoder whose rope frequencies depend on the length has none: they are chosen for each step,
     which a graph cannot do.
+
+    Args:
+        pool: the draft's KV cache, which holds nothing yet.
+        capture: records steps as graphs; None where the device has none.
+        progress: called after each graph.
     """
     if capture is None or decoder.strict or decoder.original_length is not None:
         return None
-    return GraphedSteps(decoder, pool, capture)
+    steps = GraphedSteps(decoder, pool, capture)
+    return steps if steps.capture_all(progress) else None
 
 
-def _next_power(count: int, least: int) -> int:
-    """Return the smallest power of two that is not below either."""
-    return max(least, 1 << (count - 1).bit_length() if count > 1 else 1)
+def _kv_size(slots: int) -> int:
+    """Return the smallest power of two that is neither below `slots` nor below `MIN_KV`."""
+    return max(MIN_KV, 1 << (slots - 1).bit_length() if slots > 1 else 1)

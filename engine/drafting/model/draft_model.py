@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from engine.drafting.calibration import Calibration
 from engine.drafting.forcing import select_undetermined
 from engine.drafting.growth import Growth, Node
-from engine.drafting.model.cuda_graphs import graphed_steps
+from engine.drafting.model.cuda_graphs import GraphedSteps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.drafting.model.guess import draft_children
 from engine.drafting.tree import Bounds
@@ -25,12 +25,12 @@ from engine.kv.page_pool import PAGE
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
-from engine.model.segment import Segment
+from engine.model.segment import Segment, upload_segments
 from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
-from engine.streaming.device import Capture
 from engine.streaming.ring import OnWait
+from engine.transfer import upload
 
 PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
 NEGLIGIBLE = -9.0  # log-probability: a child below it is not worth a node
@@ -53,7 +53,9 @@ class DraftStep:
     chosen: list[tuple[Growth, list[Node]]]
     tokens: list[int]
     positions: list[int]
-    logit_rows: list[int]  # the rows of nodes, which need logits
+    logit_rows: Tensor  # the rows of nodes, which need logits, [nodes] on the device
+    # What `Decoder.embed` returned, on the device, if the step may be a graph; else empty.
+    embedded: Sequence[Tensor]
     batch: Batch
     resumable: ResumableForward
 
@@ -68,7 +70,9 @@ class DraftModel:
         caches: DraftCache,
         bounds: Bounds,
         vocab_size: int,
-        capture: Capture | None = None,
+        graphs: GraphedSteps | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Take a model whose weights are on the device.
 
@@ -76,21 +80,18 @@ class DraftModel:
             name: the method's name, which is the source of the drafted rows.
             bounds: the largest size of a tree.
             vocab_size: of the target. Its padding may differ from the draft's.
-            capture: records steps as CUDA graphs; None where the device has none.
+            graphs: the CUDA graphs of steps; None if all steps run plainly.
+            at_once: whether the host waits for a step only once, when it reads the children.
         """
         self.name = name
         self.decoder = decoder
         self.caches = caches
         self.bounds = bounds
         self.vocab_size = vocab_size
-        self.graphs = graphed_steps(decoder, caches.cache.pool, capture)
+        self.graphs = graphs
+        self._at_once = at_once
         self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished
-
-    @property
-    def num_captured(self) -> int:
-        """Return the number of steps that took longer because they captured a CUDA graph."""
-        return 0 if self.graphs is None else self.graphs.num_captured
 
     @property
     def num_shared_pages(self) -> int:
@@ -115,7 +116,7 @@ class DraftModel:
     @property
     def num_pieces(self) -> int:
         """Return the number of pieces in which a step can run; 1 where steps are CUDA graphs."""
-        return len(self.decoder.decoder.layers) if self.graphs is None else 1
+        return len(self.decoder.layers) if self.graphs is None else 1
 
     def begin_step(self, chosen: Sequence[tuple[Growth, list[Node]]]) -> None:
         """Start a draft step that can be run in several pieces."""
@@ -208,19 +209,40 @@ class DraftModel:
     def _extend(self, step: DraftStep, logits: Tensor, calibration: Calibration) -> None:
         """Add the best children of all nodes of a step, by the logits [nodes, V] at their rows."""
         parts = torch.split(logits, [len(nodes) for _, nodes in step.chosen])
+        parents: list[tuple[Growth, Node]] = []
+        found: list[Tensor] = []
         for (growth, nodes), own in zip(step.chosen, parts, strict=True):
-            self._add_children(growth, nodes, own, calibration)
-
-    def _add_children(
-        self, growth: Growth, nodes: list[Node], logits: Tensor, calibration: Calibration
-    ) -> None:
-        """Add the best children of one growth's nodes, by the logits [nodes, V] at their rows."""
-        sequence = growth.sequence
-        rows, allowed = select_undetermined(growth, nodes)
-        if not rows:
+            rows, allowed = select_undetermined(growth, nodes)
+            if rows:
+                if len(rows) < len(nodes):
+                    own = own[upload(torch.tensor(rows), own.device)]
+                chosen = [nodes[row] for row in rows]
+                parents += [(growth, node) for node in chosen]
+                found.append(self._find_children(growth, chosen, own, allowed, calibration))
+        if not found:
             return
-        if len(rows) < len(nodes):
-            nodes, logits = [nodes[row] for row in rows], logits[rows]
+        # Here alone the host waits for the step.
+        children: list[tuple[list[float], list[float]]] = torch.cat(found).tolist()
+        for (growth, node), (tokens, logprobs) in zip(parents, children, strict=True):
+            self._add_children(growth, node, tokens, logprobs, calibration)
+
+    def _find_children(
+        self,
+        growth: Growth,
+        nodes: Sequence[Node],
+        logits: Tensor,
+        allowed: Tensor | None,
+        calibration: Calibration,
+    ) -> Tensor:
+        """Return the best children of one growth's nodes, [nodes, 2, branch] float64.
+
+        They are token ids, which float64 holds exactly, and log-probabilities.
+
+        Args:
+            logits: at the nodes' rows, [nodes, V].
+            allowed: the tokens that a grammar allows there, [nodes, V] bool; None: all of them.
+        """
+        sequence = growth.sequence
         positions = [node.position + 1 for node in nodes]
         is_path = is_path_dependent(sequence.params)
         paths = [growth.path(node) for node in nodes] if is_path else None
@@ -236,13 +258,25 @@ class DraftModel:
             allowed=allowed,
             tau=calibration.tau(sequence.params),
             branch=self.bounds.branch,
+            at_once=self._at_once,
         )
-        for node, own, scores in zip(nodes, tokens.tolist(), logprobs.tolist(), strict=True):
-            gains = [calibration.calibrate(self.name, s) if s > -inf else -inf for s in scores]
-            calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
-            for token, logprob, gain in zip(own, scores, gains, strict=True):
-                if gain > NEGLIGIBLE or node.children.get(token):
-                    growth.add(node, token, logprob, gain, self.name)
+        return torch.stack([tokens.double(), logprobs.double()], 1)
+
+    def _add_children(
+        self,
+        growth: Growth,
+        node: Node,
+        tokens: Sequence[float],
+        logprobs: Sequence[float],
+        calibration: Calibration,
+    ) -> None:
+        """Add children to a node, given their token ids and their log-probabilities."""
+        gains = [calibration.calibrate(self.name, s) if s > -inf else -inf for s in logprobs]
+        calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
+        for own, logprob, gain in zip(tokens, logprobs, gains, strict=True):
+            token = int(own)
+            if gain > NEGLIGIBLE or node.children.get(token):
+                growth.add(node, token, logprob, gain, self.name)
 
     def _prepare(self, chosen: Sequence[tuple[Growth, list[Node]]]) -> DraftStep | None:
         """Return a step of the nodes for which there is room; None if there is none."""
@@ -252,32 +286,42 @@ class DraftModel:
         tokens: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []
+        before: list[Tensor] = []
         wanted: list[int] = []
         for growth, nodes in ready:
-            own_tokens, own_positions, segment = self._segment(growth, nodes, len(tokens))
+            own_tokens, own_positions, prefix, segment = self._segment(growth, nodes, len(tokens))
             tokens += own_tokens
             positions += own_positions
             segments.append(segment)
+            before.append(prefix)
             wanted += range(len(tokens) - len(nodes), len(tokens))
-        rows, resumable = range(len(tokens)), ResumableForward()
-        batch = Batch(self.caches.cache.pool, tuple(segments), rows, self.decoder.strict, resumable)
-        return DraftStep(ready, tokens, positions, wanted, batch, resumable)
+        is_graph = self.graphs is not None and len(tokens) <= TILE
+        embedded = self.decoder.embed(tokens) if is_graph else []
+        placed, (rows, *embedded) = upload_segments(
+            segments,
+            [torch.tensor(wanted), *embedded],
+            before=before,
+            device=self.decoder.device,
+        )
+        pool, resumable = self.caches.cache.pool, ResumableForward()
+        batch = Batch(pool, placed, range(len(tokens)), self.decoder.strict, resumable)
+        return DraftStep(ready, tokens, positions, rows, embedded, batch, resumable)
 
     def _forward(self, step: DraftStep) -> Tensor:
         """Return the logits [nodes, V] at the rows of a step's nodes.
 
         Raises `OutOfTime` where the step's time is over before its last layer.
         """
-        tokens, wanted = step.tokens, step.logit_rows
-        logits = None if self.graphs is None else self.graphs.logits(tokens, step.batch)
+        logits = None
+        if self.graphs is not None and step.embedded:
+            logits = self.graphs.logits(step.embedded, step.batch)
         if logits is None:
-            hidden = self.decoder.forward(tokens, step.positions, step.batch)
-            rows = hidden[torch.tensor(wanted).to(hidden.device, non_blocking=True)]
+            hidden = self.decoder.forward(step.tokens, step.positions, step.batch)
             with self.decoder.head() as head:
-                blocks = [head(block) for block in torch.split(rows, TILE)]
+                blocks = [head(block) for block in torch.split(hidden[step.logit_rows], TILE)]
             logits = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-        elif len(wanted) < len(tokens):
-            logits = logits[torch.tensor(wanted).to(logits.device, non_blocking=True)]
+        elif len(step.logit_rows) < len(step.tokens):
+            logits = logits[step.logit_rows]
         for growth, nodes in step.chosen:
             # Tiles of a cancelled sequence may have been skipped, so its slots are undefined.
             if nodes[0] is growth.root and not growth.sequence.is_cancelled:
@@ -289,10 +333,12 @@ class DraftModel:
 
     def _segment(
         self, growth: Growth, nodes: list[Node], first: int
-    ) -> tuple[list[int], list[int], Segment]:
-        """Return the tokens and positions of one growth's rows, and their segment of the batch.
+    ) -> tuple[list[int], list[int], Tensor, Segment]:
+        """Return the tokens and positions of one growth's rows, slots, and the rest of the segment.
 
-        The rows are the pending tokens before a root, then the nodes.
+        The rows are the pending tokens before a root, then the nodes. The slots are those of the
+        stored prefix and of pending tokens, on the device; the segment has the others, and its
+        tensors lie on the host.
 
         Args:
             first: the batch row of the first of them.
@@ -304,7 +350,6 @@ class DraftModel:
         pending = range(start, root) if nodes[0] is growth.root else range(0)
         earlier, mask = growth.visible(nodes)
         positions = [*pending, *(node.position for node in nodes)]
-        device = self.decoder.device
         prefix = self.caches.cache.slots(table)[: start + len(pending)]
         scratch = torch.tensor([node.slot for node in (*earlier, *nodes)])
         depths = torch.tensor([*(node.position for node in earlier), *positions])
@@ -312,11 +357,11 @@ class DraftModel:
             first=first,
             count=len(positions),
             start=start,
-            slots=torch.cat([prefix, scratch.to(device, non_blocking=True)]),
-            positions=depths.to(device, non_blocking=True),
-            mask=None if mask is None else mask.to(device, non_blocking=True),
+            slots=scratch,
+            positions=depths,
+            mask=mask,
             cancelled=sequence.cancelled,
             is_long=self.decoder.is_long(len(sequence.tokens)),
         )
         tokens = [sequence.tokens[position] for position in pending]
-        return [*tokens, *(node.token for node in nodes)], positions, segment
+        return [*tokens, *(node.token for node in nodes)], positions, prefix, segment

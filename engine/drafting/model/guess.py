@@ -4,7 +4,11 @@ The target adds the same noise to its log-probabilities at the same position, so
 best with the draft's log-probabilities is most likely best with the target's. A wrong guess costs
 time but changes no output, so the guess may be approximate: few tokens of a row are examined, the
 best one is missed in at most a share `MISSED` of rows, and the sum that normalizes a row is
-estimated. In shapes V is the vocabulary size, R the rows and K the examined tokens of a row.
+estimated.
+
+On a device that computes asynchronously the host would wait for each decision. There all tokens of
+a row are examined, which takes a GPU no time that counts. In shapes V is the vocabulary size, R the
+rows and K the examined tokens of a row.
 """
 
 import math
@@ -18,8 +22,14 @@ from engine.sampling.large_vocabularies.blocks import BLOCK, Rows, best_blocks
 from engine.sampling.large_vocabularies.candidates import Candidates
 from engine.sampling.large_vocabularies.rare_noise import find_rare
 from engine.sampling.logit_rules import TokenCounts, is_greedy, penalize
-from engine.sampling.noise import gumbel_from_uniform, make_streams, uniform
-from engine.sampling.truncation import has_min_p_or_top_k, min_p_top_k_floor, nucleus_floor
+from engine.sampling.noise import gumbel_from_uniform, make_streams, rounded_gumbel, uniform
+from engine.sampling.truncation import (
+    bounded_floor,
+    has_min_p_or_top_k,
+    is_truncated,
+    min_p_top_k_floor,
+    nucleus_floor,
+)
 
 CANDIDATES = (64, 1024)  # best tokens of a row that are examined; where its nucleus needs more
 SELECTED = 64  # blocks in which a row's best tokens are searched
@@ -41,6 +51,7 @@ def draft_children(
     paths: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
     allowed: Tensor | None = None,
+    at_once: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the tokens the target most likely chooses, and their scores, [R, branch] each.
 
@@ -55,12 +66,19 @@ def draft_children(
         tau: temperature of the scores; a lower one gives the best token a higher probability.
         branch: the most tokens of a row.
         paths, banned, allowed: those of `sampling_logprobs`.
+        at_once: whether to examine whole rows, so that nothing makes the host wait.
     """
     rows = Rows.of(penalize(logits, params, counts, paths, banned, allowed))
     branch = min(branch, rows.size)
     if is_greedy(params):
         return _best_tokens(rows, branch, tau)
     streams = make_streams(params.seed, choice, positions, rows.best.device)
+    if at_once:
+        found = [
+            _children_of_whole_rows(rows.only(part), params, streams[part], tau, branch)
+            for part in rows.parts()
+        ]
+        return torch.cat([own for own, _ in found]), torch.cat([own for _, own in found])
     count = max(CANDIDATES[0], branch, min(params.top_k, CANDIDATES[-1]))
     tokens, scores = _children(rows, params, streams, tau, branch, count)
     return tokens, scores.to(rows.best.dtype)
@@ -127,6 +145,25 @@ def _children(
         candidates = _join(rare, streams[wide], ids[wide], noisy[wide], least)
         tokens[wide], scores[wide] = _ranked(*candidates, tau, branch)
     return tokens, scores
+
+
+def _children_of_whole_rows(
+    rows: Rows, params: SamplingParams, streams: Tensor, tau: float, branch: int
+) -> tuple[Tensor, Tensor]:
+    """Return what `_children` returns, by examining all tokens.
+
+    Where top-p keeps more than `MAX_NUCLEUS` tokens, none are left out.
+    """
+    values = rows.whole().sub_(rows.best.amax(-1, keepdim=True)).div_(params.temperature)
+    if is_truncated(params):
+        lowest, is_short = bounded_floor(values, params)
+        if is_short is not None:
+            lowest = torch.where(is_short, min_p_top_k_floor(values, params), lowest)
+        values.masked_fill_(values < lowest, -torch.inf)
+    # The constant that normalizes a row does not change the scores.
+    noisy = rounded_gumbel(streams, values.shape[-1]).add_(values)
+    best = noisy.div_(tau).log_softmax(-1).topk(branch)
+    return best.indices, best.values
 
 
 def _truncate(log_probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:

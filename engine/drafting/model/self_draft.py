@@ -19,8 +19,11 @@ from typing import Any
 from torch import nn
 
 from engine.drafting.method import DraftContext, LoadedTarget
+from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import BoundWeights, DraftModel
+from engine.drafting.model.fused.fuse import fuse
+from engine.drafting.model.fused.triton_operations import choose_operations
 from engine.drafting.model.importance import (
     ImportanceUnits,
     Measured,
@@ -44,7 +47,12 @@ from engine.model.library import bind, build_on_meta
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens
-from engine.weights.formats.linear import Kernel, best_kernel
+from engine.weights.formats.linear import (
+    Kernel,
+    best_kernel,
+    is_read_faster,
+    substitute_bytes,
+)
 from engine.weights.layout import UnitReader
 from engine.weights.outline import decoder_layers
 
@@ -69,9 +77,18 @@ class SelfDraft:
             decoder, _ = parts.decoder(None)
         else:
             decoder = parts.substituted_decoder()
+        operations = choose_operations(decoder.device, context.dtype)
+        fuse(decoder, target.cache, operations)
         caches, capture = SharedCache(target.cache), context.device.capture()
+        graphs = graphed_steps(decoder, target.cache.pool, capture, context.progress)
         return DraftModel(
-            context.method, decoder, caches, context.bounds, context.vocab_size, capture
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            graphs,
+            at_once=context.device.is_asynchronous,
         )
 
 
@@ -83,8 +100,10 @@ class _Parts:
     ) -> None:
         self._context = context
         self._target = target
-        self._shared = shared
         self._modules = _modules(self._model())  # for their shapes: they get no weights
+        self._shared = shared
+        if len(shared) < len(self._modules) and self._has_own_head():
+            self._shared = [index for index in shared if index != len(self._modules) - 1]
         self._paths = [linear_paths(module) for module in self._modules]
 
     def decoder(self, substitutes: UnitReader | None) -> tuple[Decoder, list[nn.Module]]:
@@ -201,6 +220,12 @@ class _Parts:
             kernel, context.spec.draft.group, context.device.kind, is_fitted=is_fitted
         )
         return f"{context.identity}\n{form}"
+
+    def _has_own_head(self) -> bool:
+        """Return whether the draft has a substitute of the head even if the head is resident."""
+        head = self._target.reader.layouts[-1]
+        group, device = self._context.spec.draft.group, self._context.device.torch_device
+        return is_read_faster(substitute_bytes(head, group, device, self._kernel()), head.nbytes)
 
     def _kernel(self) -> Kernel:
         """Return the 4-bit kernel of the substitutes, by the shapes of the first layer."""

@@ -5,8 +5,11 @@ cache lacks (the bonus token, an accepted leaf, a prompt), so the cache has no h
 """
 
 from engine.drafting.method import DraftContext, LoadedTarget, candidates
+from engine.drafting.model.cuda_graphs import graphed_steps
 from engine.drafting.model.draft_cache import OwnCache
 from engine.drafting.model.draft_model import PROMPT_TILE, BoundWeights, DraftModel
+from engine.drafting.model.fused.fuse import fuse
+from engine.drafting.model.fused.triton_operations import choose_operations
 from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
@@ -77,7 +80,16 @@ class SeparateDraft:
         shape, num_pages = kv_shape(self.config), target.cache.num_pages
         pool = PagePool.of_shape(shape, num_pages, context.dtype, context.device)
         cache = KVCache(pool, prefix_cache=context.spec.prefix_cache)
+        operations = choose_operations(decoder.device, context.dtype)
+        fuse(decoder, cache, operations)
         caches, capture = OwnCache(cache, decoder.is_long), context.device.capture()
+        graphs = graphed_steps(decoder, pool, capture, context.progress)
         return DraftModel(
-            context.method, decoder, caches, context.bounds, context.vocab_size, capture
+            context.method,
+            decoder,
+            caches,
+            context.bounds,
+            context.vocab_size,
+            graphs,
+            at_once=context.device.is_asynchronous,
         )

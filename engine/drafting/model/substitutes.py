@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.malloc import give_back_freed
 from engine.model.library import bind
+from engine.weights.formats.joined import join, sibling_paths
 from engine.weights.formats.linear import Kernel, linear, store, stored_tensors
 from engine.weights.formats.nf4 import BLOCK, Nf4Linear
 from engine.weights.layout import TensorSpec, UnitLayout, UnitReader, lay_out
@@ -115,12 +116,17 @@ def substitute_unit(
 ) -> nn.Module:
     """Return the substitute of a unit on `device`: `module` with its linear layers replaced.
 
+    Layers with the same input share one product.
+
     `fields` are the tensors of a unit of `SubstituteUnits`. They are copied, so their buffer may be
     used again.
     """
     paths = linear_paths(module)
+    replacements: dict[str, nn.Module] = {}
+    for group in sibling_paths(paths):
+        replacements |= zip(group, join(fields, group, device) or (), strict=False)
     for path in paths:
-        replacement = linear(fields, path, device)
+        replacement = replacements.get(path) or linear(fields, path, device)
         if not path:
             return replacement
         module.set_submodule(path, replacement)

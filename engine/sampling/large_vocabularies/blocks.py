@@ -8,14 +8,17 @@ In shapes, M is the number of rows of a matrix, R the number of selected rows, V
 values per row, padded to whole blocks, and N the number of blocks per row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.transfer import upload
+
 BLOCK = 64  # values per block
+AT_ONCE = 1 << 21  # values of whole rows that are computed with at a time: limits the memory
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,14 @@ class Rows:
         """The number of blocks per row."""
         return self.best.shape[-1]
 
-    def only(self, rows: Tensor) -> "Rows":
-        """Return the rows selected by a boolean mask [R] or by their numbers among the R rows."""
+    def only(self, rows: Tensor | slice) -> "Rows":
+        """Return the rows selected by a mask [R], or by their numbers or a slice of the R rows."""
         return replace(self, where=self.where[rows], best=self.best[rows])
+
+    def parts(self) -> Iterator[slice]:
+        """Yield the R rows in parts of which all values may be computed with at a time."""
+        step = max(1, AT_ONCE // self.values.shape[-1])
+        return (slice(first, first + step) for first in range(0, len(self), step))
 
     def whole(self) -> Tensor:
         """Return a copy of the selected rows, [R, V]."""
@@ -85,7 +93,7 @@ class Matrix:
             part = slice(self._num_computed, last)
             self._best[part] = best_of_blocks(self.values[part])
             self._num_computed = last
-        places = torch.tensor(where).to(self.values.device, non_blocking=True)
+        places = upload(torch.tensor(where), self.values.device)
         return Rows(self.values, places, self._best[places], self.size)
 
 

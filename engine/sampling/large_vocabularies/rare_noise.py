@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.sampling.noise import GAMMA, MIX_1, MIX_2, bits
+from engine.sampling.noise import GAMMA, MAX_NUMBERS, MIX_1, MIX_2, bits
 
-MAX_NUMBERS = 2**20  # drawn at a time: limits the memory for many streams
 MAX_HOST_NUMBERS = 2**14  # drawn at a time on the host: they fit into the processor's cache
 
 _SIGN = -(2**63)

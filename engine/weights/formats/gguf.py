@@ -70,6 +70,8 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
         if part in _FUSED:
             if part != _UP:
                 found[target] = _experts(checkpoint, family, name)
+        elif part in family.optional and len(stored.shape) > 1:
+            found |= _rows(checkpoint, stored, target)
         else:
             found[target] = _source(checkpoint, stored, _change(checkpoint, family, name))
     return found
@@ -180,6 +182,18 @@ def _source(checkpoint: Checkpoint, stored: StoredTensor, change: Change | None)
         packed=packed,
         rows=(lambda dtype: BlockRows(checkpoint, stored, dtype)) if can_be_rows else None,
     )
+
+
+def _rows(checkpoint: Checkpoint, stored: StoredTensor, target: str) -> dict[str, Source]:
+    """Return the sources of the rows of a matrix, the norms of heads, by their names."""
+    path, _, suffix = target.rpartition(".")
+    found: dict[str, Source] = {}
+    for row in range(stored.shape[0]):
+        one = stored.part(range(row, row + 1))
+        found[f"{path}.{row}.{suffix}"] = _source(
+            checkpoint, replace(one, shape=one.shape[1:]), change=None
+        )
+    return found
 
 
 def _dense_shape(stored: StoredTensor) -> tuple[int, ...]:

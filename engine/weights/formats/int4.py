@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from engine.triton_kernels import int4_product
+from engine.triton_kernels.int4_product import Gate
+from engine.weights.formats.tensor_cores import has_fast_bfloat16
 from engine.weights.formats.weighted import fit_scale_and_zero, group_weights
 from engine.weights.layout import TensorSpec
 
@@ -26,7 +29,6 @@ _QUANTIZED_WEIGHTS = 1 << 18  # weights quantized at a time: temporaries fit the
 _CPU_ROW_MULTIPLE = 16
 _CPU_BLOCK = 64  # the most rows that the CPU's order mixes; blocks are packed independently
 _CUDA_ROW_MULTIPLE = 8
-_CUDA_CAPABILITY = (8, 0)  # the kernel needs bfloat16 tensor cores
 _CUDA_INNER_TILES = (8, 4, 2)  # tiles of 16 inputs that one load takes (16, 8, 4 bytes)
 
 
@@ -84,13 +86,17 @@ def packed_tensors(name: str, shape: tuple[int, ...], group: int) -> dict[str, T
     }
 
 
-def supports(in_features: int, out_features: int, group: int, device: torch.device) -> bool:
-    """Return whether the device's kernel supports a weight of this shape."""
+def supports(in_features: int, out_features: int, group: int, device: torch.device | None) -> bool:
+    """Return whether the device's kernel supports a weight of this shape.
+
+    Args:
+        device: None stands for a CUDA card that this machine may not have, of a recent kind.
+    """
     if in_features % group:
         return False
-    if device.type == "cpu":  # torch has a kernel of its own for each device
+    if device is not None and device.type == "cpu":  # torch has a kernel for each device
         return out_features % _CPU_ROW_MULTIPLE == 0
-    if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
+    if device is not None and not has_fast_bfloat16(device):  # which the kernel needs
         return False
     return out_features % _CUDA_ROW_MULTIPLE == 0 and _inner_tiles(in_features) is not None
 
@@ -98,8 +104,9 @@ def supports(in_features: int, out_features: int, group: int, device: torch.devi
 class Int4Linear(nn.Module):
     """A linear layer with int4 weights that computes in bfloat16.
 
-    On CUDA one tile of the tensor cores has 16 rows: 1 to 16 rows cost the same, and 17 to 32 rows
-    read the weights twice, mostly from the second-level cache.
+    On CUDA a kernel of ours reads the weight as it is stored, once for up to 64 rows. Without
+    Triton it is PyTorch's kernel, with a weight in an order of its own: 17 to 32 rows read the
+    weight twice, mostly from the second-level cache.
     """
 
     weight: Tensor
@@ -116,12 +123,16 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = pairs.shape[0], pairs.shape[1] * 2
         self.group = self.in_features // len(scales_and_zeros)
-        self.register_buffer("weight", _pack(pairs))
+        has_kernel = self.group in int4_product.GROUPS and int4_product.is_usable(pairs.device)
+        self.is_in_row_order = has_kernel  # of the weight, for `int4_product`
+        self.register_buffer("weight", pairs if has_kernel else _pack(pairs))
         self.register_buffer("scales_and_zeros", scales_and_zeros)
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the layer's output [..., out] for `rows` [..., in], in the dtype of `rows`."""
+        if self.is_in_row_order:
+            return self.multiply(rows.reshape(-1, self.in_features)).view(*rows.shape[:-1], -1)
         flat = rows.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
         if flat.device.type == "cpu":  # torch has another function for the CPU
             kernel = torch._weight_int4pack_mm_for_cpu
@@ -131,6 +142,20 @@ class Int4Linear(nn.Module):
         if self.bias is not None:
             result = result + self.bias
         return result.view(*rows.shape[:-1], self.out_features).to(rows.dtype)
+
+    def multiply(self, rows: Tensor, gate: Gate | None = None) -> Tensor:
+        """Return the output [R, out] for rows [R, in], or [R, out / 2] behind a gate.
+
+        The weight must be in the order of rows.
+        """
+        return int4_product.multiply(rows, self.weight, self.scales_and_zeros, self.bias, gate=gate)
+
+    def multiply_in_parts(self, rows: Tensor) -> Tensor:
+        """Return parts [P, R, out] whose sum is the output for rows [R, in].
+
+        The weight must be in the order of rows.
+        """
+        return int4_product.multiply_in_parts(rows, self.weight, self.scales_and_zeros, self.bias)
 
 
 def _inner_tiles(in_features: int) -> int | None:

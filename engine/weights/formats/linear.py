@@ -20,12 +20,15 @@ def stored_tensors(
     name: str,
     spec: TensorSpec,
     group: int,
-    device: torch.device,
+    device: torch.device | None,
     kernel: Kernel,
 ) -> dict[str, TensorSpec]:
     """Return the tensors that store the substitute of the linear weight `name`.
 
     They are 4-bit, or `spec` itself if `kernel` does not support the shape on `device`.
+
+    Args:
+        device: None stands for a CUDA card that this machine may not have, of a recent kind.
     """
     _, shape = spec
     out_features, in_features = shape
@@ -96,7 +99,9 @@ def substitute(
     return linear(fields if bias is None else {**fields, "bias": bias}, "", device)
 
 
-def best_kernel(shapes: Sequence[tuple[int, int]], group: int, device: torch.device) -> Kernel:
+def best_kernel(
+    shapes: Sequence[tuple[int, int]], group: int, device: torch.device | None
+) -> Kernel:
     """Return the kernel for weights of `shapes` [(out, in)]: int4, unless nf4 supports more.
 
     With scales that are fitted to the inputs, int4 is nearer to the target than nf4: divergence .09
@@ -116,7 +121,7 @@ def available_kernels() -> list[Kernel]:
 
 
 def supports(
-    in_features: int, out_features: int, group: int, device: torch.device, kernel: Kernel
+    in_features: int, out_features: int, group: int, device: torch.device | None, kernel: Kernel
 ) -> bool:
     """Return whether `kernel` supports weights of this shape on `device`."""
     if kernel == "nf4":
@@ -124,21 +129,40 @@ def supports(
     return int4.supports(in_features, out_features, group, device)
 
 
-def substitute_bytes(layout: UnitLayout, group: int) -> int:
-    """Return the most bytes that a unit's substitute takes on the device, with any kernel.
+def matrix_shapes(layout: UnitLayout) -> list[tuple[int, int]]:
+    """Return the shapes (out, in) of a unit's dense matrices, which its substitute quantizes."""
+    specs = dense_tensors(layout, torch.bfloat16).values()
+    return [(shape[0], shape[1]) for dtype, shape in specs if _is_matrix(dtype, shape)]
 
-    Matrices become 4-bit if the kernels support their shape; the rest of the unit is not changed.
+
+def substitute_bytes(
+    layout: UnitLayout, group: int, device: torch.device | None, kernel: Kernel
+) -> int:
+    """Return the bytes that a unit's substitute takes on the device with this kernel.
+
+    Matrices become 4-bit if the kernel supports their shape; the rest of the unit is not changed.
     The substitute of a packed unit is made from its dense form.
     """
     total = 0
     for spec in dense_tensors(layout, torch.bfloat16).values():
-        dtype, shape = spec
-        forms = [{"": spec}]
-        if len(shape) == 2 and dtype.is_floating_point:
-            cpu = torch.device("cpu")
-            forms = [stored_tensors("", spec, group, cpu, own) for own in available_kernels()]
-        total += max(_nbytes(form) for form in forms)
+        form = {"": spec}
+        if _is_matrix(*spec):
+            form = stored_tensors("", spec, group, device, kernel)
+        total += _nbytes(form)
     return total
+
+
+def _is_matrix(dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and dtype.is_floating_point
+
+
+def is_read_faster(substitute: int, unit: int) -> bool:
+    """Return whether a draft should read a head's substitute where the head itself is resident.
+
+    Each draft step reads the head, which is a fourth of a 7 B model's substitutes. The sizes are in
+    bytes; the substitute of a head that no kernel supports is as large as the head.
+    """
+    return 2 * substitute <= unit
 
 
 def _nbytes(fields: Mapping[str, TensorSpec]) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelError
+from engine.weights.formats.tensor_cores import compute_dtype
 from engine.weights.formats.weighted import fit_scale, group_weights
 from engine.weights.layout import Fields, TensorSpec
 from engine.weights.stored_format import Packing, Quantization
@@ -151,11 +152,12 @@ class Nf4Linear(nn.Module):
         super().__init__()
         library = _bitsandbytes()
         out_features, in_features = packed.shape[0], packed.shape[1] * 2
+        self._dtype = compute_dtype(packed.device)
         state = library.functional.QuantState(
             absmax.reshape(-1),
             shape=torch.Size((out_features, in_features)),
             code=library.functional.get_4bit_type("nf4", device=packed.device),
-            dtype=torch.bfloat16,
+            dtype=self._dtype,
             blocksize=BLOCK,
             quant_type="nf4",
         )
@@ -170,7 +172,7 @@ class Nf4Linear(nn.Module):
             bnb_quantized=True,
         )
         self.inner.eval()
-        self.register_buffer("bias", None if bias is None else bias.to(torch.bfloat16))
+        self.register_buffer("bias", None if bias is None else bias.to(self._dtype))
         self.bias: Tensor | None
 
     @staticmethod
@@ -179,9 +181,9 @@ class Nf4Linear(nn.Module):
         return in_features % BLOCK == 0 and out_features % _ROW_MULTIPLE == 0
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the layer's output [..., out], computed in bfloat16, in the dtype of `rows`."""
+        """Return the layer's output [..., out], computed in 16 bits, in the dtype of `rows`."""
         with torch.no_grad():
-            result: Tensor = self.inner(rows.to(torch.bfloat16))
+            result: Tensor = self.inner(rows.to(self._dtype))
             if self.bias is not None:
                 result = result + self.bias
         return result.to(rows.dtype)

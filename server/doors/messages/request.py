@@ -48,10 +48,9 @@ def chat_fields(body: CountTokensRequest) -> dict[str, Any]:
         "stream_options": _STREAM_OPTIONS if body.stream else None,
         "skipped": list(_skipped(body)),
         "clamps_limit": True,
-        # If the last turn is the assistant's, its text or thinking is the beginning of the answer.
-        "continue_final_message": last["role"] == "assistant"
-        and bool(last.get("content") or last.get("reasoning_content"))
-        and "tool_calls" not in last,
+        # If the last turn is the assistant's, its text or thinking is the beginning of the answer;
+        # if it is empty, the answer begins after the turn before.
+        "continue_final_message": last["role"] == "assistant" and "tool_calls" not in last,
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _tool_choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,

@@ -164,3 +164,12 @@ def test_the_switch_of_numba_turns_compiled_code_off(monkeypatch: pytest.MonkeyP
     compiler.has_numba.cache_clear()
     assert not compiler.is_available()
     compiler.has_numba.cache_clear()
+
+
+def test_the_first_function_takes_most_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_made", [])
+    before = compiler.bytes_to_compile()
+    run()
+    assert 0 < compiler.bytes_to_compile() < before
+    with compiler.switched_off():
+        assert compiler.bytes_to_compile() == 0

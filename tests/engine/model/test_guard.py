@@ -139,7 +139,7 @@ def test_each_kind_of_pass_is_compared(broken: str, monkeypatch: pytest.MonkeyPa
             return replace(found, prefix=prefix)
         return found
 
-    monkeypatch.setattr(attention, "find_columns", wrong)
+    monkeypatch.setattr(ordered, "find_columns", wrong)
     small = [small_values(tiny_config("mistral_window"), narrow=narrow) for narrow in (True, False)]
     fault = guard._find_fault(small)
     assert "logits up to" in fault and (broken == "window" or broken in fault)

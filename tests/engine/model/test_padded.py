@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.kv.page_pool import PagePool
+from engine.model import padded
 from engine.model.attention import Batch, LayerRule, attend
 from engine.model.padded import MAX_SEGMENT_ROWS, pad_segments
 from engine.model.segment import Segment
@@ -109,9 +110,11 @@ def test_a_padded_product_equals_separate_products(
         [(20, 0, 4, True)],
         [(20, 0, MAX_SEGMENT_ROWS + 1, True), (20, 0, 4, True)],
         [(400, 0, 1, True), (4, 0, 1, True), (4, 0, 1, True)],
+        [(600, 0, 1, True), (300, 0, 1, True)],  # more slots than are padded
     ],
 )
 def test_single_long_or_very_unequal_sequences_are_not_padded(
-    shapes: list[tuple[int, int, int, bool]],
+    shapes: list[tuple[int, int, int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(padded, "MAX_SLOTS", 1200)
     assert pad_segments(segments(shapes)) is None

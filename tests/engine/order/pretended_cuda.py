@@ -14,7 +14,7 @@ tests/engine/fake_cuda.py is the other fake device: its streams are threads that
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -57,11 +57,17 @@ class PretendedStream:
 
 
 class PretendedEvent:
-    """An event: the clock of the stream in which it was last recorded."""
+    """An event: the clock of the stream in which it was last recorded.
 
-    def __init__(self, cuda: "PretendedCuda") -> None:
+    An event that only gives times orders nothing: on a real device it may not have happened yet.
+    """
+
+    def __init__(
+        self, cuda: "PretendedCuda", enable_timing: bool = False, blocking: bool = False
+    ) -> None:
         self.clock = Clock()
         self._cuda = cuda
+        self._only_times = enable_timing and not blocking
         self._asked = LATE
 
     def record(self, stream: PretendedStream | None = None) -> None:
@@ -74,7 +80,8 @@ class PretendedEvent:
         self._asked += 1
         if self._asked <= LATE:
             return False
-        self.synchronize()
+        if not self._only_times:
+            self.synchronize()
         return True
 
     def synchronize(self) -> None:
@@ -329,7 +336,7 @@ def install(patch: pytest.MonkeyPatch, cuda: PretendedCuda) -> None:
     patch.setattr("engine.runtime.target_files.choose_device", lambda *_: cuda.device)
     replaced: dict[str, Any] = {
         "Stream": cuda.new_stream,
-        "Event": lambda **_: PretendedEvent(cuda),
+        "Event": partial(PretendedEvent, cuda),
         "CUDAGraph": lambda: PretendedGraph(cuda),
         "graph": cuda.graph,
         "graph_pool_handle": object,

@@ -48,6 +48,17 @@ def use_without_waiting(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cuda_link, "_wait", nothing)
 
 
+def be_ready_before_the_pieces(patch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def filling(slot: CudaSlot) -> Iterator[None]:
+        slot.link.stream.wait_event(slot._free)
+        slot.began.record(slot.link.stream)
+        slot.ready.record(slot.link.stream)
+        yield
+
+    patch.setattr(CudaSlot, "filling", filling)
+
+
 def refill_without_waiting(patch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def buffer(staging: Any) -> Iterator[Any]:
@@ -75,6 +86,7 @@ def test_the_ring_has_no_unordered_accesses(
     [
         (fill_without_waiting, MIXTURES[0], 2**40, "copy_ .*overwrites what is read by.*sum"),
         (use_without_waiting, MIXTURES[0], 2**40, "sum .*reads what is written by.*copy_"),
+        (be_ready_before_the_pieces, MIXTURES[0], 2**40, "sum .*reads what is written by.*copy_"),
         (refill_without_waiting, MIXTURES[1], 2**40, "read_piece .*overwrites what is read by"),
         (refill_without_waiting, MIXTURES[0], 0, "copy_bytes .*overwrites what is read by"),
     ],

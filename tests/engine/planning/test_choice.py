@@ -69,7 +69,7 @@ class Described:
     """A model of equal layers, in place of a `Blueprint`."""
 
     config: Any = SimpleNamespace()
-    dtype = torch.bfloat16
+    dtype, torch_device = torch.bfloat16, None
     outlines: ClassVar[dict[bool, Any]] = {True: outline(PACKED), False: outline(DENSE)}
 
     def __init__(self, expansions: dict[str, int]) -> None:

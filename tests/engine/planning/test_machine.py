@@ -112,3 +112,15 @@ def test_a_missing_device_is_refused(name: str) -> None:
 
 def test_the_cpu_is_a_device() -> None:
     assert choose_device("cpu").torch_device == CPU.torch_device
+
+
+def test_ram_for_code_that_will_be_compiled_is_not_planned_for_anything_else(
+    cgroups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group(cgroups / "mine", limit=400 * MIB, used=100 * MIB)
+    own(cgroups, "0::/mine\n")
+    monkeypatch.setattr(machine, "bytes_to_compile", lambda: 100 * MIB)
+    found = available_memory(CPU, compiles=True)
+    assert (found.code, found.ram) == (100 * MIB, int(200 * MIB * RAM_SHARE))
+    assert found.device == int(200 * MIB * CPU_DEVICE_SHARE)
+    assert available_memory(CPU).code == 0

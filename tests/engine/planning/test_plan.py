@@ -25,6 +25,7 @@ CONTEXT = 1024  # 16 pages of 1 MiB
 ROOM = 3 * MIB + STAGING_BYTES  # for activations, and for staging idle KV pages
 ALL = LAYERS * LAYER + HEAD
 KV = 8 * 16 * MIB  # of eight sequences at full length
+GRAPHS = 100 * MIB  # of a draft model over this KV: 18 of 4 MiB, their inputs, the largest step
 
 NO_DRAFT = DraftNeeds(scratch_rows=0)
 DEMAND = Demand(
@@ -238,8 +239,12 @@ def test_resident_units_need_no_substitutes() -> None:
     drafted = replace(DEMAND, draft=replace(separate, substitute_bytes=quarter))
     device = 9 * LAYER + KV + ROOM
     found = plan(device, demand=drafted)
-    assert found.draft_bytes == sum(quarter[i] for i in range(11) if i not in residents(found))
+    copied = {*range(10)} - {*residents(found)} | {10}  # each draft step reads the 4-bit head
+    assert found.draft_bytes == sum(quarter[i] for i in copied)
     assert found.device_bytes <= device
+    assert plan(2 * ALL, demand=drafted).draft_bytes == 0
+    dense_head = replace(drafted.draft, weight_bytes=ALL, substitute_bytes=[*quarter[:-1], HEAD])
+    assert replace(drafted, draft=dense_head).net_bytes(10) == 0
     whole = replace(DEMAND, draft=separate)
     assert len(residents(found)) > len(residents(plan(device, demand=whole)))
 
@@ -286,6 +291,22 @@ def test_only_streamed_units_count_towards_the_ram() -> None:
     assert found.host_bytes == ALL and found.host_pages == 0, "nothing is left for idle KV"
 
 
+@pytest.mark.parametrize(
+    ("layer", "head", "staging"),
+    [
+        (450, 1100, 1100),  # one unit at a time
+        (450, 480, 960),
+        (100, 100, 400),  # one for each thread
+        (2, 2, 16),  # two for each thread
+    ],
+)
+def test_the_staging_of_loading_is_bounded(layer: int, head: int, staging: int) -> None:
+    units = [layer * MIB] * LAYERS + [head * MIB]
+    found = plan(1 << 40, demand=replace(DEMAND, unit_bytes=units))
+    assert set(found.tiers) == {"resident"}
+    assert found.staging_bytes == staging * MIB
+
+
 def test_a_ram_tier_that_does_not_fit_is_refused_with_what_is_missing() -> None:
     with pytest.raises(ModelError, match=r"memory\.ram: 1000\.0 MiB is 50\.0 MiB too little"):
         plan(5 * LAYER, ram=1000 * MIB, stream={"tier": "ram"})
@@ -318,7 +339,7 @@ def test_a_draft_takes_its_memory_from_resident_units() -> None:
     device = 7 * LAYER + KV + ROOM
     without = plan(device)
     large = replace(NO_DRAFT, weight_bytes=2 * LAYER)
-    drafted = plan(device, demand=replace(DEMAND, draft=large))
+    drafted = plan(device + GRAPHS, demand=replace(DEMAND, draft=large))
     assert len(residents(without)) - len(residents(drafted)) == 2
     assert (without.draft_bytes, drafted.draft_bytes) == (0, 2 * LAYER)
 
@@ -337,7 +358,7 @@ def test_other_tensors_on_the_device_are_counted(name: str) -> None:
         ({"hidden_size": 4097, "item_bytes": 2}, 10 * 1024 * 4096 // MIB),
         ({"head_dim": 1024}, 16 * 1024 * 1024 // MIB + 2 * 1024 * 1024 * 9 // MIB),
         ({"widest": 65537}, 64 * 4 * 65536 // MIB),
-        ({"vocab_size": 32769}, 2 * 64 * 32768 * 8 // MIB),
+        ({"vocab_size": 32769}, (2 + 5 * 4) * 64 * 32768 // MIB + 3 * 8),
         ({"num_heads": 17, "num_kv_heads": 17}, 3 * 8 * 64 * CONTEXT * 16 // MIB),
         ({"num_heads": 640, "num_kv_heads": 640}, 3 * 8 * (MAX_SCORES - 64 * CONTEXT) // MIB),
     ],
@@ -348,6 +369,13 @@ def test_activations_leave_less_to_the_kv(changes: dict[str, Any], mib: int) -> 
     base = plan(device, **asked)
     found = plan(device, demand=replace(DEMAND, **changes), **asked)
     assert base.num_pages - found.num_pages == pytest.approx(mib, abs=2)
+
+
+def test_compiled_code_is_part_of_the_hosts_memory() -> None:
+    spec = ModelSpec("m", TargetSpec("m"))
+    memory = Memory(10 * ALL, 1 << 40, True)
+    made = [make_plan(spec, DEMAND, replace(memory, code=code)) for code in (0, 200 * MIB)]
+    assert made[1].host_bytes - made[0].host_bytes == 200 * MIB
 
 
 def test_scratch_of_the_trees_is_part_of_the_kv() -> None:
@@ -395,7 +423,7 @@ def test_a_short_cache_bounds_the_pass() -> None:
 
 def test_a_plan_is_printed_on_one_line() -> None:
     drafted = replace(DEMAND, draft=replace(NO_DRAFT, weight_bytes=LAYER))
-    text = str(plan(6 * LAYER + KV + ROOM, demand=drafted))
+    text = str(plan(6 * LAYER + KV + ROOM + GRAPHS, demand=drafted))
     assert text == (
         "2 of 11 units resident (200.0 MiB), 9 streamed from ram, ring of 3 slots (300.0 MiB), "
         "KV of 8192 tokens (128.0 MiB), idle KV of 16384 tokens (256.0 MiB), draft 100.0 MiB"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import tracemalloc
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import partial
@@ -184,6 +185,30 @@ async def test_lost_requests_go_first_and_past_the_limit_of_the_queue(clients: M
     await old[1].aclose()
 
 
+async def test_of_requests_that_run_alone_the_shortest_goes_first(clients: MakeClient) -> None:
+    order: list[str] = []
+
+    def note(name: str, done: int) -> None:
+        order.append(name)
+
+    client = clients()
+    await client.start()
+    lengths = {"long": 30, "middle": 9, "short": 2}  # those that came first have sent most
+    streams = [
+        client.generate(name, [ENDLESS] * length, PARAMS, on_prompt=partial(note, name))
+        for name, length in lengths.items()
+    ]
+    for stream in streams:
+        await anext(stream)
+    await kill(client)
+    order.clear()
+    while len(set(order)) < len(lengths):
+        await asyncio.sleep(0.01)
+    assert [*dict.fromkeys(order)] == ["short", "middle", "long"]
+    for stream in streams:
+        await stream.aclose()
+
+
 async def test_the_client_of_a_lost_request_may_leave(client: EngineClient) -> None:
     streams = [client.generate(f"{i}", [ENDLESS], PARAMS) for i in range(3)]
     for stream in streams:
@@ -243,3 +268,22 @@ async def test_closing_during_a_restart_ends_the_streams(client: EngineClient) -
         await exhaust(stream)
     assert died.value.code == "engine_closed"
     assert client.num_outstanding == 0
+
+
+@pytest.mark.parametrize("is_continued", [False, True])
+async def test_a_kept_token_takes_eight_bytes(is_continued: bool) -> None:
+    ids = tuple(range(1_000, 21_000))
+    tails = (Tail(0, ids, is_read=False),) if is_continued else ()
+    message = Generate("r", (1, 2), PARAMS, emitted=tails, is_continued=is_continued)
+    tracemalloc.start()
+    try:
+        request = RunningRequest(message, asyncio.Queue(), None, None, len(ids))
+        for first in () if is_continued else range(0, len(ids), 10):
+            request.deliver(Tokens("r", 0, tuple(ids[first : first + 10]), "text"))
+            request.events.get_nowait()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert request.next_message("f").emitted == (Tail(0, ids, is_read=not is_continued),)
+    assert kept < 9 * len(ids)
+    assert not request.message.emitted, "each of these would take 36 bytes more"

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from engine.messages import (
     Shutdown,
     Tokens,
 )
-from engine.process import engine_process, watchdog
+from engine.process import engine_process, watchdog, worker
 from engine.process.child import Child, explain_exit
 from engine.process.client import EngineClient
 from engine.process.engine_process import EngineCallbacks
@@ -204,6 +205,17 @@ async def test_only_the_childs_environment_is_changed(
     assert await report(client) == ["PASSIVE", seen]
     assert "OMP_WAIT_POLICY" not in os.environ
     assert os.environ.get(name) == value
+
+
+def test_collections_leave_out_what_was_loaded() -> None:
+    ours, theirs = Pipe()
+    before = gc.get_freeze_count()
+    try:
+        worker._load_or_report(fake_engine.FakeEngine.load, fake_spec(), worker._Outbox(theirs))
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
+    ours.close()
 
 
 # -- checks in idle time

@@ -100,16 +100,23 @@ def test_the_tokens_of_a_tree_across_blocks_are_right(root: int) -> None:
     hidden = torch.randn(180, 50)
     depths = [0, 1, 1, *range(2, 70)]
     chosen = choose_tree(sequence, depths, root, Logits(hidden, head, lambda *_: None))
-    assert chosen == [
-        choose(head(hidden[root + row]), sequence.params, None, position=3 + depth, choice=0)
+    assert chosen == {
+        row: choose(head(hidden[root + row]), sequence.params, None, position=3 + depth, choice=0)
         for row, depth in enumerate(depths)
-    ]
+    }
+
+
+def test_rows_with_a_large_nucleus_are_left_to_the_walk_down_the_tree() -> None:
+    sequence = make_sequence([3], temperature=1.0, top_p=0.99, seed=9)
+    flat, steep = torch.zeros(1, 4000), torch.arange(4000.0)[None]
+    logits = Logits(torch.cat([steep, flat, steep]), lambda rows: rows)
+    assert choose_tree(sequence, [0, 1, 2], 0, logits).keys() == {0, 2}
 
 
 def test_choices_that_depend_on_the_path_are_not_made_together() -> None:
     logits = Logits(torch.randn(3, 50), head, lambda *_: None)
     for kind in ROW_BY_ROW:
-        assert choose_tree(make_sequence([3], **kind), [0, 1, 2], 0, logits) is None
+        assert choose_tree(make_sequence([3], **kind), [0, 1, 2], 0, logits) == {}
 
 
 def test_a_block_whose_head_ran_out_of_memory_is_computed_again() -> None:

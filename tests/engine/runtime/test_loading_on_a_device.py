@@ -30,8 +30,8 @@ def test_memory_is_read_when_that_of_measurements_is_given_back(
     def give_back(_: Device) -> None:
         held.append(cuda.compute_bytes())
 
-    def read_memory(device: Device) -> Memory:
-        found = available(device)
+    def read_memory(device: Device, *, compiles: bool) -> Memory:
+        found = available(device, compiles=compiles)
         read.append((len(measured), len(held)))
         return found
 

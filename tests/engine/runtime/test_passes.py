@@ -9,7 +9,6 @@ import torch
 from engine.drafting.tree import DraftTree
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
-from engine.model.attention import _visibility_mask
 from engine.model.decoder import Decoder
 from engine.model.segment import Reach, Segment
 from engine.runtime.passes import Pass, assemble
@@ -68,7 +67,7 @@ def one(turn: Turn, tree: DraftTree | None, cache: KVCache, decoder: Decoder) ->
 
 def seen(segment: Segment) -> list[list[int]]:
     """Return, for each row of the pass, the indices of the sequence's slots that it sees."""
-    visible = _visibility_mask(segment, range(segment.count), Reach())
+    visible = segment.visible_keys(range(segment.count), Reach())
     if visible is None:
         return [list(range(segment.start + segment.count))] * segment.count
     return [

@@ -440,7 +440,7 @@ def test_removing_a_sequence_frees_its_pages() -> None:
     assert harness.cache.num_free_pages == harness.cache.num_pages
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     asked=st.lists(
         st.tuples(st.integers(1, 200), st.integers(1, 90), st.sampled_from("xyz")),

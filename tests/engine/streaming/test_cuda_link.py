@@ -15,7 +15,9 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.spec import Tier
-from engine.streaming.cuda_link import CudaDevice
+from engine.streaming.cuda_copies import FEWEST, MOST
+from engine.streaming.cuda_link import CudaDevice, CudaSlot, _PinnedCopy
+from engine.streaming.disk import num_staging_buffers
 from engine.streaming.ring import LayerStream
 from tests.engine.fake_cuda import FakeDevice, install
 from tests.engine.units import NumberedUnits, PiecedUnits
@@ -95,6 +97,89 @@ def test_pieces_from_the_disk_are_copied_while_others_are_read(
         stream.seek(0)
         walk_twice(stream, device, units)
         assert stream.measure_link() > 0
+        walk(stream, device, units)
+        device.compute.synchronize()
+
+
+def test_pinned_units_are_copied_in_pieces_few_at_a_time(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.streaming.disk.PIECE_BYTES", 4096)
+    units = NumberedUnits(5, rows=1200)
+    pieces, under_way = [0], []
+    copy = CudaSlot.copy
+
+    def counted(slot: CudaSlot, first: int, part: Tensor) -> None:
+        copy(slot, first, part)
+        pieces[0] += 1
+        under_way.append(len(slot.link.stream.copies_under_way))  # type: ignore[attr-defined]  # a fake
+
+    monkeypatch.setattr(CudaSlot, "copy", counted)
+    with closing(open_stream(units, ["ram"] * 5, 2)) as stream:
+        for _ in range(3):
+            walk(stream, device, units)
+        device.compute.synchronize()
+        assert pieces[0] >= 3 * sum(-(-unit.nbytes // 4096) for unit in units.layouts) > 3 * 25
+    assert max(under_way) <= MOST
+
+
+def test_a_transfer_is_cancelled_between_two_pieces(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of a unit that no pass needs any more does not delay the one that is needed."""
+    monkeypatch.setattr("engine.streaming.disk.PIECE_BYTES", 4096)
+    units = NumberedUnits(5, rows=4000)
+    held, begun, firsts = threading.Event(), threading.Semaphore(0), list[int]()
+    copy, cancel = CudaSlot.copy, _PinnedCopy.cancel
+
+    def noted(slot: CudaSlot, first: int, part: Tensor) -> None:
+        firsts.append(first)
+        copy(slot, first, part)
+        begun.release()
+
+    def cancelled(arrival: _PinnedCopy) -> bool:
+        was_cancelled = cancel(arrival)
+        held.set()
+        return was_cancelled
+
+    with closing(open_stream(units, ["ram"] * 5, 1)) as stream:
+        walk(stream, device, units, 0, 1)
+        with stream.unit(1) as weights:
+            launch(device, units, 1, weights)
+            monkeypatch.setattr(CudaSlot, "copy", noted)
+            monkeypatch.setattr(_PinnedCopy, "cancel", cancelled)
+            device.streams[-1].launch(lambda: held.wait(30))  # the stream of copies
+        for _ in range(FEWEST):  # of unit 2; its next piece waits for these
+            assert begun.acquire(timeout=30)
+        stream.seek(3)
+        monkeypatch.setattr(_PinnedCopy, "cancel", cancel)
+        walk(stream, device, units, 3)
+        device.compute.synchronize()
+    assert firsts[: FEWEST + 1].count(0) == 1
+    assert firsts[FEWEST + 1 :].index(0) <= 1, "the rest of unit 2 was copied too"
+
+
+@pytest.mark.parametrize("units_at_once", [0, 1, 2, 100])
+def test_loading_pins_as_many_bytes_as_are_planned(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch, units_at_once: int
+) -> None:
+    """Whole units are read into staging buffers, and fewer of them the larger they are."""
+    units = NumberedUnits(6, jitter=MS)
+    largest = max(unit.nbytes for unit in units.layouts)
+    for name, value in (("PIECE_BYTES", 1024), ("STAGING_BYTES", units_at_once * largest)):
+        monkeypatch.setattr(f"engine.streaming.disk.{name}", value)
+    pin, most = device.cudart.cudaHostRegister, 0
+
+    def register(address: int, nbytes: int, flags: int) -> int:
+        nonlocal most
+        code = pin(address, nbytes, flags)
+        most = max(most, sum(device.cudart.pinned.values()))
+        return code
+
+    monkeypatch.setattr(device.cudart, "cudaHostRegister", register)
+    with closing(open_stream(units, ["resident"] * 6, 2)) as stream:
+        planned = num_staging_buffers(largest, 6) * largest
+        assert most == planned == min(max(units_at_once, 1), 4) * largest
         walk(stream, device, units)
         device.compute.synchronize()
 
@@ -188,6 +273,20 @@ def test_pinned_copies_are_timed_by_the_device(device: FakeDevice) -> None:
         assert stats.ram.bytes == sum(unit.nbytes for unit in units.layouts)
         assert stats.ram.seconds > 0
         assert stats.ram.gbps > 0
+
+
+def test_computing_is_timed_by_the_device_not_by_its_launch(device: FakeDevice) -> None:
+    """All work is launched at once and ends later: no time is known before it has ended."""
+    units, held = NumberedUnits(3), threading.Event()
+    with closing(open_stream(units, ["ram"] * 3, 3)) as stream:
+        device.compute.launch(lambda: held.wait(30))
+        for index in range(3):
+            with stream.unit(index) as weights:
+                launch(device, units, index, weights)
+        assert stream._idle.compute_seconds is None
+        held.set()
+        device.compute.synchronize()
+        assert stream._idle.compute_seconds is not None
 
 
 def test_the_error_of_a_full_device_names_the_settings_to_lower(

@@ -51,20 +51,9 @@ def test_the_documented_device_has_defaults_for_the_rest(documented: Device) -> 
         documented.use_compute_stream()
 
 
-def test_without_an_accelerator_the_cpu_is_chosen() -> None:
-    if not torch.cuda.is_available():
-        assert isinstance(choose_device(None), CpuDevice)
+def test_the_cpu_is_chosen_by_its_name() -> None:
     assert isinstance(choose_device("cpu"), CpuDevice)
     assert isinstance(choose_device("cpu", simulate_gbps=1.0), CpuDevice)
-
-
-def test_the_first_accelerator_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    found = choose_device(None)
-    assert isinstance(found, CudaDevice)
-    assert found.torch_device == torch.device("cuda:0")
-    assert found.is_asynchronous
 
 
 @pytest.mark.parametrize(("held", "runtime"), [(300, 300), (5000, 1024)])
@@ -77,7 +66,20 @@ def test_memory_of_other_programs_is_not_counted_as_the_runtimes(
         torch.cuda, "mem_get_info", lambda device: (free * mib, (free + held + cached) * mib)
     )
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: cached * mib)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     device = CudaDevice(torch.device("cuda:0"))
     assert device.has_own_memory
     assert device.own_memory().free == free * mib
     assert device.own_memory().runtime == runtime * mib
+
+
+@pytest.mark.parametrize(
+    ("capability", "kib"), [((8, 0), 8320), ((8, 9), 8320), ((9, 0), 32768), ((12, 0), 32768)]
+)
+def test_the_workspace_of_a_stream_depends_on_the_card(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kib: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert CudaDevice(torch.device("cuda:0")).own_memory().stream_workspace == kib << 10

@@ -64,7 +64,7 @@ def test_every_unit_is_given_in_each_of_several_passes(tier: Tier, slots: int) -
             walk(stream, units)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tiers=st.lists(st.sampled_from(TIERS), min_size=1, max_size=7),
     slots=st.integers(1, 4),

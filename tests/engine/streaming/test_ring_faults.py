@@ -157,7 +157,7 @@ def test_seek_waits_for_running_pieces_and_cancels_the_others() -> None:
         walk(stream, units)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 5),
     slots=st.integers(1, 4),

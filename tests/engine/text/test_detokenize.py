@@ -41,7 +41,7 @@ def test_ids_give_the_original_text_one_by_one(build: Build) -> None:
 
 
 @each_tokenizer
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_text_does_not_depend_on_how_ids_are_grouped(build: Build, data: st.DataObject) -> None:
     tokenizer = build()
@@ -56,7 +56,7 @@ def test_text_does_not_depend_on_how_ids_are_grouped(build: Build, data: st.Data
 
 
 @each_tokenizer
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(max_size=60).filter(lambda text: not any(s in text for s in SPECIAL)))
 def test_the_joined_bytes_of_tokens_are_the_utf8_of_the_text(build: Build, text: str) -> None:
     tokenizer = build()

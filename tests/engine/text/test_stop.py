@@ -153,7 +153,7 @@ def expected(text: str, stops: list[str]) -> tuple[str, str | None]:
 WORDS = st.text(alphabet="abé", min_size=1, max_size=5)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=st.text(alphabet="abé ", max_size=30), stops=st.lists(WORDS, max_size=4))
 def test_the_text_does_not_depend_on_the_tokens_that_spell_it(text: str, stops: list[str]) -> None:
     want = expected(text, stops)
@@ -162,7 +162,7 @@ def test_the_text_does_not_depend_on_the_tokens_that_spell_it(text: str, stops: 
         assert (shown, last.stop_reason) == want
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(alphabet="abé ", max_size=30), stops=st.lists(WORDS, min_size=1, max_size=4))
 def test_the_shown_text_is_always_a_prefix_of_the_answer(text: str, stops: list[str]) -> None:
     rule = rules(stop=tuple(stops))

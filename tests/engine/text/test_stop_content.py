@@ -211,7 +211,7 @@ def answers(draw: st.DrawFn) -> tuple[AnswerFormat, str, list[str], list[int]]:
     return answer_format(name, before=before, tools=tools), text, stops, sorted(cuts)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(answers())
 def test_the_content_is_that_of_the_whole_text_up_to_the_stop_string(
     drawn: tuple[AnswerFormat, str, list[str], list[int]],

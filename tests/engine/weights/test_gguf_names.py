@@ -21,7 +21,7 @@ from engine.weights.family import AS_WRITTEN
 from engine.weights.gguf_config import ARCHITECTURES
 from engine.weights.gguf_keys import metadata_names
 from engine.weights.hub import resolve
-from tests.engine.checkpoints import FAMILIES, save_tiny
+from tests.engine.checkpoints import STORED_FAMILIES, save_tiny
 from tests.engine.gguf_files import Arrays, rewrite, write_gguf
 
 # Values of config.json that are the same for every file of a family.
@@ -32,7 +32,7 @@ CONSTANT = {"quantization_config", "norm_topk_prob", "decoder_sparse_step", "mlp
 def _files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a GGUF file of each of some families."""
     folder = tmp_path_factory.mktemp("files")
-    families = ("llama", "mixtral", "phi3", "gemma3")
+    families = ("llama", "mixtral", "phi3", "gemma3", "stablelm_parallel", "nemotron")
     return {
         family: write_gguf(save_tiny(family, folder / family, layers=2), folder / f"{family}.gguf")
         for family in families
@@ -89,6 +89,15 @@ def refused(path: Path, message: str) -> None:
         ("mixtral", {"feed_forward_length": 7}, r"ffn_gate_exps.* by llama.feed_forward_length"),
         ("phi3", {"feed_forward_length": 48}, r"ffn_up.* \[96, 64\] is expected by phi3.feed_"),
         ("phi3", {"attention.head_count_kv": 4}, r"attn_qkv.* phi3.attention.head_count_kv \(4\)"),
+        ("nemotron", {"attention.layer_norm_epsilon": -1.0}, r"nemotron.*_epsilon: at least 0 is"),
+        ("nemotron", {"attention.layer_norm_epsilon": None}, r"nemotron.*_epsilon: a number is"),
+        ("nemotron", {"rope.dimension_count": 17}, r"nemotron.rope.dimension_count: the width of"),
+        ("stablelm_parallel", {"rope.dimension_count": 0}, r"stablelm.rope.dimension_count: the w"),
+        (
+            "stablelm_parallel",
+            {"attention.head_count_kv": 1},
+            r"blk.0.attn_k.weight .* stablelm.attention.head_count_kv \(1\)",
+        ),
         ("gemma3", {"attention.sliding_window": 0}, r"gemma3.attention.sliding_window: at least 1"),
         ("gemma3", {"attention.key_length": None}, None),
         ("gemma3", {"attention.sliding_window_pattern": [True, True]}, None),
@@ -111,6 +120,40 @@ def test_the_key_of_metadata_that_do_not_fit_the_tensors_is_named(
         plan(path)
     else:
         refused(path, message)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (
+            130,
+            r"llama.vocab_size is 130, but token_embd.weight has 128 rows and tokenizer.ggml.tok",
+        ),
+        (100, r"llama.vocab_size is 100, but .* tokenizer.ggml.tokens: 128 tokens\. Metadata and"),
+        (-1, r"llama.vocab_size: an integer is expected, found -1"),
+        ("many", r"llama.vocab_size: an integer is expected, found 'many'"),
+        (None, None),
+        (128, None),
+    ],
+)
+def test_the_size_of_the_vocabulary_is_compared_with_the_rows_and_the_tokens(
+    size: Any, message: str | None, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    path = rewrite(files["llama"], tmp_path / "m.gguf", {"llama.vocab_size": size})
+    if message is None:
+        plan(path)
+    else:
+        refused(path, message)
+
+
+def test_rows_without_a_token_are_logged(
+    files: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = gguf.GGUFReader(files["llama"]).fields
+    lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+    shorter = {key: fields[key].contents()[:120] for key in lists}
+    plan(rewrite(files["llama"], tmp_path / "m.gguf", shorter))
+    assert "llama.vocab_size is 128, but tokenizer.ggml.tokens: 120 tokens" in caplog.text
 
 
 def turn(name: str) -> Callable[[Arrays], None]:
@@ -162,6 +205,25 @@ def test_a_tensor_that_does_not_fit_the_metadata_is_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            put("blk.1.attn_k_norm.weight", 4, 16),
+            r"k_norm.weight has shape \[4, 16\], but \[2, 16\].* stablelm.attention.head_count_kv",
+        ),
+        (put("blk.1.attn_q_norm.weight", 16), r"q_norm.weight has shape \[16\], but \[4, 16\]"),
+        (drop("blk.1.attn_q_norm.weight"), r"blk.1.attn_q_norm.weight is missing"),
+        (put("blk.1.ffn_norm.weight", 64), r"unexpected tensor blk.1.ffn_norm.weight"),
+        (drop("blk.1.attn_norm.bias"), r"no tensor for blk.1.attn_norm.bias"),
+    ],
+)
+def test_tensors_that_some_models_of_a_family_lack_are_the_same_in_all_layers(
+    change: Callable[[Arrays], object], message: str, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    refused(rewrite(files["stablelm_parallel"], tmp_path / "m.gguf", {}, change), message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         (put("blk.1.ffn_odd.weight", 4), r"unexpected tensor blk.1.ffn_odd.weight: .* no place"),
         (put("blk.1.attn_q.bias", 64), r"unexpected tensor blk.1.attn_q.bias: .* download it"),
         (put("blk.0.attn_q.bias", 64), r"no tensor for blk.0.attn_k.bias \(and 6 more\) of Llama"),
@@ -189,7 +251,7 @@ def test_settings_are_compared_with_the_keys_of_the_file(files: Mapping[str, Pat
         plan(path, rope=RopeSpec(factor=2.0))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STORED_FAMILIES)
 def test_every_value_of_config_json_has_a_name_in_the_file(family: str, tmp_path: Path) -> None:
     path = write_gguf(save_tiny(family, tmp_path / "original", layers=1), tmp_path / "m.gguf")
     folder = resolve(str(path), None, lambda *_: None).folder

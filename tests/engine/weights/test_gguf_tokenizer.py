@@ -212,7 +212,7 @@ def test_tokens_that_only_fill_the_embedding_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "t5"}, "tokenizer.ggml.model 't5' is not read"),
+        ({"model": "rwkv"}, "tokenizer.ggml.model 'rwkv' is not read"),
         ({"pre": "unheard-of"}, "tokenizer.ggml.pre 'unheard-of' is not known.*gpt-2"),
         ({"pre": None}, "tokenizer.ggml.pre None is not known"),
         ({"tokens": None}, "tokenizer.ggml.tokens: a list of texts is expected"),

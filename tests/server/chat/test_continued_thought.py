@@ -68,6 +68,17 @@ def test_the_prompt_ends_inside_the_thought(name: str) -> None:
     assert read(pieces_of(parser, " th")) == Read("", (), " th")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_empty_message_begins_an_answer_with_reasoning(name: str) -> None:
+    template = FAMILIES[name][0]
+    empty = {"role": "assistant", "content": "", "reasoning_content": ""}
+    for flags in ({}, {"continue_final_message": True}):
+        made = continued(template, empty, **flags)
+        without = prepared(template, messages=[USER])
+        assert (made.prompt, made.before) == (without.prompt, without.before)
+        assert made.left_out == []
+
+
 def test_blanks_before_the_opening_mark_are_those_of_the_template() -> None:
     template = shown("{{ '\n<think> ' }}", "</think>") + "{% endif %}"
     made = continued(template)

@@ -76,13 +76,51 @@ async def test_api_17_a_last_assistant_message_is_continued(
     assert rendered(engines).endswith("Well<eos><turn>assistant:")
 
 
-@pytest.mark.parametrize("content", [None, "", []])
-async def test_an_empty_last_message_is_continued_when_asked(
-    client: httpx.AsyncClient, engines: FakeEngines, content: Any
+EMPTY: list[dict[str, Any]] = [
+    {},
+    {"content": None},
+    {"content": ""},
+    {"content": []},
+    {"content": [{"type": "text", "text": ""}]},
+    {"content": "", "reasoning_content": ""},
+    {"reasoning": "", "refusal": "", "tool_calls": []},
+    {"content": [{"type": "thinking", "thinking": ""}]},
+]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize(
+    ("flags", "ending"),
+    [
+        ({}, "hi<eos><turn>assistant:"),
+        ({"continue_final_message": True}, "hi<eos><turn>assistant:"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": False},
+            "hi<eos><turn>assistant:",
+        ),
+        ({"add_generation_prompt": False}, "hi<eos><turn>assistant:"),
+        ({"add_generation_prompt": True}, "hi<eos><turn>assistant:<eos><turn>assistant:"),
+        ({"continue_final_message": False}, "hi<eos><turn>assistant:<eos><turn>assistant:"),
+    ],
+)
+async def test_the_answer_to_an_empty_last_message_begins_as_without_it(
+    client: httpx.AsyncClient,
+    engines: FakeEngines,
+    flags: dict[str, Any],
+    ending: str,
+    empty: dict[str, Any],
 ) -> None:
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", **empty}]
+    assert (await chat(client, messages=messages, **flags)).status_code == 200
+    assert rendered(engines) == f"<turn>user:{ending}"
+
+
+async def test_an_empty_message_alone_is_continued_when_asked(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    messages = [{"role": "assistant", "content": ""}]
     assert (await chat(client, messages=messages, continue_final_message=True)).status_code == 200
-    assert rendered(engines) == "<turn>user:hi<eos><turn>assistant:"
+    assert rendered(engines) == "<turn>assistant:"
 
 
 async def test_continuing_excludes_a_generation_prompt(client: httpx.AsyncClient) -> None:

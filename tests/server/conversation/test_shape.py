@@ -30,7 +30,7 @@ def message(role: str, number: int) -> Message:
     return {"role": "assistant", "content": f"<{number}>", "tool_calls": calls}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(ROLES, min_size=1, max_size=12), st.sets(st.sampled_from(Feature)))
 def test_every_text_is_kept(roles: list[str], lacking: set[Feature]) -> None:
     messages = [message(role, number) for number, role in enumerate(roles)]
@@ -43,7 +43,7 @@ def test_every_text_is_kept(roles: list[str], lacking: set[Feature]) -> None:
             assert repr(written).count(call["function"]["name"]) == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(ROLES, min_size=1, max_size=12))
 def test_the_last_form_is_users_and_assistants_in_turn(roles: list[str]) -> None:
     messages = [message(role, number) for number, role in enumerate(roles)]

@@ -313,10 +313,12 @@ def test_settings_of_the_messages_api_become_fields_of_a_chat(
 
 
 def test_a_last_turn_of_the_assistant_is_continued() -> None:
-    text = {"role": "assistant", "content": "Once"}
-    assert from_messages(messages=[USER, text])["continue_final_message"] is True
+    contents: tuple[Any, ...] = ("Once", "", [])
+    for content in contents:  # an empty one is left out of the chat
+        turn = {"role": "assistant", "content": content}
+        assert from_messages(messages=[USER, turn])["continue_final_message"] is True
     call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
-    for blocks in ([call], [{"type": "text", "text": "a"}, call], []):
+    for blocks in ([call], [{"type": "text", "text": "a"}, call]):
         turn = {"role": "assistant", "content": blocks}
         assert from_messages(messages=[USER, turn])["continue_final_message"] is False
 

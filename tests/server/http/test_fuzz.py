@@ -28,7 +28,6 @@ async def test_valid_bodies_are_answered(client: httpx.AsyncClient, path: str, b
 
 @settings(
     max_examples=FUZZ,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(wrong=wrong_bodies())

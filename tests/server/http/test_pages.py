@@ -362,7 +362,6 @@ def transport(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> httpx.ASGIT
 
 @settings(
     max_examples=300,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(head=foreign_heads(), route=st.sampled_from(every_route()))

@@ -45,7 +45,7 @@ def refusal(pieces: Iterable[bytes], *bounds: int) -> str | None:
     return None
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(value=JSON, form=FORMS, is_ascii=st.booleans())
 def test_a_body_cut_anywhere_counts_the_same_as_its_parsed_value(
     value: Any, form: dict[str, Any], is_ascii: bool

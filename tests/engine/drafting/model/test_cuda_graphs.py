@@ -1,7 +1,7 @@
 """Padded draft steps, tested without a device: shapes, logits, the slots they use, captures."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -14,8 +14,14 @@ from torch import Tensor
 
 from engine.drafting.growth import Growth
 from engine.drafting.model import cuda_graphs
-from engine.drafting.model.cuda_graphs import Bucket, PaddedStep, graphed_steps
-from engine.kv.page_pool import PagePool
+from engine.drafting.model.cuda_graphs import (
+    Bucket,
+    GraphedSteps,
+    PaddedStep,
+    all_buckets,
+    graphed_steps,
+)
+from engine.kv.page_pool import PAGE, PagePool
 from engine.model.attention import Batch
 from engine.model.segment import Segment
 from engine.runtime.engine import Engine
@@ -25,7 +31,6 @@ from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.cuda_streams import CudaCapture
 from engine.streaming.device import Device, Work
-from engine.timing import StepTimes
 from tests.engine.models import (
     PLAIN,
     SMALL,
@@ -59,13 +64,13 @@ def test_a_padded_step_gives_the_logits_and_kv_of_a_plain_step(family: str, tmp_
     grow(model, growths[1:], 5)  # the prompt as a chain, then the tree of one sequence
     assert steps.num_plain == 0
     grow(model, growths[:1], 2)  # the long prompt has more rows than any bucket
-    assert steps.num_plain == 1
+    assert len(steps.compared) == 5 + 1
     grow(model, growths, 4)  # both in one step
     for sequence in (long, short):
         sequence.tokens += [5, 6, 7]  # these were not drafted, so they are pending
     grow(model, [Growth(long, 40), Growth(short, 40)], 3)
     assert {bucket.kv for bucket in steps.compared} == {256, 512}
-    assert {bucket.rows for bucket in steps.compared} >= {4, 8, 16, 32}
+    assert {bucket.rows for bucket in steps.compared} == {16, 32}
     assert len(steps.compared) == 5 + 1 + 4 + 3
 
 
@@ -91,13 +96,22 @@ def test_the_smallest_bucket_is_chosen() -> None:
         )
         return Bucket.of(Batch(pool, made, range(sum(n for n, _, _ in segments)), False))
 
-    assert bucket((1, 0, 0)) == Bucket(1, 256)
-    assert bucket((2, 200, 56)) == Bucket(2, 256)
-    assert bucket((3, 200, 57)) == Bucket(4, 512)
+    assert bucket((1, 0, 0)) == Bucket(16, 256)
+    assert bucket((16, 200, 56)) == Bucket(16, 256)
+    assert bucket((17, 200, 57)) == Bucket(32, 512)
     assert bucket((30, 1000, 0), (34, 24, 0)) == Bucket(64, 1024)
     assert bucket((65, 10, 0)) is None
-    assert bucket((6, cuda_graphs.MAX_KV, 0)) == Bucket(8, cuda_graphs.MAX_KV)
+    assert bucket((6, cuda_graphs.MAX_KV, 0)) == Bucket(16, cuda_graphs.MAX_KV)
     assert bucket((6, cuda_graphs.MAX_KV, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("slots", "sizes"),
+    [(64, [256]), (256, [256]), (257, [512, 256]), (1 << 20, [1 << n for n in range(15, 7, -1)])],
+)
+def test_there_is_a_bucket_for_every_step_over_a_cache(slots: int, sizes: list[int]) -> None:
+    wanted = [Bucket(rows, kv) for kv in sizes for rows in (64, 32, 16)]
+    assert all_buckets(slots) == wanted
 
 
 @torch.inference_mode()
@@ -119,7 +133,7 @@ def test_padding_reads_the_steps_own_slots_only() -> None:
             cancelled=Event(),
         )
         step.fill([torch.randn(count, width)], [segment])
-        read = step._batch.segments[0]
+        read = step._segment
         assert set(read.slots.tolist()) == set(slots.tolist())
         assert set(read.slots[256:].tolist()) == set(slots[start:].tolist())
         assert read.mask is not None
@@ -127,51 +141,73 @@ def test_padding_reads_the_steps_own_slots_only() -> None:
 
 
 class CountedCapture:
-    """A capture that counts its calls and runs the work plainly, or fails if `is_refused`."""
+    """A capture that runs the work once and counts its calls; some of them raise an error."""
 
-    def __init__(self, is_refused: bool = False) -> None:
+    def __init__(self, errors: Mapping[int, RuntimeError] | None = None) -> None:
         self.count = 0
-        self.is_refused = is_refused
+        self.errors = errors or {}  # by number of the call
 
     def __call__(self, work: Work) -> Work:
         self.count += 1
-        if self.is_refused:
-            raise RuntimeError("operation not permitted when stream is capturing")
+        if self.count in self.errors:
+            raise self.errors[self.count]
+        assert work().isfinite().all(), "the KV cache would be filled with NaN"
         return work
 
 
+NUM_BUCKETS = len(all_buckets(40 * PAGE))  # of `draft_of`
+
+
 @torch.inference_mode()
-def test_the_least_recently_used_graph_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+def test_all_graphs_are_captured_before_the_first_step() -> None:
     model, capture = draft_of(checkpoint("llama"), CPU), CountedCapture()
     steps = Compared(model, capture)
-
-    def first_steps(length: int, steps: int) -> None:
-        grow(model, [Growth(make_sequence(prompt(length, length)), 40)], steps)
-
-    first_steps(1, 1)  # 1 row
-    first_steps(2, 1)  # 2 rows
-    first_steps(1, 1)
-    assert capture.count == 2
-    first_steps(3, 1)  # 4 rows: the graph of 2 rows is dropped
-    first_steps(1, 1)
-    assert capture.count == 3
-    first_steps(2, 1)
-    assert capture.count == model.num_captured == 4
-    assert len(steps._graphs) == 2
+    assert capture.count == NUM_BUCKETS == 15
+    for length in (1, 3, 20, 33, 60):
+        grow(model, [Growth(make_sequence(prompt(length, length)), 40)], 2)
+    assert steps.num_plain == 0
+    assert capture.count == NUM_BUCKETS
 
 
 @torch.inference_mode()
-def test_after_a_failed_capture_steps_run_plainly(caplog: pytest.LogCaptureFixture) -> None:
-    model, capture = draft_of(checkpoint("llama"), CPU), CountedCapture(is_refused=True)
-    steps = Compared(model, capture)
+@pytest.mark.parametrize(
+    ("errors", "captured"),
+    [
+        ({1: torch.OutOfMemoryError("out of memory")}, NUM_BUCKETS - 1),
+        ({1: RuntimeError("not permitted when stream is capturing")}, 0),
+        ({3: RuntimeError("not permitted when stream is capturing")}, 2),
+    ],
+)
+def test_steps_without_a_graph_run_plainly(
+    errors: dict[int, RuntimeError], captured: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = draft_of(checkpoint("llama"), CPU)
     with caplog.at_level(logging.WARNING):
-        grow(model, [Growth(make_sequence(prompt(20)), 40)], 4)
-    assert capture.count == 1 and steps.num_plain == 4
-    assert [r.message for r in caplog.records if "without a CUDA graph" in r.message] == [
-        "draft steps of Bucket(rows=32, kv=256) run without a CUDA graph: "
-        "operation not permitted when stream is capturing"
-    ]
+        steps = Compared(model, CountedCapture(errors))
+    assert len(steps._graphs) == captured
+    ((number, error),) = errors.items()
+    bucket = all_buckets(40 * PAGE)[number - 1]
+    assert caplog.messages == [f"draft steps of {bucket} run without a CUDA graph: {error}"]
+    grow(model, [Growth(make_sequence(prompt(20)), 40)], 4)
+    assert steps.num_plain == (4 if captured < 10 else 0)
+
+
+@torch.inference_mode()
+def test_the_inputs_of_a_step_are_moved_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = draft_of(checkpoint("llama"), CPU)
+    Compared(model, uncaptured)
+    moved: list[int] = []
+
+    def count(values: list[Tensor], device: torch.device) -> list[Tensor]:
+        moved.append(len(values))
+        return list(values)
+
+    monkeypatch.setattr("engine.model.segment.upload_all", count)
+    monkeypatch.setattr("engine.model.decoder.upload_all", None)  # of rows without a graph
+    growths = [Growth(make_sequence(prompt(length, length)), 40) for length in (20, 30)]
+    grow(model, growths, 3)
+    # The rows that need logits and embeddings; slots and positions of both; then masks too.
+    assert moved == [2 + 4, 2 + 6, 2 + 6]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +225,22 @@ def test_graphs_are_made_on_cuda_unless_strict_or_longrope(
     monkeypatch.setattr(cuda_link, "CudaCapture", lambda device: uncaptured)
     decoder: Any = SimpleNamespace(strict=strict, original_length=original)
     pool: Any = None
-    assert (graphed_steps(decoder, pool, device.capture()) is not None) == made
+    monkeypatch.setattr(GraphedSteps, "capture_all", lambda steps, progress: 1)
+    steps = graphed_steps(decoder, pool, device.capture(), lambda *_: None)
+    assert (steps is not None) == made
+
+
+@torch.inference_mode()
+def test_a_model_that_cannot_be_captured_has_no_graphs() -> None:
+    model = draft_of(checkpoint("llama"), CPU)
+    pool, refusal = model.caches.cache.pool, {1: RuntimeError("not permitted")}
+    assert graphed_steps(model.decoder, pool, CountedCapture(refusal), lambda *_: None) is None
+    reported: list[tuple[str, int, int]] = []
+    made = graphed_steps(model.decoder, pool, CountedCapture(), lambda *step: reported.append(step))
+    assert made is not None
+    assert [(done, total) for _, done, total in reported] == [
+        (number + 1, NUM_BUCKETS) for number in range(NUM_BUCKETS)
+    ]
 
 
 def padded(engine: Engine) -> Compared:
@@ -215,27 +266,8 @@ def test_an_engine_with_padded_draft_steps_emits_the_same_tokens(method: str) ->
     assert exact(answers) == want
     stats = answers["greedy", 0].stats
     assert stats is not None and stats.accepted > 0
-    assert len(steps.compared) > 10 and max(b.rows for b in steps.compared) > 4
+    assert len(steps.compared) > 10 and {b.kv for b in steps.compared} == {256, 512}
     assert engine._cache.num_free_pages == engine._cache.num_pages
-
-
-def test_the_time_of_a_step_that_captured_is_not_recorded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    engine = load(checkpoint("llama"), SUBSPEC)
-    steps = padded(engine)
-    observed = 0
-    observe = StepTimes.observe
-
-    def count(self: StepTimes, rows: int, seconds: float) -> None:
-        nonlocal observed
-        observed += self is engine._drafting.policy.draft
-        observe(self, rows, seconds)
-
-    monkeypatch.setattr(StepTimes, "observe", count)
-    serve(engine, [asked_for("r", prompt(20))])
-    assert steps.num_captured > 0
-    assert observed == len(steps.compared) - steps.num_captured
 
 
 class FakeCuda:

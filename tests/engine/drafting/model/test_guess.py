@@ -114,3 +114,44 @@ def test_scores_of_a_long_row_are_close_to_those_over_all_tokens() -> None:
         expected = (logits / tau).log_softmax(-1).topk(4)
         assert torch.equal(tokens, expected.indices)
         torch.testing.assert_close(scores, expected.values, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(seed=3),
+        SamplingParams(seed=3, temperature=0.4),
+        SamplingParams(seed=3, top_p=0.8),
+        SamplingParams(seed=3, top_p=0.95),
+        SamplingParams(seed=3, top_k=30, min_p=0.01, top_p=0.9),
+        SamplingParams(temperature=0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [300, 40_000])
+def test_the_children_of_whole_rows_are_those_of_the_definition(
+    size: int, params: SamplingParams
+) -> None:
+    logits = random_logits(40, size, 5.0)
+    tokens, scores = draft_children(
+        logits, params, None, positions=range(40), choice=0, tau=0.7, branch=3, at_once=True
+    )
+    if params.temperature == 0:
+        dense = logits.log_softmax(-1)
+    else:
+        noise = gumbel(3, 0, torch.arange(40)[:, None], torch.arange(size))
+        dense = sampling_logprobs(logits, params, None) + noise
+    wanted = (dense / 0.7).log_softmax(-1).float().topk(3)
+    likely = wanted.values > -6.0
+    assert likely.sum() > 40
+    assert torch.equal(tokens[likely], wanted.indices[likely])
+    torch.testing.assert_close(scores[likely], wanted.values[likely], atol=0.01, rtol=0.01)
+
+
+def test_no_token_is_left_out_of_whole_rows_whose_nucleus_is_large() -> None:
+    flat, params = torch.zeros(30, 5000), SamplingParams(seed=3, top_p=0.9)
+    tokens, _ = draft_children(
+        flat, params, None, positions=range(30), choice=0, tau=1.0, branch=1, at_once=True
+    )
+    noise = gumbel(3, 0, torch.arange(30)[:, None], torch.arange(5000))
+    assert torch.equal(tokens[:, 0], noise.argmax(-1))

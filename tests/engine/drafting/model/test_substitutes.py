@@ -21,6 +21,7 @@ from engine.streaming import packed_cache
 from engine.weights import packing
 from engine.weights.family import read_config
 from engine.weights.formats import int4, nf4
+from engine.weights.formats.joined import Part
 from engine.weights.formats.linear import Kernel, linear, substitute
 from engine.weights.units import CheckpointUnits
 from tests.engine import int4_codes, models
@@ -248,7 +249,8 @@ def test_modules_of_a_read_unit_compute_what_direct_substitutes_compute(
             weight, bias = own[f"{prefix}weight"], own.get(f"{prefix}bias")
             inputs = torch.randn(3, weight.shape[1])
             expected = substitute(weight, bias, group, CPU, kernel)
-            assert type(part) is type(expected)
+            product = part.joined.product if isinstance(part, Part) else part
+            assert type(product) is type(expected)
             assert torch.equal(part(inputs), expected(inputs)), path
             if bias is not None:
                 without = substitute(weight, None, group, CPU, kernel)
@@ -360,6 +362,10 @@ def test_a_target_quantized_at_load_is_quantized_once(monkeypatch: pytest.Monkey
     assert len(calls) == sum(name.endswith(nf4.PACKED) for name in fields) > 0
 
 
+def memory_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def test_resident_layers_are_shared_not_copied() -> None:
     folder = checkpoint("llama")
     some = StreamSpec(tier="ram", slots=2, resident=1)
@@ -370,10 +376,20 @@ def test_resident_layers_are_shared_not_copied() -> None:
         assert 0 < len(resident) < 4
         for index in resident:
             module = [*units, decoder.output][index]
-            for name, tensor in stream.resident(index).items():
-                assert module.get_parameter(name).data_ptr() == tensor.data_ptr(), name
+            shared = {memory_of(tensor) for tensor in stream.resident(index).values()}
+            used = {memory_of(own) for own in (*module.parameters(), *module.buffers())}
+            assert used and used <= shared
         asked = [request("r", prompt(20, 1))]
         assert exact(run(engine, asked)) == exact(run(load(folder, PLAIN), asked))
+
+
+def test_the_draft_has_a_head_of_its_own_where_the_exact_one_is_resident(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.planning.plan._Planner._large_head", lambda *_: {3})
+    engine = load(checkpoint("llama", torch.bfloat16), SUBSPEC)
+    assert [engine._loaded.stream.is_resident(index) for index in range(4)] == [False] * 3 + [True]
+    assert isinstance(draft_model(engine).decoder.output, int4.Int4Linear)
 
 
 def test_a_resident_target_makes_no_substitutes() -> None:

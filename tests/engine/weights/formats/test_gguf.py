@@ -21,8 +21,8 @@ from engine.weights.packing import dense_layout, expand
 from engine.weights.precision import computed_dtype
 from engine.weights.safetensors import StoredRows
 from engine.weights.units import CheckpointUnits
-from tests.engine.checkpoints import FAMILIES, save_tiny
-from tests.engine.gguf_files import Array, Kind, config_of, state_of, write_gguf
+from tests.engine.checkpoints import STORED_FAMILIES, save_tiny
+from tests.engine.gguf_files import ADDS_ONE, Array, Kind, config_of, state_of, write_gguf
 from tests.engine.models import (
     PLAIN,
     SUBSPEC,
@@ -77,7 +77,7 @@ UNSTORED = {
 SAME = {"mistral": {"model_type", "sliding_window"}, "phi3": {"original_max_position_embeddings"}}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STORED_FAMILIES)
 def test_a_family_has_the_configuration_and_weights_of_the_original(
     family: str, tmp_path: Path
 ) -> None:
@@ -95,7 +95,7 @@ def test_a_family_has_the_configuration_and_weights_of_the_original(
     state, read = state_of(original), state_of(made)
     assert state.keys() == read.keys()
     for name, tensor in state.items():
-        shifted = is_gemma and name.endswith("norm.weight")
+        shifted = wanted["model_type"] in ADDS_ONE and name.endswith("norm.weight")
         assert torch.equal(read[name], (tensor + 1) - 1 if shifted else tensor), name
 
 
@@ -235,3 +235,18 @@ def test_a_served_file_has_the_answers_of_its_dequantized_weights(
         ids = torch.tensor([prompt(70)])
         greedy = twin.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None)
     assert answers[0]["a", 0][0] == greedy[0, 70:].tolist()
+
+
+@pytest.mark.parametrize("family", ["gemma", "stablelm", "stablelm_parallel", "nemotron"])
+def test_a_served_file_has_the_logits_of_the_original(family: str, tmp_path: Path) -> None:
+    original = save_tiny(family, tmp_path / "original", layers=2, tied=family == "gemma")
+    path = write_gguf(original, tmp_path / "m.gguf")
+    asked = request("a", prompt(70), logprobs=0)
+    answer = run(load(path, PLAIN), [asked])["a", 0]
+    model: Any = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
+    ids = torch.tensor([[*asked.prompt, *answer.ids]])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0, len(asked.prompt) - 1 : -1].log_softmax(-1)
+    assert logprobs.argmax(-1).tolist() == answer.ids
+    found = torch.tensor([own.logprob for own in answer.logprobs])
+    torch.testing.assert_close(found, logprobs.amax(-1), rtol=1e-4, atol=1e-4)

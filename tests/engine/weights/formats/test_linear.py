@@ -16,12 +16,14 @@ from engine.errors import ModelError
 from engine.weights import packing
 from engine.weights.formats import int4, mxfp4, nf4
 from engine.weights.formats.linear import best_kernel, substitute, substitute_bytes
+from engine.weights.formats.tensor_cores import compute_dtype
+from engine.weights.layout import lay_out
 from engine.weights.safetensors import StoredRows
 from engine.weights.units import CheckpointUnits
 from tests.engine import int4_codes
 from tests.engine.checkpoints import save_tiny
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def meta_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -428,7 +430,7 @@ def test_substitute_bytes_bound_the_memory_of_substitutes(
                 taken += layer.weight.nbytes + layer.scales_and_zeros.nbytes
             else:
                 taken += weight.nbytes
-        assert taken <= substitute_bytes(units.layouts[0], group), kernel
+        assert taken <= substitute_bytes(units.layouts[0], group, CPU, kernel), kernel
 
 
 @pytest.mark.parametrize(
@@ -447,3 +449,35 @@ def test_int4_is_chosen_unless_nf4_supports_more(
     assert best_kernel([(16, 96)], 64, device) == "int4"  # no kernel does: the weight stays dense
     monkeypatch.setattr(nf4, "is_available", lambda: False)
     assert best_kernel([(128, 128)], 64, device) == "int4"
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "kernel", "bits"),
+    [
+        (CPU, None, "int4", 5),  # with scale and zero of each group of 32
+        (CPU, None, "nf4", 4.5),
+        (CUDA, (8, 0), "int4", 5),
+        (CUDA, (7, 5), "nf4", 4.5),
+        (CUDA, (7, 5), "int4", 16),  # dense
+        (None, None, "int4", 5),
+    ],
+)
+def test_the_bytes_of_a_substitute_are_those_of_the_devices_kernel(
+    device: torch.device | None,
+    capability: Any,
+    kernel: Any,
+    bits: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    layout = lay_out("unit", {"a.weight": (torch.bfloat16, (128, 256))})
+    assert substitute_bytes(layout, 32, device, kernel) == 128 * 256 * bits / 8
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 6), "bfloat16")])
+def test_an_older_card_computes_nf4_in_float16(
+    capability: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert compute_dtype(CUDA) == getattr(torch, dtype)
+    assert compute_dtype(CPU) == torch.bfloat16

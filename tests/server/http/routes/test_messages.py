@@ -142,13 +142,14 @@ async def test_a_stream_names_its_events(client: httpx.AsyncClient) -> None:
     assert names == [event["type"] for event in events(response.text)]
 
 
+@pytest.mark.parametrize("content", ["Once", "", []])
 async def test_the_last_turn_is_continued_if_it_is_the_assistants(
-    client: httpx.AsyncClient, engines: FakeEngines
+    client: httpx.AsyncClient, engines: FakeEngines, content: Any
 ) -> None:
-    turns = [USER, {"role": "assistant", "content": "Once"}]
+    turns = [USER, {"role": "assistant", "content": content}]
     assert (await message(client, messages=turns)).status_code == 200
     prompt = bytes(i for i in engines.engine.requests[0].prompt if i < 256).decode()
-    assert prompt == "user:hiassistant:Once"
+    assert prompt == f"user:hiassistant:{content or ''}"
 
 
 def user(*blocks: Any) -> dict[str, Any]:
