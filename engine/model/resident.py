@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.messages import ReportProgress
+from engine.model.binder import bind
 from engine.model.decoder import Weights
-from engine.model.library import bind
 from engine.streaming.ring import OnWait
 from engine.weights.layout import UnitReader
 from engine.weights.outline import decoder_layers
