@@ -112,6 +112,7 @@ class Blueprint:
                 self.hidden_size,
                 _intermediate_size(config),
                 *(2 * shape.channels for shape in self.recurrent.values()),
+                config.num_attention_heads * shape.head_dim if shape.is_latent else 0,
             ),
             num_heads=config.num_attention_heads,
             vocab_size=self.vocab_size,
@@ -133,6 +134,7 @@ class Blueprint:
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
+            is_latent=shape.is_latent,
         )
 
     def compiles(self, *, has_own_memory: bool) -> bool:

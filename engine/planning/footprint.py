@@ -18,6 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
+from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
 
@@ -59,6 +60,7 @@ class Demand:
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
     strict: bool = True  # numerics of the target
     has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
+    is_latent: bool = False  # values have no memory of their own: they are a part of the keys
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
@@ -143,7 +145,7 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
     if not demand.strict:
         attention = _fused_bytes(demand, demand.tile, length, longest)
     elif has_own_memory:
-        attention = _float64_bytes(demand, length)
+        attention = max(_float64_bytes(demand, length), _chunked_bytes(demand, length))
     else:
         attention = _ordered_bytes(demand, length)
     if rows := demand.draft.step_rows:
@@ -222,6 +224,15 @@ def _float64_bytes(demand: Demand, length: int) -> int:
     return scores + _gathered_bytes(demand, length) + widened
 
 
+def _chunked_bytes(demand: Demand, length: int) -> int:
+    """Return the bytes of one tile's attention in the order of positions on a CUDA device.
+
+    They are the sums of all chunks, of the rows that are computed at a time.
+    """
+    of_row = -(-length // CHUNK) * demand.num_heads * demand.head_dim
+    return min(TILE * of_row, max(MAX_SUMS, of_row)) * _FLOAT32
+
+
 def _ordered_bytes(demand: Demand, length: int) -> int:
     """Return the bytes of one tile's attention in the order of positions, in float32 on a CPU.
 
@@ -254,6 +265,8 @@ def _fused_bytes(demand: Demand, tile: int, length: int, longest: int) -> int:
     product = group * max(tile * length, min(tile, MAX_SEGMENT_ROWS) * padded)
     mask, kept = min(product, MAX_MASK), min(product, MAX_KEPT)
     masks = (mask + kept) * demand.item_bytes + 3 * mask // group  # and booleans to make one of
+    if demand.is_latent:  # kernels that hold no scores need keys and values of the same width
+        masks += 2 * mask * _FLOAT32
     return _gathered_bytes(demand, max(length, padded)) + masks + rows
 
 
@@ -271,7 +284,8 @@ def _num_scores(demand: Demand, rows: int, length: int) -> int:
 
 def _gathered_bytes(demand: Demand, slots: int) -> int:
     """Return the bytes of a copy of one layer's keys and values."""
-    return 2 * slots * demand.num_kv_heads * demand.head_dim * demand.item_bytes
+    parts = 1 if demand.is_latent else 2
+    return parts * slots * demand.num_kv_heads * demand.head_dim * demand.item_bytes
 
 
 def size_text(num_bytes: float) -> str:
