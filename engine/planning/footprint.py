@@ -18,6 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
+from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
 
@@ -130,7 +131,8 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
     """Return the bytes of all activations of a pass.
 
     They are the hidden states, a tile in a layer, a block of logits, and attention: that of the
-    target, and that of a draft model, which may run between two layers of the pass.
+    target, and that of a draft model, which may run between two layers of the pass. Recurrent
+    layers on CUDA devices keep states of nodes of trees.
 
     These parts run one after another, but memory that one part freed may not fit the
     next: so they are added up.
@@ -146,6 +148,8 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
         attention = _float64_bytes(demand, length)
     else:
         attention = _ordered_bytes(demand, length)
+    if has_own_memory and demand.state_bytes:
+        attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
         attention += _fused_bytes(demand, rows, length, longest)
     return (

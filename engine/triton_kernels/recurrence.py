@@ -17,7 +17,7 @@ from engine.transfer import upload_all
 from engine.triton_kernels.compiler import can_run
 
 LANES = 16  # columns of a state that are together in memory
-MAX_KEPT = 32 << 20  # bytes of states that a launch keeps for the nodes of trees
+MAX_STATE_BYTES = 32 << 20  # bytes of states that a launch keeps for the nodes of trees
 _CHANNELS = 256  # of a program of the convolution
 _STATE = -1  # the number of the first state of a layer; those from 0 on are kept by a launch
 
@@ -95,7 +95,7 @@ def walk(
     _check(states, (query, key, value, decay, rate), order)
     out, items = torch.zeros_like(value), heads * width // LANES
     size = max(order.num_sequences * order.num_kept, 1) * depth * LANES
-    step = min(max(MAX_KEPT // (4 * size), 1), items)
+    step = min(max(MAX_STATE_BYTES // (4 * size), 1), items)
     kept = value.new_empty(step * size)
     with _on(states):
         for first in range(0, items, step):

@@ -37,7 +37,7 @@ def test_a_row_has_the_same_bits_in_a_tree_a_chain_and_alone(shape: LayerShape) 
 def test_trees_whose_states_are_kept_in_parts_have_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recurrence, "MAX_KEPT", 1)
+    monkeypatch.setattr(recurrence, "MAX_STATE_BYTES", 1)
     check_bits(DELTA, CPU)
 
 
