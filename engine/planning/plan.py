@@ -5,7 +5,7 @@ pages, then to resident units, spread evenly through the depth so that the link 
 long. Host memory holds the units of the ram tier and, in a part of the rest, idle KV pages.
 """
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -22,12 +22,13 @@ from engine.planning.footprint import (
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
+from engine.streaming.slots import SlotKind, ring_slots
 from engine.weights.layout import LayerUnits
 from engine.weights.packing import TEMPORARY_BYTES
 
 DEFAULT_SEQUENCES = 8
-DEFAULT_SLOTS = 3  # one in use, one filled, one being filled
-FEWEST_SLOTS = 2  # one in use, one being filled
+DEFAULT_SLOTS = 3  # one for the units in use, one filled, one being filled
+FEWEST_SLOTS = 2  # one for the units in use, one being filled
 KV_SHARE = 0.125  # of the device limit for KV pages at most, unless all weights fit too
 STATE_SHARE = 0.125  # of the device limit for states of recurrent layers, if more than one fits
 STORED_STATES = 4  # of prefixes, for each sequence at most
@@ -60,7 +61,8 @@ class Plan:
     """The places and sizes of weights, KV pages, draft and buffers. Sizes are in bytes."""
 
     tiers: tuple[Tier, ...]
-    slots: int
+    slots: int  # one for the units in use, and one for each unit that is copied ahead of them
+    ring_slots: int  # all of the ring: the parts of a layer are in use together
     num_pages: int
     max_sequences: int
     max_rows: int
@@ -106,7 +108,7 @@ class Plan:
             parts[0] += f" ({size_text(self.resident_bytes)})"
         if away:
             parts.append(f"{len(self.tiers) - resident} streamed from {', '.join(away)}")
-            parts.append(f"ring of {self.slots} slots ({size_text(self.ring_bytes)})")
+            parts.append(f"ring of {self.ring_slots} slots ({size_text(self.ring_bytes)})")
         parts.append(f"KV of {self.num_pages * PAGE} tokens ({size_text(self.kv_bytes)})")
         if self.num_states:
             count = self.num_states + self.stored_states
@@ -184,7 +186,10 @@ class _Planner:
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
         longest, own = wanted_pages * PAGE, memory.has_own_memory
-        activations = activation_bytes(demand, rows, longest, has_own_memory=own)
+        tree_rows = self.max_sequences * demand.draft.scratch_rows
+        activations = activation_bytes(
+            demand, rows, longest, has_own_memory=own, tree_rows=tree_rows
+        )
         other = self._other_bytes(wanted_pages)
         left = self.limit - activations - other - self.state_bytes
         resident, slots = self._residents(left, wanted_pages)
@@ -198,6 +203,7 @@ class _Planner:
         on_device = Plan(
             tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
             slots=slots,
+            ring_slots=sum(kind.count for kind in self._ring(resident, slots)),
             num_pages=pages,
             max_sequences=most,
             max_rows=min(pass_rows(demand, most), pages * PAGE),
@@ -287,14 +293,18 @@ class _Planner:
     def _large_head(self, slots: int) -> set[int]:
         """Return the head's unit if keeping it resident takes no more device memory, else no unit.
 
-        If the head is streamed, every slot of the ring must be as large as the head.
+        If the head is streamed, the slots of the layers' first units must be as large as the head.
         """
-        head, rest = self.units[-1], max(self.units[:-1])
-        return {len(self.units) - 1} if head + slots * rest <= slots * head else set()
+        head = len(self.units) - 1
+        streamed, without = self._ring_bytes(set(), slots), self._ring_bytes({head}, slots)
+        return {head} if self.units[head] + without <= streamed else set()
+
+    def _ring(self, resident: Set[int], slots: int) -> Collection[SlotKind]:
+        streamed = set(range(len(self.units))) - resident
+        return ring_slots(self.units, self.demand.layers, streamed, slots).values()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        travelling = (nbytes for i, nbytes in enumerate(self.units) if i not in resident)
-        return slots * max(travelling, default=0)
+        return sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
 
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
@@ -313,7 +323,7 @@ class _Planner:
             f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
             f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
             f"draft {size_text(plan.draft_bytes)}, "
-            f"ring of {plan.slots} slots {size_text(plan.ring_bytes)}, "
+            f"ring of {plan.ring_slots} slots {size_text(plan.ring_bytes)}, "
             f"resident units {size_text(plan.resident_bytes)}, KV of at least "
             f"{self.fewest_pages * PAGE} tokens {size_text(kv)}{states}. "
             "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
