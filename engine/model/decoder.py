@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.model.attention import Batch
+from engine.model.binder import Binder
 from engine.model.borrowed import BorrowedParts, PassCancelled, Weights
 from engine.model.elementwise import WholeBlocks, calls_functions
 from engine.model.experts import DeferredExperts, add_experts
 from engine.model.library import (
-    Binder,
     attention_modules,
     defer_experts,
     place_tensors,

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from engine.library_call import find_key, library_call
 from engine.model.attention import ATTENTION, LayerRule, attend
+from engine.model.binder import bind
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
 from engine.model.recurrent import replace_functions
@@ -351,38 +352,6 @@ def recorded_attention(
     finally:
         for config in configs.values():
             config._attn_implementation = ATTENTION
-
-
-class Binder:
-    """An object that binds a module's parameters and buffers to new tensors in each pass.
-
-    It looks up once where the module stores each tensor, and does not wrap borrowed tensors in
-    `nn.Parameter`. Doing both in each pass would take more host time than choosing its tokens.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._holders: dict[str, tuple[dict[str, Any], str]] = {}
-
-    def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """Bind parameters and buffers of the module to tensors, given by their paths in it."""
-        for path, tensor in tensors.items():
-            holder, name = self._holders.get(path) or self._find(path)
-            holder[name] = tensor
-
-    def _find(self, path: str) -> tuple[dict[str, Any], str]:
-        owner, _, name = path.rpartition(".")
-        module = self._module.get_submodule(owner)
-        holder: dict[str, Any] = module._parameters
-        if name in module._buffers:
-            holder = module._buffers
-        self._holders[path] = holder, name
-        return holder, name
-
-
-def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Bind a module's parameters and buffers permanently to tensors, given by their paths in it."""
-    Binder(module).bind({p: nn.Parameter(t, requires_grad=False) for p, t in tensors.items()})
 
 
 class _PassThrough(nn.Module):

@@ -19,6 +19,7 @@ from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
 from engine.triton_kernels.attention import CHUNK
+from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
 
@@ -135,7 +136,8 @@ def activation_bytes(
     """Return the bytes of all activations of a pass.
 
     They are the hidden states, a tile in a layer, a block of logits, and attention: that of the
-    target, and that of a draft model, which may run between two layers of the pass.
+    target, and that of a draft model, which may run between two layers of the pass. Recurrent
+    layers on CUDA devices keep states of nodes of trees.
 
     These parts run one after another, but memory that one part freed may not fit the
     next: so they are added up.
@@ -154,6 +156,8 @@ def activation_bytes(
         attention = _float64_bytes(demand, length)
     else:
         attention = _ordered_bytes(demand, length)
+    if has_own_memory and demand.state_bytes:
+        attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
         attention += _fused_bytes(demand, rows, length, longest)
     return (

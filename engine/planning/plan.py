@@ -19,6 +19,7 @@ from engine.planning.footprint import (
     pass_rows,
     size_text,
 )
+from engine.planning.states import count_states
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
@@ -26,12 +27,9 @@ from engine.streaming.slots import SlotKind, ring_slots
 from engine.weights.layout import LayerUnits
 from engine.weights.packing import TEMPORARY_BYTES
 
-DEFAULT_SEQUENCES = 8
 DEFAULT_SLOTS = 3  # one for the units in use, one filled, one being filled
 FEWEST_SLOTS = 2  # one for the units in use, one being filled
 KV_SHARE = 0.125  # of the device limit for KV pages at most, unless all weights fit too
-STATE_SHARE = 0.125  # of the device limit for states of recurrent layers, if more than one fits
-STORED_STATES = 4  # of prefixes, for each sequence at most
 HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
 HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequence
 DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while another is copied
@@ -152,12 +150,8 @@ class _Planner:
         self.memory = memory
         self.units = demand.unit_bytes
         self.limit = _device_limit(spec, memory)
-        self.max_sequences = spec.max_sequences or self._default_sequences()
-        # The audit has a state of its own.
-        self.num_states = self.max_sequences + (spec.audit > 0) if demand.state_bytes else 0
-        self.state_bytes = self.num_states * (demand.state_bytes + demand.stash_bytes)
-        self.stored_states = self._stored_states()
-        self.state_bytes += self.stored_states * demand.state_bytes
+        self.states = count_states(spec, demand, self.limit)
+        self.max_sequences = self.states.max_sequences
         # For one short sequence with its scratch, and one page to grow.
         shortest = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
         self.fewest_pages = -(-shortest // PAGE) + 1
@@ -191,7 +185,7 @@ class _Planner:
             demand, rows, longest, has_own_memory=own, tree_rows=tree_rows
         )
         other = self._other_bytes(wanted_pages)
-        left = self.limit - activations - other - self.state_bytes
+        left = self.limit - activations - other - self.states.nbytes
         resident, slots = self._residents(left, wanted_pages)
         resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
         draft = demand.draft_bytes(resident)
@@ -210,9 +204,9 @@ class _Planner:
             resident_bytes=resident_bytes,
             ring_bytes=ring,
             kv_bytes=pages * demand.page_bytes,
-            num_states=self.num_states,
-            stored_states=self.stored_states,
-            state_bytes=self.state_bytes,
+            num_states=self.states.running,
+            stored_states=self.states.stored,
+            state_bytes=self.states.nbytes,
             draft_bytes=draft,
             activation_bytes=activations,
             other_bytes=other,
@@ -223,21 +217,6 @@ class _Planner:
         if pages < self.fewest_pages:
             raise DoesNotFit(self._refusal(on_device, left))
         return self._with_host(on_device)
-
-    def _default_sequences(self) -> int:
-        """Return the most sequences where none are asked for: fewer if their states are large."""
-        size = self.demand.state_bytes + self.demand.stash_bytes
-        if not size:
-            return DEFAULT_SEQUENCES
-        fitting = int(self.limit * STATE_SHARE) // size - (self.spec.audit > 0)
-        return max(min(DEFAULT_SEQUENCES, fitting), 1)
-
-    def _stored_states(self) -> int:
-        """Return how many states of stored prefixes there is room for."""
-        room = int(self.limit * STATE_SHARE) - self.state_bytes
-        if not self.demand.state_bytes or not self.spec.prefix_cache or room <= 0:
-            return 0
-        return min(STORED_STATES * self.max_sequences, room // self.demand.state_bytes)
 
     def _other_bytes(self, wanted_pages: int) -> int:
         """Return the device bytes beside weights, draft, KV pages and activations."""

@@ -63,7 +63,7 @@ def device_rows(found: "Preview") -> list[Row]:
             plan.kv_bytes,
             f"{plan.num_pages * PAGE} tokens, {plan.max_sequences} sequences at once",
         ),
-        ("recurrent states", plan.state_bytes, _states_note(plan)),
+        ("recurrent states", plan.state_bytes, _states_note(found)),
         ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
         ("other", plan.other_bytes, "norms, expanded weights, CUDA graphs, workspaces"),
         ("runtime", plan.memory.device_runtime, "used by CUDA itself"),
@@ -71,8 +71,9 @@ def device_rows(found: "Preview") -> list[Row]:
     return _format_rows(rows)
 
 
-def _states_note(plan: "Plan") -> str:
-    return f"of {plan.num_states} sequences and {plan.stored_states} prefixes"
+def _states_note(found: "Preview") -> str:
+    plan, rows = found.scheme.plan, found.scheme.bounds.budget
+    return f"{plan.num_states} with trees of {rows} rows, {plan.stored_states} of prefixes"
 
 
 def host_rows(plan: "Plan") -> list[Row]:

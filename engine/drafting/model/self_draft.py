@@ -42,8 +42,9 @@ from engine.drafting.model.substitutes import (
 )
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
+from engine.model.binder import bind
 from engine.model.decoder import Decoder
-from engine.model.library import bind, build_on_meta
+from engine.model.library import build_on_meta
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens

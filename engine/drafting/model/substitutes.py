@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.malloc import give_back_freed
-from engine.model.library import bind
+from engine.model.binder import bind
 from engine.weights.formats.joined import join, sibling_paths
 from engine.weights.formats.linear import Kernel, linear, store, stored_tensors
 from engine.weights.formats.nf4 import BLOCK, Nf4Linear

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.planning.plan import STATE_SHARE, DoesNotFit, Plan
+from engine.planning.plan import DoesNotFit, Plan
+from engine.planning.states import STATE_SHARE
 from tests.engine.planning.test_plan import ALL, DEMAND, KV, MIB, ROOM, plan
 
 STATE, STASH = 10 * MIB, 5 * MIB
