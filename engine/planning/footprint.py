@@ -12,7 +12,7 @@ from engine.compiled.compiler import is_available
 from engine.drafting.method import DraftNeeds
 from engine.drafting.model.cuda_graphs import GRAPH_BYTES, ROW_COUNTS, Bucket, all_buckets
 from engine.kv.page_pool import PAGE
-from engine.model.attention import KEY_BLOCK, MAX_SCORES
+from engine.model.blockwise import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
 from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
