@@ -85,8 +85,8 @@ class Plan:
     def device_bytes(self) -> int:
         """Return the most bytes that the device holds, its runtime included."""
         taken = self.resident_bytes + self.ring_bytes + self.kv_bytes + self.draft_bytes
-        taken += self.state_bytes
-        return taken + self.activation_bytes + self.other_bytes + self.memory.device_runtime
+        taken += self.state_bytes + self.activation_bytes + self.other_bytes
+        return taken + self.memory.device_runtime
 
     @property
     def host_bytes(self) -> int:
@@ -180,10 +180,8 @@ class _Planner:
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
         longest, own = wanted_pages * PAGE, memory.has_own_memory
-        tree_rows = self.max_sequences * demand.draft.scratch_rows
-        activations = activation_bytes(
-            demand, rows, longest, has_own_memory=own, tree_rows=tree_rows
-        )
+        trees = self.max_sequences * demand.draft.scratch_rows
+        activations = activation_bytes(demand, rows, longest, has_own_memory=own, tree_rows=trees)
         other = self._other_bytes(wanted_pages)
         left = self.limit - activations - other - self.states.nbytes
         resident, slots = self._residents(left, wanted_pages)
@@ -222,11 +220,12 @@ class _Planner:
         """Return the device bytes beside weights, draft, KV pages and activations."""
         demand, memory = self.demand, self.memory
         other = demand.other_device_bytes + demand.expanded_bytes + memory.stream_workspace
-        if memory.has_own_memory and demand.expansions:
-            other += TEMPORARY_BYTES
-        if memory.has_own_memory:  # a buffer for idle KV pages on their way to the host
-            other += max(STAGING_BYTES, demand.host_page_bytes)
-        if memory.has_own_memory and demand.has_draft_model:
+        if not memory.has_own_memory:
+            return other
+        other += TEMPORARY_BYTES if demand.expansions else 0
+        # A buffer for idle KV pages on their way to the host.
+        other += max(STAGING_BYTES, demand.host_page_bytes)
+        if demand.has_draft_model:
             other += DRAFT_STREAMS * memory.stream_workspace
             other += graph_bytes(demand, wanted_pages * PAGE)
         return other
@@ -295,8 +294,7 @@ class _Planner:
         if plan.num_states:
             states = (
                 f", {plan.num_states + plan.stored_states} states of recurrent layers "
-                f"{size_text(plan.state_bytes)} "
-                "(fewer with a lower max_sequences)"
+                f"{size_text(plan.state_bytes)} (fewer with a lower max_sequences)"
             )
         return (
             f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
