@@ -26,12 +26,19 @@ from engine.model.attention import ATTENTION, LayerRule, attend
 from engine.model.binder import bind
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
+from engine.model.latent import find_latent
 from engine.model.recurrent import replace_functions
 from engine.model.rope import LengthGroupedRotary, query_factors
 from engine.spec import TILE
 from engine.weights.config_file import read_config_values
 from engine.weights.config_place import config_place
-from engine.weights.family import attention_layers, is_multimodal, make_config, text_config
+from engine.weights.family import (
+    attention_layers,
+    is_multimodal,
+    kv_shape,
+    make_config,
+    text_config,
+)
 from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor, StoredRows
 
@@ -98,11 +105,16 @@ def _set_rules(model: Any) -> None:
             # The module's own code takes the number of a row in the tile for its position.
             module.attn_temperature_tuning = False
             scale = partial(query_factors, floor=module.floor_scale, strength=module.attn_scale)
+        latent = find_latent(module)
+        assert (latent is not None) == kv_shape(model.config).is_latent, "another latent attention"
+        if latent is not None:
+            module.expand_kv = latent.join
         module.rule = LayerRule(
             layer=sources[module.layer_type] if is_shared else places[index],
             is_shared=is_shared,
             chunk=text_config(model.config).attention_chunk_size if is_chunked else None,
             query_scale=scale,
+            latent=latent,
         )
 
 
