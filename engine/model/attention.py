@@ -22,7 +22,8 @@ from engine.model.ordered import attend_in_order, find_keys, is_ordered_on
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Reach, Segment
-from engine.recurrent.order import Order, find_order
+from engine.recurrent.order import find_order
+from engine.recurrent.visit import Part, Visit
 from engine.streaming.ring import OnWait
 from engine.triton_kernels.attention import Paths
 
@@ -80,9 +81,7 @@ class Batch:
     _keys: dict[tuple[int, range, Reach], Columns | Paths] = field(
         default_factory=dict, repr=False, compare=False
     )
-    _orders: dict[tuple[int, range, int], Order] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _visits: dict[tuple[range, int], Visit] = field(default_factory=dict, repr=False, compare=False)
 
     def select_tile(self, first: int, last: int) -> "Batch":
         """Return the batch of rows `first` to `last` - 1, with the segments that have such rows."""
@@ -122,12 +121,22 @@ class Batch:
             self._keys[key] = find_keys(segment, rows, reach)
         return self._keys[key]
 
-    def order(self, segment: Segment, rows: range, taps: int) -> Order:
-        """Return how some rows of a segment are computed in layers with this convolution."""
-        key = segment.first, rows, taps
-        if key not in self._orders:
-            self._orders[key] = find_order(segment.parents(), rows, taps)
-        return self._orders[key]
+    def visit(self, taps: int) -> Visit:
+        """Return the rows in recurrent layers whose convolutions have this number of taps."""
+        key = self.rows, taps
+        if key not in self._visits:
+            parts = [self._part(segment, taps) for segment in self.segments]
+            self._visits[key] = Visit(parts, taps)
+        return self._visits[key]
+
+    def _part(self, segment: Segment, taps: int) -> Part:
+        state, rows = segment.state, self.place(segment)[0]
+        assert state is not None, "the cache has no states"
+        if state.is_stashed(segment.count):
+            order = find_order(segment.parents(), rows, taps)
+            return Part(state, segment.start, rows, order)
+        assert segment.mask is None, "which rows of a tree are accepted is not known yet"
+        return Part(state, segment.start, rows, None)
 
     @cached_property
     def padded(self) -> PaddedBatch | None:

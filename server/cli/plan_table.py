@@ -56,7 +56,7 @@ def device_rows(found: "Preview") -> list[Row]:
     away = len(plan.tiers) - counts["resident"]
     rows = [
         ("resident units", plan.resident_bytes, f"{counts['resident']} of {len(plan.tiers)}"),
-        ("ring", plan.ring_bytes, f"{plan.slots} slots for {away} units" if away else ""),
+        ("ring", plan.ring_bytes, f"{plan.ring_slots} slots for {away} units" if away else ""),
         ("draft", plan.draft_bytes, method),
         (
             "KV pages",
