@@ -125,6 +125,7 @@ class Blueprint:
                 self.hidden_size,
                 _intermediate_size(config),
                 *(2 * shape.channels for shape in self.recurrent.values()),
+                config.num_attention_heads * shape.head_dim if shape.is_latent else 0,
             ),
             num_heads=config.num_attention_heads,
             vocab_size=self.vocab_size,
@@ -147,6 +148,7 @@ class Blueprint:
             strict=self.strict,
             is_ordered=self.torch_device is None or is_ordered_on(self.torch_device),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
+            is_latent=shape.is_latent,
         )
 
     def compiles(self, *, has_own_memory: bool) -> bool:
