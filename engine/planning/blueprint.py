@@ -146,7 +146,7 @@ class Blueprint:
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,
-            is_ordered=self.torch_device is None or is_ordered_on(self.torch_device),
+            is_ordered=self.strict and self._is_ordered(),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
             is_latent=shape.is_latent,
         )
@@ -158,6 +158,10 @@ class Blueprint:
         computes the attention of strict numerics on a CPU.
         """
         return bool(self.expansions) or (self.strict and not has_own_memory)
+
+    def _is_ordered(self) -> bool:
+        """Return whether the device computes attention in the order of positions."""
+        return self.torch_device is None or is_ordered_on(self.torch_device)
 
     def _check_type(self) -> None:
         """Raise `ModelError` if the device is slow in the type that the model computes in."""
