@@ -28,10 +28,24 @@ _ENDS = frozenset(
         "<|im_end|>",
         "<|end|>",
         "<end_of_turn>",
+        "<turn|>",
+        "<|tool_response>",  # after which the result of a call is expected
         "<|endoftext|>",
         "<|end_of_text|>",
         "<|return|>",
         "<|call|>",
+    }
+)
+# Special tokens of Gemma 4 that the converter marks as text, so that llama.cpp prints them.
+_PRINTED = frozenset(
+    {
+        "<|channel>",
+        "<channel|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
     }
 )
 _HARMONY_ENDS = frozenset({"<|return|>", "<|call|>"})  # there, <|end|> only ends a part
@@ -54,14 +68,14 @@ def make_tokenizer(path: Path, metadata: Metadata) -> TokenizerFiles:
     match vocabulary.key("model"):
         case "gpt2":
             tokenizer, adds_bos = _byte_level(vocabulary)
-        case "llama":
+        case "llama" | "gemma4":
             tokenizer, adds_bos = _sentencepiece(vocabulary)
         case "t5":
             tokenizer, adds_bos = _unigram(vocabulary), False
         case other:
             raise ModelError(
-                f"{path}: tokenizer.ggml.model {shown(other)} is not read; gpt2, llama and t5 are. "
-                "Use the safetensors checkpoint that the file was made of"
+                f"{path}: tokenizer.ggml.model {shown(other)} is not read; gpt2, llama, gemma4 and "
+                "t5 are. Use the safetensors checkpoint that the file was made of"
             )
     special = {f"{name}_token": vocabulary.token(key) for name, key in _SPECIAL.items()}
     bos = special["bos_token"] if vocabulary.flag("add_bos_token", adds_bos) else None
@@ -109,6 +123,9 @@ class _Vocabulary:
         self.is_gemma = str(metadata.get("general.architecture", "")).startswith("gemma")
         if self.is_gemma:  # its tokens of several spaces are written with spaces
             self.tokens = ["▁" * len(t) if t and not t.strip(" ") else t for t in self.tokens]
+        if self.key("model") == "gemma4":
+            pairs = zip(self.tokens, self.kinds, strict=True)
+            self.kinds = [_CONTROL if token in _PRINTED else kind for token, kind in pairs]
         self.ids: dict[str, int] = {}
         for index, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
             if kind != _UNUSED or not _PADDING.fullmatch(token):
