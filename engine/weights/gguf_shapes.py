@@ -121,7 +121,7 @@ def check_tensors(model: Model, values: Values) -> None:
             wanted, held = _in_layer(wanted, values, int(number))
             if wanted is not None and suffix == "bias":
                 wanted = wanted[:-1] if len(wanted) > 1 else wanted
-        if wanted is None:
+        if wanted is None or not _is_known(wanted, held):
             continue
         sizes = [_size(dimension, held) for dimension in wanted]
         if list(info.shape) != sizes:
@@ -131,6 +131,12 @@ def check_tensors(model: Model, values: Values) -> None:
                 f"{said}. {_REMEDY}"
             )
     _check_vocabulary(model)
+
+
+def _is_known(wanted: _Shape, values: Values) -> bool:
+    """Return whether there is a value for each dimension, which other families' parts lack."""
+    keys = (key for dimension in wanted for product in dimension for key in product)
+    return all(any(name in values for name in key.split("|")) for key in keys)
 
 
 def _in_layer(wanted: _Shape | None, values: Values, layer: int) -> tuple[_Shape | None, Values]:

@@ -273,6 +273,8 @@ def test_tensors_that_some_models_of_a_family_lack_are_the_same_in_all_layers(
     ("change", "message"),
     [
         (put("blk.1.ffn_odd.weight", 4), r"unexpected tensor blk.1.ffn_odd.weight: .* no place"),
+        (put("blk.1.laurel_l.weight", 4, 64), r"unexpected tensor blk.1.laurel_l.weight: .* no pl"),
+        (put("per_layer_token_embd.weight", 4, 4), r"unexpected tensor per_layer_token_embd.wei"),
         (put("blk.1.attn_q.bias", 64), r"unexpected tensor blk.1.attn_q.bias: .* download it"),
         (put("blk.0.attn_q.bias", 64), r"no tensor for blk.0.attn_k.bias \(and 6 more\) of Llama"),
     ],
