@@ -3,7 +3,6 @@
 Source: src/llama-vocab.cpp of llama.cpp, and the tokenizer.json of the models that it names.
 """
 
-import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, shown
-from engine.weights.gguf_charsmap import charsmap_fault
+from engine.weights.gguf_charsmap import charsmap_fault, charsmap_normalizers
 from engine.weights.gguf_file import Metadata
 from engine.weights.gguf_splits import SPLITS, Split
 
@@ -201,8 +200,8 @@ class _Vocabulary:
             raise self._wrong("unknown_token_id", f"an id below {len(self.tokens)}")
         return self.kinds.index(_UNKNOWN)
 
-    def charsmap(self) -> str | None:
-        """Return the table of replaced characters in base64; None if the file has none."""
+    def charsmap(self) -> bytes | None:
+        """Return the table of replaced characters; None if the file has none."""
         value = self.key("precompiled_charsmap")
         if value is None:
             return None
@@ -212,7 +211,7 @@ class _Vocabulary:
         raw = bytes(item & 255 for item in items)
         if (fault := charsmap_fault(raw)) is not None:
             raise self._wrong("precompiled_charsmap", f"a table of characters ({fault})")
-        return base64.b64encode(raw).decode()
+        return raw
 
     def added_tokens(self) -> list[Json]:
         """Return the tokens that are found in a text before it is split."""
@@ -316,9 +315,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Json, bool]:
 
 def _unigram(vocabulary: _Vocabulary) -> Json:
     """Return the parts of a tokenizer that finds the most likely tokens, as T5's does."""
-    changes: list[Json] = []
-    if (charsmap := vocabulary.charsmap()) is not None:
-        changes.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    charsmap = vocabulary.charsmap()
+    changes: list[Json] = [] if charsmap is None else charsmap_normalizers(charsmap)
     if vocabulary.flag("remove_extra_whitespaces", False):
         for pattern, content in ((r"\A +| +\z", ""), (" {2,}", " ")):
             changes.append({"type": "Replace", "pattern": {"Regex": pattern}, "content": content})
