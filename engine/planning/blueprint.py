@@ -19,7 +19,7 @@ from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.config_place import config_place
-from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
+from engine.weights.family import EXPERTS_LAST, chosen_experts, kv_shape, read_config, text_config
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
@@ -221,4 +221,4 @@ def active_share(config: Any) -> float:
     For a mixture of experts it is the share of the experts, which are nearly all of the weights.
     """
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return float(config.num_experts_per_tok / experts) if experts else 1.0
+    return (chosen_experts(config)[1] or experts) / experts if experts else 1.0

@@ -103,6 +103,8 @@ ATTENTION_LAYERS = frozenset(
 )
 RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding"})
 _WITHOUT_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "mlp", "moe"})
+# Keys for the number of experts that a token uses; Gemma 4 has the second one.
+_CHOSEN = ("num_experts_per_tok", "top_k_experts")
 _STATE = "this server does not know where they keep their state"
 _COMPRESSED = "they keep several tokens as one in their cache, which draft trees cannot use"
 _REFUSED_LAYERS = {
@@ -287,11 +289,15 @@ def _check_numbers(config: Any, where: ConfigPlace) -> None:
             f"({where.name('num_attention_heads')})",
         )
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
+    key, chosen = chosen_experts(config)
     if experts and not 1 <= (chosen or 0) <= experts:
-        raise where.error(
-            "num_experts_per_tok", f": {shown(chosen)} of {experts} experts cannot be chosen"
-        )
+        raise where.error(key, f": {shown(chosen)} of {experts} experts cannot be chosen")
+
+
+def chosen_experts(config: Any) -> tuple[str, int | None]:
+    """Return the key for the number of experts that each token uses, and its value."""
+    key = next((key for key in _CHOSEN if getattr(config, key, None) is not None), _CHOSEN[0])
+    return key, getattr(config, key, None)
 
 
 def check_family(config: Any) -> None:
