@@ -54,8 +54,11 @@ _OTHER = 47  # tokens of another sequence of the same pass
 _PARENTS = (-1, -1, 0, 0, 1, 2)  # of each node of a tree; -1: the last token of the prefix
 _PAGES = 4  # of the KV cache, for all of these tokens
 _LONGEST_REASON = 300
-# Keys of a configuration that change no code.
-_NAMES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+# Keys of a configuration that change no code. How weights are stored does not: they are expanded.
+_NAMES = (
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("quantization_config", "compression_config", "quantization"),
+)
 
 
 def check_decoder(config: Any, folder: Path) -> None:
