@@ -18,9 +18,9 @@ from engine.spec import ModelSpec, TargetSpec
 from server.cli.serve import bind, http_config
 from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings
-from server.http import state
 from server.http.app import create_app
 from server.http.auth import ApiKeys
+from server.http.openapi import document as make_document
 from server.http.state import App
 from tests.demo_server import DemoServer, SharedDemoServer
 from tests.server.fake_engine import FakeEngines
@@ -71,16 +71,15 @@ def documents_made_once() -> Iterator[None]:
     Each app makes it when it starts, which takes longer than all requests of most tests.
     """
     made: dict[tuple[object, ...], dict[str, Any]] = {}
-    make = state.document
 
     def document(app: FastAPI, schemas: list[Any], *, has_keys: bool) -> dict[str, Any]:
         key = (has_keys, *schemas)
         if key not in made:
-            made[key] = make(app, schemas, has_keys=has_keys)
+            made[key] = make_document(app, schemas, has_keys=has_keys)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "document", document)
+        patch.setattr("server.http.state.document", document)
         yield
 
 
