@@ -19,7 +19,8 @@ from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.config_place import config_place
-from engine.weights.family import EXPERTS_LAST, chosen_experts, kv_shape, read_config, text_config
+from engine.weights.experts import EXPERTS_LAST, chosen_experts
+from engine.weights.family import kv_shape, read_config, text_config
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits

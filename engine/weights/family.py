@@ -32,6 +32,7 @@ from engine.printable_logs import make_printable
 from engine.spec import RopeSpec
 from engine.weights.config_file import check_modelopt, read_config_values, whole
 from engine.weights.config_place import CONFIG_NAME, ConfigError, ConfigPlace, config_place
+from engine.weights.experts import chosen_experts
 
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
@@ -72,20 +73,6 @@ TESTED = frozenset(
         "youtu",
     }
 )
-# In these families a layer adds the experts' output to the residual and does nothing after it: no
-# norm of the output, no scale. So experts may be added when the rest is done. A shared expert is
-# added before them then, and not after them as in the library, which differs by rounding.
-EXPERTS_LAST = frozenset(
-    {
-        "deepseek_v2",
-        "deepseek_v3",
-        "glm4_moe_lite",
-        "gpt_oss",
-        "kimi_linear",
-        "mixtral",
-        "qwen3_moe",
-    }
-)
 # The library lists these among models that write text.
 _CLASSIFIERS = frozenset({"shieldgemma2"})
 AS_WRITTEN = RopeSpec()  # positions as config.json has them
@@ -103,8 +90,6 @@ ATTENTION_LAYERS = frozenset(
 )
 RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding"})
 _WITHOUT_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "mlp", "moe"})
-# Keys for the number of experts that a token uses; Gemma 4 has the second one.
-_CHOSEN = ("num_experts_per_tok", "top_k_experts")
 _STATE = "this server does not know where they keep their state"
 _COMPRESSED = "they keep several tokens as one in their cache, which draft trees cannot use"
 _REFUSED_LAYERS = {
@@ -292,12 +277,6 @@ def _check_numbers(config: Any, where: ConfigPlace) -> None:
     key, chosen = chosen_experts(config)
     if experts and not 1 <= (chosen or 0) <= experts:
         raise where.error(key, f": {shown(chosen)} of {experts} experts cannot be chosen")
-
-
-def chosen_experts(config: Any) -> tuple[str, int | None]:
-    """Return the key for the number of experts that each token uses, and its value."""
-    key = next((key for key in _CHOSEN if getattr(config, key, None) is not None), _CHOSEN[0])
-    return key, getattr(config, key, None)
 
 
 def check_family(config: Any) -> None:
