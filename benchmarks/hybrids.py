@@ -277,67 +277,66 @@ def _make_figures(
     needed, taken = statistics.median(compute), statistics.median(run.seconds for run in alone)
     travelled = statistics.median(run.bytes for run in alone) / streamed
     link = streamed / gbps / 1e9  # W/B
+    overlap = taken / max(link, needed)
+    ratio = passes["hybrid"] / passes["attention"]
+    most = max(_with_tree(shape) for shape in PUBLISHED.values())
+    again = max((computed - new for _, _, new, computed in turns), default=0)
+    prompt = Table(
+        f"A prompt of {PROMPT} tokens, medians",
+        ["bytes / W", "first token s", "W/B s", "compute s"],
+        [[travelled, taken, link, needed]],
+    )
+    return Figures(
+        name="hybrids",
+        title="Models with recurrent layers",
+        values={"link_gbps": gbps, "w_bytes": streamed, "rounds": rounds},
+        tables=[prompt, *_make_tables(passes, turns)],
+        bars=[
+            Bar(f"{PROMPT} tokens: bytes / W", travelled, "<=", MOST_BYTES),
+            Bar(f"{PROMPT} tokens: time / max(W/B, compute)", overlap, "<=", MOST_TIME),
+            Bar("64 rows: time of the hybrid over that of attention", ratio, "<=", MOST_PASS, "x"),
+            Bar("states with a tree of 64 rows over those alone", most, "<=", MOST_STATES, "x"),
+            Bar("second turn: tokens computed beside the new ones", again, "<=", NEW_PAGES * PAGE),
+        ],
+        machine=describe_machine(),
+    )
+
+
+def _make_tables(
+    passes: Mapping[str, float], turns: Sequence[tuple[str, int, int, int]]
+) -> list[Table]:
     memory = [
         [
             name,
             shape.state_bytes(torch.bfloat16) / 1e6,
             shape.stash_bytes(torch.bfloat16) / 1e3,
-            1 + TILE * shape.stash_bytes(torch.bfloat16) / shape.state_bytes(torch.bfloat16),
+            _with_tree(shape),
         ]
         for name, shape in PUBLISHED.items()
     ]
-    ratio = passes["hybrid"] / passes["attention"]
-    most = max(
-        1 + TILE * shape.stash_bytes(torch.bfloat16) / shape.state_bytes(torch.bfloat16)
-        for shape in PUBLISHED.values()
-    )
-    again = max((computed - new for _, _, new, computed in turns), default=0)
-    return Figures(
-        name="hybrids",
-        title="Models with recurrent layers",
-        values={"link_gbps": gbps, "w_bytes": streamed, "rounds": rounds},
-        tables=[
-            Table(
-                f"A prompt of {PROMPT} tokens, medians",
-                ["bytes / W", "first token s", "W/B s", "compute s"],
-                [[travelled, taken, link, needed]],
-            ),
-            Table(
-                "A pass of 64 rows, processor ms",
-                ["model", "ms"],
-                [[name, own * 1e3] for name, own in passes.items()],
-            ),
-            Table(
-                "Memory of a recurrent layer",
-                ["model", "state MB", "row of a tree KB", "with 64 rows, of the state"],
-                memory,
-            ),
-            Table(
-                "The second turn of a chat, prompt tokens",
-                ["template", "prompt", "new", "computed"],
-                [list(turn) for turn in turns],
-            ),
-        ],
-        bars=[
-            Bar(f"{PROMPT} tokens: bytes / W", travelled, "<=", MOST_BYTES),
-            Bar(
-                f"{PROMPT} tokens: time / max(W/B, compute)",
-                taken / max(link, needed),
-                "<=",
-                MOST_TIME,
-            ),
-            Bar("64 rows: time of the hybrid over that of attention", ratio, "<=", MOST_PASS, "x"),
-            Bar(
-                "memory of states with 64 rows over one sequence's",
-                most,
-                "<=",
-                MOST_STATES,
-                "x",
-            ),
-            Bar("second turn: tokens computed beside the new ones", again, "<=", NEW_PAGES * PAGE),
-        ],
-        machine=describe_machine(),
-    )
+    return [
+        Table(
+            "A pass of 64 rows, processor ms",
+            ["model", "ms"],
+            [[name, own * 1e3] for name, own in passes.items()],
+        ),
+        Table(
+            "Memory of a recurrent layer",
+            ["model", "state MB", "row of a tree KB", "with 64 rows, of the state"],
+            memory,
+        ),
+        Table(
+            "The second turn of a chat, prompt tokens",
+            ["template", "prompt", "new", "computed"],
+            [list(turn) for turn in turns],
+        ),
+    ]
+
+
+def _with_tree(shape: LayerShape) -> float:
+    """Return the memory of a layer's state with a tree of 64 rows over that of the state alone."""
+    state, row = shape.state_bytes(torch.bfloat16), shape.stash_bytes(torch.bfloat16)
+    return 1 + TILE * row / state
 
 
 if __name__ == "__main__":

@@ -238,13 +238,14 @@ def _float64_bytes(demand: Demand, length: int) -> int:
 def _chunked_bytes(demand: Demand, length: int, tree_rows: int) -> int:
     """Return the bytes of one tile's attention in the order of positions, in float32 on a GPU.
 
-    Kernels read keys and values where they are stored. Each chunk of positions has sums of its own.
+    Kernels read keys and values where they are stored. Each chunk of positions has sums of its own,
+    which bound the rows that are computed at a time.
     The slots that the rows of trees see are kept for the whole pass, by each reach of the layers.
     """
     lanes = TILE * demand.num_heads
     chunks = -(-length // CHUNK) + 1
-    at_once = max(min(TILE, MAX_SUMS // (chunks * demand.num_heads * demand.head_dim)), 1)  # rows
-    sums = at_once * chunks * demand.num_heads * (2 + demand.head_dim) * _FLOAT32
+    at_once = max(MAX_SUMS // (chunks * demand.num_heads * demand.head_dim), 1)
+    sums = chunks * min(at_once, TILE) * demand.num_heads * (2 + demand.head_dim) * _FLOAT32
     rows = 4 * lanes * demand.head_dim * _FLOAT32
     widest = CHUNK + demand.draft.scratch_rows
     kept = 2 * tree_rows * widest * _INT64
