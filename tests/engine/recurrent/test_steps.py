@@ -163,7 +163,7 @@ def test_a_path_of_a_tree_has_the_bits_of_the_same_text(
 def test_sequences_of_a_tile_change_nothing_of_each_other(
     shape: LayerShape, dtype: torch.dtype
 ) -> None:
-    """A tree, the rest of two trees in their second tile, and rows after which a state is copied."""
+    """A tree, the second tiles of two trees, and rows after which a state is copied."""
     layer = Layer(shape, dtype)
     trees = {"tree": range(10), "tile": range(6, 10), "chain": range(12), "second": range(8, 10)}
 
