@@ -26,7 +26,8 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Spinning OpenMP threads slow each other on a busy machine.
 QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
-PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Tests start many processes: bytecode of our own code is kept, even where the user switched that off.
+PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 # Triton keeps what it has compiled; the names of its files say of which sources it is.
 KERNELS_PYTEST := TRITON_CACHE_DIR=$(abspath build/triton) $(KERNELS_VENV)/bin/python -m pytest -q
 # Tests that follow each other share servers and models, and stay in one process.

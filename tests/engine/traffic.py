@@ -19,6 +19,7 @@ from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
 from tests.engine.hybrids import HYBRIDS
+from tests.engine.latents import MIXTURES
 from tests.engine.models import (
     VOCAB,
     Answer,
@@ -60,7 +61,8 @@ class Scene:
 
 def scene(chance: random.Random, families: Sequence[str] = FAMILIES) -> Scene:
     family = chance.choice(families)
-    drafters = [name for name in DRAFTERS if name != "subspec" or family != "gpt_oss"]
+    is_mixture = family == "gpt_oss" or family in MIXTURES
+    drafters = [name for name in DRAFTERS if name != "subspec" or not is_mixture]
     if family in HYBRIDS:  # a draft model has no recurrent layers
         drafters = ["noise", "ngram", "guesses", "guesses", "guesses"]
     return Scene(
