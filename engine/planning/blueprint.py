@@ -11,7 +11,8 @@ from torch import nn
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
-from engine.model.library import build_of_folder, token_tables
+from engine.model.library import build_of_folder
+from engine.model.placement import token_tables
 from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
