@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from engine.model.attention import Batch
 from engine.model.segment import Segment
+from engine.recurrent.branch import NodeRows, NodeVisit
 from engine.recurrent.shape import LayerShape
 from engine.recurrent.visit import Visit
 from engine.weights.family import text_config
@@ -81,9 +82,8 @@ class _TileRows:
         out = torch.zeros_like(rows, memory_format=torch.contiguous_format)
         for segment in self._batch.segments:
             visit, tile = self._visit(segment)
-            memory = visit.state.pool.layers[visit.layer]
-            assert memory.shape.is_activated == is_activated, "the layer has changed"
-            memory.set_filter(weight, bias)
+            assert visit.memory.shape.is_activated == is_activated, "the layer has changed"
+            visit.memory.set_filter(weight, bias)
             out[tile] = visit.convolve(rows[tile])
         return out
 
@@ -94,15 +94,18 @@ class _TileRows:
         out = value.new_zeros(value.shape, dtype=torch.float32)
         for segment in self._batch.segments:
             visit, tile = self._visit(segment)
-            step = key.shape[1] // visit.state.pool.layers[visit.layer].shape.key_heads
+            step = key.shape[1] // visit.memory.shape.key_heads
             queries, keys = query[tile, ::step], key[tile, ::step]
             out[tile] = visit.scan(queries, keys, value[tile], gates[tile])
         return out
 
-    def _visit(self, segment: Segment) -> tuple[Visit, slice]:
+    def _visit(self, segment: Segment) -> tuple[Visit | NodeVisit, slice]:
         batch, state = self._batch, segment.state
         assert state is not None and batch.layer is not None, "the cache has no states"
         rows, tile = batch.place(segment)
+        if isinstance(state, NodeRows):
+            assert len(rows) == segment.count, "steps of a draft run in one tile"
+            return NodeVisit(state, batch.layer), tile
         order = None
         if state.is_stashed(segment.count):
             taps = state.pool.layers[batch.layer].shape.taps

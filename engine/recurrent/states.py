@@ -100,6 +100,7 @@ class StatePool:
                 f"{device} has no room for {num_states} states of recurrent layers ({error}). "
                 "Lower memory.device or max_sequences."
             ) from error
+        self.dtype, self.device = dtype, device
         self.num_states = num_states
         self.num_stashes = num_stashes
         self.stash_rows = stash_rows
@@ -189,6 +190,10 @@ class SequenceState:
         """
         before = self.length - len(self._path)
         return length == self.length and all(n in (length, before) for n in self._lengths.values())
+
+    def is_caught_up(self, length: int) -> bool:
+        """Return whether all states include just the first `length` tokens."""
+        return length == self.length and set(self._lengths.values()) == {length}
 
     def begin_at(self, length: int) -> None:
         """Note that the states of all layers include the first `length` tokens."""

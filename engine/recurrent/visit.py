@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.recurrent.order import Order, chain_places, in_place
-from engine.recurrent.states import SequenceState
+from engine.recurrent.states import LayerMemory, SequenceState
 from engine.recurrent.steps import Inputs, make_inputs, walk
 
 
@@ -31,9 +31,14 @@ class Visit:
     rows: range
     order: Order | None
 
+    @property
+    def memory(self) -> LayerMemory:
+        """The memory of the layer."""
+        return self.state.pool.layers[self.layer]
+
     def convolve(self, rows: Tensor) -> Tensor:
         """Return the convolutions [rows, C] of rows [rows, C], which see those before them."""
-        state, memory = self.state, self.state.pool.layers[self.layer]
+        state, memory = self.state, self.memory
         if self.rows.start == 0:
             state.catch_up(self.layer)
         window = memory.windows[state.slot]
@@ -57,7 +62,7 @@ class Visit:
         Args:
             query, key, value, gates: those of `steps.make_inputs`.
         """
-        state, memory = self.state, self.state.pool.layers[self.layer]
+        state, memory = self.state, self.memory
         root, shape = memory.states[state.slot], memory.shape
         inputs = make_inputs(shape, query, key, value, gates)
         if self.order is None:
@@ -88,7 +93,7 @@ class Visit:
 
     def _source(self) -> Tensor:
         """Return the window and all rows of the pass up to these, [taps - 1 + rows, C]."""
-        state, memory = self.state, self.state.pool.layers[self.layer]
+        state, memory = self.state, self.memory
         return torch.cat([memory.windows[state.slot], memory.rows[state.stash, : self.rows.stop]])
 
 
