@@ -91,6 +91,7 @@ class Drafting:
         """
         self.finish_ahead()
         growths = [self._get_growth(sequence) for sequence in sequences]
+        self._catch_up()
         for growth in growths:
             self._look_up(growth)
             if self._can_force(growth):
@@ -223,6 +224,13 @@ class Drafting:
             budget = self._bounds.budget if most is None else min(self._bounds.budget, most)
             growth = self._growths[sequence] = Growth(sequence, budget)
         return growth
+
+    def _catch_up(self) -> None:
+        """Prepare the draft model for all growths, which it may also draft ahead of."""
+        if self._model is not None:
+            for growth in self._growths.values():
+                if self._can_draft(growth):
+                    self._model.catch_up(growth)
 
     def _drop(self, sequence: TokenSequence) -> None:
         """Forget the sequence's growth and free the scratch pages of the draft model for it."""

@@ -130,6 +130,9 @@ class Blueprint:
             state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
             stash_bytes=needs.scratch_rows
             * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
+            node_bytes=sum(s.node_bytes(self.dtype) for s in self.recurrent.values())
+            if needs.substitute_bytes
+            else 0,
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,

@@ -55,6 +55,7 @@ class Demand:
     expansions: Mapping[str, int] = field(default_factory=dict)
     state_bytes: int = 0  # of the recurrent layers, after one sequence of tokens
     stash_bytes: int = 0  # of the rows of one tree in recurrent layers
+    node_bytes: int = 0  # of a drafted row there, if the draft has them too
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
     strict: bool = True  # numerics of the target

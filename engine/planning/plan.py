@@ -19,18 +19,16 @@ from engine.planning.footprint import (
     pass_rows,
     size_text,
 )
+from engine.planning.states import default_sequences, plan_states
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
 from engine.weights.packing import TEMPORARY_BYTES
 
-DEFAULT_SEQUENCES = 8
 DEFAULT_SLOTS = 3  # one in use, one filled, one being filled
 FEWEST_SLOTS = 2  # one in use, one being filled
 KV_SHARE = 0.125  # of the device limit for KV pages at most, unless all weights fit too
-STATE_SHARE = 0.125  # of the device limit for states of recurrent layers, if more than one fits
-STORED_STATES = 4  # of prefixes, for each sequence at most
 HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
 HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequence
 DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while another is copied
@@ -72,7 +70,8 @@ class Plan:
     other_bytes: int  # norms; one unit's expanded weights; workspaces of libraries; graphs
     num_states: int = 0  # of recurrent layers: sequences that have one at the same time
     stored_states: int = 0  # further ones, of stored prefixes
-    state_bytes: int = 0
+    num_nodes: int = 0  # drafted rows of all sequences, of which recurrent layers keep something
+    state_bytes: int = 0  # of states and nodes
     host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
     ram_unit_bytes: int = 0  # units of the ram tier
@@ -110,7 +109,8 @@ class Plan:
         parts.append(f"KV of {self.num_pages * PAGE} tokens ({size_text(self.kv_bytes)})")
         if self.num_states:
             count = self.num_states + self.stored_states
-            parts.append(f"{count} states ({size_text(self.state_bytes)})")
+            nodes = f" and {self.num_nodes} drafted rows" if self.num_nodes else ""
+            parts.append(f"{count} states{nodes} ({size_text(self.state_bytes)})")
         if self.host_pages:
             parts.append(
                 f"idle KV of {self.host_pages * PAGE} tokens ({size_text(self.host_kv_bytes)})"
@@ -150,12 +150,8 @@ class _Planner:
         self.memory = memory
         self.units = demand.unit_bytes
         self.limit = _device_limit(spec, memory)
-        self.max_sequences = spec.max_sequences or self._default_sequences()
-        # The audit has a state of its own.
-        self.num_states = self.max_sequences + (spec.audit > 0) if demand.state_bytes else 0
-        self.state_bytes = self.num_states * (demand.state_bytes + demand.stash_bytes)
-        self.stored_states = self._stored_states()
-        self.state_bytes += self.stored_states * demand.state_bytes
+        self.max_sequences = spec.max_sequences or default_sequences(spec, demand, self.limit)
+        self.states = plan_states(spec, demand, self.limit, self.max_sequences)
         # For one short sequence with its scratch, and one page to grow.
         shortest = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
         self.fewest_pages = -(-shortest // PAGE) + 1
@@ -186,7 +182,7 @@ class _Planner:
         longest, own = wanted_pages * PAGE, memory.has_own_memory
         activations = activation_bytes(demand, rows, longest, has_own_memory=own)
         other = self._other_bytes(wanted_pages)
-        left = self.limit - activations - other - self.state_bytes
+        left = self.limit - activations - other - self.states.nbytes
         resident, slots = self._residents(left, wanted_pages)
         resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
         draft = demand.draft_bytes(resident)
@@ -204,9 +200,10 @@ class _Planner:
             resident_bytes=resident_bytes,
             ring_bytes=ring,
             kv_bytes=pages * demand.page_bytes,
-            num_states=self.num_states,
-            stored_states=self.stored_states,
-            state_bytes=self.state_bytes,
+            num_states=self.states.num_states,
+            stored_states=self.states.stored_states,
+            num_nodes=self.states.num_nodes,
+            state_bytes=self.states.nbytes,
             draft_bytes=draft,
             activation_bytes=activations,
             other_bytes=other,
@@ -218,21 +215,6 @@ class _Planner:
             raise DoesNotFit(self._refusal(on_device, left))
         return self._with_host(on_device)
 
-    def _default_sequences(self) -> int:
-        """Return the most sequences where none are asked for: fewer if their states are large."""
-        size = self.demand.state_bytes + self.demand.stash_bytes
-        if not size:
-            return DEFAULT_SEQUENCES
-        fitting = int(self.limit * STATE_SHARE) // size - (self.spec.audit > 0)
-        return max(min(DEFAULT_SEQUENCES, fitting), 1)
-
-    def _stored_states(self) -> int:
-        """Return how many states of stored prefixes there is room for."""
-        room = int(self.limit * STATE_SHARE) - self.state_bytes
-        if not self.demand.state_bytes or not self.spec.prefix_cache or room <= 0:
-            return 0
-        return min(STORED_STATES * self.max_sequences, room // self.demand.state_bytes)
-
     def _other_bytes(self, wanted_pages: int) -> int:
         """Return the device bytes beside weights, draft, KV pages and activations."""
         demand, memory = self.demand, self.memory
@@ -243,7 +225,8 @@ class _Planner:
             other += max(STAGING_BYTES, demand.host_page_bytes)
         if memory.has_own_memory and demand.has_draft_model:
             other += DRAFT_STREAMS * memory.stream_workspace
-            other += graph_bytes(demand, wanted_pages * PAGE)
+            if not demand.node_bytes:  # steps of hybrids run without graphs
+                other += graph_bytes(demand, wanted_pages * PAGE)
         return other
 
     def _residents(self, left: int, wanted_pages: int) -> tuple[set[int], int]:
@@ -304,8 +287,9 @@ class _Planner:
         kv = self.fewest_pages * self.demand.page_bytes
         states = ""
         if plan.num_states:
+            nodes = f" and {plan.num_nodes} drafted rows" if plan.num_nodes else ""
             states = (
-                f", {plan.num_states + plan.stored_states} states of recurrent layers "
+                f", {plan.num_states + plan.stored_states} states{nodes} of recurrent layers "
                 f"{size_text(plan.state_bytes)} "
                 "(fewer with a lower max_sequences)"
             )

@@ -137,7 +137,7 @@ def _load_as_planned(
         cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
         tile = reference_hash(decoder, stream, cache)
-        draft = build(LoadedTarget(files.tensors, reader, stream, decoder, cache))
+        draft = build(LoadedTarget(files.tensors, reader, stream, decoder, cache, plan.num_nodes))
         link_gbps = stream.measure_link()
         passes = _expected_pass_times(files, measured, scheme, link_gbps)
         drafting = _make_drafting(files, draft, scheme.bounds, passes)

@@ -72,7 +72,8 @@ def device_rows(found: "Preview") -> list[Row]:
 
 
 def _states_note(plan: "Plan") -> str:
-    return f"of {plan.num_states} sequences and {plan.stored_states} prefixes"
+    nodes = f", and {plan.num_nodes} drafted rows" if plan.num_nodes else ""
+    return f"of {plan.num_states} sequences and {plan.stored_states} prefixes{nodes}"
 
 
 def host_rows(plan: "Plan") -> list[Row]:

@@ -194,7 +194,7 @@ def tiny_config(
     """
     shared = _shared(vocab_size, layers, width)
     if family in HYBRIDS:
-        config = AutoConfig.for_model(family, **{**shared, **HYBRIDS[family]})
+        config = AutoConfig.for_model(**{"model_type": family, **shared, **HYBRIDS[family]})
     else:
         config = _CONFIGS[family](shared)
     if tied is not None:

@@ -18,7 +18,7 @@ from engine.sequences.sequence import TokenSequence
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
-from tests.engine.hybrids import HYBRIDS
+from tests.engine.hybrids import DENSE, HYBRIDS
 from tests.engine.models import (
     VOCAB,
     Answer,
@@ -61,8 +61,9 @@ class Scene:
 def scene(chance: random.Random, families: Sequence[str] = FAMILIES) -> Scene:
     family = chance.choice(families)
     drafters = [name for name in DRAFTERS if name != "subspec" or family != "gpt_oss"]
-    if family in HYBRIDS:  # a draft model has no recurrent layers
-        drafters = ["noise", "ngram", "guesses", "guesses", "guesses"]
+    if family in HYBRIDS:
+        models = ["subspec", "subspec", "subspec"] if family in DENSE else []
+        drafters = [*models, "noise", "ngram", "guesses", "guesses", "guesses"]
     return Scene(
         family=family,
         drafter=chance.choice(drafters),

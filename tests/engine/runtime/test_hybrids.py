@@ -19,7 +19,6 @@ from tests.engine.hybrids import HYBRIDS
 from tests.engine.models import (
     PLAIN,
     SMALL,
-    SUBSPEC,
     alone,
     checkpoint,
     exact,
@@ -35,7 +34,7 @@ from tests.engine.traffic import Guesses
 NEW = 24
 PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
 # The quick tests leave these out of the longest test: other families have their parts too.
-ALIKE = ("bamba", "olmo_hybrid", "qwen3_5_moe_text")
+ALIKE = ("bamba", "granitemoehybrid_dense", "olmo_hybrid", "qwen3_5_moe_text")
 # Its `generate` bounds the steps of the recurrence in a prompt, but not in what it generates.
 DIFFERENT = ("nemotron_h",)
 
@@ -218,7 +217,5 @@ def test_only_layers_with_attention_have_keys_and_values() -> None:
 
 def test_drafts_with_recurrent_layers_are_refused_with_advice(tmp_path: Path) -> None:
     folder = checkpoint("qwen3_5_text")
-    with pytest.raises(ModelError, match="subspec has no substitutes for recurrent layers"):
-        load(folder, SUBSPEC)
     with pytest.raises(ModelError, match=r"draft\.source: .* has recurrent layers"):
         load(checkpoint("llama"), DraftSpec("specexec", source=str(folder), **SMALL))
