@@ -21,7 +21,7 @@ from engine.compiled.filling import in_parts
 from engine.compiled.vectors import LANES, Code, Vector
 
 SUMS = 4  # of the products with every fourth row of a state: they do not wait for each other
-ROOT = -1  # the number of the state that a walk begins with
+STATE = -1  # the number of the first state that is not kept by a walk alone; others are below it
 _PRODUCTS = 8  # that take as long as expanding one value of a weight
 
 
@@ -31,38 +31,44 @@ def can_walk(device: torch.device) -> bool:
 
 
 def walk(
-    root: Tensor,
+    states: Tensor,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
-    sources: Any,
-    targets: Any,
+    order: tuple[Any, Any, Any],
+    num_kept: int,
 ) -> Tensor:
     """Return the output [rows, H, value dim] of rows, each of which changes a state.
 
-    Args: those of `engine.recurrent.steps.walk`.
+    Args:
+        states, inputs: those of `engine.recurrent.steps.walk`.
+        order: rows, sources and targets of an `engine.recurrent.order.Walk`.
+        num_kept: the number of states that the walk keeps.
     """
     query, key, value, decay, rate = inputs
     rows, heads, width = value.shape
-    depth, num_slots = root.shape[2], int(max(targets.max(initial=ROOT), 0)) + 1
-    out = torch.empty(rows, heads, width)
+    depth = states.shape[3]
+    out = torch.zeros(rows, heads, width)
     # Kernels do not check places: with wrong ones they would read and write other memory.
-    assert root.shape == (heads, width // LANES, depth, LANES) and root.is_contiguous(), root.shape
+    assert states.shape[1:] == (heads, width // LANES, depth, LANES), states.shape
+    assert states.is_contiguous() and states.dtype == torch.float32, states.dtype
     assert query.shape == key.shape == (rows, key.shape[1], depth), (query.shape, key.shape)
     assert depth % SUMS == 0 == width % LANES and heads % key.shape[1] == 0, (depth, width)
     assert decay.shape in ((rows, heads, 1), (rows, heads, depth)), decay.shape
     assert rate is None or rate.shape == (rows, heads), rate
-    assert len(sources) == len(targets) == rows, rows
-    assert sources.min(initial=ROOT) >= ROOT <= targets.min(initial=ROOT)
-    assert sources.max(initial=ROOT) < num_slots
+    walked, *places = order
+    assert all(len(own) == len(walked) for own in places), len(walked)
+    assert walked.min(initial=0) >= 0 and walked.max(initial=-1) < rows, rows
+    for own in places:
+        assert own.min(initial=STATE) > STATE - len(states) and own.max(initial=STATE) < num_kept
     arguments: Any = (
-        root.view(-1).numpy(),
+        states.view(-1).numpy(),
         *(part.contiguous().view(-1).numpy() for part in (query, key, value, decay)),
         (torch.empty(0) if rate is None else rate).contiguous().view(-1).numpy(),
-        (rows, heads, key.shape[1], depth, width, decay.shape[2]),
-        (sources, targets, num_slots),
+        (heads, key.shape[1], depth, width, decay.shape[2]),
+        (*order, num_kept),
         out.view(-1).numpy(),
     )
     items = heads * width // LANES
-    products = 8 * rows * depth * LANES
+    products = 8 * len(walked) * depth * LANES
     in_parts(items, products // _PRODUCTS, partial(_walk, *arguments))
     return out
 
@@ -172,27 +178,28 @@ _plain_step = _step(is_wide=False, is_corrected=False)
 
 
 @kernel(
-    "void(f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], UniTuple(i8, 6),"
-    "Tuple((i8[::1], i8[::1], i8)), f4[::1], i8, i8)"
+    "void(f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], UniTuple(i8, 5),"
+    "Tuple((i8[::1], i8[::1], i8[::1], i8)), f4[::1], i8, i8)"
 )
 def _walk(
-    root: Any, query: Any, key: Any, value: Any, decay: Any, rate: Any, sizes: Any, order: Any,
+    states: Any, query: Any, key: Any, value: Any, decay: Any, rate: Any, sizes: Any, order: Any,
     out: Any, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Walk the items `start` to `stop` - 1: 16 columns of a head each."""
-    rows, heads, key_heads, depth, width, decays = sizes
-    sources, targets, num_slots = order
+    heads, key_heads, depth, width, decays = sizes
+    rows, sources, targets, num_kept = order
     blocks, size = width // LANES, depth * LANES
-    slots = np.empty(num_slots * size, np.float32)
+    kept = np.empty(num_kept * size, np.float32)
     for item in range(start, stop):
         head, column = item // blocks, item % blocks * LANES
-        for row in range(rows):
-            state, at = root, item * size
-            if sources[row] >= 0:
-                state, at = slots, sources[row] * size
-            new, new_at = root, item * size
-            if targets[row] >= 0:
-                new, new_at = slots, targets[row] * size
+        for place in range(len(rows)):
+            row, source, target = rows[place], sources[place], targets[place]
+            state, at = kept, source * size
+            if source < 0:
+                state, at = states, ((STATE - source) * heads * blocks + item) * size
+            new, new_at = kept, target * size
+            if target < 0:
+                new, new_at = states, ((STATE - target) * heads * blocks + item) * size
             key_at = (row * key_heads + head // (heads // key_heads)) * depth
             rate_at = row * heads + head
             value_at = rate_at * width + column

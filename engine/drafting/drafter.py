@@ -18,7 +18,7 @@ from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
 from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import NO_DRAFT, PREDICTION
-from engine.model.decoder import PassCancelled
+from engine.model.borrowed import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import TokenSequence
 from engine.streaming.side_stream import SideStream

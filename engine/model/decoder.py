@@ -2,24 +2,25 @@
 
 Each layer of the model is replaced by a `StreamedLayer`. It borrows the weights once per pass, runs
 the original layer over all rows of the pass, tile by tile, and returns the weights. So the weights
-cross the link once for a prompt of any length.
+cross the link once for a prompt of any length. Parts of a large layer are borrowed while it runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.model.attention import Batch
+from engine.model.binder import Binder
+from engine.model.borrowed import BorrowedParts, PassCancelled, Weights
 from engine.model.elementwise import WholeBlocks, calls_functions
 from engine.model.experts import DeferredExperts, add_experts
 from engine.model.library import (
-    Binder,
     attention_modules,
     defer_experts,
     replace_modules,
@@ -36,22 +37,6 @@ from engine.weights.family import text_config
 from engine.weights.layout import LayerUnits, whole_layers
 from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor
-
-
-class PassCancelled(Exception):
-    """The exception that ends a pass between two layers when all its clients have left."""
-
-
-class Weights(Protocol):
-    """A lender of weights to a decoder: the units of its layers in order, then the head."""
-
-    def unit(
-        self, index: int, on_wait: OnWait | None = None
-    ) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """Return a context manager that lends the tensors of a unit, by name.
-
-        `on_wait` may be called while the weights are being copied.
-        """
 
 
 class StreamedLayer(nn.Module):
@@ -77,7 +62,7 @@ class StreamedLayer(nn.Module):
         if units.slices:
             self.experts = defer_experts(inner, units.experts)
             self._expert_binder = Binder(self.experts.inner)
-        self._binder = Binder(inner)
+        self._parts = BorrowedParts(inner, units.parts, weights)
         self._attentions = attention_modules(inner)
         self._calls_functions = calls_functions(inner)
         # What some families' layers return beside the hidden states, which nothing uses.
@@ -86,7 +71,7 @@ class StreamedLayer(nn.Module):
     def replace_inner(self, module: nn.Module) -> None:
         """Run another module, which has its weights, in place of the layer."""
         self.inner = module
-        self._binder = Binder(module)
+        self._parts = BorrowedParts(module, self.units.parts, self.weights)
         self._attentions = attention_modules(module)
         self._calls_functions = calls_functions(module)
 
@@ -136,14 +121,11 @@ class StreamedLayer(nn.Module):
     def _run_tiles(
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
     ) -> Tensor:
-        """Borrow the layer's first unit and run the layer over all tiles that have live rows.
+        """Borrow the layer's own units and run the layer over all tiles that have live rows.
 
         Return the layer's output: of several tiles in `hidden`, and of one where the layer put it.
         """
-        with self.weights.unit(self.units.first, batch.on_wait) as views:
-            if not batch.has_live_rows():
-                raise PassCancelled
-            self._binder.bind(views)
+        with self._parts.borrow(batch):
             rows = hidden.shape[-2]
             tile = self.tile or rows
             for first in range(0, rows, tile):
@@ -180,7 +162,8 @@ class StreamedLayer(nn.Module):
         out = torch.zeros_like(experts.routed.hidden)
         tile = None if batch.strict else self.tile or len(out)
         prefix = f"{self.units.experts}."
-        for unit, expert_ids in zip(self.units.units[1:], self.units.slices, strict=True):
+        units = self.units.units[self.units.num_parts :]
+        for unit, expert_ids in zip(units, self.units.slices, strict=True):
             self.on_pass_progress()
             with self.weights.unit(unit, batch.on_wait) as views:
                 if not batch.has_live_rows():

@@ -25,12 +25,19 @@ from engine.library_call import find_key, library_call
 from engine.model.attention import ATTENTION, LayerRule, attend
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
+from engine.model.latent import find_latent
 from engine.model.recurrent import replace_functions
 from engine.model.rope import LengthGroupedRotary, query_factors
 from engine.spec import TILE
 from engine.weights.config_file import read_config_values
 from engine.weights.config_place import config_place
-from engine.weights.family import attention_layers, is_multimodal, make_config, text_config
+from engine.weights.family import (
+    attention_layers,
+    is_multimodal,
+    kv_shape,
+    make_config,
+    text_config,
+)
 from engine.weights.outline import decoder_layers, text_decoder
 
 _RECORDED = f"{ATTENTION}-recorded"  # the name of `attend` while its calls are recorded
@@ -96,11 +103,16 @@ def _set_rules(model: Any) -> None:
             # The module's own code takes the number of a row in the tile for its position.
             module.attn_temperature_tuning = False
             scale = partial(query_factors, floor=module.floor_scale, strength=module.attn_scale)
+        latent = find_latent(module)
+        assert (latent is not None) == kv_shape(model.config).is_latent, "another latent attention"
+        if latent is not None:
+            module.expand_kv = latent.join
         module.rule = LayerRule(
             layer=sources[module.layer_type] if is_shared else places[index],
             is_shared=is_shared,
             chunk=text_config(model.config).attention_chunk_size if is_chunked else None,
             query_scale=scale,
+            latent=latent,
         )
 
 
@@ -286,38 +298,6 @@ def recorded_attention(
     finally:
         for config in configs.values():
             config._attn_implementation = ATTENTION
-
-
-class Binder:
-    """An object that binds a module's parameters and buffers to new tensors in each pass.
-
-    It looks up once where the module stores each tensor, and does not wrap borrowed tensors in
-    `nn.Parameter`. Doing both in each pass would take more host time than choosing its tokens.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._holders: dict[str, tuple[dict[str, Any], str]] = {}
-
-    def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """Bind parameters and buffers of the module to tensors, given by their paths in it."""
-        for path, tensor in tensors.items():
-            holder, name = self._holders.get(path) or self._find(path)
-            holder[name] = tensor
-
-    def _find(self, path: str) -> tuple[dict[str, Any], str]:
-        owner, _, name = path.rpartition(".")
-        module = self._module.get_submodule(owner)
-        holder: dict[str, Any] = module._parameters
-        if name in module._buffers:
-            holder = module._buffers
-        self._holders[path] = holder, name
-        return holder, name
-
-
-def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Bind a module's parameters and buffers permanently to tensors, given by their paths in it."""
-    Binder(module).bind({p: nn.Parameter(t, requires_grad=False) for p, t in tensors.items()})
 
 
 class _PassThrough(nn.Module):

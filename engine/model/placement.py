@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.model.library import bind
+from engine.model.binder import bind
 from engine.weights.outline import text_decoder
 from engine.weights.safetensors import OtherTensor, StoredRows
 

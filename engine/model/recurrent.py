@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.model.attention import Batch
-from engine.model.segment import Segment
-from engine.recurrent.branch import NodeRows, NodeVisit
 from engine.recurrent.shape import LayerShape
-from engine.recurrent.visit import Visit
 from engine.weights.family import text_config
 from engine.weights.outline import decoder_layers
 
@@ -73,46 +70,34 @@ class _TileRows:
     """The rows of a tile in a recurrent layer, with the methods of `ShapeTracer`."""
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+        assert batch.layer is not None, "the layer has no number"
+        state = batch.segments[0].state
+        assert state is not None, "the cache has no states"
+        self._layer = batch.layer
+        self._memory = state.pool.layers[batch.layer]
+        self._visit = batch.visit(self._memory.shape.taps)
+        self._count = sum(len(batch.place(segment)[0]) for segment in batch.segments)
 
     def convolve(
         self, rows: Tensor, weight: Tensor, bias: Tensor | None, *, is_activated: bool
     ) -> Tensor:
         """Return the convolutions [T, C] of the rows of the tile [T, C]."""
-        out = torch.zeros_like(rows, memory_format=torch.contiguous_format)
-        for segment in self._batch.segments:
-            visit, tile = self._visit(segment)
-            assert visit.memory.shape.is_activated == is_activated, "the layer has changed"
-            visit.memory.set_filter(weight, bias)
-            out[tile] = visit.convolve(rows[tile])
-        return out
+        assert self._memory.shape.is_activated == is_activated, "the layer has changed"
+        self._memory.set_filter(weight, bias)
+        return self._pad(self._visit.convolve(self._layer, rows[: self._count]), len(rows))
 
     def scan(
         self, query: Tensor, key: Tensor, value: Tensor, gates: Tensor, **kind: bool
     ) -> Tensor:
         """Return the output [T, H, width] of the recurrence of the rows of the tile, float32."""
-        out = value.new_zeros(value.shape, dtype=torch.float32)
-        for segment in self._batch.segments:
-            visit, tile = self._visit(segment)
-            step = key.shape[1] // visit.memory.shape.key_heads
-            queries, keys = query[tile, ::step], key[tile, ::step]
-            out[tile] = visit.scan(queries, keys, value[tile], gates[tile])
-        return out
+        step, own = key.shape[1] // self._memory.shape.key_heads, slice(self._count)
+        queries, keys = query[own, ::step], key[own, ::step]
+        found = self._visit.scan(self._layer, queries, keys, value[own], gates[own])
+        return self._pad(found, len(value))
 
-    def _visit(self, segment: Segment) -> tuple[Visit | NodeVisit, slice]:
-        batch, state = self._batch, segment.state
-        assert state is not None and batch.layer is not None, "the cache has no states"
-        rows, tile = batch.place(segment)
-        if isinstance(state, NodeRows):
-            assert len(rows) == segment.count, "steps of a draft run in one tile"
-            return NodeVisit(state, batch.layer), tile
-        order = None
-        if state.is_stashed(segment.count):
-            taps = state.pool.layers[batch.layer].shape.taps
-            order = batch.order(segment, rows, taps)
-        else:
-            assert segment.mask is None, "which rows of a tree are accepted is not known yet"
-        return Visit(state, batch.layer, segment.start, rows, order), tile
+    def _pad(self, found: Tensor, rows: int) -> Tensor:
+        """Return the output of rows, and zeros for those after the last sequence."""
+        return torch.cat([found, found.new_zeros(rows - len(found), *found.shape[1:])])
 
 
 def recurrent_shapes(model: Any) -> Mapping[int, LayerShape]:

@@ -43,6 +43,9 @@ class Reference:
             self.model.tie_weights()
             for parameter in self.model.parameters():
                 _randomize(parameter)
+            for name, tensor in self.model.state_dict().items():
+                if name.endswith("e_score_correction_bias"):  # zeros would choose no other expert
+                    tensor.add_(torch.randn(tensor.shape), alpha=0.1)
 
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors of the model by their names."""

@@ -60,6 +60,7 @@ class Segment:
         is_long: whether the rows use the long rope frequencies (`rope.py`).
         state: the states of the sequence in recurrent layers, which its rows change; or, of a
             draft, how its rows read them. None if there are no such layers.
+        known_parents: what `parents` returns, if it has been found while the mask was on the host.
     """
 
     first: int
@@ -71,14 +72,17 @@ class Segment:
     cancelled: Event
     is_long: bool = False
     state: SequenceState | NodeRows | None = None
+    known_parents: Sequence[int] | None = None
 
     @property
     def num_scratch(self) -> int:
         """The number of scratch rows written by earlier steps of a draft."""
         return len(self.positions) - self.count
 
-    def parents(self) -> list[int]:
+    def parents(self) -> Sequence[int]:
         """Return the parent of each row of this pass among them; -1: it follows the prefix."""
+        if self.known_parents is not None:
+            return self.known_parents
         if self.mask is None:
             return list(range(-1, self.count - 1))
         # The last of a row's ancestors is its parent, since a parent comes before its children.
@@ -140,6 +144,8 @@ def upload_segments(
             slots=torch.cat([first, next(moved)]),
             positions=next(moved),
             mask=None if segment.mask is None else next(moved),
+            # A mask on a device would have to be waited for.
+            known_parents=None if segment.state is None else segment.parents(),
         )
         for segment, first in zip(segments, before, strict=True)
     )

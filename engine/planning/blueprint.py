@@ -12,6 +12,7 @@ from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
 from engine.model.library import build_of_folder
+from engine.model.ordered import is_ordered_on
 from engine.model.placement import token_tables
 from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
@@ -30,6 +31,7 @@ from engine.weights.stored_format import plan_packed
 from engine.weights.units import CheckpointUnits
 
 SLICE_BYTES = 256 << 20  # a larger layer moves in slices, if its family supports that
+PART_BYTES = 64 << 20  # a larger layer moves in parts, unless it moves in slices
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
 
 
@@ -77,7 +79,12 @@ class Blueprint:
             self.expanded_when_read = units.expanded_when_read
             return {True: units.outline, False: units.expanded().outline}
         make = partial(
-            Outline, self.model, self.dtype, self.spec.target.quantize, slice_bytes=self.slice_bytes
+            Outline,
+            self.model,
+            self.dtype,
+            self.spec.target.quantize,
+            slice_bytes=self.slice_bytes,
+            part_bytes=PART_BYTES,
         )
         with config_place(self.folder).naming():
             check_published_form(self.model)
@@ -90,8 +97,14 @@ class Blueprint:
 
     def checkpoint_units(self) -> CheckpointUnits:
         """Return the units of the checkpoint in the folder."""
-        quantize, slices = self.spec.target.quantize, self.slice_bytes
-        return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
+        return CheckpointUnits(
+            self.folder,
+            self.model,
+            self.dtype,
+            self.spec.target.quantize,
+            slice_bytes=self.slice_bytes,
+            part_bytes=PART_BYTES,
+        )
 
     def demand(self, needs: DraftNeeds, *, packed: bool) -> Demand:
         """Return the memory that the target and a draft with these needs take without any limit.
@@ -106,7 +119,7 @@ class Blueprint:
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
             layers=outline.layers,
-            expanded_bytes=expanded_bytes(UnreadUnits(outline), self.dtype),
+            expanded_bytes=expanded_bytes(UnreadUnits(outline), outline.layers, self.dtype),
             other_device_bytes=sum(sizes) - embedding,
             hidden_size=self.hidden_size,
             widest=max(
@@ -136,6 +149,7 @@ class Blueprint:
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,
+            is_ordered=self.torch_device is None or is_ordered_on(self.torch_device),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
         )
 

@@ -12,12 +12,14 @@ from engine.compiled.compiler import is_available
 from engine.drafting.method import DraftNeeds
 from engine.drafting.model.cuda_graphs import GRAPH_BYTES, ROW_COUNTS, Bucket, all_buckets
 from engine.kv.page_pool import PAGE
-from engine.model.attention import KEY_BLOCK, MAX_SCORES
+from engine.model.blockwise import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
 from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
+from engine.triton_kernels.attention import CHUNK
+from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
 
@@ -59,6 +61,8 @@ class Demand:
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
     strict: bool = True  # numerics of the target
+    # Whether a GPU computes attention in the order of positions (strict numerics), not in float64.
+    is_ordered: bool = False
     has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
 
     def draft_bytes(self, resident: Set[int]) -> int:
@@ -127,11 +131,14 @@ def pass_rows(demand: Demand, max_sequences: int) -> int:
     return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
 
 
-def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_memory: bool) -> int:
+def activation_bytes(
+    demand: Demand, max_rows: int, longest: int, *, has_own_memory: bool, tree_rows: int = 0
+) -> int:
     """Return the bytes of all activations of a pass.
 
     They are the hidden states, a tile in a layer, a block of logits, and attention: that of the
-    target, and that of a draft model, which may run between two layers of the pass.
+    target, and that of a draft model, which may run between two layers of the pass. Recurrent
+    layers on CUDA devices keep states of nodes of trees.
 
     These parts run one after another, but memory that one part freed may not fit the
     next: so they are added up.
@@ -139,14 +146,19 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
     Args:
         longest: the most tokens of all sequences together that the KV cache holds.
         has_own_memory: whether the device has memory of its own, beside the RAM.
+        tree_rows: the rows of the trees of all sequences.
     """
     length = min(demand.context_length + demand.draft.scratch_rows, longest)
     if not demand.strict:
         attention = _fused_bytes(demand, demand.tile, length, longest)
+    elif has_own_memory and demand.is_ordered:
+        attention = _chunked_bytes(demand, length, tree_rows)
     elif has_own_memory:
         attention = _float64_bytes(demand, length)
     else:
         attention = _ordered_bytes(demand, length)
+    if has_own_memory and demand.state_bytes:
+        attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
         attention += _fused_bytes(demand, rows, length, longest)
     return (
@@ -161,8 +173,10 @@ def graph_bytes(demand: Demand, num_slots: int) -> int:
     """Return the bytes of all CUDA graphs of a draft model, over a KV cache of `num_slots` slots.
 
     They are the kernels and the inputs of each graph, the logits of each number of rows, and the
-    activations of the largest step, whose memory the others share.
+    activations of the largest step, whose memory the others share. Steps of hybrids run without.
     """
+    if demand.node_bytes:
+        return 0
     buckets = all_buckets(num_slots)
     logits = sum(ROW_COUNTS) * demand.vocab_size * demand.item_bytes
     inputs = sum(_graph_input_bytes(demand, bucket) for bucket in buckets)
@@ -215,12 +229,28 @@ def _choosing_bytes(demand: Demand, has_own_memory: bool) -> int:
 def _float64_bytes(demand: Demand, length: int) -> int:
     """Return the bytes of one tile's scores in float64, three times, and of its keys and values.
 
-    It is the attention of strict numerics on devices without attention in the order of positions.
+    It is the attention of strict numerics on GPUs without Triton.
     """
     at_once = _key_heads_at_once(demand, TILE, length)
     widened = 2 * min(length, KEY_BLOCK) * at_once * demand.head_dim * _FLOAT64
     scores = 3 * _num_scores(demand, TILE, length) * _FLOAT64
     return scores + _gathered_bytes(demand, length) + widened
+
+
+def _chunked_bytes(demand: Demand, length: int, tree_rows: int) -> int:
+    """Return the bytes of one tile's attention in the order of positions, in float32 on a GPU.
+
+    Kernels read keys and values where they are stored. Each chunk of positions has sums of its own.
+    The slots that the rows of trees see are kept for the whole pass, by each reach of the layers.
+    """
+    lanes = TILE * demand.num_heads
+    chunks = -(-length // CHUNK) + 1
+    sums = chunks * lanes * (2 + demand.head_dim) * _FLOAT32
+    rows = 4 * lanes * demand.head_dim * _FLOAT32
+    widest = CHUNK + demand.draft.scratch_rows
+    kept = 2 * tree_rows * widest * _INT64
+    making = demand.draft.scratch_rows**2 * (2 * _INT64 + 1)  # of one sequence: places, masks
+    return sums + rows + kept + making
 
 
 def _ordered_bytes(demand: Demand, length: int) -> int:

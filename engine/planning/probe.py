@@ -94,7 +94,7 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
         whole = make_config(values)
         config = text_config(whole)
         model = build_on_meta(whole, blueprint.dtype, strict=blueprint.strict)
-        outline = Outline(model, blueprint.dtype, None, {}, None)
+        outline = Outline(model, blueprint.dtype, None, {})
         sizes = [layout.nbytes for layout in outline.layouts]
         if (
             max(sizes) > LARGEST_LAYER

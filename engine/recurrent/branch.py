@@ -27,17 +27,16 @@ the root, and never changes them.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.recurrent.nodes import LayerNodes, NodeMemory
+from engine.recurrent.order import Taps
 from engine.recurrent.shape import LayerShape
-from engine.recurrent.states import LayerMemory, SequenceState
-from engine.recurrent.steps import make_inputs
+from engine.recurrent.states import SequenceState
+from engine.recurrent.steps import Inputs, make_inputs
 from engine.transfer import upload_all
 
 _LEAST_DECAY = 1e-30  # whose logarithm is finite; what it leaves of a state does not count
@@ -64,16 +63,16 @@ class NodeRows:
             mask: which of both each row descends from, itself included, [own, earlier + own] bool
                 on the host; None: the root alone.
         """
-        self.state = state
-        self.nodes = nodes
+        self.pool = state.pool
+        self._slot = state.slot
+        self._nodes = nodes
         self._count = len(earlier)
         seen = np.ones((1, 1), np.bool_) if mask is None else mask.numpy()
         self._paths = [np.flatnonzero(row) for row in seen]
         # The last of the earlier ancestors of each row has the product of their decays.
         last = [max((c for c in path if c < self._count), default=-1) for path in self._paths]
         within = seen[:, self._count :]
-        self.is_level = bool(within.sum() == len(own))  # no row is the parent of another one
-        device = state.pool.device
+        self._is_level = bool(within.sum() == len(own))  # no row is the parent of another one
         moved = upload_all(
             [
                 nodes.numbers([*earlier, *own]),
@@ -81,9 +80,10 @@ class NodeRows:
                 torch.from_numpy(seen.copy()),
                 torch.from_numpy(within.astype(np.float32)),
             ],
-            device,
+            state.pool.device,
         )
-        self._numbers, self.last, self.seen, self.within = moved
+        self._numbers, self._last, self._seen, self._within = moved
+        self._found: dict[int, tuple[Tensor, Taps]] = {}
 
     @property
     def earlier(self) -> Tensor:
@@ -95,89 +95,103 @@ class NodeRows:
         """The numbers of the rows of this step in the memory of each layer."""
         return self._numbers[self._count :]
 
-    @cached_property
-    def _places(self) -> dict[int, tuple[Tensor, Any]]:
-        return {}
+    def convolve(self, layer: int, rows: Tensor, taps: int) -> Tensor:
+        """Return the convolutions [rows, C] of the rows of this step [rows, C] in a layer."""
+        memory, nodes = self.pool.layers[layer], self._nodes.layers[layer]
+        near, places = self._places(taps)
+        source = torch.cat([memory.windows[self._slot], nodes.rows[near], rows])
+        nodes.rows[self.own] = rows
+        return memory.convolve(source, places)
 
-    def places(self, taps: int) -> tuple[Tensor, Any]:
+    def scan(self, layer: int, inputs: Inputs) -> Tensor:
+        """Return the output [rows, H, width] of the rows of this step in a layer, float32."""
+        memory, nodes = self.pool.layers[layer], self._nodes.layers[layer]
+        shape, count = memory.shape, len(self.own)
+        logs = self._sum_logs(nodes, inputs.decay)
+        keys = torch.cat([nodes.keys[self.earlier].float(), inputs.key])
+        decays = torch.cat([nodes.logs[self.earlier], logs])
+        asked, both, seen = inputs.query, logs, self._seen
+        if shape.is_corrected:
+            asked, both = torch.cat([inputs.key, asked]), torch.cat([logs, logs])
+            seen = torch.cat([seen, seen])
+        known = read_state(memory.states[self._slot], asked, both)
+        weights = weigh(shape, asked, keys, both, decays, seen)
+        of_earlier, of_own = weights[:, :, : self._count], weights[:, :, self._count :]
+        known += of_earlier @ nodes.added[self.earlier].float().transpose(0, 1)
+        added = inputs.value.transpose(0, 1)  # [H, rows, width]
+        if inputs.rate is not None:
+            rate = inputs.rate.T[:, :, None]
+            added = (added - known[:, :count]) * rate
+            if not self._is_level:
+                matrix = rate * of_own[:, :count].tril(-1)
+                added = torch.linalg.solve_triangular(
+                    matrix, added, upper=False, unitriangular=True
+                )
+        nodes.keys[self.own] = inputs.key.to(nodes.keys.dtype)
+        nodes.added[self.own] = added.transpose(0, 1).to(nodes.added.dtype)
+        nodes.logs[self.own] = logs
+        return (known[:, -count:] + of_own[:, -count:] @ added).transpose(0, 1)
+
+    def _sum_logs(self, nodes: LayerNodes, decay: Tensor) -> Tensor:
+        """Return the sums of the logarithms of decays from the root down, [rows, H, 1 or depth]."""
+        logs = decay.clamp(min=_LEAST_DECAY).log()
+        summed = (self._within @ logs.flatten(1)).view(logs.shape)
+        if not self._count:
+            return summed
+        before = nodes.logs[self.earlier[self._last.clamp(min=0)]]
+        return summed + torch.where((self._last >= 0)[:, None, None], before, 0.0)
+
+    def _places(self, taps: int) -> tuple[Tensor, Taps]:
         """Return the earlier nodes that a convolution sees, and the places of its taps.
 
-        These are numbers in the window of the convolution, those nodes, and the rows of this step,
-        [rows, taps] int64.
+        The places are numbers in the window of the convolution, those nodes, and the rows of this
+        step.
         """
-        if taps not in self._places:
-            window = taps - 1
-            paths = [[*range(-window, 0), *path][-taps:] for path in self._paths]
-            near = sorted({c for path in paths for c in path if 0 <= c < self._count})
-            place = {c: window + index for index, c in enumerate(near)}
-            place |= {c: window + c for c in range(-window, 0)}
-            place |= {
-                self._count + row: window + len(near) + row for row in range(len(self._paths))
-            }
-            found = np.array([[place[c] for c in path] for path in paths], np.int64)
-            (index,) = upload_all([torch.tensor(near, dtype=torch.int64)], self._numbers.device)
-            self._places[taps] = self._numbers[index], found
-        return self._places[taps]
+        if taps in self._found:
+            return self._found[taps]
+        window = taps - 1
+        paths = [[*range(-window, 0), *path][-taps:] for path in self._paths]
+        near = sorted({c for path in paths for c in path if 0 <= c < self._count})
+        place = {c: window + c for c in range(-window, 0)}
+        place |= {c: window + index for index, c in enumerate(near)}
+        first = window + len(near)
+        place |= {self._count + row: first + row for row in range(len(self._paths))}
+        found = Taps(np.array([[place[c] for c in path] for path in paths], np.int64))
+        (index,) = self.pool.upload([near])
+        self._found[taps] = self._numbers[index], found
+        return self._found[taps]
 
 
 class NodeVisit:
-    """Rows of a draft tree in one layer."""
+    """The rows of a draft step in the recurrent layers, of all sequences.
 
-    def __init__(self, rows: NodeRows, layer: int) -> None:
-        self.memory: LayerMemory = rows.state.pool.layers[layer]
-        self._rows = rows
-        self._nodes: LayerNodes = rows.nodes.layers[layer]
-        self._slot = rows.state.slot
+    Args:
+        trees: the rows of each sequence, one after another.
+        taps: of the convolutions of the layers.
+    """
 
-    def convolve(self, rows: Tensor) -> Tensor:
+    def __init__(self, trees: Sequence[NodeRows], taps: int) -> None:
+        self._trees, self._taps = trees, taps
+        self._counts = [len(tree.own) for tree in trees]
+
+    def convolve(self, layer: int, rows: Tensor) -> Tensor:
         """Return the convolutions [rows, C] of rows [rows, C], which see their ancestors."""
-        near, places = self._rows.places(self.memory.shape.taps)
-        window = self.memory.windows[self._slot]
-        source = torch.cat([window, self._nodes.rows[near], rows])
-        self._nodes.rows[self._rows.own] = rows
-        return self.memory.convolve(source, places)
+        parts = zip(self._trees, torch.split(rows, self._counts), strict=True)
+        return torch.cat([tree.convolve(layer, own, self._taps) for tree, own in parts])
 
-    def scan(self, query: Tensor, key: Tensor, value: Tensor, gates: Tensor) -> Tensor:
+    def scan(self, layer: int, query: Tensor, key: Tensor, value: Tensor, gates: Tensor) -> Tensor:
         """Return the output [rows, H, width] of the rows' recurrence, float32.
 
         Args:
             query, key, value, gates: those of `steps.make_inputs`.
         """
-        tree, nodes, shape = self._rows, self._nodes, self.memory.shape
+        shape = self._trees[0].pool.layers[layer].shape
         inputs = make_inputs(shape, query, key, value, gates)
-        logs = self._sum_logs(inputs.decay)
-        keys = torch.cat([nodes.keys[tree.earlier].float(), inputs.key])
-        decays = torch.cat([nodes.logs[tree.earlier], logs])
-        asked = torch.cat([inputs.key, inputs.query]) if shape.is_corrected else inputs.query
-        count, before = len(logs), len(keys) - len(logs)
-        both = logs.repeat(len(asked) // count, 1, 1)
-        seen = tree.seen.repeat(len(asked) // count, 1)
-        known = read_state(self.memory.states[self._slot], asked, both)
-        weights = weigh(shape, asked, keys, both, decays, seen)
-        added = nodes.added[tree.earlier].float().transpose(0, 1)  # [H, earlier, width]
-        known += weights[:, :, :before] @ added
-        own = inputs.value.transpose(0, 1)
-        if inputs.rate is not None:
-            rate = inputs.rate.T[:, :, None]
-            own = (own - known[:, :count]) * rate
-            if not tree.is_level:
-                matrix = rate * weights[:, :count, before:].tril(-1)
-                own = torch.linalg.solve_triangular(matrix, own, upper=False, unitriangular=True)
-        out = known[:, -count:] + weights[:, -count:, before:] @ own
-        nodes.keys[tree.own] = inputs.key.to(nodes.keys.dtype)
-        nodes.added[tree.own] = own.transpose(0, 1).to(nodes.added.dtype)
-        nodes.logs[tree.own] = logs
-        return out.transpose(0, 1)[..., : shape.width]
-
-    def _sum_logs(self, decay: Tensor) -> Tensor:
-        """Return the sums of the logarithms of decays from the root down, [rows, H, 1 or depth]."""
-        tree = self._rows
-        logs = decay.clamp(min=_LEAST_DECAY).log()
-        summed = (tree.within @ logs.flatten(1)).view(logs.shape)
-        if not len(tree.earlier):
-            return summed
-        before = self._nodes.logs[tree.earlier[tree.last.clamp(min=0)]]
-        return summed + torch.where((tree.last >= 0)[:, None, None], before, 0.0)
+        found, first = [], 0
+        for tree, count in zip(self._trees, self._counts, strict=True):
+            found.append(tree.scan(layer, inputs.rows(first, first + count)))
+            first += count
+        return torch.cat(found)[..., : shape.width]
 
 
 def read_state(state: Tensor, asked: Tensor, logs: Tensor) -> Tensor:
@@ -194,9 +208,8 @@ def read_state(state: Tensor, asked: Tensor, logs: Tensor) -> Tensor:
         asked = asked.repeat_interleave(heads // key_heads, dim=1) * logs.exp()
         key_heads = heads
     grouped = state.view(key_heads, -1, depth, lanes)
-    found = (
-        asked.transpose(0, 1)[:, None] @ grouped
-    )  # [key heads, heads of each * blocks, rows, 16]
+    # [key heads, heads of each * blocks, rows, 16]
+    found = asked.transpose(0, 1)[:, None] @ grouped
     found = found.view(heads, blocks, rows, lanes).transpose(1, 2).flatten(2)
     return found if logs.shape[2] > 1 else found * logs.exp().transpose(0, 1)
 

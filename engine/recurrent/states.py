@@ -10,13 +10,15 @@ after them; they change the state at once, and nothing is kept of them.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.recurrent.order import chain_places, in_place
+from engine.recurrent.order import Taps, Walk, chain_places, chain_walk, locate
 from engine.recurrent.shape import LayerShape
 from engine.recurrent.steps import Filter, convolve, make_inputs, walk
+from engine.transfer import upload_all
 
 _DAMAGED = -1  # the length of a state that a pass has changed only in part
 
@@ -59,10 +61,20 @@ class LayerMemory:
         if self._filter is None:
             self._filter = Filter.of_layer(weight, bias)
 
-    def convolve(self, source: Tensor, places: Any) -> Tensor:
+    @property
+    def flat_rows(self) -> Tensor:
+        """The stored rows of all sequences, [rows, channels]."""
+        return self.rows.view(-1, self.shape.channels)
+
+    @property
+    def flat_gates(self) -> Tensor:
+        """The gates of these rows, [rows, gates]."""
+        return self.gates.view(-1, self.shape.num_gates)
+
+    def convolve(self, source: Tensor, taps: Taps) -> Tensor:
         """Return the convolutions of rows as `steps.convolve` does, after `set_filter`."""
         assert self._filter is not None, "the layer has run, or it would have no rows"
-        return convolve(source, places, self._filter, is_activated=self.shape.is_activated)
+        return convolve(source, taps, self._filter, is_activated=self.shape.is_activated)
 
 
 class StatePool:
@@ -106,6 +118,11 @@ class StatePool:
         self.stash_rows = stash_rows
         self._free_states = list(range(num_states - 1, -1, -1))
         self._free_stashes = list(range(num_stashes - 1, -1, -1))
+
+    def upload(self, numbers: Sequence[Any]) -> list[Tensor]:
+        """Return arrays of numbers as tensors of int64 on the device."""
+        device = next(iter(self.layers.values())).states.device
+        return upload_all([torch.from_numpy(np.array(own, np.int64)) for own in numbers], device)
 
     @property
     def num_free(self) -> int:
@@ -173,7 +190,8 @@ class SequenceState:
         self.length = 0  # the tokens of the sequence that are accepted
         # States to be copied when they include so many tokens, and where to.
         self.captures: dict[int, int] = {}
-        self._path: tuple[int, ...] = ()  # the last of them: rows of the stash
+        # The last of them, which are rows of the stash: states may be behind by these.
+        self.path: tuple[int, ...] = ()
         self._lengths = dict.fromkeys(pool.layers, 0)  # the tokens in the state of each layer
 
     def is_stashed(self, rows: int) -> bool:
@@ -188,7 +206,7 @@ class SequenceState:
 
         They do not after a pass that has changed some of them and failed.
         """
-        before = self.length - len(self._path)
+        before = self.length - len(self.path)
         return length == self.length and all(n in (length, before) for n in self._lengths.values())
 
     def is_caught_up(self, length: int) -> bool:
@@ -197,7 +215,7 @@ class SequenceState:
 
     def begin_at(self, length: int) -> None:
         """Note that the states of all layers include the first `length` tokens."""
-        self.length, self._path = length, ()
+        self.length, self.path = length, ()
         self._lengths = dict.fromkeys(self._lengths, length)
 
     def extend(self, rows: Sequence[int]) -> None:
@@ -206,29 +224,25 @@ class SequenceState:
         Their numbers count from the first row of the sequence in the pass.
         """
         before, after = self.length, self.length + len(rows)
-        self._path = tuple(rows) if set(self._lengths.values()) == {before} else ()
+        self.path = tuple(rows) if set(self._lengths.values()) == {before} else ()
         self.length = after
+
+    def is_behind(self, layer: int) -> bool:
+        """Return whether accepted rows are to be repeated in a layer."""
+        if self._lengths[layer] == self.length:
+            return False
+        assert self._lengths[layer] == self.length - len(self.path), "its rows were not kept"
+        return True
 
     def replay(self) -> None:
         """Bring the states of all layers up to the accepted rows."""
-        for layer in self._lengths:
-            self.catch_up(layer)
-
-    def catch_up(self, layer: int) -> None:
-        """Bring the state of a layer up to the accepted rows."""
-        if self._lengths[layer] == self.length:
-            return
-        assert self._lengths[layer] == self.length - len(self._path), "its rows were not kept"
-        memory, path = self.pool.layers[layer], list(self._path)
-        shape = memory.shape
-        source = torch.cat([memory.windows[self.slot], memory.rows[self.stash, path]])
-        self.begin_change(layer)
-        if shape.has_state:
-            convolved = memory.convolve(source, chain_places(len(path), shape.taps))
-            inputs = make_inputs(shape, *shape.split(convolved), memory.gates[self.stash, path])
-            walk(memory.states[self.slot], inputs, in_place(len(path)), in_place(len(path)))
-        memory.windows[self.slot] = source[len(path) :]
-        self.end_change(layer, self.length)
+        made: dict[int, Replay] = {}  # by the taps of the layer
+        for layer, memory in self.pool.layers.items():
+            if self.is_behind(layer):
+                taps = memory.shape.taps
+                if taps not in made:
+                    made[taps] = Replay(self.pool, [self], taps)
+                made[taps].run(layer)
 
     def begin_change(self, layer: int) -> None:
         """Note that the state of a layer is of no use until `end_change`."""
@@ -237,3 +251,46 @@ class SequenceState:
     def end_change(self, layer: int, length: int) -> None:
         """Note that the state of a layer includes the first `length` tokens."""
         self._lengths[layer] = length
+
+
+class Replay:
+    """The repetition of accepted rows of some sequences in layers whose states are behind."""
+
+    def __init__(self, pool: StatePool, states: Sequence[SequenceState], taps: int) -> None:
+        """Find the places of the rows, which are the same in all these layers.
+
+        Args:
+            taps: of the convolutions of the layers.
+        """
+        self._pool, self._states = pool, states
+        window = taps - 1
+        first_row, stored = window * len(states), list[int]()
+        places, ends, walks = [], [], []
+        for number, state in enumerate(states):
+            rows = range(len(stored), len(stored) + len(state.path))
+            count = len(rows)
+            chain = np.arange(window + count)
+            chain = locate(chain, window, 0, number * window, 0, first_row + rows.start)
+            places.append(chain[chain_places(count, taps)])
+            ends.append(chain[count:])
+            walks.append(chain_walk(rows, state.slot))
+            stored += [state.stash * pool.stash_rows + row for row in state.path]
+        self._taps, self._walk = Taps(np.concatenate(places)), Walk.join(walks)
+        numbers = [[state.slot for state in states], stored, np.stack(ends)]
+        self._slots, self._stored, self._ends = pool.upload(numbers)
+
+    def run(self, layer: int) -> None:
+        """Bring the states of a layer up to the accepted rows."""
+        memory = self._pool.layers[layer]
+        windows, rows = memory.windows[self._slots], memory.flat_rows[self._stored]
+        source = torch.cat([windows.flatten(0, 1), rows])
+        for state in self._states:
+            state.begin_change(layer)
+        if memory.shape.has_state:
+            convolved = memory.convolve(source, self._taps)
+            gates = memory.flat_gates[self._stored]
+            inputs = make_inputs(memory.shape, *memory.shape.split(convolved), gates)
+            walk(memory.states, inputs, self._walk)
+        memory.windows[self._slots] = source[self._ends]
+        for state in self._states:
+            state.end_change(layer, state.length)

@@ -1,11 +1,12 @@
 """The recurrences: what rows do to a state, in float32 and in a fixed order of sums.
 
 `engine.compiled.recurrence` is this as compiled code; the functions `..._tensors` have the same
-bits. What is computed of a row depends only on the row and on the state before it, so prompts,
-trees and repeated rows give the same bits, whatever is computed beside them.
+bits. On CUDA, `engine.triton_kernels.recurrence` has another order of sums. What is computed of a
+row depends only on the row and on the state before it, so prompts, trees and repeated rows give the
+same bits, whatever is computed beside them.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch.nn import functional as F
 
 from engine.compiled import recurrence as compiled
 from engine.compiled.formulas import TensorOperations, silu
-from engine.compiled.recurrence import ROOT, SUMS
+from engine.compiled.recurrence import STATE, SUMS
 from engine.compiled.vectors import LANES
+from engine.recurrent.order import Taps, Walk
 from engine.recurrent.shape import LayerShape, pad_lanes
+from engine.triton_kernels import recurrence as gpu
 
 _EPSILON = 1e-6  # in the norm of keys and queries, as in the library
 
@@ -34,6 +37,13 @@ class Inputs(NamedTuple):
         query, key, value, decay = (part[first:last] for part in self[:4])
         rate = None if self.rate is None else self.rate[first:last]
         return Inputs(query, key, value, decay, rate)
+
+    def followed_by(self, others: "Inputs") -> "Inputs":
+        """Return the inputs of these rows and of others of the same layer after them."""
+        query, key, value, decay = map(torch.cat, zip(self[:4], others[:4], strict=True))
+        if self.rate is None or others.rate is None:
+            return Inputs(query, key, value, decay, None)
+        return Inputs(query, key, value, decay, torch.cat([self.rate, others.rate]))
 
 
 class Filter(NamedTuple):
@@ -70,49 +80,57 @@ def make_inputs(
     return Inputs(query, key, value * rate[..., None], decay, None)
 
 
-def convolve(source: Tensor, places: Any, filters: Filter, *, is_activated: bool) -> Tensor:
+def convolve(source: Tensor, taps: Taps, filters: Filter, *, is_activated: bool) -> Tensor:
     """Return the convolutions [rows, C] of rows of `source` in its type, computed in float32.
 
     The bias and the products of the taps are added in ascending order.
 
     Args:
         source: [n, C].
-        places: the numbers of the rows that each tap sees, [rows, taps] int64, a numpy array.
         is_activated: whether silu follows.
     """
+    assert taps.least >= 0 and taps.most < len(source), (taps.most, len(source))
+    if gpu.can_walk(source.device):
+        places = taps.on(source.device)
+        return gpu.convolve(source, places, *filters, is_activated=is_activated)
     padded = pad_lanes(source.float()).contiguous()
-    function = compiled.convolve if compiled.can_walk(source.device) else convolve_tensors
-    found = function(padded, places, *filters, is_activated=is_activated)
+    if compiled.can_walk(source.device):
+        found = compiled.convolve(padded, taps.places, *filters, is_activated=is_activated)
+    else:
+        places = taps.on(source.device)
+        found = convolve_tensors(padded, places, *filters, is_activated=is_activated)
     return found[:, : source.shape[1]].to(source.dtype)
 
 
-def walk(root: Tensor, inputs: Inputs, sources: Any, targets: Any) -> Tensor:
+def walk(states: Tensor, inputs: Inputs, order: Walk) -> Tensor:
     """Return the output [rows, H, width] of rows, each of which changes a state, float32.
 
     Args:
-        root: the state that the walk begins with, as `LayerShape.state` says; it is overwritten by
-            rows whose target is `ROOT`.
-        sources, targets: for each row the number of the state that it changes, and of the state
-            that is the result: `ROOT`, or one that the walk keeps. They are numpy arrays, int64.
+        states: of a layer, [n, ...], each as `LayerShape.state` says. Those that are targets of the
+            order are overwritten.
+        order: which rows change which states. Other rows have output zero.
     """
-    function = compiled.walk if compiled.can_walk(root.device) else walk_tensors
-    return function(root, inputs, sources, targets)
+    if compiled.can_walk(states.device):
+        own = order.rows, order.sources, order.targets
+        return compiled.walk(states, inputs, own, order.num_kept)
+    if gpu.can_walk(states.device):
+        return gpu.walk(states, inputs, order.on(states.device))
+    return walk_tensors(states, inputs, order)
 
 
 def convolve_tensors(
-    source: Tensor, places: Any, weight: Tensor, bias: Tensor, *, is_activated: bool
+    source: Tensor, places: Tensor, weight: Tensor, bias: Tensor, *, is_activated: bool
 ) -> Tensor:
     """Return what `engine.compiled.recurrence.convolve` does."""
-    index = torch.from_numpy(places).to(source.device)
-    found = bias.expand(len(index), -1).clone()
+    found = bias.expand(len(places), -1).clone()
     for tap, own in enumerate(weight):
-        found += own * source[index[:, tap]]
+        found += own * source[places[:, tap]]
     return silu(TensorOperations(), found) if is_activated else found
 
 
-def walk_tensors(root: Tensor, inputs: Inputs, sources: Any, targets: Any) -> Tensor:
-    """Return what `engine.compiled.recurrence.walk` does."""
-    heads, blocks = root.shape[:2]
+def walk_tensors(states: Tensor, inputs: Inputs, order: Walk) -> Tensor:
+    """Return what `walk` does, by operations of torch."""
+    heads, blocks = states.shape[1:3]
     group = heads // inputs.key.shape[1]
     query, key = (
         part.repeat_interleave(group, dim=1)[:, :, None, :, None]
@@ -120,20 +138,21 @@ def walk_tensors(root: Tensor, inputs: Inputs, sources: Any, targets: Any) -> Te
     )
     value = inputs.value.view(*inputs.value.shape[:2], blocks, LANES)
     decay = inputs.decay[:, :, None, :, None]
-    states: dict[int, Tensor] = {ROOT: root}
-    out = []
-    for row, (source, target) in enumerate(zip(sources.tolist(), targets.tolist(), strict=True)):
-        state = states[source] * decay[row]
+    kept: dict[int, Tensor] = {}
+    out = torch.zeros_like(value)
+    places = (order.rows, order.sources, order.targets)
+    for row, source, target in zip(*(own.tolist() for own in places), strict=True):
+        state = (kept[source] if source >= 0 else states[STATE - source]) * decay[row]
         added = value[row]
         if inputs.rate is not None:
             added = (added - _sum_rows(state * key[row])) * inputs.rate[row][:, None, None]
         state = state + key[row] * added[:, :, None]
-        out.append(_sum_rows(state * query[row]))
-        if target == ROOT:
-            root.copy_(state)
+        out[row] = _sum_rows(state * query[row])
+        if target >= 0:
+            kept[target] = state
         else:
-            states[target] = state
-    return torch.stack(out).flatten(2) if out else value.flatten(2)
+            states[STATE - target] = state
+    return out.flatten(2)
 
 
 def _sum_rows(products: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from engine.errors import ModelError
 from engine.kv.page_table import PageTable
 from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
-from engine.model.decoder import PassCancelled
+from engine.model.borrowed import PassCancelled
 from engine.model.segment import Segment
 from engine.runtime.choices import Logits, ensure_closable
 from engine.runtime.load import Loaded

@@ -14,7 +14,8 @@ from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
-from engine.model.decoder import Decoder, Weights
+from engine.model.borrowed import Weights
+from engine.model.decoder import Decoder
 from engine.model.ordered import is_ordered_on
 from engine.model.resident import ExpandedWeights, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
@@ -131,22 +132,24 @@ class TargetFiles(Blueprint):
             plan.tiers,
             device=self.device,
             slots=max(plan.slots, 1),  # without streamed units no slot is allocated
+            layers=self.units.layers,
             progress=self.progress,
         )
 
     def make_decoder(self, stream: LayerStream, on_pass_progress: Callable[[], None]) -> Decoder:
         """Return the decoder, whose layers borrow their weights from `stream`."""
         weights: Weights = stream
-        if expanded_bytes(self.units, self.dtype):
-            weights = ExpandedWeights(stream, self.units, self.device.torch_device, self.dtype)
+        units, layers, device = self.units, self.units.layers, self.device.torch_device
+        if expanded_bytes(units, layers, self.dtype):
+            weights = ExpandedWeights(stream, units, layers, device, self.dtype)
         return Decoder(
             self.model,
             weights,
             self.tensors,
-            device=self.device.torch_device,
+            device=device,
             strict=self.strict,
             tile=FAST_TILE,
-            layers=self.units.layers,
+            layers=layers,
             on_pass_progress=on_pass_progress,
         )
 

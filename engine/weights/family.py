@@ -36,16 +36,19 @@ from engine.weights.config_place import CONFIG_NAME, ConfigError, ConfigPlace, c
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
 
-# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py, test_structures.py
-# and test_hybrids.py).
+# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py, test_structures.py,
+# test_hybrids.py and test_latent.py).
 TESTED = frozenset(
     {
         "bamba",
+        "deepseek_v2",
+        "deepseek_v3",
         "falcon_h1",
         "gemma2",
         "gemma3_text",
         "gemma3n_text",
         "gemma4_text",
+        "glm4_moe_lite",
         "gpt_oss",
         "granite",
         "granitemoehybrid",
@@ -54,6 +57,7 @@ TESTED = frozenset(
         "llama",
         "llama4_text",
         "mimo_v2_flash",
+        "minicpm3",
         "mistral",
         "mixtral",
         "nemotron_h",
@@ -65,11 +69,23 @@ TESTED = frozenset(
         "qwen3_5_text",
         "qwen3_moe",
         "qwen3_next",
+        "youtu",
     }
 )
 # In these families a layer adds the experts' output to the residual and does nothing after it: no
-# norm of the output, no scale, no shared expert. So experts may be added when the rest is done.
-EXPERTS_LAST = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
+# norm of the output, no scale. So experts may be added when the rest is done. A shared expert is
+# added before them then, and not after them as in the library, which differs by rounding.
+EXPERTS_LAST = frozenset(
+    {
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe_lite",
+        "gpt_oss",
+        "kimi_linear",
+        "mixtral",
+        "qwen3_moe",
+    }
+)
 # The library lists these among models that write text.
 _CLASSIFIERS = frozenset({"shieldgemma2"})
 AS_WRITTEN = RopeSpec()  # positions as config.json has them
@@ -112,17 +128,21 @@ class KVShape:
         num_kv_heads: the heads of each layer; the fewest, if layers differ.
         head_dim: the width of a head; the largest, if keys, values or layers differ.
         width: the values of all heads of one layer, the most of any, if they differ; else None.
+        is_latent: whether a layer has one latent vector for all heads, which is the beginning of
+            its key and all of its value (latent attention).
     """
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
     width: int | None = None
+    is_latent: bool = False
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Return the bytes of one token's keys and values in all layers."""
         width = self.width or self.num_kv_heads * self.head_dim
-        return 2 * self.num_layers * width * dtype.itemsize
+        parts = 1 if self.is_latent else 2
+        return parts * self.num_layers * width * dtype.itemsize
 
 
 def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
@@ -362,16 +382,17 @@ def kv_shape(config: Any) -> KVShape:
         num_kv_heads=min(heads for heads, _ in shapes),
         head_dim=max(width for _, width in shapes),
         width=max(heads * width for heads, width in shapes) if len(shapes) > 1 else None,
+        is_latent=bool(getattr(config, "kv_lora_rank", None)),
     )
 
 
 def _layer_shapes(config: Any) -> Iterator[tuple[int, int]]:
     """Yield heads and width of a head, of a layer's keys and of its values."""
+    if rank := getattr(config, "kv_lora_rank", None):  # one vector for all heads
+        yield 1, rank + config.qk_rope_head_dim
+        return
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if getattr(config, "kv_lora_rank", None):  # the library makes keys and values of all heads
-        width = config.qk_nope_head_dim + config.qk_rope_head_dim
-    else:
-        heads = getattr(config, "num_key_value_heads", None) or heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
     yield heads, width
     yield heads, getattr(config, "v_head_dim", None) or width

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from tests.engine.hybrids import HYBRIDS
+from tests.engine.latents import LATENTS
 
 HEADS = 4
 KV_HEADS = 2
@@ -175,6 +176,7 @@ _CONFIGS |= {  # those that only files are tested with
     "nemotron_biases": _nemotron(attention_bias=True, mlp_bias=True, partial_rotary_factor=1.0),
 }
 STORED_FAMILIES = tuple(_CONFIGS)
+_CHANGES = HYBRIDS | LATENTS
 
 
 def tiny_config(
@@ -187,14 +189,14 @@ def tiny_config(
 ) -> PreTrainedConfig:
     """Return the configuration that `save_tiny` writes. With `tied` None the family's own holds.
 
-    `family` is one of `FAMILIES` or of `HYBRIDS`.
+    `family` is one of `FAMILIES`, of `HYBRIDS` or of `LATENTS`.
 
     Args:
         width: multiplies the sizes of the hidden state; 4: rows are whole blocks of 256 values.
     """
     shared = _shared(vocab_size, layers, width)
-    if family in HYBRIDS:
-        config = AutoConfig.for_model(**{"model_type": family, **shared, **HYBRIDS[family]})
+    if family in _CHANGES:
+        config = AutoConfig.for_model(**{"model_type": family, **shared, **_CHANGES[family]})
     else:
         config = _CONFIGS[family](shared)
     if tied is not None:
@@ -206,7 +208,7 @@ def tiny_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int = 0) -> P
     """Return a model with random weights, which the seed determines.
 
     The weights are large enough that the next token depends on the context. Norms, biases, router
-    and sinks are random too, so that tests notice a tensor in the wrong place.
+    and its corrections, and sinks are random too, so that tests notice a tensor in the wrong place.
     """
     model: Any = AutoModelForCausalLM
     model = model.from_config(config, dtype=torch.float32)
@@ -223,6 +225,9 @@ def tiny_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int = 0) -> P
                 parameter.copy_(noise * (0.5 * HIDDEN**-0.5))
             else:
                 parameter.copy_(noise * (1.5 * HIDDEN**-0.5))
+        for name, tensor in model.state_dict().items():
+            if name.endswith("e_score_correction_bias"):  # a buffer
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
         if config.tie_word_embeddings:
             model.get_decoder().norm.weight.add_(2.0)
     ready: PreTrainedModel = model.to(dtype).eval()

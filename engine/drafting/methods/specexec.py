@@ -24,7 +24,7 @@ def needs(context: PlanContext) -> DraftNeeds:
         )
     model = build_of_folder(folder, config, context.dtype, strict=False)
     check_decoder(config, folder)
-    outline = Outline(model, context.dtype, None, {}, slice_bytes=None)
+    outline = Outline(model, context.dtype, None, {})
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         step_rows=PROMPT_TILE,

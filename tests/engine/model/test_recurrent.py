@@ -77,7 +77,7 @@ def test_without_a_batch_the_librarys_plain_functions_run() -> None:
     assert qwen.causal_conv1d_fn._original.__module__ == qwen.__name__
 
 
-def chain_parents(segment: Segment) -> list[int]:
+def chain_parents(segment: Segment) -> Sequence[int]:
     """Return the parents of rows as if they followed each other."""
     return [*range(-1, segment.count - 1)]
 

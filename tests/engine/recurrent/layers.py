@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.recurrent.order import find_order
 from engine.recurrent.shape import LayerShape
 from engine.recurrent.states import StatePool
-from engine.recurrent.visit import Visit
+from engine.recurrent.visit import Part, Visit
 
 LENGTH = 150  # tokens of a text
 FIRST = 120  # the position of a tree's root
@@ -95,10 +95,10 @@ class Layer:
             tree = parents or [*range(-1, len(tokens) - 1)]
             is_stashed = state.is_stashed(len(tokens))
             order = find_order(tree, own, self.shape.taps) if is_stashed else None
-            visit = Visit(state, 5, state.length, own, order)
-            convolved = visit.convolve(self.rows()[places])
+            visit = Visit([Part(state, state.length, own, order)], self.shape.taps)
+            convolved = visit.convolve(5, self.rows()[places])
             if self.shape.has_state:
-                out.append(visit.scan(*self.shape.split(convolved), self.gates()[places]))
+                out.append(visit.scan(5, *self.shape.split(convolved), self.gates()[places]))
             else:
                 out.append(convolved)
         return torch.cat(out)

@@ -50,12 +50,13 @@ class Tree:
             self.nodes.take(100 + node)
         self.ran += nodes
         before, slots = ([100 + node for node in part] for part in (earlier, nodes))
-        visit = NodeVisit(NodeRows(self.state, self.nodes, before, slots, mask), 5)
+        rows = NodeRows(self.state, self.nodes, before, slots, mask)
+        visit = NodeVisit([rows], self.layer.shape.taps)
         tokens, layer = [TOKENS[node] for node in nodes], self.layer
-        convolved = visit.convolve(layer.rows()[tokens])
+        convolved = visit.convolve(5, layer.rows()[tokens])
         if not layer.shape.has_state:
             return convolved
-        return visit.scan(*layer.shape.split(convolved), layer.gates()[tokens])
+        return visit.scan(5, *layer.shape.split(convolved), layer.gates()[tokens])
 
 
 def _path(node: int) -> list[int]:

@@ -14,10 +14,10 @@ from transformers.models.kimi_linear import modeling_kimi_linear as kimi
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
 from engine.compiled.compiler import switched_off
-from engine.recurrent.order import chain_places, in_place
+from engine.recurrent.order import Taps, chain_places, chain_walk
 from engine.recurrent.shape import LayerShape
 from engine.recurrent.steps import Filter, convolve, make_inputs, walk
-from engine.recurrent.visit import Visit
+from engine.recurrent.visit import Part, Visit
 from tests.engine.recurrent.layers import (
     DELTA,
     FIRST,
@@ -102,7 +102,7 @@ def test_a_state_that_a_failed_pass_has_changed_is_noticed() -> None:
     state.extend(range(9))
     assert state.is_at(9)
     memory = state.pool.layers[5]
-    Visit(state, 5, 9, range(9), None).convolve(layer.rows()[9:18])
+    Visit([Part(state, 9, range(9), None)], 4).convolve(5, layer.rows()[9:18])
     state.extend(range(9))  # but the recurrence has not run
     assert not state.is_at(18) and memory is not None
 
@@ -173,8 +173,8 @@ def test_outputs_are_those_of_the_library(shape: LayerShape) -> None:
     weight, bias = layer.weight(), layer.bias()
     convolved = qwen.causal_conv1d_fn(layer.rows().T[None], weight, bias, "silu")[0].T
     source = F.pad(layer.rows(), (0, 0, shape.taps - 1, 0))
-    places = chain_places(LENGTH, shape.taps)
-    found = convolve(source, places, Filter.of_layer(weight, bias), is_activated=True)
+    taps = Taps(chain_places(LENGTH, shape.taps))
+    found = convolve(source, taps, Filter.of_layer(weight, bias), is_activated=True)
     torch.testing.assert_close(found, convolved, rtol=1e-5, atol=1e-5)
     want = library_output(layer, convolved)
     torch.testing.assert_close(by_passes(layer, []), want, rtol=1e-4, atol=1e-4)
@@ -184,10 +184,15 @@ def test_values_of_wrong_places_are_refused() -> None:
     layer = Layer(DELTA, torch.float32)
     shape, filters = layer.shape, Filter.of_layer(layer.weight(), None)
     with pytest.raises(AssertionError):
-        convolve(layer.rows(), np.array([[0, 1, 2, LENGTH]]), filters, is_activated=True)
+        convolve(layer.rows(), Taps(np.array([[0, 1, 2, LENGTH]])), filters, is_activated=True)
     inputs = make_inputs(shape, *shape.split(layer.rows()), layer.gates())
-    root = torch.zeros(shape.state)
-    with pytest.raises(AssertionError):
-        walk(root, inputs, in_place(LENGTH) - 1, in_place(LENGTH))
-    with pytest.raises(AssertionError):
-        walk(root, inputs, in_place(LENGTH) + 5, in_place(LENGTH))
+    states, rows = torch.zeros(1, *shape.state), range(LENGTH)
+    order = chain_walk(rows, 0)
+    for wrong in (
+        chain_walk(rows, 1),
+        chain_walk(range(1, LENGTH + 1), 0),
+        replace(order, sources=order.sources + 5, targets=order.sources + 4),
+        replace(order, sources=order.sources[1:]),
+    ):
+        with pytest.raises(AssertionError):
+            walk(states, inputs, wrong)

@@ -136,7 +136,7 @@ def test_without_memory_for_rows_fewer_are_drafted(
 ) -> None:
     folder = checkpoint("qwen3_5_text")
     want = alone(load(folder, PLAIN), asked())
-    monkeypatch.setattr("engine.planning.states.num_nodes", lambda *_: num_nodes)
+    monkeypatch.setattr("engine.planning.states.count_nodes", lambda *_: num_nodes)
     engine = load(folder, SUBSPEC)
     draft_ahead(engine)
     assert exact(run(engine, asked())) == exact(want)

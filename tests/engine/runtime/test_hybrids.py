@@ -9,7 +9,7 @@ import torch
 
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
-from engine.messages import Generate
+from engine.messages import Failed, Generate
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import kv_shape
@@ -159,6 +159,49 @@ def test_a_sequence_whose_states_a_failed_pass_has_changed_runs_again() -> None:
     hooks(engine).on_unit = fail
     (found,) = run(engine, asked()[:1]).values()
     assert not failing and found.exact == want.exact
+
+
+@pytest.mark.parametrize("unit", range(4))
+def test_a_failed_read_before_accepted_rows_are_repeated_changes_no_other_answer(unit: int) -> None:
+    folder = checkpoint("qwen3_next")
+    want = alone(load(folder, PLAIN), asked())
+    draft = DraftSpec("ngram", depth=24, width=1, budget=24)
+    engine = with_guesses(load(folder, draft, max_sequences=2), want)
+    for message in asked():
+        engine.add(message)
+    events: list[Any] = []
+    while not any(s.pages.state and s.pages.state.path for s in engine._scheduler.running):
+        events += engine.step()
+    own: Any = engine._loaded.stream
+    read = own.unit
+
+    def fail(index: int, on_wait: Any = None) -> Any:
+        if index == unit:
+            raise ModelError("its weights could not be read")
+        return read(index, on_wait)
+
+    own.unit = fail
+    events += engine.step()
+    own.unit = read
+    while engine.has_work():
+        events += engine.step()
+        check_books(engine)
+    failed = {event.request_id for event in events if isinstance(event, Failed)}
+    assert failed == {"long", "short"}  # those of the pass
+    answer = [token for e in events if e.request_id == "repeated" for token in e.ids]
+    assert answer == want["repeated", 0].ids
+    check_idle(engine)
+    assert exact(run(engine, asked())) == exact(want)  # with what is stored of those that failed
+
+
+def test_trees_have_few_rows_unless_more_are_asked_for() -> None:
+    """What is kept of a row costs memory in each recurrent layer."""
+    folder, other = checkpoint("lfm2"), str(checkpoint("llama", seed=9, layers=1))
+    for asked_for, rows in ((None, 64), (150, 150)):
+        engine = load(folder, DraftSpec("specexec", source=other, budget=asked_for))
+        states = engine._cache.states
+        assert states is not None and states.stash_rows == rows
+        assert engine._drafting._bounds.budget == rows
 
 
 def cached(engine: Engine, name: str, tokens: list[int], **params: Any) -> tuple[int, list[int]]:
