@@ -226,11 +226,10 @@ class Drafting:
         return growth
 
     def _catch_up(self) -> None:
-        """Prepare the draft model for all growths, which it may also draft ahead of."""
+        """Bring the states that the draft model may read now or in the pass up to date."""
         if self._model is not None:
-            for growth in self._growths.values():
-                if self._can_draft(growth):
-                    self._model.catch_up(growth)
+            growths = self._growths.values()
+            self._model.caches.catch_up([own.sequence for own in growths if self._can_draft(own)])
 
     def _drop(self, sequence: TokenSequence) -> None:
         """Forget the sequence's growth and free the scratch pages of the draft model for it."""

@@ -23,10 +23,11 @@ from engine.model.experts import DeferredExperts, add_experts
 from engine.model.library import (
     attention_modules,
     defer_experts,
+    place_tensors,
     replace_modules,
     set_batch,
+    token_tables,
 )
-from engine.model.placement import place_tensors, token_tables
 from engine.model.recurrent import find_mixers
 from engine.model.rope import mark_long, original_length
 from engine.model.token_table import TokenTable

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from engine.library_call import find_key, library_call
 from engine.model.attention import ATTENTION, LayerRule, attend
+from engine.model.binder import bind, without_weights
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
 from engine.model.latent import find_latent
@@ -39,6 +40,7 @@ from engine.weights.family import (
     text_config,
 )
 from engine.weights.outline import decoder_layers, text_decoder
+from engine.weights.safetensors import OtherTensor, StoredRows
 
 _RECORDED = f"{ATTENTION}-recorded"  # the name of `attend` while its calls are recorded
 # Classes of all activation functions that a configuration can name; some entries are (class, ...).
@@ -224,6 +226,71 @@ def _keep_language_part(model: Any, side: int) -> None:
 def find_activations(model: nn.Module) -> list[nn.Module]:
     """Return all modules of a model that are activation functions."""
     return [module for module in model.modules() if isinstance(module, _ACTIVATION_CLASSES)]
+
+
+def modules_with_owners(model: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield all modules, each with the innermost model of the library that it is part of.
+
+    That model's `_init_weights` computes the module's buffers.
+    """
+    owners: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        own = isinstance(module, PreTrainedModel)
+        owners[path] = module if own else owners[path.rpartition(".")[0]]
+        yield module, owners[path]
+
+
+def token_tables(model: Any) -> list[Any]:
+    """Return the modules with a row for each token: the embedding, then one for all layers, if any.
+
+    The second one (Gemma 3n and 4) has a part for each layer, an input beside the hidden state.
+    """
+    tables = [
+        model.get_input_embeddings(),
+        getattr(text_decoder(model), "embed_tokens_per_layer", None),
+    ]
+    return [table for table in tables if table is not None]
+
+
+def place_tensors(
+    model: Any, tensors: Mapping[str, OtherTensor], device: torch.device
+) -> list[StoredRows | None]:
+    """Bind the tensors outside of layers and head, and compute the model's own buffers.
+
+    Token tables stay on the host, where rows are looked up. Everything else is copied to `device`.
+    Return for each of `token_tables` its rows if they stay in their file: then the rows that a
+    forward needs are bound as its weight before each. Return None for a table in memory.
+
+    Args:
+        tensors: the tensors by their full names in the model.
+    """
+    tables = token_tables(model)
+    on_host = {id(table) for table in tables}
+    for module, owner in modules_with_owners(model):
+        if module._non_persistent_buffers_set:
+            where = torch.device("cpu") if id(module) in on_host else device
+            for name in module._non_persistent_buffers_set:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device=where)
+            with without_weights(module):
+                owner._init_weights(module)
+    for module, owner in modules_with_owners(model):
+        if module is owner:  # it may compute buffers of its layers
+            owner._init_weights(module)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    looked_up = {names[id(table.weight)]: table for table in tables}
+    placed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in looked_up:
+            whole = tensor.load() if isinstance(tensor, StoredRows) else tensor
+            placed[name] = whole.to(device)
+        elif isinstance(tensor, StoredRows):
+            # Of a row of the whole matrix; it matters to training alone.
+            looked_up[name].padding_idx = None
+        else:
+            placed[name] = tensor
+    bind(model, placed)
+    rows = [tensors[name] for name in looked_up]
+    return [own if isinstance(own, StoredRows) else None for own in rows]
 
 
 def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: int | None) -> None:

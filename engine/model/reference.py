@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.model.library import empty_reference
-from engine.model.placement import modules_with_owners
+from engine.model.library import empty_reference, modules_with_owners
 
 LARGEST = 150_000_000  # values, 0.6 GB in float32
 LARGEST_SIDE = 16_000_000  # values of a part beside the language part

@@ -11,9 +11,8 @@ from torch import nn
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
-from engine.model.library import build_of_folder
+from engine.model.library import build_of_folder, token_tables
 from engine.model.ordered import is_ordered_on
-from engine.model.placement import token_tables
 from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
@@ -116,6 +115,7 @@ class Blueprint:
         tables = [table.weight.shape for table in token_tables(self.model)]
         embedding = sum(shape.numel() for shape in tables) * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
+        nodes = self.recurrent.values() if needs.substitute_bytes else ()
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
             layers=outline.layers,
@@ -143,9 +143,8 @@ class Blueprint:
             state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
             stash_bytes=needs.scratch_rows
             * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
-            node_bytes=sum(s.node_bytes(self.dtype) for s in self.recurrent.values())
-            if needs.substitute_bytes
-            else 0,
+            node_bytes=sum(s.node_bytes(self.dtype) for s in nodes),
+            node_values=max((s.node_values for s in nodes), default=0),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,

@@ -58,6 +58,7 @@ class Demand:
     state_bytes: int = 0  # of the recurrent layers, after one sequence of tokens
     stash_bytes: int = 0  # of the rows of one tree in recurrent layers
     node_bytes: int = 0  # of a drafted row there, if the draft has them too
+    node_values: int = 0  # elements of such a row that a step reads in one layer
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
     strict: bool = True  # numerics of the target
@@ -161,6 +162,7 @@ def activation_bytes(
         attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
         attention += _fused_bytes(demand, rows, length, longest)
+        attention += 2 * _FLOAT32 * demand.draft.draft_rows * demand.node_values
     return (
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes

@@ -76,6 +76,11 @@ class LayerShape:
         """The decays of a head, padded to whole vectors if there are several."""
         return round_to_lanes(self.decays) if self.decays > 1 else 1
 
+    @property
+    def node_values(self) -> int:
+        """The elements of the keys and values of a row."""
+        return torch.Size(self.padded_keys).numel() + torch.Size(self.padded_values).numel()
+
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of the state and of the window, whose rows are of type `dtype`."""
         own = torch.Size(self.state).numel() * _SINGLE if self.has_state else 0
@@ -87,9 +92,8 @@ class LayerShape:
 
     def node_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes that are kept of a drafted row."""
-        vectors = torch.Size(self.padded_keys).numel() + torch.Size(self.padded_values).numel()
         decays = self.heads * self.padded_decays * _SINGLE
-        return (self.channels + vectors) * dtype.itemsize + decays
+        return (self.channels + self.node_values) * dtype.itemsize + decays
 
     def split(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys [rows, key heads, depth] and values [rows, heads, width] of rows.

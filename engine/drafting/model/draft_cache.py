@@ -28,8 +28,8 @@ class DraftCache(Protocol):
     def keep_pending(self, sequence: TokenSequence) -> None:
         """Add the tokens that were run after the prefix to it: all tokens but the last."""
 
-    def catch_up(self, sequence: TokenSequence) -> None:
-        """Bring the states of recurrent layers up to all tokens of the sequence but the last."""
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
+        """Bring the states of recurrent layers up to all tokens of the sequences but the last."""
 
     def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Add the next tokens to the prefix. These slots of the pool hold their KV."""
@@ -57,13 +57,14 @@ class SharedCache:
     def keep_pending(self, sequence: TokenSequence) -> None:
         """Do nothing: the target's pass has stored all tokens but the last."""
 
-    def catch_up(self, sequence: TokenSequence) -> None:
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
         """Repeat the rows that the last pass accepted, which the next pass would do otherwise.
 
         That pass then leaves the states as they are while the draft reads them beside it.
         """
-        if sequence.pages.state is not None:
-            sequence.pages.state.replay()
+        if self.cache.states is not None:
+            states = [own.pages.state for own in sequences if own.pages.state is not None]
+            self.cache.states.replay(states)
 
     def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Do nothing: the target's pass stores exact KV of the accepted tokens."""
@@ -105,7 +106,7 @@ class OwnCache:
         self.cache.append_rows(table, range(len(sequence.tokens) - 1 - table.length))
         self.cache.publish(table, sequence.tokens)
 
-    def catch_up(self, sequence: TokenSequence) -> None:
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
         """Do nothing: the draft has no recurrent layers."""
 
     def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:

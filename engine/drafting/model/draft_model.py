@@ -155,10 +155,6 @@ class DraftModel:
         table = self.caches.prefix(growth.sequence)
         return table is not None and table.length == growth.root.position
 
-    def catch_up(self, growth: Growth) -> None:
-        """Prepare the drafting of a growth before or in the next pass."""
-        self.caches.catch_up(growth.sequence)
-
     def accept(self, growth: Growth, path: Sequence[Node]) -> None:
         """Keep the KV of these nodes, from the root down: the target emitted their tokens."""
         slots: list[int] = []
