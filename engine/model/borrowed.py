@@ -46,7 +46,8 @@ class BorrowedParts:
     def __init__(self, layer: nn.Module, units: range, weights: Weights) -> None:
         self._units = units
         self._weights = weights
-        self._batch: Batch | None = None  # while the first unit is borrowed
+        self._stack = ExitStack()  # returns the units
+        self._batch: Batch | None = None  # while the layer runs
         self._num_borrowed = 0
         self._absent: dict[int, dict[str, Tensor]] = {}  # on `meta`, for each part but the first
         if len(units) > 1:
@@ -95,7 +96,7 @@ class BorrowedParts:
 class _LateParameters(dict[str, Any]):
     """The parameters of a module. Reading one that lies on `meta` borrows units until it is bound.
 
-    Modules read their parameters as attributes, which torch looks up here.
+    Modules read their parameters as attributes, which torch looks up here, or iterate over them.
     """
 
     def __init__(self, parameters: Mapping[str, Any], borrow_next: Callable[[], bool]) -> None:
@@ -107,3 +108,8 @@ class _LateParameters(dict[str, Any]):
         while found is not None and found.is_meta and self._borrow_next():
             found = super().__getitem__(name)
         return found
+
+    def items(self) -> Any:
+        while self._borrow_next():
+            pass
+        return super().items()

@@ -50,8 +50,11 @@ SEEDS = (0, 1)  # rounding may send a row to another expert, but hardly with bot
 THREADS = (1, 3)  # with more than one, PyTorch cuts elementwise operations into pieces
 _STEPS = 3  # tokens that the library decodes with its own cache
 _LONGEST_REASON = 300
-# Keys of a configuration that change no code.
-_NAMES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+# Keys of a configuration that change no code. How weights are stored does not: they are expanded.
+_NAMES = (
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("quantization_config", "compression_config", "quantization"),
+)
 
 
 def check_decoder(config: Any, folder: Path) -> None:

@@ -19,7 +19,8 @@ from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.config_place import config_place
-from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
+from engine.weights.experts import EXPERTS_LAST, chosen_experts
+from engine.weights.family import kv_shape, read_config, text_config
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
@@ -126,6 +127,7 @@ class Blueprint:
                 self.hidden_size,
                 _intermediate_size(config),
                 *(2 * shape.channels for shape in self.recurrent.values()),
+                config.num_attention_heads * shape.head_dim if shape.is_latent else 0,
             ),
             num_heads=config.num_attention_heads,
             vocab_size=self.vocab_size,
@@ -148,8 +150,9 @@ class Blueprint:
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,
-            is_ordered=self.torch_device is None or is_ordered_on(self.torch_device),
+            is_ordered=self.strict and self._is_ordered(),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
+            is_latent=shape.is_latent,
         )
 
     def compiles(self, *, has_own_memory: bool) -> bool:
@@ -159,6 +162,10 @@ class Blueprint:
         computes the attention of strict numerics on a CPU.
         """
         return bool(self.expansions) or (self.strict and not has_own_memory)
+
+    def _is_ordered(self) -> bool:
+        """Return whether the device computes attention in the order of positions."""
+        return self.torch_device is None or is_ordered_on(self.torch_device)
 
     def _check_type(self) -> None:
         """Raise `ModelError` if the device is slow in the type that the model computes in."""
@@ -218,4 +225,4 @@ def active_share(config: Any) -> float:
     For a mixture of experts it is the share of the experts, which are nearly all of the weights.
     """
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return float(config.num_experts_per_tok / experts) if experts else 1.0
+    return (chosen_experts(config)[1] or experts) / experts if experts else 1.0

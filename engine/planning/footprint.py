@@ -18,7 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
-from engine.triton_kernels.attention import CHUNK
+from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
@@ -65,6 +65,7 @@ class Demand:
     # Whether a GPU computes attention in the order of positions (strict numerics), not in float64.
     is_ordered: bool = False
     has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
+    is_latent: bool = False  # values have no memory of their own: they are a part of the keys
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
@@ -242,12 +243,14 @@ def _float64_bytes(demand: Demand, length: int) -> int:
 def _chunked_bytes(demand: Demand, length: int, tree_rows: int) -> int:
     """Return the bytes of one tile's attention in the order of positions, in float32 on a GPU.
 
-    Kernels read keys and values where they are stored. Each chunk of positions has sums of its own.
+    Kernels read keys and values where they are stored. Each chunk of positions has sums of its own,
+    which bound the rows that are computed at a time.
     The slots that the rows of trees see are kept for the whole pass, by each reach of the layers.
     """
     lanes = TILE * demand.num_heads
     chunks = -(-length // CHUNK) + 1
-    sums = chunks * lanes * (2 + demand.head_dim) * _FLOAT32
+    at_once = max(MAX_SUMS // (chunks * demand.num_heads * demand.head_dim), 1)
+    sums = chunks * min(at_once, TILE) * demand.num_heads * (2 + demand.head_dim) * _FLOAT32
     rows = 4 * lanes * demand.head_dim * _FLOAT32
     widest = CHUNK + demand.draft.scratch_rows
     kept = 2 * tree_rows * widest * _INT64
@@ -287,6 +290,8 @@ def _fused_bytes(demand: Demand, tile: int, length: int, longest: int) -> int:
     product = group * max(tile * length, min(tile, MAX_SEGMENT_ROWS) * padded)
     mask, kept = min(product, MAX_MASK), min(product, MAX_KEPT)
     masks = (mask + kept) * demand.item_bytes + 3 * mask // group  # and booleans to make one of
+    if demand.is_latent:  # kernels that hold no scores need keys and values of the same width
+        masks += 2 * mask * _FLOAT32
     return _gathered_bytes(demand, max(length, padded)) + masks + rows
 
 
@@ -304,7 +309,8 @@ def _num_scores(demand: Demand, rows: int, length: int) -> int:
 
 def _gathered_bytes(demand: Demand, slots: int) -> int:
     """Return the bytes of a copy of one layer's keys and values."""
-    return 2 * slots * demand.num_kv_heads * demand.head_dim * demand.item_bytes
+    parts = 1 if demand.is_latent else 2
+    return parts * slots * demand.num_kv_heads * demand.head_dim * demand.item_bytes
 
 
 def size_text(num_bytes: float) -> str:

@@ -35,6 +35,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "num_local_experts": (0, 1 << 14),
     "n_routed_experts": (0, 1 << 14),
     "num_experts_per_tok": (0, 1 << 14),
+    "top_k_experts": (0, 1 << 14),
     "num_labels": (0, 1 << 16),
     "sliding_window": (0, 1 << 40),
 }

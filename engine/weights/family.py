@@ -32,6 +32,7 @@ from engine.printable_logs import make_printable
 from engine.spec import RopeSpec
 from engine.weights.config_file import check_modelopt, read_config_values, whole
 from engine.weights.config_place import CONFIG_NAME, ConfigError, ConfigPlace, config_place
+from engine.weights.experts import chosen_experts
 
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
@@ -70,20 +71,6 @@ TESTED = frozenset(
         "qwen3_moe",
         "qwen3_next",
         "youtu",
-    }
-)
-# In these families a layer adds the experts' output to the residual and does nothing after it: no
-# norm of the output, no scale. So experts may be added when the rest is done. A shared expert is
-# added before them then, and not after them as in the library, which differs by rounding.
-EXPERTS_LAST = frozenset(
-    {
-        "deepseek_v2",
-        "deepseek_v3",
-        "glm4_moe_lite",
-        "gpt_oss",
-        "kimi_linear",
-        "mixtral",
-        "qwen3_moe",
     }
 )
 # The library lists these among models that write text.
@@ -287,11 +274,9 @@ def _check_numbers(config: Any, where: ConfigPlace) -> None:
             f"({where.name('num_attention_heads')})",
         )
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
+    key, chosen = chosen_experts(config)
     if experts and not 1 <= (chosen or 0) <= experts:
-        raise where.error(
-            "num_experts_per_tok", f": {shown(chosen)} of {experts} experts cannot be chosen"
-        )
+        raise where.error(key, f": {shown(chosen)} of {experts} experts cannot be chosen")
 
 
 def check_family(config: Any) -> None:

@@ -117,6 +117,7 @@ class WholeLayers(UnitReader):
         self.layouts = join_layouts(reader.layouts, layers)
 
     def read(self, index: int, buffer: Tensor) -> None:
+        """Fill `buffer` with a layer, or with the head, unit by unit."""
         offset = 0
         for unit in self.units[index]:
             nbytes = self._reader.layouts[unit].nbytes

@@ -11,6 +11,7 @@ import pytest
 
 from engine.runtime.engine import Engine
 from tests.engine.hybrids import HYBRIDS
+from tests.engine.latents import LATENTS
 from tests.engine.models import PLAIN, checkpoint, load
 from tests.engine.traffic import FAMILIES, Traffic, open_engine, requests, scene
 
@@ -33,6 +34,11 @@ def test_no_traffic_changes_an_answer_or_leaks_a_page(seed: int) -> None:
 @pytest.mark.parametrize("seed", seeds("0:4"))
 def test_no_traffic_changes_an_answer_of_a_hybrid(seed: int) -> None:
     run_traffic(seed, list(HYBRIDS))
+
+
+@pytest.mark.parametrize("seed", seeds("0:3"))
+def test_no_traffic_changes_an_answer_of_latent_attention(seed: int) -> None:
+    run_traffic(seed, list(LATENTS))
 
 
 def run_traffic(seed: int, families: Sequence[str]) -> None:
