@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.attention import Batch
-from engine.model.library import Binder
+from engine.model.binder import Binder
 from engine.streaming.ring import OnWait
 
 

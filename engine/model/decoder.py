@@ -6,7 +6,8 @@ cross the link once for a prompt of any length. Parts of a large layer are borro
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.model.attention import Batch
+from engine.model.binder import Binder
 from engine.model.borrowed import BorrowedParts, PassCancelled, Weights
+from engine.model.elementwise import WholeBlocks, calls_functions
 from engine.model.experts import DeferredExperts, add_experts
 from engine.model.library import (
-    Binder,
     attention_modules,
     defer_experts,
     place_tensors,
@@ -26,6 +28,7 @@ from engine.model.library import (
     set_batch,
     token_tables,
 )
+from engine.model.recurrent import find_mixers
 from engine.model.rope import mark_long, original_length
 from engine.model.token_table import TokenTable
 from engine.spec import TILE
@@ -42,6 +45,7 @@ class StreamedLayer(nn.Module):
 
     def __init__(
         self,
+        number: int,
         inner: nn.Module,
         units: LayerUnits,
         weights: Weights,
@@ -50,6 +54,7 @@ class StreamedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.inner = inner
+        self.number = number if find_mixers(inner) else None  # where it has a recurrent state
         self.units = units
         self.weights = weights
         self.tile = tile
@@ -60,12 +65,16 @@ class StreamedLayer(nn.Module):
             self._expert_binder = Binder(self.experts.inner)
         self._parts = BorrowedParts(inner, units.parts, weights)
         self._attentions = attention_modules(inner)
+        self._calls_functions = calls_functions(inner)
+        # What some families' layers return beside the hidden states, which nothing uses.
+        self._others: tuple[None, ...] | None = None
 
     def replace_inner(self, module: nn.Module) -> None:
         """Run another module, which has its weights, in place of the layer."""
         self.inner = module
         self._parts = BorrowedParts(module, self.units.parts, self.weights)
         self._attentions = attention_modules(module)
+        self._calls_functions = calls_functions(module)
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
@@ -76,8 +85,10 @@ class StreamedLayer(nn.Module):
 
     def forward(
         self, hidden: Tensor, *others: Any, batch: Batch | None = None, **arguments: Any
-    ) -> Tensor:
+    ) -> Any:
         """Run the layer over `hidden` [..., R, D], which may be overwritten, and return the result.
+
+        Where the library's layer returns a tuple, the hidden states are the first of one.
 
         `hidden` is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row.
         Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
@@ -95,7 +106,8 @@ class StreamedLayer(nn.Module):
             # A piece of the forward does not run the layers again that have filled it.
             arguments["shared_kv_states"] = batch.resumable.shared_kv
         run = partial(self._run, hidden, batch, others, arguments)
-        return run() if batch.resumable is None else batch.resumable.run(run)
+        output = run() if batch.resumable is None else batch.resumable.run(run)
+        return output if self._others is None else (output, *self._others)
 
     def _run(
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
@@ -121,6 +133,8 @@ class StreamedLayer(nn.Module):
                 self.on_pass_progress()
                 last = min(first + tile, rows)
                 part = batch.select_tile(first, last)
+                if self.number is not None:
+                    part = replace(part, layer=self.number)
                 if part.has_live_rows():
                     if self.experts is not None:
                         self.experts.begin_tile(first)
@@ -129,11 +143,18 @@ class StreamedLayer(nn.Module):
                         args = _slice_rows(others, first, last, rows)
                         named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
                     set_batch(self._attentions, part)
-                    result = self.inner(hidden[..., first:last, :], *args, batch=part, **named)
+                    with self._elementwise(batch):
+                        output = self.inner(hidden[..., first:last, :], *args, batch=part, **named)
+                    if isinstance(output, tuple):
+                        output, self._others = output[0], (None,) * (len(output) - 1)
                     if rows <= tile:
-                        return result  # type: ignore[no-any-return]  # modules return anything
-                    hidden[..., first:last, :] = result
+                        return output  # type: ignore[no-any-return]  # modules return anything
+                    hidden[..., first:last, :] = output
             return hidden
+
+    def _elementwise(self, batch: Batch) -> AbstractContextManager[object]:
+        """Return the context for the layer's own code under these numerics."""
+        return WholeBlocks() if batch.strict and self._calls_functions else nullcontext()
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
         """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""
@@ -215,8 +236,8 @@ class Decoder:
         layers = layers or whole_layers(len(modules))
         # Families keep their layers under different names.
         self.layers = [
-            StreamedLayer(inner, units, weights, self.tile, on_pass_progress)
-            for inner, units in zip(modules, layers, strict=True)
+            StreamedLayer(number, inner, units, weights, self.tile, on_pass_progress)
+            for number, (inner, units) in enumerate(zip(modules, layers, strict=True))
         ]
         self.head_unit = layers[-1].units.stop
         replace_modules(model, self.layers, self.original_length)

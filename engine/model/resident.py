@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.messages import ReportProgress
+from engine.model.binder import bind
 from engine.model.borrowed import Weights
-from engine.model.library import bind
 from engine.streaming.ring import OnWait
 from engine.weights.layout import LayerUnits, UnitLayout, UnitReader
 from engine.weights.outline import decoder_layers

@@ -17,7 +17,7 @@ from engine.planning.blueprint import Blueprint
 from engine.planning.footprint import Demand
 from engine.planning.forecast import Forecast, make_forecast
 from engine.planning.plan import DoesNotFit, Memory, Plan, make_plan
-from engine.spec import ModelSpec
+from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device
 from engine.timing import StepTimes
 from engine.weights.stored_format import packings
@@ -64,6 +64,10 @@ def make_scheme(
     Raises `ModelError` where the model does not fit, or the method cannot serve it.
     """
     facts = facts_of(method, spec.draft)
+    if blueprint.recurrent and spec.draft.budget is None:
+        # What is kept of more rows would take more memory than half of the states (states.py).
+        bounds = replace(facts.bounds, budget=min(facts.bounds.budget, TILE))
+        facts = replace(facts, bounds=bounds)
     titles = tuple(packings()[suffix].title for suffix in sorted(blueprint.expansions))
     forms, why = _forms(spec, blueprint)
 

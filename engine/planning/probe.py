@@ -1,7 +1,7 @@
 """Measurements of how fast the machine computes a model, in about a second before it is loaded.
 
 Only the first layer and the head are timed, because layers are alike: a pass takes the time of a
-layer for each of them, and the head's.
+layer for each of them, and the head's. Of models with recurrent layers, one of each kind is timed.
 """
 
 import gc
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from threading import Event
 from typing import Any
@@ -26,18 +25,20 @@ from engine.library_call import library_call
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
+from engine.model.recurrent import recurrent_shapes
 from engine.model.reduced import change_text, keep_layers
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
 from engine.planning.machine import name_shortage
+from engine.recurrent.states import SequenceState, StatePool
 from engine.spec import TILE
 from engine.streaming.device import Device
 from engine.streaming.pinned import HostBuffer, allocate_pages
 from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_place import config_place
-from engine.weights.family import kv_shape, make_config, text_config
+from engine.weights.family import attention_layers, kv_shape, make_config, text_config
 from engine.weights.formats.joined import sibling_paths
 from engine.weights.formats.linear import Kernel, best_kernel, linear, stored_tensors
 from engine.weights.formats.tensor_cores import compute_dtype
@@ -86,9 +87,11 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 
 def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
+    # Layers are alike, but for recurrent ones among those with attention.
+    kept = sorted({0, attention_layers(blueprint.config)[0]}) if blueprint.recurrent else [0]
     with torch.inference_mode():
         values = change_text(
-            blueprint.whole_config, lambda own, layers, _: keep_layers(own, [0], layers)
+            blueprint.whole_config, lambda own, layers, _: keep_layers(own, kept, layers)
         )
         whole = make_config(values)
         config = text_config(whole)
@@ -100,6 +103,7 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
             or sum(sizes) + _work_bytes(blueprint, device) > LARGEST_TRIAL
         ):
             return MeasuredPass()
+        states = _new_state(model, blueprint.dtype, device)
         decoder = Decoder(
             model,
             _ConstantWeights(outline, device),
@@ -108,7 +112,22 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
             strict=blueprint.strict,
             tile=FAST_TILE,
         )
-        return _time_passes(decoder, config, blueprint, device)
+        return _time_passes(decoder, config, blueprint, device, states)
+
+
+def _new_state(model: Any, dtype: torch.dtype, device: Device) -> SequenceState:
+    """Return the states of a sequence in the recurrent layers of a model without weights."""
+    pool = StatePool(
+        recurrent_shapes(model),
+        num_states=1,
+        num_stashes=1,
+        stash_rows=TILE,
+        dtype=dtype,
+        device=device.torch_device,
+    )
+    state = pool.open()
+    assert state is not None, "there is room for one"
+    return state
 
 
 def _work_bytes(blueprint: Blueprint, device: Device) -> int:
@@ -122,12 +141,14 @@ def _work_bytes(blueprint: Blueprint, device: Device) -> int:
 
 
 def _time_passes(
-    decoder: Decoder, config: Any, blueprint: Blueprint, device: Device
+    decoder: Decoder, config: Any, blueprint: Blueprint, device: Device, states: SequenceState
 ) -> MeasuredPass:
     # A model with learned positions has none beyond its context.
     longest = min(CONTEXT + ROWS[0], blueprint.context_length) // PAGE * PAGE
     pages = max(longest, ROWS[0]) // PAGE
-    dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
+    dtype = blueprint.dtype
+    layers = blueprint.config.num_hidden_layers / config.num_hidden_layers
+    attending = len(attention_layers(blueprint.config)) / max(len(attention_layers(config)), 1)
     pool = PagePool.of_shape(kv_shape(config), pages, dtype, device)
     slots = PageTable(pages=list(range(pages))).slots(device.torch_device)
     times = StepTimes()
@@ -143,9 +164,15 @@ def _time_passes(
             positions=positions,
             mask=None,
             cancelled=Event(),
+            state=states,
         )
         batch = Batch(pool, (segment,), range(rows), decoder.strict)
-        return partial(decoder.forward, [0] * rows, where, batch)
+
+        def run() -> Tensor:
+            states.begin_at(context)
+            return decoder.forward([0] * rows, where, batch)
+
+        return run
 
     if not device.is_asynchronous:  # the threads of this process do the computing
         choose_threads(forward(ROWS[0]), device)
@@ -162,7 +189,7 @@ def _time_passes(
         if rows > pages * PAGE or time.perf_counter() > until:
             break
         times.observe(rows, layers * fastest(forward(rows), device) + of_head)
-    return MeasuredPass(times, layers * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
+    return MeasuredPass(times, attending * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
 
 
 def choose_threads(step: Callable[[], object], device: Device) -> None:

@@ -172,9 +172,12 @@ class Auditor:
             mask=None,
             cancelled=self._preempted,
             is_long=is_long,
+            state=table.state,
         )
         batch = Batch(self._cache.pool, (segment,), range(len(rows)), self._decoder.strict)
-        return self._decoder.forward(sequence.tokens[rows.start : rows.stop], rows, batch)
+        hidden = self._decoder.forward(sequence.tokens[rows.start : rows.stop], rows, batch)
+        self._cache.append_rows(table, range(len(rows)))
+        return hidden
 
     def _matches(
         self,

@@ -134,11 +134,11 @@ def _load_as_planned(
     with ExitStack() as stack:
         stack.callback(stream.close)
         decoder = files.make_decoder(stream, on_pass_progress)
-        cache = files.make_kv_cache(plan)
+        cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
         tile = reference_hash(decoder, stream, cache)
         layers = WholeLayers(reader, files.units.layers)
-        draft = build(LoadedTarget(files.tensors, layers, stream, decoder, cache))
+        draft = build(LoadedTarget(files.tensors, layers, stream, decoder, cache, plan.num_nodes))
         link_gbps = stream.measure_link()
         passes = _expected_pass_times(files, measured, scheme, link_gbps)
         drafting = _make_drafting(files, draft, scheme.bounds, passes)

@@ -21,6 +21,7 @@ from engine.model.resident import ExpandedWeights, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.choice import Scheme
 from engine.planning.plan import Plan
+from engine.recurrent.states import StatePool
 from engine.spec import ModelSpec, Numerics
 from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import open_or_pack
@@ -152,11 +153,30 @@ class TargetFiles(Blueprint):
             on_pass_progress=on_pass_progress,
         )
 
-    def make_kv_cache(self, plan: Plan) -> KVCache:
-        """Return the KV cache, with the pages of the plan allocated."""
+    def make_kv_cache(self, plan: Plan, stash_rows: int) -> KVCache:
+        """Return the KV cache, with the pages and states of the plan allocated.
+
+        Args:
+            stash_rows: the most rows of a tree.
+        """
         shape = kv_shape(self.config)
         pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
-        return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
+        states = None
+        if self.recurrent:
+            states = StatePool(
+                self.recurrent,
+                num_states=plan.num_states + plan.stored_states,
+                num_stashes=plan.num_states,
+                stash_rows=stash_rows,
+                dtype=self.dtype,
+                device=self.device.torch_device,
+            )
+        return KVCache(
+            pool,
+            prefix_cache=self.spec.prefix_cache,
+            host_pages=plan.host_pages,
+            states=states,
+        )
 
     def model_info(self, scheme: Scheme, link_gbps: float, tile: str) -> ModelInfo:
         """Return what the front end needs to know of the loaded model.

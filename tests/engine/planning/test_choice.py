@@ -70,6 +70,7 @@ class Described:
 
     config: Any = SimpleNamespace()
     dtype, torch_device = torch.bfloat16, None
+    recurrent: ClassVar[dict[int, Any]] = {}
     outlines: ClassVar[dict[bool, Any]] = {True: outline(PACKED), False: outline(DENSE)}
 
     def __init__(self, expansions: dict[str, int]) -> None:

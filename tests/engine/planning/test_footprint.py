@@ -45,6 +45,9 @@ STORED = 2 * 32_768 * 4 * 128 * 2  # bytes of keys and values of one layer
         ({}, True, True, STORED // MIB + 3 * 8 * 448 * 2048 // MIB + 4),
         # float32 in the order of positions: sums of 130 values for each row, head and chunk of 512
         ({"is_ordered": True}, True, True, 64 * 64 * 28 * 130 * 4 // MIB),
+        # sums of 64 chunks of positions for 64 rows of 128 heads, of which as many rows are
+        # computed at a time as make 256 MiB
+        ({"num_heads": 128, "is_ordered": True}, True, True, 256 - 4 * 64 * 128 * 128 // MIB),
         ({}, False, True, 0),  # compiled code reads keys and values where they are stored
         ({}, False, False, 3 * STORED // MIB + 2),  # copied, then expanded to float32
         # one mask that is made and all that are kept, and booleans

@@ -22,7 +22,7 @@ CARD = torch.device("cuda", 0)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    save_tiny("llama", path, dtype=torch.bfloat16, width=64)
+    save_tiny("llama", path, dtype=torch.bfloat16, width=4)
     return path
 
 

@@ -194,6 +194,7 @@ SCALED = [
     ("ct-pack4-old-zeros-and-order", "llama"),
     ("gptq2-row", "llama"),
     ("gptq8", "llama"),
+    ("fp8-block-whole", "deepseek_v3"),
     ("fp8-tensor", "qwen3_moe"),
     ("ct-nvfp4", "qwen3_moe"),
     ("awq", "qwen3_moe"),
