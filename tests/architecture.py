@@ -39,6 +39,7 @@ PACKAGES: tuple[str, ...] = (
     "engine.text",
     "engine.parsing",
     "engine.kv",
+    "engine.recurrent",
     "engine.streaming",
     "engine.sampling",
     "engine.weights",
@@ -120,6 +121,12 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
 # (file, attribute, reason why it may be set on another object)
 SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/model/library.py", "*", "the one file that changes transformers' modules"),
+    (
+        "engine/model/recurrent.py",
+        "name",
+        "functions in the modules of transformers that have recurrent layers",
+    ),
+    ("engine/model/recurrent.py", "forward", "modules of transformers with recurrent layers"),
     (
         "engine/weights/formats/*.py",
         "weight",

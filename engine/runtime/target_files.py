@@ -14,12 +14,14 @@ from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
-from engine.model.decoder import Decoder, Weights
+from engine.model.borrowed import Weights
+from engine.model.decoder import Decoder
 from engine.model.ordered import is_ordered_on
 from engine.model.resident import ExpandedWeights, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.choice import Scheme
 from engine.planning.plan import Plan
+from engine.recurrent.states import StatePool
 from engine.spec import ModelSpec, Numerics
 from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import open_or_pack
@@ -130,30 +132,51 @@ class TargetFiles(Blueprint):
             plan.tiers,
             device=self.device,
             slots=max(plan.slots, 1),  # without streamed units no slot is allocated
+            layers=self.units.layers,
             progress=self.progress,
         )
 
     def make_decoder(self, stream: LayerStream, on_pass_progress: Callable[[], None]) -> Decoder:
         """Return the decoder, whose layers borrow their weights from `stream`."""
         weights: Weights = stream
-        if expanded_bytes(self.units, self.dtype):
-            weights = ExpandedWeights(stream, self.units, self.device.torch_device, self.dtype)
+        units, layers, device = self.units, self.units.layers, self.device.torch_device
+        if expanded_bytes(units, layers, self.dtype):
+            weights = ExpandedWeights(stream, units, layers, device, self.dtype)
         return Decoder(
             self.model,
             weights,
             self.tensors,
-            device=self.device.torch_device,
+            device=device,
             strict=self.strict,
             tile=FAST_TILE,
-            layers=self.units.layers,
+            layers=layers,
             on_pass_progress=on_pass_progress,
         )
 
-    def make_kv_cache(self, plan: Plan) -> KVCache:
-        """Return the KV cache, with the pages of the plan allocated."""
+    def make_kv_cache(self, plan: Plan, stash_rows: int) -> KVCache:
+        """Return the KV cache, with the pages and states of the plan allocated.
+
+        Args:
+            stash_rows: the most rows of a tree.
+        """
         shape = kv_shape(self.config)
         pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
-        return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
+        states = None
+        if self.recurrent:
+            states = StatePool(
+                self.recurrent,
+                num_states=plan.num_states + plan.stored_states,
+                num_stashes=plan.num_states,
+                stash_rows=stash_rows,
+                dtype=self.dtype,
+                device=self.device.torch_device,
+            )
+        return KVCache(
+            pool,
+            prefix_cache=self.spec.prefix_cache,
+            host_pages=plan.host_pages,
+            states=states,
+        )
 
     def model_info(self, scheme: Scheme, link_gbps: float, tile: str) -> ModelInfo:
         """Return what the front end needs to know of the loaded model.

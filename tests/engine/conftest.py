@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 from engine.drafting.model import separate_draft
@@ -43,6 +44,14 @@ def passes_timed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "pass_times", pass_times)
         yield
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restore the number of threads after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.malloc import give_back_freed
-from engine.model.library import bind
+from engine.model.binder import bind
+from engine.model.latent import latent_projections
 from engine.weights.formats.joined import join, sibling_paths
 from engine.weights.formats.linear import Kernel, linear, store, stored_tensors
 from engine.weights.formats.nf4 import BLOCK, Nf4Linear
@@ -102,8 +103,16 @@ def describe_form(kernel: Kernel, group: int, device_kind: str, *, is_fitted: bo
 
 
 def linear_paths(module: nn.Module) -> list[str]:
-    """Return the paths of the linear layers in a unit's module; [""] if it is linear itself."""
-    return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+    """Return the paths of the linear layers in a unit's module; [""] if it is linear itself.
+
+    Those whose weight latent attention multiplies with other tensors are left out.
+    """
+    others = latent_projections(module)
+    return [
+        path
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part not in others
+    ]
 
 
 def weight_name(path: str) -> str:
