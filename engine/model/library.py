@@ -106,7 +106,8 @@ def _set_rules(model: Any) -> None:
             module.attn_temperature_tuning = False
             scale = partial(query_factors, floor=module.floor_scale, strength=module.attn_scale)
         latent = find_latent(module)
-        assert (latent is not None) == kv_shape(model.config).is_latent, "another latent attention"
+        is_latent = kv_shape(model.config).is_latent
+        assert is_latent == (latent is not None), "latent attention unlike that of DeepSeek-V2"
         if latent is not None:
             module.expand_kv = latent.join
         module.rule = LayerRule(

@@ -79,6 +79,52 @@ def test_a_path_of_a_tree_has_the_bits_of_the_same_text(
 
 
 @pytest.mark.parametrize(("shape", "dtype"), KINDS)
+def test_sequences_of_a_tile_change_nothing_of_each_other(
+    shape: LayerShape, dtype: torch.dtype
+) -> None:
+    """A tree, the second tiles of two trees, and rows after which a state is copied."""
+    layer = Layer(shape, dtype)
+    trees = {"tree": range(10), "tile": range(6, 10), "chain": range(12), "second": range(8, 10)}
+
+    def opened(pool: Any) -> dict[str, Any]:
+        """Return sequences of different lengths whose last rows are to be repeated."""
+        found: dict[str, Any] = {}
+        for number, name in enumerate(trees):
+            state = found[name] = pool.open()
+            layer.run(state, [*range(20 + number)])
+            state.extend(range(20 + number)[: 20 - number])
+        for name in ("tile", "second"):  # whose first rows were in an earlier tile
+            layer.run(found[name], [*range(40, 50)], [*PARENTS])
+        copy = pool.take_slot()
+        found["chain"].captures = {found["chain"].length + 5: copy}
+        return found
+
+    def visited(states: dict[str, Any]) -> list[Tensor]:
+        parts = []
+        for name, state in states.items():
+            order = None if name == "chain" else find_order(PARENTS, trees[name], shape.taps)
+            parts.append(Part(state, state.length, trees[name], order))
+        visit, rows = Visit(parts, shape.taps), [40 + row for own in parts for row in own.rows]
+        out = visit.convolve(5, layer.rows()[rows])
+        if shape.has_state:
+            out = visit.scan(5, *shape.split(out), layer.gates()[rows])
+        return list(torch.split(out, [len(own.rows) for own in parts]))
+
+    pools = [layer.pool(num_states=5) for _ in range(2)]
+    together, single = opened(pools[0]), opened(pools[1])
+    found = visited(together)
+    want = [visited({name: state})[0] for name, state in single.items()]
+    for one, other in zip(found, want, strict=True):
+        assert torch.equal(one, other)
+    for states in (together, single):
+        for name, state in states.items():
+            state.extend([0] if name != "chain" else range(12))
+            state.replay()
+    assert torch.equal(pools[0].layers[5].states, pools[1].layers[5].states)
+    assert torch.equal(pools[0].layers[5].windows, pools[1].layers[5].windows)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), KINDS)
 def test_rows_that_are_not_accepted_leave_no_trace(shape: LayerShape, dtype: torch.dtype) -> None:
     layer = Layer(shape, dtype)
     want = by_passes(layer, [])
