@@ -14,7 +14,7 @@ from transformers.models.kimi_linear import modeling_kimi_linear as kimi
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
 from engine.compiled.compiler import switched_off
-from engine.recurrent.order import Taps, chain_places, chain_walk
+from engine.recurrent.order import Taps, chain_places, chain_walk, find_order
 from engine.recurrent.shape import LayerShape
 from engine.recurrent.steps import Filter, convolve, make_inputs, walk
 from engine.recurrent.visit import Part, Visit
