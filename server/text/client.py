@@ -86,6 +86,7 @@ class _Seat:
 
     worker: _Worker | None = None
     is_slow: bool = False  # it has run for `SLOW_S` and no longer occupies a slot
+    timer: asyncio.TimerHandle | None = None  # calls `_Pool._become_slow`
 
 
 @dataclass
@@ -102,22 +103,28 @@ class _Pool:
         """Wait for a free slot, and hold it until the block ends or the call has become slow."""
         await self.slots.acquire()
         seat = _Seat()
-        timer = asyncio.get_running_loop().call_later(SLOW_S, self._become_slow, seat)
+        self._watch(seat)
         try:
             yield seat
         finally:
-            timer.cancel()
+            if seat.timer is not None:
+                seat.timer.cancel()
             if seat.is_slow:
                 self.num_slow -= 1
             else:
                 self.slots.release()
+
+    def _watch(self, seat: _Seat) -> None:
+        seat.timer = asyncio.get_running_loop().call_later(SLOW_S, self._become_slow, seat)
 
     def _become_slow(self, seat: _Seat) -> None:
         """Free the slot of a call that takes long, and lower the priority of its worker.
 
         Nothing changes if the lane has `slow_workers` slow calls already.
         """
-        if self.num_slow < self.lane.slow_workers and seat.worker is not None:
+        if seat.worker is None:  # the call has not begun: the host is still starting
+            self._watch(seat)
+        elif self.num_slow < self.lane.slow_workers:
             self.num_slow += 1
             seat.is_slow = True
             self.slots.release()

@@ -90,7 +90,12 @@ async def test_results_and_exceptions_arrive_as_they_were(caplog: pytest.LogCapt
             await text.call(work.break_down, b"")
 
 
-async def test_small_requests_do_not_wait_for_large_ones_nor_for_slow_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow_s", [client_module.SLOW_S, 0.05], ids=["usual", "while it starts"])
+async def test_small_requests_do_not_wait_for_large_ones_nor_for_slow_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float
+) -> None:
+    """Calls that are made while the host starts free their slots, too."""
+    monkeypatch.setattr(client_module, "SLOW_S", slow_s)
     files = [str(tmp_path / name) for name in "abc"]
     # On a busy machine the calls wait for long until the workers of the others have started.
     lanes = [replace(lane, seconds=60) for lane in (SMALL, LARGE)]
