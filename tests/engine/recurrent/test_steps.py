@@ -19,34 +19,10 @@ from engine.recurrent.shape import LayerShape
 from engine.recurrent.states import StatePool
 from engine.recurrent.steps import Filter, convolve, make_inputs, walk
 from engine.recurrent.visit import Part, Visit
+from tests.engine.recurrent.shapes import DELTA, MAMBA, PARENTS, PATH, WIDE
 
 LENGTH = 150  # tokens of a text
 FIRST = 120  # the position of a tree's root
-# The parent of each node. The path 0, 2, 4, 6, 7 has the tokens of the text.
-PARENTS = (-1, 0, 0, 1, 2, 2, 4, 6, 6, 3)
-PATH = (0, 2, 4, 6, 7)
-
-DELTA = LayerShape(
-    channels=2 * 2 * 32 + 4 * 16,
-    taps=4,
-    is_activated=True,
-    heads=4,
-    key_heads=2,
-    depth=32,
-    width=16,
-    is_corrected=True,
-    is_normalized=True,
-)
-WIDE = replace(DELTA, channels=3 * 4 * 20, key_heads=4, depth=20, width=20, decays=20)
-MAMBA = LayerShape(
-    channels=6 * 24 + 2 * 3 * 16,
-    taps=4,
-    is_activated=True,
-    heads=6,
-    key_heads=3,
-    depth=16,
-    width=24,
-)
 CONVOLUTION = LayerShape(channels=40, taps=3, is_activated=False)
 SHAPES = {"delta": DELTA, "wide": WIDE, "mamba": MAMBA, "convolution": CONVOLUTION}
 BFLOAT16 = pytest.param(DELTA, torch.bfloat16, id="delta-bfloat16")
