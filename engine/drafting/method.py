@@ -118,6 +118,7 @@ class LoadedTarget:
     stream: LayerStream
     decoder: Decoder
     cache: KVCache
+    num_nodes: int = 0  # of its drafts, for which recurrent layers have memory
 
 
 # Builds the draft once the target is loaded: a model, a look-up, or nothing.

@@ -118,12 +118,22 @@ class KVCache(Pages):
         A new table also gets the states of recurrent layers. Return False, and change nothing, if
         there are too few free pages, or no states.
         """
-        missing = -(-(table.length + rows) // PAGE) - len(table.pages)
-        if missing > self.num_free_pages or not self._give_state(table):
+        if self._num_missing(table, rows) > self.num_free_pages or not self._give_state(table):
+            return False
+        return self.reserve_pages(table, rows)
+
+    def reserve_pages(self, table: PageTable, rows: int) -> bool:
+        """Do what `reserve` does, for a table that is not a sequence's and gets no states."""
+        missing = self._num_missing(table, rows)
+        if missing > self.num_free_pages:
             return False
         if missing > 0:
             table.append(self._allocate(missing))
         return True
+
+    def _num_missing(self, table: PageTable, rows: int) -> int:
+        """Return how many pages a table lacks for `rows` slots after the prefix."""
+        return -(-(table.length + rows) // PAGE) - len(table.pages)
 
     def is_usable(self, table: PageTable) -> bool:
         """Return False if a failed pass has changed states of a running sequence.

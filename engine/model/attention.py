@@ -22,7 +22,9 @@ from engine.model.ordered import attend_in_order, find_keys, is_ordered_on
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Reach, Segment
+from engine.recurrent.branch import NodeRows, NodeVisit
 from engine.recurrent.order import find_order
+from engine.recurrent.states import SequenceState
 from engine.recurrent.visit import Part, Visit
 from engine.streaming.ring import OnWait
 from engine.triton_kernels.attention import Paths
@@ -81,7 +83,9 @@ class Batch:
     _keys: dict[tuple[int, range, Reach], Columns | Paths] = field(
         default_factory=dict, repr=False, compare=False
     )
-    _visits: dict[tuple[range, int], Visit] = field(default_factory=dict, repr=False, compare=False)
+    _visits: dict[tuple[range, int], Visit | NodeVisit] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def select_tile(self, first: int, last: int) -> "Batch":
         """Return the batch of rows `first` to `last` - 1, with the segments that have such rows."""
@@ -121,17 +125,22 @@ class Batch:
             self._keys[key] = find_keys(segment, rows, reach)
         return self._keys[key]
 
-    def visit(self, taps: int) -> Visit:
+    def visit(self, taps: int) -> Visit | NodeVisit:
         """Return the rows in recurrent layers whose convolutions have this number of taps."""
         key = self.rows, taps
         if key not in self._visits:
-            parts = [self._part(segment, taps) for segment in self.segments]
-            self._visits[key] = Visit(parts, taps)
+            drafted = [s.state for s in self.segments if isinstance(s.state, NodeRows)]
+            if drafted:
+                assert len(drafted) == len(self.segments), "steps of a draft run in one tile"
+                self._visits[key] = NodeVisit(drafted, taps)
+            else:
+                parts = [self._part(segment, taps) for segment in self.segments]
+                self._visits[key] = Visit(parts, taps)
         return self._visits[key]
 
     def _part(self, segment: Segment, taps: int) -> Part:
         state, rows = segment.state, self.place(segment)[0]
-        assert state is not None, "the cache has no states"
+        assert isinstance(state, SequenceState), "the cache has no states"
         if state.is_stashed(segment.count):
             order = find_order(segment.parents(), rows, taps)
             return Part(state, segment.start, rows, order)

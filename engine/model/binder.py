@@ -1,8 +1,10 @@
 """Binding of the parameters and buffers of modules to tensors that we own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -36,3 +38,17 @@ class Binder:
 def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Bind a module's parameters and buffers permanently to tensors, given by their paths in it."""
     Binder(module).bind({p: nn.Parameter(t, requires_grad=False) for p, t in tensors.items()})
+
+
+@contextmanager
+def without_weights(module: nn.Module) -> Iterator[None]:
+    """Hide the parameters of a module, which may have their values: a draft's layers have."""
+    own = dict(module._parameters)
+    for name, value in own.items():
+        if value is not None:
+            hidden = torch.empty_like(value, device="meta")
+            module._parameters[name] = nn.Parameter(hidden, requires_grad=False)
+    try:
+        yield
+    finally:
+        module._parameters.update(own)

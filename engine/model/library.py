@@ -23,7 +23,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from engine.library_call import find_key, library_call
 from engine.model.attention import ATTENTION, LayerRule, attend
-from engine.model.binder import bind
+from engine.model.binder import bind, without_weights
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
 from engine.model.latent import find_latent
@@ -106,7 +106,8 @@ def _set_rules(model: Any) -> None:
             module.attn_temperature_tuning = False
             scale = partial(query_factors, floor=module.floor_scale, strength=module.attn_scale)
         latent = find_latent(module)
-        assert (latent is not None) == kv_shape(model.config).is_latent, "another latent attention"
+        is_latent = kv_shape(model.config).is_latent
+        assert is_latent == (latent is not None), "latent attention unlike that of DeepSeek-V2"
         if latent is not None:
             module.expand_kv = latent.join
         module.rule = LayerRule(
@@ -271,7 +272,8 @@ def place_tensors(
             where = torch.device("cpu") if id(module) in on_host else device
             for name in module._non_persistent_buffers_set:
                 module._buffers[name] = torch.empty_like(module._buffers[name], device=where)
-            owner._init_weights(module)
+            with without_weights(module):
+                owner._init_weights(module)
     for module, owner in modules_with_owners(model):
         if module is owner:  # it may compute buffers of its layers
             owner._init_weights(module)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.recurrent.branch import NodeRows
 from engine.recurrent.states import SequenceState
 from engine.transfer import upload_all
 
@@ -57,7 +58,8 @@ class Segment:
             (a chain).
         cancelled: set when the client has left.
         is_long: whether the rows use the long rope frequencies (`rope.py`).
-        state: the states of the sequence in recurrent layers; None if there are no such layers.
+        state: the states of the sequence in recurrent layers, which its rows change; or, of a
+            draft, how its rows read them. None if there are no such layers.
         known_parents: what `parents` returns, if it has been found while the mask was on the host.
     """
 
@@ -69,7 +71,7 @@ class Segment:
     mask: Tensor | None
     cancelled: Event
     is_long: bool = False
-    state: SequenceState | None = None
+    state: SequenceState | NodeRows | None = None
     known_parents: Sequence[int] | None = None
 
     @property

@@ -116,6 +116,7 @@ class Blueprint:
         tables = [table.weight.shape for table in token_tables(self.model)]
         embedding = sum(shape.numel() for shape in tables) * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
+        nodes = self.recurrent.values() if needs.substitute_bytes else ()
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
             layers=outline.layers,
@@ -144,6 +145,8 @@ class Blueprint:
             state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
             stash_bytes=needs.scratch_rows
             * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
+            node_bytes=sum(s.node_bytes(self.dtype) for s in nodes),
+            node_values=max((s.node_values for s in nodes), default=0),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,

@@ -57,6 +57,8 @@ class Demand:
     expansions: Mapping[str, int] = field(default_factory=dict)
     state_bytes: int = 0  # of the recurrent layers, after one sequence of tokens
     stash_bytes: int = 0  # of the rows of one tree in recurrent layers
+    node_bytes: int = 0  # of a drafted row there, if the draft has them too
+    node_values: int = 0  # elements of such a row that a step reads in one layer
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
     strict: bool = True  # numerics of the target
@@ -161,6 +163,7 @@ def activation_bytes(
         attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
         attention += _fused_bytes(demand, rows, length, longest)
+        attention += 2 * _FLOAT32 * demand.draft.draft_rows * demand.node_values
     return (
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes
@@ -173,8 +176,10 @@ def graph_bytes(demand: Demand, num_slots: int) -> int:
     """Return the bytes of all CUDA graphs of a draft model, over a KV cache of `num_slots` slots.
 
     They are the kernels and the inputs of each graph, the logits of each number of rows, and the
-    activations of the largest step, whose memory the others share.
+    activations of the largest step, whose memory the others share. Steps of hybrids run without.
     """
+    if demand.node_bytes:
+        return 0
     buckets = all_buckets(num_slots)
     logits = sum(ROW_COUNTS) * demand.vocab_size * demand.item_bytes
     inputs = sum(_graph_input_bytes(demand, bucket) for bucket in buckets)

@@ -19,7 +19,7 @@ from engine.planning.footprint import (
     pass_rows,
     size_text,
 )
-from engine.planning.states import count_states
+from engine.planning.states import count_states, describe_states
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
@@ -72,6 +72,7 @@ class Plan:
     other_bytes: int  # norms; one unit's expanded weights; workspaces of libraries; graphs
     num_states: int = 0  # of recurrent layers: sequences that have one at the same time
     stored_states: int = 0  # further ones, of stored prefixes
+    num_nodes: int = 0  # drafted rows of all sequences, of which recurrent layers keep something
     state_bytes: int = 0
     host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
@@ -109,12 +110,11 @@ class Plan:
             parts.append(f"ring of {self.ring_slots} slots ({size_text(self.ring_bytes)})")
         parts.append(f"KV of {self.num_pages * PAGE} tokens ({size_text(self.kv_bytes)})")
         if self.num_states:
-            count = self.num_states + self.stored_states
-            parts.append(f"{count} states ({size_text(self.state_bytes)})")
+            states = describe_states(self.num_states + self.stored_states, self.num_nodes)
+            parts.append(f"{states} ({size_text(self.state_bytes)})")
         if self.host_pages:
-            parts.append(
-                f"idle KV of {self.host_pages * PAGE} tokens ({size_text(self.host_kv_bytes)})"
-            )
+            idle = self.host_pages * PAGE
+            parts.append(f"idle KV of {idle} tokens ({size_text(self.host_kv_bytes)})")
         if self.draft_bytes:
             parts.append(f"draft {size_text(self.draft_bytes)}")
         return ", ".join(parts)
@@ -204,6 +204,7 @@ class _Planner:
             kv_bytes=pages * demand.page_bytes,
             num_states=self.states.running,
             stored_states=self.states.stored,
+            num_nodes=self.states.nodes,
             state_bytes=self.states.nbytes,
             draft_bytes=draft,
             activation_bytes=activations,
@@ -223,8 +224,7 @@ class _Planner:
         if not memory.has_own_memory:
             return other
         other += TEMPORARY_BYTES if demand.expansions else 0
-        # A buffer for idle KV pages on their way to the host.
-        other += max(STAGING_BYTES, demand.host_page_bytes)
+        other += max(STAGING_BYTES, demand.host_page_bytes)  # for idle KV on its way to the host
         if demand.has_draft_model:
             other += DRAFT_STREAMS * memory.stream_workspace
             other += graph_bytes(demand, wanted_pages * PAGE)
@@ -292,10 +292,9 @@ class _Planner:
         kv = self.fewest_pages * self.demand.page_bytes
         states = ""
         if plan.num_states:
-            states = (
-                f", {plan.num_states + plan.stored_states} states of recurrent layers "
-                f"{size_text(plan.state_bytes)} (fewer with a lower max_sequences)"
-            )
+            found = describe_states(plan.num_states + plan.stored_states, plan.num_nodes)
+            size = size_text(plan.state_bytes)
+            states = f", {found} of recurrent layers {size} (fewer with a lower max_sequences)"
         return (
             f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
             f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "

@@ -61,6 +61,26 @@ class LayerShape:
         """The number of decays and rates of a row."""
         return self.heads * (self.decays + 1) if self.has_state else 0
 
+    @property
+    def padded_keys(self) -> tuple[int, int]:
+        """The shape of a row's keys, padded to whole vectors."""
+        return self.key_heads, round_to_lanes(self.depth)
+
+    @property
+    def padded_values(self) -> tuple[int, int]:
+        """The shape of a row's values, padded to whole vectors."""
+        return self.heads, round_to_lanes(self.width)
+
+    @property
+    def padded_decays(self) -> int:
+        """The decays of a head, padded to whole vectors if there are several."""
+        return round_to_lanes(self.decays) if self.decays > 1 else 1
+
+    @property
+    def node_values(self) -> int:
+        """The elements of the keys and values of a row."""
+        return torch.Size(self.padded_keys).numel() + torch.Size(self.padded_values).numel()
+
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of the state and of the window, whose rows are of type `dtype`."""
         own = torch.Size(self.state).numel() * _SINGLE if self.has_state else 0
@@ -69,6 +89,11 @@ class LayerShape:
     def stash_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of what is kept of a row until it is known whether it is accepted."""
         return self.channels * dtype.itemsize + self.num_gates * _SINGLE
+
+    def node_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes that are kept of a drafted row."""
+        decays = self.heads * self.padded_decays * _SINGLE
+        return (self.channels + self.node_values) * dtype.itemsize + decays
 
     def split(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys [rows, key heads, depth] and values [rows, heads, width] of rows.

@@ -112,6 +112,7 @@ class StatePool:
                 f"{device} has no room for {num_states} states of recurrent layers ({error}). "
                 "Lower memory.device or max_sequences."
             ) from error
+        self.dtype, self.device = dtype, device
         self.num_states = num_states
         self.num_stashes = num_stashes
         self.stash_rows = stash_rows
@@ -167,6 +168,17 @@ class StatePool:
         forked.begin_at(state.length)
         return forked
 
+    def replay(self, states: "Sequence[SequenceState]") -> None:
+        """Bring the states of some sequences up to their accepted rows, in all layers."""
+        made: dict[tuple[int, tuple[SequenceState, ...]], Replay] = {}
+        for layer, memory in self.layers.items():
+            behind = tuple(state for state in states if state.is_behind(layer))
+            if behind:
+                key = memory.shape.taps, behind
+                if key not in made:
+                    made[key] = Replay(self, behind, memory.shape.taps)
+                made[key].run(layer)
+
     def close(self, state: "SequenceState") -> None:
         """Free the memory of a sequence."""
         self.detach(state)
@@ -208,6 +220,10 @@ class SequenceState:
         before = self.length - len(self.path)
         return length == self.length and all(n in (length, before) for n in self._lengths.values())
 
+    def is_caught_up(self, length: int) -> bool:
+        """Return whether all states include just the first `length` tokens."""
+        return length == self.length and set(self._lengths.values()) == {length}
+
     def begin_at(self, length: int) -> None:
         """Note that the states of all layers include the first `length` tokens."""
         self.length, self.path = length, ()
@@ -231,13 +247,7 @@ class SequenceState:
 
     def replay(self) -> None:
         """Bring the states of all layers up to the accepted rows."""
-        made: dict[int, Replay] = {}  # by the taps of the layer
-        for layer, memory in self.pool.layers.items():
-            if self.is_behind(layer):
-                taps = memory.shape.taps
-                if taps not in made:
-                    made[taps] = Replay(self.pool, [self], taps)
-                made[taps].run(layer)
+        self.pool.replay([self])
 
     def begin_change(self, layer: int) -> None:
         """Note that the state of a layer is of no use until `end_change`."""

@@ -32,6 +32,12 @@ class Inputs(NamedTuple):
     decay: Tensor  # [rows, heads, 1 or depth]
     rate: Tensor | None  # [rows, heads]; None without a correction
 
+    def rows(self, first: int, last: int) -> "Inputs":
+        """Return the inputs of the rows `first` to `last` - 1."""
+        query, key, value, decay = (part[first:last] for part in self[:4])
+        rate = None if self.rate is None else self.rate[first:last]
+        return Inputs(query, key, value, decay, rate)
+
     def followed_by(self, others: "Inputs") -> "Inputs":
         """Return the inputs of these rows and of others of the same layer after them."""
         query, key, value, decay = map(torch.cat, zip(self[:4], others[:4], strict=True))

@@ -138,7 +138,7 @@ def _load_as_planned(
         stack.callback(cache.release)
         tile = reference_hash(decoder, stream, cache)
         layers = WholeLayers(reader, files.units.layers)
-        draft = build(LoadedTarget(files.tensors, layers, stream, decoder, cache))
+        draft = build(LoadedTarget(files.tensors, layers, stream, decoder, cache, plan.num_nodes))
         link_gbps = stream.measure_link()
         passes = _expected_pass_times(files, measured, scheme, link_gbps)
         drafting = _make_drafting(files, draft, scheme.bounds, passes)

@@ -73,7 +73,8 @@ def device_rows(found: "Preview") -> list[Row]:
 
 def _states_note(found: "Preview") -> str:
     plan, rows = found.scheme.plan, found.scheme.bounds.budget
-    return f"{plan.num_states} with trees of {rows} rows, {plan.stored_states} of prefixes"
+    nodes = f", {plan.num_nodes} drafted rows" if plan.num_nodes else ""
+    return f"{plan.num_states} with trees of {rows} rows, {plan.stored_states} of prefixes{nodes}"
 
 
 def host_rows(plan: "Plan") -> list[Row]:

@@ -37,6 +37,7 @@ def check_books(made: Engine) -> None:
         slots += [slot for state in own for slot in state.captures.values()]
         assert len(own) == len(running) == states.num_stashes - len(states._free_stashes)
         assert sorted([*slots, *states._free_states]) == list(range(states.num_states))
+    check_nodes(made)
     assert len(running) <= made._scheduler.max_sequences
     assert made._drafting._growths.keys() <= set(running)
     for sequence, growth in made._drafting._growths.items():
@@ -61,12 +62,28 @@ def check_idle(made: Engine) -> None:
     drafting = made._drafting
     assert not drafting._growths and not own_tables(made)
     assert drafting._model is None or not drafting._model._scratch
+    check_nodes(made)
     for lookup in drafting._lookups:
         for kept in ("_pasts", "_pointers"):
             assert not getattr(lookup, kept, None), (lookup.name, kept)
         assert not getattr(getattr(lookup, "_search", None), "_proposed", None), lookup.name
     assert not made._requests._by_id and made._scheduler.num_waiting == 0
     assert not list(made._scheduler.all_sequences())
+
+
+def check_nodes(made: Engine) -> None:
+    """Check that each drafted row has memory in recurrent layers. Raise AssertionError otherwise.
+
+    Other memory of the kind has to be free.
+    """
+    model = made._drafting._model
+    if model is None or (memory := model.caches.nodes) is None:
+        return
+    growths = made._drafting._growths.values()
+    ran = [node.slot for growth in growths for node in growth.ran]
+    assert sorted(memory._numbers) == sorted(slot for slot in ran if slot is not None)
+    numbers = [*memory._numbers.values(), *memory._free]
+    assert sorted(numbers) == list(range(memory.num_nodes))
 
 
 def caches(made: Engine) -> list[KVCache]:

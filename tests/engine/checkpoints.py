@@ -255,7 +255,7 @@ def tiny_config(
     """
     shared = _shared(vocab_size, layers, width)
     if family in _CHANGES:
-        config = AutoConfig.for_model(family, **{**shared, **_CHANGES[family]})
+        config = AutoConfig.for_model(**{"model_type": family, **shared, **_CHANGES[family]})
     else:
         config = _CONFIGS[family](shared)
     if tied is not None:

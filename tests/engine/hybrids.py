@@ -26,7 +26,8 @@ _MAMBA: dict[str, Any] = {
     "mamba_expand": 2,
     "mamba_chunk_size": 32,
 }
-# What the configuration has beside the sizes that all families share.
+# What the configuration has beside the sizes that all families share. The model's type is the name,
+# unless it is given.
 HYBRIDS: dict[str, dict[str, Any]] = {
     "qwen3_next": {**_DELTA, **_EXPERTS, "head_dim": 16},
     "qwen3_5_text": {**_DELTA, "head_dim": 16},
@@ -43,6 +44,13 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "shared_intermediate_size": 32,
+    },
+    "granitemoehybrid_dense": {
+        **_MAMBA,
+        "model_type": "granitemoehybrid",
+        "layer_types": ["mamba", "attention", "mamba"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 64,
     },
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 128},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
@@ -83,3 +91,12 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     },
     "olmo_hybrid": _DELTA,
 }
+# Of these, SubSpec has substitutes: no layer is a mixture of experts.
+DENSE = [
+    "qwen3_5_text",
+    "lfm2",
+    "falcon_h1",
+    "granitemoehybrid_dense",
+    "bamba",
+    "olmo_hybrid",
+]

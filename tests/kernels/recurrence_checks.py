@@ -15,7 +15,7 @@ from engine.recurrent.steps import (
     walk_tensors,
 )
 from engine.triton_kernels import recurrence
-from tests.engine.recurrent.shapes import DELTA, MAMBA, PARENTS, PATH, WIDE
+from tests.engine.recurrent.layers import DELTA, MAMBA, PARENTS, PATH, WIDE
 
 CPU = torch.device("cpu")
 SHAPES = {"delta": DELTA, "wide": WIDE, "mamba": MAMBA}

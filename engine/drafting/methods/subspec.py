@@ -10,14 +10,13 @@ MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 def needs(context: PlanContext) -> DraftNeeds:
     """Return the memory that the copies take.
 
-    Raises `ModelError` for mixtures of experts, for recurrent layers, and for a device without a
-    4-bit product.
+    Raises `ModelError` for mixtures of experts, and for a device without a 4-bit product.
 
     Making a copy needs host memory for a while: the dense unit and three times a quarter of it, for
     the copy as it is written, as it is copied and as it is packed; and the unit as it is stored, if
     that is packed.
     """
-    from engine.weights.family import has_recurrent_layers, is_mixture
+    from engine.weights.family import is_mixture
     from engine.weights.formats.linear import best_kernel, matrix_shapes, substitute_bytes
     from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
     from engine.weights.layout import join_layouts
@@ -28,12 +27,6 @@ def needs(context: PlanContext) -> DraftNeeds:
             f"draft.method: subspec has no substitutes for mixtures of experts "
             f"({context.config.model_type!r}). Use specexec with a small model of the same "
             "vocabulary, or ngram."
-        )
-    if has_recurrent_layers(context.config):
-        raise ModelError(
-            f"draft.method: subspec has no substitutes for recurrent layers "
-            f"({context.config.model_type!r}). Use specexec with a small model of the same "
-            "vocabulary that has attention in every layer, or ngram."
         )
     group, device = context.draft.group, context.device
     layers = join_layouts(context.layouts, context.layers)  # copies are made of whole layers

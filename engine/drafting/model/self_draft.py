@@ -45,6 +45,7 @@ from engine.malloc import give_back_freed
 from engine.model.binder import bind
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
+from engine.recurrent.nodes import NodeMemory
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens
@@ -84,7 +85,7 @@ class SelfDraft:
             decoder = parts.substituted_decoder()
         operations = choose_operations(decoder.device, context.dtype)
         fuse(decoder, target.cache, operations)
-        caches, capture = SharedCache(target.cache), context.device.capture()
+        caches, capture = SharedCache(target.cache, _nodes(target)), context.device.capture()
         graphs = graphed_steps(decoder, target.cache.pool, capture, context.progress)
         return DraftModel(
             context.method,
@@ -239,6 +240,15 @@ class _Parts:
         shapes = [(linear.out_features, linear.in_features) for linear in linears]
         group, device = self._context.spec.draft.group, self._context.device.torch_device
         return best_kernel(shapes, group, device)
+
+
+def _nodes(target: LoadedTarget) -> NodeMemory | None:
+    """Return the memory of drafted rows in recurrent layers; None if there are none."""
+    states = target.cache.states
+    if states is None:
+        return None
+    shapes = {number: memory.shape for number, memory in states.layers.items()}
+    return NodeMemory(shapes, target.num_nodes, states.dtype, states.device)
 
 
 def _modules(model: Any) -> list[nn.Module]:

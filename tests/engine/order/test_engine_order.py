@@ -16,10 +16,12 @@ import pytest
 from torch import Tensor
 
 import engine.planning.blueprint
+from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.tree import Bounds
 from engine.kv.host_tier import HostTier
 from engine.model.resumable import ResumableForward
+from engine.recurrent.states import SequenceState
 from engine.sequences.scheduler import Scheduler
 from engine.streaming.cuda_streams import CudaSideStream
 from tests.engine.models import (
@@ -60,6 +62,7 @@ SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
     # No graphs: steps are run in pieces.
     ({"drafter": "subspec", "family": "phi3_longrope", "max_sequences": 1}, 6, {"_pause", "ahead"}),
     ({"drafter": "ngram"}, 1, {"_pause", "save", "load"}),
+    ({"drafter": "subspec", "family": "qwen3_5_text"}, 1, {"ahead"}),
     # Layers in parts.
     ({"drafter": "subspec", "part_bytes": 1}, 1, {"_pause", "save", "load", "ahead", "replay"}),
     ({"drafter": "merged", "max_sequences": 2, "part_bytes": 1}, 3, {"left", "ahead", "replay"}),
@@ -155,11 +158,17 @@ def do_not_wait_for_the_draft(cuda: PretendedCuda, patch: pytest.MonkeyPatch) ->
     patch.setattr(CudaSideStream, "join", join)
 
 
+def read_states_that_a_pass_changes(_: PretendedCuda, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SharedCache, "catch_up", lambda *_: None)
+    patch.setattr(SequenceState, "is_caught_up", lambda *_: True)
+
+
 @pytest.mark.parametrize(
     ("plant", "family", "named"),
     [
         (begin_on_the_compute_stream, "llama", r"on stream \d+ \(beside\).*begin_step"),
         (do_not_wait_for_the_draft, "phi3_longrope", "finish_ahead|page_pool"),
+        (read_states_that_a_pass_changes, "qwen3_5_text", r"recurrent/branch.py"),
     ],
 )
 def test_a_planted_race_is_found(

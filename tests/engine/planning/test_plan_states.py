@@ -4,17 +4,20 @@ from dataclasses import replace
 
 import pytest
 
+from engine.drafting.method import DraftNeeds
 from engine.planning.plan import DoesNotFit, Plan
-from engine.planning.states import STATE_SHARE
+from engine.planning.states import FURTHER_NODES, STATE_SHARE
 from tests.engine.planning.test_plan import ALL, DEMAND, KV, MIB, ROOM, plan
 
-STATE, STASH = 10 * MIB, 5 * MIB
+STATE, STASH, NODE = 10 * MIB, 5 * MIB, MIB // 4
 HYBRID = replace(DEMAND, state_bytes=STATE, stash_bytes=STASH)
+DRAFTED = replace(HYBRID, node_bytes=NODE, draft=DraftNeeds(scratch_rows=1, draft_rows=80))
 
 
 def check(found: Plan) -> None:
     """Check the sizes of a plan."""
     wanted = found.num_states * (STATE + STASH) + found.stored_states * STATE
+    wanted += found.num_nodes * NODE
     assert found.state_bytes == wanted
     parts = (found.resident_bytes, found.ring_bytes, found.kv_bytes, found.state_bytes)
     assert sum(parts) <= found.device_bytes
@@ -28,6 +31,18 @@ def test_each_sequence_has_a_state_and_a_stash_and_prefixes_have_states() -> Non
     assert f"{8 + 32} states (440.0 MiB)" in str(found)
     assert plan(3 * (ALL + KV + ROOM), demand=HYBRID, audit=0.1).num_states == 8 + 1
     assert plan(3 * (ALL + KV + ROOM), demand=HYBRID, prefix_cache=False).stored_states == 0
+
+
+def test_a_draft_of_the_same_layers_keeps_some_rows_of_each_sequence() -> None:
+    found = plan(3 * (ALL + KV + ROOM), demand=DRAFTED)
+    check(found)
+    assert found.num_nodes == 80 + 7 * FURTHER_NODES
+    assert f"states and {found.num_nodes} drafted rows" in str(found)
+    assert plan(3 * (ALL + KV + ROOM), demand=DRAFTED, max_sequences=1).num_nodes == 80
+    few = plan(900 * MIB, demand=DRAFTED)
+    check(few)
+    assert few.max_sequences < plan(900 * MIB, demand=HYBRID).max_sequences
+    assert few.state_bytes <= STATE_SHARE * 900 * MIB
 
 
 @pytest.mark.parametrize("device", [500 * MIB, 700 * MIB, 900 * MIB])

@@ -293,6 +293,17 @@ def test_tensors_of_no_place_have_their_names_in_the_file(
     assert text.startswith(f"{path}: ") and ".json" not in text and "model.layers" not in text
 
 
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
+def test_keys_of_a_layer_that_shares_those_of_another_are_skipped(
+    family: str, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Published files hold them; their shape is checked all the same."""
+    name = "blk.2.attn_k.weight"
+    plan(rewrite(files[family], tmp_path / "m.gguf", {}, put(name, 32, 64)))
+    path = rewrite(files[family], tmp_path / "n.gguf", {}, put(name, 16, 64))
+    refused(path, r"blk.2.attn_k.weight has shape \[16, 64\], but \[32, 64\]")
+
+
 def test_settings_are_compared_with_the_keys_of_the_file(files: Mapping[str, Path]) -> None:
     path = files["llama"]
     with pytest.raises(ModelError, match=rf"\(llama.context_length in {path}\)"):
