@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from engine.recurrent.shape import LayerShape
+from engine.spec import DraftSpec, MemorySpec
 from engine.triton_kernels.recurrence import can_walk
+from tests.engine.models import PLAIN, alone, checkpoint, exact, load, prompt, request, run
 from tests.kernels.recurrence_checks import SHAPES, check_bits, check_convolution, check_rounding
 
 CUDA = torch.device("cuda", 0)
@@ -32,3 +34,21 @@ def test_a_row_has_the_same_bits_in_a_tree_a_chain_and_alone(shape: LayerShape) 
 @pytest.mark.parametrize("channels", [40, 10240])
 def test_convolutions(channels: int, dtype: torch.dtype, is_activated: bool) -> None:
     check_convolution(channels, dtype, CUDA, is_activated=is_activated)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "granitemoehybrid", "lfm2"])
+def test_drafts_and_other_requests_change_no_answer_of_a_hybrid(family: str) -> None:
+    folder, card = checkpoint(family, torch.bfloat16), MemorySpec(device=1 << 30)
+    asked = [
+        request("long", prompt(150, 1), logprobs=2),
+        request("repeated", prompt(5, 3) * 8, logprobs=2),
+        request("sampled", prompt(30, 3), temperature=1.0, top_p=0.9, seed=3),
+    ]
+    plain = load(folder, PLAIN, device="cuda:0", memory=card)
+    want = exact(alone(plain, asked))
+    plain.close()
+    draft = DraftSpec("ngram", tuned=False)
+    engine = load(folder, draft, device="cuda:0", memory=card)
+    for _ in range(2):  # the second time with stored states
+        assert exact(run(engine, asked)) == want
+    engine.close()

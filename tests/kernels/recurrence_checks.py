@@ -1,7 +1,5 @@
 """Checks of recurrences on CUDA devices, for the interpreter and for a GPU."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,34 +15,11 @@ from engine.recurrent.steps import (
     walk_tensors,
 )
 from engine.triton_kernels import recurrence
+from tests.engine.recurrent.layers import DELTA, MAMBA, PARENTS, PATH, WIDE
 
 CPU = torch.device("cpu")
-DELTA = LayerShape(
-    channels=2 * 2 * 32 + 4 * 16,
-    taps=4,
-    is_activated=True,
-    heads=4,
-    key_heads=2,
-    depth=32,
-    width=16,
-    is_corrected=True,
-    is_normalized=True,
-)
-WIDE = replace(DELTA, channels=3 * 4 * 20, key_heads=4, depth=20, width=20, decays=20)
-MAMBA = LayerShape(
-    channels=6 * 24 + 2 * 3 * 16,
-    taps=4,
-    is_activated=True,
-    heads=6,
-    key_heads=3,
-    depth=16,
-    width=24,
-)
 SHAPES = {"delta": DELTA, "wide": WIDE, "mamba": MAMBA}
-# The parent of each node of a tree. The path has the same rows as the chain.
-PARENTS = (-1, 0, 0, 1, 2, 2, 4, 6, 6, 3)
-PATH = (0, 2, 4, 6, 7)
-ROWS = len(PARENTS) + len(PATH)
+ROWS = len(PARENTS) + len(PATH)  # of the tree, and of a chain with the rows of the path
 STATES = 3  # of a layer: those of the tree's and the chain's sequence, and one that is copied to
 
 

@@ -8,9 +8,9 @@ from engine.recurrent.order import chain_walk
 from engine.recurrent.shape import LayerShape
 from engine.triton_kernels import recurrence
 from engine.triton_kernels.recurrence import _find_actions
+from tests.engine.recurrent.layers import DELTA
 from tests.kernels.recurrence_checks import (
     CPU,
-    DELTA,
     ROWS,
     SHAPES,
     check_bits,
