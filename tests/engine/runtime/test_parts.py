@@ -60,7 +60,7 @@ def requests() -> list[Generate]:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "phi3_longrope", "gemma3", "qwen3_moe", "gpt_oss", "youtu"]
+    "family", ["llama", "phi3_longrope", "gemma3", "qwen3_moe", "gpt_oss", "qwen3_next", "youtu"]
 )
 def test_answers_do_not_depend_on_the_parts(in_parts: Any, family: str) -> None:
     folder = checkpoint(family)
