@@ -39,6 +39,8 @@ _LAYERS = re.compile(r"layers$|layer_indices$")  # a list of the numbers of some
 _EVERY = re.compile(r"(step|interval|freq|period|pattern)$")  # one of so many layers is different
 _FIRST = frozenset({"first_k_dense_replace", "num_dense_layers"})
 _SHARED = "num_kv_shared_layers"  # the last ones, which have no keys and values of their own
+# Lists of recurrent layers that each layer uses whole, also in a model with as many layers.
+_WHOLE = frozenset({"mamba_dt_limit", "mlp_multipliers", "ssm_multipliers", "time_step_limit"})
 _SPECIAL = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
 
 
@@ -80,7 +82,7 @@ def keep_layers(
     count = int(values[layers])
     reduced = {**values, layers: len(kept)}
     for key, value in values.items():
-        if _is_per_layer(value, count):
+        if _is_per_layer(key, value, count):
             reduced[key] = [value[index] for index in kept]
         elif _is_by_layer(value):
             own = {int(index): entry for index, entry in value.items()}
@@ -196,13 +198,15 @@ def _halved(count: int) -> int:
     return count // 2 if count and count % 2 == 0 else 1
 
 
-def _is_per_layer(value: object, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and not _are_indices(value)
+def _is_per_layer(key: str, value: object, count: int) -> bool:
+    if key in _WHOLE or not isinstance(value, list):
+        return False
+    return len(value) == count and not _are_indices(value)
 
 
 def _are_layers(key: str, value: object, count: int) -> bool:
     """Return whether a value is a list of the numbers of some layers, in their order."""
-    if not _LAYERS.search(key) or not isinstance(value, list) or _is_per_layer(value, count):
+    if not _LAYERS.search(key) or not isinstance(value, list) or _is_per_layer(key, value, count):
         return False
     whole = all(isinstance(own, int) and 0 <= own < count for own in value)
     return whole and sorted(set(value)) == value
@@ -224,7 +228,7 @@ def _are_indices(value: list[Any]) -> bool:
 
 def _kept_layers(values: Mapping[str, Any], count: int) -> list[int]:
     """Return the numbers of the layers to keep: the first of each kind, and two at least."""
-    columns = [value for value in values.values() if _is_per_layer(value, count)]
+    columns = [value for key, value in values.items() if _is_per_layer(key, value, count)]
     for key, value in values.items():
         if _are_layers(key, value, count):
             columns.append([index in value for index in range(count)])

@@ -14,7 +14,7 @@ from engine.compiled.attention import Columns
 from engine.errors import ModelError
 from engine.model import attention, guard, library, ordered
 from engine.model.guard import FOLDER, check_decoder, small_values
-from engine.model.reduced import reduce_depth, reduce_width
+from engine.model.reduced import keep_layers, reduce_depth, reduce_width
 from engine.model.rope import query_factors
 from engine.model.segment import Reach, Segment
 from tests.engine.checkpoints import tiny_config
@@ -226,6 +226,13 @@ def test_the_depth_keeps_one_layer_of_each_kind() -> None:
     assert small["per_layer_config"] == {"1": {"head_dim": 8}}
     assert (small["num_hidden_layers"], small["first_k_dense_replace"]) == (2, 1)
     assert small["vocab_size"] <= 256 and small["sliding_window"] < 64
+
+
+def test_lists_that_each_layer_uses_whole_are_kept() -> None:
+    limits = {"time_step_limit": [0.0, 1.0], "mlp_multipliers": [1.0, 2.0]}
+    values = {"num_hidden_layers": 2, "layer_types": ["a", "b"], **limits}
+    kept = {"num_hidden_layers": 1, "layer_types": ["b"], **limits}
+    assert keep_layers(values, [1]) == kept
 
 
 @pytest.mark.parametrize(
