@@ -1,4 +1,4 @@
-"""Compiled encoding and decoding of weights as indices into the cells of their 4-bit codes.
+"""Compiled decoding of weights that travel as indices into the cells of their 4-bit codes.
 
 `engine.weights.coding.cells` defines the code, and has operations of torch with the same bits.
 """
@@ -10,8 +10,6 @@ import numpy as np
 
 from engine.compiled.cell_vectors import (
     LANES,
-    MIDDLE,
-    WIDEST,
     decode_by_table,
     decode_int4,
     transpose_bytes,
@@ -25,147 +23,152 @@ SEGMENT = 1024  # weights of a row whose indices begin at a byte that is stored
 PADDING = 4  # bytes after the last index, which the decoder reads
 LEAST_SCALE, GREATEST_SCALE = 27 << 23, 228 << 23  # 2^-100 and 2^101, as the bits of float32
 INFINITY = 0x7F800000
-_NONE = np.uint32(1 << 16)  # the index of a weight that has none
 
-_u1, _u2, _u4, _u8 = np.uint8, np.uint16, np.uint32, np.uint64
-_i4, _f4 = np.int32, np.float32
+_u1, _u4, _u8 = np.uint8, np.uint32, np.uint64
 
 
-class Substitute(NamedTuple):
-    """A 4-bit copy of a weight, in numpy arrays.
+class Copy(NamedTuple):
+    """A 4-bit copy of a weight as a kernel keeps it, in numpy arrays.
+
+    A code is in the half of the byte `places[row] + column * steps[row]` that is `shifts[row]` bits
+    up. If `steps` are 0, codes are in the order of rows: in the byte `places[row] + column / 2`,
+    the first of two in the upper half.
 
     Args:
-        pairs: the codes, uint8 [rows, columns / 2], the first of two in the upper half of a byte.
+        memory: the codes, uint8, flat.
+        places: int64 [rows].
+        steps: int64 [rows].
+        shifts: 0 or 4, uint8 [rows].
         scales: the bits of scale and zero. Int4: uint32 [groups, rows], two values of bfloat16, the
             scale in the lower half. By a table: uint32 [rows, groups], a value of float32.
         ends: the ends of the cells in steps, float32 [32]: 16 lower ones, then 16 upper ones.
         is_int4: whether the cells are those of int4, whose ends need no table.
     """
 
-    pairs: Any
+    memory: Any
+    places: Any
+    steps: Any
+    shifts: Any
     scales: Any
     ends: Any
     is_int4: bool
 
 
-def decode(substitute: Substitute, stream: Any, starts: Any, out: Any) -> None:
+def decode(copy: Copy, first: int, stream: Any, starts: Any, out: Any) -> None:
     """Fill weights, of which escapes get any value, with the weights of a stream.
 
     Args:
+        first: the row of the copy that belongs to the first row of the weight.
         stream: uint8, with `PADDING` bytes after the last index.
         starts: uint32 [rows, segments], the byte at which the indices of a segment begin.
         out: uint32 [rows, columns / 2], two weights of 16 bits each.
     """
-    rows, half = substitute.pairs.shape
-    _check(substitute)
-    segments = -(-2 * half // SEGMENT)
-    assert out.shape == (rows, half) and starts.shape == (rows, segments), (out.shape, starts.shape)
-    # A damaged stream must not lead the decoder to other memory.
-    assert len(stream) >= PADDING
-    function = _decode_int4 if substitute.is_int4 else _decode_by_table
+    _check(copy, first, stream, starts, out)
+    function = _decode_int4 if copy.is_int4 else _decode_by_table
 
     def work(start: int, stop: int) -> None:
-        first, last = start * LANES, min(stop * LANES, rows)
-        function(*substitute[:3], stream, starts, first, last, out)
+        own = start * LANES, min(stop * LANES, len(out))
+        function(*copy[:6], first, stream, starts, *own, out)
 
-    in_parts(-(-rows // LANES), LANES * 2 * half, work)
-
-
-def measure(substitute: Substitute, weights: Any, sizes: Any, escapes: Any) -> None:
-    """Count the bytes of each segment and the escapes of each row of `weights`.
-
-    Args:
-        weights: the bits of bfloat16, uint16 [rows, columns].
-        sizes: uint32 [rows, segments].
-        escapes: int64 [rows].
-    """
-    _check(substitute)
-    function = _measure_int4 if substitute.is_int4 else _measure_by_table
-
-    def work(start: int, stop: int) -> None:
-        function(*substitute[:3], weights, start, stop, sizes, escapes)
-
-    in_parts(len(weights), weights.shape[1], work)
+    in_parts(-(-len(out) // LANES), LANES * 2 * out.shape[1], work)
 
 
-def encode(
-    substitute: Substitute,
-    weights: Any,
-    starts: Any,
-    stream: Any,
-    first_escape: Any,
-    places: Any,
-    values: Any,
-) -> None:
-    """Write the indices of `weights` to a stream, and the weights that have none to a list.
-
-    Args:
-        starts: what `measure` counted, summed up: the byte at which each segment begins.
-        stream: uint8, of the size of all segments and the padding; zeros.
-        first_escape: int64 [rows], the number of escapes before each row.
-        places, values: of all escapes: the number of the weight (uint32) and its bits (uint16).
-    """
-    _check(substitute)
-    function = _encode_int4 if substitute.is_int4 else _encode_by_table
-
-    def work(start: int, stop: int) -> None:
-        parts = (*substitute[:3], weights, start, stop)
-        function(*parts, starts, stream, first_escape, places, values)
-
-    in_parts(len(weights), weights.shape[1], work)
+def _check(copy: Copy, first: int, stream: Any, starts: Any, out: Any) -> None:
+    """Check shapes and places, because kernels do not: with wrong ones they read other memory."""
+    rows, half = out.shape
+    groups, height = copy.scales.shape[:: 1 if copy.is_int4 else -1]
+    own = slice(first, first + rows)
+    places, steps = copy.places[own], copy.steps[own]
+    assert len(places) == len(steps) == len(copy.shifts[own]) == rows, (first, rows)
+    assert height >= first + rows and groups and 2 * half % groups == 0, (copy.scales.shape, rows)
+    check_group(2 * half // groups)
+    last = places + np.where(steps == 0, half - 1, (2 * half - 1) * steps)
+    assert places.min() >= 0 and last.max() < len(copy.memory), "codes lie beyond the copy"
+    assert starts.shape == (rows, -(-2 * half // SEGMENT)), starts.shape
+    assert len(stream) >= PADDING and len(copy.ends) == 2 * LANES
 
 
-def _check(substitute: Substitute) -> None:
-    """Check shapes, because kernels do not check places."""
-    rows, half = substitute.pairs.shape
-    groups, others = substitute.scales.shape[:: 1 if substitute.is_int4 else -1]
-    assert others == rows and groups and half % groups == 0, (substitute.scales.shape, rows)
-    size = 2 * half // groups
-    assert size % TILE == 0 and SEGMENT % size == 0, f"groups of {size}"
-    assert len(substitute.ends) == 2 * LANES
+def check_group(group: int) -> None:
+    """Check that weights with groups of this size can be coded."""
+    assert group % TILE == 0 and SEGMENT % group == 0, f"groups of {group}"
 
 
 @helper
-def _scale_of_int4(scales: Any, row: Any, group: Any) -> Any:
+def scale_of_int4(scales: Any, row: Any, group: Any) -> Any:
     bits = scales[group, row]
     return _u4(bits << _u4(16)), _u4(bits & _u4(0xFFFF0000))
 
 
 @helper
-def _scale_by_table(scales: Any, row: Any, group: Any) -> Any:
+def scale_by_table(scales: Any, row: Any, group: Any) -> Any:
     return scales[row, group], _u4(0)
 
 
 @helper
-def _usable(scale: Any, zero: Any) -> Any:
+def usable(scale: Any, zero: Any) -> Any:
     """Return the bits of scale and zero, or 0 for a group all of whose weights are escapes."""
-    is_usable = _u4(LEAST_SCALE) <= scale < _u4(GREATEST_SCALE)
-    is_usable &= _u4(zero & _u4(0x7FFFFFFF)) < _u4(INFINITY)
-    return (scale, zero) if is_usable else (_u4(0), _u4(0))
+    isusable = _u4(LEAST_SCALE) <= scale < _u4(GREATEST_SCALE)
+    isusable &= _u4(zero & _u4(0x7FFFFFFF)) < _u4(INFINITY)
+    return (scale, zero) if isusable else (_u4(0), _u4(0))
+
+
+@helper
+def _take_codes(
+    memory: Any, rows: Any, places: Any, steps: Any, shifts: Any, column: int, codes: Any
+) -> None:
+    """Fill pairs of codes of 16 rows and `TILE` columns, from an order with steps."""
+    one, at = _u8(rows[0]), _u8(places[rows[0]])
+    is_run = True  # whether the codes of all rows lie side by side
+    for lane in range(LANES):
+        row = _u8(rows[lane])
+        is_run &= places[row] == places[one] + lane and shifts[row] == shifts[one]
+        is_run &= steps[row] == steps[one]
+    if is_run:
+        step, shift = _u8(steps[one]), shifts[one]
+        for pair in range(_u8(TILE // 2)):
+            place = at + _u8(_u8(column) + _u8(2) * pair) * step
+            for lane in range(_u8(LANES)):
+                upper = _u1(_u1(memory[place + lane] >> shift) & _u1(15))
+                lower = _u1(_u1(memory[place + step + lane] >> shift) & _u1(15))
+                codes[pair * _u8(LANES) + lane] = _u1(_u1(upper << _u1(4)) | lower)
+        return
+    for lane in range(_u8(LANES)):
+        row = _u8(rows[lane])
+        step, shift = _u8(steps[row]), shifts[row]
+        for pair in range(_u8(TILE // 2)):
+            place = _u8(places[row]) + _u8(_u8(column) + _u8(2) * pair) * step
+            upper = _u1(_u1(memory[place] >> shift) & _u1(15))
+            lower = _u1(_u1(memory[place + step] >> shift) & _u1(15))
+            codes[pair * _u8(LANES) + lane] = _u1(_u1(upper << _u1(4)) | lower)
 
 
 def _make_decoder(find_scale: Callable[..., Any], decode_pairs: Callable[..., None]) -> Any:
     def decode_rows(
-        pairs: Any,
+        memory: Any,
+        places: Any,
+        steps: Any,
+        shifts: Any,
         scales: Any,
         ends: Any,
+        before: int,
         stream: Any,
         starts: Any,
         first: int,
         last: int,
         out: Any,
     ) -> None:
-        half, groups = pairs.shape[1], scales.size // len(pairs)
+        half, groups = out.shape[1], scales.size // len(places)
         size = 2 * half // groups
         rows, offsets = np.empty(LANES, np.int64), np.empty(LANES, np.uint32)
-        pair_places, out_places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+        row_places, out_places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
         codes, tile = np.empty(TILE // 2 * LANES, np.uint8), np.empty(TILE // 2 * LANES, np.uint32)
         tile_places, scale = np.arange(LANES) * LANES, np.empty(2 * LANES, np.uint32)
-        flat_pairs, flat_out = pairs.reshape(-1), out.reshape(-1)
+        flat_out = out.reshape(-1)
         for row in range(first, last, LANES):
             for lane in range(LANES):  # lanes after the last row decode that row again
-                rows[lane] = min(row + lane, last - 1)
-                pair_places[lane] = out_places[lane] = rows[lane] * half
+                own = min(row + lane, last - 1)
+                rows[lane], out_places[lane] = before + own, own * half
+                row_places[lane] = places[before + own]
             end = len(stream) - PADDING
             base = np.int64(starts[row, 0])
             if base > end:
@@ -174,13 +177,16 @@ def _make_decoder(find_scale: Callable[..., Any], decode_pairs: Callable[..., No
             for begin in range(0, 2 * half, TILE):
                 if begin % SEGMENT == 0:
                     for lane in range(LANES):
-                        start = np.int64(starts[rows[lane], begin // SEGMENT]) - base
+                        start = np.int64(starts[rows[lane] - before, begin // SEGMENT]) - base
                         offsets[lane] = _u4(start << 3)
                 if begin % size == 0:
                     for lane in range(LANES):
                         found = find_scale(scales, rows[lane], begin // size)
-                        scale[lane], scale[LANES + lane] = _usable(found[0], found[1])
-                transpose_bytes(flat_pairs, pair_places, begin // 2, codes, tile_places, 0)
+                        scale[lane], scale[LANES + lane] = usable(found[0], found[1])
+                if steps[rows[0]] == 0:
+                    transpose_bytes(memory, row_places, begin // 2, codes, tile_places, 0)
+                else:
+                    _take_codes(memory, rows, places, steps, shifts, begin, codes)
                 floats = scale.view(np.float32)
                 decode_pairs(codes, floats, stream, base, limit, offsets, tile, TILE // 2, ends)
                 transpose_words(tile, tile_places, 0, flat_out, out_places, begin // 2)
@@ -203,136 +209,11 @@ def _decode_by_formula(
     decode_int4(codes, scales, stream, base, limit, offsets, out, count)
 
 
-@helper
-def _fill_cells(found: Any, ends: Any, numbers: Any, cells: Any) -> None:
-    """Compute the cells of a group.
-
-    Args:
-        found: the bits of its scale and zero.
-        numbers: float32 [34], for temporary values.
-        cells: uint32 [4, 16], set to the first values, jumps, widths, and numbers of indices that
-            follow the first value without a jump.
-    """
-    words = numbers.view(np.uint32)
-    words[2 * LANES], words[2 * LANES + 1] = _usable(found[0], found[1])
-    scale, zero = numbers[2 * LANES], numbers[2 * LANES + 1]
-    for end in range(_u8(2 * LANES)):
-        numbers[end] = _f4(_f4(ends[end] * scale) + zero)
-    for code in range(_u8(LANES)):
-        one, other = _u4(words[code] >> _u4(16)), _u4(words[code + _u8(LANES)] >> _u4(16))
-        least, greatest = min(one, other), max(one, other)
-        span = _u4(greatest - least)
-        numbers[code] = _f4(_i4(span))  # its exponent is the number of the bits of a small integer
-        is_wide = span >= _u4(1 << WIDEST)
-        is_around_zero = (greatest >= _u4(0x8000)) & (least < _u4(0x8000)) & is_wide
-        first = _u4(greatest - _u4((1 << WIDEST) - 1)) if is_wide else least
-        cells[_u8(0), code] = _u4(least - _u4(MIDDLE - 1)) if is_around_zero else first
-        cells[_u8(1), code] = _u4(span - _u4(MIDDLE)) if is_around_zero else _u4(0)
-    for code in range(_u8(LANES)):
-        bits = _i4(_i4(_u4(words[code] >> _u4(23))) - _i4(126))
-        width = _u4(min(max(bits, _i4(0)), _i4(WIDEST)))
-        cells[_u8(2), code] = width
-        has_jump = cells[_u8(1), code] > _u4(0)
-        cells[_u8(3), code] = _u4(MIDDLE) if has_jump else _u4(_u4(1) << width)
-
-
-@helper
-def _index(weight: Any, code: Any, cells: Any) -> Any:
-    """Return the index of a weight in the cell of its code, or `_NONE`."""
-    index = _u4(_u4(weight - cells[_u8(0), code]) & _u4(0xFFFF))
-    jump = cells[_u8(1), code]
-    after = _u4(_u4(index - jump) & _u4(0xFFFF))
-    is_after = (jump > _u4(0)) & (after >= _u4(MIDDLE)) & (after < _u4(1 << WIDEST))
-    found = after if is_after else _NONE
-    return index if index < cells[_u8(3), code] else found
-
-
-def _make_measure(find_scale: Callable[..., Any]) -> Any:
-    def measure_rows(
-        pairs: Any,
-        scales: Any,
-        ends: Any,
-        weights: Any,
-        first: int,
-        last: int,
-        sizes: Any,
-        escapes: Any,
-    ) -> None:
-        columns = weights.shape[1]
-        size = columns // (scales.size // len(pairs))
-        numbers, cells = np.empty(2 * LANES + 2, np.float32), np.empty((4, LANES), np.uint32)
-        for line in range(first, last):
-            row, missing = _u8(line), _u8(0)
-            for start in range(0, columns, SEGMENT):
-                bits, end = _u8(7), min(start + SEGMENT, columns)
-                for begin in range(start, end, size):
-                    _fill_cells(find_scale(scales, line, begin // size), ends, numbers, cells)
-                    for column in range(_u8(begin), _u8(begin + size)):
-                        pair = pairs[row, column >> _u8(1)]
-                        code = _u8(_u1(pair >> _u1(4 - 4 * (column & _u8(1)))) & _u1(15))
-                        bits += _u8(cells[_u8(2), code])
-                        index = _index(_u4(weights[row, column]), code, cells)
-                        missing += _u8(index == _NONE)
-                sizes[line, start // SEGMENT] = _u4(bits >> _u8(3))
-            escapes[line] = missing
-
-    return measure_rows
-
-
-def _make_encoder(find_scale: Callable[..., Any]) -> Any:
-    def encode_rows(
-        pairs: Any,
-        scales: Any,
-        ends: Any,
-        weights: Any,
-        first: int,
-        last: int,
-        starts: Any,
-        stream: Any,
-        first_escape: Any,
-        places: Any,
-        values: Any,
-    ) -> None:
-        columns = weights.shape[1]
-        size = columns // (scales.size // len(pairs))
-        numbers, cells = np.empty(2 * LANES + 2, np.float32), np.empty((4, LANES), np.uint32)
-        for line in range(first, last):
-            row, escape = _u8(line), _u8(first_escape[line])
-            for start in range(0, columns, SEGMENT):
-                target, end = _u8(starts[line, start // SEGMENT]), min(start + SEGMENT, columns)
-                held, count = _u8(0), _u8(0)  # the bits that are not written yet
-                for begin in range(start, end, size):
-                    _fill_cells(find_scale(scales, line, begin // size), ends, numbers, cells)
-                    for column in range(_u8(begin), _u8(begin + size)):
-                        pair, weight = pairs[row, column >> _u8(1)], weights[row, column]
-                        code = _u8(_u1(pair >> _u1(4 - 4 * (column & _u8(1)))) & _u1(15))
-                        index = _index(_u4(weight), code, cells)
-                        if index == _NONE:
-                            places[escape] = _u4(row * _u8(columns) + column)
-                            values[escape] = weight
-                            escape, index = escape + _u8(1), _u4(0)
-                        held |= _u8(index) << count
-                        count += _u8(cells[_u8(2), code])
-                        while count >= _u8(8):
-                            stream[target] = _u1(held & _u8(255))
-                            held, count, target = held >> _u8(8), count - _u8(8), target + _u8(1)
-                if count:
-                    stream[target] = _u1(held)
-
-    return encode_rows
-
-
-_SUBSTITUTE = "u1[:, ::1], u4[:, ::1], f4[::1]"
-_DECODE = f"void({_SUBSTITUTE}, u1[::1], u4[:, ::1], i8, i8, u4[:, ::1])"
-_MEASURE = f"void({_SUBSTITUTE}, u2[:, ::1], i8, i8, u4[:, ::1], i8[::1])"
-_ENCODE = f"void({_SUBSTITUTE}, u2[:, ::1], i8, i8, u4[:, ::1], u1[::1], i8[::1], u4[::1], u2[::1])"
+_COPY = "u1[::1], i8[::1], i8[::1], u1[::1], u4[:, ::1], f4[::1]"
+_DECODE = f"void({_COPY}, i8, u1[::1], u4[:, ::1], i8, i8, u4[:, ::1])"
 _decode_int4 = kernel(_DECODE, "decode_cells_int4")(
-    _make_decoder(_scale_of_int4, _decode_by_formula)
+    _make_decoder(scale_of_int4, _decode_by_formula)
 )
 _decode_by_table = kernel(_DECODE, "decode_cells_by_table")(
-    _make_decoder(_scale_by_table, decode_by_table)
+    _make_decoder(scale_by_table, decode_by_table)
 )
-_measure_int4 = kernel(_MEASURE, "measure_cells_int4")(_make_measure(_scale_of_int4))
-_measure_by_table = kernel(_MEASURE, "measure_cells_by_table")(_make_measure(_scale_by_table))
-_encode_int4 = kernel(_ENCODE, "encode_cells_int4")(_make_encoder(_scale_of_int4))
-_encode_by_table = kernel(_ENCODE, "encode_cells_by_table")(_make_encoder(_scale_by_table))

@@ -8,12 +8,13 @@ the group. An index of as many bits as the cell needs names one of them. Widths 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.compiled import cells as compiled
+from engine.compiled import cell_encoding, cells as compiled
 from engine.compiled.cell_vectors import MIDDLE, WIDEST
 from engine.compiled.cells import (
     GREATEST_SCALE,
@@ -59,16 +60,40 @@ _NF4_REACH = 1.5  # of the outermost cells, in units of the scale
 
 
 @dataclass(frozen=True)
+class CodeOrder:
+    """The order in which a kernel of the CPU keeps codes.
+
+    A code is in the half of the byte `places[row] + column * steps[row]` that is `shifts[row]` bits
+    up.
+    """
+
+    places: Tensor  # int64 [rows]
+    steps: Tensor  # int64 [rows]
+    shifts: Tensor  # uint8 [rows]
+
+    def codes(self, memory: Tensor, rows: slice, columns: int) -> Tensor:
+        """Return the codes of some rows, int64 [rows, columns]."""
+        places = self.places[rows, None] + self.steps[rows, None] * torch.arange(columns)
+        found = memory.view(-1)[places].long() >> self.shifts[rows, None].long()
+        return found & 15
+
+
+@dataclass(frozen=True)
 class Substitute:
     """A 4-bit copy of a weight: the fields of `int4` or of `nf4`, on the device of the decoder.
 
     Args:
-        pairs: the codes, uint8 [rows, columns / 2], the first of two in the upper half of a byte.
+        pairs: the codes, uint8. Without an `order` they are [rows, columns / 2], the first of two
+            in the upper half of a byte.
         scales: int4: bfloat16 [groups, rows, 2]; nf4: float32 [rows, groups].
+        order: the order of a kernel in which they are kept.
+        first: the row that belongs to the first row of the weight, where weights share a copy.
     """
 
     pairs: Tensor
     scales: Tensor
+    order: CodeOrder | None = None
+    first: int = 0
 
     @property
     def is_int4(self) -> bool:
@@ -80,10 +105,23 @@ class Substitute:
         """Return how many weights share a scale."""
         return 2 * self.pairs.numel() // (self.scales.numel() // (2 if self.is_int4 else 1))
 
-    def rows(self, rows: slice) -> "Substitute":
-        """Return the copy of some rows."""
-        scales = self.scales[:, rows] if self.is_int4 else self.scales[rows]
-        return Substitute(self.pairs[rows], scales)
+    def codes(self, rows: slice) -> Tensor:
+        """Return the codes of some rows of the weight, int64 [rows, columns]."""
+        own = slice(self.first + rows.start, self.first + rows.stop)
+        if self.order is not None:
+            columns = self.group * self.scales.shape[0 if self.is_int4 else 1]
+            return self.order.codes(self.pairs, own, columns)
+        pairs = self.pairs[own]
+        return torch.stack([pairs >> 4, pairs & 15], -1).flatten(1).long()
+
+    def scale_and_zero(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return scale and zero of the groups of some rows, float32 [rows, groups]."""
+        own = slice(self.first + rows.start, self.first + rows.stop)
+        if self.is_int4:
+            scale, zero = self.scales[:, own].float().unbind(-1)
+            return scale.T.contiguous(), zero.T.contiguous()
+        scale = self.scales[own].contiguous()
+        return scale, torch.zeros_like(scale)
 
 
 def find_substitute(fields: Mapping[str, Tensor], name: str) -> Substitute | None:
@@ -112,7 +150,7 @@ def encode(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
     indices, widths = torch.empty(bits.shape, dtype=torch.int32), []
     is_escape = torch.empty(bits.shape, dtype=torch.bool)
     for rows in _chunks(bits):
-        cells = _find_cells(substitute.rows(rows))
+        cells = _find_cells(substitute, rows)
         index = _index(bits[rows].int(), cells)
         is_escape[rows] = index < 0
         indices[rows] = index.clamp(min=0)
@@ -131,10 +169,11 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) ->
     if can_fill(out):
         words = out.view(torch.int16).view(torch.uint32).numpy()
         numbers = starts.view(torch.uint32).numpy()
-        compiled.decode(_compiled_substitute(substitute), stream.numpy(), numbers, words)
+        copy = _compiled_copy(substitute, out.shape[1])
+        compiled.decode(copy, substitute.first, stream.numpy(), numbers, words)
     else:
         for rows in _chunks(out):
-            cells = _find_cells(substitute.rows(rows))
+            cells = _find_cells(substitute, rows)
             index = _read(stream, starts[rows], cells.width)
             bits = cells.first + index + torch.where(index >= MIDDLE, cells.jump, 0)
             out.view(torch.int16)[rows] = bits.short()
@@ -150,11 +189,10 @@ class _Cells:
     width: Tensor  # bits of an index
 
 
-def _find_cells(substitute: Substitute) -> _Cells:
-    scale, zero = _scale_and_zero(substitute)
+def _find_cells(substitute: Substitute, rows: slice) -> _Cells:
+    scale, zero = _usable_scales(substitute, rows)
     ends = _ends(is_int4=substitute.is_int4).to(scale.device)
-    pairs = substitute.pairs
-    codes = torch.stack([pairs >> 4, pairs & 15], -1).flatten(1).long()
+    codes = substitute.codes(rows)
     one, other = (
         (ends[codes + first] * scale + zero).view(torch.int32) >> 16 & 0xFFFF for first in (0, 16)
     )
@@ -169,14 +207,9 @@ def _find_cells(substitute: Substitute) -> _Cells:
     return _Cells(first, jump, width)
 
 
-def _scale_and_zero(substitute: Substitute) -> tuple[Tensor, Tensor]:
+def _usable_scales(substitute: Substitute, rows: slice) -> tuple[Tensor, Tensor]:
     """Return scale and zero of each weight, float32 [rows, columns]; 0 for unusable groups."""
-    if substitute.is_int4:
-        scale, zero = substitute.scales.float().unbind(-1)
-        scale, zero = scale.T.contiguous(), zero.T.contiguous()
-    else:
-        scale = substitute.scales.contiguous()
-        zero = torch.zeros_like(scale)
+    scale, zero = substitute.scale_and_zero(rows)
     bits = scale.view(torch.int32)
     is_usable = (bits >= LEAST_SCALE) & (bits < GREATEST_SCALE)
     is_usable &= (zero.view(torch.int32) & 0x7FFFFFFF) < INFINITY
@@ -231,17 +264,20 @@ def _of_weights(starts: Tensor, columns: int) -> Tensor:
 
 
 def _encode_compiled(bits: Tensor, substitute: Substitute) -> dict[str, Tensor]:
-    own, weights = _compiled_substitute(substitute), bits.view(torch.uint16).numpy()
+    assert substitute.order is None and not substitute.first, "the encoder needs the order of rows"
+    pairs, weights = substitute.pairs.contiguous().numpy(), bits.view(torch.uint16).numpy()
+    ends, is_int4 = _ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
+    own = cell_encoding.Substitute(pairs, _compiled_scales(substitute), ends, is_int4)
     sizes = np.empty((len(bits), -(-bits.shape[1] // SEGMENT)), np.uint32)
     counts = np.empty(len(bits), np.int64)
-    compiled.measure(own, weights, sizes, counts)
-    ends = np.cumsum(sizes.reshape(-1), dtype=np.int64)
-    starts = (ends - sizes.reshape(-1)).astype(np.uint32).reshape(sizes.shape)
-    stream = np.zeros(ends[-1] + PADDING, np.uint8)
+    cell_encoding.measure(own, weights, sizes, counts)
+    stops = np.cumsum(sizes.reshape(-1), dtype=np.int64)
+    starts = (stops - sizes.reshape(-1)).astype(np.uint32).reshape(sizes.shape)
+    stream = np.zeros(stops[-1] + PADDING, np.uint8)
     places = np.empty(counts.sum(), np.uint32)
     values = np.empty(len(places), np.uint16)
     before = np.cumsum(counts) - counts
-    compiled.encode(own, weights, starts, stream, before, places, values)
+    cell_encoding.encode(own, weights, starts, stream, before, places, values)
     return {
         STREAM: torch.from_numpy(stream),
         STARTS: torch.from_numpy(starts).view(torch.int32),
@@ -250,14 +286,22 @@ def _encode_compiled(bits: Tensor, substitute: Substitute) -> dict[str, Tensor]:
     }
 
 
-def _compiled_substitute(substitute: Substitute) -> compiled.Substitute:
-    """Return the substitute as numpy arrays."""
+def _compiled_scales(substitute: Substitute) -> np.ndarray[Any, np.dtype[np.uint32]]:
     bits = substitute.scales.contiguous().view(torch.int32)
     bits = bits.squeeze(-1) if substitute.is_int4 else bits
-    ends = _ends(is_int4=substitute.is_int4)
-    scales = bits.view(torch.uint32).numpy()
-    pairs = substitute.pairs.contiguous().numpy()
-    return compiled.Substitute(pairs, scales, ends.numpy(), substitute.is_int4)
+    return bits.view(torch.uint32).numpy()
+
+
+def _compiled_copy(substitute: Substitute, columns: int) -> compiled.Copy:
+    """Return the copy for the decoder, as numpy arrays."""
+    ends, is_int4 = _ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
+    scales, memory = _compiled_scales(substitute), substitute.pairs.contiguous().view(-1).numpy()
+    if (order := substitute.order) is not None:
+        arrays = (own.numpy() for own in (order.places, order.steps, order.shifts))
+        return compiled.Copy(memory, *arrays, scales, ends, is_int4)
+    rows = 2 * len(memory) // columns
+    places, steps = np.arange(rows) * (columns // 2), np.zeros(rows, np.int64)
+    return compiled.Copy(memory, places, steps, np.zeros(rows, np.uint8), scales, ends, is_int4)
 
 
 @cache
@@ -274,4 +318,4 @@ def _ends(*, is_int4: bool) -> Tensor:
 def _chunks(weight: Tensor) -> list[slice]:
     """Return slices of some rows each."""
     step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
-    return [slice(first, first + step) for first in range(0, len(weight), step)]
+    return [slice(first, min(first + step, len(weight))) for first in range(0, len(weight), step)]
