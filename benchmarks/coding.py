@@ -116,9 +116,11 @@ void decode(const uint8_t *pairs, const uint32_t *scales, const uint8_t *stream,
                 window = (words)((natural)window >> (natural)(offset & 7));
                 words index = window & ((all(1) << one.width) - 1);
                 words first = one.first + index + (index > 1023 & one.jump);
+                first &= ~(index == 0 & one.jump > 0);
                 window = (words)((natural)window >> (natural)one.width);
                 index = window & ((all(1) << two.width) - 1);
                 words second = two.first + index + (index > 1023 & two.jump);
+                second &= ~(index == 0 & two.jump > 0);
                 offset += one.width + two.width;
                 words joined = first & 0xFFFF | second << 16;
                 memcpy(tile + 16 * pair, &joined, 64);
@@ -207,7 +209,8 @@ def copy_of(weight: Tensor, form: str) -> Substitute | None:
     specs = (
         nf4.packed_tensors("", shape) if is_nf4 else int4.packed_tensors("", shape, _group(form))
     )
-    copy = Substitute(*(torch.empty(size, dtype=dtype) for dtype, size in specs.values()))
+    pairs, scales = (torch.empty(size, dtype=dtype) for dtype, size in specs.values())
+    copy = Substitute(pairs, scales)
     (nf4 if is_nf4 else int4).quantize(weight, copy.pairs, copy.scales)
     return copy
 

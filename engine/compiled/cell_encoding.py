@@ -126,7 +126,11 @@ def _index(weight: Any, code: Any, cells: Any) -> Any:
     after = _u4(_u4(index - jump) & _u4(0xFFFF))
     is_after = (jump > _u4(0)) & (after >= _u4(MIDDLE)) & (after < _u4(1 << WIDEST))
     found = after if is_after else _NONE
-    return index if index < cells[_u8(3), code] else found
+    found = index if index < cells[_u8(3), code] else found
+    # Around zero, index 0 stands for zero.
+    is_taken = (index == _u4(0)) & (jump > _u4(0))
+    found = _NONE if is_taken else found
+    return _u4(0) if (weight == _u4(0)) & (jump > _u4(0)) else found
 
 
 def _make_measure(find_scale: Callable[..., Any]) -> Any:

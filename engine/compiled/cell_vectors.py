@@ -205,7 +205,8 @@ def _emit_decode(
     for first, jump, width in cells:
         index = bits & ((code.all_lanes(1) << width) - 1)
         is_after = code.all_lanes(MIDDLE - 1) < index
-        values.append(first + index + is_after.select(jump, 0))
+        is_zero = index.is_equal(0) & (code.all_lanes(0) < jump)
+        values.append(is_zero.select(0, first + index + is_after.select(jump, 0)))
         bits, offset = bits >> width, offset + width
     joined = (values[0] & 0xFFFF) | (values[1] << 16)
     code.store(joined.value, out, builder.mul(step, code.number(LANES)))

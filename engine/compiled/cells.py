@@ -21,7 +21,10 @@ from engine.compiled.filling import in_parts
 TILE = 32  # columns that are decoded before they are put into the order of rows
 SEGMENT = 1024  # weights of a row whose indices begin at a byte that is stored
 PADDING = 4  # bytes after the last index, which the decoder reads
-LEAST_SCALE, GREATEST_SCALE = 27 << 23, 228 << 23  # 2^-100 and 2^101, as the bits of float32
+# The bits of float32: scales of 2^-26 to 2^101 are used. A group of a smaller one is constant, of
+# the value of its zero, or 0 if that is less than 2^-22.
+LEAST_SCALE, GREATEST_SCALE = 101 << 23, 228 << 23
+LEAST_ZERO = 105 << 23
 INFINITY = 0x7F800000
 
 _u1, _u4, _u8 = np.uint8, np.uint32, np.uint64
@@ -106,10 +109,13 @@ def scale_by_table(scales: Any, row: Any, group: Any) -> Any:
 
 @helper
 def usable(scale: Any, zero: Any) -> Any:
-    """Return the bits of scale and zero, or 0 for a group all of whose weights are escapes."""
-    isusable = _u4(LEAST_SCALE) <= scale < _u4(GREATEST_SCALE)
-    isusable &= _u4(zero & _u4(0x7FFFFFFF)) < _u4(INFINITY)
-    return (scale, zero) if isusable else (_u4(0), _u4(0))
+    """Return the bits of the scale and the zero by which a group is coded."""
+    size = _u4(zero & _u4(0x7FFFFFFF))
+    if size >= _u4(INFINITY) or scale >= _u4(GREATEST_SCALE):  # negative scales are greater, too
+        return _u4(0), _u4(0)
+    if scale < _u4(LEAST_SCALE):
+        return _u4(0), zero if size >= _u4(LEAST_ZERO) else _u4(0)
+    return scale, zero
 
 
 @helper

@@ -20,6 +20,7 @@ from engine.compiled.cells import (
     GREATEST_SCALE,
     INFINITY,
     LEAST_SCALE,
+    LEAST_ZERO,
     PADDING,
     SEGMENT,
     TILE,
@@ -176,6 +177,7 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) ->
             cells = _find_cells(substitute, rows)
             index = _read(stream, starts[rows], cells.width)
             bits = cells.first + index + torch.where(index >= MIDDLE, cells.jump, 0)
+            bits = torch.where((index == 0) & (cells.jump > 0), 0, bits)
             out.view(torch.int16)[rows] = bits.short()
     put_escapes(fields, out)
 
@@ -185,7 +187,9 @@ class _Cells:
     """The cells of weights: tensors int32 [rows, columns]."""
 
     first: Tensor  # the value of index 0; later values follow it
-    jump: Tensor  # added to the values from index `MIDDLE` on; 0 for most cells
+    # Of cells around zero: added to the values from index `MIDDLE` on, while index 0 stands for
+    # zero. 0 for others.
+    jump: Tensor
     width: Tensor  # bits of an index
 
 
@@ -211,9 +215,11 @@ def _usable_scales(substitute: Substitute, rows: slice) -> tuple[Tensor, Tensor]
     """Return scale and zero of each weight, float32 [rows, columns]; 0 for unusable groups."""
     scale, zero = substitute.scale_and_zero(rows)
     bits = scale.view(torch.int32)
-    is_usable = (bits >= LEAST_SCALE) & (bits < GREATEST_SCALE)
-    is_usable &= (zero.view(torch.int32) & 0x7FFFFFFF) < INFINITY
-    usable = (torch.where(is_usable, own, 0.0) for own in (scale, zero))
+    size = zero.view(torch.int32) & 0x7FFFFFFF
+    is_known = (bits >= 0) & (bits < GREATEST_SCALE) & (size < INFINITY)
+    is_scaled = is_known & (bits >= LEAST_SCALE)
+    has_zero = is_scaled | (is_known & (size >= LEAST_ZERO))
+    usable = (torch.where(is_scaled, scale, 0.0), torch.where(has_zero, zero, 0.0))
     scale, zero = (own.repeat_interleave(substitute.group, -1) for own in usable)
     return scale, zero
 
@@ -225,7 +231,9 @@ def _index(bits: Tensor, cells: _Cells) -> Tensor:
     has_jump = cells.jump > 0
     is_after = has_jump & (after >= MIDDLE) & (after < _INDICES)
     is_before = index < torch.where(has_jump, MIDDLE, 1 << cells.width)
-    return torch.where(is_before, index, torch.where(is_after, after, -1))
+    is_before &= ~has_jump | (index > 0)
+    found = torch.where(is_before, index, torch.where(is_after, after, -1))
+    return torch.where(has_jump & (bits == 0), 0, found)
 
 
 def _offsets(widths: Tensor) -> Tensor:
@@ -296,12 +304,12 @@ def _compiled_copy(substitute: Substitute, columns: int) -> compiled.Copy:
     """Return the copy for the decoder, as numpy arrays."""
     ends, is_int4 = _ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
     scales, memory = _compiled_scales(substitute), substitute.pairs.contiguous().view(-1).numpy()
-    if (order := substitute.order) is not None:
-        arrays = (own.numpy() for own in (order.places, order.steps, order.shifts))
-        return compiled.Copy(memory, *arrays, scales, ends, is_int4)
     rows = 2 * len(memory) // columns
     places, steps = np.arange(rows) * (columns // 2), np.zeros(rows, np.int64)
-    return compiled.Copy(memory, places, steps, np.zeros(rows, np.uint8), scales, ends, is_int4)
+    shifts = np.zeros(rows, np.uint8)
+    if (order := substitute.order) is not None:
+        places, steps, shifts = (own.numpy() for own in (order.places, order.steps, order.shifts))
+    return compiled.Copy(memory, places, steps, shifts, scales, ends, is_int4)
 
 
 @cache

@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 CODE_VERSION = 1  # raised when the same weights begin to give other bytes
 SUFFIXES = (cells.STREAM, exponents.EXPONENTS)  # the first field of each code: no other has it
+_WORTH = 0.75  # share of a weight's bytes that the code of exponents takes at least
 LEAST_WEIGHTS = 4096  # of a weight that is coded; smaller ones are not worth the fields
 
 
@@ -27,10 +28,11 @@ def encode(weight: Tensor, substitute: Substitute | None) -> dict[str, Tensor] |
     """
     if weight.dtype != torch.bfloat16 or weight.numel() < LEAST_WEIGHTS:
         return None
-    found = [exponents.encode(weight)]
+    fields = None
     if substitute is not None and cells.supports(substitute):
-        found.append(cells.encode(weight, substitute))
-    fields = min((own for own in found if own is not None), key=coded_bytes, default=None)
+        fields = cells.encode(weight, substitute)
+    if fields is None or coded_bytes(fields) > _WORTH * weight.nbytes:
+        fields = exponents.encode(weight)
     if fields is None or coded_bytes(fields) >= weight.nbytes:
         return None
     again = torch.empty_like(weight, memory_format=torch.contiguous_format)

@@ -16,7 +16,9 @@ from engine.weights.coding.escapes import MOST_WEIGHTS, list_escapes, put_escape
 EXPONENTS = ".exponents"  # field suffix: uint8 [weights / 2], the first of two in the upper half
 FRACTIONS = ".fractions"  # field suffix: uint8 [weights], the sign in the highest bit
 TABLE = ".exponent_table"  # field suffix: uint8 [16], ascending
+FIELDS = (EXPONENTS, FRACTIONS, TABLE)
 _SIZE = 16
+_PIECE = 1 << 20  # weights whose exponents are counted at a time
 
 
 def encode(weight: Tensor) -> dict[str, Tensor] | None:
@@ -69,5 +71,7 @@ def decode(fields: Mapping[str, Tensor], out: Tensor) -> None:
 
 def _frequent_exponents(bits: Tensor) -> Tensor:
     """Return the 16 most frequent exponents of weights, ascending; of equal ones the smaller."""
-    counts = torch.bincount((bits >> 7).int() & 255, minlength=256)
+    counts = torch.zeros(256, dtype=torch.int64)
+    for piece in torch.split(bits, _PIECE):
+        counts += torch.bincount((piece >> 7).int() & 255, minlength=256)
     return counts.sort(descending=True, stable=True).indices[:_SIZE].sort().values.byte()

@@ -16,7 +16,8 @@ def empty_copy(form: str, rows: int, columns: int) -> Substitute:
         fields = int4.packed_tensors("", (rows, columns), int(group))
     else:
         fields = nf4.packed_tensors("", (rows, columns))
-    return Substitute(*(torch.empty(shape, dtype=dtype) for dtype, shape in fields.values()))
+    pairs, scales = (torch.empty(shape, dtype=dtype) for dtype, shape in fields.values())
+    return Substitute(pairs, scales)
 
 
 def copy_of(weight: Tensor, form: str, importance: Tensor | None = None) -> Substitute:

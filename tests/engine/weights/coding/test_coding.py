@@ -110,7 +110,19 @@ def test_exponents_of_any_kind_keep_every_bit(kind: str) -> None:
         assert same_bits(out, weight), way
 
 
-SCALES = [0.0, -0.0, -1.0, 1e-45, 2.0**-126, 2.0**-100, 2.0**-101, 2.0**100, 2.0**101, 3.3e38]
+SCALES = [
+    0.0,
+    -0.0,
+    -1.0,
+    1e-45,
+    2.0**-126,
+    2.0**-26,
+    2.0**-27,
+    2.0**-22,
+    2.0**100,
+    2.0**101,
+    3.3e38,
+]
 SCALES += [float("inf"), float("-inf"), float("nan"), 1e-8, 1.0]
 
 
@@ -151,6 +163,20 @@ def test_only_weights_near_zero_are_escapes(form: str) -> None:
     step = ((grouped.amax(-1) - grouped.amin(-1)) / 15).repeat_interleave(copy.group, 1)
     assert len(listed)
     assert bool((weight.float().abs() < step / 100).view(-1)[listed].all())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_groups_of_zeros_take_no_bits_and_other_zeros_few(form: str) -> None:
+    torch.manual_seed(0)
+    weight = usual(64, 1024)
+    weight[:, :512] = 0  # whole groups
+    whole = cells.encode(weight, copy_of(weight, form))
+    assert 8 * coded.coded_bytes(whole) / weight.numel() < 4.1
+    weight = usual(64, 1024)
+    weight[torch.rand(weight.shape) < 0.5] = 0
+    some = cells.encode(weight, copy_of(weight, form))
+    assert 8 * coded.coded_bytes(some) / weight.numel() < 10
+    assert len(some[escapes.PLACES]) < weight.numel() / 200
 
 
 @pytest.mark.parametrize("form", FORMS)
