@@ -113,7 +113,7 @@ class LoadedTarget:
     """The parts of the loaded target that a draft may share."""
 
     tensors: Mapping[str, OtherTensor]  # outside layers and head, by full name
-    reader: UnitReader  # the units as the stream read them
+    reader: UnitReader  # the units, plain or packed, but not in a lossless code
     stream: LayerStream
     decoder: Decoder
     cache: KVCache

@@ -45,6 +45,8 @@ class Demand:
     kv_bytes_per_token: int  # target and draft together
     draft: DraftNeeds
     context_length: int
+    # Expected bytes of each unit as it travels, if weights travel in a lossless code; else empty.
+    coded_bytes: Sequence[int] = ()
     num_kv_heads: int = 1
     head_dim: int = 0
     tile: int = TILE  # rows that run through a layer at a time
@@ -57,6 +59,19 @@ class Demand:
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
     strict: bool = True  # numerics of the target
     has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
+
+    @property
+    def link_bytes(self) -> Sequence[int]:
+        """Return the bytes of each unit as it travels, and as it is kept in RAM and on disk."""
+        return self.coded_bytes or self.unit_bytes
+
+    @property
+    def coding_bytes(self) -> int:
+        """Return the host memory that coding a unit takes while a model is loaded.
+
+        They are the unit, its code twice, and the decoded weights that are compared with it.
+        """
+        return 3 * max(self.unit_bytes) if self.coded_bytes else 0
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""

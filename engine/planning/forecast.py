@@ -2,9 +2,9 @@
 
 The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
 tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
-that of expanding weights that travel packed. Times are measured or
-assumed, and how often the target agrees with a draft is assumed. A forecast is made to compare
-plans; `understudy plan` lists its assumptions.
+that of expanding weights that travel packed, and of decoding those that travel coded. Times are
+measured or assumed, and how often the target agrees with a draft is assumed. A forecast is made to
+compare plans; `understudy plan` lists its assumptions.
 """
 
 from collections.abc import Iterator
@@ -38,6 +38,7 @@ class Forecast:
     draft_seconds: float  # before that pass
     draft_step_seconds: float  # one step for one user
     expand_seconds: float  # of a pass, in which packed weights are expanded
+    decode_seconds: float = 0.0  # of a pass, in which coded weights are decoded
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def make_forecast(
         machine: with all times filled in (`assumed.complete_times`).
     """
     link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
-    busy = _Busy(link, expand)
+    decode = decode_seconds(plan, demand, machine)
+    busy = _Busy(link, expand + decode)
     users = min(users, plan.max_sequences)
     alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
     shared = max(_cycles(draft, machine, busy, users), key=lambda cycle: cycle.rate(users))
@@ -82,6 +84,7 @@ def make_forecast(
         draft_seconds=alone.draft_seconds,
         draft_step_seconds=_step(draft, machine, 1),
         expand_seconds=expand,
+        decode_seconds=decode,
     )
 
 
@@ -91,7 +94,7 @@ def link_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
     Units on disk are read ahead only as far as the ring reaches, so the times from RAM and from
     disk are added up.
     """
-    units = list(zip(plan.tiers, demand.unit_bytes, strict=True))
+    units = list(zip(plan.tiers, demand.link_bytes, strict=True))
     ram = sum(nbytes for tier, nbytes in units if tier == "ram")
     disk = sum(nbytes for tier, nbytes in units if tier == "disk")
     return ram / (machine.ram_gbps * 1e9) + disk / (machine.disk_gbps * 1e9)
@@ -102,12 +105,21 @@ def expand_seconds(demand: Demand, machine: Machine) -> float:
     return sum(nbytes * machine.expanding[name] for name, nbytes in demand.expansions.items())
 
 
+def decode_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
+    """Return the seconds that decoding the coded weights of one pass takes."""
+    if not demand.coded_bytes:
+        return 0.0
+    units = zip(plan.tiers, demand.unit_bytes, strict=True)
+    streamed = sum(nbytes for tier, nbytes in units if tier != "resident")
+    return streamed / (machine.decoding_gbps[demand.is_self_drafted] * 1e9)
+
+
 @dataclass(frozen=True)
 class _Busy:
     """The seconds of a pass that do not depend on its rows."""
 
     link: float
-    expand: float
+    expand: float  # in which weights are expanded or decoded
 
     def seconds(self, machine: Machine, rows: int) -> float:
         """Return the seconds of a pass; rows are computed in tiles."""

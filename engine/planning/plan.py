@@ -20,6 +20,7 @@ from engine.planning.footprint import (
     size_text,
 )
 from engine.spec import ModelSpec, Tier
+from engine.streaming.cpu_link import CODED_STAGING
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits
@@ -140,6 +141,7 @@ class _Planner:
         self.demand = demand
         self.memory = memory
         self.units = demand.unit_bytes
+        self.travelling = demand.link_bytes
         self.limit = _device_limit(spec, memory)
         self.max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
         # For one short sequence with its scratch, and one page to grow.
@@ -194,7 +196,7 @@ class _Planner:
             activation_bytes=activations,
             other_bytes=other,
             embedding_bytes=demand.embedding_bytes,
-            making_bytes=max(demand.draft.making_bytes - later, 0),
+            making_bytes=max(demand.draft.making_bytes - later, demand.coding_bytes - later, 0),
             memory=memory,
         )
         if pages < self.fewest_pages:
@@ -261,11 +263,17 @@ class _Planner:
         return {len(self.units) - 1} if head + slots * rest <= slots * head else set()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        travelling = (nbytes for i, nbytes in enumerate(self.units) if i not in resident)
-        return slots * max(travelling, default=0)
+        away = [i for i in range(len(self.units)) if i not in resident]
+        ring = slots * max((self.units[i] for i in away), default=0)
+        if self.demand.coded_bytes and not self.memory.has_own_memory:
+            ring += CODED_STAGING * max((self.travelling[i] for i in away), default=0)
+        return ring
 
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
+
+    def _link_bytes(self, units: Iterable[int]) -> int:
+        return sum(self.travelling[i] for i in units)
 
     def _refusal(self, plan: Plan, left: int) -> str:
         """Return the error text for a plan that leaves only `left` bytes of the device to KV."""
@@ -300,7 +308,7 @@ class _Planner:
         largest = max(loaded, default=0) if memory.has_own_memory else 0
         loading = largest * num_staging_buffers(largest, len(loaded))
         tiers = self._tiers(plan.tiers, room, loading)
-        units = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
+        units = self._link_bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.
         staging = DISK_STAGING if memory.has_own_memory and "disk" in tiers else loading
         pages = self._host_pages(plan.max_sequences, room - units - staging)
@@ -325,7 +333,7 @@ class _Planner:
         """
         asked = self.spec.stream.tier
         away = {i for i, tier in enumerate(tiers) if tier != "resident"}
-        total = self._bytes(away) + loading
+        total = self._link_bytes(away) + loading
         if asked == "ram" and total > room:
             raise DoesNotFit(
                 f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
@@ -342,7 +350,7 @@ class _Planner:
         """Return the units of as many layers as fit, spread evenly among the streamed ones."""
         layers = [layer for layer in self.demand.layers if away >= set(layer.units)]
         spreads = (_spread(layers, count) for count in range(len(layers), 0, -1))
-        return next((chosen for chosen in spreads if self._bytes(chosen) <= room), set())
+        return next((chosen for chosen in spreads if self._link_bytes(chosen) <= room), set())
 
     def _host_pages(self, max_sequences: int, room: int) -> int:
         """Return the number of host pages for idle KV: a bounded share of `room` bytes.

@@ -58,6 +58,7 @@ class LayerStream:
         tiers: where each unit is stored: on the device, in RAM, or on disk.
         slots: how many device slots, of the largest streamed unit's size, to allocate.
         progress: called after each unit that was loaded.
+        starts_later: load only resident units; `start` loads and streams the others.
     """
 
     def __init__(
@@ -68,12 +69,15 @@ class LayerStream:
         device: Device,
         slots: int,
         progress: ReportProgress | None = None,
+        starts_later: bool = False,
     ) -> None:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"at least one slot is needed, not {slots}"
-        self._layouts = reader.layouts
+        self._layouts = reader.slot_layouts
+        self._travelling = reader.layouts
         self._tiers = tuple(tiers)
         self._device = device
+        self._slots = slots
         self._ring = [unit for unit, tier in enumerate(tiers) if tier != "resident"]
         self._meters = Meters()
         self._loads: deque[_Load] = deque()
@@ -84,21 +88,44 @@ class LayerStream:
         self._callback_seconds = 0.0
         self._units = 0
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by address and unit
+        self._resident: dict[int, Tensor] = {}
+        self._host_buffers: dict[int, HostBuffer] = {}
         with ExitStack() as stack:
-            self._resident, self._host_buffers = self._load_units(reader, stack, progress)
-            staged = self._units_in("disk")
-            if staged:  # after the reads that happen only once
-                reader.prepare(staged)
-            readers = READERS if staged else 0
-            copiers = COPIERS if self._unpin_for_staging() else 0
-            link = device.open_link(
-                reader, self._meters, num_readers=readers, staged=staged, num_copiers=copiers
-            )
-            stack.enter_context(closing(link))
-            size = max((self._layouts[unit].nbytes for unit in self._ring), default=0)
-            for _ in range(min(slots, len(self._ring))):
-                self._start(link.slot(size))
+            loaded: Sequence[Tier] = ("resident",) if starts_later else ("resident", "ram")
+            self._load_units(reader, loaded, stack, progress)
+            if not starts_later:
+                self._start_ring(reader, stack)
             self._opened: ExitStack | None = stack.pop_all()
+
+    def start(self, reader: UnitReader, progress: ReportProgress | None = None) -> None:
+        """Load the units of the ram tier and begin to stream, after a constructor that did not.
+
+        Raises `ModelError` as the constructor does.
+
+        Args:
+            reader: of the same units as that of the constructor; here they may be coded.
+        """
+        assert self._opened is not None and not self._loads, "it has begun, or was closed"
+        self._travelling = reader.layouts
+        with ExitStack() as stack:
+            self._load_units(reader, ("ram",), stack, progress)
+            self._start_ring(reader, stack)
+            self._opened.push(stack.pop_all())
+
+    def _start_ring(self, reader: UnitReader, stack: ExitStack) -> None:
+        """Open the link and fill the slots. The stack closes the link."""
+        staged = self._units_in("disk")
+        if staged:  # after the reads that happen only once
+            reader.prepare(staged)
+        readers = READERS if staged else 0
+        copiers = COPIERS if self._unpin_for_staging() else 0
+        link = self._device.open_link(
+            reader, self._meters, num_readers=readers, staged=staged, num_copiers=copiers
+        )
+        stack.enter_context(closing(link))
+        size = max((self._layouts[unit].nbytes for unit in self._ring), default=0)
+        for _ in range(min(self._slots, len(self._ring))):
+            self._start(link.slot(size))
 
     @contextmanager
     def unit(self, index: int, on_wait: OnWait | None = None) -> Iterator[dict[str, Tensor]]:
@@ -112,6 +139,7 @@ class LayerStream:
         Raises `ModelError` if the unit could not be read. Then call `seek` before the next unit.
         """
         assert self._opened is not None, f"unit {index} was requested after close"
+        assert self._loads or not self._ring, f"unit {index} was requested before start"
         assert not self._inside, f"unit {index} was requested inside another unit's block"
         assert index == self._next, (
             f"unit {index} was requested, but unit {self._next} is next: request units in order, "
@@ -274,7 +302,7 @@ class LayerStream:
 
     def _transfer_seconds(self, unit: int) -> float:
         """Return the expected seconds of a unit's transfer; 0 before the first transfer."""
-        return self._layouts[unit].nbytes * self._meter(unit).seconds_per_byte
+        return self._travelling[unit].nbytes * self._meter(unit).seconds_per_byte
 
     def _meter(self, unit: int) -> Meter:
         """Return the meter of the link that carries a streamed unit."""
@@ -313,16 +341,18 @@ class LayerStream:
         return [load.slot for load in loads]
 
     def _load_units(
-        self, reader: UnitReader, stack: ExitStack, progress: ReportProgress | None
-    ) -> tuple[dict[int, Tensor], dict[int, HostBuffer]]:
-        """Return the memory of the resident units, and the host buffers of the ram tier, filled.
+        self,
+        reader: UnitReader,
+        tiers: Sequence[Tier],
+        stack: ExitStack,
+        progress: ReportProgress | None,
+    ) -> None:
+        """Load the units of these tiers: into device memory, or into host buffers.
 
         Args:
             stack: unpins the host buffers when it is closed.
             progress: called after each unit.
         """
-        resident: dict[int, Tensor] = {}
-        buffers: dict[int, HostBuffer] = {}
         arrivals: dict[int, Arrival] = {}
         # Two links, so that threads that wait for a staging buffer do not keep the others from
         # filling host buffers.
@@ -334,17 +364,18 @@ class LayerStream:
             closing(open_link(staged=[])) as waiting,
         ):
             for unit, tier in enumerate(self._tiers):
+                if tier not in tiers:
+                    continue
                 if tier == "resident":
                     slot = staged.slot(self._layouts[unit].nbytes)
-                    resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
+                    self._resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
                 elif tier == "ram":
-                    buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
-                    stack.callback(buffers[unit].unpin)
+                    self._host_buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
+                    stack.callback(self._host_buffers[unit].unpin)
             for done, (unit, arrival) in enumerate(arrivals.items(), 1):
                 self._wait(arrival, unit)
                 if progress is not None:
                     progress("weights", done, len(arrivals))
-        return resident, buffers
 
     def _unpin_for_staging(self) -> bool:
         """Return whether some host buffers could not be pinned.
