@@ -28,9 +28,10 @@ from engine.compiled.cells import (
 from engine.compiled.filling import can_fill
 from engine.weights.coding.escapes import MOST_WEIGHTS, PLACES, VALUES, list_escapes, put_escapes
 from engine.weights.formats import int4, nf4
+from engine.weights.layout import round_up
 
 STREAM = ".cells"  # field suffix: uint8, the indices of all segments
-STARTS = ".cell_starts"  # field suffix: int32 [rows, segments], the byte where each segment begins
+STARTS = ".cell_starts"  # field suffix: int32 [rows, segments]: where each segment begins
 _INDICES = 1 << WIDEST
 _SIGN = 0x8000
 _CHUNK_WEIGHTS = 1 << 18  # at a time in operations of torch, whose temporaries are wide
@@ -248,7 +249,7 @@ def _write(indices: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
     sizes = ((bits + 7) // 8).view(-1)
     starts = (sizes.cumsum(0) - sizes).view(bits.shape)
     places = _offsets(widths) + 8 * _of_weights(starts, widths.shape[1])
-    stream = torch.zeros(int(sizes.sum()) + PADDING, dtype=torch.int32)
+    stream = torch.zeros(_stream_bytes(int(sizes.sum())), dtype=torch.int32)
     shifted = indices.view(-1).long() << (places.view(-1) % 8)
     for byte in range(3):  # 11 bits and the 7 before them; no bit has two ones, so sums are unions
         own = (shifted >> 8 * byte & 255).int()
@@ -256,9 +257,15 @@ def _write(indices: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
     return stream.byte(), starts.int()
 
 
+def _stream_bytes(nbytes: int) -> int:
+    """Return the bytes of a stream with so many bytes of indices: whole words of 4 bytes."""
+    return round_up(nbytes, PADDING) + PADDING
+
+
 def _read(stream: Tensor, starts: Tensor, widths: Tensor) -> Tensor:
     """Return the indices of weights [rows, columns], int32."""
-    places = _offsets(widths) + 8 * _of_weights(starts, widths.shape[1]).long()
+    bytes_before = _of_weights(starts, widths.shape[1]).long() & 0xFFFFFFFF
+    places = _offsets(widths) + 8 * bytes_before
     first = (places // 8).clamp(0, len(stream) - PADDING)
     found = torch.zeros_like(widths)
     for byte in range(3):
@@ -281,7 +288,7 @@ def _encode_compiled(bits: Tensor, substitute: Substitute) -> dict[str, Tensor]:
     cell_encoding.measure(own, weights, sizes, counts)
     stops = np.cumsum(sizes.reshape(-1), dtype=np.int64)
     starts = (stops - sizes.reshape(-1)).astype(np.uint32).reshape(sizes.shape)
-    stream = np.zeros(stops[-1] + PADDING, np.uint8)
+    stream = np.zeros(_stream_bytes(int(stops[-1])), np.uint8)
     places = np.empty(counts.sum(), np.uint32)
     values = np.empty(len(places), np.uint16)
     before = np.cumsum(counts) - counts
