@@ -258,8 +258,8 @@ def _write(indices: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stream_bytes(nbytes: int) -> int:
-    """Return the bytes of a stream with so many bytes of indices: whole words of 4 bytes."""
-    return round_up(nbytes, PADDING) + PADDING
+    """Return the size of a stream with this number of bytes of indices: two words at least."""
+    return round_up(max(nbytes, 1), PADDING) + PADDING
 
 
 def _read(stream: Tensor, starts: Tensor, widths: Tensor) -> Tensor:
