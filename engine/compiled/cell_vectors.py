@@ -157,6 +157,14 @@ def _cell(code: _Code, low: _Words, high: _Words) -> tuple[_Words, _Words, _Word
     return is_wide.select(wide_first, least), jump, width
 
 
+def _value(code: _Code, bits: _Words, first: _Words, jump: _Words, width: _Words) -> _Words:
+    """Return the values of the indices in the lowest bits."""
+    index = bits & ((code.all_lanes(1) << width) - 1)
+    is_after = code.all_lanes(MIDDLE - 1) < index
+    is_zero = index.is_equal(0) & (code.all_lanes(0) < jump)
+    return is_zero.select(0, first + index + is_after.select(jump, 0))
+
+
 def _emit_decode(
     ir: Any,
     builder: Any,
@@ -202,12 +210,9 @@ def _emit_decode(
 
     bits = _Words(code, code.collect(code.words, window)) >> (offset & 7)
     values = []
-    for first, jump, width in cells:
-        index = bits & ((code.all_lanes(1) << width) - 1)
-        is_after = code.all_lanes(MIDDLE - 1) < index
-        is_zero = index.is_equal(0) & (code.all_lanes(0) < jump)
-        values.append(is_zero.select(0, first + index + is_after.select(jump, 0)))
-        bits, offset = bits >> width, offset + width
+    for cell in cells:
+        values.append(_value(code, bits, *cell))
+        bits, offset = bits >> cell[2], offset + cell[2]
     joined = (values[0] & 0xFFFF) | (values[1] << 16)
     code.store(joined.value, out, builder.mul(step, code.number(LANES)))
     following = builder.add(step, code.number(1))

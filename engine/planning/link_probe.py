@@ -46,7 +46,8 @@ def decoding_gbps(blueprint: Blueprint, device: Device) -> Mapping[bool, float]:
     """
     spec, nbytes = blueprint.spec, sum(unit.nbytes for unit in blueprint.outlines[False].layouts)
     is_useful = blueprint.dtype == torch.bfloat16 and nbytes >= LEAST_CODED_BYTES
-    if spec.stream.coding == "none" or not (is_useful and device.can_decode and is_available()):
+    can_decode = spec.stream.coding == "auto" and device.can_decode and is_available()
+    if not (is_useful and can_decode):
         return {}
     weight = torch.empty(SHAPE, dtype=torch.bfloat16)
     weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))

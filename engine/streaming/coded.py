@@ -36,8 +36,8 @@ class CodedUnits(UnitReader):
     @property
     def identity(self) -> str:
         """Return a text that names the code and the bytes of the 4-bit copies."""
-        copies = "none" if self._substitutes is None else self._substitutes.digest
-        return f"coded {CODE_VERSION}, copies {copies}"
+        copies = "no copies" if self._substitutes is None else f"copies {self._substitutes.digest}"
+        return f"coded {CODE_VERSION}, {copies}"
 
     @property
     def stored_bytes(self) -> int:

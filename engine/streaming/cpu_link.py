@@ -127,12 +127,13 @@ class CpuLink:
     @contextmanager
     def _stage(self, load: "_CodedLoad", nbytes: int) -> Iterator[None]:
         """Enter a block that reads `nbytes` into a staging buffer, and decodes them."""
-        load.staging = self._staging.get()
+        staging = self._staging.get()
+        load.begin(staging)
         try:
             with self._meters.disk.time_transfer(nbytes):
                 yield
         finally:
-            self._staging.put(load.staging)
+            self._staging.put(staging)
 
     def _nbytes(self, unit: int) -> int:
         return self._reader.layouts[unit].nbytes
@@ -142,21 +143,25 @@ class _CodedLoad:
     """A coded unit on its way into a slot, through a staging buffer."""
 
     def __init__(self, reader: UnitReader, unit: int, slot: Tensor, num_pieces: int) -> None:
-        self.staging: Tensor
+        self._staging: Tensor
         self._reader = reader
         self._unit = unit
         self._slot = slot
         self._lock = threading.Lock()
         self._left = num_pieces  # pieces that have not arrived
 
+    def begin(self, staging: Tensor) -> None:
+        """Let the unit be read into this buffer."""
+        self._staging = staging
+
     def read(self, piece: range) -> None:
         """Read a piece. Decode the unit after the last one."""
-        self._reader.read_piece(self._unit, piece, self.staging[piece.start : piece.stop])
+        self._reader.read_piece(self._unit, piece, self._staging[piece.start : piece.stop])
         with self._lock:
             self._left -= 1
             is_complete = self._left == 0
         if is_complete:
-            self._reader.decode(self._unit, self.staging, self._slot)
+            self._reader.decode(self._unit, self._staging, self._slot)
 
 
 class CpuSlot:
