@@ -26,7 +26,8 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Spinning OpenMP threads slow each other on a busy machine.
 QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
-PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Tests start many processes: bytecode of our own code is kept, even where the user switched that off.
+PYTEST := $(QUIET_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 # Triton keeps what it has compiled; the names of its files say of which sources it is.
 KERNELS_PYTEST := TRITON_CACHE_DIR=$(abspath build/triton) $(KERNELS_VENV)/bin/python -m pytest -q
 # Tests that follow each other share servers and models, and stay in one process.
@@ -40,7 +41,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients test-real test-oldest bench bench-real bench-memory bench-peers first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients test-real test-oldest bench bench-real bench-memory bench-hybrids bench-peers first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -109,6 +110,9 @@ bench-real: $(VENV)/.installed-test $(REAL_MODEL)/.installed ## count the tokens
 
 bench-memory: $(VENV)/.installed-bench ## compare the peak memory of a 1.5 B model with its plan (8 GB of disk)
 	$(BIN)/python -m benchmarks.report --group memory $(ARGS)
+
+bench-hybrids: $(VENV)/.installed-bench ## measure a model with recurrent layers (4 minutes)
+	$(BIN)/python -m benchmarks.report --group hybrids $(ARGS)
 
 bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## compare with other engines (needs root, an hour)
 	$(BIN)/python -m benchmarks.report --group peers $(ARGS)

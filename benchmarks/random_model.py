@@ -112,7 +112,9 @@ class Checkpoint:
 def make_checkpoint(folder: Path, shape: Shape) -> Checkpoint:
     """Write a random bfloat16 checkpoint with the demo's tokenizer, if it is not there."""
     generator = torch.Generator().manual_seed(0)
-    shards = ({n: _random(s, generator) for n, s in shapes.items()} for shapes in shape.shards())
+    shards = (
+        {n: random_weight(s, generator) for n, s in shapes.items()} for shapes in shape.shards()
+    )
     config = shape.config().to_json_string()
     return write_checkpoint(folder, config, shards, tokenizer=TOKENIZER, recipe=f"random {shape}")
 
@@ -170,7 +172,7 @@ def _write(folder: Path, shards: Iterable[dict[str, Tensor]]) -> None:
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
-def _random(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def random_weight(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     weight = torch.empty(size, dtype=torch.bfloat16)
     if len(size) == 1:
         return weight.fill_(1.0)  # a norm or a bias

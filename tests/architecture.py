@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 # The packages, outermost first. A package imports only packages further down in this list; modules
@@ -38,6 +39,7 @@ PACKAGES: tuple[str, ...] = (
     "engine.text",
     "engine.parsing",
     "engine.kv",
+    "engine.recurrent",
     "engine.streaming",
     "engine.sampling",
     "engine.weights",
@@ -122,6 +124,12 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
 SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
     ("engine/model/library.py", "*", "the one file that changes transformers' modules"),
     (
+        "engine/model/recurrent.py",
+        "name",
+        "functions in the modules of transformers that have recurrent layers",
+    ),
+    ("engine/model/recurrent.py", "forward", "modules of transformers with recurrent layers"),
+    (
         "engine/weights/formats/*.py",
         "weight",
         "a module of torch or bitsandbytes that the file makes",
@@ -203,10 +211,10 @@ def imports(root: Path, package: str) -> list[Import]:
 
 def _imported(path: Path, module: str, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _import_statements(path.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             source = node.module or ""
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
@@ -214,6 +222,13 @@ def _imported(path: Path, module: str, known: dict[str, Path]) -> Iterator[tuple
             for alias in node.names:  # `from engine import tree` imports engine.tree
                 inner = f"{source}.{alias.name}"
                 yield (inner if inner in known else source), node.lineno
+
+
+@cache
+def _import_statements(text: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """Return the imports of a file, which is read for many rules and parsed once."""
+    nodes = ast.walk(ast.parse(text))
+    return tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 def package_of(module: str) -> str | None:

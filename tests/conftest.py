@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.demo_server import COMPILED
+
 # This must precede the import of torch: spinning OpenMP threads slow each other on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,11 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Packed weights go to a folder that is removed after the test run.
 _CACHE = TemporaryDirectory(prefix="understudy-tests-")
 os.environ["UNDERSTUDY_CACHE"] = _CACHE.name
-# Compiled code is kept from run to run, because compiling it takes 20 s. The names of its folders
-# say which version of the sources it has.
-_COMPILED = Path(__file__).parent.parent / "build" / "compiled"
-_COMPILED.mkdir(parents=True, exist_ok=True)
-Path(_CACHE.name, _COMPILED.name).symlink_to(_COMPILED)
+# Compiled code is kept from run to run, because compiling it takes 20 s.
+COMPILED.mkdir(parents=True, exist_ok=True)
+Path(_CACHE.name, COMPILED.name).symlink_to(COMPILED)
 
 
 def pytest_collection_finish() -> None:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+COMPILED = ROOT / "build" / "compiled"  # the names of its folders say which sources they are of
 
 # The process of a server, and the URL of its API.
 DemoServer = tuple[subprocess.Popen[str], str]
@@ -22,7 +23,15 @@ def demo_server(python: str, home: Path) -> AbstractContextManager[DemoServer]:
 
 @contextmanager
 def running_server(command: Sequence[str], home: Path) -> Iterator[DemoServer]:
-    """Start a server with a home of its own; yield its process and the printed URL."""
+    """Start a server with a home of its own; yield its process and the printed URL.
+
+    Its cache has the compiled code of earlier servers, because compiling takes seconds.
+    """
+    compiled = home / "cache" / COMPILED.name
+    if not compiled.exists():
+        COMPILED.mkdir(parents=True, exist_ok=True)
+        compiled.parent.mkdir(exist_ok=True)
+        compiled.symlink_to(COMPILED)
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -54,6 +54,12 @@ def cap(operations: Operations, score: Any, bound: Any) -> Any:
     return operations.select(score == NOTHING, NOTHING, _tanh(operations, score / bound) * bound)
 
 
+def silu(operations: Operations, x: Any) -> Any:
+    """Return x / (1 + exp(-x))."""
+    power = weight(operations, operations.select(x < 0.0, x, x * -1.0), 0.0)
+    return x * operations.select(x < 0.0, power, 1.0) / (power + 1.0)
+
+
 def _exp(operations: Operations, x: Any) -> Any:
     shifted = x * _LOG2_E + _ROUND
     power = shifted - _ROUND

@@ -61,7 +61,7 @@ class Vector:
         return Vector(self.ir, self.builder, value)
 
 
-class _Code:
+class Code:
     """The places and loops of a function that is being written, and `formulas.Operations`."""
 
     def __init__(self, ir: Any, builder: Any) -> None:
@@ -150,7 +150,7 @@ def _emit_sums(
     count: Any,
     *decays: Any,
 ) -> None:
-    code = _Code(ir, builder)
+    code = Code(ir, builder)
     rows = [code.number(row) for row in range(ROWS)]
     starts = [builder.gep(left, [code.place(left_at, row, left_row)]) for row in rows]
     zero = Vector(ir, builder, ir.Constant(code.vector, [0.0] * LANES))
@@ -189,7 +189,7 @@ def _emit_weights(
     total_at: Any,
     decay_at: Any,
 ) -> None:
-    code = _Code(ir, builder)
+    code = Code(ir, builder)
     factor, top = code.spread(scale), code.load(state, top_at)
     zero = Vector(ir, builder, ir.Constant(code.vector, [0.0] * LANES))
     with code.loop(count, [top]) as (number, greatest):
@@ -218,7 +218,7 @@ weigh = emitted(_emit_weights)
 def _emit_cap(
     ir: Any, builder: Any, scores: Any, at: Any, step: Any, count: Any, scale: Any, bound: Any
 ) -> None:
-    code = _Code(ir, builder)
+    code = Code(ir, builder)
     factor, most = code.spread(scale), code.spread(bound)
     with code.loop(count, []) as (number, _):
         place = code.place(at, number, step)

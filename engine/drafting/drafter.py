@@ -18,7 +18,7 @@ from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import Step, TreePolicy
 from engine.drafting.tree import Bounds, DraftTree
 from engine.messages import NO_DRAFT, PREDICTION
-from engine.model.decoder import PassCancelled
+from engine.model.borrowed import PassCancelled
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import TokenSequence
 from engine.streaming.side_stream import SideStream
@@ -91,6 +91,7 @@ class Drafting:
         """
         self.finish_ahead()
         growths = [self._get_growth(sequence) for sequence in sequences]
+        self._catch_up()
         for growth in growths:
             self._look_up(growth)
             if self._can_force(growth):
@@ -223,6 +224,12 @@ class Drafting:
             budget = self._bounds.budget if most is None else min(self._bounds.budget, most)
             growth = self._growths[sequence] = Growth(sequence, budget)
         return growth
+
+    def _catch_up(self) -> None:
+        """Bring the states that the draft model may read now or in the pass up to date."""
+        if self._model is not None:
+            growths = self._growths.values()
+            self._model.caches.catch_up([own.sequence for own in growths if self._can_draft(own)])
 
     def _drop(self, sequence: TokenSequence) -> None:
         """Forget the sequence's growth and free the scratch pages of the draft model for it."""

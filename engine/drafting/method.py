@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a method's file imports this module, and the front end read
     from engine.model.decoder import Decoder
     from engine.streaming.device import Device
     from engine.streaming.ring import LayerStream
-    from engine.weights.layout import UnitLayout, UnitReader
+    from engine.weights.layout import LayerUnits, UnitLayout, WholeLayers
     from engine.weights.safetensors import OtherTensor
 
 
@@ -44,6 +44,7 @@ class PlanContext:
     config: Any  # the target's transformers configuration
     dtype: torch.dtype  # of the target's activations
     layouts: Sequence[UnitLayout]  # of the target's units
+    layers: Sequence[LayerUnits]  # the units of each layer
     device: torch.device | None  # None: a recent CUDA card that this machine may not have
 
 
@@ -113,10 +114,11 @@ class LoadedTarget:
     """The parts of the loaded target that a draft may share."""
 
     tensors: Mapping[str, OtherTensor]  # outside layers and head, by full name
-    reader: UnitReader  # the units, plain or packed, but not in a lossless code
+    reader: WholeLayers  # the layers and the head, each read as one unit
     stream: LayerStream
     decoder: Decoder
     cache: KVCache
+    num_nodes: int = 0  # of its drafts, for which recurrent layers have memory
 
 
 # Builds the draft once the target is loaded: a model, a look-up, or nothing.

@@ -18,19 +18,19 @@ ahead of it, because a page is found by way of its parent: the parent of a devic
 device, and no page is stored longer than its parent.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from engine.kv.host_tier import HostTier
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
-from engine.kv.prefix_index import PrefixIndex
+from engine.kv.pages import Pages
+from engine.kv.stored_states import StoredState, StoredStates
+from engine.recurrent.states import SequenceState, StatePool
 
 
-class KVCache:
+class KVCache(Pages):
     """The owner of a pool's pages: it gives pages to sequences and finds stored prefixes.
 
     Args:
@@ -38,22 +38,22 @@ class KVCache:
         prefix_cache: whether later sequences may share the pages of earlier ones.
         host_pages: how many idle pages to keep in host memory, which is allocated here and freed
             by `release`.
+        states: the memory of recurrent layers; None if there are none. A prefix is then found
+            only as far as a state is stored (`stored_states.py`).
     """
 
-    def __init__(self, pool: PagePool, *, prefix_cache: bool = True, host_pages: int = 0) -> None:
-        self.pool = pool
-        self.num_pages = pool.num_pages
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        prefix_cache: bool = True,
+        host_pages: int = 0,
+        states: StatePool | None = None,
+    ) -> None:
+        stored = None if states is None else StoredStates(states)
+        super().__init__(pool, host_pages, stored)
+        self.states = states
         self._prefix_cache = prefix_cache
-        self._host = HostTier(pool, host_pages)
-        self._index = PrefixIndex(PAGE, pool.num_pages)  # holds device and host pages
-        self._free = list(range(pool.num_pages - 1, -1, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()  # indexed, unreferenced; oldest first
-        self._references = [0] * pool.num_pages
-
-    @property
-    def num_free_pages(self) -> int:
-        """The number of pages that can be given to a sequence now: unused and idle ones."""
-        return len(self._free) + len(self._idle)
 
     @property
     def num_host_pages(self) -> int:
@@ -68,7 +68,7 @@ class KVCache:
         """
         shared = sum(
             page < self.num_pages and self._references[page] > 0
-            for page in self._index.walk(tokens, -salt)
+            for page in self._find(tokens, salt)[0]
         )
         return -(-len(tokens) // PAGE) - shared
 
@@ -80,9 +80,11 @@ class KVCache:
         running when this returns (see `is_ready`). Where no full page matches any further, the
         rows that another page has in common with the tokens are copied.
         """
-        found = list(self._index.walk(tokens, -salt))
-        parent = self._index.serial(found[-1]) if found else -salt
+        found, stored = self._find(tokens, salt)
+        parent = self._parent(found, salt)
         rest = tuple(tokens[len(found) * PAGE : len(tokens) - 1][:PAGE])
+        if self._stored is not None:
+            rest = () if stored is None else stored.rest
         if similar := self._index.find_longest_match(parent, rest):
             self._touch(similar[0])  # so that the pages loaded below evict it last
         pages = [page for page in found if page < self.num_pages]
@@ -99,6 +101,11 @@ class KVCache:
         )
         if self.num_free_pages and (similar := self._index.find_longest_match(parent, rest)):
             self._copy_page(table, *similar)
+        if stored is not None and table.length != stored.length:  # a page could not be loaded
+            self._drop_references(table.clear())
+            stored = None
+        granted = self._give_state(table, stored)
+        assert granted, "no more sequences run than there are states"
         return table
 
     def is_ready(self, table: PageTable) -> bool:
@@ -108,14 +115,32 @@ class KVCache:
     def reserve(self, table: PageTable, rows: int) -> bool:
         """Allocate pages for `rows` scratch slots after the prefix.
 
-        Return False, and change nothing, if there are too few free pages.
+        A new table also gets the states of recurrent layers. Return False, and change nothing, if
+        there are too few free pages, or no states.
         """
-        missing = -(-(table.length + rows) // PAGE) - len(table.pages)
+        if self._num_missing(table, rows) > self.num_free_pages or not self._give_state(table):
+            return False
+        return self.reserve_pages(table, rows)
+
+    def reserve_pages(self, table: PageTable, rows: int) -> bool:
+        """Do what `reserve` does, for a table that is not a sequence's and gets no states."""
+        missing = self._num_missing(table, rows)
         if missing > self.num_free_pages:
             return False
         if missing > 0:
             table.append(self._allocate(missing))
         return True
+
+    def _num_missing(self, table: PageTable, rows: int) -> int:
+        """Return how many pages a table lacks for `rows` slots after the prefix."""
+        return -(-(table.length + rows) // PAGE) - len(table.pages)
+
+    def is_usable(self, table: PageTable) -> bool:
+        """Return False if a failed pass has changed states of a running sequence.
+
+        Its pages and states have to be freed then, and its tokens run again.
+        """
+        return table.state is None or table.state.is_at(table.length)
 
     def slots(self, table: PageTable) -> Tensor:
         """Return the slot numbers of the sequence in order, [capacity] int64 on the device.
@@ -140,6 +165,8 @@ class KVCache:
         if moved:
             slots = [table.pages[i // PAGE] * PAGE + i % PAGE for i in moved]
             self.pool.copy_rows(torch.tensor(slots), table.pages, table.length + in_place)
+        if table.state is not None:
+            table.state.extend(rows)
         table.extend_prefix(len(rows))
 
     def append_copies(self, table: PageTable, source_slots: Tensor) -> None:
@@ -165,16 +192,42 @@ class KVCache:
         while self._prefix_cache and (table.num_published + 1) * PAGE <= table.length:
             self._publish_page(table, tokens)
             table.publish_next()
+        if self._stored is not None and table.state is not None:
+            captures = table.state.captures
+            for length in sorted(captures):
+                if length <= table.num_published * PAGE:
+                    self._store(captures.pop(length), table, tokens, length)
+
+    def capture_states(self, table: PageTable, rows: int, end: int) -> None:
+        """Let the next pass copy the states at the last two page borders of a prompt.
+
+        Args:
+            rows: the rows of the prompt in the pass, which is about to begin.
+            end: the length of the whole prompt.
+        """
+        if self._stored is None or table.state is None or not self._prefix_cache:
+            return
+        last = (end - 1) // PAGE * PAGE
+        for length in (last - PAGE, last):
+            if table.length < length <= table.length + rows and length not in table.state.captures:
+                if (slot := self._stored.take_slot()) is None:
+                    return
+                table.state.captures[length] = slot
 
     def fork(self, table: PageTable) -> PageTable | None:
         """Return a second table with the same prefix, for another choice of the same request.
 
-        Full pages are shared, and a partial last page is copied. Return None if there is no free
-        page for that copy.
+        Full pages are shared, and a partial last page and states are copied. Return None if there
+        is no free page for that copy, or no state.
         """
         full, rest = divmod(table.length, PAGE)
         if rest and self.num_free_pages == 0:
             return None
+        state = None
+        if self.states is not None and table.state is not None:
+            state = self.states.fork(table.state)
+            if state is None:
+                return None
         pages = table.pages[:full]
         ticket = self._add_references(pages)
         forked = PageTable(
@@ -183,6 +236,7 @@ class KVCache:
             length=table.length,
             num_published=table.num_published,
             ready_ticket=ticket,
+            state=state,
         )
         if rest:
             forked.append(self._allocate(1))
@@ -201,13 +255,74 @@ class KVCache:
             tokens: all tokens of the sequence. If given, the partial last page of its prefix is
                 indexed too.
         """
-        if tokens and self._prefix_cache and table.num_published * PAGE < table.length:
+        is_stored = bool(tokens) and self._prefix_cache
+        if is_stored and table.num_published * PAGE < table.length:
             self._publish_page(table, tokens)  # `publish` has indexed the full pages
+        if self.states is not None and (state := table.take_state()) is not None:
+            self._close_state(state, table, tokens if is_stored else ())
         self._drop_references(table.clear())
 
     def release(self) -> None:
         """Wait for running copies and unpin the host memory. Do not use the cache afterwards."""
         self._host.close()
+
+    def _find(self, tokens: Sequence[int], salt: int) -> tuple[list[int], StoredState | None]:
+        """Return the full pages of the longest stored prefix, and the state at its end.
+
+        Where there are recurrent layers, a prefix without a state is not found.
+        """
+        found = list(self._index.walk(tokens, -salt))
+        if self._stored is None:
+            return found, None
+        for count in range(len(found), -1, -1):
+            parent = self._parent(found[:count], salt)
+            stored = self._stored.find(parent, tokens[count * PAGE : len(tokens) - 1][:PAGE])
+            if stored is None:
+                continue
+            similar = self._index.find_longest_match(parent, stored.rest) if stored.rest else None
+            if not stored.rest or (similar is not None and similar[1] >= len(stored.rest)):
+                return found[:count], stored
+        return [], None
+
+    def _parent(self, pages: Sequence[int], salt: int) -> int:
+        """Return the parent of a page that follows these in a prefix."""
+        return self._index.serial(pages[-1]) if pages else -salt
+
+    def _store(self, slot: int, table: PageTable, tokens: Sequence[int], length: int) -> None:
+        """Store a state that includes the first `length` tokens of a sequence."""
+        assert self._stored is not None, "there are recurrent layers"
+        full = length // PAGE
+        parent = self._parent(table.pages[:full], table.salt)
+        shorter = self._find(tokens[:length], table.salt)[1]
+        rest = tokens[full * PAGE : length]
+        self._stored.add(slot, parent, rest, length, 0 if shorter is None else shorter.length)
+
+    def _close_state(self, state: SequenceState, table: PageTable, tokens: Sequence[int]) -> None:
+        """Free the state of a sequence, or store it if its tokens are given and it is usable."""
+        assert self.states is not None and self._stored is not None
+        slot = None
+        if tokens and table.length and state.is_at(table.length):
+            slot = self._stored.take_slot()
+        if slot is None:
+            self.states.close(state)
+            return
+        state.replay()
+        self.states.give_back(slot)
+        self.states.detach(state)
+        self._store(state.slot, table, tokens, table.length)
+
+    def _give_state(self, table: PageTable, stored: StoredState | None = None) -> bool:
+        """Give a table the states of a sequence if it has none. Return False without room.
+
+        They begin with a stored one if it is given.
+        """
+        if self.states is None or self._stored is None or table.state is not None:
+            return True
+        state = self.states.open() if stored is None else self._stored.open(stored)
+        if state is None:
+            return False
+        table.begin_state(state)
+        return True
 
     def _publish_page(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Index the first page of a table that is not indexed yet.
@@ -233,114 +348,3 @@ class KVCache:
         elif stored != page:
             table.replace(number, stored, self._add_references([stored]))
             self._drop_references([page])
-
-    def _touch(self, page: int) -> None:
-        """Mark an indexed page as the most recently used one.
-
-        Callers mark its parents after it, so that the parents are evicted later.
-        """
-        if page in self._idle:
-            self._idle.move_to_end(page)
-        self._host.touch(page)
-
-    def _discard(self, page: int) -> None:
-        """Remove a page that no sequence refers to from the index, and free its memory."""
-        self._index.remove(page)
-        if page < self.num_pages:
-            del self._idle[page]
-            self._free.append(page)
-        else:
-            self._host.free([page])
-
-    def _add_references(self, pages: Sequence[int]) -> int:
-        """Count one more reference to each page. Return the ticket to wait for before reading."""
-        for page in pages:
-            self._idle.pop(page, None)
-            self._references[page] += 1
-        return max(map(self._host.ticket, pages), default=0)
-
-    def _copy_page(self, table: PageTable, source: int, count: int) -> None:
-        """Add a new page to a table and copy the first `count` slots of page `source` into it.
-
-        `source` may be the only free page. Then the table gets that page itself: it has been
-        evicted, but its content is unchanged. The caller has marked `source` as most recently used,
-        so it is evicted last.
-        """
-        if source < self.num_pages:
-            (page,) = self._allocate(1)
-            ticket = 0
-            self._host.wait(self._host.ticket(source))
-            self.pool.copy_page(source, page, count)
-        else:
-            self._host.hold([source])  # evicting a page to the host must not drop it
-            (page,) = self._take_free(1)
-            self._host.put_back(source)
-            ticket = self._host.load([source], [page])
-        table.append([page], ticket)
-        table.extend_prefix(count)
-
-    def _allocate(self, count: int) -> list[int]:
-        """Return `count` free pages that kernels launched next on the current stream may write."""
-        pages = self._take_free(count)
-        self._host.claim(pages)
-        return pages
-
-    def _take_free(self, count: int) -> list[int]:
-        """Return `count` free pages, evicting idle ones if needed. Copies may still use them."""
-        if count > len(self._free):
-            self._evict(count - len(self._free))
-        pages = [self._free.pop() for _ in range(count)]
-        for page in pages:
-            self._references[page] = 1
-        return pages
-
-    def _evict(self, count: int) -> None:
-        """Free the `count` least recently used idle pages.
-
-        As many of them as fit, the most recently used ones, are copied to host memory. If host
-        memory is full, its own least recently used pages are dropped for them.
-        """
-        leaving = [self._idle.popitem(last=False)[0] for _ in range(count)]
-        num_forgotten = max(count - self._host.num_free - self._host.num_stored, 0)
-        saved = leaving[num_forgotten:]
-        for page in [*self._host.make_room(len(saved)), *leaving[:num_forgotten]]:
-            self._index.remove(page)
-        if saved:
-            for page, place in zip(saved, self._host.save(saved), strict=True):
-                self._index.rename(page, place)
-        self._free += leaving
-
-    def _load_from_host(self, stored: Sequence[int]) -> tuple[list[int], int]:
-        """Load host pages into free device pages, from the first on, as many as there are.
-
-        Return the device pages, and the ticket to wait for before reading them.
-        """
-        for page in reversed(stored):
-            self._host.touch(page)  # the first page last, so that it is dropped last
-        remaining = list(stored[: self.num_free_pages])
-        self._host.hold(remaining)  # pages evicted to the host must not drop them
-        loaded: list[int] = []
-        ticket = 0
-        while remaining:
-            # Taking device pages may evict others to the host. With no more pages at a time than
-            # both sides have free, no stored page is dropped, and each round frees host pages.
-            room = max(len(self._free) + self._host.num_free, 1)
-            sources, remaining = remaining[:room], remaining[room:]
-            pages = self._take_free(len(sources))
-            ticket = self._host.load(sources, pages)
-            for source, page in zip(sources, pages, strict=True):
-                self._index.rename(source, page)
-            self._host.free(sources)
-            loaded += pages
-        return loaded, ticket
-
-    def _drop_references(self, pages: Sequence[int]) -> None:
-        """Count one reference less to each page. Pages without one become idle or free."""
-        for page in pages:
-            self._references[page] -= 1
-            assert self._references[page] >= 0
-            if self._references[page] == 0:
-                if page in self._index:
-                    self._idle[page] = None
-                else:
-                    self._free.append(page)

@@ -23,6 +23,10 @@ class PagePool:
 
     The constructor writes all of the memory once, because some systems allocate memory only when it
     is written. It raises `ModelError` if the device has too little.
+
+    Args:
+        has_values: whether values have memory of their own; else they are the beginning of the
+            keys (latent attention).
     """
 
     def __init__(
@@ -33,8 +37,11 @@ class PagePool:
         head_dim: int,
         dtype: torch.dtype,
         device: Device,
+        *,
+        has_values: bool = True,
     ) -> None:
-        shape = (2 * num_layers, num_pages * PAGE, num_kv_heads, head_dim)
+        parts = 2 if has_values else 1
+        shape = (parts * num_layers, num_pages * PAGE, num_kv_heads, head_dim)
         try:
             # Zeros, not empty: a masked slot is multiplied by weight zero, and 0 x NaN is NaN.
             self.memory = torch.zeros(shape, dtype=dtype, device=device.torch_device)
@@ -43,7 +50,8 @@ class PagePool:
                 f"{device} has no room for {num_pages * PAGE} tokens of KV ({error}). "
                 "Lower memory.device or context_length."
             ) from error
-        self.keys, self.values = self.memory[:num_layers], self.memory[num_layers:]
+        self.keys, self.values = self.memory[:num_layers], self.memory[-num_layers:]
+        self.has_values = has_values
         self.num_pages = num_pages
         self.device = device
 
@@ -62,20 +70,22 @@ class PagePool:
             head_dim=head_dim,
             dtype=dtype,
             device=device,
+            has_values=not shape.is_latent,
         )
 
     @property
     def pages(self) -> Tensor:
-        """A view of the whole memory, [2 L, pages, values of one page in one layer]."""
+        """A view of the whole memory: of each layer's keys, then values, [.., pages, numbers]."""
         return self.memory.view(len(self.memory), self.num_pages, -1)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write keys and values of one layer, [rows, kv heads, head dim] each, to these slots.
 
         Where layers, or keys and values, differ in shape, a slot has one row of the largest width,
-        and others fill the beginning of theirs.
+        and others fill the beginning of theirs. Values without memory of their own are not written.
         """
-        for memory, rows in ((self.keys[layer], keys), (self.values[layer], values)):
+        parts = [(self.keys[layer], keys), (self.values[layer], values)]
+        for memory, rows in parts if self.has_values else parts[:1]:
             if rows.shape[1:] == memory.shape[1:]:
                 memory.index_copy_(0, slots, rows)
             else:
@@ -93,14 +103,9 @@ class PagePool:
         Args:
             key_shape, value_shape: kv heads and head dim, as they were written; None: the pool's.
         """
-        found = []
-        for memory, shape in ((self.keys[layer], key_shape), (self.values[layer], value_shape)):
-            rows = memory.index_select(0, slots)
-            if shape is not None and rows.shape[1:] != shape:
-                rows = rows[:, 0, : shape.numel()].view(len(rows), *shape)
-            found.append(rows)
-        keys, values = found
-        return keys, values
+        keys = self.keys[layer].index_select(0, slots)
+        values = self.values[layer].index_select(0, slots) if self.has_values else keys
+        return _shaped(keys, key_shape), _shaped(values, value_shape)
 
     def rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return one layer's keys and values of all slots, [slots, width] each, without a copy."""
@@ -131,3 +136,10 @@ class PagePool:
             target = pages[number] * PAGE + offset
             self.memory[:, target : target + count] = rows[:, done : done + count]
             done += count
+
+
+def _shaped(rows: Tensor, shape: torch.Size | None) -> Tensor:
+    """Return rows of slots in the shape [slots, *shape], without a copy."""
+    if shape is None or rows.shape[1:] == shape:
+        return rows
+    return rows[:, 0, : shape.numel()].view(len(rows), *shape)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.kv.page_pool import PAGE
+from engine.recurrent.states import SequenceState
 from engine.transfer import upload
 
 
@@ -23,6 +24,7 @@ class PageTable:
     length: int = 0  # verified tokens stored
     num_published: int = 0  # leading pages that are immutable and indexed
     ready_ticket: int = 0  # of the last copy into one of the pages (see `HostTier`)
+    state: SequenceState | None = None  # in recurrent layers, of the same tokens
     _slots: Tensor | None = None
 
     @property
@@ -53,6 +55,15 @@ class PageTable:
     def extend_prefix(self, rows: int) -> None:
         """Add the next `rows` slots, whose tokens are verified, to the prefix."""
         self.length += rows
+
+    def take_state(self) -> SequenceState | None:
+        """Remove and return the state of the sequence."""
+        state, self.state = self.state, None
+        return state
+
+    def begin_state(self, state: SequenceState) -> None:
+        """Let the sequence have a state, which includes the tokens of the prefix."""
+        self.state = state
 
     def publish_next(self) -> None:
         """Mark one more leading page as immutable and indexed."""

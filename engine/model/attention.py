@@ -15,19 +15,21 @@ from torch import Tensor, nn
 
 from engine.compiled.attention import Columns
 from engine.kv.page_pool import PagePool
+from engine.model.blockwise import attend_blockwise
 from engine.model.fused import FoldedMasks, attend_fused
+from engine.model.latent import Latent
 from engine.model.ordered import attend_in_order, find_keys, is_ordered_on
 from engine.model.padded import PaddedBatch, pad_segments
 from engine.model.resumable import ResumableForward
 from engine.model.segment import Reach, Segment
+from engine.recurrent.branch import NodeRows, NodeVisit
+from engine.recurrent.order import find_order
+from engine.recurrent.states import SequenceState
+from engine.recurrent.visit import Part, Visit
 from engine.streaming.ring import OnWait
 from engine.triton_kernels.attention import Paths
 
 ATTENTION = "understudy"
-MAX_SCORES = 1 << 22  # attention scores computed at a time: limits memory for long contexts
-# Keys whose scores are computed at a time, so that they stay in a CPU's cache: with 22,500 keys and
-# four heads, a tile takes 55 ms instead of 100.
-KEY_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,15 @@ class LayerRule:
         is_shared: whether they are those of an earlier layer, and nothing is written.
         chunk: the positions of a chunk, if rows see only their own chunk; else None.
         query_scale: returns the factors [T] of queries at positions [T]; None: there are none.
+        latent: for latent attention: what turns queries for heads into queries for latents, and
+            latents into values of heads; None for other attention.
     """
 
     layer: int
     is_shared: bool = False
     chunk: int | None = None
     query_scale: Callable[[Tensor], Tensor] | None = None
+    latent: Latent | None = None
 
     def reach(self, sliding_window: int | None) -> Reach:
         """Return how far back rows see, given the window that transformers passes."""
@@ -62,6 +67,7 @@ class Batch:
         strict: whether results must not depend on the other rows (strict numerics).
         resumable: the state of a forward that may be interrupted; None if this one may not.
         on_wait: called while the forward waits for weights (see `LayerStream.unit`).
+        layer: the number of the layer that runs, where layers have states.
         masks: made in the first layer that needs them; tiles share them with the whole batch.
     """
 
@@ -71,9 +77,13 @@ class Batch:
     strict: bool
     resumable: ResumableForward | None = None
     on_wait: OnWait | None = None
+    layer: int | None = None
     masks: FoldedMasks = field(default_factory=FoldedMasks, repr=False, compare=False)
     # What rows see, found in the first layer of each reach; tiles share it with the whole batch.
     _keys: dict[tuple[int, range, Reach], Columns | Paths] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _visits: dict[tuple[range, int], Visit | NodeVisit] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -115,6 +125,28 @@ class Batch:
             self._keys[key] = find_keys(segment, rows, reach)
         return self._keys[key]
 
+    def visit(self, taps: int) -> Visit | NodeVisit:
+        """Return the rows in recurrent layers whose convolutions have this number of taps."""
+        key = self.rows, taps
+        if key not in self._visits:
+            drafted = [s.state for s in self.segments if isinstance(s.state, NodeRows)]
+            if drafted:
+                assert len(drafted) == len(self.segments), "steps of a draft run in one tile"
+                self._visits[key] = NodeVisit(drafted, taps)
+            else:
+                parts = [self._part(segment, taps) for segment in self.segments]
+                self._visits[key] = Visit(parts, taps)
+        return self._visits[key]
+
+    def _part(self, segment: Segment, taps: int) -> Part:
+        state, rows = segment.state, self.place(segment)[0]
+        assert isinstance(state, SequenceState), "the cache has no states"
+        if state.is_stashed(segment.count):
+            order = find_order(segment.parents(), rows, taps)
+            return Part(state, segment.start, rows, order)
+        assert segment.mask is None, "which rows of a tree are accepted is not known yet"
+        return Part(state, segment.start, rows, None)
+
     @cached_property
     def padded(self) -> PaddedBatch | None:
         """The rows padded for one attention product; None if each sequence has its own product.
@@ -150,7 +182,7 @@ def attend(
 
     Args:
         query: [1, H, T, D].
-        key, value: [1, Hkv, T, D].
+        key, value: [1, Hkv, T, D]; what `Latent.join` returns in latent attention.
         sliding_window: a row sees keys at less than this distance in positions; None: all. Chunks
             and shared keys are in the module's `rule`.
         softcap, s_aux: the bound of scores capped by tanh (Gemma 2), and sinks [H] (gpt-oss).
@@ -162,10 +194,35 @@ def attend(
     reach = rule.reach(sliding_window)
     if rule.query_scale is not None:
         query = (query * rule.query_scale(batch.row_positions())[:, None]).to(query.dtype)
+    if rule.latent is not None:
+        query = rule.latent.absorb(query)
     if softcap is None and s_aux is None and batch.padded is not None:
         group = query.shape[1] // key.shape[1]
         mask = batch.padded.mask(reach, group, query.dtype)
-        return _attend_padded(batch, batch.padded, rule, query, key, value, mask, scaling), None
+        out = _attend_padded(batch, batch.padded, rule, query, key, value, mask, scaling)
+    else:
+        out = _attend_by_segments(
+            batch, rule, reach, query, key, value, scaling=scaling, softcap=softcap, sinks=s_aux
+        )
+    return out if rule.latent is None else rule.latent.expand(out), None
+
+
+def _attend_by_segments(
+    batch: Batch,
+    rule: LayerRule,
+    reach: Reach,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return the attention output [1, T, H, D], computed for each sequence by itself.
+
+    Args: those of `attend`.
+    """
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
     shapes = key.shape[1::2], value.shape[1::2]
     for segment in batch.segments:
@@ -183,9 +240,9 @@ def attend(
             shapes,
             scaling=scaling,
             softcap=softcap,
-            sinks=s_aux,
+            sinks=sinks,
         )
-    return out, None
+    return out
 
 
 def _attend_segment(
@@ -225,7 +282,7 @@ def _attend_segment(
     if not batch.strict and softcap is None and sinks is None:
         return _attend_in_parts(batch, segment, rows, reach, query, (keys, values), scaling)
     visible = segment.visible_keys(rows, reach)
-    return _attend_rows(
+    return attend_blockwise(
         query,
         keys,
         values,
@@ -294,85 +351,3 @@ def _attend_padded(
     queries = query[0].transpose(0, 1)[padded.rows].view(count, rows, *query.shape[1::2])
     attended = attend_fused(queries.transpose(1, 2), keys, values, mask, scaling)
     return attended.transpose(1, 2).flatten(0, 1)[padded.places][None]
-
-
-def _attend_rows(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    visible: Tensor | None,
-    *,
-    scaling: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    strict: bool,
-) -> Tensor:
-    """Return the attention output [H, rows, D] of the rows of one sequence.
-
-    Under strict numerics it is computed in float64, on devices without attention in the order of
-    positions. Then sums in different orders differ by far less than the precision of the model, so
-    the rounded result does not depend on the batch, the tree or the cache. `query` is
-    [H, rows, D], and `keys` and `values` are [n, Hkv, D].
-    """
-    heads, rows, _ = query.shape
-    kv_heads = keys.shape[1]
-    group = heads // kv_heads
-    precision = torch.float64 if strict else torch.float32
-    at_once = max(MAX_SCORES // (group * rows * len(keys)), 1)
-    out = query.new_empty(heads, rows, values.shape[2])
-    for first in range(0, kv_heads, at_once):
-        kv = slice(first, first + at_once)
-        own = slice(first * group, (first + at_once) * group)
-        out[own] = _attend_heads(
-            query[own].to(precision),
-            keys[:, kv],
-            values[:, kv],
-            visible,
-            scaling,
-            softcap,
-            None if sinks is None else sinks[own],
-        )
-    return out
-
-
-def _attend_heads(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    visible: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Return the attention output [H, rows, D], computed in the type of `query`.
-
-    `query` is [H, rows, D], `keys` and `values` are [n, Hkv, D], and `sinks` is [H].
-    """
-    heads, rows, _ = query.shape
-    # Query heads that share keys are in one product: [Hkv, H / Hkv * rows, D].
-    grouped = keys.shape[1], heads // keys.shape[1] * rows, -1
-    query = (query * scaling).reshape(grouped)
-    # The softmax of all keys, from blocks of them: the greatest score so far, and what the sum of
-    # the weights and the output are if it stays the greatest (arXiv 1805.02867).
-    top = query.new_full((heads, rows, 1), torch.finfo(query.dtype).min)
-    total = torch.zeros_like(top)
-    if sinks is not None:
-        top = sinks[:, None, None].to(query.dtype).expand(heads, rows, 1)
-        total = torch.ones_like(top)
-    attended = query.new_zeros(heads, rows, values.shape[2])
-    for first in range(0, len(keys), KEY_BLOCK):
-        block = slice(first, first + KEY_BLOCK)
-        scores = query @ keys[block].to(query.dtype).permute(1, 2, 0)
-        scores = scores.view(heads, rows, -1)
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        if visible is not None:
-            scores = scores.masked_fill(~visible[:, block], -torch.inf)
-        greatest = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
-        weights = scores.sub_(greatest).exp_()
-        share = (top - greatest).exp_()
-        total = total * share + weights.sum(dim=-1, keepdim=True)
-        part = weights.view(grouped) @ values[block].to(query.dtype).transpose(0, 1)
-        attended = attended * share + part.view(heads, rows, -1)
-        top = greatest
-    return attended / total

@@ -2,22 +2,25 @@
 
 Each layer of the model is replaced by a `StreamedLayer`. It borrows the weights once per pass, runs
 the original layer over all rows of the pass, tile by tile, and returns the weights. So the weights
-cross the link once for a prompt of any length.
+cross the link once for a prompt of any length. Parts of a large layer are borrowed while it runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.model.attention import Batch
+from engine.model.binder import Binder
+from engine.model.borrowed import BorrowedParts, PassCancelled, Weights
+from engine.model.elementwise import WholeBlocks, calls_functions
 from engine.model.experts import DeferredExperts, add_experts
 from engine.model.library import (
-    Binder,
     attention_modules,
     defer_experts,
     place_tensors,
@@ -25,6 +28,7 @@ from engine.model.library import (
     set_batch,
     token_tables,
 )
+from engine.model.recurrent import find_mixers
 from engine.model.rope import mark_long, original_length
 from engine.model.token_table import TokenTable
 from engine.spec import TILE
@@ -36,27 +40,12 @@ from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor
 
 
-class PassCancelled(Exception):
-    """The exception that ends a pass between two layers when all its clients have left."""
-
-
-class Weights(Protocol):
-    """A lender of weights to a decoder: the units of its layers in order, then the head."""
-
-    def unit(
-        self, index: int, on_wait: OnWait | None = None
-    ) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """Return a context manager that lends the tensors of a unit, by name.
-
-        `on_wait` may be called while the weights are being copied.
-        """
-
-
 class StreamedLayer(nn.Module):
     """A layer that borrows its weights from a weight stream while it runs."""
 
     def __init__(
         self,
+        number: int,
         inner: nn.Module,
         units: LayerUnits,
         weights: Weights,
@@ -65,6 +54,7 @@ class StreamedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.inner = inner
+        self.number = number if find_mixers(inner) else None  # where it has a recurrent state
         self.units = units
         self.weights = weights
         self.tile = tile
@@ -73,14 +63,18 @@ class StreamedLayer(nn.Module):
         if units.slices:
             self.experts = defer_experts(inner, units.experts)
             self._expert_binder = Binder(self.experts.inner)
-        self._binder = Binder(inner)
+        self._parts = BorrowedParts(inner, units.parts, weights)
         self._attentions = attention_modules(inner)
+        self._calls_functions = calls_functions(inner)
+        # What some families' layers return beside the hidden states, which nothing uses.
+        self._others: tuple[None, ...] | None = None
 
     def replace_inner(self, module: nn.Module) -> None:
         """Run another module, which has its weights, in place of the layer."""
         self.inner = module
-        self._binder = Binder(module)
+        self._parts = BorrowedParts(module, self.units.parts, self.weights)
         self._attentions = attention_modules(module)
+        self._calls_functions = calls_functions(module)
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
@@ -91,8 +85,10 @@ class StreamedLayer(nn.Module):
 
     def forward(
         self, hidden: Tensor, *others: Any, batch: Batch | None = None, **arguments: Any
-    ) -> Tensor:
+    ) -> Any:
         """Run the layer over `hidden` [..., R, D], which may be overwritten, and return the result.
+
+        Where the library's layer returns a tuple, the hidden states are the first of one.
 
         `hidden` is [1, R, D], or [n, 1, R, D] in a model with several hidden states for each row.
         Tiles can be overwritten one by one, since a row reads the hidden state of no other row; it
@@ -110,7 +106,8 @@ class StreamedLayer(nn.Module):
             # A piece of the forward does not run the layers again that have filled it.
             arguments["shared_kv_states"] = batch.resumable.shared_kv
         run = partial(self._run, hidden, batch, others, arguments)
-        return run() if batch.resumable is None else batch.resumable.run(run)
+        output = run() if batch.resumable is None else batch.resumable.run(run)
+        return output if self._others is None else (output, *self._others)
 
     def _run(
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
@@ -125,20 +122,19 @@ class StreamedLayer(nn.Module):
     def _run_tiles(
         self, hidden: Tensor, batch: Batch, others: tuple[Any, ...], arguments: Mapping[str, Any]
     ) -> Tensor:
-        """Borrow the layer's first unit and run the layer over all tiles that have live rows.
+        """Borrow the layer's own units and run the layer over all tiles that have live rows.
 
         Return the layer's output: of several tiles in `hidden`, and of one where the layer put it.
         """
-        with self.weights.unit(self.units.first, batch.on_wait) as views:
-            if not batch.has_live_rows():
-                raise PassCancelled
-            self._binder.bind(views)
+        with self._parts.borrow(batch):
             rows = hidden.shape[-2]
             tile = self.tile or rows
             for first in range(0, rows, tile):
                 self.on_pass_progress()
                 last = min(first + tile, rows)
                 part = batch.select_tile(first, last)
+                if self.number is not None:
+                    part = replace(part, layer=self.number)
                 if part.has_live_rows():
                     if self.experts is not None:
                         self.experts.begin_tile(first)
@@ -147,11 +143,18 @@ class StreamedLayer(nn.Module):
                         args = _slice_rows(others, first, last, rows)
                         named = {k: _slice_rows(v, first, last, rows) for k, v in arguments.items()}
                     set_batch(self._attentions, part)
-                    result = self.inner(hidden[..., first:last, :], *args, batch=part, **named)
+                    with self._elementwise(batch):
+                        output = self.inner(hidden[..., first:last, :], *args, batch=part, **named)
+                    if isinstance(output, tuple):
+                        output, self._others = output[0], (None,) * (len(output) - 1)
                     if rows <= tile:
-                        return result  # type: ignore[no-any-return]  # modules return anything
-                    hidden[..., first:last, :] = result
+                        return output  # type: ignore[no-any-return]  # modules return anything
+                    hidden[..., first:last, :] = output
             return hidden
+
+    def _elementwise(self, batch: Batch) -> AbstractContextManager[object]:
+        """Return the context for the layer's own code under these numerics."""
+        return WholeBlocks() if batch.strict and self._calls_functions else nullcontext()
 
     def _run_slices(self, experts: DeferredExperts, batch: Batch) -> Tensor:
         """Return the output of the experts for all rows of the pass, [R, D], slice by slice."""
@@ -160,7 +163,8 @@ class StreamedLayer(nn.Module):
         out = torch.zeros_like(experts.routed.hidden)
         tile = None if batch.strict else self.tile or len(out)
         prefix = f"{self.units.experts}."
-        for unit, expert_ids in zip(self.units.units[1:], self.units.slices, strict=True):
+        units = self.units.units[self.units.num_parts :]
+        for unit, expert_ids in zip(units, self.units.slices, strict=True):
             self.on_pass_progress()
             with self.weights.unit(unit, batch.on_wait) as views:
                 if not batch.has_live_rows():
@@ -232,8 +236,8 @@ class Decoder:
         layers = layers or whole_layers(len(modules))
         # Families keep their layers under different names.
         self.layers = [
-            StreamedLayer(inner, units, weights, self.tile, on_pass_progress)
-            for inner, units in zip(modules, layers, strict=True)
+            StreamedLayer(number, inner, units, weights, self.tile, on_pass_progress)
+            for number, (inner, units) in enumerate(zip(modules, layers, strict=True))
         ]
         self.head_unit = layers[-1].units.stop
         replace_modules(model, self.layers, self.original_length)

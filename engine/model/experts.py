@@ -41,6 +41,7 @@ def apply_experts(
     Args:
         experts: the fused module of transformers, with `gate_up_proj` [E, 2I, D] and `down_proj`
             [E, D, I], or both transposed, with or without biases. Its own `_apply_gate` is used.
+            Without a gate, it has `up_proj` [E, I, D] instead, and `act_fn`.
         hidden: [rows, D].
         top_k_index, top_k_weights: the experts of each row and their weights, [rows, k].
     """
@@ -146,8 +147,11 @@ class DeferredExperts(nn.Module):
 
 
 def _apply_expert(experts: Any, expert: int, x: Tensor) -> Tensor:
-    gate_up = _multiply(experts, "gate_up_proj", expert, x)
-    return _multiply(experts, "down_proj", expert, apply_gate(experts, gate_up))
+    if experts.has_gate:
+        inner = apply_gate(experts, _multiply(experts, "gate_up_proj", expert, x))
+    else:
+        inner = experts.act_fn(_multiply(experts, "up_proj", expert, x))
+    return _multiply(experts, "down_proj", expert, inner)
 
 
 def apply_gate(experts: Any, gate_up: Tensor) -> Tensor:

@@ -12,11 +12,9 @@ import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import torch
@@ -24,17 +22,20 @@ import transformers
 from torch import Tensor
 
 from engine.cache_files import cache_root, replace_file
-from engine.compiled import attention, formulas, vectors
+from engine.compiled import attention, formulas, recurrence, vectors
 from engine.errors import EngineError, ModelError, printable
 from engine.files import exists, read_object
 from engine.kv import page_pool
 from engine.kv.page_pool import PagePool
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
+from engine.model.guard_cases import PAGES, ROWS, SEQUENCES, Case, Rows, make_cases
 from engine.model.library import build_on_meta
+from engine.model.recurrent import recurrent_shapes
 from engine.model.reduced import change_text, reduce_depth, reduce_width
 from engine.model.reference import Reference
-from engine.model.segment import Segment
+from engine.recurrent import states as recurrent_states
+from engine.recurrent.states import SequenceState, StatePool
 from engine.spec import TILE
 from engine.streaming.device import choose_device
 from engine.streaming.ring import OnWait
@@ -46,16 +47,14 @@ from engine.weights.outline import unit_modules
 FOLDER = "checked-families"  # of the cache: one file for each structure that was checked
 TOLERANCE = 1e-3  # of the largest logit: far above rounding, far below any other difference
 SEEDS = (0, 1)  # rounding may send a row to another expert, but hardly with both
-ROWS = (1, TILE + 1, 2 * TILE + 2)  # of a prompt: less than a tile, two tiles, three tiles
 THREADS = (1, 3)  # with more than one, PyTorch cuts elementwise operations into pieces
 _STEPS = 3  # tokens that the library decodes with its own cache
-_PREFIX = 40  # cached tokens, which a tree and a longer prompt follow
-_OTHER = 47  # tokens of another sequence of the same pass
-_PARENTS = (-1, -1, 0, 0, 1, 2)  # of each node of a tree; -1: the last token of the prefix
-_PAGES = 4  # of the KV cache, for all of these tokens
 _LONGEST_REASON = 300
-# Keys of a configuration that change no code.
-_NAMES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+# Keys of a configuration that change no code. How weights are stored does not: they are expanded.
+_NAMES = (
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("quantization_config", "compression_config", "quantization"),
+)
 
 
 def check_decoder(config: Any, folder: Path) -> None:
@@ -143,10 +142,15 @@ def _said(error: Exception) -> str:
 def _difference(config: Any, reference: Reference) -> str:
     """Return where our logits differ from the library's by more than rounding; "" if nowhere."""
     tokens = reference.tokens(ROWS[1] + _STEPS)
-    decoded = reference.decode(tokens, _STEPS)
-    if fault := _compare("with its cache", decoded, reference.logits(tokens)[-_STEPS:]):
+    want = reference.logits(tokens)[-_STEPS:]
+    # Nemotron-H bounds the steps of its recurrence, but not where it decodes single tokens.
+    for at_once in (1, _STEPS):
+        fault = _compare("with its cache", reference.decode(tokens, _STEPS, at_once), want)
+        if not fault:
+            break
+    if fault:
         return f"the library's own logits depend on whether it keeps keys and values: {fault}"
-    cases, ours = _cases(reference), _Ours(config, reference)
+    cases, ours = make_cases(reference), _Ours(config, reference)
     threads = torch.get_num_threads()
     try:
         for count in THREADS:
@@ -158,39 +162,7 @@ def _difference(config: Any, reference: Reference) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Case:
-    """Rows of some sequences that run in one pass, and their logits [rows, V] by the library."""
-
-    name: str
-    parts: Sequence["_Rows"]
-    want: Tensor
-
-
-def _cases(reference: Reference) -> list[_Case]:
-    """Return the passes to compare, in the order in which they find what others have cached."""
-    prompt, other = reference.tokens(ROWS[-1]), reference.tokens(_OTHER, seed=1)
-    want = [reference.logits(prompt[:count]) for count in ROWS]
-    cases = [
-        _Case(f"{count} rows", [_chain(prompt[:count])], logits)
-        for count, logits in zip(ROWS, want, strict=True)
-    ]
-    prefix, rest = prompt[:_PREFIX], [_chain(prompt, start=_PREFIX)]
-    cases.append(_Case("a prompt whose beginning is cached", rest, want[-1][_PREFIX:]))
-    both = [_chain(prefix), _chain(other, first_slot=ROWS[-1])]
-    logits = torch.cat([reference.logits(prefix), reference.logits(other)])
-    cases.append(_Case("two sequences", both, logits))
-    nodes = reference.tokens(len(_PARENTS), seed=2)
-    paths = [_path(node) for node in range(len(_PARENTS))]
-    texts = [[*prefix, *(nodes[node] for node in path)] for path in paths]
-    logits = torch.stack([reference.logits(text)[-1] for text in texts])
-    cases.append(_Case("a tree", [_tree(texts, paths)], logits))
-    branch = _chain(texts[-1], start=_PREFIX)  # which has the same rows as the tree
-    cases.append(_Case("a branch of a tree", [branch], logits[paths[-1]]))
-    return cases
-
-
-def _find_difference(cases: Sequence[_Case], ours: "_Ours") -> str:
+def _find_difference(cases: Sequence[Case], ours: "_Ours") -> str:
     """Return where our logits differ from the library's, or from our own of the same token.
 
     Return "" if they do nowhere.
@@ -207,12 +179,6 @@ def _find_difference(cases: Sequence[_Case], ours: "_Ours") -> str:
                     "token depend on the rows beside it"
                 )
     return ""
-
-
-def _path(node: int) -> list[int]:
-    """Return the nodes from the root of the tree to a node."""
-    parent = _PARENTS[node]
-    return [node] if parent < 0 else [*_path(parent), node]
 
 
 def _compare(what: str, found: Tensor, want: Tensor) -> str:
@@ -235,24 +201,53 @@ class _Ours:
             {field: weights.pop(f"{path}.{field}") for field in module.state_dict()}
             for path, module in [*layers, head]
         ]
+        shapes = recurrent_shapes(model)
         device = choose_device("cpu")
         self._decoder = Decoder(
             model, _Units(units), weights, device=device.torch_device, strict=True
         )
-        self._pool = PagePool.of_shape(kv_shape(config), _PAGES, torch.float32, device)
+        self._pool = PagePool.of_shape(kv_shape(config), PAGES, torch.float32, device)
+        self._states = StatePool(
+            shapes,
+            num_states=SEQUENCES,
+            num_stashes=SEQUENCES,
+            stash_rows=TILE,
+            dtype=torch.float32,
+            device=device.torch_device,
+        )
 
-    def texts(self, parts: Sequence["_Rows"]) -> Iterator[tuple[int, ...]]:
+    def texts(self, parts: Sequence[Rows]) -> Iterator[tuple[int, ...]]:
         """Yield the tokens up to each row of some sequences, after the kind of its rope."""
         for part in parts:
             is_long = self._is_long(part)
             for text in part.texts:
                 yield (int(is_long), *text)
 
-    def logits(self, parts: Sequence["_Rows"]) -> Tensor:
+    def logits(self, parts: Sequence[Rows]) -> Tensor:
         """Return the logits [rows, V] of the rows of some sequences, which run in one pass."""
+        states = [self._open(part) for part in parts]
+        try:
+            return self._run(parts, states)
+        finally:
+            for state in states:
+                self._states.close(state)
+
+    def _open(self, part: Rows) -> SequenceState:
+        """Return the states before some rows, for which the rows before them run again."""
+        if part.before is None:
+            state = self._states.open()
+            assert state is not None
+            return state
+        state = self._open(part.before)
+        if self._states.layers:
+            self._run([part.before], [state])
+            state.extend(part.kept)
+        return state
+
+    def _run(self, parts: Sequence[Rows], states: Sequence[SequenceState]) -> Tensor:
         segments, first = [], 0
-        for part in parts:
-            segments.append(part.segment(first, is_long=self._is_long(part)))
+        for part, state in zip(parts, states, strict=True):
+            segments.append(part.segment(first, state, is_long=self._is_long(part)))
             first += len(part.tokens)
         tokens = [token for part in parts for token in part.tokens]
         positions = [position for part in parts for position in part.positions]
@@ -262,55 +257,8 @@ class _Ours:
             with self._decoder.head() as head:
                 return torch.cat([head(tile) for tile in torch.split(hidden, TILE)])
 
-    def _is_long(self, part: "_Rows") -> bool:
+    def _is_long(self, part: Rows) -> bool:
         return self._decoder.is_long(max(map(len, part.texts)))
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of one sequence: the tokens up to each row, the slots, and what rows see in a tree."""
-
-    texts: Sequence[Sequence[int]]
-    slots: Tensor  # of the sequence's prefix and of these rows
-    mask: Tensor | None = None
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens of the rows."""
-        return [text[-1] for text in self.texts]
-
-    @property
-    def positions(self) -> list[int]:
-        """The positions of the rows in their sequence."""
-        return [len(text) - 1 for text in self.texts]
-
-    def segment(self, first: int, *, is_long: bool) -> Segment:
-        """Return the segment of these rows, the first of which is row `first` of the pass."""
-        return Segment(
-            first=first,
-            count=len(self.texts),
-            start=len(self.slots) - len(self.texts),
-            slots=self.slots,
-            positions=torch.tensor(self.positions),
-            mask=self.mask,
-            cancelled=Event(),
-            is_long=is_long,
-        )
-
-
-def _chain(tokens: Sequence[int], *, start: int = 0, first_slot: int = 0) -> _Rows:
-    """Return the rows of a sequence after its first `start` tokens, which were run before."""
-    texts = [tokens[: index + 1] for index in range(start, len(tokens))]
-    return _Rows(texts, torch.arange(first_slot, first_slot + len(tokens)))
-
-
-def _tree(texts: Sequence[Sequence[int]], paths: Sequence[Sequence[int]]) -> _Rows:
-    """Return the rows of a tree after the prefix. Each node sees the nodes of its path."""
-    mask = torch.zeros(len(paths), len(paths), dtype=torch.bool)
-    for node, path in enumerate(paths):
-        mask[node, list(path)] = True
-    own = torch.arange(len(paths)) + ROWS[-1] + _OTHER
-    return _Rows(texts, torch.cat([torch.arange(_PREFIX), own]), mask)
 
 
 class _Units:
@@ -337,8 +285,10 @@ def _code() -> str:
     """Return a digest of the source code of what is checked: this package, KV cache, kernels."""
     digest = hashlib.sha256()
     others = [
-        Path(str(module.__file__)) for module in (family, page_pool, attention, formulas, vectors)
+        Path(str(module.__file__))
+        for module in (family, page_pool, attention, formulas, recurrence, vectors)
     ]
+    others += sorted(Path(str(recurrent_states.__file__)).parent.glob("*.py"))
     for path in [*sorted(Path(__file__).parent.glob("*.py")), *others]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -23,13 +23,22 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from engine.library_call import find_key, library_call
 from engine.model.attention import ATTENTION, LayerRule, attend
+from engine.model.binder import bind, without_weights
 from engine.model.elementwise import apply_in_blocks
 from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
+from engine.model.latent import find_latent
+from engine.model.recurrent import replace_functions
 from engine.model.rope import LengthGroupedRotary, query_factors
 from engine.spec import TILE
 from engine.weights.config_file import read_config_values
 from engine.weights.config_place import config_place
-from engine.weights.family import is_multimodal, make_config, text_config
+from engine.weights.family import (
+    attention_layers,
+    is_multimodal,
+    kv_shape,
+    make_config,
+    text_config,
+)
 from engine.weights.outline import decoder_layers, text_decoder
 from engine.weights.safetensors import OtherTensor, StoredRows
 
@@ -39,6 +48,10 @@ _NAMED_ACTIVATIONS: Mapping[str, Any] = ACT2CLS
 _ACTIVATION_CLASSES = tuple(
     c[0] if isinstance(c, tuple) else c for c in _NAMED_ACTIVATIONS.values()
 )
+
+
+# In these families the library scales the embeddings only where it looks them up itself.
+_SCALED_WHEN_LOOKED_UP = frozenset({"falcon_h1"})
 
 
 def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
@@ -56,6 +69,11 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
     model = empty_model(config, dtype)
     model.config._attn_implementation = ATTENTION
     _set_rules(model)
+    replace_functions(model)
+    own = text_config(model.config)
+    if own.model_type in _SCALED_WHEN_LOOKED_UP:
+        table = model.get_input_embeddings()
+        table.forward = partial(_scale, table.forward, own.embedding_multiplier)
     untyped: list[Any] = [*model.modules()]
     for module in untyped:
         if type(module).__name__ == "Llama4TextMoe":  # it multiplies each row with each expert
@@ -72,11 +90,14 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
 def _set_rules(model: Any) -> None:
     """Set on each attention module what `attend` has to know of its layer."""
     kinds = getattr(text_config(model.config), "layer_types", None)
+    places = {index: place for place, index in enumerate(attention_layers(model.config))}
     sources: dict[str, int] = {}  # the layer whose keys and values later ones share, by kind
     for module in attention_modules(model):
         index = int(module.layer_idx)
+        if index not in places:
+            continue
         if getattr(module, "store_full_length_kv", False):
-            sources[module.layer_type] = index
+            sources[module.layer_type] = places[index]
         is_shared = getattr(module, "is_kv_shared_layer", False)
         is_chunked = kinds is not None and kinds[index] == "chunked_attention"
         scale = None
@@ -84,11 +105,17 @@ def _set_rules(model: Any) -> None:
             # The module's own code takes the number of a row in the tile for its position.
             module.attn_temperature_tuning = False
             scale = partial(query_factors, floor=module.floor_scale, strength=module.attn_scale)
+        latent = find_latent(module)
+        is_latent = kv_shape(model.config).is_latent
+        assert is_latent == (latent is not None), "latent attention unlike that of DeepSeek-V2"
+        if latent is not None:
+            module.expand_kv = latent.join
         module.rule = LayerRule(
-            layer=sources[module.layer_type] if is_shared else index,
+            layer=sources[module.layer_type] if is_shared else places[index],
             is_shared=is_shared,
             chunk=text_config(model.config).attention_chunk_size if is_chunked else None,
             query_scale=scale,
+            latent=latent,
         )
 
 
@@ -97,6 +124,10 @@ def _linears_outside_layers(model: Any) -> list[Any]:
     inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
     modules = text_decoder(model).modules()
     return [m for m in modules if isinstance(m, nn.Linear) and id(m) not in inside]
+
+
+def _scale(function: Callable[[Tensor], Tensor], factor: float, x: Tensor) -> Tensor:
+    return function(x) * factor
 
 
 def _apply_in_tiles(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -241,6 +272,10 @@ def place_tensors(
             where = torch.device("cpu") if id(module) in on_host else device
             for name in module._non_persistent_buffers_set:
                 module._buffers[name] = torch.empty_like(module._buffers[name], device=where)
+            with without_weights(module):
+                owner._init_weights(module)
+    for module, owner in modules_with_owners(model):
+        if module is owner:  # it may compute buffers of its layers
             owner._init_weights(module)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     looked_up = {names[id(table.weight)]: table for table in tables}
@@ -273,7 +308,7 @@ def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: in
     path = model.base_model_prefix
     if not hasattr(model, path):  # the library's name for it is wrong, or it is deeper inside
         path = next(path for path, module in model.named_modules() if module is decoder)
-    model.set_submodule(path, _PassThrough())
+    model.set_submodule(path, _PassThrough(decoder))
 
 
 def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
@@ -333,40 +368,15 @@ def recorded_attention(
             config._attn_implementation = ATTENTION
 
 
-class Binder:
-    """An object that binds a module's parameters and buffers to new tensors in each pass.
+class _PassThrough(nn.Module):
+    """A replacement for the decoder, so that the model's own forward computes only the head.
 
-    It looks up once where the module stores each tensor, and does not wrap borrowed tensors in
-    `nn.Parameter`. Doing both in each pass would take more host time than choosing its tokens.
+    It has the decoder's numbers, since some heads read factors from there (Falcon H1).
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._holders: dict[str, tuple[dict[str, Any], str]] = {}
-
-    def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """Bind parameters and buffers of the module to tensors, given by their paths in it."""
-        for path, tensor in tensors.items():
-            holder, name = self._holders.get(path) or self._find(path)
-            holder[name] = tensor
-
-    def _find(self, path: str) -> tuple[dict[str, Any], str]:
-        owner, _, name = path.rpartition(".")
-        module = self._module.get_submodule(owner)
-        holder: dict[str, Any] = module._parameters
-        if name in module._buffers:
-            holder = module._buffers
-        self._holders[path] = holder, name
-        return holder, name
-
-
-def bind(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Bind a module's parameters and buffers permanently to tensors, given by their paths in it."""
-    Binder(module).bind({p: nn.Parameter(t, requires_grad=False) for p, t in tensors.items()})
-
-
-class _PassThrough(nn.Module):
-    """A replacement for the decoder, so that the model's own forward computes only the head."""
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        vars(self).update({k: v for k, v in vars(decoder).items() if type(v) in (int, float)})
 
     @property
     def decoder(self) -> "_PassThrough":

@@ -24,6 +24,9 @@ _MOST_EXPERTS = 16
 
 _HEADS = re.compile(r"(^|_)(num_attention_heads|num_heads|n_heads?)$")
 _KV_HEADS = re.compile(r"(^|_)(num_key_value_heads|num_kv_heads|n_kv_heads|n_head_kv)$")
+# Of recurrent layers: heads, whose number is not that of the attention's, and all heads' width.
+_RECURRENT_HEADS = re.compile(r"^linear_num_\w*heads$")
+_MAMBA_SIZES = frozenset({"mamba_n_heads", "mamba_num_heads", "mamba_d_ssm"})
 _MLP = re.compile(r"(intermediate|ffn|feedforward|mlp)\w*(size|dim|width)$|^(n_inner|d_ff)$")
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"})
 _CHOSEN = frozenset({"num_experts_per_tok", "moe_k", "top_k_experts", "moe_topk"})
@@ -32,6 +35,7 @@ _WINDOWS = re.compile(r"window(_size)?$|^attention_chunk_size$")
 _LONGEST = "max_position_embeddings"
 _ORIGINAL_KEY = "original_max_position_embeddings"
 _LENGTHS = {_ORIGINAL_KEY: ORIGINAL, "floor_scale": WINDOW}
+_LAYERS = re.compile(r"layers$|layer_indices$")  # a list of the numbers of some layers
 _EVERY = re.compile(r"(step|interval|freq|period|pattern)$")  # one of so many layers is different
 _FIRST = frozenset({"first_k_dense_replace", "num_dense_layers"})
 _SHARED = "num_kv_shared_layers"  # the last ones, which have no keys and values of their own
@@ -103,6 +107,8 @@ def change_text(config: Any, change: Callable[[dict[str, Any], str, str], dict[s
     names: Mapping[str, str] = text_config(config).attribute_map
     layers, hidden = (names.get(key, key) for key in ("num_hidden_layers", "hidden_size"))
     whole = values if place is None else values[place]
+    if layers not in whole and hasattr(text_config(config), layers):  # it counts its layer types
+        whole = {**whole, layers: getattr(text_config(config), layers)}
     for key in (layers, hidden):
         if key not in whole:
             raise ConfigError("model_type", f" {config.model_type!r} has no {key}")
@@ -142,13 +148,16 @@ def reduce_width(values: Mapping[str, Any], hidden: str = "hidden_size") -> dict
         hidden: the key of the hidden size.
     """
     numbers = {k: v for k, v in values.items() if isinstance(v, int) and not isinstance(v, bool)}
-    heads = max((v for k, v in numbers.items() if _HEADS.search(k)), default=1)
+    heads = max((v for k, v in numbers.items() if _is_heads(k)), default=1)
     kv_heads = max((v for k, v in numbers.items() if _KV_HEADS.search(k)), default=heads)
     by_kv = _halved(kv_heads)
     factor = by_kv * _halved(heads // max(kv_heads, 1))
     chosen = max((numbers[key] for key in _CHOSEN & numbers.keys()), default=1)
     groups = max((numbers[key] for key in _GROUPS & numbers.keys()), default=1)
     experts = max(_MOST_EXPERTS, 2 * chosen, 4 * groups)
+    by_recurrent = _halved(
+        min((v for k, v in numbers.items() if _RECURRENT_HEADS.search(k)), default=2)
+    )
     # A mixture of experts that has no key for their width uses that of an MLP.
     has_own_width = any(_MLP.search(key) and "moe" in key for key in numbers)
     is_mixture = any(numbers.get(key) for key in _EXPERTS)
@@ -161,8 +170,11 @@ def reduce_width(values: Mapping[str, Any], hidden: str = "hidden_size") -> dict
             return {i: {k: smaller(k, v) for k, v in own.items()} for i, own in value.items()}
         if isinstance(value, bool) or not isinstance(value, int):
             return value
-        if (_HEADS.search(key) or value == numbers[hidden]) and value % factor == 0:
+        is_mamba = key in _MAMBA_SIZES and numbers[hidden] % factor == 0
+        if (_is_heads(key) or is_mamba or value == numbers[hidden]) and value % factor == 0:
             return value // factor
+        if _RECURRENT_HEADS.search(key) and value % by_recurrent == 0:
+            return value // by_recurrent
         if _KV_HEADS.search(key) and value % by_kv == 0:
             return value // by_kv
         if _MLP.search(key):
@@ -171,6 +183,12 @@ def reduce_width(values: Mapping[str, Any], hidden: str = "hidden_size") -> dict
         return min(value, experts) if key in _EXPERTS else value
 
     return {key: smaller(key, value) for key, value in values.items()}
+
+
+def _is_heads(key: str) -> bool:
+    """Return whether a key is the number of the attention's query heads."""
+    own = key in _MAMBA_SIZES or _RECURRENT_HEADS.search(key)
+    return _HEADS.search(key) is not None and not own
 
 
 def _halved(count: int) -> int:
@@ -184,7 +202,7 @@ def _is_per_layer(value: object, count: int) -> bool:
 
 def _are_layers(key: str, value: object, count: int) -> bool:
     """Return whether a value is a list of the numbers of some layers, in their order."""
-    if not key.endswith("layers") or not isinstance(value, list) or _is_per_layer(value, count):
+    if not _LAYERS.search(key) or not isinstance(value, list) or _is_per_layer(value, count):
         return False
     whole = all(isinstance(own, int) and 0 <= own < count for own in value)
     return whole and sorted(set(value)) == value

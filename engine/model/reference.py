@@ -1,5 +1,6 @@
 """The library's own forward of a small model with random weights, to compare ours with."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,9 @@ class Reference:
             self.model.tie_weights()
             for parameter in self.model.parameters():
                 _randomize(parameter)
+            for name, tensor in self.model.state_dict().items():
+                if name.endswith("e_score_correction_bias"):  # zeros would choose no other expert
+                    tensor.add_(torch.randn(tensor.shape), alpha=0.1)
 
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors of the model by their names."""
@@ -60,23 +64,31 @@ class Reference:
             output = self.model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
         return output.logits[0]  # type: ignore[no-any-return]  # the model is Any
 
-    def decode(self, tokens: Sequence[int], count: int) -> Tensor:
+    def decode(self, tokens: Sequence[int], count: int, at_once: int = 1) -> Tensor:
         """Return the logits of the last `count` tokens [count, V], each after the library's cache.
 
-        The tokens before them are run together, and they one by one, as `generate` does.
+        The tokens before them are run together, and they one by one, as `generate` does, or
+        `at_once` together.
         """
         whole = torch.tensor([list(tokens)])
         split = len(tokens) - count
         logits = []
+        positions = torch.arange(len(tokens))[None]
+        named = inspect.signature(self.model.forward).parameters
         with torch.no_grad():
             output = self.model(input_ids=whole[:, :split], use_cache=True)
-            for index in range(split, len(tokens)):
-                cache = output.past_key_values
+            for index in range(split, len(tokens), at_once):
+                own = slice(index, index + at_once)
+                # Some families take the position of a token for 0 if they are not told.
+                place = {"position_ids": positions[:, own]} if "position_ids" in named else {}
                 output = self.model(
-                    input_ids=whole[:, index : index + 1], past_key_values=cache, use_cache=True
+                    input_ids=whole[:, own],
+                    past_key_values=output.past_key_values,
+                    use_cache=True,
+                    **place,
                 )
-                logits.append(output.logits[0, -1])
-        return torch.stack(logits)
+                logits.append(output.logits[0])
+        return torch.cat(logits)
 
 
 def _randomize(parameter: Tensor) -> None:

@@ -1,17 +1,18 @@
 """Weights that stay on the device, such as a draft model's, and expansion of packed weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.messages import ReportProgress
-from engine.model.decoder import Weights
-from engine.model.library import bind
+from engine.model.binder import bind
+from engine.model.borrowed import Weights
 from engine.streaming.ring import OnWait
-from engine.weights.layout import UnitReader
+from engine.weights.layout import LayerUnits, UnitLayout, UnitReader
 from engine.weights.outline import decoder_layers
 from engine.weights.packing import dense_layout, expand
 
@@ -48,24 +49,42 @@ def _load(reader: UnitReader, index: int, device: torch.device) -> dict[str, Ten
 class ExpandedWeights:
     """Weights that are stored packed and expanded into a scratch buffer while they are borrowed.
 
-    One buffer serves all units, since only one is borrowed at a time. Layers get dense tensors, so
-    they need no code for packed formats.
+    One buffer serves all units, since only the parts of one layer are borrowed at a time. Layers
+    get dense tensors, so they need no code for packed formats.
     """
 
     def __init__(
-        self, packed: Weights, reader: UnitReader, device: torch.device, dtype: torch.dtype
+        self,
+        packed: Weights,
+        reader: UnitReader,
+        layers: Sequence[LayerUnits],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self._packed = packed
         self._dense = [dense_layout(layout, dtype) for layout in reader.layouts]
-        nbytes = max(layout.nbytes for layout in self._dense)
+        self._offsets = _scratch_offsets(self._dense, layers)
+        nbytes = expanded_bytes(reader, layers, dtype)
         self._scratch = torch.empty(nbytes, dtype=torch.uint8, device=device)
 
     @contextmanager
     def unit(self, index: int, on_wait: OnWait | None = None) -> Iterator[Mapping[str, Tensor]]:
         with self._packed.unit(index, on_wait) as views:
-            yield expand(views, self._dense[index].views(self._scratch))
+            scratch = self._scratch[self._offsets[index] :]
+            yield expand(views, self._dense[index].views(scratch))
 
 
-def expanded_bytes(reader: UnitReader, dtype: torch.dtype) -> int:
+def expanded_bytes(reader: UnitReader, layers: Sequence[LayerUnits], dtype: torch.dtype) -> int:
     """Return the bytes of the scratch buffer of `ExpandedWeights`; 0 if no tensor is packed."""
-    return max(dense_layout(layout, dtype).nbytes for layout in reader.layouts)
+    dense = [dense_layout(layout, dtype) for layout in reader.layouts]
+    offsets = _scratch_offsets(dense, layers)
+    return max(offset + own.nbytes for offset, own in zip(offsets, dense, strict=True))
+
+
+def _scratch_offsets(dense: Sequence[UnitLayout], layers: Sequence[LayerUnits]) -> list[int]:
+    """Return where each unit is expanded: the parts of a layer after each other."""
+    offsets = [0] * len(dense)
+    for layer in layers:
+        for before, unit in pairwise(layer.parts):
+            offsets[unit] = offsets[before] + dense[before].nbytes
+    return offsets

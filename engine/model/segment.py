@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.recurrent.branch import NodeRows
+from engine.recurrent.states import SequenceState
 from engine.transfer import upload_all
 
 
@@ -56,6 +58,9 @@ class Segment:
             (a chain).
         cancelled: set when the client has left.
         is_long: whether the rows use the long rope frequencies (`rope.py`).
+        state: the states of the sequence in recurrent layers, which its rows change; or, of a
+            draft, how its rows read them. None if there are no such layers.
+        known_parents: what `parents` returns, if it has been found while the mask was on the host.
     """
 
     first: int
@@ -66,11 +71,25 @@ class Segment:
     mask: Tensor | None
     cancelled: Event
     is_long: bool = False
+    state: SequenceState | NodeRows | None = None
+    known_parents: Sequence[int] | None = None
 
     @property
     def num_scratch(self) -> int:
         """The number of scratch rows written by earlier steps of a draft."""
         return len(self.positions) - self.count
+
+    def parents(self) -> Sequence[int]:
+        """Return the parent of each row of this pass among them; -1: it follows the prefix."""
+        if self.known_parents is not None:
+            return self.known_parents
+        if self.mask is None:
+            return list(range(-1, self.count - 1))
+        # The last of a row's ancestors is its parent, since a parent comes before its children.
+        numbers = torch.arange(self.count)
+        seen = self.mask[:, self.num_scratch :].cpu().tril(-1)
+        found: list[int] = torch.where(seen, numbers, -1).amax(-1).tolist()
+        return found
 
     def visible_slots(self, rows: range) -> Tensor | None:
         """Return which slots after the prefix some rows see, [rows, num_scratch + rows.stop] bool.
@@ -125,6 +144,8 @@ def upload_segments(
             slots=torch.cat([first, next(moved)]),
             positions=next(moved),
             mask=None if segment.mask is None else next(moved),
+            # A mask on a device would have to be waited for.
+            known_parents=None if segment.state is None else segment.parents(),
         )
         for segment, first in zip(segments, before, strict=True)
     )

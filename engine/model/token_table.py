@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.model.library import Binder
+from engine.model.binder import Binder
 from engine.weights.safetensors import StoredRows
 
 

@@ -12,17 +12,20 @@ from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.model.guard import check_decoder
 from engine.model.library import build_of_folder, token_tables
+from engine.model.ordered import is_ordered_on
+from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.coding.units import expected_bytes
 from engine.weights.config_place import config_place
-from engine.weights.family import EXPERTS_LAST, kv_shape, read_config, text_config
+from engine.weights.experts import EXPERTS_LAST, chosen_experts
+from engine.weights.family import kv_shape, read_config, text_config
 from engine.weights.formats import int4
 from engine.weights.formats.linear import best_kernel, matrix_shapes
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
-from engine.weights.layout import Field
+from engine.weights.layout import Field, join_layouts
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_bytes, expanded_by_packing
@@ -32,6 +35,7 @@ from engine.weights.stored_format import plan_packed
 from engine.weights.units import CheckpointUnits
 
 SLICE_BYTES = 256 << 20  # a larger layer moves in slices, if its family supports that
+PART_BYTES = 64 << 20  # a larger layer moves in parts, unless it moves in slices
 FAST_TILE = 1024  # rows of a long prompt that run through a layer at a time, fast numerics
 
 
@@ -59,6 +63,7 @@ class Blueprint:
         self._check_layers()
         self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
         check_decoder(self.whole_config, folder)
+        self.recurrent = recurrent_shapes(self.model)
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
@@ -78,7 +83,12 @@ class Blueprint:
             self.expanded_when_read = units.expanded_when_read
             return {True: units.outline, False: units.expanded().outline}
         make = partial(
-            Outline, self.model, self.dtype, self.spec.target.quantize, slice_bytes=self.slice_bytes
+            Outline,
+            self.model,
+            self.dtype,
+            self.spec.target.quantize,
+            slice_bytes=self.slice_bytes,
+            part_bytes=PART_BYTES,
         )
         with config_place(self.folder).naming():
             check_published_form(self.model)
@@ -91,8 +101,14 @@ class Blueprint:
 
     def checkpoint_units(self) -> CheckpointUnits:
         """Return the units of the checkpoint in the folder."""
-        quantize, slices = self.spec.target.quantize, self.slice_bytes
-        return CheckpointUnits(self.folder, self.model, self.dtype, quantize, slice_bytes=slices)
+        return CheckpointUnits(
+            self.folder,
+            self.model,
+            self.dtype,
+            self.spec.target.quantize,
+            slice_bytes=self.slice_bytes,
+            part_bytes=PART_BYTES,
+        )
 
     def demand(self, needs: DraftNeeds, *, packed: bool, coded: bool = False) -> Demand:
         """Return the memory that the target and a draft with these needs take without any limit.
@@ -105,14 +121,20 @@ class Blueprint:
         tables = [table.weight.shape for table in token_tables(self.model)]
         embedding = sum(shape.numel() for shape in tables) * self.dtype.itemsize
         sizes = [torch.Size(s).numel() * d.itemsize for d, s in outline.other_tensors.values()]
+        nodes = self.recurrent.values() if needs.substitute_bytes else ()
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
             coded_bytes=self._coded_bytes(outline, needs) if coded else (),
             layers=outline.layers,
-            expanded_bytes=expanded_bytes(UnreadUnits(outline), self.dtype),
+            expanded_bytes=expanded_bytes(UnreadUnits(outline), outline.layers, self.dtype),
             other_device_bytes=sum(sizes) - embedding,
             hidden_size=self.hidden_size,
-            widest=max(self.hidden_size, _intermediate_size(config)),
+            widest=max(
+                self.hidden_size,
+                _intermediate_size(config),
+                *(2 * shape.channels for shape in self.recurrent.values()),
+                config.num_attention_heads * shape.head_dim if shape.is_latent else 0,
+            ),
             num_heads=config.num_attention_heads,
             vocab_size=self.vocab_size,
             item_bytes=self.dtype.itemsize,
@@ -126,10 +148,17 @@ class Blueprint:
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
             active_share=active_share(config),
+            state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
+            stash_bytes=needs.scratch_rows
+            * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
+            node_bytes=sum(s.node_bytes(self.dtype) for s in nodes),
+            node_values=max((s.node_values for s in nodes), default=0),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,
+            is_ordered=self.strict and self._is_ordered(),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
+            is_latent=shape.is_latent,
         )
 
     def _coded_bytes(self, outline: Outline, needs: DraftNeeds) -> list[int]:
@@ -138,7 +167,8 @@ class Blueprint:
         Weights are coded by their int4 copies, or else by themselves.
         """
         group, device = self.spec.draft.group, self.torch_device
-        kernel = best_kernel(matrix_shapes(outline.layouts[0]), group, device)
+        first = join_layouts(outline.layouts, outline.layers)[0]
+        kernel = best_kernel(matrix_shapes(first), group, device)
 
         def has_copy(field: Field) -> bool:
             if not needs.substitute_bytes or kernel != "int4" or len(field.shape) != 2:
@@ -156,6 +186,10 @@ class Blueprint:
         """
         decodes = self.dtype == torch.bfloat16 and self.spec.stream.coding == "auto"
         return bool(self.expansions) or (not has_own_memory and (self.strict or decodes))
+
+    def _is_ordered(self) -> bool:
+        """Return whether the device computes attention in the order of positions."""
+        return self.torch_device is None or is_ordered_on(self.torch_device)
 
     def _check_type(self) -> None:
         """Raise `ModelError` if the device is slow in the type that the model computes in."""
@@ -215,4 +249,4 @@ def active_share(config: Any) -> float:
     For a mixture of experts it is the share of the experts, which are nearly all of the weights.
     """
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return float(config.num_experts_per_tok / experts) if experts else 1.0
+    return (chosen_experts(config)[1] or experts) / experts if experts else 1.0

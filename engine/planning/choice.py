@@ -4,7 +4,7 @@ Both are what the model's file says, else what gives the fastest forecast.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +19,8 @@ from engine.planning.assumed import Machine, complete_times
 from engine.planning.blueprint import Blueprint
 from engine.planning.footprint import Demand
 from engine.planning.forecast import Forecast, make_forecast
-from engine.planning.plan import Plan, make_plan
-from engine.spec import ModelSpec
+from engine.planning.plan import DoesNotFit, Memory, Plan, make_plan
+from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device
 from engine.timing import StepTimes
 from engine.weights.stored_format import packings
@@ -91,15 +91,23 @@ def make_scheme(
     Raises `ModelError` where the model does not fit, or the method cannot serve it.
     """
     facts = facts_of(method, spec.draft)
+    if blueprint.recurrent and spec.draft.budget is None:
+        # What is kept of more rows would take more memory than half of the states (states.py).
+        bounds = replace(facts.bounds, budget=min(facts.bounds.budget, TILE))
+        facts = replace(facts, bounds=bounds)
     titles = tuple(packings()[suffix].title for suffix in sorted(blueprint.expansions))
     forms, why = _forms(spec, blueprint)
 
     def scheme_in(packed: bool, coded: bool) -> Scheme:
         needs = _needs(facts, spec, blueprint, packed)
         demand = blueprint.demand(needs, packed=packed, coded=coded)
-        plan = make_plan(spec, demand, machine.memory)
-        forecast = make_forecast(plan, demand, facts, complete_times(machine, demand, plan), users)
-        return Scheme(plan, demand, method, facts.bounds, forecast, packed, titles, why, coded)
+        schemes = []
+        for plan in _plans(spec, demand, machine.memory):
+            times = complete_times(machine, demand, plan)
+            forecast = make_forecast(plan, demand, facts, times, users)
+            one = Scheme(plan, demand, method, facts.bounds, forecast, packed, titles, why, coded)
+            schemes.append(one)
+        return min(schemes, key=lambda one: one.forecast.request_seconds)
 
     def scheme_of(packed: bool) -> Scheme:
         may_code = not packed and _may_code(spec, blueprint, machine)
@@ -122,6 +130,24 @@ def make_scheme(
     slower = min(one.forecast.tokens_per_second for one in made)
     speeds = f"{best.forecast.tokens_per_second:.2g} instead of {slower:.2g} tokens/s"
     return replace(best, why=f"because the forecast is {speeds}")
+
+
+def _plans(spec: ModelSpec, demand: Demand, memory: Memory) -> Iterator[Plan]:
+    """Yield the plan with the usual ring, then those with larger ones, up to a whole layer ahead.
+
+    With a larger ring fewer layers are resident, but computing hides more of the transfers. Plans
+    with less KV are left out. Raises `ModelError` where the model does not fit.
+    """
+    usual = make_plan(spec, demand, memory)
+    yield usual
+    most = 1 + max(layer.num_parts for layer in demand.layers)
+    if spec.stream.slots is None and usual.slots:
+        for slots in range(usual.slots + 1, most + 1):
+            stream = replace(spec.stream, slots=slots)
+            with suppress(DoesNotFit):
+                larger = make_plan(replace(spec, stream=stream), demand, memory)
+                if larger.num_pages >= usual.num_pages:
+                    yield larger
 
 
 def _forms(spec: ModelSpec, blueprint: Blueprint) -> tuple[tuple[bool, ...], str]:
@@ -171,9 +197,17 @@ def _shorter(scheme_of: Callable[[bool], Scheme]) -> Scheme:
 
 
 def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint, packed: bool) -> DraftNeeds:
-    config, layouts = blueprint.config, blueprint.outlines[packed].layouts
-    dtype, device = blueprint.dtype, blueprint.torch_device
-    return facts.needs(PlanContext(spec.draft, facts.bounds, config, dtype, layouts, device))
+    outline = blueprint.outlines[packed]
+    context = PlanContext(
+        draft=spec.draft,
+        bounds=facts.bounds,
+        config=blueprint.config,
+        dtype=blueprint.dtype,
+        layouts=outline.layouts,
+        layers=outline.layers,
+        device=blueprint.torch_device,
+    )
+    return facts.needs(context)
 
 
 def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:

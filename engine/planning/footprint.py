@@ -4,7 +4,7 @@ The formulas for activations follow what the decoder, the attention and the samp
 benchmarks/plan_memory.py compares their sum with the memory that a process takes.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from engine.compiled.attention import BLOCK
@@ -12,12 +12,15 @@ from engine.compiled.compiler import is_available
 from engine.drafting.method import DraftNeeds
 from engine.drafting.model.cuda_graphs import GRAPH_BYTES, ROW_COUNTS, Bucket, all_buckets
 from engine.kv.page_pool import PAGE
-from engine.model.attention import KEY_BLOCK, MAX_SCORES
+from engine.model.blockwise import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
 from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
+from engine.streaming.cpu_link import CODED_STAGING
+from engine.triton_kernels.attention import CHUNK, MAX_SUMS
+from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
 from engine.weights.layout import LayerUnits
 
@@ -55,15 +58,31 @@ class Demand:
     active_share: float = 1.0  # of the weights that one token uses
     # Dense bytes that a pass expands, by the packing's suffix; none if nothing travels packed.
     expansions: Mapping[str, int] = field(default_factory=dict)
+    state_bytes: int = 0  # of the recurrent layers, after one sequence of tokens
+    stash_bytes: int = 0  # of the rows of one tree in recurrent layers
+    node_bytes: int = 0  # of a drafted row there, if the draft has them too
+    node_values: int = 0  # elements of such a row that a step reads in one layer
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
     strict: bool = True  # numerics of the target
+    # Whether a GPU computes attention in the order of positions (strict numerics), not in float64.
+    is_ordered: bool = False
     has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
+    is_latent: bool = False  # values have no memory of their own: they are a part of the keys
 
     @property
     def link_bytes(self) -> Sequence[int]:
         """Return the bytes of each unit as it travels, and as it is kept in RAM and on disk."""
         return self.coded_bytes or self.unit_bytes
+
+    def travelling_bytes(self, units: Iterable[int]) -> int:
+        """Return the bytes of units as they travel."""
+        return sum(self.link_bytes[unit] for unit in units)
+
+    def decoding_bytes(self, resident: Set[int]) -> int:
+        """Return the bytes of the buffers from which a CPU decodes the units that are streamed."""
+        streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
+        return CODED_STAGING * max(streamed, default=0)
 
     @property
     def coding_bytes(self) -> int:
@@ -139,11 +158,14 @@ def pass_rows(demand: Demand, max_sequences: int) -> int:
     return min(LARGEST_PASS, -(-rows // PAGE) * PAGE)
 
 
-def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_memory: bool) -> int:
+def activation_bytes(
+    demand: Demand, max_rows: int, longest: int, *, has_own_memory: bool, tree_rows: int = 0
+) -> int:
     """Return the bytes of all activations of a pass.
 
     They are the hidden states, a tile in a layer, a block of logits, and attention: that of the
-    target, and that of a draft model, which may run between two layers of the pass.
+    target, and that of a draft model, which may run between two layers of the pass. Recurrent
+    layers on CUDA devices keep states of nodes of trees.
 
     These parts run one after another, but memory that one part freed may not fit the
     next: so they are added up.
@@ -151,16 +173,22 @@ def activation_bytes(demand: Demand, max_rows: int, longest: int, *, has_own_mem
     Args:
         longest: the most tokens of all sequences together that the KV cache holds.
         has_own_memory: whether the device has memory of its own, beside the RAM.
+        tree_rows: the rows of the trees of all sequences.
     """
     length = min(demand.context_length + demand.draft.scratch_rows, longest)
     if not demand.strict:
         attention = _fused_bytes(demand, demand.tile, length, longest)
+    elif has_own_memory and demand.is_ordered:
+        attention = _chunked_bytes(demand, length, tree_rows)
     elif has_own_memory:
         attention = _float64_bytes(demand, length)
     else:
         attention = _ordered_bytes(demand, length)
+    if has_own_memory and demand.state_bytes:
+        attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
         attention += _fused_bytes(demand, rows, length, longest)
+        attention += 2 * _FLOAT32 * demand.draft.draft_rows * demand.node_values
     return (
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes
@@ -173,8 +201,10 @@ def graph_bytes(demand: Demand, num_slots: int) -> int:
     """Return the bytes of all CUDA graphs of a draft model, over a KV cache of `num_slots` slots.
 
     They are the kernels and the inputs of each graph, the logits of each number of rows, and the
-    activations of the largest step, whose memory the others share.
+    activations of the largest step, whose memory the others share. Steps of hybrids run without.
     """
+    if demand.node_bytes:
+        return 0
     buckets = all_buckets(num_slots)
     logits = sum(ROW_COUNTS) * demand.vocab_size * demand.item_bytes
     inputs = sum(_graph_input_bytes(demand, bucket) for bucket in buckets)
@@ -227,12 +257,30 @@ def _choosing_bytes(demand: Demand, has_own_memory: bool) -> int:
 def _float64_bytes(demand: Demand, length: int) -> int:
     """Return the bytes of one tile's scores in float64, three times, and of its keys and values.
 
-    It is the attention of strict numerics on devices without attention in the order of positions.
+    It is the attention of strict numerics on GPUs without Triton.
     """
     at_once = _key_heads_at_once(demand, TILE, length)
     widened = 2 * min(length, KEY_BLOCK) * at_once * demand.head_dim * _FLOAT64
     scores = 3 * _num_scores(demand, TILE, length) * _FLOAT64
     return scores + _gathered_bytes(demand, length) + widened
+
+
+def _chunked_bytes(demand: Demand, length: int, tree_rows: int) -> int:
+    """Return the bytes of one tile's attention in the order of positions, in float32 on a GPU.
+
+    Kernels read keys and values where they are stored. Each chunk of positions has sums of its own,
+    which bound the rows that are computed at a time.
+    The slots that the rows of trees see are kept for the whole pass, by each reach of the layers.
+    """
+    lanes = TILE * demand.num_heads
+    chunks = -(-length // CHUNK) + 1
+    at_once = max(MAX_SUMS // (chunks * demand.num_heads * demand.head_dim), 1)
+    sums = chunks * min(at_once, TILE) * demand.num_heads * (2 + demand.head_dim) * _FLOAT32
+    rows = 4 * lanes * demand.head_dim * _FLOAT32
+    widest = CHUNK + demand.draft.scratch_rows
+    kept = 2 * tree_rows * widest * _INT64
+    making = demand.draft.scratch_rows**2 * (2 * _INT64 + 1)  # of one sequence: places, masks
+    return sums + rows + kept + making
 
 
 def _ordered_bytes(demand: Demand, length: int) -> int:
@@ -267,6 +315,8 @@ def _fused_bytes(demand: Demand, tile: int, length: int, longest: int) -> int:
     product = group * max(tile * length, min(tile, MAX_SEGMENT_ROWS) * padded)
     mask, kept = min(product, MAX_MASK), min(product, MAX_KEPT)
     masks = (mask + kept) * demand.item_bytes + 3 * mask // group  # and booleans to make one of
+    if demand.is_latent:  # kernels that hold no scores need keys and values of the same width
+        masks += 2 * mask * _FLOAT32
     return _gathered_bytes(demand, max(length, padded)) + masks + rows
 
 
@@ -284,7 +334,8 @@ def _num_scores(demand: Demand, rows: int, length: int) -> int:
 
 def _gathered_bytes(demand: Demand, slots: int) -> int:
     """Return the bytes of a copy of one layer's keys and values."""
-    return 2 * slots * demand.num_kv_heads * demand.head_dim * demand.item_bytes
+    parts = 1 if demand.is_latent else 2
+    return parts * slots * demand.num_kv_heads * demand.head_dim * demand.item_bytes
 
 
 def size_text(num_bytes: float) -> str:

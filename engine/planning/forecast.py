@@ -2,22 +2,24 @@
 
 The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
 tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
-that of expanding weights that travel packed, and of decoding those that travel coded. Times are
-measured or assumed, and how often the target agrees with a draft is assumed. A forecast is made to
-compare plans; `understudy plan` lists its assumptions.
+that of expanding weights that travel packed, and of decoding those that travel coded. Where the
+ring holds less than a layer ahead of the one that computes, it also includes the part of W / B that
+computing cannot hide. Times are measured or assumed, and how often the target agrees with a draft
+is assumed. A forecast is made to compare plans; `understudy plan` lists its assumptions.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from engine.drafting.method import MethodFacts
 from engine.planning.assumed import Machine
 from engine.planning.footprint import Demand
 from engine.planning.plan import Plan
-from engine.spec import TILE
+from engine.spec import TILE, Tier
 
 PROMPT = 1000  # tokens of the prompt for which the time to the first token is forecast
+ANSWER = 500  # tokens of an answer to it
 USERS = 8  # of the forecast for several users
 HOST_SECONDS = 0.004  # of a pass, outside layers, norm and head
 ROWS_PER_LEVEL = 2  # of a tree, for each level of its depth
@@ -39,6 +41,11 @@ class Forecast:
     draft_step_seconds: float  # one step for one user
     expand_seconds: float  # of a pass, in which packed weights are expanded
     decode_seconds: float = 0.0  # of a pass, in which coded weights are decoded
+
+    @property
+    def request_seconds(self) -> float:
+        """Return the seconds from such a prompt to the end of an answer of ANSWER tokens."""
+        return self.first_token_seconds + ANSWER / self.tokens_per_second
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def make_forecast(
     """
     link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
     decode = decode_seconds(plan, demand, machine)
-    busy = _Busy(link, expand + decode)
+    busy = _Busy(link, expand + decode, exposed_seconds(plan, demand, machine), demand.tile)
     users = min(users, plan.max_sequences)
     alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
     shared = max(_cycles(draft, machine, busy, users), key=lambda cycle: cycle.rate(users))
@@ -94,10 +101,27 @@ def link_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
     Units on disk are read ahead only as far as the ring reaches, so the times from RAM and from
     disk are added up.
     """
-    units = list(zip(plan.tiers, demand.link_bytes, strict=True))
-    ram = sum(nbytes for tier, nbytes in units if tier == "ram")
-    disk = sum(nbytes for tier, nbytes in units if tier == "disk")
-    return ram / (machine.ram_gbps * 1e9) + disk / (machine.disk_gbps * 1e9)
+    units = zip(plan.tiers, demand.link_bytes, strict=True)
+    return sum(_transfer_seconds(tier, nbytes, machine) for tier, nbytes in units)
+
+
+def exposed_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
+    """Return the seconds of transfers that cannot begin before the layer before has been computed.
+
+    They are those of each streamed layer's parts for which the ring has no slot ahead.
+    """
+    seconds = 0.0
+    for layer in demand.layers:
+        away = [unit for unit in layer.parts if plan.tiers[unit] != "resident"]
+        for unit in away[plan.slots - 1 :]:
+            seconds += _transfer_seconds(plan.tiers[unit], demand.link_bytes[unit], machine)
+    return seconds
+
+
+def _transfer_seconds(tier: Tier, nbytes: int, machine: Machine) -> float:
+    """Return the seconds in which a unit of this tier travels."""
+    gbps = {"resident": inf, "ram": machine.ram_gbps, "disk": machine.disk_gbps}[tier]
+    return nbytes / (gbps * 1e9)
 
 
 def expand_seconds(demand: Demand, machine: Machine) -> float:
@@ -120,11 +144,16 @@ class _Busy:
 
     link: float
     expand: float  # in which weights are expanded or decoded
+    exposed: float  # of the link, while no other layer computes
+    tile: int  # rows that run through a layer at a time
 
     def seconds(self, machine: Machine, rows: int) -> float:
         """Return the seconds of a pass; rows are computed in tiles."""
-        compute = machine.passes.expect(ceil(rows / TILE) * TILE) or 0.0
-        return max(self.link, self.expand + compute)
+        padded = ceil(rows / TILE) * TILE
+        compute = machine.passes.expect(padded) or 0.0
+        # A layer's first tile runs while the rest of the layer arrives.
+        first = machine.passes.expect(min(padded, self.tile)) or 0.0
+        return max(self.link, self.expand + compute + max(self.exposed - first, 0.0))
 
 
 def _cycles(draft: MethodFacts, machine: Machine, busy: _Busy, users: int) -> Iterator[_Cycle]:

@@ -5,7 +5,7 @@ pages, then to resident units, spread evenly through the depth so that the link 
 long. Host memory holds the units of the ram tier and, in a part of the rest, idle KV pages.
 """
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -19,16 +19,16 @@ from engine.planning.footprint import (
     pass_rows,
     size_text,
 )
+from engine.planning.states import count_states, describe_states
 from engine.spec import ModelSpec, Tier
-from engine.streaming.cpu_link import CODED_STAGING
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
+from engine.streaming.slots import SlotKind, ring_slots
 from engine.weights.layout import LayerUnits
 from engine.weights.packing import TEMPORARY_BYTES
 
-DEFAULT_SEQUENCES = 8
-DEFAULT_SLOTS = 3  # one in use, one filled, one being filled
-FEWEST_SLOTS = 2  # one in use, one being filled
+DEFAULT_SLOTS = 3  # one for the units in use, one filled, one being filled
+FEWEST_SLOTS = 2  # one for the units in use, one being filled
 KV_SHARE = 0.125  # of the device limit for KV pages at most, unless all weights fit too
 HOST_KV_SHARE = 0.25  # of the RAM that weights leave, for idle pages
 HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequence
@@ -59,7 +59,8 @@ class Plan:
     """The places and sizes of weights, KV pages, draft and buffers. Sizes are in bytes."""
 
     tiers: tuple[Tier, ...]
-    slots: int
+    slots: int  # one for the units in use, and one for each unit that is copied ahead of them
+    ring_slots: int  # all of the ring: the parts of a layer are in use together
     num_pages: int
     max_sequences: int
     max_rows: int
@@ -69,6 +70,10 @@ class Plan:
     draft_bytes: int
     activation_bytes: int
     other_bytes: int  # norms; one unit's expanded weights; workspaces of libraries; graphs
+    num_states: int = 0  # of recurrent layers: sequences that have one at the same time
+    stored_states: int = 0  # further ones, of stored prefixes
+    num_nodes: int = 0  # drafted rows of all sequences, of which recurrent layers keep something
+    state_bytes: int = 0
     host_pages: int = 0  # idle KV pages in host memory
     host_kv_bytes: int = 0
     ram_unit_bytes: int = 0  # units of the ram tier
@@ -81,7 +86,8 @@ class Plan:
     def device_bytes(self) -> int:
         """Return the most bytes that the device holds, its runtime included."""
         taken = self.resident_bytes + self.ring_bytes + self.kv_bytes + self.draft_bytes
-        return taken + self.activation_bytes + self.other_bytes + self.memory.device_runtime
+        taken += self.state_bytes + self.activation_bytes + self.other_bytes
+        return taken + self.memory.device_runtime
 
     @property
     def host_bytes(self) -> int:
@@ -101,12 +107,14 @@ class Plan:
             parts[0] += f" ({size_text(self.resident_bytes)})"
         if away:
             parts.append(f"{len(self.tiers) - resident} streamed from {', '.join(away)}")
-            parts.append(f"ring of {self.slots} slots ({size_text(self.ring_bytes)})")
+            parts.append(f"ring of {self.ring_slots} slots ({size_text(self.ring_bytes)})")
         parts.append(f"KV of {self.num_pages * PAGE} tokens ({size_text(self.kv_bytes)})")
+        if self.num_states:
+            states = describe_states(self.num_states + self.stored_states, self.num_nodes)
+            parts.append(f"{states} ({size_text(self.state_bytes)})")
         if self.host_pages:
-            parts.append(
-                f"idle KV of {self.host_pages * PAGE} tokens ({size_text(self.host_kv_bytes)})"
-            )
+            idle = self.host_pages * PAGE
+            parts.append(f"idle KV of {idle} tokens ({size_text(self.host_kv_bytes)})")
         if self.draft_bytes:
             parts.append(f"draft {size_text(self.draft_bytes)}")
         return ", ".join(parts)
@@ -141,9 +149,9 @@ class _Planner:
         self.demand = demand
         self.memory = memory
         self.units = demand.unit_bytes
-        self.travelling = demand.link_bytes
         self.limit = _device_limit(spec, memory)
-        self.max_sequences = spec.max_sequences or DEFAULT_SEQUENCES
+        self.states = count_states(spec, demand, self.limit)
+        self.max_sequences = self.states.max_sequences
         # For one short sequence with its scratch, and one page to grow.
         shortest = min(demand.context_length, SHORTEST_CONTEXT) + demand.sequence_rows
         self.fewest_pages = -(-shortest // PAGE) + 1
@@ -172,26 +180,32 @@ class _Planner:
         wanted_pages = min(self.wanted_pages, most_pages)
         rows = min(pass_rows(demand, self.max_sequences), most_pages * PAGE)
         longest, own = wanted_pages * PAGE, memory.has_own_memory
-        activations = activation_bytes(demand, rows, longest, has_own_memory=own)
+        trees = self.max_sequences * demand.draft.scratch_rows
+        activations = activation_bytes(demand, rows, longest, has_own_memory=own, tree_rows=trees)
         other = self._other_bytes(wanted_pages)
-        left = self.limit - activations - other
+        left = self.limit - activations - other - self.states.nbytes
         resident, slots = self._residents(left, wanted_pages)
         resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
         draft = demand.draft_bytes(resident)
         left -= draft + ring + resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
-        most = self.spec.max_sequences or min(DEFAULT_SEQUENCES, max(pages // SEQUENCE_PAGES, 1))
+        most = self.spec.max_sequences or min(self.max_sequences, max(pages // SEQUENCE_PAGES, 1))
         # Where the device computes in RAM, what a pass takes is free while the draft is made.
         later = 0 if memory.has_own_memory else activations
         on_device = Plan(
             tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
             slots=slots,
+            ring_slots=sum(kind.count for kind in self._ring(resident, slots)),
             num_pages=pages,
             max_sequences=most,
             max_rows=min(pass_rows(demand, most), pages * PAGE),
             resident_bytes=resident_bytes,
             ring_bytes=ring,
             kv_bytes=pages * demand.page_bytes,
+            num_states=self.states.running,
+            stored_states=self.states.stored,
+            num_nodes=self.states.nodes,
+            state_bytes=self.states.nbytes,
             draft_bytes=draft,
             activation_bytes=activations,
             other_bytes=other,
@@ -207,11 +221,11 @@ class _Planner:
         """Return the device bytes beside weights, draft, KV pages and activations."""
         demand, memory = self.demand, self.memory
         other = demand.other_device_bytes + demand.expanded_bytes + memory.stream_workspace
-        if memory.has_own_memory and demand.expansions:
-            other += TEMPORARY_BYTES
-        if memory.has_own_memory:  # a buffer for idle KV pages on their way to the host
-            other += max(STAGING_BYTES, demand.host_page_bytes)
-        if memory.has_own_memory and demand.has_draft_model:
+        if not memory.has_own_memory:
+            return other
+        other += TEMPORARY_BYTES if demand.expansions else 0
+        other += max(STAGING_BYTES, demand.host_page_bytes)  # for idle KV on its way to the host
+        if demand.has_draft_model:
             other += DRAFT_STREAMS * memory.stream_workspace
             other += graph_bytes(demand, wanted_pages * PAGE)
         return other
@@ -257,34 +271,38 @@ class _Planner:
     def _large_head(self, slots: int) -> set[int]:
         """Return the head's unit if keeping it resident takes no more device memory, else no unit.
 
-        If the head is streamed, every slot of the ring must be as large as the head.
+        If the head is streamed, the slots of the layers' first units must be as large as the head.
         """
-        head, rest = self.units[-1], max(self.units[:-1])
-        return {len(self.units) - 1} if head + slots * rest <= slots * head else set()
+        head = len(self.units) - 1
+        streamed, without = self._ring_bytes(set(), slots), self._ring_bytes({head}, slots)
+        return {head} if self.units[head] + without <= streamed else set()
+
+    def _ring(self, resident: Set[int], slots: int) -> Collection[SlotKind]:
+        streamed = set(range(len(self.units))) - resident
+        return ring_slots(self.units, self.demand.layers, streamed, slots).values()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        away = [i for i in range(len(self.units)) if i not in resident]
-        ring = slots * max((self.units[i] for i in away), default=0)
-        if self.demand.coded_bytes and not self.memory.has_own_memory:
-            ring += CODED_STAGING * max((self.travelling[i] for i in away), default=0)
-        return ring
+        buffers = 0 if self.memory.has_own_memory else self.demand.decoding_bytes(resident)
+        return buffers + sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
 
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
 
-    def _link_bytes(self, units: Iterable[int]) -> int:
-        return sum(self.travelling[i] for i in units)
-
     def _refusal(self, plan: Plan, left: int) -> str:
         """Return the error text for a plan that leaves only `left` bytes of the device to KV."""
         kv = self.fewest_pages * self.demand.page_bytes
+        states = ""
+        if plan.num_states:
+            found = describe_states(plan.num_states + plan.stored_states, plan.num_nodes)
+            size = size_text(plan.state_bytes)
+            states = f", {found} of recurrent layers {size} (fewer with a lower max_sequences)"
         return (
             f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
             f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
             f"draft {size_text(plan.draft_bytes)}, "
-            f"ring of {plan.slots} slots {size_text(plan.ring_bytes)}, "
+            f"ring of {plan.ring_slots} slots {size_text(plan.ring_bytes)}, "
             f"resident units {size_text(plan.resident_bytes)}, KV of at least "
-            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}. "
+            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}{states}. "
             "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
         )
 
@@ -308,7 +326,7 @@ class _Planner:
         largest = max(loaded, default=0) if memory.has_own_memory else 0
         loading = largest * num_staging_buffers(largest, len(loaded))
         tiers = self._tiers(plan.tiers, room, loading)
-        units = self._link_bytes(i for i, tier in enumerate(tiers) if tier == "ram")
+        units = self.demand.travelling_bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.
         staging = DISK_STAGING if memory.has_own_memory and "disk" in tiers else loading
         pages = self._host_pages(plan.max_sequences, room - units - staging)
@@ -333,7 +351,7 @@ class _Planner:
         """
         asked = self.spec.stream.tier
         away = {i for i, tier in enumerate(tiers) if tier != "resident"}
-        total = self._link_bytes(away) + loading
+        total = self.demand.travelling_bytes(away) + loading
         if asked == "ram" and total > room:
             raise DoesNotFit(
                 f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
@@ -350,7 +368,7 @@ class _Planner:
         """Return the units of as many layers as fit, spread evenly among the streamed ones."""
         layers = [layer for layer in self.demand.layers if away >= set(layer.units)]
         spreads = (_spread(layers, count) for count in range(len(layers), 0, -1))
-        return next((chosen for chosen in spreads if self._link_bytes(chosen) <= room), set())
+        return next((own for own in spreads if self.demand.travelling_bytes(own) <= room), set())
 
     def _host_pages(self, max_sequences: int, room: int) -> int:
         """Return the number of host pages for idle KV: a bounded share of `room` bytes.

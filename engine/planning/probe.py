@@ -1,16 +1,16 @@
 """Measurements of how fast the machine computes a model, in about a second before it is loaded.
 
 Only the first layer and the head are timed, because layers are alike: a pass takes the time of a
-layer for each of them, and the head's.
+layer for each of them, and the head's. Of models with recurrent layers, one of each kind is timed.
 """
 
 import gc
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from threading import Event
 from typing import Any
@@ -25,19 +25,22 @@ from engine.library_call import library_call
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
+from engine.model.recurrent import recurrent_shapes
 from engine.model.reduced import change_text, keep_layers
 from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
 from engine.planning.machine import name_shortage
+from engine.recurrent.states import SequenceState, StatePool
 from engine.spec import TILE
 from engine.streaming.device import Device
 from engine.streaming.pinned import HostBuffer, allocate_pages
 from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_place import config_place
-from engine.weights.family import kv_shape, make_config, text_config
-from engine.weights.formats.linear import best_kernel, linear, stored_tensors
+from engine.weights.family import attention_layers, kv_shape, make_config, text_config
+from engine.weights.formats.joined import sibling_paths
+from engine.weights.formats.linear import Kernel, best_kernel, linear, stored_tensors
 from engine.weights.formats.tensor_cores import compute_dtype
 from engine.weights.layout import Fields, lay_out, round_up
 from engine.weights.outline import Outline, decoder_layers
@@ -50,8 +53,9 @@ CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time atten
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
 RUNS = 3  # of one size: the fastest counts, because other processes use the machine too
 COPIED_BYTES = 128 << 20
-PROBE_WEIGHTS = 16 << 20  # weights of a 4-bit product, or expanded; more are timed by a slice
-GROUP = 32  # weights that share a scale
+PROBE_WEIGHTS = 16 << 20  # weights that are expanded, or in products; more are timed by a slice
+DEVICE_PROBE_WEIGHTS = 128 << 20  # of a product on a GPU, which fewer would not keep busy
+CACHED_BYTES = 128 << 20  # more than a GPU's second-level cache holds
 ROWS_TOGETHER = 256  # rows of a packed weight that may share scales
 _FILL = 0x3C  # every byte of the weights: 0.01 in bfloat16 and float32, 1.06 in float16
 
@@ -83,20 +87,23 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
 
 
 def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
+    # Layers are alike, but for recurrent ones among those with attention.
+    kept = sorted({0, attention_layers(blueprint.config)[0]}) if blueprint.recurrent else [0]
     with torch.inference_mode():
         values = change_text(
-            blueprint.whole_config, lambda own, layers, _: keep_layers(own, [0], layers)
+            blueprint.whole_config, lambda own, layers, _: keep_layers(own, kept, layers)
         )
         whole = make_config(values)
         config = text_config(whole)
         model = build_on_meta(whole, blueprint.dtype, strict=blueprint.strict)
-        outline = Outline(model, blueprint.dtype, None, {}, None)
+        outline = Outline(model, blueprint.dtype, None, {})
         sizes = [layout.nbytes for layout in outline.layouts]
         if (
             max(sizes) > LARGEST_LAYER
             or sum(sizes) + _work_bytes(blueprint, device) > LARGEST_TRIAL
         ):
             return MeasuredPass()
+        states = _new_state(model, blueprint.dtype, device)
         decoder = Decoder(
             model,
             _ConstantWeights(outline, device),
@@ -105,7 +112,22 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
             strict=blueprint.strict,
             tile=FAST_TILE,
         )
-        return _time_passes(decoder, config, blueprint, device)
+        return _time_passes(decoder, config, blueprint, device, states)
+
+
+def _new_state(model: Any, dtype: torch.dtype, device: Device) -> SequenceState:
+    """Return the states of a sequence in the recurrent layers of a model without weights."""
+    pool = StatePool(
+        recurrent_shapes(model),
+        num_states=1,
+        num_stashes=1,
+        stash_rows=TILE,
+        dtype=dtype,
+        device=device.torch_device,
+    )
+    state = pool.open()
+    assert state is not None, "there is room for one"
+    return state
 
 
 def _work_bytes(blueprint: Blueprint, device: Device) -> int:
@@ -119,12 +141,14 @@ def _work_bytes(blueprint: Blueprint, device: Device) -> int:
 
 
 def _time_passes(
-    decoder: Decoder, config: Any, blueprint: Blueprint, device: Device
+    decoder: Decoder, config: Any, blueprint: Blueprint, device: Device, states: SequenceState
 ) -> MeasuredPass:
     # A model with learned positions has none beyond its context.
     longest = min(CONTEXT + ROWS[0], blueprint.context_length) // PAGE * PAGE
     pages = max(longest, ROWS[0]) // PAGE
-    dtype, layers = blueprint.dtype, blueprint.config.num_hidden_layers
+    dtype = blueprint.dtype
+    layers = blueprint.config.num_hidden_layers / config.num_hidden_layers
+    attending = len(attention_layers(blueprint.config)) / max(len(attention_layers(config)), 1)
     pool = PagePool.of_shape(kv_shape(config), pages, dtype, device)
     slots = PageTable(pages=list(range(pages))).slots(device.torch_device)
     times = StepTimes()
@@ -140,9 +164,15 @@ def _time_passes(
             positions=positions,
             mask=None,
             cancelled=Event(),
+            state=states,
         )
         batch = Batch(pool, (segment,), range(rows), decoder.strict)
-        return partial(decoder.forward, [0] * rows, where, batch)
+
+        def run() -> Tensor:
+            states.begin_at(context)
+            return decoder.forward([0] * rows, where, batch)
+
+        return run
 
     if not device.is_asynchronous:  # the threads of this process do the computing
         choose_threads(forward(ROWS[0]), device)
@@ -159,7 +189,7 @@ def _time_passes(
         if rows > pages * PAGE or time.perf_counter() > until:
             break
         times.observe(rows, layers * fastest(forward(rows), device) + of_head)
-    return MeasuredPass(times, layers * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
+    return MeasuredPass(times, attending * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
 
 
 def choose_threads(step: Callable[[], object], device: Device) -> None:
@@ -182,33 +212,75 @@ def choose_threads(step: Callable[[], object], device: Device) -> None:
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
     """Return the times of a draft step, by rows, of 4-bit copies of the target's layers.
 
-    One 4-bit product is timed and scaled to all weights.
+    The products of one layer and of the head are timed as the draft runs them: in its kernel, with
+    layers of the same input joined, and as a graph where the device has graphs.
 
     Args:
         width: the rows of a draft step of one sequence.
     """
+    first, *others = decoder_layers(blueprint.model)
     untyped: Any = blueprint.model
-    layers = decoder_layers(blueprint.model)
-    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
-    linears.append(untyped.get_output_embeddings())
-    shapes = [(m.out_features, m.in_features) for m in linears]
-    out_features, in_features = max(shapes, key=lambda shape: shape[0] * shape[1])
-    out_features = min(out_features, max(PROBE_WEIGHTS // in_features // 64, 1) * 64)
-    here = device.torch_device
-    dtype = compute_dtype(here)
-    spec = (dtype, (out_features, in_features))
-    kernel = best_kernel(shapes, GROUP, here)
-    stored = stored_tensors("weight", spec, GROUP, here, kernel)
-    fields = {name: torch.zeros(shape, dtype=kind) for name, (kind, shape) in stored.items()}
-    times = StepTimes()
+    layer, head = _joined_shapes(first), _joined_shapes(untyped.get_output_embeddings())
+    products = Counter({shape: count * (1 + len(others)) for shape, count in layer.items()}) + head
+    kernel = best_kernel([*layer], blueprint.spec.draft.group, device.torch_device)
+    seconds = dict.fromkeys(sorted({1, width, 8 * width}), 0.0)
     with torch.inference_mode():
-        product = linear(fields, "", here)
-        for rows in sorted({1, width, 8 * width}):
-            inputs = torch.full((rows, in_features), 0.01, dtype=dtype, device=here)
-            seconds = fastest(partial(product, inputs), device)
-            share = sum(a * b for a, b in shapes) / (out_features * in_features)
-            times.observe(rows, share * seconds)
+        for shape, count in products.items():
+            product = _Product(shape, blueprint, device, kernel)
+            for rows in seconds:
+                seconds[rows] += count * product.seconds(rows)
+    times = StepTimes()
+    for rows, total in seconds.items():
+        times.observe(rows, total)
     return times
+
+
+def _joined_shapes(unit: nn.Module) -> Counter[tuple[int, int]]:
+    """Return how many products of each shape (out, in) a draft runs in a unit."""
+    linears = {path: own for path, own in unit.named_modules() if isinstance(own, nn.Linear)}
+    groups = sibling_paths([*linears])
+    joined = {path for group in groups for path in group}
+    alone = [(path,) for path in linears if path not in joined]
+    return Counter(
+        (sum(linears[path].out_features for path in own), linears[own[0]].in_features)
+        for own in [*groups, *alone]
+    )
+
+
+class _Product:
+    """A 4-bit product of a draft, or some rows of its weight, in order to time it."""
+
+    def __init__(
+        self, shape: tuple[int, int], blueprint: Blueprint, device: Device, kernel: Kernel
+    ) -> None:
+        self._device = device
+        here, group = device.torch_device, blueprint.spec.draft.group
+        out_features, self._in_features = shape
+        most = DEVICE_PROBE_WEIGHTS if device.has_own_memory else PROBE_WEIGHTS // 4
+        part = min(out_features, max(most // self._in_features // 64, 1) * 64)
+        self._dtype = compute_dtype(here)
+        spec = (self._dtype, (part, self._in_features))
+        stored = stored_tensors("weight", spec, group, here, kernel)
+        fields = {name: torch.zeros(size, dtype=kind) for name, (kind, size) in stored.items()}
+        nbytes = sum(field.nbytes for field in fields.values())
+        # A draft step reads so many weights that none of them is in a GPU's cache.
+        copies = -(-CACHED_BYTES // nbytes) if device.has_own_memory else 1
+        self._copies = [linear(fields, "", here) for _ in range(copies)]
+        self._share = out_features / part / copies
+
+    def seconds(self, rows: int) -> float:
+        """Return the seconds of the whole product of this number of rows."""
+        size, here = (rows, self._in_features), self._device.torch_device
+        inputs = torch.full(size, 0.01, dtype=self._dtype, device=here)
+
+        def run() -> Tensor:
+            for product in self._copies:
+                result: Tensor = product(inputs)
+            return result
+
+        capture = self._device.capture()
+        step = run if capture is None else capture(run)
+        return self._share * fastest(step, self._device)
 
 
 def expanding_times(blueprint: Blueprint, device: Device) -> dict[str, float]:

@@ -22,7 +22,7 @@ from engine.errors import ModelError
 from engine.kv.page_table import PageTable
 from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
-from engine.model.decoder import PassCancelled
+from engine.model.borrowed import PassCancelled
 from engine.model.segment import Segment
 from engine.runtime.choices import Logits, ensure_closable
 from engine.runtime.load import Loaded
@@ -172,9 +172,12 @@ class Auditor:
             mask=None,
             cancelled=self._preempted,
             is_long=is_long,
+            state=table.state,
         )
         batch = Batch(self._cache.pool, (segment,), range(len(rows)), self._decoder.strict)
-        return self._decoder.forward(sequence.tokens[rows.start : rows.stop], rows, batch)
+        hidden = self._decoder.forward(sequence.tokens[rows.start : rows.stop], rows, batch)
+        self._cache.append_rows(table, range(len(rows)))
+        return hidden
 
     def _matches(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.drafting.tree import DraftTree
 from engine.messages import Generate, ModelInfo, PassStats, ReportProgress
-from engine.model.decoder import PassCancelled
+from engine.model.borrowed import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.choices import Logits
 from engine.runtime.clock import Clock

@@ -44,7 +44,7 @@ from engine.streaming.ring import LayerStream
 from engine.text.detokenize import Detokenizer, TokenBytes
 from engine.text.stop import StopRules
 from engine.timing import PassTimes, StepTimes
-from engine.weights.layout import UnitReader
+from engine.weights.layout import UnitReader, WholeLayers
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +135,10 @@ def _load_as_planned(
     with ExitStack() as stack:
         stack.callback(stream.close)
         decoder = files.make_decoder(stream, on_pass_progress)
-        cache = files.make_kv_cache(plan)
+        cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
-        draft = build(LoadedTarget(files.tensors, reader, stream, decoder, cache))
+        layers = WholeLayers(reader, files.units.layers)
+        draft = build(LoadedTarget(files.tensors, layers, stream, decoder, cache, plan.num_nodes))
         if scheme.coded:  # by the 4-bit copies of the draft
             copies = draft.copies if isinstance(draft, DraftModel) else None
             reader = files.make_coded_reader(copies)
@@ -211,7 +212,7 @@ def _expected_pass_times(
     travels = sum(travelling)
     passes = PassTimes(
         TILE if files.strict else FAST_ROWS,
-        ahead=sum(travelling[: scheme.plan.slots]) / travels if travels else 0.0,
+        ahead=sum(travelling[: scheme.plan.ring_slots]) / travels if travels else 0.0,
         pair_seconds=measured.pair_seconds,
     )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0

@@ -90,6 +90,8 @@ def assemble(
         depths = list(range(num_before)) + [
             num_before + depth for depth in (tree.depths if tree else ())
         ]
+        if turn.num_pending > 1:
+            cache.capture_states(sequence.pages, len(own), end=len(sequence.tokens))
         own_positions = [start + depth for depth in depths]
         slots.append(cache.slots(sequence.pages)[: start + len(own)])
         segments.append(
@@ -102,6 +104,7 @@ def assemble(
                 mask=tree.mask() if tree and len(tree) > 1 else None,
                 cancelled=sequence.cancelled,
                 is_long=sequence.is_long,
+                state=sequence.pages.state,
             )
         )
         entries.append(Entry(sequence, tree, len(tokens), num_before))

@@ -78,6 +78,7 @@ def _batch(decoder: Decoder, cache: KVCache, table: PageTable) -> Batch:
         positions=torch.arange(TILE, device=decoder.device),
         mask=None,
         cancelled=Event(),
+        state=table.state,
     )
     first_layer = ResumableForward(max_layers=1)
     return Batch(cache.pool, (segment,), range(TILE), decoder.strict, resumable=first_layer)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from engine.errors import ModelError, PassFailed, RequestError
 from engine.messages import Failed, Generate, Tokens
-from engine.model.decoder import PassCancelled
+from engine.model.borrowed import PassCancelled
 from engine.runtime.audit import Auditor
 from engine.runtime.load import Loaded
 from engine.runtime.replay import Replays

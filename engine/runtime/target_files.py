@@ -15,12 +15,14 @@ from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
-from engine.model.decoder import Decoder, Weights
+from engine.model.borrowed import Weights
+from engine.model.decoder import Decoder
 from engine.model.ordered import is_ordered_on
 from engine.model.resident import ExpandedWeights, expanded_bytes
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.choice import Scheme
 from engine.planning.plan import Plan
+from engine.recurrent.states import StatePool
 from engine.spec import ModelSpec, Numerics
 from engine.streaming.coded import CodedUnits, Copies, DecodedUnits
 from engine.streaming.device import choose_device
@@ -36,7 +38,7 @@ from engine.weights.generation_config import (
     token_ids,
 )
 from engine.weights.hub import identity_of, resolve, text_digest
-from engine.weights.layout import UnitReader
+from engine.weights.layout import UnitReader, layers_of_units
 from engine.weights.packing import dense_bytes
 from engine.weights.precision import stored_dtype
 
@@ -140,12 +142,15 @@ class TargetFiles(Blueprint):
         Args:
             copies: the 4-bit copies of the draft, by which weights are coded; None: there are none.
         """
-        coded = CodedUnits(self.units, None if copies is None else copies.packed)
+        layers = self.units.layers
+        coded = CodedUnits(self.units, layers, None if copies is None else copies.packed)
         key, limit = f"{self.identity}\n{coded.identity}", self.spec.memory.cache
         packed = open_or_pack(coded, self.spec.id, key, limit, self.progress)
 
+        layer_of = layers_of_units(layers)
+
         def find(index: int) -> Copies:
-            return {} if copies is None else copies.by_unit[index]
+            return {} if copies is None else copies.by_layer[layer_of[index]]
 
         return DecodedUnits(packed, self.units.layouts, find)
 
@@ -156,6 +161,7 @@ class TargetFiles(Blueprint):
             plan.tiers,
             device=self.device,
             slots=max(plan.slots, 1),  # without streamed units no slot is allocated
+            layers=self.units.layers,
             progress=self.progress,
             starts_later=self._coded,
         )
@@ -163,24 +169,44 @@ class TargetFiles(Blueprint):
     def make_decoder(self, stream: LayerStream, on_pass_progress: Callable[[], None]) -> Decoder:
         """Return the decoder, whose layers borrow their weights from `stream`."""
         weights: Weights = stream
-        if expanded_bytes(self.units, self.dtype):
-            weights = ExpandedWeights(stream, self.units, self.device.torch_device, self.dtype)
+        units, layers, device = self.units, self.units.layers, self.device.torch_device
+        if expanded_bytes(units, layers, self.dtype):
+            weights = ExpandedWeights(stream, units, layers, device, self.dtype)
         return Decoder(
             self.model,
             weights,
             self.tensors,
-            device=self.device.torch_device,
+            device=device,
             strict=self.strict,
             tile=FAST_TILE,
-            layers=self.units.layers,
+            layers=layers,
             on_pass_progress=on_pass_progress,
         )
 
-    def make_kv_cache(self, plan: Plan) -> KVCache:
-        """Return the KV cache, with the pages of the plan allocated."""
+    def make_kv_cache(self, plan: Plan, stash_rows: int) -> KVCache:
+        """Return the KV cache, with the pages and states of the plan allocated.
+
+        Args:
+            stash_rows: the most rows of a tree.
+        """
         shape = kv_shape(self.config)
         pool = PagePool.of_shape(shape, plan.num_pages, self.dtype, self.device)
-        return KVCache(pool, prefix_cache=self.spec.prefix_cache, host_pages=plan.host_pages)
+        states = None
+        if self.recurrent:
+            states = StatePool(
+                self.recurrent,
+                num_states=plan.num_states + plan.stored_states,
+                num_stashes=plan.num_states,
+                stash_rows=stash_rows,
+                dtype=self.dtype,
+                device=self.device.torch_device,
+            )
+        return KVCache(
+            pool,
+            prefix_cache=self.spec.prefix_cache,
+            host_pages=plan.host_pages,
+            states=states,
+        )
 
     def link_bits(self, plan: Plan, reader: UnitReader) -> float:
         """Return the bits in which one weight of the streamed units travels; 0 if there are none.

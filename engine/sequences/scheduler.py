@@ -227,6 +227,8 @@ class Scheduler:
             if sequence.is_long != bool(sequence.pages.salt):
                 # It has grown beyond the original length of the rope: its KV has to be recomputed.
                 self._pause(sequence)
+            elif not self.cache.is_usable(sequence.pages):
+                self._pause(sequence)
         self._make_room()
         self._admit()
         return self._plan_turns()

@@ -14,7 +14,7 @@ from engine.weights.coding.cells import Substitute, find_substitute
 from engine.weights.coding.coded import CODE_VERSION
 from engine.weights.coding.units import decode_unit, encode_unit, expected_bytes
 from engine.weights.formats import int4
-from engine.weights.layout import UnitLayout, UnitReader
+from engine.weights.layout import LayerUnits, UnitLayout, UnitReader, layers_of_units
 
 Copies = Mapping[str, Substitute]  # the 4-bit copies of a unit's weights, by name
 
@@ -24,13 +24,17 @@ class CodedUnits(UnitReader):
 
     Args:
         plain: the units.
-        substitutes: their 4-bit copies as the cache has them, one unit for each; None: there are
-            none.
+        layers: the units of each layer.
+        substitutes: the 4-bit copies of the layers and the head as the cache has them, one unit for
+            each; None: there are none.
     """
 
-    def __init__(self, plain: UnitReader, substitutes: PackedUnits | None) -> None:
+    def __init__(
+        self, plain: UnitReader, layers: Sequence[LayerUnits], substitutes: PackedUnits | None
+    ) -> None:
         self.layouts = plain.layouts
         self._plain = plain
+        self._layers = layers_of_units(layers)
         self._substitutes = substitutes
 
     @property
@@ -45,7 +49,7 @@ class CodedUnits(UnitReader):
         copied = [{field.name for field in layout.fields} for layout in substitutes]
 
         def size(index: int) -> int:
-            names = copied[index] if copied else set()
+            names = copied[self._layers[index]] if copied else set()
             return expected_bytes(
                 self.layouts[index], lambda field: field.name + int4.PACKED in names
             )
@@ -62,9 +66,10 @@ class CodedUnits(UnitReader):
     def _copies(self, index: int) -> Copies:
         if self._substitutes is None:
             return {}
-        layout = self._substitutes.layouts[index]
+        layer = self._layers[index]
+        layout = self._substitutes.layouts[layer]
         memory = allocate_pages(layout.nbytes, "substitutes")
-        self._substitutes.read(index, memory)
+        self._substitutes.read(layer, memory)
         fields = layout.views(memory)
         names = [field.name for field in self.layouts[index].fields]
         found = {name: find_substitute(fields, name) for name in names}

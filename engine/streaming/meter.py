@@ -121,12 +121,16 @@ class MovingAverage:
 
 
 def spare_seconds(
-    now: float, due: Sequence[float], later: Sequence[float], compute: float | None
+    now: float,
+    due: Sequence[float],
+    later: Sequence[float],
+    compute: float | None,
+    num_until_free: int = 1,
 ) -> float:
     """Return the seconds of other work that do not delay the pass; 0 if the thread must wait.
 
     There are two bounds. Once all requested units have arrived, the link is idle until a slot is
-    free, that is until the unit in it has been computed. And the pass ends no later only if the
+    free, that is until the units in use have been computed. And the pass ends no later only if the
     computing thread can catch up, which it can if it computes units faster than the link carries
     them.
 
@@ -135,9 +139,10 @@ def spare_seconds(
         due: when the next unit arrives, then the units requested after it.
         later: the link's seconds for each streamed unit of the pass after the next one.
         compute: the thread's own seconds for one of them; None if they are not known yet.
+        num_until_free: units that are computed before a slot is free: those left of a layer.
     """
     if compute is None:
         return max(0.0, due[0] - now)
     made_up = max(0.0, sum(later) - len(later) * compute)
-    link_is_free = max(due[0], due[-1] - compute)
+    link_is_free = max(due[0], due[-1] - num_until_free * compute)
     return max(0.0, min(due[0] + made_up, link_is_free) - now)

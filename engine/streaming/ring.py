@@ -4,9 +4,10 @@
         ...
 
 Units that are not resident are streamed through a ring of slots. When the block of a streamed unit
-ends, its slot is filled with the next streamed unit that has no slot yet; after the last unit of a
-pass these are the first ones of the next pass. The computing thread decides which unit goes into
-which slot, and the device's link fills the slots (`engine.streaming.link`).
+ends, free slots are filled with the next streamed units that have no slot yet; after the last unit
+of a pass these are the first ones of the next pass. The parts of a layer are borrowed together, in
+blocks inside each other (`engine.streaming.slots`). The computing thread decides which unit goes
+into which slot, and the device's link fills the slots (`engine.streaming.link`).
 """
 
 import time
@@ -27,8 +28,9 @@ from engine.streaming.disk import READERS
 from engine.streaming.idle import IdleTimes
 from engine.streaming.link import Arrival, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, spare_seconds
-from engine.streaming.pinned import HostBuffer
-from engine.weights.layout import UnitReader
+from engine.streaming.pinned import HostBuffer, unpin_for_staging
+from engine.streaming.slots import ring_slots, unit_places
+from engine.weights.layout import LayerUnits, UnitReader
 
 COPIERS = 2  # threads that copy host buffers which could not be pinned
 MEASURED_PASSES = 3  # the most passes of `measure_link`; a small model needs no more
@@ -56,7 +58,8 @@ class LayerStream:
 
     Args:
         tiers: where each unit is stored: on the device, in RAM, or on disk.
-        slots: how many device slots, of the largest streamed unit's size, to allocate.
+        slots: one device slot for the units in use, and one for each unit copied ahead of them.
+        layers: the units of each layer; None: no layer has several parts.
         progress: called after each unit that was loaded.
         starts_later: load only resident units; `start` loads and streams the others.
     """
@@ -68,6 +71,7 @@ class LayerStream:
         *,
         device: Device,
         slots: int,
+        layers: Sequence[LayerUnits] | None = None,
         progress: ReportProgress | None = None,
         starts_later: bool = False,
     ) -> None:
@@ -83,7 +87,13 @@ class LayerStream:
         self._loads: deque[_Load] = deque()
         self._next = 0  # the unit that must be requested next
         self._ahead = 0  # the position, among streamed units, of the load to start next
-        self._inside = False  # whether a unit's block runs
+        self._num_borrowed = 0  # units whose blocks run
+        self._layers = layers = layers or ()
+        self._places = unit_places(layers, len(tiers))  # each has its own slots
+        self._free: dict[int, deque[Slot]] = {place: deque() for place in set(self._places)}
+        # For the parts of a layer: how many of them are borrowed before any is given back.
+        parts = {unit: layer.parts for layer in layers for unit in layer.parts}
+        self._num_left = [parts[u].stop - u if u in parts else 1 for u in range(len(tiers))]
         self._idle = IdleTimes(device.moment)
         self._callback_seconds = 0.0
         self._units = 0
@@ -100,10 +110,8 @@ class LayerStream:
     def start(self, reader: UnitReader, progress: ReportProgress | None = None) -> None:
         """Load the units of the ram tier and begin to stream, after a constructor that did not.
 
-        Raises `ModelError` as the constructor does.
-
-        Args:
-            reader: of the same units as that of the constructor; here they may be coded.
+        `reader` has the same units as that of the constructor, which may be coded here. Raises
+        `ModelError` as the constructor does.
         """
         assert self._opened is not None and not self._loads, "it has begun, or was closed"
         self._travelling = reader.layouts
@@ -118,20 +126,24 @@ class LayerStream:
         if staged:  # after the reads that happen only once
             reader.prepare(staged)
         readers = READERS if staged else 0
-        copiers = COPIERS if self._unpin_for_staging() else 0
+        copiers = COPIERS if unpin_for_staging(self._host_buffers.values()) else 0
         link = self._device.open_link(
             reader, self._meters, num_readers=readers, staged=staged, num_copiers=copiers
         )
         stack.enter_context(closing(link))
-        size = max((self._layouts[unit].nbytes for unit in self._ring), default=0)
-        for _ in range(min(self._slots, len(self._ring))):
-            self._start(link.slot(size))
+        sizes = [layout.nbytes for layout in self._layouts]
+        slots = ring_slots(sizes, self._layers, set(self._ring), self._slots)
+        for place, kind in slots.items():
+            needed = sum(self._places[unit] == place for unit in self._ring)
+            self._free[place] += [link.slot(kind.nbytes) for _ in range(min(kind.count, needed))]
+        self._fill()
 
     @contextmanager
     def unit(self, index: int, on_wait: OnWait | None = None) -> Iterator[dict[str, Tensor]]:
         """Give the tensors of unit `index` by name; they are valid inside the block.
 
-        Units must be requested in order. While the weights are being copied, `on_wait` is called
+        Units must be requested in order, and parts of a layer inside the block of the one before.
+        While the weights are being copied, `on_wait` is called
         with the seconds that it may use without slowing the pass down, or with 0 if these are not
         known. It is called again while it returns True and time is left. The end of the block frees
         the slot, without waiting for the device.
@@ -139,8 +151,9 @@ class LayerStream:
         Raises `ModelError` if the unit could not be read. Then call `seek` before the next unit.
         """
         assert self._opened is not None, f"unit {index} was requested after close"
-        assert self._loads or not self._ring, f"unit {index} was requested before start"
-        assert not self._inside, f"unit {index} was requested inside another unit's block"
+        assert not self._num_borrowed or self._places[index], (
+            f"unit {index} was requested inside another unit's block"
+        )
         assert index == self._next, (
             f"unit {index} was requested, but unit {self._next} is next: request units in order, "
             "and call seek after a pass that ended early"
@@ -148,18 +161,20 @@ class LayerStream:
         load = None if self.is_resident(index) else self._loads[0]
         if load is not None:
             self._await(load, on_wait)
+            self._loads.popleft()
         memory = self._resident[index] if load is None else load.slot.memory
         self._next = (index + 1) % len(self._tiers)
         self._units += 1
-        self._inside = True
+        self._num_borrowed += 1
         try:
             yield self._views_in(memory, index)
         finally:
-            self._inside = False
+            self._num_borrowed -= 1
             if load is not None and self._opened is not None:
-                self._loads.popleft()
                 load.slot.release()
-                self._start(load.slot)
+                self._free[self._places[index]].append(load.slot)
+                if not self._num_borrowed:
+                    self._fill()
 
     def seek(self, index: int = 0) -> None:
         """Continue with unit `index` after a cancelled or failed pass.
@@ -168,7 +183,7 @@ class LayerStream:
         until no transfer writes into them any more.
         """
         assert self._opened is not None, "seek after close"
-        assert not self._inside, "seek inside a unit's block"
+        assert not self._num_borrowed, "seek inside a unit's block"
         assert 0 <= index < len(self._tiers), f"no unit {index}"
         self._next = index
         self._idle.end_pass()
@@ -179,11 +194,10 @@ class LayerStream:
         while kept and (kept[0].position != wanted or kept[0].failed):
             kept.popleft()
         dropped = len(self._loads) - len(kept)
-        freed = self._drop([self._loads.popleft() for _ in range(dropped)])
+        self._drop([self._loads.popleft() for _ in range(dropped)])
         if not self._loads:
             self._ahead = wanted
-        for slot in freed:
-            self._start(slot)
+        self._fill()
 
     def is_resident(self, index: int) -> bool:
         """Return whether the unit stays on the device, so that its tensors never change."""
@@ -252,6 +266,7 @@ class LayerStream:
         self._views.clear()
         self._resident.clear()
         self._host_buffers.clear()
+        self._free.clear()
 
     def _views_in(self, memory: Tensor, index: int) -> dict[str, Tensor]:
         """Return the tensors of a unit in a slot. They are created once and used in all passes."""
@@ -298,7 +313,8 @@ class LayerStream:
                 free[meter] = max(now, began + self._transfer_seconds(requested.unit))
             due.append(free[meter])
         later = [self._transfer_seconds(unit) for unit in self._ring[load.position + 1 :]]
-        return spare_seconds(now, due, later, self._idle.compute_seconds)
+        num_left = self._num_left[load.unit]
+        return spare_seconds(now, due, later, self._idle.compute_seconds, num_left)
 
     def _transfer_seconds(self, unit: int) -> float:
         """Return the expected seconds of a unit's transfer; 0 before the first transfer."""
@@ -318,6 +334,11 @@ class LayerStream:
                 "disk and the model's files."
             ) from error
 
+    def _fill(self) -> None:
+        """Start to fill free slots with the next streamed units that have no slot, in order."""
+        while self._ring and (free := self._free[self._places[self._ring[self._ahead]]]):
+            self._start(free.popleft())
+
     def _start(self, slot: Slot) -> None:
         """Start to fill a free slot with the next streamed unit that has no slot."""
         position = self._ahead
@@ -331,14 +352,14 @@ class LayerStream:
         )
         self._loads.append(_Load(position, unit, slot, arrival, requested_at))
 
-    def _drop(self, loads: Sequence[_Load]) -> list[Slot]:
-        """Cancel loads, and return their slots when no transfer writes into them any more."""
+    def _drop(self, loads: Sequence[_Load]) -> None:
+        """Cancel loads, and free their slots when no transfer writes into them any more."""
         for load in loads:
             load.arrival.cancel()
         for load in loads:
             with suppress(Exception):  # no pass needs a cancelled load, so its error is dropped
                 load.arrival.result()
-        return [load.slot for load in loads]
+            self._free[self._places[load.unit]].append(load.slot)
 
     def _load_units(
         self,
@@ -364,29 +385,16 @@ class LayerStream:
             closing(open_link(staged=[])) as waiting,
         ):
             for unit, tier in enumerate(self._tiers):
-                if tier not in tiers:
-                    continue
-                if tier == "resident":
+                if tier == "resident" and tier in tiers:
                     slot = staged.slot(self._layouts[unit].nbytes)
                     self._resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
-                elif tier == "ram":
+                elif tier == "ram" and tier in tiers:
                     self._host_buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
                     stack.callback(self._host_buffers[unit].unpin)
             for done, (unit, arrival) in enumerate(arrivals.items(), 1):
                 self._wait(arrival, unit)
                 if progress is not None:
                     progress("weights", done, len(arrivals))
-
-    def _unpin_for_staging(self) -> bool:
-        """Return whether some host buffers could not be pinned.
-
-        If so, unpin another one, so that the staging buffers can be pinned.
-        """
-        pinned = [buffer for buffer in self._host_buffers.values() if buffer.is_pinned]
-        refused = len(pinned) < len(self._host_buffers)
-        if refused and pinned:
-            pinned[-1].unpin()
-        return refused
 
     def _units_in(self, tier: Tier) -> list[int]:
         return [unit for unit, own in enumerate(self._tiers) if own == tier]

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.errors import ModelError, shown
 from engine.files import read_bytes, read_object
-from engine.text.sentencepiece_file import MODEL_FILES, sentencepiece_files
+from engine.text.sentencepiece_file import FAIRSEQ_FILE, MODEL_FILES, sentencepiece_files
 from engine.text.tekken import TEKKEN_FILE, tekken_files
 from engine.text.tokenizer_files import CONFIG_FILE, FAST_FILE, LARGEST_VOCABULARY
 from engine.weights.config_place import CONFIG_NAME
@@ -20,6 +20,8 @@ ADDED_FILE = "added_tokens.json"
 TEMPLATE_FILE, OLD_TEMPLATE_FILE = "chat_template.jinja", "chat_template.json"
 _OTHER_VOCABULARIES = ("vocab.json", "vocab.txt")  # which transformers reads
 _MADE = "tokenizer_class", "add_bos_token", "add_eos_token", "added_tokens_decoder"
+_WITHOUT_BOS = ("T5Tokenizer", "T5TokenizerFast")  # classes whose texts have no beginning token
+_MOST_GAP = 1 << 12  # ids between the last token of a vocabulary and one that is added
 
 Json = dict[str, Any]
 
@@ -47,7 +49,14 @@ def add_missing_files(files: Path, folder: Path) -> str:
         return FAST_FILE
     own_files = (TEKKEN_FILE, *MODEL_FILES)
     name = next((name for name in own_files if (files / name).exists()), "")
-    if not name or any((files / other).exists() for other in _OTHER_VOCABULARIES):
+    if any((files / other).exists() for other in _OTHER_VOCABULARIES):
+        return ""
+    if not name:
+        if (files / FAIRSEQ_FILE).exists():
+            raise ModelError(
+                f"{folder / FAIRSEQ_FILE}: not read: models with this file have other ids than it. "
+                f"Use a checkpoint of the model that has a {FAST_FILE}"
+            )
         return ""
     tokenizer, own = _made_of(name, files, folder, config)
     _add_tokens(tokenizer, files, folder, config)
@@ -62,7 +71,8 @@ def _made_of(name: str, files: Path, folder: Path, config: Json) -> tuple[Json, 
     if name == TEKKEN_FILE:
         return tekken_files(read_object(files / name, LARGEST_VOCABULARY), folder / name)
     raw = read_bytes(files / name, LARGEST_VOCABULARY)
-    flags: Json = {key: config[key] for key in ("add_bos_token", "add_eos_token") if key in config}
+    flags: Json = {"add_bos_token": False} if config.get("tokenizer_class") in _WITHOUT_BOS else {}
+    flags |= {key: config[key] for key in ("add_bos_token", "add_eos_token") if key in config}
     family = str(_object(files / CONFIG_NAME).get("model_type", ""))
     made = sentencepiece_files(raw, folder / name, family, flags)
     return made.tokenizer, made.config
@@ -70,7 +80,9 @@ def _made_of(name: str, files: Path, folder: Path, config: Json) -> tuple[Json, 
 
 def _add_tokens(tokenizer: Json, files: Path, folder: Path, config: Json) -> None:
     """Add the tokens that other files add to the vocabulary, with the ids that they have there."""
-    vocabulary = tokenizer["model"]["vocab"]
+    scored = tokenizer["model"]["vocab"]  # by id with scores, or by text
+    is_list = isinstance(scored, list)
+    vocabulary = {text: index for index, (text, _) in enumerate(scored)} if is_list else scored
     texts = {index: text for text, index in vocabulary.items()}
     listed = {entry["id"]: entry for entry in tokenizer["added_tokens"]}
     for where, index, entry in _added(files, config):
@@ -89,6 +101,16 @@ def _add_tokens(tokenizer: Json, files: Path, folder: Path, config: Json) -> Non
         flags = {key: bool(entry.get(key, False)) for key in _FLAGS}
         listed[index] = {"id": index, "content": text, **flags}
     tokenizer["added_tokens"] = [listed[index] for index in sorted(listed)]
+    if is_list:
+        last = max(texts)
+        if last - len(scored) > len(listed) + _MOST_GAP:
+            raise ModelError(
+                f"{folder}: the added token {shown(texts[last])} has the id {last}, and the "
+                f"vocabulary {len(scored)} tokens. Give the files of one model"
+            )
+        lowest = min(score for _, score in scored)
+        missing = range(len(scored), last + 1)  # an id without a text gets one that never occurs
+        scored += [(texts.get(index, f"\uffff{index}"), lowest) for index in missing]
 
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

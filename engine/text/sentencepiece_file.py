@@ -1,22 +1,26 @@
 """The files tokenizer.json and tokenizer_config.json for a sentencepiece model (tokenizer.model).
 
 The vocabulary becomes the metadata that a GGUF file has of such models, of which
-`engine.weights.gguf_tokenizer` makes the files. Only models of byte pairs that leave the text as it
-is are read, as those of Llama 2, Mistral and Gemma: others would give other ids than the model was
-trained on.
+`engine.weights.gguf_tokenizer` makes the files. Two kinds are read: models of likely tokens
+(unigram), and models of byte pairs that leave the text as it is, as those of Llama 2, Mistral and
+Gemma. Others would give other ids than the model was trained on.
 
 Source: src/sentencepiece_model.proto of sentencepiece, and the wire format of protocol buffers.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, shown
+from engine.weights.gguf_charsmap import charsmap_fault
 from engine.weights.gguf_tokenizer import TokenizerFiles, make_tokenizer
 
-MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+MODEL_FILES = ("tokenizer.model", "spiece.model")
+# Its families (XGLM, NLLB, XLM-R) have other ids than the file, which this server does not know.
+FAIRSEQ_FILE = "sentencepiece.bpe.model"
 MOST_FIELDS = 1 << 20  # of a message: the model has one for each piece of its vocabulary
 # Fields of the messages, by their numbers.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -24,7 +28,7 @@ _TEXT, _SCORE, _TYPE = 1, 2, 3  # of a piece
 _MODEL_TYPE, _TREAT_AS_SUFFIX = 3, 24  # of the trainer
 _IDS = {"unknown": (40, 0), "bos": (41, 1), "eos": (42, 2), "padding": (43, -1)}  # with defaults
 _CHARSMAP, _DUMMY_PREFIX, _EXTRA_WHITESPACE, _ESCAPE = 2, 3, 4, 5  # of the normalizer
-_BYTE_PAIRS = 2  # the type of models that is read
+_UNIGRAM, _BYTE_PAIRS = 1, 2  # the types of models that are read
 _KINDS = {1: "unigram", 2: "byte pairs", 3: "words", 4: "characters"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _REMEDY = "Use a checkpoint of the model that has a tokenizer.json"
@@ -54,15 +58,20 @@ def sentencepiece_files(
         pieces = [_Message(piece) for piece in message.messages(_PIECES)]
         trainer, normalizer = message.message(_TRAINER), message.message(_NORMALIZER)
         _check(trainer, normalizer, path)
+        is_unigram = trainer.number(_MODEL_TYPE, _UNIGRAM) == _UNIGRAM
         metadata: dict[str, Any] = {
+            "tokenizer.ggml.add_bos_token": True,
             **{f"tokenizer.ggml.{flag}": value for flag, value in flags.items()},
             "general.architecture": model_type,
-            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.model": "t5" if is_unigram else "llama",
             "tokenizer.ggml.tokens": [piece.bytes(_TEXT).decode() for piece in pieces],
-            "tokenizer.ggml.scores": [piece.float(_SCORE) for piece in pieces],
+            "tokenizer.ggml.scores": [_score(piece, index) for index, piece in enumerate(pieces)],
             "tokenizer.ggml.token_type": [piece.number(_TYPE, 1) for piece in pieces],
             "tokenizer.ggml.add_space_prefix": bool(normalizer.number(_DUMMY_PREFIX, 1)),
+            "tokenizer.ggml.remove_extra_whitespaces": _trims(normalizer),
         }
+        if charsmap := normalizer.bytes(_CHARSMAP):
+            metadata["tokenizer.ggml.precompiled_charsmap"] = list(charsmap)
         for name, (field, default) in _IDS.items():
             value = trainer.number(field, default)
             if 0 <= value < len(pieces):
@@ -80,21 +89,34 @@ def _is_tiktoken(raw: bytes) -> bool:
 
 def _check(trainer: "_Message", normalizer: "_Message", path: Path) -> None:
     """Raise `ModelError` for rules that are not read."""
-    kind = trainer.number(_MODEL_TYPE, 1)
+    kind, charsmap = trainer.number(_MODEL_TYPE, _UNIGRAM), normalizer.bytes(_CHARSMAP)
     found = ""
-    if kind != _BYTE_PAIRS:
+    if kind not in (_UNIGRAM, _BYTE_PAIRS):
         found = f"its type is {_KINDS.get(kind, kind)}"
-    elif normalizer.bytes(_CHARSMAP):
+    elif kind == _BYTE_PAIRS and charsmap:
         found = "its normalizer replaces characters (precompiled_charsmap)"
-    elif normalizer.number(_EXTRA_WHITESPACE, 1):
+    elif kind == _BYTE_PAIRS and _trims(normalizer):
         found = "its normalizer removes blanks (remove_extra_whitespaces)"
     elif not normalizer.number(_ESCAPE, 1) or trainer.number(_TREAT_AS_SUFFIX, 0):
         found = "it does not write a blank as the first character of a word"
+    elif charsmap and (fault := charsmap_fault(charsmap)) is not None:
+        found = f"its table of replaced characters (precompiled_charsmap) is damaged: {fault}"
     if found:
         raise ModelError(
-            f"{path}: this sentencepiece model is not read: {found}, and only byte pairs of the "
-            f"unchanged text are. {_REMEDY}"
+            f"{path}: this sentencepiece model is not read: {found}. Models of likely tokens "
+            f"(unigram), and of byte pairs of the unchanged text, are read. {_REMEDY}"
         )
+
+
+def _trims(normalizer: "_Message") -> bool:
+    return bool(normalizer.number(_EXTRA_WHITESPACE, 1))
+
+
+def _score(piece: "_Message", index: int) -> float:
+    score = piece.float(_SCORE)
+    if not math.isfinite(score):
+        raise ValueError(f"piece {index} has the score {score}")
+    return score
 
 
 class _Message:

@@ -7,7 +7,7 @@ chunks, in ascending order. Chunks lie at fixed positions, so they may be comput
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,9 @@ from engine.triton_kernels.compiler import can_run
 
 CHUNK = 512  # positions
 LANES = 16  # of a program, as in `attention_kernel`
+# Sums of weighted values that are held at a time, of all rows, heads and chunks: they limit the
+# memory of long contexts. More rows are computed one part after another.
+MAX_SUMS = 1 << 26
 _EVERYTHING = 2**31 - 1  # the reach of a row that sees all earlier positions
 
 
@@ -53,6 +56,11 @@ class Paths:
         if self.is_chunk:
             return self.least // self.reach * self.reach
         return max(self.least - self.reach + 1, 0)
+
+    def select(self, rows: slice) -> "Paths":
+        """Return the keys that some of the rows see."""
+        own = None if self.own is None else self.own[rows]
+        return replace(self, positions=self.positions[rows], own=own)
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,13 @@ def attend(
     rows, heads, _ = query.shape
     value_dim = shapes[1][1]
     chunks = range(paths.first_seen() // CHUNK, -(-paths.end // CHUNK))
+    at_once = max(MAX_SUMS // (len(chunks) * heads * value_dim), 1)
+    if at_once < rows:
+        options: Any = {"scaling": scaling, "softcap": softcap, "sinks": sinks}
+        parts = [slice(first, first + at_once) for first in range(0, rows, at_once)]
+        return torch.cat(
+            [attend(query[part], memory, shapes, paths.select(part), **options) for part in parts]
+        )
     tops, totals = query.new_empty(2, len(chunks), rows, heads, dtype=torch.float32)
     sums = query.new_empty(len(chunks), rows, heads, value_dim, dtype=torch.float32)
     state, out = (tops, totals, sums), torch.empty_like(sums[0])

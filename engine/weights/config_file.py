@@ -27,6 +27,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "num_attention_heads": (1, 1 << 12),
     "num_key_value_heads": (1, 1 << 12),
     "head_dim": (0, 1 << 14),
+    "kv_lora_rank": (0, 1 << 14),
     "vocab_size": (1, 1 << 24),
     "max_position_embeddings": (1, 1 << 40),
     "original_max_position_embeddings": (1, 1 << 40),
@@ -34,6 +35,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "num_local_experts": (0, 1 << 14),
     "n_routed_experts": (0, 1 << 14),
     "num_experts_per_tok": (0, 1 << 14),
+    "top_k_experts": (0, 1 << 14),
     "num_labels": (0, 1 << 16),
     "sliding_window": (0, 1 << 40),
 }

@@ -3,8 +3,8 @@
 Of a model that takes images or audio, the language part is served: its configuration is
 `text_config(config)`, while `config` is that of the whole model.
 
-Draft trees need attention in every layer: a layer with a recurrent state (linear attention,
-convolution) has one state per sequence and not one per branch. Such families are refused by name.
+Layers with a recurrent state (linear attention, convolution) have no keys and values, or have them
+beside their state (`engine.recurrent`). Layers that no draft tree can use are refused by name.
 """
 
 import dataclasses
@@ -32,49 +32,68 @@ from engine.printable_logs import make_printable
 from engine.spec import RopeSpec
 from engine.weights.config_file import check_modelopt, read_config_values, whole
 from engine.weights.config_place import CONFIG_NAME, ConfigError, ConfigPlace, config_place
+from engine.weights.experts import chosen_experts
 
 # Warnings of transformers quote values of config.json.
 make_printable(logging.getLogger("transformers").handlers, "[transformers] %(message)s")
 
-# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py and
-# test_structures.py).
+# Each has an exactness test of its own (tests/engine/runtime/test_exactness.py, test_structures.py,
+# test_hybrids.py and test_latent.py).
 TESTED = frozenset(
     {
+        "bamba",
+        "deepseek_v2",
+        "deepseek_v3",
+        "falcon_h1",
         "gemma2",
         "gemma3_text",
         "gemma3n_text",
         "gemma4_text",
+        "glm4_moe_lite",
         "gpt_oss",
         "granite",
+        "granitemoehybrid",
+        "kimi_linear",
+        "lfm2",
         "llama",
         "llama4_text",
         "mimo_v2_flash",
+        "minicpm3",
         "mistral",
         "mixtral",
+        "nemotron_h",
+        "olmo_hybrid",
         "phi3",
         "qwen2",
         "qwen3",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
         "qwen3_moe",
+        "qwen3_next",
+        "youtu",
     }
 )
-# In these families a layer adds the experts' output to the residual and does nothing after it: no
-# norm of the output, no scale, no shared expert. So experts may be added when the rest is done.
-EXPERTS_LAST = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
 # The library lists these among models that write text.
 _CLASSIFIERS = frozenset({"shieldgemma2"})
 AS_WRITTEN = RopeSpec()  # positions as config.json has them
-# Kinds of layers in `layer_types`. Layers without attention have no keys and values.
-ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-_WITHOUT_ATTENTION = frozenset({"mlp", "moe"})
-_STATE = "their state belongs to one sequence and cannot be branched into a draft tree"
+# Kinds of layers in `layer_types`. Layers without attention have no keys and values; hybrid ones
+# have both attention and a recurrent state.
+ATTENTION_LAYERS = frozenset(
+    {
+        "attention",  # as transformers 5.17 writes it
+        "full_attention",
+        "sliding_attention",
+        "chunked_attention",
+        "hybrid",
+        "hybrid_sliding",
+    }
+)
+RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding"})
+_WITHOUT_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "mlp", "moe"})
+_STATE = "this server does not know where they keep their state"
 _COMPRESSED = "they keep several tokens as one in their cache, which draft trees cannot use"
 _REFUSED_LAYERS = {
-    "linear_attention": _STATE,
-    "conv": _STATE,
-    "mamba": _STATE,
     "recurrent": _STATE,
-    "hybrid": _STATE,
-    "hybrid_sliding": _STATE,
     "indexed_attention": (
         "each row selects the tokens that it attends to by an index, which the KV cache does not "
         "have"
@@ -96,17 +115,21 @@ class KVShape:
         num_kv_heads: the heads of each layer; the fewest, if layers differ.
         head_dim: the width of a head; the largest, if keys, values or layers differ.
         width: the values of all heads of one layer, the most of any, if they differ; else None.
+        is_latent: whether a layer has one latent vector for all heads, which is the beginning of
+            its key and all of its value (latent attention).
     """
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
     width: int | None = None
+    is_latent: bool = False
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Return the bytes of one token's keys and values in all layers."""
         width = self.width or self.num_kv_heads * self.head_dim
-        return 2 * self.num_layers * width * dtype.itemsize
+        parts = 1 if self.is_latent else 2
+        return parts * self.num_layers * width * dtype.itemsize
 
 
 def read_config(folder: Path, rope: RopeSpec = AS_WRITTEN) -> Any:
@@ -251,11 +274,9 @@ def _check_numbers(config: Any, where: ConfigPlace) -> None:
             f"({where.name('num_attention_heads')})",
         )
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
+    key, chosen = chosen_experts(config)
     if experts and not 1 <= (chosen or 0) <= experts:
-        raise where.error(
-            "num_experts_per_tok", f": {shown(chosen)} of {experts} experts cannot be chosen"
-        )
+        raise where.error(key, f": {shown(chosen)} of {experts} experts cannot be chosen")
 
 
 def check_family(config: Any) -> None:
@@ -264,8 +285,9 @@ def check_family(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError("model_type", f" {name!r} is an encoder-decoder, not a decoder")
     config = text_config(config)
-    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS - _WITHOUT_ATTENTION
-    if not kinds and _has_state(config):
+    named = set(getattr(config, "layer_types", None) or ())
+    kinds = named - ATTENTION_LAYERS - _WITHOUT_ATTENTION
+    if not named and _has_state(config):
         kinds = {"recurrent"}
     for kind in sorted(kinds):
         reason = _REFUSED_LAYERS.get(kind, "this server does not know them")
@@ -273,6 +295,11 @@ def check_family(config: Any) -> None:
             "model_type",
             f" {name!r} has {shown(kind)} layers: {reason}. Use a model with attention over all "
             "tokens, a window or chunks",
+        )
+    if not attention_layers(config):
+        raise ConfigError(
+            "model_type",
+            f" {name!r} has no layer with attention: not supported. Use a model with some",
         )
     if getattr(config, "cross_attention_layers", None):
         raise ConfigError(
@@ -303,9 +330,26 @@ def is_mixture(config: Any) -> bool:
     return any(getattr(config, n, None) for n in ("num_local_experts", "num_experts"))
 
 
+def attention_layers(config: Any) -> list[int]:
+    """Return the numbers of the layers with attention, in order."""
+    config = text_config(config)
+    count = getattr(config, "num_hidden_layers", 0)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return list(range(count))
+    return [index for index in range(count) if kinds[index] in ATTENTION_LAYERS]
+
+
+def has_recurrent_layers(config: Any) -> bool:
+    """Return whether some layers have a recurrent state."""
+    kinds = getattr(text_config(config), "layer_types", None) or ()
+    return not RECURRENT_LAYERS.isdisjoint(kinds)
+
+
 def kv_shape(config: Any) -> KVShape:
     """Return the shape of one token's keys and values."""
     config = text_config(config)
+    attending = attention_layers(config)
     count = config.num_hidden_layers
     layers = [config] * count
     if getattr(config, "is_heterogeneous", False):
@@ -314,25 +358,26 @@ def kv_shape(config: Any) -> KVShape:
     in_window = _WINDOW_KV_HEADS.get(config.model_type, 1)
     shapes = {
         (heads * in_window if kind == "sliding_attention" else heads, width)
-        for kind, layer in zip(kinds, layers, strict=True)
+        for kind, layer in ((kinds[index], layers[index]) for index in attending or [0])
         for heads, width in _layer_shapes(layer)
     }
     return KVShape(
         # The last layers use the keys and values of an earlier layer of their kind.
-        num_layers=count - (getattr(config, "num_kv_shared_layers", None) or 0),
+        num_layers=len(attending) - (getattr(config, "num_kv_shared_layers", None) or 0),
         num_kv_heads=min(heads for heads, _ in shapes),
         head_dim=max(width for _, width in shapes),
         width=max(heads * width for heads, width in shapes) if len(shapes) > 1 else None,
+        is_latent=bool(getattr(config, "kv_lora_rank", None)),
     )
 
 
 def _layer_shapes(config: Any) -> Iterator[tuple[int, int]]:
     """Yield heads and width of a head, of a layer's keys and of its values."""
+    if rank := getattr(config, "kv_lora_rank", None):  # one vector for all heads
+        yield 1, rank + config.qk_rope_head_dim
+        return
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if getattr(config, "kv_lora_rank", None):  # the library makes keys and values of all heads
-        width = config.qk_nope_head_dim + config.qk_rope_head_dim
-    else:
-        heads = getattr(config, "num_key_value_heads", None) or heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
     yield heads, width
     yield heads, getattr(config, "v_head_dim", None) or width

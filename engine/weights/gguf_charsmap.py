@@ -6,9 +6,13 @@ library follows the trie without checking it, and would panic over a text in a r
 Source: Builder::DecodePrecompiledCharsMap of sentencepiece and darts.h of darts-clone.
 """
 
+import base64
 import struct
+from typing import Any
 
 _VALUE = 1 << 31  # marks a unit that is a place in the texts
+_END = "\r\n"  # of a line
+_HAS_VALUE = 1 << 8  # marks a unit whose text ends there
 
 
 def charsmap_fault(raw: bytes) -> str | None:
@@ -33,6 +37,36 @@ def charsmap_fault(raw: bytes) -> str | None:
         if (index ^ _offset(unit)) | 0xFF >= len(units):  # of any byte that may follow
             return f"unit {index} of its trie leads out of it"
     return None
+
+
+def charsmap_normalizers(raw: bytes) -> list[dict[str, Any]]:
+    """Return the normalizers of a tokenizer.json for a table that has no fault.
+
+    The library takes the two characters of an end of line for one, and would replace both by what
+    the first becomes.
+    """
+    encoded = base64.b64encode(raw).decode()
+    found: dict[str, Any] = {"type": "Precompiled", "precompiled_charsmap": encoded}
+    end = "".join(_replaced(raw, char) for char in _END)
+    before = {"type": "Replace", "pattern": {"String": _END}, "content": end}
+    return [found] if end == _END else [before, found]
+
+
+def _replaced(raw: bytes, char: str) -> str:
+    """Return what a table makes of a character: itself if the table does not have it."""
+    (size,) = struct.unpack_from("<I", raw)
+    units = struct.unpack_from(f"<{size // 4}I", raw, 4)
+    node, unit = _offset(units[0]), 0
+    for byte in char.encode():
+        node ^= byte
+        unit = units[node]
+        if unit & (_VALUE | 0xFF) != byte:
+            return char
+        node ^= _offset(unit)
+    if not unit & _HAS_VALUE:
+        return char
+    place = 4 + size + (units[node] & ~_VALUE)
+    return raw[place:].partition(b"\0")[0].decode()
 
 
 def _offset(unit: int) -> int:

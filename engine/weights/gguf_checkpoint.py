@@ -15,7 +15,7 @@ from engine.weights.open_file import OpenFile
 from engine.weights.safetensors import Checkpoint, StoredTensor
 from engine.weights.shards import read_link
 
-OF_HEAD = re.compile(r"(\.norms)\.\d+$")  # the norm of a head, which is a row of a matrix
+_OF_LIST = re.compile(r"\.\d+(?=\.\w+$)")  # the number of a module in a list, in a name
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -45,9 +45,12 @@ class GgufCheckpoint(Checkpoint):
     def stored_name(self, name: str) -> str:
         """Return the name in the file of a tensor of the model."""
         parts = ARCHITECTURES[self.metadata["general.architecture"]].names.items()
-        whole, _, suffix = name.rpartition(".")
-        begin, _, rest = whole.removeprefix("model.layers.").partition(".")
-        rest = OF_HEAD.sub(r"\1", rest)
+        begin, _, rest = name.removeprefix("model.layers.").partition(".")
+        for own, target in parts:
+            if "." in own and rest == target:
+                return f"blk.{begin}.{own}"
+        rest, whole = (_OF_LIST.sub(".*", text).rpartition(".")[0] for text in (rest, name))
+        suffix = name.rpartition(".")[2]
         found = [f"blk.{begin}.{part}" for part, target in parts if target == rest]
         found += [own for own, target in OUTSIDE.items() if target == whole]
         return f"{found[0]}.{suffix}" if found else name

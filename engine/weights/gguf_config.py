@@ -11,8 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.errors import ModelError, shown
+from engine.weights.gguf_gemma import (
+    GEMMA3N_PARTS,
+    GEMMA4_EXPERTS,
+    INPUTS_OF_LAYERS,
+    gemma2_values,
+    gemma3_values,
+    gemma3n_values,
+    gemma4_values,
+)
 from engine.weights.gguf_keys import EMBEDDING, EPSILONS, FAMILY
-from engine.weights.gguf_model import Model, Values, head_dim
+from engine.weights.gguf_model import Model, Values, expert_values, head_dim, window
 from engine.weights.gguf_rope import rope_parameters
 
 METHOD = "gguf"  # the quant_method of the config.json that is made here
@@ -40,12 +49,17 @@ OUTSIDE: Mapping[str, str] = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+    "altup_proj": "model.altup_projections.*",
+    "altup_unembd_proj": "model.altup_unembed_projections.*",
 }
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 # StableLM has a norm for each head, which are the rows of one matrix in the file.
 _NORMS_OF_HEADS = {
-    "attn_q_norm": "self_attn.q_layernorm.norms",
-    "attn_k_norm": "self_attn.k_layernorm.norms",
+    "attn_q_norm": "self_attn.q_layernorm.norms.*",
+    "attn_k_norm": "self_attn.k_layernorm.norms.*",
 }
 _ROUTED = {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.gate"}
 _FOUR_NORMS = {
@@ -55,6 +69,8 @@ _FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+# Parts of the keys and values, which a layer lacks that uses those of another.
+_SHARED = frozenset({"attn_k", "attn_v", "attn_k_norm"})
 
 
 @dataclass(frozen=True)
@@ -62,25 +78,29 @@ class Architecture:
     """How a family of llama.cpp is read.
 
     Args:
-        names: the paths of the parts of a layer in transformers, by their names in the file.
+        names: the paths of the parts of a layer in transformers, by their names in the file. A
+            name with its suffix stands for a tensor whose path in transformers has none. A path
+            that ends with `*` stands for the parts of a list, which the file has in one tensor.
         configure: returns the family's own values of config.json.
         permutes: whether the rows of q and k are permuted.
         adds_one: whether the norms hold one more than in transformers.
+        experts: the path of the experts of a layer in transformers.
         has_turned_experts: whether transformers keeps experts transposed, with the columns of
             their gate and up parts in turn.
-        bare: a path that has no suffix `.weight` in transformers.
-    epsilon: the key of config.json for the epsilon of the norms.
-    optional: parts that the layers of some models lack.
+        epsilon: the key of config.json for the epsilon of the norms.
+        optional: parts that the layers of some models lack, all of them or none.
+        irregular: parts that only some layers of a model have.
     """
 
     names: Mapping[str, str]
     configure: Callable[[Model], Values]
     permutes: bool = False
     adds_one: bool = False
+    experts: str = "mlp.experts"
     has_turned_experts: bool = False
-    bare: str = "-"
     epsilon: str = "rms_norm_eps"
     optional: frozenset[str] = frozenset()
+    irregular: frozenset[str] = frozenset()
 
 
 def make_config(model: Model) -> Values:
@@ -91,17 +111,11 @@ def make_config(model: Model) -> Values:
             f"{model.path}: has no matrix token_embd.weight: it is not a whole language model. "
             "Give the file of the model itself"
         )
-    heads = model.integer("attention.head_count")
-    values = {
+    own = family.configure(model)
+    values: Values = {key: make(model) for key, make in _COMMON.items() if key not in own}
+    values |= {
         "vocab_size": embedding.shape[0],
-        "hidden_size": model.integer("embedding_length"),
-        "num_hidden_layers": model.integer("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": model.integer("attention.head_count_kv", heads),
-        "head_dim": head_dim(model),
-        "max_position_embeddings": model.integer("context_length"),
         family.epsilon: model.number(EPSILONS[family.epsilon]),
-        "rope_parameters": rope_parameters(model),
         "tie_word_embeddings": "output.weight" not in model.tensors,
         "quantization_config": {
             "quant_method": METHOD,
@@ -112,9 +126,25 @@ def make_config(model: Model) -> Values:
     for name, key in _TOKENS.items():
         id_ = model.metadata.get(f"tokenizer.ggml.{key}")
         values[name] = id_ if type(id_) is int and id_ < embedding.shape[0] else None
-    if model.value("feed_forward_length") is not None:
+    if "intermediate_size" not in own and model.value("feed_forward_length") is not None:
         values["intermediate_size"] = model.integer("feed_forward_length")
-    return values | family.configure(model)
+    return values | own
+
+
+def _key_heads(model: Model) -> int:
+    return model.integer("attention.head_count_kv", model.integer("attention.head_count"))
+
+
+# Values that most families have from the same metadata.
+_COMMON: Mapping[str, Callable[[Model], object]] = {
+    "hidden_size": lambda model: model.integer("embedding_length"),
+    "num_hidden_layers": lambda model: model.integer("block_count"),
+    "num_attention_heads": lambda model: model.integer("attention.head_count"),
+    "num_key_value_heads": _key_heads,
+    "head_dim": head_dim,
+    "max_position_embeddings": lambda model: model.integer("context_length"),
+    "rope_parameters": rope_parameters,
+}
 
 
 def _block_types(model: Model) -> dict[str, str]:
@@ -167,21 +197,14 @@ def _biases(model: Model) -> Values:
     }
 
 
-def _experts(model: Model, key: str) -> Values:
-    return {
-        key: model.integer("expert_count"),
-        "num_experts_per_tok": model.integer("expert_used_count"),
-    }
-
-
 def _llama(model: Model) -> Values:
     """Return the values of llama, or of mixtral or mistral, which have the same architecture."""
-    window = model.integer("attention.sliding_window", 0) or None
+    slides = model.integer("attention.sliding_window", 0) or None
     if model.integer("expert_count", 0):
-        own = _experts(model, "num_local_experts")
-        return {"model_type": "mixtral", "sliding_window": window, **own}
-    if window is not None:
-        return {"model_type": "mistral", "sliding_window": window}
+        own = expert_values(model, "num_local_experts")
+        return {"model_type": "mixtral", "sliding_window": slides, **own}
+    if slides is not None:
+        return {"model_type": "mistral", "sliding_window": slides}
     return {"model_type": "llama", **_biases(model)}
 
 
@@ -196,64 +219,15 @@ def _qwen3_moe(model: Model) -> Values:
         "norm_topk_prob": True,  # in all files: llama.cpp computes it so
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
-        **_experts(model, "num_experts"),
-    }
-
-
-def _scalar(model: Model, layers_of_27b: int) -> int:
-    """Return Gemma's query_pre_attn_scalar, which differs from the head's width in 27 B models."""
-    if model.integer("block_count") == layers_of_27b:
-        return model.integer("embedding_length") // model.integer("attention.head_count")
-    return head_dim(model)
-
-
-def _window(model: Model, default: int | None = None) -> int:
-    """Return the tokens that some layers attend to."""
-    if not (window := model.integer("attention.sliding_window", default)):
-        raise model.wrong("attention.sliding_window", "at least 1")
-    return window
-
-
-def _layer_types(model: Model, period: int) -> list[str]:
-    """Return the kinds of attention of the layers: one of every `period` attends to all tokens."""
-    key, layers = "attention.sliding_window_pattern", model.integer("block_count")
-    slides = model.metadata.get(f"{model.architecture}.{key}")
-    if not isinstance(slides, list):
-        period = model.integer(key, period) or 1
-        slides = [bool((layer + 1) % period) for layer in range(min(layers, 1024))]
-    elif len(slides) != layers or not all(isinstance(slide, bool) for slide in slides):
-        raise model.wrong(key, f"a list of {layers} values, true or false,")
-    return ["sliding_attention" if slide else "full_attention" for slide in slides]
-
-
-def _gemma2(model: Model) -> Values:
-    return {
-        "model_type": "gemma2",
-        "query_pre_attn_scalar": _scalar(model, 46),
-        "sliding_window": _window(model, 4096),
-        "attn_logit_softcapping": model.number("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": model.number("final_logit_softcapping", 30.0),
-    }
-
-
-def _gemma3(model: Model) -> Values:
-    local = {"rope_type": "default", "rope_theta": model.number("rope.freq_base_swa", 10000.0)}
-    return {
-        "model_type": "gemma3_text",
-        "query_pre_attn_scalar": _scalar(model, 62),
-        "sliding_window": _window(model),
-        "layer_types": _layer_types(model, period=6),
-        "final_logit_softcapping": model.number("final_logit_softcapping", 0.0) or None,
-        "rope_parameters": {"full_attention": rope_parameters(model), "sliding_attention": local},
+        **expert_values(model, "num_experts"),
     }
 
 
 def _phi3(model: Model) -> Values:
-    window = model.integer("attention.sliding_window", 0) or None
     original = model.integer("rope.scaling.original_context_length", 0)
     return {
         "model_type": "phi3",
-        "sliding_window": window,
+        "sliding_window": model.integer("attention.sliding_window", 0) or None,
         "original_max_position_embeddings": original or model.integer("context_length"),
         **_turned_part(model),
     }
@@ -296,9 +270,9 @@ def _gpt_oss(model: Model) -> Values:
     return {
         "model_type": "gpt_oss",
         "intermediate_size": size,
-        "sliding_window": _window(model),
+        "sliding_window": window(model),
         "rope_parameters": rope | ({"truncate": False} if rope["rope_type"] == "yarn" else {}),
-        **_experts(model, "num_local_experts"),
+        **expert_values(model, "num_local_experts"),
     }
 
 
@@ -308,8 +282,26 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3": Architecture({**_ATTENTION, **_HEAD_NORMS, **_MLP}, _qwen3),
     "qwen3moe": Architecture({**_ROUTED, **_HEAD_NORMS}, _qwen3_moe),
     "gemma": Architecture({**_ATTENTION, **_MLP}, lambda _: {"model_type": "gemma"}, adds_one=True),
-    "gemma2": Architecture(_FOUR_NORMS, _gemma2, adds_one=True),
-    "gemma3": Architecture({**_FOUR_NORMS, **_HEAD_NORMS}, _gemma3, adds_one=True),
+    "gemma2": Architecture(_FOUR_NORMS, gemma2_values, adds_one=True),
+    "gemma3": Architecture({**_FOUR_NORMS, **_HEAD_NORMS}, gemma3_values, adds_one=True),
+    "gemma3n": Architecture(
+        {**_FOUR_NORMS, **_HEAD_NORMS, **INPUTS_OF_LAYERS, **GEMMA3N_PARTS},
+        gemma3n_values,
+        irregular=_SHARED,
+    ),
+    "gemma4": Architecture(
+        {
+            **_FOUR_NORMS,
+            **_HEAD_NORMS,
+            **INPUTS_OF_LAYERS,
+            **GEMMA4_EXPERTS,
+            "layer_output_scale.weight": "layer_scalar",
+        },
+        gemma4_values,
+        experts="experts",
+        optional=frozenset({*INPUTS_OF_LAYERS, *GEMMA4_EXPERTS}),
+        irregular=_SHARED,
+    ),
     "phi3": Architecture(
         {
             "attn_norm": "input_layernorm",
@@ -337,12 +329,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt-oss": Architecture(
         {
             **_ATTENTION,
-            "attn_sinks": "self_attn.sinks",
+            "attn_sinks.weight": "self_attn.sinks",
             "post_attention_norm": "post_attention_layernorm",
             "ffn_gate_inp": "mlp.router",
         },
         _gpt_oss,
         has_turned_experts=True,
-        bare="self_attn.sinks",
     ),
 }

@@ -28,6 +28,8 @@ _OWN: Mapping[str, str] = {
     "max_position_embeddings": "context_length",
     **EPSILONS,
     "sliding_window": "attention.sliding_window",
+    "num_kv_shared_layers": "attention.shared_kv_layers",
+    "hidden_size_per_layer_input": "embedding_length_per_layer_input",
     "layer_types": "attention.sliding_window_pattern",
     "query_pre_attn_scalar": "attention.key_length",
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -47,6 +49,23 @@ _OWN: Mapping[str, str] = {
     "beta_slow": "rope.scaling.yarn_beta_slow",
     "attention_factor": "rope.scaling.attn_factor",
 }
+# Of families that have other metadata for the same keys, or more.
+_BY_FAMILY: Mapping[str, Mapping[str, str]] = {
+    "gemma3n": {
+        "activation_sparsity_pattern": "activation_sparsity_scale",
+        "altup_num_inputs": "altup.num_inputs",
+        "altup_active_idx": "altup.active_idx",
+    },
+    "gemma4": {
+        "head_dim": "attention.key_length_swa",
+        "global_head_dim": "attention.key_length",
+        "num_global_key_value_heads": "attention.head_count_kv",
+        "use_double_wide_mlp": "feed_forward_length",
+        "enable_moe_block": "expert_count",
+        "top_k_experts": "expert_used_count",
+        "rope_parameters.full_attention.rope_theta": "rope.freq_base",
+    },
+}
 # The names of other keys and of tensors, which are the same in all families.
 _WHOLE: Mapping[str, str] = {
     "model_type": "general.architecture",
@@ -60,6 +79,9 @@ _WHOLE: Mapping[str, str] = {
     "use_qkv_bias": "blk.0.attn_q.bias",
     "qk_layernorm": "blk.0.attn_q_norm.weight",
     "use_parallel_residual": "blk.0.ffn_norm.weight",
+    "vocab_size_per_layer_input": "per_layer_token_embd.weight",
+    "laurel_rank": "blk.0.laurel_l.weight",
+    "attention_k_eq_v": "attn_v.weight of the layers without a window",
     "short_factor": "rope_factors_short.weight",
     "long_factor": "rope_factors_long.weight",
 }
@@ -67,4 +89,5 @@ _WHOLE: Mapping[str, str] = {
 
 def metadata_names(architecture: str) -> dict[str, str]:
     """Return the names in the file by the key of config.json, for this `general.architecture`."""
-    return {key: f"{architecture}.{name}" for key, name in _OWN.items()} | dict(_WHOLE)
+    own = {**_OWN, **_BY_FAMILY.get(architecture, {})}
+    return {key: f"{architecture}.{name}" for key, name in own.items()} | dict(_WHOLE)

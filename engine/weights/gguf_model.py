@@ -94,3 +94,18 @@ def head_dim(model: Model) -> int:
     if heads < 1:
         raise model.wrong("attention.head_count", "at least 1")
     return model.integer("embedding_length") // heads
+
+
+def expert_values(model: Model, key: str) -> Values:
+    """Return the values of config.json for the number of experts, which is named `key` there."""
+    return {
+        key: model.integer("expert_count"),
+        "num_experts_per_tok": model.integer("expert_used_count"),
+    }
+
+
+def window(model: Model, default: int | None = None) -> int:
+    """Return the number of tokens that some layers attend to."""
+    if not (found := model.integer("attention.sliding_window", default)):
+        raise model.wrong("attention.sliding_window", "at least 1")
+    return found

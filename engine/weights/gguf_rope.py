@@ -11,6 +11,7 @@ ROPE_TABLES = frozenset(
 LARGEST_TABLE = 1 << 12  # values
 # Families whose heads may be rotated in part.
 _PARTIAL = frozenset({"phi3", "stablelm", "nemotron"})
+_NEVER = 1e20  # a factor with which no frequency rotates anything within any context
 _TOLERANCE = 1e-5  # of factors that were computed in float32
 
 
@@ -30,6 +31,30 @@ def rope_parameters(model: Model) -> Values:
     if "rope_freqs.weight" in model.tables:
         return base | _factors(model, theta, turned)
     return base | _scaling(model)
+
+
+def proportional_rope(model: Model) -> Values:
+    """Return the parameters of a rope that rotates the first frequencies of a head and no others.
+
+    In the file, the frequencies that are not rotated have so large a factor that they are 0.
+    """
+    size, name = head_dim(model), "rope_freqs.weight"
+    factors, theta = list(model.tables.get(name, ())), model.number("rope.freq_base")
+    turned = factors.count(1.0)
+    is_known = factors[:turned] == [1.0] * turned and min(factors[turned:], default=1e30) >= _NEVER
+    if not turned or 2 * len(factors) != size or not is_known:
+        raise ModelError(
+            f"{model.path}: {name}: {size // 2} values are expected, 1 for the frequencies that "
+            f"are rotated and at least {_NEVER:g} for the others"
+        )
+    if theta <= 0:
+        raise model.wrong("rope.freq_base", "a number above 0")
+    if model.integer("rope.dimension_count", size) != size:
+        raise model.wrong("rope.dimension_count", f"the width of a head ({size})")
+    if _scaling(model)["rope_type"] != "default":
+        raise model.wrong("rope.scaling.type", "none")
+    part = _part(2 * turned, size)
+    return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": part}
 
 
 def _part(turned: int, size: int) -> float:

@@ -15,7 +15,7 @@ from engine.weights.gguf_model import Model, Values
 
 log = logging.getLogger(__name__)
 
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias|scale)")
 _TOKENS = "tokenizer.ggml.tokens"
 _REMEDY = "Metadata and tensors are not of one model: download the file again, or use another"
 
@@ -39,10 +39,18 @@ _COUNT, _EXPERT = (
     _of("moe_intermediate_size|intermediate_size"),
 )
 
+# Of the inputs that each layer has of its own.
+_INPUT = _of("hidden_size_per_layer_input")
+_INPUTS = _of("num_hidden_layers", "hidden_size_per_layer_input")
+_STREAMS, _RANK = _of("altup_num_inputs"), _of("laurel_rank")
+
 _OUTSIDE: Mapping[str, _Shape] = {
     EMBEDDING: (_ROWS, _HIDDEN),
     "output.weight": (_ROWS, _HIDDEN),
     "output_norm.weight": (_HIDDEN,),
+    "per_layer_token_embd.weight": (_of("vocab_size_per_layer_input"), _INPUTS),
+    "per_layer_model_proj.weight": (_INPUTS, _HIDDEN),
+    "per_layer_proj_norm.weight": (_INPUT,),
 }
 # Of the weights of a layer: outputs, then inputs. A bias has the outputs alone.
 _SHAPES: Mapping[str, _Shape] = {
@@ -64,8 +72,26 @@ _SHAPES: Mapping[str, _Shape] = {
     "ffn_gate_inp": (_COUNT, _HIDDEN),
     "ffn_gate_exps": (_COUNT, _EXPERT, _HIDDEN),
     "ffn_up_exps": (_COUNT, _EXPERT, _HIDDEN),
+    "ffn_gate_up_exps": (_COUNT, _EXPERT + _EXPERT, _HIDDEN),
     "ffn_down_exps": (_COUNT, _HIDDEN, _EXPERT),
+    "post_ffw_norm_1": (_HIDDEN,),
+    "post_ffw_norm_2": (_HIDDEN,),
+    "pre_ffw_norm_2": (_HIDDEN,),
+    "inp_gate": (_INPUT, _HIDDEN),
+    "proj": (_HIDDEN, _INPUT),
+    "post_norm": (_HIDDEN,),
+    "layer_output_scale": (((),),),
+    "altup_correct_coef": (_STREAMS, _STREAMS),
+    "altup_correct_scale": (_HIDDEN,),
+    "altup_predict_coef": (_of("altup_num_inputs", "altup_num_inputs"), _STREAMS),
+    "altup_router": (_STREAMS, _HIDDEN),
+    "altup_router_norm": (_HIDDEN,),
+    "laurel_l": (_RANK, _HIDDEN),
+    "laurel_r": (_HIDDEN, _RANK),
+    "laurel_post_norm": (_HIDDEN,),
 }
+# Of vectors beside the weights of a layer.
+_SCALES: Mapping[str, _Shape] = {"ffn_gate_inp": (_HIDDEN,), "ffn_down_exps": (_COUNT,)}
 # One norm for each head.
 _OF_HEADS: Mapping[str, _Shape] = {"attn_q_norm": (_HEADS, _HEAD), "attn_k_norm": (_PAIRS, _HEAD)}
 # The gate and up parts of one tensor.
@@ -84,23 +110,62 @@ def check_tensors(model: Model, values: Values) -> None:
     family = ARCHITECTURES[model.architecture]
     _check_layers(model, values["num_hidden_layers"], sorted(_needed(model, family)))
     shapes = {**_SHAPES, **_BOTH} if "attn_qkv" in family.names else _SHAPES
-    if "attn_q_norm" in family.optional:
+    if family.names.get("attn_q_norm", "").endswith("*"):
         shapes = {**_SHAPES, **_OF_HEADS}
     for name, info in model.tensors.items():
         layer = _LAYER.fullmatch(name)
-        wanted = _OUTSIDE.get(name) if layer is None else shapes.get(layer[2])
-        if wanted is None:
+        wanted, held = _OUTSIDE.get(name), values
+        if layer is not None:
+            number, part, suffix = layer.groups()
+            wanted = (_SCALES if suffix == "scale" else shapes).get(part)
+            wanted, held = _in_layer(wanted, values, int(number))
+            if wanted is not None and suffix == "bias":
+                wanted = wanted[:-1] if len(wanted) > 1 else wanted
+        if wanted is None or not _is_known(wanted, held):
             continue
-        if layer is not None and layer[3] == "bias":
-            wanted = wanted[:-1] if len(wanted) > 1 else wanted
-        sizes = [_size(dimension, values) for dimension in wanted]
+        sizes = [_size(dimension, held) for dimension in wanted]
         if list(info.shape) != sizes:
-            said = ", ".join(dict.fromkeys(_said(wanted, info.shape, model, values)))
+            said = ", ".join(dict.fromkeys(_said(wanted, info.shape, model, held)))
             raise ModelError(
                 f"{model.path}: {name} has shape {list(info.shape)}, but {sizes} is expected by "
                 f"{said}. {_REMEDY}"
             )
     _check_vocabulary(model)
+
+
+def _is_known(wanted: _Shape, values: Values) -> bool:
+    """Return whether there is a value for each dimension, which other families' parts lack."""
+    keys = (key for dimension in wanted for product in dimension for key in product)
+    return all(any(name in values for name in key.split("|")) for key in keys)
+
+
+def _in_layer(wanted: _Shape | None, values: Values, layer: int) -> tuple[_Shape | None, Values]:
+    """Return the shape of a part in this layer, and the values that hold there.
+
+    Layers may have MLPs of different widths. In Gemma 4, the heads of the layers without a window
+    have other sizes, and the MLPs of the layers that share keys and values may be twice as wide.
+    """
+    widths = values.get("intermediate_size")
+    if isinstance(widths, list):
+        return wanted, {**values, "intermediate_size": widths[layer]}
+    if wanted is None or "global_head_dim" not in values:
+        return wanted, values
+    if values["layer_types"][layer] == "full_attention":
+        own = {key: name for key, name in _GLOBAL.items() if name in values}
+        wanted = tuple(
+            tuple(tuple(own.get(key, key) for key in product) for product in dimension)
+            for dimension in wanted
+        )
+    is_shared = layer >= values["num_hidden_layers"] - values["num_kv_shared_layers"]
+    if values["use_double_wide_mlp"] and is_shared:
+        wanted = tuple(_WIDTH + _WIDTH if size == _WIDTH else size for size in wanted)
+    return wanted, values
+
+
+_GLOBAL = {
+    "head_dim": "global_head_dim",
+    "num_key_value_heads": "num_global_key_value_heads",
+}
 
 
 def _check_vocabulary(model: Model) -> None:
@@ -136,7 +201,7 @@ def _check_layers(model: Model, count: int, needed: list[str]) -> None:
             f"{model.path}: {model.architecture}.block_count: {count} layers, but the file has "
             f"tensors {held}. {_REMEDY}"
         )
-    wanted = [f"blk.{index}.{part}.weight" for index in range(count) for part in needed]
+    wanted = [f"blk.{index}.{name}" for index in range(count) for name in needed]
     for name in ("output_norm.weight", *wanted):
         if name not in model.tensors:
             raise ModelError(
@@ -146,15 +211,23 @@ def _check_layers(model: Model, count: int, needed: list[str]) -> None:
 
 
 def _needed(model: Model, family: Architecture) -> set[str]:
-    """Return the parts that each layer of a family has."""
+    """Return the names of the tensors that each layer of a family has."""
     parts = {
         part
         for part in family.names
-        if part not in family.optional or f"blk.0.{part}.weight" in model.tensors
+        if part not in family.irregular
+        and (part not in family.optional or f"blk.0.{_named_tensor(part)}" in model.tensors)
     }
     if not model.integer("expert_count", 0):
-        return parts - {"ffn_gate_inp"}
-    return (parts - DENSE_MLP | EXPERTS) if "ffn_gate_inp" in parts else parts
+        parts -= {"ffn_gate_inp"}
+    elif "ffn_gate_inp" in parts and "ffn_gate_inp" not in family.optional:
+        parts = parts - DENSE_MLP | EXPERTS
+    return {_named_tensor(part) for part in parts}
+
+
+def _named_tensor(part: str) -> str:
+    """Return the name in a layer of the tensor of a part, which may have its suffix already."""
+    return part if "." in part else f"{part}.weight"
 
 
 def _value(key: str, values: Values) -> int:

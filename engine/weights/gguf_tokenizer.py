@@ -3,7 +3,6 @@
 Source: src/llama-vocab.cpp of llama.cpp, and the tokenizer.json of the models that it names.
 """
 
-import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, shown
-from engine.weights.gguf_charsmap import charsmap_fault
+from engine.weights.gguf_charsmap import charsmap_fault, charsmap_normalizers
 from engine.weights.gguf_file import Metadata
 from engine.weights.gguf_splits import SPLITS, Split
 
@@ -28,10 +27,24 @@ _ENDS = frozenset(
         "<|im_end|>",
         "<|end|>",
         "<end_of_turn>",
+        "<turn|>",
+        "<|tool_response>",  # after which the result of a call is expected
         "<|endoftext|>",
         "<|end_of_text|>",
         "<|return|>",
         "<|call|>",
+    }
+)
+# Special tokens of Gemma 4 that the converter marks as text, so that llama.cpp prints them.
+_PRINTED = frozenset(
+    {
+        "<|channel>",
+        "<channel|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
     }
 )
 _HARMONY_ENDS = frozenset({"<|return|>", "<|call|>"})  # there, <|end|> only ends a part
@@ -54,14 +67,14 @@ def make_tokenizer(path: Path, metadata: Metadata) -> TokenizerFiles:
     match vocabulary.key("model"):
         case "gpt2":
             tokenizer, adds_bos = _byte_level(vocabulary)
-        case "llama":
+        case "llama" | "gemma4":
             tokenizer, adds_bos = _sentencepiece(vocabulary)
         case "t5":
             tokenizer, adds_bos = _unigram(vocabulary), False
         case other:
             raise ModelError(
-                f"{path}: tokenizer.ggml.model {shown(other)} is not read; gpt2, llama and t5 are. "
-                "Use the safetensors checkpoint that the file was made of"
+                f"{path}: tokenizer.ggml.model {shown(other)} is not read; gpt2, llama, gemma4 and "
+                "t5 are. Use the safetensors checkpoint that the file was made of"
             )
     special = {f"{name}_token": vocabulary.token(key) for name, key in _SPECIAL.items()}
     bos = special["bos_token"] if vocabulary.flag("add_bos_token", adds_bos) else None
@@ -109,6 +122,9 @@ class _Vocabulary:
         self.is_gemma = str(metadata.get("general.architecture", "")).startswith("gemma")
         if self.is_gemma:  # its tokens of several spaces are written with spaces
             self.tokens = ["▁" * len(t) if t and not t.strip(" ") else t for t in self.tokens]
+        if self.key("model") == "gemma4":
+            pairs = zip(self.tokens, self.kinds, strict=True)
+            self.kinds = [_CONTROL if token in _PRINTED else kind for token, kind in pairs]
         self.ids: dict[str, int] = {}
         for index, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
             if kind != _UNUSED or not _PADDING.fullmatch(token):
@@ -184,8 +200,8 @@ class _Vocabulary:
             raise self._wrong("unknown_token_id", f"an id below {len(self.tokens)}")
         return self.kinds.index(_UNKNOWN)
 
-    def charsmap(self) -> str | None:
-        """Return the table of replaced characters in base64; None if the file has none."""
+    def charsmap(self) -> bytes | None:
+        """Return the table of replaced characters; None if the file has none."""
         value = self.key("precompiled_charsmap")
         if value is None:
             return None
@@ -195,7 +211,7 @@ class _Vocabulary:
         raw = bytes(item & 255 for item in items)
         if (fault := charsmap_fault(raw)) is not None:
             raise self._wrong("precompiled_charsmap", f"a table of characters ({fault})")
-        return base64.b64encode(raw).decode()
+        return raw
 
     def added_tokens(self) -> list[Json]:
         """Return the tokens that are found in a text before it is split."""
@@ -299,9 +315,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Json, bool]:
 
 def _unigram(vocabulary: _Vocabulary) -> Json:
     """Return the parts of a tokenizer that finds the most likely tokens, as T5's does."""
-    changes: list[Json] = []
-    if (charsmap := vocabulary.charsmap()) is not None:
-        changes.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    charsmap = vocabulary.charsmap()
+    changes: list[Json] = [] if charsmap is None else charsmap_normalizers(charsmap)
     if vocabulary.flag("remove_extra_whitespaces", False):
         for pattern, content in ((r"\A +| +\z", ""), (" {2,}", " ")):
             changes.append({"type": "Replace", "pattern": {"Regex": pattern}, "content": content})

@@ -5,7 +5,7 @@ in RAM, in a device slot, and in a packed file on disk, so a unit is moved by on
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,20 +53,30 @@ class UnitLayout:
 
 @dataclass(frozen=True)
 class LayerUnits:
-    """The consecutive units of one layer: a unit, then slices of its experts, if it is sliced."""
+    """The consecutive units of one layer: its parts, then slices of its experts, if it is sliced.
 
-    first: int  # the unit that holds all but the sliced experts
+    The layer uses its parts together: each is borrowed when the layer first reads one of its
+    tensors, and all are returned when the layer ends. Slices are borrowed one after another.
+    """
+
+    first: int
     experts: str = ""  # path of the sliced experts inside the layer: "mlp.experts"
-    slices: tuple[range, ...] = ()  # the experts in each of the units that follow the first
+    slices: tuple[range, ...] = ()  # the experts in each of the units that follow the parts
+    num_parts: int = 1  # units that together hold all but the sliced experts
+
+    @property
+    def parts(self) -> range:
+        """The indices of the units that the layer uses together."""
+        return range(self.first, self.first + self.num_parts)
 
     @property
     def units(self) -> range:
         """The indices of the layer's units."""
-        return range(self.first, self.first + 1 + len(self.slices))
+        return range(self.first, self.parts.stop + len(self.slices))
 
 
 def whole_layers(num_layers: int) -> tuple[LayerUnits, ...]:
-    """Return layers of one unit each, for a model whose layers are not sliced."""
+    """Return layers of one unit each, for a model whose layers are not divided."""
     return tuple(LayerUnits(index) for index in range(num_layers))
 
 
@@ -134,6 +144,49 @@ class UnitReader:
         buffer.zero_()  # the checksum includes the gaps between fields
         self.read(index, buffer)
         return layout, buffer[: layout.nbytes]
+
+
+class WholeLayers(UnitReader):
+    """A reader of units that are whole layers, and the head, from a reader of their units."""
+
+    def __init__(self, reader: UnitReader, layers: Sequence[LayerUnits]) -> None:
+        self._reader = reader
+        self.units = groups_of_units(layers)
+        self.layouts = join_layouts(reader.layouts, layers)
+
+    def read(self, index: int, buffer: Tensor) -> None:
+        """Fill `buffer` with a layer, or with the head, unit by unit."""
+        offset = 0
+        for unit in self.units[index]:
+            nbytes = self._reader.layouts[unit].nbytes
+            self._reader.read(unit, buffer[offset : offset + nbytes])
+            offset += nbytes
+
+
+def groups_of_units(layers: Sequence[LayerUnits]) -> list[range]:
+    """Return the units of each layer, then the unit of the head."""
+    head = layers[-1].units.stop
+    return [*(layer.units for layer in layers), range(head, head + 1)]
+
+
+def layers_of_units(layers: Sequence[LayerUnits]) -> list[int]:
+    """Return the number of each unit's layer; that of the head is the number of layers."""
+    return [layer for layer, own in enumerate(groups_of_units(layers)) for _ in own]
+
+
+def join_layouts(units: Sequence[UnitLayout], layers: Sequence[LayerUnits]) -> list[UnitLayout]:
+    """Return the layouts of whole layers, whose units follow each other, and of the head."""
+    return [_join([units[index] for index in own]) for own in groups_of_units(layers)]
+
+
+def _join(units: Sequence[UnitLayout]) -> UnitLayout:
+    """Return the layout of several units, each at its place after the ones before it."""
+    fields: list[Field] = []
+    nbytes = 0
+    for unit in units:
+        fields += [replace(field, offset=nbytes + field.offset) for field in unit.fields]
+        nbytes += unit.nbytes
+    return UnitLayout(units[0].name, tuple(fields), nbytes)
 
 
 def lay_out(name: str, tensors: Mapping[str, TensorSpec]) -> UnitLayout:

@@ -67,7 +67,7 @@ def find_sources(
             continue
         if target not in wanted:
             if not _is_zero_bias(stored_name, source):
-                unexpected[name] = file
+                unexpected[stored_name] = file
         elif pattern is not None:
             groups[target][pattern].append(source)
         elif target in sources:
@@ -303,8 +303,8 @@ def _refuse_unexpected(
     names = [name for name in files if not any(re.search(pattern, name) for pattern in patterns)]
     if names:
         raise ModelError(
-            f"{files[names[0]]}: unexpected tensor {names[0]}{_and_more(names)}: the model has no "
-            f"place for it. {checkpoint.remedy}"
+            f"{files[names[0]]}: unexpected tensor {checkpoint.stored_name(names[0])}"
+            f"{_and_more(names)}: the model has no place for it. {checkpoint.remedy}"
         )
 
 

@@ -1,7 +1,7 @@
 """The units of a model, as its configuration alone determines them, without a checkpoint.
 
-Each decoder layer is one unit, or several if it is large and has fused experts. The head is the
-last unit.
+Each decoder layer is one unit, or several if it is large: groups of its tensors, or slices of its
+fused experts. The head is the last unit.
 """
 
 import re
@@ -60,8 +60,10 @@ class Outline:
     """The tensors and the layout of each unit of a model.
 
     A layer of more than `slice_bytes` that has fused experts becomes several units: the layer
-    without them, then slices of whole experts, each of at most `slice_bytes` or one expert. These
-    are sizes of dense weights, so that a model has the same units whether they are packed or not.
+    without them, then slices of whole experts, each of at most `slice_bytes` or one expert. Another
+    layer of more than `part_bytes` becomes several parts: groups of its tensors, each of at most
+    `part_bytes` or little more than the largest tensor. These are sizes of dense weights, so that a
+    model has the same units whether they are packed or not.
 
     Args:
         model: the empty model on the `meta` device, with the layers of transformers.
@@ -71,6 +73,7 @@ class Outline:
         stored: the fields of the tensors that the checkpoint stores packed and that stay packed, by
             their names in the model. `quantize` has precedence over other packings.
         slice_bytes: the largest layer that is not sliced; None: no layer is sliced.
+        part_bytes: the largest layer that is not divided into parts; None: no layer is.
     """
 
     def __init__(
@@ -79,7 +82,8 @@ class Outline:
         dtype: torch.dtype,
         quantize: str | None,
         stored: Mapping[str, Fields],
-        slice_bytes: int | None,
+        slice_bytes: int | None = None,
+        part_bytes: int | None = None,
     ) -> None:
         self.wanted = wanted_tensors(model, dtype)
         self.layouts: list[UnitLayout] = []
@@ -91,7 +95,7 @@ class Outline:
         layers, (head, head_module) = unit_modules(model)
         for name, module in layers:
             parts = self._parts(name, module, linear_weights(module))
-            self._add_layer(name, module, parts, slice_bytes)
+            self._add_layer(name, module, parts, slice_bytes, part_bytes)
         self._add_unit(head, self._parts(head, head_module, frozenset()))
 
     @property
@@ -116,15 +120,24 @@ class Outline:
         return parts
 
     def _add_layer(
-        self, name: str, layer: nn.Module, parts: Sequence[Part], slice_bytes: int | None
+        self,
+        name: str,
+        layer: nn.Module,
+        parts: list[Part],
+        slice_bytes: int | None,
+        part_bytes: int | None,
     ) -> None:
-        """Add the units of a layer: one, or several if its experts are sliced."""
+        """Add the units of a layer: one, or several if it is divided or its experts are sliced."""
         first = len(self.layouts)
         path = fused_experts(layer)
         size = _dense_bytes(parts)
         if slice_bytes is None or path is None or size <= slice_bytes:
-            self._add_unit(name, parts)
-            self.layers.append(LayerUnits(first))
+            groups = [parts]
+            if part_bytes is not None and size > part_bytes:
+                groups = _groups(layer, parts, part_bytes)
+            for group in groups:
+                self._add_unit(name, group)
+            self.layers.append(LayerUnits(first, num_parts=len(groups)))
             return
         experts = [part for part in parts if part.field.startswith(f"{path}.")]
         self._add_unit(name, [part for part in parts if part not in experts])
@@ -157,6 +170,26 @@ def _lay_out(name: str, parts: Sequence[Part]) -> UnitLayout:
 
 def _dense_bytes(parts: Sequence[Part]) -> int:
     return _lay_out("", [part.dense() for part in parts]).nbytes
+
+
+def _groups(layer: nn.Module, parts: Sequence[Part], part_bytes: int) -> list[list[Part]]:
+    """Return the tensors of a layer in groups of at most `part_bytes`, in their order.
+
+    A group may have little more than the layer's largest tensor. All buffers and vectors are in the
+    first group, because norms and biases are needed early and are small.
+    """
+    matrices = {name for name, parameter in layer.named_parameters() if parameter.dim() > 1}
+    large = [part for part in parts if part.field in matrices]
+    first = [part for part in parts if part.field not in matrices]
+    if not large:
+        return [first]
+    most = max(part_bytes, max(_dense_bytes([*first, part]) for part in large))
+    groups = [first]
+    for part in large:
+        if _dense_bytes([*groups[-1], part]) > most:
+            groups.append([])
+        groups[-1].append(part)
+    return groups
 
 
 def _slices(parts: Sequence[Part], slice_bytes: int) -> tuple[range, ...]:
@@ -221,20 +254,24 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 def linear_weights(module: nn.Module) -> frozenset[str]:
     """Return the names of parameters to quantize: linear weights and fused experts [E, ., .]."""
     linear = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Linear)}
-    experts = {name for name, parameter in module.named_parameters() if parameter.dim() == 3}
-    return frozenset(linear | experts)
+    return frozenset(linear | _stacked_weights(module))
 
 
 def fused_experts(layer: nn.Module) -> str | None:
     """Return the path of the one module with fused experts [E, ...]; None if there is none."""
-    paths = {
-        n.rpartition(".")[0] for n, parameter in layer.named_parameters() if parameter.dim() == 3
-    }
+    paths = {name.rpartition(".")[0] for name in _stacked_weights(layer)}
     if len(paths) != 1:
         return None
     (path,) = paths
     sizes = {parameter.shape[0] for parameter in layer.get_submodule(path).parameters()}
     return path if len(sizes) == 1 else None
+
+
+def _stacked_weights(module: nn.Module) -> set[str]:
+    """Return the names of parameters [E, ., .], but not those of convolutions [C, 1, taps]."""
+    filters = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Conv1d)}
+    stacked = {name for name, parameter in module.named_parameters() if parameter.dim() == 3}
+    return stacked - filters
 
 
 def wanted_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, TensorSpec]:

@@ -73,11 +73,14 @@ class CheckpointUnits(UnitReader):
         quantize: str | None = None,
         *,
         slice_bytes: int | None = None,
+        part_bytes: int | None = None,
     ) -> None:
         self._checkpoint = open_checkpoint(folder)
         with config_place(folder).naming():
             self._sources = find_sources(model, self._checkpoint, wanted_tensors(model, dtype))
-        self._make_outline = partial(Outline, model, dtype, quantize, slice_bytes=slice_bytes)
+        self._make_outline = partial(
+            Outline, model, dtype, quantize, slice_bytes=slice_bytes, part_bytes=part_bytes
+        )
         self._use({name: source.packed for name, source in self._sources.items()})
 
     def expanded(self) -> "CheckpointUnits":

@@ -56,18 +56,25 @@ def device_rows(found: "Preview") -> list[Row]:
     away = len(plan.tiers) - counts["resident"]
     rows = [
         ("resident units", plan.resident_bytes, f"{counts['resident']} of {len(plan.tiers)}"),
-        ("ring", plan.ring_bytes, f"{plan.slots} slots for {away} units" if away else ""),
+        ("ring", plan.ring_bytes, f"{plan.ring_slots} slots for {away} units" if away else ""),
         ("draft", plan.draft_bytes, method),
         (
             "KV pages",
             plan.kv_bytes,
             f"{plan.num_pages * PAGE} tokens, {plan.max_sequences} sequences at once",
         ),
+        ("recurrent states", plan.state_bytes, _states_note(found)),
         ("activations", plan.activation_bytes, f"passes of up to {plan.max_rows} rows"),
         ("other", plan.other_bytes, "norms, expanded weights, CUDA graphs, workspaces"),
         ("runtime", plan.memory.device_runtime, "used by CUDA itself"),
     ]
     return _format_rows(rows)
+
+
+def _states_note(found: "Preview") -> str:
+    plan, rows = found.scheme.plan, found.scheme.bounds.budget
+    nodes = f", {plan.num_nodes} drafted rows" if plan.num_nodes else ""
+    return f"{plan.num_states} with trees of {rows} rows, {plan.stored_states} of prefixes{nodes}"
 
 
 def host_rows(plan: "Plan") -> list[Row]:

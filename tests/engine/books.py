@@ -9,6 +9,7 @@ from engine.drafting.growth import Growth
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
+from engine.kv.stored_states import StoredState
 from engine.runtime.engine import Engine
 from engine.sequences.sequence import TokenSequence
 from tests.engine.page_traffic import check_pages
@@ -29,6 +30,14 @@ def check_books(made: Engine) -> None:
     for cache in caches(made):
         check_pages(cache, tables[id(cache)])
     assert all(sequence.table is None for sequence in made._scheduler.paused)
+    if (states := made._cache.states) is not None:
+        own = [sequence.pages.state for sequence in running if sequence.pages.state is not None]
+        kept = [stored for found in stored_states(made).values() for stored in found]
+        slots = [state.slot for state in own] + [stored.slot for stored in kept]
+        slots += [slot for state in own for slot in state.captures.values()]
+        assert len(own) == len(running) == states.num_stashes - len(states._free_stashes)
+        assert sorted([*slots, *states._free_states]) == list(range(states.num_states))
+    check_nodes(made)
     assert len(running) <= made._scheduler.max_sequences
     assert made._drafting._growths.keys() <= set(running)
     for sequence, growth in made._drafting._growths.items():
@@ -47,10 +56,13 @@ def check_idle(made: Engine) -> None:
     """Check that an engine without requests holds nothing. Raise AssertionError otherwise."""
     for cache in caches(made):
         assert cache.num_free_pages == cache.num_pages
+    if (states := made._cache.states) is not None:
+        assert len(states._free_stashes) == states.num_stashes
         assert not any(cache._references)
     drafting = made._drafting
     assert not drafting._growths and not own_tables(made)
     assert drafting._model is None or not drafting._model._scratch
+    check_nodes(made)
     for lookup in drafting._lookups:
         for kept in ("_pasts", "_pointers"):
             assert not getattr(lookup, kept, None), (lookup.name, kept)
@@ -59,12 +71,34 @@ def check_idle(made: Engine) -> None:
     assert not list(made._scheduler.all_sequences())
 
 
+def check_nodes(made: Engine) -> None:
+    """Check that each drafted row has memory in recurrent layers. Raise AssertionError otherwise.
+
+    Other memory of the kind has to be free.
+    """
+    model = made._drafting._model
+    if model is None or (memory := model.caches.nodes) is None:
+        return
+    growths = made._drafting._growths.values()
+    ran = [node.slot for growth in growths for node in growth.ran]
+    assert sorted(memory._numbers) == sorted(slot for slot in ran if slot is not None)
+    numbers = [*memory._numbers.values(), *memory._free]
+    assert sorted(numbers) == list(range(memory.num_nodes))
+
+
 def caches(made: Engine) -> list[KVCache]:
     """Return the target's cache, and that of the draft if it has its own."""
     model = made._drafting._model
     if model is None or model.caches.cache is made._cache:
         return [made._cache]
     return [made._cache, model.caches.cache]
+
+
+def stored_states(made: Engine) -> dict[int, list[StoredState]]:
+    """Return the states of stored prefixes, by the last full page of each."""
+    stored = made._cache._stored
+    assert stored is not None, "there are recurrent layers"
+    return stored._by_parent
 
 
 def own_tables(made: Engine) -> dict[TokenSequence, PageTable]:

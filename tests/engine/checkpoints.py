@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     GptOssConfig,
     GraniteConfig,
@@ -24,6 +27,9 @@ from transformers import (
     Qwen3MoeConfig,
     StableLmConfig,
 )
+
+from tests.engine.hybrids import HYBRIDS
+from tests.engine.latents import LATENTS
 
 HEADS = 4
 KV_HEADS = 2
@@ -97,6 +103,60 @@ def _gemma3(common: dict[str, Any]) -> PreTrainedConfig:
     )
 
 
+def _gemma_layers(layers: int) -> dict[str, Any]:
+    """Return the kinds of the layers of Gemma 3n and 4; the first two are not shared."""
+    kinds = [f"{'full' if i % 2 else 'sliding'}_attention" for i in range(layers - 1)]
+    return {
+        "layer_types": [*kinds, "full_attention"],
+        "sliding_window": 8,
+        "num_kv_shared_layers": max(layers - 2, 0),
+        "head_dim": HEAD_DIM,
+    }
+
+
+def _gemma3n(common: dict[str, Any]) -> PreTrainedConfig:
+    layers = common["num_hidden_layers"]
+    return Gemma3nTextConfig(
+        **common,
+        **_gemma_layers(layers),
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=common["vocab_size"] - 8,
+        activation_sparsity_pattern=([0.95, 0.0] * layers)[:layers],
+        laurel_rank=8,
+    )
+
+
+def _gemma4(common: dict[str, Any]) -> PreTrainedConfig:
+    own: dict[str, Any] = {"global_head_dim": 2 * HEAD_DIM}
+    return Gemma4TextConfig(
+        **common,
+        **_gemma_layers(common["num_hidden_layers"]),
+        **own,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=common["vocab_size"],
+        use_double_wide_mlp=True,
+        final_logit_softcapping=30.0,
+    )
+
+
+def _gemma4_experts(common: dict[str, Any]) -> PreTrainedConfig:
+    own = _gemma_layers(common["num_hidden_layers"]) | {
+        "num_kv_shared_layers": 0,
+        "global_head_dim": 2 * HEAD_DIM,
+        "num_global_key_value_heads": 1,
+    }
+    return Gemma4TextConfig(
+        **common,
+        **own,
+        hidden_size_per_layer_input=0,
+        attention_k_eq_v=True,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=64,
+    )
+
+
 def _granite(common: dict[str, Any]) -> PreTrainedConfig:
     return GraniteConfig(
         **common,
@@ -164,6 +224,9 @@ _CONFIGS: dict[str, Callable[[dict[str, Any]], PreTrainedConfig]] = {
 FAMILIES = tuple(_CONFIGS)  # those that engines are tested with
 _CONFIGS |= {  # those that only files are tested with
     "gemma": lambda common: GemmaConfig(**common, head_dim=HEAD_DIM),
+    "gemma3n": _gemma3n,
+    "gemma4": _gemma4,
+    "gemma4_experts": _gemma4_experts,
     "stablelm": _stablelm(),
     "stablelm_parallel": _stablelm(
         use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True
@@ -172,6 +235,7 @@ _CONFIGS |= {  # those that only files are tested with
     "nemotron_biases": _nemotron(attention_bias=True, mlp_bias=True, partial_rotary_factor=1.0),
 }
 STORED_FAMILIES = tuple(_CONFIGS)
+_CHANGES = HYBRIDS | LATENTS
 
 
 def tiny_config(
@@ -184,10 +248,16 @@ def tiny_config(
 ) -> PreTrainedConfig:
     """Return the configuration that `save_tiny` writes. With `tied` None the family's own holds.
 
+    `family` is one of `FAMILIES`, of `HYBRIDS` or of `LATENTS`.
+
     Args:
         width: multiplies the sizes of the hidden state; 4: rows are whole blocks of 256 values.
     """
-    config = _CONFIGS[family](_shared(vocab_size, layers, width))
+    shared = _shared(vocab_size, layers, width)
+    if family in _CHANGES:
+        config = AutoConfig.for_model(**{"model_type": family, **shared, **_CHANGES[family]})
+    else:
+        config = _CONFIGS[family](shared)
     if tied is not None:
         config.tie_word_embeddings = tied
     return config
@@ -197,7 +267,7 @@ def tiny_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int = 0) -> P
     """Return a model with random weights, which the seed determines.
 
     The weights are large enough that the next token depends on the context. Norms, biases, router
-    and sinks are random too, so that tests notice a tensor in the wrong place.
+    and its corrections, and sinks are random too, so that tests notice a tensor in the wrong place.
     """
     model: Any = AutoModelForCausalLM
     model = model.from_config(config, dtype=torch.float32)
@@ -214,6 +284,10 @@ def tiny_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int = 0) -> P
                 parameter.copy_(noise * (0.5 * HIDDEN**-0.5))
             else:
                 parameter.copy_(noise * (1.5 * HIDDEN**-0.5))
+        stored = model.state_dict().keys()
+        for name, buffer in sorted(model.named_buffers()):
+            if name in stored:
+                buffer.add_(torch.randn(buffer.shape, generator=generator), alpha=0.1)
         if config.tie_word_embeddings:
             model.get_decoder().norm.weight.add_(2.0)
     ready: PreTrainedModel = model.to(dtype).eval()

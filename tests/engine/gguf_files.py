@@ -37,6 +37,8 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "gemma3n_text": gguf.MODEL_ARCH.GEMMA3N,
+    "gemma4_text": gguf.MODEL_ARCH.GEMMA4,
     "granite": gguf.MODEL_ARCH.GRANITE,
     "stablelm": gguf.MODEL_ARCH.STABLELM,
     "nemotron": gguf.MODEL_ARCH.NEMOTRON,
@@ -45,7 +47,10 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
 
 
 ADDS_ONE = ("gemma", "gemma2", "gemma3_text", "nemotron")
-_OF_HEAD = re.compile(r"model\.layers\.(\d+)\.self_attn\.([qk])_layernorm\.norms\.(\d+)\.weight")
+# Tensors of lists of modules, which the converter writes as one.
+_OF_LIST = re.compile(r"(.*\.(?:[qk]_layernorm\.norms|altup_\w+))\.\d+\.weight")
+# Tensors without a suffix, which the converter adds.
+_BARE = ("sinks", "layer_scalar", "correct_output_scale", "gate_up_proj", "down_proj")
 
 
 def state_of(
@@ -140,23 +145,35 @@ def gguf_tensors(config: Any, state: Mapping[str, Tensor]) -> dict[str, Array]:
     architecture = ARCHITECTURES[config.model_type]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     found: dict[str, Array] = _rope_tensors(config)
-    heads: dict[str, list[Array]] = defaultdict(list)
+    lists: dict[str, list[Array]] = defaultdict(list)
     for name, tensor in state.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if (head := _OF_HEAD.fullmatch(name)) is not None:  # as _stack_qk_norm
-            layer, which, _ = head.groups()
-            heads[f"blk.{layer}.attn_{which}_norm.weight"].append(tensor.numpy())
-            continue
-        if ".experts." in name:
+        if ".experts." in name and config.model_type != "gemma4_text":
             found |= _experts(config, name, tensor.numpy())
             continue
-        plain = f"{name}.weight" if name.endswith("sinks") else name
-        if "gate_up_proj" not in name or config.model_type == "phi3":
-            target = names.get_name(plain, try_suffixes=(".weight", ".bias"))
-            assert target is not None, name
+        listed = _OF_LIST.fullmatch(name)
+        if listed is not None and "norms" in name:  # as _stack_qk_norm
+            layer, which = name.split(".")[2], name.split(".")[4][0]
+            lists[f"blk.{layer}.attn_{which}_norm.weight"].append(tensor.numpy())
+            continue
+        plain = f"{listed[1]}.weight" if listed else name
+        plain = f"{plain}.weight" if plain.endswith(_BARE) else plain
+        target = _scale(name) or names.get_name(plain, try_suffixes=(".weight", ".bias"))
+        assert target is not None, name
+        if listed:
+            lists[target].append(tensor.numpy())
+        else:
             found[target] = _changed(config, name, tensor).numpy()
-    return found | {name: np.stack(rows) for name, rows in heads.items()}
+    return found | {name: np.stack(rows) for name, rows in lists.items()}
+
+
+def _scale(name: str) -> str:
+    """Return the name in the file of a vector beside the router or the experts of Gemma 4."""
+    for end, part in ((".router.scale", "ffn_gate_inp"), (".per_expert_scale", "ffn_down_exps")):
+        if name.endswith(end):
+            return f"blk.{name.split('.')[2]}.{part}.scale"
+    return ""
 
 
 def _changed(config: Any, name: str, tensor: Tensor) -> Tensor:
@@ -191,8 +208,13 @@ def _experts(config: Any, name: str, values: Array) -> dict[str, Array]:
 
 
 def _rope_tensors(config: Any) -> dict[str, Array]:
-    """Return the factors of the frequencies of llama3's and Phi-3's rope."""
+    """Return the factors of the frequencies of llama3's, Phi-3's and Gemma 4's rope."""
     rope = config.rope_parameters
+    if config.model_type == "gemma4_text":
+        size, part = _global_size(config), rope["full_attention"]["partial_rotary_factor"]
+        turned = int(size * part / 2)
+        factors = [1.0] * turned + [1e30] * (size // 2 - turned)
+        return {"rope_freqs.weight": np.array(factors, dtype=np.float32)}
     if rope.get("rope_type") == "longrope":
         return {
             f"rope_factors_{length}.weight": np.array(rope[f"{length}_factor"], dtype=np.float32)
@@ -212,6 +234,33 @@ def _rope_tensors(config: Any) -> dict[str, Array]:
     return {"rope_freqs.weight": np.array(factors, dtype=np.float32)}
 
 
+def _widths(config: Any) -> int | list[int]:
+    """Return the width of the MLP, or a list with the width of each layer."""
+    width: int = config.intermediate_size
+    if not getattr(config, "use_double_wide_mlp", False):
+        return width
+    layers, shared = config.num_hidden_layers, config.num_kv_shared_layers
+    return [width] * (layers - shared) + [2 * width] * shared
+
+
+def _key_heads(config: Any) -> int | list[int]:
+    """Return the number of key heads, or a list with the number of each layer."""
+    heads: int = config.to_dict()["num_key_value_heads"]
+    if not getattr(config, "attention_k_eq_v", False):
+        return heads
+    layers = range(config.num_hidden_layers)
+    return [config.per_layer_config[layer].num_key_value_heads for layer in layers]
+
+
+def _global_size(config: Any) -> int:
+    """Return the width of a head, in Gemma 4 of the layers without a window."""
+    sizes = config.to_dict()
+    if config.model_type == "gemma4_text":
+        sizes = sizes["per_layer_config"][str(config.num_hidden_layers - 1)]
+    size: int | None = sizes.get("head_dim")
+    return size or 16
+
+
 def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
     """Add the metadata of a configuration."""
     rope = config.rope_parameters
@@ -219,15 +268,15 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(_widths(config))
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(_key_heads(config))
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if config.model_type not in ("gemma", "stablelm"):
         writer.add_rope_freq_base(rope["rope_theta"])
     if config.model_type != "stablelm":
-        writer.add_key_length(getattr(config, "head_dim", None) or 16)
+        writer.add_key_length(_global_size(config))
     writer.add_vocab_size(config.vocab_size)
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
@@ -236,10 +285,7 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    if experts:
-        writer.add_expert_count(experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
+    _add_expert_counts(writer, config)
     match config.model_type:
         case "qwen3_moe":
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
@@ -249,6 +295,15 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
         case "gemma3_text":
             slides = [kind == "sliding_attention" for kind in config.layer_types]
             writer.add_sliding_window_pattern(slides)
+        case "gemma3n_text":
+            _add_inputs_of_layers(writer, config)
+            writer.add_altup_active_idx(config.altup_active_idx)
+            writer.add_altup_num_inputs(config.altup_num_inputs)
+            shares = torch.tensor(config.activation_sparsity_pattern)
+            writer.add_activation_sparsity_scale(torch.special.ndtri(shares).tolist())
+        case "gemma4_text":
+            _add_inputs_of_layers(writer, config)
+            _add_gemma4(writer, config)
         case "stablelm":
             part = int(rope["partial_rotary_factor"] * config.hidden_size)
             writer.add_rope_dimension_count(part // config.num_attention_heads)
@@ -264,6 +319,34 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
             writer.add_residual_scale(config.residual_multiplier)
             writer.add_logit_scale(config.logits_scaling)
             writer.add_attention_scale(config.attention_multiplier)
+
+
+def _add_expert_counts(writer: gguf.GGUFWriter, config: Any) -> None:
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if experts:
+        writer.add_expert_count(experts)
+        used = "top_k_experts" if config.model_type == "gemma4_text" else "num_experts_per_tok"
+        writer.add_expert_used_count(getattr(config, used))
+
+
+def _add_inputs_of_layers(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_sliding_window_pattern([k == "sliding_attention" for k in config.layer_types])
+    if config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+
+
+def _add_gemma4(writer: gguf.GGUFWriter, config: Any) -> None:
+    size, local = _global_size(config), config.to_dict()["head_dim"]
+    writer.add_value_length(size)
+    writer.add_key_length_swa(local)
+    writer.add_value_length_swa(local)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_dimension_count_swa(local)
+    if config.enable_moe_block:
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
 def write_keys(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Array] = {}) -> Path:

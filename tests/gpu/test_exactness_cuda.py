@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import engine.planning.blueprint
 from engine.spec import DraftSpec, MemorySpec, StreamSpec
 from tests.engine.checkpoints import FAMILIES
 from tests.engine.models import (
@@ -51,10 +52,10 @@ def test_every_draft_emits_the_tokens_of_plain_decoding(family: str, dtype: torc
     if family in DENSE:
         drafts.append(DraftSpec("subspec", **SMALL))
     for draft in drafts:
-        engine = load(folder, draft, **CUDA)
+        made = load(folder, draft, **CUDA)
         for attempt in ("cold", "prefix cached"):
-            assert exact(run(engine, asked())) == want, (draft.method, attempt)
-        engine.close()
+            assert exact(run(made, asked())) == want, (draft.method, attempt)
+        made.close()
 
 
 @pytest.mark.parametrize(
@@ -68,27 +69,31 @@ def test_every_draft_emits_the_tokens_of_plain_decoding(family: str, dtype: torc
     ],
     ids=str,
 )
-def test_output_does_not_depend_on_the_tier_of_the_weights(stream: StreamSpec) -> None:
+@pytest.mark.parametrize("part_bytes", [1, 1 << 30], ids=["parts", "whole"])
+def test_output_does_not_depend_on_the_tier_of_the_weights(
+    stream: StreamSpec, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = checkpoint("llama", torch.bfloat16)
     plain = load(folder, PLAIN, **CUDA)
     want = exact(run(plain, asked()))
     plain.close()
-    engine = load(folder, DraftSpec("subspec", **SMALL), stream=stream, **CUDA)
-    assert exact(run(engine, asked())) == want
-    engine.close()
+    monkeypatch.setattr(engine.planning.blueprint, "PART_BYTES", part_bytes)
+    made = load(folder, DraftSpec("subspec", **SMALL), stream=stream, **CUDA)
+    assert exact(run(made, asked())) == want
+    made.close()
 
 
 def test_aborted_requests_release_their_pages() -> None:
-    engine = load(checkpoint("llama"), DraftSpec("subspec", **SMALL), **CUDA)
-    want = exact(run(engine, asked()))
+    made = load(checkpoint("llama"), DraftSpec("subspec", **SMALL), **CUDA)
+    want = exact(run(made, asked()))
     for message in asked():
-        engine.add(message)
-    hooks(engine).on_unit = lambda count: engine.abort("long")
-    engine.step()
-    hooks(engine).on_unit = None
+        made.add(message)
+    hooks(made).on_unit = lambda count: made.abort("long")
+    made.step()
+    hooks(made).on_unit = None
     for message in asked():
-        engine.abort(message.request_id)
-    engine.step()
-    assert engine._cache.num_free_pages == engine._cache.num_pages
-    assert exact(run(engine, asked())) == want
-    engine.close()
+        made.abort(message.request_id)
+    made.step()
+    assert made._cache.num_free_pages == made._cache.num_pages
+    assert exact(run(made, asked())) == want
+    made.close()

@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from engine.errors import ModelError
 from engine.spec import Tier
 from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.ring import LayerStream
+from engine.weights.layout import LayerUnits
 from tests.engine.units import NumberedUnits, PiecedUnits
 
 pytestmark = pytest.mark.gpu
@@ -89,6 +90,21 @@ def test_ordering_holds_when_compute_or_copies_are_slow(
     with closing(open_stream(units, tiers, slots)) as stream:
         for _ in range(3):
             walk(stream, sums, cycles)
+        sums.check()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("tier", ["ram", "disk"])
+def test_ordering_holds_for_parts_of_a_layer(tier: Tier, slots: int) -> None:
+    units = NumberedUnits(6, LARGE)
+    sums, layers = Sums(units), [LayerUnits(0, num_parts=3), LayerUnits(3, num_parts=2)]
+    stream = LayerStream(units, [tier] * 6, device=CudaDevice(CUDA), slots=slots, layers=layers)
+    with closing(stream):
+        for _ in range(3):
+            for used in (*(layer.parts for layer in layers), [5]):
+                with ExitStack() as stack:
+                    for index in used:
+                        sums.launch(index, stack.enter_context(stream.unit(index)), CYCLES)
         sums.check()
 
 

@@ -59,9 +59,10 @@ MODELS = [
     replace(TEXT, dtype=torch.float16, dim=80, value_dim=80, group=1),  # phi-2
     replace(ONE_HEAD, dtype=torch.bfloat16, dim=96, value_dim=96, group=3),  # phi-3
     replace(ONE_HEAD, dtype=torch.bfloat16, dim=128, value_dim=128, group=7),  # qwen2
-    replace(TEXT, dtype=torch.bfloat16, dim=192, value_dim=128, group=1),  # deepseek_v3
+    replace(TEXT, dtype=torch.bfloat16, dim=192, value_dim=128, group=1),  # mimo_v2_flash
     replace(ONE_HEAD, dtype=torch.bfloat16, dim=256, value_dim=256, softcap=3.0),  # gemma2
     replace(ONE_HEAD, dtype=torch.float16, dim=512, value_dim=512),  # gemma4
+    replace(ONE_HEAD, dtype=torch.bfloat16, dim=576, value_dim=512, group=2),  # deepseek_v3
     replace(ONE_HEAD, dim=256, value_dim=256, softcap=0.5, has_sinks=True),
 ]
 ROUNDED = [*((layer, Reach()) for layer in MODELS), *((TEXT, reach) for reach in REACHES[1:])]

@@ -20,6 +20,7 @@ from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings
 from server.http.app import create_app
 from server.http.auth import ApiKeys
+from server.http.openapi import document as make_document
 from server.http.state import App
 from tests.demo_server import DemoServer, SharedDemoServer
 from tests.server.fake_engine import FakeEngines
@@ -61,6 +62,25 @@ def make_app(engines: FakeEngines) -> MakeApp:
         )
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def documents_made_once() -> Iterator[None]:
+    """Reuse the document at /openapi.json for apps that have the same schemas.
+
+    Each app makes it when it starts, which takes longer than all requests of most tests.
+    """
+    made: dict[tuple[object, ...], dict[str, Any]] = {}
+
+    def document(app: FastAPI, schemas: list[Any], *, has_keys: bool) -> dict[str, Any]:
+        key = (has_keys, *schemas)
+        if key not in made:
+            made[key] = make_document(app, schemas, has_keys=has_keys)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.http.state.document", document)
+        yield
 
 
 @asynccontextmanager

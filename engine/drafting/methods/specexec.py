@@ -2,6 +2,7 @@
 
 from engine.drafting.method import BuildDraft, DraftContext, DraftNeeds, MethodFacts, PlanContext
 from engine.drafting.tree import Bounds
+from engine.errors import ModelError
 
 
 def needs(context: PlanContext) -> DraftNeeds:
@@ -9,16 +10,21 @@ def needs(context: PlanContext) -> DraftNeeds:
     from engine.drafting.model.draft_model import PROMPT_TILE
     from engine.model.guard import check_decoder
     from engine.model.library import build_of_folder
-    from engine.weights.family import kv_shape, read_config
+    from engine.weights.family import has_recurrent_layers, kv_shape, read_config
     from engine.weights.hub import locate
     from engine.weights.outline import Outline
 
     assert context.draft.source is not None, "the file was checked"
     folder = locate(context.draft.source, context.draft.revision)
     config = read_config(folder)
+    if has_recurrent_layers(config):
+        raise ModelError(
+            f"draft.source: {folder} has recurrent layers, which a draft model cannot have. Use a "
+            "model with attention in every layer"
+        )
     model = build_of_folder(folder, config, context.dtype, strict=False)
     check_decoder(config, folder)
-    outline = Outline(model, context.dtype, None, {}, slice_bytes=None)
+    outline = Outline(model, context.dtype, None, {})
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         step_rows=PROMPT_TILE,

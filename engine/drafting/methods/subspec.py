@@ -19,6 +19,7 @@ def needs(context: PlanContext) -> DraftNeeds:
     from engine.weights.family import is_mixture
     from engine.weights.formats.linear import best_kernel, matrix_shapes, substitute_bytes
     from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
+    from engine.weights.layout import join_layouts
     from engine.weights.packing import dense_bytes
 
     if is_mixture(context.config):
@@ -28,7 +29,8 @@ def needs(context: PlanContext) -> DraftNeeds:
             "vocabulary, or ngram."
         )
     group, device = context.draft.group, context.device
-    kernel = best_kernel(matrix_shapes(context.layouts[0]), group, device)
+    layers = join_layouts(context.layouts, context.layers)  # copies are made of whole layers
+    kernel = best_kernel(matrix_shapes(layers[0]), group, device)
     if device is not None and kernel == "int4" and not has_fast_bfloat16(device):
         raise ModelError(
             f"draft.method: subspec has no 4-bit product on {describe(device)}: int4 needs 8.0 or "
@@ -36,7 +38,7 @@ def needs(context: PlanContext) -> DraftNeeds:
             "ngram."
         )
     copies = [substitute_bytes(unit, group, device, kernel) for unit in context.layouts]
-    sizes = [(unit.nbytes, dense_bytes(unit, context.dtype)) for unit in context.layouts]
+    sizes = [(layer.nbytes, dense_bytes(layer, context.dtype)) for layer in layers]
     largest = max(dense * 7 // 4 + (own if own < dense else 0) for own, dense in sizes)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
@@ -50,6 +52,9 @@ def needs(context: PlanContext) -> DraftNeeds:
 
 FACTS = MethodFacts(
     bounds=Bounds(depth=48, width=6, branch=6, budget=256),
+    # A published model of 135 M parameters has .934: 14.6 tokens a pass at this depth, over 18
+    # chats at temperatures 0 and 0.8. Larger models lose less by 4 bits; for 32 B, 12.5 times the
+    # speed of plain decoding were reported with all drafting (arXiv 2509.18344).
     agreement=0.94,
     has_draft_steps=True,
     is_candidate=True,

@@ -204,7 +204,8 @@ def graphed_steps(
     """Return captured graphs for the draft steps of this decoder, or None if it cannot have any.
 
     A decoder whose rope frequencies depend on the length has none: they are chosen for each step,
-    which a graph cannot do.
+    which a graph cannot do. Neither has one with recurrent layers, whose rows read states and
+    updates of other sizes in each step.
 
     Args:
         pool: the draft's KV cache, which holds nothing yet.
@@ -212,6 +213,8 @@ def graphed_steps(
         progress: called after each graph.
     """
     if capture is None or decoder.strict or decoder.original_length is not None:
+        return None
+    if any(layer.number is not None for layer in decoder.layers):
         return None
     steps = GraphedSteps(decoder, pool, capture)
     return steps if steps.capture_all(progress) else None

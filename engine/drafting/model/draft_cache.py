@@ -8,6 +8,7 @@ import torch
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
+from engine.recurrent.nodes import NodeMemory
 from engine.sequences.sequence import TokenSequence
 
 
@@ -15,6 +16,7 @@ class DraftCache(Protocol):
     """The keys and values that a draft model reads and writes."""
 
     cache: KVCache
+    nodes: NodeMemory | None  # of drafted rows in recurrent layers, if there are any
     is_shared: bool  # whether it is the target's own cache
 
     def prefix(self, sequence: TokenSequence) -> PageTable | None:
@@ -26,6 +28,9 @@ class DraftCache(Protocol):
     def keep_pending(self, sequence: TokenSequence) -> None:
         """Add the tokens that were run after the prefix to it: all tokens but the last."""
 
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
+        """Bring the states of recurrent layers up to all tokens of the sequences but the last."""
+
     def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Add the next tokens to the prefix. These slots of the pool hold their KV."""
 
@@ -34,12 +39,16 @@ class DraftCache(Protocol):
 
 
 class SharedCache:
-    """The target's own cache (SubSpec). After each pass its prefix is exact and complete."""
+    """The target's own cache (SubSpec). After each pass its prefix is exact and complete.
+
+    So are the states of recurrent layers after `catch_up`. The draft only reads them.
+    """
 
     is_shared = True
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, nodes: NodeMemory | None = None) -> None:
         self.cache = cache
+        self.nodes = nodes
 
     def prefix(self, sequence: TokenSequence) -> PageTable | None:
         """Return the target's own prefix of the sequence."""
@@ -47,6 +56,15 @@ class SharedCache:
 
     def keep_pending(self, sequence: TokenSequence) -> None:
         """Do nothing: the target's pass has stored all tokens but the last."""
+
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
+        """Repeat the rows that the last pass accepted, which the next pass would do otherwise.
+
+        That pass then leaves the states as they are while the draft reads them beside it.
+        """
+        if self.cache.states is not None:
+            states = [own.pages.state for own in sequences if own.pages.state is not None]
+            self.cache.states.replay(states)
 
     def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Do nothing: the target's pass stores exact KV of the accepted tokens."""
@@ -58,6 +76,7 @@ class SharedCache:
 class OwnCache:
     """The cache of a separate draft model, with a prefix index of its own."""
 
+    nodes: NodeMemory | None = None
     is_shared = False
 
     def __init__(self, cache: KVCache, is_long: Callable[[int], bool]) -> None:
@@ -87,6 +106,9 @@ class OwnCache:
         self.cache.append_rows(table, range(len(sequence.tokens) - 1 - table.length))
         self.cache.publish(table, sequence.tokens)
 
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
+        """Do nothing: the draft has no recurrent layers."""
+
     def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Copy the KV of accepted rows to the prefix. Without room the tokens are run again."""
         table = self._tables.get(sequence)
@@ -102,11 +124,20 @@ class OwnCache:
 
 
 class Scratch:
-    """Slots for the KV of one sequence's drafted rows, in pages that no prefix uses."""
+    """Slots for the KV of one sequence's drafted rows, in pages that no prefix uses.
 
-    def __init__(self, cache: KVCache, most: int) -> None:
-        """Make an empty set of slots in `cache` that grows to at most `most` slots."""
+    A row with a slot also has memory for what it does to the states of recurrent layers.
+    """
+
+    def __init__(self, cache: KVCache, most: int, nodes: NodeMemory | None = None) -> None:
+        """Make an empty set of slots in `cache` that grows to at most `most` slots.
+
+        Args:
+            nodes: the memory for recurrent layers; None if there are none.
+        """
         self._cache = cache
+        self._nodes = nodes
+        self._taken: set[int] = set()
         self._most = most
         self._table = PageTable()
         self._free: list[int] = []
@@ -116,19 +147,33 @@ class Scratch:
         return len(self._table.pages)
 
     def take(self) -> int | None:
-        """Return a free slot, or None where the limit is reached or the pool has no page left."""
+        """Return a free slot, or None where the limit is reached or memory is used up."""
+        if self._nodes is not None and not self._nodes.num_free:
+            return None
         capacity = self._table.capacity
         may_grow = not self._free and capacity + PAGE <= self._most
-        if may_grow and self._cache.reserve(self._table, capacity + 1):
+        if may_grow and self._cache.reserve_pages(self._table, capacity + 1):
             page = self._table.pages[-1]
             self._free += range((page + 1) * PAGE - 1, page * PAGE - 1, -1)
-        return self._free.pop() if self._free else None
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        if self._nodes is not None:
+            self._nodes.take(slot)
+            self._taken.add(slot)
+        return slot
 
     def give_back(self, slots: Sequence[int]) -> None:
         """Make slots free, so that they can be taken again."""
         self._free += slots
+        if self._nodes is not None:
+            self._nodes.give_back(slots)
+            self._taken.difference_update(slots)
 
     def close(self) -> None:
         """Free all slots and give their pages back to the pool."""
         self._free.clear()
+        if self._nodes is not None:
+            self._nodes.give_back([*self._taken])
+            self._taken.clear()
         self._cache.close(self._table)

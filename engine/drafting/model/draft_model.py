@@ -23,10 +23,12 @@ from engine.drafting.model.guess import draft_children
 from engine.drafting.model.substitutes import WeightCopies
 from engine.drafting.tree import Bounds
 from engine.kv.page_pool import PAGE
+from engine.kv.page_table import PageTable
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
 from engine.model.segment import Segment, upload_segments
+from engine.recurrent.branch import NodeRows
 from engine.sampling.logit_rules import is_path_dependent
 from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
@@ -165,6 +167,9 @@ class DraftModel:
             if node.slot is None:
                 break  # the draft never ran it; it runs it before the next bonus token
             slots.append(node.slot)
+        if self.caches.nodes is not None and path and len(slots) == len(path):
+            ran = [node.slot for node in growth.ran if node.slot is not None]
+            self.caches.nodes.move_root(ran, slots[-1])
         self.caches.accept(growth.sequence, slots)
 
     def free_slots(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
@@ -193,13 +198,16 @@ class DraftModel:
         table = self.caches.prefix(sequence)
         if table is None:
             return []
+        if self.caches.nodes is not None and not _is_caught_up(table, growth.root.position):
+            return []  # the pass changes the states that the rows would read
         if nodes[0] is growth.root and table.length < len(sequence.tokens) - 1:
             growth.put_back(nodes[1:])  # a long prompt is run as a chain, without a mask
             nodes = nodes[:1]
         scratch = self._scratch.get(sequence)
         if scratch is None:
             most = 2 * self.bounds.draft_rows + PAGE  # for this tree and what is drafted ahead
-            scratch = self._scratch[sequence] = Scratch(self.caches.cache, most)
+            scratch = Scratch(self.caches.cache, most, self.caches.nodes)
+            self._scratch[sequence] = scratch
         placed: list[Node] = []
         for node in nodes:
             if node.parent is not None and node.parent.slot is None:
@@ -367,6 +375,26 @@ class DraftModel:
             mask=mask,
             cancelled=sequence.cancelled,
             is_long=self.decoder.is_long(len(sequence.tokens)),
+            state=self._node_rows(table, earlier, nodes, mask),
         )
         tokens = [sequence.tokens[position] for position in pending]
         return [*tokens, *(node.token for node in nodes)], positions, prefix, segment
+
+    def _node_rows(
+        self, table: PageTable, earlier: Sequence[Node], nodes: Sequence[Node], mask: Tensor | None
+    ) -> NodeRows | None:
+        """Return how nodes read the states of recurrent layers; None if there are none.
+
+        Args:
+            earlier, mask: what `Growth.visible` returned for the nodes.
+        """
+        memory = self.caches.nodes
+        if memory is None:
+            return None
+        assert table.state is not None, "a cache with recurrent layers gives each sequence a state"
+        before, own = ([n.slot for n in part if n.slot is not None] for part in (earlier, nodes))
+        return NodeRows(table.state, memory, before, own, mask)
+
+
+def _is_caught_up(table: PageTable, length: int) -> bool:
+    return table.state is not None and table.state.is_caught_up(length)

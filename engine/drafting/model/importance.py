@@ -191,12 +191,14 @@ def _run(
                 positions=torch.tensor(where, device=decoder.device),
                 mask=None,
                 cancelled=Event(),
+                state=table.state,
             )
         )
         positions += where
-        cache.append_rows(table, range(len(own)))
     batch = Batch(cache.pool, tuple(segments), range(len(positions)), decoder.strict)
     hidden = decoder.forward([token for own in tokens for token in own], positions, batch)
+    for table, own in zip(tables, tokens, strict=True):
+        cache.append_rows(table, range(len(own)))
     last = torch.tensor([segment.first + segment.count - 1 for segment in segments])
     with decoder.head() as head:
         return head(hidden[last.to(hidden.device)])

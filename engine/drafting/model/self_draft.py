@@ -44,8 +44,10 @@ from engine.drafting.model.substitutes import (
 )
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
+from engine.model.binder import bind
 from engine.model.decoder import Decoder
-from engine.model.library import bind, build_on_meta
+from engine.model.library import build_on_meta
+from engine.recurrent.nodes import NodeMemory
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens
@@ -68,21 +70,25 @@ class SelfDraft:
     context: DraftContext
 
     def build(self, target: LoadedTarget) -> DraftModel:
-        """Build a model of the target's resident units and of substitutes for all others."""
+        """Build a model of the target's resident layers and of substitutes for all others."""
         context, stream = self.context, target.stream
         # Resident units that are packed and expanded during a pass cannot be shared.
         shares = target.decoder.weights is stream
-        units = range(len(target.reader.layouts))
-        shared = [index for index in units if shares and stream.is_resident(index)]
+        layers = target.reader.units
+        shared = [
+            index
+            for index, units in enumerate(layers)
+            if shares and all(map(stream.is_resident, units))
+        ]
         parts = _Parts(context, target, shared)
         copies = None
-        if len(shared) == len(units):
+        if len(shared) == len(layers):
             decoder, _ = parts.decoder(None)
         else:
             decoder, copies = parts.substituted_decoder()
         operations = choose_operations(decoder.device, context.dtype)
         fuse(decoder, target.cache, operations)
-        caches, capture = SharedCache(target.cache), context.device.capture()
+        caches, capture = SharedCache(target.cache, _nodes(target)), context.device.capture()
         graphs = graphed_steps(decoder, target.cache.pool, capture, context.progress)
         return DraftModel(
             context.method,
@@ -121,7 +127,8 @@ class _Parts:
         model = self._model()
         modules = _modules(model)
         for index in self._shared:
-            bind(modules[index], self._target.stream.resident(index))
+            for unit in self._target.reader.units[index]:
+                bind(modules[index], self._target.stream.resident(unit))
         if substitutes is not None:
             buffer = allocate_host_buffer(max(layout.nbytes for layout in substitutes.layouts))
             for index, layout in enumerate(substitutes.layouts):
@@ -161,8 +168,8 @@ class _Parts:
             decoder, modules = self.decoder(units)
             own = {i: part for i, part in enumerate(modules) if i not in self._shared}
             copies = None
-            if (by_unit := find_copies(own)) is not None:
-                copies = WeightCopies(units, by_unit)
+            if (by_layer := find_copies(own)) is not None:
+                copies = WeightCopies(units, by_layer)
                 closing_units.pop_all()  # weights are coded by them, also when one is damaged
         give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
         return decoder, copies
@@ -246,6 +253,15 @@ class _Parts:
         shapes = [(linear.out_features, linear.in_features) for linear in linears]
         group, device = self._context.spec.draft.group, self._context.device.torch_device
         return best_kernel(shapes, group, device)
+
+
+def _nodes(target: LoadedTarget) -> NodeMemory | None:
+    """Return the memory of drafted rows in recurrent layers; None if there are none."""
+    states = target.cache.states
+    if states is None:
+        return None
+    shapes = {number: memory.shape for number, memory in states.layers.items()}
+    return NodeMemory(shapes, target.num_nodes, states.dtype, states.device)
 
 
 def _modules(model: Any) -> list[nn.Module]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.malloc import give_back_freed
-from engine.model.library import bind
+from engine.model.binder import bind
+from engine.model.latent import latent_projections
 from engine.streaming.packed import PackedUnits
 from engine.weights.coding.cells import Substitute
 from engine.weights.formats import int4
@@ -93,30 +94,30 @@ class WeightCopies:
     """The 4-bit copies of a target's weights, by which the weights may be coded.
 
     Args:
-        packed: all of them as the cache has them, one unit for each of the target's.
-        by_unit: those of units that are not resident, where the draft keeps them, by the number of
-            the unit and the name of the weight.
+        packed: all of them as the cache has them, one unit for each layer, and one for the head.
+        by_layer: those of layers that are not resident, where the draft keeps them, by the number
+            of the layer and the name of the weight; the head follows the layers.
     """
 
     packed: PackedUnits
-    by_unit: Mapping[int, Mapping[str, Substitute]]
+    by_layer: Mapping[int, Mapping[str, Substitute]]
 
 
 def find_copies(modules: Mapping[int, nn.Module]) -> dict[int, dict[str, Substitute]] | None:
-    """Return the 4-bit copies in the modules of units, by the names of the weights.
+    """Return the 4-bit copies in the modules of layers, by the names of the weights.
 
     Return None if one of them is kept in an order that no decoder knows.
     """
     found: dict[int, dict[str, Substitute]] = {}
-    for unit, module in modules.items():
-        found[unit] = {}
-        for path, layer in module.named_modules():
-            if isinstance(layer, int4.Int4Linear | Part) and "joined" not in path.split("."):
-                copy = weight_copy(layer)
+    for layer, module in modules.items():
+        found[layer] = {}
+        for path, part in module.named_modules():
+            if isinstance(part, int4.Int4Linear | Part) and "joined" not in path.split("."):
+                copy = weight_copy(part)
                 if copy is None:
                     return None
-                found[unit][weight_name(path)] = copy
-            elif isinstance(layer, Nf4Linear):
+                found[layer][weight_name(path)] = copy
+            elif isinstance(part, Nf4Linear):
                 return None
     return found
 
@@ -139,8 +140,16 @@ def describe_form(kernel: Kernel, group: int, device_kind: str, *, is_fitted: bo
 
 
 def linear_paths(module: nn.Module) -> list[str]:
-    """Return the paths of the linear layers in a unit's module; [""] if it is linear itself."""
-    return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+    """Return the paths of the linear layers in a unit's module; [""] if it is linear itself.
+
+    Those whose weight latent attention multiplies with other tensors are left out.
+    """
+    others = latent_projections(module)
+    return [
+        path
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part not in others
+    ]
 
 
 def weight_name(path: str) -> str:

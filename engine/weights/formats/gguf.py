@@ -32,9 +32,16 @@ from engine.weights.sources import Source, plain_source
 from engine.weights.stored_format import Packing, QuantizationConfig, Shape, StoredFormat
 
 _VALUES = 1 << 19  # read at a time, where rows cannot be read into their place
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias|scale)")
 _GATE, _UP, _DOWN = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"
-_FUSED = {_GATE: "gate_up_proj", _UP: "gate_up_proj", _DOWN: "down_proj"}
+_GATE_UP = "ffn_gate_up_exps"  # both in one tensor, as transformers has them
+_FUSED = {
+    _GATE: "gate_up_proj",
+    _UP: "gate_up_proj",
+    _GATE_UP: "gate_up_proj",
+    _DOWN: "down_proj",
+}
+_LIST = "*"  # ends the path of a list of modules, whose tensors are one in the file
 _TURNED = "_turned"  # ends the suffix of experts that transformers keeps transposed
 
 _AGAIN = "The file is damaged: download it again"
@@ -70,7 +77,7 @@ def find(checkpoint: Checkpoint, quantization: QuantizationConfig) -> dict[str, 
         if part in _FUSED:
             if part != _UP:
                 found[target] = _experts(checkpoint, family, name)
-        elif part in family.optional and len(stored.shape) > 1:
+        elif _LIST in target:
             found |= _rows(checkpoint, stored, target)
         else:
             found[target] = _source(checkpoint, stored, _change(checkpoint, family, name))
@@ -88,7 +95,8 @@ def plan(model: PreTrainedModel, quantization: QuantizationConfig) -> dict[str, 
         )
     kinds: dict[str, list[str]] = defaultdict(list)
     for name, kind in types.items():
-        kinds[_target(family, name)[0]].append(str(kind))
+        target, part = _target(family, name)
+        kinds[target] += [str(kind)] * (2 if part == _GATE_UP else 1)
     for target, twin in model.all_tied_weights_keys.items():
         if target not in kinds and twin in kinds:
             kinds[target] = kinds[twin]
@@ -112,13 +120,14 @@ def _target(family: Architecture, name: str) -> tuple[str, str]:
         return (f"{OUTSIDE[whole]}.{suffix}" if whole in OUTSIDE else name), ""
     number, part, suffix = layer.groups()
     prefix = f"model.layers.{number}"
-    if part in _FUSED:
+    if (path := family.names.get(f"{part}.{suffix}")) is not None:
+        return f"{prefix}.{path}", ""
+    if part in _FUSED and suffix != "scale":
         bias = "_bias" if suffix == "bias" else ""
-        return f"{prefix}.mlp.experts.{_FUSED[part]}{bias}", part
+        return f"{prefix}.{family.experts}.{_FUSED[part]}{bias}", part
     if part not in family.names:
-        return name, part
-    target = f"{prefix}.{family.names[part]}"
-    return (target if target.endswith(family.bare) else f"{target}.{suffix}"), part
+        return name, ""
+    return f"{prefix}.{family.names[part]}.{suffix}", part
 
 
 def _packed(kind: str, shape: tuple[int, ...], *, turned: bool = False) -> Fields:
@@ -185,14 +194,12 @@ def _source(checkpoint: Checkpoint, stored: StoredTensor, change: Change | None)
 
 
 def _rows(checkpoint: Checkpoint, stored: StoredTensor, target: str) -> dict[str, Source]:
-    """Return the sources of the rows of a matrix, the norms of heads, by their names."""
-    path, _, suffix = target.rpartition(".")
+    """Return the sources of the tensors of a list of modules, which are the rows of one tensor."""
     found: dict[str, Source] = {}
-    for row in range(stored.shape[0]):
+    for row in range(stored.shape[0] if len(stored.shape) > 1 else 0):
         one = stored.part(range(row, row + 1))
-        found[f"{path}.{row}.{suffix}"] = _source(
-            checkpoint, replace(one, shape=one.shape[1:]), change=None
-        )
+        source = _source(checkpoint, replace(one, shape=one.shape[1:]), change=None)
+        found[target.replace(_LIST, str(row))] = replace(source, packed={})
     return found
 
 
@@ -258,13 +265,13 @@ class BlockRows(StoredRows):
 
 
 def _experts(checkpoint: GgufCheckpoint, family: Architecture, name: str) -> Source:
-    """Return the source of fused experts, given the name of their gate or down part.
+    """Return the source of fused experts, given the name of any of their parts but the up part.
 
     transformers keeps gate and up in one tensor: one above the other, or row by row in turn, and
     with the weights of the family's experts transposed or not.
     """
     stored = checkpoint.tensors[name]
-    if _DOWN in name:
+    if _GATE not in name:
         return _fused(checkpoint, (stored,), family)
     return _fused(checkpoint, (stored, checkpoint.tensors[name.replace(_GATE, _UP)]), family)
 

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from engine.compiled import compiler
 
@@ -16,11 +15,3 @@ def no_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     compiler.has_numba.cache_clear()
     yield
     compiler.has_numba.cache_clear()
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restore the number of threads after the test."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)

@@ -5,6 +5,7 @@ import torch
 
 from engine.errors import ModelError
 from engine.kv.page_pool import PagePool
+from engine.weights.family import KVShape
 from tests.engine.page_traffic import CPU
 
 
@@ -18,3 +19,16 @@ def test_too_little_device_memory_is_an_error_that_names_the_setting() -> None:
             dtype=torch.float32,
             device=CPU,
         )
+
+
+def test_values_may_be_the_beginning_of_keys() -> None:
+    shape = KVShape(num_layers=2, num_kv_heads=1, head_dim=6, is_latent=True)
+    pool = PagePool.of_shape(shape, 2, torch.float32, CPU)
+    assert pool.memory.nbytes == 2 * 64 * shape.bytes_per_token(torch.float32)
+    slots, keys = torch.tensor([3, 70]), torch.rand(2, 1, 6)
+    pool.write(1, slots, keys, keys[..., :4])
+    found, values = pool.read(1, slots, torch.Size([1, 6]), torch.Size([1, 4]))
+    assert torch.equal(found, keys) and torch.equal(values, keys[..., :4])
+    assert not pool.keys[0].any()
+    pool.copy_page(1, 0, 64)
+    assert torch.equal(pool.read(1, torch.tensor([6]))[0], keys[1:])

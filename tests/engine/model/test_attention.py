@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.model import attention
+from engine.model import blockwise
 
 HEADS, KV_HEADS, ROWS, KEYS, DIM = 4, 2, 5, 40, 8
 
@@ -19,7 +19,7 @@ def test_blocks_of_keys_give_the_softmax_of_all(
     is_masked: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "KEY_BLOCK", block)
+    monkeypatch.setattr(blockwise, "KEY_BLOCK", block)
     made = torch.Generator().manual_seed(3)
     query = 9 * torch.randn(HEADS, ROWS, DIM, generator=made, dtype=torch.float64)
     keys, values = torch.randn(2, KEYS, KV_HEADS, DIM, generator=made, dtype=torch.float64)
@@ -28,7 +28,7 @@ def test_blocks_of_keys_give_the_softmax_of_all(
     if visible is not None:
         visible[0], visible[0, -1] = False, True  # this row sees no key of the first blocks
         visible[1], visible[1, 0] = False, True
-    got = attention._attend_rows(
+    got = blockwise.attend_blockwise(
         query, keys, values, visible, scaling=0.7, softcap=softcap, sinks=sinks, strict=True
     )
     repeats = HEADS // KV_HEADS

@@ -99,6 +99,8 @@ def test_a_result_is_kept_for_all_sizes_of_a_structure(monkeypatch: pytest.Monke
     check_decoder(config("llama", hidden_size=128, num_hidden_layers=5), WHERE)
     monkeypatch.setattr(guard, "Reference", None)  # another check would fail
     check_decoder(config("llama", hidden_size=128, num_hidden_layers=9), WHERE)
+    stored = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    check_decoder(config("llama", hidden_size=128, quantization_config=stored), WHERE)
 
 
 @pytest.mark.parametrize("damage", ["{", '{"fault": 3}', "[]"])

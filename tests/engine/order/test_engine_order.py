@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+import engine.planning.blueprint
+from engine.drafting.model.draft_cache import SharedCache
 from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.tree import Bounds
 from engine.kv.host_tier import HostTier
 from engine.model.resumable import ResumableForward
+from engine.recurrent.states import SequenceState
 from engine.sequences.scheduler import Scheduler
 from engine.streaming.cuda_streams import CudaSideStream
 from tests.engine.models import (
@@ -59,6 +62,10 @@ SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
     # No graphs: steps are run in pieces.
     ({"drafter": "subspec", "family": "phi3_longrope", "max_sequences": 1}, 6, {"_pause", "ahead"}),
     ({"drafter": "ngram"}, 1, {"_pause", "save", "load"}),
+    ({"drafter": "subspec", "family": "qwen3_5_text"}, 1, {"ahead"}),
+    # Layers in parts.
+    ({"drafter": "subspec", "part_bytes": 1}, 1, {"_pause", "save", "load", "ahead", "replay"}),
+    ({"drafter": "merged", "max_sequences": 2, "part_bytes": 1}, 3, {"left", "ahead", "replay"}),
 )
 if more := os.environ.get("UNDERSTUDY_ORDER_SEEDS"):
     SCENES += tuple(
@@ -77,12 +84,15 @@ def test_no_traffic_has_unordered_accesses(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], seed: int, expected: set[str]
 ) -> None:
     """Random requests with shared prefixes, aborts, failures, pauses, and drafting ahead."""
-    chance, what = random.Random(seed), replace(SCENE, **changes)
+    part_bytes = changes.get("part_bytes", engine.planning.blueprint.PART_BYTES)
+    chance = random.Random(seed)
+    what = replace(SCENE, **{own: changes[own] for own in changes.keys() - {"part_bytes"}})
     plain = load(checkpoint(what.family), PLAIN, prefix_cache=False)
     asked, want = requests(chance, what, plain)
     cuda = PretendedCuda()
     install(monkeypatch, cuda)
     run_one_layer_at_a_time(monkeypatch)
+    monkeypatch.setattr(engine.planning.blueprint, "PART_BYTES", part_bytes)
     happened: Counter[str] = Counter()
     for owner, name in ((Scheduler, "_pause"), (HostTier, "load"), (HostTier, "save")):
         count_calls(monkeypatch, owner, name, happened)
@@ -120,10 +130,10 @@ def test_graphs_are_replayed_with_the_answers_of_plain_decoding(
     cuda = PretendedCuda()
     install(monkeypatch, cuda)
     with cuda.recording():
-        engine = load(folder, SUBSPEC)
+        made = load(folder, SUBSPEC)
         captured = cuda.num_captured
-        draft_ahead(engine, steps=1)
-        assert exact(run(engine, asked)) == want
+        draft_ahead(made, steps=1)
+        assert exact(run(made, asked)) == want
         close_all()
     cuda.checker.check()
     assert cuda.num_captured == captured > 1, "a pass captured a graph"
@@ -148,11 +158,17 @@ def do_not_wait_for_the_draft(cuda: PretendedCuda, patch: pytest.MonkeyPatch) ->
     patch.setattr(CudaSideStream, "join", join)
 
 
+def read_states_that_a_pass_changes(_: PretendedCuda, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SharedCache, "catch_up", lambda *_: None)
+    patch.setattr(SequenceState, "is_caught_up", lambda *_: True)
+
+
 @pytest.mark.parametrize(
     ("plant", "family", "named"),
     [
         (begin_on_the_compute_stream, "llama", r"on stream \d+ \(beside\).*begin_step"),
         (do_not_wait_for_the_draft, "phi3_longrope", "finish_ahead|page_pool"),
+        (read_states_that_a_pass_changes, "qwen3_5_text", r"recurrent/branch.py"),
     ],
 )
 def test_a_planted_race_is_found(
@@ -163,9 +179,9 @@ def test_a_planted_race_is_found(
     run_one_layer_at_a_time(monkeypatch)
     plant(cuda, monkeypatch)
     with cuda.recording():
-        engine = load(checkpoint(family), SUBSPEC)
-        draft_ahead(engine, steps=1)
-        run(engine, [request("a", prompt(40, 1), max_tokens=8), request("b", prompt(9, 2))])
+        made = load(checkpoint(family), SUBSPEC)
+        draft_ahead(made, steps=1)
+        run(made, [request("a", prompt(40, 1), max_tokens=8), request("b", prompt(9, 2))])
         close_all()
     with pytest.raises(AssertionError, match=re.compile(named, re.DOTALL)):
         cuda.checker.check()

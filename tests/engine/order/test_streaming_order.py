@@ -6,8 +6,8 @@ Without a planted race there is none.
 # mypy: disallow-untyped-calls=False
 # torch.cuda declares no types for events.
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from engine.streaming.cuda_link import CudaSlot
 from engine.streaming.cuda_pages import CudaPageStore
 from engine.streaming.cuda_streams import CudaSideStream
 from engine.streaming.ring import LayerStream
+from engine.weights.layout import LayerUnits, whole_layers
 from tests.engine.order.pretended_cuda import PretendedCuda
 from tests.engine.page_traffic import Traffic, small_cache
 from tests.engine.units import NumberedUnits, PiecedUnits
@@ -30,6 +31,7 @@ MIXTURES: tuple[tuple[Tier, ...], ...] = (
     ("disk",) * 5,
     ("resident", "ram", "disk", "ram", "disk"),
 )
+PARTS = (LayerUnits(0, num_parts=3), LayerUnits(3))
 
 
 def nothing(*_: Any) -> None:
@@ -105,8 +107,30 @@ def test_a_race_in_the_ring_is_found(
         cuda.checker.check()
 
 
+@pytest.mark.parametrize("pinned", [2**40, 3 * PIECE])
+def test_a_ring_of_parts_has_no_unordered_accesses(
+    cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch, pinned: int
+) -> None:
+    walk_the_ring(cuda, monkeypatch, MIXTURES[0], pinned, PARTS)
+    cuda.checker.check()
+    assert cuda.checker.num_accesses > 100
+
+
+def test_a_race_in_a_ring_of_parts_is_found(
+    cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_without_waiting(monkeypatch)
+    walk_the_ring(cuda, monkeypatch, MIXTURES[0], 2**40, PARTS)
+    with pytest.raises(AssertionError, match=r"(?s)copy_ .*overwrites what is read by.*sum"):
+        cuda.checker.check()
+
+
 def walk_the_ring(
-    cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch, tiers: tuple[Tier, ...], pinned: int
+    cuda: PretendedCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    tiers: tuple[Tier, ...],
+    pinned: int,
+    layers: Sequence[LayerUnits] = whole_layers(4),
 ) -> None:
     """Use all units in three passes. There are more pieces than staging buffers."""
     monkeypatch.setattr("engine.streaming.cuda_link.PIECE_BYTES", PIECE)
@@ -116,14 +140,15 @@ def walk_the_ring(
     cuda.device.use_compute_stream()
     with (
         cuda.recording(),
-        closing(LayerStream(units, tiers, device=cuda.device, slots=2)) as stream,
+        closing(LayerStream(units, tiers, device=cuda.device, slots=2, layers=layers)) as stream,
     ):
-        for first in (0, 0, 2):
-            stream.seek(first)
-            for index in range(first, len(tiers)):
-                with stream.unit(index) as weights:
-                    for tensor in weights.values():
-                        tensor.sum()
+        for start in (0, 0, len(layers) - 1):
+            stream.seek(layers[start].first)
+            for units_of_layer in [*(own.parts for own in layers[start:]), [len(tiers) - 1]]:
+                with ExitStack() as stack:
+                    for index in units_of_layer:
+                        for tensor in stack.enter_context(stream.unit(index)).values():
+                            tensor.sum()
 
 
 def copy_pages_without_waiting(patch: pytest.MonkeyPatch) -> None:

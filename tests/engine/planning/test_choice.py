@@ -63,7 +63,7 @@ LAYERS, DENSE, PACKED, CODED = 20, 1.0 * GB, 0.3 * GB, 0.5 * GB
 
 def outline(nbytes: float) -> Any:
     unit = UnitLayout("unit", (), int(nbytes))
-    return SimpleNamespace(layouts=[unit] * (LAYERS + 1))
+    return SimpleNamespace(layouts=[unit] * (LAYERS + 1), layers=whole_layers(LAYERS))
 
 
 class Described:
@@ -71,6 +71,7 @@ class Described:
 
     config: Any = SimpleNamespace()
     dtype, torch_device = torch.bfloat16, None
+    recurrent: ClassVar[dict[int, Any]] = {}
     outlines: ClassVar[dict[bool, Any]] = {True: outline(PACKED), False: outline(DENSE)}
 
     def __init__(self, expansions: dict[str, int]) -> None:

@@ -43,6 +43,11 @@ STORED = 2 * 32_768 * 4 * 128 * 2  # bytes of keys and values of one layer
     [
         # float64: scores of 2,048 keys of 448 rows, three times, beside copied keys and values
         ({}, True, True, STORED // MIB + 3 * 8 * 448 * 2048 // MIB + 4),
+        # float32 in the order of positions: sums of 130 values for each row, head and chunk of 512
+        ({"is_ordered": True}, True, True, 64 * 64 * 28 * 130 * 4 // MIB),
+        # sums of 64 chunks of positions for 64 rows of 128 heads, of which as many rows are
+        # computed at a time as make 256 MiB
+        ({"num_heads": 128, "is_ordered": True}, True, True, 256 - 4 * 64 * 128 * 128 // MIB),
         ({}, False, True, 0),  # compiled code reads keys and values where they are stored
         ({}, False, False, 3 * STORED // MIB + 2),  # copied, then expanded to float32
         # one mask that is made and all that are kept, and booleans
@@ -67,6 +72,22 @@ def test_attention_is_counted_as_it_is_computed(
     monkeypatch.setattr(footprint, "is_available", lambda: is_compiled)
     found = attention(replace(LONG, **changes), has_own_memory=has_own_memory)
     assert found / MIB == pytest.approx(mib, abs=2)
+
+
+def test_the_slots_that_trees_see_are_counted_with_attention_in_order() -> None:
+    trees = replace(LONG, draft=replace(NO_DRAFT, scratch_rows=256), is_ordered=True)
+    few, many = (
+        activation_bytes(trees, 64, 1024, has_own_memory=True, tree_rows=rows)
+        for rows in (256, 2048)
+    )
+    # Whole or sliding attention: slots of one chunk and of the tree, for each row.
+    assert many - few == 2 * (2048 - 256) * (512 + 256) * 8
+    float64 = replace(trees, is_ordered=False)
+    counted = [
+        activation_bytes(float64, 64, 1024, has_own_memory=True, tree_rows=rows)
+        for rows in (256, 2048)
+    ]
+    assert counted[0] == counted[1]
 
 
 def test_the_attention_of_a_draft_model_is_counted_beside_that_of_the_target() -> None:

@@ -22,7 +22,7 @@ CARD = torch.device("cuda", 0)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    save_tiny("llama", path, dtype=torch.bfloat16, width=64)
+    save_tiny("llama", path, dtype=torch.bfloat16, width=4)
     return path
 
 
@@ -66,9 +66,16 @@ def test_other_models_and_cards_are_served(
 def context_of(folder: Path, device: torch.device | None) -> PlanContext:
     """Return what SubSpec plans with for the model in float16."""
     blueprint = Blueprint(spec_of(folder, "float16"), folder, device)
-    facts, layouts = facts_of("subspec"), blueprint.outlines[False].layouts
-    draft = DraftSpec("subspec")
-    return PlanContext(draft, facts.bounds, blueprint.config, blueprint.dtype, layouts, device)
+    outline = blueprint.outlines[False]
+    return PlanContext(
+        draft=DraftSpec("subspec"),
+        bounds=facts_of("subspec").bounds,
+        config=blueprint.config,
+        dtype=blueprint.dtype,
+        layouts=outline.layouts,
+        layers=outline.layers,
+        device=device,
+    )
 
 
 def test_the_copies_are_counted_in_the_form_that_the_card_multiplies(

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
-from engine.model.attention import MAX_SCORES
+from engine.model.blockwise import MAX_SCORES
 from engine.planning.footprint import LARGEST_PASS, Demand
 from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, DoesNotFit, Memory, Plan, make_plan
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec

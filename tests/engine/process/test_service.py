@@ -18,6 +18,7 @@ from engine.messages import Audited, PassStats, SamplingParams, WeightsChecked
 from engine.process.client import EngineClient
 from engine.process.engine_process import EngineCallbacks
 from engine.spec import MemorySpec, StreamSpec
+from tests.demo_server import COMPILED
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, model_spec, prompt
 from tests.engine.process.conftest import child_pid, exhaust
 
@@ -162,6 +163,7 @@ async def test_damaged_files_are_repaired_in_idle_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    (tmp_path / COMPILED.name).symlink_to(COMPILED)
     reports: asyncio.Queue[WeightsChecked] = asyncio.Queue()
     stream = StreamSpec(tier="disk", slots=2, recheck_hours=1e-4)
     spec = model_spec(checkpoint("llama"), PLAIN, stream=stream)

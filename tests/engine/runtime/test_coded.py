@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from engine.planning import choice, link_probe
+from engine.planning import blueprint, choice, link_probe
 from engine.planning.preview import WhatIf, preview
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, StreamSpec, TargetSpec, Tier
@@ -56,6 +56,16 @@ def test_answers_are_those_of_plain_weights(tier: Tier, resident: int) -> None:
         assert plain.info.link_bits == 16
         assert coded.info.link_bits < 16
         assert coded.info.fingerprint == plain.info.fingerprint
+
+
+def test_parts_of_layers_are_coded_by_the_copies_of_their_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blueprint, "PART_BYTES", 24 << 10)
+    plain, coded = (served(SUBSPEC, "disk", how) for how in ("none", "auto"))
+    assert len(coded._loaded.plan.tiers) > 4, "no layer has several parts"
+    assert exact(run(coded, ASKED)) == exact(run(plain, ASKED))
+    assert coded.info.link_bits < 12
 
 
 def test_a_second_start_uses_the_cache_unless_the_copies_changed(

@@ -137,6 +137,16 @@ def test_answers_depend_neither_on_the_form_nor_on_tier_and_draft(
     assert packed.info.fingerprint == expanded.info.fingerprint
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_parts_of_a_layer_are_expanded_beside_each_other(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gguf(family)
+    want = answers(path, True)
+    monkeypatch.setattr(blueprint, "PART_BYTES", 1)
+    assert answers(path, True) == answers(path, False) == want
+
+
 @pytest.mark.parametrize("slice_bytes", [1, 1 << 30], ids=["sliced", "whole"])
 @pytest.mark.parametrize(
     ("family", "kind"),
@@ -184,6 +194,7 @@ SCALED = [
     ("ct-pack4-old-zeros-and-order", "llama"),
     ("gptq2-row", "llama"),
     ("gptq8", "llama"),
+    ("fp8-block-whole", "deepseek_v3"),
     ("fp8-tensor", "qwen3_moe"),
     ("ct-nvfp4", "qwen3_moe"),
     ("awq", "qwen3_moe"),

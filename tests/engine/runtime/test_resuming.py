@@ -121,9 +121,15 @@ KINDS = {
     "several": ("json", several),
     "predicted": ("llama", predicted),
     "longrope": ("phi3_longrope", crossing),
+    "hybrid": ("qwen3_5_text", lambda: test_exactness.requests()[::4]),
 }
 # Each engine that goes on has a draft, as if the first had not: no draft changes an answer.
-DRAFTS = {"json": DraftSpec("ngram"), "llama": SUBSPEC, "phi3_longrope": SUBSPEC}
+DRAFTS = {
+    "json": DraftSpec("ngram"),
+    "llama": SUBSPEC,
+    "phi3_longrope": SUBSPEC,
+    "qwen3_5_text": SUBSPEC,
+}
 
 
 def folder(family: str) -> Any:

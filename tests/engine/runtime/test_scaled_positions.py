@@ -47,7 +47,7 @@ def test_tokens_are_those_of_transformers_with_a_scaled_configuration(family: st
 def test_answers_beyond_the_own_context_do_not_depend_on_the_draft(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engine.model.attention.KEY_BLOCK", 64)  # the contexts have many blocks
+    monkeypatch.setattr("engine.model.blockwise.KEY_BLOCK", 64)  # the contexts have many blocks
     folder = checkpoint("qwen2")
     target = TargetSpec(str(folder), rope=RopeSpec(4.0))
     texts = {"long": prompt(6, 1) * 110, "crossing": prompt(500, 2), "short": prompt(9, 3)}

@@ -36,6 +36,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.engine.structures import generated
 from tests.engine.weights.formats.test_linear import meta_model, mxfp4_checkpoint, read, read_dense
 
 MIXTURES = ["mixtral", "qwen3_moe", "gpt_oss"]
@@ -88,6 +89,23 @@ def test_answers_of_sliced_layers_equal_those_of_whole_ones(
         for attempt in ("cold", "prefix cached"):
             assert exact(run(made, requests())) == want, (draft.method, attempt)
         made.close()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "kimi_linear"])
+def test_answers_of_sliced_layers_with_a_shared_expert_do_not_depend_on_the_draft(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Sums have another order than in whole layers, so only tokens are those of the library."""
+    folder = checkpoint(family)
+    monkeypatch.setattr(engine.planning.blueprint, "SLICE_BYTES", TINY)
+    plain = load(folder, PLAIN)
+    assert [bool(layer.units.slices) for layer in layers(plain)] == [False, True, True]
+    want = alone(plain, requests())
+    asked = requests()[0]
+    assert want["greedy", 0].ids == generated(folder, list(asked.prompt), 16)
+    made = load(folder, DraftSpec("ngram"))
+    for attempt in ("cold", "prefix cached"):
+        assert exact(run(made, requests())) == exact(want), attempt
 
 
 def test_a_slice_may_hold_several_experts(monkeypatch: pytest.MonkeyPatch) -> None:

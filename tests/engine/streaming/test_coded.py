@@ -18,10 +18,11 @@ from engine.streaming.packed import PackedUnits, pack
 from engine.streaming.ring import LayerStream
 from engine.weights.coding.cells import find_substitute
 from engine.weights.formats import int4
-from engine.weights.layout import UnitReader, lay_out
+from engine.weights.layout import UnitReader, lay_out, whole_layers
 
 CPU = CpuDevice()
 COUNT, ROWS, COLUMNS = 4, 64, 128
+LAYERS = whole_layers(COUNT - 1)  # and a head
 
 
 class PlainUnits(UnitReader):
@@ -78,7 +79,7 @@ def copies(plain: PlainUnits, tmp_path: Path) -> Iterator[PackedUnits]:
 
 @pytest.fixture
 def coded(plain: PlainUnits, copies: PackedUnits, tmp_path: Path) -> Iterator[PackedUnits]:
-    packed = pack(CodedUnits(plain, copies), tmp_path / "coded", "coded", silent)
+    packed = pack(CodedUnits(plain, LAYERS, copies), tmp_path / "coded", "coded", silent)
     with closing(packed):
         yield packed
 
@@ -166,7 +167,7 @@ def test_a_missing_unit_is_coded_again_when_it_is_opened(
     plain: PlainUnits, copies: PackedUnits, coded: PackedUnits
 ) -> None:
     (coded.folder / unit_name(1)).unlink()
-    with closing(PackedUnits(coded.folder, "coded", CodedUnits(plain, copies))) as again:
+    with closing(PackedUnits(coded.folder, "coded", CodedUnits(plain, LAYERS, copies))) as again:
         assert again.num_repaired == 1
         reader = decoded(again, plain, copies)
         memory = torch.empty(reader.layouts[1].nbytes, dtype=torch.uint8)
@@ -177,19 +178,19 @@ def test_a_missing_unit_is_coded_again_when_it_is_opened(
 
 
 def test_the_identity_tells_other_copies(plain: PlainUnits, tmp_path: Path) -> None:
-    found = {CodedUnits(plain, None).identity}
+    found = {CodedUnits(plain, LAYERS, None).identity}
     for group in (32, 64):
         for attempt in range(2):
             folder = tmp_path / f"{group}.{attempt}"
             with closing(pack(Copies(plain, group), folder, "copies", silent)) as packed:
-                found.add(CodedUnits(plain, packed).identity)
+                found.add(CodedUnits(plain, LAYERS, packed).identity)
     assert len(found) == 3  # equal bytes have equal ones
 
 
 def test_without_copies_all_weights_are_coded_by_themselves(
     plain: PlainUnits, tmp_path: Path
 ) -> None:
-    with closing(pack(CodedUnits(plain, None), tmp_path / "own", "own", silent)) as coded:
+    with closing(pack(CodedUnits(plain, LAYERS, None), tmp_path / "own", "own", silent)) as coded:
         reader = DecodedUnits(coded, plain.layouts, lambda _: {})
         assert "q.weight.exponents" in {field.name for field in coded.layouts[0].fields}
         stream = LayerStream(plain, ["disk"] * COUNT, device=CPU, slots=2, starts_later=True)

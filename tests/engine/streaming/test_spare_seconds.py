@@ -50,3 +50,9 @@ def test_a_moving_average_follows_its_figures() -> None:
     assert seen[:2] == [None, 1.0]
     assert 1.0 < (seen[2] or 0.0) < 1.5
     assert figure.value == pytest.approx(2.0, rel=1e-3)
+
+
+def test_all_units_of_a_layer_are_computed_before_the_link_is_idle() -> None:
+    one = spare_seconds(0.0, [1.0, 2.0, 3.0, 4.0], [1.0] * 20, 0.5)
+    four = spare_seconds(0.0, [1.0, 2.0, 3.0, 4.0], [1.0] * 20, 0.5, 4)
+    assert (one, four) == (3.5, 2.0)

@@ -1,8 +1,9 @@
 """Tests of folders that have a tekken.json or a sentencepiece model instead of a tokenizer.json.
 
-`vocabularies/bpe.model` was trained by sentencepiece on the documentation (700 pieces). The ids in
-`vocabularies/expected.json` are those of sentencepiece for it, and those of mistral-common for the
-first tokens of Mistral's own vocabulary.
+`vocabularies/bpe.model` and `vocabularies/unigram.model` were trained by sentencepiece on the
+documentation (700 pieces each); the latter replaces some characters, as a tabulator by a blank. The
+ids in `vocabularies/expected.json` are those of sentencepiece for them, and those of mistral-common
+for the first tokens of Mistral's own vocabulary.
 """
 
 import base64
@@ -19,7 +20,7 @@ from server.text.tokenizer import load_tokenizer, template_file
 
 PLACE = Path(__file__).parent / "vocabularies"
 EXPECTED = json.loads((PLACE / "expected.json").read_text())
-MODEL = (PLACE / "bpe.model").read_bytes()
+MODEL, UNIGRAM = ((PLACE / f"{kind}.model").read_bytes() for kind in ("bpe", "unigram"))
 BYTES = [bytes([byte]) for byte in range(256)]
 
 
@@ -151,17 +152,38 @@ def test_ids_of_a_sentencepiece_model_are_those_of_its_library(
     assert found.decode([control, own], skip_special_tokens=True) == "<think>"
 
 
-def test_other_files_add_tokens_and_name_what_begins_a_text(folder: Path) -> None:
-    (folder / "tokenizer.model").write_bytes(MODEL)
-    write(folder, "added_tokens.json", {"<|extra|>": 701})
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model"])
+def test_ids_of_a_model_of_likely_tokens_are_those_of_its_library(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(UNIGRAM)
+    found = read_tokenizer(folder)
+    for text, ids in EXPECTED["unigram"]["ids"].items():
+        assert found.encode(text, add_special_tokens=False) == ids, text
+        assert found.decode(ids) == EXPECTED["unigram"]["texts"][text]
+        assert found.encode(text) == [1, *ids]
+    assert (found.bos_token, found.eos_token, found.unk_token) == ("<s>", "</s>", "<unk>")
+    control, own = (found.convert_tokens_to_ids(text) for text in ("[INST]", "<think>"))
+    assert found.encode("[INST]<think>", add_special_tokens=False) == [control, own]
+
+
+def test_a_class_whose_texts_have_no_beginning_token_adds_none(folder: Path) -> None:
+    (folder / "spiece.model").write_bytes(UNIGRAM)
+    for values, first in (({}, []), ({"add_bos_token": True}, [1])):
+        write(folder, "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", **values})
+        assert read_tokenizer(folder).encode("a") == [*first, *EXPECTED["unigram"]["ids"]["a"]]
+
+
+@pytest.mark.parametrize("model", [MODEL, UNIGRAM])
+def test_other_files_add_tokens_and_name_what_begins_a_text(folder: Path, model: bytes) -> None:
+    (folder / "tokenizer.model").write_bytes(model)
+    write(folder, "added_tokens.json", {"<|extra|>": 703})
     flags = {"content": "<|im_end|>", "special": True, "normalized": False}
     added = {"700": flags, "2": {"content": "</s>", "special": True}}
     values = {"added_tokens_decoder": added, "eos_token": "<|im_end|>", "add_bos_token": False}
     write(folder, "tokenizer_config.json", values)
     found = read_tokenizer(folder)
-    assert found.encode("<|im_end|><|extra|></s>") == [700, 701, 2]
+    assert found.encode("<|im_end|><|extra|></s>") == [700, 703, 2]
     assert (found.eos_token, found.eos_token_id) == ("<|im_end|>", 700)
-    assert found.decode([700, 701], skip_special_tokens=True) == "<|extra|>"
+    assert found.decode([700, 703], skip_special_tokens=True) == "<|extra|>"
 
 
 @pytest.mark.parametrize(
@@ -173,10 +195,11 @@ def test_other_files_add_tokens_and_name_what_begins_a_text(folder: Path) -> Non
         ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": 3}}}),
     ],
 )
+@pytest.mark.parametrize("model", [MODEL, UNIGRAM])
 def test_files_that_disagree_about_a_token_are_refused(
-    folder: Path, name: str, values: dict[str, Any]
+    folder: Path, name: str, values: dict[str, Any], model: bytes
 ) -> None:
-    (folder / "tokenizer.model").write_bytes(MODEL)
+    (folder / "tokenizer.model").write_bytes(model)
     write(folder, name, values)
     with pytest.raises(ModelError, match=rf"{folder.name}/{name}: the token "):
         read_tokenizer(folder)
@@ -195,11 +218,14 @@ def test_files_that_disagree_about_a_token_are_refused(
         (MODEL[:5003], "no sentencepiece model: .* left"),
         (MODEL + b"\x0b", "no sentencepiece model: .*wire type 3"),
         (b"\n\x00" * (2**20 + 1), "no sentencepiece model: .*more than 1048576 fields"),
-        (MODEL + b"\x12\x02\x18\x01", "its type is unigram"),
+        (MODEL + b"\x12\x02\x18\x03", "its type is words"),
         (MODEL + b"\x12\x02\x18\x09", "its type is 9"),
         (MODEL + b"\x1a\x03\x12\x01x", "its normalizer replaces characters"),
         (MODEL + b"\x1a\x00", "its normalizer removes blanks"),
         (MODEL + b"\x1a\x04\x20\x00\x28\x00", "it does not write a blank"),
+        (UNIGRAM + b"\x1a\x02\x28\x00", "it does not write a blank"),
+        (UNIGRAM + b"\x1a\x03\x12\x01x", r"\(precompiled_charsmap\) is damaged: it has no length"),
+        (UNIGRAM + b"\n\x08\n\x01a\x15\x00\x00\xc0\x7f", "piece 700 has the score nan"),
     ],
 )
 def test_a_sentencepiece_model_that_is_not_read_is_refused(
@@ -209,6 +235,19 @@ def test_a_sentencepiece_model_that_is_not_read_is_refused(
     with pytest.raises(ModelError, match=rf"{folder.name}/tokenizer\.model: .*{reason}") as refused:
         read_tokenizer(folder)
     assert "has a tokenizer.json" in str(refused.value)
+
+
+def test_a_file_with_other_ids_than_its_models_is_refused(folder: Path) -> None:
+    (folder / "sentencepiece.bpe.model").write_bytes(MODEL)
+    with pytest.raises(ModelError, match=r"sentencepiece\.bpe\.model: not read: .* other ids"):
+        read_tokenizer(folder)
+
+
+def test_an_added_token_far_behind_a_list_of_tokens_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.model").write_bytes(UNIGRAM)
+    write(folder, "added_tokens.json", {"<|extra|>": 1 << 20})
+    with pytest.raises(ModelError, match=r"'<|extra|>' has the id 1048576, .* 700 tokens"):
+        read_tokenizer(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json"])

@@ -3,6 +3,7 @@
 No message names the config.json that is made in the cache.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,13 @@ def _files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a GGUF file of each of some families."""
     folder = tmp_path_factory.mktemp("files")
     families = ("llama", "mixtral", "phi3", "gemma3", "stablelm_parallel", "nemotron")
+    layers = dict.fromkeys(families, 2) | {"gemma3n": 4, "gemma4": 4, "gemma4_experts": 2}
     return {
-        family: write_gguf(save_tiny(family, folder / family, layers=2), folder / f"{family}.gguf")
-        for family in families
+        family: write_gguf(
+            save_tiny(family, folder / family, layers=count, tied=family.startswith("gemma")),
+            folder / f"{family}.gguf",
+        )
+        for family, count in layers.items()
     }
 
 
@@ -104,6 +109,49 @@ def refused(path: Path, message: str) -> None:
         ("gemma3", {"attention.sliding_window_pattern": 2}, None),
         ("gemma3", {"attention.sliding_window_pattern": [True]}, r".*pattern: a list of 2 values"),
         ("gemma3", {"attention.sliding_window_pattern": [1, 0]}, r".*pattern: a list of 2 values"),
+        ("gemma3n", {"feed_forward_length": [96] * 4}, None),
+        ("gemma3n", {"feed_forward_length": [96] * 3}, r"gemma3n.feed_forward_length: a list of 4"),
+        ("gemma3n", {"feed_forward_length": [96, 0, 96, 96]}, r".*: a list of 4 integers above 0"),
+        ("gemma3n", {"feed_forward_length": [96, 96, 95, 96]}, r"blk.2.ffn_gate.*length \(95\)"),
+        ("gemma3n", {"attention.shared_kv_layers": 4}, r"shared_kv_layers: less than the 4 layers"),
+        ("gemma3n", {"attention.shared_kv_layers": None}, r"no tensor for blk.2.attn_k"),
+        (
+            "gemma3n",
+            {"altup.num_inputs": None},
+            r"gemma3n.altup.num_inputs: an integer is expected",
+        ),
+        ("gemma3n", {"altup.num_inputs": 3}, r"altup_correct_coef.* gemma3n.altup.num_inputs \(3"),
+        ("gemma3n", {"activation_sparsity_scale": [0.0] * 3}, r"_scale: a list of 4 numbers"),
+        ("gemma3n", {"activation_sparsity_scale": [math.nan] * 4}, r"_scale: .* below infinity"),
+        ("gemma3n", {"embedding_length_per_layer_input": 7}, r"by .*h_per_layer_input \(7\)"),
+        (
+            "gemma4",
+            {"attention.key_length": 16, "attention.value_length": 16},
+            r"rope_freqs.weight: 8 values are expected, 1 for the frequencies that are rotated",
+        ),
+        ("gemma4", {"attention.key_length_swa": 8}, r"value_length_swa: the value of .*swa \(8\)"),
+        ("gemma4", {"attention.key_length_swa": None}, r"key_length_swa: an integer is expected"),
+        ("gemma4", {"rope.dimension_count_swa": 8}, r"dimension_count_swa: the value of"),
+        ("gemma4", {"rope.dimension_count": 8}, r"rope.dimension_count: the width of a head"),
+        ("gemma4", {"rope.scaling.type": "yarn"}, r"rope.scaling.factor: a number is expected"),
+        ("gemma4", {"rope.freq_base": -1.0}, r"rope.freq_base: a number above 0"),
+        ("gemma4", {"feed_forward_length": 96}, r"blk.2.ffn_.* by gemma4.feed_forward_length \(96"),
+        ("gemma4", {"feed_forward_length": [96, 96, 96, 192]}, r"one width, or twice as much in"),
+        ("gemma4", {"attention.head_count_kv": [2, 1, 2, 1]}, r"kv: one number for all layers"),
+        (
+            "gemma4",
+            {"attention.head_count_kv": [2, 1, 2, 2]},
+            r"kv: one number for the layers with",
+        ),
+        ("gemma4", {"attention.shared_kv_layers": 9}, r"shared_kv_layers: less than the 4 layers"),
+        ("gemma4", {"attention.sliding_window": 0}, r"attention.sliding_window: at least 1"),
+        (
+            "gemma4_experts",
+            {"attention.head_count_kv": 2},
+            r"attn_k.*head_count_kv \(2\), gemma4.a",
+        ),
+        ("gemma4_experts", {"expert_count": 3}, r"gemma4.expert_count \(3\)"),
+        ("gemma4_experts", {"expert_used_count": 9}, r"gemma4.expert_used_count: 9 of 4 experts"),
     ],
 )
 def test_the_key_of_metadata_that_do_not_fit_the_tensors_is_named(
@@ -225,6 +273,8 @@ def test_tensors_that_some_models_of_a_family_lack_are_the_same_in_all_layers(
     ("change", "message"),
     [
         (put("blk.1.ffn_odd.weight", 4), r"unexpected tensor blk.1.ffn_odd.weight: .* no place"),
+        (put("blk.1.laurel_l.weight", 4, 64), r"unexpected tensor blk.1.laurel_l.weight: .* no pl"),
+        (put("per_layer_token_embd.weight", 4, 4), r"unexpected tensor per_layer_token_embd.wei"),
         (put("blk.1.attn_q.bias", 64), r"unexpected tensor blk.1.attn_q.bias: .* download it"),
         (put("blk.0.attn_q.bias", 64), r"no tensor for blk.0.attn_k.bias \(and 6 more\) of Llama"),
     ],
@@ -241,6 +291,17 @@ def test_tensors_of_no_place_have_their_names_in_the_file(
         plan(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ") and ".json" not in text and "model.layers" not in text
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
+def test_keys_of_a_layer_that_shares_those_of_another_are_skipped(
+    family: str, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Published files hold them; their shape is checked all the same."""
+    name = "blk.2.attn_k.weight"
+    plan(rewrite(files[family], tmp_path / "m.gguf", {}, put(name, 32, 64)))
+    path = rewrite(files[family], tmp_path / "n.gguf", {}, put(name, 16, 64))
+    refused(path, r"blk.2.attn_k.weight has shape \[16, 64\], but \[32, 64\]")
 
 
 def test_settings_are_compared_with_the_keys_of_the_file(files: Mapping[str, Path]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from engine.errors import ModelError
 from engine.text.tokenizer import read_tokenizer
@@ -110,6 +110,23 @@ def test_a_word_that_is_a_token_stays_whole_where_the_split_says_so() -> None:
     for pre, ids in [("llama-bpe", [2]), ("gpt-2", [0, 1])]:
         found = made(metadata(original, "gpt2", pre=pre, add_bos_token=False))
         assert found.encode("ab").ids == ids
+
+
+def test_gemma4_has_merges_and_special_tokens_that_the_converter_marks_as_text() -> None:
+    original = Tokenizer.from_str(sentencepiece().to_str())
+    names = ["<turn|>", "<|tool_response>", "<|channel>"]
+    original.add_special_tokens([AddedToken(name, special=True) for name in names])
+    values = metadata(original, "gemma4", add_space_prefix=False, add_bos_token=False)
+    places = [original_tokens(values).index(name) for name in names]
+    for place in places[1:]:
+        values["tokenizer.ggml.token_type"][place] = USER
+    files = make_tokenizer(PATH, {"general.architecture": "gemma4", **values})
+    found = made({"general.architecture": "gemma4", **values})
+    for text in (*TEXTS, "<|channel>thought\n\n\n done<turn|>"):
+        assert found.encode(text).ids == original.encode(text).ids, text
+    special = {token["id"] for token in files.tokenizer["added_tokens"] if token["special"]}
+    assert special >= set(places) and set(files.eos_ids) >= set(places[:2])
+    assert places[2] not in files.eos_ids
 
 
 @pytest.mark.parametrize("prefix", [True, False])

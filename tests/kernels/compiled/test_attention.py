@@ -10,7 +10,10 @@ from tests.kernels.offline import CAPABILITIES, SHARED_MEMORY, Compiled, compile
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # (dim of keys, dim of values, query heads of a key head)
-SHAPES = [(64, 64, 8), (80, 80, 1), (128, 128, 7), (192, 128, 1), (256, 256, 2), (512, 512, 8)]
+SHAPES = [
+    *((64, 64, 8), (80, 80, 1), (128, 128, 7), (192, 128, 1), (256, 256, 2), (512, 512, 8)),
+    (576, 512, 128),  # deepseek_v3
+]
 INTEGERS = (
     "rows", "query_row", "query_head", "slots_row", "span", "base", "first_chunk", "stored_chunk",
     "reach",

@@ -8,6 +8,7 @@ import torch
 
 from engine.model.ordered import find_paths
 from engine.model.segment import Reach
+from engine.triton_kernels import attention
 from engine.triton_kernels.attention import CHUNK, attend
 from tests.engine.attention_layers import PARENTS, PATH, Layer, chain, tree
 from tests.kernels.attention_checks import (
@@ -60,6 +61,20 @@ def test_queries_may_have_any_layout() -> None:
     by_value = query.transpose(1, 2).contiguous().transpose(1, 2)
     for other in (by_head, by_value):
         assert torch.equal(run(layer, Reach(), segment, other, memory), wanted)
+
+
+@pytest.mark.parametrize("is_tree", [False, True])
+def test_rows_that_are_computed_in_parts_have_the_same_bits(
+    is_tree: bool, dot_row_by_row: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, count = TEXT, len(PARENTS)
+    whole = torch.arange(TREE + count)
+    segment = tree(whole, TREE) if is_tree else chain(TREE, TREE + count)
+    memory, query = layer.memory(), layer.queries()[:count]
+    wanted = run(layer, Reach(), segment, query, memory)
+    chunks, heads = 2, layer.kv_heads * layer.group
+    monkeypatch.setattr(attention, "MAX_SUMS", 3 * chunks * heads * layer.value_dim)
+    assert torch.equal(run(layer, Reach(), segment, query, memory), wanted)
 
 
 @pytest.mark.parametrize(

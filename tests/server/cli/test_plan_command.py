@@ -119,8 +119,10 @@ def test_the_plan_fits_the_requested_memory(capsys: Capture, folder: Path) -> No
     assert plan["host_bytes"] - plan["memory"]["host_runtime"] <= 24 * GIB + plan["embedding_bytes"]
     assert found["has_weights"] is False
     layer = 2 * (3584 * (3584 + 2 * 512 + 3584) + 3 * 3584 * 18944)  # without biases and norms
-    assert found["unit_bytes"][0] == pytest.approx(layer, rel=1e-3)
-    assert found["unit_bytes"][-1] == pytest.approx(2 * 3584 * 152064, rel=1e-3)
+    *parts, head = found["unit_bytes"]
+    assert len(parts) == 4 * 28 and sum(parts[:4]) == pytest.approx(layer, rel=1e-3)
+    assert parts[1:4] == [2 * 3584 * 18944] * 3, "each matrix of the MLP is a part"
+    assert head == pytest.approx(2 * 3584 * 152064, rel=1e-3)
 
 
 def test_more_memory_or_a_faster_link_raises_the_forecast(capsys: Capture, folder: Path) -> None:

@@ -25,6 +25,7 @@ from engine.model.attention import Batch, LayerRule
 from engine.model.decoder import Decoder
 from engine.model.library import AttentionCall, recorded_attention, set_batch
 from engine.model.segment import Segment
+from engine.recurrent.states import SequenceState
 from engine.weights.family import text_config
 from engine.weights.formats.joined import beside
 
@@ -52,8 +53,9 @@ def fuse(decoder: Decoder, cache: KVCache, operations: Operations) -> None:
         cache: the decoder's, of which some slots are used during the call.
         operations: what the fused modules consist of.
     """
-    with torch.no_grad(), _slots(cache) as slots:
-        calls, attention = _run_library(decoder, cache.pool, slots)
+    with torch.no_grad(), _table(cache) as table:
+        slots = cache.slots(table)[:_ROWS]
+        calls, attention = _run_library(decoder, cache.pool, slots, table.state)
         fuser = _Fuser(operations, calls, attention)
         for layer in decoder.layers:
             layer.replace_inner(fuser.fuse_layer(layer.inner))
@@ -65,13 +67,13 @@ def fuse(decoder: Decoder, cache: KVCache, operations: Operations) -> None:
 
 
 @contextmanager
-def _slots(cache: KVCache) -> Iterator[Tensor]:
-    """Lend slots for `_ROWS` tokens. Raises `ModelError` if there are none."""
+def _table(cache: KVCache) -> Iterator[PageTable]:
+    """Lend a table with slots for `_ROWS` tokens. Raises `ModelError` if there are none."""
     table = PageTable()
     try:
         if not cache.reserve(table, _ROWS):
             raise ModelError(f"the KV cache has no room for {_ROWS} tokens")
-        yield cache.slots(table)[:_ROWS]
+        yield table
     finally:
         cache.close(table)
 
@@ -101,12 +103,16 @@ _Calls = dict[nn.Module, _Call]
 
 
 def _run_library(
-    decoder: Decoder, pool: PagePool, slots: Tensor
+    decoder: Decoder, pool: PagePool, slots: Tensor, state: SequenceState | None
 ) -> tuple[_Calls, dict[nn.Module, AttentionCall]]:
     """Run some rows through a decoder; return the last call of each module, and of attention."""
     far = getattr(text_config(decoder.model.config), "sliding_window", None) or _DISTANCE
     positions = [0, 1, 2, far - 1, far, far + 1, 2 * far, 2 * far + 2]  # of `_ROWS` tokens
     count = len(slots)
+    # Kernels of attention are tried with a mask; a state that changes at once takes none.
+    mask = None
+    if state is None:
+        mask = torch.ones(count, count, dtype=torch.bool, device=decoder.device).tril()
     tokens = [index * (decoder.embedding.num_embeddings - 1) // count for index in range(count)]
     segment = Segment(
         first=0,
@@ -114,8 +120,9 @@ def _run_library(
         start=0,
         slots=slots,
         positions=torch.tensor(positions, device=decoder.device),
-        mask=torch.ones(count, count, dtype=torch.bool, device=decoder.device).tril(),
+        mask=mask,
         cancelled=Event(),
+        state=state,
     )
     batch = Batch(pool, (segment,), range(count), strict=False)
     layers = [layer.inner for layer in decoder.layers]

@@ -1,0 +1,274 @@
+"""Tests of models with recurrent layers: answers are those of plain decoding and of the library."""
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.drafting.tree import Bounds
+from engine.errors import ModelError
+from engine.messages import Failed, Generate
+from engine.runtime.engine import Engine
+from engine.spec import DraftSpec, TargetSpec
+from engine.weights.family import kv_shape
+from tests.engine.books import check_books, check_idle
+from tests.engine.checkpoints import tiny_config
+from tests.engine.hybrids import HYBRIDS
+from tests.engine.models import (
+    PLAIN,
+    SMALL,
+    Answers,
+    alone,
+    checkpoint,
+    exact,
+    hooks,
+    load,
+    prompt,
+    request,
+    run,
+)
+from tests.engine.structures import generated
+from tests.engine.traffic import Guesses
+
+NEW = 24
+PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
+# One family for each kind of recurrence; the others have the same parts, and run among slow tests.
+QUICK = ("qwen3_next", "granitemoehybrid", "lfm2", "kimi_linear")
+# Its `generate` bounds the steps of the recurrence in a prompt, but not in what it generates.
+DIFFERENT = ("nemotron_h",)
+
+
+def asked(**params: Any) -> list[Generate]:
+    return [request(name, tokens, max_tokens=NEW, **params) for name, tokens in PROMPTS.items()]
+
+
+@cache
+def wanted(family: str) -> Answers:
+    """Return the answers of plain decoding to what is `asked`, with log-probabilities."""
+    plain = load(checkpoint(family), PLAIN)
+    found = alone(plain, asked(logprobs=2))
+    plain.close()
+    return found
+
+
+def with_guesses(engine: Engine, want: Any) -> Engine:
+    """Let an engine draft trees that have the right tokens among wrong ones."""
+    engine._drafting._lookups = [Guesses(want, random.Random(5))]
+    engine._drafting._bounds = Bounds(depth=24, width=1, branch=1, budget=24)
+    return engine
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[] if family in QUICK else [pytest.mark.slow])
+        for family in HYBRIDS
+    ],
+)
+def test_answers_equal_plain_decoding_and_the_librarys(family: str) -> None:
+    folder, want = checkpoint(family), wanted(family)
+    for name, tokens in PROMPTS.items():
+        if family not in DIFFERENT:
+            assert want[name, 0].ids == generated(folder, tokens, NEW), name
+    engine = with_guesses(load(folder, DraftSpec("ngram", **{**SMALL, "width": 1})), want)
+    for _ in range(2):
+        found = run(engine, asked(logprobs=2))
+        assert exact(found) == exact(want)
+    accepted = [answer.stats.accepted for answer in found.values() if answer.stats is not None]
+    assert sum(accepted) > NEW  # so trees are accepted, and their paths repeated
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
+def test_sampled_answers_and_several_choices_do_not_depend_on_the_draft(family: str) -> None:
+    folder, other = checkpoint(family), checkpoint("llama", seed=9, layers=1)
+    messages = [
+        request("three", prompt(70, 4), n=3, temperature=1.0, seed=2, max_tokens=NEW),
+        request("scored", prompt(20, 5), prompt_logprobs=1, logprobs=1, max_tokens=NEW),
+    ]
+    want = alone(load(folder, PLAIN), messages)
+    engine = load(folder, DraftSpec("specexec", source=str(other), **SMALL))
+    assert exact(run(engine, messages)) == exact(want)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
+def test_trees_of_several_tiles_change_no_answer(family: str) -> None:
+    folder, other, want = checkpoint(family), checkpoint("llama", seed=9, layers=1), wanted(family)
+    bounds: dict[str, Any] = {"depth": 6, "width": 24, "branch": 8, "budget": 150, "tuned": False}
+    engine = load(folder, DraftSpec("specexec", source=str(other), **bounds))
+    engine._drafting._lookups = [Guesses(want, random.Random(3))]
+    found = run(engine, asked(logprobs=2))
+    assert exact(found) == exact(want)
+    stats = [answer.stats for answer in found.values() if answer.stats is not None]
+    assert sum(own.drafted for own in stats) > 64 * sum(own.passes for own in stats)
+    assert sum(own.accepted for own in stats) > NEW
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_answers_in_16_bits_do_not_depend_on_the_draft(dtype: torch.dtype) -> None:
+    folder = checkpoint("qwen3_next", dtype)
+    want = alone(load(folder, PLAIN), asked(logprobs=1))
+    engine = with_guesses(load(folder, DraftSpec("ngram", depth=24, width=1, budget=24)), want)
+    assert exact(run(engine, asked(logprobs=1))) == exact(want)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "granitemoehybrid"])
+def test_answers_of_4_bit_weights_do_not_depend_on_the_draft(family: str) -> None:
+    """Filters of convolutions are not quantized, though they have three dimensions."""
+    folder = checkpoint(family)
+    target = TargetSpec(str(folder), quantize="nf4")
+    want = alone(load(folder, PLAIN, target=target), asked())
+    engine = load(folder, DraftSpec("ngram"), target=target)
+    assert exact(run(engine, asked())) == exact(want)
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 10])
+def test_a_client_that_leaves_in_a_pass_changes_no_other_answer(at: int) -> None:
+    """It leaves before some unit, when some layers have repeated accepted rows and others not."""
+    want, draft = wanted("qwen3_next"), DraftSpec("ngram", depth=24, width=1, budget=24)
+    engine = with_guesses(load(checkpoint("qwen3_next"), draft), want)
+    left = False
+
+    def leave(call: int) -> None:
+        nonlocal left
+        if not left and call >= 20 + at:
+            left = True
+            engine.abort("long")
+
+    hooks(engine).on_unit = leave
+    for message in asked():
+        engine.add(message)
+    found: dict[str, list[int]] = {name: [] for name in PROMPTS}
+    while engine.has_work():
+        for event in engine.step():
+            found[event.request_id] += event.ids  # type: ignore[union-attr]  # none has failed
+    assert left
+    for name in ("short", "repeated"):
+        assert found[name] == want[name, 0].ids
+    check_books(engine)
+    check_idle(engine)
+
+
+def test_a_sequence_whose_states_a_failed_pass_has_changed_runs_again() -> None:
+    want = wanted("qwen3_next")["long", 0]
+    engine = load(checkpoint("qwen3_next"), PLAIN)
+    failing = [True]
+
+    def fail(call: int) -> None:
+        if failing and call > 2 * 3:  # units, each with three tiles of the prompt
+            failing.clear()
+            raise torch.OutOfMemoryError("pretended")
+
+    hooks(engine).on_unit = fail
+    (found,) = run(engine, asked(logprobs=2)[:1]).values()
+    assert not failing and found.exact == want.exact
+
+
+@pytest.mark.parametrize("unit", range(4))
+def test_a_failed_read_before_accepted_rows_are_repeated_changes_no_other_answer(unit: int) -> None:
+    want, draft = wanted("qwen3_next"), DraftSpec("ngram", depth=24, width=1, budget=24)
+    engine = with_guesses(load(checkpoint("qwen3_next"), draft, max_sequences=2), want)
+    for message in asked(logprobs=2):
+        engine.add(message)
+    events: list[Any] = []
+    while not any(s.pages.state and s.pages.state.path for s in engine._scheduler.running):
+        events += engine.step()
+    own: Any = engine._loaded.stream
+    read = own.unit
+
+    def fail(index: int, on_wait: Any = None) -> Any:
+        if index == unit:
+            raise ModelError("its weights could not be read")
+        return read(index, on_wait)
+
+    own.unit = fail
+    events += engine.step()
+    own.unit = read
+    while engine.has_work():
+        events += engine.step()
+        check_books(engine)
+    failed = {event.request_id for event in events if isinstance(event, Failed)}
+    assert failed == {"long", "short"}  # those of the pass
+    answer = [token for e in events if e.request_id == "repeated" for token in e.ids]
+    assert answer == want["repeated", 0].ids
+    check_idle(engine)
+    assert exact(run(engine, asked(logprobs=2))) == exact(
+        want
+    )  # with what is stored of those that failed
+
+
+def test_trees_have_few_rows_unless_more_are_asked_for() -> None:
+    """What is kept of a row costs memory in each recurrent layer."""
+    folder, other = checkpoint("lfm2"), str(checkpoint("llama", seed=9, layers=1))
+    for asked_for, rows in ((None, 64), (150, 150)):
+        engine = load(folder, DraftSpec("specexec", source=other, budget=asked_for))
+        states = engine._cache.states
+        assert states is not None and states.stash_rows == rows
+        assert engine._drafting._bounds.budget == rows
+
+
+def cached(engine: Engine, name: str, tokens: list[int], **params: Any) -> tuple[int, list[int]]:
+    """Return how many tokens of a prompt were found in the cache, and the answer."""
+    ((_, answer),) = run(engine, [request(name, tokens, **params)]).items()
+    assert answer.stats is not None
+    return answer.stats.cached_tokens, answer.ids
+
+
+@pytest.mark.parametrize(
+    ("family", "length"), [("qwen3_next", 40), ("lfm2", 129), ("qwen3_next", 250), ("lfm2", 250)]
+)
+def test_the_second_turn_of_a_chat_runs_only_its_new_tokens(family: str, length: int) -> None:
+    folder, first = checkpoint(family), prompt(length, 7)
+    engine, plain = load(folder, PLAIN), load(folder, PLAIN, prefix_cache=False)
+    _, answer = cached(engine, "first", first)
+    whole = [*first, *answer, *prompt(9, 8)]
+    found, second = cached(engine, "second", whole)
+    assert found == len(first) + len(answer) - 1  # its last token has not run
+    assert second == cached(plain, "second", whole)[1]
+    # A template has changed the end of the prompt: at most two pages are computed again.
+    other = [*first[: length - 5], *prompt(20, 9)]
+    found, third = cached(engine, "third", other)
+    assert found >= length - 5 - 2 * 64 and found % 64 == 0
+    assert third == cached(plain, "third", other)[1]
+
+
+def test_states_that_save_the_fewest_tokens_are_dropped_first() -> None:
+    folder = checkpoint("lfm2")
+    engine = load(folder, PLAIN)
+    stored = engine._cache._stored
+    assert stored is not None
+    most = engine._loaded.plan.stored_states
+    for number in range(most):
+        cached(engine, str(number), prompt(150, 100 + number), max_tokens=2)
+        assert stored.num_stored <= most
+    assert stored.num_stored == most
+    found, _ = cached(engine, "again", prompt(150, 100 + most - 1), max_tokens=2)
+    assert found == 128
+    check_books(engine)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
+def test_the_audit_runs_an_answer_again_with_states_of_its_own(family: str) -> None:
+    engine = load(checkpoint(family), DraftSpec("ngram"), audit=1.0)
+    run(engine, asked())
+    for _ in PROMPTS:
+        audited = engine.auditor.run()
+        assert audited is not None and (audited.positions, audited.mismatches) == (NEW, 0)
+    check_idle(engine)
+
+
+def test_only_layers_with_attention_have_keys_and_values() -> None:
+    layers = {family: kv_shape(tiny_config(family)).num_layers for family in HYBRIDS}
+    assert layers == {**dict.fromkeys(HYBRIDS, 1), "falcon_h1": 3}
+
+
+def test_drafts_with_recurrent_layers_are_refused_with_advice(tmp_path: Path) -> None:
+    folder = checkpoint("lfm2")
+    with pytest.raises(ModelError, match=r"draft\.source: .* has recurrent layers"):
+        load(checkpoint("llama"), DraftSpec("specexec", source=str(folder), **SMALL))
